@@ -1,0 +1,977 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
+"""The binding: native engine on one side, asyncio futures on the other.
+
+An Engine belongs to one event loop and one thread, the loop's. Workers never touch Python: they answer into shared
+memory and make a descriptor readable; `_drain` runs in the loop and resolves the futures of all that finished.
+
+A *waiter* is whoever gets an answer: a future, or one position of a Batch. Each request slot has one waiter; identical
+requests that arrive while it is in flight follow it (single-flight) and share its answer.
+"""
+from asyncio import InvalidStateError, _get_running_loop
+from collections import deque
+from math import inf
+
+from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+cimport cython
+
+from hsmcore cimport *
+
+from hsmcore.errors import (
+    BadArgument,
+    EmptyMessage,
+    InvalidMessageType,
+    InvalidTimeout,
+    NotInitialized,
+    WrongEventLoop,
+    error_of,
+)
+
+cdef object _loop_now = _get_running_loop
+cdef double NS = 1e9
+# Callers may be answered this much after their deadline; it bounds how often deadlines are looked at.
+cdef double SWEEP_INTERVAL = 0.005
+
+
+cdef str _text(const char *text):
+    return text.decode("utf-8", "replace")
+
+
+cdef object _raised(const hsm_error *error, object member):
+    cdef const char *ckr_name = hsm_ckr_name(error.ckr) if error.ckr else NULL
+    return error_of(
+        _text(hsm_status_name(error.status)),
+        ckr=error.ckr,
+        ckr_name=_text(ckr_name) if ckr_name != NULL else None,
+        call=_text(error.call),
+        detail=_text(error.detail),
+        member=member,
+    )
+
+
+cdef class Batch:
+    """The messages of one `submit_many`, and what became of them."""
+
+    cdef object future
+    cdef list messages
+    cdef list results
+    cdef Py_ssize_t next
+    cdef Py_ssize_t remaining
+    cdef uint32_t key
+    cdef uint64_t deadline
+    cdef bint return_exceptions
+
+    cdef int put(self, Py_ssize_t position, object result) except -1:
+        self.results[position] = result
+        self.remaining -= 1
+        if self.remaining == 0:
+            try:
+                self.future.set_result(self.results)
+            except InvalidStateError:
+                pass
+        return 0
+
+    cdef int fail(self, Py_ssize_t position, object error) except -1:
+        if self.return_exceptions:
+            return self.put(position, error)
+        self.remaining -= 1
+        try:
+            self.future.set_exception(error)
+        except InvalidStateError:
+            pass
+        return 0
+
+
+cdef int _answer(object waiter, Py_ssize_t position, bytes signature) except -1:
+    if type(waiter) is Batch:
+        return (<Batch>waiter).put(position, signature)
+    try:
+        waiter.set_result(signature)
+    except InvalidStateError:
+        pass  # cancelled meanwhile
+    return 0
+
+
+cdef int _refuse(object waiter, Py_ssize_t position, object error) except -1:
+    if type(waiter) is Batch:
+        return (<Batch>waiter).fail(position, error)
+    try:
+        waiter.set_exception(error)
+    except InvalidStateError:
+        pass
+    return 0
+
+
+cdef bint _gone(object waiter):
+    """Whether nobody waits any more."""
+    return (<Batch>waiter).future.done() if type(waiter) is Batch else waiter.done()
+
+
+cdef bytes _snapshot(object message):
+    """The message as bytes that nobody else can change."""
+    if type(message) is bytes:
+        return <bytes>message
+    if not PyObject_CheckBuffer(message):
+        raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}")
+    try:
+        return bytes(message)
+    except (BufferError, ValueError, TypeError) as error:
+        raise InvalidMessageType(f"the message's buffer cannot be read: {error}") from None
+
+
+cdef class _Waiting:
+    """A request that waits for a free slot."""
+
+    cdef object waiter
+    cdef bytes message
+    cdef uint32_t key
+    cdef uint64_t deadline
+
+
+@cython.final
+cdef class Engine:
+    """One member's rings, workers, signature cache and futures. Not for subclassing.
+
+    `start`, `add_key`, `retire_key` and `stop` block as long as the module does and release the GIL: call them in a
+    thread, one at a time. Everything else is for the event loop that `attach` was called in, and returns at once.
+    """
+
+    cdef hsm_client *_client
+    cdef hsm_engine *_engine
+    cdef hsm_cache *_cache
+    cdef PyObject **_waiters  # by slot; a strong reference, or NULL
+    cdef Py_ssize_t *_positions
+    cdef uint64_t *_entries  # the cache entry that the slot leads; 0: none
+    cdef uint64_t *_deadlines
+    cdef uint32_t _slots
+    cdef uint32_t _in_flight
+    cdef uint32_t _owed  # slots whose waiter has no answer yet
+    cdef uint32_t _generation
+    cdef uint64_t _default_timeout
+    cdef uint64_t _sweep_at
+    cdef bint _open
+    cdef bint _cache_all
+    cdef bint _abandoned
+    cdef uint8_t _cacheable[64]
+    cdef uint8_t _retired[64]
+    cdef hsm_algorithm _algorithms[64]
+    cdef uint32_t _max_message
+    cdef object _loop
+    cdef object _new_future
+    cdef object _member
+    cdef object _queue  # deque of _Waiting and Batch
+    cdef dict _followers  # slot -> [(waiter, position, message, deadline)]
+    cdef object _idle
+    cdef object _timer
+    cdef object _fds
+    cdef readonly uint64_t completed
+    cdef readonly uint64_t rejected
+    cdef readonly uint64_t abandoned
+
+    def __cinit__(self, *, str member, uint32_t slots, uint32_t max_message, uint32_t max_workers,
+                  double coalesce_seconds, double default_timeout, uint64_t cache_size, bint single_flight,
+                  bint cache_nondeterministic):
+        cdef hsm_error error
+        cdef hsm_client_options options
+        options.slots = slots
+        options.max_message = max_message
+        options.max_workers = max_workers
+        options.coalesce_ns = <uint64_t>(coalesce_seconds * NS)
+        if hsm_client_new(&options, &self._client, &error) != HSM_OK:
+            raise _raised(&error, member)
+        self._slots = hsm_client_slots(self._client)
+        self._generation = hsm_fork_generation()
+        self._max_message = max_message
+        self._default_timeout = <uint64_t>(default_timeout * NS)
+        self._cache_all = cache_nondeterministic
+        self._member = member
+        self._queue = deque()
+        self._followers = {}
+        self._waiters = <PyObject **>PyMem_Calloc(self._slots, sizeof(PyObject *))
+        self._positions = <Py_ssize_t *>PyMem_Calloc(self._slots, sizeof(Py_ssize_t))
+        self._entries = <uint64_t *>PyMem_Calloc(self._slots, sizeof(uint64_t))
+        self._deadlines = <uint64_t *>PyMem_Calloc(self._slots, sizeof(uint64_t))
+        if not (self._waiters and self._positions and self._entries and self._deadlines):
+            raise MemoryError()
+        if (cache_size or single_flight) and hsm_cache_new(cache_size, &self._cache) != HSM_OK:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        cdef uint32_t slot
+        if self._engine != NULL and self._generation == hsm_fork_generation():
+            # Never closed. Its threads use the area, so a bounded wait decides whether that may go.
+            with nogil:
+                if hsm_engine_stop(self._engine, 1000000000) != 0:
+                    self._abandoned = True
+        if self._waiters != NULL:
+            for slot in range(self._slots):
+                Py_XDECREF(self._waiters[slot])
+        PyMem_Free(self._waiters)
+        PyMem_Free(self._positions)
+        PyMem_Free(self._entries)
+        PyMem_Free(self._deadlines)
+        hsm_cache_free(self._cache)
+        if not self._abandoned:
+            hsm_client_free(self._client)
+
+    # ---- life cycle: blocking, in a thread ----
+
+    def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
+              str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
+              double spin_seconds=0.0, uint32_t verify_every=0):
+        """Load the module, find the token, log in once, start the workers. The caller wipes `pin`."""
+        cdef hsm_error error
+        cdef hsm_engine_options options
+        cdef hsm_engine *engine = NULL
+        cdef hsm_status status
+        path, args, names = module_path.encode(), module_args, quirks
+        args = None if args is None else args.encode()
+        names = None if names is None else names.encode()
+        label = None if token_label is None else token_label.encode()
+        serial = None if token_serial is None else token_serial.encode()
+        options.module_path = path
+        options.module_args = <const char *>args if args is not None else NULL
+        options.quirks = <const char *>names if names is not None else NULL
+        options.token.label = <const char *>label if label is not None else NULL
+        options.token.serial = <const char *>serial if serial is not None else NULL
+        options.token.slot_id = slot_id
+        options.pin = <const uint8_t *><char *>pin if pin is not None else NULL
+        options.pin_len = len(pin) if pin is not None else 0
+        options.workers = workers
+        options.spin_ns = <uint64_t>(spin_seconds * NS)
+        options.verify_every = verify_every
+        with nogil:
+            status = hsm_engine_start(self._client, &options, &engine, &error)
+        if status != HSM_OK:
+            raise _raised(&error, self._member)
+        self._engine = engine
+
+    def add_key(self, *, str label=None, bytes id=None, int64_t handle=-1, str algorithm=None, bytes public_key=None):
+        """Find, pin and prove a private key. Returns a dict: index, label, id, algorithm, public_key."""
+        cdef hsm_error error
+        cdef hsm_key_selector selector
+        cdef hsm_key_info info
+        cdef hsm_status status
+        if self._engine == NULL:
+            raise NotInitialized("the engine is not started", member=self._member)
+        name = None if label is None else label.encode()
+        selector.label = <const char *>name if name is not None else NULL
+        selector.id = <const uint8_t *><char *>id if id is not None else NULL
+        selector.id_len = len(id) if id is not None else 0
+        selector.handle = handle
+        selector.algorithm = hsm_algorithm_of_name(algorithm.encode()) if algorithm is not None else HSM_ALGORITHM_NONE
+        selector.public_key = <const uint8_t *><char *>public_key if public_key is not None else NULL
+        selector.public_key_len = len(public_key) if public_key is not None else 0
+        with nogil:
+            status = hsm_engine_add_key(self._engine, &selector, &info, &error)
+        if status != HSM_OK:
+            raise _raised(&error, self._member)
+        self._algorithms[info.index] = info.algorithm
+        self._cacheable[info.index] = self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0
+        return {
+            "index": info.index,
+            "label": _text(info.label),
+            "id": PyBytes_FromStringAndSize(<char *>info.id, info.id_len),
+            "algorithm": _text(hsm_algorithm_name(info.algorithm)),
+            "public_key": PyBytes_FromStringAndSize(<char *>info.public_key, info.public_key_len),
+        }
+
+    def retire_key(self, uint32_t index):
+        """Refuse every further request for this key, also those that are queued, and forget its cached signatures."""
+        if self._engine == NULL or hsm_engine_retire_key(self._engine, index) != HSM_OK:
+            raise BadArgument(f"no key with index {index}", member=self._member)
+        self._retired[index] = 1
+        self.clear_cache()
+
+    def stop(self, double timeout):
+        """Stop the workers. Returns how many were still inside the module when `timeout` (seconds) had passed."""
+        cdef uint32_t left
+        cdef hsm_engine *engine = self._engine
+        cdef uint64_t limit = <uint64_t>(timeout * NS)
+        if engine == NULL:
+            return 0
+        self._engine = NULL
+        with nogil:
+            left = hsm_engine_stop(engine, limit)
+        # The area must outlive workers that may still write into it.
+        self._abandoned = self._abandoned or left != 0
+        return left
+
+    # ---- the event loop's side ----
+
+    def attach(self, loop):
+        """Serve the running `loop`: from now on `submit` works, there only."""
+        cdef int event_fd
+        cdef int timer_fd
+        hsm_client_wake_fds(self._client, &event_fd, &timer_fd)
+        self._loop = loop
+        self._new_future = loop.create_future
+        self._fds = (event_fd, timer_fd)
+        for fd in self._fds:
+            loop.add_reader(fd, self._drain)
+        self._open = True
+
+    def refuse(self):
+        """Take no further requests."""
+        self._open = False
+
+    def detach(self):
+        """Answer whoever still waits with EngineClosed, and leave the loop."""
+        cdef uint32_t slot
+        self._open = False
+        if self._fds is None:
+            return
+        self._drain()
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        self._fds = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for slot in range(self._slots):
+            if self._waiters[slot] != NULL:
+                self._drop(slot, HSM_CLOSED)
+            if self._entries[slot]:
+                hsm_cache_abandon(self._cache, self._entries[slot])
+                self._entries[slot] = 0
+        for followers in self._followers.values():  # of leaders that were answered at their deadline
+            for follower in followers:
+                _refuse(follower[0], follower[1], self._failure(HSM_CLOSED))
+        self._followers.clear()
+        self._refuse_queue(HSM_CLOSED)
+
+    def idle(self):
+        """A future that is done when every caller has its answer."""
+        if self._idle is None or self._idle.done():
+            self._idle = self._new_future()
+        self._check_idle()
+        return self._idle
+
+    def submit(self, message, timeout=None, uint32_t key=0):
+        """Sign one message: its signature if the cache holds it, else a future of it."""
+        cdef bytes data
+        cdef uint64_t limit
+        cdef uint64_t entry = 0
+        cdef uint32_t slot
+        cdef int found
+        cdef _Waiting queued
+        self._check()
+        limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
+        data = self._checked(message)
+        if self._retired[key]:
+            raise self._failure(HSM_KEY_DEACTIVATED)
+        if self._cache != NULL and self._cacheable[key]:
+            found = self._look_up(data, key, &entry)
+            if found == HSM_CACHE_HIT:
+                return PyBytes_FromStringAndSize(<char *>self._found, self._found_len)
+            if found == HSM_CACHE_JOINED:
+                future = self._new_future()
+                self._follow(<uint32_t>entry, future, 0, data, hsm_now_ns() + limit)
+                return future
+        future = self._new_future()
+        if self._send(future, 0, data, key, limit, entry) != 0:
+            queued = _Waiting.__new__(_Waiting)
+            queued.waiter = future
+            queued.message = data
+            queued.key = key
+            queued.deadline = hsm_now_ns() + limit
+            self._queue.append(queued)
+            self._watch(queued.deadline)
+        return future
+
+    def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0):
+        """Sign a batch: a future of the list of signatures, in order."""
+        cdef Batch batch
+        cdef list data
+        self._check()
+        data = [self._checked(message) for message in messages]
+        batch = Batch.__new__(Batch)
+        batch.deadline = hsm_now_ns() + (self._default_timeout if timeout is None else _timeout_ns(timeout))
+        if self._retired[key]:
+            raise self._failure(HSM_KEY_DEACTIVATED)
+        batch.messages = data
+        batch.remaining = PyList_GET_SIZE(data)
+        batch.results = [None] * batch.remaining
+        batch.key = key
+        batch.return_exceptions = return_exceptions
+        batch.future = future = self._new_future()
+        if batch.remaining == 0:
+            future.set_result(batch.results)
+        elif self._queue:
+            self._queue.append(batch)  # others wait already: no overtaking
+            self._watch(batch.deadline)
+        elif not self._feed(batch):
+            self._queue.append(batch)
+            self._watch(batch.deadline)
+        return future
+
+    def abandon(self, future):
+        """Nobody waits for `future` any more: drop its requests, unless others follow them or a worker has begun."""
+        cdef uint32_t slot
+        self.abandoned += 1
+        if not self._open or self._generation != hsm_fork_generation():
+            return
+        for slot in range(self._slots):
+            if self._waiters[slot] != NULL and slot not in self._followers and _gone(<object>self._waiters[slot]):
+                hsm_client_cancel(self._client, slot)
+
+    def clear_cache(self):
+        """Wipe all cached signatures."""
+        if self._cache != NULL:
+            hsm_cache_clear(self._cache)
+
+    @property
+    def in_flight(self):
+        """Requests that hold a slot."""
+        return self._in_flight
+
+    @property
+    def waiting(self):
+        """Callers that wait for a slot."""
+        return len(self._queue)
+
+    # ---- the inside ----
+
+    cdef uint8_t _found[64]
+    cdef uint32_t _found_len
+
+    cdef int _check(self) except -1:
+        if self._generation != hsm_fork_generation():
+            raise self._failure(HSM_FORKED)
+        if not self._open:
+            if self._loop is None:
+                raise NotInitialized("used before initialize()", member=self._member)
+            raise self._failure(HSM_CLOSED)
+        if _loop_now() is not self._loop:
+            raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
+        return 0
+
+    cdef bytes _checked(self, object message):
+        cdef bytes data = _snapshot(message)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        if size == 0:
+            raise EmptyMessage("a message must have at least one byte", member=self._member)
+        if size > self._max_message:
+            raise error_of("MESSAGE_TOO_LARGE", detail=f"{size} bytes; maxMessageBytes is {self._max_message}",
+                           member=self._member)
+        return data
+
+    cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
+        cdef hsm_error error
+        cdef const char *name = hsm_ckr_name(ckr) if ckr else NULL
+        return error_of(
+            _text(hsm_status_name(status)),
+            ckr=ckr,
+            ckr_name=_text(name) if name != NULL else None,
+            call=_text(hsm_call_name(call)),
+            member=self._member,
+        )
+
+    cdef int _look_up(self, bytes data, uint32_t key, uint64_t *entry) except -1:
+        """Ask the cache. HIT fills _found; JOINED puts the leader's slot into `entry`; MISS a new entry, or 0."""
+        cdef uint64_t leader = 0
+        cdef int found = hsm_cache_lookup(self._cache, key, self._algorithms[key],
+                                          <const uint8_t *>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data),
+                                          self._found, &self._found_len, &leader, entry)
+        if found == HSM_CACHE_JOINED:
+            entry[0] = leader
+        elif found == HSM_CACHE_MISS and hsm_client_free_slots(self._client) == 0:
+            hsm_cache_abandon(self._cache, entry[0])  # it will wait, and ask again when it gets a slot
+            entry[0] = 0
+        return found
+
+    cdef int _follow(self, uint32_t slot, object waiter, Py_ssize_t position, bytes data, uint64_t deadline) except -1:
+        self._followers.setdefault(slot, []).append((waiter, position, data, deadline))
+        self._watch(deadline)
+        return 0
+
+    cdef int _send(self, object waiter, Py_ssize_t position, bytes data, uint32_t key, uint64_t limit,
+                   uint64_t entry) except -1:
+        """Hand a request to the workers. Returns 0, or 1 if there is no free slot."""
+        cdef uint32_t slot
+        cdef uint64_t deadline
+        cdef hsm_status status = hsm_client_submit(self._client, key, <const uint8_t *>PyBytes_AS_STRING(data),
+                                                   <size_t>PyBytes_GET_SIZE(data), limit, &slot, &deadline)
+        if status == HSM_QUEUE_FULL:
+            return 1
+        if status != HSM_OK:
+            if entry:
+                hsm_cache_abandon(self._cache, entry)
+            raise self._failure(status)
+        if entry:
+            hsm_cache_set_leader(self._cache, entry, slot)
+        Py_INCREF(waiter)
+        self._waiters[slot] = <PyObject *>waiter
+        self._positions[slot] = position
+        self._entries[slot] = entry
+        self._deadlines[slot] = deadline
+        self._in_flight += 1
+        self._owed += 1
+        if deadline < self._sweep_at or self._sweep_at == 0:
+            self._watch(deadline)
+        return 0
+
+    cdef bint _feed(self, Batch batch) except -1:
+        """Send as much of the batch as there are slots for. Returns whether all of it is on its way."""
+        cdef Py_ssize_t count = PyList_GET_SIZE(batch.messages)
+        cdef uint64_t now = hsm_now_ns()
+        cdef uint64_t limit = batch.deadline - now if batch.deadline > now else 1
+        cdef bint cached = self._cache != NULL and self._cacheable[batch.key] != 0
+        cdef uint64_t entry
+        cdef int found
+        cdef bytes data
+        hsm_client_batch_begin(self._client)
+        try:
+            while batch.next < count:
+                data = <bytes>PyList_GET_ITEM(batch.messages, batch.next)
+                entry = 0
+                if cached:
+                    found = self._look_up(data, batch.key, &entry)
+                    if found == HSM_CACHE_HIT:
+                        batch.put(batch.next, PyBytes_FromStringAndSize(<char *>self._found, self._found_len))
+                        batch.next += 1
+                        continue
+                    if found == HSM_CACHE_JOINED:
+                        self._follow(<uint32_t>entry, batch, batch.next, data, batch.deadline)
+                        batch.next += 1
+                        continue
+                if self._send(batch, batch.next, data, batch.key, limit, entry) != 0:
+                    return False
+                batch.next += 1
+        finally:
+            hsm_client_batch_end(self._client)
+        return True
+
+    def _drain(self):
+        """Take every completion, resolve its waiters, give its slot to whoever waits for one."""
+        cdef hsm_completion done
+        cdef object waiter
+        cdef bytes signature
+        cdef uint32_t slot
+        cdef PyObject *held
+        hsm_client_wake_clear(self._client)
+        while hsm_client_next(self._client, &done):
+            slot = done.slot
+            held = self._waiters[slot]
+            self._waiters[slot] = NULL
+            self._in_flight -= 1
+            self._owed -= held != NULL
+            if done.status == HSM_OK:
+                self.completed += 1
+                signature = PyBytes_FromStringAndSize(<char *>done.signature, done.signature_len)
+                if self._entries[slot]:
+                    hsm_cache_fill(self._cache, self._entries[slot], done.signature, done.signature_len,
+                                   not self._retired[done.key])
+                    self._entries[slot] = 0
+                hsm_client_release(self._client, slot)
+                if held != NULL:
+                    waiter = <object>held
+                    Py_XDECREF(held)
+                    _answer(waiter, self._positions[slot], signature)
+                if self._followers and slot in self._followers:
+                    for follower in self._followers.pop(slot):
+                        _answer(follower[0], follower[1], signature)
+            else:
+                self._settle_failure(&done, held)
+        if self._queue:
+            self._refill()
+        if self._idle is not None:
+            self._check_idle()
+
+    cdef int _settle_failure(self, const hsm_completion *done, PyObject *held) except -1:
+        cdef uint32_t slot = done.slot
+        cdef object waiter
+        if self._entries[slot]:
+            hsm_cache_abandon(self._cache, self._entries[slot])
+            self._entries[slot] = 0
+        hsm_client_release(self._client, slot)
+        self.rejected += 1
+        if held != NULL:
+            waiter = <object>held
+            Py_XDECREF(held)
+            _refuse(waiter, self._positions[slot], self._failure(done.status, done.ckr, done.call))
+        followers = self._followers.pop(slot, None)
+        if followers:
+            # What ended the leader alone, its deadline or its caller, must not end those who followed it.
+            renew = done.status == HSM_CANCELLED or done.status == HSM_DEADLINE_EXCEEDED
+            for follower in followers:
+                if not (renew and self._resubmit(done.key, follower)):
+                    _refuse(follower[0], follower[1], self._failure(done.status, done.ckr, done.call))
+        return 0
+
+    cdef bint _resubmit(self, uint32_t key, tuple follower) except -1:
+        cdef uint64_t deadline = follower[3]
+        cdef uint64_t now = hsm_now_ns()
+        cdef uint64_t entry = 0
+        cdef bytes data = follower[2]
+        cdef int found
+        if deadline <= now or not self._open:
+            return False
+        found = self._look_up(data, key, &entry)
+        if found == HSM_CACHE_HIT:
+            _answer(follower[0], follower[1], PyBytes_FromStringAndSize(<char *>self._found, self._found_len))
+            return True
+        if found == HSM_CACHE_JOINED:
+            self._follow(<uint32_t>entry, follower[0], follower[1], data, deadline)
+            return True
+        # The leader's slot has just been released, so there is one.
+        return self._send(follower[0], follower[1], data, key, deadline - now, entry) == 0
+
+    cdef int _refill(self) except -1:
+        """Give free slots to those who wait, in their order."""
+        cdef _Waiting queued
+        cdef uint64_t entry
+        cdef uint64_t now = hsm_now_ns()
+        cdef int found
+        while self._queue and hsm_client_free_slots(self._client) != 0:
+            first = self._queue[0]
+            if type(first) is Batch:
+                if not _gone(first) and not self._feed(<Batch>first):
+                    return 0
+                self._queue.popleft()
+                continue
+            self._queue.popleft()
+            queued = <_Waiting>first
+            if _gone(queued.waiter):
+                continue
+            entry = 0
+            if self._cache != NULL and self._cacheable[queued.key]:
+                found = self._look_up(queued.message, queued.key, &entry)
+                if found == HSM_CACHE_HIT:
+                    _answer(queued.waiter, 0, PyBytes_FromStringAndSize(<char *>self._found, self._found_len))
+                    continue
+                if found == HSM_CACHE_JOINED:
+                    self._follow(<uint32_t>entry, queued.waiter, 0, queued.message, queued.deadline)
+                    continue
+            self._send(queued.waiter, 0, queued.message, queued.key,
+                       queued.deadline - now if queued.deadline > now else 1, entry)
+        return 0
+
+    cdef int _drop(self, uint32_t slot, hsm_status status) except -1:
+        """Answer a slot's waiter without its completion. The slot stays taken until that comes."""
+        cdef object waiter = <object>self._waiters[slot]
+        Py_XDECREF(self._waiters[slot])
+        self._waiters[slot] = NULL
+        self._owed -= 1
+        _refuse(waiter, self._positions[slot], self._failure(status))
+        if status == HSM_CLOSED:
+            for follower in self._followers.pop(slot, ()):
+                _refuse(follower[0], follower[1], self._failure(status))
+        elif slot not in self._followers:
+            hsm_client_cancel(self._client, slot)
+        return 0
+
+    cdef int _refuse_queue(self, hsm_status status) except -1:
+        cdef Batch batch
+        while self._queue:
+            first = self._queue.popleft()
+            if type(first) is Batch:
+                batch = <Batch>first
+                while batch.next < PyList_GET_SIZE(batch.messages):
+                    batch.fail(batch.next, self._failure(status))
+                    batch.next += 1
+            else:
+                _refuse((<_Waiting>first).waiter, 0, self._failure(status))
+        return 0
+
+    cdef int _check_idle(self) except -1:
+        if (self._owed == 0 and not self._queue and not self._followers and self._idle is not None
+                and not self._idle.done()):
+            self._idle.set_result(None)
+        return 0
+
+    # ---- deadlines ----
+
+    cdef int _watch(self, uint64_t deadline) except -1:
+        """Make sure that deadlines are looked at when this one passes."""
+        cdef uint64_t now
+        if deadline == 0 or (self._sweep_at != 0 and self._sweep_at <= deadline):
+            return 0
+        now = hsm_now_ns()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sweep_at = deadline
+        self._timer = self._loop.call_later(
+            max(SWEEP_INTERVAL, (deadline - now) / NS) if deadline > now else SWEEP_INTERVAL, self._sweep)
+        return 0
+
+    def _sweep(self):
+        """Answer every waiter whose deadline has passed, and plan the next look."""
+        cdef uint64_t now = hsm_now_ns()
+        cdef uint64_t soonest = 0
+        cdef uint32_t slot
+        self._timer = None
+        self._sweep_at = 0
+        for slot in range(self._slots):
+            if self._waiters[slot] == NULL:
+                continue
+            if self._deadlines[slot] <= now:
+                self._drop(slot, HSM_DEADLINE_EXCEEDED)
+            elif soonest == 0 or self._deadlines[slot] < soonest:
+                soonest = self._deadlines[slot]
+        soonest = self._sweep_followers(now, soonest)
+        soonest = self._sweep_queue(now, soonest)
+        if soonest:
+            self._watch(soonest)
+        self._check_idle()
+
+    cdef uint64_t _sweep_followers(self, uint64_t now, uint64_t soonest) except? 0:
+        cdef uint64_t deadline
+        for slot in list(self._followers):
+            kept = []
+            for follower in self._followers[slot]:
+                deadline = follower[3]
+                if deadline <= now:
+                    _refuse(follower[0], follower[1], self._failure(HSM_DEADLINE_EXCEEDED))
+                else:
+                    kept.append(follower)
+                    soonest = deadline if soonest == 0 or deadline < soonest else soonest
+            if kept:
+                self._followers[slot] = kept
+            else:
+                del self._followers[slot]
+        return soonest
+
+    cdef uint64_t _sweep_queue(self, uint64_t now, uint64_t soonest) except? 0:
+        cdef uint64_t deadline
+        cdef Batch batch
+        kept = deque()
+        for waiting in self._queue:
+            if type(waiting) is Batch:
+                batch = <Batch>waiting
+                deadline = batch.deadline
+                while deadline <= now and batch.next < PyList_GET_SIZE(batch.messages):
+                    batch.fail(batch.next, self._failure(HSM_DEADLINE_EXCEEDED))
+                    batch.next += 1
+            else:
+                deadline = (<_Waiting>waiting).deadline
+                if deadline <= now:
+                    _refuse((<_Waiting>waiting).waiter, 0, self._failure(HSM_DEADLINE_EXCEEDED))
+            if deadline > now:
+                kept.append(waiting)
+                soonest = deadline if soonest == 0 or deadline < soonest else soonest
+        self._queue = kept
+        return soonest
+
+    # ---- what it has done ----
+
+    def stats(self):
+        """Counters, and the histograms of time inside the module and in the queue as [(upper bound in ns, count)]."""
+        cdef hsm_stats native
+        cdef uint32_t i
+        hsm_client_stats(self._client, &native)
+        return {
+            "signatures": native.signatures,
+            "failures": native.failures,
+            "expired": native.expired,
+            "cancelled": native.cancelled,
+            "wakes": native.wakes,
+            "recoveries": {_text(hsm_class_name(<hsm_class>i)): native.recoveries[i]
+                           for i in range(11) if native.recoveries[i]},
+            "workers": native.workers,
+            "busy": native.busy,
+            "queued": native.queued,
+            "in_flight": self._in_flight,
+            "waiting": len(self._queue),
+            "hsm_ns": [(hsm_histogram_upper(i), native.hsm_ns[i])
+                       for i in range(HSM_HISTOGRAM_BUCKETS) if native.hsm_ns[i]],
+            "queue_ns": [(hsm_histogram_upper(i), native.queue_ns[i])
+                         for i in range(HSM_HISTOGRAM_BUCKETS) if native.queue_ns[i]],
+        }
+
+    def cache_stats(self):
+        """Counters of the signature cache; all 0 when it is switched off."""
+        cdef hsm_cache_stats stats
+        if self._cache == NULL:
+            return dict.fromkeys(("hits", "misses", "joined", "evictions", "entries", "in_flight", "bytes"), 0)
+        hsm_cache_stats_read(self._cache, &stats)
+        return {"hits": stats.hits, "misses": stats.misses, "joined": stats.joined, "evictions": stats.evictions,
+                "entries": stats.entries, "in_flight": stats.in_flight, "bytes": stats.bytes}
+
+    def token(self):
+        """What the token and the module say of themselves."""
+        cdef hsm_token_info info
+        if self._engine == NULL:
+            raise NotInitialized("the engine is not started", member=self._member)
+        hsm_engine_token(self._engine, &info)
+        return {"slot_id": info.slot_id, "flags": info.flags, "max_sessions": info.max_sessions,
+                "label": _text(info.label), "serial": _text(info.serial), "manufacturer": _text(info.manufacturer),
+                "model": _text(info.model), "library": _text(info.library), "quirks": _text(info.quirks)}
+
+
+cdef uint64_t _timeout_ns(object timeout) except? 0:
+    """A timeout in seconds as nanoseconds; anything but a positive, finite number is refused."""
+    cdef double seconds
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
+    seconds = timeout
+    if not 0 < seconds < inf:
+        raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
+    return <uint64_t>(min(seconds, 1e8) * NS) or 1
+
+
+@cython.final
+cdef class Cache:
+    """The signature cache on its own, for benchmarks and tests. One thread at a time."""
+
+    cdef hsm_cache *_cache
+
+    def __cinit__(self, uint64_t capacity):
+        if hsm_cache_new(capacity, &self._cache) != HSM_OK:
+            raise BadArgument(f"capacity {capacity}")
+
+    def __dealloc__(self):
+        hsm_cache_free(self._cache)
+
+    def put(self, uint32_t key, bytes message, bytes signature):
+        """Look up and, on a miss, store. Returns whether it was stored."""
+        cdef uint8_t found[64]
+        cdef uint32_t found_len
+        cdef uint64_t leader
+        cdef uint64_t entry
+        if len(signature) > 64:
+            raise BadArgument("a signature has at most 64 bytes")
+        if hsm_cache_lookup(self._cache, key, HSM_ED25519, <const uint8_t *><char *>message, len(message), found,
+                            &found_len, &leader, &entry) != HSM_CACHE_MISS:
+            return False
+        hsm_cache_fill(self._cache, entry, <const uint8_t *><char *>signature, <uint32_t>len(signature), 1)
+        return True
+
+    def get(self, uint32_t key, bytes message):
+        """The signature, or None."""
+        cdef uint8_t found[64]
+        cdef uint32_t found_len
+        cdef uint64_t leader
+        cdef uint64_t entry
+        cdef int result = hsm_cache_lookup(self._cache, key, HSM_ED25519, <const uint8_t *><char *>message,
+                                           len(message), found, &found_len, &leader, &entry)
+        if result == HSM_CACHE_HIT:
+            return PyBytes_FromStringAndSize(<char *>found, found_len)
+        if result == HSM_CACHE_MISS:
+            hsm_cache_abandon(self._cache, entry)
+        return None
+
+    def time_hits(self, uint32_t key, bytes message, uint64_t rounds):
+        """Nanoseconds that `rounds` lookups of one held message take in C."""
+        cdef uint8_t found[64]
+        cdef uint32_t found_len
+        cdef uint64_t leader
+        cdef uint64_t entry
+        cdef uint64_t i
+        cdef const uint8_t *data = <const uint8_t *><char *>message
+        cdef size_t size = len(message)
+        if self.get(key, message) is None:
+            raise BadArgument("the message is not in the cache")
+        cdef uint64_t begun = hsm_now_ns()
+        for i in range(rounds):
+            hsm_cache_lookup(self._cache, key, HSM_ED25519, data, size, found, &found_len, &leader, &entry)
+        return hsm_now_ns() - begun
+
+    def clear(self):
+        hsm_cache_clear(self._cache)
+
+    def stats(self):
+        cdef hsm_cache_stats stats
+        hsm_cache_stats_read(self._cache, &stats)
+        return {"hits": stats.hits, "misses": stats.misses, "evictions": stats.evictions, "entries": stats.entries,
+                "bytes": stats.bytes}
+
+
+@cython.final
+cdef class Module:
+    """Holds a module loaded and initialized for the control plane. Blocking; any thread."""
+
+    cdef hsm_module *_module
+    cdef readonly str path
+
+    def __cinit__(self, str path, str args=None):
+        cdef hsm_error error
+        cdef hsm_status status
+        encoded = path.encode()
+        extra = None if args is None else args.encode()
+        cdef const char *c_path = encoded
+        cdef const char *c_args = <const char *>extra if extra is not None else NULL
+        with nogil:
+            status = hsm_module_acquire(c_path, c_args, &self._module, &error)
+        if status != HSM_OK:
+            raise _raised(&error, None)
+        self.path = path
+
+    def close(self):
+        """Give the module back; the last holder finalizes it."""
+        cdef hsm_module *module = self._module
+        self._module = NULL
+        with nogil:
+            hsm_module_release(module)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __dealloc__(self):
+        hsm_module_release(self._module)
+
+
+def verify(str algorithm, bytes public_key, message, bytes signature):
+    """Whether `signature` is good, by libsodium or libcrypto with the GIL released. Any thread."""
+    cdef bytes data = _snapshot(message)
+    cdef const uint8_t *data_ptr = <const uint8_t *>PyBytes_AS_STRING(data)
+    cdef size_t data_len = <size_t>PyBytes_GET_SIZE(data)
+    cdef const uint8_t *key_ptr = <const uint8_t *>PyBytes_AS_STRING(public_key)
+    cdef size_t key_len = <size_t>PyBytes_GET_SIZE(public_key)
+    cdef const uint8_t *signature_ptr = <const uint8_t *>PyBytes_AS_STRING(signature)
+    cdef size_t signature_len = <size_t>PyBytes_GET_SIZE(signature)
+    cdef hsm_algorithm number = hsm_algorithm_of_name(algorithm.encode())
+    cdef hsm_status status
+    with nogil:
+        status = hsm_verify(number, key_ptr, key_len, data_ptr, data_len, signature_ptr, signature_len)
+    if status == HSM_BAD_ARGUMENT:
+        raise BadArgument(f"not an {algorithm} public key")
+    return status == HSM_OK
+
+
+def wipe(bytearray secret):
+    """Overwrite a secret in place."""
+    if len(secret):
+        hsm_wipe(<char *>secret, len(secret))
+
+
+def leaks():
+    """Native allocations, threads, sessions and descriptors that exist now; all 0 when everything was closed."""
+    cdef hsm_leaks held
+    hsm_leaks_read(&held)
+    return {"allocations": held.allocations, "threads": held.threads, "sessions": held.sessions,
+            "descriptors": held.descriptors}
+
+
+def statuses():
+    """Every status of the native core as (name, class, text), in order."""
+    return [(_text(hsm_status_name(<hsm_status>i)), _text(hsm_class_name(hsm_status_class(<hsm_status>i))),
+             _text(hsm_status_text(<hsm_status>i))) for i in range(HSM_STATUS_COUNT)]
+
+
+def ckr_table():
+    """Every CKR that the core knows as (number, name, status name)."""
+    cdef uint64_t ckr
+    cdef const char *name
+    cdef hsm_status status
+    rows = []
+    while hsm_ckr_row(<size_t>len(rows), &ckr, &name, &status):
+        rows.append((ckr, _text(name), _text(hsm_status_name(status))))
+    return rows
+
+
+def quirks():
+    """The names of the known modules."""
+    names = []
+    while hsm_quirks_name(<size_t>len(names)) != NULL:
+        names.append(_text(hsm_quirks_name(<size_t>len(names))))
+    return names

@@ -1,0 +1,214 @@
+# The C boundary: native/include/hsmcore/*.h, declaration by declaration. No logic.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "hsmcore/status.h" nogil:
+    ctypedef enum hsm_status:
+        HSM_OK
+        HSM_QUEUE_FULL
+        HSM_MESSAGE_TOO_LARGE
+        HSM_KEY_DEACTIVATED
+        HSM_DEADLINE_EXCEEDED
+        HSM_CANCELLED
+        HSM_CLOSED
+        HSM_FORKED
+        HSM_BAD_ARGUMENT
+        HSM_OUT_OF_MEMORY
+        HSM_SIGNATURE_INVALID
+        HSM_STATUS_COUNT
+
+    enum hsm_class:
+        pass
+
+    ctypedef struct hsm_error:
+        hsm_status status
+        uint64_t ckr
+        char call[40]
+        char detail[216]
+
+    const char *hsm_status_name(hsm_status status)
+    const char *hsm_status_text(hsm_status status)
+    hsm_class hsm_status_class(hsm_status status)
+    const char *hsm_class_name(hsm_class class_)
+    hsm_status hsm_status_of_ckr(uint64_t ckr)
+    const char *hsm_ckr_name(uint64_t ckr)
+    int hsm_ckr_row(size_t index, uint64_t *ckr, const char **name, hsm_status *status)
+
+
+cdef extern from "hsmcore/hsmcore.h" nogil:
+    const uint32_t HSM_MAX_SIGNATURE
+    const uint32_t HSM_MAX_PUBLIC_KEY
+    const uint32_t HSM_MAX_KEY_ID
+    const uint32_t HSM_MAX_LABEL
+    const uint32_t HSM_MAX_KEYS
+    const uint32_t HSM_MAX_WORKERS
+    const uint32_t HSM_MAX_SLOTS
+    const uint32_t HSM_MAX_MESSAGE
+    const uint32_t HSM_HISTOGRAM_BUCKETS
+
+    ctypedef enum hsm_algorithm:
+        HSM_ALGORITHM_NONE
+        HSM_ED25519
+
+    const char *hsm_algorithm_name(hsm_algorithm algorithm)
+    hsm_algorithm hsm_algorithm_of_name(const char *name)
+    int hsm_algorithm_is_deterministic(hsm_algorithm algorithm)
+    hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
+                          const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len)
+
+    ctypedef struct hsm_client:
+        pass
+
+    ctypedef struct hsm_client_options:
+        uint32_t slots
+        uint32_t max_message
+        uint32_t max_workers
+        uint64_t coalesce_ns
+
+    ctypedef struct hsm_completion:
+        uint32_t slot
+        uint32_t key
+        hsm_status status
+        uint64_t ckr
+        uint64_t call
+        uint32_t worker
+        uint32_t signature_len
+        const uint8_t *signature
+        uint64_t queue_ns
+        uint64_t hsm_ns
+
+    hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **client, hsm_error *error)
+    void hsm_client_free(hsm_client *client)
+    void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
+    void hsm_client_wake_clear(hsm_client *client)
+    hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
+                                 uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns)
+    void hsm_client_batch_begin(hsm_client *client)
+    void hsm_client_batch_end(hsm_client *client)
+    int hsm_client_next(hsm_client *client, hsm_completion *completion)
+    void hsm_client_release(hsm_client *client, uint32_t slot)
+    void hsm_client_cancel(hsm_client *client, uint32_t slot)
+    uint32_t hsm_client_free_slots(const hsm_client *client)
+    uint32_t hsm_client_slots(const hsm_client *client)
+    const char *hsm_call_name(uint64_t call)
+
+    ctypedef struct hsm_engine:
+        pass
+
+    ctypedef struct hsm_token_selector:
+        const char *label
+        const char *serial
+        int64_t slot_id
+
+    ctypedef struct hsm_engine_options:
+        const char *module_path
+        const char *module_args
+        const char *quirks
+        hsm_token_selector token
+        const uint8_t *pin
+        size_t pin_len
+        uint32_t workers
+        uint64_t spin_ns
+        uint32_t verify_every
+
+    ctypedef struct hsm_token_info:
+        uint64_t slot_id
+        uint64_t flags
+        uint64_t max_sessions
+        char label[128]
+        char serial[128]
+        char manufacturer[128]
+        char model[128]
+        char library[128]
+        char quirks[32]
+
+    ctypedef struct hsm_key_selector:
+        const char *label
+        const uint8_t *id
+        size_t id_len
+        int64_t handle
+        hsm_algorithm algorithm
+        const uint8_t *public_key
+        size_t public_key_len
+
+    ctypedef struct hsm_key_info:
+        uint32_t index
+        hsm_algorithm algorithm
+        uint32_t id_len
+        uint8_t id[64]
+        uint32_t public_key_len
+        uint8_t public_key[65]
+        char label[128]
+
+    hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
+                                hsm_error *error)
+    uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns)
+    void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info)
+    hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
+                                  hsm_error *error)
+    hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index)
+
+    ctypedef struct hsm_stats:
+        uint64_t signatures
+        uint64_t failures
+        uint64_t expired
+        uint64_t cancelled
+        uint64_t wakes
+        uint64_t recoveries[11]
+        uint32_t workers
+        uint32_t busy
+        uint32_t queued
+        uint64_t hsm_ns[640]
+        uint64_t queue_ns[640]
+
+    void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
+    uint32_t hsm_histogram_bucket(uint64_t ns)
+    uint64_t hsm_histogram_upper(uint32_t bucket)
+
+    ctypedef struct hsm_cache:
+        pass
+
+    ctypedef struct hsm_cache_stats:
+        uint64_t hits
+        uint64_t misses
+        uint64_t joined
+        uint64_t evictions
+        uint64_t entries
+        uint64_t in_flight
+        uint64_t bytes
+
+    ctypedef enum hsm_cache_result:
+        HSM_CACHE_HIT
+        HSM_CACHE_JOINED
+        HSM_CACHE_MISS
+        HSM_CACHE_NO_MEMORY
+
+    hsm_status hsm_cache_new(uint64_t capacity, hsm_cache **cache)
+    void hsm_cache_free(hsm_cache *cache)
+    hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
+                                      size_t message_len, uint8_t *signature, uint32_t *signature_len,
+                                      uint64_t *leader, uint64_t *entry)
+    void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry, uint64_t leader)
+    void hsm_cache_fill(hsm_cache *cache, uint64_t entry, const uint8_t *signature, uint32_t signature_len, int keep)
+    void hsm_cache_abandon(hsm_cache *cache, uint64_t entry)
+    void hsm_cache_clear(hsm_cache *cache)
+    void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats)
+
+    ctypedef struct hsm_module:
+        pass
+
+    hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error)
+    void hsm_module_release(hsm_module *module)
+    const char *hsm_quirks_name(size_t index)
+
+    uint32_t hsm_fork_generation()
+
+    ctypedef struct hsm_leaks:
+        int64_t allocations
+        int64_t threads
+        int64_t sessions
+        int64_t descriptors
+
+    void hsm_leaks_read(hsm_leaks *leaks)
+    uint64_t hsm_now_ns()
+    void hsm_wipe(void *memory, size_t size)

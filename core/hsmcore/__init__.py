@@ -1,0 +1,76 @@
+"""hsmcore: sign through hardware security modules at the speed of the hardware, from asyncio.
+
+    km = hsmcore.create_key_manager("hsmcore.json")
+    async with km:
+        signature = await km.sign(message)
+
+Reading order for the curious: manager, member, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from hsmcore.config import Config, load
+from hsmcore.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    EngineClosed,
+    EngineForked,
+    HsmError,
+    InvalidMessage,
+    InvalidTimeout,
+    KeyAmbiguous,
+    KeyDeactivated,
+    KeyMismatch,
+    KeyNotFound,
+    LoginError,
+    MemberDown,
+    MessageTooLarge,
+    ModuleInvalid,
+    ModuleMissing,
+    NotInitialized,
+    PinIncorrect,
+    PinLocked,
+    SignatureInvalid,
+    TokenNotFound,
+    WrongEventLoop,
+)
+from hsmcore.keyring import KeyVersion
+from hsmcore.manager import KeyManager, create_key_manager
+from hsmcore.receipt import Receipt
+
+try:
+    __version__ = version("hsmcore")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Config",
+    "ConfigurationError",
+    "DeadlineExceeded",
+    "EngineClosed",
+    "EngineForked",
+    "HsmError",
+    "InvalidMessage",
+    "InvalidTimeout",
+    "KeyAmbiguous",
+    "KeyDeactivated",
+    "KeyManager",
+    "KeyMismatch",
+    "KeyNotFound",
+    "KeyVersion",
+    "LoginError",
+    "MemberDown",
+    "MessageTooLarge",
+    "ModuleInvalid",
+    "ModuleMissing",
+    "NotInitialized",
+    "PinIncorrect",
+    "PinLocked",
+    "Receipt",
+    "SignatureInvalid",
+    "TokenNotFound",
+    "WrongEventLoop",
+    "__version__",
+    "create_key_manager",
+    "load",
+]

@@ -1,0 +1,406 @@
+"""What can go wrong, as exceptions: one tree, one table from the native core's statuses to it.
+
+Every exception says whether trying again can help (`retryable`), which status of `native/include/hsmcore/status.def` it
+stands for (`status`), which module call and return value were behind it, on which member, and what to do next (`hint`).
+None ever carries a PIN, a password or key material. All of them survive pickling and copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
+
+
+class HsmError(Exception):
+    """The root of every error that hsmcore raises.
+
+    Attributes: `status`, the name of a row of status.def; `ckr` and `ckr_name`, the PKCS#11 return value behind it, or
+    None; `call`, the function that failed, or ""; `member`, the token concerned, or None; `hint`, what to do next.
+    """
+
+    default_status: ClassVar[str] = "BAD_ARGUMENT"
+    default_hint: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: str | None = None,
+        ckr: int | None = None,
+        ckr_name: str | None = None,
+        call: str = "",
+        member: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        # Only the message goes into args: args and __dict__ are what pickle and copy carry over.
+        super().__init__(message)
+        self.status = status if status is not None else self.default_status
+        self.ckr = ckr
+        self.ckr_name = ckr_name
+        self.call = call
+        self.member = member
+        self.hint = hint if hint is not None else self.default_hint or STATUSES[self.status].hint
+
+    @property
+    def error_class(self) -> str:
+        """The class of the status in status.def, such as "MEMBER_DOWN": it says what mends the failure."""
+        return STATUSES[self.status].class_
+
+    @property
+    def retryable(self) -> bool:
+        """True if the same call may succeed a moment later or on another member."""
+        return RETRYABLE_CLASSES[self.error_class]
+
+
+# ---- a module, a token or a session that failed in use -------------------------------------------------------------
+
+
+class ModuleBusy(HsmError):
+    """The module is throttled or short of a resource."""
+
+    default_status = "BUSY"
+
+
+class SessionFailed(HsmError):
+    """A session, its login or its key handle was lost and could not be brought back in time."""
+
+    default_status = "SESSION_LOST"
+
+
+class MemberDown(HsmError):
+    """The token or its device does not answer, or answers outside the standard."""
+
+    default_status = "TOKEN_LOST"
+
+
+class ModuleFatal(HsmError):
+    """The module cannot work in this process any more."""
+
+    default_status = "MODULE_FATAL"
+
+
+class SignatureMalformed(HsmError):
+    """The module returned a signature of the wrong length or form; it was not handed out."""
+
+    default_status = "SIGNATURE_MALFORMED"
+
+
+class SignatureInvalid(HsmError):
+    """The module returned a signature that does not verify; it was not handed out."""
+
+    default_status = "SIGNATURE_INVALID"
+
+
+# ---- login ---------------------------------------------------------------------------------------------------------
+
+
+class LoginError(HsmError):
+    """The token does not let us in. Never retried: one more attempt may lock the PIN."""
+
+    default_status = "LOGIN_REFUSED"
+
+
+class PinIncorrect(LoginError):
+    """The PIN was refused."""
+
+    default_status = "PIN_INCORRECT"
+
+
+class PinLocked(LoginError):
+    """The PIN is locked, or one attempt from it, and was not tried."""
+
+    default_status = "PIN_LOCKED"
+
+
+# ---- what the configuration names is not there ---------------------------------------------------------------------
+
+
+class ModuleMissing(HsmError):
+    """The PKCS#11 module cannot be loaded."""
+
+    default_status = "MODULE_MISSING"
+
+
+class ModuleInvalid(HsmError):
+    """The library is not a PKCS#11 module."""
+
+    default_status = "MODULE_INVALID"
+
+
+class TokenNotFound(HsmError):
+    """No slot holds the token."""
+
+    default_status = "TOKEN_NOT_FOUND"
+
+
+class TokenAmbiguous(HsmError):
+    """Several tokens match."""
+
+    default_status = "TOKEN_AMBIGUOUS"
+
+
+class KeyNotFound(HsmError):
+    """The token holds no such key."""
+
+    default_status = "KEY_NOT_FOUND"
+
+
+class KeyAmbiguous(HsmError):
+    """Several keys match."""
+
+    default_status = "KEY_AMBIGUOUS"
+
+
+class KeyMismatch(HsmError):
+    """The key's public key is not the one that was pinned: nothing is signed with it."""
+
+    default_status = "KEY_MISMATCH"
+
+
+class KeyUnusable(HsmError):
+    """The key may not be used for this mechanism."""
+
+    default_status = "KEY_UNUSABLE"
+
+
+class PublicKeyMissing(HsmError):
+    """The token does not hold the public half of the key."""
+
+    default_status = "PUBLIC_KEY_MISSING"
+
+
+class AlgorithmUnsupported(HsmError):
+    """The token lacks the mechanism, or the key's type or curve is not supported."""
+
+    default_status = "ALGORITHM_UNSUPPORTED"
+
+
+# ---- one request ---------------------------------------------------------------------------------------------------
+
+
+class KeyDeactivated(HsmError):
+    """The key was deactivated and signs no more."""
+
+    default_status = "KEY_DEACTIVATED"
+
+
+class RequestRejected(HsmError):
+    """The module refuses this message or call."""
+
+    default_status = "REQUEST_REJECTED"
+
+
+class MessageTooLarge(HsmError, ValueError):
+    """The message is longer than `maxMessageBytes`."""
+
+    default_status = "MESSAGE_TOO_LARGE"
+
+
+class BadArgument(HsmError, ValueError):
+    """An argument is out of range."""
+
+    default_status = "BAD_ARGUMENT"
+
+
+class InvalidTimeout(BadArgument):
+    """A timeout that is not a positive, finite number of seconds."""
+
+
+class InvalidMessage(HsmError):
+    """The message cannot be signed as it is: see InvalidMessageType and EmptyMessage."""
+
+
+class InvalidMessageType(InvalidMessage, TypeError):
+    """The message is not bytes-like and contiguous."""
+
+
+class EmptyMessage(InvalidMessage, ValueError):
+    """The message has no bytes."""
+
+
+class QueueFull(HsmError):
+    """Every request slot is in use and the caller did not want to wait."""
+
+    default_status = "QUEUE_FULL"
+
+
+class DeadlineExceeded(HsmError, TimeoutError):
+    """The deadline passed before a signature was ready."""
+
+    default_status = "DEADLINE_EXCEEDED"
+
+
+class RequestCancelled(HsmError):
+    """The request was withdrawn by its caller."""
+
+    default_status = "CANCELLED"
+
+
+# ---- the engine's life ---------------------------------------------------------------------------------------------
+
+
+class EngineClosed(HsmError):
+    """The engine is closed."""
+
+    default_status = "CLOSED"
+
+
+class NotInitialized(EngineClosed):
+    """Used before `initialize()`."""
+
+    default_hint = "Call initialize() first, or use `async with`."
+
+
+class WrongEventLoop(HsmError):
+    """Used from another event loop than the one that ran `initialize()`."""
+
+    default_hint = "Make one key manager for each event loop."
+
+
+class EngineForked(HsmError):
+    """The engine belongs to the process that was forked."""
+
+    default_status = "FORKED"
+
+
+class OutOfMemory(HsmError, MemoryError):
+    """Memory could not be had."""
+
+    default_status = "OUT_OF_MEMORY"
+
+
+class SystemFailure(HsmError):
+    """A system call failed."""
+
+    default_status = "SYSTEM"
+
+
+class InternalError(HsmError):
+    """hsmcore contradicts itself: a success, or a status that does not exist, was reported as a failure."""
+
+    default_status = "OK"
+
+
+# ---- configuration -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFault:
+    """One thing that is wrong: where, as a JSON path such as `$.keyManager.config.pin`, and what."""
+
+    path: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class ConfigurationError(HsmError, ValueError):
+    """The configuration is wrong. `faults` lists everything that was found, `path` is where the first one is."""
+
+    default_hint = "Correct the configuration and start again."
+
+    def __init__(self, message: str = "", *, faults: Iterable[ConfigFault] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.faults = tuple(faults)
+
+    @property
+    def path(self) -> str:
+        """The JSON path of the first fault; `$` when the document as a whole is at fault."""
+        return self.faults[0].path if self.faults else "$"
+
+    @classmethod
+    def of(cls, faults: Iterable[ConfigFault], *, source: str = "configuration", hint: str | None = None) -> Self:
+        """Build the error from its faults; `source` names the file or says "configuration"."""
+        found = tuple(faults)
+        if len(found) == 1:
+            text = f"{source}: {found[0]}"
+        else:
+            text = f"{source}: {len(found)} faults" + "".join(f"\n  {fault}" for fault in found)
+        return cls(text, faults=found, hint=hint)
+
+
+class SecretUnavailable(ConfigurationError):
+    """A PIN or password cannot be had from where the configuration says it is."""
+
+    default_hint = "Provide the secret where the configuration says it is, and start again."
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
+    "OK": InternalError,
+    "BUSY": ModuleBusy,
+    "OPERATION_STATE": SessionFailed,
+    "SESSION_LOST": SessionFailed,
+    "NOT_LOGGED_IN": SessionFailed,
+    "KEY_HANDLE_STALE": SessionFailed,
+    "TOKEN_LOST": MemberDown,
+    "MODULE_NOT_INITIALIZED": SessionFailed,
+    "PIN_INCORRECT": PinIncorrect,
+    "PIN_LOCKED": PinLocked,
+    "LOGIN_REFUSED": LoginError,
+    "MESSAGE_REJECTED": RequestRejected,
+    "MECHANISM_UNSUPPORTED": AlgorithmUnsupported,
+    "KEY_UNUSABLE": KeyUnusable,
+    "REQUEST_REJECTED": RequestRejected,
+    "MODULE_FATAL": ModuleFatal,
+    "CKR_UNKNOWN": MemberDown,
+    "SIGNATURE_MALFORMED": SignatureMalformed,
+    "SIGNATURE_INVALID": SignatureInvalid,
+    "MODULE_MISSING": ModuleMissing,
+    "MODULE_INVALID": ModuleInvalid,
+    "TOKEN_NOT_FOUND": TokenNotFound,
+    "TOKEN_AMBIGUOUS": TokenAmbiguous,
+    "KEY_NOT_FOUND": KeyNotFound,
+    "KEY_AMBIGUOUS": KeyAmbiguous,
+    "KEY_MISMATCH": KeyMismatch,
+    "KEY_DEACTIVATED": KeyDeactivated,
+    "PUBLIC_KEY_MISSING": PublicKeyMissing,
+    "ALGORITHM_UNSUPPORTED": AlgorithmUnsupported,
+    "MESSAGE_TOO_LARGE": MessageTooLarge,
+    "QUEUE_FULL": QueueFull,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "CANCELLED": RequestCancelled,
+    "CLOSED": EngineClosed,
+    "FORKED": EngineForked,
+    "BAD_ARGUMENT": BadArgument,
+    "OUT_OF_MEMORY": OutOfMemory,
+    "SYSTEM": SystemFailure,
+}
+
+
+def error_of(
+    status: str,
+    *,
+    ckr: int = 0,
+    ckr_name: str | None = None,
+    call: str = "",
+    detail: str = "",
+    member: str | None = None,
+    hint: str | None = None,
+) -> HsmError:
+    """Make the exception for a status that the native core reported; it is returned, not raised.
+
+    `ckr` is 0 when no module call failed; `hint` replaces the status's own. A status that is not in the table gives an
+    InternalError, because a failure must not be hidden by another one.
+    """
+    row = STATUSES.get(status)
+    if row is None:
+        message = f"{call or 'native core'}: unknown status {status!r} {detail}".rstrip()
+        return InternalError(message, call=call, member=member)
+    advice = row.hint if hint is None else hint
+    subject = call
+    if ckr:
+        subject += (": " if call else "") + f"{ckr_name or 'CKR'} (0x{ckr:X})"
+    if member is not None:
+        subject += (" on " if subject else "") + f"member {member!r}"
+    message = (f"{subject}: " if subject else "") + row.text + (f" ({detail})" if detail else "") + "."
+    if advice:
+        message += f" {advice}"
+    return EXCEPTION_OF_STATUS[status](
+        message, status=status, ckr=ckr or None, ckr_name=ckr_name, call=call, member=member, hint=advice
+    )

@@ -1,0 +1,51 @@
+"""Events: what an application may want to be told as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hsmcore.errors import BadArgument
+from hsmcore.log import get_logger
+
+EVENTS = (
+    "initialized",
+    "closed",
+    "key-generated",
+    "key-changed",
+    "key-deactivated",
+    "failover",
+    "failback",
+    "emergency-operation",
+)
+
+Callback = Callable[[Mapping[str, Any]], object]
+
+
+class Events:
+    """Callbacks by event name. They run in the event loop and must return at once; one that raises is logged and
+    disturbs nobody."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[str, list[Callback]] = {name: [] for name in EVENTS}
+
+    def on(self, event: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback(details)` for each `event`. Returns a function that ends it. Raises BadArgument."""
+        if event not in self._callbacks:
+            raise BadArgument(f"no event named {event!r}; there are {', '.join(EVENTS)}")
+        callbacks = self._callbacks[event]
+        callbacks.append(callback)
+
+        def off() -> None:
+            if callback in callbacks:
+                callbacks.remove(callback)
+
+        return off
+
+    def emit(self, event: str, **details: Any) -> None:
+        """Tell everybody who asked."""
+        for callback in tuple(self._callbacks[event]):
+            try:
+                callback(details)
+            except Exception:
+                get_logger().exception("event callback failed", name=event)

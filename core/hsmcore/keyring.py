@@ -1,0 +1,86 @@
+"""The key ring: the versions of one logical key, of which one signs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from hsmcore.errors import KeyDeactivated, KeyNotFound
+
+State = Literal["active", "deactivated"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersion:
+    """One key pair on the token. `index` is its place in the engine's key table."""
+
+    id: str
+    label: str
+    algorithm: str
+    public_key: bytes
+    index: int
+    state: State = "active"
+
+    @classmethod
+    def of_engine(cls, info: dict[str, Any]) -> KeyVersion:
+        """From what Engine.add_key returned. A key without CKA_ID is named by its label."""
+        return cls(
+            id=info["id"].hex() or f"label:{info['label']}",
+            label=info["label"],
+            algorithm=info["algorithm"],
+            public_key=info["public_key"],
+            index=info["index"],
+        )
+
+
+class KeyRing:
+    """The versions that are known, oldest first. Not thread-safe: it belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, KeyVersion] = {}
+        self._current: str | None = None
+
+    def __iter__(self) -> Iterator[KeyVersion]:
+        return iter(self._versions.values())
+
+    def __contains__(self, key_id: object) -> bool:
+        return key_id in self._versions
+
+    def add(self, version: KeyVersion) -> KeyVersion:
+        """Take a version in; one with the same id is replaced."""
+        self._versions[version.id] = version
+        return version
+
+    def get(self, key_id: str) -> KeyVersion:
+        """Raises KeyNotFound."""
+        version = self._versions.get(key_id)
+        if version is None:
+            known = ", ".join(self._versions) or "none"
+            raise KeyNotFound(f"no key with id {key_id!r} in the key ring (known: {known})")
+        return version
+
+    @property
+    def current(self) -> KeyVersion:
+        """The version that signs. Raises KeyNotFound while there is none."""
+        if self._current is None:
+            raise KeyNotFound("no key has been made current")
+        return self._versions[self._current]
+
+    def make_current(self, key_id: str) -> KeyVersion:
+        """Raises KeyNotFound, KeyDeactivated."""
+        version = self.get(key_id)
+        if version.state == "deactivated":
+            raise KeyDeactivated(f"key {key_id} was deactivated and signs no more")
+        self._current = key_id
+        return version
+
+    def deactivate(self, key_id: str) -> KeyVersion:
+        """Raises KeyNotFound. A current key stays current, so that signing fails instead of using another one."""
+        version = replace(self.get(key_id), state="deactivated")
+        self._versions[key_id] = version
+        return version
+
+    def for_verification(self) -> list[KeyVersion]:
+        """Every version, the current one first: signatures outlive the key's time as a signer."""
+        return sorted(self._versions.values(), key=lambda version: version.id != self._current)

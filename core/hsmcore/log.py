@@ -1,0 +1,111 @@
+"""Logging: structlog events under the name "hsmcore", with secrets dropped as a second line of defence.
+
+The library never configures logging for its host. Where the host has configured structlog, events go through the
+host's processors; where it has not, they go to the standard library's logger "hsmcore" (so a host without any logging
+sees warnings on stderr and nothing on stdout). Only the command line calls `configure`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor
+
+DROPPED = "<dropped>"
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_SECRET_WORDS = frozenset(
+    {"pin", "puk", "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "seed"}
+)
+_SECRET_PAIRS = frozenset({("private", "key"), ("secret", "key"), ("api", "key"), ("access", "key")})
+
+
+def looks_secret(key: str) -> bool:
+    """Whether a secret may stand under a name, in snake_case or camelCase: "userPin" yes, "spinMicros" no."""
+    words = [word.lower() for word in _WORD.findall(key)]
+    return not _SECRET_WORDS.isdisjoint(words) or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
+
+
+def drop_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor that replaces the value of every secret-looking key, at any depth, by `DROPPED`.
+
+    Nothing in hsmcore logs a secret; this is for the day when somebody makes that mistake.
+    """
+    return {key: DROPPED if looks_secret(str(key)) else _clean(value) for key, value in event.items()}
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: DROPPED if looks_secret(str(key)) else _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item) for item in value]
+    return value
+
+
+def get_logger(**bound: Any) -> Any:
+    """A structlog logger named "hsmcore" with `bound` key names. Take it when you log, not at import: what it does
+    depends on how logging is configured at that moment. Any thread."""
+    if structlog.is_configured():
+        return structlog.wrap_logger(
+            None,
+            processors=[drop_secrets, *structlog.get_config()["processors"]],
+            logger_factory_args=["hsmcore"],
+            **bound,
+        )
+    return structlog.wrap_logger(
+        logging.getLogger("hsmcore"),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[
+            structlog.stdlib.filter_by_level,
+            drop_secrets,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        **bound,
+    )
+
+
+def configure(*, json: bool = False, level: str | int = "INFO") -> None:
+    """Set structlog up for a process of ours: events on stderr, as JSON lines or for a person.
+
+    `level` is a name such as "WARNING" or a number; an unknown name raises ValueError."""
+    # Tracebacks are rendered plainly: the rich ones print local variables, among which a PIN may be.
+    renderer: list[Processor]
+    if json:
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+    else:
+        renderer = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            drop_secrets,
+            *renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_level_of(level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _level_of(level: str | int) -> int:
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"unknown log level {level!r}: use DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return number
+
+
+def _json(event: Any, **_options: Any) -> str:
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()

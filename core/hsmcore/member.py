@@ -1,0 +1,146 @@
+"""A member: one token that can sign, with its engine and its control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from hsmcore._native import Engine, wipe
+from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
+from hsmcore.control import ControlPlane
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, ModuleMissing, PinIncorrect
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+
+T = TypeVar("T")
+
+# How long closing waits for calls that are inside the module, in seconds.
+STOP_TIMEOUT = 5.0
+# With "sample", one in so many signatures of a worker is verified before it is handed out.
+SAMPLE_EVERY = 64
+VERIFY_EVERY = {"always": 1, "sample": SAMPLE_EVERY, "never": 0}
+
+
+class Pkcs11Member:
+    """One token behind a PKCS#11 module. Belongs to the event loop that starts it.
+
+    Whatever blocks on the module runs on one thread of the member's own, so nothing here stalls the loop.
+    """
+
+    def __init__(self, provider: Provider, settings: Pkcs11Settings, rules: KeyManagerConfig, level: str) -> None:
+        if settings.isolation == "process":
+            fault = ConfigFault(f"{settings.where}.isolation", '"process" is not part of this version: use "thread"')
+            raise ConfigurationError.of([fault])
+        self.name = provider.name
+        self.level = level
+        self._provider = provider
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
+        self.engine = Engine(
+            member=self.name,
+            slots=rules.queue_size,
+            max_message=rules.max_message_bytes,
+            max_workers=settings.sessions,
+            coalesce_seconds=rules.wake_coalesce_micros / 1e6,
+            default_timeout=rules.request_timeout_ms / 1e3,
+            cache_size=rules.max_cache_size,
+            single_flight=rules.single_flight,
+            cache_nondeterministic=rules.cache_non_deterministic,
+        )
+        self._spin_seconds = rules.spin_micros / 1e6
+        self.control = ControlPlane.for_settings(settings, member=self.name)
+
+    async def start(self) -> KeyVersion:
+        """Load the module, log in once, start the workers, find and prove the configured key. On failure nothing
+        is left open. Raises HsmError."""
+        try:
+            await self._run(self._start_engine)
+            key = await self.load_configured_key()
+        except BaseException:
+            await self.stop()
+            raise
+        self.engine.attach(asyncio.get_running_loop())
+        token = self.engine.token()
+        get_logger().info(
+            "member started",
+            member=self.name,
+            level=self.level,
+            token=token["label"],
+            library=token["library"],
+            quirks=token["quirks"],
+            sessions=self._settings.sessions,
+            key=key.id,
+            algorithm=key.algorithm,
+        )
+        return key
+
+    def _start_engine(self) -> None:
+        settings = self._settings
+        pin = settings.resolve_pin()
+        try:
+            self.engine.start(
+                module_path=settings.module_path,
+                module_args=settings.initialize_args,
+                quirks=settings.quirks,
+                token_label=settings.token_label,
+                token_serial=settings.token_serial,
+                slot_id=-1 if settings.slot_id is None else settings.slot_id,
+                pin=pin,
+                workers=settings.sessions,
+                spin_seconds=self._spin_seconds,
+                verify_every=VERIFY_EVERY[settings.verify_signatures],
+            )
+        except ModuleMissing as error:
+            error.hint = self._provider.install_hint
+            raise
+        except PinIncorrect as error:
+            secret = settings.pin_secret
+            if secret is not None:
+                error.hint = f"Check {secret.describe()} before you start again: the token counts wrong attempts."
+            raise
+        finally:
+            if pin is not None:
+                wipe(pin)
+
+    async def load_configured_key(self) -> KeyVersion:
+        """Find the key that the configuration names."""
+        settings = self._settings
+        handle = settings.key_handle_number()
+        return await self._add_key(
+            label=settings.key_label,
+            id=settings.key_id_bytes,
+            handle=-1 if handle is None else handle,
+            algorithm=settings.algorithm,
+            public_key=settings.public_key_bytes,
+        )
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """Find another key of the token by its CKA_ID."""
+        return await self._add_key(id=key_id)
+
+    async def _add_key(self, **selector: object) -> KeyVersion:
+        return KeyVersion.of_engine(await self._run(lambda: self.engine.add_key(**selector)))
+
+    async def stop(self) -> None:
+        """Answer everybody, stop the workers, let the token and the module go. Doing it twice is no error."""
+        self.engine.refuse()
+        await self.control.close()
+        left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
+        self.engine.detach()
+        self._thread.shutdown(wait=False)
+        if left:
+            get_logger().error(
+                "workers are still inside the module and were left behind", member=self.name, workers=left
+            )
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def make_member(provider: Provider, rules: KeyManagerConfig, level: str) -> Pkcs11Member:
+    """The member for a provider of the configuration. Raises HsmError for a kind that this version cannot use."""
+    if isinstance(provider.config, Pkcs11Settings):
+        return Pkcs11Member(provider, provider.config, rules, level)
+    raise HsmError(f"provider {provider.name} cannot be used", status="MODULE_MISSING", hint=provider.install_hint)

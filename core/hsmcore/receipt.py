@@ -1,0 +1,27 @@
+"""Who made a signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A signature with its circumstances. Holds no secret."""
+
+    signature: bytes
+    """64 bytes: Ed25519 (RFC 8032), or ECDSA r || s with a low s."""
+    key_id: str
+    """The key's CKA_ID in hexadecimal."""
+    public_key: bytes
+    """32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
+    member: str
+    """The token that signed, such as "softhsm:sequencer"."""
+    level: str
+    """The level that the member belongs to: "primary", "secondary" or "emergency"."""
+    cached: bool
+    """True if the signature came from the cache, without asking the token."""
+    latency_ns: int
+    """From the call to the answer, as the caller saw it."""
+    audit_seq: int | None
+    """The sequence number of the audit record; None if nothing is recorded."""

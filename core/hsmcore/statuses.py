@@ -1,0 +1,176 @@
+"""Every status of the native core, as a table: its class, its text, and what a person may do about it.
+
+Names, classes and texts are those of native/include/hsmcore/status.def; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# What a class of statuses means for a caller: may the same call succeed later, or elsewhere?
+RETRYABLE_CLASSES: dict[str, bool] = {
+    "OK": False,
+    "RETRY": True,
+    "RESET": True,
+    "REOPEN": True,
+    "RELOGIN": True,
+    "REFIND": True,
+    "MEMBER_DOWN": True,
+    "REINIT": True,
+    "AUTH_FATAL": False,
+    "REQUEST_FATAL": False,
+    "PROCESS_FATAL": False,
+}
+
+
+class StatusRow(NamedTuple):
+    """A row of status.def, and a hint: what to do next ("" where nothing can be said in general)."""
+
+    class_: str
+    text: str
+    hint: str
+
+
+_AGAIN = "Try again; if it lasts, look at the device and its connection."
+_REPORT = "Please report this with the log around it."
+
+STATUSES: dict[str, StatusRow] = {
+    "OK": StatusRow("OK", "success", _REPORT),
+    "BUSY": StatusRow(
+        "RETRY",
+        "the module is busy, throttled or out of a resource",
+        "Try again in a moment; if it lasts, use fewer sessions or a larger device.",
+    ),
+    "OPERATION_STATE": StatusRow("RESET", "the session is stuck in another operation", _AGAIN),
+    "SESSION_LOST": StatusRow("REOPEN", "the session was closed by the module", _AGAIN),
+    "NOT_LOGGED_IN": StatusRow("RELOGIN", "the token is no longer logged in", _AGAIN),
+    "KEY_HANDLE_STALE": StatusRow(
+        "REFIND",
+        "the key's handle is no longer valid",
+        "Try again; if it lasts, check that the key is still on the token.",
+    ),
+    "TOKEN_LOST": StatusRow(
+        "MEMBER_DOWN",
+        "the token or its device is not answering",
+        "Check the device and its connection; it is used again once it answers.",
+    ),
+    "MODULE_NOT_INITIALIZED": StatusRow("REINIT", "the module lost its initialization", _AGAIN),
+    "PIN_INCORRECT": StatusRow(
+        "AUTH_FATAL",
+        "the PIN was refused; it is not tried again",
+        "Check the PIN or password that the configuration refers to before you start again: attempts are counted.",
+    ),
+    "PIN_LOCKED": StatusRow(
+        "AUTH_FATAL",
+        "the PIN is locked, or one attempt from it",
+        "Have the security officer reset the PIN.",
+    ),
+    "LOGIN_REFUSED": StatusRow(
+        "AUTH_FATAL",
+        "the token refuses this login",
+        "Check that the user's PIN is set, has not expired, and that no other user is logged in.",
+    ),
+    "MESSAGE_REJECTED": StatusRow(
+        "REQUEST_FATAL",
+        "the token refuses this message",
+        "Check the message's length against the device's limit.",
+    ),
+    "MECHANISM_UNSUPPORTED": StatusRow(
+        "REQUEST_FATAL",
+        "the token has no such mechanism",
+        "Use a key of an algorithm that the token signs with, or another token.",
+    ),
+    "KEY_UNUSABLE": StatusRow(
+        "REQUEST_FATAL",
+        "the key may not be used for this mechanism",
+        "Check the key's type and that its CKA_SIGN is true.",
+    ),
+    "REQUEST_REJECTED": StatusRow("REQUEST_FATAL", "the module refuses this call", _REPORT),
+    "MODULE_FATAL": StatusRow(
+        "PROCESS_FATAL",
+        "the module cannot work in this process any more",
+        "Restart the process.",
+    ),
+    "CKR_UNKNOWN": StatusRow(
+        "MEMBER_DOWN",
+        "the module returned a value outside the standard",
+        "Look the value up in the vendor's documentation.",
+    ),
+    "SIGNATURE_MALFORMED": StatusRow("RETRY", "the module returned a signature of the wrong length or form", _AGAIN),
+    "SIGNATURE_INVALID": StatusRow(
+        "MEMBER_DOWN",
+        "the module returned a signature that does not verify",
+        "Take the device out of service and examine it.",
+    ),
+    "MODULE_MISSING": StatusRow(
+        "REQUEST_FATAL",
+        "the PKCS#11 module cannot be loaded",
+        "Install the module, or correct modulePath.",
+    ),
+    "MODULE_INVALID": StatusRow(
+        "REQUEST_FATAL",
+        "the library is not a PKCS#11 module",
+        "Correct modulePath: it must name the vendor's PKCS#11 library.",
+    ),
+    "TOKEN_NOT_FOUND": StatusRow(
+        "REQUEST_FATAL",
+        "no slot holds the token",
+        "Check tokenLabel, tokenSerial and slotId, and that the token was initialized for this user.",
+    ),
+    "TOKEN_AMBIGUOUS": StatusRow(
+        "REQUEST_FATAL", "several tokens match", "Add tokenSerial or slotId to tell them apart."
+    ),
+    "KEY_NOT_FOUND": StatusRow(
+        "REQUEST_FATAL",
+        "the token holds no such key",
+        "Check keyLabel, keyId and keyHandle; `hsmcore keys` lists what the token holds.",
+    ),
+    "KEY_AMBIGUOUS": StatusRow(
+        "REQUEST_FATAL", "several keys match", "Add keyId to tell them apart; `hsmcore keys` lists them."
+    ),
+    "KEY_MISMATCH": StatusRow(
+        "MEMBER_DOWN",
+        "the key's public key is not the one that was pinned",
+        "Find out who replaced the key before anything is signed with it.",
+    ),
+    "KEY_DEACTIVATED": StatusRow("REQUEST_FATAL", "the key was deactivated", "Sign with the current key."),
+    "PUBLIC_KEY_MISSING": StatusRow(
+        "REQUEST_FATAL",
+        "the token does not hold the public half of the key",
+        "Give publicKey in the configuration, or put the public key object on the token.",
+    ),
+    "ALGORITHM_UNSUPPORTED": StatusRow(
+        "REQUEST_FATAL",
+        "the key's type or curve is not supported",
+        "Use an Ed25519, P-256 or secp256k1 key.",
+    ),
+    "MESSAGE_TOO_LARGE": StatusRow(
+        "REQUEST_FATAL",
+        "the message is longer than the configured maximum",
+        "Sign a shorter message, or raise maxMessageBytes.",
+    ),
+    "QUEUE_FULL": StatusRow(
+        "RETRY", "every request slot is in use", "Wait for signatures in flight, or raise queueSize."
+    ),
+    "DEADLINE_EXCEEDED": StatusRow(
+        "RETRY",
+        "the deadline passed before a signature was ready",
+        "Try again; if it lasts, the device is overloaded or hangs, or requestTimeoutMs is too short for it.",
+    ),
+    "CANCELLED": StatusRow("REQUEST_FATAL", "the request was withdrawn by its caller", ""),
+    "CLOSED": StatusRow("REQUEST_FATAL", "the engine is closed", "Make a new key manager."),
+    "FORKED": StatusRow(
+        "PROCESS_FATAL",
+        "the engine belongs to the process that was forked",
+        "Make the key manager after the fork, or start the child with spawn.",
+    ),
+    "BAD_ARGUMENT": StatusRow("REQUEST_FATAL", "an argument is out of range", ""),
+    "OUT_OF_MEMORY": StatusRow(
+        "PROCESS_FATAL",
+        "memory could not be had",
+        "Check the memory limits (also RLIMIT_MEMLOCK), queueSize and maxMessageBytes.",
+    ),
+    "SYSTEM": StatusRow(
+        "PROCESS_FATAL", "a system call failed", "Check the process's limits on descriptors and threads."
+    ),
+}

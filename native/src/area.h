@@ -1,0 +1,183 @@
+/* The shared-memory area between one client and its workers: request ring, completion ring, slots, key table, and a
+ * record per worker. It holds no pointer, only offsets and indices, so each side may map it where it likes.
+ *
+ * Who writes what:
+ *   client   free slots' request fields; request ring tail; clears `notify`
+ *   worker   request ring head (by compare-and-swap); result fields of the slot it claimed; completion ring; its record
+ *   engine   key table; `stopping`
+ * A slot belongs to the client until its index is published in the request ring, then to the worker that claims it,
+ * and to the client again once its index is published in the completion ring. Nothing else passes ownership.
+ *
+ * Every ring has at least as many places as there are slots, so a ring can never be full.
+ */
+#ifndef HSM_AREA_H
+#define HSM_AREA_H
+
+#include "base.h"
+
+#define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
+#define HSM_AREA_VERSION 1U
+/* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
+ * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
+#define HSM_INLINE_MESSAGE 1280U
+#define HSM_PARKED_WORDS (HSM_MAX_WORKERS / 64)
+
+enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_ARMED, HSM_NOTIFY_FIRED };
+
+/* One request and its answer. */
+typedef struct hsm_slot {
+    /* request: written by the client */
+    HSM_ALIGNED uint64_t submitted_ns;
+    uint64_t deadline_ns;
+    uint32_t message_len;
+    uint32_t key;
+    _Atomic uint32_t cancelled;
+    /* answer: written by the worker */
+    uint32_t status;
+    uint64_t ckr;
+    uint32_t call;
+    uint32_t worker;
+    uint32_t signature_len;
+    uint32_t queue_ns; /* saturates at 4.29 s */
+    uint64_t hsm_ns;
+    HSM_ALIGNED uint8_t signature[HSM_MAX_SIGNATURE];
+    HSM_ALIGNED uint8_t message[HSM_INLINE_MESSAGE];
+} hsm_slot;
+
+enum hsm_key_state { HSM_KEY_ABSENT, HSM_KEY_ACTIVE, HSM_KEY_RETIRED, HSM_KEY_MISMATCHED };
+
+/* A pinned key. Written by the engine before `state` is released as ACTIVE; only `state` changes afterwards. */
+typedef struct hsm_key_record {
+    _Atomic uint32_t state;
+    uint32_t algorithm;
+    uint32_t public_key_len;
+    uint8_t public_key[HSM_MAX_PUBLIC_KEY];
+} hsm_key_record;
+
+/* What a worker says about itself. Written by its worker only, read by anyone. */
+typedef struct hsm_worker_record {
+    HSM_ALIGNED _Atomic uint32_t park; /* futex: 1 = go on */
+    _Atomic uint32_t running;
+    _Atomic uint64_t call_started_ns; /* 0 when outside the module */
+    _Atomic uint64_t signatures;
+    _Atomic uint64_t failures;
+    _Atomic uint64_t expired;
+    _Atomic uint64_t cancelled;
+    _Atomic uint64_t wakes;
+    _Atomic uint64_t recoveries[11];
+    HSM_ALIGNED _Atomic uint32_t hsm_histogram[HSM_HISTOGRAM_BUCKETS];
+    _Atomic uint32_t queue_histogram[HSM_HISTOGRAM_BUCKETS];
+} hsm_worker_record;
+
+typedef struct hsm_area {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t slots; /* a power of two */
+    uint32_t max_message;
+    uint32_t max_workers;
+    uint64_t coalesce_ns;
+    uint64_t size; /* bytes of the whole area */
+    uint64_t request_ring; /* offsets from the start of the area */
+    uint64_t completion_ring;
+    uint64_t slot_table;
+    uint64_t worker_table;
+    uint64_t overflow;
+    uint64_t overflow_stride; /* 0 when every message fits inline */
+
+    HSM_ALIGNED _Atomic uint64_t request_tail;
+    HSM_ALIGNED _Atomic uint64_t request_head;
+    HSM_ALIGNED _Atomic uint64_t completion_tail;
+    HSM_ALIGNED _Atomic uint32_t notify; /* enum hsm_notify */
+    HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
+    _Atomic uint32_t stopping;
+    HSM_ALIGNED _Atomic uint64_t parked[HSM_PARKED_WORDS]; /* one bit for each sleeping worker */
+
+    hsm_key_record keys[HSM_MAX_KEYS];
+} hsm_area;
+
+/* Map a new area. `fd` receives the memory file, which a host process can map too. */
+hsm_status hsm_area_create(const hsm_client_options *options, hsm_area **area, int *fd, hsm_error *error);
+void hsm_area_destroy(hsm_area *area, int fd);
+
+static inline _Atomic uint32_t *hsm_area_requests(hsm_area *area) {
+    return (_Atomic uint32_t *)(void *)((char *)area + area->request_ring);
+}
+
+static inline _Atomic uint32_t *hsm_area_completions(hsm_area *area) {
+    return (_Atomic uint32_t *)(void *)((char *)area + area->completion_ring);
+}
+
+static inline hsm_slot *hsm_area_slot(hsm_area *area, uint32_t index) {
+    return (hsm_slot *)(void *)((char *)area + area->slot_table) + index;
+}
+
+static inline hsm_worker_record *hsm_area_worker(hsm_area *area, uint32_t index) {
+    return (hsm_worker_record *)(void *)((char *)area + area->worker_table) + index;
+}
+
+/* Where the message of a slot lies; `length` decides which of its two places. */
+static inline uint8_t *hsm_area_message(hsm_area *area, uint32_t index, size_t length) {
+    if (length <= HSM_INLINE_MESSAGE) {
+        return hsm_area_slot(area, index)->message;
+    }
+    return (uint8_t *)area + area->overflow + (uint64_t)index * area->overflow_stride;
+}
+
+static inline uint64_t hsm_area_queued(hsm_area *area) {
+    /* Head first: it can only grow up to a tail that is read later. */
+    uint64_t head = atomic_load_explicit(&area->request_head, memory_order_acquire);
+    return atomic_load_explicit(&area->request_tail, memory_order_acquire) - head;
+}
+
+/* ---- request ring: one producer, many consumers ---- */
+
+/* Publish a slot to the workers. The client only. */
+static inline void hsm_area_publish(hsm_area *area, uint64_t tail, uint32_t slot) {
+    atomic_store_explicit(&hsm_area_requests(area)[tail & (area->slots - 1U)], slot, memory_order_relaxed);
+}
+
+/* Claim the oldest request. Returns false when there is none. Any worker. */
+static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
+    uint64_t head = atomic_load_explicit(&area->request_head, memory_order_relaxed);
+    for (;;) {
+        if (head == atomic_load_explicit(&area->request_tail, memory_order_acquire)) {
+            return false;
+        }
+        /* The place cannot be overwritten before the head has passed it: there are no more slots than places. */
+        uint32_t candidate =
+            atomic_load_explicit(&hsm_area_requests(area)[head & (area->slots - 1U)], memory_order_relaxed);
+        if (atomic_compare_exchange_weak_explicit(&area->request_head, &head, head + 1U, memory_order_acq_rel,
+                                                  memory_order_relaxed)) {
+            *slot = candidate;
+            return true;
+        }
+    }
+}
+
+/* ---- completion ring: many producers, one consumer ---- */
+
+static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
+    uint64_t tail = atomic_fetch_add_explicit(&area->completion_tail, 1U, memory_order_relaxed);
+    /* Slot plus one, so that 0 means "not written yet". */
+    atomic_store_explicit(&hsm_area_completions(area)[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
+}
+
+static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) {
+    _Atomic uint32_t *place = &hsm_area_completions(area)[head & (area->slots - 1U)];
+    uint32_t value = atomic_load_explicit(place, memory_order_acquire);
+    if (value == 0) {
+        return false;
+    }
+    atomic_store_explicit(place, 0, memory_order_relaxed);
+    *slot = value - 1U;
+    return true;
+}
+
+/* ---- sleeping workers ---- */
+
+/* Wake up to `count` sleeping workers that are not awake already. Any thread. */
+void hsm_area_unpark(hsm_area *area, uint64_t count);
+/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request waits or the area is stopping. */
+void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns);
+
+#endif

@@ -1,0 +1,272 @@
+#include "client.h"
+
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+/* In a batch, workers are shown requests in groups of this size, so that they start while the rest is being copied. */
+#define BATCH_GROUP 32U
+
+static bool forked(const hsm_client *client) {
+    return client->fork_generation != hsm_fork_generation();
+}
+
+static void close_fd(int fd) {
+    if (fd >= 0) {
+        (void)close(fd);
+        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
+    }
+}
+
+static hsm_status open_wake_fds(hsm_client *client, hsm_error *error) {
+    client->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (client->event_fd < 0) {
+        return hsm_fail_errno(error, "eventfd", "wake-up");
+    }
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    client->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (client->timer_fd < 0) {
+        return hsm_fail_errno(error, "timerfd_create", "wake-up");
+    }
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    return HSM_OK;
+}
+
+static hsm_status check_options(const hsm_client_options *options, hsm_error *error) {
+    if (options->slots < 1 || options->slots > HSM_MAX_SLOTS) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "slots: %u is not within 1..%u", options->slots,
+                        (unsigned)HSM_MAX_SLOTS);
+    }
+    if (options->max_message < 1 || options->max_message > HSM_MAX_MESSAGE) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "max_message: %u is not within 1..%u", options->max_message,
+                        (unsigned)HSM_MAX_MESSAGE);
+    }
+    if (options->max_workers < 1 || options->max_workers > HSM_MAX_WORKERS) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "max_workers: %u is not within 1..%u", options->max_workers,
+                        (unsigned)HSM_MAX_WORKERS);
+    }
+    return HSM_OK;
+}
+
+hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, hsm_error *error) {
+    *out = NULL;
+    hsm_status status = check_options(options, error);
+    if (status != HSM_OK) {
+        return status;
+    }
+    hsm_client *client = hsm_alloc(sizeof *client);
+    if (client == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "client");
+    }
+    client->area_fd = client->event_fd = client->timer_fd = -1;
+    client->fork_generation = hsm_fork_generation();
+    status = hsm_area_create(options, &client->area, &client->area_fd, error);
+    if (status == HSM_OK) {
+        status = open_wake_fds(client, error);
+    }
+    if (status == HSM_OK) {
+        uint32_t slots = client->area->slots;
+        client->free_slots = hsm_alloc(slots * sizeof *client->free_slots);
+        if (client->free_slots == NULL) {
+            status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
+        } else {
+            for (uint32_t i = 0; i < slots; i++) {
+                client->free_slots[i] = slots - 1U - i;
+            }
+            client->free_count = slots;
+        }
+    }
+    if (status != HSM_OK) {
+        hsm_client_free(client);
+        return status;
+    }
+    *out = client;
+    return HSM_OK;
+}
+
+void hsm_client_free(hsm_client *client) {
+    if (client == NULL) {
+        return;
+    }
+    if (!forked(client)) { /* a child has no mapping of the area, and the descriptors are its parent's to close */
+        hsm_area_destroy(client->area, client->area_fd);
+        close_fd(client->event_fd);
+        close_fd(client->timer_fd);
+    }
+    hsm_free(client->free_slots);
+    hsm_free(client);
+}
+
+void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd) {
+    *event_fd = client->event_fd;
+    *timer_fd = client->timer_fd;
+}
+
+void hsm_client_wake_clear(hsm_client *client) {
+    if (forked(client)) {
+        return;
+    }
+    uint64_t count;
+    uint32_t was = atomic_exchange(&client->area->notify, HSM_NOTIFY_IDLE);
+    /* Either may be readable, both only when a deferred wake became urgent; reading an idle one costs a call. */
+    if (was != HSM_NOTIFY_ARMED) {
+        (void)!read(client->event_fd, &count, sizeof count);
+    }
+    (void)!read(client->timer_fd, &count, sizeof count);
+    /* A completion published before a worker saw IDLE must be seen by the drain that follows. */
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, hsm_worker_record *record) {
+    atomic_thread_fence(memory_order_seq_cst);
+    uint32_t state = atomic_load_explicit(&area->notify, memory_order_relaxed);
+    if (urgent) {
+        if (state != HSM_NOTIFY_FIRED && atomic_exchange(&area->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
+            uint64_t one = 1;
+            (void)!write(event_fd, &one, sizeof one);
+            atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
+        }
+        return;
+    }
+    if (state == HSM_NOTIFY_IDLE && atomic_compare_exchange_strong(&area->notify, &state, HSM_NOTIFY_ARMED)) {
+        struct itimerspec when = {.it_value = {.tv_sec = (time_t)(area->coalesce_ns / 1000000000U),
+                                               .tv_nsec = (long)(area->coalesce_ns % 1000000000U)}};
+        (void)timerfd_settime(timer_fd, 0, &when, NULL);
+        atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
+    }
+}
+
+/* Let workers see what was queued, and wake as many as there is work for. */
+static void publish(hsm_client *client) {
+    hsm_area *area = client->area;
+    uint64_t count = client->tail - client->published;
+    if (count == 0) {
+        return;
+    }
+    client->published = client->tail;
+    atomic_store_explicit(&area->request_tail, client->tail, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst);
+    /* A polling worker will find one of them without a system call. */
+    count -= atomic_load_explicit(&area->spinning, memory_order_relaxed) != 0 ? 1U : 0U;
+    if (count > 0) {
+        hsm_area_unpark(area, count);
+    }
+}
+
+hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
+                             uint64_t timeout_ns, uint32_t *slot_out, uint64_t *deadline_ns) {
+    if (forked(client)) {
+        return HSM_FORKED;
+    }
+    hsm_area *area = client->area;
+    if (message_len > area->max_message) {
+        return HSM_MESSAGE_TOO_LARGE;
+    }
+    if (key >= HSM_MAX_KEYS) {
+        return HSM_BAD_ARGUMENT;
+    }
+    if (client->free_count == 0) {
+        return HSM_QUEUE_FULL;
+    }
+    uint32_t index = client->free_slots[--client->free_count];
+    hsm_slot *slot = hsm_area_slot(area, index);
+    slot->submitted_ns = hsm_now_ns();
+    slot->deadline_ns = timeout_ns == 0 ? 0 : slot->submitted_ns + timeout_ns;
+    *deadline_ns = slot->deadline_ns;
+    slot->message_len = (uint32_t)message_len;
+    slot->key = key;
+    atomic_store_explicit(&slot->cancelled, 0, memory_order_relaxed);
+    memcpy(hsm_area_message(area, index, message_len), message, message_len);
+    hsm_area_publish(area, client->tail++, index);
+    if (!client->batching || client->tail - client->published >= BATCH_GROUP) {
+        publish(client);
+    }
+    *slot_out = index;
+    return HSM_OK;
+}
+
+void hsm_client_batch_begin(hsm_client *client) {
+    client->batching = true;
+}
+
+void hsm_client_batch_end(hsm_client *client) {
+    client->batching = false;
+    if (!forked(client)) {
+        publish(client);
+    }
+}
+
+int hsm_client_next(hsm_client *client, hsm_completion *completion) {
+    if (forked(client)) {
+        return 0;
+    }
+    hsm_area *area = client->area;
+    uint32_t index;
+    if (!hsm_area_take(area, client->head, &index)) {
+        return 0;
+    }
+    client->head++;
+    index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
+    hsm_slot *slot = hsm_area_slot(area, index);
+    completion->slot = index;
+    completion->key = slot->key;
+    completion->status = (hsm_status)slot->status;
+    completion->ckr = slot->ckr;
+    completion->call = slot->call;
+    completion->worker = slot->worker;
+    completion->signature_len = slot->signature_len < HSM_MAX_SIGNATURE ? slot->signature_len : HSM_MAX_SIGNATURE;
+    completion->signature = slot->signature;
+    completion->queue_ns = slot->queue_ns;
+    completion->hsm_ns = slot->hsm_ns;
+    return 1;
+}
+
+void hsm_client_release(hsm_client *client, uint32_t slot) {
+    if (!forked(client) && client->free_count < client->area->slots) {
+        client->free_slots[client->free_count++] = slot;
+    }
+}
+
+void hsm_client_cancel(hsm_client *client, uint32_t slot) {
+    if (!forked(client) && slot < client->area->slots) {
+        atomic_store_explicit(&hsm_area_slot(client->area, slot)->cancelled, 1, memory_order_relaxed);
+    }
+}
+
+uint32_t hsm_client_free_slots(const hsm_client *client) {
+    return client->free_count;
+}
+
+uint32_t hsm_client_slots(const hsm_client *client) {
+    return forked(client) ? 0 : client->area->slots;
+}
+
+void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
+    memset(stats, 0, sizeof *stats);
+    if (forked(client)) {
+        return;
+    }
+    hsm_area *area = client->area;
+    for (uint32_t i = 0; i < area->max_workers; i++) {
+        hsm_worker_record *record = hsm_area_worker(area, i);
+#define ADD(field) stats->field += atomic_load_explicit(&record->field, memory_order_relaxed)
+        ADD(signatures);
+        ADD(failures);
+        ADD(expired);
+        ADD(cancelled);
+        ADD(wakes);
+        for (size_t rung = 0; rung < sizeof stats->recoveries / sizeof stats->recoveries[0]; rung++) {
+            ADD(recoveries[rung]);
+        }
+#undef ADD
+        stats->workers += atomic_load_explicit(&record->running, memory_order_relaxed);
+        stats->busy += atomic_load_explicit(&record->call_started_ns, memory_order_relaxed) != 0 ? 1U : 0U;
+        for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
+            stats->hsm_ns[bucket] += atomic_load_explicit(&record->hsm_histogram[bucket], memory_order_relaxed);
+            stats->queue_ns[bucket] += atomic_load_explicit(&record->queue_histogram[bucket], memory_order_relaxed);
+        }
+    }
+    stats->queued = (uint32_t)hsm_area_queued(area);
+}

@@ -1,0 +1,25 @@
+/* What the engine needs of a client: where the rings are and how to wake it. */
+#ifndef HSM_CLIENT_H
+#define HSM_CLIENT_H
+
+#include "area.h"
+
+struct hsm_client {
+    hsm_area *area;
+    int area_fd;
+    int event_fd;
+    int timer_fd;
+    uint32_t fork_generation;
+    uint32_t free_count;
+    uint64_t tail;      /* of the request ring; only this thread moves it */
+    uint64_t published; /* the tail that workers can see */
+    uint64_t head;      /* of the completion ring */
+    bool batching;
+    uint32_t *free_slots; /* a stack, so that the slots in use stay few and warm */
+};
+
+/* Tell the client that completions wait: at once if `urgent`, else when the coalescing time has passed. The timer is
+ * the kernel's, so a deferred wake comes even if every worker hangs. Any worker; counts into `record`. */
+void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, hsm_worker_record *record);
+
+#endif

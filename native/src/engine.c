@@ -1,0 +1,361 @@
+/* The engine's life: load, log in, start the workers; add and retire keys; stop. */
+#include "engine.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "key.h"
+#include "token.h"
+
+static void copy_text(char *out, size_t size, const CK_UTF8CHAR *padded, size_t padded_size) {
+    while (padded_size > 0 && (padded[padded_size - 1] == ' ' || padded[padded_size - 1] == '\0')) {
+        padded_size--;
+    }
+    (void)snprintf(out, size, "%.*s", (int)padded_size, (const char *)padded);
+}
+
+static hsm_status check_options(const hsm_client *client, const hsm_engine_options *options, hsm_error *error) {
+    if (options->module_path == NULL) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "no module path");
+    }
+    if (options->workers < 1 || options->workers > client->area->max_workers) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "workers: %u is not within 1..%u", options->workers,
+                        client->area->max_workers);
+    }
+    if (options->quirks != NULL && !hsm_quirks_known(options->quirks)) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "no quirks named '%s'", options->quirks);
+    }
+    return HSM_OK;
+}
+
+static hsm_status copy_secret(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
+    if (options->pin == NULL) {
+        return HSM_OK;
+    }
+    /* Guarded, locked, kept out of core dumps. One byte more, since an empty allocation could be NULL. */
+    engine->pin = sodium_malloc(options->pin_len + 1U);
+    if (engine->pin == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
+    }
+    memcpy(engine->pin, options->pin, options->pin_len);
+    engine->pin_len = options->pin_len;
+    return HSM_OK;
+}
+
+static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
+    CK_INFO info;
+    memset(&info, 0, sizeof info);
+    CK_RV rv = engine->p11->C_GetInfo(&info);
+    if (rv != CKR_OK) {
+        return hsm_fail_ckr(error, rv, "C_GetInfo", "%s", options->module_path);
+    }
+    engine->quirks = options->quirks != NULL ? hsm_quirks_of_name(options->quirks) : hsm_quirks_of_info(&info);
+    hsm_status status = hsm_token_find(engine->p11, &options->token, &engine->token, error);
+    if (status != HSM_OK) {
+        return status;
+    }
+    engine->slot = engine->token.slot_id;
+    char description[sizeof info.libraryDescription + 1];
+    copy_text(description, sizeof description, info.libraryDescription, sizeof info.libraryDescription);
+    (void)snprintf(engine->token.library, sizeof engine->token.library, "%s %u.%u", description,
+                   (unsigned)info.libraryVersion.major, (unsigned)info.libraryVersion.minor);
+    (void)snprintf(engine->token.quirks, sizeof engine->token.quirks, "%s", engine->quirks->name);
+    if (engine->token.max_sessions != 0 && options->workers + 1U > engine->token.max_sessions) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "C_GetTokenInfo",
+                        "sessions: %u and the login session are more than the token's limit of %llu", options->workers,
+                        (unsigned long long)engine->token.max_sessions);
+    }
+    return HSM_OK;
+}
+
+static hsm_status start_worker(hsm_engine *engine, uint32_t index) {
+    hsm_worker *worker = &engine->workers[index];
+    worker->engine = engine;
+    worker->index = index;
+    worker->record = hsm_area_worker(engine->area, index);
+    worker->message = hsm_alloc(engine->area->max_message);
+    if (worker->message == NULL) {
+        return HSM_OUT_OF_MEMORY;
+    }
+    /* Signals are the application's: a worker must not be interrupted inside the module. */
+    sigset_t all;
+    sigset_t before;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int code = pthread_create(&worker->thread, NULL, hsm_worker_main, worker);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (code != 0) {
+        errno = code;
+        return HSM_SYSTEM;
+    }
+    worker->joinable = true;
+    hsm_count(HSM_RESOURCE_THREAD, 1);
+    return HSM_OK;
+}
+
+static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *error) {
+    engine->workers = hsm_alloc(count * sizeof *engine->workers);
+    if (engine->workers == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "workers");
+    }
+    engine->worker_count = count;
+    engine->starting = count;
+    for (uint32_t i = 0; i < count; i++) {
+        hsm_status status = start_worker(engine, i);
+        if (status != HSM_OK) {
+            (void)pthread_mutex_lock(&engine->state);
+            engine->starting -= count - i;
+            (void)pthread_mutex_unlock(&engine->state);
+            return status == HSM_SYSTEM ? hsm_fail_errno(error, "pthread_create", "worker")
+                                        : hsm_fail(error, status, "", "worker");
+        }
+    }
+    (void)pthread_mutex_lock(&engine->state);
+    while (engine->starting > 0) {
+        (void)pthread_cond_wait(&engine->changed, &engine->state);
+    }
+    hsm_status status = engine->start_error.status;
+    if (status != HSM_OK && error != NULL) {
+        *error = engine->start_error;
+    }
+    (void)pthread_mutex_unlock(&engine->state);
+    return status;
+}
+
+static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *options) {
+    hsm_engine *engine = hsm_alloc(sizeof *engine);
+    if (engine == NULL) {
+        return NULL;
+    }
+    engine->client = client;
+    engine->area = client->area;
+    engine->spin_ns = options->spin_ns;
+    engine->verify_every = options->verify_every;
+    engine->fork_generation = hsm_fork_generation();
+    pthread_condattr_t attributes;
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_mutex_init(&engine->control, NULL);
+    (void)pthread_mutex_init(&engine->state, NULL);
+    (void)pthread_cond_init(&engine->changed, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
+    return engine;
+}
+
+hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **out,
+                            hsm_error *error) {
+    *out = NULL;
+    hsm_status status = check_options(client, options, error);
+    if (status != HSM_OK) {
+        return status;
+    }
+    if (sodium_init() < 0) {
+        return hsm_fail(error, HSM_SYSTEM, "sodium_init", "libsodium");
+    }
+    hsm_engine *engine = allocate(client, options);
+    if (engine == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "engine");
+    }
+    atomic_store(&engine->area->stopping, 0);
+    status = copy_secret(engine, options, error);
+    if (status == HSM_OK) {
+        status = hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
+    }
+    if (status == HSM_OK) {
+        engine->p11 = engine->module->p11;
+        status = open_token(engine, options, error);
+    }
+    if (status == HSM_OK) {
+        status = hsm_engine_login(engine, error);
+    }
+    if (status == HSM_OK) {
+        status = start_workers(engine, options->workers, error);
+    }
+    if (status != HSM_OK) {
+        (void)hsm_engine_stop(engine, UINT64_MAX);
+        return status;
+    }
+    *out = engine;
+    return HSM_OK;
+}
+
+/* Answer what no worker will take any more. */
+static void complete_queued(hsm_engine *engine) {
+    uint32_t index;
+    hsm_worker_record nobody;
+    memset(&nobody, 0, sizeof nobody);
+    bool any = false;
+    while (hsm_area_claim(engine->area, &index)) {
+        hsm_slot *slot = hsm_area_slot(engine->area, index);
+        slot->status = HSM_CLOSED;
+        slot->signature_len = 0;
+        slot->ckr = 0;
+        slot->call = HSM_CALL_NONE;
+        slot->queue_ns = 0;
+        slot->hsm_ns = 0;
+        hsm_area_complete(engine->area, index);
+        any = true;
+    }
+    if (any) {
+        hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, &nobody);
+    }
+}
+
+static struct timespec at(uint64_t ns) {
+    /* Far enough for "no limit", and within time_t. */
+    uint64_t seconds = ns / 1000000000U;
+    return (struct timespec){.tv_sec = (time_t)(seconds < UINT32_MAX ? seconds : UINT32_MAX),
+                             .tv_nsec = (long)(ns % 1000000000U)};
+}
+
+/* Wait until every worker has left its loop, or until the timeout. Returns how many have not. */
+static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
+    uint64_t now = hsm_now_ns();
+    struct timespec until = at(timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns);
+    (void)pthread_mutex_lock(&engine->state);
+    while (engine->running + engine->starting > 0) {
+        if (pthread_cond_timedwait(&engine->changed, &engine->state, &until) == ETIMEDOUT) {
+            break;
+        }
+    }
+    uint32_t left = engine->running + engine->starting;
+    (void)pthread_mutex_unlock(&engine->state);
+    return left;
+}
+
+static void destroy(hsm_engine *engine) {
+    for (uint32_t i = 0; i < engine->worker_count; i++) {
+        hsm_worker *worker = &engine->workers[i];
+        if (worker->joinable) {
+            (void)pthread_join(worker->thread, NULL);
+            hsm_count(HSM_RESOURCE_THREAD, -1);
+        }
+        hsm_free(worker->message);
+    }
+    hsm_free(engine->workers);
+    /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
+     * the token in this process. */
+    if (engine->login_open) {
+        hsm_session_close(engine->p11, engine->login_session);
+    }
+    hsm_module_release(engine->module);
+    for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
+        hsm_free(engine->keys[i].label);
+    }
+    if (engine->pin != NULL) {
+        sodium_free(engine->pin); /* wipes */
+    }
+    (void)pthread_cond_destroy(&engine->changed);
+    (void)pthread_mutex_destroy(&engine->state);
+    (void)pthread_mutex_destroy(&engine->control);
+    hsm_free(engine);
+}
+
+uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
+    if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
+        return 0;
+    }
+    atomic_store(&engine->area->stopping, 1);
+    hsm_area_unpark(engine->area, HSM_MAX_WORKERS);
+    uint32_t left = wait_for_workers(engine, timeout_ns);
+    complete_queued(engine);
+    if (left > 0) {
+        if (engine->pin != NULL) {
+            hsm_wipe(engine->pin, engine->pin_len); /* a worker may still point to the engine, but needs no PIN */
+        }
+        return left;
+    }
+    destroy(engine);
+    return 0;
+}
+
+void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info) {
+    *info = engine->token;
+}
+
+/* Sign something that can be no transaction and verify it: the two halves of the key belong together, and the token
+ * really signs. */
+static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_key_info *info, hsm_error *error) {
+    uint8_t message[48];
+    uint8_t signature[HSM_MAX_SIGNATURE];
+    memcpy(message, "hsmcore key test", 16);
+    randombytes_buf(message + 16, sizeof message - 16);
+    hsm_outcome outcome;
+    hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, message, sizeof message,
+                                 signature, &outcome);
+    if (status != HSM_OK) {
+        (void)hsm_fail_ckr(error, outcome.ckr, hsm_call_name(outcome.call), "test signature with '%s'", info->label);
+        if (error != NULL) {
+            error->status = status;
+        }
+        return status;
+    }
+    status = hsm_verify(info->algorithm, info->public_key, info->public_key_len, message, sizeof message, signature,
+                        sizeof signature);
+    if (status != HSM_OK) {
+        return hsm_fail(error, HSM_KEY_MISMATCH, "C_Sign",
+                        "a test signature with '%s' does not verify with its public key", info->label);
+    }
+    return HSM_OK;
+}
+
+static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE handle,
+                             hsm_key_info *info, hsm_error *error) {
+    uint32_t index = atomic_load(&engine->key_count);
+    if (index == HSM_MAX_KEYS) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "an engine holds at most %d keys", HSM_MAX_KEYS);
+    }
+    hsm_engine_key *key = &engine->keys[index];
+    hsm_key_record *pinned = &engine->area->keys[index];
+    key->label = hsm_strdup(info->label);
+    if (key->label == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "key");
+    }
+    memcpy(key->id, info->id, info->id_len);
+    key->id_len = info->id_len;
+    key->fixed_handle = selector->handle;
+    atomic_store(&key->handle, handle);
+    pinned->algorithm = (uint32_t)info->algorithm;
+    pinned->public_key_len = info->public_key_len;
+    memcpy(pinned->public_key, info->public_key, info->public_key_len);
+    info->index = index;
+    atomic_store_explicit(&pinned->state, HSM_KEY_ACTIVE, memory_order_release);
+    atomic_store(&engine->key_count, index + 1U);
+    return HSM_OK;
+}
+
+hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
+                              hsm_error *error) {
+    if (engine->fork_generation != hsm_fork_generation()) {
+        return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
+    }
+    (void)pthread_mutex_lock(&engine->control);
+    CK_OBJECT_HANDLE handle;
+    hsm_status status = hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
+    if (status == HSM_OK) {
+        status = hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
+    }
+    if (status == HSM_OK) {
+        status = prove(engine, handle, info, error);
+    }
+    if (status == HSM_OK) {
+        status = record_key(engine, selector, handle, info, error);
+    }
+    (void)pthread_mutex_unlock(&engine->control);
+    return status;
+}
+
+hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index) {
+    if (engine->fork_generation != hsm_fork_generation()) {
+        return HSM_FORKED;
+    }
+    if (index >= atomic_load(&engine->key_count)) {
+        return HSM_BAD_ARGUMENT;
+    }
+    atomic_store(&engine->area->keys[index].state, HSM_KEY_RETIRED);
+    return HSM_OK;
+}

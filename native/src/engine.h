@@ -1,0 +1,92 @@
+/* The engine's inside, shared by its files: engine.c (life cycle, keys), worker.c (the loop), recover.c (the ladder). */
+#ifndef HSM_ENGINE_H
+#define HSM_ENGINE_H
+
+#include <pthread.h>
+
+#include "algorithm.h"
+#include "client.h"
+#include "module.h"
+#include "quirks.h"
+#include "sign.h"
+
+/* A key as this process finds it again; what is pinned lies in the area's key table. */
+typedef struct hsm_engine_key {
+    char *label;
+    uint8_t id[HSM_MAX_KEY_ID];
+    size_t id_len;
+    int64_t fixed_handle; /* chosen by handle, or -1 */
+    _Atomic uint64_t handle;
+} hsm_engine_key;
+
+typedef struct hsm_worker {
+    hsm_engine *engine;
+    hsm_worker_record *record;
+    uint32_t index;
+    pthread_t thread;
+    bool joinable;
+    bool session_open;
+    CK_SESSION_HANDLE session;
+    uint32_t epoch; /* of the handles below */
+    CK_OBJECT_HANDLE handles[HSM_MAX_KEYS]; /* 0: look it up */
+    hsm_verifier *verifiers[HSM_MAX_KEYS];
+    uint64_t signed_count;
+    uint8_t *message; /* a private copy: the module never reads memory that the client may write */
+} hsm_worker;
+
+struct hsm_engine {
+    hsm_client *client;
+    hsm_area *area;
+    hsm_module *module;
+    CK_FUNCTION_LIST *p11;
+    const hsm_quirks *quirks;
+    hsm_token_info token;
+    hsm_token_selector selector; /* owned copies */
+    CK_SLOT_ID slot;
+    uint8_t *pin; /* locked memory, or NULL */
+    size_t pin_len;
+    uint64_t spin_ns;
+    uint32_t verify_every;
+    uint32_t fork_generation;
+
+    /* Held while the login session is used: adding keys, logging in again, finding keys again. A worker takes it only
+     * when its signature has failed already. */
+    pthread_mutex_t control;
+    bool login_open;
+    CK_SESSION_HANDLE login_session;
+    bool auth_failed; /* a PIN was refused: never log in again */
+    uint64_t last_heal_ns;
+
+    /* Bumped whenever handles became invalid; workers then look their keys up again. */
+    _Atomic uint32_t epoch;
+    hsm_engine_key keys[HSM_MAX_KEYS];
+    _Atomic uint32_t key_count;
+
+    /* Start and stop. */
+    pthread_mutex_t state;
+    pthread_cond_t changed;
+    uint32_t starting;
+    uint32_t running;
+    hsm_error start_error;
+    uint32_t worker_count;
+    hsm_worker *workers;
+};
+
+/* The thread function of a worker; `argument` is its hsm_worker. */
+void *hsm_worker_main(void *argument);
+/* Open the worker's session, if it has none. */
+hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error);
+void hsm_worker_close(hsm_worker *worker);
+/* The key's handle in this worker's session. */
+hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome);
+
+/* One step up the ladder after `status`. Returns true if the signature is worth another attempt. */
+bool hsm_recover(hsm_worker *worker, hsm_status status, const hsm_outcome *outcome, unsigned attempt);
+
+/* Log in through the login session, opening it first if need be. Call with `control` held. */
+hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
+/* Find `key` again in `session` and compare it with what is pinned. Call with `control` held. */
+hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t key, CK_OBJECT_HANDLE *handle,
+                             hsm_error *error);
+
+#endif

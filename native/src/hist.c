@@ -1,0 +1,25 @@
+/* Log-linear histogram: the top four bits below the leading one choose one of 16 steps in an octave, so a bucket is
+ * at most 1/16 wide whatever the magnitude. Values below 16 ns have a bucket each. */
+#include "base.h"
+
+#define STEP_BITS 4U
+#define STEPS (1U << STEP_BITS)
+
+uint32_t hsm_histogram_bucket(uint64_t ns) {
+    if (ns < STEPS) {
+        return (uint32_t)ns;
+    }
+    uint32_t octave = 63U - (uint32_t)__builtin_clzll(ns);
+    uint32_t step = (uint32_t)(ns >> (octave - STEP_BITS)) & (STEPS - 1U);
+    uint32_t bucket = (octave - STEP_BITS + 1U) * STEPS + step;
+    return bucket < HSM_HISTOGRAM_BUCKETS ? bucket : HSM_HISTOGRAM_BUCKETS - 1U;
+}
+
+uint64_t hsm_histogram_upper(uint32_t bucket) {
+    if (bucket < STEPS) {
+        return bucket;
+    }
+    uint32_t shift = bucket / STEPS - 1U;
+    uint64_t lowest = (uint64_t)(STEPS + bucket % STEPS) << shift;
+    return lowest + ((uint64_t)1 << shift) - 1U;
+}

@@ -1,0 +1,189 @@
+#include "module.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* C_Initialize is per process, so the table of modules is too. The lock is held while a module initializes: two callers
+ * must not both be the first. No signature waits for it. */
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static hsm_module *table;
+
+/* Another thread may have held the lock at the moment of the fork; the child has no such thread to release it. */
+static void reset_in_child(void) {
+    (void)pthread_mutex_init(&table_lock, NULL);
+}
+
+__attribute__((constructor)) static void watch_forks(void) {
+    (void)pthread_atfork(NULL, NULL, reset_in_child);
+}
+
+/* dlsym returns an object pointer; POSIX guarantees that the bits are those of the function. */
+static void load_symbol(void *library, const char *name, void *function, size_t size) {
+    void *symbol = dlsym(library, name);
+    memcpy(function, &symbol, size);
+}
+
+/* The newest "PKCS 11" interface of the list. It is scanned because some modules answer a request for a version
+ * with an error although they have it. */
+static CK_FUNCTION_LIST *newest_interface(void *library) {
+    CK_C_GetInterfaceList get_list;
+    load_symbol(library, "C_GetInterfaceList", &get_list, sizeof get_list);
+    CK_INTERFACE interfaces[32];
+    CK_ULONG count = sizeof interfaces / sizeof interfaces[0];
+    if (get_list == NULL || get_list(interfaces, &count) != CKR_OK) {
+        return NULL;
+    }
+    CK_FUNCTION_LIST *best = NULL;
+    for (CK_ULONG i = 0; i < count && i < sizeof interfaces / sizeof interfaces[0]; i++) {
+        CK_FUNCTION_LIST *list = interfaces[i].pFunctionList;
+        if (list == NULL || interfaces[i].pInterfaceName == NULL ||
+            strcmp((const char *)interfaces[i].pInterfaceName, "PKCS 11") != 0) {
+            continue;
+        }
+        bool newer = best == NULL || list->version.major > best->version.major ||
+                     (list->version.major == best->version.major && list->version.minor > best->version.minor);
+        best = newer ? list : best;
+    }
+    return best;
+}
+
+static hsm_status load(hsm_module *module, hsm_error *error) {
+    if (access(module->path, R_OK) != 0) {
+        return hsm_fail(error, HSM_MODULE_MISSING, "dlopen", "%s: no such file, or not readable", module->path);
+    }
+    /* NODELETE: threads and exit handlers of several modules run on after dlclose. */
+    module->library = dlopen(module->path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (module->library == NULL) {
+        const char *why = dlerror();
+        return hsm_fail(error, HSM_MODULE_INVALID, "dlopen", "%s", why != NULL ? why : module->path);
+    }
+    module->p11 = newest_interface(module->library);
+    if (module->p11 != NULL) {
+        return HSM_OK;
+    }
+    CK_C_GetFunctionList get_list;
+    load_symbol(module->library, "C_GetFunctionList", &get_list, sizeof get_list);
+    if (get_list == NULL) {
+        return hsm_fail(error, HSM_MODULE_INVALID, "dlsym", "%s has no C_GetFunctionList", module->path);
+    }
+    CK_RV rv = get_list(&module->p11);
+    if (rv != CKR_OK) {
+        return hsm_fail_ckr(error, rv, "C_GetFunctionList", "%s", module->path);
+    }
+    return module->p11 != NULL ? HSM_OK
+                               : hsm_fail(error, HSM_MODULE_INVALID, "C_GetFunctionList", "%s", module->path);
+}
+
+static hsm_status initialize(hsm_module *module, hsm_error *error) {
+    CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK, .pReserved = module->args};
+    CK_RV rv = module->p11->C_Initialize(&args);
+    if (rv == CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+        /* Whoever did it may have promised a single thread, which several modules answer by dropping their locks. */
+        return hsm_fail_ckr(error, rv, "C_Initialize",
+                            "other code in this process has initialized %s; let hsmcore do it first", module->path);
+    }
+    return rv == CKR_OK ? HSM_OK : hsm_fail_ckr(error, rv, "C_Initialize", "%s", module->path);
+}
+
+static void discard(hsm_module *module) {
+    if (module->library != NULL) {
+        (void)dlclose(module->library);
+    }
+    hsm_free(module->path);
+    hsm_free(module->args);
+    hsm_free(module);
+}
+
+static hsm_module *find(const char *path) {
+    for (hsm_module *module = table; module != NULL; module = module->next) {
+        if (strcmp(module->path, path) == 0) {
+            return module;
+        }
+    }
+    return NULL;
+}
+
+static bool same_args(const char *one, const char *other) {
+    return (one == NULL && other == NULL) || (one != NULL && other != NULL && strcmp(one, other) == 0);
+}
+
+static hsm_status acquire_locked(const char *path, const char *args, hsm_module **out, hsm_error *error) {
+    hsm_module *module = find(path);
+    if (module != NULL) {
+        if (module->fork_generation != hsm_fork_generation()) {
+            return hsm_fail(error, HSM_FORKED, "C_Initialize",
+                            "%s was open when this process was forked; use spawn instead of fork", path);
+        }
+        if (!same_args(module->args, args)) {
+            return hsm_fail(error, HSM_BAD_ARGUMENT, "C_Initialize",
+                            "%s is in use in this process with another moduleArgs", path);
+        }
+        module->users++;
+        *out = module;
+        return HSM_OK;
+    }
+    module = hsm_alloc(sizeof *module);
+    if (module == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module");
+    }
+    module->path = hsm_strdup(path);
+    module->args = hsm_strdup(args);
+    hsm_status status = module->path == NULL || (args != NULL && module->args == NULL)
+                            ? hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module")
+                            : load(module, error);
+    if (status == HSM_OK) {
+        status = initialize(module, error);
+    }
+    if (status != HSM_OK) {
+        discard(module);
+        return status;
+    }
+    module->users = 1;
+    module->fork_generation = hsm_fork_generation();
+    module->next = table;
+    table = module;
+    *out = module;
+    return HSM_OK;
+}
+
+hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error) {
+    *module = NULL;
+    char *resolved = realpath(path, NULL);
+    if (resolved == NULL) {
+        return hsm_fail(error, HSM_MODULE_MISSING, "dlopen", "%s: no such file, or not readable", path);
+    }
+    (void)pthread_mutex_lock(&table_lock);
+    hsm_status status = acquire_locked(resolved, args, module, error);
+    (void)pthread_mutex_unlock(&table_lock);
+    free(resolved);
+    return status;
+}
+
+void hsm_module_release(hsm_module *module) {
+    if (module == NULL || module->fork_generation != hsm_fork_generation()) {
+        return;
+    }
+    (void)pthread_mutex_lock(&table_lock);
+    if (--module->users == 0) {
+        hsm_module **link = &table;
+        while (*link != module) {
+            link = &(*link)->next;
+        }
+        *link = module->next;
+        (void)module->p11->C_Finalize(NULL);
+        discard(module);
+    }
+    (void)pthread_mutex_unlock(&table_lock);
+}
+
+hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error) {
+    (void)pthread_mutex_lock(&table_lock);
+    (void)module->p11->C_Finalize(NULL);
+    hsm_status status = initialize(module, error);
+    (void)pthread_mutex_unlock(&table_lock);
+    return status;
+}

@@ -1,0 +1,54 @@
+#include "quirks.h"
+
+#include <string.h>
+
+/* The last row is the one for modules that are not recognized. */
+static const hsm_quirks rows[] = {
+    {.name = "softhsm", .library_contains = "SoftHSM"},
+    {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true},
+    {.name = "yubihsm", .library_contains = "Yubico", .keepalive_s = 20, .calls_in_flight = 1},
+    {.name = "aws-cloudhsm",
+     .library_contains = "CloudHSM",
+     .read_write_sessions = true,
+     .handles_per_session = true,
+     .open_pause_ms = 50},
+    {.name = "generic"},
+};
+
+#define COUNT (sizeof rows / sizeof rows[0])
+
+const char *hsm_quirks_name(size_t index) {
+    return index < COUNT ? rows[index].name : NULL;
+}
+
+bool hsm_quirks_known(const char *name) {
+    for (size_t i = 0; i < COUNT; i++) {
+        if (strcmp(rows[i].name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+const hsm_quirks *hsm_quirks_of_name(const char *name) {
+    for (size_t i = 0; name != NULL && i < COUNT; i++) {
+        if (strcmp(rows[i].name, name) == 0) {
+            return &rows[i];
+        }
+    }
+    return &rows[COUNT - 1];
+}
+
+static bool contains(const CK_UTF8CHAR *padded, size_t size, const char *word) {
+    return memmem(padded, size, word, strlen(word)) != NULL;
+}
+
+const hsm_quirks *hsm_quirks_of_info(const CK_INFO *info) {
+    for (size_t i = 0; i < COUNT - 1; i++) {
+        if (contains(info->libraryDescription, sizeof info->libraryDescription, rows[i].library_contains) ||
+            contains(info->manufacturerID, sizeof info->manufacturerID, rows[i].library_contains)) {
+            return &rows[i];
+        }
+    }
+    return &rows[COUNT - 1];
+}

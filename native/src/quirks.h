@@ -1,0 +1,25 @@
+/* What differs from module to module, as data. Sources: the vendors' documents and observed behaviour. */
+#ifndef HSM_QUIRKS_H
+#define HSM_QUIRKS_H
+
+#include "base.h"
+#include "pkcs11.h"
+
+typedef struct hsm_quirks {
+    const char *name;
+    const char *library_contains; /* in CK_INFO.libraryDescription or manufacturerID, to recognize the module; or NULL */
+    bool read_write_sessions;     /* read-only sessions are refused */
+    bool handles_per_session;     /* object handles mean nothing in another session */
+    bool memory_error_is_logout;  /* CKR_HOST_MEMORY from C_SignInit after a logout */
+    uint32_t open_pause_ms;       /* between two C_OpenSession calls */
+    uint32_t keepalive_s;         /* idle sessions die after somewhat longer; 0: they do not */
+    uint32_t calls_in_flight;     /* that one slot works on at once; 0: no limit known */
+} hsm_quirks;
+
+/* By name, or the generic row for NULL and unknown names. */
+const hsm_quirks *hsm_quirks_of_name(const char *name);
+/* Recognize a module by what it says of itself. */
+const hsm_quirks *hsm_quirks_of_info(const CK_INFO *info);
+bool hsm_quirks_known(const char *name);
+
+#endif

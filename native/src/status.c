@@ -1,0 +1,123 @@
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <hsmcore/status.h>
+
+static const struct {
+    const char *name;
+    const char *text;
+    enum hsm_class class_;
+} statuses[] = {
+#define HSM_STATUS(name, class, text) {#name, text, HSM_CLASS_##class},
+#include <hsmcore/status.def>
+#undef HSM_STATUS
+};
+
+static const struct {
+    uint64_t ckr;
+    const char *name;
+    hsm_status status;
+} ckrs[] = {
+#define HSM_CKR(name, number, status) {number, #name, HSM_##status},
+#include <hsmcore/ckr.def>
+#undef HSM_CKR
+};
+
+static const char *const class_names[] = {
+    "OK",          "RETRY",  "RESET",      "REOPEN",        "RELOGIN",      "REFIND",
+    "MEMBER_DOWN", "REINIT", "AUTH_FATAL", "REQUEST_FATAL", "PROCESS_FATAL"};
+
+#define COUNT(table) (sizeof(table) / sizeof((table)[0]))
+
+/* A status may come out of shared memory, so an out-of-range number must not index the table. */
+static size_t row_of(hsm_status status) {
+    return (size_t)status < COUNT(statuses) ? (size_t)status : COUNT(statuses);
+}
+
+const char *hsm_status_name(hsm_status status) {
+    size_t row = row_of(status);
+    return row < COUNT(statuses) ? statuses[row].name : "INVALID";
+}
+
+const char *hsm_status_text(hsm_status status) {
+    size_t row = row_of(status);
+    return row < COUNT(statuses) ? statuses[row].text : "invalid status";
+}
+
+enum hsm_class hsm_status_class(hsm_status status) {
+    size_t row = row_of(status);
+    return row < COUNT(statuses) ? statuses[row].class_ : HSM_CLASS_PROCESS_FATAL;
+}
+
+const char *hsm_class_name(enum hsm_class class_) {
+    return (size_t)class_ < COUNT(class_names) ? class_names[class_] : "INVALID";
+}
+
+hsm_status hsm_status_of_ckr(uint64_t ckr) {
+    for (size_t i = 0; i < COUNT(ckrs); i++) {
+        if (ckrs[i].ckr == ckr) {
+            return ckrs[i].status;
+        }
+    }
+    return HSM_CKR_UNKNOWN;
+}
+
+const char *hsm_ckr_name(uint64_t ckr) {
+    for (size_t i = 0; i < COUNT(ckrs); i++) {
+        if (ckrs[i].ckr == ckr) {
+            return ckrs[i].name;
+        }
+    }
+    return NULL;
+}
+
+int hsm_ckr_row(size_t index, uint64_t *ckr, const char **name, hsm_status *status) {
+    if (index >= COUNT(ckrs)) {
+        return 0;
+    }
+    *ckr = ckrs[index].ckr;
+    *name = ckrs[index].name;
+    *status = ckrs[index].status;
+    return 1;
+}
+
+static void describe(hsm_error *error, hsm_status status, uint64_t ckr, const char *call, const char *format,
+                     va_list arguments) {
+    if (error == NULL) {
+        return;
+    }
+    memset(error, 0, sizeof *error);
+    error->status = status;
+    error->ckr = ckr;
+    (void)snprintf(error->call, sizeof error->call, "%s", call);
+    (void)vsnprintf(error->detail, sizeof error->detail, format, arguments);
+}
+
+hsm_status hsm_fail(hsm_error *error, hsm_status status, const char *call, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    describe(error, status, 0, call, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+hsm_status hsm_fail_ckr(hsm_error *error, uint64_t ckr, const char *call, const char *format, ...) {
+    hsm_status status = hsm_status_of_ckr(ckr);
+    va_list arguments;
+    va_start(arguments, format);
+    describe(error, status, ckr, call, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+hsm_status hsm_fail_errno(hsm_error *error, const char *call, const char *what) {
+    int code = errno;
+    char text[96];
+    /* The XSI strerror_r: the GNU one is only declared under _GNU_SOURCE. */
+    if (strerror_r(code, text, sizeof text) != 0) {
+        (void)snprintf(text, sizeof text, "errno %d", code);
+    }
+    return hsm_fail(error, code == ENOMEM ? HSM_OUT_OF_MEMORY : HSM_SYSTEM, call, "%s: %s", what, text);
+}

@@ -1,0 +1,155 @@
+#include "token.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* The standard pads its text fields with blanks; a field that is not terminated must not be read past its end. */
+static void copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size) {
+    while (size > 0 && (field[size - 1] == ' ' || field[size - 1] == '\0')) {
+        size--;
+    }
+    size_t length = size < out_size - 1U ? size : out_size - 1U;
+    memcpy(out, field, length);
+    out[length] = '\0';
+}
+
+static bool matches(const hsm_token_selector *selector, CK_SLOT_ID slot, const hsm_token_info *info) {
+    return (selector->label == NULL || strcmp(selector->label, info->label) == 0) &&
+           (selector->serial == NULL || strcmp(selector->serial, info->serial) == 0) &&
+           (selector->slot_id < 0 || (CK_SLOT_ID)selector->slot_id == slot);
+}
+
+static void describe(const hsm_token_selector *selector, char *text, size_t size) {
+    int used = snprintf(text, size, "token");
+    if (selector->label != NULL && used >= 0 && (size_t)used < size) {
+        used += snprintf(text + used, size - (size_t)used, " labelled '%s'", selector->label);
+    }
+    if (selector->serial != NULL && used >= 0 && (size_t)used < size) {
+        used += snprintf(text + used, size - (size_t)used, " with serial %s", selector->serial);
+    }
+    if (selector->slot_id >= 0 && used >= 0 && (size_t)used < size) {
+        (void)snprintf(text + used, size - (size_t)used, " in slot %lld", (long long)selector->slot_id);
+    }
+}
+
+static CK_RV read_token(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_token_info *info) {
+    CK_TOKEN_INFO token;
+    memset(&token, 0, sizeof token);
+    CK_RV rv = p11->C_GetTokenInfo(slot, &token);
+    if (rv != CKR_OK) {
+        return rv;
+    }
+    memset(info, 0, sizeof *info);
+    info->slot_id = slot;
+    info->flags = token.flags;
+    info->max_sessions = token.ulMaxSessionCount == CK_UNAVAILABLE_INFORMATION ? 0 : token.ulMaxSessionCount;
+    copy_padded(info->label, sizeof info->label, token.label, sizeof token.label);
+    copy_padded(info->serial, sizeof info->serial, token.serialNumber, sizeof token.serialNumber);
+    copy_padded(info->manufacturer, sizeof info->manufacturer, token.manufacturerID, sizeof token.manufacturerID);
+    copy_padded(info->model, sizeof info->model, token.model, sizeof token.model);
+    return CKR_OK;
+}
+
+static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULONG count,
+                         const hsm_token_selector *selector, hsm_token_info *info, hsm_error *error) {
+    char wanted[160];
+    char seen[120] = "";
+    unsigned found = 0;
+    describe(selector, wanted, sizeof wanted);
+    for (CK_ULONG i = 0; i < count; i++) {
+        hsm_token_info candidate;
+        /* A slot whose token does not answer is no candidate; an unreachable one is reported as not found. */
+        if (read_token(p11, slots[i], &candidate) != CKR_OK) {
+            continue;
+        }
+        if (matches(selector, slots[i], &candidate)) {
+            *info = candidate;
+            found++;
+        } else if ((candidate.flags & CKF_TOKEN_INITIALIZED) != 0) {
+            size_t used = strlen(seen);
+            (void)snprintf(seen + used, sizeof seen - used, "%s'%.32s'", used == 0 ? "" : ", ", candidate.label);
+        }
+    }
+    if (found == 1) {
+        return HSM_OK;
+    }
+    if (found > 1) {
+        return hsm_fail(error, HSM_TOKEN_AMBIGUOUS, "C_GetSlotList", "%u slots hold a %s; add serial or slot", found,
+                        wanted);
+    }
+    return hsm_fail(error, HSM_TOKEN_NOT_FOUND, "C_GetSlotList", "no %s%s%s", wanted,
+                    seen[0] != '\0' ? "; present: " : "; no initialized token is present", seen);
+}
+
+hsm_status hsm_token_find(CK_FUNCTION_LIST *p11, const hsm_token_selector *selector, hsm_token_info *info,
+                          hsm_error *error) {
+    /* The list may grow between the size query and the read (a token is plugged in), hence the second attempt. */
+    for (int attempt = 0; attempt < 2; attempt++) {
+        CK_ULONG count = 0;
+        CK_RV rv = p11->C_GetSlotList(CK_TRUE, NULL, &count);
+        if (rv != CKR_OK) {
+            return hsm_fail_ckr(error, rv, "C_GetSlotList", "looking for the token");
+        }
+        if (count > 65536) {
+            return hsm_fail(error, HSM_MODULE_INVALID, "C_GetSlotList", "the module claims %lu slots", count);
+        }
+        CK_SLOT_ID *slots = hsm_alloc((count + 1) * sizeof *slots);
+        if (slots == NULL) {
+            return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "slot list");
+        }
+        CK_ULONG filled = count + 1;
+        rv = p11->C_GetSlotList(CK_TRUE, slots, &filled);
+        if (rv == CKR_OK) {
+            hsm_status status =
+                choose(p11, slots, filled <= count + 1 ? filled : count + 1, selector, info, error);
+            hsm_free(slots);
+            return status;
+        }
+        hsm_free(slots);
+        if (rv != CKR_BUFFER_TOO_SMALL) {
+            return hsm_fail_ckr(error, rv, "C_GetSlotList", "looking for the token");
+        }
+    }
+    return hsm_fail(error, HSM_TOKEN_LOST, "C_GetSlotList", "the list of slots keeps changing");
+}
+
+hsm_status hsm_session_open(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, bool read_write, CK_SESSION_HANDLE *session,
+                            hsm_error *error) {
+    CK_FLAGS flags = CKF_SERIAL_SESSION | (read_write ? CKF_RW_SESSION : 0);
+    CK_RV rv = p11->C_OpenSession(slot, flags, NULL, NULL, session);
+    if (rv != CKR_OK) {
+        return hsm_fail_ckr(error, rv, "C_OpenSession", "slot %lu", slot);
+    }
+    hsm_count(HSM_RESOURCE_SESSION, 1);
+    return HSM_OK;
+}
+
+void hsm_session_close(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session) {
+    (void)p11->C_CloseSession(session);
+    hsm_count(HSM_RESOURCE_SESSION, -1);
+}
+
+hsm_status hsm_token_login(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, CK_SESSION_HANDLE session, const uint8_t *pin,
+                           size_t pin_len, bool *already, hsm_error *error) {
+    *already = false;
+    CK_TOKEN_INFO token;
+    memset(&token, 0, sizeof token);
+    CK_RV rv = p11->C_GetTokenInfo(slot, &token);
+    if (rv != CKR_OK) {
+        return hsm_fail_ckr(error, rv, "C_GetTokenInfo", "before login");
+    }
+    if ((token.flags & CKF_USER_PIN_LOCKED) != 0) {
+        return hsm_fail(error, HSM_PIN_LOCKED, "C_Login", "no attempt was made: the token says that the PIN is locked");
+    }
+    if ((token.flags & CKF_USER_PIN_FINAL_TRY) != 0) {
+        return hsm_fail(error, HSM_PIN_LOCKED, "C_Login",
+                        "no attempt was made: the token says that a wrong PIN would lock it; log in once by hand");
+    }
+    /* The standard takes a non-const pointer but only reads it. */
+    rv = p11->C_Login(session, CKU_USER, (CK_UTF8CHAR_PTR)(uintptr_t)pin, pin_len);
+    if (rv == CKR_USER_ALREADY_LOGGED_IN) {
+        *already = true;
+        return HSM_OK;
+    }
+    return rv == CKR_OK ? HSM_OK : hsm_fail_ckr(error, rv, "C_Login", "token login");
+}

@@ -1,0 +1,126 @@
+#include "algorithm.h"
+
+#include <openssl/core_names.h>
+#include <openssl/ec.h>
+#include <openssl/ecdsa.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/param_build.h>
+#include <sodium.h>
+#include <string.h>
+
+struct hsm_verifier {
+    hsm_algorithm algorithm;
+    uint8_t public_key[HSM_MAX_PUBLIC_KEY];
+    EVP_PKEY_CTX *context; /* ECDSA only */
+};
+
+/* A context ready for EVP_PKEY_verify on an ECDSA public key, or NULL if the point is not on the curve. */
+static EVP_PKEY_CTX *ecdsa_context(hsm_algorithm algorithm, const uint8_t *public_key, size_t len) {
+    char group[16];
+    (void)strcpy(group, algorithm == HSM_ECDSA_P256 ? "prime256v1" : "secp256k1");
+    uint8_t point[HSM_MAX_PUBLIC_KEY];
+    memcpy(point, public_key, len);
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
+        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, point, len),
+        OSSL_PARAM_construct_end(),
+    };
+    EVP_PKEY *key = NULL;
+    EVP_PKEY_CTX *context = NULL;
+    EVP_PKEY_CTX *maker = EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
+    if (maker != NULL && EVP_PKEY_fromdata_init(maker) == 1 &&
+        EVP_PKEY_fromdata(maker, &key, EVP_PKEY_PUBLIC_KEY, params) == 1) {
+        context = EVP_PKEY_CTX_new_from_pkey(NULL, key, NULL);
+        if (context != NULL && EVP_PKEY_verify_init(context) != 1) {
+            EVP_PKEY_CTX_free(context);
+            context = NULL;
+        }
+    }
+    EVP_PKEY_free(key);
+    EVP_PKEY_CTX_free(maker);
+    return context;
+}
+
+hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len) {
+    const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
+    if (info == NULL || public_key_len != info->public_key_len) {
+        return NULL;
+    }
+    hsm_verifier *verifier = hsm_alloc(sizeof *verifier);
+    if (verifier == NULL) {
+        return NULL;
+    }
+    verifier->algorithm = algorithm;
+    memcpy(verifier->public_key, public_key, public_key_len);
+    if (info->prehashed) {
+        verifier->context = ecdsa_context(algorithm, public_key, public_key_len);
+        if (verifier->context == NULL) {
+            ERR_clear_error();
+            hsm_verifier_free(verifier);
+            return NULL;
+        }
+    }
+    return verifier;
+}
+
+void hsm_verifier_free(hsm_verifier *verifier) {
+    if (verifier != NULL) {
+        EVP_PKEY_CTX_free(verifier->context);
+        hsm_free(verifier);
+    }
+}
+
+/* r || s as the DER structure that libcrypto wants (RFC 3279 section 2.2.3). Returns its length, or 0. */
+static size_t ecdsa_der(const uint8_t signature[HSM_MAX_SIGNATURE], uint8_t der[80]) {
+    ECDSA_SIG *pair = ECDSA_SIG_new();
+    BIGNUM *r = BN_bin2bn(signature, 32, NULL);
+    BIGNUM *s = BN_bin2bn(signature + 32, 32, NULL);
+    int len = 0;
+    if (pair != NULL && r != NULL && s != NULL && ECDSA_SIG_set0(pair, r, s) == 1) {
+        r = s = NULL; /* the pair owns them now */
+        unsigned char *end = der;
+        len = i2d_ECDSA_SIG(pair, &end);
+    }
+    BN_free(r);
+    BN_free(s);
+    ECDSA_SIG_free(pair);
+    return len > 0 ? (size_t)len : 0;
+}
+
+static bool ecdsa_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len, const uint8_t *signature) {
+    uint8_t low[HSM_MAX_SIGNATURE];
+    memcpy(low, signature, sizeof low);
+    if (!hsm_normalize_s(verifier->algorithm, low) || memcmp(low, signature, sizeof low) != 0) {
+        return false; /* out of range, or the malleable high-s form */
+    }
+    uint8_t digest[HSM_SHA256_SIZE];
+    uint8_t der[80];
+    hsm_sha256(message, message_len, digest);
+    size_t der_len = ecdsa_der(signature, der);
+    bool good = der_len > 0 && EVP_PKEY_verify(verifier->context, der, der_len, digest, sizeof digest) == 1;
+    ERR_clear_error();
+    return good;
+}
+
+hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
+                              const uint8_t *signature, size_t signature_len) {
+    if (signature_len != HSM_MAX_SIGNATURE) {
+        return HSM_SIGNATURE_INVALID;
+    }
+    bool good = verifier->algorithm == HSM_ED25519
+                    ? crypto_sign_verify_detached(signature, message, message_len, verifier->public_key) == 0
+                    : ecdsa_check(verifier, message, message_len, signature);
+    return good ? HSM_OK : HSM_SIGNATURE_INVALID;
+}
+
+hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
+                      const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len) {
+    hsm_verifier *verifier = hsm_verifier_new(algorithm, public_key, public_key_len);
+    if (verifier == NULL) {
+        return HSM_BAD_ARGUMENT;
+    }
+    hsm_status status = hsm_verifier_check(verifier, message, message_len, signature, signature_len);
+    hsm_verifier_free(verifier);
+    return status;
+}

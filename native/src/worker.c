@@ -1,0 +1,287 @@
+/* A worker: one thread, one session. It claims a request, signs, completes, wakes the client; and sleeps when there is
+ * nothing to claim. */
+#include "engine.h"
+
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "key.h"
+#include "token.h"
+
+#define MAX_ATTEMPTS 4U
+/* A parked worker looks round this often even if nobody wakes it, to keep an idle session alive. */
+#define PARK_NS UINT64_C(1000000000)
+
+hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error) {
+    if (worker->session_open) {
+        return HSM_OK;
+    }
+    hsm_engine *engine = worker->engine;
+    hsm_status status = hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions,
+                                         &worker->session, error);
+    worker->session_open = status == HSM_OK;
+    memset(worker->handles, 0, sizeof worker->handles);
+    return status;
+}
+
+void hsm_worker_close(hsm_worker *worker) {
+    if (worker->session_open) {
+        hsm_session_close(worker->engine->p11, worker->session);
+        worker->session_open = false;
+    }
+}
+
+hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
+    hsm_engine *engine = worker->engine;
+    uint32_t epoch = atomic_load_explicit(&engine->epoch, memory_order_acquire);
+    if (worker->epoch != epoch) {
+        memset(worker->handles, 0, sizeof worker->handles);
+        worker->epoch = epoch;
+    }
+    if (worker->handles[key] == 0) {
+        if (!engine->quirks->handles_per_session) {
+            worker->handles[key] = (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[key].handle,
+                                                                          memory_order_acquire);
+        } else {
+            hsm_error error;
+            (void)pthread_mutex_lock(&engine->control);
+            hsm_status status = hsm_engine_refind(engine, worker->session, key, &worker->handles[key], &error);
+            (void)pthread_mutex_unlock(&engine->control);
+            if (status != HSM_OK) {
+                worker->handles[key] = 0;
+                outcome->call = HSM_CALL_C_FindObjects;
+                outcome->ckr = error.ckr;
+                return status;
+            }
+        }
+    }
+    *handle = worker->handles[key];
+    return HSM_OK;
+}
+
+static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
+    const hsm_key_record *record = &worker->engine->area->keys[key];
+    if (worker->verifiers[key] == NULL) {
+        worker->verifiers[key] =
+            hsm_verifier_new((hsm_algorithm)record->algorithm, record->public_key, record->public_key_len);
+        if (worker->verifiers[key] == NULL) {
+            return HSM_OUT_OF_MEMORY;
+        }
+    }
+    return hsm_verifier_check(worker->verifiers[key], worker->message, message_len, signature, HSM_MAX_SIGNATURE);
+}
+
+static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t message_len, uint8_t *signature,
+                            hsm_outcome *outcome) {
+    hsm_engine *engine = worker->engine;
+    outcome->call = HSM_CALL_NONE;
+    outcome->ckr = CKR_OK;
+    if (!worker->session_open) {
+        hsm_error error;
+        hsm_status status = hsm_worker_open(worker, &error);
+        if (status != HSM_OK) {
+            outcome->call = HSM_CALL_C_OpenSession;
+            outcome->ckr = error.ckr;
+            return status;
+        }
+    }
+    CK_OBJECT_HANDLE handle;
+    hsm_status status = hsm_worker_handle(worker, slot->key, &handle, outcome);
+    if (status != HSM_OK) {
+        return status;
+    }
+    status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)engine->area->keys[slot->key].algorithm,
+                      worker->message, message_len, signature, outcome);
+    if (status == HSM_OK && engine->verify_every != 0 && ++worker->signed_count % engine->verify_every == 0) {
+        status = verify(worker, slot->key, message_len, signature);
+    }
+    if (status == HSM_MODULE_FATAL && outcome->ckr == CKR_HOST_MEMORY && engine->quirks->memory_error_is_logout) {
+        status = HSM_NOT_LOGGED_IN;
+    }
+    return status;
+}
+
+/* Whether the request should be begun at all. */
+static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint64_t now) {
+    const hsm_area *area = worker->engine->area;
+    if (atomic_load_explicit(&slot->cancelled, memory_order_relaxed) != 0) {
+        return HSM_CANCELLED;
+    }
+    if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
+        return HSM_DEADLINE_EXCEEDED;
+    }
+    if (slot->key >= HSM_MAX_KEYS || slot->message_len > area->max_message) {
+        return HSM_BAD_ARGUMENT;
+    }
+    switch (atomic_load_explicit(&area->keys[slot->key].state, memory_order_acquire)) {
+    case HSM_KEY_ACTIVE:
+        return HSM_OK;
+    case HSM_KEY_RETIRED:
+        return HSM_KEY_DEACTIVATED;
+    case HSM_KEY_MISMATCHED:
+        return HSM_KEY_MISMATCH;
+    default:
+        return HSM_KEY_NOT_FOUND;
+    }
+}
+
+static void add(_Atomic uint64_t *counter) {
+    /* One writer, so a plain load and store do; a locked instruction would cost more than the rest of this. */
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+
+static void add_sample(_Atomic uint32_t *histogram, uint64_t ns) {
+    _Atomic uint32_t *bucket = &histogram[hsm_histogram_bucket(ns)];
+    atomic_store_explicit(bucket, atomic_load_explicit(bucket, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+
+static void tally(hsm_worker_record *record, hsm_status status) {
+    switch (status) {
+    case HSM_OK:
+        add(&record->signatures);
+        break;
+    case HSM_DEADLINE_EXCEEDED:
+        add(&record->expired);
+        break;
+    case HSM_CANCELLED:
+        add(&record->cancelled);
+        break;
+    default:
+        add(&record->failures);
+        break;
+    }
+}
+
+/* Serve one request. `begun` is when it was claimed; returns when it was done. */
+static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
+    hsm_area *area = worker->engine->area;
+    hsm_slot *slot = hsm_area_slot(area, index);
+    uint64_t queued = begun > slot->submitted_ns ? begun - slot->submitted_ns : 0;
+    uint64_t ended = begun;
+    hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
+    hsm_status status = admit(worker, slot, begun);
+    slot->signature_len = 0;
+    if (status == HSM_OK) {
+        size_t message_len = slot->message_len;
+        memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
+        atomic_store_explicit(&worker->record->call_started_ns, begun, memory_order_relaxed);
+        for (unsigned attempt = 1;; attempt++) {
+            status = sign_once(worker, slot, message_len, slot->signature, &outcome);
+            if (status == HSM_OK || attempt == MAX_ATTEMPTS || !hsm_recover(worker, status, &outcome, attempt)) {
+                break;
+            }
+        }
+        atomic_store_explicit(&worker->record->call_started_ns, 0, memory_order_relaxed);
+        ended = hsm_now_ns();
+        slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
+        add_sample(worker->record->hsm_histogram, ended - begun);
+        add_sample(worker->record->queue_histogram, queued);
+    }
+    slot->status = status;
+    slot->call = outcome.call;
+    slot->ckr = outcome.ckr;
+    slot->worker = worker->index;
+    slot->queue_ns = queued < UINT32_MAX ? (uint32_t)queued : UINT32_MAX;
+    slot->hsm_ns = ended - begun;
+    tally(worker->record, status);
+    hsm_area_complete(area, index);
+    return ended;
+}
+
+/* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. */
+static bool spin(hsm_worker *worker) {
+    hsm_area *area = worker->engine->area;
+    uint32_t nobody = 0;
+    if (worker->engine->spin_ns == 0 || !atomic_compare_exchange_strong(&area->spinning, &nobody, 1)) {
+        return false;
+    }
+    uint64_t until = hsm_now_ns() + worker->engine->spin_ns;
+    bool found = false;
+    do {
+        for (int i = 0; i < 32 && !found; i++) {
+            hsm_relax();
+            found = hsm_area_queued(area) != 0;
+        }
+    } while (!found && hsm_now_ns() < until && atomic_load_explicit(&area->stopping, memory_order_relaxed) == 0);
+    atomic_store(&area->spinning, 0);
+    return found;
+}
+
+/* Wait for a request. Returns false when the engine stops; `waited` says whether time has passed. */
+static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
+    hsm_area *area = worker->engine->area;
+    *waited = false;
+    while (atomic_load_explicit(&area->stopping, memory_order_relaxed) == 0) {
+        if (hsm_area_claim(area, index)) {
+            /* The submitter may have counted on this worker for several requests; pass the wake on. */
+            if (*waited && hsm_area_queued(area) != 0) {
+                hsm_area_unpark(area, 1);
+            }
+            return true;
+        }
+        *waited = true;
+        if (!spin(worker)) {
+            hsm_area_park(area, worker->index, PARK_NS);
+        }
+    }
+    return false;
+}
+
+static void run(hsm_worker *worker) {
+    hsm_client *client = worker->engine->client;
+    hsm_area *area = worker->engine->area;
+    uint64_t now = hsm_now_ns();
+    uint32_t index;
+    bool waited;
+    while (next_request(worker, &index, &waited)) {
+        uint64_t begun = waited ? hsm_now_ns() : now;
+        now = serve(worker, index, begun);
+        /* Deferring pays only while more completions follow soon. */
+        bool urgent = now - begun >= area->coalesce_ns || hsm_area_queued(area) == 0;
+        hsm_notify(area, client->event_fd, client->timer_fd, urgent, worker->record);
+    }
+}
+
+static void announce(hsm_worker *worker, hsm_status status, const hsm_error *error) {
+    hsm_engine *engine = worker->engine;
+    (void)pthread_mutex_lock(&engine->state);
+    engine->starting--;
+    if (status == HSM_OK) {
+        engine->running++;
+        atomic_store(&worker->record->running, 1);
+    } else if (engine->start_error.status == HSM_OK) {
+        engine->start_error = *error;
+    }
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+}
+
+void *hsm_worker_main(void *argument) {
+    hsm_worker *worker = argument;
+    hsm_engine *engine = worker->engine;
+    hsm_error error = {.status = HSM_OK};
+    (void)prctl(PR_SET_NAME, "hsm-worker");
+    if (engine->quirks->open_pause_ms != 0) {
+        uint64_t pause = (uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U;
+        struct timespec when = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)};
+        (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &when, NULL);
+    }
+    hsm_status status = hsm_worker_open(worker, &error);
+    announce(worker, status, &error);
+    if (status != HSM_OK) {
+        return NULL;
+    }
+    run(worker);
+    hsm_worker_close(worker);
+    for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
+        hsm_verifier_free(worker->verifiers[i]);
+        worker->verifiers[i] = NULL;
+    }
+    (void)pthread_mutex_lock(&engine->state);
+    engine->running--;
+    atomic_store(&worker->record->running, 0);
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+    return NULL;
+}
