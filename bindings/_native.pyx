@@ -7,7 +7,7 @@ memory and make a descriptor readable; `_drain` runs in the loop and resolves th
 A *waiter* is whoever gets an answer: a future, or one position of a Batch. Each request slot has one waiter; identical
 requests that arrive while it is in flight follow it (single-flight) and share its answer.
 """
-from asyncio import InvalidStateError, _get_running_loop
+from asyncio import Future, InvalidStateError
 from collections import deque
 from math import inf
 
@@ -15,8 +15,9 @@ from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyObject_Call
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cimport cython
@@ -33,7 +34,6 @@ from hsmcore.errors import (
     error_of,
 )
 
-cdef object _loop_now = _get_running_loop
 cdef double NS = 1e9
 # Callers may be answered this much after their deadline; it bounds how often deadlines are looked at.
 cdef double SWEEP_INTERVAL = 0.005
@@ -163,7 +163,9 @@ cdef class Engine:
     cdef hsm_algorithm _algorithms[64]
     cdef uint32_t _max_message
     cdef object _loop
-    cdef object _new_future
+    cdef object _loop_is_running
+    cdef dict _future_keywords
+    cdef long _thread
     cdef object _member
     cdef object _queue  # deque of _Waiting and Batch
     cdef dict _followers  # slot -> [(waiter, position, message, deadline)]
@@ -311,7 +313,9 @@ cdef class Engine:
         cdef int timer_fd
         hsm_client_wake_fds(self._client, &event_fd, &timer_fd)
         self._loop = loop
-        self._new_future = loop.create_future
+        self._loop_is_running = loop.is_running
+        self._thread = PyThread_get_thread_ident()
+        self._future_keywords = {"loop": loop}
         self._fds = (event_fd, timer_fd)
         for fd in self._fds:
             loop.add_reader(fd, self._drain)
@@ -448,9 +452,15 @@ cdef class Engine:
             if self._loop is None:
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
-        if _loop_now() is not self._loop:
+        # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
+        # system call in Python 3.11.
+        if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
         return 0
+
+    cdef inline object _new_future(self):
+        # With the keywords made beforehand; Future takes its loop by keyword only.
+        return PyObject_Call(Future, (), self._future_keywords)
 
     cdef bytes _checked(self, object message):
         cdef bytes data = _snapshot(message)

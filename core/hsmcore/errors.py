@@ -44,6 +44,13 @@ class HsmError(Exception):
         self.member = member
         self.hint = hint if hint is not None else self.default_hint or STATUSES[self.status].hint
 
+    def __str__(self) -> str:
+        """The message and, as a sentence of its own, the hint; so a hint that is set later is shown too."""
+        message = str(self.args[0]) if self.args else ""
+        if not self.hint or message.endswith(self.hint):
+            return message
+        return f"{message}{'' if message.endswith(('.', '!', '?')) else '.'} {self.hint}"
+
     @property
     def error_class(self) -> str:
         """The class of the status in status.def, such as "MEMBER_DOWN": it says what mends the failure."""
@@ -307,6 +314,10 @@ class ConfigurationError(HsmError, ValueError):
         super().__init__(message, hint=hint)
         self.faults = tuple(faults)
 
+    def __str__(self) -> str:
+        # The faults say what to do; a hint after a list of them would read as one more.
+        return str(self.args[0]) if self.args else ""
+
     @property
     def path(self) -> str:
         """The JSON path of the first fault; `$` when the document as a whole is at fault."""
@@ -392,15 +403,14 @@ def error_of(
     if row is None:
         message = f"{call or 'native core'}: unknown status {status!r} {detail}".rstrip()
         return InternalError(message, call=call, member=member)
-    advice = row.hint if hint is None else hint
     subject = call
     if ckr:
         subject += (": " if call else "") + f"{ckr_name or 'CKR'} (0x{ckr:X})"
     if member is not None:
         subject += (" on " if subject else "") + f"member {member!r}"
     message = (f"{subject}: " if subject else "") + row.text + (f" ({detail})" if detail else "") + "."
-    if advice:
-        message += f" {advice}"
+    # The row's hint and not the class's: a class may stand for several rows.
+    advice = row.hint if hint is None else hint
     return EXCEPTION_OF_STATUS[status](
         message, status=status, ckr=ckr or None, ckr_name=ckr_name, call=call, member=member, hint=advice
     )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from hsmcore import _native
 from hsmcore.audit import AuditLog
@@ -21,6 +21,7 @@ from hsmcore.log import get_logger
 from hsmcore.member import Pkcs11Member, make_member
 from hsmcore.receipt import Receipt
 
+T = TypeVar("T")
 Signed = bytes | asyncio.Future[bytes]
 
 
@@ -67,13 +68,14 @@ class KeyManager:
         failure nothing is left open and it may be tried again, unless a PIN was refused."""
         if self._state in ("starting", "open"):
             raise HsmError("initialize() was called already", status="BAD_ARGUMENT")
-        self.config.require_complete()
         self._state = "starting"
         self._warn_of_what_is_missing()
         member = None
         try:
             await self.audit.open()
             member = make_member(self._rules, self._rules, "primary")
+            member.require_module()  # before the blanks of an example: what to install comes first
+            self.config.require_complete()
             key = await member.start()
         except BaseException as error:
             self._state = "new"
@@ -91,7 +93,9 @@ class KeyManager:
     def _warn_of_what_is_missing(self) -> None:
         for name, part in (("failover", self._rules.failover), ("keyRotation", self._rules.key_rotation)):
             if part is not None and part.enabled:
-                get_logger().warning(f"{name}.enabled has no effect in this version", path=f"{self._rules.where}.{name}")
+                get_logger().warning(
+                    f"{name}.enabled has no effect in this version", path=f"{self._rules.where}.{name}"
+                )
 
     async def close(self) -> None:
         """Refuse new requests, let those in flight end (each with its signature or an error), then let the token go.
@@ -131,10 +135,10 @@ class KeyManager:
         if self._audited:
             return (await self.sign_with_receipt(message, timeout)).signature
         signed = self._submit(message, timeout, self._key_index)
-        if type(signed) is bytes:
+        if isinstance(signed, bytes):
             return signed
         try:
-            return await signed  # type: ignore[misc]  # bytes were returned above
+            return await signed
         except asyncio.CancelledError:
             self._abandon(signed)
             raise
@@ -168,13 +172,9 @@ class KeyManager:
         begun = time.perf_counter_ns()
         engine = self._opened().engine
         key = self._current()
-        future = engine.submit_many(messages, timeout, return_exceptions, key.index)
         try:
-            results = await future
-        except asyncio.CancelledError:
-            engine.abandon(future)
-            raise
-        except HsmError as error:
+            results = await self._awaited(engine.submit_many(messages, timeout, return_exceptions, key.index))
+        except (HsmError, asyncio.CancelledError) as error:
             self._record_failure("sign-many", None, error)
             raise
         if self._audited:
@@ -182,31 +182,32 @@ class KeyManager:
                 self._record(message, result, key, False, time.perf_counter_ns() - begun)
         return results
 
-    async def sign_with_receipt(
-        self, message: bytes | bytearray | memoryview, timeout: float | None = None
-    ) -> Receipt:
+    async def sign_with_receipt(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Receipt:
         """Sign one message and say who did it. Errors as `sign`."""
         begun = time.perf_counter_ns()
         member = self._opened()
         key = self._current()
         try:
             signed = self._submit(message, timeout, key.index)
-            cached = type(signed) is bytes
-            signature = signed if isinstance(signed, bytes) else await signed
-        except asyncio.CancelledError:
-            self._abandon(signed)
-            self._record_failure("sign", message, None)
-            raise
-        except HsmError as error:
+            cached = isinstance(signed, bytes)
+            signature = signed if isinstance(signed, bytes) else await self._awaited(signed)
+        except (HsmError, asyncio.CancelledError) as error:
             self._record_failure("sign", message, error)
             raise
         latency = time.perf_counter_ns() - begun
         sequence = self._record(message, signature, key, cached, latency)
         return Receipt(signature, key.id, key.public_key, member.name, member.level, cached, latency, sequence)
 
-    def _abandon(self, signed: Signed) -> None:
-        if self._member is not None and not isinstance(signed, bytes):
-            self._member.engine.abandon(signed)
+    async def _awaited(self, future: asyncio.Future[T]) -> T:
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(future)
+            raise
+
+    def _abandon(self, future: asyncio.Future[Any]) -> None:
+        if self._member is not None:
+            self._member.engine.abandon(future)
 
     async def verify(
         self, message: bytes | bytearray | memoryview, signature: bytes, key_id: str | None = None
@@ -343,7 +344,9 @@ class KeyManager:
         self._key_index = key.index
         self._submit = engine.submit
 
-    def _record(self, message: Any, result: bytes | HsmError, key: KeyVersion, cached: bool, latency: int) -> int | None:
+    def _record(
+        self, message: Any, result: bytes | HsmError, key: KeyVersion, cached: bool, latency: int
+    ) -> int | None:
         if not self._audited:
             return None
         if isinstance(result, HsmError):
@@ -363,7 +366,7 @@ class KeyManager:
             latency_ns=latency,
         )
 
-    def _record_failure(self, operation: str, message: Any, error: HsmError | None) -> int | None:
+    def _record_failure(self, operation: str, message: Any, error: BaseException) -> int | None:
         if not self._audited:
             return None
         readable = isinstance(message, (bytes, bytearray, memoryview))
@@ -371,7 +374,7 @@ class KeyManager:
             operation,
             message=bytes(message) if readable else None,
             result="error",
-            error=error.status if error is not None else "CANCELLED",
+            error=error.status if isinstance(error, HsmError) else "CANCELLED",
             member=self._member.name if self._member is not None else None,
         )
 

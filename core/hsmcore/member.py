@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
@@ -51,6 +52,16 @@ class Pkcs11Member:
         )
         self._spin_seconds = rules.spin_micros / 1e6
         self.control = ControlPlane.for_settings(settings, member=self.name)
+
+    def require_module(self) -> None:
+        """Raise ModuleMissing, which says what to install, if the module's file is not there."""
+        path = self._settings.module_path
+        if not Path(path).is_file():
+            raise ModuleMissing(
+                f"member {self.name!r}: the PKCS#11 module {path} does not exist",
+                member=self.name,
+                hint=self._provider.install_hint,
+            )
 
     async def start(self) -> KeyVersion:
         """Load the module, log in once, start the workers, find and prove the configured key. On failure nothing
@@ -120,7 +131,7 @@ class Pkcs11Member:
         """Find another key of the token by its CKA_ID."""
         return await self._add_key(id=key_id)
 
-    async def _add_key(self, **selector: object) -> KeyVersion:
+    async def _add_key(self, **selector: Any) -> KeyVersion:
         return KeyVersion.of_engine(await self._run(lambda: self.engine.add_key(**selector)))
 
     async def stop(self) -> None:

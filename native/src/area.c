@@ -8,7 +8,7 @@ static uint64_t aligned(uint64_t size, uint64_t to) {
     return (size + to - 1U) / to * to;
 }
 
-hsm_status hsm_area_create(const hsm_client_options *options, hsm_area **out, int *fd_out, hsm_error *error) {
+hsm_status hsm_area_create(const hsm_client_options *options, hsm_area **area, int *fd, hsm_error *error) {
     uint32_t slots = 1;
     while (slots < options->slots) {
         slots *= 2U;
@@ -36,28 +36,28 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area **out, in
     end += slots * layout.overflow_stride;
     layout.size = end;
 
-    int fd = memfd_create("hsmcore", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0) {
+    int file = memfd_create("hsmcore", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (file < 0) {
         return hsm_fail_errno(error, "memfd_create", "shared area");
     }
     hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    if (ftruncate(fd, (off_t)end) != 0) {
+    if (ftruncate(file, (off_t)end) != 0) {
         hsm_status status = hsm_fail_errno(error, "ftruncate", "shared area");
-        hsm_area_destroy(NULL, fd);
+        hsm_area_destroy(NULL, file);
         return status;
     }
-    void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
     if (memory == MAP_FAILED) {
         hsm_status status = hsm_fail_errno(error, "mmap", "shared area");
-        hsm_area_destroy(NULL, fd);
+        hsm_area_destroy(NULL, file);
         return status;
     }
     /* Messages may be confidential: keep them out of core dumps, and out of a forked child that may not use them. */
     (void)madvise(memory, end, MADV_DONTDUMP);
     (void)madvise(memory, end, MADV_DONTFORK);
     memcpy(memory, &layout, sizeof layout);
-    *out = memory;
-    *fd_out = fd;
+    *area = memory;
+    *fd = file;
     return HSM_OK;
 }
 

@@ -76,7 +76,7 @@ typedef struct hsm_area {
     uint32_t max_message;
     uint32_t max_workers;
     uint64_t coalesce_ns;
-    uint64_t size; /* bytes of the whole area */
+    uint64_t size;         /* bytes of the whole area */
     uint64_t request_ring; /* offsets from the start of the area */
     uint64_t completion_ring;
     uint64_t slot_table;
@@ -87,7 +87,7 @@ typedef struct hsm_area {
     HSM_ALIGNED _Atomic uint64_t request_tail;
     HSM_ALIGNED _Atomic uint64_t request_head;
     HSM_ALIGNED _Atomic uint64_t completion_tail;
-    HSM_ALIGNED _Atomic uint32_t notify; /* enum hsm_notify */
+    HSM_ALIGNED _Atomic uint32_t notify;   /* enum hsm_notify */
     HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
     _Atomic uint32_t stopping;
     HSM_ALIGNED _Atomic uint64_t parked[HSM_PARKED_WORDS]; /* one bit for each sleeping worker */

@@ -76,7 +76,8 @@ void hsm_wipe(void *memory, size_t size) {
 }
 
 void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns) {
-    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000U), .tv_nsec = (long)(timeout_ns % 1000000000U)};
+    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000U),
+                               .tv_nsec = (long)(timeout_ns % 1000000000U)};
     (void)syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns == 0 ? NULL : &timeout, NULL, 0);
 }
 

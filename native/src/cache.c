@@ -157,7 +157,7 @@ static entry *find(hsm_cache *cache, uint64_t hash, uint32_t key, hsm_algorithm 
 
 enum hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
                                        size_t message_len, uint8_t *signature, uint32_t *signature_len,
-                                       uint64_t *leader, uint64_t *entry_out) {
+                                       uint64_t *leader, uint64_t *entry_id) {
     uint64_t hash = hash_of(cache, key, algorithm, message, message_len);
     entry *item = find(cache, hash, key, algorithm, message, message_len);
     if (item != NULL && item->state == HELD) {
@@ -190,22 +190,22 @@ enum hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algor
     cache->stats.misses++;
     cache->stats.in_flight++;
     cache->stats.bytes += size_of(item);
-    *entry_out = (uint64_t)(uintptr_t)item;
+    *entry_id = (uint64_t)(uintptr_t)item;
     return HSM_CACHE_MISS;
 }
 
-static entry *entry_of(uint64_t id) {
+static entry *entry_of(uint64_t entry_id) {
     /* The caller got it from a lookup and has not ended it yet; see the header. */
-    return (entry *)(uintptr_t)id; // NOLINT(performance-no-int-to-ptr)
+    return (entry *)(uintptr_t)entry_id; // NOLINT(performance-no-int-to-ptr)
 }
 
-void hsm_cache_set_leader(hsm_cache *cache, uint64_t id, uint64_t leader) {
+void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry_id, uint64_t leader) {
     (void)cache;
-    entry_of(id)->leader = leader;
+    entry_of(entry_id)->leader = leader;
 }
 
-void hsm_cache_abandon(hsm_cache *cache, uint64_t id) {
-    entry *item = entry_of(id);
+void hsm_cache_abandon(hsm_cache *cache, uint64_t entry_id) {
+    entry *item = entry_of(entry_id);
     if (item->state == IN_FLIGHT) {
         unlink_chain(cache, item);
     }
@@ -213,10 +213,10 @@ void hsm_cache_abandon(hsm_cache *cache, uint64_t id) {
     destroy(cache, item);
 }
 
-void hsm_cache_fill(hsm_cache *cache, uint64_t id, const uint8_t *signature, uint32_t signature_len, int keep) {
-    entry *item = entry_of(id);
+void hsm_cache_fill(hsm_cache *cache, uint64_t entry_id, const uint8_t *signature, uint32_t signature_len, int keep) {
+    entry *item = entry_of(entry_id);
     if (item->state == DETACHED || !keep || cache->capacity == 0 || signature_len > HSM_MAX_SIGNATURE) {
-        hsm_cache_abandon(cache, id);
+        hsm_cache_abandon(cache, entry_id);
         return;
     }
     memcpy(item->signature, signature, signature_len);

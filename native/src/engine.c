@@ -146,8 +146,7 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     return engine;
 }
 
-hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **out,
-                            hsm_error *error) {
+hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **out, hsm_error *error) {
     *out = NULL;
     hsm_status status = check_options(client, options, error);
     if (status != HSM_OK) {
@@ -282,8 +281,9 @@ void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info) {
 static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_key_info *info, hsm_error *error) {
     uint8_t message[48];
     uint8_t signature[HSM_MAX_SIGNATURE];
-    memcpy(message, "hsmcore key test", 16);
-    randombytes_buf(message + 16, sizeof message - 16);
+    static const uint8_t title[16] = {'h', 's', 'm', 'c', 'o', 'r', 'e', ' ', 'k', 'e', 'y', ' ', 't', 'e', 's', 't'};
+    memcpy(message, title, sizeof title);
+    randombytes_buf(message + sizeof title, sizeof message - sizeof title);
     hsm_outcome outcome;
     hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, message, sizeof message,
                                  signature, &outcome);

@@ -27,7 +27,7 @@ typedef struct hsm_worker {
     bool joinable;
     bool session_open;
     CK_SESSION_HANDLE session;
-    uint32_t epoch; /* of the handles below */
+    uint32_t epoch;                         /* of the handles below */
     CK_OBJECT_HANDLE handles[HSM_MAX_KEYS]; /* 0: look it up */
     hsm_verifier *verifiers[HSM_MAX_KEYS];
     uint64_t signed_count;

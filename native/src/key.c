@@ -80,8 +80,8 @@ static hsm_status find_private(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session,
         *handle = (CK_OBJECT_HANDLE)selector->handle;
         return HSM_OK;
     }
-    CK_OBJECT_HANDLE found[2];
-    CK_ULONG count;
+    CK_OBJECT_HANDLE found[2] = {0};
+    CK_ULONG count = 0;
     hsm_status status = find_objects(p11, session, CKO_PRIVATE_KEY, selector->label, selector->id, selector->id_len,
                                      found, &count, error);
     if (status != HSM_OK) {
@@ -190,8 +190,8 @@ static hsm_status read_attributes(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE sessi
         {CKA_LABEL, info->label, sizeof info->label - 1U, &label_len, "CKA_LABEL"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
-        CK_RV rv = read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size,
-                                  wanted[i].length);
+        CK_RV rv =
+            read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size, wanted[i].length);
         if (rv != CKR_OK) {
             return hsm_fail_ckr(error, rv, "C_GetAttributeValue", "%s of the private key", wanted[i].name);
         }

@@ -74,8 +74,7 @@ static hsm_status load(hsm_module *module, hsm_error *error) {
     if (rv != CKR_OK) {
         return hsm_fail_ckr(error, rv, "C_GetFunctionList", "%s", module->path);
     }
-    return module->p11 != NULL ? HSM_OK
-                               : hsm_fail(error, HSM_MODULE_INVALID, "C_GetFunctionList", "%s", module->path);
+    return module->p11 != NULL ? HSM_OK : hsm_fail(error, HSM_MODULE_INVALID, "C_GetFunctionList", "%s", module->path);
 }
 
 static hsm_status initialize(hsm_module *module, hsm_error *error) {

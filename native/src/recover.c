@@ -29,8 +29,8 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
         return HSM_OK;
     }
     bool already;
-    hsm_status status = hsm_token_login(engine->p11, engine->slot, engine->login_session, engine->pin,
-                                        engine->pin_len, &already, error);
+    hsm_status status = hsm_token_login(engine->p11, engine->slot, engine->login_session, engine->pin, engine->pin_len,
+                                        &already, error);
     if (hsm_status_class(status) == HSM_CLASS_AUTH_FATAL) {
         engine->auth_failed = true;
     }

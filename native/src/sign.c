@@ -3,10 +3,9 @@
 #include <string.h>
 
 const char *hsm_call_name(uint64_t call) {
-    static const char *const names[] = {
-        "",
+    static const char *const names[] = {"",
 #define X(name) #name,
-        HSM_CALLS(X)
+                                        HSM_CALLS(X)
 #undef X
     };
     return call < sizeof names / sizeof names[0] ? names[call] : "";

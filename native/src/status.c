@@ -25,9 +25,9 @@ static const struct {
 #undef HSM_CKR
 };
 
-static const char *const class_names[] = {
-    "OK",          "RETRY",  "RESET",      "REOPEN",        "RELOGIN",      "REFIND",
-    "MEMBER_DOWN", "REINIT", "AUTH_FATAL", "REQUEST_FATAL", "PROCESS_FATAL"};
+static const char *const class_names[] = {"OK",         "RETRY",         "RESET",        "REOPEN",
+                                          "RELOGIN",    "REFIND",        "MEMBER_DOWN",  "REINIT",
+                                          "AUTH_FATAL", "REQUEST_FATAL", "PROCESS_FATAL"};
 
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
 
@@ -114,10 +114,7 @@ hsm_status hsm_fail_ckr(hsm_error *error, uint64_t ckr, const char *call, const 
 
 hsm_status hsm_fail_errno(hsm_error *error, const char *call, const char *what) {
     int code = errno;
-    char text[96];
-    /* The XSI strerror_r: the GNU one is only declared under _GNU_SOURCE. */
-    if (strerror_r(code, text, sizeof text) != 0) {
-        (void)snprintf(text, sizeof text, "errno %d", code);
-    }
-    return hsm_fail(error, code == ENOMEM ? HSM_OUT_OF_MEMORY : HSM_SYSTEM, call, "%s: %s", what, text);
+    const char *text = strerrordesc_np(code); /* not translated, and safe in any thread */
+    return hsm_fail(error, code == ENOMEM ? HSM_OUT_OF_MEMORY : HSM_SYSTEM, call, "%s: %s", what,
+                    text != NULL ? text : "unknown error");
 }

@@ -100,8 +100,7 @@ hsm_status hsm_token_find(CK_FUNCTION_LIST *p11, const hsm_token_selector *selec
         CK_ULONG filled = count + 1;
         rv = p11->C_GetSlotList(CK_TRUE, slots, &filled);
         if (rv == CKR_OK) {
-            hsm_status status =
-                choose(p11, slots, filled <= count + 1 ? filled : count + 1, selector, info, error);
+            hsm_status status = choose(p11, slots, filled <= count + 1 ? filled : count + 1, selector, info, error);
             hsm_free(slots);
             return status;
         }

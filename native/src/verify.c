@@ -17,12 +17,12 @@ struct hsm_verifier {
 
 /* A context ready for EVP_PKEY_verify on an ECDSA public key, or NULL if the point is not on the curve. */
 static EVP_PKEY_CTX *ecdsa_context(hsm_algorithm algorithm, const uint8_t *public_key, size_t len) {
-    char group[16];
-    (void)strcpy(group, algorithm == HSM_ECDSA_P256 ? "prime256v1" : "secp256k1");
+    char p256[] = "prime256v1";
+    char secp256k1[] = "secp256k1";
     uint8_t point[HSM_MAX_PUBLIC_KEY];
     memcpy(point, public_key, len);
     OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
+        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, algorithm == HSM_ECDSA_P256 ? p256 : secp256k1, 0),
         OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, point, len),
         OSSL_PARAM_construct_end(),
     };
@@ -114,8 +114,8 @@ hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, si
     return good ? HSM_OK : HSM_SIGNATURE_INVALID;
 }
 
-hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                      const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len) {
+hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
+                      size_t message_len, const uint8_t *signature, size_t signature_len) {
     hsm_verifier *verifier = hsm_verifier_new(algorithm, public_key, public_key_len);
     if (verifier == NULL) {
         return HSM_BAD_ARGUMENT;

@@ -18,8 +18,8 @@ hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error) {
         return HSM_OK;
     }
     hsm_engine *engine = worker->engine;
-    hsm_status status = hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions,
-                                         &worker->session, error);
+    hsm_status status =
+        hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions, &worker->session, error);
     worker->session_open = status == HSM_OK;
     memset(worker->handles, 0, sizeof worker->handles);
     return status;
@@ -41,8 +41,8 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE 
     }
     if (worker->handles[key] == 0) {
         if (!engine->quirks->handles_per_session) {
-            worker->handles[key] = (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[key].handle,
-                                                                          memory_order_acquire);
+            worker->handles[key] =
+                (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[key].handle, memory_order_acquire);
         } else {
             hsm_error error;
             (void)pthread_mutex_lock(&engine->control);
@@ -237,8 +237,9 @@ static void run(hsm_worker *worker) {
     while (next_request(worker, &index, &waited)) {
         uint64_t begun = waited ? hsm_now_ns() : now;
         now = serve(worker, index, begun);
-        /* Deferring pays only while more completions follow soon. */
-        bool urgent = now - begun >= area->coalesce_ns || hsm_area_queued(area) == 0;
+        /* Deferring pays only while more completions follow soon and nobody is about to run out of work: the client
+         * needs the time of about one signature to come round with more. */
+        bool urgent = now - begun >= area->coalesce_ns || hsm_area_queued(area) < worker->engine->worker_count;
         hsm_notify(area, client->event_fd, client->timer_fd, urgent, worker->record);
     }
 }

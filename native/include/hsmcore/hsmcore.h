@@ -24,13 +24,13 @@
 
 #include <hsmcore/status.h>
 
-#define HSM_MAX_SIGNATURE 64   /* bytes: Ed25519 (RFC 8032) and ECDSA r || s on a 256-bit curve */
-#define HSM_MAX_PUBLIC_KEY 65  /* bytes: 0x04 || X || Y (SEC 1 section 2.3.3); Ed25519 uses 32 */
-#define HSM_MAX_KEY_ID 64      /* bytes of CKA_ID that are kept */
-#define HSM_MAX_LABEL 128      /* bytes of a label, the final NUL included */
-#define HSM_MAX_KEYS 64        /* keys per engine, retired ones included */
-#define HSM_MAX_WORKERS 1024   /* sessions per engine: the most that AWS CloudHSM gives one application */
-#define HSM_MAX_SLOTS 65536    /* requests in flight per client */
+#define HSM_MAX_SIGNATURE 64    /* bytes: Ed25519 (RFC 8032) and ECDSA r || s on a 256-bit curve */
+#define HSM_MAX_PUBLIC_KEY 65   /* bytes: 0x04 || X || Y (SEC 1 section 2.3.3); Ed25519 uses 32 */
+#define HSM_MAX_KEY_ID 64       /* bytes of CKA_ID that are kept */
+#define HSM_MAX_LABEL 128       /* bytes of a label, the final NUL included */
+#define HSM_MAX_KEYS 64         /* keys per engine, retired ones included */
+#define HSM_MAX_WORKERS 1024    /* sessions per engine: the most that AWS CloudHSM gives one application */
+#define HSM_MAX_SLOTS 65536     /* requests in flight per client */
 #define HSM_MAX_MESSAGE 1048576 /* bytes: the most that hsm_client_options.max_message may ask for */
 
 /* ---- algorithms ------------------------------------------------------------------------------------------------ */
@@ -53,8 +53,8 @@ int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 /* Verify a signature in software: libsodium for Ed25519 (rejects small-order keys and non-canonical encodings),
  * libcrypto for ECDSA, where a high s is rejected too. Takes no lock; 40 to 120 microseconds; never calls a module.
  * Returns HSM_OK, HSM_SIGNATURE_INVALID, or HSM_BAD_ARGUMENT for a public key that is no point of the curve. */
-hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                      const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len);
+hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
+                      size_t message_len, const uint8_t *signature, size_t signature_len);
 
 /* ---- the client: submits requests, collects completions ---------------------------------------------------------- */
 
@@ -132,8 +132,8 @@ typedef struct hsm_engine_options {
     hsm_token_selector token;
     const uint8_t *pin; /* copied into locked memory and wiped when the engine stops; NULL: do not log in */
     size_t pin_len;
-    uint32_t workers; /* sessions, one worker thread each; 1 .. the client's max_workers */
-    uint64_t spin_ns; /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
+    uint32_t workers;      /* sessions, one worker thread each; 1 .. the client's max_workers */
+    uint64_t spin_ns;      /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
     uint32_t verify_every; /* verify each n-th signature of a worker before it is handed out; 0: none, 1: all */
 } hsm_engine_options;
 
@@ -154,9 +154,9 @@ typedef struct hsm_key_selector {
     const char *label; /* CKA_LABEL, or NULL */
     const uint8_t *id; /* CKA_ID, or NULL */
     size_t id_len;
-    int64_t handle;             /* CK_OBJECT_HANDLE, or -1 */
-    hsm_algorithm algorithm;    /* what the caller expects, or HSM_ALGORITHM_NONE */
-    const uint8_t *public_key;  /* what the caller expects, or NULL; needed where the token has no public half */
+    int64_t handle;            /* CK_OBJECT_HANDLE, or -1 */
+    hsm_algorithm algorithm;   /* what the caller expects, or HSM_ALGORITHM_NONE */
+    const uint8_t *public_key; /* what the caller expects, or NULL; needed where the token has no public half */
     size_t public_key_len;
 } hsm_key_selector;
 
@@ -196,11 +196,11 @@ typedef struct hsm_stats {
     uint64_t failures;   /* completed with any other status */
     uint64_t expired;    /* dropped in the queue because their deadline had passed */
     uint64_t cancelled;
-    uint64_t wakes;           /* times the client was woken */
-    uint64_t recoveries[11];  /* by enum hsm_class: how often that rung was climbed */
-    uint32_t workers;         /* running */
-    uint32_t busy;            /* inside the module now */
-    uint32_t queued;          /* submitted, not begun */
+    uint64_t wakes;                           /* times the client was woken */
+    uint64_t recoveries[11];                  /* by enum hsm_class: how often that rung was climbed */
+    uint32_t workers;                         /* running */
+    uint32_t busy;                            /* inside the module now */
+    uint32_t queued;                          /* submitted, not begun */
     uint64_t hsm_ns[HSM_HISTOGRAM_BUCKETS];   /* time inside the module, by bucket */
     uint64_t queue_ns[HSM_HISTOGRAM_BUCKETS]; /* time from submit to claim, by bucket */
 } hsm_stats;
@@ -231,7 +231,7 @@ typedef struct hsm_cache_stats {
 enum hsm_cache_result {
     HSM_CACHE_HIT,    /* the signature was copied out */
     HSM_CACHE_JOINED, /* the same request is in flight under `token`: wait for that one */
-    HSM_CACHE_MISS,   /* the caller now leads: submit, then hsm_cache_fill or hsm_cache_abandon with `entry` */
+    HSM_CACHE_MISS,   /* the caller now leads: submit, then hsm_cache_fill or hsm_cache_abandon with `entry_id` */
     HSM_CACHE_NO_MEMORY
 };
 
@@ -240,14 +240,14 @@ HSM_NODISCARD hsm_status hsm_cache_new(uint64_t capacity, hsm_cache **cache);
 /* Wipes and frees every entry. NULL is allowed. */
 void hsm_cache_free(hsm_cache *cache);
 /* On HIT `signature` (HSM_MAX_SIGNATURE bytes) and `signature_len` are filled. On JOINED `leader` is what the leader
- * stored with hsm_cache_set_leader. On MISS `entry` names the new in-flight entry. */
+ * stored with hsm_cache_set_leader. On MISS `entry_id` names the new in-flight entry. */
 enum hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
                                        size_t message_len, uint8_t *signature, uint32_t *signature_len,
-                                       uint64_t *leader, uint64_t *entry);
-void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry, uint64_t leader);
+                                       uint64_t *leader, uint64_t *entry_id);
+void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry_id, uint64_t leader);
 /* End an in-flight entry: keep its signature, evicting the least recently used one if full; or forget it. */
-void hsm_cache_fill(hsm_cache *cache, uint64_t entry, const uint8_t *signature, uint32_t signature_len, int keep);
-void hsm_cache_abandon(hsm_cache *cache, uint64_t entry);
+void hsm_cache_fill(hsm_cache *cache, uint64_t entry_id, const uint8_t *signature, uint32_t signature_len, int keep);
+void hsm_cache_abandon(hsm_cache *cache, uint64_t entry_id);
 /* Wipe and drop every signature; requests in flight are no longer joined and are not kept when they end. */
 void hsm_cache_clear(hsm_cache *cache);
 void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);

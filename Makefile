@@ -1,0 +1,77 @@
+# `make run` and `make test` work on a fresh Debian machine; the recipes that compile are incremental.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The recipes use all cores themselves, and two package managers at once would only wait for each other.
+.NOTPARALLEL:
+.PHONY: help run test check check-deep build bench native-test sanitize-test clean FORCE
+
+CLANG ?= clang-19
+CLANG_FORMAT ?= clang-format-19
+CLANG_TIDY ?= clang-tidy-19
+# Arguments for the program that a target runs: make run ARGS=--help
+ARGS ?=
+
+BIN := .venv/bin
+SOURCES := CMakeLists.txt setup.py $(shell find native bindings -type f)
+C_FILES := $(shell find native tests/native tests/fuzz -name '*.[ch]')
+JOBS := $(shell nproc)
+CONFIGURE := cmake --log-level=NOTICE -S . -B
+CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
+
+export CMAKE_GENERATOR := Ninja
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+run: .venv/.built ## Install what is missing, then run the demonstration
+	$(BIN)/hsmcore demo $(ARGS)
+
+test: native-test sanitize-test .venv/.built ## Install what is missing, then run every test, native and Python
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.setup-test native-configure ## Lint and type-check everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
+	printf '%s\0' native/src/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
+
+check-deep: sanitize-test ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
+	$(CONFIGURE) build/tsan -DHSMC_SANITIZE=thread
+	cmake --build build/tsan
+	$(CTEST) build/tsan
+	$(CONFIGURE) build/fuzz -DCMAKE_C_COMPILER=$(CLANG) -DHSMC_FUZZ=ON '-DHSMC_SANITIZE=address;undefined'
+	cmake --build build/fuzz
+	$(CTEST) build/fuzz
+
+build: .venv/.built ## Build the extension and the tools in place
+
+bench: .venv/.setup-test .venv/.built ## Run the benchmark suite
+	$(BIN)/hsmcore bench $(ARGS)
+
+native-test: native-configure ## Build the native tests and run them
+	cmake --build build/test
+	$(CTEST) build/test
+
+sanitize-test: .venv/.setup-test ## Run the native tests under the address and undefined-behaviour sanitizers
+	$(CONFIGURE) build/asan '-DHSMC_SANITIZE=address;undefined'
+	cmake --build build/asan
+	$(CTEST) build/asan
+
+clean: ## Delete everything that was built; .venv stays
+	rm -rf build dist core/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find core bench tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: native-configure
+native-configure: .venv/.setup-test
+	$(CONFIGURE) build/test -DCMAKE_BUILD_TYPE=Debug
+
+# The script looks every time and touches its stamp only if it changed something, so FORCE rebuilds nothing by itself.
+.venv/.setup-run .venv/.setup-test: FORCE
+	@scripts/setup $(@:.venv/.setup-%=%)
+
+.venv/.built: .venv/.setup-run $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

@@ -1,0 +1,39 @@
+"""Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
+
+Reading order: load, root, providers, pkcs11, policy, secret; base, faults and uri are what those stand on.
+"""
+
+from hsmcore.config.load import Source, load
+from hsmcore.config.pkcs11 import (
+    AwsCloudHsmSettings,
+    GenericPkcs11Settings,
+    Pkcs11Settings,
+    SoftHsmSettings,
+    YubiHsmSettings,
+)
+from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, KeyRotation
+from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
+from hsmcore.config.root import Config, KeyManagerConfig
+from hsmcore.config.secret import AwsSecretsManagerReference, Secret
+
+__all__ = [
+    "AwsCloudHsmSettings",
+    "AwsKmsSettings",
+    "AwsSecretsManagerReference",
+    "CloudWatchLogs",
+    "Config",
+    "EmergencyModeRestrictions",
+    "EphemeralSettings",
+    "Failover",
+    "GenericPkcs11Settings",
+    "KeyManagerConfig",
+    "KeyRotation",
+    "Pkcs11Settings",
+    "Provider",
+    "ProviderSettings",
+    "Secret",
+    "SoftHsmSettings",
+    "Source",
+    "YubiHsmSettings",
+    "load",
+]

@@ -1,0 +1,115 @@
+"""What every configuration model shares: strict, frozen, camelCase, aware of its own JSON path."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError, core_schema
+
+# Error types of our own. HIDDEN: the value that was given may hold a secret, so not even a part of it is shown.
+FAULT = "hsmcore_fault"
+HIDDEN = "hsmcore_hidden"
+# CLASH: several keys contradict each other; the text names them, so what was given is not repeated.
+CLASH = "hsmcore_clash"
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_PLACEHOLDER = re.compile(r"<[^<>]*>\Z")
+
+
+def fault(problem: str) -> PydanticCustomError:
+    """A validation error with `problem` as its text; what was given is added when it is rendered."""
+    return PydanticCustomError(FAULT, "{problem}", {"problem": problem})
+
+
+def hidden_fault(problem: str) -> PydanticCustomError:
+    """The same for a value that must not be shown."""
+    return PydanticCustomError(HIDDEN, "{problem}", {"problem": problem})
+
+
+def clash(problem: str) -> PydanticCustomError:
+    """The same for something that several keys say together."""
+    return PydanticCustomError(CLASH, "{problem}", {"problem": problem})
+
+
+def child_path(path: str, step: str | int) -> str:
+    """`$.a` and "b" give `$.a.b`; an index or an unusual key is put into brackets."""
+    if isinstance(step, int):
+        return f"{path}[{step}]"
+    return f"{path}.{step}" if _PLAIN_KEY.match(step) else f"{path}[{step!r}]"
+
+
+def is_placeholder(value: object) -> bool:
+    """Whether a string is a blank of an example that somebody has yet to fill in, such as `<cluster-ip>`."""
+    return isinstance(value, str) and _PLACEHOLDER.match(value) is not None
+
+
+class Model(BaseModel):
+    """The base of all configuration models. Field names are snake_case here and camelCase in the document."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, hide_input_in_errors=True
+    )
+    _where: str = PrivateAttr(default="$")
+
+    @property
+    def where(self) -> str:
+        """The JSON path that this part of the configuration was loaded from."""
+        return self._where
+
+    def locate(self, path: str) -> None:
+        """Set `where`. For the loader."""
+        self._where = path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _note_known_keys(cls, value: Any, info: ValidationInfo) -> Any:
+        # A "did you mean" needs the keys that were allowed beside the unknown one: they are collected here for the
+        # loader, by the identity of the object that they stand in.
+        if isinstance(value, dict) and isinstance(info.context, dict):
+            info.context[id(value)] = tuple(field.alias or name for name, field in cls.model_fields.items())
+        return value
+
+
+class Whole:
+    """Annotation for int: a whole number from `low` to `high`; a bool, a float or a string of digits is none."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, core_schema.int_schema(strict=True))
+
+    def _check(self, value: object) -> object:
+        if type(value) is not int or not self.low <= value <= self.high:
+            raise fault(f"must be a whole number from {self.low} to {self.high}")
+        return value
+
+
+class Text:
+    """Annotation for str: not empty, no control characters, at most `most` UTF-8 bytes, of the given form."""
+
+    def __init__(self, most: int, *, form: str = "", says: str = "", hidden: bool = False) -> None:
+        self.most, self.form, self.hidden = most, re.compile(form or r"(?s).*"), hidden
+        self.problem = "must be " + (says or f"a string of 1 to {most} bytes without control characters")
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, core_schema.str_schema(strict=True))
+
+    def _check(self, value: object) -> object:
+        if (
+            not isinstance(value, str)
+            or not value
+            or any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in value)
+            or len(value.encode()) > self.most
+            or self.form.fullmatch(value) is None
+        ):
+            raise (hidden_fault if self.hidden else fault)(self.problem)
+        return value
+
+
+def as_tuple(value: object) -> object:
+    """JSON has lists where the models, being frozen, have tuples. For BeforeValidator."""
+    return tuple(value) if isinstance(value, list) else value

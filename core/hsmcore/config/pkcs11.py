@@ -1,0 +1,285 @@
+"""Providers that are reached through a PKCS#11 module: SoftHSM, AWS CloudHSM, YubiHSM 2, any other."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import core_schema
+
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault, is_placeholder
+from hsmcore.config.secret import Secret
+from hsmcore.config.uri import UriParts, parse_uri
+from hsmcore.errors import ConfigFault, ConfigurationError
+
+Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
+Quirks = Literal["softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"]
+Isolation = Literal["thread", "process"]
+VerifySignatures = Literal["always", "sample", "never"]
+
+MAX_SESSIONS = 1024
+_MAX_HANDLE = 2**63 - 1
+
+ModulePath = Annotated[str, Text(4096)]
+Label = Annotated[str, Text(127)]
+Sessions = Annotated[int, Whole(1, MAX_SESSIONS)]
+Hex = Annotated[str, Text(128, form="([0-9A-Fa-f]{2})+", says="1 to 64 bytes in hexadecimal, two digits each")]
+PublicKeyHex = Annotated[
+    str,
+    Text(
+        130,
+        form="[0-9A-Fa-f]{64}|04[0-9A-Fa-f]{128}",
+        says="a public key in hexadecimal: 32 bytes for Ed25519, or 65 bytes beginning with 04 for ECDSA",
+    ),
+]
+Region = Annotated[str, Text(64, form=r"[a-z]{2}(-[a-z]+)+-[0-9]+|<[^<>]*>", says='an AWS region such as "us-east-1"')]
+
+Endpoint = Annotated[str, Text(255, form=r"[^\s@]+", says="a host name or address", hidden=True)]
+ClusterId = Annotated[str, Text(64, form=r"cluster-[0-9a-z]+|<[^<>]*>", says='an id such as "cluster-1a2b3c"')]
+
+
+class _Handle:
+    """Annotation for a CK_OBJECT_HANDLE: a number, or a string with a decimal or 0x-hexadecimal one."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def _check(self, value: object) -> int | str:
+        number = value
+        if isinstance(value, str):
+            if is_placeholder(value):
+                return value
+            match = re.fullmatch(r"0[xX]([0-9A-Fa-f]{1,16})|([0-9]{1,19})", value)
+            if match is not None:
+                number = int(match[1], 16) if match[1] else int(match[2])
+        if type(number) is not int or not 0 <= number <= _MAX_HANDLE:
+            raise fault('must be an object handle: a number, or a string such as "262178" or "0x40022"')
+        return number
+
+
+def default_sessions() -> int:
+    """One session for each processor, within what an engine can hold."""
+    return max(1, min(os.cpu_count() or 1, MAX_SESSIONS))
+
+
+def default_yubihsm_module() -> str:
+    """Where Debian puts yubihsm_pkcs11.so on this machine's architecture."""
+    machine = platform.machine()
+    triplet = "arm-linux-gnueabihf" if machine.startswith("armv7") else f"{machine}-linux-gnu"
+    return f"/usr/lib/{triplet}/pkcs11/yubihsm_pkcs11.so"
+
+
+class KeyPin(Model):
+    """What is known of a key beforehand. Where given, a key that differs is refused before it signs."""
+
+    public_key: PublicKeyHex | None = None
+    algorithm: Algorithm | None = None
+
+    @property
+    def public_key_bytes(self) -> bytes | None:
+        """The pinned public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
+        return None if self.public_key is None else bytes.fromhex(self.public_key)
+
+    @model_validator(mode="after")
+    def _form_fits_algorithm(self) -> KeyPin:
+        if self.public_key is not None and self.algorithm is not None:
+            expected = 64 if self.algorithm == "ed25519" else 130
+            if len(self.public_key) != expected:
+                raise clash(f"publicKey has not the length of a key of algorithm {self.algorithm}")
+        return self
+
+
+class Pkcs11Settings(KeyPin):
+    """What all modules need. Of the token and key selectors, every one that is given must match."""
+
+    module_path: ModulePath
+    module_args: Annotated[str, Text(4096)] | None = None
+    quirks: Quirks | None = None
+    token_label: Annotated[str, Text(32)] | None = None
+    token_serial: Annotated[str, Text(16)] | None = None
+    slot_id: Annotated[int, Whole(0, _MAX_HANDLE)] | None = None
+    key_label: Label | None = None
+    key_id: Hex | None = None
+    key_handle: Annotated[int | str, _Handle()] | None = None
+    sessions: Sessions = Field(default_factory=default_sessions)
+    isolation: Isolation = "thread"
+    verify_signatures: VerifySignatures = "never"
+
+    @model_validator(mode="after")
+    def _names_a_key(self) -> Pkcs11Settings:
+        self._merge()
+        if self.key_label is None and self.key_id is None and self.key_handle is None:
+            raise clash("must name the key to sign with: give keyLabel, keyId or keyHandle")
+        return self
+
+    def _merge(self) -> None:
+        """For a provider that can say the same thing in two ways."""
+
+    @property
+    def key_id_bytes(self) -> bytes | None:
+        """CKA_ID, or None."""
+        return None if self.key_id is None else bytes.fromhex(self.key_id)
+
+    def key_handle_number(self) -> int | None:
+        """CK_OBJECT_HANDLE, or None. Raises ConfigurationError while the example's blank has not been filled in."""
+        if isinstance(self.key_handle, str):
+            fault_ = ConfigFault(f"{self.where}.keyHandle", "is a placeholder: put in the real value")
+            raise ConfigurationError.of([fault_])
+        return self.key_handle
+
+    @property
+    def initialize_args(self) -> str | None:
+        """The string for CK_C_INITIALIZE_ARGS.pReserved, or None."""
+        return self.module_args
+
+    @property
+    def pin_secret(self) -> Secret | None:
+        """The secret that the login needs, for messages that say where it came from; None: no login."""
+        return None
+
+    def resolve_pin(self) -> bytearray | None:
+        """The whole PIN for C_Login; None: do not log in. The caller wipes it. May read a file.
+
+        Raises SecretUnavailable."""
+        secret = self.pin_secret
+        return None if secret is None else secret.resolve()
+
+
+class SoftHsmSettings(Pkcs11Settings):
+    """SoftHSM 2, the embedded default."""
+
+    module_path: ModulePath = "/usr/lib/softhsm/libsofthsm2.so"
+    quirks: Quirks | None = "softhsm"
+    pin: Secret
+
+    @property
+    def pin_secret(self) -> Secret | None:
+        return self.pin
+
+
+class AwsCloudHsmSettings(Pkcs11Settings):
+    """AWS CloudHSM, Client SDK 5. A slot is a cluster; the PIN is `username:password`."""
+
+    module_path: ModulePath = "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so"
+    quirks: Quirks | None = "aws-cloudhsm"
+    cluster_endpoint: Endpoint | None = None
+    cluster_id: ClusterId | None = None
+    username: Annotated[str, Text(31, form="[^:]+", says="a crypto user's name of 1 to 31 bytes without a colon")]
+    password: Secret
+    region: Region | None = None
+    # A small cluster has a dozen or so signatures in service at once; beyond some 64 queued it begins to throttle.
+    sessions: Sessions = 32
+
+    @property
+    def pin_secret(self) -> Secret | None:
+        return self.password
+
+    def resolve_pin(self) -> bytearray | None:
+        return _joined(f"{self.username}:", self.password)
+
+
+class YubiHsmSettings(Pkcs11Settings):
+    """YubiHSM 2 through one or more connectors, each of which is a slot. The PIN is the authentication key's id in four
+    hexadecimal digits and its password."""
+
+    module_path: ModulePath = Field(default_factory=default_yubihsm_module)
+    quirks: Quirks | None = "yubihsm"
+    connector: str | None = None
+    connectors: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
+    auth_key_id: Annotated[int, Whole(1, 0xFFFF)]
+    password: Secret
+    # The module keeps its slot locked for the whole of a call: more sessions would only wait.
+    sessions: Sessions = 1
+
+    @field_validator("connector")
+    @classmethod
+    def _one_url(cls, value: str | None) -> str | None:
+        return value if value is None else _connector_url(value)
+
+    @field_validator("connectors")
+    @classmethod
+    def _all_urls(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not 1 <= len(set(value)) == len(value) <= 64:
+            raise hidden_fault("must list 1 to 64 connectors, each once")
+        return None if value is None else tuple(_connector_url(url) for url in value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> YubiHsmSettings:
+        if self.connector is not None and self.connectors is not None:
+            raise clash("give connector or connectors, not both")
+        return self
+
+    @property
+    def connector_urls(self) -> tuple[str, ...]:
+        """The connectors in slot order."""
+        return self.connectors or (self.connector or "http://127.0.0.1:12345",)
+
+    @property
+    def initialize_args(self) -> str | None:
+        parts = [f"connector={url}" for url in self.connector_urls]
+        return " ".join([*parts, self.module_args] if self.module_args else parts)
+
+    @property
+    def pin_secret(self) -> Secret | None:
+        return self.password
+
+    def resolve_pin(self) -> bytearray | None:
+        return _joined(f"{self.auth_key_id:04x}", self.password)
+
+
+class GenericPkcs11Settings(Pkcs11Settings):
+    """Any other module, by an RFC 7512 URI, by explicit keys, or by both where they do not contradict each other."""
+
+    module_path: ModulePath = ""
+    uri: Annotated[str, Text(8192, hidden=True)] | None = None
+    pin: Secret | None = None
+
+    @field_validator("uri")
+    @classmethod
+    def _parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_uri(value)
+        return value
+
+    def _merge(self) -> None:
+        if self.uri is not None:
+            parts: UriParts = parse_uri(self.uri)
+            for name in ("module_path", "token_label", "token_serial", "slot_id", "key_label", "key_id", "pin"):
+                said = getattr(parts, name)
+                if said is None:
+                    continue
+                alias = type(self).model_fields[name].alias
+                given = getattr(self, name) if name in self.model_fields_set else None
+                if given is not None and (given.lower() if name == "key_id" else given) != said:
+                    raise clash(f"{alias} contradicts what uri says")
+                # The model is frozen for everybody else; this is still its construction.
+                self.__dict__[name] = said
+            self.__dict__["uri"] = parts.text
+        if not self.module_path:
+            raise clash("must name the module: give modulePath, or module-path in uri")
+
+    @property
+    def pin_secret(self) -> Secret | None:
+        return self.pin
+
+
+def _connector_url(url: str) -> str:
+    if not re.fullmatch(r"(https?://[^\s@]+|yhusb://[^\s@]*)", url) or len(url) > 1024:
+        raise hidden_fault("must be a connector such as http://127.0.0.1:12345 or yhusb://, without user or password")
+    return url
+
+
+def _joined(prefix: str, secret: Secret) -> bytearray:
+    password = secret.resolve()
+    try:
+        # Made in its full size at once: a bytearray that grows leaves copies of itself behind.
+        head = prefix.encode()
+        pin = bytearray(len(head) + len(password))
+        pin[: len(head)] = head
+        pin[len(head) :] = password
+        return pin
+    finally:
+        password[:] = bytes(len(password))

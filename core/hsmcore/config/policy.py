@@ -1,0 +1,157 @@
+"""Failover, rotation and log destinations: validated here, carried out elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+import zoneinfo
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault
+from hsmcore.config.pkcs11 import Region
+from hsmcore.config.providers import EphemeralSettings, Provider
+
+Operation = Literal[
+    "sign", "verify", "generateKey", "getCurrentKeyId", "setCurrentKeyId", "deactivateKey", "exportKeyBackup"
+]
+FailoverMode = Literal["smart", "literal"]
+
+_HOUR_MS = 3_600_000
+Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]
+
+
+class CloudWatchLogs(Model):
+    """Where audit records are copied to. The region falls back on the AWS SDK's own settings."""
+
+    log_group: Annotated[str, Text(512, form=r"[\w./#-]+", says="a log group name: letters, digits and _ - / . #")]
+    log_stream: Annotated[str, Text(512, form=r"[^:*]+", says="a log stream name without : and *")]
+    region: Region | None = None
+
+
+class EmergencyModeRestrictions(Model):
+    """What an emergency key may do, from its first signature on. A count of signatures, seconds, and operations."""
+
+    max_transactions: Annotated[int, Whole(1, 2**53)] = 1000
+    max_time_seconds: Annotated[int, Whole(1, 366 * 86400)] = 3600
+    allowed_operations: Annotated[tuple[Operation, ...], BeforeValidator(as_tuple)] = ("sign",)
+
+    @field_validator("allowed_operations")
+    @classmethod
+    def _allow_something(cls, value: tuple[Operation, ...]) -> tuple[Operation, ...]:
+        if not value or len(set(value)) != len(value):
+            raise clash("must list at least one operation, each once")
+        return value
+
+
+class Failover(Model):
+    """Levels and how they are retried. The key manager's own provider is the first member of the primary level; the
+    lists add members. Intervals are milliseconds. Without an `emergency` list that level is one ephemeral key."""
+
+    enabled: bool = True
+    mode: FailoverMode = "smart"
+    primary_retry_interval_ms: Annotated[int, Whole(1, _HOUR_MS)] = 5000
+    max_primary_retries: Annotated[int, Whole(1, 1000)] = 3
+    secondary_retry_interval_ms: Annotated[int, Whole(1, _HOUR_MS)] = 10000
+    max_secondary_retries: Annotated[int, Whole(1, 1000)] = 3
+    emergency_mode_enabled: bool = False
+    emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
+    primary: Members | None = None
+    secondary: Members | None = None
+    emergency: Members | None = None
+
+    @field_validator("primary", "secondary", "emergency")
+    @classmethod
+    def _not_empty(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
+        if value is not None and not value:
+            raise clash("must list at least one provider; leave the key out for none")
+        return value
+
+    @field_validator("primary", "secondary")
+    @classmethod
+    def _keys_that_last(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
+        for index, member in enumerate(value or ()):
+            require_lasting(member, f"member {index}")
+        return value
+
+    @field_validator("emergency")
+    @classmethod
+    def _ephemeral_only(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
+        if value is not None and any(member.type != "ephemeral" for member in value):
+            raise clash('must list only providers of type "ephemeral"')
+        return value
+
+    @model_validator(mode="after")
+    def _emergency_is_on(self) -> Failover:
+        if self.emergency is not None and not self.emergency_mode_enabled:
+            raise clash("lists an emergency level, but emergencyModeEnabled is false")
+        return self
+
+
+def require_lasting(member: Provider, what: str) -> None:
+    """Refuse an ephemeral key outside the emergency level unless its own configuration consents."""
+    if isinstance(member.config, EphemeralSettings) and not member.config.allow_ephemeral_primary:
+        raise clash(
+            f'{what} is of type "ephemeral": its key is lost when the process ends, so it is for emergencies only; '
+            'set "allowEphemeralPrimary": true in its config if that is what you want'
+        )
+
+
+class KeyRotation(Model):
+    """When the key is replaced: every `intervalDays` at `rotationTime` in `timeZone`; the old key verifies for
+    `overlapDays` more."""
+
+    enabled: bool = True
+    interval_days: Annotated[int, Whole(1, 3650)] = 30
+    overlap_days: Annotated[int, Whole(0, 3650)] = 2
+    rotation_time: str = "00:00:00"
+    time_zone: str = "UTC"
+    backup_enabled: bool = False
+    backup_location: Annotated[str, Text(2048, hidden=True)] | None = None
+
+    @field_validator("rotation_time")
+    @classmethod
+    def _time_exists(cls, value: str) -> str:
+        if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]", value) is None:
+            raise fault("must be a time of day as HH:MM:SS, from 00:00:00 to 23:59:59")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            near = difflib.get_close_matches(value, zoneinfo.available_timezones(), 1)
+            raise fault(
+                'must be an IANA time zone such as "UTC" or "Europe/Zurich"'
+                + (f' (did you mean "{near[0]}"?)' if near else "")
+            ) from None
+        return value
+
+    @field_validator("backup_location")
+    @classmethod
+    def _place_is_known(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and re.fullmatch(r"(s3|gs|az|file)://[^\s@?]+", value) is None:
+            raise hidden_fault("must be a folder, or s3://, gs://, az:// or file:// with a place and no credentials")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> KeyRotation:
+        if self.overlap_days > self.interval_days:
+            raise clash(f"overlapDays ({self.overlap_days}) is longer than intervalDays ({self.interval_days})")
+        if self.backup_enabled and self.backup_location is None:
+            raise clash("backupEnabled is true, but backupLocation is missing")
+        return self
+
+    @property
+    def time_of_day(self) -> datetime.time:
+        """`rotationTime` without a zone."""
+        return datetime.time.fromisoformat(self.rotation_time)
+
+    @property
+    def zone(self) -> zoneinfo.ZoneInfo:
+        """`timeZone`."""
+        return zoneinfo.ZoneInfo(self.time_zone)

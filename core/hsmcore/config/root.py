@@ -1,0 +1,98 @@
+"""The key manager's configuration and the document around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
+from hsmcore.config.policy import CloudWatchLogs, Failover, KeyRotation, require_lasting
+from hsmcore.config.providers import Provider
+from hsmcore.config.secret import Secret
+from hsmcore.errors import ConfigFault, ConfigurationError
+
+MAX_MESSAGE_BYTES = 1_048_575
+MAX_QUEUE_SIZE = 65_536
+# The rings are one mapping of queueSize * maxMessageBytes: more than this is a mistake, not a wish.
+MAX_RING_BYTES = 4 << 30
+
+
+def _single_flight_default(validated: dict[str, Any]) -> bool:
+    return bool(validated.get("max_cache_size", 0))
+
+
+class KeyManagerConfig(Provider):
+    """`keyManager`: the provider that signs, and how requests, cache, audit, failover and rotation behave."""
+
+    max_cache_size: Annotated[int, Whole(0, 100_000_000)] = 10_000
+    """Signatures kept in memory; 0: no cache."""
+    single_flight: bool = Field(default_factory=_single_flight_default)
+    """Whether identical requests in flight share one signature. Default: where there is a cache."""
+    cache_non_deterministic: bool = False
+    """Whether signatures that differ each time (ECDSA) are served from the cache too."""
+    request_timeout_ms: Annotated[int, Whole(1, 86_400_000)] = 10_000
+    """The deadline of a request that names none."""
+    queue_size: Annotated[int, Whole(1, MAX_QUEUE_SIZE)] = 4096
+    """Requests in flight at most; beyond it callers wait."""
+    max_message_bytes: Annotated[int, Whole(1, MAX_MESSAGE_BYTES)] = 16_384
+    wake_coalesce_micros: Annotated[int, Whole(0, 1_000_000)] = 1000
+    """How old a finished request may grow before the event loop is woken for it; 0: at once."""
+    spin_micros: Annotated[int, Whole(0, 100_000)] = 50
+    """How long an idle worker polls before it sleeps; 0: not at all."""
+    audit_log_file: Annotated[str, Text(4096)] | None = None
+    cloud_watch_logs: CloudWatchLogs | None = None
+    failover: Failover | None = None
+    key_rotation: KeyRotation | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> KeyManagerConfig:
+        if self.queue_size * self.max_message_bytes > MAX_RING_BYTES:
+            raise clash(
+                f"queueSize times maxMessageBytes is {self.queue_size * self.max_message_bytes} bytes of memory; "
+                f"at most {MAX_RING_BYTES} are allowed"
+            )
+        require_lasting(self, "the key manager's own provider")
+        return self
+
+    @property
+    def primary(self) -> tuple[Provider, ...]:
+        """The members of the primary level: this provider first, then those that failover.primary adds."""
+        more = self.failover.primary if self.failover is not None else None
+        return (self, *(more or ()))
+
+
+class Config(Model):
+    """A whole configuration. Make one with `hsmcore.config.load`."""
+
+    key_manager: KeyManagerConfig
+
+    def redacted(self) -> dict[str, Any]:
+        """Everything, defaults included, as JSON-ready data in the document's own names; no secret is in it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The JSON paths where an example's blank, such as `<cluster-ip>`, still stands."""
+        return tuple(_placeholders(self, self.where))
+
+    def require_complete(self) -> None:
+        """Raise ConfigurationError if placeholders are left. For whoever is about to connect."""
+        if self.placeholders:
+            raise ConfigurationError.of(
+                ConfigFault(path, "is a placeholder: put in the real value") for path in self.placeholders
+            )
+
+
+def _placeholders(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, Model):
+        for name, field in type(value).model_fields.items():
+            yield from _placeholders(getattr(value, name), child_path(path, field.alias or name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _placeholders(item, child_path(path, index))
+    elif is_placeholder(value):
+        yield path
+    elif isinstance(value, Secret) and value.is_placeholder:
+        yield value.where

@@ -1,0 +1,240 @@
+"""Secrets: where a PIN or password is, never what it is."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import ValidationInfo, model_validator
+from pydantic_core import core_schema
+
+from hsmcore.config.base import Model, Text, clash, hidden_fault, is_placeholder
+from hsmcore.errors import ConfigFault, SecretUnavailable
+from hsmcore.log import get_logger
+
+MAX_SECRET_BYTES = 4096
+
+_NAME = Text(256, form=r"[A-Za-z_][A-Za-z0-9_]*", says="the name of an environment variable", hidden=True)
+_ALLOWED = 'must be {"env": "NAME"}, {"file": "path"}, {"awsSecretsManager": {…}} or a string that is not empty'
+
+
+class AwsSecretsManagerReference(Model):
+    """A secret in AWS Secrets Manager: its name or ARN, and the key inside it where it holds a JSON object."""
+
+    secret_id: Annotated[str, Text(2048)]
+    key: Annotated[str, Text(256)] | None = None
+    region: Annotated[str, Text(64)] | None = None
+
+
+class _Reference(Model):
+    env: Annotated[str, _NAME] | None = None
+    file: Annotated[str, Text(4096, hidden=True)] | None = None
+    aws_secrets_manager: AwsSecretsManagerReference | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> _Reference:
+        if sum(part is not None for part in (self.env, self.file, self.aws_secrets_manager)) != 1:
+            raise clash("must name exactly one of env, file and awsSecretsManager")
+        return self
+
+
+Kind = Literal["plain", "env", "file", "awsSecretsManager"]
+
+
+class Secret:
+    """A reference to a secret, or (kind "plain") one that stands in the configuration itself.
+
+    Its repr, its dump and its errors never show the value. One given in plain refuses to be pickled. Immutable but for
+    the JSON path, which the loader sets.
+    """
+
+    __slots__ = ("_aws", "_name", "_plain", "_where", "kind")
+
+    kind: Kind
+
+    def __init__(
+        self, kind: Kind, *, name: str = "", plain: str = "", aws: AwsSecretsManagerReference | None = None
+    ) -> None:
+        self.kind = kind
+        self._name = name
+        self._plain = plain
+        self._aws = aws
+        self._where = "$"
+
+    @classmethod
+    def plain(cls, value: str) -> Secret:
+        """A secret that is already known; raises ValueError for an empty one."""
+        if not value:
+            raise ValueError("a secret cannot be empty")
+        return cls("plain", plain=value)
+
+    @classmethod
+    def env(cls, name: str) -> Secret:
+        """A secret in the environment variable `name`, read whenever it is resolved."""
+        return cls("env", name=name)
+
+    @classmethod
+    def file(cls, path: str) -> Secret:
+        """A secret in the file `path` (relative to the working directory), read whenever it is resolved."""
+        return cls("file", name=path)
+
+    @property
+    def where(self) -> str:
+        """The JSON path of this secret in the configuration."""
+        return self._where
+
+    def locate(self, path: str) -> None:
+        """Set `where`. For the loader."""
+        self._where = path
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether this is an example's blank in plain text, such as `<password>`, or the "<hidden>" of a dump. It is
+        never sent to a token: that would cost one of the few attempts that a PIN has."""
+        return is_placeholder(self._plain)
+
+    def describe(self) -> str:
+        """Where the secret is, for a person: "environment variable HSM_PIN". Never its value."""
+        if self.kind == "plain":
+            return f"the plain text at {self._where}"
+        if self._aws is not None:
+            return f"AWS Secrets Manager secret {self._aws.secret_id}"
+        return f"environment variable {self._name}" if self.kind == "env" else f"file {self._name}"
+
+    def redacted(self) -> Any:
+        """What a dump of the configuration shows: the reference as it was given, or "<hidden>"."""
+        if self.kind == "plain":
+            return "<hidden>"
+        if self._aws is not None:
+            return {"awsSecretsManager": self._aws.model_dump(by_alias=True, exclude_none=True)}
+        return {self.kind: self._name}
+
+    def resolve(self) -> bytearray:
+        """Fetch the secret. The caller owns the bytearray and must wipe it. May read a file: keep off event loops.
+
+        One newline at the end of a variable or file is dropped. Raises SecretUnavailable, which names the JSON path
+        and the variable or file.
+        """
+        if self.kind == "plain":
+            if self.is_placeholder:
+                self._fail("is a placeholder: put in a reference to the real secret")
+            return bytearray(self._plain.encode())
+        if self.kind == "awsSecretsManager":
+            self._fail(
+                "AWS Secrets Manager needs the extra hsmcore[aws], which this version does not have: give it in "
+                "an environment variable or a file"
+            )
+        found = self._from_env() if self.kind == "env" else self._from_file()
+        if found.endswith(b"\n"):
+            del found[-1:]
+            if found.endswith(b"\r"):
+                del found[-1:]
+        if not found:
+            self._fail(f"{self.describe()} is empty")
+        return found
+
+    def _from_env(self) -> bytearray:
+        value = os.environb.get(os.fsencode(self._name))
+        if value is None:
+            self._fail(f"environment variable {self._name} is not set")
+        return bytearray(value)
+
+    def _from_file(self) -> bytearray:
+        try:
+            # Non-blocking, so that a pipe put there by mistake cannot hang the start.
+            descriptor = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            self._fail(f"file {self._name} cannot be opened: {os.strerror(error.errno or 0)}")
+        try:
+            self._check_file(os.fstat(descriptor))
+            buffer = bytearray(MAX_SECRET_BYTES + 1)
+            try:
+                # Straight into memory that can be wiped: no bytes object is made of it on the way.
+                length = os.readv(descriptor, [buffer])
+                if length > MAX_SECRET_BYTES:
+                    self._fail(f"file {self._name} is longer than {MAX_SECRET_BYTES} bytes")
+                return buffer[:length]
+            finally:
+                buffer[:] = bytes(len(buffer))
+        finally:
+            os.close(descriptor)
+
+    def _check_file(self, status: os.stat_result) -> None:
+        mode = status.st_mode
+        if (mode & 0o170000) != 0o100000:
+            self._fail(f"{self._name} is not a regular file")
+        if mode & 0o006:
+            self._fail(f"file {self._name} is open to everyone (mode {mode & 0o777:04o}): run chmod 600 on it")
+        if mode & 0o060:
+            get_logger().warning("secret file is open to its group", path=self._where, file=self._name)
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise SecretUnavailable.of([ConfigFault(self._where, problem)], source="secret")
+
+    def __repr__(self) -> str:
+        return "Secret(plain, hidden)" if self.kind == "plain" else f"Secret({self.describe()})"
+
+    __str__ = __repr__
+
+    def __format__(self, _spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return (
+            (self.kind, self._name, self._aws) == (other.kind, other._name, other._aws)
+            and hmac.compare_digest(self._plain.encode(), other._plain.encode())
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self._name, self._aws))
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.kind == "plain":
+            raise TypeError("a secret given in plain is not pickled: that would write it out")
+        return _restore, (self.kind, self._name, self._aws, self._where)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            _validated, serialization=core_schema.plain_serializer_function_ser_schema(Secret.redacted)
+        )
+
+
+def _restore(kind: Kind, name: str, aws: AwsSecretsManagerReference | None, where: str) -> Secret:
+    secret = Secret(kind, name=name, aws=aws)
+    secret.locate(where)
+    return secret
+
+
+def _validated(value: object, info: ValidationInfo) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if isinstance(value, str) and value:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            unencodable = True
+        else:
+            unencodable = False
+        if unencodable:
+            raise hidden_fault("must be a string that can be written as UTF-8")
+        return Secret.plain(value)
+    if not isinstance(value, dict):
+        raise hidden_fault(_ALLOWED)
+    if not value:
+        raise clash(_ALLOWED)
+    reference = _Reference.model_validate(value, context=info.context)
+    if reference.env is not None:
+        return Secret.env(reference.env)
+    if reference.file is not None:
+        return Secret.file(reference.file)
+    return Secret("awsSecretsManager", aws=reference.aws_secrets_manager)
