@@ -13,7 +13,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from hsmcore.errors import BadArgument, SystemFailure
 from hsmcore.log import get_logger
 
 FLUSH_SECONDS = 0.05
-_TAIL_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 Moment = datetime | float | None
+Record = dict[str, Any]
 
 
 class AuditLog:
@@ -33,12 +35,7 @@ class AuditLog:
 
     def __init__(self, path: str | None) -> None:
         self._path = None if path is None else Path(path)
-        self._pending: list[dict[str, Any]] = []
-        self._sequence = 0
-        self._file: Any = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._sink: _Sink | None = None
 
     @property
     def enabled(self) -> bool:
@@ -49,83 +46,36 @@ class AuditLog:
         """Open the file, making its folder if need be, and go on counting where it ends. Raises SystemFailure."""
         if self._path is None:
             return
-        self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit")
+        sink = _Sink(self._path, asyncio.get_running_loop())
         try:
-            await self._loop.run_in_executor(self._thread, self._open_file)
+            await sink.open()
         except OSError as error:
-            self._thread.shutdown(wait=False)
-            self._thread = None
             raise SystemFailure(f"audit log {self._path}: {error.strerror}", call="open") from None
-
-    def _open_file(self) -> None:
-        assert self._path is not None
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(descriptor, "r+b", buffering=0)
-        size = self._file.seek(0, os.SEEK_END)
-        self._file.seek(max(0, size - _TAIL_BYTES))
-        tail = self._file.read()
-        lines = tail.rstrip(b"\n").rsplit(b"\n", 1)
-        if tail and not tail.endswith(b"\n"):
-            self._file.write(b"\n")  # a line that a crash cut off stays visible and does not swallow the next one
-            lines = lines[0].rsplit(b"\n", 1) if len(lines) == 2 else [b""]
-        try:
-            self._sequence = int(orjson.loads(lines[-1])["seq"]) if lines[-1] else 0
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            get_logger().warning("the last audit record cannot be read; counting starts anew", file=str(self._path))
+        self._sink = sink
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Note an operation. Returns its sequence number, or None if nothing is recorded."""
-        if self._loop is None:
+        if self._sink is None:
             return None
-        self._sequence += 1
-        record = {"seq": self._sequence, "time_ns": time.time_ns(), "operation": operation, **fields}
         if message is not None:
-            record["message_sha256"] = hashlib.sha256(message).hexdigest()
-            record["message_bytes"] = len(message)
-        self._pending.append(record)
-        if self._timer is None:
-            self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush_soon)
-        return self._sequence
-
-    def _flush_soon(self) -> None:
-        self._timer = None
-        assert self._loop is not None and self._thread is not None
-        done = self._loop.run_in_executor(self._thread, self._write, self._take())
-        done.add_done_callback(self._report)
-
-    def _report(self, done: asyncio.Future[None]) -> None:
-        if not done.cancelled() and (error := done.exception()) is not None:
-            get_logger().error("audit records were lost", file=str(self._path), error=str(error))
-
-    def _take(self) -> list[dict[str, Any]]:
-        taken, self._pending = self._pending, []
-        return taken
-
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        if records:
-            self._file.write(b"".join(orjson.dumps(record) + b"\n" for record in records))
+            fields["message_sha256"] = hashlib.sha256(message).hexdigest()
+            fields["message_bytes"] = len(message)
+        return self._sink.add({"operation": operation, **fields})
 
     async def flush(self) -> None:
         """Have everything recorded so far in the file."""
-        if self._loop is not None and self._thread is not None:
-            await self._loop.run_in_executor(self._thread, self._write, self._take())
+        if self._sink is not None:
+            await self._sink.flush()
 
     async def close(self) -> None:
         """Write what is left and close the file. Doing it twice is no error."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._thread is not None and self._loop is not None:
-            await self.flush()
-            await self._loop.run_in_executor(self._thread, self._file.close)
-            self._thread.shutdown(wait=False)
-        self._thread = self._loop = None
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            await sink.close()
 
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[Record]:
         """The records from `start` to `end` (aware datetimes or Unix seconds; None: open) whose fields equal `match`,
         oldest first. Raises BadArgument for a naive datetime or when no `auditLogFile` is configured."""
         if self._path is None:
@@ -134,15 +84,95 @@ class AuditLog:
         wanted = dict(match or {})
         await self.flush()
         loop = asyncio.get_running_loop()
-        with self._path.open("rb") as file:
-            while lines := await loop.run_in_executor(None, file.readlines, _TAIL_BYTES):
+        file = await loop.run_in_executor(None, self._path.open, "rb")
+        with file:
+            while lines := await loop.run_in_executor(None, file.readlines, _CHUNK_BYTES):
                 for line in lines:
-                    try:
-                        record = orjson.loads(line)
-                    except orjson.JSONDecodeError:
-                        continue  # the line that a crash cut off
-                    if first <= record.get("time_ns", 0) <= last and wanted.items() <= record.items():
+                    record = _parsed(line)
+                    if record and first <= record["time_ns"] <= last and wanted.items() <= record.items():
                         yield record
+
+
+class _Sink:
+    """The open file, and the records that are on their way into it."""
+
+    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._loop = loop
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit")
+        self._pending: list[Record] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._sequence = 0
+
+    async def open(self) -> None:
+        try:
+            self._file, self._sequence = await self._loop.run_in_executor(self._thread, _open, self._path)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    def add(self, record: Record) -> int:
+        self._sequence += 1
+        self._pending.append({"seq": self._sequence, "time_ns": time.time_ns(), **record})
+        if self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush_soon)
+        return self._sequence
+
+    def _flush_soon(self) -> None:
+        self._timer = None
+        self._submit().add_done_callback(self._report)
+
+    def _submit(self) -> asyncio.Future[None]:
+        taken, self._pending = self._pending, []
+        return self._loop.run_in_executor(self._thread, self._write, taken)
+
+    def _write(self, records: list[Record]) -> None:
+        if records:
+            self._file.write(b"".join(orjson.dumps(record) + b"\n" for record in records))
+
+    def _report(self, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            get_logger().error("audit records were lost", file=str(self._path), error=str(error))
+
+    async def flush(self) -> None:
+        await self._submit()
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            await self.flush()
+        finally:
+            await self._loop.run_in_executor(self._thread, self._file.close)
+            self._thread.shutdown(wait=False)
+
+
+def _open(path: Path) -> tuple[FileIO, int]:
+    """The file, ready to be appended to, and the last sequence number in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = FileIO(descriptor, "r+b")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _CHUNK_BYTES))
+    tail = file.read()
+    if tail and not tail.endswith(b"\n"):
+        file.write(b"\n")  # a line that a crash cut off stays visible and does not swallow the next one
+    for line in reversed(tail.splitlines()):
+        if record := _parsed(line):
+            return file, record["seq"]
+    if size:
+        get_logger().warning("no audit record at the end of the file; counting starts anew", file=str(path))
+    return file, 0
+
+
+def _parsed(line: bytes) -> Record | None:
+    """The record in a line, or None if there is none, as in a line that a crash cut off."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    whole = isinstance(record, dict) and type(record.get("seq")) is int and type(record.get("time_ns")) is int
+    return record if whole else None
 
 
 def _ns(moment: Moment, default: int) -> int:
@@ -151,5 +181,5 @@ def _ns(moment: Moment, default: int) -> int:
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise BadArgument("a datetime without a time zone says no moment; use datetime.now(timezone.utc)")
-        return int(moment.astimezone(UTC).timestamp() * 1e9)
+        return int(moment.timestamp() * 1e9)
     return int(moment * 1e9)

@@ -47,5 +47,5 @@ class Events:
         for callback in tuple(self._callbacks[event]):
             try:
                 callback(details)
-            except Exception:
+            except Exception:  # noqa: BLE001  # it is the application's code: whatever it raises
                 get_logger().exception("event callback failed", name=event)

@@ -85,7 +85,7 @@ class KeyManager:
         self._member = member
         self._ring = KeyRing()
         self._ring.add(key)
-        self._use(key)
+        self._use(member, key)
         self._state = "open"
         self.audit.record("open", result="ok", member=member.name, key_id=key.id)
         self._events.emit("initialized", member=member.name, key_id=key.id)
@@ -170,16 +170,16 @@ class KeyManager:
         """
         messages = list(messages)
         begun = time.perf_counter_ns()
-        engine = self._opened().engine
+        member = self._opened()
         key = self._current()
         try:
-            results = await self._awaited(engine.submit_many(messages, timeout, return_exceptions, key.index))
+            results = await self._awaited(member.engine.submit_many(messages, timeout, return_exceptions, key.index))
         except (HsmError, asyncio.CancelledError) as error:
             self._record_failure("sign-many", None, error)
             raise
         if self._audited:
             for message, result in zip(messages, results, strict=True):
-                self._record(message, result, key, False, time.perf_counter_ns() - begun)
+                self._record(member, key, message, result, False, time.perf_counter_ns() - begun)
         return results
 
     async def sign_with_receipt(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Receipt:
@@ -195,7 +195,7 @@ class KeyManager:
             self._record_failure("sign", message, error)
             raise
         latency = time.perf_counter_ns() - begun
-        sequence = self._record(message, signature, key, cached, latency)
+        sequence = self._record(member, key, message, signature, cached, latency)
         return Receipt(signature, key.id, key.public_key, member.name, member.level, cached, latency, sequence)
 
     async def _awaited(self, future: asyncio.Future[T]) -> T:
@@ -246,7 +246,7 @@ class KeyManager:
             if identity:
                 self._ring.add(await member.load_key(identity))
         previous = self._current().id
-        self._use(self._ring.make_current(key_id))
+        self._use(member, self._ring.make_current(key_id))
         self.audit.record("set-current-key", result="ok", key_id=key_id, previous=previous, member=member.name)
         self._events.emit("key-changed", key_id=key_id, previous=previous)
 
@@ -335,9 +335,8 @@ class KeyManager:
             raise NotInitialized("used before initialize()")
         return self._key
 
-    def _use(self, key: KeyVersion) -> None:
-        assert self._member is not None
-        engine = self._member.engine
+    def _use(self, member: Pkcs11Member, key: KeyVersion) -> None:
+        engine = member.engine
         engine.clear_cache()
         self._ring.make_current(key.id)
         self._key = key
@@ -345,14 +344,12 @@ class KeyManager:
         self._submit = engine.submit
 
     def _record(
-        self, message: Any, result: bytes | HsmError, key: KeyVersion, cached: bool, latency: int
+        self, member: Pkcs11Member, key: KeyVersion, message: Any, result: bytes | HsmError, cached: bool, latency: int
     ) -> int | None:
         if not self._audited:
             return None
         if isinstance(result, HsmError):
             return self._record_failure("sign", message, result)
-        member = self._opened() if self._state == "open" else self._member
-        assert member is not None
         return self.audit.record(
             "sign",
             message=bytes(message),
@@ -369,13 +366,12 @@ class KeyManager:
     def _record_failure(self, operation: str, message: Any, error: BaseException) -> int | None:
         if not self._audited:
             return None
-        readable = isinstance(message, (bytes, bytearray, memoryview))
         return self.audit.record(
             operation,
-            message=bytes(message) if readable else None,
+            message=bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else None,
             result="error",
             error=error.status if isinstance(error, HsmError) else "CANCELLED",
-            member=self._member.name if self._member is not None else None,
+            member=self._rules.name,
         )
 
 
