@@ -1,0 +1,14 @@
+"""The command line. `main` is the entry point of the script `hsmcore`."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command that sys.argv names and exit with its code: 0, 1 (failed), 2 (bad usage or configuration)."""
+    from hsmcore.cli.app import run
+
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""Bytes as text: the forms in which signatures and keys are printed and read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Final, Literal
+
+Format = Literal["hex", "base64", "base58", "raw"]
+
+SIGNATURE_BYTES: Final = 64
+_ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+def base58(data: bytes) -> str:
+    """Bitcoin's base58, which Solana writes keys and signatures in."""
+    number, text = int.from_bytes(data), ""
+    while number:
+        number, digit = divmod(number, 58)
+        text = _ALPHABET[digit] + text
+    return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
+
+
+def from_base58(text: str) -> bytes:
+    """The inverse of base58; ValueError for a character outside its alphabet."""
+    number = 0
+    for character in text:
+        number = number * 58 + _ALPHABET.index(character)
+    zeros = len(text) - len(text.lstrip("1"))
+    return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8)
+
+
+def encode(data: bytes, form: Format) -> str:
+    """Any form but raw."""
+    if form == "base58":
+        return base58(data)
+    return base64.b64encode(data).decode() if form == "base64" else data.hex()
+
+
+def decode_signature(given: bytes) -> bytes:
+    """A signature in any of the forms that `sign` prints: they differ in length or alphabet. ValueError otherwise."""
+    if len(given) == SIGNATURE_BYTES:
+        return given
+    try:
+        text = given.decode("ascii").strip()
+        if len(text) == 2 * SIGNATURE_BYTES:
+            signature = bytes.fromhex(text)
+        elif text.endswith("="):
+            signature = base64.b64decode(text, validate=True)
+        else:
+            signature = from_base58(text)
+    except (UnicodeDecodeError, binascii.Error, ValueError):
+        signature = b""
+    if len(signature) != SIGNATURE_BYTES:
+        raise ValueError("not a signature of 64 bytes in hex, base64, base58 or raw form")
+    return signature

@@ -1,0 +1,63 @@
+"""The `init` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmcore.cli.encoding import base58
+from hsmcore.cli.output import BadUsage, print_fields, print_json
+from hsmcore.cli.settings import JsonOption, StateOption
+from hsmcore.control.curves import Algorithm
+from hsmcore.control.state import KEY_LABEL, TOKEN_LABEL, StateFolder, default_state
+
+
+def init(
+    state: StateOption = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="PATH", help="Write the configuration here, the token beside it.")
+    ] = None,
+    module: Annotated[Path | None, typer.Option("--module", metavar="PATH", help="SoftHSM's PKCS#11 module.")] = None,
+    token_label: Annotated[str, typer.Option(help="Label of the new token.")] = TOKEN_LABEL,
+    key_label: Annotated[str, typer.Option(help="Label of the new key.")] = KEY_LABEL,
+    algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of the new key.")] = "ed25519",
+    sessions: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Signing sessions (default: one per processor).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a SoftHSM token, a key and a configuration in a folder of their own.
+
+    The PINs are random and stand in files that only you may read. What is there already is left as it is, so this may
+    be repeated. SoftHSM is software: use it to develop and test, a real HSM to sign for money.
+
+    Examples:
+
+      hsmcore init
+
+      hsmcore init --state /srv/sequencer --algorithm ecdsa-p256
+    """
+    if config is not None and state is not None:
+        raise BadUsage("give --state or --config, not both")
+    folder = StateFolder(config.parent, config.name) if config is not None else StateFolder(state or default_state())
+    key = folder.create(
+        module_path=str(module) if module is not None else None,
+        token_label=token_label,
+        key_label=key_label,
+        algorithm=algorithm,
+        sessions=sessions,
+    )
+    made: dict[str, object] = {"created": key is not None, "config": str(folder.config), "state": str(folder.path)}
+    if key is not None and key.public_key is not None:
+        made |= {"keyId": key.id, "algorithm": key.algorithm, "publicKey": key.public_key.hex()}
+        if key.algorithm == "ed25519":
+            made["address"] = base58(key.public_key)
+    if as_json:
+        print_json(made)
+    elif key is None:
+        print(f"{folder.path} was ready before; nothing was changed.")
+    else:
+        print_fields(made)
+        print("\nUse it with: hsmcore sign --text hello   or see it at work: hsmcore demo")

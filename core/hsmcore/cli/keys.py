@@ -1,0 +1,199 @@
+"""The `keys` commands: what the token holds. No signing engine is started."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from hsmcore.cli.encoding import base58
+from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
+from hsmcore.control.curves import Algorithm
+from hsmcore.errors import KeyAmbiguous, KeyUnusable, SystemFailure
+
+if TYPE_CHECKING:
+    from hsmcore.config import Pkcs11Settings
+    from hsmcore.control import ControlPlane, KeyRecord
+
+T = TypeVar("T")
+
+
+class _ListByDefault(TyperGroup):
+    """`hsmcore keys` alone lists the keys."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(name="keys", cls=_ListByDefault, help="List, make, deactivate and back up the token's keys.")
+
+KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
+
+
+@app.command("list", short_help="List the private keys.")
+def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+    """List the private keys on the token.
+
+    Example: hsmcore keys list --json
+    """
+    records = _on_token(token_settings(load_config(config, state)), lambda plane: plane.list_keys())
+    if as_json:
+        print_json([_shown(record) for record in records])
+        return
+    rows = [
+        (record.id, record.label, record.algorithm or "unsupported", "yes" if record.can_sign else "no",
+         record.public_key.hex() if record.public_key else "-")
+        for record in records
+    ]  # fmt: skip
+    print_table(("ID", "LABEL", "ALGORITHM", "SIGNS", "PUBLIC KEY"), rows)
+
+
+@app.command(short_help="Make a key pair.")
+def generate(
+    label: Annotated[str, typer.Option("--label", help="CKA_LABEL of the new key.")],
+    algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of the new key.")] = "ed25519",
+    extractable: Annotated[
+        bool, typer.Option("--extractable", help="Let the HSM wrap it for a backup; can't be changed later.")
+    ] = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key pair on the token; the private half never leaves it in the clear.
+
+    Example: hsmcore keys generate --label sequencer-key-2
+    """
+
+    async def make(plane: ControlPlane) -> KeyRecord:
+        if any(record.label == label for record in await plane.list_keys()):
+            raise KeyAmbiguous(f"a key with the label {label!r} is there already", hint="Choose another label.")
+        return await plane.generate_key(algorithm, label, extractable=extractable)
+
+    _print_record(_on_token(token_settings(load_config(config, state)), make), as_json=as_json)
+
+
+@app.command(short_help="Take the right to sign from a key.")
+def deactivate(
+    key_id: KeyIdArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even the key that the configuration signs with.")] = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the right to sign away from a key, for every program that uses the token.
+
+    Exit code 1 if the token can't enforce that.
+
+    Example: hsmcore keys deactivate 0f3a…
+    """
+    settings = token_settings(load_config(config, state))
+
+    async def work(plane: ControlPlane) -> Any:
+        found = [record for record in await plane.list_keys() if record.id == key_id.lower()]
+        if found and not force and _configured(settings, found[0]):
+            raise KeyUnusable(
+                f"key {key_id} is the one that the configuration signs with",
+                hint="Name another key in the configuration first, or give --force.",
+            )
+        return await plane.deactivate(key_id.lower())
+
+    done = _on_token(settings, work)
+    if as_json:
+        print_json({"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason})
+    elif done.enforced:
+        print(f"key {done.key_id} signs no more: the token refuses it")
+    else:
+        note(f"hsmcore: key {done.key_id} still signs: {done.reason}")
+        note("  next: Deactivate it through the key manager, and destroy it when it is no longer needed.")
+    if not done.enforced:
+        raise typer.Exit(FAILED)
+
+
+@app.command(short_help="Write a wrapped backup of a key.")
+def export(
+    key_id: KeyIdArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The backup; -: standard output.")],
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a backup of a key, wrapped inside the HSM by a key that never leaves it.
+
+    It can be put back only where that wrapping key is: on the same token, or on a clone of it.
+
+    Example: hsmcore keys export 0f3a… --output key.backup
+    """
+    blob = _on_token(token_settings(load_config(config, state)), lambda plane: plane.export_wrapped(key_id.lower()))
+    if str(output) == "-":
+        sys.stdout.buffer.write(blob + b"\n")
+        return
+    try:
+        output.touch(mode=0o600)
+        output.write_bytes(blob)
+    except OSError as error:
+        raise SystemFailure(f"{output} cannot be written: {error.strerror}", hint="Name another file.") from error
+    if as_json:
+        print_json({"keyId": key_id.lower(), "output": str(output), "bytes": len(blob)})
+    else:
+        print(f"{len(blob)} bytes written to {output}")
+
+
+@app.command("import", short_help="Put a key back from its backup.")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup that `keys export` wrote.", exists=True)],
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a key back from its backup.
+
+    Example: hsmcore keys import key.backup
+    """
+    backup = file.read_bytes()
+    record = _on_token(token_settings(load_config(config, state)), lambda plane: plane.import_wrapped(backup))
+    _print_record(record, as_json=as_json)
+
+
+def _on_token(settings: Pkcs11Settings, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+    from hsmcore.control import ControlPlane
+
+    async def run() -> T:
+        async with ControlPlane.for_settings(settings, log_in=True) as plane:
+            return await work(plane)
+
+    return asyncio.run(run())
+
+
+def _configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
+    return settings.key_label in (None, record.label) and (settings.key_id or record.id).lower() == record.id
+
+
+def _print_record(record: KeyRecord, *, as_json: bool) -> None:
+    shown = _shown(record)
+    if as_json:
+        print_json(shown)
+    else:
+        print_fields(shown)
+
+
+def _shown(record: KeyRecord) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": record.id,
+        "label": record.label,
+        "algorithm": record.algorithm,
+        "publicKey": record.public_key.hex() if record.public_key else None,
+        "canSign": record.can_sign,
+        "sensitive": record.sensitive,
+        "extractable": record.extractable,
+    }
+    if record.algorithm == "ed25519" and record.public_key:
+        shown["address"] = base58(record.public_key)
+    return shown

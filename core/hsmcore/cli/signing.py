@@ -1,0 +1,163 @@
+"""The `sign` and `verify` commands."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from hsmcore.cli.encoding import Format, decode_signature, encode
+from hsmcore.cli.output import FAILED, BadUsage, print_json
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.control.curves import Algorithm
+from hsmcore.errors import BadArgument
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config
+
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="The message; - or nothing: standard input.")
+]
+TextOption = Annotated[str | None, typer.Option("--text", help="The message itself, as text (UTF-8).")]
+HexOption = Annotated[str | None, typer.Option("--hex", help="The message itself, in hexadecimal.")]
+
+
+def sign(
+    file: FileArgument = None,
+    text: TextOption = None,
+    hex_: HexOption = None,
+    form: Annotated[Format, typer.Option("--format", help="How the signature is printed.")] = "hex",
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign one message with the configured key and print the signature.
+
+    Examples:
+
+      hsmcore sign block.bin > block.sig
+
+      printf hello | hsmcore sign --format base58
+
+      hsmcore sign --text hello --json
+    """
+    message = _message(file, text, hex_)
+    if as_json and form == "raw":
+        raise BadUsage("--json cannot carry --format raw")
+    receipt = asyncio.run(_sign(load_config(config, state), message))
+    if form == "raw":
+        sys.stdout.buffer.write(receipt.signature)
+    elif as_json:
+        print_json(
+            {
+                "signature": encode(receipt.signature, form),
+                "format": form,
+                "keyId": receipt.key_id,
+                "publicKey": receipt.public_key.hex(),
+                "member": receipt.member,
+                "level": receipt.level,
+                "latencyNs": receipt.latency_ns,
+            }
+        )
+    else:
+        print(encode(receipt.signature, form))
+
+
+def verify(
+    file: FileArgument = None,
+    signature: Annotated[str | None, typer.Option("--signature", help="In hex, base64 or base58.")] = None,
+    signature_file: Annotated[
+        Path | None, typer.Option("--signature-file", metavar="PATH", help="A file with it in any form; -: stdin.")
+    ] = None,
+    text: TextOption = None,
+    hex_: HexOption = None,
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", metavar="HEX", help="Verify with this key: no token is needed.")
+    ] = None,
+    algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of --public-key.")] = "ed25519",
+    key_id: Annotated[str | None, typer.Option("--key-id", help="One of the token's keys (default: current).")] = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a signature in software. Exit code 0: it is good, 1: it is not.
+
+    Examples:
+
+      hsmcore verify block.bin --signature-file block.sig
+
+      hsmcore verify --text hello --signature 5f0c… --public-key 3b6a…
+    """
+    if (signature is None) == (signature_file is None):
+        raise BadUsage("give --signature or --signature-file")
+    if str(signature_file) == "-" and text is None and hex_ is None and file in (None, Path("-")):
+        raise BadUsage("message and signature cannot both come from standard input")
+    try:
+        claimed = decode_signature(signature.encode() if signature is not None else _read(cast(Path, signature_file)))
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    message = _message(file, text, hex_)
+    if public_key is not None:
+        good = _verify_here(algorithm, public_key, message, claimed)
+    else:
+        good = asyncio.run(_verify(load_config(config, state), message, claimed, key_id))
+    if as_json:
+        print_json({"valid": good})
+    else:
+        print("valid" if good else "NOT valid")
+    if not good:
+        raise typer.Exit(FAILED)
+
+
+async def _sign(config: Config, message: bytes) -> Any:
+    import hsmcore
+
+    async with hsmcore.create_key_manager(config) as manager:
+        return await manager.sign_with_receipt(message)
+
+
+async def _verify(config: Config, message: bytes, signature: bytes, key_id: str | None) -> bool:
+    import hsmcore
+
+    async with hsmcore.create_key_manager(config) as manager:
+        return await manager.verify(message, signature, key_id=key_id)
+
+
+def _verify_here(algorithm: Algorithm, public_key: str, message: bytes, signature: bytes) -> bool:
+    from hsmcore import _native
+
+    try:
+        return _native.verify(algorithm, _from_hex(public_key, "--public-key"), message, signature)
+    except BadArgument as error:
+        raise BadUsage(f"--public-key: {error}") from None
+
+
+def _message(file: Path | None, text: str | None, hex_: str | None) -> bytes:
+    if sum(given is not None for given in (file, text, hex_)) > 1:
+        raise BadUsage("give one message: FILE, --text or --hex")
+    if text is not None:
+        return text.encode()
+    if hex_ is not None:
+        return _from_hex(hex_, "--hex")
+    if file is None and sys.stdin.isatty():
+        raise BadUsage("no message: name a FILE, pipe one in, or give --text or --hex")
+    return _read(file or Path("-"))
+
+
+def _read(path: Path) -> bytes:
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadUsage(f"{path}: {error.strerror}") from None
+
+
+def _from_hex(text: str, option: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise BadUsage(f"{option} takes hexadecimal digits, two for each byte") from None

@@ -1,0 +1,30 @@
+"""The `version` command."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from hsmcore.cli.output import print_json
+from hsmcore.cli.settings import JsonOption
+
+
+def version(as_json: JsonOption = False) -> None:
+    """Print the versions of hsmcore and of what it stands on.
+
+    Example: hsmcore version --json
+    """
+    import hsmcore
+
+    versions = {"hsmcore": hsmcore.__version__, "python": platform.python_version()}
+    for package in ("python-pkcs11", "uvloop", "solders"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    if as_json:
+        print_json(versions)
+    else:
+        print("hsmcore", versions.pop("hsmcore"))
+        for name, value in versions.items():
+            print(f"  {name} {value}")

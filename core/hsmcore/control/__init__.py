@@ -1,0 +1,19 @@
+"""The control plane: everything about a token and its keys except signing. See plane.py; it never signs."""
+
+from hsmcore.control.curves import ALGORITHMS, Algorithm, algorithm_of_params, decode_point
+from hsmcore.control.faults import ControlError, KeyNotExportable
+from hsmcore.control.plane import ControlPlane
+from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "ControlError",
+    "ControlPlane",
+    "Deactivation",
+    "KeyNotExportable",
+    "KeyRecord",
+    "TokenSelector",
+    "algorithm_of_params",
+    "decode_point",
+]

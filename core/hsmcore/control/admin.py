@@ -1,0 +1,184 @@
+"""The control plane's blocking half: one token, administered from one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, Self
+
+from pkcs11 import TokenFlag
+from pkcs11.exceptions import PKCS11Error, TokenNotPresent, TokenNotRecognised
+from pkcs11.types import Session, Token
+
+from hsmcore.control import backup, keys
+from hsmcore.control.adopt import AdoptedLibrary, ModuleHolder, adopt, hold_module
+from hsmcore.control.cryptoki import Cryptoki
+from hsmcore.control.curves import Algorithm
+from hsmcore.control.faults import translated
+from hsmcore.control.quirks import quirks_for
+from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
+from hsmcore.errors import EngineClosed, TokenAmbiguous, TokenNotFound, error_of
+
+PinSource = Callable[[], bytearray | None]
+"""Fetches a PIN, which is wiped after its use; None: do not log in."""
+
+_LOG_IN_HINT: Final = "Start the signing engine first, or give the control plane a PIN."
+
+
+class TokenAdmin:
+    """Sessions and keys of one token. Not thread-safe; every method may block as long as the module does.
+
+    With a `pin`, the process is logged in when it is not yet, through a session that stays open until close(). Without
+    one, somebody else (the signing engine) has to be logged in. No session of python-pkcs11's ever gets the PIN:
+    closing such a session logs the whole process out and takes the engine's keys away.
+    """
+
+    def __init__(
+        self,
+        module_path: str,
+        token: TokenSelector,
+        *,
+        quirks: str | None = None,
+        pin: PinSource | None = None,
+        module_args: str | None = None,
+        member: str | None = None,
+    ) -> None:
+        self.member = member
+        self._path, self._args = module_path, module_args
+        self._selector = token
+        self._quirks_name = quirks
+        self._quirks = quirks_for(quirks)
+        self._pin = pin
+        self._holder: ModuleHolder | None = None
+        self._library: AdoptedLibrary | None = None
+        self._login: Session | None = None
+
+    def open(self) -> Self:
+        """Hold the module, find the token, log in if that is needed. Doing it twice is no error."""
+        if self._holder is None:
+            self._holder = hold_module(self._path, self._args)
+            try:
+                self._library = library = adopt(self._path)
+                self._quirks = quirks_for(self._quirks_name, f"{library.manufacturer_id} {library.library_description}")
+                with translated("opening the token", self.member):
+                    self._log_in(self.token())
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def close(self) -> None:
+        """Close the session that logged in, then let the module go. Doing it twice is no error."""
+        login, self._login = self._login, None
+        holder, self._holder = self._holder, None
+        self._library = None
+        try:
+            if login is not None:
+                with translated("closing the session", self.member):
+                    login.close()
+        finally:
+            if holder is not None:
+                holder.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def token(self) -> Token:
+        """The one token that the selector names."""
+        found = []
+        library = self._library
+        if library is None:
+            raise EngineClosed("the token is closed", member=self.member)
+        for slot in library.get_slots(token_present=True):
+            if self._selector.slot_id not in (None, slot.slot_id):
+                continue
+            try:
+                token = slot.get_token()
+            except (TokenNotPresent, TokenNotRecognised):
+                continue
+            serial = token.serial.rstrip(b"\0 ").decode("utf-8", "replace")
+            if self._selector.label in (None, token.label) and self._selector.serial in (None, serial):
+                found.append(token)
+        if not found:
+            raise TokenNotFound(f"no slot of {self._path} holds a token with {self._selector}", member=self.member)
+        if len(found) > 1:
+            raise TokenAmbiguous(f"{len(found)} tokens match {self._selector}", member=self.member)
+        return found[0]
+
+    @contextmanager
+    def session(self, what: str) -> Iterator[Session]:
+        """A session for one operation, logged in because the process is; `what` goes into errors."""
+        self.open()
+        with translated(what, self.member):
+            token = self.token()
+            with token.open(rw=True, attribute_mapper=keys.Attributes()) as session:
+                # Without a login a token shows no private key: that would look like an empty token.
+                if token.flags & TokenFlag.LOGIN_REQUIRED and not self._logged_in(session):
+                    raise error_of("NOT_LOGGED_IN", detail=what, member=self.member, hint=_LOG_IN_HINT)
+                yield session
+
+    def list_keys(self) -> list[KeyRecord]:
+        with self.session("listing keys") as session:
+            return keys.list_keys(session)
+
+    def generate_key(
+        self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
+    ) -> KeyRecord:
+        with self.session(f"generating an {algorithm} key") as session:
+            return keys.generate_key(session, self._quirks, algorithm, label, key_id, extractable)
+
+    def deactivate(self, key_id: str) -> Deactivation:
+        with self.session(f"deactivating key {key_id}") as session:
+            return keys.deactivate_key(session, key_id)
+
+    def destroy(self, key_id: str) -> None:
+        with self.session(f"destroying key {key_id}") as session:
+            keys.destroy_key(session, key_id)
+
+    def export_wrapped(self, key_id: str, wrapping_label: str = backup.WRAPPING_KEY_LABEL) -> bytes:
+        with self.session(f"exporting key {key_id}") as session:
+            return backup.export_wrapped(session, self._quirks, key_id, wrapping_label)
+
+    def import_wrapped(self, blob: bytes) -> KeyRecord:
+        with self.session("importing a key") as session:
+            return backup.import_wrapped(session, self._quirks, blob)
+
+    def _log_in(self, token: Token) -> None:
+        if self._pin is None:
+            return
+        session = token.open(rw=True)
+        try:
+            logged_in_here = self._present_pin(token, session, self._pin)
+        except BaseException:
+            with suppress(PKCS11Error):
+                session.close()
+            raise
+        if logged_in_here:
+            self._login = session  # closing the last session would log out
+        else:
+            session.close()
+
+    def _present_pin(self, token: Token, session: Session, source: PinSource) -> bool:
+        if self._logged_in(session):
+            return False
+        if token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY):
+            raise error_of("PIN_LOCKED", member=self.member, detail="it was not tried")
+        pin = source()
+        if pin is None:
+            return False
+        try:
+            Cryptoki(self._path).login(_handle(session), pin)
+        finally:
+            pin[:] = bytes(len(pin))
+        return True
+
+    def _logged_in(self, session: Session) -> bool:
+        return Cryptoki(self._path).logged_in(_handle(session))
+
+
+def _handle(session: Session) -> int:
+    handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
+    return handle

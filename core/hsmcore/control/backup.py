@@ -1,0 +1,183 @@
+"""Backups: a private key, wrapped inside the HSM by a key that never leaves it, in an envelope that names both.
+
+What comes out can be unwrapped only where the wrapping key is: on the same token, or on one that got the wrapping key
+by the vendor's own means (cloning, a key ceremony). The private key is never seen in the clear, here or on the way.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from typing import Any, Final, NoReturn
+
+import orjson
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+from pkcs11.attributes import ALL_CAPABILITIES
+from pkcs11.constants import DEFAULT
+from pkcs11.exceptions import PKCS11Error
+from pkcs11.types import Key, Object, Session, UnwrapMixin, WrapMixin
+
+from hsmcore.control.curves import ALGORITHMS
+from hsmcore.control.faults import ControlError, KeyNotExportable, ckr_of
+from hsmcore.control.keys import describe_key, find_key, key_form, parse_key_id
+from hsmcore.control.quirks import Quirks
+from hsmcore.control.records import KeyRecord
+from hsmcore.errors import KeyAmbiguous, KeyNotFound
+
+WRAPPING_KEY_LABEL: Final = "hsmcore-backup"
+_FORMAT: Final = "hsmcore-backup-1"
+_AES_BITS: Final = 256
+
+_KEY_NOT_WRAPPABLE: Final = 0x069
+_KEY_UNEXTRACTABLE: Final = 0x06A
+_MECHANISM_INVALID: Final = 0x070
+_FUNCTION_NOT_SUPPORTED: Final = 0x054
+_REFUSALS: Final = {
+    _KEY_NOT_WRAPPABLE: "the token cannot wrap keys of this type",
+    _KEY_UNEXTRACTABLE: "the key is not extractable",
+    _MECHANISM_INVALID: "the token does not wrap with this mechanism",
+    _FUNCTION_NOT_SUPPORTED: "the token cannot wrap keys",
+}
+
+
+def export_wrapped(session: Session, quirks: Quirks, key_id: str, wrapping_label: str) -> bytes:
+    """The backup of one key. The wrapping key is made on the token if none has that label."""
+    private, public = find_key(session, key_id)
+    record = describe_key(private, public)
+    if not record.extractable:
+        raise KeyNotExportable(
+            f"key {key_id} is not extractable, and that cannot be changed",
+            hint=f"Choose that when a key is made (keys generate --extractable). {KeyNotExportable.default_hint}",
+        )
+    mechanism = _mechanism(session, quirks)
+    wrapping = _wrapping_key(session, wrapping_label, create=True)
+    if not isinstance(wrapping, WrapMixin) or not isinstance(private, Key):
+        raise ControlError(f"the object {wrapping_label!r} may not wrap keys")
+    try:
+        blob = wrapping.wrap_key(private, mechanism=mechanism)
+    except PKCS11Error as error:
+        _refuse(error, record)
+    return orjson.dumps(
+        {
+            "format": _FORMAT,
+            "id": record.id,
+            "label": record.label,
+            "algorithm": record.algorithm,
+            "canSign": record.can_sign,
+            "publicKey": record.public_key.hex() if record.public_key else None,
+            "wrappingKey": wrapping_label,
+            "mechanism": int(mechanism),
+            "wrapped": b64encode(blob).decode(),
+        }
+    )
+
+
+def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord:
+    """Put a key back from its backup; refused while a private key with its id is on the token."""
+    envelope = _parse(backup)
+    key_id = parse_key_id(envelope["id"])
+    if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):
+        raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
+    wrapping = _wrapping_key(session, envelope["wrappingKey"], create=False)
+    if not isinstance(wrapping, UnwrapMixin):
+        raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
+    key_type, params = key_form(quirks, envelope["algorithm"])
+    template: dict[Attribute, Any] = dict.fromkeys(ALL_CAPABILITIES, DEFAULT)
+    template |= {
+        Attribute.SIGN: envelope["canSign"],
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: True,
+        Attribute.PRIVATE: True,
+    }
+    private = wrapping.unwrap_key(
+        ObjectClass.PRIVATE_KEY,
+        key_type,
+        b64decode(envelope["wrapped"]),
+        id=key_id,
+        label=envelope["label"],
+        mechanism=int.__new__(Mechanism, envelope["mechanism"]),
+        store=True,
+        capabilities=MechanismFlag.SIGN,
+        template=template,
+    )
+    return describe_key(private, _public_half(session, key_id, key_type, params, envelope))
+
+
+def _public_half(
+    session: Session, key_id: bytes, key_type: KeyType, params: bytes, envelope: dict[str, Any]
+) -> list[Object]:
+    found = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: key_id}))
+    point = bytes.fromhex(envelope["publicKey"] or "")
+    if found or not point:
+        return found
+    half = session.create_object(
+        {
+            Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+            Attribute.KEY_TYPE: key_type,
+            Attribute.TOKEN: True,
+            Attribute.PRIVATE: False,
+            Attribute.VERIFY: True,
+            Attribute.ID: key_id,
+            Attribute.LABEL: envelope["label"],
+            Attribute.EC_PARAMS: params,
+            Attribute.EC_POINT: b"\x04" + bytes([len(point)]) + point,  # DER OCTET STRING
+        }
+    )
+    return [half]
+
+
+def _mechanism(session: Session, quirks: Quirks) -> Mechanism:
+    offered = session.token.slot.get_mechanisms()
+    for mechanism in quirks.wrap_mechanisms:
+        if mechanism in offered:
+            return mechanism
+    raise KeyNotExportable(f"hsmcore knows no mechanism that this token ({quirks.name}) wraps keys with")
+
+
+def _wrapping_key(session: Session, label: str, *, create: bool) -> Object:
+    found = list(session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}))
+    if len(found) > 1:
+        raise KeyAmbiguous(f"{len(found)} secret keys have the label {label!r}")
+    if not found and not create:
+        raise KeyNotFound(f"the token does not hold the wrapping key {label!r}")
+    if not found:
+        return session.generate_key(
+            KeyType.AES,
+            _AES_BITS,
+            label=label,
+            store=True,
+            capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP,
+            mechanism=Mechanism.AES_KEY_GEN,
+            template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
+        )
+    # A key that somebody can read would turn every backup into the key itself.
+    if found[0][Attribute.EXTRACTABLE] or not found[0][Attribute.SENSITIVE]:
+        raise ControlError(
+            f"the wrapping key {label!r} can leave the token: nothing is wrapped with it",
+            hint="Remove it, or name another label; hsmcore makes a wrapping key of its own.",
+        )
+    return found[0]
+
+
+def _refuse(error: PKCS11Error, record: KeyRecord) -> NoReturn:
+    number = ckr_of(error)
+    why = _REFUSALS.get(number)
+    if why is None:
+        raise error
+    raise KeyNotExportable(f"key {record.id} ({record.algorithm}) cannot be exported: {why}", ckr=number) from error
+
+
+def _parse(backup: bytes) -> dict[str, Any]:
+    try:
+        envelope = orjson.loads(backup)
+    except orjson.JSONDecodeError:
+        envelope = None
+    if (
+        isinstance(envelope, dict)
+        and envelope.get("format") == _FORMAT
+        and envelope.get("algorithm") in ALGORITHMS
+        and all(isinstance(envelope.get(name), str) for name in ("id", "label", "wrappingKey", "wrapped"))
+        and isinstance(envelope.get("mechanism"), int)
+        and isinstance(envelope.get("canSign"), bool)
+    ):
+        return envelope
+    raise ControlError("this is no backup that hsmcore wrote", hint="Give a file that `hsmcore keys export` wrote.")

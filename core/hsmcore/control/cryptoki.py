@@ -1,0 +1,95 @@
+"""The three C_* calls that python-pkcs11 lacks or couples to something else, through the module's function list.
+
+C_InitToken isn't wrapped at all, C_GetSessionInfo neither, and C_Login only together with C_OpenSession: when the
+login fails there, the new session is left open with no handle to it. ctypes lets the interpreter go during each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, Structure, byref, c_ubyte, c_ulong, c_void_p
+from typing import Final
+
+_CKU_USER: Final = 1
+_RO_USER_FUNCTIONS: Final = 1  # CKS_RO_USER_FUNCTIONS
+_RW_USER_FUNCTIONS: Final = 3  # CKS_RW_USER_FUNCTIONS
+_LABEL_BYTES: Final = 32
+
+# Positions in CK_FUNCTION_LIST after its CK_VERSION (PKCS#11 v2.40, pkcs11f.h; the order is the same in v3).
+_INIT_TOKEN: Final = 9
+_GET_SESSION_INFO: Final = 15
+_LOGIN: Final = 18
+_FUNCTIONS: Final = 68
+
+
+class _SessionInfo(Structure):
+    _fields_ = (("slot", c_ulong), ("state", c_ulong), ("flags", c_ulong), ("device_error", c_ulong))
+
+
+class _FunctionList(Structure):
+    _fields_ = (("major", c_ubyte), ("minor", c_ubyte), ("functions", c_void_p * _FUNCTIONS))
+
+
+class CkrError(Exception):
+    """A call returned something other than CKR_OK."""
+
+    def __init__(self, call: str, ckr: int) -> None:
+        super().__init__(f"{call} returned 0x{ckr:x}")
+        self.call = call
+        self.ckr = ckr
+
+
+class Cryptoki:
+    """A loaded and initialized module. Any thread; a session in the arguments belongs to the caller's thread."""
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.CDLL(path)  # one more reference to what the native core has loaded
+        pointer = POINTER(_FunctionList)()
+        get_list = self._library.C_GetFunctionList
+        get_list.restype = c_ulong
+        _check("C_GetFunctionList", get_list(byref(pointer)))
+        functions = pointer.contents.functions
+        self._init_token = _prototype(c_ulong, c_void_p, c_ulong, c_void_p)(functions[_INIT_TOKEN])
+        self._get_session_info = _prototype(c_ulong, POINTER(_SessionInfo))(functions[_GET_SESSION_INFO])
+        self._login = _prototype(c_ulong, c_ulong, c_void_p, c_ulong)(functions[_LOGIN])
+
+    def init_token(self, slot: int, so_pin: bytes | bytearray, label: str) -> None:
+        """Erase the token in `slot` and give it a new security officer PIN and label (32 bytes at most)."""
+        padded = label.encode().ljust(_LABEL_BYTES)
+        if len(padded) > _LABEL_BYTES:
+            raise ValueError(f"a token label has at most {_LABEL_BYTES} bytes")
+        name = ctypes.create_string_buffer(padded, _LABEL_BYTES)
+        with _secret(so_pin) as (address, size):
+            _check("C_InitToken", self._init_token(slot, address, size, name))
+
+    def logged_in(self, session: int) -> bool:
+        """Whether the token behind a session is logged in as its user; that holds for the whole process."""
+        info = _SessionInfo()
+        _check("C_GetSessionInfo", self._get_session_info(session, byref(info)))
+        return info.state in (_RO_USER_FUNCTIONS, _RW_USER_FUNCTIONS)
+
+    def login(self, session: int, pin: bytes | bytearray) -> None:
+        """Log the process in as the token's user; it stays so until the last session on the token is closed."""
+        with _secret(pin) as (address, size):
+            _check("C_Login", self._login(session, _CKU_USER, address, size))
+
+
+@contextmanager
+def _secret(pin: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """A PIN as address and length, in memory that is overwritten afterwards."""
+    buffer = (c_ubyte * (len(pin) + 1))(*pin)
+    try:
+        yield ctypes.addressof(buffer), len(buffer) - 1
+    finally:
+        ctypes.memset(buffer, 0, len(buffer))
+
+
+def _prototype(*arguments: type) -> type[ctypes._CFunctionType]:
+    return ctypes.CFUNCTYPE(c_ulong, *arguments)
+
+
+def _check(call: str, ckr: int) -> None:
+    if ckr != 0:
+        raise CkrError(call, ckr)

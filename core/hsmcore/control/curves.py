@@ -1,0 +1,48 @@
+"""Curves and points: from what a token stores to the algorithm and the public key that the rest of hsmcore uses.
+
+Tokens disagree about CKA_EC_POINT: the standard asks for a DER OCTET STRING, some return the raw bytes, some a BIT
+STRING. A raw key may begin with the very bytes of a DER header, so the length decides first and the header is only
+checked afterwards; a DER parser is never asked.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
+ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
+
+ED25519_OID: Final = bytes.fromhex("06032b6570")  # RFC 8410: 1.3.101.112
+ED25519_NAME: Final = b"\x13\x0cedwards25519"  # PKCS#11 v3.0: curveName, a PrintableString
+_ED25519_OLD_OID: Final = bytes.fromhex("06092b06010401da470f01")  # 1.3.6.1.4.1.11591.15.1
+P256_OID: Final = bytes.fromhex("06082a8648ce3d030107")
+SECP256K1_OID: Final = bytes.fromhex("06052b8104000a")
+
+_CURVES: Final[dict[bytes, Algorithm]] = {
+    ED25519_OID: "ed25519",
+    ED25519_NAME: "ed25519",
+    _ED25519_OLD_OID: "ed25519",
+    P256_OID: "ecdsa-p256",
+    SECP256K1_OID: "ecdsa-secp256k1",
+}
+
+# total length -> header that must stand before the key
+_ED25519_FORMS: Final[dict[int, bytes]] = {32: b"", 34: b"\x04\x20", 35: b"\x03\x21\x00"}
+_ECDSA_FORMS: Final[dict[int, bytes]] = {65: b"", 67: b"\x04\x41", 68: b"\x03\x42\x00"}
+_UNCOMPRESSED: Final = 0x04
+
+
+def algorithm_of_params(params: bytes) -> Algorithm | None:
+    """The algorithm for a CKA_EC_PARAMS value, or None for a curve that hsmcore doesn't sign with."""
+    return _CURVES.get(bytes(params))
+
+
+def decode_point(algorithm: Algorithm, point: bytes) -> bytes | None:
+    """The public key in a CKA_EC_POINT value: 32 bytes (Ed25519) or 0x04 || X || Y; None if it has no known form."""
+    header = (_ED25519_FORMS if algorithm == "ed25519" else _ECDSA_FORMS).get(len(point))
+    if header is None or not point.startswith(header):
+        return None
+    key = bytes(point[len(header) :])
+    if algorithm != "ed25519" and key[0] != _UNCOMPRESSED:
+        return None
+    return key

@@ -1,0 +1,168 @@
+"""Keys on one token: search, generate, deactivate, destroy. Blocking; the session belongs to the calling thread.
+
+Searches name the class and the id or label only: some modules find nothing, or fail, when asked by type or by use.
+Every search is read to its end, because an unfinished one keeps the session busy.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+from pkcs11.attributes import AttributeMapper
+from pkcs11.constants import DEFAULT
+from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
+from pkcs11.types import Object, Session
+
+from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
+from hsmcore.control.faults import ControlError, no_such_key, several_keys
+from hsmcore.control.quirks import Quirks
+from hsmcore.control.records import Deactivation, KeyRecord
+
+_SHOWN: Final = [
+    Attribute.ID,
+    Attribute.LABEL,
+    Attribute.KEY_TYPE,
+    Attribute.EC_PARAMS,
+    Attribute.EC_POINT,
+    Attribute.SIGN,
+    Attribute.SENSITIVE,
+    Attribute.EXTRACTABLE,
+]
+_UNUSED_PUBLIC: Final = (Attribute.ENCRYPT, Attribute.WRAP)
+_UNUSED_PRIVATE: Final = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
+
+
+class Attributes(AttributeMapper):
+    """Attribute values as python-pkcs11 reads them, except that a label or type outside its tables is no error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        as_number = self.attribute_types[Attribute.MODULUS_BITS]
+        self.register_handler(Attribute.LABEL, str.encode, lambda raw: raw.decode("utf-8", "replace"))
+        self.register_handler(Attribute.KEY_TYPE, *as_number)
+
+
+def list_keys(session: Session) -> list[KeyRecord]:
+    """Every private key that the session sees, by label, then id."""
+    halves: dict[bytes, Object] = {}
+    for public in list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY})):
+        halves.setdefault(_shown(public).get(Attribute.ID, b""), public)
+    records = []
+    for private in list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY})):
+        shown = _shown(private)
+        if shown:  # else somebody destroyed it meanwhile
+            records.append(_record(shown, _shown(halves.get(shown.get(Attribute.ID, b"")))))
+    return sorted(records, key=lambda record: (record.label, record.id))
+
+
+def find_key(session: Session, key_id: str) -> tuple[Object, list[Object]]:
+    """The private key with that CKA_ID and its public halves; an error unless there is exactly one private key."""
+    wanted = parse_key_id(key_id)
+    private = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: wanted}))
+    if not private:
+        raise no_such_key(key_id)
+    if len(private) > 1:
+        raise several_keys(key_id, len(private))
+    public = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: wanted}))
+    return private[0], public
+
+
+def describe_key(private: Object, public: list[Object]) -> KeyRecord:
+    return _record(_shown(private), _shown(public[0] if public else None))
+
+
+def generate_key(
+    session: Session, quirks: Quirks, algorithm: Algorithm, label: str, key_id: bytes | None, extractable: bool
+) -> KeyRecord:
+    """Make a key pair on the token that can sign and nothing else, and that never leaves it in the clear."""
+    key_type, params = key_form(quirks, algorithm)
+    mechanism = quirks.ed25519_mechanism if algorithm == "ed25519" else Mechanism.EC_KEY_PAIR_GEN
+    parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: params}, local=True)
+    public_template: dict[Attribute, Any] = {Attribute.PRIVATE: False}
+    private_template: dict[Attribute, Any] = {
+        Attribute.PRIVATE: True,
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: extractable,
+    }
+    if not quirks.usage_in_template:
+        public_template |= dict.fromkeys((*_UNUSED_PUBLIC, Attribute.CLASS), DEFAULT)
+        private_template |= dict.fromkeys((*_UNUSED_PRIVATE, Attribute.CLASS), DEFAULT)
+    public, private = parameters.generate_keypair(
+        id=secrets.token_bytes(quirks.id_bytes) if key_id is None else key_id,
+        label=label,
+        store=True,
+        capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+        mechanism=mechanism,
+        public_template=public_template,
+        private_template=private_template,
+    )
+    record = describe_key(private, [public])
+    if record.public_key is None or record.algorithm != algorithm:
+        _destroy(private, [public])
+        raise ControlError(f"the token made a key whose public half is no {algorithm} point; it was destroyed again")
+    return record
+
+
+def deactivate_key(session: Session, key_id: str) -> Deactivation:
+    """Take the right to sign away from a key, where the token lets us. Doing it twice is no error."""
+    private, _ = find_key(session, key_id)
+    try:
+        private[Attribute.SIGN] = False
+        refused = private[Attribute.SIGN]
+    except PKCS11Error as error:
+        return Deactivation(key_id, False, f"the token refuses to change CKA_SIGN ({type(error).__name__})")
+    return Deactivation(key_id, not refused, "the token ignores a change of CKA_SIGN" if refused else None)
+
+
+def destroy_key(session: Session, key_id: str) -> None:
+    """Erase a key pair for good, the private half first."""
+    _destroy(*find_key(session, key_id))
+
+
+def parse_key_id(key_id: str) -> bytes:
+    try:
+        wanted = bytes.fromhex(key_id)
+    except ValueError:
+        raise ControlError(f"{key_id!r} is no key id", hint="a key id is written in hexadecimal") from None
+    if not wanted:
+        raise ControlError("a key id must not be empty")
+    return wanted
+
+
+def key_form(quirks: Quirks, algorithm: Algorithm) -> tuple[KeyType, bytes]:
+    """CKA_KEY_TYPE and CKA_EC_PARAMS of a new key."""
+    if algorithm == "ed25519":
+        return KeyType.EC_EDWARDS, quirks.ed25519_params
+    return KeyType.EC, P256_OID if algorithm == "ecdsa-p256" else SECP256K1_OID
+
+
+def _destroy(private: Object, public: list[Object]) -> None:
+    for half in (private, *public):
+        half.destroy()
+
+
+def _shown(key: Object | None) -> dict[Attribute, Any]:
+    """The attributes that the token gives; empty for an object that is gone."""
+    if key is None:
+        return {}
+    try:
+        return key.get_attributes(_SHOWN)
+    except ObjectHandleInvalid:
+        return {}
+
+
+def _record(private: dict[Attribute, Any], public: dict[Attribute, Any]) -> KeyRecord:
+    params = public.get(Attribute.EC_PARAMS) or private.get(Attribute.EC_PARAMS) or b""
+    algorithm = algorithm_of_params(params)
+    point = public.get(Attribute.EC_POINT) or private.get(Attribute.EC_POINT)
+    return KeyRecord(
+        id=private.get(Attribute.ID, b"").hex(),
+        label=private.get(Attribute.LABEL, ""),
+        algorithm=algorithm,
+        public_key=decode_point(algorithm, point) if algorithm and point else None,
+        can_sign=bool(private.get(Attribute.SIGN, False)),
+        sensitive=bool(private.get(Attribute.SENSITIVE, True)),
+        extractable=bool(private.get(Attribute.EXTRACTABLE, False)),
+    )

@@ -1,0 +1,69 @@
+"""What differs between PKCS#11 modules when keys are made, searched and wrapped: data, not branches.
+
+Names and recognition are those of the native core's table, which holds the quirks of the signing path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pkcs11.mechanisms import Mechanism
+
+from hsmcore.control.curves import ED25519_NAME, ED25519_OID
+
+# Both stand for RFC 5649, which wraps keys of any length.
+_WRAP_STANDARD: Final = (Mechanism.AES_KEY_WRAP_KWP, Mechanism.AES_KEY_WRAP_PAD)
+# CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD. python-pkcs11 takes members of its enumeration only, which no vendor is in.
+_CLOUDHSM_ZERO_PAD: Final = int.__new__(Mechanism, 0x8000216F)
+
+
+@dataclass(frozen=True, slots=True)
+class Quirks:
+    """One module's ways. The defaults are the standard's."""
+
+    name: str
+    library_contains: str = ""
+    """A word in CK_INFO's manufacturer or description by which the module is recognized."""
+    ed25519_params: bytes = ED25519_OID
+    ed25519_mechanism: Mechanism = Mechanism.EC_EDWARDS_KEY_PAIR_GEN
+    id_bytes: int = 16
+    """Length of the CKA_ID that a new key gets."""
+    usage_in_template: bool = True
+    """Whether a template may name the uses that a key does not have; a module that knows only its own attributes
+    refuses the whole template for one of them."""
+    wrap_mechanisms: tuple[Mechanism, ...] = _WRAP_STANDARD
+    """Mechanisms for backups, the best first; the first one that the token lists is used."""
+
+
+_TABLE: Final[dict[str, Quirks]] = {
+    quirks.name: quirks
+    for quirks in (
+        Quirks("generic"),
+        Quirks("softhsm", "SoftHSM"),
+        Quirks("nss", "Mozilla Foundation"),
+        Quirks(
+            "yubihsm",
+            "Yubico",
+            ed25519_params=ED25519_NAME,
+            id_bytes=2,
+            usage_in_template=False,
+            wrap_mechanisms=(),
+        ),
+        Quirks(
+            "aws-cloudhsm",
+            "CloudHSM",
+            ed25519_mechanism=Mechanism.EC_KEY_PAIR_GEN,
+            wrap_mechanisms=(_CLOUDHSM_ZERO_PAD,),
+        ),
+    )
+}
+
+
+def quirks_for(name: str | None, library: str = "") -> Quirks:
+    """The row of that name. Without a name: the row that recognizes `library`, which is CK_INFO's manufacturer and
+    description. The standard's ways when there is no such row."""
+    if name is None:
+        recognized = (row for row in _TABLE.values() if row.library_contains and row.library_contains in library)
+        return next(recognized, _TABLE["generic"])
+    return _TABLE.get(name, _TABLE["generic"])

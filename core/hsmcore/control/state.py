@@ -1,0 +1,161 @@
+"""The state folder: a SoftHSM token of one's own, its PINs and the configuration that names them.
+
+    softhsm2.conf   SoftHSM's configuration: where the token's files are
+    tokens/         the token
+    pin, so-pin     the user's and the security officer's PIN, mode 0600
+    config.json     the configuration for hsmcore; written last, so it is there only if all the rest is
+
+The library never changes this process's environment. Whoever uses the folder sets SOFTHSM2_CONF to softhsm2.conf
+before the module is loaded; the command line does so for its own process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.control.curves import Algorithm
+from hsmcore.control.provision import TokenRequest, provision
+from hsmcore.control.records import KeyRecord
+from hsmcore.errors import ModuleMissing, SystemFailure
+
+SOFTHSM_PATHS: Final = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+)
+TOKEN_LABEL: Final = "sequencer"
+KEY_LABEL: Final = "sequencer-key"
+_SECRET_BYTES: Final = 24
+_CONF: Final = """\
+directories.tokendir = {tokens}
+objectstore.backend = file
+log.level = ERROR
+slots.removable = false
+"""
+
+
+def find_softhsm() -> str:
+    """Where SoftHSM's module is on this machine."""
+    for path in SOFTHSM_PATHS:
+        if Path(path).is_file():
+            return path
+    raise ModuleMissing("SoftHSM is not installed", hint="Install it (apt-get install softhsm2), or name its module.")
+
+
+def default_state() -> Path:
+    """hsmcore's folder under the user's state directory."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore"
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    path: Path
+    config_name: str = "config.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / self.config_name
+
+    @property
+    def softhsm_conf(self) -> Path:
+        return self.path / "softhsm2.conf"
+
+    @property
+    def ready(self) -> bool:
+        return self.config.is_file()
+
+    def create(
+        self,
+        *,
+        module_path: str | None = None,
+        token_label: str = TOKEN_LABEL,
+        key_label: str = KEY_LABEL,
+        algorithm: Algorithm = "ed25519",
+        sessions: int | None = None,
+    ) -> KeyRecord | None:
+        """Make whatever is missing; None if the folder was ready before. Blocks for about a second.
+
+        Two processes may call this at once: the second one waits and finds the folder ready.
+        """
+        module = module_path or find_softhsm()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._locked():
+                if self.ready:
+                    return None
+                tokens = self.path / "tokens"
+                tokens.mkdir(exist_ok=True, mode=0o700)
+                if not self.softhsm_conf.exists():
+                    _write(self.softhsm_conf, _CONF.format(tokens=tokens.resolve()).encode())
+                pin, so_pin = self._secret("pin"), self._secret("so-pin")
+                request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
+                key = provision(request, self.softhsm_conf)
+                config = _config(module, token_label, key_label, self.path / "pin", sessions or os.cpu_count() or 1)
+                _write(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+                return key
+        except OSError as error:
+            raise SystemFailure(
+                f"the state folder {self.path} cannot be written: {error.strerror}",
+                hint="Name another folder with --state.",
+            ) from error
+
+    def _secret(self, name: str) -> str:
+        path = self.path / name
+        if not path.exists():
+            _write(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
+        return path.read_text()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _config(module: str, token: str, key: str, pin_file: Path, sessions: int) -> dict[str, Any]:
+    return {
+        "sequencer": {
+            "keyManager": {
+                "type": "softhsm",
+                "config": {
+                    "modulePath": module,
+                    "tokenLabel": token,
+                    "pin": {"file": str(pin_file.resolve())},
+                    "keyLabel": key,
+                    "sessions": sessions,
+                },
+                "maxCacheSize": 10000,
+            }
+        }
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise

@@ -1,0 +1,4 @@
+"""The demonstration: an example sequencer that has LiteSVM judge every signature. It needs the extra hsmcore[solana].
+
+Reading order: run, runner, signing, builder, ledger, rawloop, report.
+"""

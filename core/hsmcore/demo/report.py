@@ -1,0 +1,81 @@
+"""What the demonstration found, as numbers and as text."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from typing import Any
+
+from hsmcore.demo.runner import Outcome
+
+
+def percentile(ordered: list[int], share: float) -> int:
+    """The smallest value that a `share` of all does not exceed (nearest rank)."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0
+
+
+def summary(outcome: Outcome, *, account: str, member: str, sessions: int, in_flight: int) -> dict[str, Any]:
+    """Everything, for --json. Rates are signatures a second, latencies milliseconds."""
+    latencies = sorted(outcome.latencies_ns)
+    signed = len(latencies)
+    return {
+        "ok": outcome.good,
+        "account": account,
+        "member": member,
+        "sessions": sessions,
+        "cores": os.cpu_count(),
+        "inFlight": in_flight,
+        "built": outcome.built,
+        "executed": outcome.executed,
+        "refused": outcome.refused,
+        "failed": outcome.failed,
+        "lost": outcome.lost,
+        "booksBalance": outcome.books_balance,
+        "signingRate": round(signed / outcome.signing_ns * 1e9, 1) if outcome.signing_ns else 0.0,
+        "latencyMs": {
+            name: round(percentile(latencies, share) / 1e6, 3)
+            for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
+        },
+        "rawRate": round(statistics.median(outcome.raw_rates), 1) if outcome.raw_rates else None,
+        "ratioToRaw": round(statistics.median(outcome.ratios), 4) if outcome.ratios else None,
+        "tampered": {"refusedAs": outcome.tampered, "intactAccepted": outcome.intact_accepted},
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    """The summary for a person."""
+    lines = [*_transactions(result), *_rates(result), _tampered(result)]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _transactions(result: dict[str, Any]) -> list[tuple[str, str]]:
+    refused, failed = sum(result["refused"].values()), sum(result["failed"].values())
+    books = "balance" if result["booksBalance"] else "DO NOT BALANCE"
+    counts = f"{result['executed']:,} executed, {refused:,} refused, {failed:,} failed, {result['lost']:,} lost"
+    lines = [("transactions", counts), ("ledger", f"LiteSVM verified every signature; the books {books}")]
+    for kind in ("refused", "failed"):
+        lines += [(kind, f"{count:,} x {reason}") for reason, count in result[kind].items()]
+    return lines
+
+
+def _rates(result: dict[str, Any]) -> list[tuple[str, str]]:
+    latency, ratio = result["latencyMs"], result["ratioToRaw"]
+    where = f"{result['inFlight']} in flight, {result['sessions']} sessions, {result['cores']} cores"
+    raw = "not measured"
+    if ratio is not None:
+        raw = f"{result['rawRate']:,.0f}/s in turn, with as many threads: ours is {ratio:.2f} of it"
+    return [
+        ("signing rate", f"{result['signingRate']:,.0f}/s with {where}"),
+        ("latency", f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms, p99.9 {latency['p999']:.2f} ms"),
+        ("raw C loop", raw),
+    ]
+
+
+def _tampered(result: dict[str, Any]) -> tuple[str, str]:
+    reason = result["tampered"]["refusedAs"]
+    if reason is None:
+        return "flipped bit", "NOT REFUSED by the ledger"
+    intact = "accepted" if result["tampered"]["intactAccepted"] else "REFUSED TOO"
+    return "flipped bit", f"refused by the ledger ({reason}); the same transaction with its true signature: {intact}"

@@ -1,0 +1,428 @@
+"""The control plane on a real SoftHSM token, alone and beside a signing engine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from types import SimpleNamespace
+
+import orjson
+import pytest
+from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
+from pkcs11.exceptions import PKCS11Error
+
+import hsmcore
+from hsmcore import _native
+from hsmcore.config import load
+from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenSelector
+from hsmcore.control.admin import TokenAdmin
+from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
+from hsmcore.control.state import SOFTHSM_PATHS, StateFolder
+from hsmcore.errors import (
+    EngineClosed,
+    EngineForked,
+    KeyAmbiguous,
+    KeyNotFound,
+    ModuleMissing,
+    PinIncorrect,
+    PinLocked,
+    SessionFailed,
+    TokenAmbiguous,
+    TokenNotFound,
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed"),
+]
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = StateFolder(tmp_path_factory.mktemp("control") / "state")
+    folder.create(sessions=2)
+    return folder
+
+
+@pytest.fixture
+def settings(folder, monkeypatch):
+    monkeypatch.setenv("SOFTHSM2_CONF", str(folder.softhsm_conf))
+    before = _native.leaks()
+    yield load(folder.config).key_manager.config
+    assert _native.leaks() == before
+
+
+@pytest.fixture
+def admin(settings):
+    selector = TokenSelector(label=settings.token_label)
+    with TokenAdmin(settings.module_path, selector, pin=settings.resolve_pin) as admin:
+        yield admin
+
+
+def on_plane(settings, work):
+    async def run():
+        async with ControlPlane.for_settings(settings, log_in=True) as plane:
+            return await work(plane)
+
+    return asyncio.run(run())
+
+
+def sign(admin, record, message):
+    """A signature through python-pkcs11: the control plane itself has no way to sign."""
+    mechanism, data = Mechanism.EDDSA, message
+    if record.algorithm != "ed25519":
+        mechanism, data = Mechanism.ECDSA, hashlib.sha256(message).digest()
+    with admin.session("signing") as session:
+        [key] = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes.fromhex(record.id)})
+        return key.sign(data, mechanism=mechanism)
+
+
+def low_s(signature):
+    s = int.from_bytes(signature[32:])
+    return signature[:32] + min(s, P256_ORDER - s).to_bytes(32)
+
+
+# ---- keys ----
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_generated_key_can_sign_and_nothing_else(admin, algorithm):
+    record = admin.generate_key(algorithm, f"new-{algorithm}")
+    assert record in admin.list_keys()
+    assert (record.algorithm, record.can_sign, record.sensitive, record.extractable) == (algorithm, True, True, False)
+    assert len(record.id) == 32
+    with admin.session("looking") as session:
+        [key] = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes.fromhex(record.id)})
+        true = (Attribute.TOKEN, Attribute.PRIVATE, Attribute.SENSITIVE, Attribute.ALWAYS_SENSITIVE)
+        true += (Attribute.NEVER_EXTRACTABLE, Attribute.LOCAL, Attribute.SIGN)
+        false = (Attribute.EXTRACTABLE, Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
+        assert all(key[name] is True for name in true)
+        assert all(key[name] is False for name in false)
+    if algorithm != "ecdsa-secp256k1":  # the order for low s is P-256's here
+        signature = sign(admin, record, b"message")
+        signature = signature if algorithm == "ed25519" else low_s(signature)
+        assert _native.verify(algorithm, record.public_key, b"message", signature)
+    admin.destroy(record.id)
+    assert record not in admin.list_keys()
+
+
+def test_a_key_may_get_an_id_and_ids_must_be_unique_to_be_used(admin):
+    record = admin.generate_key("ed25519", "twin", b"\x01\x02")
+    assert record.id == "0102"
+    admin.generate_key("ed25519", "twin", b"\x01\x02")
+    for refused in (admin.deactivate, admin.destroy, admin.export_wrapped):
+        with pytest.raises(KeyAmbiguous, match="2 private keys"):
+            refused("0102")
+    with admin.session("cleaning") as session:
+        for twin in list(session.get_objects({Attribute.ID: b"\x01\x02"})):
+            twin.destroy()
+
+
+@pytest.mark.parametrize(("key_id", "error"), [("00ff", KeyNotFound), ("zz", ControlError), ("", ControlError)])
+def test_a_key_that_is_not_there(admin, key_id, error):
+    for refused in (admin.deactivate, admin.destroy, admin.export_wrapped):
+        with pytest.raises(error):
+            refused(key_id)
+
+
+@pytest.mark.parametrize("algorithm", ["ed25519", "ecdsa-p256"])
+def test_a_deactivated_key_is_refused_by_the_token_and_stays_so(settings, admin, algorithm):
+    record = admin.generate_key(algorithm, "retired")
+    with admin.session("signing") as session:
+        [key] = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes.fromhex(record.id)})
+        mechanism = Mechanism.EDDSA if algorithm == "ed25519" else Mechanism.ECDSA
+        assert key.sign(bytes(32), mechanism=mechanism)
+        done = admin.deactivate(record.id)
+        assert (done.key_id, done.enforced, done.reason) == (record.id, True, None)
+        with pytest.raises(PKCS11Error, match="0x68"):  # CKR_KEY_FUNCTION_NOT_PERMITTED
+            key.sign(bytes(32), mechanism=mechanism)
+    assert admin.deactivate(record.id).enforced  # again
+    admin.close()  # the module's last user: it is finalized
+    [again] = [key for key in on_plane(settings, ControlPlane.list_keys) if key.id == record.id]
+    assert not again.can_sign
+    admin.destroy(record.id)
+
+
+def test_a_token_that_does_not_enforce_deactivation_says_so(admin, monkeypatch):
+    record = admin.generate_key("ed25519", "kept")
+
+    def refuse(*_):
+        raise PKCS11Error("Unmapped error code 0x1b")
+
+    with admin.session("patching") as session:
+        [key] = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes.fromhex(record.id)})
+        base = next(kind for kind in type(key).__mro__ if "__setitem__" in vars(kind) and kind.__name__ == "Object")
+    monkeypatch.setattr(base, "__setitem__", refuse)
+    done = admin.deactivate(record.id)
+    assert not done.enforced
+    assert "refuses to change CKA_SIGN" in done.reason
+    monkeypatch.undo()
+    admin.destroy(record.id)
+
+
+# ---- backups ----
+
+
+def test_a_backup_brings_a_p256_key_back(admin):
+    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
+    backup = admin.export_wrapped(record.id, "wrapper-1")
+    with pytest.raises(ControlError, match="on the token already"):
+        admin.import_wrapped(backup)
+    admin.destroy(record.id)
+    assert admin.import_wrapped(backup) == record
+    assert _native.verify("ecdsa-p256", record.public_key, b"message", low_s(sign(admin, record, b"message")))
+    assert admin.export_wrapped(record.id, "wrapper-1")  # it may be backed up again
+    admin.destroy(record.id)
+
+
+def test_a_deactivated_key_comes_back_deactivated(admin):
+    record = admin.generate_key("ecdsa-p256", "retired", extractable=True)
+    admin.deactivate(record.id)
+    backup = admin.export_wrapped(record.id, "wrapper-1")
+    admin.destroy(record.id)
+    assert not admin.import_wrapped(backup).can_sign
+    admin.destroy(record.id)
+
+
+def test_the_wrapping_key_never_leaves(admin):
+    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
+    admin.export_wrapped(record.id, "wrapper-2")
+    with admin.session("looking") as session:
+        [key] = session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: "wrapper-2"})
+        assert key[Attribute.SENSITIVE]
+        assert key[Attribute.NEVER_EXTRACTABLE]
+        assert not key[Attribute.ENCRYPT]
+        assert not key[Attribute.DECRYPT]
+    admin.destroy(record.id)
+
+
+def test_nothing_is_wrapped_with_a_key_that_can_be_read(admin):
+    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
+    with admin.session("making a trap") as session:
+        session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.SECRET_KEY,
+                Attribute.KEY_TYPE: KeyType.AES,
+                Attribute.VALUE: bytes(32),
+                Attribute.LABEL: "trap",
+                Attribute.TOKEN: True,
+                Attribute.WRAP: True,
+                Attribute.SENSITIVE: False,
+                Attribute.EXTRACTABLE: True,
+            }
+        )
+    with pytest.raises(ControlError, match="can leave the token"):
+        admin.export_wrapped(record.id, "trap")
+    admin.destroy(record.id)
+
+
+def test_keys_are_not_extractable_unless_asked_for(admin):
+    record = admin.generate_key("ecdsa-p256", "kept in")
+    with pytest.raises(KeyNotExportable, match="not extractable") as caught:
+        admin.export_wrapped(record.id)
+    assert "--extractable" in caught.value.hint
+    assert not caught.value.retryable
+    admin.destroy(record.id)
+
+
+def test_a_token_that_cannot_wrap_ed25519_says_so(admin):
+    record = admin.generate_key("ed25519", "kept in", extractable=True)
+    with pytest.raises(KeyNotExportable, match="cannot wrap keys of this type") as caught:
+        admin.export_wrapped(record.id)
+    assert caught.value.ckr == 0x69
+    admin.destroy(record.id)
+
+
+def test_a_backup_needs_its_wrapping_key(admin):
+    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
+    envelope = orjson.loads(admin.export_wrapped(record.id, "wrapper-1"))
+    admin.destroy(record.id)
+    with pytest.raises(KeyNotFound, match="does not hold the wrapping key"):
+        admin.import_wrapped(orjson.dumps({**envelope, "wrappingKey": "elsewhere"}))
+    wrapped = bytearray(envelope["wrapped"].encode())
+    wrapped[10] = ord("A") if wrapped[10] != ord("A") else ord("B")
+    with pytest.raises(hsmcore.HsmError):
+        admin.import_wrapped(orjson.dumps({**envelope, "wrapped": wrapped.decode()}))
+    assert record.id not in [key.id for key in admin.list_keys()]
+
+
+# ---- the module, the token, the login ----
+
+
+def test_a_module_that_nobody_holds_is_refused(settings):
+    with pytest.raises(ControlError, match="not held by the native core"):
+        adopt(settings.module_path)
+
+
+def test_adopting_neither_initializes_nor_finalizes(settings):
+    holder = hold_module(settings.module_path)
+    try:
+        for _ in range(3):
+            library = adopt(settings.module_path)
+            assert isinstance(library, AdoptedLibrary)
+            assert not library.initialized
+            library.finalize()
+            with pytest.raises(ControlError):
+                library.reinitialize()
+            del library
+            assert adopt(settings.module_path).get_slots()
+    finally:
+        holder.close()
+
+
+@pytest.mark.parametrize(
+    ("selector", "error"),
+    [
+        (TokenSelector(label="elsewhere"), TokenNotFound),
+        (TokenSelector(label="sequencer", serial="0000"), TokenNotFound),
+        (TokenSelector(slot_id=2**40), TokenNotFound),
+        (TokenSelector(), TokenAmbiguous),  # SoftHSM always shows one more, empty token
+    ],
+)
+def test_exactly_one_token_must_match(settings, selector, error):
+    with pytest.raises(error), TokenAdmin(settings.module_path, selector, pin=settings.resolve_pin):
+        pytest.fail("it opened")
+
+
+def test_a_module_that_is_missing(settings):
+    with pytest.raises(ModuleMissing):
+        TokenAdmin("/nowhere/libmissing.so", TokenSelector(label="a")).open()
+
+
+def test_without_a_login_a_token_does_not_look_empty(settings):
+    with TokenAdmin(settings.module_path, TokenSelector(label=settings.token_label)) as admin:
+        with pytest.raises(SessionFailed, match="no longer logged in") as caught:
+            admin.list_keys()
+        assert "Start the signing engine" in caught.value.hint
+
+
+def test_a_wrong_pin_is_tried_once_and_wiped(settings):
+    given = []
+
+    def wrong():
+        given.append(bytearray(b"wrong-pin"))
+        return given[-1]
+
+    selector = TokenSelector(label=settings.token_label)
+    with pytest.raises(PinIncorrect) as caught:
+        TokenAdmin(settings.module_path, selector, pin=wrong).open()
+    assert given == [bytearray(len("wrong-pin"))]
+    assert "wrong-pin" not in repr(caught.value) + str(caught.value.__cause__)
+
+
+def test_a_locked_pin_is_not_tried(settings, monkeypatch):
+    flags = SimpleNamespace(USER_PIN_LOCKED=0, USER_PIN_FINAL_TRY=TokenFlag.USER_PIN_INITIALIZED)
+    monkeypatch.setattr("hsmcore.control.admin.TokenFlag", flags)
+    selector = TokenSelector(label=settings.token_label)
+    with pytest.raises(PinLocked):
+        TokenAdmin(settings.module_path, selector, pin=lambda: pytest.fail("the PIN was fetched")).open()
+
+
+# ---- the event loop ----
+
+
+def test_calls_run_on_one_thread_of_their_own_while_the_loop_goes_on(settings):
+    threads, release = [], threading.Event()
+
+    def slow():
+        threads.append(threading.current_thread().name)
+        return release.wait(10)
+
+    async def work(plane):
+        plane._admin.list_keys = slow
+        calls = [asyncio.create_task(plane.list_keys()) for _ in range(2)]
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert len(threads) == 1  # the second waits for the first
+        release.set()
+        assert await asyncio.gather(*calls) == [True, True]
+
+    on_plane(settings, work)
+    assert set(threads) == {"hsmcore-control-token_0"}
+
+
+def test_a_plane_that_is_closed_or_belongs_to_the_parent(settings):
+    async def run():
+        plane = ControlPlane.for_settings(settings, log_in=True)
+        assert await plane.list_keys()  # opens by itself
+        plane._process += 1
+        with pytest.raises(EngineForked):
+            await plane.list_keys()
+        plane._process -= 1
+        await plane.close()
+        await plane.close()
+        with pytest.raises(EngineClosed):
+            await plane.list_keys()
+
+    asyncio.run(run())
+
+
+def test_a_token_that_cannot_be_opened_leaves_nothing_open(settings):
+    async def run():
+        plane = ControlPlane(settings.module_path, TokenSelector(label="elsewhere"))
+        with pytest.raises(TokenNotFound):
+            async with plane:
+                pytest.fail("it opened")
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("hsmcore-control")]
+
+    asyncio.run(run())
+
+
+def test_beside_a_signing_engine(folder, settings):
+    """Nothing that the control plane does may log the engine out, invalidate its keys or stop its signing."""
+
+    async def run():
+        async with hsmcore.create_key_manager(str(folder.config)) as manager:
+            plane = ControlPlane.for_settings(settings, member="m")  # without a PIN: the engine has logged in
+            stop = False
+
+            async def keep_signing():
+                count = 0
+                while not stop:
+                    signature = await manager.sign(b"%d" % count)
+                    assert _native.verify("ed25519", manager.public_key, b"%d" % count, signature)
+                    count += 1
+                return count
+
+            signing = [asyncio.create_task(keep_signing()) for _ in range(8)]
+            for number in range(10):
+                record = await plane.generate_key("ed25519", f"beside-{number}")
+                assert (await plane.deactivate(record.id)).enforced
+                await plane.destroy(record.id)
+            await plane.close()
+            before = await manager.sign(b"after")
+            stop = True
+            assert min(await asyncio.gather(*signing)) > 0
+            assert await manager.verify(b"after", before)
+
+            # A plane that has a PIN sees that it isn't needed, and leaves the engine's login alone.
+            async with ControlPlane.for_settings(settings, log_in=True) as second:
+                assert await second.list_keys()
+            assert await manager.verify(b"still", await manager.sign(b"still"))
+
+    asyncio.run(run())
+
+
+def test_the_key_manager_rotates_through_it(folder, settings):
+    async def run():
+        async with hsmcore.create_key_manager(str(folder.config)) as manager:
+            old = await manager.get_current_key_id()
+            new = await manager.generate_key()
+            await manager.set_current_key_id(new)
+            assert await manager.verify(b"m", await manager.sign(b"m"), key_id=new)
+            await manager.deactivate_key(new)
+            with pytest.raises(hsmcore.KeyDeactivated):
+                await manager.sign(b"m")
+            await manager.set_current_key_id(old)
+            assert await manager.verify(b"m", await manager.sign(b"m"))
+            with pytest.raises(KeyNotExportable):
+                await manager.export_key_backup(old)
+            return new
+
+    new = asyncio.run(run())
+    with TokenAdmin(settings.module_path, TokenSelector(label=settings.token_label), pin=settings.resolve_pin) as admin:
+        assert [key.can_sign for key in admin.list_keys() if key.id == new] == [False]
+        admin.destroy(new)

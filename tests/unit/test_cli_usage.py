@@ -1,0 +1,167 @@
+"""The command line itself: wrong usage, help, errors in both forms. No token is touched."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import structlog
+
+from hsmcore.cli import app
+from hsmcore.cli.app import run
+from hsmcore.errors import HsmError, PinLocked
+
+COMMANDS = ["init", "keys", "sign", "verify", "demo", "bench", "version"]
+SIGNATURE = "00" * 64
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path, monkeypatch):
+    """No configuration from outside, and logging as it was afterwards."""
+    monkeypatch.delenv("HSMCORE_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield
+    structlog.reset_defaults()
+    logging.getLogger("hsmcore").handlers.clear()
+
+
+def failure(capsys) -> dict:
+    output = capsys.readouterr()
+    assert output.out == ""
+    return json.loads(output.err.splitlines()[-1])["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["frob"], "No such command 'frob'"),
+        (["sign", "--bogus"], "No such option: --bogus"),
+        (["sign", "--text", "a", "--hex", "00"], "give one message"),
+        (["sign", "nowhere"], "nowhere: No such file or directory"),
+        (["sign", "--hex", "0"], "--hex takes hexadecimal digits"),
+        (["sign", "--text", "a", "--format", "morse"], "morse"),
+        (["verify", "--text", "a"], "give --signature or --signature-file"),
+        (["verify", "--text", "a", "--signature", "00"], "not a signature of 64 bytes"),
+        (["verify", "--signature-file", "-"], "cannot both come from standard input"),
+        (["verify", "--text", "a", "--signature", SIGNATURE, "--public-key", "00"], "not an ed25519 public key"),
+        (["init", "--state", "a", "--config", "b/c.json"], "give --state or --config"),
+        (["init", "--algorithm", "rsa"], "rsa"),
+        (["demo", "--transactions", "0"], "--transactions"),
+        (["keys", "generate"], "--label"),
+        (["keys", "frob"], "No such command 'frob'"),
+        (["sign", "--text", "a"], "there is no such file"),
+        (["sign", "--text", "a", "--config", "absent.json"], "configuration absent.json: $: there is no such file"),
+        (["keys", "list", "--state", "absent"], "there is no such file"),
+    ],
+)
+def test_wrong_usage_is_two_lines_and_code_2(arguments, says, capsys):
+    assert run(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    what, next_step = output.err.splitlines()
+    assert what.startswith("hsmcore: ")
+    assert says in what
+    assert next_step.startswith("  next: ")
+
+
+def test_wrong_usage_as_json(capsys):
+    assert run(["sign", "--text", "a", "--format", "raw", "--json"]) == 2
+    assert failure(capsys) == {
+        "type": "UsageError",
+        "message": "--json cannot carry --format raw",
+        "hint": "See `hsmcore sign --help`.",
+        "retryable": False,
+        "exitCode": 2,
+    }
+
+
+def test_a_configuration_that_is_wrong_names_each_fault(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text('{"keyManager": {"type": "softhsm", "config": {"tokenLabl": "a", "pin": "1234", "keyLabel": "k"}}}')
+    assert run(["sign", "--text", "a", "--config", str(path), "--json"]) == 2
+    error = failure(capsys)
+    assert error["type"] == "ConfigurationError"
+    assert error["exitCode"] == 2
+    assert [fault["path"] for fault in error["faults"]] == ["$.keyManager.config.tokenLabl"]
+    assert "1234" not in json.dumps(error)
+
+
+def test_keys_of_a_provider_without_a_module_are_not_managed_here(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text('{"keyManager": {"type": "aws-kms", "config": {"keyId": "alias/sequencer"}}}')
+    assert run(["keys", "--config", str(path), "--json"]) == 2
+    assert "aws-kms" in failure(capsys)["message"]
+
+
+def test_the_configuration_may_be_named_by_the_environment(monkeypatch, capsys):
+    monkeypatch.setenv("HSMCORE_CONFIG", "from-environment.json")
+    assert run(["sign", "--text", "a", "--json"]) == 2
+    assert "from-environment.json" in failure(capsys)["message"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: hsmcore {command}")
+    assert "--json" in text or command == "keys"
+    assert "hsmcore " + command in text.partition("\n")[2] or command == "keys"
+
+
+def test_the_log_level_comes_from_the_environment(monkeypatch, capsys):
+    monkeypatch.setenv("HSMCORE_LOG", "CHATTY")
+    assert run(["version"]) == 2
+    assert "HSMCORE_LOG: unknown log level 'CHATTY'" in capsys.readouterr().err
+
+
+def test_no_command_prints_the_list(capsys):
+    assert run([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command}" in text for command in COMMANDS)
+
+
+def test_version(capsys):
+    assert run(["version", "--json"]) == 0
+    assert {"hsmcore", "python", "python-pkcs11"} <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_an_error_does_not_say_what_to_do_twice(monkeypatch, capsys):
+    def fail(**_):
+        raise PinLocked(
+            "the PIN is locked. Ask the officer.", hint="Ask the officer.", ckr=0xA4, ckr_name="CKR_PIN_LOCKED"
+        )
+
+    monkeypatch.setattr(app, "build", fail)
+    assert run(["sign"]) == 1
+    assert capsys.readouterr().err == "hsmcore: the PIN is locked.\n  next: Ask the officer.\n"
+    assert run(["sign", "--json"]) == 1
+    error = failure(capsys)
+    assert (error["ckr"], error["ckrName"], error["retryable"], error["exitCode"]) == (0xA4, "CKR_PIN_LOCKED", False, 1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ModuleNotFoundError(name="solders.pubkey"), 2, "pip install 'hsmcore[solana]'"),
+        (HsmError("it broke"), 1, "hsmcore: it broke\n  next: See `hsmcore demo --help`."),
+    ],
+)
+def test_how_a_command_may_end(raised, code, says, monkeypatch, capsys):
+    def fail(**_):
+        raise raised
+
+    monkeypatch.setattr(app, "build", fail)
+    assert run(["demo"]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def fail(**_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(app, "build", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(["sign"])
