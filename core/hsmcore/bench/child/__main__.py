@@ -1,0 +1,45 @@
+"""`python -m hsmcore.bench.child JOB`: one contender."""
+
+from __future__ import annotations
+
+import sys
+
+from hsmcore.bench.child.protocol import Job, Replies, Signer, die_with_parent, serve
+
+
+def open_signer(job: Job) -> Signer:
+    """Only what this contender needs is imported: the others may be missing."""
+    if job.kind in ("sign", "sign-many", "cache-hit"):
+        from hsmcore.bench.child.ours import OurSigner
+
+        return OurSigner(job)
+    if job.kind == "pykcs11":
+        from hsmcore.bench.child.pykcs11 import PyKCS11Signer
+
+        return PyKCS11Signer(job)
+    if job.kind == "pkcs11-executor":
+        from hsmcore.bench.child.pypkcs11 import ExecutorSigner
+
+        return ExecutorSigner(job)
+    from hsmcore.bench.child.pypkcs11 import ThreadSigner
+
+    return ThreadSigner(job)
+
+
+def main() -> int:
+    die_with_parent()
+    replies = Replies()
+    try:
+        signer = open_signer(Job.from_json(sys.argv[1]))
+    except ImportError as error:
+        replies.send({"missing": str(error)})
+        return 1
+    try:
+        serve(signer, replies)
+    finally:
+        signer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

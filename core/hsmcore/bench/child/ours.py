@@ -1,0 +1,104 @@
+"""hsmcore, through its public interface only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import hsmcore
+from hsmcore.bench.child.protocol import PIN_ENV, Job, check_message, distinct_messages
+from hsmcore.bench.child.tasks import burst, event_loop, loop_name, saturate
+
+MESSAGES_PER_CALLER = 16  # nobody else's, so that two equal messages are never in flight together
+BATCHES = 4
+HIT_SET = 512  # messages that the cache holds
+
+
+def configuration(job: Job) -> dict[str, Any]:
+    """The customer's JSON, with the cache off unless hits are what is measured."""
+    return {
+        "sequencer": {
+            "keyManager": {
+                "type": job.provider,
+                "config": {
+                    "modulePath": job.module,
+                    "tokenLabel": job.token,
+                    "pin": {"env": PIN_ENV},
+                    "keyLabel": job.label,
+                    "sessions": job.sessions,
+                },
+                "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0,
+            }
+        }
+    }
+
+
+class OurSigner:
+    """One key manager on one event loop, which stands still between two slices."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._runner = asyncio.Runner(loop_factory=event_loop())
+        self._manager = hsmcore.create_key_manager(configuration(job))
+        self._runner.run(self._manager.initialize())
+        self._slice = self._workload()
+
+    def _workload(self) -> Callable[[float], Coroutine[Any, Any, dict[str, Any]]]:
+        """What a slice does; messages are made before it begins."""
+        job, manager = self._job, self._manager
+        if job.kind == "cache-hit":
+            hits = distinct_messages(HIT_SET, job.message_bytes)
+            self._runner.run(manager.sign_many(hits))
+            return lambda seconds: burst(manager.sign, hits, seconds)
+        if job.kind == "sign-many":
+            pool = distinct_messages(BATCHES * job.batch, job.message_bytes)
+            batches = [pool[i * job.batch : (i + 1) * job.batch] for i in range(BATCHES)]
+            return lambda seconds: saturate(
+                manager.sign_many, [batches] * job.in_flight, seconds, watch_lag=job.watch_lag, weight=job.batch
+            )
+        pool = distinct_messages(job.in_flight * MESSAGES_PER_CALLER, job.message_bytes)
+        own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
+        return lambda seconds: saturate(
+            manager.sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"signature": self._runner.run(self._checked_signature()).hex(), "loop": loop_name()}
+
+    async def _checked_signature(self) -> bytes:
+        """The check message's signature. Raises AssertionError when it doesn't verify (the no-op module's never do)."""
+        message = check_message(self._job.message_bytes)
+        signature: bytes = await self._manager.sign(message)
+        if self._job.token != "noop" and not await self._manager.verify(message, signature):
+            raise AssertionError("the signature does not verify")
+        return signature
+
+    def run(self, seconds: float) -> Mapping[str, Any]:
+        return self._runner.run(self._slice(seconds))
+
+    def sign_times(self, count: int) -> None:
+        """So many signatures, as many in flight as the job says."""
+        self._runner.run(self._sign_times(count))
+
+    async def _sign_times(self, count: int) -> None:
+        pool = distinct_messages(self._job.in_flight * MESSAGES_PER_CALLER, self._job.message_bytes)
+        left = count
+
+        async def caller(number: int) -> None:
+            nonlocal left
+            own = pool[number :: self._job.in_flight]
+            while left > 0:
+                for message in own:
+                    if left <= 0:
+                        return
+                    left -= 1
+                    await self._manager.sign(message)
+
+        await asyncio.gather(*(caller(number) for number in range(self._job.in_flight)))
+
+    def close(self) -> None:
+        try:
+            self._runner.run(self._manager.close())
+        finally:
+            self._runner.close()

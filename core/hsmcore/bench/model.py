@@ -1,0 +1,203 @@
+"""What a benchmark run is made of. Plain data: everything here goes into the JSON file as it stands.
+
+Times are nanoseconds where the name says `_ns`, seconds where it says `seconds`; rates are signatures per second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
+ALGORITHMS: tuple[Algorithm, ...] = ("ed25519", "ecdsa-p256", "ecdsa-secp256k1")
+
+TokenName = Literal["hsm", "noop", "none"]
+Kind = Literal[
+    "raw",  # the C loop
+    "pkcs11-shared",  # python-pkcs11 as shipped: threads around one session
+    "pkcs11-threads",  # python-pkcs11, module made thread-safe first: a session per thread
+    "pkcs11-executor",  # the same behind run_in_executor
+    "pykcs11",
+    "sign",  # ours: await km.sign
+    "sign-many",  # ours: await km.sign_many
+    "cache-hit",  # ours: await km.sign of messages that the cache holds
+    "cache-lookup",  # the cache's C function alone
+]
+JSON_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    p50: float
+    p99: float
+    p999: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to sign, measured in a process of its own."""
+
+    name: str
+    title: str
+    kind: Kind
+    group: str
+    reference: str | None  # the contender that its rate is divided by, round by round
+    token: TokenName = "hsm"
+    algorithm: Algorithm = "ed25519"
+    in_flight: int = 1  # callers that wait at the same time: threads or coroutines
+    sessions: int = 1
+    batch: int = 1  # messages per sign_many
+    latency_of: str = "call"  # what one latency value is the time of
+    timed_every: int = 1  # one caller in so many reads the clock after each call
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One slice: one contender, running alone for a fraction of a second."""
+
+    contender: str
+    round: int
+    signatures: int
+    seconds: float
+    latency_ns: Percentiles | None
+    lag_ns: Percentiles | None = None  # how late a 1 ms sleep on the event loop ended
+    cpu_seconds: float | None = None  # processor time that the contender's process used, all threads
+    others: float = 0.0  # share of the machine that other processes and the hypervisor used meanwhile
+
+    @property
+    def rate(self) -> float:
+        return self.signatures / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident memory of a signing process after so many signatures, read from /proc/self/statm after gc.collect()."""
+
+    signatures: tuple[int, ...]
+    rss_bytes: tuple[int, ...]
+
+    @property
+    def growth_bytes(self) -> int:
+        return self.rss_bytes[-1] - self.rss_bytes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The samples of one contender, in one line."""
+
+    contender: str
+    rate: Spread
+    ratio: Spread | None  # to the reference: divided within each round, then the median
+    p50_ns: float | None
+    p99_ns: float | None
+    p999_ns: float | None
+    lag_p99_ns: float | None
+    cpu_ns: float | None  # processor time per signature
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A target and what was reached. `met` is None when it was not measured."""
+
+    name: str
+    what: str
+    formula: str
+    unit: str
+    bound: float
+    at_least: bool
+    value: Spread | None
+    met: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class HsmToken:
+    """A token to sign on. The PIN stays in the environment variable that `pin_env` names."""
+
+    module: str
+    token: str
+    labels: Mapping[str, str]  # algorithm -> CKA_LABEL of its key
+    pin_env: str = "HSM_PIN"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    rounds: int = 15
+    seconds: float = 0.25  # of each slice
+    only: str | None = None  # comma-separated names or patterns
+    message_bytes: int = 200
+    patience: int = 2  # how often a slice is repeated that others disturbed
+    seed: int = 1  # of the order within each round
+    memory_signatures: int = 1_000_000
+    token: HsmToken | None = None  # None: make one in a temporary directory
+    noop_module: str | None = None  # None: the one that was built
+
+
+@dataclass(slots=True)
+class Result:
+    started: str  # ISO 8601, UTC
+    environment: dict[str, Any]
+    rounds: int
+    slice_seconds: float
+    message_bytes: int
+    contenders: list[Contender]
+    samples: list[Sample] = field(default_factory=list)
+    memory: Memory | None = None
+    skipped: dict[str, str] = field(default_factory=dict)  # contender -> why it could not run here
+    failed: dict[str, str] = field(default_factory=dict)  # contender -> what went wrong
+    timing_ns: dict[str, float] = field(default_factory=dict)  # contender -> cost of taking one latency
+    summaries: list[Summary] = field(default_factory=list)
+    targets: list[Verdict] = field(default_factory=list)
+
+    def by_round(self) -> dict[int, dict[str, Sample]]:
+        rounds: dict[int, dict[str, Sample]] = {}
+        for sample in self.samples:
+            rounds.setdefault(sample.round, {})[sample.contender] = sample
+        return rounds
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": JSON_FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        """The inverse of to_dict. Raises ValueError for a file of another format."""
+        if data.get("format") != JSON_FORMAT:
+            raise ValueError(f"not a benchmark result of format {JSON_FORMAT}")
+        fields = {key: value for key, value in data.items() if key != "format"}
+        fields["contenders"] = [Contender(**item) for item in data["contenders"]]
+        fields["samples"] = [_sample(item) for item in data["samples"]]
+        fields["summaries"] = [_summary(item) for item in data["summaries"]]
+        fields["targets"] = [Verdict(**{**item, "value": _spread(item["value"])}) for item in data["targets"]]
+        if (memory := data["memory"]) is not None:
+            fields["memory"] = Memory(tuple(memory["signatures"]), tuple(memory["rss_bytes"]))
+        return cls(**fields)
+
+
+def _spread(data: Mapping[str, float] | None) -> Spread | None:
+    return None if data is None else Spread(**data)
+
+
+def read_percentiles(data: Mapping[str, float] | None) -> Percentiles | None:
+    return None if data is None else Percentiles(**data)
+
+
+def _sample(data: Mapping[str, Any]) -> Sample:
+    return Sample(
+        **{
+            **data,
+            "latency_ns": read_percentiles(data["latency_ns"]),
+            "lag_ns": read_percentiles(data["lag_ns"]),
+        }
+    )
+
+
+def _summary(data: Mapping[str, Any]) -> Summary:
+    return Summary(**{**data, "rate": Spread(**data["rate"]), "ratio": _spread(data["ratio"])})

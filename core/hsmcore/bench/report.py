@@ -1,0 +1,195 @@
+"""A result for people: tables on the terminal, the README's markdown, and the JSON file with every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from hsmcore.bench.model import Contender, Result, Spread, Summary, Verdict
+from hsmcore.bench.stats import DISTURBED, spread
+
+
+def duration(ns: float | None) -> str:
+    """Three figures and a unit: 117 ns, 41.3 µs, 3.41 ms."""
+    if ns is None:
+        return ""
+    for unit, size in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+        if ns < size * 999.5:
+            return f"{figures(ns / size)} {unit}"
+    return f"{figures(ns / 1e9)} s"
+
+
+def figures(value: float) -> str:
+    """Three significant figures, no exponent, thousands grouped."""
+    size = abs(value)
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{value:,.{digits}f}"
+
+
+def number(value: float, unit: str) -> str:
+    """A value of a target in its unit."""
+    return f"{value:,.0f} {unit}".replace(" /s", "/s") if unit == "/s" else f"{value:.2f} {unit}"
+
+
+def ranged(value: Spread | None) -> str:
+    """Median, lowest and highest: 0.98 (0.95-1.01)."""
+    return "" if value is None else f"{figures(value.median)} ({figures(value.low)}–{figures(value.high)})"
+
+
+def groups(result: Result) -> Iterator[tuple[str, list[tuple[Contender, Summary | None]]]]:
+    """The contenders under their headings, in order, each with its summary if it has one."""
+    summaries = {summary.contender: summary for summary in result.summaries}
+    headings = dict.fromkeys(contender.group for contender in result.contenders)
+    for heading in headings:
+        yield heading, [(c, summaries.get(c.name)) for c in result.contenders if c.group == heading]
+
+
+def headline(result: Result) -> str:
+    """What the numbers depend on, in one sentence."""
+    e = result.environment
+    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
+    return (
+        f"{e['processors']} × {e['processor']}, Linux {e['kernel']}, {e['python']}, {versions}, {e.get('module', '')}; "
+        f"{result.message_bytes}-byte messages; medians of {result.rounds} interleaved slices of "
+        f"{result.slice_seconds:g} s; load average {e['load_average'][0]} before and "
+        f"{e['load_average_after'][0]} after, {disturbance(result)}; {result.started}"
+    )
+
+
+def disturbance(result: Result) -> str:
+    """How much of the machine others used while the slices ran."""
+    shares = spread([sample.others for sample in result.samples])
+    if shares is None:
+        return "nothing measured"
+    disturbed = sum(sample.others > DISTURBED for sample in result.samples)
+    return (
+        f"others used {shares.median:.0%} of the machine in the median slice and more than {DISTURBED:.0%} in "
+        f"{disturbed} of {len(result.samples)}"
+    )
+
+
+# ---- terminal ----
+
+WIDE = 150  # columns that the full tables take
+
+
+def print_result(result: Result, console: Console) -> None:
+    """Both tables, then who could not take part and why."""
+    wide = console.width >= WIDE
+    console.print(_table(result, wide=wide))
+    if result.targets:
+        console.print(_targets_table(result.targets, wide=wide))
+    for name, reason in result.skipped.items():
+        console.print(f"skipped {name}: {reason}", style="yellow", markup=False)
+    for name, reason in result.failed.items():
+        console.print(f"failed {name}: {reason}", style="bold red", markup=False)
+    if (shares := spread([sample.others for sample in result.samples])) and shares.median > DISTURBED:
+        console.print(f"The machine was not idle: {disturbance(result)}. Ratios suffer, rates more.", style="yellow")
+    console.print(headline(result), style="dim", markup=False)
+
+
+def _table(result: Result, *, wide: bool) -> Table:
+    """Everything where there is room for it; else the names and medians."""
+    table = Table(title="Signatures per second, and how long each took", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    if wide:
+        table.add_column("what")
+    for heading in ("per second", "× raw C", "p50", "p99", "p99.9", *(("lag p99", "CPU") if wide else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading, rows in groups(result):
+        table.add_section()
+        if wide:
+            table.add_row("", f"[bold]{heading}[/]")
+        for contender, summary in rows:
+            what = [contender.title] if wide else []
+            table.add_row(contender.name, *what, *_cells(summary, wide=wide))
+    return table
+
+
+def _cells(summary: Summary | None, *, wide: bool) -> list[str]:
+    if summary is None:
+        return ["not measured" if wide else ""]
+    latencies = [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
+    if wide:
+        more = [duration(summary.lag_p99_ns), duration(summary.cpu_ns)]
+        return [ranged(summary.rate), ranged(summary.ratio), *latencies, *more]
+    ratio = "" if summary.ratio is None else figures(summary.ratio.median)
+    return [figures(summary.rate.median), ratio, *latencies]
+
+
+def _targets_table(targets: list[Verdict], *, wide: bool) -> Table:
+    table = Table(title="Targets", title_justify="left")
+    table.add_column("what")
+    for heading in ("target", "reached", *(("lowest–highest",) if wide else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
+    for verdict in targets:
+        value = verdict.value
+        colour = {True: "green", False: "red", None: "dim"}[verdict.met]
+        table.add_row(
+            verdict.what.replace("`", ""),
+            _bound(verdict),
+            "" if value is None else number(value.median, verdict.unit),
+            *([] if not wide else [""] if value is None else [f"{figures(value.low)}–{figures(value.high)}"]),
+            f"[{colour}]{_met(verdict)}[/]",
+        )
+    return table
+
+
+def _bound(verdict: Verdict) -> str:
+    return f"{'≥' if verdict.at_least else '≤'} {number(verdict.bound, verdict.unit)}"
+
+
+def _met(verdict: Verdict) -> str:
+    return {True: "yes", False: "no", None: "not measured"}[verdict.met]
+
+
+# ---- markdown ----
+
+
+def markdown(result: Result) -> str:
+    """The README's tables: contenders with a summary, then the targets. Ends with what the numbers depend on."""
+    lines = ["| | signatures/s | × raw C | p50 | p99 | p99.9 |", "|---|--:|--:|--:|--:|--:|"]
+    for heading, rows in groups(result):
+        measured = [(contender, summary) for contender, summary in rows if summary is not None]
+        if not measured:
+            continue
+        lines.append(f"| **{heading}** | | | | | |")
+        for contender, summary in measured:
+            cells = [f"{summary.rate.median:,.0f}", "" if summary.ratio is None else f"{summary.ratio.median:.2f}"]
+            cells += [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
+            note = "" if contender.latency_of == "call" else f" (latency: {contender.latency_of})"
+            lines.append(f"| {contender.title}{note} | {' | '.join(cells)} |")
+    if result.targets:
+        lines += ["", "| target | bound | reached | met |", "|---|--:|--:|---|"]
+    for verdict in result.targets:
+        value = "" if verdict.value is None else number(verdict.value.median, verdict.unit)
+        lines.append(f"| {verdict.what} | {_bound(verdict)} | {value} | {_met(verdict)} |")
+    lines += ["", headline(result) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_of(path: Path) -> str:
+    """The README's tables from the JSON file that a run wrote."""
+    return markdown(read_json(path))
+
+
+# ---- JSON ----
+
+
+def to_json(result: Result) -> bytes:
+    return orjson.dumps(result.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def read_json(path: Path) -> Result:
+    """Read what to_json wrote. Raises ValueError, which names the file, when it is something else."""
+    try:
+        data: dict[str, Any] = orjson.loads(path.read_bytes())
+        return Result.from_dict(data)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no benchmark result: {error}") from error

@@ -1,0 +1,51 @@
+"""A SoftHSM token of our own, in a temporary directory that goes away with it."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from hsmcore.bench.child.protocol import PIN_ENV
+from hsmcore.bench.model import ALGORITHMS, HsmToken
+from hsmcore.bench.process import ChildError, child_environment, python_child
+
+TOKEN_LABEL = "hsmcore-bench"
+PROVISION_SECONDS = 60.0
+
+
+@contextmanager
+def temporary_token(module: str) -> Iterator[tuple[HsmToken, Mapping[str, str]]]:
+    """Make a token with a key per algorithm; gives it and the environment that its users need, the PIN included.
+
+    Neither SOFTHSM2_CONF nor the PIN is set in this process. Raises ChildError when the token can't be made.
+    """
+    if not Path(module).exists():
+        raise ChildError(f"{module} does not exist: install softhsm2, or name a token and its module")
+    with tempfile.TemporaryDirectory(prefix="hsmcore-bench-") as directory:
+        tokens = Path(directory, "tokens")
+        tokens.mkdir(mode=0o700)
+        configuration = Path(directory, "softhsm2.conf")
+        configuration.write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n")
+        access = {"SOFTHSM2_CONF": str(configuration), PIN_ENV: secrets.token_hex(8)}
+        _provision(module, {**access, "HSM_SO_PIN": secrets.token_hex(8)})
+        labels: dict[str, str] = {algorithm: f"bench-{algorithm}" for algorithm in ALGORITHMS}
+        yield HsmToken(module, TOKEN_LABEL, labels), access
+
+
+def _provision(module: str, access: Mapping[str, str]) -> None:
+    made = subprocess.run(
+        python_child("hsmcore.bench.child.provision", module, TOKEN_LABEL),
+        env=child_environment(access),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PROVISION_SECONDS,
+        check=False,
+    )
+    if made.returncode != 0:
+        lines = made.stderr.strip().splitlines()
+        raise ChildError(f"no token could be made: {lines[-1] if lines else 'no reason given'}")

@@ -1,0 +1,137 @@
+"""Fixtures for all tests. Nothing is left behind: every test ends with what the process held when it began."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from tests.support.leaks import holdings, surplus_since
+from tests.support.loops import FACTORIES, LoopRunner, warm_up
+from tests.support.shim import Shim, compile_shim
+from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_token
+
+# Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
+_folder = Folder()
+
+settings.register_profile(
+    "hsmcore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("hsmcore")
+
+
+def pytest_unconfigure() -> None:
+    """Delete the tokens."""
+    _folder.remove()
+
+
+# ---- coroutine tests run in an event loop of each kind ---------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> None:
+    """Give every test that is a coroutine function the `run` fixture, hence both event loops."""
+    if isinstance(collector, (pytest.Module, pytest.Class)) and collector.istestfunction(obj, name):
+        function = inspect.unwrap(obj)  # type: ignore[arg-type]  # a test function is a callable
+        if inspect.iscoroutinefunction(function):
+            pytest.mark.usefixtures("run")(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    pyfuncitem.funcargs["run"](pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@pytest.fixture(params=FACTORIES)
+def run(request: pytest.FixtureRequest) -> Iterator[LoopRunner]:
+    """Call it with a coroutine, as often as needed: all run in one event loop of the kind under test. A call of the
+    loop's exception handler or a task that is left fails the test."""
+    runner = LoopRunner(request.param)
+    yield runner
+    assert runner.close() == []
+
+
+# ---- nothing is left -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def warm() -> None:
+    """What the process keeps from its first use on is made before the first picture is taken."""
+    warm_up()
+
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Note whether the test itself failed."""
+    if call.when == "call" and call.excinfo is not None:
+        item.stash[_failed] = True
+    return (yield)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
+    """Fail a test that leaves native resources, threads, descriptors or child processes."""
+    for name in ("world", "shim_library"):  # what lasts longer than the test is made before the first picture
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+    before = holdings()
+    yield
+    if not request.node.stash.get(_failed, False):  # a failed test's frames are kept, and all that they hold
+        assert surplus_since(before) == []
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def softhsm() -> Path:
+    """SoftHSM's module."""
+    module = find_module()
+    if module is None:
+        pytest.skip("SoftHSM is not installed")
+    return module
+
+
+@pytest.fixture(scope="session")
+def world(softhsm: Path) -> Token:
+    """The token that all tests share: its keys are WORLD_KEYS. Tests may add keys to it but change none."""
+    return make_token(_folder, softhsm, WORLD_KEYS, label="hsmcore-world")
+
+
+@pytest.fixture
+def fresh_token(softhsm: Path) -> Iterator[Callable[..., Token]]:
+    """Makes tokens for one test alone, with the keys it asks for (as in WORLD_KEYS; default: one Ed25519 key)."""
+    made: list[Token] = []
+
+    def make(*keys: dict[str, Any]) -> Token:
+        made.append(make_token(_folder, softhsm, keys or ({"name": "ed25519", "kind": "ed25519"},)))
+        return made[-1]
+
+    yield make
+    for token in made:
+        token.remove()
+
+
+@pytest.fixture(scope="session")
+def shim_library(softhsm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shim.c around SoftHSM, compiled."""
+    return compile_shim(softhsm, tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture
+def shim(shim_library: Path, tmp_path: Path) -> Iterator[Shim]:
+    """SoftHSM behind a module that counts, fails or holds calls: give `shim.path` as modulePath."""
+    shim = Shim(shim_library, tmp_path / "shim.so")
+    yield shim
+    shim.release()

@@ -1,0 +1,219 @@
+"""The benchmark on a real token, with slices too short to mean anything: what takes part, what is left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import structlog
+
+from hsmcore.bench import Options, Progress, run
+from hsmcore.bench.locate import BIN_DIR_ENV, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
+from hsmcore.bench.model import HsmToken
+from hsmcore.bench.process import child_environment
+from hsmcore.bench.report import read_json
+from hsmcore.cli import app as cli
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not Path(SOFTHSM_MODULE).exists(), reason="SoftHSM is not installed"),
+]
+needs_raw = pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
+needs_noop = pytest.mark.skipif(native(NOOP_MODULE) is None, reason=f"{NOOP_MODULE} was not built")
+needs_ours = pytest.mark.skipif(
+    importlib.util.find_spec("hsmcore._native") is None, reason="the extension was not built"
+)
+
+
+@pytest.fixture(autouse=True)
+def temporary_directory(tmp_path, monkeypatch):
+    """A place for temporary files that must be empty again afterwards."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield place
+    assert list(place.iterdir()) == []
+
+
+@needs_raw
+def test_raw_and_the_peers_sign_the_same_in_turn():
+    before = dict(os.environ)
+    steps: list[Progress] = []
+    result = run(Options(patience=0, rounds=2, seconds=0.05, only="raw-1,pkcs11"), steps.append)
+    assert result.failed == {}
+    assert {c.name for c in result.contenders} - set(result.skipped) == {
+        summary.contender for summary in result.summaries
+    }
+    assert {"raw", "raw-1", "pkcs11-shared", "pkcs11-threads", "pkcs11-executor"} <= {
+        s.contender for s in result.samples
+    }
+    assert all(len(found) == len(result.summaries) for found in result.by_round().values())
+    assert all(sample.signatures > 0 and sample.seconds >= 0.05 for sample in result.samples)
+    assert all(sample.latency_ns is not None and sample.cpu_seconds > 0 for sample in result.samples)
+    executor = next(summary for summary in result.summaries if summary.contender == "pkcs11-executor")
+    assert executor.ratio is not None
+    assert executor.lag_p99_ns is not None
+    assert [step.done for step in steps] == sorted(step.done for step in steps)
+    assert steps[-1].done == steps[-1].total
+    assert dict(os.environ) == before, "the PIN and SOFTHSM2_CONF are for children only"
+
+
+@needs_raw
+@pytest.mark.parametrize("algorithm", ["p256", "secp256k1"])
+def test_raw_signs_with_ecdsa(algorithm):
+    result = run(Options(patience=0, rounds=1, seconds=0.02, only=f"raw-{algorithm}"))
+    assert (result.failed, [s.contender for s in result.samples]) == ({}, [f"raw-{algorithm}"])
+
+
+@needs_raw
+@needs_ours
+def test_ours_takes_part():
+    result = run(Options(patience=0, rounds=1, seconds=0.1, only="raw-1,sign-1,sign-64,many,sign-p256,sign-secp256k1"))
+    assert result.failed == {}
+    assert {"sign-1", "sign-64", "many-256", "sign-p256", "sign-secp256k1"} <= {s.contender for s in result.samples}
+    verdicts = {verdict.name: verdict for verdict in result.targets}
+    assert verdicts["sign-64-rate"].value is not None
+    assert verdicts["loop-lag"].value is not None
+
+
+@needs_noop
+@needs_ours
+def test_memory_is_read_twice():
+    result = run(Options(patience=0, rounds=1, seconds=0.05, only="memory,noop-256", memory_signatures=5_000))
+    assert result.failed == {}
+    assert result.memory is not None
+    assert result.memory.signatures == (5_000, 10_000)
+    assert all(reading > 1 << 20 for reading in result.memory.rss_bytes)
+
+
+@needs_raw
+def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
+    monkeypatch.setenv("HSM_PIN", "0000")
+    token = HsmToken(SOFTHSM_MODULE, "no such token", {"ed25519": "key"})
+    result = run(Options(patience=0, rounds=1, seconds=0.02, only="raw,raw-p256", token=token))
+    assert result.failed["raw"] == "ended: hsmcore-rawsign: no token with this label"
+    assert result.skipped == {"raw-p256": "no ecdsa-p256 key was named"}
+    assert result.samples == []
+
+
+def test_what_was_not_built_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setenv(BIN_DIR_ENV, str(tmp_path))
+    monkeypatch.setattr("hsmcore.bench.locate.PACKAGE", tmp_path)
+    result = run(Options(patience=0, rounds=1, seconds=0.02, only="cache-lookup"))
+    assert result.skipped == {"cache-lookup": "hsmcore-cachebench was not built"}
+
+
+def bench_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: matplotlib keeps the fonts open that it has used."""
+    program = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())", "bench"]
+    return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+class TestCommand:
+    @pytest.fixture
+    def invoke(self, capsys):
+        def invoke(*arguments):
+            code = cli.run(["bench", *map(str, arguments)])
+            output = capsys.readouterr()
+            return SimpleNamespace(exit_code=code, stdout=output.out, stderr=output.err)
+
+        yield invoke
+        structlog.reset_defaults()
+        logging.getLogger("hsmcore").handlers.clear()
+
+    @needs_raw
+    def test_writes_its_files(self, tmp_path):
+        out = tmp_path / "out"
+        done = bench_process("--quick", "--rounds", 1, "--seconds", 0.03, "--only", "raw,pkcs11-shared-1", "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert "pkcs11-shared-1" in done.stdout
+        result = read_json(out / "hsmcore-bench.json")
+        assert {sample.contender for sample in result.samples} == {"raw", "pkcs11-shared-1"}
+        assert "| raw C loop |" in (out / "hsmcore-bench.md").read_text()
+        if importlib.util.find_spec("matplotlib"):
+            assert (out / "hsmcore-bench.png").read_bytes().startswith(b"\x89PNG")
+
+    @needs_raw
+    def test_json_alone_goes_to_standard_output(self, tmp_path):
+        done = bench_process("--json", "--rounds", 1, "--seconds", 0.02, "--only", "raw", "--out", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == (tmp_path / "out" / "hsmcore-bench.json").read_text()
+
+    def test_lists(self, invoke):
+        done = invoke("--list")
+        assert done.exit_code == 0
+        assert {"raw", "sign-64", "pykcs11", "memory"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            (["--only", "nothing-like-it"], "fits no contender"),
+            (["--label", "key"], "--label needs --token"),
+            (["--token", "t"], "--token needs --label"),
+            (["--token", "t", "--label", "k"], "HSM_PIN"),
+            (["--algorithm", "rsa"], "expected one of ed25519"),
+            (["--rounds", "0"], "rounds"),
+            (["--no-such-option"], "such option"),
+        ],
+    )
+    def test_bad_usage(self, invoke, arguments, reason, monkeypatch, tmp_path):
+        monkeypatch.delenv("HSM_PIN", raising=False)
+        done = invoke(*arguments, "--out", tmp_path / "out")
+        assert done.exit_code == 2
+        assert reason in " ".join(done.stderr.split())
+        assert not (tmp_path / "out").exists()
+
+    def test_a_missing_module_is_bad_usage(self, invoke, monkeypatch, tmp_path):
+        monkeypatch.setenv("HSM_PIN", "0000")
+        done = invoke("--token", "t", "--label", "k", "--module", tmp_path / "none.so", "--out", tmp_path / "out")
+        assert (done.exit_code, "no such file" in " ".join(done.stderr.split())) == (2, True)
+
+    def test_errors_are_json_when_asked(self, invoke, tmp_path):
+        done = invoke("--json", "--only", "nothing-like-it", "--out", tmp_path / "out")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "fits no contender" in json.loads(done.stderr.splitlines()[-1])["error"]["message"]
+
+    def test_no_module_is_an_error_that_says_so(self, invoke, monkeypatch, tmp_path):
+        monkeypatch.setattr("hsmcore.bench.locate.SOFTHSM_MODULE", "/nowhere/libsofthsm2.so")
+        done = invoke("--only", "raw", "--out", tmp_path / "out")
+        assert (done.exit_code, "install softhsm2" in done.stderr) == (1, True)
+
+    @needs_raw
+    def test_a_failure_is_exit_code_1(self, invoke, monkeypatch, tmp_path):
+        monkeypatch.setenv("HSM_PIN", "0000")
+        done = invoke("--token", "t", "--label", "k", "--only", "raw", "--rounds", 1, "--out", tmp_path / "out")
+        assert done.exit_code == 1
+        assert "failed raw" in done.stdout
+
+
+@needs_raw
+def test_terminating_it_leaves_nothing(temporary_directory):
+    script = "import typer; from hsmcore.bench.cli import bench; typer.run(bench)"
+    command = [sys.executable, "-c", script, "--only", "raw", "--rounds", "50", "--seconds", "1"]
+    process = subprocess.Popen(command, env=child_environment({}), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(temporary_directory.glob("hsmcore-bench-*/tokens/*/*.object")) or RAW_SIGN not in named(process.pid):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def named(pid: int) -> set[str]:
+    """The programs that the children of a process run."""
+    found = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found.add(Path(Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].decode()).name)
+    return found

@@ -1,0 +1,377 @@
+"""The signature cache and single-flight: fewer calls, never another message's, another key's or a dead key's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.managers import counters, opened, settle, start, until
+from tests.support.verifiers import is_good
+
+import hsmcore
+
+pytestmark = pytest.mark.integration
+
+
+def slow(world: Any, shim: Any, **rules: Any) -> dict[str, Any]:
+    """A configuration with one worker behind the shim, and a cache."""
+    return world.config(settings={"modulePath": shim.path, "sessions": 1}, **{"maxCacheSize": 1000, **rules})
+
+
+# ---- hits ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hit_is_the_same_signature_and_costs_no_call(world):
+    async with opened(world.config(maxCacheSize=100)) as manager:
+        first = await manager.sign(b"once")
+        assert [await manager.sign(b"once") for _ in range(10)] == [first] * 10
+        assert await manager.sign_many([b"once"] * 5) == [first] * 5
+        assert await manager.sign(bytearray(b"once")) == first
+        assert counters(manager)["signatures"] == 1
+        stats = manager.get_cache_stats()
+        assert (stats["size"], stats["max_size"], stats["hits"], stats["misses"]) == (1, 100, 16, 1)
+        assert stats["hit_rate"] == pytest.approx(16 / 17)
+        assert stats["bytes"] > 0
+
+
+async def test_without_a_cache_every_request_costs_a_call(world):
+    async with opened(world.config(maxCacheSize=0)) as manager:
+        for _ in range(5):
+            await manager.sign(b"once")
+        await asyncio.gather(*(manager.sign(b"once") for _ in range(20)))
+        await manager.sign_many([b"once"] * 10)
+        assert counters(manager)["signatures"] == 35
+        assert set(manager.get_cache_stats().values()) == {0}
+
+
+async def test_the_least_recently_used_goes_first(world):
+    async with opened(world.config(maxCacheSize=3)) as manager:
+        for message in (b"a", b"b", b"c", b"a", b"d"):  # b goes
+            await manager.sign(message)
+        assert counters(manager)["signatures"] == 4
+        for message in (b"a", b"c", b"d"):
+            await manager.sign(message)
+        assert counters(manager)["signatures"] == 4
+        await manager.sign(b"b")
+        assert counters(manager)["signatures"] == 5
+        stats = manager.get_cache_stats()
+        assert (stats["size"], stats["evictions"]) == (3, 2)
+
+
+async def test_the_cache_does_not_outgrow_its_size(world):
+    async with opened(world.config(maxCacheSize=50)) as manager:
+        await manager.sign_many([b"%d" % n + bytes(500) for n in range(1000)])
+        bytes_held = manager.get_cache_stats()["bytes"]
+        await manager.sign_many([b"%d" % n + bytes(500) for n in range(1000, 3000)])
+        stats = manager.get_cache_stats()
+        assert (stats["size"], stats["evictions"]) == (50, 2950)
+        assert stats["bytes"] <= bytes_held + 100
+
+
+async def test_messages_that_differ_little_are_different(world):
+    base = bytes(64)
+    messages = [base, base + b"\0", base[:-1]]
+    messages += [base[:n] + bytes([1 << n % 8]) + base[n + 1 :] for n in range(64)]
+    async with opened(world.config()) as manager:
+        for _ in range(2):
+            for message in messages:
+                assert is_good("ed25519", manager.public_key, message, await manager.sign(message))
+        assert counters(manager)["signatures"] == len(messages)
+
+
+@pytest.mark.parametrize("algorithm", ["ecdsa-p256", "ecdsa-secp256k1"])
+async def test_signatures_that_differ_each_time_are_cached_only_on_demand(world, algorithm):
+    async with opened(world.config(algorithm)) as manager:
+        first, second = await manager.sign(b"once"), await manager.sign(b"once")
+        assert first != second
+        await asyncio.gather(*(manager.sign(b"together") for _ in range(10)))
+        assert counters(manager)["signatures"] == 12
+        assert manager.get_cache_stats()["size"] == 0
+    async with opened(world.config(algorithm, cacheNonDeterministic=True)) as manager:
+        first, second = await manager.sign(b"once"), await manager.sign(b"once")
+        assert first == second
+        assert is_good(algorithm, manager.public_key, b"once", first)
+        assert counters(manager)["signatures"] == 1
+
+
+async def test_a_failure_is_not_kept(world, shim):
+    async with opened(slow(world, shim)) as manager:
+        shim.fail("C_Sign", 0x21, times=1)
+        with pytest.raises(hsmcore.HsmError):
+            await manager.sign(b"x")
+        assert manager.get_cache_stats()["size"] == 0
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+# ---- single-flight ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rules", [{}, {"maxCacheSize": 0, "singleFlight": True}])
+async def test_identical_requests_cost_one_call(world, shim, rules):
+    async with opened(slow(world, shim, **rules)) as manager:
+        before = shim.calls("C_Sign")
+        shim.hold()
+        tasks = [start(manager.sign(b"same")) for _ in range(195)]
+        batch = start(manager.sign_many([b"same"] * 5))
+        await shim.until_inside(1)
+        await until(lambda: manager.get_cache_stats()["joined"] == 199)
+        assert counters(manager)["in_flight"] == 1
+        shim.release()
+        signatures = await asyncio.gather(*tasks) + await batch
+        assert set(signatures) == {signatures[0]}
+        assert is_good("ed25519", manager.public_key, b"same", signatures[0])
+        assert shim.calls("C_Sign") - before == 1
+        assert manager.get_cache_stats()["size"] == (0 if rules else 1)
+
+
+async def test_it_can_be_switched_off(world, shim):
+    async with opened(slow(world, shim, maxCacheSize=0, singleFlight=False)) as manager:
+        before = shim.calls("C_Sign")
+        await asyncio.gather(*(manager.sign(b"same") for _ in range(20)))
+        assert shim.calls("C_Sign") - before == 20
+
+
+async def test_a_failure_is_for_all_who_joined(world, shim):
+    async with opened(slow(world, shim)) as manager:
+        shim.hold()
+        shim.fail("C_Sign", 0x21, times=1)
+        tasks = [start(manager.sign(b"same")) for _ in range(10)]
+        await shim.until_inside(1)
+        await until(lambda: manager.get_cache_stats()["joined"] == 9)
+        shim.release()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome).__name__ for outcome in outcomes} == {"RequestRejected"}
+        assert len({id(outcome) for outcome in outcomes}) == 10, "each has a traceback of its own"
+        assert await manager.sign(b"same")
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "queued"])
+@pytest.mark.parametrize("end", ["cancelled", "out of time"])
+async def test_those_who_follow_do_not_share_their_leaders_end(world, shim, begun, end):
+    async with opened(slow(world, shim)) as manager:
+        before = shim.calls("C_Sign")
+        shim.hold()
+        if not begun:
+            ahead = start(manager.sign(b"ahead"))
+            await shim.until_inside(1)
+        leader = start(manager.sign(b"same", timeout=0.2 if end == "out of time" else 50))
+        await until(lambda: counters(manager)["in_flight"] == (1 if begun else 2))
+        if begun:
+            await shim.until_inside(1)
+        followers = [start(manager.sign(b"same", timeout=50)) for _ in range(5)]
+        batch = start(manager.sign_many([b"same", b"other"], timeout=50))
+        await until(lambda: manager.get_cache_stats()["joined"] == 6)
+        if end == "cancelled":
+            leader.cancel()
+        with pytest.raises(asyncio.CancelledError if end == "cancelled" else hsmcore.DeadlineExceeded):
+            await leader
+        assert not any(task.done() for task in followers)
+        shim.release()
+        signatures = await asyncio.gather(*followers)
+        assert set(signatures) == {(await batch)[0]}
+        assert is_good("ed25519", manager.public_key, b"same", signatures[0])
+        if not begun:
+            await ahead
+        await settle(manager)
+        assert shim.calls("C_Sign") - before == (2 if begun else 3)
+        assert await manager.sign(b"same") == signatures[0]
+
+
+async def test_whoever_joins_a_leader_that_was_cancelled_gets_a_signature(world, shim):
+    async with opened(slow(world, shim)) as manager:
+        shim.hold()
+        ahead = start(manager.sign(b"ahead"))
+        await shim.until_inside(1)
+        leader = start(manager.sign(b"same"))
+        await until(lambda: counters(manager)["in_flight"] == 2)
+        leader.cancel()
+        await asyncio.sleep(0)
+        followers = [start(manager.sign(b"same")) for _ in range(5)]
+        await until(lambda: manager.get_cache_stats()["joined"] == 5)
+        shim.release()
+        for signature in await asyncio.gather(*followers):
+            assert is_good("ed25519", manager.public_key, b"same", signature)
+        await ahead
+
+
+async def test_one_who_follows_may_run_out_of_time_or_give_up_alone(world, shim):
+    async with opened(slow(world, shim)) as manager:
+        shim.hold()
+        leader = start(manager.sign(b"same", timeout=50))
+        await shim.until_inside(1)
+        hurried, impatient = start(manager.sign(b"same", timeout=0.1)), start(manager.sign(b"same", timeout=50))
+        await until(lambda: manager.get_cache_stats()["joined"] == 2)
+        impatient.cancel()
+        with pytest.raises(hsmcore.DeadlineExceeded):
+            await hurried
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        assert not leader.done()
+        shim.release()
+        assert is_good("ed25519", manager.public_key, b"same", await leader)
+
+
+async def test_when_all_have_given_up_nothing_is_left(world, shim):
+    async with opened(slow(world, shim)) as manager:
+        shim.hold()
+        tasks = [start(manager.sign(b"same")) for _ in range(10)]
+        await shim.until_inside(1)
+        await until(lambda: manager.get_cache_stats()["joined"] == 9)
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert Counter(map(type, outcomes)) == {asyncio.CancelledError: 10}
+        shim.release()
+        await settle(manager)
+        assert is_good("ed25519", manager.public_key, b"same", await manager.sign(b"same"))
+
+
+async def test_close_answers_those_who_follow(world, shim):
+    manager = hsmcore.create_key_manager(slow(world, shim))
+    await manager.initialize()
+    shim.hold()
+    tasks = [start(manager.sign(b"%d" % (n % 5))) for n in range(100)]
+    await until(lambda: manager.get_cache_stats()["joined"] == 95)
+    closing = start(manager.close())
+    shim.release()
+    for n, answer in enumerate(await asyncio.gather(*tasks)):
+        assert is_good("ed25519", manager.public_key, b"%d" % (n % 5), answer)
+    await closing
+
+
+# ---- another key -----------------------------------------------------------------------------------------------------
+
+
+async def test_another_key_finds_an_empty_cache(world):
+    first, second = world.keys["ed25519"], world.keys["second"]
+    async with opened(world.config()) as manager:
+        old = await manager.sign(b"x")
+        await manager.set_current_key_id(second.id)
+        assert manager.get_cache_stats()["size"] == 0
+        new = await manager.sign(b"x")
+        assert is_good("ed25519", second.public_key, b"x", new)
+        await manager.set_current_key_id(first.id)
+        assert await manager.sign(b"x") == old
+        assert counters(manager)["signatures"] == 3
+
+
+async def test_a_request_in_flight_keeps_its_key_and_is_joined_by_nobody_of_the_next(world, shim):
+    first, second = world.keys["ed25519"], world.keys["second"]
+    async with opened(slow(world, shim)) as manager:
+        await manager.set_current_key_id(second.id)
+        await manager.set_current_key_id(first.id)
+        shim.hold()
+        old = start(manager.sign(b"x"))
+        await shim.until_inside(1)
+        await manager.set_current_key_id(second.id)
+        new = [start(manager.sign(b"x")) for _ in range(5)]
+        await until(lambda: manager.get_cache_stats()["joined"] == 4)
+        shim.release()
+        assert is_good("ed25519", first.public_key, b"x", await old)
+        for signature in await asyncio.gather(*new):
+            assert is_good("ed25519", second.public_key, b"x", signature)
+        assert is_good("ed25519", second.public_key, b"x", await manager.sign(b"x"))
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("use"), st.sampled_from(["ed25519", "second", "rfc8032"])),
+        st.tuples(st.just("sign"), st.sampled_from([b"a", b"b", b"c"])),
+        st.tuples(st.just("batch"), st.sampled_from([b"a", b"b", b"c"])),
+        st.tuples(st.just("wait"), st.none()),
+    ),
+    max_size=40,
+)
+
+
+def test_no_key_ever_answers_for_another(run, world):
+    manager = hsmcore.create_key_manager(world.config(maxCacheSize=2, queueSize=4))
+    run(manager.initialize())
+    try:
+
+        @settings(max_examples=60)
+        @given(STEPS)
+        def holds(steps: list[tuple[str, Any]]) -> None:
+            run(scenario(steps))
+
+        async def scenario(steps: list[tuple[str, Any]]) -> None:
+            asked: list[tuple[bytes, bytes, asyncio.Task[Any]]] = []
+            for step, value in steps:
+                if step == "use":
+                    await manager.set_current_key_id(world.keys[value].id)
+                elif step == "wait":
+                    await asyncio.gather(*(task for _, _, task in asked))
+                else:
+                    call = manager.sign(value) if step == "sign" else manager.sign_many([value, value])
+                    asked.append((manager.public_key, value, start(call)))
+                    await asyncio.sleep(0)  # the call begins now, under the key that is current now
+            for public_key, message, task in asked:
+                answer = await task
+                for signature in answer if isinstance(answer, list) else [answer]:
+                    assert is_good("ed25519", public_key, message, signature)
+
+        holds()
+    finally:
+        run(manager.close())
+
+
+# ---- a deactivated key -----------------------------------------------------------------------------------------------
+
+
+async def test_a_deactivated_key_is_not_served_from_the_cache(fresh_token):
+    async with opened(fresh_token().config()) as manager:
+        await manager.sign(b"x")
+        assert await manager.sign(b"x")
+        await manager.deactivate_key(await manager.get_current_key_id())
+        for call in (manager.sign(b"x"), manager.sign_with_receipt(b"x"), manager.sign_many([b"x"])):
+            with pytest.raises(hsmcore.KeyDeactivated):
+                await call
+        assert manager.get_cache_stats()["size"] == 0
+        assert counters(manager)["signatures"] == 1
+
+
+async def test_what_a_key_signs_while_it_is_deactivated_is_not_kept(fresh_token, shim):
+    async with opened(slow(fresh_token(), shim)) as manager:
+        key_id = await manager.get_current_key_id()
+        shim.hold()
+        begun = start(manager.sign(b"x"))
+        await shim.until_inside(1)
+        queued = [start(manager.sign(b"%d" % (n % 3))) for n in range(9)]
+        await until(lambda: manager.get_cache_stats()["joined"] == 6)
+        deactivating = start(manager.deactivate_key(key_id))
+        await until(lambda: manager.keys()[0].state == "deactivated")
+        shim.release()
+        await deactivating
+        assert is_good("ed25519", manager.public_key, b"x", await begun), "it was inside the token already"
+        outcomes = await asyncio.gather(*queued, return_exceptions=True)
+        assert Counter(map(type, outcomes)) == {hsmcore.KeyDeactivated: 9}
+        assert manager.get_cache_stats()["size"] == 0
+
+
+async def test_the_cache_under_random_load(world):
+    chosen = random.Random(3)
+    messages = [b"%d" % n for n in range(30)]
+
+    async def caller() -> None:
+        for _ in range(20):
+            message = chosen.choice(messages)
+            task = start(manager.sign(message))
+            if chosen.random() < 0.2:
+                await asyncio.sleep(0)
+                task.cancel()
+            try:
+                assert is_good("ed25519", manager.public_key, message, await task)
+            except asyncio.CancelledError:
+                assert task.cancelled()
+
+    async with opened(world.config(maxCacheSize=8, queueSize=4)) as manager:
+        await asyncio.gather(*(caller() for _ in range(30)))
+        await settle(manager)
+        stats = manager.get_cache_stats()
+        assert stats["size"] <= 8
+        assert counters(manager)["waiting"] == 0

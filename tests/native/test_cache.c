@@ -1,0 +1,356 @@
+/* The signature cache: order, eviction, single-flight, and that nothing of it stays in freed memory. */
+#include <malloc.h>
+
+#include "harness.h"
+
+#define KEY 1U
+
+/* ---- a look into memory that is freed ---- */
+
+/* The sanitizers have an allocator of their own, so only a plain build looks. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WATCHES_FREE 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define WATCHES_FREE 0
+#endif
+#endif
+#ifndef WATCHES_FREE
+#define WATCHES_FREE 1
+#endif
+
+#if WATCHES_FREE
+static const char needle[] = "secret-8d1f";
+static bool watching;
+static unsigned freed;
+static unsigned found;
+
+/* glibc's own, under the name that stays when free is replaced. */
+extern void __libc_free(void *memory); // NOLINT(bugprone-reserved-identifier)
+
+void free(void *memory) {
+    if (watching && memory != NULL) {
+        freed++;
+        found += memmem(memory, malloc_usable_size(memory), needle, sizeof needle - 1) != NULL ? 1U : 0U;
+    }
+    __libc_free(memory);
+}
+#endif
+
+/* ---- shorthand ---- */
+
+static hsm_cache *make_cache(uint64_t capacity) {
+    hsm_cache *cache = NULL;
+    CHECK_STATUS(hsm_cache_new(capacity, &cache), HSM_OK);
+    REQUIRE(cache != NULL);
+    return cache;
+}
+
+struct answer {
+    enum hsm_cache_result result;
+    uint64_t leader;
+    uint64_t entry;
+    uint32_t signature_len;
+    uint8_t signature[HSM_MAX_SIGNATURE];
+};
+
+static struct answer look(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const void *message, size_t length) {
+    struct answer answer;
+    memset(&answer, 0, sizeof answer);
+    answer.result = hsm_cache_lookup(cache, key, algorithm, message, length, answer.signature, &answer.signature_len,
+                                     &answer.leader, &answer.entry);
+    return answer;
+}
+
+static struct answer look_text(hsm_cache *cache, const char *text) {
+    return look(cache, KEY, HSM_ED25519, text, strlen(text));
+}
+
+static void fill(hsm_cache *cache, uint64_t entry, const char *text) {
+    uint8_t signature[HSM_MAX_SIGNATURE] = {0};
+    (void)snprintf((char *)signature, sizeof signature, "of %s", text);
+    hsm_cache_fill(cache, entry, signature, sizeof signature, 1);
+}
+
+/* Look `text` up, which is not held, and fill it. */
+static void put(hsm_cache *cache, const char *text) {
+    struct answer answer = look_text(cache, text);
+    CHECK_INT(answer.result, ==, HSM_CACHE_MISS);
+    if (answer.result == HSM_CACHE_MISS) {
+        fill(cache, answer.entry, text);
+    }
+}
+
+static void check_held(hsm_cache *cache, const char *text) {
+    struct answer answer = look_text(cache, text);
+    char expected[HSM_MAX_SIGNATURE];
+    (void)snprintf(expected, sizeof expected, "of %s", text);
+    CHECK_INT(answer.result, ==, HSM_CACHE_HIT);
+    CHECK_INT(answer.signature_len, ==, HSM_MAX_SIGNATURE);
+    CHECK_TEXT((const char *)answer.signature, expected);
+}
+
+static void check_absent(hsm_cache *cache, const char *text) {
+    struct answer answer = look_text(cache, text);
+    CHECK_INT(answer.result, ==, HSM_CACHE_MISS);
+    if (answer.result == HSM_CACHE_MISS) {
+        hsm_cache_abandon(cache, answer.entry);
+    }
+}
+
+static hsm_cache_stats stats_of(const hsm_cache *cache) {
+    hsm_cache_stats stats;
+    hsm_cache_stats_read(cache, &stats);
+    return stats;
+}
+
+/* ---- tests ---- */
+
+static void a_hit_returns_what_was_filled(void) {
+    hsm_cache *cache = make_cache(10);
+    put(cache, "one");
+    check_held(cache, "one");
+    check_absent(cache, "two");
+    hsm_cache_stats stats = stats_of(cache);
+    CHECK_INT(stats.hits, ==, 1);
+    CHECK_INT(stats.misses, ==, 2);
+    CHECK_INT(stats.entries, ==, 1);
+    CHECK_INT(stats.in_flight, ==, 0);
+    hsm_cache_free(cache);
+}
+
+static void the_whole_question_must_match(void) {
+    hsm_cache *cache = make_cache(10);
+    put(cache, "message");
+    CHECK_INT(look(cache, KEY, HSM_ED25519, "messagf", 7).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY, HSM_ED25519, "message", 6).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY, HSM_ED25519, "message\0", 8).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY + 1, HSM_ED25519, "message", 7).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY + 256, HSM_ED25519, "message", 7).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY, HSM_ECDSA_P256, "message", 7).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY, HSM_ED25519, "", 0).result, ==, HSM_CACHE_MISS);
+    CHECK_INT(look(cache, KEY, HSM_ED25519, "message", 7).result, ==, HSM_CACHE_HIT);
+    hsm_cache_free(cache); /* with seven in flight */
+}
+
+static void the_least_recently_used_goes_first(void) {
+    hsm_cache *cache = make_cache(3);
+    put(cache, "a");
+    put(cache, "b");
+    put(cache, "c");
+    check_held(cache, "a"); /* now b is the oldest */
+    put(cache, "d");
+    check_absent(cache, "b");
+    check_held(cache, "c");
+    check_held(cache, "d");
+    check_held(cache, "a"); /* order, oldest first: c d a */
+    put(cache, "e");
+    check_absent(cache, "c");
+    CHECK_INT(stats_of(cache).evictions, ==, 2);
+    CHECK_INT(stats_of(cache).entries, ==, 3);
+    hsm_cache_free(cache);
+}
+
+static void one_place_is_enough(void) {
+    hsm_cache *cache = make_cache(1);
+    for (int i = 0; i < 100; i++) {
+        char text[16];
+        (void)snprintf(text, sizeof text, "%d", i);
+        put(cache, text);
+        check_held(cache, text);
+        CHECK_INT(stats_of(cache).entries, ==, 1);
+    }
+    CHECK_INT(stats_of(cache).evictions, ==, 99);
+    hsm_cache_free(cache);
+}
+
+static void many_entries_share_buckets(void) {
+    hsm_cache *cache = make_cache(5000);
+    uint64_t empty = stats_of(cache).bytes;
+    for (uint32_t i = 0; i < 12000; i++) {
+        struct answer answer = look(cache, KEY, HSM_ED25519, &i, sizeof i);
+        REQUIRE(answer.result == HSM_CACHE_MISS);
+        uint8_t signature[HSM_MAX_SIGNATURE];
+        memset(signature, (int)(i % 251), sizeof signature);
+        hsm_cache_fill(cache, answer.entry, signature, sizeof signature, 1);
+    }
+    CHECK_INT(stats_of(cache).entries, ==, 5000);
+    CHECK_INT(stats_of(cache).evictions, ==, 7000);
+    for (uint32_t i = 7000; i < 12000; i++) {
+        struct answer answer = look(cache, KEY, HSM_ED25519, &i, sizeof i);
+        CHECK_INT(answer.result, ==, HSM_CACHE_HIT);
+        CHECK_INT(answer.signature[63], ==, i % 251);
+    }
+    hsm_cache_clear(cache);
+    CHECK_INT(stats_of(cache).entries, ==, 0);
+    CHECK_INT(stats_of(cache).bytes, ==, empty);
+    hsm_cache_free(cache);
+}
+
+static void identical_requests_join_the_one_in_flight(void) {
+    hsm_cache *cache = make_cache(4);
+    struct answer first = look_text(cache, "m");
+    CHECK_INT(first.result, ==, HSM_CACHE_MISS);
+    hsm_cache_set_leader(cache, first.entry, UINT64_C(0x123456789abcdef0));
+    for (int i = 0; i < 3; i++) {
+        struct answer other = look_text(cache, "m");
+        CHECK_INT(other.result, ==, HSM_CACHE_JOINED);
+        CHECK(other.leader == UINT64_C(0x123456789abcdef0));
+    }
+    CHECK_INT(stats_of(cache).joined, ==, 3);
+    CHECK_INT(stats_of(cache).in_flight, ==, 1);
+    fill(cache, first.entry, "m");
+    CHECK_INT(stats_of(cache).in_flight, ==, 0);
+    check_held(cache, "m");
+    hsm_cache_free(cache);
+}
+
+static void an_abandoned_request_can_be_asked_again(void) {
+    hsm_cache *cache = make_cache(4);
+    struct answer first = look_text(cache, "m");
+    hsm_cache_abandon(cache, first.entry);
+    CHECK_INT(stats_of(cache).in_flight, ==, 0);
+    put(cache, "m");
+    check_held(cache, "m");
+    hsm_cache_free(cache);
+}
+
+static void what_is_not_to_be_kept_is_not(void) {
+    hsm_cache *cache = make_cache(4);
+    struct answer first = look_text(cache, "m");
+    uint8_t signature[HSM_MAX_SIGNATURE + 1] = {1};
+    hsm_cache_fill(cache, first.entry, signature, HSM_MAX_SIGNATURE, 0);
+    CHECK_INT(stats_of(cache).entries, ==, 0);
+    check_absent(cache, "m");
+    /* Longer than a signature can be: not kept either, and nothing overwritten. */
+    first = look_text(cache, "m");
+    hsm_cache_fill(cache, first.entry, signature, sizeof signature, 1);
+    check_absent(cache, "m");
+    hsm_cache_free(cache);
+}
+
+static void clearing_detaches_what_is_in_flight(void) {
+    hsm_cache *cache = make_cache(4);
+    put(cache, "held");
+    struct answer filled = look_text(cache, "filled");
+    struct answer abandoned = look_text(cache, "abandoned");
+    hsm_cache_clear(cache);
+    CHECK_INT(stats_of(cache).entries, ==, 0);
+    CHECK_INT(stats_of(cache).in_flight, ==, 2); /* they still have to end */
+    check_absent(cache, "held");
+    /* Nobody joins the old one: the key may have changed in between. */
+    struct answer again = look_text(cache, "filled");
+    CHECK_INT(again.result, ==, HSM_CACHE_MISS);
+    fill(cache, filled.entry, "the old key");
+    hsm_cache_abandon(cache, abandoned.entry);
+    CHECK_INT(look_text(cache, "filled").result, ==, HSM_CACHE_JOINED);
+    fill(cache, again.entry, "filled");
+    check_held(cache, "filled");
+    CHECK_INT(stats_of(cache).entries, ==, 1);
+    CHECK_INT(stats_of(cache).in_flight, ==, 0);
+    hsm_cache_free(cache);
+}
+
+static void freeing_takes_detached_requests_too(void) {
+    hsm_cache *cache = make_cache(4);
+    (void)look_text(cache, "in flight");
+    hsm_cache_clear(cache);
+    hsm_cache_free(cache); /* the harness sees whether all is gone */
+    hsm_cache_free(NULL);
+}
+
+static void capacity_nought_still_joins(void) {
+    hsm_cache *cache = make_cache(0);
+    struct answer first = look_text(cache, "m");
+    hsm_cache_set_leader(cache, first.entry, 7);
+    struct answer second = look_text(cache, "m");
+    CHECK_INT(second.result, ==, HSM_CACHE_JOINED);
+    CHECK_INT(second.leader, ==, 7);
+    fill(cache, first.entry, "m");
+    check_absent(cache, "m");
+    CHECK_INT(stats_of(cache).entries, ==, 0);
+    CHECK_INT(stats_of(cache).evictions, ==, 0);
+    hsm_cache_free(cache);
+}
+
+static void an_impossible_capacity_is_refused(void) {
+    hsm_cache *cache = (hsm_cache *)&cache;
+    CHECK_STATUS(hsm_cache_new(UINT64_MAX, &cache), HSM_BAD_ARGUMENT);
+    CHECK(cache == NULL);
+}
+
+static void an_empty_message_has_its_place(void) {
+    hsm_cache *cache = make_cache(2);
+    put(cache, "");
+    check_held(cache, "");
+    /* Bindings give NULL for an empty buffer. */
+    CHECK_INT(look(cache, KEY, HSM_ED25519, NULL, 0).result, ==, HSM_CACHE_HIT);
+    CHECK_INT(look(cache, KEY + 1, HSM_ED25519, NULL, 0).result, ==, HSM_CACHE_MISS);
+    hsm_cache_free(cache);
+}
+
+static void the_bytes_are_counted(void) {
+    hsm_cache *cache = make_cache(2);
+    uint64_t empty = stats_of(cache).bytes;
+    CHECK_INT(empty, >, 0);
+    uint8_t large[5000] = {0};
+    struct answer first = look(cache, KEY, HSM_ED25519, large, sizeof large);
+    uint64_t one = stats_of(cache).bytes;
+    CHECK_INT(one - empty, >=, sizeof large + HSM_MAX_SIGNATURE);
+    CHECK_INT(one - empty, <=, sizeof large + 256);
+    hsm_cache_abandon(cache, first.entry);
+    CHECK_INT(stats_of(cache).bytes, ==, empty);
+    hsm_cache_free(cache);
+}
+
+#if WATCHES_FREE
+static void nothing_stays_in_freed_memory(void) {
+    static const char *const texts[] = {"secret-8d1f evicted", "secret-8d1f cleared",   "secret-8d1f abandoned",
+                                        "secret-8d1f freed",   "secret-8d1f in flight", "secret-8d1f detached"};
+    /* The needle is found when it is there. */
+    char *plain = strdup(texts[0]);
+    freed = found = 0;
+    watching = true;
+    free(plain);
+    watching = false;
+    CHECK_INT(found, ==, 1);
+
+    hsm_cache *cache = make_cache(1);
+    freed = found = 0;
+    watching = true;
+    put(cache, texts[0]);
+    put(cache, texts[1]); /* evicts the first */
+    struct answer detached = look_text(cache, texts[5]);
+    hsm_cache_clear(cache);
+    hsm_cache_abandon(cache, detached.entry);
+    struct answer abandoned = look_text(cache, texts[2]);
+    hsm_cache_abandon(cache, abandoned.entry);
+    put(cache, texts[3]);
+    (void)look_text(cache, texts[4]);
+    hsm_cache_free(cache);
+    watching = false;
+    CHECK_INT(freed, >=, 8);
+    CHECK_INT(found, ==, 0);
+}
+#endif
+
+static const struct test tests[] = {
+    TEST(a_hit_returns_what_was_filled),
+    TEST(the_whole_question_must_match),
+    TEST(the_least_recently_used_goes_first),
+    TEST(one_place_is_enough),
+    TEST(many_entries_share_buckets),
+    TEST(identical_requests_join_the_one_in_flight),
+    TEST(an_abandoned_request_can_be_asked_again),
+    TEST(what_is_not_to_be_kept_is_not),
+    TEST(clearing_detaches_what_is_in_flight),
+    TEST(freeing_takes_detached_requests_too),
+    TEST(capacity_nought_still_joins),
+    TEST(an_impossible_capacity_is_refused),
+    TEST(an_empty_message_has_its_place),
+    TEST(the_bytes_are_counted),
+#if WATCHES_FREE
+    TEST(nothing_stays_in_freed_memory),
+#endif
+};
+HARNESS_MAIN(tests)

@@ -1,0 +1,482 @@
+/* The client without an engine: the test plays the worker. */
+#include <errno.h>
+#include <fcntl.h>
+
+#include "client.h"
+#include "harness.h"
+#include "pkcs11.h"
+
+#define KEY 3U
+
+static hsm_client *make_client(uint32_t slots, uint32_t max_message, uint64_t coalesce_ns) {
+    hsm_client_options options = {
+        .slots = slots, .max_message = max_message, .max_workers = 2, .coalesce_ns = coalesce_ns};
+    hsm_client *client = NULL;
+    hsm_error error = {.status = HSM_OK};
+    REQUIRE_OK(hsm_client_new(&options, &client, &error), error);
+    return client;
+}
+
+static uint32_t submit(hsm_client *client, const void *message, size_t length) {
+    uint32_t slot = UINT32_MAX;
+    uint64_t deadline;
+    CHECK_STATUS(hsm_client_submit(client, KEY, message, length, 0, &slot, &deadline), HSM_OK);
+    CHECK_INT(deadline, ==, 0);
+    CHECK_INT(slot, <, hsm_client_slots(client));
+    return slot;
+}
+
+/* Serve the oldest request with a signature of `fill` bytes. Returns its slot. */
+static uint32_t serve(hsm_client *client, uint8_t fill) {
+    uint32_t index = UINT32_MAX;
+    REQUIRE(hsm_area_claim(client->area, &index));
+    REQUIRE(index < hsm_client_slots(client));
+    hsm_slot *slot = hsm_area_slot(client->area, index);
+    slot->status = HSM_OK;
+    slot->ckr = 0;
+    slot->call = HSM_CALL_NONE;
+    slot->worker = 1;
+    slot->signature_len = HSM_MAX_SIGNATURE;
+    slot->queue_ns = 11;
+    slot->hsm_ns = 22;
+    memset(slot->signature, fill, HSM_MAX_SIGNATURE);
+    hsm_area_complete(client->area, index);
+    return index;
+}
+
+static void options_are_checked(void) {
+    static const hsm_client_options wrong[] = {
+        {.slots = 0, .max_message = 1, .max_workers = 1},
+        {.slots = HSM_MAX_SLOTS + 1, .max_message = 1, .max_workers = 1},
+        {.slots = UINT32_MAX, .max_message = 1, .max_workers = 1},
+        {.slots = 1, .max_message = 0, .max_workers = 1},
+        {.slots = 1, .max_message = HSM_MAX_MESSAGE + 1, .max_workers = 1},
+        {.slots = 1, .max_message = 1, .max_workers = 0},
+        {.slots = 1, .max_message = 1, .max_workers = HSM_MAX_WORKERS + 1},
+    };
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        hsm_client *client = (hsm_client *)&client;
+        hsm_error error;
+        CHECK_STATUS(hsm_client_new(&wrong[i], &client, &error), HSM_BAD_ARGUMENT);
+        CHECK(client == NULL);
+        CHECK(error.detail[0] != '\0');
+    }
+    hsm_client_free(NULL);
+}
+
+static void slots_are_rounded_up(void) {
+    static const uint32_t asked[] = {1, 2, 3, 4, 5, 1000, 1024};
+    static const uint32_t given[] = {1, 2, 4, 4, 8, 1024, 1024};
+    for (size_t i = 0; i < COUNT_OF(asked); i++) {
+        hsm_client *client = make_client(asked[i], 16, 0);
+        CHECK_INT(hsm_client_slots(client), ==, given[i]);
+        CHECK_INT(hsm_client_free_slots(client), ==, given[i]);
+        hsm_client_free(client);
+    }
+}
+
+static void one_request_there_and_back(void) {
+    hsm_client *client = make_client(4, 64, 0);
+    hsm_completion done;
+    CHECK(!hsm_client_next(client, &done));
+    uint64_t before = hsm_now_ns();
+    uint32_t slot = submit(client, "to be signed", 12);
+    CHECK_INT(hsm_client_free_slots(client), ==, 3);
+    const hsm_slot *request = hsm_area_slot(client->area, slot);
+    CHECK_INT(request->message_len, ==, 12);
+    CHECK_INT(request->key, ==, KEY);
+    CHECK_INT(request->submitted_ns, >=, before);
+    CHECK_BYTES(hsm_area_message(client->area, slot, 12), "to be signed", 12);
+
+    CHECK_INT(serve(client, 0x33), ==, slot);
+    REQUIRE(hsm_client_next(client, &done));
+    CHECK_INT(done.slot, ==, slot);
+    CHECK_INT(done.key, ==, KEY);
+    CHECK_STATUS(done.status, HSM_OK);
+    CHECK_INT(done.worker, ==, 1);
+    CHECK_INT(done.queue_ns, ==, 11);
+    CHECK_INT(done.hsm_ns, ==, 22);
+    CHECK_INT(done.signature_len, ==, HSM_MAX_SIGNATURE);
+    CHECK_INT(done.signature[0], ==, 0x33);
+    CHECK_INT(done.signature[63], ==, 0x33);
+    CHECK(!hsm_client_next(client, &done));
+    CHECK_INT(hsm_client_free_slots(client), ==, 3); /* until it is released */
+    hsm_client_release(client, slot);
+    CHECK_INT(hsm_client_free_slots(client), ==, 4);
+    hsm_client_free(client);
+}
+
+static void a_full_queue_says_so_and_loses_nothing(void) {
+    hsm_client *client = make_client(8, 16, 0);
+    uint32_t slots[8];
+    bool seen[8] = {false};
+    for (uint8_t i = 0; i < 8; i++) {
+        slots[i] = submit(client, &i, 1);
+        CHECK(!seen[slots[i]]);
+        seen[slots[i]] = true;
+    }
+    uint32_t slot;
+    uint64_t deadline;
+    for (int i = 0; i < 3; i++) {
+        CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, 0, &slot, &deadline), HSM_QUEUE_FULL);
+    }
+    hsm_stats stats;
+    hsm_client_stats(client, &stats);
+    CHECK_INT(stats.queued, ==, 8);
+    for (uint8_t i = 0; i < 8; i++) {
+        CHECK_INT(serve(client, i), ==, slots[i]);
+    }
+    CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, 0, &slot, &deadline), HSM_QUEUE_FULL);
+    hsm_completion done;
+    for (uint8_t i = 0; i < 8; i++) {
+        REQUIRE(hsm_client_next(client, &done));
+        CHECK_INT(done.slot, ==, slots[i]);
+        CHECK_INT(done.signature[0], ==, i);
+        CHECK_INT(hsm_area_message(client->area, done.slot, 1)[0], ==, i);
+        hsm_client_release(client, done.slot);
+    }
+    CHECK_INT(hsm_client_free_slots(client), ==, 8);
+    hsm_client_free(client);
+}
+
+static void a_message_may_be_as_long_as_configured(void) {
+    static const uint32_t lengths[] = {1, 64, HSM_INLINE_MESSAGE, HSM_INLINE_MESSAGE + 1, 70000, HSM_MAX_MESSAGE};
+    uint8_t *message = malloc(HSM_MAX_MESSAGE + 1);
+    REQUIRE(message != NULL);
+    for (size_t i = 0; i <= HSM_MAX_MESSAGE; i++) {
+        message[i] = (uint8_t)(i * 31 + i / 251);
+    }
+    for (size_t i = 0; i < COUNT_OF(lengths); i++) {
+        hsm_client *client = make_client(2, lengths[i], 0);
+        uint32_t slot;
+        uint64_t deadline;
+        CHECK_STATUS(hsm_client_submit(client, KEY, message, lengths[i] + 1U, 0, &slot, &deadline),
+                     HSM_MESSAGE_TOO_LARGE);
+        CHECK_STATUS(hsm_client_submit(client, KEY, message, SIZE_MAX, 0, &slot, &deadline), HSM_MESSAGE_TOO_LARGE);
+        CHECK_INT(hsm_client_free_slots(client), ==, 2);
+        uint32_t first = submit(client, message, lengths[i]);
+        uint32_t second = submit(client, message + 1, lengths[i]);
+        CHECK_BYTES(hsm_area_message(client->area, first, lengths[i]), message, lengths[i]);
+        CHECK_BYTES(hsm_area_message(client->area, second, lengths[i]), message + 1, lengths[i]);
+        hsm_client_free(client);
+    }
+    free(message);
+}
+
+static void an_empty_message_is_a_message(void) {
+    hsm_client *client = make_client(2, 16, 0);
+    uint32_t slot = submit(client, "", 0);
+    CHECK_INT(hsm_area_slot(client->area, slot)->message_len, ==, 0);
+    /* Bindings give NULL for an empty buffer. */
+    slot = submit(client, NULL, 0);
+    CHECK_INT(hsm_area_slot(client->area, slot)->message_len, ==, 0);
+    hsm_client_free(client);
+}
+
+static void a_key_outside_the_table_is_refused(void) {
+    hsm_client *client = make_client(2, 16, 0);
+    uint32_t slot;
+    uint64_t deadline;
+    static const uint32_t keys[] = {HSM_MAX_KEYS, HSM_MAX_KEYS + 1, UINT32_MAX};
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        CHECK_STATUS(hsm_client_submit(client, keys[i], (const uint8_t *)"x", 1, 0, &slot, &deadline),
+                     HSM_BAD_ARGUMENT);
+    }
+    CHECK_INT(hsm_client_free_slots(client), ==, 2);
+    hsm_client_free(client);
+}
+
+static void a_deadline_is_a_point_in_time(void) {
+    hsm_client *client = make_client(4, 16, 0);
+    uint32_t slot;
+    uint64_t deadline;
+    uint64_t before = hsm_now_ns();
+    CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, SECOND, &slot, &deadline), HSM_OK);
+    CHECK_INT(deadline, >=, before + SECOND);
+    CHECK_INT(deadline, <=, hsm_now_ns() + SECOND);
+    CHECK(hsm_area_slot(client->area, slot)->deadline_ns == deadline);
+    /* A caller who means "for ever" may say so with a large number, which must not wrap round into the past. */
+    CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, UINT64_MAX, &slot, &deadline), HSM_OK);
+    CHECK(deadline == 0 || deadline > hsm_now_ns());
+    hsm_client_free(client);
+}
+
+static void cancelling_marks_and_reuse_unmarks(void) {
+    hsm_client *client = make_client(1, 16, 0);
+    hsm_completion done;
+    uint32_t slot = submit(client, "x", 1);
+    hsm_client_cancel(client, slot);
+    CHECK_INT(atomic_load(&hsm_area_slot(client->area, slot)->cancelled), ==, 1);
+    (void)serve(client, 1);
+    REQUIRE(hsm_client_next(client, &done));
+    hsm_client_release(client, slot);
+    CHECK_INT(submit(client, "x", 1), ==, slot);
+    CHECK_INT(atomic_load(&hsm_area_slot(client->area, slot)->cancelled), ==, 0);
+    hsm_client_cancel(client, 1); /* no such slot: nothing happens */
+    hsm_client_cancel(client, UINT32_MAX);
+    hsm_client_free(client);
+}
+
+static void a_batch_is_published_at_its_end(void) {
+    hsm_client *client = make_client(256, 16, 0);
+    hsm_client_batch_begin(client);
+    for (int i = 0; i < 10; i++) {
+        (void)submit(client, "x", 1);
+    }
+    CHECK_INT(hsm_area_queued(client->area), ==, 0);
+    hsm_client_batch_end(client);
+    CHECK_INT(hsm_area_queued(client->area), ==, 10);
+
+    /* A long one is published in groups, so that workers start while the rest is copied. */
+    hsm_client_batch_begin(client);
+    for (int i = 0; i < 200; i++) {
+        (void)submit(client, "x", 1);
+    }
+    CHECK_INT(hsm_area_queued(client->area), >, 10);
+    hsm_client_batch_end(client);
+    CHECK_INT(hsm_area_queued(client->area), ==, 210);
+
+    hsm_client_batch_begin(client);
+    hsm_client_batch_end(client); /* empty */
+    (void)submit(client, "x", 1);
+    CHECK_INT(hsm_area_queued(client->area), ==, 211);
+    for (int i = 0; i < 211; i++) {
+        (void)serve(client, 1);
+    }
+    hsm_client_free(client);
+}
+
+static void a_batch_wakes_as_many_workers_as_it_has_requests(void) {
+    hsm_client_options options = {.slots = 64, .max_message = 1, .max_workers = 64, .coalesce_ns = 0};
+    hsm_client *client = NULL;
+    hsm_error error;
+    REQUIRE_OK(hsm_client_new(&options, &client, &error), error);
+    atomic_store(&client->area->parked[0], UINT64_MAX);
+    hsm_client_batch_begin(client);
+    for (int i = 0; i < 5; i++) {
+        (void)submit(client, "x", 1);
+    }
+    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->parked[0])), ==, 64);
+    hsm_client_batch_end(client);
+    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->parked[0])), ==, 59);
+    atomic_store(&client->area->spinning, 1); /* a polling worker finds one of them by itself */
+    (void)submit(client, "x", 1);
+    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->parked[0])), ==, 59);
+    atomic_store(&client->area->parked[0], 0);
+    hsm_client_free(client);
+}
+
+/* ---- the wake-up ---- */
+
+static void the_descriptors_are_non_blocking_and_private(void) {
+    hsm_client *client = make_client(1, 1, 0);
+    int fds[2];
+    hsm_client_wake_fds(client, &fds[0], &fds[1]);
+    for (size_t i = 0; i < 2; i++) {
+        CHECK_INT(fcntl(fds[i], F_GETFL) & O_NONBLOCK, ==, O_NONBLOCK);
+        CHECK_INT(fcntl(fds[i], F_GETFD) & FD_CLOEXEC, ==, FD_CLOEXEC);
+        CHECK(!readable(fds[i], 0));
+    }
+    hsm_client_wake_clear(client); /* nothing to clear: must not block */
+    hsm_client_free(client);
+}
+
+static void notify(hsm_client *client, bool urgent) {
+    hsm_notify(client->area, client->event_fd, client->timer_fd, urgent, hsm_area_worker(client->area, 0));
+}
+
+static uint64_t wakes(const hsm_client *client) {
+    hsm_stats stats;
+    hsm_client_stats(client, &stats);
+    return stats.wakes;
+}
+
+static void an_urgent_wake_comes_at_once_and_once(void) {
+    hsm_client *client = make_client(4, 1, SECOND);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    for (uint64_t round = 1; round <= 3; round++) {
+        for (int i = 0; i < 5; i++) {
+            notify(client, true);
+        }
+        CHECK(readable(event_fd, 0));
+        CHECK(!readable(timer_fd, 0));
+        CHECK_INT(wakes(client), ==, round);
+        hsm_client_wake_clear(client);
+        CHECK(!readable(event_fd, 0));
+    }
+    hsm_client_free(client);
+}
+
+static void a_deferred_wake_comes_when_the_oldest_is_old_enough(void) {
+    hsm_client *client = make_client(4, 1, MILLISECOND);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    for (uint64_t round = 1; round <= 5; round++) {
+        uint64_t begun = hsm_now_ns();
+        notify(client, false);
+        notify(client, false); /* must not put the wake off */
+        CHECK(readable(timer_fd, 5000));
+        uint64_t waited = hsm_now_ns() - begun;
+        CHECK_INT(waited, >=, MILLISECOND * 9 / 10);
+        CHECK_INT(waited, <, 500 * MILLISECOND); /* a loaded machine runs us late; the kernel's timer was not */
+        CHECK(!readable(event_fd, 0));
+        CHECK_INT(wakes(client), ==, round);
+        hsm_client_wake_clear(client);
+        CHECK(!readable(timer_fd, 0));
+    }
+    hsm_client_free(client);
+}
+
+static void an_urgent_wake_overtakes_a_deferred_one(void) {
+    hsm_client *client = make_client(4, 1, 3600 * SECOND);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    notify(client, false);
+    CHECK(!readable(event_fd, 0));
+    CHECK(!readable(timer_fd, 0));
+    notify(client, true);
+    CHECK(readable(event_fd, 0));
+    notify(client, false); /* fired already: nothing more to do */
+    hsm_client_wake_clear(client);
+    CHECK(!readable(event_fd, 0));
+    CHECK_INT(wakes(client), ==, 2);
+    hsm_client_free(client);
+}
+
+static void a_wake_after_clearing_is_a_new_one(void) {
+    hsm_client *client = make_client(4, 1, 0);
+    hsm_completion done;
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    (void)submit(client, "x", 1);
+    (void)submit(client, "y", 1);
+    (void)serve(client, 1);
+    notify(client, true);
+    hsm_client_wake_clear(client);
+    (void)serve(client,
+                2); /* between the clearing and the drain: the drain takes it, and the wake comes all the same */
+    notify(client, true);
+    CHECK(hsm_client_next(client, &done));
+    CHECK(hsm_client_next(client, &done));
+    CHECK(!hsm_client_next(client, &done));
+    CHECK(readable(event_fd, 0));
+    hsm_client_free(client);
+}
+
+static void statistics_add_up_over_workers(void) {
+    hsm_client *client = make_client(4, 1, 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        hsm_worker_record *record = hsm_area_worker(client->area, i);
+        atomic_store(&record->signatures, 10 + i);
+        atomic_store(&record->failures, 20 + i);
+        atomic_store(&record->expired, 30 + i);
+        atomic_store(&record->cancelled, 40 + i);
+        atomic_store(&record->wakes, 50 + i);
+        atomic_store(&record->running, 1);
+        atomic_store(&record->recoveries[HSM_CLASS_PROCESS_FATAL], 60 + i);
+        atomic_store(&record->hsm_histogram[7], 70 + i);
+        atomic_store(&record->queue_histogram[HSM_HISTOGRAM_BUCKETS - 1], 80 + i);
+    }
+    atomic_store(&hsm_area_worker(client->area, 1)->call_started_ns, 12345);
+    hsm_stats stats;
+    memset(&stats, 0xff, sizeof stats);
+    hsm_client_stats(client, &stats);
+    CHECK_INT(stats.signatures, ==, 21);
+    CHECK_INT(stats.failures, ==, 41);
+    CHECK_INT(stats.expired, ==, 61);
+    CHECK_INT(stats.cancelled, ==, 81);
+    CHECK_INT(stats.wakes, ==, 101);
+    CHECK_INT(stats.workers, ==, 2);
+    CHECK_INT(stats.busy, ==, 1);
+    CHECK_INT(stats.queued, ==, 0);
+    CHECK_INT(stats.recoveries[HSM_CLASS_PROCESS_FATAL], ==, 121);
+    CHECK_INT(stats.recoveries[HSM_CLASS_RETRY], ==, 0);
+    CHECK_INT(stats.hsm_ns[7], ==, 141);
+    CHECK_INT(stats.queue_ns[HSM_HISTOGRAM_BUCKETS - 1], ==, 161);
+    hsm_client_free(client);
+}
+
+/* ---- what the other side may do ---- */
+
+static void answers_out_of_range_stay_in_range(void) {
+    hsm_client *client = make_client(4, 16, 0);
+    hsm_completion done;
+    uint32_t slot = submit(client, "x", 1);
+    hsm_slot *request = hsm_area_slot(client->area, slot);
+    (void)serve(client, 1);
+    request->status = 0xdeadbeef;
+    request->call = 0xffff;
+    request->signature_len = UINT32_MAX;
+    REQUIRE(hsm_client_next(client, &done));
+    CHECK_TEXT(hsm_status_name(done.status), "INVALID");
+    CHECK_TEXT(hsm_call_name(done.call), "");
+    CHECK_INT(done.signature_len, <=, HSM_MAX_SIGNATURE);
+    hsm_client_release(client, done.slot);
+
+    static const uint32_t numbers[] = {4, 5, 1000, UINT32_MAX - 1};
+    for (size_t i = 0; i < COUNT_OF(numbers); i++) {
+        hsm_area_complete(client->area, numbers[i]);
+        if (hsm_client_next(client, &done)) {
+            CHECK_INT(done.slot, <, 4);
+        }
+    }
+    hsm_client_free(client);
+}
+
+/* A slot that is given back twice, or that does not exist, must not come back as two requests or as none. */
+static void a_slot_given_back_wrongly_is_not_used(void) {
+    hsm_client *client = make_client(4, 16, 0);
+    hsm_completion done;
+    uint32_t first = submit(client, "x", 1);
+    (void)submit(client, "y", 1);
+    (void)serve(client, 1);
+    REQUIRE(hsm_client_next(client, &done));
+    hsm_client_release(client, first);
+    hsm_client_release(client, first);
+    hsm_client_release(client, 1000000);
+    bool used[4] = {false};
+    uint32_t slot;
+    uint64_t deadline;
+    for (int i = 0; i < 4; i++) {
+        slot = 0;
+        if (hsm_client_free_slots(client) == 0 || client->free_slots[client->free_count - 1U] >= 4) {
+            break; /* what comes next would be written outside the area */
+        }
+        if (hsm_client_submit(client, KEY, (const uint8_t *)"z", 1, 0, &slot, &deadline) == HSM_OK) {
+            CHECK(!used[slot]);
+            used[slot] = true;
+        }
+    }
+    for (uint32_t i = 0; i < client->free_count; i++) {
+        CHECK_INT(client->free_slots[i], <, 4);
+    }
+    hsm_client_free(client);
+}
+
+static const struct test tests[] = {
+    TEST(options_are_checked),
+    TEST(slots_are_rounded_up),
+    TEST(one_request_there_and_back),
+    TEST(a_full_queue_says_so_and_loses_nothing),
+    TEST(a_message_may_be_as_long_as_configured),
+    TEST(an_empty_message_is_a_message),
+    TEST(a_key_outside_the_table_is_refused),
+    TEST(a_deadline_is_a_point_in_time),
+    TEST(cancelling_marks_and_reuse_unmarks),
+    TEST(a_batch_is_published_at_its_end),
+    TEST(a_batch_wakes_as_many_workers_as_it_has_requests),
+    TEST(the_descriptors_are_non_blocking_and_private),
+    TEST(an_urgent_wake_comes_at_once_and_once),
+    TEST(a_deferred_wake_comes_when_the_oldest_is_old_enough),
+    TEST(an_urgent_wake_overtakes_a_deferred_one),
+    TEST(a_wake_after_clearing_is_a_new_one),
+    TEST(statistics_add_up_over_workers),
+    TEST(answers_out_of_range_stay_in_range),
+    TEST(a_slot_given_back_wrongly_is_not_used),
+};
+HARNESS_MAIN(tests)

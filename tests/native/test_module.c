@@ -1,0 +1,199 @@
+/* Loading modules: what is none, who initializes it, and when it is finalized. */
+#include "module.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sodium.h>
+#include <sys/stat.h>
+
+#include "harness.h"
+
+static void check_refused(const char *path, hsm_status expected) {
+    hsm_module *module = (hsm_module *)&module;
+    hsm_error error;
+    memset(&error, 0, sizeof error);
+    CHECK_STATUS(hsm_module_acquire(path, NULL, &module, &error), expected);
+    CHECK(module == NULL);
+    CHECK_STATUS(error.status, expected);
+    CHECK(error.detail[0] != '\0');
+    CHECK_STATUS(hsm_module_acquire(path, NULL, &module, NULL), expected);
+}
+
+static void a_path_that_is_no_module_is_refused(void) {
+    check_refused("/nonexistent/libnothing.so", HSM_MODULE_MISSING);
+    check_refused("", HSM_MODULE_MISSING);
+    check_refused("/", HSM_MODULE_INVALID);
+    check_refused("/dev/null", HSM_MODULE_INVALID);
+    check_refused("/proc/self/exe", HSM_MODULE_INVALID); /* an ELF file, but a program */
+    char too_long[PATH_MAX + 10];
+    memset(too_long, 'x', sizeof too_long - 1);
+    too_long[0] = '/';
+    too_long[sizeof too_long - 1] = '\0';
+    check_refused(too_long, HSM_MODULE_MISSING);
+}
+
+static void a_file_that_is_no_library_is_refused(void) {
+    char path[] = "/tmp/hsmcore-test-XXXXXX";
+    int fd = mkstemp(path);
+    REQUIRE(fd >= 0);
+    static const char text[] = "\177ELF, or so it says";
+    CHECK_INT(write(fd, text, sizeof text), ==, sizeof text);
+    (void)close(fd);
+    check_refused(path, HSM_MODULE_INVALID);
+    CHECK_INT(truncate(path, 0), ==, 0);
+    check_refused(path, HSM_MODULE_INVALID);
+    CHECK_INT(chmod(path, 0), ==, 0);
+    if (geteuid() != 0) { /* root may read everything */
+        check_refused(path, HSM_MODULE_MISSING);
+    }
+    CHECK_INT(unlink(path), ==, 0);
+}
+
+static void a_library_that_is_no_module_is_refused(void) {
+    /* libsodium, wherever it is: a good library without C_GetFunctionList. */
+    int (*function)(void) = sodium_init;
+    void *address;
+    memcpy(&address, &function, sizeof address);
+    Dl_info info;
+    REQUIRE(dladdr(address, &info) != 0);
+    char path[PATH_MAX];
+    REQUIRE(realpath(info.dli_fname, path) != NULL);
+    hsm_module *module;
+    hsm_error error;
+    CHECK_STATUS(hsm_module_acquire(path, NULL, &module, &error), HSM_MODULE_INVALID);
+    CHECK(strstr(error.detail, "libsodium") != NULL);
+}
+
+static hsm_module *acquire(const char *path) {
+    hsm_module *module = NULL;
+    hsm_error error = {.status = HSM_OK};
+    REQUIRE_OK(hsm_module_acquire(path, NULL, &module, &error), error);
+    REQUIRE(module != NULL && module->p11 != NULL);
+    return module;
+}
+
+static CK_RV ask(const CK_FUNCTION_LIST *p11) {
+    CK_INFO info;
+    return p11->C_GetInfo(&info);
+}
+
+static void it_is_initialized_once_and_finalized_last(void) {
+    hsm_module *first = acquire(HSMC_NOOP_MODULE);
+    const CK_FUNCTION_LIST *p11 = first->p11;
+    CHECK_INT(ask(p11), ==, CKR_OK);
+    hsm_module *second = acquire(HSMC_NOOP_MODULE);
+    CHECK(first == second);
+    CHECK_INT(first->users, ==, 2);
+    hsm_module_release(first);
+    CHECK_INT(ask(p11), ==, CKR_OK);
+    hsm_module_release(second);
+    CHECK_INT(ask(p11), ==, CKR_CRYPTOKI_NOT_INITIALIZED); /* still mapped, since several modules need that */
+    hsm_module *third = acquire(HSMC_NOOP_MODULE);
+    CHECK_INT(ask(third->p11), ==, CKR_OK);
+    hsm_module_release(third);
+    hsm_module_release(NULL);
+}
+
+static void one_file_is_one_module_under_any_name(void) {
+    char folder[] = "/tmp/hsmcore-test-XXXXXX";
+    REQUIRE(mkdtemp(folder) != NULL);
+    char link[PATH_MAX];
+    (void)snprintf(link, sizeof link, "%s/alias.so", folder);
+    REQUIRE(symlink(HSMC_NOOP_MODULE, link) == 0);
+    hsm_module *direct = acquire(HSMC_NOOP_MODULE);
+    hsm_module *alias = acquire(link);
+    CHECK(direct == alias);
+    hsm_module_release(alias);
+    hsm_module_release(direct);
+    CHECK_INT(unlink(link), ==, 0);
+    CHECK_INT(rmdir(folder), ==, 0);
+}
+
+static void other_arguments_are_refused_while_it_is_in_use(void) {
+    hsm_module *module = acquire(HSMC_NOOP_MODULE);
+    hsm_module *other = (hsm_module *)&other;
+    hsm_error error;
+    CHECK_STATUS(hsm_module_acquire(HSMC_NOOP_MODULE, "slot=1", &other, &error), HSM_BAD_ARGUMENT);
+    CHECK(other == NULL);
+    CHECK_INT(module->users, ==, 1);
+    hsm_module_release(module);
+    /* And what the module itself refuses is said with its own words. */
+    CHECK_STATUS(hsm_module_acquire(HSMC_NOOP_MODULE, "slot=1", &other, &error), HSM_REQUEST_REJECTED);
+    CHECK_INT(error.ckr, ==, CKR_ARGUMENTS_BAD);
+    CHECK_TEXT(error.call, "C_Initialize");
+    module = acquire(HSMC_NOOP_MODULE); /* a refusal leaves no trace */
+    hsm_module_release(module);
+}
+
+static void a_module_that_others_initialized_is_refused(void) {
+    void *library = dlopen(HSMC_NOOP_MODULE, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    REQUIRE(library != NULL);
+    CK_C_GetFunctionList get_list;
+    void *symbol = dlsym(library, "C_GetFunctionList");
+    memcpy(&get_list, &symbol, sizeof get_list);
+    CK_FUNCTION_LIST *p11 = NULL;
+    REQUIRE(get_list != NULL && get_list(&p11) == CKR_OK);
+    REQUIRE(p11->C_Initialize(NULL) == CKR_OK);
+
+    hsm_module *module = (hsm_module *)&module;
+    hsm_error error;
+    CHECK_STATUS(hsm_module_acquire(HSMC_NOOP_MODULE, NULL, &module, &error), HSM_REQUEST_REJECTED);
+    CHECK(module == NULL);
+    CHECK_INT(error.ckr, ==, CKR_CRYPTOKI_ALREADY_INITIALIZED);
+    CHECK_TEXT(error.call, "C_Initialize");
+    CHECK_INT(ask(p11), ==, CKR_OK); /* it is not ours to finalize */
+    CHECK_INT(p11->C_Finalize(NULL), ==, CKR_OK);
+    module = acquire(HSMC_NOOP_MODULE);
+    hsm_module_release(module);
+    (void)dlclose(library);
+}
+
+static void a_lost_initialization_can_be_made_again(void) {
+    hsm_module *module = acquire(HSMC_NOOP_MODULE);
+    CHECK_INT(module->p11->C_Finalize(NULL), ==, CKR_OK); /* somebody else did */
+    hsm_error error = {.status = HSM_OK};
+    CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
+    CHECK_INT(ask(module->p11), ==, CKR_OK);
+    CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
+    CHECK_INT(ask(module->p11), ==, CKR_OK);
+    hsm_module_release(module);
+}
+
+#define THREADS 4
+#define ROUNDS 300
+
+static void *take_turns(void *argument) {
+    (void)argument;
+    for (int i = 0; i < ROUNDS; i++) {
+        hsm_module *module = NULL;
+        hsm_error error = {.status = HSM_OK};
+        hsm_status status = hsm_module_acquire(HSMC_NOOP_MODULE, NULL, &module, &error);
+        CHECK_STATUS(status, HSM_OK);
+        if (status == HSM_OK) {
+            CHECK_INT(ask(module->p11), ==, CKR_OK);
+            hsm_module_release(module);
+        }
+    }
+    return NULL;
+}
+
+static void threads_may_take_and_release_it_at_once(void) {
+    pthread_t threads[THREADS];
+    for (size_t i = 0; i < THREADS; i++) {
+        REQUIRE(pthread_create(&threads[i], NULL, take_turns, NULL) == 0);
+    }
+    for (size_t i = 0; i < THREADS; i++) {
+        (void)pthread_join(threads[i], NULL);
+    }
+}
+
+static const struct test tests[] = {
+    TEST(a_path_that_is_no_module_is_refused),         TEST(a_file_that_is_no_library_is_refused),
+    TEST(a_library_that_is_no_module_is_refused),      TEST(it_is_initialized_once_and_finalized_last),
+    TEST(one_file_is_one_module_under_any_name),       TEST(other_arguments_are_refused_while_it_is_in_use),
+    TEST(a_module_that_others_initialized_is_refused), TEST(a_lost_initialization_can_be_made_again),
+    TEST(threads_may_take_and_release_it_at_once),
+};
+HARNESS_MAIN(tests)

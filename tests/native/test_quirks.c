@@ -1,0 +1,66 @@
+/* The table of modules, and how one is recognized. */
+#include "harness.h"
+#include "quirks.h"
+
+static void every_name_leads_to_its_row(void) {
+    static const char *const expected[] = {"softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"};
+    size_t count = 0;
+    for (const char *name; (name = hsm_quirks_name(count)) != NULL; count++) {
+        REQUIRE(count < COUNT_OF(expected));
+        CHECK_TEXT(name, expected[count]);
+        CHECK(hsm_quirks_known(name));
+        CHECK_TEXT(hsm_quirks_of_name(name)->name, name);
+    }
+    CHECK_INT(count, ==, COUNT_OF(expected));
+    CHECK(hsm_quirks_name(count + 1) == NULL);
+    CHECK(hsm_quirks_name(SIZE_MAX) == NULL);
+}
+
+static void an_unknown_name_is_generic(void) {
+    CHECK(!hsm_quirks_known("luna"));
+    CHECK(!hsm_quirks_known(""));
+    CHECK(!hsm_quirks_known("SoftHSM"));
+    CHECK_TEXT(hsm_quirks_of_name("luna")->name, "generic");
+    CHECK_TEXT(hsm_quirks_of_name(NULL)->name, "generic");
+}
+
+static const hsm_quirks *recognize(const char *manufacturer, const char *library) {
+    CK_INFO info;
+    memset(&info, ' ', sizeof info);
+    memcpy(info.manufacturerID, manufacturer, strlen(manufacturer));
+    memcpy(info.libraryDescription, library, strlen(library));
+    return hsm_quirks_of_info(&info);
+}
+
+static void modules_are_recognized_by_what_they_say(void) {
+    CHECK_TEXT(recognize("SoftHSM", "Implementation of PKCS11")->name, "softhsm");
+    CHECK_TEXT(recognize("Mozilla Foundation", "NSS Internal Crypto Services")->name, "nss");
+    CHECK_TEXT(recognize("Yubico (www.yubico.com)", "YubiHSM PKCS#11 Library")->name, "yubihsm");
+    CHECK_TEXT(recognize("Amazon", "AWS CloudHSM PKCS11 Library")->name, "aws-cloudhsm");
+    CHECK_TEXT(recognize("hsmcore", "no-op module")->name, "generic");
+    CHECK_TEXT(recognize("", "")->name, "generic");
+    /* The fields are padded, not terminated: a word that would begin in one and end in the next is none. */
+    CHECK_TEXT(recognize("Somebody whose name is so long,So", "tHSM")->name, "generic");
+}
+
+static void the_rows_say_what_the_vendors_say(void) {
+    const hsm_quirks *cloudhsm = hsm_quirks_of_name("aws-cloudhsm");
+    CHECK(cloudhsm->read_write_sessions && cloudhsm->handles_per_session);
+    CHECK_INT(cloudhsm->open_pause_ms, >, 0);
+    const hsm_quirks *yubihsm = hsm_quirks_of_name("yubihsm");
+    CHECK_INT(yubihsm->calls_in_flight, ==, 1);
+    CHECK_INT(yubihsm->keepalive_s, >, 0);
+    CHECK_INT(yubihsm->keepalive_s, <, 30);
+    CHECK(hsm_quirks_of_name("nss")->memory_error_is_logout);
+    const hsm_quirks *generic = hsm_quirks_of_name("generic");
+    CHECK(!generic->read_write_sessions && !generic->handles_per_session && !generic->memory_error_is_logout);
+    CHECK_INT(generic->open_pause_ms + generic->keepalive_s + generic->calls_in_flight, ==, 0);
+}
+
+static const struct test tests[] = {
+    TEST(every_name_leads_to_its_row),
+    TEST(an_unknown_name_is_generic),
+    TEST(modules_are_recognized_by_what_they_say),
+    TEST(the_rows_say_what_the_vendors_say),
+};
+HARNESS_MAIN(tests)

@@ -1,0 +1,189 @@
+/* A PKCS#11 module for tests that passes every call on to SHIM_TARGET. It counts calls, and on request it fails them,
+ * lies about the token's flags, or holds C_Sign back until the test lets it go. Its knobs are plain exported functions:
+ * the test loads the same file, so both see one set of variables. */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <p11-kit/pkcs11.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+#define COUNTED(X)         \
+    X(C_Initialize)        \
+    X(C_Finalize)          \
+    X(C_Login)             \
+    X(C_OpenSession)       \
+    X(C_CloseSession)      \
+    X(C_FindObjectsInit)   \
+    X(C_SignInit)          \
+    X(C_Sign)              \
+    X(C_SetAttributeValue) \
+    X(C_GetTokenInfo)      \
+    X(C_GetMechanismInfo)
+
+enum function {
+#define X(name) SHIM_##name,
+    COUNTED(X)
+#undef X
+        FUNCTIONS
+};
+
+static const char *const names[] = {
+#define X(name) #name,
+    COUNTED(X)
+#undef X
+};
+
+static struct knob {
+    atomic_long calls;
+    atomic_long failures; /* how many calls are still to fail; below 0: all */
+    atomic_ulong ckr;
+} knobs[FUNCTIONS];
+
+static CK_FUNCTION_LIST *target;
+static CK_FUNCTION_LIST functions;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static atomic_ulong extra_flags;
+
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t opened = PTHREAD_COND_INITIALIZER;
+static int held;
+static long permits;
+static long inside;
+
+static struct knob *knob_of(const char *name) {
+    for (size_t i = 0; i < FUNCTIONS; i++) {
+        if (strcmp(names[i], name) == 0) {
+            return &knobs[i];
+        }
+    }
+    return NULL;
+}
+
+/* Count the call; the CKR it is to fail with, or CKR_OK. */
+static CK_RV enter(enum function function) {
+    struct knob *knob = &knobs[function];
+    atomic_fetch_add(&knob->calls, 1);
+    long left = atomic_load(&knob->failures);
+    while (left != 0) {
+        if (left < 0 || atomic_compare_exchange_weak(&knob->failures, &left, left - 1)) {
+            return atomic_load(&knob->ckr);
+        }
+    }
+    return CKR_OK;
+}
+
+#define PASS(name, parameters, arguments)        \
+    static CK_RV shim_##name parameters {        \
+        CK_RV rv = enter(SHIM_##name);           \
+        return rv != CKR_OK ? rv : target->name arguments; \
+    }
+
+PASS(C_Initialize, (void *args), (args))
+PASS(C_Finalize, (void *reserved), (reserved))
+PASS(C_Login, (CK_SESSION_HANDLE s, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length), (s, user, pin, length))
+PASS(C_OpenSession, (CK_SLOT_ID slot, CK_FLAGS flags, void *data, CK_NOTIFY notify, CK_SESSION_HANDLE *s),
+     (slot, flags, data, notify, s))
+PASS(C_CloseSession, (CK_SESSION_HANDLE s), (s))
+PASS(C_FindObjectsInit, (CK_SESSION_HANDLE s, CK_ATTRIBUTE *wanted, CK_ULONG count), (s, wanted, count))
+PASS(C_SignInit, (CK_SESSION_HANDLE s, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key), (s, mechanism, key))
+PASS(C_SetAttributeValue, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *set, CK_ULONG count),
+     (s, object, set, count))
+PASS(C_GetMechanismInfo, (CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO *info), (slot, type, info))
+
+static CK_RV shim_C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
+    CK_RV rv = enter(SHIM_C_GetTokenInfo);
+    rv = rv != CKR_OK ? rv : target->C_GetTokenInfo(slot, info);
+    if (rv == CKR_OK) {
+        info->flags |= atomic_load(&extra_flags);
+    }
+    return rv;
+}
+
+static CK_RV shim_C_Sign(CK_SESSION_HANDLE s, CK_BYTE *data, CK_ULONG length, CK_BYTE *signature, CK_ULONG *size) {
+    CK_RV rv = enter(SHIM_C_Sign);
+    (void)pthread_mutex_lock(&gate);
+    inside++;
+    while (held && permits == 0) {
+        (void)pthread_cond_wait(&opened, &gate);
+    }
+    permits -= held ? 1 : 0;
+    inside--;
+    (void)pthread_mutex_unlock(&gate);
+    return rv != CKR_OK ? rv : target->C_Sign(s, data, length, signature, size);
+}
+
+static void load(void) {
+    void *library = dlopen(SHIM_TARGET, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    CK_C_GetFunctionList get_list = NULL;
+    void *symbol = library == NULL ? NULL : dlsym(library, "C_GetFunctionList");
+    memcpy(&get_list, &symbol, sizeof symbol);
+    if (get_list == NULL || get_list(&target) != CKR_OK) {
+        target = NULL;
+        return;
+    }
+    functions = *target;
+#define X(name) functions.name = shim_##name;
+    COUNTED(X)
+#undef X
+}
+
+EXPORT CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
+    (void)pthread_once(&once, load);
+    *list = &functions;
+    return target == NULL ? CKR_GENERAL_ERROR : CKR_OK;
+}
+
+/* ---- knobs: any thread; names are from COUNTED ---- */
+
+EXPORT long shim_calls(const char *name) {
+    struct knob *knob = knob_of(name);
+    return knob == NULL ? -1 : atomic_load(&knob->calls);
+}
+
+EXPORT int shim_fail(const char *name, unsigned long ckr, long times) {
+    struct knob *knob = knob_of(name);
+    if (knob == NULL) {
+        return -1;
+    }
+    atomic_store(&knob->ckr, ckr);
+    atomic_store(&knob->failures, times);
+    return 0;
+}
+
+EXPORT void shim_token_flags(unsigned long flags) {
+    atomic_store(&extra_flags, flags);
+}
+
+/* From now on C_Sign waits; `let` lets that many calls go on. */
+EXPORT void shim_hold(void) {
+    (void)pthread_mutex_lock(&gate);
+    held = 1;
+    permits = 0;
+    (void)pthread_mutex_unlock(&gate);
+}
+
+EXPORT void shim_let(long count) {
+    (void)pthread_mutex_lock(&gate);
+    permits += count;
+    (void)pthread_cond_broadcast(&opened);
+    (void)pthread_mutex_unlock(&gate);
+}
+
+EXPORT void shim_release(void) {
+    (void)pthread_mutex_lock(&gate);
+    held = 0;
+    (void)pthread_cond_broadcast(&opened);
+    (void)pthread_mutex_unlock(&gate);
+}
+
+/* How many calls wait in C_Sign. */
+EXPORT long shim_inside(void) {
+    (void)pthread_mutex_lock(&gate);
+    long count = inside;
+    (void)pthread_mutex_unlock(&gate);
+    return count;
+}

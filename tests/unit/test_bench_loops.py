@@ -1,0 +1,194 @@
+"""The closed loops and the processes they run in, with signers that only wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from hsmcore.bench.child.protocol import Job, check_message, distinct_messages
+from hsmcore.bench.child.tasks import burst, saturate
+from hsmcore.bench.child.threads import threaded_slice
+from hsmcore.bench.process import Child, ChildError, MissingError, child_environment
+
+
+class TestTasks:
+    def test_keeps_the_asked_number_in_flight_and_counts_every_call(self):
+        now, most, calls, seen = 0, 0, 0, set()
+
+        async def sign(message):
+            nonlocal now, most, calls
+            now, calls = now + 1, calls + 1
+            most = max(most, now)
+            assert message not in seen
+            seen.add(message)
+            await asyncio.sleep(0.002)
+            seen.discard(message)
+            now -= 1
+
+        pool = distinct_messages(32, 20)
+        figures = asyncio.run(saturate(sign, [pool[i::8] for i in range(8)], 0.1, watch_lag=True))
+        assert most == 8
+        assert figures["signatures"] == calls >= 8
+        assert figures["latency_ns"]["p50"] >= 2e6
+        assert 0.1 <= figures["seconds"] < 1.0
+        assert figures["lag_ns"]["p99"] >= 0
+
+    def test_untimed_callers_count_too(self):
+        calls = 0
+
+        async def sign(_message):
+            nonlocal calls
+            calls += 1
+            await asyncio.sleep(0)
+
+        figures = asyncio.run(saturate(sign, [[b"m"]] * 16, 0.02, timed_every=8))
+        assert figures["signatures"] == calls
+        assert figures["lag_ns"] is None
+
+    def test_a_batch_weighs_as_many_signatures_as_it_holds(self):
+        async def sign_many(_messages):
+            await asyncio.sleep(0.001)
+
+        figures = asyncio.run(saturate(sign_many, [[[b"m"] * 256]], 0.02, weight=256))
+        assert figures["signatures"] % 256 == 0
+        assert figures["signatures"] > 0
+
+    def test_lag_is_seen_when_the_loop_is_blocked(self):
+        async def sign(_message):
+            time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
+            await asyncio.sleep(0)
+
+        figures = asyncio.run(saturate(sign, [[b"m"]] * 4, 0.1, watch_lag=True))
+        assert figures["lag_ns"]["p99"] > 5e6
+
+    def test_calls_that_never_suspend_still_end(self):
+        async def sign(_message):
+            pass
+
+        figures = asyncio.run(burst(sign, [b"a", b"b"], 0.02))
+        assert figures["signatures"] > 100
+        assert figures["signatures"] % 2 == 0
+        assert asyncio.run(saturate(sign, [[b"a"]], 0.02))["seconds"] < 0.5
+
+    def test_an_error_ends_the_slice(self):
+        async def sign(_message):
+            raise RuntimeError("no signature")
+
+        with pytest.raises(RuntimeError, match="no signature"):
+            asyncio.run(saturate(sign, [[b"m"]], 1.0))
+
+
+class TestThreads:
+    def test_counts_the_calls_of_all_threads(self):
+        calls = []
+        figures = threaded_slice([lambda: (time.sleep(0.002), calls.append(1))] * 3, 0.05)
+        assert figures["signatures"] == len(calls) >= 3
+        assert figures["latency_ns"]["p50"] >= 2e6
+        assert figures["seconds"] >= 0.05
+
+    def test_an_error_is_raised(self):
+        with pytest.raises(ZeroDivisionError):
+            threaded_slice([lambda: 1 // 0], 0.05)
+
+
+class TestMessages:
+    def test_the_check_message_counts_up(self):
+        assert check_message(258) == bytes(range(256)) + b"\x00\x01"
+
+    def test_distinct_messages_are(self):
+        made = distinct_messages(1000, 5)
+        assert len(set(made)) == 1000
+        assert {len(message) for message in made} == {5}
+        with pytest.raises(ValueError, match="4 bytes"):
+            distinct_messages(2, 3)
+
+    def test_a_job_survives_its_way_through_argv(self):
+        job = Job("sign", "/m.so", "tökén", 'a"b', "ed25519", 64, 2, 1, 200, 1, True, "softhsm")
+        assert Job.from_json(job.to_json()) == job
+
+
+def child(script: str) -> Child:
+    return Child([sys.executable, "-c", textwrap.dedent(script)], child_environment({}))
+
+
+ECHO = """
+    import sys
+    print('{"ready": true}', flush=True)
+    for line in sys.stdin:
+        print('{"said": "%s"}' % line.strip(), flush=True)
+"""
+
+
+class TestChild:
+    def test_answers_and_ends_when_its_input_closes(self):
+        with child(ECHO) as echo:
+            assert echo.ready() == {"ready": True}
+            assert echo.ask("run 1", 10) == {"said": "run 1"}
+            assert echo.run(0.25) == {"said": "run 0.25"}
+            assert 0 < echo.cpu_seconds() < 60
+            pid = echo.pid
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        echo.close()
+
+    def test_last_words_are_in_the_error(self):
+        with child("raise SystemExit('C_Login: CKR 0xA0')") as broken, pytest.raises(ChildError, match="CKR 0xA0"):
+            broken.ready()
+
+    def test_silence_is_an_error(self):
+        with child(ECHO) as echo:
+            echo.ready()
+            with pytest.raises(ChildError, match="no answer within 0 s"):
+                echo._read(0.05)
+
+    def test_one_that_died_between_two_questions(self):
+        with child("print('{}', flush=True)") as brief:
+            brief.ready()
+            brief._process.wait(10)
+            with pytest.raises(ChildError, match="ended"):
+                brief.ask("run 1", 10)
+
+    def test_a_missing_library_has_an_error_of_its_own(self):
+        script = """print('{"missing": "No module named x"}', flush=True)"""
+        with child(script) as lacking, pytest.raises(MissingError, match="No module named x"):
+            lacking.ready()
+
+    def test_dies_with_the_process_that_started_it(self):
+        script = """
+            import subprocess, sys
+            code = (
+                "from hsmcore.bench.child.protocol import die_with_parent\\n"
+                "die_with_parent()\\n"
+                "print('up', flush=True)\\n"
+                "import time; time.sleep(60)"
+            )
+            inner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+            inner.stdout.readline()
+            print(inner.pid, flush=True)
+            import os; os._exit(0)
+        """
+        outer = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=child_environment({}),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        pid = int(outer.stdout)
+        deadline = time.monotonic() + 10
+        while _alive(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

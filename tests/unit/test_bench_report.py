@@ -1,0 +1,193 @@
+"""What the benchmark prints and writes: numbers with units, tables, a JSON file that reads back, a picture."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hsmcore.bench.contenders import MEMORY, contenders, select
+from hsmcore.bench.model import Memory, Percentiles, Result, Sample, Spread
+from hsmcore.bench.report import (
+    duration,
+    figures,
+    markdown,
+    markdown_of,
+    number,
+    print_result,
+    ranged,
+    read_json,
+    to_json,
+)
+from hsmcore.bench.summary import summarise
+from hsmcore.bench.targets import judge
+
+
+@pytest.fixture
+def result() -> Result:
+    return made_up()
+
+
+@pytest.fixture(scope="module")
+def fonts(tmp_path_factory):
+    """matplotlib keeps every font open that it has used once."""
+    pytest.importorskip("matplotlib")
+    from hsmcore.bench.picture import draw
+
+    draw(made_up(), tmp_path_factory.mktemp("fonts") / "first.png")
+
+
+def made_up() -> Result:
+    chosen = select(contenders(2), "sign-64,pkcs11-executor,many,noop-256,cache-lookup,pykcs11")
+    rates = {"raw": 18_000, "sign-64": 17_800, "pkcs11-executor": 7_400, "many-256": 17_900, "noop-256": 612_345}
+    samples = [
+        Sample(
+            contender=name,
+            round=number,
+            signatures=rate // 2 + number,
+            seconds=0.5,
+            latency_ns=Percentiles(p50=3.4e6, p99=7.25e6, p999=9.1e6, mean=3.5e6),
+            lag_ns=Percentiles(p50=1e5, p99=2.1e6, p999=3e6, mean=2e5) if name == "sign-64" else None,
+            cpu_seconds=0.9,
+            others=0.01 + number / 10,
+        )
+        for number in range(3)
+        for name, rate in rates.items()
+    ]
+    made = Result(
+        started="2026-01-02T03:04:05+00:00",
+        environment={
+            "processors": 2,
+            "processor": "Example CPU",
+            "kernel": "6.1",
+            "python": "CPython 3.11.7",
+            "versions": {"python-pkcs11": "0.10.1"},
+            "module": "SoftHSM 2.6",
+            "load_average": [0.1, 0.2, 0.3],
+            "load_average_after": [1.9, 0.5, 0.4],
+            "stolen_share": 0.0123,
+        },
+        rounds=3,
+        slice_seconds=0.5,
+        message_bytes=200,
+        contenders=chosen,
+        samples=samples,
+        memory=Memory((1_000_000, 2_000_000), (40 << 20, 40 << 20)),
+        skipped={"pykcs11": "No module named 'PyKCS11'"},
+        failed={"cache-lookup": "ended: [oops]"},
+    )
+    made.summaries = summarise(made)
+    made.targets = judge(made.by_round().values(), made.memory, {c.name for c in contenders(2)} | {MEMORY})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (None, ""),
+        (0.0, "0.00 ns"),
+        (117.4, "117 ns"),
+        (999.4, "999 ns"),
+        (999.6, "1.00 µs"),
+        (41_250.0, "41.2 µs"),
+        (3_409_000.0, "3.41 ms"),
+        (2.5e9, "2.50 s"),
+        (12_345e9, "12,345 s"),
+    ],
+)
+def test_duration(ns, text):
+    assert duration(ns) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.9876, "0.99"), (9.994, "9.99"), (9.996, "10.0"), (99.96, "100"), (1234567.8, "1,234,568")]
+)
+def test_figures_are_three_and_carry_over(value, text):
+    assert figures(value) == text
+
+
+def test_ranges_and_units():
+    assert ranged(Spread(0.98, 0.951, 1.012)) == "0.98 (0.95–1.01)"
+    assert ranged(None) == ""
+    assert number(612_345.6, "/s") == "612,346/s"
+    assert number(0.974, "× raw C") == "0.97 × raw C"
+
+
+def test_json_reads_back_equal(result, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_bytes(to_json(result))
+    again = read_json(path)
+    assert again == result
+    assert again.samples[0].rate == result.samples[0].rate
+    assert markdown_of(path) == markdown(result)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b'{"format": 0}', b'{"format": 1}', b"not json"])
+def test_json_of_another_kind_is_refused(content, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.json is no benchmark result"):
+        read_json(path)
+
+
+def test_markdown_has_a_row_for_each_that_was_measured(result):
+    lines = markdown(result).splitlines()
+    assert "| raw C loop | 18,002 |  | 3.40 ms | 7.25 ms | 9.10 ms |" in lines
+    assert any(line.startswith("| hsmcore sign, 64 in flight | 17,802 | 0.99 |") for line in lines)
+    assert any("(latency: batch of 256)" in line for line in lines)
+    assert not any(line.startswith(("| PyKCS11", "| **signature cache**")) for line in lines)
+    assert "| `await km.sign`, 64 in flight | ≥ 0.97 × raw C | 0.99 × raw C | yes |" in lines
+    assert "| no-op module: `sign_many` of 1,024 | ≥ 3,000,000/s |  | not measured |" in lines
+    assert lines[-1].endswith(".")
+    rows = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {7, 5}
+
+
+def test_terminal_names_everything_that_could_not_be_measured(result):
+    out = StringIO()
+    print_result(result, Console(file=out, width=200, color_system=None))
+    text = out.getvalue()
+    assert "17,802 (17,800–17,804)" in text
+    assert "skipped pykcs11: No module named 'PyKCS11'" in text
+    assert "failed cache-lookup: ended: [oops]" in text
+    assert "not idle: others used 11% of the machine in the median slice and more than 5% in 10 of 15" in " ".join(
+        text.split()
+    )
+    assert text.count("not measured") >= 2
+
+
+def test_terminal_of_eighty_columns_keeps_names_and_medians(result):
+    out = StringIO()
+    print_result(result, Console(file=out, width=80, color_system=None))
+    rows = [line for line in out.getvalue().splitlines() if line.startswith("│ sign-64 ")]
+    assert [cell.strip() for cell in rows[0].strip("│").split("│")] == [
+        "sign-64",
+        "17,802",
+        "0.99",
+        "3.40 ms",
+        "7.25 ms",
+        "9.10 ms",
+    ]
+
+
+def test_picture_is_a_png_of_a_sensible_size(fonts, result, tmp_path):
+    from matplotlib import image
+
+    from hsmcore.bench.picture import draw
+
+    path = Path(tmp_path, "result.png")
+    draw(result, path)
+    height, width, _ = image.imread(path).shape
+    assert width == 15 * 130
+    assert 500 < height < 3000
+
+
+def test_picture_of_nothing_is_refused(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    from hsmcore.bench.picture import draw
+
+    result.summaries = []
+    with pytest.raises(ValueError, match="nothing was measured"):
+        draw(result, tmp_path / "none.png")

@@ -1,0 +1,233 @@
+"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, who is selected."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from hsmcore.bench.contenders import MEMORY, contenders, select, wants_memory
+from hsmcore.bench.environment import ProcessorTimes
+from hsmcore.bench.model import Contender, Memory, Percentiles, Result, Sample
+from hsmcore.bench.stats import percentile, percentiles, spread, usable
+from hsmcore.bench.summary import summarise
+from hsmcore.bench.targets import TARGETS, judge
+
+EVERYONE = {contender.name for contender in contenders(2)} | {MEMORY}
+
+
+def sample(
+    name: str,
+    number: int,
+    rate: float,
+    p50: float = 1000.0,
+    p99: float = 2000.0,
+    lag_p99: float | None = None,
+    cpu: float | None = None,
+    others: float = 0.0,
+) -> Sample:
+    lag = None if lag_p99 is None else Percentiles(p50=0, p99=lag_p99, p999=lag_p99, mean=0)
+    latency = Percentiles(p50=p50, p99=p99, p999=2 * p99, mean=p50)
+    return Sample(
+        name,
+        number,
+        signatures=int(rate),
+        seconds=1.0,
+        latency_ns=latency,
+        lag_ns=lag,
+        cpu_seconds=cpu,
+        others=others,
+    )
+
+
+def result_of(samples: list[Sample], chosen: list[Contender]) -> Result:
+    return Result("2026-01-02T03:04:05+00:00", {}, 3, 0.5, 200, chosen, samples=samples)
+
+
+class TestPercentile:
+    def test_of_one_value_is_that_value(self):
+        assert [percentile([7.0], share) for share in (0.0, 0.5, 0.999, 1.0)] == [7.0] * 4
+
+    def test_lies_between_neighbours(self):
+        assert percentile([10.0, 20.0], 0.25) == 12.5
+        assert percentile(list(range(101)), 0.99) == 99.0
+        assert percentile(list(range(1001)), 0.999) == pytest.approx(999.0)
+
+    def test_ends_are_the_extremes(self):
+        values = sorted(random.Random(3).sample(range(10_000), 500))
+        assert (percentile(values, 0.0), percentile(values, 1.0)) == (values[0], values[-1])
+
+    @pytest.mark.parametrize(("values", "share"), [([], 0.5), ([1.0], -0.1), ([1.0], 1.1)])
+    def test_refuses_what_has_no_answer(self, values, share):
+        with pytest.raises(ValueError, match=r"values|share"):
+            percentile(values, share)
+
+    def test_of_unordered_values_with_their_mean(self):
+        assert percentiles([3, 1, 2]) == Percentiles(p50=2.0, p99=2.98, p999=2.998, mean=2.0)
+        assert percentiles([]) is None
+
+
+def test_what_others_used_is_all_but_ours():
+    before, after = (
+        ProcessorTimes(total=100.0, busy=50.0, stolen=1.0),
+        ProcessorTimes(total=102.0, busy=51.6, stolen=1.1),
+    )
+    assert before.others_share(after, own_seconds=1.2) == pytest.approx(0.2)
+    assert before.others_share(after, own_seconds=1.7) == 0.0, "ticks are coarse"
+    assert before.others_share(before, own_seconds=0.0) == 0.0
+    assert before.stolen_share(after) == pytest.approx(0.05)
+    now = ProcessorTimes.read()
+    assert now.total > now.busy > 0
+
+
+def test_spread_keeps_the_extremes_and_the_middle():
+    found = spread([5.0, 1.0, 9.0, 4.0])
+    assert found is not None
+    assert (found.median, found.low, found.high) == (4.5, 1.0, 9.0)
+    assert spread([]) is None
+
+
+class TestDisturbance:
+    def rounds(self, *others: float) -> list[dict[str, Sample]]:
+        """`raw` is never disturbed, `ours` by these shares."""
+        return [
+            {"raw": sample("raw", number, 1000), "ours": sample("ours", number, 900 + number, others=share)}
+            for number, share in enumerate(others)
+        ]
+
+    def test_disturbed_slices_are_set_aside(self):
+        rounds = self.rounds(0.0, 0.06, 0.05, 0.5, 0.01)
+        assert usable(rounds, {"ours"}) == [rounds[0], rounds[2], rounds[4]]
+        assert usable(rounds, {"raw", "ours"}) == [rounds[0], rounds[2], rounds[4]]
+        assert usable(rounds, {"raw"}) == rounds
+
+    def test_all_count_when_too_few_are_undisturbed(self):
+        rounds = self.rounds(0.0, 0.06, 0.4, 0.5, 0.01)
+        assert usable(rounds, {"ours"}) == rounds
+
+    def test_rounds_that_lack_one_never_count(self):
+        rounds = self.rounds(0.0, 0.0)
+        del rounds[0]["ours"]
+        assert usable(rounds, {"raw", "ours"}) == [rounds[1]]
+
+
+class TestSummary:
+    chosen = (Contender("raw", "raw", "raw", "g", None), Contender("ours", "ours", "sign", "g", "raw"))
+
+    def test_ratio_is_formed_within_each_round(self):
+        # The machine slowed down by half in round 1 for both: unpaired medians would say 0.75.
+        rates = [
+            ("raw", 0, 1000),
+            ("ours", 0, 900),
+            ("raw", 1, 500),
+            ("ours", 1, 450),
+            ("raw", 2, 600),
+            ("ours", 2, 540),
+        ]
+        ours = summarise(result_of([sample(*row) for row in rates], list(self.chosen)))[1]
+        assert ours.ratio is not None
+        assert (ours.ratio.low, ours.ratio.median, ours.ratio.high) == pytest.approx((0.9, 0.9, 0.9))
+        assert ours.rate.median == 540
+
+    def test_rounds_without_the_reference_do_not_count(self):
+        samples = [sample("raw", 0, 1000), sample("ours", 0, 800), sample("ours", 1, 100)]
+        ours = summarise(result_of(samples, list(self.chosen)))[1]
+        assert ours.ratio is not None
+        assert (ours.ratio.low, ours.ratio.high) == (0.8, 0.8)
+        assert (ours.rate.low, ours.rate.high) == (100, 800)
+
+    def test_one_that_was_not_measured_is_left_out(self):
+        assert [s.contender for s in summarise(result_of([sample("raw", 0, 10)], list(self.chosen)))] == ["raw"]
+
+    def test_processor_time_is_per_signature(self):
+        raw = summarise(
+            result_of([sample("raw", 0, 1000, cpu=0.05), sample("raw", 1, 1000, cpu=0.07)], [self.chosen[0]])
+        )
+        assert raw[0].cpu_ns == pytest.approx(60_000)
+
+
+class TestTargets:
+    def round_of(self, **rates: float) -> dict[str, Sample]:
+        return {name.replace("_", "-"): sample(name.replace("_", "-"), 0, rate) for name, rate in rates.items()}
+
+    def verdict(self, name, rounds, memory=None):
+        return next(v for v in judge(rounds, memory, EVERYONE) if v.name == name)
+
+    def test_a_rate_against_raw_is_met_by_the_median_of_the_rounds(self):
+        rounds = [self.round_of(sign_64=rate, raw=1000) for rate in (960, 970, 990)]
+        assert self.verdict("sign-64-rate", rounds).met is True
+        rounds = [self.round_of(sign_64=rate, raw=1000) for rate in (960, 969, 990)]
+        assert self.verdict("sign-64-rate", rounds).met is False
+
+    def test_latency_is_measured_in_queue_lengths_of_raw_c(self):
+        # 64 in flight at 16,000/s wait 4 ms on average.
+        r = {"sign-64": sample("sign-64", 0, 16_000, p50=4.2e6, p99=8.8e6), "raw": sample("raw", 0, 16_000)}
+        p50, p99 = self.verdict("sign-64-p50", [r]), self.verdict("sign-64-p99", [r])
+        assert p50.value is not None
+        assert p99.value is not None
+        assert (p50.value.median, p50.met) == (pytest.approx(1.05), True)
+        assert (p99.value.median, p99.met) == (pytest.approx(2.2), True)
+
+    def test_one_in_flight_is_a_difference_in_microseconds(self):
+        r = {"sign-1": sample("sign-1", 0, 1, p50=140_000.0), "raw-1": sample("raw-1", 0, 1, p50=100_000.0)}
+        found = self.verdict("sign-1-adds", [r])
+        assert found.value is not None
+        assert (found.value.median, found.met) == (40.0, False)
+
+    def test_loop_lag_is_in_milliseconds(self):
+        found = self.verdict("loop-lag", [{"sign-64": sample("sign-64", 0, 1, lag_p99=4.9e6)}])
+        assert found.value is not None
+        assert (found.value.median, found.met) == (4.9, True)
+
+    def test_cache_lookup_is_nanoseconds_each(self):
+        found = self.verdict("cache-lookup", [{"cache-lookup": sample("cache-lookup", 0, 8_000_000)}])
+        assert found.value is not None
+        assert (found.value.median, found.met) == (125.0, True)
+
+    @pytest.mark.parametrize(("grown", "met"), [(2**20, True), (2**20 + 4096, False), (-4096, True)])
+    def test_memory_is_what_the_second_million_added(self, grown, met):
+        found = self.verdict("memory", [], Memory((1_000_000, 2_000_000), (50 << 20, (50 << 20) + grown)))
+        assert found.value is not None
+        assert (found.value.median, found.met) == (grown / 2**20, met)
+
+    def test_what_was_not_measured_has_no_verdict(self):
+        assert {verdict.met for verdict in judge([self.round_of(raw=1)], None, EVERYONE)} == {None}
+
+    def test_what_was_not_asked_for_is_not_judged(self):
+        found = judge([self.round_of(raw=1, sign_64=1)], None, {"raw", "sign-64", "noop-256"})
+        assert [v.name for v in found] == ["sign-64-rate", "sign-64-p50", "sign-64-p99", "noop-sign", "loop-lag"]
+        assert judge([], None, {"raw"}) == []
+
+    def test_every_target_needs_contenders_that_exist(self):
+        names = {contender.name for contender in contenders(2)}
+        assert {need for target in TARGETS for need in target.needs} <= names
+
+
+class TestSelection:
+    everyone = contenders(2)
+
+    def names(self, only):
+        return [contender.name for contender in select(self.everyone, only)]
+
+    def test_names_and_references_are_unique_and_known(self):
+        names = [contender.name for contender in self.everyone]
+        assert len(set(names)) == len(names)
+        assert {c.reference for c in self.everyone} - {None} <= set(names)
+
+    def test_everybody_by_default(self):
+        assert self.names(None) == [contender.name for contender in self.everyone]
+
+    def test_a_name_is_that_one_and_a_beginning_is_all_after_its_dash(self):
+        assert self.names("pykcs11") == ["raw", "pykcs11"]
+        assert self.names("noop") == ["noop-1", "noop-256", "noop-many-1024", "noop-executor"]
+
+    def test_patterns_bring_their_references(self):
+        assert self.names("sign-p256, sign-6?") == ["raw", "sign-64", "raw-p256", "sign-p256"]
+
+    def test_nobody(self):
+        assert self.names("nothing-like-it") == []
+        assert self.names("") == []
+
+    @pytest.mark.parametrize(("only", "wanted"), [(None, True), ("memory", True), ("raw,mem*", True), ("raw", False)])
+    def test_memory_is_asked_for_like_the_others(self, only, wanted):
+        assert wants_memory(only) is wanted

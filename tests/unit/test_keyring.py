@@ -1,0 +1,98 @@
+"""The key ring by itself."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsmcore.errors import KeyDeactivated, KeyNotFound
+from hsmcore.keyring import KeyRing, KeyVersion
+
+
+def version(key_id: str, index: int = 0) -> KeyVersion:
+    return KeyVersion(key_id, f"label of {key_id}", "ed25519", key_id.encode(), index)
+
+
+def test_an_empty_ring_knows_nothing():
+    ring = KeyRing()
+    assert list(ring) == []
+    assert "aa" not in ring
+    with pytest.raises(KeyNotFound, match="current"):
+        _ = ring.current
+    with pytest.raises(KeyNotFound, match="none"):
+        ring.get("aa")
+    assert ring.for_verification() == []
+
+
+def test_the_oldest_comes_first_and_the_current_one_verifies_first():
+    ring = KeyRing()
+    for n, key_id in enumerate(("aa", "bb", "cc")):
+        ring.add(version(key_id, n))
+    assert [key.id for key in ring] == ["aa", "bb", "cc"]
+    assert ring.make_current("bb").id == "bb"
+    assert ring.current.id == "bb"
+    assert [key.id for key in ring.for_verification()] == ["bb", "aa", "cc"]
+
+
+def test_a_missing_key_is_named_beside_those_that_are_there():
+    ring = KeyRing()
+    ring.add(version("aa"))
+    ring.add(version("bb"))
+    with pytest.raises(KeyNotFound, match=r"'zz'.*aa, bb"):
+        ring.make_current("zz")
+
+
+def test_a_deactivated_key_is_kept_for_verification_only():
+    ring = KeyRing()
+    ring.add(version("aa"))
+    ring.add(version("bb"))
+    ring.make_current("aa")
+    assert ring.deactivate("aa").state == "deactivated"
+    assert ring.current.id == "aa", "no other key takes its place by itself"
+    assert ring.current.state == "deactivated"
+    with pytest.raises(KeyDeactivated, match="aa"):
+        ring.make_current("aa")
+    assert [key.id for key in ring.for_verification()] == ["aa", "bb"]
+    assert ring.deactivate("aa").state == "deactivated"
+    with pytest.raises(KeyNotFound):
+        ring.deactivate("zz")
+
+
+def test_a_key_without_an_id_goes_by_its_label():
+    info = {"id": b"", "label": "old key", "algorithm": "ed25519", "public_key": bytes(32), "index": 3}
+    assert KeyVersion.of_engine(info).id == "label:old key"
+    assert KeyVersion.of_engine(info | {"id": b"\x01\xff"}).id == "01ff"
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["add", "current", "deactivate"]), st.sampled_from(["aa", "bb", "cc"])), max_size=30
+)
+
+
+@given(STEPS)
+def test_what_is_current_is_known_and_was_active_when_it_became_so(steps):
+    ring = KeyRing()
+    known: dict[str, str] = {}
+    current = None
+    for step, key_id in steps:
+        if step == "add":
+            if key_id not in known:
+                ring.add(version(key_id))
+                known[key_id] = "active"
+        elif key_id not in known:
+            with pytest.raises(KeyNotFound):
+                (ring.make_current if step == "current" else ring.deactivate)(key_id)
+        elif step == "deactivate":
+            ring.deactivate(key_id)
+            known[key_id] = "deactivated"
+        elif known[key_id] == "deactivated":
+            with pytest.raises(KeyDeactivated):
+                ring.make_current(key_id)
+        else:
+            ring.make_current(key_id)
+            current = key_id
+        assert {key.id: key.state for key in ring} == known
+        assert sorted(key.id for key in ring.for_verification()) == sorted(known)
+        if current is not None:
+            assert ring.current.id == ring.for_verification()[0].id == current
