@@ -143,7 +143,8 @@ cdef class Engine:
     """
 
     cdef hsm_client *_client
-    cdef hsm_engine *_engine
+    cdef hsm_engine *_engine  # the workers in this process,
+    cdef hsm_host *_host  # or in a host process; at most one of the two
     cdef hsm_cache *_cache
     cdef PyObject **_waiters  # by slot; a strong reference, or NULL
     cdef Py_ssize_t *_positions
@@ -158,6 +159,7 @@ cdef class Engine:
     cdef bint _open
     cdef bint _cache_all
     cdef bint _abandoned
+    cdef bint _down
     cdef uint8_t _cacheable[64]
     cdef uint8_t _retired[64]
     cdef hsm_algorithm _algorithms[64]
@@ -172,6 +174,7 @@ cdef class Engine:
     cdef object _idle
     cdef object _timer
     cdef object _fds
+    cdef object _on_stuck
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
@@ -211,6 +214,8 @@ cdef class Engine:
             with nogil:
                 if hsm_engine_stop(self._engine, 1000000000) != 0:
                     self._abandoned = True
+        with nogil:
+            hsm_host_stop(self._host, 1000000000)
         if self._waiters != NULL:
             for slot in range(self._slots):
                 Py_XDECREF(self._waiters[slot])
@@ -226,33 +231,56 @@ cdef class Engine:
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
-              double spin_seconds=0.0, uint32_t verify_every=0):
-        """Load the module, find the token, log in once, start the workers. The caller wipes `pin`."""
+              double spin_seconds=0.0, uint32_t verify_every=0, str host_program=None, list environment=None,
+              uint64_t memory_limit=0, double host_timeout=30.0):
+        """Load the module, find the token, log in once, start the workers. The caller wipes `pin`.
+
+        With `host_program` all of that happens in a child process, whose environment is `environment` (a list of
+        b"NAME=value")."""
         cdef hsm_error error
-        cdef hsm_engine_options options
+        cdef hsm_host_options options
         cdef hsm_engine *engine = NULL
+        cdef hsm_host *host = NULL
         cdef hsm_status status
+        cdef const char **variables
         path, args, names = module_path.encode(), module_args, quirks
         args = None if args is None else args.encode()
         names = None if names is None else names.encode()
         label = None if token_label is None else token_label.encode()
         serial = None if token_serial is None else token_serial.encode()
-        options.module_path = path
-        options.module_args = <const char *>args if args is not None else NULL
-        options.quirks = <const char *>names if names is not None else NULL
-        options.token.label = <const char *>label if label is not None else NULL
-        options.token.serial = <const char *>serial if serial is not None else NULL
-        options.token.slot_id = slot_id
-        options.pin = <const uint8_t *><char *>pin if pin is not None else NULL
-        options.pin_len = len(pin) if pin is not None else 0
-        options.workers = workers
-        options.spin_ns = <uint64_t>(spin_seconds * NS)
-        options.verify_every = verify_every
-        with nogil:
-            status = hsm_engine_start(self._client, &options, &engine, &error)
+        program = None if host_program is None else host_program.encode()
+        options.engine.module_path = path
+        options.engine.module_args = <const char *>args if args is not None else NULL
+        options.engine.quirks = <const char *>names if names is not None else NULL
+        options.engine.token.label = <const char *>label if label is not None else NULL
+        options.engine.token.serial = <const char *>serial if serial is not None else NULL
+        options.engine.token.slot_id = slot_id
+        options.engine.pin = <const uint8_t *><char *>pin if pin is not None else NULL
+        options.engine.pin_len = len(pin) if pin is not None else 0
+        options.engine.workers = workers
+        options.engine.spin_ns = <uint64_t>(spin_seconds * NS)
+        options.engine.verify_every = verify_every
+        if program is None:
+            with nogil:
+                status = hsm_engine_start(self._client, &options.engine, &engine, &error)
+        else:
+            options.program = program
+            options.memory_limit = memory_limit
+            options.timeout_ns = <uint64_t>(host_timeout * NS)
+            environment = list(environment or ())
+            variables = <const char **>PyMem_Calloc(len(environment) + 1, sizeof(char *))
+            if variables == NULL:
+                raise MemoryError()
+            for i, variable in enumerate(environment):
+                variables[i] = <bytes>variable
+            options.environment = variables
+            with nogil:
+                status = hsm_host_start(self._client, &options, &host, &error)
+            PyMem_Free(variables)
         if status != HSM_OK:
             raise _raised(&error, self._member)
         self._engine = engine
+        self._host = host
 
     def add_key(self, *, str label=None, bytes id=None, int64_t handle=-1, str algorithm=None, bytes public_key=None):
         """Find, pin and prove a private key. Returns a dict: index, label, id, algorithm, public_key."""
@@ -260,7 +288,7 @@ cdef class Engine:
         cdef hsm_key_selector selector
         cdef hsm_key_info info
         cdef hsm_status status
-        if self._engine == NULL:
+        if self._engine == NULL and self._host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
         name = None if label is None else label.encode()
         selector.label = <const char *>name if name is not None else NULL
@@ -271,7 +299,10 @@ cdef class Engine:
         selector.public_key = <const uint8_t *><char *>public_key if public_key is not None else NULL
         selector.public_key_len = len(public_key) if public_key is not None else 0
         with nogil:
-            status = hsm_engine_add_key(self._engine, &selector, &info, &error)
+            if self._host != NULL:
+                status = hsm_host_add_key(self._host, &selector, &info, &error)
+            else:
+                status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
         self._algorithms[info.index] = info.algorithm
@@ -286,7 +317,12 @@ cdef class Engine:
 
     def retire_key(self, uint32_t index):
         """Refuse every further request for this key, also those that are queued, and forget its cached signatures."""
-        if self._engine == NULL or hsm_engine_retire_key(self._engine, index) != HSM_OK:
+        cdef hsm_status status
+        if self._host != NULL:
+            status = hsm_host_retire_key(self._host, index)
+        else:
+            status = hsm_engine_retire_key(self._engine, index) if self._engine != NULL else HSM_CLOSED
+        if status != HSM_OK:
             raise BadArgument(f"no key with index {index}", member=self._member)
         self._retired[index] = 1
         self.clear_cache()
@@ -295,24 +331,61 @@ cdef class Engine:
         """Stop the workers. Returns how many were still inside the module when `timeout` (seconds) had passed."""
         cdef uint32_t left
         cdef hsm_engine *engine = self._engine
+        cdef hsm_host *host = self._host
         cdef uint64_t limit = <uint64_t>(timeout * NS)
-        if engine == NULL:
-            return 0
         self._engine = NULL
+        self._host = NULL
         with nogil:
+            hsm_host_stop(host, limit)
             left = hsm_engine_stop(engine, limit)
         # The area must outlive workers that may still write into it.
         self._abandoned = self._abandoned or left != 0
         return left
 
+    # ---- a host process ----
+
+    @property
+    def host_fd(self):
+        """A descriptor that becomes readable when the host process has ended; -1 without one."""
+        return hsm_host_fd(self._host) if self._host != NULL else -1
+
+    @property
+    def host_pid(self):
+        """The id of the host process, or None while there is none: kill(-1) and kill(0) would hit everybody."""
+        cdef int64_t pid = hsm_host_pid(self._host) if self._host != NULL else 0
+        return pid if pid > 0 else None
+
+    def kill_host(self):
+        """End the host process at once; `host_fd` shows when it has ended."""
+        if self._host != NULL:
+            hsm_host_kill(self._host)
+
+    def recover(self):
+        """After the host process has ended: queue what it had begun again, or answer it with an error. In the event
+        loop. Returns how many requests were queued again."""
+        return hsm_client_recover(self._client)
+
+    def restart_host(self):
+        """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards."""
+        cdef hsm_error error
+        cdef hsm_status status
+        if self._host == NULL:
+            raise NotInitialized("there is no host process", member=self._member)
+        with nogil:
+            status = hsm_host_restart(self._host, &error)
+        if status != HSM_OK:
+            raise _raised(&error, self._member)
+
     # ---- the event loop's side ----
 
-    def attach(self, loop):
-        """Serve the running `loop`: from now on `submit` works, there only."""
+    def attach(self, loop, on_stuck=None):
+        """Serve the running `loop`: from now on `submit` works, there only. `on_stuck(stuck, healthy)` is called when
+        workers are found inside the module past a request's deadline, and as long as that lasts."""
         cdef int event_fd
         cdef int timer_fd
         hsm_client_wake_fds(self._client, &event_fd, &timer_fd)
         self._loop = loop
+        self._on_stuck = on_stuck
         self._loop_is_running = loop.is_running
         self._thread = PyThread_get_thread_ident()
         self._future_keywords = {"loop": loop}
@@ -324,6 +397,20 @@ cdef class Engine:
     def refuse(self):
         """Take no further requests."""
         self._open = False
+
+    def set_down(self, bint down):
+        """While down, requests fail at once with HOST_LOST."""
+        self._down = down
+
+    def tend(self):
+        """Quarantine workers that overran, start others. Returns (stuck, healthy)."""
+        cdef uint32_t stuck
+        cdef uint32_t healthy = 0
+        if self._host != NULL:
+            stuck = hsm_host_tend(self._host, &healthy)
+        else:
+            stuck = hsm_engine_tend(self._engine, &healthy)
+        return stuck, healthy
 
     def detach(self):
         """Answer whoever still waits with EngineClosed, and leave the loop."""
@@ -452,6 +539,8 @@ cdef class Engine:
             if self._loop is None:
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
+        if self._down:
+            raise self._failure(HSM_HOST_LOST)
         # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
@@ -716,6 +805,7 @@ cdef class Engine:
         cdef uint64_t now = hsm_now_ns()
         cdef uint64_t soonest = 0
         cdef uint32_t slot
+        cdef bint overdue = False
         self._timer = None
         self._sweep_at = 0
         for slot in range(self._slots):
@@ -723,6 +813,7 @@ cdef class Engine:
                 continue
             if self._deadlines[slot] <= now:
                 self._drop(slot, HSM_DEADLINE_EXCEEDED)
+                overdue = True
             elif soonest == 0 or self._deadlines[slot] < soonest:
                 soonest = self._deadlines[slot]
         soonest = self._sweep_followers(now, soonest)
@@ -730,6 +821,10 @@ cdef class Engine:
         if soonest:
             self._watch(soonest)
         self._check_idle()
+        if overdue and self._on_stuck is not None:
+            stuck, healthy = self.tend()
+            if stuck:
+                self._on_stuck(stuck, healthy)
 
     cdef uint64_t _sweep_followers(self, uint64_t now, uint64_t soonest) except? 0:
         cdef uint64_t deadline
@@ -781,11 +876,14 @@ cdef class Engine:
             "failures": native.failures,
             "expired": native.expired,
             "cancelled": native.cancelled,
+            "wrong": native.wrong,
             "wakes": native.wakes,
             "recoveries": {_text(hsm_class_name(<hsm_class>i)): native.recoveries[i]
                            for i in range(11) if native.recoveries[i]},
             "workers": native.workers,
             "busy": native.busy,
+            "stuck": native.stuck,
+            "down": native.down != 0,
             "queued": native.queued,
             "in_flight": self._in_flight,
             "waiting": len(self._queue),
@@ -807,9 +905,17 @@ cdef class Engine:
     def token(self):
         """What the token and the module say of themselves."""
         cdef hsm_token_info info
-        if self._engine == NULL:
+        cdef hsm_error error
+        cdef hsm_status status = HSM_OK
+        if self._engine == NULL and self._host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
-        hsm_engine_token(self._engine, &info)
+        with nogil:
+            if self._host != NULL:
+                status = hsm_host_token(self._host, &info, &error)
+            else:
+                hsm_engine_token(self._engine, &info)
+        if status != HSM_OK:
+            raise _raised(&error, self._member)
         return {"slot_id": info.slot_id, "flags": info.flags, "max_sessions": info.max_sessions,
                 "label": _text(info.label), "serial": _text(info.serial), "manufacturer": _text(info.manufacturer),
                 "model": _text(info.model), "library": _text(info.library), "quirks": _text(info.quirks)}
@@ -912,6 +1018,22 @@ cdef class Module:
         if status != HSM_OK:
             raise _raised(&error, None)
         self.path = path
+
+    def enter(self):
+        """Begin a series of calls: the module is not initialized anew until `exit`. Returns how often it has been; what
+        was opened before a change is gone."""
+        cdef uint64_t count
+        cdef hsm_module *module = self._module
+        if module == NULL:
+            raise BadArgument("the module was given back")
+        with nogil:
+            count = hsm_module_enter(module)
+        return count
+
+    def exit(self):
+        """End a series of calls."""
+        if self._module != NULL:
+            hsm_module_exit(self._module)
 
     def close(self):
         """Give the module back; the last holder finalizes it."""

@@ -13,6 +13,7 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_CLOSED
         HSM_FORKED
         HSM_BAD_ARGUMENT
+        HSM_HOST_LOST
         HSM_OUT_OF_MEMORY
         HSM_SIGNATURE_INVALID
         HSM_STATUS_COUNT
@@ -143,24 +144,51 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
                                 hsm_error *error)
     uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns)
+    uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy)
     void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info)
     hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                                   hsm_error *error)
     hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index)
+
+    ctypedef struct hsm_host:
+        pass
+
+    ctypedef struct hsm_host_options:
+        hsm_engine_options engine
+        const char *program
+        const char *const *environment
+        uint64_t memory_limit
+        uint64_t timeout_ns
+
+    hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host, hsm_error *error)
+    int hsm_host_fd(const hsm_host *host)
+    int64_t hsm_host_pid(const hsm_host *host)
+    hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
+                                hsm_error *error)
+    hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index)
+    uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy)
+    hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error)
+    void hsm_host_kill(hsm_host *host)
+    hsm_status hsm_host_restart(hsm_host *host, hsm_error *error)
+    void hsm_host_stop(hsm_host *host, uint64_t timeout_ns)
 
     ctypedef struct hsm_stats:
         uint64_t signatures
         uint64_t failures
         uint64_t expired
         uint64_t cancelled
+        uint64_t wrong
         uint64_t wakes
         uint64_t recoveries[11]
         uint32_t workers
         uint32_t busy
+        uint32_t stuck
+        uint32_t down
         uint32_t queued
         uint64_t hsm_ns[640]
         uint64_t queue_ns[640]
 
+    uint32_t hsm_client_recover(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
     uint32_t hsm_histogram_bucket(uint64_t ns)
     uint64_t hsm_histogram_upper(uint32_t bucket)
@@ -199,6 +227,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
 
     hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error)
     void hsm_module_release(hsm_module *module)
+    uint64_t hsm_module_enter(hsm_module *module)
+    void hsm_module_exit(hsm_module *module)
     const char *hsm_quirks_name(size_t index)
 
     uint32_t hsm_fork_generation()

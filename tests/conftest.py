@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -66,6 +67,8 @@ def run(request: pytest.FixtureRequest) -> Iterator[LoopRunner]:
 def warm() -> None:
     """What the process keeps from its first use on is made before the first picture is taken."""
     warm_up()
+    gc.collect()
+    gc.freeze()  # what was imported is not looked at again whenever a test is checked for what it left
 
 
 _failed = pytest.StashKey[bool]()

@@ -137,6 +137,12 @@ class ModuleInvalid(HsmError):
     default_status = "MODULE_INVALID"
 
 
+class HostUnusable(HsmError):
+    """The program that a member's host process runs is missing or of another version."""
+
+    default_status = "HOST_MISSING"
+
+
 class TokenNotFound(HsmError):
     """No slot holds the token."""
 
@@ -364,6 +370,9 @@ EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
     "SIGNATURE_INVALID": SignatureInvalid,
     "MODULE_MISSING": ModuleMissing,
     "MODULE_INVALID": ModuleInvalid,
+    "HOST_MISSING": HostUnusable,
+    "HOST_MISMATCH": HostUnusable,
+    "HOST_LOST": MemberDown,
     "TOKEN_NOT_FOUND": TokenNotFound,
     "TOKEN_AMBIGUOUS": TokenAmbiguous,
     "KEY_NOT_FOUND": KeyNotFound,

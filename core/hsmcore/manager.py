@@ -73,7 +73,7 @@ class KeyManager:
         member = None
         try:
             await self.audit.open()
-            member = make_member(self._rules, self._rules, "primary")
+            member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
             member.require_module()  # before the blanks of an example: what to install comes first
             self.config.require_complete()
             key = await member.start()

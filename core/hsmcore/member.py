@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hsmcore import hosting
 from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
+from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, ModuleMissing, PinIncorrect
+from hsmcore.errors import HsmError, ModuleMissing, PinIncorrect
+from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 
@@ -30,10 +33,14 @@ class Pkcs11Member:
     Whatever blocks on the module runs on one thread of the member's own, so nothing here stalls the loop.
     """
 
-    def __init__(self, provider: Provider, settings: Pkcs11Settings, rules: KeyManagerConfig, level: str) -> None:
-        if settings.isolation == "process":
-            fault = ConfigFault(f"{settings.where}.isolation", '"process" is not part of this version: use "thread"')
-            raise ConfigurationError.of([fault])
+    def __init__(
+        self,
+        provider: Provider,
+        settings: Pkcs11Settings,
+        rules: KeyManagerConfig,
+        level: str,
+        hidden_variables: frozenset[str],
+    ) -> None:
         self.name = provider.name
         self.level = level
         self._provider = provider
@@ -43,7 +50,8 @@ class Pkcs11Member:
             member=self.name,
             slots=rules.queue_size,
             max_message=rules.max_message_bytes,
-            max_workers=settings.sessions,
+            # As many replacements for workers that hang as there are workers.
+            max_workers=min(2 * settings.sessions, MAX_SESSIONS),
             coalesce_seconds=rules.wake_coalesce_micros / 1e6,
             default_timeout=rules.request_timeout_ms / 1e3,
             cache_size=rules.max_cache_size,
@@ -51,7 +59,11 @@ class Pkcs11Member:
             cache_nondeterministic=rules.cache_non_deterministic,
         )
         self._spin_seconds = rules.spin_micros / 1e6
-        self.control = ControlPlane.for_settings(settings, member=self.name)
+        self._isolated = settings.isolation == "process"
+        self._hidden_variables = hidden_variables
+        self.warden: Warden | None = None
+        # With a host process, this one is not logged in.
+        self.control = ControlPlane.for_settings(settings, log_in=self._isolated, member=self.name)
 
     def require_module(self) -> None:
         """Raise ModuleMissing, which says what to install, if the module's file is not there."""
@@ -72,8 +84,9 @@ class Pkcs11Member:
         except BaseException:
             await self.stop()
             raise
-        self.engine.attach(asyncio.get_running_loop())
-        token = self.engine.token()
+        self.warden = Warden(self.engine, self.name, self._settings.sessions, self._run)
+        self.warden.begin()
+        token = await self._run(self.engine.token)
         get_logger().info(
             "member started",
             member=self.name,
@@ -102,6 +115,9 @@ class Pkcs11Member:
                 workers=settings.sessions,
                 spin_seconds=self._spin_seconds,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
+                host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
+                environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,
+                memory_limit=settings.host_memory_limit_bytes or 0,
             )
         except ModuleMissing as error:
             error.hint = self._provider.install_hint
@@ -137,6 +153,8 @@ class Pkcs11Member:
     async def stop(self) -> None:
         """Answer everybody, stop the workers, let the token and the module go. Doing it twice is no error."""
         self.engine.refuse()
+        if self.warden is not None:
+            await self.warden.end()
         await self.control.close()
         left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
         self.engine.detach()
@@ -150,8 +168,10 @@ class Pkcs11Member:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def make_member(provider: Provider, rules: KeyManagerConfig, level: str) -> Pkcs11Member:
+def make_member(
+    provider: Provider, rules: KeyManagerConfig, level: str, hidden_variables: frozenset[str]
+) -> Pkcs11Member:
     """The member for a provider of the configuration. Raises HsmError for a kind that this version cannot use."""
     if isinstance(provider.config, Pkcs11Settings):
-        return Pkcs11Member(provider, provider.config, rules, level)
+        return Pkcs11Member(provider, provider.config, rules, level, hidden_variables)
     raise HsmError(f"provider {provider.name} cannot be used", status="MODULE_MISSING", hint=provider.install_hint)

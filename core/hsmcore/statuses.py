@@ -112,6 +112,17 @@ STATUSES: dict[str, StatusRow] = {
         "the library is not a PKCS#11 module",
         "Correct modulePath: it must name the vendor's PKCS#11 library.",
     ),
+    "HOST_MISSING": StatusRow(
+        "REQUEST_FATAL",
+        "the host program cannot be run",
+        'Install hsmcore again, or use isolation "thread".',
+    ),
+    "HOST_MISMATCH": StatusRow(
+        "REQUEST_FATAL",
+        "the host program belongs to another version",
+        "Install hsmcore again: the library and its host program must be of one build.",
+    ),
+    "HOST_LOST": StatusRow("MEMBER_DOWN", "the host process ended or does not answer", _AGAIN),
     "TOKEN_NOT_FOUND": StatusRow(
         "REQUEST_FATAL",
         "no slot holds the token",

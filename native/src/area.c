@@ -101,7 +101,8 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
      * request here. */
     atomic_fetch_or(word, bit);
     atomic_thread_fence(memory_order_seq_cst);
-    if (hsm_area_queued(area) == 0 && atomic_load(&area->stopping) == 0) {
+    uint32_t mode = atomic_load(&area->mode);
+    if (mode == HSM_MODE_PAUSED || (mode == HSM_MODE_RUN && hsm_area_queued(area) == 0)) {
         hsm_futex_wait(park, 0, timeout_ns);
     }
     atomic_fetch_and(word, ~bit);

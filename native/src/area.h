@@ -4,7 +4,7 @@
  * Who writes what:
  *   client   free slots' request fields; request ring tail; clears `notify`
  *   worker   request ring head (by compare-and-swap); result fields of the slot it claimed; completion ring; its record
- *   engine   key table; `stopping`
+ *   engine   key table; `mode`
  * A slot belongs to the client until its index is published in the request ring, then to the worker that claims it,
  * and to the client again once its index is published in the completion ring. Nothing else passes ownership.
  *
@@ -22,6 +22,8 @@
 #define HSM_INLINE_MESSAGE 1280U
 #define HSM_PARKED_WORDS (HSM_MAX_WORKERS / 64)
 
+/* Whether workers may claim. PAUSED is for a host process that is started again: its workers wait for their keys. */
+enum hsm_mode { HSM_MODE_RUN, HSM_MODE_PAUSED, HSM_MODE_STOPPING };
 enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_ARMED, HSM_NOTIFY_FIRED };
 
 /* One request and its answer. */
@@ -54,16 +56,19 @@ typedef struct hsm_key_record {
     uint8_t public_key[HSM_MAX_PUBLIC_KEY];
 } hsm_key_record;
 
-/* What a worker says about itself. Written by its worker only, read by anyone. */
+/* What a worker says about itself. Written by its worker only (`park` and `quarantined` excepted), read by anyone. */
 typedef struct hsm_worker_record {
     HSM_ALIGNED _Atomic uint32_t park; /* futex: 1 = go on */
     _Atomic uint32_t running;
-    _Atomic uint64_t call_started_ns; /* 0 when outside the module */
+    _Atomic uint32_t quarantined;      /* its call overran; it takes no further request and ends when the call does */
+    _Atomic uint64_t call_started_ns;  /* 0 when outside the module */
+    _Atomic uint64_t call_deadline_ns; /* of the request it works on; 0: none */
     _Atomic uint64_t signatures;
     _Atomic uint64_t failures;
     _Atomic uint64_t expired;
     _Atomic uint64_t cancelled;
     _Atomic uint64_t wakes;
+    _Atomic uint64_t wrong; /* signatures that did not verify */
     _Atomic uint64_t recoveries[11];
     HSM_ALIGNED _Atomic uint32_t hsm_histogram[HSM_HISTOGRAM_BUCKETS];
     _Atomic uint32_t queue_histogram[HSM_HISTOGRAM_BUCKETS];
@@ -89,7 +94,9 @@ typedef struct hsm_area {
     HSM_ALIGNED _Atomic uint64_t completion_tail;
     HSM_ALIGNED _Atomic uint32_t notify;   /* enum hsm_notify */
     HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
-    _Atomic uint32_t stopping;
+    _Atomic uint32_t mode;                 /* enum hsm_mode */
+    _Atomic uint32_t down; /* the token does not answer; requests fail at once but for a probe now and then */
+    _Atomic uint64_t probe_at_ns;
     HSM_ALIGNED _Atomic uint64_t parked[HSM_PARKED_WORDS]; /* one bit for each sleeping worker */
 
     hsm_key_record keys[HSM_MAX_KEYS];
@@ -121,6 +128,13 @@ static inline uint8_t *hsm_area_message(hsm_area *area, uint32_t index, size_t l
         return hsm_area_slot(area, index)->message;
     }
     return (uint8_t *)area + area->overflow + (uint64_t)index * area->overflow_stride;
+}
+
+/* Whether a worker is inside the module past its request's deadline. */
+static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t now) {
+    uint64_t started = atomic_load_explicit(&record->call_started_ns, memory_order_relaxed);
+    uint64_t deadline = atomic_load_explicit(&record->call_deadline_ns, memory_order_relaxed);
+    return started != 0 && deadline != 0 && now >= deadline;
 }
 
 static inline uint64_t hsm_area_queued(hsm_area *area) {
@@ -177,7 +191,7 @@ static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) 
 
 /* Wake up to `count` sleeping workers that are not awake already. Any thread. */
 void hsm_area_unpark(hsm_area *area, uint64_t count);
-/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request waits or the area is stopping. */
+/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is stopping. */
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns);
 
 #endif

@@ -1,8 +1,8 @@
 /* LRU signature cache with single-flight.
  *
  * One allocation per entry holds the whole message, so an entry answers for exactly the bytes that were signed. A hash
- * chain finds it; a doubly linked list, most recently used first, orders the ones that hold a signature. Entries of
- * requests in flight are in the hash chains only. */
+ * chain finds it; a doubly linked list, most recently used first, orders the ones that hold a signature, and another one
+ * keeps those whose request is in flight. */
 #include "base.h"
 
 #include <sodium.h>
@@ -27,12 +27,17 @@ typedef struct entry {
     uint8_t message[];
 } entry;
 
+struct order {
+    entry *newest;
+    entry *oldest;
+};
+
 struct hsm_cache {
     uint8_t hash_key[crypto_shorthash_KEYBYTES];
     entry **buckets;
     uint64_t bucket_mask;
-    entry *newest;
-    entry *oldest;
+    struct order held;
+    struct order flying;
     uint64_t capacity;
     hsm_cache_stats stats;
 };
@@ -67,20 +72,16 @@ hsm_status hsm_cache_new(uint64_t capacity, hsm_cache **out) {
     return HSM_OK;
 }
 
-static void link_newest(hsm_cache *cache, entry *item) {
+static void link_newest(struct order *order, entry *item) {
     item->newer = NULL;
-    item->older = cache->newest;
-    if (cache->newest != NULL) {
-        cache->newest->newer = item;
-    } else {
-        cache->oldest = item;
-    }
-    cache->newest = item;
+    item->older = order->newest;
+    *(order->newest != NULL ? &order->newest->newer : &order->oldest) = item;
+    order->newest = item;
 }
 
-static void unlink_order(hsm_cache *cache, entry *item) {
-    *(item->newer != NULL ? &item->newer->older : &cache->newest) = item->older;
-    *(item->older != NULL ? &item->older->newer : &cache->oldest) = item->newer;
+static void unlink_order(struct order *order, entry *item) {
+    *(item->newer != NULL ? &item->newer->older : &order->newest) = item->older;
+    *(item->older != NULL ? &item->older->newer : &order->oldest) = item->newer;
 }
 
 static void unlink_chain(hsm_cache *cache, entry *item) {
@@ -98,40 +99,31 @@ static void destroy(hsm_cache *cache, entry *item) {
 }
 
 static void drop_held(hsm_cache *cache, entry *item) {
-    unlink_order(cache, item);
+    unlink_order(&cache->held, item);
     unlink_chain(cache, item);
     cache->stats.entries--;
     destroy(cache, item);
 }
 
 void hsm_cache_clear(hsm_cache *cache) {
-    for (uint64_t i = 0; i <= cache->bucket_mask; i++) {
-        entry *item = cache->buckets[i];
-        cache->buckets[i] = NULL;
-        while (item != NULL) {
-            entry *following = item->chain;
-            if (item->state == IN_FLIGHT) {
-                item->state = DETACHED;
-            } else {
-                cache->stats.entries--;
-                destroy(cache, item);
-            }
-            item = following;
+    while (cache->held.oldest != NULL) {
+        drop_held(cache, cache->held.oldest);
+    }
+    for (entry *item = cache->flying.oldest; item != NULL; item = item->newer) {
+        if (item->state == IN_FLIGHT) {
+            unlink_chain(cache, item);
+            item->state = DETACHED;
         }
     }
-    cache->newest = cache->oldest = NULL;
 }
 
 void hsm_cache_free(hsm_cache *cache) {
     if (cache == NULL) {
         return;
     }
-    for (uint64_t i = 0; i <= cache->bucket_mask; i++) {
-        while (cache->buckets[i] != NULL) {
-            entry *item = cache->buckets[i];
-            cache->buckets[i] = item->chain;
-            destroy(cache, item);
-        }
+    hsm_cache_clear(cache);
+    while (cache->flying.oldest != NULL) {
+        hsm_cache_abandon(cache, (uint64_t)(uintptr_t)cache->flying.oldest);
     }
     hsm_free(cache->buckets);
     hsm_wipe(cache, sizeof *cache);
@@ -161,9 +153,9 @@ enum hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algor
     uint64_t hash = hash_of(cache, key, algorithm, message, message_len);
     entry *item = find(cache, hash, key, algorithm, message, message_len);
     if (item != NULL && item->state == HELD) {
-        if (item != cache->newest) {
-            unlink_order(cache, item);
-            link_newest(cache, item);
+        if (item != cache->held.newest) {
+            unlink_order(&cache->held, item);
+            link_newest(&cache->held, item);
         }
         memcpy(signature, item->signature, item->signature_len);
         *signature_len = item->signature_len;
@@ -187,6 +179,7 @@ enum hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algor
     memcpy(item->message, message, message_len);
     item->chain = cache->buckets[hash & cache->bucket_mask];
     cache->buckets[hash & cache->bucket_mask] = item;
+    link_newest(&cache->flying, item);
     cache->stats.misses++;
     cache->stats.in_flight++;
     cache->stats.bytes += size_of(item);
@@ -209,6 +202,7 @@ void hsm_cache_abandon(hsm_cache *cache, uint64_t entry_id) {
     if (item->state == IN_FLIGHT) {
         unlink_chain(cache, item);
     }
+    unlink_order(&cache->flying, item);
     cache->stats.in_flight--;
     destroy(cache, item);
 }
@@ -224,9 +218,10 @@ void hsm_cache_fill(hsm_cache *cache, uint64_t entry_id, const uint8_t *signatur
     item->state = HELD;
     cache->stats.in_flight--;
     cache->stats.entries++;
-    link_newest(cache, item);
+    unlink_order(&cache->flying, item);
+    link_newest(&cache->held, item);
     if (cache->stats.entries > cache->capacity) {
-        drop_held(cache, cache->oldest);
+        drop_held(cache, cache->held.oldest);
         cache->stats.evictions++;
     }
 }

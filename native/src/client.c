@@ -9,6 +9,8 @@
 /* In a batch, workers are shown requests in groups of this size, so that they start while the rest is being copied. */
 #define BATCH_GROUP 32U
 
+enum slot_use { USE_FREE, USE_TAKEN, USE_REPLAYED, USE_ANSWERED };
+
 static bool forked(const hsm_client *client) {
     return client->fork_generation != hsm_fork_generation();
 }
@@ -69,7 +71,8 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     if (status == HSM_OK) {
         uint32_t slots = client->area->slots;
         client->free_slots = hsm_alloc(slots * sizeof *client->free_slots);
-        if (client->free_slots == NULL) {
+        client->use = hsm_alloc(slots);
+        if (client->free_slots == NULL || client->use == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
         } else {
             for (uint32_t i = 0; i < slots; i++) {
@@ -96,6 +99,7 @@ void hsm_client_free(hsm_client *client) {
         close_fd(client->timer_fd);
     }
     hsm_free(client->free_slots);
+    hsm_free(client->use);
     hsm_free(client);
 }
 
@@ -171,9 +175,11 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
         return HSM_QUEUE_FULL;
     }
     uint32_t index = client->free_slots[--client->free_count];
+    client->use[index] = USE_TAKEN;
     hsm_slot *slot = hsm_area_slot(area, index);
     slot->submitted_ns = hsm_now_ns();
-    slot->deadline_ns = timeout_ns == 0 ? 0 : slot->submitted_ns + timeout_ns;
+    bool bounded = timeout_ns != 0 && timeout_ns <= UINT64_MAX - slot->submitted_ns;
+    slot->deadline_ns = bounded ? slot->submitted_ns + timeout_ns : 0;
     *deadline_ns = slot->deadline_ns;
     slot->message_len = (uint32_t)message_len;
     slot->key = key;
@@ -209,6 +215,7 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
     }
     client->head++;
     index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
+    client->use[index] = client->use[index] == USE_FREE ? USE_FREE : USE_ANSWERED;
     hsm_slot *slot = hsm_area_slot(area, index);
     completion->slot = index;
     completion->key = slot->key;
@@ -224,9 +231,97 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
 }
 
 void hsm_client_release(hsm_client *client, uint32_t slot) {
-    if (!forked(client) && client->free_count < client->area->slots) {
+    if (!forked(client) && slot < client->area->slots && client->use[slot] != USE_FREE) {
+        client->use[slot] = USE_FREE;
         client->free_slots[client->free_count++] = slot;
     }
+}
+
+static void answer_lost(hsm_slot *slot) {
+    slot->status = HSM_HOST_LOST;
+    slot->signature_len = 0;
+    slot->ckr = 0;
+    slot->call = 0;
+    slot->hsm_ns = 0;
+}
+
+/* Take what was answered before the end out of a completion ring that may have holes: places that a worker had
+ * reserved and not filled. Marks the slots in `seen` and closes the ring up. */
+static void close_completions(hsm_client *client, uint8_t *seen) {
+    hsm_area *area = client->area;
+    _Atomic uint32_t *ring = hsm_area_completions(area);
+    uint64_t end = client->head;
+    for (uint64_t i = 0; i < area->slots; i++) {
+        uint32_t index;
+        if (hsm_area_take(area, client->head + i, &index)) {
+            index &= area->slots - 1U;
+            if (seen[index] == 0 && client->use[index] != USE_FREE && client->use[index] != USE_ANSWERED) {
+                seen[index] = 1;
+                atomic_store(&ring[end & (area->slots - 1U)], index + 1U);
+                end++;
+            }
+        }
+    }
+    atomic_store(&area->completion_tail, end);
+}
+
+uint32_t hsm_client_recover(hsm_client *client) {
+    if (forked(client)) {
+        return 0;
+    }
+    hsm_area *area = client->area;
+    uint8_t *seen = hsm_alloc(area->slots);
+    if (seen == NULL) {
+        return 0; /* their deadlines will answer them */
+    }
+    atomic_store(&area->mode, HSM_MODE_PAUSED);
+    close_completions(client, seen);
+    uint64_t head = atomic_load(&area->request_head);
+    if (client->published - head > area->slots) {
+        head = client->published; /* not what a worker of ours leaves behind */
+        atomic_store(&area->request_head, head);
+    }
+    for (uint64_t i = head; i != client->published; i++) {
+        seen[atomic_load(&hsm_area_requests(area)[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
+    }
+    atomic_store(&area->spinning, 0);
+    atomic_store(&area->notify, HSM_NOTIFY_IDLE);
+    for (uint32_t i = 0; i < HSM_PARKED_WORDS; i++) {
+        atomic_store(&area->parked[i], 0);
+    }
+    for (uint32_t i = 0; i < area->max_workers; i++) {
+        hsm_worker_record *record = hsm_area_worker(area, i);
+        atomic_store(&record->running, 0);
+        atomic_store(&record->quarantined, 0);
+        atomic_store(&record->call_started_ns, 0);
+    }
+    uint32_t again = 0;
+    bool answers = atomic_load(&area->completion_tail) != client->head;
+    for (uint32_t index = 0; index < area->slots; index++) {
+        if (seen[index] != 0 || client->use[index] == USE_FREE || client->use[index] == USE_ANSWERED) {
+            continue;
+        }
+        hsm_slot *slot = hsm_area_slot(area, index);
+        const hsm_key_record *key = &area->keys[slot->key < HSM_MAX_KEYS ? slot->key : 0];
+        /* Once only: a message that crashes the module must not do so for ever. */
+        if (client->use[index] == USE_TAKEN && hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm)) {
+            client->use[index] = USE_REPLAYED;
+            hsm_area_publish(area, client->tail++, index);
+            again++;
+        } else {
+            answer_lost(slot);
+            hsm_area_complete(area, index);
+            answers = true;
+        }
+    }
+    publish(client);
+    hsm_free(seen);
+    if (answers) {
+        uint64_t one = 1;
+        atomic_store(&area->notify, HSM_NOTIFY_FIRED);
+        (void)!write(client->event_fd, &one, sizeof one);
+    }
+    return again;
 }
 
 void hsm_client_cancel(hsm_client *client, uint32_t slot) {
@@ -236,7 +331,7 @@ void hsm_client_cancel(hsm_client *client, uint32_t slot) {
 }
 
 uint32_t hsm_client_free_slots(const hsm_client *client) {
-    return client->free_count;
+    return forked(client) ? 0 : client->free_count;
 }
 
 uint32_t hsm_client_slots(const hsm_client *client) {
@@ -256,6 +351,7 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
         ADD(failures);
         ADD(expired);
         ADD(cancelled);
+        ADD(wrong);
         ADD(wakes);
         for (size_t rung = 0; rung < sizeof stats->recoveries / sizeof stats->recoveries[0]; rung++) {
             ADD(recoveries[rung]);
@@ -263,10 +359,12 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
 #undef ADD
         stats->workers += atomic_load_explicit(&record->running, memory_order_relaxed);
         stats->busy += atomic_load_explicit(&record->call_started_ns, memory_order_relaxed) != 0 ? 1U : 0U;
+        stats->stuck += atomic_load_explicit(&record->quarantined, memory_order_relaxed);
         for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
             stats->hsm_ns[bucket] += atomic_load_explicit(&record->hsm_histogram[bucket], memory_order_relaxed);
             stats->queue_ns[bucket] += atomic_load_explicit(&record->queue_histogram[bucket], memory_order_relaxed);
         }
     }
     stats->queued = (uint32_t)hsm_area_queued(area);
+    stats->down = atomic_load_explicit(&area->down, memory_order_relaxed);
 }

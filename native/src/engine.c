@@ -19,6 +19,9 @@ static void copy_text(char *out, size_t size, const CK_UTF8CHAR *padded, size_t 
 }
 
 static hsm_status check_options(const hsm_client *client, const hsm_engine_options *options, hsm_error *error) {
+    if (client->fork_generation != hsm_fork_generation()) {
+        return hsm_fail(error, HSM_FORKED, "", "the client belongs to the parent process");
+    }
     if (options->module_path == NULL) {
         return hsm_fail(error, HSM_BAD_ARGUMENT, "", "no module path");
     }
@@ -54,9 +57,16 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
         return hsm_fail_ckr(error, rv, "C_GetInfo", "%s", options->module_path);
     }
     engine->quirks = options->quirks != NULL ? hsm_quirks_of_name(options->quirks) : hsm_quirks_of_info(&info);
+    engine->selector.label = hsm_strdup(options->token.label);
+    engine->selector.serial = hsm_strdup(options->token.serial);
+    engine->selector.slot_id = options->token.slot_id;
     hsm_status status = hsm_token_find(engine->p11, &options->token, &engine->token, error);
     if (status != HSM_OK) {
         return status;
+    }
+    /* What is found now is the token from now on, even if another one by that name is plugged in later. */
+    if (engine->selector.serial == NULL && engine->token.serial[0] != '\0') {
+        engine->selector.serial = hsm_strdup(engine->token.serial);
     }
     engine->slot = engine->token.slot_id;
     char description[sizeof info.libraryDescription + 1];
@@ -72,12 +82,15 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
     return HSM_OK;
 }
 
-static hsm_status start_worker(hsm_engine *engine, uint32_t index) {
+hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement) {
     hsm_worker *worker = &engine->workers[index];
     worker->engine = engine;
     worker->index = index;
+    worker->replacement = replacement;
     worker->record = hsm_area_worker(engine->area, index);
-    worker->message = hsm_alloc(engine->area->max_message);
+    if (worker->message == NULL) {
+        worker->message = hsm_alloc(engine->area->max_message);
+    }
     if (worker->message == NULL) {
         return HSM_OUT_OF_MEMORY;
     }
@@ -92,20 +105,21 @@ static hsm_status start_worker(hsm_engine *engine, uint32_t index) {
         errno = code;
         return HSM_SYSTEM;
     }
-    worker->joinable = true;
+    atomic_store(&worker->thread_state, HSM_THREAD_STARTED);
     hsm_count(HSM_RESOURCE_THREAD, 1);
     return HSM_OK;
 }
 
 static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *error) {
-    engine->workers = hsm_alloc(count * sizeof *engine->workers);
+    engine->workers = hsm_alloc(engine->area->max_workers * sizeof *engine->workers);
     if (engine->workers == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "workers");
     }
+    engine->worker_slots = engine->area->max_workers;
     engine->worker_count = count;
     engine->starting = count;
     for (uint32_t i = 0; i < count; i++) {
-        hsm_status status = start_worker(engine, i);
+        hsm_status status = hsm_worker_start(engine, i, false);
         if (status != HSM_OK) {
             (void)pthread_mutex_lock(&engine->state);
             engine->starting -= count - i;
@@ -159,12 +173,20 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     if (engine == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "engine");
     }
-    atomic_store(&engine->area->stopping, 0);
+    if (atomic_load(&engine->area->mode) != HSM_MODE_PAUSED) {
+        /* Not a host that goes on where another one ended: nothing of an earlier engine's counts. */
+        atomic_store(&engine->area->mode, HSM_MODE_RUN);
+        atomic_store(&engine->area->down, 0);
+        for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
+            atomic_store(&engine->area->keys[i].state, HSM_KEY_ABSENT);
+        }
+    }
     status = copy_secret(engine, options, error);
     if (status == HSM_OK) {
         status = hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
     }
     if (status == HSM_OK) {
+        hsm_module_join(engine->module);
         engine->p11 = engine->module->p11;
         status = open_token(engine, options, error);
     }
@@ -226,14 +248,73 @@ static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
     return left;
 }
 
-static void destroy(hsm_engine *engine) {
-    for (uint32_t i = 0; i < engine->worker_count; i++) {
+/* Join a worker whose thread has ended or is about to. */
+static void reap(hsm_worker *worker) {
+    if (atomic_load(&worker->thread_state) != HSM_THREAD_NONE) {
+        (void)pthread_join(worker->thread, NULL);
+        hsm_count(HSM_RESOURCE_THREAD, -1);
+        atomic_store(&worker->thread_state, HSM_THREAD_NONE);
+    }
+}
+
+/* Start a worker in a free place. Returns false if there is none. Call with `state` held. */
+static bool replace(hsm_engine *engine) {
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
         hsm_worker *worker = &engine->workers[i];
-        if (worker->joinable) {
-            (void)pthread_join(worker->thread, NULL);
-            hsm_count(HSM_RESOURCE_THREAD, -1);
+        if (atomic_load(&worker->thread_state) == HSM_THREAD_ENDED) {
+            reap(worker);
         }
-        hsm_free(worker->message);
+        if (atomic_load(&worker->thread_state) == HSM_THREAD_NONE) {
+            atomic_store(&hsm_area_worker(engine->area, i)->quarantined, 0);
+            engine->starting++;
+            if (hsm_worker_start(engine, i, true) == HSM_OK) {
+                return true;
+            }
+            engine->starting--;
+            return false;
+        }
+    }
+    return false;
+}
+
+uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy) {
+    *healthy = 0;
+    if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
+        return 0;
+    }
+    uint64_t now = hsm_now_ns();
+    uint32_t stuck = 0;
+    (void)pthread_mutex_lock(&engine->state);
+    bool stopping = atomic_load(&engine->area->mode) == HSM_MODE_STOPPING;
+    for (uint32_t i = 0; i < engine->worker_slots && !stopping; i++) {
+        hsm_worker_record *record = hsm_area_worker(engine->area, i);
+        if (atomic_load(&engine->workers[i].thread_state) != HSM_THREAD_STARTED) {
+            continue;
+        }
+        if (hsm_worker_overran(record, now)) {
+            atomic_store(&record->quarantined, 1);
+        }
+        bool quarantined = atomic_load(&record->quarantined) != 0;
+        stuck += quarantined ? 1U : 0U;
+        *healthy += quarantined ? 0U : 1U;
+    }
+    while (!stopping && *healthy < engine->worker_count && replace(engine)) {
+        (*healthy)++;
+    }
+    (void)pthread_mutex_unlock(&engine->state);
+    return stuck;
+}
+
+void hsm_engine_skip_key(hsm_engine *engine) {
+    (void)pthread_mutex_lock(&engine->control);
+    atomic_fetch_add(&engine->key_count, 1);
+    (void)pthread_mutex_unlock(&engine->control);
+}
+
+static void destroy(hsm_engine *engine) {
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
+        reap(&engine->workers[i]);
+        hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
     /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
@@ -241,7 +322,12 @@ static void destroy(hsm_engine *engine) {
     if (engine->login_open) {
         hsm_session_close(engine->p11, engine->login_session);
     }
-    hsm_module_release(engine->module);
+    if (engine->module != NULL) {
+        hsm_module_leave(engine->module);
+        hsm_module_release(engine->module);
+    }
+    hsm_free((void *)(uintptr_t)engine->selector.label);
+    hsm_free((void *)(uintptr_t)engine->selector.serial);
     for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
         hsm_free(engine->keys[i].label);
     }
@@ -258,7 +344,7 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
         return 0;
     }
-    atomic_store(&engine->area->stopping, 1);
+    atomic_store(&engine->area->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(engine->area, HSM_MAX_WORKERS);
     uint32_t left = wait_for_workers(engine, timeout_ns);
     complete_queued(engine);
@@ -323,7 +409,8 @@ static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selecto
     pinned->public_key_len = info->public_key_len;
     memcpy(pinned->public_key, info->public_key, info->public_key_len);
     info->index = index;
-    atomic_store_explicit(&pinned->state, HSM_KEY_ACTIVE, memory_order_release);
+    uint32_t absent = HSM_KEY_ABSENT; /* in a host that was started again, it may be retired already */
+    (void)atomic_compare_exchange_strong(&pinned->state, &absent, HSM_KEY_ACTIVE);
     atomic_store(&engine->key_count, index + 1U);
     return HSM_OK;
 }

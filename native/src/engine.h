@@ -19,18 +19,24 @@ typedef struct hsm_engine_key {
     _Atomic uint64_t handle;
 } hsm_engine_key;
 
+/* Where a worker's thread is in its life; only `tend` and `stop` join it. */
+enum hsm_thread_state { HSM_THREAD_NONE, HSM_THREAD_STARTED, HSM_THREAD_ENDED };
+
 typedef struct hsm_worker {
     hsm_engine *engine;
     hsm_worker_record *record;
     uint32_t index;
     pthread_t thread;
-    bool joinable;
+    _Atomic uint32_t thread_state;
+    bool replacement; /* started for a quarantined one, when nobody waits for its start */
     bool session_open;
     CK_SESSION_HANDLE session;
     uint32_t epoch;                         /* of the handles below */
     CK_OBJECT_HANDLE handles[HSM_MAX_KEYS]; /* 0: look it up */
     hsm_verifier *verifiers[HSM_MAX_KEYS];
     uint64_t signed_count;
+    bool suspicious; /* the last signature that was verified was wrong */
+    uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
 } hsm_worker;
 
@@ -40,7 +46,8 @@ struct hsm_engine {
     hsm_module *module;
     CK_FUNCTION_LIST *p11;
     const hsm_quirks *quirks;
-    hsm_token_info token;
+    hsm_token_info token;        /* as it was at the start */
+    hsm_token_info token_now;    /* as it was when last looked for */
     hsm_token_selector selector; /* owned copies */
     CK_SLOT_ID slot;
     uint8_t *pin; /* locked memory, or NULL */
@@ -57,6 +64,11 @@ struct hsm_engine {
     bool auth_failed; /* a PIN was refused: never log in again */
     uint64_t last_heal_ns;
 
+    /* Closed while the module is initialized anew: workers wait outside. A futex. */
+    _Atomic uint32_t gate;
+    uint32_t heal_failures; /* since the last success; under `control` */
+    _Atomic uint32_t probe_failures;
+
     /* Bumped whenever handles became invalid; workers then look their keys up again. */
     _Atomic uint32_t epoch;
     hsm_engine_key keys[HSM_MAX_KEYS];
@@ -68,7 +80,8 @@ struct hsm_engine {
     uint32_t starting;
     uint32_t running;
     hsm_error start_error;
-    uint32_t worker_count;
+    uint32_t worker_count; /* that should be running */
+    uint32_t worker_slots; /* places in `workers`, replacements included */
     hsm_worker *workers;
 };
 
@@ -80,9 +93,23 @@ void hsm_worker_close(hsm_worker *worker);
 /* The key's handle in this worker's session. */
 hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome);
 
-/* One step up the ladder after `status`. Returns true if the signature is worth another attempt. */
-bool hsm_recover(hsm_worker *worker, hsm_status status, const hsm_outcome *outcome, unsigned attempt);
+/* Go into the module: marks the worker as inside, waiting first while the module is initialized anew. */
+void hsm_worker_enter(hsm_worker *worker, uint64_t now);
+void hsm_worker_leave(hsm_worker *worker);
+/* Start the worker at this place. */
+hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement);
 
+/* One step up the ladder after `status`; called inside the module. Returns true if the signature is worth another
+ * attempt. */
+bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);
+/* Whether a request may go to the token at all: always while it answers, and else for one probe now and then. */
+bool hsm_admit_to_token(hsm_worker *worker, uint64_t now);
+/* Note that the token answered, or that the ladder ended without an answer. */
+void hsm_token_answered(hsm_worker *worker);
+void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
+
+/* Take the next key index without a key: its place belongs to one that signs no more. */
+void hsm_engine_skip_key(hsm_engine *engine);
 /* Log in through the login session, opening it first if need be. Call with `control` held. */
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
 /* Find `key` again in `session` and compare it with what is pinned. Call with `control` held. */

@@ -141,6 +141,7 @@ static hsm_status acquire_locked(const char *path, const char *args, hsm_module 
         discard(module);
         return status;
     }
+    (void)pthread_mutex_init(&module->outside, NULL);
     module->users = 1;
     module->fork_generation = hsm_fork_generation();
     module->next = table;
@@ -179,10 +180,49 @@ void hsm_module_release(hsm_module *module) {
     (void)pthread_mutex_unlock(&table_lock);
 }
 
+void hsm_module_join(hsm_module *module) {
+    (void)pthread_mutex_lock(&table_lock);
+    module->engines++;
+    (void)pthread_mutex_unlock(&table_lock);
+}
+
+void hsm_module_leave(hsm_module *module) {
+    (void)pthread_mutex_lock(&table_lock);
+    module->engines--;
+    (void)pthread_mutex_unlock(&table_lock);
+}
+
+bool hsm_module_claim(hsm_module *module) {
+    if (pthread_mutex_trylock(&module->outside) != 0) {
+        return false;
+    }
+    (void)pthread_mutex_lock(&table_lock);
+    bool alone = module->engines == 1;
+    (void)pthread_mutex_unlock(&table_lock);
+    if (!alone) {
+        (void)pthread_mutex_unlock(&module->outside);
+    }
+    return alone;
+}
+
+void hsm_module_unclaim(hsm_module *module) {
+    (void)pthread_mutex_unlock(&module->outside);
+}
+
+uint64_t hsm_module_enter(hsm_module *module) {
+    (void)pthread_mutex_lock(&module->outside);
+    return module->initializations;
+}
+
+void hsm_module_exit(hsm_module *module) {
+    (void)pthread_mutex_unlock(&module->outside);
+}
+
 hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error) {
     (void)pthread_mutex_lock(&table_lock);
     (void)module->p11->C_Finalize(NULL);
     hsm_status status = initialize(module, error);
+    module->initializations++;
     (void)pthread_mutex_unlock(&table_lock);
     return status;
 }

@@ -1,5 +1,12 @@
-/* The recovery ladder: what is tried, in order of cost, before a signature is given up. Single-flight: whoever comes
- * second finds the work done, by the epoch. A refused PIN ends it for good. */
+/* The recovery ladder: what is tried, in order of cost, before a signature is given up.
+ *
+ *   retry     the same session, a moment later
+ *   reopen    a new session
+ *   heal      log in again if need be, look every key up again and compare it with what was pinned
+ *   reinit    C_Finalize and C_Initialize, with no call inside the module, then heal
+ *   down      fail at once, but for one probe now and then, until the token answers
+ *
+ * Single-flight: whoever comes second finds the work done, by the epoch. Rate-limited. A refused PIN ends all logins. */
 #include "engine.h"
 
 #include <stdio.h>
@@ -9,9 +16,15 @@
 #include "key.h"
 #include "token.h"
 
-/* Not more often than this does the engine log in or look its keys up again. */
-#define HEAL_INTERVAL_NS UINT64_C(50000000)
-#define BACKOFF_NS UINT64_C(1000000)
+#define MS UINT64_C(1000000)
+/* Not more often than this does the engine log in or look its keys up again; it grows while that fails. */
+#define HEAL_INTERVAL_NS (20 * MS)
+#define HEAL_INTERVAL_MAX_NS (1000 * MS)
+#define BACKOFF_NS MS
+/* How long re-initializing waits for the other workers to come out of the module. */
+#define QUIESCE_NS (200 * MS)
+#define PROBE_FIRST_NS (20 * MS)
+#define PROBE_MAX_NS (1000 * MS)
 
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
     if (engine->auth_failed) {
@@ -85,9 +98,11 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
             continue;
         }
         CK_OBJECT_HANDLE handle;
-        hsm_error one;
-        if (hsm_engine_refind(engine, engine->login_session, key, &handle, &one) == HSM_OK) {
+        hsm_status found = hsm_engine_refind(engine, engine->login_session, key, &handle, error);
+        if (found == HSM_OK) {
             atomic_store_explicit(&engine->keys[key].handle, handle, memory_order_release);
+        } else if (found != HSM_KEY_NOT_FOUND && found != HSM_KEY_MISMATCH && found != HSM_KEY_DEACTIVATED) {
+            status = found; /* the token, not the key, is at fault: come again */
         }
     }
     if (status == HSM_OK) {
@@ -96,21 +111,95 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     return status;
 }
 
-static bool heal_once(hsm_worker *worker) {
+/* Keep other workers out of the module and wait until those inside have come out. Returns false, with the gate open
+ * again, if one does not. */
+static bool close_gate(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
+    atomic_store(&engine->gate, 1);
+    uint64_t until = hsm_now_ns() + QUIESCE_NS;
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
+        hsm_worker_record *other = hsm_area_worker(engine->area, i);
+        while (i != worker->index && atomic_load(&other->call_started_ns) != 0) {
+            if (hsm_now_ns() >= until) {
+                return false;
+            }
+            struct timespec pause = {.tv_nsec = 100000};
+            (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+        }
+    }
+    return true;
+}
+
+static void open_gate(hsm_engine *engine) {
+    atomic_store(&engine->gate, 0);
+    hsm_futex_wake(&engine->gate, INT32_MAX);
+}
+
+/* Initialize the module anew, if nobody else in this process uses it and no call is inside, and heal. Call with
+ * `control` held. */
+static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
+    hsm_engine *engine = worker->engine;
+    if (!hsm_module_claim(engine->module)) {
+        return hsm_fail(error, HSM_TOKEN_LOST, "C_Finalize", "others in this process use the module");
+    }
+    hsm_status status = HSM_TOKEN_LOST;
+    if (close_gate(worker)) {
+        for (uint32_t i = 0; i < engine->worker_slots; i++) {
+            /* C_Finalize ends all sessions; nobody else is inside, so their flags may be cleared from here. */
+            hsm_worker *other = &engine->workers[i];
+            if (other->session_open) {
+                hsm_worker_close(other);
+            }
+        }
+        if (engine->login_open) {
+            hsm_session_close(engine->p11, engine->login_session);
+            engine->login_open = false;
+        }
+        status = hsm_module_reinitialize(engine->module, error);
+        if (status == HSM_OK) {
+            status = hsm_token_find(engine->p11, &engine->selector, &engine->token_now, error);
+            engine->slot = status == HSM_OK ? engine->token_now.slot_id : engine->slot;
+        }
+        if (status == HSM_OK) {
+            status = heal(engine, error);
+        }
+    }
+    open_gate(engine);
+    hsm_module_unclaim(engine->module);
+    return status;
+}
+
+static uint64_t heal_interval(const hsm_engine *engine) {
+    unsigned shift = engine->heal_failures < 6 ? engine->heal_failures : 6;
+    uint64_t interval = HEAL_INTERVAL_NS << shift;
+    return interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
+}
+
+/* Heal, or with `anew` initialize the module first, unless somebody has done so since this worker last looked.
+ * Returns whether another attempt is worth it. */
+static bool mend(hsm_worker *worker, bool anew) {
+    hsm_engine *engine = worker->engine;
+    uint32_t seen = worker->epoch;
+    /* Whoever waits here is not inside: it must not keep the one who mends waiting at the gate. */
+    hsm_worker_leave(worker);
     (void)pthread_mutex_lock(&engine->control);
-    bool healed = true;
-    if (worker->epoch == atomic_load_explicit(&engine->epoch, memory_order_acquire)) {
+    bool mended = true;
+    if (seen == atomic_load_explicit(&engine->epoch, memory_order_acquire)) {
         uint64_t now = hsm_now_ns();
-        healed = now - engine->last_heal_ns >= HEAL_INTERVAL_NS;
-        if (healed) {
-            hsm_error error;
+        mended = now - engine->last_heal_ns >= heal_interval(engine) && !engine->auth_failed;
+        if (mended) {
+            hsm_error error = {.status = HSM_OK};
             engine->last_heal_ns = now;
-            healed = heal(engine, &error) == HSM_OK;
+            atomic_store(&worker->record->call_started_ns, now);
+            hsm_status status = anew ? reinitialize(worker, &error) : heal(engine, &error);
+            atomic_store(&worker->record->call_started_ns, 0);
+            mended = status == HSM_OK;
+            engine->heal_failures = mended ? 0 : engine->heal_failures + 1U;
         }
     }
     (void)pthread_mutex_unlock(&engine->control);
-    return healed;
+    hsm_worker_enter(worker, hsm_now_ns());
+    return mended;
 }
 
 static void back_off(unsigned attempt) {
@@ -118,23 +207,70 @@ static void back_off(unsigned attempt) {
     (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
 }
 
-bool hsm_recover(hsm_worker *worker, hsm_status status, const hsm_outcome *outcome, unsigned attempt) {
-    (void)outcome;
+bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
     enum hsm_class class_ = hsm_status_class(status);
-    _Atomic uint64_t *counter = &worker->record->recoveries[class_];
-    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&worker->record->recoveries[class_], 1, memory_order_relaxed);
     switch (class_) {
     case HSM_CLASS_RETRY:
         back_off(attempt);
         return true;
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
+        /* Where a new session does not help, the login may have gone with the old one. */
         hsm_worker_close(worker);
-        return true;
+        return attempt == 1 || mend(worker, false);
     case HSM_CLASS_RELOGIN:
     case HSM_CLASS_REFIND:
-        return heal_once(worker);
+        /* Modules report stale handles when the whole token has gone; only a new start shows it. */
+        return mend(worker, attempt > 2);
+    case HSM_CLASS_REINIT:
+        hsm_worker_close(worker);
+        return mend(worker, true);
+    case HSM_CLASS_MEMBER_DOWN:
+        if (status == HSM_KEY_MISMATCH) {
+            return false;
+        }
+        if (status == HSM_SIGNATURE_INVALID) {
+            return mend(worker, false); /* the handle may be another key's by now */
+        }
+        hsm_worker_close(worker);
+        return attempt == 1 || mend(worker, true);
     default:
         return false;
     }
+}
+
+/* ---- a token that does not answer ---- */
+
+bool hsm_admit_to_token(hsm_worker *worker, uint64_t now) {
+    hsm_area *area = worker->engine->area;
+    if (atomic_load_explicit(&area->down, memory_order_relaxed) == 0) {
+        return true;
+    }
+    uint64_t at = atomic_load(&area->probe_at_ns);
+    /* One request at a time is the probe; the next one may be tried when this one has had its time. */
+    return now >= at && atomic_compare_exchange_strong(&area->probe_at_ns, &at, now + PROBE_MAX_NS);
+}
+
+void hsm_token_answered(hsm_worker *worker) {
+    hsm_engine *engine = worker->engine;
+    if (atomic_load_explicit(&engine->area->down, memory_order_relaxed) != 0) {
+        atomic_store(&engine->probe_failures, 0);
+        atomic_store(&engine->area->down, 0);
+    }
+}
+
+void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
+    hsm_engine *engine = worker->engine;
+    enum hsm_class class_ = hsm_status_class(status);
+    bool silent = status != HSM_KEY_MISMATCH && status != HSM_SIGNATURE_INVALID &&
+                  (class_ == HSM_CLASS_MEMBER_DOWN || class_ == HSM_CLASS_REINIT || class_ == HSM_CLASS_REOPEN ||
+                   class_ == HSM_CLASS_RELOGIN || class_ == HSM_CLASS_REFIND);
+    if (!silent) {
+        return;
+    }
+    uint32_t failures = atomic_fetch_add(&engine->probe_failures, 1);
+    uint64_t pause = PROBE_FIRST_NS << (failures < 6 ? failures : 6);
+    atomic_store(&engine->area->probe_at_ns, now + (pause < PROBE_MAX_NS ? pause : PROBE_MAX_NS));
+    atomic_store(&engine->area->down, 1);
 }

@@ -47,6 +47,10 @@ hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_ke
     if (info == NULL || public_key_len != info->public_key_len) {
         return NULL;
     }
+    /* libcrypto would take the hybrid forms 0x06 and 0x07 too: two spellings of one key. */
+    if (info->prehashed && public_key[0] != 0x04) {
+        return NULL;
+    }
     hsm_verifier *verifier = hsm_alloc(sizeof *verifier);
     if (verifier == NULL) {
         return NULL;

@@ -12,6 +12,7 @@
 #define MAX_ATTEMPTS 4U
 /* A parked worker looks round this often even if nobody wakes it, to keep an idle session alive. */
 #define PARK_NS UINT64_C(1000000000)
+#define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
 
 hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error) {
     if (worker->session_open) {
@@ -44,8 +45,11 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE 
             worker->handles[key] =
                 (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[key].handle, memory_order_acquire);
         } else {
-            hsm_error error;
+            hsm_error error = {.status = HSM_OK};
+            /* Outside while waiting for the lock: its holder may be waiting for us to come out of the module. */
+            hsm_worker_leave(worker);
             (void)pthread_mutex_lock(&engine->control);
+            hsm_worker_enter(worker, hsm_now_ns());
             hsm_status status = hsm_engine_refind(engine, worker->session, key, &worker->handles[key], &error);
             (void)pthread_mutex_unlock(&engine->control);
             if (status != HSM_OK) {
@@ -72,6 +76,24 @@ static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, c
     return hsm_verifier_check(worker->verifiers[key], worker->message, message_len, signature, HSM_MAX_SIGNATURE);
 }
 
+void hsm_worker_enter(hsm_worker *worker, uint64_t now) {
+    hsm_engine *engine = worker->engine;
+    for (;;) {
+        /* An exchange, not a store: whoever closes the gate sees us inside, or we see the gate closed. */
+        (void)atomic_exchange(&worker->record->call_started_ns, now);
+        uint32_t gate = atomic_load(&engine->gate);
+        if (gate == 0) {
+            return;
+        }
+        atomic_store(&worker->record->call_started_ns, 0);
+        hsm_futex_wait(&engine->gate, gate, 0);
+    }
+}
+
+void hsm_worker_leave(hsm_worker *worker) {
+    atomic_store_explicit(&worker->record->call_started_ns, 0, memory_order_release);
+}
+
 static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t message_len, uint8_t *signature,
                             hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
@@ -93,8 +115,14 @@ static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t mes
     }
     status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)engine->area->keys[slot->key].algorithm,
                       worker->message, message_len, signature, outcome);
-    if (status == HSM_OK && engine->verify_every != 0 && ++worker->signed_count % engine->verify_every == 0) {
+    if (status == HSM_OK && engine->verify_every != 0 &&
+        (worker->suspicious || ++worker->signed_count % engine->verify_every == 0)) {
         status = verify(worker, slot->key, message_len, signature);
+        /* After a wrong one each is verified until a good one came: the next attempt must not slip through. */
+        worker->suspicious = status != HSM_OK;
+        if (status == HSM_SIGNATURE_INVALID) {
+            atomic_fetch_add_explicit(&worker->record->wrong, 1, memory_order_relaxed);
+        }
     }
     if (status == HSM_MODULE_FATAL && outcome->ckr == CKR_HOST_MEMORY && engine->quirks->memory_error_is_logout) {
         status = HSM_NOT_LOGGED_IN;
@@ -116,7 +144,7 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint64_t now) {
     }
     switch (atomic_load_explicit(&area->keys[slot->key].state, memory_order_acquire)) {
     case HSM_KEY_ACTIVE:
-        return HSM_OK;
+        return hsm_admit_to_token(worker, now) ? HSM_OK : HSM_TOKEN_LOST;
     case HSM_KEY_RETIRED:
         return HSM_KEY_DEACTIVATED;
     case HSM_KEY_MISMATCHED:
@@ -153,6 +181,32 @@ static void tally(hsm_worker_record *record, hsm_status status) {
     }
 }
 
+/* Sign, climbing the ladder as far as it takes. */
+static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t message_len, uint64_t begun,
+                                  hsm_outcome *outcome) {
+    hsm_status status;
+    atomic_store_explicit(&worker->record->call_deadline_ns, slot->deadline_ns, memory_order_relaxed);
+    hsm_worker_enter(worker, begun);
+    for (unsigned attempt = 1;; attempt++) {
+        status = sign_once(worker, slot, message_len, slot->signature, outcome);
+        if (status == HSM_OK) {
+            hsm_token_answered(worker);
+            break;
+        }
+        uint64_t now = hsm_now_ns();
+        if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
+            status = HSM_DEADLINE_EXCEEDED; /* the caller has been told so already */
+            break;
+        }
+        if (attempt == MAX_ATTEMPTS || !hsm_recover(worker, status, attempt)) {
+            hsm_token_silent(worker, status, now);
+            break;
+        }
+    }
+    hsm_worker_leave(worker);
+    return status;
+}
+
 /* Serve one request. `begun` is when it was claimed; returns when it was done. */
 static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     hsm_area *area = worker->engine->area;
@@ -165,14 +219,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
         memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
-        atomic_store_explicit(&worker->record->call_started_ns, begun, memory_order_relaxed);
-        for (unsigned attempt = 1;; attempt++) {
-            status = sign_once(worker, slot, message_len, slot->signature, &outcome);
-            if (status == HSM_OK || attempt == MAX_ATTEMPTS || !hsm_recover(worker, status, &outcome, attempt)) {
-                break;
-            }
-        }
-        atomic_store_explicit(&worker->record->call_started_ns, 0, memory_order_relaxed);
+        status = sign_or_recover(worker, slot, message_len, begun, &outcome);
         ended = hsm_now_ns();
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
         add_sample(worker->record->hsm_histogram, ended - begun);
@@ -203,17 +250,41 @@ static bool spin(hsm_worker *worker) {
             hsm_relax();
             found = hsm_area_queued(area) != 0;
         }
-    } while (!found && hsm_now_ns() < until && atomic_load_explicit(&area->stopping, memory_order_relaxed) == 0);
+    } while (!found && hsm_now_ns() < until && atomic_load_explicit(&area->mode, memory_order_relaxed) == HSM_MODE_RUN);
     atomic_store(&area->spinning, 0);
     return found;
+}
+
+/* Ask the token for something small when the session has been idle for long, before the device closes it. */
+static void keep_alive(hsm_worker *worker) {
+    hsm_engine *engine = worker->engine;
+    uint64_t now = hsm_now_ns();
+    if (engine->quirks->keepalive_s == 0 || hsm_area_queued(engine->area) != 0 || !worker->session_open ||
+        now - worker->last_used_ns < (uint64_t)engine->quirks->keepalive_s * 1000000000U) {
+        return;
+    }
+    CK_BYTE random;
+    worker->last_used_ns = now;
+    atomic_store_explicit(&worker->record->call_deadline_ns, now + KEEP_ALIVE_TIMEOUT_NS, memory_order_relaxed);
+    hsm_worker_enter(worker, now);
+    if (hsm_status_class(hsm_status_of_ckr(engine->p11->C_GenerateRandom(worker->session, &random, 1))) ==
+        HSM_CLASS_REOPEN) {
+        hsm_worker_close(worker); /* the next request opens another */
+    }
+    hsm_worker_leave(worker);
 }
 
 /* Wait for a request. Returns false when the engine stops; `waited` says whether time has passed. */
 static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
     hsm_area *area = worker->engine->area;
     *waited = false;
-    while (atomic_load_explicit(&area->stopping, memory_order_relaxed) == 0) {
-        if (hsm_area_claim(area, index)) {
+    for (;;) {
+        uint32_t mode = atomic_load_explicit(&area->mode, memory_order_acquire);
+        if (mode == HSM_MODE_STOPPING ||
+            atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0) {
+            return false;
+        }
+        if (mode == HSM_MODE_RUN && hsm_area_claim(area, index)) {
             /* The submitter may have counted on this worker for several requests; pass the wake on. */
             if (*waited && hsm_area_queued(area) != 0) {
                 hsm_area_unpark(area, 1);
@@ -223,9 +294,9 @@ static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
         *waited = true;
         if (!spin(worker)) {
             hsm_area_park(area, worker->index, PARK_NS);
+            keep_alive(worker);
         }
     }
-    return false;
 }
 
 static void run(hsm_worker *worker) {
@@ -237,6 +308,7 @@ static void run(hsm_worker *worker) {
     while (next_request(worker, &index, &waited)) {
         uint64_t begun = waited ? hsm_now_ns() : now;
         now = serve(worker, index, begun);
+        worker->last_used_ns = now;
         /* Deferring pays only while more completions follow soon and nobody is about to run out of work: the client
          * needs the time of about one signature to come round with more. */
         bool urgent = now - begun >= area->coalesce_ns || hsm_area_queued(area) < worker->engine->worker_count;
@@ -244,11 +316,14 @@ static void run(hsm_worker *worker) {
     }
 }
 
-static void announce(hsm_worker *worker, hsm_status status, const hsm_error *error) {
+/* Say that the start is over. Returns whether the worker goes on. */
+static bool announce(hsm_worker *worker, hsm_status status, const hsm_error *error) {
     hsm_engine *engine = worker->engine;
+    /* A replacement goes on without a session: it opens one with the first request, on the ladder. */
+    bool goes_on = status == HSM_OK || worker->replacement;
     (void)pthread_mutex_lock(&engine->state);
     engine->starting--;
-    if (status == HSM_OK) {
+    if (goes_on) {
         engine->running++;
         atomic_store(&worker->record->running, 1);
     } else if (engine->start_error.status == HSM_OK) {
@@ -256,6 +331,21 @@ static void announce(hsm_worker *worker, hsm_status status, const hsm_error *err
     }
     (void)pthread_cond_broadcast(&engine->changed);
     (void)pthread_mutex_unlock(&engine->state);
+    return goes_on;
+}
+
+/* The last thing that a worker does; `running` says whether it had been announced as such. */
+static void *finish(hsm_worker *worker, bool running) {
+    hsm_engine *engine = worker->engine;
+    (void)pthread_mutex_lock(&engine->state);
+    if (running) {
+        engine->running--;
+        atomic_store(&worker->record->running, 0);
+    }
+    atomic_store(&worker->thread_state, HSM_THREAD_ENDED);
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+    return NULL;
 }
 
 void *hsm_worker_main(void *argument) {
@@ -268,21 +358,19 @@ void *hsm_worker_main(void *argument) {
         struct timespec when = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)};
         (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &when, NULL);
     }
+    hsm_worker_enter(worker, hsm_now_ns());
     hsm_status status = hsm_worker_open(worker, &error);
-    announce(worker, status, &error);
-    if (status != HSM_OK) {
-        return NULL;
+    hsm_worker_leave(worker);
+    if (!announce(worker, status, &error)) {
+        return finish(worker, false);
     }
     run(worker);
+    hsm_worker_enter(worker, hsm_now_ns());
     hsm_worker_close(worker);
+    hsm_worker_leave(worker);
     for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
         hsm_verifier_free(worker->verifiers[i]);
         worker->verifiers[i] = NULL;
     }
-    (void)pthread_mutex_lock(&engine->state);
-    engine->running--;
-    atomic_store(&worker->record->running, 0);
-    (void)pthread_cond_broadcast(&engine->changed);
-    (void)pthread_mutex_unlock(&engine->state);
-    return NULL;
+    return finish(worker, true);
 }

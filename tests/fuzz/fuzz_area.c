@@ -249,6 +249,9 @@ static void lie(struct input *input) {
         atomic_store(&run_.area->parked[where % HSM_PARKED_WORDS], (uint64_t)value << 32U | value);
         break;
     case 12:
+        atomic_store(&run_.area->mode, value);
+        atomic_store(&run_.area->down, value);
+        atomic_store(&run_.area->probe_at_ns, value);
         atomic_store(&run_.area->notify, value);
         atomic_store(&run_.area->spinning, value);
         break;

@@ -5,6 +5,9 @@
 #include "client.h"
 #include "harness.h"
 
+/* The no-op module really signs what begins like this and is short. */
+#define SIGNED "hsmcore test message"
+
 struct fixture {
     hsm_client *client;
     hsm_engine *engine;
@@ -74,6 +77,18 @@ static inline hsm_completion finish(struct fixture *fixture, uint32_t slot) {
     }
     hsm_client_release(fixture->client, done.slot);
     return done;
+}
+
+/* On the no-op module, with its key. */
+static inline struct fixture noop_begin(uint32_t workers) {
+    hsm_engine_options options = noop_options(workers);
+    return fixture_begin(&small_client, &options, "noop-key");
+}
+
+static inline hsm_stats stats_of(const struct fixture *fixture) {
+    hsm_stats stats;
+    hsm_client_stats(fixture->client, &stats);
+    return stats;
 }
 
 #endif

@@ -137,7 +137,7 @@ static void *consume(void *argument) {
     uint32_t index;
     for (;;) {
         if (!hsm_area_claim(area, &index)) {
-            if (atomic_load(&area->stopping) != 0) {
+            if (atomic_load(&area->mode) != 0) {
                 return NULL;
             }
             hsm_area_park(area, worker, 0);
@@ -201,7 +201,7 @@ static void no_request_is_lost_or_doubled(void) {
     REQUIRE(pthread_create(&producer, NULL, produce, NULL) == 0);
     drain();
     (void)pthread_join(producer, NULL);
-    atomic_store(&contention.area->stopping, 1);
+    atomic_store(&contention.area->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(contention.area, HSM_MAX_WORKERS);
     for (uint32_t i = 0; i < CONSUMERS; i++) {
         (void)pthread_join(consumers[i], NULL);
@@ -229,7 +229,7 @@ struct sleeper {
 static void *sleep_and_claim(void *argument) {
     const struct sleeper *self = argument;
     uint32_t slot;
-    while (atomic_load(&self->area->stopping) == 0) {
+    while (atomic_load(&self->area->mode) == 0) {
         if (hsm_area_claim(self->area, &slot)) {
             atomic_fetch_add(&awoken, 1);
         } else {
@@ -260,7 +260,7 @@ static void no_wake_is_lost(void) {
         }
     }
     CHECK_INT(atomic_load(&awoken), ==, NAPS);
-    atomic_store(&area->stopping, 1);
+    atomic_store(&area->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(area, HSM_MAX_WORKERS);
     for (size_t i = 0; i < 2; i++) {
         (void)pthread_join(threads[i], NULL);
@@ -276,9 +276,9 @@ static void a_worker_does_not_sleep_past_work_or_the_end(void) {
     hsm_area_park(area, 0, 0); /* returns at once: a request waits */
     uint32_t slot;
     CHECK(hsm_area_claim(area, &slot));
-    atomic_store(&area->stopping, 1);
+    atomic_store(&area->mode, HSM_MODE_STOPPING);
     hsm_area_park(area, 0, 0); /* returns at once: the area is stopping */
-    atomic_store(&area->stopping, 0);
+    atomic_store(&area->mode, HSM_MODE_RUN);
     uint64_t begun = hsm_now_ns();
     hsm_area_park(area, 0, MILLISECOND);
     CHECK_INT(hsm_now_ns() - begun, <, PATIENCE);

@@ -5,8 +5,6 @@
 #include "engine.h"
 #include "engine_fixture.h"
 
-#define SIGNED "hsmcore test message"
-
 /* Run `check` in a child. It reports like everything else and must end by itself. */
 static void in_child(void (*check)(struct fixture *), struct fixture *fixture) {
     (void)fflush(stdout);
@@ -25,11 +23,6 @@ static void in_child(void (*check)(struct fixture *), struct fixture *fixture) {
     } else {
         CHECK_INT(WEXITSTATUS(status), ==, 0);
     }
-}
-
-static struct fixture begin(void) {
-    hsm_engine_options options = noop_options(2);
-    return fixture_begin(&small_client, &options, "noop-key");
 }
 
 static void check_parent(struct fixture *f) {
@@ -66,7 +59,7 @@ static void use_client(struct fixture *f) {
 }
 
 static void the_client_is_dead_in_the_child(void) {
-    struct fixture f = begin();
+    struct fixture f = noop_begin(2);
     check_parent(&f);
     in_child(use_client, &f);
     check_parent(&f);
@@ -78,7 +71,7 @@ static void count_free_slots(struct fixture *f) {
 }
 
 static void no_slot_is_free_in_the_child(void) {
-    struct fixture f = begin();
+    struct fixture f = noop_begin(2);
     in_child(count_free_slots, &f);
     fixture_end(&f);
 }
@@ -95,7 +88,7 @@ static void free_client(struct fixture *f) {
 }
 
 static void the_child_may_free_its_copy(void) {
-    struct fixture f = begin();
+    struct fixture f = noop_begin(2);
     in_child(free_client, &f);
     check_parent(&f); /* whose descriptors and area are untouched */
     fixture_end(&f);
@@ -119,7 +112,7 @@ static void use_engine(struct fixture *f) {
 }
 
 static void the_engine_is_dead_in_the_child(void) {
-    struct fixture f = begin();
+    struct fixture f = noop_begin(2);
     in_child(use_engine, &f);
     check_parent(&f);
     fixture_end(&f);
@@ -134,7 +127,7 @@ static void start_engine(struct fixture *f) {
 }
 
 static void no_engine_starts_on_a_dead_client(void) {
-    struct fixture f = begin();
+    struct fixture f = noop_begin(2);
     in_child(start_engine, &f);
     check_parent(&f);
     fixture_end(&f);
@@ -152,7 +145,7 @@ static void use_module(struct fixture *f) {
 }
 
 static void the_module_is_dead_in_the_child(void) {
-    struct fixture f = begin();
+    struct fixture f = noop_begin(2);
     in_child(use_module, &f);
     check_parent(&f);
     fixture_end(&f);

@@ -107,6 +107,8 @@ class Pkcs11Settings(KeyPin):
     sessions: Sessions = Field(default_factory=default_sessions)
     isolation: Isolation = "thread"
     verify_signatures: VerifySignatures = "never"
+    host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
+    """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
 
     @model_validator(mode="after")
     def _names_a_key(self) -> Pkcs11Settings:

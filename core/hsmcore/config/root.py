@@ -11,6 +11,7 @@ from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeh
 from hsmcore.config.policy import CloudWatchLogs, Failover, KeyRotation, require_lasting
 from hsmcore.config.providers import Provider
 from hsmcore.config.secret import Secret
+from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 MAX_MESSAGE_BYTES = 1_048_575
@@ -77,12 +78,28 @@ class Config(Model):
         """The JSON paths where an example's blank, such as `<cluster-ip>`, still stands."""
         return tuple(_placeholders(self, self.where))
 
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables that hold secrets of this configuration. No child process may inherit them."""
+        return frozenset(secret.variable for secret in _secrets(self) if secret.variable is not None)
+
     def require_complete(self) -> None:
         """Raise ConfigurationError if placeholders are left. For whoever is about to connect."""
         if self.placeholders:
             raise ConfigurationError.of(
                 ConfigFault(path, "is a placeholder: put in the real value") for path in self.placeholders
             )
+
+
+def _secrets(value: object) -> Iterator[Secret]:
+    if isinstance(value, Secret):
+        yield value
+    elif isinstance(value, Model):
+        for name in type(value).model_fields:
+            yield from _secrets(getattr(value, name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _secrets(item)
 
 
 def _placeholders(value: object, path: str) -> Iterator[str]:

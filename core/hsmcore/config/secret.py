@@ -94,6 +94,11 @@ class Secret:
         never sent to a token: that would cost one of the few attempts that a PIN has."""
         return is_placeholder(self._plain)
 
+    @property
+    def variable(self) -> str | None:
+        """The environment variable that holds the secret, or None."""
+        return self._name if self.kind == "env" else None
+
     def describe(self) -> str:
         """Where the secret is, for a person: "environment variable HSM_PIN". Never its value."""
         if self.kind == "plain":

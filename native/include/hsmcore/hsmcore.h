@@ -180,12 +180,54 @@ HSM_NODISCARD hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_o
  * that are still inside the module then are left behind (their memory with them) and their number is returned. */
 uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns);
 void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info);
+/* Look after the workers: one whose call has overrun its request's deadline is quarantined (it takes no further
+ * request, and ends when its call does), and workers are started until there are as many healthy ones as asked for, while
+ * there is room among the client's max_workers. To be called when deadlines have passed; costs a look at each worker.
+ * Returns how many are stuck, and in `healthy` how many are not; 0 means that nothing can be signed for now. */
+uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy);
 /* Find a private key, read and pin its public key, check type, curve, CKA_SIGN and the token's mechanism, and prove
  * with one verified signature that both halves belong together. Uses the engine's login session, not a worker. */
 HSM_NODISCARD hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                                             hsm_error *error);
 /* From now on requests for this key complete as HSM_KEY_DEACTIVATED; one inside the module still ends. */
 hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index);
+
+/* ---- the host: an engine in a process of its own ------------------------------------------------------------------- */
+
+/* The same engine, in a child process that shares the client's area: a module that crashes, hangs or leaks takes only
+ * that process with it. The functions mirror the engine's and talk to the child over a socket; all of them block, and
+ * are called one at a time. */
+typedef struct hsm_host hsm_host;
+
+typedef struct hsm_host_options {
+    hsm_engine_options engine;
+    const char *program;            /* path of hsmcore-host */
+    const char *const *environment; /* "NAME=value" strings ended by NULL; leave out whatever holds a secret */
+    uint64_t memory_limit;          /* resident bytes at which the host ends itself; 0: none */
+    uint64_t timeout_ns;            /* for each answer of the host, the start included; 0: none */
+} hsm_host_options;
+
+/* Start the process and in it the engine. On failure nothing is left. Returns HSM_HOST_MISSING if the program cannot be
+ * run, HSM_HOST_MISMATCH if it is another version's. */
+HSM_NODISCARD hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host,
+                                        hsm_error *error);
+/* A descriptor (a pidfd) that becomes readable when the process has ended. Owned by the host. */
+int hsm_host_fd(const hsm_host *host);
+int64_t hsm_host_pid(const hsm_host *host);
+HSM_NODISCARD hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
+                                          hsm_error *error);
+hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index);
+/* As hsm_engine_tend, without waiting for the host; from any thread. */
+uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy);
+hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error);
+/* Kill the process, without waiting for its end, which hsm_host_fd shows. From any thread; afterwards the host can only
+ * be stopped or restarted. */
+void hsm_host_kill(hsm_host *host);
+/* After the process has ended and the client has recovered: start another one with the same options, find the same keys
+ * again under the same indices, and compare their public keys. */
+HSM_NODISCARD hsm_status hsm_host_restart(hsm_host *host, hsm_error *error);
+/* Stop the engine and the process, which is killed if it takes longer than `timeout_ns`; free the host. */
+void hsm_host_stop(hsm_host *host, uint64_t timeout_ns);
 
 /* ---- what the workers have done ------------------------------------------------------------------------------------ */
 
@@ -196,10 +238,13 @@ typedef struct hsm_stats {
     uint64_t failures;   /* completed with any other status */
     uint64_t expired;    /* dropped in the queue because their deadline had passed */
     uint64_t cancelled;
+    uint64_t wrong;                           /* signatures that did not verify, and were not handed out */
     uint64_t wakes;                           /* times the client was woken */
     uint64_t recoveries[11];                  /* by enum hsm_class: how often that rung was climbed */
     uint32_t workers;                         /* running */
     uint32_t busy;                            /* inside the module now */
+    uint32_t stuck;                           /* inside the module past their request's deadline */
+    uint32_t down;                            /* 1: the token does not answer */
     uint32_t queued;                          /* submitted, not begun */
     uint64_t hsm_ns[HSM_HISTOGRAM_BUCKETS];   /* time inside the module, by bucket */
     uint64_t queue_ns[HSM_HISTOGRAM_BUCKETS]; /* time from submit to claim, by bucket */
@@ -207,6 +252,10 @@ typedef struct hsm_stats {
 
 /* A merged copy of all workers' counters; workers go on counting. Any thread. */
 void hsm_client_stats(const hsm_client *client, hsm_stats *stats);
+/* After the host process has died (see hsm_host_start): take back what it had begun and not answered. Requests whose
+ * key is deterministic, and that have not been taken back before, are queued again; the others complete as
+ * HSM_HOST_LOST. Nobody may be working on the area. The thread that submits. Returns how many were queued again. */
+uint32_t hsm_client_recover(hsm_client *client);
 /* The bucket that a duration falls into, and the largest duration of a bucket. */
 uint32_t hsm_histogram_bucket(uint64_t ns);
 uint64_t hsm_histogram_upper(uint32_t bucket);
@@ -260,6 +309,10 @@ void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);
 typedef struct hsm_module hsm_module;
 HSM_NODISCARD hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error);
 void hsm_module_release(hsm_module *module);
+/* Bracket every series of calls that are not an engine's: between the two the module is not initialized anew. Blocks
+ * while it is. Returns how often that has happened; sessions and handles from before a change are dead. */
+uint64_t hsm_module_enter(hsm_module *module);
+void hsm_module_exit(hsm_module *module);
 /* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"; NULL past the end. Static storage. */
 const char *hsm_quirks_name(size_t index);
 

@@ -1,0 +1,141 @@
+"""Watching over a member's workers: quarantine in this process, kill and restart of a host process.
+
+Nothing here blocks the event loop. The native core finds calls that overran; this decides what follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+
+if TYPE_CHECKING:
+    from hsmcore._native import Engine
+
+HOST_PROGRAM = Path(__file__).with_name("_bin") / "hsmcore-host"
+
+TEND_SECONDS = 0.1
+"""How often stuck workers are looked at again."""
+RESTART_FIRST_SECONDS = 0.02
+RESTART_MAX_SECONDS = 2.0
+STABLE_SECONDS = 1.0
+"""A host that lived this long is started again at once."""
+
+Blocking = Callable[[Callable[[], None]], Awaitable[None]]
+
+
+def child_environment(hidden: frozenset[str]) -> list[bytes]:
+    """This process's environment as NAME=value, without the variables that hold secrets."""
+    unwanted = {os.fsencode(name) for name in hidden}
+    return [name + b"=" + value for name, value in os.environb.items() if name not in unwanted]
+
+
+class Warden:
+    """Keeps one engine working. Belongs to the event loop.
+
+    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is room, and
+    when all are stuck the member is down until one comes back. A host process is killed when half of its workers are stuck,
+    and started again whenever it has ended.
+    """
+
+    def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking) -> None:
+        self._engine = engine
+        self._name = name
+        self._sessions = sessions
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        self._tending: asyncio.TimerHandle | None = None
+        self._watched = -1
+        self._restarting: asyncio.Task[None] | None = None
+        self._started = self._loop.time()
+        self._pause = RESTART_FIRST_SECONDS
+        self.restarts = 0
+
+    def begin(self) -> None:
+        """Attach the engine to the loop and watch it."""
+        self._engine.attach(self._loop, self._stuck)
+        self._watch_host()
+
+    async def end(self) -> None:
+        """Watch no longer. A restart that is under way is waited for."""
+        if self._tending is not None:
+            self._tending.cancel()
+            self._tending = None
+        self._unwatch_host()
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
+
+    # ---- stuck workers ----
+
+    def _stuck(self, stuck: int, healthy: int) -> None:
+        log = get_logger()
+        log.warning("calls overran their deadline", member=self._name, stuck=stuck, healthy=healthy)
+        if self._engine.host_pid and stuck * 2 >= self._sessions:
+            log.error("host process killed: its module hangs", member=self._name, pid=self._engine.host_pid)
+            self._engine.kill_host()
+        elif healthy == 0:
+            log.error("member down: every worker is stuck inside the module", member=self._name)
+            self._engine.set_down(True)
+        self._tend_later()
+
+    def _tend_later(self) -> None:
+        if self._tending is None:
+            self._tending = self._loop.call_later(TEND_SECONDS, self._tend)
+
+    def _tend(self) -> None:
+        self._tending = None
+        stuck, healthy = self._engine.tend()
+        if self._restarting is None:
+            self._engine.set_down(healthy == 0)
+        if stuck:
+            self._tend_later()
+
+    # ---- the host process ----
+
+    def _watch_host(self) -> None:
+        if self._engine.host_fd >= 0:
+            self._watched = self._engine.host_fd
+            self._loop.add_reader(self._watched, self._host_ended)
+
+    def _unwatch_host(self) -> None:
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
+
+    def _host_ended(self) -> None:
+        self._unwatch_host()
+        replayed = self._engine.recover()
+        get_logger().error("host process ended; starting it again", member=self._name, replayed=replayed)
+        lived = self._loop.time() - self._started
+        self._pause = RESTART_FIRST_SECONDS if lived >= STABLE_SECONDS else min(self._pause * 2, RESTART_MAX_SECONDS)
+        at_once = lived >= STABLE_SECONDS or self._pause <= RESTART_FIRST_SECONDS * 2
+        self._restarting = self._loop.create_task(self._restart(0.0 if at_once else self._pause))
+
+    async def _restart(self, pause: float) -> None:
+        while True:
+            if pause:
+                await asyncio.sleep(pause)
+            try:
+                await self._run(self._engine.restart_host)
+            except HsmError as error:
+                # Workers of the failed attempt may have begun requests.
+                self._engine.recover()
+                self._engine.set_down(True)
+                if error.error_class == "AUTH_FATAL":
+                    get_logger().error("member down for good: login refused", member=self._name, error=str(error))
+                    return
+                pause = self._pause = min(self._pause * 2, RESTART_MAX_SECONDS)
+                get_logger().error("host process does not start", member=self._name, error=str(error), retry_in=pause)
+            else:
+                break
+        self.restarts += 1
+        self._started = self._loop.time()
+        self._restarting = None
+        self._engine.set_down(False)
+        self._watch_host()

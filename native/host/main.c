@@ -1,0 +1,195 @@
+/* hsmcore-host: the engine in a process of its own. Started by hsm_host_start with its descriptors at fixed numbers;
+ * ends when told to, when the process that started it ends, or when it outgrows its memory limit. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "harden.h"
+#include "wire.h"
+
+#define EXIT_USAGE 2
+#define EXIT_MEMORY 3
+#define LOOK_MS 500 /* how often the memory limit is looked at */
+
+typedef struct host {
+    hsm_client client; /* only what an engine needs of it */
+    hsm_engine *engine;
+    uint64_t memory_limit;
+    int parent; /* pidfd of whoever started us */
+} host;
+
+static int map_area(hsm_client *client) {
+    hsm_area head;
+    if (pread(HSM_FD_AREA, &head, sizeof head, 0) != (ssize_t)sizeof head || head.magic != HSM_AREA_MAGIC ||
+        head.version != HSM_AREA_VERSION) {
+        return -1;
+    }
+    void *memory = mmap(NULL, head.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, HSM_FD_AREA, 0);
+    if (memory == MAP_FAILED) {
+        return -1;
+    }
+    client->area = memory;
+    client->area_fd = HSM_FD_AREA;
+    client->event_fd = HSM_FD_EVENT;
+    client->timer_fd = HSM_FD_TIMER;
+    client->fork_generation = hsm_fork_generation();
+    return 0;
+}
+
+static hsm_status start(host *self, const hsm_request_message *message, hsm_error *error) {
+    if (self->engine != NULL) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "started already");
+    }
+    size_t pin_len;
+    const uint8_t *pin = hsm_wire_get(message, &message->pin, &pin_len);
+    hsm_engine_options options = {
+        .module_path = hsm_wire_get_string(message, &message->module_path),
+        .module_args = hsm_wire_get_string(message, &message->module_args),
+        .quirks = hsm_wire_get_string(message, &message->quirks),
+        .token = {.label = hsm_wire_get_string(message, &message->token_label),
+                  .serial = hsm_wire_get_string(message, &message->token_serial),
+                  .slot_id = message->slot_id},
+        .pin = pin,
+        .pin_len = pin_len,
+        .workers = message->workers,
+        .verify_every = message->verify_every,
+        .spin_ns = message->spin_ns,
+    };
+    self->memory_limit = message->memory_limit;
+    return hsm_engine_start(&self->client, &options, &self->engine, error);
+}
+
+static hsm_status add_key(const host *self, const hsm_request_message *message, hsm_key_info *info, hsm_error *error) {
+    if (self->engine == NULL) {
+        return hsm_fail(error, HSM_CLOSED, "", "not started");
+    }
+    size_t id_len;
+    size_t public_key_len;
+    hsm_key_selector selector = {
+        .label = hsm_wire_get_string(message, &message->key_label),
+        .id = hsm_wire_get(message, &message->key_id, &id_len),
+        .handle = message->handle,
+        .algorithm = (hsm_algorithm)message->algorithm,
+        .public_key = hsm_wire_get(message, &message->public_key, &public_key_len),
+    };
+    selector.id_len = id_len;
+    selector.public_key_len = public_key_len;
+    return hsm_engine_add_key(self->engine, &selector, info, error);
+}
+
+/* Carry out one message. Returns false when that was the last one. */
+static bool handle(host *self, hsm_request_message *message) {
+    hsm_reply_message reply;
+    memset(&reply, 0, sizeof reply);
+    reply.version = HSM_WIRE_VERSION;
+    reply.operation = message->operation;
+    hsm_status status = HSM_OK;
+    bool go_on = true;
+    uint32_t healthy;
+    switch (message->operation) {
+    case HSM_OP_HELLO:
+        break;
+    case HSM_OP_START:
+        status = start(self, message, &reply.error);
+        break;
+    case HSM_OP_ADD_KEY:
+        status = add_key(self, message, &reply.key, &reply.error);
+        break;
+    case HSM_OP_SKIP_KEY:
+        if (self->engine != NULL) {
+            hsm_engine_skip_key(self->engine);
+        }
+        break;
+    case HSM_OP_TOKEN:
+        if (self->engine != NULL) {
+            hsm_engine_token(self->engine, &reply.token);
+        } else {
+            status = HSM_CLOSED;
+        }
+        break;
+    case HSM_OP_TEND:
+        (void)hsm_engine_tend(self->engine, &healthy);
+        return true; /* nobody waits for an answer */
+    case HSM_OP_STOP:
+        (void)hsm_engine_stop(self->engine, message->timeout_ns);
+        self->engine = NULL;
+        go_on = false;
+        break;
+    default:
+        status = hsm_fail(&reply.error, HSM_BAD_ARGUMENT, "", "unknown operation");
+        break;
+    }
+    hsm_wipe(message, sizeof *message);
+    reply.status = (uint32_t)status;
+    return send(HSM_FD_CONTROL, &reply, sizeof reply, MSG_NOSIGNAL) == (ssize_t)sizeof reply && go_on;
+}
+
+static uint64_t resident_bytes(void) {
+    unsigned long long total = 0;
+    unsigned long long resident = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (file == NULL) {
+        return 0;
+    }
+    if (fscanf(file, "%llu %llu", &total, &resident) != 2) { // NOLINT(cert-err34-c)
+        resident = 0;
+    }
+    (void)fclose(file);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static int serve(host *self) {
+    static hsm_request_message message;
+    for (;;) {
+        struct pollfd watched[2] = {{.fd = HSM_FD_CONTROL, .events = POLLIN}, {.fd = self->parent, .events = POLLIN}};
+        int ready = poll(watched, self->parent >= 0 ? 2 : 1, self->memory_limit != 0 ? LOOK_MS : -1);
+        if (ready < 0 && errno != EINTR) {
+            return EXIT_USAGE;
+        }
+        if (self->memory_limit != 0 && resident_bytes() > self->memory_limit) {
+            return EXIT_MEMORY;
+        }
+        /* The parent's end is asked for separately: a forked sibling may hold the other end of the socket open. */
+        if (ready > 0 && watched[1].revents != 0) {
+            return 0;
+        }
+        if (ready > 0 && watched[0].revents != 0) {
+            ssize_t got = recv(HSM_FD_CONTROL, &message, sizeof message, 0);
+            if (got != (ssize_t)sizeof message || message.version != HSM_WIRE_VERSION) {
+                return got == 0 ? 0 : EXIT_USAGE;
+            }
+            if (!handle(self, &message)) {
+                return 0;
+            }
+        }
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--version") == 0) {
+        (void)printf("hsmcore-host %llx\n", (unsigned long long)HSM_WIRE_VERSION);
+        return 0;
+    }
+    host self = {.parent = -1};
+    if (argc != 1 || map_area(&self.client) != 0) {
+        (void)fputs("hsmcore-host is started by hsmcore, not by hand.\n", stderr);
+        return EXIT_USAGE;
+    }
+    hsm_harden();
+    pid_t parent = getppid();
+    self.parent = parent > 1 ? pidfd_open(parent, 0) : -1;
+    if (self.parent < 0 || getppid() != parent) {
+        return 0; /* it has ended already */
+    }
+    int code = serve(&self);
+    /* Not exit: handlers of the module may hang, and nothing of ours needs flushing. */
+    _exit(code);
+}

@@ -1,0 +1,464 @@
+/* The client's side of the host process: start it, talk to it, notice its end, start it again. */
+#include "wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sodium.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "client.h"
+
+struct hsm_host {
+    hsm_client *client;
+    hsm_host_options options; /* strings owned */
+    char **environment;
+    uint8_t *pin; /* locked memory */
+    int control;
+    int pidfd;
+    pid_t pid;
+    uint32_t fork_generation;
+    pthread_mutex_t lock; /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
+    uint32_t key_count;
+    hsm_key_info keys[HSM_MAX_KEYS];
+    int64_t handles[HSM_MAX_KEYS];
+};
+
+static void close_fd(int *fd) {
+    if (*fd >= 0) {
+        (void)close(*fd);
+        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
+        *fd = -1;
+    }
+}
+
+/* ---- the process ---- */
+
+void hsm_host_kill(hsm_host *host) {
+    (void)pthread_mutex_lock(&host->lock);
+    if (host->pid > 0) {
+        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
+    }
+    (void)pthread_mutex_unlock(&host->lock);
+}
+
+/* End the process, if there is one, and take its exit status, so that no zombie is left. */
+static void end(hsm_host *host) {
+    (void)pthread_mutex_lock(&host->lock);
+    if (host->pid > 0) {
+        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
+        while (waitpid(host->pid, NULL, 0) < 0 && errno == EINTR) {
+        }
+        host->pid = -1;
+    }
+    (void)pthread_mutex_unlock(&host->lock);
+}
+
+static hsm_status spawn(hsm_host *host, hsm_error *error) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+        return hsm_fail_errno(error, "socketpair", "host control");
+    }
+    const int sources[] = {pair[1], host->client->area_fd, host->client->event_fd, host->client->timer_fd};
+    enum { COUNT = sizeof sources / sizeof sources[0] };
+    /* First out of the way of the final numbers: a source may sit on one of them. Duplicates are not close-on-exec. */
+    int moved[COUNT];
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    (void)posix_spawn_file_actions_init(&actions);
+    (void)posix_spawnattr_init(&attributes);
+    for (int i = 0; i < COUNT; i++) {
+        moved[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, HSM_FD_END);
+        (void)posix_spawn_file_actions_adddup2(&actions, moved[i], HSM_FD_CONTROL + i);
+    }
+    (void)posix_spawn_file_actions_addclosefrom_np(&actions, HSM_FD_END);
+    sigset_t none;
+    (void)sigemptyset(&none);
+    (void)posix_spawnattr_setsigmask(&attributes, &none);
+    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    char name[] = "hsmcore-host";
+    char *arguments[] = {name, NULL};
+    pid_t pid = -1;
+    int code = posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
+    (void)posix_spawnattr_destroy(&attributes);
+    (void)posix_spawn_file_actions_destroy(&actions);
+    for (int i = 0; i < COUNT; i++) {
+        (void)close(moved[i]);
+    }
+    (void)close(pair[1]);
+    if (code != 0) {
+        (void)close(pair[0]);
+        return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
+    }
+    host->control = pair[0];
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    (void)pthread_mutex_lock(&host->lock);
+    host->pid = pid;
+    close_fd(&host->pidfd);
+    host->pidfd = pidfd_open(pid, 0);
+    (void)pthread_mutex_unlock(&host->lock);
+    if (host->pidfd < 0) {
+        (void)kill(pid, SIGKILL);
+        return hsm_fail_errno(error, "pidfd_open", "host");
+    }
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    return HSM_OK;
+}
+
+/* ---- one call ---- */
+
+static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_message *reply, hsm_error *error) {
+    message->version = HSM_WIRE_VERSION;
+    ssize_t sent = send(host->control, message, sizeof *message, MSG_NOSIGNAL);
+    hsm_wipe(message->text, sizeof message->text);
+    if (sent != (ssize_t)sizeof *message) {
+        return hsm_fail(error, HSM_HOST_LOST, "send", "the host has ended");
+    }
+    struct pollfd ready = {.fd = host->control, .events = POLLIN};
+    uint64_t limit = host->options.timeout_ns / 1000000U;
+    int timeout = limit == 0 || limit > INT32_MAX ? -1 : (int)limit;
+    int polled;
+    do {
+        polled = poll(&ready, 1, timeout);
+    } while (polled < 0 && errno == EINTR);
+    if (polled == 0) {
+        end(host);
+        return hsm_fail(error, HSM_HOST_LOST, "poll", "the host did not answer within %llu ms and was killed",
+                        (unsigned long long)limit);
+    }
+    ssize_t got = recv(host->control, reply, sizeof *reply, 0);
+    if (got != (ssize_t)sizeof *reply) {
+        return hsm_fail(error, HSM_HOST_LOST, "recv", "the host ended, perhaps with a crash of the module");
+    }
+    if (reply->version != HSM_WIRE_VERSION || reply->operation != message->operation) {
+        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s is another version's", host->options.program);
+    }
+    hsm_status status = (hsm_status)reply->status;
+    if (status != HSM_OK && error != NULL) {
+        *error = reply->error;
+        error->status = status;
+        error->call[sizeof error->call - 1] = '\0';
+        error->detail[sizeof error->detail - 1] = '\0';
+    }
+    return status;
+}
+
+static hsm_status begin(hsm_host *host, hsm_error *error) {
+    hsm_request_message message;
+    hsm_reply_message reply;
+    memset(&message, 0, sizeof message);
+    message.operation = HSM_OP_HELLO;
+    hsm_status status = call(host, &message, &reply, error);
+    if (status == HSM_HOST_LOST) {
+        /* A program that ends at once, or says something else, is not our host. */
+        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s does not answer as a host", host->options.program);
+    }
+    if (status != HSM_OK) {
+        return status;
+    }
+    const hsm_engine_options *engine = &host->options.engine;
+    memset(&message, 0, sizeof message);
+    message.operation = HSM_OP_START;
+    message.slot_id = engine->token.slot_id;
+    message.workers = engine->workers;
+    message.verify_every = engine->verify_every;
+    message.spin_ns = engine->spin_ns;
+    message.memory_limit = host->options.memory_limit;
+    message.timeout_ns = host->options.timeout_ns;
+    bool fits = hsm_wire_put_string(&message, &message.module_path, engine->module_path) &&
+                hsm_wire_put_string(&message, &message.module_args, engine->module_args) &&
+                hsm_wire_put_string(&message, &message.quirks, engine->quirks) &&
+                hsm_wire_put_string(&message, &message.token_label, engine->token.label) &&
+                hsm_wire_put_string(&message, &message.token_serial, engine->token.serial) &&
+                hsm_wire_put(&message, &message.pin, host->pin, engine->pin_len);
+    if (!fits) {
+        hsm_wipe(&message, sizeof message);
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "the options are longer than %u bytes", HSM_WIRE_TEXT);
+    }
+    return call(host, &message, &reply, error);
+}
+
+static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error) {
+    hsm_request_message message;
+    hsm_reply_message reply;
+    memset(&message, 0, sizeof message);
+    message.operation = HSM_OP_ADD_KEY;
+    message.handle = selector->handle;
+    message.algorithm = (uint32_t)selector->algorithm;
+    if (!hsm_wire_put_string(&message, &message.key_label, selector->label) ||
+        !hsm_wire_put(&message, &message.key_id, selector->id, selector->id_len) ||
+        !hsm_wire_put(&message, &message.public_key, selector->public_key, selector->public_key_len)) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "the key selector is longer than %u bytes", HSM_WIRE_TEXT);
+    }
+    hsm_status status = call(host, &message, &reply, error);
+    if (status == HSM_OK) {
+        const hsm_key_info *key = &reply.key;
+        if (key->index >= HSM_MAX_KEYS || key->id_len > HSM_MAX_KEY_ID || key->public_key_len > HSM_MAX_PUBLIC_KEY) {
+            return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "the host's answer is out of range");
+        }
+        *info = *key;
+        info->label[sizeof info->label - 1] = '\0';
+    }
+    return status;
+}
+
+/* ---- life cycle ---- */
+
+static void free_host(hsm_host *host) {
+    close_fd(&host->control);
+    close_fd(&host->pidfd);
+    if (host->pin != NULL) {
+        sodium_free(host->pin);
+    }
+    hsm_engine_options *engine = &host->options.engine;
+    const char *strings[] = {engine->module_path, engine->module_args,  engine->quirks,
+                             engine->token.label, engine->token.serial, host->options.program};
+    for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++) {
+        hsm_free((void *)(uintptr_t)strings[i]);
+    }
+    for (size_t i = 0; host->environment != NULL && host->environment[i] != NULL; i++) {
+        hsm_wipe(host->environment[i], strlen(host->environment[i]));
+        hsm_free(host->environment[i]);
+    }
+    hsm_free((void *)host->environment);
+    (void)pthread_mutex_destroy(&host->lock);
+    hsm_free(host);
+}
+
+static bool copy_options(hsm_host *host, const hsm_host_options *options) {
+    hsm_engine_options *engine = &host->options.engine;
+    const hsm_engine_options *given = &options->engine;
+    host->options = *options;
+    engine->pin = NULL;
+    engine->module_path = hsm_strdup(given->module_path);
+    engine->module_args = hsm_strdup(given->module_args);
+    engine->quirks = hsm_strdup(given->quirks);
+    engine->token.label = hsm_strdup(given->token.label);
+    engine->token.serial = hsm_strdup(given->token.serial);
+    host->options.program = hsm_strdup(options->program);
+    size_t count = 0;
+    while (options->environment != NULL && options->environment[count] != NULL) {
+        count++;
+    }
+    host->environment = (char **)hsm_alloc((count + 1) * sizeof *host->environment);
+    for (size_t i = 0; host->environment != NULL && i < count; i++) {
+        host->environment[i] = hsm_strdup(options->environment[i]);
+        if (host->environment[i] == NULL) {
+            return false;
+        }
+    }
+    if (given->pin != NULL) {
+        host->pin = sodium_malloc(given->pin_len + 1U);
+        if (host->pin == NULL) {
+            return false;
+        }
+        memcpy(host->pin, given->pin, given->pin_len);
+    }
+    return host->environment != NULL && engine->module_path != NULL && host->options.program != NULL;
+}
+
+hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
+    *out = NULL;
+    if (options->program == NULL || options->engine.module_path == NULL) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "no host program or module");
+    }
+    if (sodium_init() < 0) {
+        return hsm_fail(error, HSM_SYSTEM, "sodium_init", "libsodium");
+    }
+    hsm_host *host = hsm_alloc(sizeof *host);
+    if (host == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
+    }
+    host->client = client;
+    host->control = host->pidfd = -1;
+    host->pid = -1;
+    host->fork_generation = hsm_fork_generation();
+    (void)pthread_mutex_init(&host->lock, NULL);
+    hsm_status status = copy_options(host, options) ? HSM_OK : hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
+    atomic_store(&client->area->mode, HSM_MODE_RUN);
+    if (status == HSM_OK) {
+        status = spawn(host, error);
+    }
+    if (status == HSM_OK) {
+        status = begin(host, error);
+    }
+    if (status != HSM_OK) {
+        end(host);
+        free_host(host);
+        return status;
+    }
+    *out = host;
+    return HSM_OK;
+}
+
+int hsm_host_fd(const hsm_host *host) {
+    return host->pidfd;
+}
+
+int64_t hsm_host_pid(const hsm_host *host) {
+    return host->pid;
+}
+
+static hsm_status check_fork(const hsm_host *host, hsm_error *error) {
+    return host->fork_generation == hsm_fork_generation()
+               ? HSM_OK
+               : hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
+}
+
+hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error) {
+    hsm_status status = check_fork(host, error);
+    if (status == HSM_OK) {
+        status = send_key(host, selector, info, error);
+    }
+    if (status == HSM_OK) {
+        host->keys[info->index] = *info;
+        host->handles[info->index] = selector->handle;
+        host->key_count = info->index + 1U;
+    }
+    return status;
+}
+
+hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index) {
+    hsm_status status = check_fork(host, NULL);
+    if (status == HSM_OK && index >= host->key_count) {
+        return HSM_BAD_ARGUMENT;
+    }
+    if (status == HSM_OK) {
+        atomic_store(&host->client->area->keys[index].state, HSM_KEY_RETIRED);
+    }
+    return status;
+}
+
+hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error) {
+    hsm_status status = check_fork(host, error);
+    if (status != HSM_OK) {
+        return status;
+    }
+    hsm_request_message message;
+    hsm_reply_message reply;
+    memset(&message, 0, sizeof message);
+    message.operation = HSM_OP_TOKEN;
+    status = call(host, &message, &reply, error);
+    if (status == HSM_OK) {
+        *info = reply.token;
+        char *const texts[] = {info->label, info->serial, info->manufacturer, info->model, info->library};
+        for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+            texts[i][HSM_MAX_LABEL - 1] = '\0';
+        }
+        info->quirks[sizeof info->quirks - 1] = '\0';
+    }
+    return status;
+}
+
+uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
+    *healthy = 0;
+    if (host == NULL || host->fork_generation != hsm_fork_generation()) {
+        return 0;
+    }
+    hsm_area *area = host->client->area;
+    uint64_t now = hsm_now_ns();
+    uint32_t stuck = 0;
+    for (uint32_t i = 0; i < area->max_workers; i++) {
+        const hsm_worker_record *record = hsm_area_worker(area, i);
+        bool over = hsm_worker_overran(record, now) || atomic_load(&record->quarantined) != 0;
+        bool running = atomic_load(&record->running) != 0;
+        stuck += over && running ? 1U : 0U;
+        *healthy += running && !over ? 1U : 0U;
+    }
+    if (stuck > 0) {
+        /* No answer is awaited: whoever calls this has deadlines to keep. */
+        hsm_request_message message;
+        memset(&message, 0, sizeof message);
+        message.version = HSM_WIRE_VERSION;
+        message.operation = HSM_OP_TEND;
+        (void)send(host->control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+    return stuck;
+}
+
+static hsm_status skip_key(hsm_host *host, hsm_error *error) {
+    hsm_request_message message;
+    hsm_reply_message reply;
+    memset(&message, 0, sizeof message);
+    message.operation = HSM_OP_SKIP_KEY;
+    return call(host, &message, &reply, error);
+}
+
+/* Have the new process find a key again, under the index that it had. */
+static hsm_status find_again(hsm_host *host, uint32_t index, hsm_error *error) {
+    const hsm_key_info *pinned = &host->keys[index];
+    hsm_key_record *record = &host->client->area->keys[index];
+    if (atomic_load(&record->state) != HSM_KEY_ACTIVE) {
+        return skip_key(host, error);
+    }
+    bool by_handle = host->handles[index] >= 0;
+    hsm_key_selector selector = {
+        .label = pinned->id_len > 0 || by_handle ? NULL : pinned->label,
+        .id = pinned->id_len > 0 && !by_handle ? pinned->id : NULL,
+        .id_len = pinned->id_len,
+        .handle = host->handles[index],
+        .algorithm = pinned->algorithm,
+        .public_key = pinned->public_key,
+        .public_key_len = pinned->public_key_len,
+    };
+    hsm_key_info again;
+    hsm_status status = send_key(host, &selector, &again, error);
+    if (status == HSM_KEY_MISMATCH) {
+        /* Nothing may be signed with it, now or later; other keys may go on. */
+        atomic_store(&record->state, HSM_KEY_MISMATCHED);
+        return skip_key(host, error);
+    }
+    if (status == HSM_OK && again.index != index) {
+        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "the host numbers its keys otherwise");
+    }
+    return status;
+}
+
+hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
+    hsm_status status = check_fork(host, error);
+    if (status != HSM_OK) {
+        return status;
+    }
+    end(host);
+    close_fd(&host->control);
+    status = spawn(host, error);
+    if (status == HSM_OK) {
+        status = begin(host, error);
+    }
+    for (uint32_t i = 0; i < host->key_count && status == HSM_OK; i++) {
+        status = find_again(host, i, error);
+    }
+    if (status != HSM_OK) {
+        end(host);
+        return status;
+    }
+    /* Only now may its workers claim: before, they had no keys to sign with. */
+    atomic_store(&host->client->area->mode, HSM_MODE_RUN);
+    hsm_area_unpark(host->client->area, HSM_MAX_WORKERS);
+    return HSM_OK;
+}
+
+void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
+    if (host == NULL || host->fork_generation != hsm_fork_generation()) {
+        return;
+    }
+    if (host->pid > 0) {
+        hsm_request_message message;
+        hsm_reply_message reply;
+        memset(&message, 0, sizeof message);
+        message.operation = HSM_OP_STOP;
+        message.timeout_ns = timeout_ns;
+        host->options.timeout_ns = timeout_ns + 500000000U;
+        (void)call(host, &message, &reply, NULL);
+    }
+    end(host);
+    free_host(host);
+}

@@ -1,0 +1,139 @@
+/* What the engine does about a PIN in danger and about faults of the module. */
+#include "engine.h"
+
+#include "engine_fixture.h"
+#include "intercept.h"
+
+static void check_start_refused(hsm_client *client, const hsm_engine_options *options, hsm_status expected) {
+    hsm_engine *engine = (hsm_engine *)&engine;
+    hsm_error error;
+    memset(&error, 0, sizeof error);
+    CHECK_STATUS(hsm_engine_start(client, options, &engine, &error), expected);
+    CHECK(engine == NULL);
+    CHECK_STATUS(error.status, expected);
+    CHECK(error.detail[0] != '\0');
+    CHECK(strstr(error.detail, "1234") == NULL); /* the PIN */
+    CHECK_STATUS(hsm_engine_start(client, options, &engine, NULL), expected);
+}
+
+/* ---- the PIN ---- */
+
+static void a_pin_that_might_lock_is_not_tried(void) {
+    static const CK_FLAGS flags[] = {CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY};
+    for (size_t i = 0; i < COUNT_OF(flags); i++) {
+        intercept_begin(HSMC_NOOP_MODULE);
+        atomic_store(&intercept.extra_token_flags, flags[i]);
+        hsm_client *client = new_client(&small_client);
+        hsm_engine_options options = noop_options(2);
+        check_start_refused(client, &options, HSM_PIN_LOCKED);
+        CHECK_INT(atomic_load(&intercept.logins), ==, 0);
+        hsm_client_free(client);
+        intercept_end();
+    }
+}
+
+static void one_login_serves_all_workers(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(4);
+    CHECK_INT(atomic_load(&intercept.logins), ==, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    CHECK_INT(atomic_load(&intercept.logins), ==, 1);
+    fixture_end(&f);
+    intercept_end();
+}
+
+/* ---- one fault on the way ---- */
+
+static bool mends(enum hsm_class class_) {
+    return class_ == HSM_CLASS_RETRY || class_ == HSM_CLASS_RESET || class_ == HSM_CLASS_REOPEN ||
+           class_ == HSM_CLASS_RELOGIN || class_ == HSM_CLASS_REFIND;
+}
+
+/* What repeating cannot mend comes back at once; what a step of the ladder mends comes back signed. */
+static void check_one_fault(_Atomic unsigned *place, const char *call, CK_RV ckr, hsm_status status) {
+    enum hsm_class class_ = hsm_status_class(status);
+    bool decided = mends(class_) || class_ == HSM_CLASS_AUTH_FATAL || class_ == HSM_CLASS_REQUEST_FATAL ||
+                   class_ == HSM_CLASS_PROCESS_FATAL;
+    if (!decided) {
+        return; /* the token is down or must be initialized again: more than one request's business */
+    }
+    struct fixture f = noop_begin(1);
+    unsigned before = atomic_load(&intercept.sign_inits);
+    atomic_store(&intercept.ckr, ckr);
+    atomic_store(place, 1);
+    hsm_completion done = finish(&f, submit_text(&f, SIGNED, 0));
+    unsigned attempts = atomic_load(&intercept.sign_inits) - before;
+    hsm_stats stats = stats_of(&f);
+    if (mends(class_)) {
+        CHECK_STATUS(done.status, HSM_OK);
+        CHECK_INT(attempts, ==, 2);
+        CHECK_INT(stats.recoveries[class_], ==, 1);
+        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)SIGNED, strlen(SIGNED),
+                                done.signature, done.signature_len),
+                     HSM_OK);
+    } else {
+        CHECK_STATUS(done.status, status);
+        CHECK_INT(done.ckr, ==, ckr);
+        CHECK_TEXT(hsm_call_name(done.call), call);
+        CHECK_INT(done.signature_len, ==, 0);
+        CHECK_INT(attempts, ==, 1);
+        CHECK_INT(stats.failures, ==, 1);
+    }
+    CHECK_INT(atomic_load(&intercept.logins), <=, 2);
+    fixture_end(&f);
+}
+
+static void every_ckr_gets_what_its_class_says(void) {
+    uint64_t ckr;
+    const char *name;
+    hsm_status status;
+    for (size_t row = 0; hsm_ckr_row(row, &ckr, &name, &status); row++) {
+        if (status == HSM_OK) {
+            continue;
+        }
+        unsigned failures = atomic_load(&harness_failures);
+        intercept_begin(HSMC_NOOP_MODULE);
+        check_one_fault(&intercept.fail_sign_init, "C_SignInit", (CK_RV)ckr, status);
+        check_one_fault(&intercept.fail_sign, "C_Sign", (CK_RV)ckr, status);
+        intercept_end();
+        if (atomic_load(&harness_failures) != failures) {
+            printf("# the above was with %s\n", name);
+        }
+    }
+}
+
+static void what_never_mends_is_given_up(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    atomic_store(&intercept.ckr, CKR_FUNCTION_FAILED);
+    atomic_store(&intercept.fail_sign, UINT32_MAX);
+    hsm_completion done = finish(&f, submit_text(&f, SIGNED, 0));
+    CHECK_STATUS(done.status, HSM_BUSY);
+    CHECK_INT(done.ckr, ==, CKR_FUNCTION_FAILED);
+    CHECK_INT(UINT32_MAX - atomic_load(&intercept.fail_sign), <=, 10);
+    atomic_store(&intercept.fail_sign, 0);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK); /* and the next one is signed */
+    fixture_end(&f);
+    intercept_end();
+}
+
+static void sessions_that_were_closed_are_opened_again(void) {
+    struct fixture f = noop_begin(2);
+    hsm_module *module = NULL;
+    hsm_error error = {.status = HSM_OK};
+    REQUIRE_OK(hsm_module_acquire(HSMC_NOOP_MODULE, NULL, &module, &error), error);
+    CHECK_INT(module->p11->C_CloseAllSessions(0), ==, CKR_OK); /* logs out as well */
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    hsm_stats stats = stats_of(&f);
+    CHECK_INT(stats.recoveries[HSM_CLASS_REOPEN], >=, 1);
+    CHECK_INT(stats.failures, ==, 0);
+    hsm_module_release(module);
+    fixture_end(&f);
+}
+
+static const struct test tests[] = {
+    TEST(a_pin_that_might_lock_is_not_tried),         TEST(one_login_serves_all_workers),
+    TEST(every_ckr_gets_what_its_class_says),         TEST(what_never_mends_is_given_up),
+    TEST(sessions_that_were_closed_are_opened_again),
+};
+HARNESS_MAIN(tests)
