@@ -363,7 +363,7 @@ cdef class Engine:
     def recover(self):
         """After the host process has ended: queue what it had begun again, or answer it with an error. In the event
         loop. Returns how many requests were queued again."""
-        return hsm_client_recover(self._client)
+        return hsm_client_recover(self._client) if self._client != NULL else 0
 
     def restart_host(self):
         """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards."""
@@ -383,6 +383,8 @@ cdef class Engine:
         workers are found inside the module past a request's deadline, and as long as that lasts."""
         cdef int event_fd
         cdef int timer_fd
+        if self._client == NULL:
+            raise self._failure(HSM_CLOSED)
         hsm_client_wake_fds(self._client, &event_fd, &timer_fd)
         self._loop = loop
         self._on_stuck = on_stuck
@@ -436,6 +438,15 @@ cdef class Engine:
                 _refuse(follower[0], follower[1], self._failure(HSM_CLOSED))
         self._followers.clear()
         self._refuse_queue(HSM_CLOSED)
+
+    def release(self):
+        """After `stop` and `detach`: free rings and cache now. Nothing but dropping the engine is possible afterwards."""
+        self._open = False
+        if self._engine == NULL and self._host == NULL and self._fds is None and not self._abandoned:
+            hsm_client_free(self._client)
+            self._client = NULL
+            hsm_cache_free(self._cache)
+            self._cache = NULL
 
     def idle(self):
         """A future that is done when every caller has its answer."""
@@ -870,6 +881,8 @@ cdef class Engine:
         """Counters, and the histograms of time inside the module and in the queue as [(upper bound in ns, count)]."""
         cdef hsm_stats native
         cdef uint32_t i
+        if self._client == NULL:
+            raise self._failure(HSM_CLOSED)
         hsm_client_stats(self._client, &native)
         return {
             "signatures": native.signatures,
@@ -926,7 +939,10 @@ cdef uint64_t _timeout_ns(object timeout) except? 0:
     cdef double seconds
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
-    seconds = timeout
+    try:
+        seconds = timeout
+    except OverflowError:
+        raise InvalidTimeout("a timeout must be positive and finite") from None
     if not 0 < seconds < inf:
         raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
     return <uint64_t>(min(seconds, 1e8) * NS) or 1
@@ -1074,6 +1090,11 @@ def wipe(bytearray secret):
     """Overwrite a secret in place."""
     if len(secret):
         hsm_wipe(<char *>secret, len(secret))
+
+
+def fork_generation():
+    """A number that is another one in a forked child."""
+    return hsm_fork_generation()
 
 
 def leaks():

@@ -38,9 +38,9 @@ def child_environment(hidden: frozenset[str]) -> list[bytes]:
 class Warden:
     """Keeps one engine working. Belongs to the event loop.
 
-    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is room, and
-    when all are stuck the member is down until one comes back. A host process is killed when half of its workers are stuck,
-    and started again whenever it has ended.
+    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is
+    room, and when all are stuck the member is down until one comes back. A host process is killed when half of its
+    workers are stuck, and started again whenever it has ended.
     """
 
     def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking) -> None:

@@ -34,6 +34,14 @@ class KeyVersion:
         )
 
 
+def canonical(key_id: str) -> str:
+    """A key id as the ring spells it: hexadecimal in small letters without blanks; anything else as it is."""
+    try:
+        return bytes.fromhex(key_id).hex() or key_id
+    except ValueError:
+        return key_id
+
+
 class KeyRing:
     """The versions that are known, oldest first. Not thread-safe: it belongs to the event loop."""
 
@@ -45,7 +53,7 @@ class KeyRing:
         return iter(self._versions.values())
 
     def __contains__(self, key_id: object) -> bool:
-        return key_id in self._versions
+        return isinstance(key_id, str) and canonical(key_id) in self._versions
 
     def add(self, version: KeyVersion) -> KeyVersion:
         """Take a version in; one with the same id is replaced."""
@@ -54,7 +62,7 @@ class KeyRing:
 
     def get(self, key_id: str) -> KeyVersion:
         """Raises KeyNotFound."""
-        version = self._versions.get(key_id)
+        version = self._versions.get(canonical(key_id))
         if version is None:
             known = ", ".join(self._versions) or "none"
             raise KeyNotFound(f"no key with id {key_id!r} in the key ring (known: {known})")
@@ -72,13 +80,13 @@ class KeyRing:
         version = self.get(key_id)
         if version.state == "deactivated":
             raise KeyDeactivated(f"key {key_id} was deactivated and signs no more")
-        self._current = key_id
+        self._current = version.id
         return version
 
     def deactivate(self, key_id: str) -> KeyVersion:
         """Raises KeyNotFound. A current key stays current, so that signing fails instead of using another one."""
         version = replace(self.get(key_id), state="deactivated")
-        self._versions[key_id] = version
+        self._versions[version.id] = version
         return version
 
     def for_verification(self) -> list[KeyVersion]:

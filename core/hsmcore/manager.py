@@ -6,20 +6,20 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
-from hsmcore import _native
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
-from hsmcore.errors import EngineClosed, HsmError, NotInitialized
+from hsmcore.errors import HsmError, LoginError, NotInitialized
 from hsmcore.events import Callback, Events
 from hsmcore.keyring import KeyRing, KeyVersion
+from hsmcore.lifecycle import Lifecycle
 from hsmcore.log import get_logger
 from hsmcore.member import Pkcs11Member, make_member
 from hsmcore.receipt import Receipt
+from hsmcore.verification import VerifierPool
 
 T = TypeVar("T")
 Signed = bytes | asyncio.Future[bytes]
@@ -48,37 +48,50 @@ class KeyManager:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.audit = AuditLog(config.key_manager.audit_log_file)
         self._rules: KeyManagerConfig = config.key_manager
+        self._life = Lifecycle(self._open, self._refuse, self._close)
         self._ring = KeyRing()
+        self._changing_keys = asyncio.Lock()
         self._events = Events()
+        self._verifiers = VerifierPool()
         self._member: Pkcs11Member | None = None
-        self._state: Literal["new", "starting", "open", "closed"] = "new"
-        self._verifiers: ThreadPoolExecutor | None = None
         self._key: KeyVersion | None = None
+        self._refused: tuple[type[LoginError], str] | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
         self._submit: Callable[[object, float | None, int], Signed] = _not_initialized
         self._key_index = 0
-        self.audit = AuditLog(self._rules.audit_log_file)
         self._audited = self.audit.enabled
 
     # ---- life cycle ----
 
     async def initialize(self) -> None:
         """Open the audit log, log in to the token, start its workers, find and prove the key. Raises HsmError; on
-        failure nothing is left open and it may be tried again, unless a PIN was refused."""
-        if self._state in ("starting", "open"):
-            raise HsmError("initialize() was called already", status="BAD_ARGUMENT")
-        self._state = "starting"
+        failure nothing is left open and it may be tried again, unless the login was refused: that is not repeated."""
+        await self._life.open()
+
+    async def close(self) -> None:
+        """Refuse new requests, let those in flight end (each with its signature or an error), then let the token go.
+        Doing it twice is no error."""
+        await self._life.close()
+
+    async def _open(self) -> None:
+        if self._refused is not None:
+            kind, status = self._refused
+            raise kind(
+                "an earlier initialize() was refused; another attempt could lock the PIN",
+                status=status,
+                member=self._rules.name,
+                hint="Correct the PIN, then make a new key manager.",
+            )
         self._warn_of_what_is_missing()
-        member = None
         try:
             await self.audit.open()
             member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
-            member.require_module()  # before the blanks of an example: what to install comes first
-            self.config.require_complete()
-            key = await member.start()
+            key = await self._start(member)
         except BaseException as error:
-            self._state = "new"
+            if isinstance(error, LoginError):
+                self._refused = type(error), error.status
             self.audit.record("open", result="error", error=type(error).__name__, member=self._rules.name)
             await self.audit.close()
             raise
@@ -86,33 +99,39 @@ class KeyManager:
         self._ring = KeyRing()
         self._ring.add(key)
         self._use(member, key)
-        self._state = "open"
         self.audit.record("open", result="ok", member=member.name, key_id=key.id)
         self._events.emit("initialized", member=member.name, key_id=key.id)
 
-    def _warn_of_what_is_missing(self) -> None:
-        for name, part in (("failover", self._rules.failover), ("keyRotation", self._rules.key_rotation)):
-            if part is not None and part.enabled:
-                get_logger().warning(
-                    f"{name}.enabled has no effect in this version", path=f"{self._rules.where}.{name}"
-                )
+    async def _start(self, member: Pkcs11Member) -> KeyVersion:
+        try:
+            member.require_module()  # before the blanks of an example: what to install comes first
+            self.config.require_complete()
+            return await member.start()
+        except BaseException:
+            await member.stop()
+            raise
 
-    async def close(self) -> None:
-        """Refuse new requests, let those in flight end (each with its signature or an error), then let the token go.
-        Doing it twice is no error."""
-        if self._state != "open":
+    def _refuse(self) -> None:
+        if self._member is not None:
+            self._member.engine.refuse()
+
+    async def _close(self) -> None:
+        member = self._member
+        if member is None:
             return
-        member = self._opened()
-        self._state = "closed"
-        member.engine.refuse()
+        self._refuse()  # an opening that was cancelled too late comes here at once
         await member.engine.idle()
         self.audit.record("close", member=member.name)
         await member.stop()
         await self.audit.close()
-        if self._verifiers is not None:
-            self._verifiers.shutdown(wait=False)
-            self._verifiers = None
+        self._verifiers.close()
         self._events.emit("closed", member=member.name)
+
+    def _warn_of_what_is_missing(self) -> None:
+        for name, part in (("failover", self._rules.failover), ("keyRotation", self._rules.key_rotation)):
+            if part is not None and part.enabled:
+                path = f"{self._rules.where}.{name}"
+                get_logger().warning(f"{name}.enabled has no effect in this version", path=path)
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -168,7 +187,7 @@ class KeyManager:
         If one fails, its error is raised at once, unless `return_exceptions` puts it into the list instead. An invalid
         message is refused before anything is signed. `timeout` is for the whole batch.
         """
-        messages = list(messages)
+        messages = [m if isinstance(m, bytes) or not self._audited else _copied(m) for m in messages]
         begun = time.perf_counter_ns()
         member = self._opened()
         key = self._current()
@@ -187,6 +206,8 @@ class KeyManager:
         begun = time.perf_counter_ns()
         member = self._opened()
         key = self._current()
+        if self._audited:
+            message = _copied(message)  # the record is of what was signed, whatever becomes of the buffer
         try:
             signed = self._submit(message, timeout, key.index)
             cached = isinstance(signed, bytes)
@@ -214,14 +235,9 @@ class KeyManager:
     ) -> bool:
         """Whether `signature` is good for `message`: by the key named, or by any key of the ring. In software, off the
         event loop, never by the HSM. Raises KeyNotFound, InvalidMessage."""
+        self._life.check_open()
         versions = [self._ring.get(key_id)] if key_id is not None else self._ring.for_verification()
-        if not versions:
-            raise NotInitialized("used before initialize()")
-        if self._verifiers is None:
-            self._verifiers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hsmcore-verify")
-        return await asyncio.get_running_loop().run_in_executor(
-            self._verifiers, _verify_any, versions, message, bytes(signature)
-        )
+        return await self._verifiers.verify(versions, message, signature)
 
     # ---- keys ----
 
@@ -238,17 +254,14 @@ class KeyManager:
         """Sign with another key from now on; it may be one of the ring or any other on the token. Requests that are
         queued already keep their key. The cache is wiped. Raises KeyNotFound, KeyDeactivated."""
         member = self._opened()
-        if key_id not in self._ring:
-            try:
-                identity = bytes.fromhex(key_id)
-            except ValueError:
-                identity = b""
-            if identity:
+        async with self._changing_keys:
+            if key_id not in self._ring and (identity := _bytes_of(key_id)):
                 self._ring.add(await member.load_key(identity))
-        previous = self._current().id
-        self._use(member, self._ring.make_current(key_id))
-        self.audit.record("set-current-key", result="ok", key_id=key_id, previous=previous, member=member.name)
-        self._events.emit("key-changed", key_id=key_id, previous=previous)
+            previous = self._current().id
+            current = self._ring.make_current(key_id)
+            self._use(member, current)
+        self.audit.record("set-current-key", result="ok", key_id=current.id, previous=previous, member=member.name)
+        self._events.emit("key-changed", key_id=current.id, previous=previous)
 
     async def generate_key(self) -> str:
         """Make a new key pair of the current key's algorithm on the token. Returns its id; the current key stays."""
@@ -272,12 +285,13 @@ class KeyManager:
         with KeyDeactivated until another is made current. Tokens that can are made to refuse it too. Raises
         KeyNotFound."""
         member = self._opened()
-        version = self._ring.get(key_id)
-        member.engine.retire_key(version.index)
-        self._ring.deactivate(key_id)
-        enforced = (await member.control.deactivate(key_id)).enforced
-        self.audit.record("deactivate-key", result="ok", key_id=key_id, enforced=enforced, member=member.name)
-        self._events.emit("key-deactivated", key_id=key_id, enforced=enforced)
+        async with self._changing_keys:
+            version = self._ring.get(key_id)
+            member.engine.retire_key(version.index)
+            self._ring.deactivate(version.id)
+            enforced = (await member.control.deactivate(version.id)).enforced
+        self.audit.record("deactivate-key", result="ok", key_id=version.id, enforced=enforced, member=member.name)
+        self._events.emit("key-deactivated", key_id=version.id, enforced=enforced)
 
     async def export_key_backup(self, key_id: str) -> bytes:
         """The private key wrapped by the HSM; its plain value never leaves it. Raises KeyNotExportable when the key or
@@ -303,7 +317,8 @@ class KeyManager:
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the signature cache: size, max_size, hits, misses, joined, evictions, bytes, hit_rate."""
-        stats = self._opened().engine.cache_stats()
+        member = self._opened()
+        stats = member.engine.cache_stats()
         asked = stats["hits"] + stats["misses"] + stats["joined"]
         return {
             "size": stats["entries"],
@@ -324,10 +339,9 @@ class KeyManager:
     # ---- inside ----
 
     def _opened(self) -> Pkcs11Member:
+        self._life.check()
         if self._member is None:
             raise NotInitialized("used before initialize()")
-        if self._state != "open":
-            raise EngineClosed("the key manager is closed")
         return self._member
 
     def _current(self) -> KeyVersion:
@@ -375,5 +389,12 @@ class KeyManager:
         )
 
 
-def _verify_any(versions: list[KeyVersion], message: object, signature: bytes) -> bool:
-    return any(_native.verify(key.algorithm, key.public_key, message, signature) for key in versions)
+def _copied(message: object) -> Any:
+    return bytes(message) if isinstance(message, (bytearray, memoryview)) else message
+
+
+def _bytes_of(key_id: str) -> bytes:
+    try:
+        return bytes.fromhex(key_id)
+    except ValueError:
+        return b""

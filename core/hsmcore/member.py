@@ -76,14 +76,10 @@ class Pkcs11Member:
             )
 
     async def start(self) -> KeyVersion:
-        """Load the module, log in once, start the workers, find and prove the configured key. On failure nothing
-        is left open. Raises HsmError."""
-        try:
-            await self._run(self._start_engine)
-            key = await self.load_configured_key()
-        except BaseException:
-            await self.stop()
-            raise
+        """Load the module, log in once, start the workers, find and prove the configured key. When it fails or is
+        cancelled, call `stop`. Raises HsmError."""
+        await self._run(self._start_engine)
+        key = await self.load_configured_key()
         self.warden = Warden(self.engine, self.name, self._settings.sessions, self._run)
         self.warden.begin()
         token = await self._run(self.engine.token)
@@ -158,6 +154,7 @@ class Pkcs11Member:
         await self.control.close()
         left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
         self.engine.detach()
+        self.engine.release()
         self._thread.shutdown(wait=False)
         if left:
             get_logger().error(

@@ -21,6 +21,7 @@
 struct client {
     int fd;
     size_t used;
+    bool skipping; /* the rest of a line that is too long */
     char line[LINE_MAX_BYTES];
 };
 
@@ -48,14 +49,19 @@ static bool send_all(int fd, const char *text, size_t length) {
     return true;
 }
 
-static bool answer(int fd, const char *line) {
+static bool answer(struct client *client, const char *line) {
+    static const char refusal[] = "{\"error\":\"the line is too long\",\"ok\":false}\n";
+    if (client->skipping) {
+        client->skipping = false;
+        return send_all(client->fd, refusal, sizeof refusal - 1);
+    }
     char *reply = chaos_command(line);
-    bool ok = reply != NULL && send_all(fd, reply, strlen(reply)) && send_all(fd, "\n", 1);
+    bool ok = reply != NULL && send_all(client->fd, reply, strlen(reply)) && send_all(client->fd, "\n", 1);
     free(reply);
     return ok;
 }
 
-/* False: the client is done with, or has sent what is no line. */
+/* False: the client is done with. */
 static bool serve(struct client *client) {
     ssize_t got = recv(client->fd, client->line + client->used, sizeof client->line - client->used, 0);
     if (got <= 0) {
@@ -67,7 +73,7 @@ static bool serve(struct client *client) {
     char *newline;
     while ((newline = memchr(start, '\n', (size_t)(end - start))) != NULL) {
         *newline = '\0';
-        if (!answer(client->fd, start)) {
+        if (!answer(client, start)) {
             return false;
         }
         start = newline + 1;
@@ -75,9 +81,8 @@ static bool serve(struct client *client) {
     client->used = (size_t)(end - start);
     memmove(client->line, start, client->used);
     if (client->used == sizeof client->line) {
-        static const char refusal[] = "{\"ok\": false, \"error\": \"the line is too long\"}\n";
-        (void)send_all(client->fd, refusal, sizeof refusal - 1);
-        return false;
+        client->skipping = true;
+        client->used = 0;
     }
     return true;
 }
@@ -96,6 +101,7 @@ static void accept_client(void) {
             if (clients[i] != NULL) {
                 clients[i]->fd = fd;
                 clients[i]->used = 0;
+                clients[i]->skipping = false;
                 return;
             }
             break;

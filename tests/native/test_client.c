@@ -428,6 +428,28 @@ static void answers_out_of_range_stay_in_range(void) {
     hsm_client_free(client);
 }
 
+/* A host may answer twice, or for a slot that is free: its owner would read another request's signature. */
+static void an_answer_that_nobody_waits_for_is_dropped(void) {
+    hsm_client *client = make_client(4, 16, 0);
+    hsm_completion done;
+    hsm_area_complete(client->area, 2);
+    CHECK(!hsm_client_next(client, &done)); /* of a free slot */
+    uint32_t slot = submit(client, "x", 1);
+    (void)serve(client, 1);
+    hsm_area_complete(client->area, slot);
+    hsm_area_complete(client->area, slot + 4); /* out of range */
+    REQUIRE(hsm_client_next(client, &done));
+    CHECK_INT(done.slot, ==, slot);
+    CHECK(!hsm_client_next(client, &done)); /* the same slot again, not given back yet */
+    hsm_client_release(client, slot);
+    (void)submit(client, "y", 1); /* and the rings still work */
+    slot = serve(client, 2);
+    REQUIRE(hsm_client_next(client, &done));
+    CHECK_INT(done.slot, ==, slot);
+    CHECK_INT(done.signature[0], ==, 2);
+    hsm_client_free(client);
+}
+
 /* A slot that is given back twice, or that does not exist, must not come back as two requests or as none. */
 static void a_slot_given_back_wrongly_is_not_used(void) {
     hsm_client *client = make_client(4, 16, 0);
@@ -477,6 +499,7 @@ static const struct test tests[] = {
     TEST(a_wake_after_clearing_is_a_new_one),
     TEST(statistics_add_up_over_workers),
     TEST(answers_out_of_range_stay_in_range),
+    TEST(an_answer_that_nobody_waits_for_is_dropped),
     TEST(a_slot_given_back_wrongly_is_not_used),
 };
 HARNESS_MAIN(tests)

@@ -180,7 +180,7 @@ def test_picture_is_a_png_of_a_sensible_size(fonts, result, tmp_path):
     path = Path(tmp_path, "result.png")
     draw(result, path)
     height, width, _ = image.imread(path).shape
-    assert width == 15 * 130
+    assert 1500 < width < 3000
     assert 500 < height < 3000
 
 

@@ -46,7 +46,7 @@ def draw(result: Result, path: Path) -> None:
         _draw_latencies(right, rows, header=left is axes[0][0])
     figure.suptitle("hsmcore beside a raw C loop and its peers", fontsize=15, fontweight="bold", color=INK)
     figure.supxlabel(_caption(result), fontsize=8.5, color="#555555")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw_rates(axes: Axes, heading: str, rows: list[Row]) -> None:
@@ -112,7 +112,7 @@ def _draw_latencies(axes: Axes, rows: list[Row], *, header: bool) -> None:
             if header and place == 0:
                 axes.text(x, -0.95, label, transform=beside, ha="right", fontsize=10, fontweight="bold", color=colour)
                 axes.plot(
-                    [x - 0.055 * len(label)],
+                    [x - 0.06 - 0.024 * len(label)],
                     [-1.08],
                     marker,
                     transform=beside,

@@ -37,7 +37,8 @@ from hsmcore.bench.targets import judge
 
 WARM_UP_SECONDS = 0.15
 QUIET_PROBE_SECONDS = 0.1
-QUIET_WAIT_SECONDS = 2.0
+QUIET_WAIT_SECONDS = 2.0  # at once
+QUIET_BUDGET_SECONDS = 60.0  # in a whole run
 LAG_FROM_IN_FLIGHT = 64
 MEMORY_TIMEOUT_SECONDS = 300.0
 
@@ -75,6 +76,7 @@ class _Run:
             raise ValueError(f"{options.only!r} fits no contender")
         self._children: dict[str, Child] = {}
         self._done = 0
+        self._quiet_budget = QUIET_BUDGET_SECONDS
         self._total = len(self._chosen) * (options.rounds + 2) + 2 * self._memory
         self._signatures: dict[tuple[str, str], str] = {}
         self._hsm: HsmToken | None = None
@@ -200,7 +202,7 @@ class _Run:
             best = sample if best is None or sample.others < best.others else best
             if best.others <= DISTURBED:
                 break
-            _wait_for_quiet()
+            self._wait_for_quiet()
         assert best is not None
         self.result.samples.append(best)
 
@@ -228,6 +230,17 @@ class _Run:
             others=round(others, 4),
         )
 
+    def _wait_for_quiet(self) -> None:
+        """Return when the others leave the machine alone, after QUIET_WAIT_SECONDS, or when the budget is spent."""
+        begun = time.monotonic()
+        limit = min(QUIET_WAIT_SECONDS, self._quiet_budget)
+        while (waited := time.monotonic() - begun) < limit:
+            before = ProcessorTimes.read()
+            time.sleep(QUIET_PROBE_SECONDS)
+            if before.others_share(ProcessorTimes.read(), 0.0) <= DISTURBED:
+                break
+        self._quiet_budget -= waited
+
     def _measure_memory(self) -> None:
         """Sign on the no-op module with many in flight; read the resident memory after each half."""
         scenario = Contender(MEMORY, "resident memory", "sign", MEMORY, None, token="noop", in_flight=256)
@@ -254,16 +267,6 @@ class _Run:
     def _step(self, doing: str) -> None:
         self._report(Progress(self._done, self._total, doing))
         self._done += 1
-
-
-def _wait_for_quiet() -> None:
-    """Return when the others leave the machine alone, or after QUIET_WAIT_SECONDS."""
-    deadline = time.monotonic() + QUIET_WAIT_SECONDS
-    while time.monotonic() < deadline:
-        before = ProcessorTimes.read()
-        time.sleep(QUIET_PROBE_SECONDS)
-        if before.others_share(ProcessorTimes.read(), 0.0) <= DISTURBED:
-            return
 
 
 def _native(name: str) -> str:

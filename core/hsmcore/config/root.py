@@ -11,7 +11,6 @@ from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeh
 from hsmcore.config.policy import CloudWatchLogs, Failover, KeyRotation, require_lasting
 from hsmcore.config.providers import Provider
 from hsmcore.config.secret import Secret
-from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 MAX_MESSAGE_BYTES = 1_048_575

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Self
@@ -17,11 +18,13 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import translated
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
-from hsmcore.errors import EngineClosed, TokenAmbiguous, TokenNotFound, error_of
+from hsmcore.errors import EngineClosed, HsmError, MemberDown, TokenAmbiguous, TokenNotFound, error_of
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
 
+_GENERATE_ATTEMPTS: Final = 4
+_GENERATE_PAUSE: Final = 0.02  # seconds, more with each attempt
 _LOG_IN_HINT: Final = "Start the signing engine first, or give the control plane a PIN."
 
 
@@ -127,8 +130,24 @@ class TokenAdmin:
     def generate_key(
         self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
     ) -> KeyRecord:
-        with self.session(f"generating an {algorithm} key") as session:
-            return keys.generate_key(session, self._quirks, algorithm, label, key_id, extractable)
+        attempt = 1
+        while True:
+            try:
+                with self.session(f"generating an {algorithm} key") as session:
+                    return keys.generate_key(session, self._quirks, algorithm, label, key_id, extractable)
+            except MemberDown:
+                # SoftHSM fails now and then when its token is searched while an object is being made.
+                if attempt == _GENERATE_ATTEMPTS:
+                    raise
+            self._discard(key_id)
+            time.sleep(_GENERATE_PAUSE * attempt)
+            attempt += 1
+
+    def _discard(self, key_id: bytes | None) -> None:
+        """Erase what a failed generation may have left of a key with this id."""
+        if key_id is not None:
+            with suppress(HsmError), self.session("erasing half a key") as session:
+                keys.destroy_key(session, key_id.hex())
 
     def deactivate(self, key_id: str) -> Deactivation:
         with self.session(f"deactivating key {key_id}") as session:

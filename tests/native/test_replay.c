@@ -1,0 +1,215 @@
+/* What a client takes back from a host process that has died: the test plays the host. */
+#include "client.h"
+#include "harness.h"
+
+#define SLOTS 8U
+
+enum { DETERMINISTIC, RANDOMIZED }; /* key indices */
+
+static hsm_client *make_client(void) {
+    hsm_client_options options = {.slots = SLOTS, .max_message = 16, .max_workers = 2, .coalesce_ns = SECOND};
+    hsm_client *client = NULL;
+    hsm_error error = {.status = HSM_OK};
+    REQUIRE_OK(hsm_client_new(&options, &client, &error), error);
+    client->area->keys[DETERMINISTIC].algorithm = HSM_ED25519;
+    client->area->keys[RANDOMIZED].algorithm = HSM_ECDSA_P256;
+    return client;
+}
+
+static uint32_t submit(hsm_client *client, uint32_t key) {
+    uint32_t slot = UINT32_MAX;
+    uint64_t deadline;
+    CHECK_STATUS(hsm_client_submit(client, key, (const uint8_t *)"text", 4, 0, &slot, &deadline), HSM_OK);
+    return slot;
+}
+
+static uint32_t claim(hsm_client *client) {
+    uint32_t index = UINT32_MAX;
+    REQUIRE(hsm_area_claim(client->area, &index));
+    return index;
+}
+
+static void answer(hsm_client *client, uint32_t index) {
+    hsm_slot *slot = hsm_area_slot(client->area, index);
+    slot->status = HSM_OK;
+    slot->signature_len = HSM_MAX_SIGNATURE;
+    hsm_area_complete(client->area, index);
+}
+
+static void check_next(hsm_client *client, uint32_t slot, hsm_status status) {
+    hsm_completion done;
+    REQUIRE(hsm_client_next(client, &done));
+    CHECK_INT(done.slot, ==, slot);
+    CHECK_STATUS(done.status, status);
+    CHECK_INT(done.signature_len, ==, status == HSM_OK ? HSM_MAX_SIGNATURE : 0);
+    hsm_client_release(client, slot);
+}
+
+static void check_empty(hsm_client *client) {
+    hsm_completion done;
+    uint32_t slot;
+    CHECK(!hsm_client_next(client, &done));
+    CHECK(!hsm_area_claim(client->area, &slot));
+    CHECK_INT(hsm_client_free_slots(client), ==, SLOTS);
+}
+
+static void nothing_under_way_is_nothing_to_take_back(void) {
+    hsm_client *client = make_client();
+    CHECK_INT(hsm_client_recover(client), ==, 0);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static void what_was_begun_is_queued_again_once(void) {
+    hsm_client *client = make_client();
+    uint32_t slot = submit(client, DETERMINISTIC);
+    CHECK_INT(claim(client), ==, slot);
+    CHECK_INT(hsm_client_recover(client), ==, 1);
+    CHECK_INT(claim(client), ==, slot);
+    CHECK_INT(hsm_area_slot(client->area, slot)->message_len, ==, 4);
+    CHECK_INT(hsm_client_recover(client), ==, 0); /* a message that kills the host must not do so for ever */
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    CHECK(readable(event_fd, 0));
+    check_next(client, slot, HSM_HOST_LOST);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static void a_signature_that_would_differ_is_not_made_twice(void) {
+    hsm_client *client = make_client();
+    uint32_t slot = submit(client, RANDOMIZED);
+    (void)claim(client);
+    CHECK_INT(hsm_client_recover(client), ==, 0);
+    check_next(client, slot, HSM_HOST_LOST);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static void what_was_not_begun_stays_queued(void) {
+    hsm_client *client = make_client();
+    uint32_t slots[3];
+    for (size_t i = 0; i < 3; i++) {
+        slots[i] = submit(client, i == 1 ? RANDOMIZED : DETERMINISTIC);
+    }
+    CHECK_INT(claim(client), ==, slots[0]);
+    CHECK_INT(hsm_client_recover(client), ==, 1);
+    CHECK_INT(claim(client), ==, slots[1]);
+    CHECK_INT(claim(client), ==, slots[2]);
+    CHECK_INT(claim(client), ==, slots[0]);
+    for (size_t i = 0; i < 3; i++) {
+        answer(client, slots[i]);
+        check_next(client, slots[i], HSM_OK);
+    }
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static void what_was_answered_is_kept_across_a_hole(void) {
+    hsm_client *client = make_client();
+    uint32_t slots[3];
+    for (size_t i = 0; i < 3; i++) {
+        slots[i] = submit(client, DETERMINISTIC);
+    }
+    for (size_t i = 0; i < 3; i++) {
+        (void)claim(client);
+    }
+    /* The first worker reserves its place in the ring and dies there; the others come after it. */
+    (void)atomic_fetch_add(&client->area->completion_tail, 1);
+    answer(client, slots[1]);
+    answer(client, slots[2]);
+    hsm_completion done;
+    CHECK(!hsm_client_next(client, &done)); /* the hole keeps them back */
+    CHECK_INT(hsm_client_recover(client), ==, 1);
+    check_next(client, slots[1], HSM_OK);
+    check_next(client, slots[2], HSM_OK);
+    CHECK_INT(claim(client), ==, slots[0]);
+    answer(client, slots[0]);
+    check_next(client, slots[0], HSM_OK);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+/* Between the two calls of a batch some requests are in slots and in the ring, but no worker has been shown them. */
+static void an_open_batch_is_not_doubled(void) {
+    hsm_client *client = make_client();
+    hsm_client_batch_begin(client);
+    uint32_t first = submit(client, DETERMINISTIC);
+    uint32_t second = submit(client, RANDOMIZED);
+    (void)hsm_client_recover(client);
+    hsm_client_batch_end(client);
+    unsigned times[SLOTS] = {0};
+    uint32_t index;
+    while (hsm_area_claim(client->area, &index)) {
+        REQUIRE(index < SLOTS);
+        times[index]++;
+        answer(client, index);
+    }
+    CHECK_INT(times[first], ==, 1);
+    CHECK_INT(times[second], ==, 1);
+    check_next(client, first, HSM_OK);
+    check_next(client, second, HSM_OK);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static void a_completion_that_was_taken_is_not_taken_back(void) {
+    hsm_client *client = make_client();
+    uint32_t slot = submit(client, DETERMINISTIC);
+    answer(client, claim(client));
+    hsm_completion done;
+    REQUIRE(hsm_client_next(client, &done));
+    CHECK_INT(hsm_client_recover(client), ==, 0); /* its owner still reads it */
+    CHECK_INT(hsm_client_free_slots(client), ==, SLOTS - 1);
+    hsm_client_release(client, slot);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+/* A dying host may leave anything behind: every request is still answered once, and nothing out of range is touched. */
+static void rubble_is_cleared(void) {
+    hsm_client *client = make_client();
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        (void)submit(client, DETERMINISTIC);
+    }
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        (void)claim(client);
+    }
+    hsm_area *area = client->area;
+    answer(client, 3);
+    answer(client, 3);                   /* twice */
+    hsm_area_complete(area, 0x7ffffff0); /* out of range */
+    atomic_store(&area->request_head, UINT64_MAX / 2);
+    atomic_store(&area->spinning, 1);
+    atomic_store(&area->parked[0], UINT64_MAX);
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        hsm_area_slot(area, i)->key = UINT32_MAX - i;
+    }
+    (void)hsm_client_recover(client);
+    unsigned times[SLOTS] = {0};
+    uint32_t index;
+    while (hsm_area_claim(area, &index)) {
+        REQUIRE(index < SLOTS);
+        answer(client, index);
+    }
+    hsm_completion done;
+    while (hsm_client_next(client, &done)) {
+        REQUIRE(done.slot < SLOTS);
+        times[done.slot]++;
+        hsm_client_release(client, done.slot);
+    }
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        CHECK_INT(times[i], ==, 1);
+    }
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static const struct test tests[] = {
+    TEST(nothing_under_way_is_nothing_to_take_back),       TEST(what_was_begun_is_queued_again_once),
+    TEST(a_signature_that_would_differ_is_not_made_twice), TEST(what_was_not_begun_stays_queued),
+    TEST(what_was_answered_is_kept_across_a_hole),         TEST(an_open_batch_is_not_doubled),
+    TEST(a_completion_that_was_taken_is_not_taken_back),   TEST(rubble_is_cleared),
+};
+HARNESS_MAIN(tests)
