@@ -55,83 +55,7 @@ cdef object _raised(const hsm_error *error, object member):
     )
 
 
-cdef class Batch:
-    """The messages of one `submit_many`, and what became of them."""
-
-    cdef object future
-    cdef list messages
-    cdef list results
-    cdef Py_ssize_t next
-    cdef Py_ssize_t remaining
-    cdef uint32_t key
-    cdef uint64_t deadline
-    cdef bint return_exceptions
-
-    cdef int put(self, Py_ssize_t position, object result) except -1:
-        self.results[position] = result
-        self.remaining -= 1
-        if self.remaining == 0:
-            try:
-                self.future.set_result(self.results)
-            except InvalidStateError:
-                pass
-        return 0
-
-    cdef int fail(self, Py_ssize_t position, object error) except -1:
-        if self.return_exceptions:
-            return self.put(position, error)
-        self.remaining -= 1
-        try:
-            self.future.set_exception(error)
-        except InvalidStateError:
-            pass
-        return 0
-
-
-cdef int _answer(object waiter, Py_ssize_t position, bytes signature) except -1:
-    if type(waiter) is Batch:
-        return (<Batch>waiter).put(position, signature)
-    try:
-        waiter.set_result(signature)
-    except InvalidStateError:
-        pass  # cancelled meanwhile
-    return 0
-
-
-cdef int _refuse(object waiter, Py_ssize_t position, object error) except -1:
-    if type(waiter) is Batch:
-        return (<Batch>waiter).fail(position, error)
-    try:
-        waiter.set_exception(error)
-    except InvalidStateError:
-        pass
-    return 0
-
-
-cdef bint _gone(object waiter):
-    """Whether nobody waits any more."""
-    return (<Batch>waiter).future.done() if type(waiter) is Batch else waiter.done()
-
-
-cdef bytes _snapshot(object message):
-    """The message as bytes that nobody else can change."""
-    if type(message) is bytes:
-        return <bytes>message
-    if not PyObject_CheckBuffer(message):
-        raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}")
-    try:
-        return bytes(message)
-    except (BufferError, ValueError, TypeError) as error:
-        raise InvalidMessageType(f"the message's buffer cannot be read: {error}") from None
-
-
-cdef class _Waiting:
-    """A request that waits for a free slot."""
-
-    cdef object waiter
-    cdef bytes message
-    cdef uint32_t key
-    cdef uint64_t deadline
+include "waiters.pxi"
 
 
 @cython.final
@@ -231,7 +155,7 @@ cdef class Engine:
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
-              double spin_seconds=0.0, uint32_t verify_every=0, str host_program=None, list environment=None,
+              double spin_seconds=0.0, double warm_seconds=0.0, uint32_t verify_every=0, str host_program=None, list environment=None,
               uint64_t memory_limit=0, double host_timeout=30.0):
         """Load the module, find the token, log in once, start the workers. The caller wipes `pin`.
 
@@ -259,6 +183,7 @@ cdef class Engine:
         options.engine.pin_len = len(pin) if pin is not None else 0
         options.engine.workers = workers
         options.engine.spin_ns = <uint64_t>(spin_seconds * NS)
+        options.engine.warm_ns = <uint64_t>(warm_seconds * NS)
         options.engine.verify_every = verify_every
         if program is None:
             with nogil:
@@ -401,7 +326,7 @@ cdef class Engine:
         self._open = False
 
     def set_down(self, bint down):
-        """While down, requests fail at once with HOST_LOST."""
+        """While down, requests fail at once: as HOST_LOST, or without a host process as TOKEN_LOST."""
         self._down = down
 
     def tend(self):
@@ -551,7 +476,7 @@ cdef class Engine:
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
         if self._down:
-            raise self._failure(HSM_HOST_LOST)
+            raise self._failure(HSM_HOST_LOST if self._host != NULL else HSM_TOKEN_LOST)
         # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
@@ -948,183 +873,4 @@ cdef uint64_t _timeout_ns(object timeout) except? 0:
     return <uint64_t>(min(seconds, 1e8) * NS) or 1
 
 
-@cython.final
-cdef class Cache:
-    """The signature cache on its own, for benchmarks and tests. One thread at a time."""
-
-    cdef hsm_cache *_cache
-
-    def __cinit__(self, uint64_t capacity):
-        if hsm_cache_new(capacity, &self._cache) != HSM_OK:
-            raise BadArgument(f"capacity {capacity}")
-
-    def __dealloc__(self):
-        hsm_cache_free(self._cache)
-
-    def put(self, uint32_t key, bytes message, bytes signature):
-        """Look up and, on a miss, store. Returns whether it was stored."""
-        cdef uint8_t found[64]
-        cdef uint32_t found_len
-        cdef uint64_t leader
-        cdef uint64_t entry
-        if len(signature) > 64:
-            raise BadArgument("a signature has at most 64 bytes")
-        if hsm_cache_lookup(self._cache, key, HSM_ED25519, <const uint8_t *><char *>message, len(message), found,
-                            &found_len, &leader, &entry) != HSM_CACHE_MISS:
-            return False
-        hsm_cache_fill(self._cache, entry, <const uint8_t *><char *>signature, <uint32_t>len(signature), 1)
-        return True
-
-    def get(self, uint32_t key, bytes message):
-        """The signature, or None."""
-        cdef uint8_t found[64]
-        cdef uint32_t found_len
-        cdef uint64_t leader
-        cdef uint64_t entry
-        cdef int result = hsm_cache_lookup(self._cache, key, HSM_ED25519, <const uint8_t *><char *>message,
-                                           len(message), found, &found_len, &leader, &entry)
-        if result == HSM_CACHE_HIT:
-            return PyBytes_FromStringAndSize(<char *>found, found_len)
-        if result == HSM_CACHE_MISS:
-            hsm_cache_abandon(self._cache, entry)
-        return None
-
-    def time_hits(self, uint32_t key, bytes message, uint64_t rounds):
-        """Nanoseconds that `rounds` lookups of one held message take in C."""
-        cdef uint8_t found[64]
-        cdef uint32_t found_len
-        cdef uint64_t leader
-        cdef uint64_t entry
-        cdef uint64_t i
-        cdef const uint8_t *data = <const uint8_t *><char *>message
-        cdef size_t size = len(message)
-        if self.get(key, message) is None:
-            raise BadArgument("the message is not in the cache")
-        cdef uint64_t begun = hsm_now_ns()
-        for i in range(rounds):
-            hsm_cache_lookup(self._cache, key, HSM_ED25519, data, size, found, &found_len, &leader, &entry)
-        return hsm_now_ns() - begun
-
-    def clear(self):
-        hsm_cache_clear(self._cache)
-
-    def stats(self):
-        cdef hsm_cache_stats stats
-        hsm_cache_stats_read(self._cache, &stats)
-        return {"hits": stats.hits, "misses": stats.misses, "evictions": stats.evictions, "entries": stats.entries,
-                "bytes": stats.bytes}
-
-
-@cython.final
-cdef class Module:
-    """Holds a module loaded and initialized for the control plane. Blocking; any thread."""
-
-    cdef hsm_module *_module
-    cdef readonly str path
-
-    def __cinit__(self, str path, str args=None):
-        cdef hsm_error error
-        cdef hsm_status status
-        encoded = path.encode()
-        extra = None if args is None else args.encode()
-        cdef const char *c_path = encoded
-        cdef const char *c_args = <const char *>extra if extra is not None else NULL
-        with nogil:
-            status = hsm_module_acquire(c_path, c_args, &self._module, &error)
-        if status != HSM_OK:
-            raise _raised(&error, None)
-        self.path = path
-
-    def enter(self):
-        """Begin a series of calls: the module is not initialized anew until `exit`. Returns how often it has been; what
-        was opened before a change is gone."""
-        cdef uint64_t count
-        cdef hsm_module *module = self._module
-        if module == NULL:
-            raise BadArgument("the module was given back")
-        with nogil:
-            count = hsm_module_enter(module)
-        return count
-
-    def exit(self):
-        """End a series of calls."""
-        if self._module != NULL:
-            hsm_module_exit(self._module)
-
-    def close(self):
-        """Give the module back; the last holder finalizes it."""
-        cdef hsm_module *module = self._module
-        self._module = NULL
-        with nogil:
-            hsm_module_release(module)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
-
-    def __dealloc__(self):
-        hsm_module_release(self._module)
-
-
-def verify(str algorithm, bytes public_key, message, bytes signature):
-    """Whether `signature` is good, by libsodium or libcrypto with the GIL released. Any thread."""
-    cdef bytes data = _snapshot(message)
-    cdef const uint8_t *data_ptr = <const uint8_t *>PyBytes_AS_STRING(data)
-    cdef size_t data_len = <size_t>PyBytes_GET_SIZE(data)
-    cdef const uint8_t *key_ptr = <const uint8_t *>PyBytes_AS_STRING(public_key)
-    cdef size_t key_len = <size_t>PyBytes_GET_SIZE(public_key)
-    cdef const uint8_t *signature_ptr = <const uint8_t *>PyBytes_AS_STRING(signature)
-    cdef size_t signature_len = <size_t>PyBytes_GET_SIZE(signature)
-    cdef hsm_algorithm number = hsm_algorithm_of_name(algorithm.encode())
-    cdef hsm_status status
-    with nogil:
-        status = hsm_verify(number, key_ptr, key_len, data_ptr, data_len, signature_ptr, signature_len)
-    if status == HSM_BAD_ARGUMENT:
-        raise BadArgument(f"not an {algorithm} public key")
-    return status == HSM_OK
-
-
-def wipe(bytearray secret):
-    """Overwrite a secret in place."""
-    if len(secret):
-        hsm_wipe(<char *>secret, len(secret))
-
-
-def fork_generation():
-    """A number that is another one in a forked child."""
-    return hsm_fork_generation()
-
-
-def leaks():
-    """Native allocations, threads, sessions and descriptors that exist now; all 0 when everything was closed."""
-    cdef hsm_leaks held
-    hsm_leaks_read(&held)
-    return {"allocations": held.allocations, "threads": held.threads, "sessions": held.sessions,
-            "descriptors": held.descriptors}
-
-
-def statuses():
-    """Every status of the native core as (name, class, text), in order."""
-    return [(_text(hsm_status_name(<hsm_status>i)), _text(hsm_class_name(hsm_status_class(<hsm_status>i))),
-             _text(hsm_status_text(<hsm_status>i))) for i in range(HSM_STATUS_COUNT)]
-
-
-def ckr_table():
-    """Every CKR that the core knows as (number, name, status name)."""
-    cdef uint64_t ckr
-    cdef const char *name
-    cdef hsm_status status
-    rows = []
-    while hsm_ckr_row(<size_t>len(rows), &ckr, &name, &status):
-        rows.append((ckr, _text(name), _text(hsm_status_name(status))))
-    return rows
-
-
-def quirks():
-    """The names of the known modules."""
-    names = []
-    while hsm_quirks_name(<size_t>len(names)) != NULL:
-        names.append(_text(hsm_quirks_name(<size_t>len(names))))
-    return names
+include "tables.pxi"

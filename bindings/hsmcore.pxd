@@ -14,6 +14,7 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_FORKED
         HSM_BAD_ARGUMENT
         HSM_HOST_LOST
+        HSM_TOKEN_LOST
         HSM_OUT_OF_MEMORY
         HSM_SIGNATURE_INVALID
         HSM_STATUS_COUNT
@@ -110,6 +111,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         size_t pin_len
         uint32_t workers
         uint64_t spin_ns
+        uint64_t warm_ns
         uint32_t verify_every
 
     ctypedef struct hsm_token_info:

@@ -59,6 +59,7 @@ class Pkcs11Member:
             cache_nondeterministic=rules.cache_non_deterministic,
         )
         self._spin_seconds = rules.spin_micros / 1e6
+        self._warm_seconds = rules.warm_micros / 1e6
         self._isolated = settings.isolation == "process"
         self._hidden_variables = hidden_variables
         self.warden: Warden | None = None
@@ -110,6 +111,7 @@ class Pkcs11Member:
                 pin=pin,
                 workers=settings.sessions,
                 spin_seconds=self._spin_seconds,
+                warm_seconds=self._warm_seconds,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
                 host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
                 environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,

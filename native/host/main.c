@@ -62,6 +62,7 @@ static hsm_status start(host *self, const hsm_request_message *message, hsm_erro
         .workers = message->workers,
         .verify_every = message->verify_every,
         .spin_ns = message->spin_ns,
+        .warm_ns = message->warm_ns,
     };
     self->memory_limit = message->memory_limit;
     return hsm_engine_start(&self->client, &options, &self->engine, error);

@@ -83,6 +83,9 @@ void hsm_area_unpark(hsm_area *area, uint64_t count) {
                 continue;
             }
             uint32_t worker = word * 64U + (uint32_t)__builtin_ctzll(bit);
+            if (worker >= area->max_workers) {
+                continue; /* the area may be shared with a process that misbehaves */
+            }
             _Atomic uint32_t *park = &hsm_area_worker(area, worker)->park;
             atomic_store_explicit(park, 1, memory_order_release);
             hsm_futex_wake(park, 1);

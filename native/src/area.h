@@ -2,7 +2,7 @@
  * record per worker. It holds no pointer, only offsets and indices, so each side may map it where it likes.
  *
  * Who writes what:
- *   client   free slots' request fields; request ring tail; clears `notify`
+ *   client   free slots' request fields; request ring tail; `in_flight`; clears `notify` and `waiting_since_ns`
  *   worker   request ring head (by compare-and-swap); result fields of the slot it claimed; completion ring; its record
  *   engine   key table; `mode`
  * A slot belongs to the client until its index is published in the request ring, then to the worker that claims it,
@@ -24,7 +24,7 @@
 
 /* Whether workers may claim. PAUSED is for a host process that is started again: its workers wait for their keys. */
 enum hsm_mode { HSM_MODE_RUN, HSM_MODE_PAUSED, HSM_MODE_STOPPING };
-enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_ARMED, HSM_NOTIFY_FIRED };
+enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_FIRED };
 
 /* One request and its answer. */
 typedef struct hsm_slot {
@@ -93,6 +93,9 @@ typedef struct hsm_area {
     HSM_ALIGNED _Atomic uint64_t request_head;
     HSM_ALIGNED _Atomic uint64_t completion_tail;
     HSM_ALIGNED _Atomic uint32_t notify;   /* enum hsm_notify */
+    _Atomic uint64_t waiting_since_ns;     /* of the oldest completion whose wake was deferred; 0: none */
+    _Atomic uint64_t alarm_at_ns;          /* when the timer will wake the client whatever the workers do */
+    _Atomic uint32_t in_flight;            /* slots in use; a hint */
     HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
     _Atomic uint32_t mode;                 /* enum hsm_mode */
     _Atomic uint32_t down; /* the token does not answer; requests fail at once but for a probe now and then */

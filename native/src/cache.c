@@ -150,6 +150,9 @@ static entry *find(hsm_cache *cache, uint64_t hash, uint32_t key, hsm_algorithm 
 enum hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
                                        size_t message_len, uint8_t *signature, uint32_t *signature_len,
                                        uint64_t *leader, uint64_t *entry_id) {
+    if (message_len == 0) {
+        message = (const uint8_t *)""; /* may be NULL, which memcpy and memcmp may not be given */
+    }
     uint64_t hash = hash_of(cache, key, algorithm, message, message_len);
     entry *item = find(cache, hash, key, algorithm, message, message_len);
     if (item != NULL && item->state == HELD) {

@@ -8,6 +8,8 @@
 
 /* In a batch, workers are shown requests in groups of this size, so that they start while the rest is being copied. */
 #define BATCH_GROUP 32U
+/* How many coalescing times the timer waits for the workers to wake the client themselves. */
+#define ALARM_FACTOR 4U
 
 enum slot_use { USE_FREE, USE_TAKEN, USE_REPLAYED, USE_ANSWERED };
 
@@ -114,32 +116,50 @@ void hsm_client_wake_clear(hsm_client *client) {
     }
     uint64_t count;
     uint32_t was = atomic_exchange(&client->area->notify, HSM_NOTIFY_IDLE);
-    /* Either may be readable, both only when a deferred wake became urgent; reading an idle one costs a call. */
-    if (was != HSM_NOTIFY_ARMED) {
-        (void)!read(client->event_fd, &count, sizeof count);
+    atomic_store(&client->area->waiting_since_ns, 0);
+    (void)!read(client->event_fd, &count, sizeof count);
+    if (was != HSM_NOTIFY_FIRED) {
+        (void)!read(client->timer_fd, &count, sizeof count); /* no worker woke us, so the timer did */
     }
-    (void)!read(client->timer_fd, &count, sizeof count);
     /* A completion published before a worker saw IDLE must be seen by the drain that follows. */
     atomic_thread_fence(memory_order_seq_cst);
 }
 
-void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, hsm_worker_record *record) {
-    atomic_thread_fence(memory_order_seq_cst);
-    uint32_t state = atomic_load_explicit(&area->notify, memory_order_relaxed);
-    if (urgent) {
-        if (state != HSM_NOTIFY_FIRED && atomic_exchange(&area->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
-            uint64_t one = 1;
-            (void)!write(event_fd, &one, sizeof one);
-            atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
-        }
-        return;
-    }
-    if (state == HSM_NOTIFY_IDLE && atomic_compare_exchange_strong(&area->notify, &state, HSM_NOTIFY_ARMED)) {
-        struct itimerspec when = {.it_value = {.tv_sec = (time_t)(area->coalesce_ns / 1000000000U),
-                                               .tv_nsec = (long)(area->coalesce_ns % 1000000000U)}};
-        (void)timerfd_settime(timer_fd, 0, &when, NULL);
+static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
+    if (atomic_exchange(&area->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
+        uint64_t one = 1;
+        (void)!write(event_fd, &one, sizeof one);
         atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
     }
+}
+
+/* Arming a timer costs far more than looking at the time, hence not for each group of completions. */
+static void set_alarm(hsm_area *area, int timer_fd, uint64_t now) {
+    uint64_t at = atomic_load_explicit(&area->alarm_at_ns, memory_order_relaxed);
+    uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
+    if (now >= at && atomic_compare_exchange_strong(&area->alarm_at_ns, &at, now + pause)) {
+        struct itimerspec when = {
+            .it_value = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)}};
+        (void)timerfd_settime(timer_fd, 0, &when, NULL);
+    }
+}
+
+void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record) {
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&area->notify, memory_order_relaxed) == HSM_NOTIFY_FIRED) {
+        return;
+    }
+    uint64_t since = 0;
+    if (urgent || (!atomic_compare_exchange_strong(&area->waiting_since_ns, &since, now) && now > since &&
+                   now - since >= area->coalesce_ns)) {
+        fire(area, event_fd, record);
+    } else {
+        set_alarm(area, timer_fd, now);
+    }
+}
+
+static void note_in_flight(hsm_client *client) {
+    atomic_store_explicit(&client->area->in_flight, client->area->slots - client->free_count, memory_order_relaxed);
 }
 
 /* Let workers see what was queued, and wake as many as there is work for. */
@@ -176,6 +196,7 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
     }
     uint32_t index = client->free_slots[--client->free_count];
     client->use[index] = USE_TAKEN;
+    note_in_flight(client);
     hsm_slot *slot = hsm_area_slot(area, index);
     slot->submitted_ns = hsm_now_ns();
     bool bounded = timeout_ns != 0 && timeout_ns <= UINT64_MAX - slot->submitted_ns;
@@ -184,7 +205,9 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
     slot->message_len = (uint32_t)message_len;
     slot->key = key;
     atomic_store_explicit(&slot->cancelled, 0, memory_order_relaxed);
-    memcpy(hsm_area_message(area, index, message_len), message, message_len);
+    if (message_len > 0) { /* `message` may be NULL then */
+        memcpy(hsm_area_message(area, index, message_len), message, message_len);
+    }
     hsm_area_publish(area, client->tail++, index);
     if (!client->batching || client->tail - client->published >= BATCH_GROUP) {
         publish(client);
@@ -210,12 +233,14 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
     }
     hsm_area *area = client->area;
     uint32_t index;
-    if (!hsm_area_take(area, client->head, &index)) {
-        return 0;
-    }
-    client->head++;
-    index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
-    client->use[index] = client->use[index] == USE_FREE ? USE_FREE : USE_ANSWERED;
+    do {
+        if (!hsm_area_take(area, client->head, &index)) {
+            return 0;
+        }
+        client->head++;
+        /* The area may be shared with a process that misbehaves: what was not asked for cannot be answered. */
+    } while (index >= area->slots || client->use[index] == USE_FREE || client->use[index] == USE_ANSWERED);
+    client->use[index] = USE_ANSWERED;
     hsm_slot *slot = hsm_area_slot(area, index);
     completion->slot = index;
     completion->key = slot->key;
@@ -234,6 +259,7 @@ void hsm_client_release(hsm_client *client, uint32_t slot) {
     if (!forked(client) && slot < client->area->slots && client->use[slot] != USE_FREE) {
         client->use[slot] = USE_FREE;
         client->free_slots[client->free_count++] = slot;
+        note_in_flight(client);
     }
 }
 
@@ -281,7 +307,7 @@ uint32_t hsm_client_recover(hsm_client *client) {
         head = client->published; /* not what a worker of ours leaves behind */
         atomic_store(&area->request_head, head);
     }
-    for (uint64_t i = head; i != client->published; i++) {
+    for (uint64_t i = head; i != client->tail; i++) { /* an open batch included */
         seen[atomic_load(&hsm_area_requests(area)[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
     }
     atomic_store(&area->spinning, 0);

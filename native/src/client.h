@@ -19,8 +19,9 @@ struct hsm_client {
     uint32_t *free_slots; /* a stack, so that the slots in use stay few and warm */
 };
 
-/* Tell the client that completions wait: at once if `urgent`, else when the coalescing time has passed. The timer is
- * the kernel's, so a deferred wake comes even if every worker hangs. Any worker; counts into `record`. */
-void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, hsm_worker_record *record);
+/* Tell the client that completions wait: at once if `urgent`, else when the oldest of them has waited for the
+ * coalescing time. It is the workers that notice that, at their next completion; should they all hang, a timer of the
+ * kernel's, set a few times as long, does. Any worker; counts into `record`. */
+void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record);
 
 #endif

@@ -196,6 +196,9 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     if (status == HSM_OK) {
         status = start_workers(engine, options->workers, error);
     }
+    if (status == HSM_OK) {
+        hsm_warmer_start(engine, options->warm_ns);
+    }
     if (status != HSM_OK) {
         (void)hsm_engine_stop(engine, UINT64_MAX);
         return status;
@@ -222,7 +225,7 @@ static void complete_queued(hsm_engine *engine) {
         any = true;
     }
     if (any) {
-        hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, &nobody);
+        hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, 0, &nobody);
     }
 }
 
@@ -248,63 +251,6 @@ static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
     return left;
 }
 
-/* Join a worker whose thread has ended or is about to. */
-static void reap(hsm_worker *worker) {
-    if (atomic_load(&worker->thread_state) != HSM_THREAD_NONE) {
-        (void)pthread_join(worker->thread, NULL);
-        hsm_count(HSM_RESOURCE_THREAD, -1);
-        atomic_store(&worker->thread_state, HSM_THREAD_NONE);
-    }
-}
-
-/* Start a worker in a free place. Returns false if there is none. Call with `state` held. */
-static bool replace(hsm_engine *engine) {
-    for (uint32_t i = 0; i < engine->worker_slots; i++) {
-        hsm_worker *worker = &engine->workers[i];
-        if (atomic_load(&worker->thread_state) == HSM_THREAD_ENDED) {
-            reap(worker);
-        }
-        if (atomic_load(&worker->thread_state) == HSM_THREAD_NONE) {
-            atomic_store(&hsm_area_worker(engine->area, i)->quarantined, 0);
-            engine->starting++;
-            if (hsm_worker_start(engine, i, true) == HSM_OK) {
-                return true;
-            }
-            engine->starting--;
-            return false;
-        }
-    }
-    return false;
-}
-
-uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy) {
-    *healthy = 0;
-    if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
-        return 0;
-    }
-    uint64_t now = hsm_now_ns();
-    uint32_t stuck = 0;
-    (void)pthread_mutex_lock(&engine->state);
-    bool stopping = atomic_load(&engine->area->mode) == HSM_MODE_STOPPING;
-    for (uint32_t i = 0; i < engine->worker_slots && !stopping; i++) {
-        hsm_worker_record *record = hsm_area_worker(engine->area, i);
-        if (atomic_load(&engine->workers[i].thread_state) != HSM_THREAD_STARTED) {
-            continue;
-        }
-        if (hsm_worker_overran(record, now)) {
-            atomic_store(&record->quarantined, 1);
-        }
-        bool quarantined = atomic_load(&record->quarantined) != 0;
-        stuck += quarantined ? 1U : 0U;
-        *healthy += quarantined ? 0U : 1U;
-    }
-    while (!stopping && *healthy < engine->worker_count && replace(engine)) {
-        (*healthy)++;
-    }
-    (void)pthread_mutex_unlock(&engine->state);
-    return stuck;
-}
-
 void hsm_engine_skip_key(hsm_engine *engine) {
     (void)pthread_mutex_lock(&engine->control);
     atomic_fetch_add(&engine->key_count, 1);
@@ -313,7 +259,7 @@ void hsm_engine_skip_key(hsm_engine *engine) {
 
 static void destroy(hsm_engine *engine) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
-        reap(&engine->workers[i]);
+        hsm_worker_reap(&engine->workers[i]);
         hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
@@ -346,6 +292,7 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     }
     atomic_store(&engine->area->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(engine->area, HSM_MAX_WORKERS);
+    hsm_warmer_stop(engine);
     uint32_t left = wait_for_workers(engine, timeout_ns);
     complete_queued(engine);
     if (left > 0) {

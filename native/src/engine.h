@@ -74,6 +74,12 @@ struct hsm_engine {
     hsm_engine_key keys[HSM_MAX_KEYS];
     _Atomic uint32_t key_count;
 
+    /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. */
+    uint64_t warm_ns;
+    pthread_t warmer;
+    _Atomic uint32_t warm; /* a futex: 1 while it polls */
+    _Atomic uint64_t last_answer_ns;
+
     /* Start and stop. */
     pthread_mutex_t state;
     pthread_cond_t changed;
@@ -96,6 +102,8 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE 
 /* Go into the module: marks the worker as inside, waiting first while the module is initialized anew. */
 void hsm_worker_enter(hsm_worker *worker, uint64_t now);
 void hsm_worker_leave(hsm_worker *worker);
+/* Join a worker whose thread has ended or is about to. */
+void hsm_worker_reap(hsm_worker *worker);
 /* Start the worker at this place. */
 hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement);
 
@@ -110,6 +118,11 @@ void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
 
 /* Take the next key index without a key: its place belongs to one that signs no more. */
 void hsm_engine_skip_key(hsm_engine *engine);
+/* Start and stop the thread of warm.c; note that a worker has answered a request at `now`. */
+void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns);
+void hsm_warmer_stop(hsm_engine *engine);
+void hsm_warmer_note(hsm_engine *engine, uint64_t now);
+
 /* Log in through the login session, opening it first if need be. Call with `control` held. */
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
 /* Find `key` again in `session` and compare it with what is pinned. Call with `control` held. */

@@ -19,6 +19,9 @@ uint64_t hsm_histogram_upper(uint32_t bucket) {
     if (bucket < STEPS) {
         return bucket;
     }
+    if (bucket >= HSM_HISTOGRAM_BUCKETS) {
+        bucket = HSM_HISTOGRAM_BUCKETS - 1U;
+    }
     uint32_t shift = bucket / STEPS - 1U;
     uint64_t lowest = (uint64_t)(STEPS + bucket % STEPS) << shift;
     return lowest + ((uint64_t)1 << shift) - 1U;

@@ -1,117 +1,12 @@
 /* The client's side of the host process: start it, talk to it, notice its end, start it again. */
+#include "host.h"
 #include "wire.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sodium.h>
-#include <spawn.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include "client.h"
-
-struct hsm_host {
-    hsm_client *client;
-    hsm_host_options options; /* strings owned */
-    char **environment;
-    uint8_t *pin; /* locked memory */
-    int control;
-    int pidfd;
-    pid_t pid;
-    uint32_t fork_generation;
-    pthread_mutex_t lock; /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
-    uint32_t key_count;
-    hsm_key_info keys[HSM_MAX_KEYS];
-    int64_t handles[HSM_MAX_KEYS];
-};
-
-static void close_fd(int *fd) {
-    if (*fd >= 0) {
-        (void)close(*fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-        *fd = -1;
-    }
-}
-
-/* ---- the process ---- */
-
-void hsm_host_kill(hsm_host *host) {
-    (void)pthread_mutex_lock(&host->lock);
-    if (host->pid > 0) {
-        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
-    }
-    (void)pthread_mutex_unlock(&host->lock);
-}
-
-/* End the process, if there is one, and take its exit status, so that no zombie is left. */
-static void end(hsm_host *host) {
-    (void)pthread_mutex_lock(&host->lock);
-    if (host->pid > 0) {
-        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
-        while (waitpid(host->pid, NULL, 0) < 0 && errno == EINTR) {
-        }
-        host->pid = -1;
-    }
-    (void)pthread_mutex_unlock(&host->lock);
-}
-
-static hsm_status spawn(hsm_host *host, hsm_error *error) {
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
-        return hsm_fail_errno(error, "socketpair", "host control");
-    }
-    const int sources[] = {pair[1], host->client->area_fd, host->client->event_fd, host->client->timer_fd};
-    enum { COUNT = sizeof sources / sizeof sources[0] };
-    /* First out of the way of the final numbers: a source may sit on one of them. Duplicates are not close-on-exec. */
-    int moved[COUNT];
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    (void)posix_spawn_file_actions_init(&actions);
-    (void)posix_spawnattr_init(&attributes);
-    for (int i = 0; i < COUNT; i++) {
-        moved[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, HSM_FD_END);
-        (void)posix_spawn_file_actions_adddup2(&actions, moved[i], HSM_FD_CONTROL + i);
-    }
-    (void)posix_spawn_file_actions_addclosefrom_np(&actions, HSM_FD_END);
-    sigset_t none;
-    (void)sigemptyset(&none);
-    (void)posix_spawnattr_setsigmask(&attributes, &none);
-    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-    char name[] = "hsmcore-host";
-    char *arguments[] = {name, NULL};
-    pid_t pid = -1;
-    int code = posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
-    (void)posix_spawnattr_destroy(&attributes);
-    (void)posix_spawn_file_actions_destroy(&actions);
-    for (int i = 0; i < COUNT; i++) {
-        (void)close(moved[i]);
-    }
-    (void)close(pair[1]);
-    if (code != 0) {
-        (void)close(pair[0]);
-        return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
-    }
-    host->control = pair[0];
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    (void)pthread_mutex_lock(&host->lock);
-    host->pid = pid;
-    close_fd(&host->pidfd);
-    host->pidfd = pidfd_open(pid, 0);
-    (void)pthread_mutex_unlock(&host->lock);
-    if (host->pidfd < 0) {
-        (void)kill(pid, SIGKILL);
-        return hsm_fail_errno(error, "pidfd_open", "host");
-    }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    return HSM_OK;
-}
 
 /* ---- one call ---- */
 
@@ -130,7 +25,7 @@ static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_m
         polled = poll(&ready, 1, timeout);
     } while (polled < 0 && errno == EINTR);
     if (polled == 0) {
-        end(host);
+        hsm_process_end(host);
         return hsm_fail(error, HSM_HOST_LOST, "poll", "the host did not answer within %llu ms and was killed",
                         (unsigned long long)limit);
     }
@@ -171,6 +66,7 @@ static hsm_status begin(hsm_host *host, hsm_error *error) {
     message.workers = engine->workers;
     message.verify_every = engine->verify_every;
     message.spin_ns = engine->spin_ns;
+    message.warm_ns = engine->warm_ns;
     message.memory_limit = host->options.memory_limit;
     message.timeout_ns = host->options.timeout_ns;
     bool fits = hsm_wire_put_string(&message, &message.module_path, engine->module_path) &&
@@ -213,8 +109,8 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, hsm
 /* ---- life cycle ---- */
 
 static void free_host(hsm_host *host) {
-    close_fd(&host->control);
-    close_fd(&host->pidfd);
+    hsm_close_counted(&host->control);
+    hsm_close_counted(&host->pidfd);
     if (host->pin != NULL) {
         sodium_free(host->pin);
     }
@@ -285,13 +181,13 @@ hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, h
     hsm_status status = copy_options(host, options) ? HSM_OK : hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
     atomic_store(&client->area->mode, HSM_MODE_RUN);
     if (status == HSM_OK) {
-        status = spawn(host, error);
+        status = hsm_process_start(host, error);
     }
     if (status == HSM_OK) {
         status = begin(host, error);
     }
     if (status != HSM_OK) {
-        end(host);
+        hsm_process_end(host);
         free_host(host);
         return status;
     }
@@ -427,9 +323,9 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     if (status != HSM_OK) {
         return status;
     }
-    end(host);
-    close_fd(&host->control);
-    status = spawn(host, error);
+    hsm_process_end(host);
+    hsm_close_counted(&host->control);
+    status = hsm_process_start(host, error);
     if (status == HSM_OK) {
         status = begin(host, error);
     }
@@ -437,7 +333,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
         status = find_again(host, i, error);
     }
     if (status != HSM_OK) {
-        end(host);
+        hsm_process_end(host);
         return status;
     }
     /* Only now may its workers claim: before, they had no keys to sign with. */
@@ -459,6 +355,6 @@ void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
         host->options.timeout_ns = timeout_ns + 500000000U;
         (void)call(host, &message, &reply, NULL);
     }
-    end(host);
+    hsm_process_end(host);
     free_host(host);
 }

@@ -46,6 +46,7 @@ typedef struct hsm_request_message {
     uint32_t workers;
     uint32_t verify_every;
     uint64_t spin_ns;
+    uint64_t warm_ns;
     uint64_t memory_limit;
     uint64_t timeout_ns;
     /* ADD_KEY */

@@ -210,6 +210,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t mes
 /* Serve one request. `begun` is when it was claimed; returns when it was done. */
 static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     hsm_area *area = worker->engine->area;
+    index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
     hsm_slot *slot = hsm_area_slot(area, index);
     uint64_t queued = begun > slot->submitted_ns ? begun - slot->submitted_ns : 0;
     uint64_t ended = begun;
@@ -305,6 +306,7 @@ static void run(hsm_worker *worker) {
     uint64_t now = hsm_now_ns();
     uint32_t index;
     bool waited;
+    worker->last_used_ns = now;
     while (next_request(worker, &index, &waited)) {
         uint64_t begun = waited ? hsm_now_ns() : now;
         now = serve(worker, index, begun);
@@ -312,7 +314,8 @@ static void run(hsm_worker *worker) {
         /* Deferring pays only while more completions follow soon and nobody is about to run out of work: the client
          * needs the time of about one signature to come round with more. */
         bool urgent = now - begun >= area->coalesce_ns || hsm_area_queued(area) < worker->engine->worker_count;
-        hsm_notify(area, client->event_fd, client->timer_fd, urgent, worker->record);
+        hsm_notify(area, client->event_fd, client->timer_fd, urgent, now, worker->record);
+        hsm_warmer_note(worker->engine, now);
     }
 }
 

@@ -194,7 +194,8 @@ static void work(uint8_t answer) {
     uint32_t index;
     if (hsm_area_claim(run_.area, &index)) {
         (void)serve(&run_.worker, index, hsm_now_ns());
-        hsm_notify(run_.area, run_.client->event_fd, run_.client->timer_fd, answer % 2 == 0, run_.worker.record);
+        hsm_notify(run_.area, run_.client->event_fd, run_.client->timer_fd, answer % 2 == 0, hsm_now_ns(),
+                   run_.worker.record);
     }
 }
 

@@ -41,6 +41,8 @@ class KeyManagerConfig(Provider):
     """How old a finished request may grow before the event loop is woken for it; 0: at once."""
     spin_micros: Annotated[int, Whole(0, 100_000)] = 50
     """How long an idle worker polls before it sleeps; 0: not at all."""
+    warm_micros: Annotated[int, Whole(0, 100_000)] = 500
+    """How long after an answer a processor is kept awake (at idle priority) for the next lone request; 0: not at all."""
     audit_log_file: Annotated[str, Text(4096)] | None = None
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None

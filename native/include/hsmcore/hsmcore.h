@@ -85,7 +85,7 @@ typedef struct hsm_completion {
 HSM_NODISCARD hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **client, hsm_error *error);
 /* Free everything. The engine must have been stopped. NULL is allowed. */
 void hsm_client_free(hsm_client *client);
-/* Descriptors that become readable when completions wait: an eventfd for at once, a timerfd for coalesced wakes.
+/* Descriptors that become readable when completions wait: an eventfd, and a timerfd should the workers hang.
  * Both are non-blocking and close-on-exec; watch both and call hsm_client_wake_clear on either. */
 void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd);
 /* Re-arm the wake-up. Call it first, then take completions until hsm_client_next returns 0. */
@@ -134,6 +134,7 @@ typedef struct hsm_engine_options {
     size_t pin_len;
     uint32_t workers;      /* sessions, one worker thread each; 1 .. the client's max_workers */
     uint64_t spin_ns;      /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
+    uint64_t warm_ns;      /* how long after an answer a processor is kept awake for the next lone request; 0: not */
     uint32_t verify_every; /* verify each n-th signature of a worker before it is handed out; 0: none, 1: all */
 } hsm_engine_options;
 

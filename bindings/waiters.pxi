@@ -1,0 +1,80 @@
+# Part of _native.pyx: who waits for an answer, and how it is given.
+
+
+cdef class Batch:
+    """The messages of one `submit_many`, and what became of them."""
+
+    cdef object future
+    cdef list messages
+    cdef list results
+    cdef Py_ssize_t next
+    cdef Py_ssize_t remaining
+    cdef uint32_t key
+    cdef uint64_t deadline
+    cdef bint return_exceptions
+
+    cdef int put(self, Py_ssize_t position, object result) except -1:
+        self.results[position] = result
+        self.remaining -= 1
+        if self.remaining == 0:
+            try:
+                self.future.set_result(self.results)
+            except InvalidStateError:
+                pass
+        return 0
+
+    cdef int fail(self, Py_ssize_t position, object error) except -1:
+        if self.return_exceptions:
+            return self.put(position, error)
+        self.remaining -= 1
+        try:
+            self.future.set_exception(error)
+        except InvalidStateError:
+            pass
+        return 0
+
+
+cdef int _answer(object waiter, Py_ssize_t position, bytes signature) except -1:
+    if type(waiter) is Batch:
+        return (<Batch>waiter).put(position, signature)
+    try:
+        waiter.set_result(signature)
+    except InvalidStateError:
+        pass  # cancelled meanwhile
+    return 0
+
+
+cdef int _refuse(object waiter, Py_ssize_t position, object error) except -1:
+    if type(waiter) is Batch:
+        return (<Batch>waiter).fail(position, error)
+    try:
+        waiter.set_exception(error)
+    except InvalidStateError:
+        pass
+    return 0
+
+
+cdef bint _gone(object waiter):
+    """Whether nobody waits any more."""
+    return (<Batch>waiter).future.done() if type(waiter) is Batch else waiter.done()
+
+
+cdef bytes _snapshot(object message):
+    """The message as bytes that nobody else can change."""
+    if type(message) is bytes:
+        return <bytes>message
+    if not PyObject_CheckBuffer(message):
+        raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}")
+    try:
+        return bytes(message)
+    except (BufferError, ValueError, TypeError) as error:
+        raise InvalidMessageType(f"the message's buffer cannot be read: {error}") from None
+
+
+cdef class _Waiting:
+    """A request that waits for a free slot."""
+
+    cdef object waiter
+    cdef bytes message
+    cdef uint32_t key
+    cdef uint64_t deadline

@@ -1,0 +1,32 @@
+/* The client's side of the host process, shared by host.c (calls, life cycle) and process.c (the process itself). */
+#ifndef HSM_HOST_H
+#define HSM_HOST_H
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "client.h"
+
+struct hsm_host {
+    hsm_client *client;
+    hsm_host_options options; /* strings owned */
+    char **environment;
+    uint8_t *pin; /* locked memory */
+    int control;
+    int pidfd;
+    pid_t pid;
+    uint32_t fork_generation;
+    pthread_mutex_t lock; /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
+    uint32_t key_count;
+    hsm_key_info keys[HSM_MAX_KEYS];
+    int64_t handles[HSM_MAX_KEYS];
+};
+
+/* Start the program with its descriptors; there must be no process yet. */
+hsm_status hsm_process_start(hsm_host *host, hsm_error *error);
+/* Kill the process, if there is one, and take its exit status, so that no zombie is left. */
+void hsm_process_end(hsm_host *host);
+/* Close a descriptor that was counted, if it is open. */
+void hsm_close_counted(int *fd);
+
+#endif

@@ -1,0 +1,90 @@
+#include "host.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+void hsm_close_counted(int *fd) {
+    if (*fd >= 0) {
+        (void)close(*fd);
+        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
+        *fd = -1;
+    }
+}
+
+void hsm_host_kill(hsm_host *host) {
+    (void)pthread_mutex_lock(&host->lock);
+    if (host->pid > 0) {
+        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
+    }
+    (void)pthread_mutex_unlock(&host->lock);
+}
+
+void hsm_process_end(hsm_host *host) {
+    (void)pthread_mutex_lock(&host->lock);
+    if (host->pid > 0) {
+        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
+        while (waitpid(host->pid, NULL, 0) < 0 && errno == EINTR) {
+        }
+        host->pid = -1;
+    }
+    (void)pthread_mutex_unlock(&host->lock);
+}
+
+hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+        return hsm_fail_errno(error, "socketpair", "host control");
+    }
+    const int sources[] = {pair[1], host->client->area_fd, host->client->event_fd, host->client->timer_fd};
+    enum { COUNT = sizeof sources / sizeof sources[0] };
+    /* First out of the way of the final numbers: a source may sit on one of them. Duplicates are not close-on-exec. */
+    int moved[COUNT];
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    (void)posix_spawn_file_actions_init(&actions);
+    (void)posix_spawnattr_init(&attributes);
+    for (int i = 0; i < COUNT; i++) {
+        moved[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, HSM_FD_END);
+        (void)posix_spawn_file_actions_adddup2(&actions, moved[i], HSM_FD_CONTROL + i);
+    }
+    (void)posix_spawn_file_actions_addclosefrom_np(&actions, HSM_FD_END);
+    sigset_t none;
+    (void)sigemptyset(&none);
+    (void)posix_spawnattr_setsigmask(&attributes, &none);
+    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    char name[] = "hsmcore-host";
+    char *arguments[] = {name, NULL};
+    pid_t pid = -1;
+    int code = posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
+    (void)posix_spawnattr_destroy(&attributes);
+    (void)posix_spawn_file_actions_destroy(&actions);
+    for (int i = 0; i < COUNT; i++) {
+        (void)close(moved[i]);
+    }
+    (void)close(pair[1]);
+    if (code != 0) {
+        (void)close(pair[0]);
+        return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
+    }
+    host->control = pair[0];
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    (void)pthread_mutex_lock(&host->lock);
+    host->pid = pid;
+    hsm_close_counted(&host->pidfd);
+    host->pidfd = pidfd_open(pid, 0);
+    (void)pthread_mutex_unlock(&host->lock);
+    if (host->pidfd < 0) {
+        (void)kill(pid, SIGKILL);
+        return hsm_fail_errno(error, "pidfd_open", "host");
+    }
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    return HSM_OK;
+}

@@ -1,0 +1,77 @@
+/* Keeps a processor from falling asleep while requests come one at a time.
+ *
+ * A virtual processor that goes idle is given back to the host, and waking it costs tens of microseconds: more than
+ * everything else that a lone request costs beside the HSM. So, while at most one request is in flight and the last answer is
+ * not long ago, a thread polls; under SCHED_IDLE, which means that it runs only where nothing else wants to. It sleeps
+ * under load, when nobody falls asleep anyway, and when nothing happens. */
+#include "engine.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+static bool wanted(hsm_engine *engine) {
+    return hsm_now_ns() - atomic_load_explicit(&engine->last_answer_ns, memory_order_relaxed) < engine->warm_ns &&
+           atomic_load_explicit(&engine->area->in_flight, memory_order_relaxed) <= 1;
+}
+
+static bool stopping(const hsm_engine *engine) {
+    return atomic_load_explicit(&engine->area->mode, memory_order_relaxed) == HSM_MODE_STOPPING;
+}
+
+static void *keep_warm(void *argument) {
+    hsm_engine *engine = argument;
+    const struct sched_param parameters = {0};
+    (void)prctl(PR_SET_NAME, "hsm-warmer");
+    if (sched_setscheduler(0, SCHED_IDLE, &parameters) != 0) {
+        return NULL; /* at an ordinary priority it would be in the way */
+    }
+    while (!stopping(engine)) {
+        hsm_futex_wait(&engine->warm, 0, 0);
+        while (!stopping(engine) && wanted(engine)) {
+            for (int i = 0; i < 64; i++) {
+                hsm_relax();
+            }
+        }
+        atomic_store(&engine->warm, 0);
+    }
+    return NULL;
+}
+
+void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns) {
+    if (warm_ns == 0 || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+        return;
+    }
+    sigset_t all;
+    sigset_t before;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool started = pthread_create(&engine->warmer, NULL, keep_warm, engine) == 0;
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (started) {
+        hsm_count(HSM_RESOURCE_THREAD, 1);
+        engine->warm_ns = warm_ns;
+    }
+}
+
+void hsm_warmer_stop(hsm_engine *engine) {
+    if (engine->warm_ns == 0) {
+        return;
+    }
+    atomic_store(&engine->warm, 1);
+    hsm_futex_wake(&engine->warm, 1);
+    (void)pthread_join(engine->warmer, NULL);
+    hsm_count(HSM_RESOURCE_THREAD, -1);
+    engine->warm_ns = 0;
+}
+
+void hsm_warmer_note(hsm_engine *engine, uint64_t now) {
+    if (engine->warm_ns == 0 || atomic_load_explicit(&engine->area->in_flight, memory_order_relaxed) > 1) {
+        return;
+    }
+    atomic_store_explicit(&engine->last_answer_ns, now, memory_order_relaxed);
+    if (atomic_load_explicit(&engine->warm, memory_order_relaxed) == 0 && atomic_exchange(&engine->warm, 1) == 0) {
+        hsm_futex_wake(&engine->warm, 1);
+    }
+}
