@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -26,22 +25,13 @@ typedef struct host {
     int parent; /* pidfd of whoever started us */
 } host;
 
-static int map_area(hsm_client *client) {
-    hsm_area head;
-    if (pread(HSM_FD_AREA, &head, sizeof head, 0) != (ssize_t)sizeof head || head.magic != HSM_AREA_MAGIC ||
-        head.version != HSM_AREA_VERSION) {
-        return -1;
-    }
-    void *memory = mmap(NULL, head.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, HSM_FD_AREA, 0);
-    if (memory == MAP_FAILED) {
-        return -1;
-    }
-    client->area = memory;
+static hsm_status attach(hsm_client *client) {
+    client->area = &client->own_area;
     client->area_fd = HSM_FD_AREA;
     client->event_fd = HSM_FD_EVENT;
     client->timer_fd = HSM_FD_TIMER;
     client->fork_generation = hsm_fork_generation();
-    return 0;
+    return hsm_area_attach(HSM_FD_AREA, client->area);
 }
 
 static hsm_status start(host *self, const hsm_request_message *message, hsm_error *error) {
@@ -180,7 +170,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     host self = {.parent = -1};
-    if (argc != 1 || map_area(&self.client) != 0) {
+    if (argc != 1 || attach(&self.client) != HSM_OK) {
         (void)fputs("hsmcore-host is started by hsmcore, not by hand.\n", stderr);
         return EXIT_USAGE;
     }

@@ -1,6 +1,6 @@
 #include "area.h"
 
-#include <string.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -8,62 +8,109 @@ static uint64_t aligned(uint64_t size, uint64_t to) {
     return (size + to - 1U) / to * to;
 }
 
-hsm_status hsm_area_create(const hsm_client_options *options, hsm_area **area, int *fd, hsm_error *error) {
-    uint32_t slots = 1;
-    while (slots < options->slots) {
-        slots *= 2U;
+/* Where everything lies, from the start of the memory. */
+typedef struct offsets {
+    uint64_t requests;
+    uint64_t completions;
+    uint64_t slots;
+    uint64_t workers;
+    uint64_t overflow;
+} offsets;
+
+/* It follows from the numbers that `area` holds already; completes those. */
+static offsets lay_out(hsm_area *area) {
+    offsets at;
+    area->overflow_stride = area->max_message > HSM_INLINE_MESSAGE ? aligned(area->max_message, 4096) : 0;
+    at.requests = aligned(sizeof(hsm_shared), HSM_CACHE_LINE);
+    at.completions = aligned(at.requests + area->slots * sizeof(uint32_t), HSM_CACHE_LINE);
+    at.slots = aligned(at.completions + area->slots * sizeof(uint32_t), HSM_CACHE_LINE);
+    at.workers = at.slots + area->slots * sizeof(hsm_slot);
+    at.overflow = aligned(at.workers + area->max_workers * sizeof(hsm_worker_record), 4096);
+    area->size = at.overflow + area->slots * area->overflow_stride;
+    return at;
+}
+
+static void describe(hsm_area *area, const offsets *at, char *memory) {
+    area->shared = (hsm_shared *)(void *)memory;
+    area->requests = (_Atomic uint32_t *)(void *)(memory + at->requests);
+    area->completions = (_Atomic uint32_t *)(void *)(memory + at->completions);
+    area->slot_table = (hsm_slot *)(void *)(memory + at->slots);
+    area->worker_table = (hsm_worker_record *)(void *)(memory + at->workers);
+    area->overflow = (uint8_t *)memory + at->overflow;
+}
+
+static char *map(int fd, uint64_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (memory == MAP_FAILED) {
+        return NULL;
     }
-    hsm_area layout = {
-        .magic = HSM_AREA_MAGIC,
-        .version = HSM_AREA_VERSION,
-        .slots = slots,
-        .max_message = options->max_message,
-        .max_workers = options->max_workers,
-        .coalesce_ns = options->coalesce_ns,
-    };
-    layout.overflow_stride = options->max_message > HSM_INLINE_MESSAGE ? aligned(options->max_message, 4096) : 0;
+    /* Messages may be confidential: keep them out of core dumps, and out of a forked child that may not use them. */
+    (void)madvise(memory, size, MADV_DONTDUMP);
+    (void)madvise(memory, size, MADV_DONTFORK);
+    return memory;
+}
 
-    uint64_t end = aligned(sizeof layout, HSM_CACHE_LINE);
-    layout.request_ring = end;
-    end = aligned(end + slots * sizeof(uint32_t), HSM_CACHE_LINE);
-    layout.completion_ring = end;
-    end = aligned(end + slots * sizeof(uint32_t), HSM_CACHE_LINE);
-    layout.slot_table = end;
-    end += slots * sizeof(hsm_slot);
-    layout.worker_table = end;
-    end = aligned(end + options->max_workers * sizeof(hsm_worker_record), 4096);
-    layout.overflow = end;
-    end += slots * layout.overflow_stride;
-    layout.size = end;
-
+hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, int *fd, hsm_error *error) {
+    area->slots = 1;
+    while (area->slots < options->slots) {
+        area->slots *= 2U;
+    }
+    area->max_message = options->max_message;
+    area->max_workers = options->max_workers;
+    area->coalesce_ns = options->coalesce_ns;
+    area->shared = NULL;
+    offsets at = lay_out(area);
     int file = memfd_create("hsmcore", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (file < 0) {
         return hsm_fail_errno(error, "memfd_create", "shared area");
     }
     hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    if (ftruncate(file, (off_t)end) != 0) {
-        hsm_status status = hsm_fail_errno(error, "ftruncate", "shared area");
-        hsm_area_destroy(NULL, file);
-        return status;
+    char *memory = NULL;
+    /* Sealed, so that the other side cannot shrink the file under our mapping. */
+    if (ftruncate(file, (off_t)area->size) == 0 && fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0) {
+        memory = map(file, area->size);
     }
-    void *memory = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
-    if (memory == MAP_FAILED) {
+    if (memory == NULL) {
         hsm_status status = hsm_fail_errno(error, "mmap", "shared area");
-        hsm_area_destroy(NULL, file);
+        hsm_area_destroy(area, file);
         return status;
     }
-    /* Messages may be confidential: keep them out of core dumps, and out of a forked child that may not use them. */
-    (void)madvise(memory, end, MADV_DONTDUMP);
-    (void)madvise(memory, end, MADV_DONTFORK);
-    memcpy(memory, &layout, sizeof layout);
-    *area = memory;
+    describe(area, &at, memory);
+    area->shared->magic = HSM_AREA_MAGIC;
+    area->shared->version = HSM_AREA_VERSION;
+    area->shared->slots = area->slots;
+    area->shared->max_message = area->max_message;
+    area->shared->max_workers = area->max_workers;
+    area->shared->coalesce_ns = area->coalesce_ns;
+    area->shared->size = area->size;
     *fd = file;
     return HSM_OK;
 }
 
+hsm_status hsm_area_attach(int fd, hsm_area *area) {
+    hsm_shared head;
+    if (pread(fd, &head, sizeof head, 0) != (ssize_t)sizeof head || head.magic != HSM_AREA_MAGIC ||
+        head.version != HSM_AREA_VERSION) {
+        return HSM_HOST_MISMATCH;
+    }
+    area->slots = head.slots;
+    area->max_message = head.max_message;
+    area->max_workers = head.max_workers;
+    area->coalesce_ns = head.coalesce_ns;
+    area->shared = NULL;
+    offsets at = lay_out(area);
+    char *memory = area->size == head.size ? map(fd, area->size) : NULL;
+    if (memory == NULL) {
+        return HSM_HOST_MISMATCH;
+    }
+    describe(area, &at, memory);
+    return HSM_OK;
+}
+
 void hsm_area_destroy(hsm_area *area, int fd) {
-    if (area != NULL) {
-        (void)munmap(area, area->size);
+    if (area->shared != NULL) {
+        (void)munmap(area->shared, area->size);
+        area->shared = NULL;
     }
     if (fd >= 0) {
         (void)close(fd);
@@ -74,12 +121,12 @@ void hsm_area_destroy(hsm_area *area, int fd) {
 void hsm_area_unpark(hsm_area *area, uint64_t count) {
     uint32_t words = (area->max_workers + 63U) / 64U;
     for (uint32_t word = 0; word < words && count > 0; word++) {
-        uint64_t sleeping = atomic_load_explicit(&area->parked[word], memory_order_relaxed);
+        uint64_t sleeping = atomic_load_explicit(&area->shared->parked[word], memory_order_relaxed);
         while (sleeping != 0 && count > 0) {
             uint64_t bit = sleeping & (~sleeping + 1U);
             sleeping &= ~bit;
             /* Only the one who clears the bit wakes, so no worker is woken twice for one sleep. */
-            if ((atomic_fetch_and_explicit(&area->parked[word], ~bit, memory_order_acq_rel) & bit) == 0) {
+            if ((atomic_fetch_and_explicit(&area->shared->parked[word], ~bit, memory_order_acq_rel) & bit) == 0) {
                 continue;
             }
             uint32_t worker = word * 64U + (uint32_t)__builtin_ctzll(bit);
@@ -95,7 +142,7 @@ void hsm_area_unpark(hsm_area *area, uint64_t count) {
 }
 
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
-    _Atomic uint64_t *word = &area->parked[worker / 64U];
+    _Atomic uint64_t *word = &area->shared->parked[worker / 64U];
     uint64_t bit = UINT64_C(1) << (worker % 64U);
     _Atomic uint32_t *park = &hsm_area_worker(area, worker)->park;
 
@@ -104,7 +151,7 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
      * request here. */
     atomic_fetch_or(word, bit);
     atomic_thread_fence(memory_order_seq_cst);
-    uint32_t mode = atomic_load(&area->mode);
+    uint32_t mode = atomic_load(&area->shared->mode);
     if (mode == HSM_MODE_PAUSED || (mode == HSM_MODE_RUN && hsm_area_queued(area) == 0)) {
         hsm_futex_wait(park, 0, timeout_ns);
     }

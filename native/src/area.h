@@ -74,20 +74,17 @@ typedef struct hsm_worker_record {
     _Atomic uint32_t queue_histogram[HSM_HISTOGRAM_BUCKETS];
 } hsm_worker_record;
 
-typedef struct hsm_area {
+/* What both sides write: at the start of the memory, before rings, slots and worker records. */
+typedef struct hsm_shared {
+    /* The layout, for whoever maps the memory next. Each side keeps a copy of its own and never looks here again: the
+     * other side may overwrite it. */
     uint64_t magic;
     uint32_t version;
-    uint32_t slots; /* a power of two */
+    uint32_t slots;
     uint32_t max_message;
     uint32_t max_workers;
     uint64_t coalesce_ns;
-    uint64_t size;         /* bytes of the whole area */
-    uint64_t request_ring; /* offsets from the start of the area */
-    uint64_t completion_ring;
-    uint64_t slot_table;
-    uint64_t worker_table;
-    uint64_t overflow;
-    uint64_t overflow_stride; /* 0 when every message fits inline */
+    uint64_t size;
 
     HSM_ALIGNED _Atomic uint64_t request_tail;
     HSM_ALIGNED _Atomic uint64_t request_head;
@@ -103,26 +100,37 @@ typedef struct hsm_area {
     HSM_ALIGNED _Atomic uint64_t parked[HSM_PARKED_WORDS]; /* one bit for each sleeping worker */
 
     hsm_key_record keys[HSM_MAX_KEYS];
+} hsm_shared;
+
+/* One side's own description of the memory. */
+typedef struct hsm_area {
+    hsm_shared *shared;
+    uint32_t slots; /* a power of two */
+    uint32_t max_message;
+    uint32_t max_workers;
+    uint64_t coalesce_ns;
+    uint64_t size; /* bytes of the whole memory */
+    _Atomic uint32_t *requests;
+    _Atomic uint32_t *completions;
+    hsm_slot *slot_table;
+    hsm_worker_record *worker_table;
+    uint8_t *overflow;
+    uint64_t overflow_stride; /* 0 when every message fits inline */
 } hsm_area;
 
-/* Map a new area. `fd` receives the memory file, which a host process can map too. */
-hsm_status hsm_area_create(const hsm_client_options *options, hsm_area **area, int *fd, hsm_error *error);
+/* Map new memory and describe it in `area`. `fd` receives the memory file, which a host process can map too. */
+hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, int *fd, hsm_error *error);
+/* Map the memory of another process and describe it in `area`. */
+hsm_status hsm_area_attach(int fd, hsm_area *area);
+/* Unmap the memory, if there is any, and close the file, if it is open. */
 void hsm_area_destroy(hsm_area *area, int fd);
 
-static inline _Atomic uint32_t *hsm_area_requests(hsm_area *area) {
-    return (_Atomic uint32_t *)(void *)((char *)area + area->request_ring);
-}
-
-static inline _Atomic uint32_t *hsm_area_completions(hsm_area *area) {
-    return (_Atomic uint32_t *)(void *)((char *)area + area->completion_ring);
-}
-
 static inline hsm_slot *hsm_area_slot(hsm_area *area, uint32_t index) {
-    return (hsm_slot *)(void *)((char *)area + area->slot_table) + index;
+    return area->slot_table + index;
 }
 
 static inline hsm_worker_record *hsm_area_worker(hsm_area *area, uint32_t index) {
-    return (hsm_worker_record *)(void *)((char *)area + area->worker_table) + index;
+    return area->worker_table + index;
 }
 
 /* Where the message of a slot lies; `length` decides which of its two places. */
@@ -130,7 +138,7 @@ static inline uint8_t *hsm_area_message(hsm_area *area, uint32_t index, size_t l
     if (length <= HSM_INLINE_MESSAGE) {
         return hsm_area_slot(area, index)->message;
     }
-    return (uint8_t *)area + area->overflow + (uint64_t)index * area->overflow_stride;
+    return area->overflow + (uint64_t)index * area->overflow_stride;
 }
 
 /* Whether a worker is inside the module past its request's deadline. */
@@ -142,28 +150,27 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
 
 static inline uint64_t hsm_area_queued(hsm_area *area) {
     /* Head first: it can only grow up to a tail that is read later. */
-    uint64_t head = atomic_load_explicit(&area->request_head, memory_order_acquire);
-    return atomic_load_explicit(&area->request_tail, memory_order_acquire) - head;
+    uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
+    return atomic_load_explicit(&area->shared->request_tail, memory_order_acquire) - head;
 }
 
 /* ---- request ring: one producer, many consumers ---- */
 
 /* Publish a slot to the workers. The client only. */
 static inline void hsm_area_publish(hsm_area *area, uint64_t tail, uint32_t slot) {
-    atomic_store_explicit(&hsm_area_requests(area)[tail & (area->slots - 1U)], slot, memory_order_relaxed);
+    atomic_store_explicit(&area->requests[tail & (area->slots - 1U)], slot, memory_order_relaxed);
 }
 
 /* Claim the oldest request. Returns false when there is none. Any worker. */
 static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
-    uint64_t head = atomic_load_explicit(&area->request_head, memory_order_relaxed);
+    uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_relaxed);
     for (;;) {
-        if (head == atomic_load_explicit(&area->request_tail, memory_order_acquire)) {
+        if (head == atomic_load_explicit(&area->shared->request_tail, memory_order_acquire)) {
             return false;
         }
         /* The place cannot be overwritten before the head has passed it: there are no more slots than places. */
-        uint32_t candidate =
-            atomic_load_explicit(&hsm_area_requests(area)[head & (area->slots - 1U)], memory_order_relaxed);
-        if (atomic_compare_exchange_weak_explicit(&area->request_head, &head, head + 1U, memory_order_acq_rel,
+        uint32_t candidate = atomic_load_explicit(&area->requests[head & (area->slots - 1U)], memory_order_relaxed);
+        if (atomic_compare_exchange_weak_explicit(&area->shared->request_head, &head, head + 1U, memory_order_acq_rel,
                                                   memory_order_relaxed)) {
             *slot = candidate;
             return true;
@@ -174,13 +181,13 @@ static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
 /* ---- completion ring: many producers, one consumer ---- */
 
 static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
-    uint64_t tail = atomic_fetch_add_explicit(&area->completion_tail, 1U, memory_order_relaxed);
+    uint64_t tail = atomic_fetch_add_explicit(&area->shared->completion_tail, 1U, memory_order_relaxed);
     /* Slot plus one, so that 0 means "not written yet". */
-    atomic_store_explicit(&hsm_area_completions(area)[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
+    atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
 }
 
 static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) {
-    _Atomic uint32_t *place = &hsm_area_completions(area)[head & (area->slots - 1U)];
+    _Atomic uint32_t *place = &area->completions[head & (area->slots - 1U)];
     uint32_t value = atomic_load_explicit(place, memory_order_acquire);
     if (value == 0) {
         return false;

@@ -66,7 +66,8 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     }
     client->area_fd = client->event_fd = client->timer_fd = -1;
     client->fork_generation = hsm_fork_generation();
-    status = hsm_area_create(options, &client->area, &client->area_fd, error);
+    client->area = &client->own_area;
+    status = hsm_area_create(options, client->area, &client->area_fd, error);
     if (status == HSM_OK) {
         status = open_wake_fds(client, error);
     }
@@ -115,8 +116,8 @@ void hsm_client_wake_clear(hsm_client *client) {
         return;
     }
     uint64_t count;
-    uint32_t was = atomic_exchange(&client->area->notify, HSM_NOTIFY_IDLE);
-    atomic_store(&client->area->waiting_since_ns, 0);
+    uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
+    atomic_store(&client->area->shared->waiting_since_ns, 0);
     (void)!read(client->event_fd, &count, sizeof count);
     if (was != HSM_NOTIFY_FIRED) {
         (void)!read(client->timer_fd, &count, sizeof count); /* no worker woke us, so the timer did */
@@ -126,7 +127,7 @@ void hsm_client_wake_clear(hsm_client *client) {
 }
 
 static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
-    if (atomic_exchange(&area->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
+    if (atomic_exchange(&area->shared->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
         uint64_t one = 1;
         (void)!write(event_fd, &one, sizeof one);
         atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
@@ -135,9 +136,9 @@ static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
 
 /* Arming a timer costs far more than looking at the time, hence not for each group of completions. */
 static void set_alarm(hsm_area *area, int timer_fd, uint64_t now) {
-    uint64_t at = atomic_load_explicit(&area->alarm_at_ns, memory_order_relaxed);
+    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
     uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
-    if (now >= at && atomic_compare_exchange_strong(&area->alarm_at_ns, &at, now + pause)) {
+    if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
         struct itimerspec when = {
             .it_value = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)}};
         (void)timerfd_settime(timer_fd, 0, &when, NULL);
@@ -146,11 +147,11 @@ static void set_alarm(hsm_area *area, int timer_fd, uint64_t now) {
 
 void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record) {
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&area->notify, memory_order_relaxed) == HSM_NOTIFY_FIRED) {
+    if (atomic_load_explicit(&area->shared->notify, memory_order_relaxed) == HSM_NOTIFY_FIRED) {
         return;
     }
     uint64_t since = 0;
-    if (urgent || (!atomic_compare_exchange_strong(&area->waiting_since_ns, &since, now) && now > since &&
+    if (urgent || (!atomic_compare_exchange_strong(&area->shared->waiting_since_ns, &since, now) && now > since &&
                    now - since >= area->coalesce_ns)) {
         fire(area, event_fd, record);
     } else {
@@ -159,7 +160,8 @@ void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_
 }
 
 static void note_in_flight(hsm_client *client) {
-    atomic_store_explicit(&client->area->in_flight, client->area->slots - client->free_count, memory_order_relaxed);
+    atomic_store_explicit(&client->area->shared->in_flight, client->area->slots - client->free_count,
+                          memory_order_relaxed);
 }
 
 /* Let workers see what was queued, and wake as many as there is work for. */
@@ -170,10 +172,10 @@ static void publish(hsm_client *client) {
         return;
     }
     client->published = client->tail;
-    atomic_store_explicit(&area->request_tail, client->tail, memory_order_release);
+    atomic_store_explicit(&area->shared->request_tail, client->tail, memory_order_release);
     atomic_thread_fence(memory_order_seq_cst);
     /* A polling worker will find one of them without a system call. */
-    count -= atomic_load_explicit(&area->spinning, memory_order_relaxed) != 0 ? 1U : 0U;
+    count -= atomic_load_explicit(&area->shared->spinning, memory_order_relaxed) != 0 ? 1U : 0U;
     if (count > 0) {
         hsm_area_unpark(area, count);
     }
@@ -275,7 +277,7 @@ static void answer_lost(hsm_slot *slot) {
  * reserved and not filled. Marks the slots in `seen` and closes the ring up. */
 static void close_completions(hsm_client *client, uint8_t *seen) {
     hsm_area *area = client->area;
-    _Atomic uint32_t *ring = hsm_area_completions(area);
+    _Atomic uint32_t *ring = area->completions;
     uint64_t end = client->head;
     for (uint64_t i = 0; i < area->slots; i++) {
         uint32_t index;
@@ -288,7 +290,7 @@ static void close_completions(hsm_client *client, uint8_t *seen) {
             }
         }
     }
-    atomic_store(&area->completion_tail, end);
+    atomic_store(&area->shared->completion_tail, end);
 }
 
 uint32_t hsm_client_recover(hsm_client *client) {
@@ -300,20 +302,20 @@ uint32_t hsm_client_recover(hsm_client *client) {
     if (seen == NULL) {
         return 0; /* their deadlines will answer them */
     }
-    atomic_store(&area->mode, HSM_MODE_PAUSED);
+    atomic_store(&area->shared->mode, HSM_MODE_PAUSED);
     close_completions(client, seen);
-    uint64_t head = atomic_load(&area->request_head);
+    uint64_t head = atomic_load(&area->shared->request_head);
     if (client->published - head > area->slots) {
         head = client->published; /* not what a worker of ours leaves behind */
-        atomic_store(&area->request_head, head);
+        atomic_store(&area->shared->request_head, head);
     }
     for (uint64_t i = head; i != client->tail; i++) { /* an open batch included */
-        seen[atomic_load(&hsm_area_requests(area)[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
+        seen[atomic_load(&area->requests[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
     }
-    atomic_store(&area->spinning, 0);
-    atomic_store(&area->notify, HSM_NOTIFY_IDLE);
+    atomic_store(&area->shared->spinning, 0);
+    atomic_store(&area->shared->notify, HSM_NOTIFY_IDLE);
     for (uint32_t i = 0; i < HSM_PARKED_WORDS; i++) {
-        atomic_store(&area->parked[i], 0);
+        atomic_store(&area->shared->parked[i], 0);
     }
     for (uint32_t i = 0; i < area->max_workers; i++) {
         hsm_worker_record *record = hsm_area_worker(area, i);
@@ -322,13 +324,13 @@ uint32_t hsm_client_recover(hsm_client *client) {
         atomic_store(&record->call_started_ns, 0);
     }
     uint32_t again = 0;
-    bool answers = atomic_load(&area->completion_tail) != client->head;
+    bool answers = atomic_load(&area->shared->completion_tail) != client->head;
     for (uint32_t index = 0; index < area->slots; index++) {
         if (seen[index] != 0 || client->use[index] == USE_FREE || client->use[index] == USE_ANSWERED) {
             continue;
         }
         hsm_slot *slot = hsm_area_slot(area, index);
-        const hsm_key_record *key = &area->keys[slot->key < HSM_MAX_KEYS ? slot->key : 0];
+        const hsm_key_record *key = &area->shared->keys[slot->key < HSM_MAX_KEYS ? slot->key : 0];
         /* Once only: a message that crashes the module must not do so for ever. */
         if (client->use[index] == USE_TAKEN && hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm)) {
             client->use[index] = USE_REPLAYED;
@@ -344,7 +346,7 @@ uint32_t hsm_client_recover(hsm_client *client) {
     hsm_free(seen);
     if (answers) {
         uint64_t one = 1;
-        atomic_store(&area->notify, HSM_NOTIFY_FIRED);
+        atomic_store(&area->shared->notify, HSM_NOTIFY_FIRED);
         (void)!write(client->event_fd, &one, sizeof one);
     }
     return again;
@@ -392,5 +394,5 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
         }
     }
     stats->queued = (uint32_t)hsm_area_queued(area);
-    stats->down = atomic_load_explicit(&area->down, memory_order_relaxed);
+    stats->down = atomic_load_explicit(&area->shared->down, memory_order_relaxed);
 }

@@ -5,7 +5,8 @@
 #include "area.h"
 
 struct hsm_client {
-    hsm_area *area;
+    hsm_area *area; /* &own_area, or in a host process that of its own */
+    hsm_area own_area;
     int area_fd;
     int event_fd;
     int timer_fd;

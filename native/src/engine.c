@@ -173,12 +173,12 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     if (engine == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "engine");
     }
-    if (atomic_load(&engine->area->mode) != HSM_MODE_PAUSED) {
+    if (atomic_load(&engine->area->shared->mode) != HSM_MODE_PAUSED) {
         /* Not a host that goes on where another one ended: nothing of an earlier engine's counts. */
-        atomic_store(&engine->area->mode, HSM_MODE_RUN);
-        atomic_store(&engine->area->down, 0);
+        atomic_store(&engine->area->shared->mode, HSM_MODE_RUN);
+        atomic_store(&engine->area->shared->down, 0);
         for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
-            atomic_store(&engine->area->keys[i].state, HSM_KEY_ABSENT);
+            atomic_store(&engine->area->shared->keys[i].state, HSM_KEY_ABSENT);
         }
     }
     status = copy_secret(engine, options, error);
@@ -290,7 +290,7 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
         return 0;
     }
-    atomic_store(&engine->area->mode, HSM_MODE_STOPPING);
+    atomic_store(&engine->area->shared->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(engine->area, HSM_MAX_WORKERS);
     hsm_warmer_stop(engine);
     uint32_t left = wait_for_workers(engine, timeout_ns);
@@ -343,7 +343,7 @@ static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selecto
         return hsm_fail(error, HSM_BAD_ARGUMENT, "", "an engine holds at most %d keys", HSM_MAX_KEYS);
     }
     hsm_engine_key *key = &engine->keys[index];
-    hsm_key_record *pinned = &engine->area->keys[index];
+    hsm_key_record *pinned = &engine->area->shared->keys[index];
     key->label = hsm_strdup(info->label);
     if (key->label == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "key");
@@ -390,6 +390,6 @@ hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index) {
     if (index >= atomic_load(&engine->key_count)) {
         return HSM_BAD_ARGUMENT;
     }
-    atomic_store(&engine->area->keys[index].state, HSM_KEY_RETIRED);
+    atomic_store(&engine->area->shared->keys[index].state, HSM_KEY_RETIRED);
     return HSM_OK;
 }

@@ -179,7 +179,7 @@ hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, h
     host->fork_generation = hsm_fork_generation();
     (void)pthread_mutex_init(&host->lock, NULL);
     hsm_status status = copy_options(host, options) ? HSM_OK : hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
-    atomic_store(&client->area->mode, HSM_MODE_RUN);
+    atomic_store(&client->area->shared->mode, HSM_MODE_RUN);
     if (status == HSM_OK) {
         status = hsm_process_start(host, error);
     }
@@ -228,7 +228,7 @@ hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index) {
         return HSM_BAD_ARGUMENT;
     }
     if (status == HSM_OK) {
-        atomic_store(&host->client->area->keys[index].state, HSM_KEY_RETIRED);
+        atomic_store(&host->client->area->shared->keys[index].state, HSM_KEY_RETIRED);
     }
     return status;
 }
@@ -291,7 +291,7 @@ static hsm_status skip_key(hsm_host *host, hsm_error *error) {
 /* Have the new process find a key again, under the index that it had. */
 static hsm_status find_again(hsm_host *host, uint32_t index, hsm_error *error) {
     const hsm_key_info *pinned = &host->keys[index];
-    hsm_key_record *record = &host->client->area->keys[index];
+    hsm_key_record *record = &host->client->area->shared->keys[index];
     if (atomic_load(&record->state) != HSM_KEY_ACTIVE) {
         return skip_key(host, error);
     }
@@ -337,7 +337,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
         return status;
     }
     /* Only now may its workers claim: before, they had no keys to sign with. */
-    atomic_store(&host->client->area->mode, HSM_MODE_RUN);
+    atomic_store(&host->client->area->shared->mode, HSM_MODE_RUN);
     hsm_area_unpark(host->client->area, HSM_MAX_WORKERS);
     return HSM_OK;
 }

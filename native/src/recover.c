@@ -53,7 +53,7 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t key, CK_OBJECT_HANDLE *handle,
                              hsm_error *error) {
     hsm_engine_key *own = &engine->keys[key];
-    hsm_key_record *pinned = &engine->area->keys[key];
+    hsm_key_record *pinned = &engine->area->shared->keys[key];
     /* The id is the key's identity on the token; its label may be shared by its successors. */
     hsm_key_selector selector = {
         .label = own->id_len > 0 ? NULL : own->label,
@@ -94,7 +94,7 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     hsm_status status = logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
     uint32_t keys = atomic_load(&engine->key_count);
     for (uint32_t key = 0; key < keys && status == HSM_OK; key++) {
-        if (atomic_load(&engine->area->keys[key].state) != HSM_KEY_ACTIVE) {
+        if (atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {
             continue;
         }
         CK_OBJECT_HANDLE handle;
@@ -244,19 +244,19 @@ bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
 
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t now) {
     hsm_area *area = worker->engine->area;
-    if (atomic_load_explicit(&area->down, memory_order_relaxed) == 0) {
+    if (atomic_load_explicit(&area->shared->down, memory_order_relaxed) == 0) {
         return true;
     }
-    uint64_t at = atomic_load(&area->probe_at_ns);
+    uint64_t at = atomic_load(&area->shared->probe_at_ns);
     /* One request at a time is the probe; the next one may be tried when this one has had its time. */
-    return now >= at && atomic_compare_exchange_strong(&area->probe_at_ns, &at, now + PROBE_MAX_NS);
+    return now >= at && atomic_compare_exchange_strong(&area->shared->probe_at_ns, &at, now + PROBE_MAX_NS);
 }
 
 void hsm_token_answered(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
-    if (atomic_load_explicit(&engine->area->down, memory_order_relaxed) != 0) {
+    if (atomic_load_explicit(&engine->area->shared->down, memory_order_relaxed) != 0) {
         atomic_store(&engine->probe_failures, 0);
-        atomic_store(&engine->area->down, 0);
+        atomic_store(&engine->area->shared->down, 0);
     }
 }
 
@@ -271,6 +271,6 @@ void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
     }
     uint32_t failures = atomic_fetch_add(&engine->probe_failures, 1);
     uint64_t pause = PROBE_FIRST_NS << (failures < 6 ? failures : 6);
-    atomic_store(&engine->area->probe_at_ns, now + (pause < PROBE_MAX_NS ? pause : PROBE_MAX_NS));
-    atomic_store(&engine->area->down, 1);
+    atomic_store(&engine->area->shared->probe_at_ns, now + (pause < PROBE_MAX_NS ? pause : PROBE_MAX_NS));
+    atomic_store(&engine->area->shared->down, 1);
 }

@@ -37,7 +37,7 @@ uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy) {
     uint64_t now = hsm_now_ns();
     uint32_t stuck = 0;
     (void)pthread_mutex_lock(&engine->state);
-    bool stopping = atomic_load(&engine->area->mode) == HSM_MODE_STOPPING;
+    bool stopping = atomic_load(&engine->area->shared->mode) == HSM_MODE_STOPPING;
     for (uint32_t i = 0; i < engine->worker_slots && !stopping; i++) {
         hsm_worker_record *record = hsm_area_worker(engine->area, i);
         if (atomic_load(&engine->workers[i].thread_state) != HSM_THREAD_STARTED) {

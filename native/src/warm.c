@@ -13,11 +13,11 @@
 
 static bool wanted(hsm_engine *engine) {
     return hsm_now_ns() - atomic_load_explicit(&engine->last_answer_ns, memory_order_relaxed) < engine->warm_ns &&
-           atomic_load_explicit(&engine->area->in_flight, memory_order_relaxed) <= 1;
+           atomic_load_explicit(&engine->area->shared->in_flight, memory_order_relaxed) <= 1;
 }
 
 static bool stopping(const hsm_engine *engine) {
-    return atomic_load_explicit(&engine->area->mode, memory_order_relaxed) == HSM_MODE_STOPPING;
+    return atomic_load_explicit(&engine->area->shared->mode, memory_order_relaxed) == HSM_MODE_STOPPING;
 }
 
 static void *keep_warm(void *argument) {
@@ -67,7 +67,7 @@ void hsm_warmer_stop(hsm_engine *engine) {
 }
 
 void hsm_warmer_note(hsm_engine *engine, uint64_t now) {
-    if (engine->warm_ns == 0 || atomic_load_explicit(&engine->area->in_flight, memory_order_relaxed) > 1) {
+    if (engine->warm_ns == 0 || atomic_load_explicit(&engine->area->shared->in_flight, memory_order_relaxed) > 1) {
         return;
     }
     atomic_store_explicit(&engine->last_answer_ns, now, memory_order_relaxed);

@@ -65,7 +65,7 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE 
 }
 
 static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
-    const hsm_key_record *record = &worker->engine->area->keys[key];
+    const hsm_key_record *record = &worker->engine->area->shared->keys[key];
     if (worker->verifiers[key] == NULL) {
         worker->verifiers[key] =
             hsm_verifier_new((hsm_algorithm)record->algorithm, record->public_key, record->public_key_len);
@@ -113,8 +113,9 @@ static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t mes
     if (status != HSM_OK) {
         return status;
     }
-    status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)engine->area->keys[slot->key].algorithm,
-                      worker->message, message_len, signature, outcome);
+    status =
+        hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)engine->area->shared->keys[slot->key].algorithm,
+                 worker->message, message_len, signature, outcome);
     if (status == HSM_OK && engine->verify_every != 0 &&
         (worker->suspicious || ++worker->signed_count % engine->verify_every == 0)) {
         status = verify(worker, slot->key, message_len, signature);
@@ -142,7 +143,7 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint64_t now) {
     if (slot->key >= HSM_MAX_KEYS || slot->message_len > area->max_message) {
         return HSM_BAD_ARGUMENT;
     }
-    switch (atomic_load_explicit(&area->keys[slot->key].state, memory_order_acquire)) {
+    switch (atomic_load_explicit(&area->shared->keys[slot->key].state, memory_order_acquire)) {
     case HSM_KEY_ACTIVE:
         return hsm_admit_to_token(worker, now) ? HSM_OK : HSM_TOKEN_LOST;
     case HSM_KEY_RETIRED:
@@ -241,7 +242,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
     uint32_t nobody = 0;
-    if (worker->engine->spin_ns == 0 || !atomic_compare_exchange_strong(&area->spinning, &nobody, 1)) {
+    if (worker->engine->spin_ns == 0 || !atomic_compare_exchange_strong(&area->shared->spinning, &nobody, 1)) {
         return false;
     }
     uint64_t until = hsm_now_ns() + worker->engine->spin_ns;
@@ -251,8 +252,9 @@ static bool spin(hsm_worker *worker) {
             hsm_relax();
             found = hsm_area_queued(area) != 0;
         }
-    } while (!found && hsm_now_ns() < until && atomic_load_explicit(&area->mode, memory_order_relaxed) == HSM_MODE_RUN);
-    atomic_store(&area->spinning, 0);
+    } while (!found && hsm_now_ns() < until &&
+             atomic_load_explicit(&area->shared->mode, memory_order_relaxed) == HSM_MODE_RUN);
+    atomic_store(&area->shared->spinning, 0);
     return found;
 }
 
@@ -280,7 +282,7 @@ static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
     hsm_area *area = worker->engine->area;
     *waited = false;
     for (;;) {
-        uint32_t mode = atomic_load_explicit(&area->mode, memory_order_acquire);
+        uint32_t mode = atomic_load_explicit(&area->shared->mode, memory_order_acquire);
         if (mode == HSM_MODE_STOPPING ||
             atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0) {
             return false;

@@ -1,5 +1,5 @@
 /* The rings and both who use them, by operations from the input: first as they should be used, and then with the other
- * side writing what it likes into everything but the layout. Used well, every request completes once and with its own
+ * side writing what it likes, into the layout too. Used well, every request completes once and with its own
  * signature; used badly, none completes twice, and nobody touches memory that is not his.
  *
  * The worker is taken in whole, so that its inner steps can be driven in this one thread. */
@@ -26,7 +26,7 @@ static struct {
     size_t to_release[4 * SLOTS];
     size_t to_release_count;
     /* Everything that nobody may change. */
-    hsm_area layout;
+    hsm_shared layout;
     CK_RV answer;
 } run_;
 
@@ -87,14 +87,14 @@ static void begin_run(void) {
         static const uint32_t states[] = {HSM_KEY_ACTIVE, HSM_KEY_ACTIVE, HSM_KEY_RETIRED, HSM_KEY_MISMATCHED,
                                           HSM_KEY_ABSENT};
         run_.engine.keys[key].handle = 77;
-        run_.area->keys[key].algorithm = key == 1 ? HSM_ECDSA_P256 : HSM_ED25519;
-        run_.area->keys[key].state = states[key < 5 ? key : 4];
+        run_.area->shared->keys[key].algorithm = key == 1 ? HSM_ECDSA_P256 : HSM_ED25519;
+        run_.area->shared->keys[key].state = states[key < 5 ? key : 4];
     }
     run_.worker.engine = &run_.engine;
     run_.worker.record = hsm_area_worker(run_.area, 0);
     run_.worker.message = hsm_alloc(MAX_MESSAGE);
     REQUIRE(run_.worker.message != NULL);
-    memcpy(&run_.layout, run_.area, sizeof run_.layout);
+    memcpy(&run_.layout, run_.area->shared, sizeof run_.layout);
 }
 
 static void end_run(void) {
@@ -208,15 +208,15 @@ static void lie(struct input *input) {
     uint32_t value = take_u32(input);
     hsm_slot *slot = hsm_area_slot(run_.area, where % SLOTS);
     hsm_worker_record *record = hsm_area_worker(run_.area, where % WORKERS);
-    switch (what % 14) {
+    switch (what % 15) {
     case 0:
         hsm_area_complete(run_.area, value);
         break;
     case 1:
-        atomic_store(&hsm_area_completions(run_.area)[where % SLOTS], value);
+        atomic_store(&(run_.area)->completions[where % SLOTS], value);
         break;
     case 2:
-        atomic_store(&hsm_area_requests(run_.area)[where % SLOTS], value);
+        atomic_store(&(run_.area)->requests[where % SLOTS], value);
         break;
     case 3:
         slot->status = value;
@@ -241,20 +241,28 @@ static void lie(struct input *input) {
         break;
     case 9:
         /* Not so far ahead that the worker would serve for ever. */
-        atomic_store(&run_.area->request_tail, atomic_load(&run_.area->request_tail) + value % 16);
+        atomic_store(&run_.area->shared->request_tail, atomic_load(&run_.area->shared->request_tail) + value % 16);
         break;
     case 10:
-        atomic_store(&run_.area->completion_tail, value);
+        atomic_store(&run_.area->shared->completion_tail, value);
         break;
     case 11:
-        atomic_store(&run_.area->parked[where % HSM_PARKED_WORDS], (uint64_t)value << 32U | value);
+        atomic_store(&run_.area->shared->parked[where % HSM_PARKED_WORDS], (uint64_t)value << 32U | value);
         break;
     case 12:
-        atomic_store(&run_.area->mode, value);
-        atomic_store(&run_.area->down, value);
-        atomic_store(&run_.area->probe_at_ns, value);
-        atomic_store(&run_.area->notify, value);
-        atomic_store(&run_.area->spinning, value);
+        atomic_store(&run_.area->shared->mode, value);
+        atomic_store(&run_.area->shared->down, value);
+        atomic_store(&run_.area->shared->probe_at_ns, value);
+        atomic_store(&run_.area->shared->notify, value);
+        atomic_store(&run_.area->shared->spinning, value);
+        break;
+    case 13:
+        /* Nobody looks at the layout again, so what it says does not matter. */
+        run_.area->shared->slots = value;
+        run_.area->shared->max_message = value;
+        run_.area->shared->max_workers = value;
+        run_.area->shared->size = value;
+        run_.area->shared->coalesce_ns = value;
         break;
     default:
         atomic_store(&record->running, value);
@@ -327,9 +335,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     begin_run();
     while (input.left > 0) {
         step(&input);
-        /* The layout and the pinned keys stay what they were, whatever the other side has written beside them. */
-        REQUIRE(memcmp(&run_.layout, run_.area, offsetof(hsm_area, request_tail)) == 0);
-        REQUIRE(memcmp(run_.layout.keys, run_.area->keys, sizeof run_.layout.keys) == 0);
+        /* The pinned keys stay what they were, whatever the other side has written beside them. */
+        REQUIRE(memcmp(run_.layout.keys, run_.area->shared->keys, sizeof run_.layout.keys) == 0);
     }
     drain();
     end_run();

@@ -11,10 +11,20 @@
 
 static hsm_area *make_area(uint32_t slots, uint32_t max_message, uint32_t workers, int *fd) {
     hsm_client_options options = {.slots = slots, .max_message = max_message, .max_workers = workers};
-    hsm_area *area = NULL;
+    hsm_area *area = hsm_alloc(sizeof *area);
     hsm_error error = {.status = HSM_OK};
-    REQUIRE_OK(hsm_area_create(&options, &area, fd, &error), error);
+    REQUIRE(area != NULL);
+    REQUIRE_OK(hsm_area_create(&options, area, fd, &error), error);
     return area;
+}
+
+static void free_area(hsm_area *area, int fd) {
+    hsm_area_destroy(area, fd);
+    hsm_free(area);
+}
+
+static uint64_t offset_of(const hsm_area *area, const void *place) {
+    return (uint64_t)((const char *)place - (const char *)area->shared);
 }
 
 /* ---- layout ---- */
@@ -27,20 +37,20 @@ struct region {
 static void check_layout(uint32_t slots, uint32_t max_message, uint32_t workers) {
     int fd = -1;
     hsm_area *area = make_area(slots, max_message, workers, &fd);
-    CHECK_INT(area->magic == HSM_AREA_MAGIC, ==, 1);
-    CHECK_INT(area->version, ==, HSM_AREA_VERSION);
+    CHECK_INT(area->shared->magic == HSM_AREA_MAGIC, ==, 1);
+    CHECK_INT(area->shared->version, ==, HSM_AREA_VERSION);
     CHECK_INT(area->slots, >=, slots);
     CHECK_INT(area->slots & (area->slots - 1U), ==, 0);
     CHECK_INT(area->max_message, ==, max_message);
     CHECK_INT(area->overflow_stride >= max_message || max_message <= HSM_INLINE_MESSAGE, ==, 1);
 
     const struct region regions[] = {
-        {0, sizeof *area},
-        {area->request_ring, area->request_ring + area->slots * sizeof(uint32_t)},
-        {area->completion_ring, area->completion_ring + area->slots * sizeof(uint32_t)},
-        {area->slot_table, area->slot_table + area->slots * sizeof(hsm_slot)},
-        {area->worker_table, area->worker_table + workers * sizeof(hsm_worker_record)},
-        {area->overflow, area->overflow + area->slots * area->overflow_stride},
+        {0, sizeof *area->shared},
+        {offset_of(area, area->requests), offset_of(area, area->requests + area->slots)},
+        {offset_of(area, area->completions), offset_of(area, area->completions + area->slots)},
+        {offset_of(area, area->slot_table), offset_of(area, area->slot_table + area->slots)},
+        {offset_of(area, area->worker_table), offset_of(area, area->worker_table + workers)},
+        {offset_of(area, area->overflow), offset_of(area, area->overflow) + area->slots * area->overflow_stride},
     };
     for (size_t i = 0; i < COUNT_OF(regions); i++) {
         CHECK_INT(regions[i].begin % HSM_CACHE_LINE, ==, 0);
@@ -53,7 +63,7 @@ static void check_layout(uint32_t slots, uint32_t max_message, uint32_t workers)
     uint8_t *message = hsm_area_message(area, area->slots - 1U, max_message);
     message[max_message - 1U] = 0x5a;
     CHECK_INT(message[max_message - 1U], ==, 0x5a);
-    hsm_area_destroy(area, fd);
+    free_area(area, fd);
 }
 
 static void regions_do_not_overlap(void) {
@@ -78,7 +88,7 @@ static void the_order_of_requests_is_kept(void) {
             hsm_area_publish(area, tail++, (i + round) % 4);
         }
         CHECK_INT(hsm_area_queued(area), ==, 0); /* not before the tail says so */
-        atomic_store(&area->request_tail, tail);
+        atomic_store(&area->shared->request_tail, tail);
         CHECK_INT(hsm_area_queued(area), ==, 4);
         for (uint32_t i = 0; i < 4; i++) {
             REQUIRE(hsm_area_claim(area, &slot));
@@ -92,7 +102,7 @@ static void the_order_of_requests_is_kept(void) {
         }
         CHECK(!hsm_area_take(area, head, &slot));
     }
-    hsm_area_destroy(area, fd);
+    free_area(area, fd);
 }
 
 /* ---- contention: one producer, four consumers, one drainer ---- */
@@ -124,7 +134,7 @@ static void *produce(void *argument) {
         hsm_area_slot(area, slot)->submitted_ns = sequence;
         hsm_area_slot(area, slot)->key = (uint32_t)(sequence * 7);
         hsm_area_publish(area, sequence, slot);
-        atomic_store_explicit(&area->request_tail, sequence + 1, memory_order_release);
+        atomic_store_explicit(&area->shared->request_tail, sequence + 1, memory_order_release);
         atomic_thread_fence(memory_order_seq_cst);
         hsm_area_unpark(area, 1);
     }
@@ -137,7 +147,7 @@ static void *consume(void *argument) {
     uint32_t index;
     for (;;) {
         if (!hsm_area_claim(area, &index)) {
-            if (atomic_load(&area->mode) != 0) {
+            if (atomic_load(&area->shared->mode) != 0) {
                 return NULL;
             }
             hsm_area_park(area, worker, 0);
@@ -201,7 +211,7 @@ static void no_request_is_lost_or_doubled(void) {
     REQUIRE(pthread_create(&producer, NULL, produce, NULL) == 0);
     drain();
     (void)pthread_join(producer, NULL);
-    atomic_store(&contention.area->mode, HSM_MODE_STOPPING);
+    atomic_store(&contention.area->shared->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(contention.area, HSM_MAX_WORKERS);
     for (uint32_t i = 0; i < CONSUMERS; i++) {
         (void)pthread_join(consumers[i], NULL);
@@ -212,7 +222,7 @@ static void no_request_is_lost_or_doubled(void) {
     }
     free((void *)contention.served);
     free(contention.drained);
-    hsm_area_destroy(contention.area, fd);
+    free_area(contention.area, fd);
 }
 
 /* ---- sleeping ---- */
@@ -229,7 +239,7 @@ struct sleeper {
 static void *sleep_and_claim(void *argument) {
     const struct sleeper *self = argument;
     uint32_t slot;
-    while (atomic_load(&self->area->mode) == 0) {
+    while (atomic_load(&self->area->shared->mode) == 0) {
         if (hsm_area_claim(self->area, &slot)) {
             atomic_fetch_add(&awoken, 1);
         } else {
@@ -252,7 +262,7 @@ static void no_wake_is_lost(void) {
     uint64_t begun = hsm_now_ns();
     for (uint64_t nap = 0; nap < NAPS && patient(begun); nap++) {
         hsm_area_publish(area, nap, (uint32_t)(nap % 4));
-        atomic_store_explicit(&area->request_tail, nap + 1, memory_order_release);
+        atomic_store_explicit(&area->shared->request_tail, nap + 1, memory_order_release);
         atomic_thread_fence(memory_order_seq_cst);
         hsm_area_unpark(area, 1);
         while (atomic_load(&awoken) <= nap && patient(begun)) {
@@ -260,30 +270,30 @@ static void no_wake_is_lost(void) {
         }
     }
     CHECK_INT(atomic_load(&awoken), ==, NAPS);
-    atomic_store(&area->mode, HSM_MODE_STOPPING);
+    atomic_store(&area->shared->mode, HSM_MODE_STOPPING);
     hsm_area_unpark(area, HSM_MAX_WORKERS);
     for (size_t i = 0; i < 2; i++) {
         (void)pthread_join(threads[i], NULL);
     }
-    hsm_area_destroy(area, fd);
+    free_area(area, fd);
 }
 
 static void a_worker_does_not_sleep_past_work_or_the_end(void) {
     int fd = -1;
     hsm_area *area = make_area(4, 1, 1, &fd);
     hsm_area_publish(area, 0, 0);
-    atomic_store(&area->request_tail, 1);
+    atomic_store(&area->shared->request_tail, 1);
     hsm_area_park(area, 0, 0); /* returns at once: a request waits */
     uint32_t slot;
     CHECK(hsm_area_claim(area, &slot));
-    atomic_store(&area->mode, HSM_MODE_STOPPING);
+    atomic_store(&area->shared->mode, HSM_MODE_STOPPING);
     hsm_area_park(area, 0, 0); /* returns at once: the area is stopping */
-    atomic_store(&area->mode, HSM_MODE_RUN);
+    atomic_store(&area->shared->mode, HSM_MODE_RUN);
     uint64_t begun = hsm_now_ns();
     hsm_area_park(area, 0, MILLISECOND);
     CHECK_INT(hsm_now_ns() - begun, <, PATIENCE);
-    CHECK_INT(atomic_load(&area->parked[0]), ==, 0);
-    hsm_area_destroy(area, fd);
+    CHECK_INT(atomic_load(&area->shared->parked[0]), ==, 0);
+    free_area(area, fd);
 }
 
 static void unpark_wakes_no_more_than_asked(void) {
@@ -291,13 +301,13 @@ static void unpark_wakes_no_more_than_asked(void) {
     hsm_area *area = make_area(4, 1, 200, &fd);
     static const uint32_t asleep[] = {0, 63, 64, 127, 199};
     for (size_t i = 0; i < COUNT_OF(asleep); i++) {
-        atomic_fetch_or(&area->parked[asleep[i] / 64], UINT64_C(1) << (asleep[i] % 64));
+        atomic_fetch_or(&area->shared->parked[asleep[i] / 64], UINT64_C(1) << (asleep[i] % 64));
     }
     hsm_area_unpark(area, 0);
     hsm_area_unpark(area, 3);
     unsigned woken = 0;
     for (uint32_t worker = 0; worker < 200; worker++) {
-        bool still = (atomic_load(&area->parked[worker / 64]) >> (worker % 64) & 1U) != 0;
+        bool still = (atomic_load(&area->shared->parked[worker / 64]) >> (worker % 64) & 1U) != 0;
         bool signalled = atomic_load(&hsm_area_worker(area, worker)->park) != 0;
         CHECK(!still || !signalled);
         woken += signalled ? 1U : 0U;
@@ -307,7 +317,7 @@ static void unpark_wakes_no_more_than_asked(void) {
     for (size_t i = 0; i < COUNT_OF(asleep); i++) {
         CHECK_INT(atomic_load(&hsm_area_worker(area, asleep[i])->park), ==, 1);
     }
-    hsm_area_destroy(area, fd);
+    free_area(area, fd);
 }
 
 static const struct test tests[] = {

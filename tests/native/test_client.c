@@ -251,18 +251,18 @@ static void a_batch_wakes_as_many_workers_as_it_has_requests(void) {
     hsm_client *client = NULL;
     hsm_error error;
     REQUIRE_OK(hsm_client_new(&options, &client, &error), error);
-    atomic_store(&client->area->parked[0], UINT64_MAX);
+    atomic_store(&client->area->shared->parked[0], UINT64_MAX);
     hsm_client_batch_begin(client);
     for (int i = 0; i < 5; i++) {
         (void)submit(client, "x", 1);
     }
-    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->parked[0])), ==, 64);
+    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->shared->parked[0])), ==, 64);
     hsm_client_batch_end(client);
-    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->parked[0])), ==, 59);
-    atomic_store(&client->area->spinning, 1); /* a polling worker finds one of them by itself */
+    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->shared->parked[0])), ==, 59);
+    atomic_store(&client->area->shared->spinning, 1); /* a polling worker finds one of them by itself */
     (void)submit(client, "x", 1);
-    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->parked[0])), ==, 59);
-    atomic_store(&client->area->parked[0], 0);
+    CHECK_INT(__builtin_popcountll(atomic_load(&client->area->shared->parked[0])), ==, 59);
+    atomic_store(&client->area->shared->parked[0], 0);
     hsm_client_free(client);
 }
 

@@ -11,8 +11,8 @@ static hsm_client *make_client(void) {
     hsm_client *client = NULL;
     hsm_error error = {.status = HSM_OK};
     REQUIRE_OK(hsm_client_new(&options, &client, &error), error);
-    client->area->keys[DETERMINISTIC].algorithm = HSM_ED25519;
-    client->area->keys[RANDOMIZED].algorithm = HSM_ECDSA_P256;
+    client->area->shared->keys[DETERMINISTIC].algorithm = HSM_ED25519;
+    client->area->shared->keys[RANDOMIZED].algorithm = HSM_ECDSA_P256;
     return client;
 }
 
@@ -116,7 +116,7 @@ static void what_was_answered_is_kept_across_a_hole(void) {
         (void)claim(client);
     }
     /* The first worker reserves its place in the ring and dies there; the others come after it. */
-    (void)atomic_fetch_add(&client->area->completion_tail, 1);
+    (void)atomic_fetch_add(&client->area->shared->completion_tail, 1);
     answer(client, slots[1]);
     answer(client, slots[2]);
     hsm_completion done;
@@ -180,9 +180,9 @@ static void rubble_is_cleared(void) {
     answer(client, 3);
     answer(client, 3);                   /* twice */
     hsm_area_complete(area, 0x7ffffff0); /* out of range */
-    atomic_store(&area->request_head, UINT64_MAX / 2);
-    atomic_store(&area->spinning, 1);
-    atomic_store(&area->parked[0], UINT64_MAX);
+    atomic_store(&area->shared->request_head, UINT64_MAX / 2);
+    atomic_store(&area->shared->spinning, 1);
+    atomic_store(&area->shared->parked[0], UINT64_MAX);
     for (uint32_t i = 0; i < SLOTS; i++) {
         hsm_area_slot(area, i)->key = UINT32_MAX - i;
     }

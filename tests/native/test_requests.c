@@ -211,7 +211,7 @@ static void stopping_answers_what_is_queued(void) {
     pthread_t thread;
     REQUIRE(pthread_create(&thread, NULL, stop, &stopping) == 0);
     uint64_t begun = hsm_now_ns();
-    while (atomic_load(&f.client->area->mode) == 0 && patient(begun)) {
+    while (atomic_load(&f.client->area->shared->mode) == 0 && patient(begun)) {
         (void)sched_yield();
     }
     gate_set(false);

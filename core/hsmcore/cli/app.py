@@ -55,6 +55,7 @@ def run(arguments: list[str]) -> int:
     see_help = f"See `hsmcore {command} --help`."
     try:
         result = build(with_bench=command == "bench")(arguments, prog_name="hsmcore", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has gone is dealt with, and not when the interpreter ends
     except HsmError as error:
         return report(error, see_help, as_json=as_json)
     except BadUsage as error:
