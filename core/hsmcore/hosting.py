@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +22,11 @@ HOST_PROGRAM = Path(__file__).with_name("_bin") / "hsmcore-host"
 
 TEND_SECONDS = 0.1
 """How often stuck workers are looked at again."""
-RESTART_FIRST_SECONDS = 0.02
-RESTART_MAX_SECONDS = 2.0
-STABLE_SECONDS = 1.0
-"""A host that lived this long is started again at once."""
+RESTARTS_AT_ONCE = 5
+"""So many restarts within WINDOW_SECONDS begin at once; then each waits twice as long as the one before."""
+WINDOW_SECONDS = 10.0
+PAUSE_FIRST_SECONDS = 0.05
+PAUSE_MAX_SECONDS = 2.0
 
 Blocking = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -52,8 +54,7 @@ class Warden:
         self._tending: asyncio.TimerHandle | None = None
         self._watched = -1
         self._restarting: asyncio.Task[None] | None = None
-        self._started = self._loop.time()
-        self._pause = RESTART_FIRST_SECONDS
+        self._attempts: deque[float] = deque()
         self.restarts = 0
 
     def begin(self) -> None:
@@ -112,30 +113,36 @@ class Warden:
         self._unwatch_host()
         replayed = self._engine.recover()
         get_logger().error("host process ended; starting it again", member=self._name, replayed=replayed)
-        lived = self._loop.time() - self._started
-        self._pause = RESTART_FIRST_SECONDS if lived >= STABLE_SECONDS else min(self._pause * 2, RESTART_MAX_SECONDS)
-        at_once = lived >= STABLE_SECONDS or self._pause <= RESTART_FIRST_SECONDS * 2
-        self._restarting = self._loop.create_task(self._restart(0.0 if at_once else self._pause))
+        self._restarting = self._loop.create_task(self._restart())
 
-    async def _restart(self, pause: float) -> None:
+    def _pause(self) -> float:
+        """How long the next attempt has to wait, in seconds."""
+        now = self._loop.time()
+        while self._attempts and self._attempts[0] < now - WINDOW_SECONDS:
+            self._attempts.popleft()
+        self._attempts.append(now)
+        surplus = len(self._attempts) - RESTARTS_AT_ONCE
+        return 0.0 if surplus <= 0 else min(PAUSE_FIRST_SECONDS * 2.0 ** (surplus - 1), PAUSE_MAX_SECONDS)
+
+    async def _restart(self) -> None:
         while True:
+            pause = self._pause()
             if pause:
+                self._engine.set_down(True)
                 await asyncio.sleep(pause)
             try:
                 await self._run(self._engine.restart_host)
             except HsmError as error:
                 # Workers of the failed attempt may have begun requests.
                 self._engine.recover()
-                self._engine.set_down(True)
+                get_logger().error("host process does not start", member=self._name, error=str(error))
                 if error.error_class == "AUTH_FATAL":
-                    get_logger().error("member down for good: login refused", member=self._name, error=str(error))
+                    self._engine.set_down(True)
+                    get_logger().error("member down for good: the login was refused", member=self._name)
                     return
-                pause = self._pause = min(self._pause * 2, RESTART_MAX_SECONDS)
-                get_logger().error("host process does not start", member=self._name, error=str(error), retry_in=pause)
             else:
                 break
         self.restarts += 1
-        self._started = self._loop.time()
         self._restarting = None
         self._engine.set_down(False)
         self._watch_host()
