@@ -305,7 +305,7 @@ static hsm_status find_again(hsm_host *host, uint32_t index, hsm_error *error) {
         .public_key = pinned->public_key,
         .public_key_len = pinned->public_key_len,
     };
-    hsm_key_info again;
+    hsm_key_info again = {.index = 0};
     hsm_status status = send_key(host, &selector, &again, error);
     if (status == HSM_KEY_MISMATCH) {
         /* Nothing may be signed with it, now or later; other keys may go on. */
