@@ -37,7 +37,7 @@ class KeyManagerConfig(Provider):
     queue_size: Annotated[int, Whole(1, MAX_QUEUE_SIZE)] = 4096
     """Requests in flight at most; beyond it callers wait."""
     max_message_bytes: Annotated[int, Whole(1, MAX_MESSAGE_BYTES)] = 16_384
-    wake_coalesce_micros: Annotated[int, Whole(0, 1_000_000)] = 1000
+    wake_coalesce_micros: Annotated[int, Whole(0, 1_000_000)] = 2000
     """How old a finished request may grow before the event loop is woken for it; 0: at once."""
     spin_micros: Annotated[int, Whole(0, 100_000)] = 50
     """How long an idle worker polls before it sleeps; 0: not at all."""
