@@ -63,8 +63,10 @@ class Pkcs11Member:
         self._isolated = settings.isolation == "process"
         self._hidden_variables = hidden_variables
         self.warden: Warden | None = None
-        # With a host process, this one is not logged in.
-        self.control = ControlPlane.for_settings(settings, log_in=self._isolated, member=self.name)
+        # Where the module is isolated, it is not loaded here for the control plane either.
+        self.control = ControlPlane.for_settings(
+            settings, member=self.name, isolated=self._isolated, hidden=hidden_variables
+        )
 
     def require_module(self) -> None:
         """Raise ModuleMissing, which says what to install, if the module's file is not there."""

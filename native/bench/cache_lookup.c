@@ -86,7 +86,7 @@ int main(int argc, char **argv) {
         fputs("usage: hsmcore-cachebench [--message-bytes N]\nthen on standard input: run SECONDS | quit\n", stderr);
         return 2;
     }
-    hsm_cache *cache;
+    hsm_cache *cache = NULL;
     unsigned char *messages = malloc(MESSAGES * (size_t)size);
     if (messages == NULL || hsm_cache_new(MESSAGES, &cache) != HSM_OK)
         fail("out of memory");

@@ -173,7 +173,8 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     if (engine == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "engine");
     }
-    if (atomic_load(&engine->area->shared->mode) != HSM_MODE_PAUSED) {
+    engine->keep_queued = atomic_load(&engine->area->shared->mode) == HSM_MODE_PAUSED;
+    if (!engine->keep_queued) {
         /* Not a host that goes on where another one ended: nothing of an earlier engine's counts. */
         atomic_store(&engine->area->shared->mode, HSM_MODE_RUN);
         atomic_store(&engine->area->shared->down, 0);
@@ -200,9 +201,16 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         hsm_warmer_start(engine, options->warm_ns);
     }
     if (status != HSM_OK) {
+        /* A host that does not start leaves what is queued to the next one. */
+        hsm_area *area = engine->area;
+        bool paused = engine->keep_queued;
         (void)hsm_engine_stop(engine, UINT64_MAX);
+        if (paused) {
+            atomic_store(&area->shared->mode, HSM_MODE_PAUSED);
+        }
         return status;
     }
+    engine->keep_queued = false;
     *out = engine;
     return HSM_OK;
 }
@@ -294,7 +302,9 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     hsm_area_unpark(engine->area, HSM_MAX_WORKERS);
     hsm_warmer_stop(engine);
     uint32_t left = wait_for_workers(engine, timeout_ns);
-    complete_queued(engine);
+    if (!engine->keep_queued) {
+        complete_queued(engine);
+    }
     if (left > 0) {
         if (engine->pin != NULL) {
             hsm_wipe(engine->pin, engine->pin_len); /* a worker may still point to the engine, but needs no PIN */
@@ -369,7 +379,10 @@ hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *select
     }
     (void)pthread_mutex_lock(&engine->control);
     CK_OBJECT_HANDLE handle;
-    hsm_status status = hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
+    hsm_status status = hsm_engine_ready(engine, error);
+    if (status == HSM_OK) {
+        status = hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
+    }
     if (status == HSM_OK) {
         status = hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
     }

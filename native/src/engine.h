@@ -55,6 +55,7 @@ struct hsm_engine {
     uint64_t spin_ns;
     uint32_t verify_every;
     uint32_t fork_generation;
+    bool keep_queued; /* while a host is being started again: requests are not answered if that fails */
 
     /* Held while the login session is used: adding keys, logging in again, finding keys again. A worker takes it only
      * when its signature has failed already. */
@@ -125,6 +126,8 @@ void hsm_warmer_note(hsm_engine *engine, uint64_t now);
 
 /* Log in through the login session, opening it first if need be. Call with `control` held. */
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
+/* The same if the login session was lost, or its login. Call with `control` held. */
+hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error);
 /* Find `key` again in `session` and compare it with what is pinned. Call with `control` held. */
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t key, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);

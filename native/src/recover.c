@@ -66,7 +66,9 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
     };
     hsm_key_info info;
     hsm_status status = hsm_key_find(engine->p11, session, &selector, handle, &info, error);
-    if (status == HSM_KEY_MISMATCH || status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED) {
+    bool other_key = status == HSM_KEY_MISMATCH || status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED;
+    /* What a module returned is a failure of the search; only what was read and compared is another key. */
+    if (other_key && error->ckr == CKR_OK) {
         /* Another key answers to this name: nothing may be signed with it, now or later. */
         atomic_store(&pinned->state, HSM_KEY_MISMATCHED);
         return HSM_KEY_MISMATCH;
@@ -89,9 +91,13 @@ static bool logged_in(hsm_engine *engine) {
     return engine->pin == NULL || info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
 }
 
+hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
+    return logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
+}
+
 /* Log in again if need be and find every key again. Call with `control` held. */
 static hsm_status heal(hsm_engine *engine, hsm_error *error) {
-    hsm_status status = logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
+    hsm_status status = hsm_engine_ready(engine, error);
     uint32_t keys = atomic_load(&engine->key_count);
     for (uint32_t key = 0; key < keys && status == HSM_OK; key++) {
         if (atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {

@@ -113,6 +113,11 @@ static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t mes
     if (status != HSM_OK) {
         return status;
     }
+    /* Looked at again for each attempt: the ladder may have found that another key answers to the name. */
+    if (atomic_load_explicit(&engine->area->shared->keys[slot->key].state, memory_order_acquire) ==
+        HSM_KEY_MISMATCHED) {
+        return HSM_KEY_MISMATCH;
+    }
     status =
         hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)engine->area->shared->keys[slot->key].algorithm,
                  worker->message, message_len, signature, outcome);
@@ -205,6 +210,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t mes
         }
     }
     hsm_worker_leave(worker);
+    atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
     return status;
 }
 
@@ -275,6 +281,7 @@ static void keep_alive(hsm_worker *worker) {
         hsm_worker_close(worker); /* the next request opens another */
     }
     hsm_worker_leave(worker);
+    atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
 }
 
 /* Wait for a request. Returns false when the engine stops; `waited` says whether time has passed. */
@@ -346,6 +353,7 @@ static void *finish(hsm_worker *worker, bool running) {
     if (running) {
         engine->running--;
         atomic_store(&worker->record->running, 0);
+        atomic_store(&worker->record->quarantined, 0);
     }
     atomic_store(&worker->thread_state, HSM_THREAD_ENDED);
     (void)pthread_cond_broadcast(&engine->changed);

@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 from hsmcore.bench import Options, Progress, run
-from hsmcore.bench.locate import BIN_DIR_ENV, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
+from hsmcore.bench.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
 from hsmcore.bench.model import HsmToken
 from hsmcore.bench.process import child_environment
 from hsmcore.bench.report import read_json
@@ -30,6 +30,7 @@ pytestmark = [
 ]
 needs_raw = pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
 needs_noop = pytest.mark.skipif(native(NOOP_MODULE) is None, reason=f"{NOOP_MODULE} was not built")
+needs_chaos = pytest.mark.skipif(native(CHAOS_MODULE) is None, reason=f"{CHAOS_MODULE} was not built")
 needs_ours = pytest.mark.skipif(
     importlib.util.find_spec("hsmcore._native") is None, reason="the extension was not built"
 )
@@ -98,6 +99,34 @@ def test_memory_is_read_twice():
 
 
 @needs_raw
+@needs_noop
+@needs_chaos
+@needs_ours
+def test_resilience_is_measured():
+    only = "ours,noop-process-256,device-x2,verify-never,verify-always,recovery"
+    result = run(Options(patience=0, rounds=1, seconds=0.03, only=only, breaks=1, watch_seconds=0.2))
+    assert (result.failed, result.skipped) == ({}, {})
+    found = {sample.contender: sample for sample in result.samples}
+    assert {"ours-process-64", "noop-process-256", "device-x2-ours", "verify-always"} <= found.keys()
+    assert found["device-x2-ours"].ceiling == 3000.0
+    assert found["verify-never"].ceiling == 3200.0
+    assert found["device-x2-raw"].rate < 3100
+    assert found["device-x2-ours"].lag_ns is not None
+    assert {b.case for b in result.recovery} == {"host", "sessions", "sessions-5ms"}
+    assert all((b.failed, b.wrong) == (0, 0) and b.rate_before > 0 for b in result.recovery)
+    assert all(0 < b.again_seconds < 0.2 for b in result.recovery)
+
+
+@needs_raw
+def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
+    monkeypatch.setenv("HSM_PIN", "0000")
+    token = HsmToken(SOFTHSM_MODULE, "someone's", {"ed25519": "key"})
+    result = run(Options(patience=0, rounds=1, seconds=0.02, only="recovery", token=token))
+    assert result.skipped == {"recovery": "it would kill sessions on the token that was named"}
+    assert result.recovery == []
+
+
+@needs_raw
 def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "no such token", {"ed25519": "key"})
@@ -153,7 +182,9 @@ class TestCommand:
     def test_lists(self, invoke):
         done = invoke("--list")
         assert done.exit_code == 0
-        assert {"raw", "sign-64", "pykcs11", "memory"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
+        assert {"raw", "sign-64", "pykcs11", "memory", "recovery", "resilience"} <= {
+            line.split()[0] for line in done.stdout.splitlines() if line
+        }
 
     @pytest.mark.parametrize(
         ("arguments", "reason"),

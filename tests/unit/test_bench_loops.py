@@ -8,12 +8,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hsmcore.bench.child.protocol import Job, check_message, distinct_messages
 from hsmcore.bench.child.tasks import burst, saturate
 from hsmcore.bench.child.threads import threaded_slice
+from hsmcore.bench.devices import DEVICES, mean_microseconds, punctual
 from hsmcore.bench.process import Child, ChildError, MissingError, child_environment
 
 
@@ -109,8 +112,72 @@ class TestMessages:
             distinct_messages(2, 3)
 
     def test_a_job_survives_its_way_through_argv(self):
-        job = Job("sign", "/m.so", "tökén", 'a"b', "ed25519", 64, 2, 1, 200, 1, True, "softhsm")
+        job = Job(
+            "sign", "/m.so", "tökén", 'a"b', "ed25519", 64, 2, 1, 200, 1, True, "softhsm", "process", "always", "/s"
+        )
         assert Job.from_json(job.to_json()) == job
+
+
+class TestRecovery:
+    @pytest.mark.parametrize("pid", [None, -1, 0, 1, True, os.getpid(), "7"])
+    def test_kills_no_process_but_a_host(self, pid, monkeypatch):
+        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
+        killed = []
+        monkeypatch.setattr(recovery.os, "kill", lambda *args: killed.append(args))
+        for member in (None, SimpleNamespace(engine=SimpleNamespace(host_pid=pid))):
+            with pytest.raises(RuntimeError, match="no host process"):
+                recovery.kill_host(SimpleNamespace(_member=member))
+        assert killed == []
+
+    def test_service_is_back_at_the_end_of_the_pause_that_follows_the_kill(self):
+        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
+        ms = 1_000_000
+        steady = [at * ms for at in range(0, 1000, 10)]  # 100/s, killed at 1 s
+        again = [
+            1002 * ms,
+            1003 * ms,
+            *(at * ms for at in range(1050, 1500, 10)),
+            *(at * ms for at in range(1800, 2000, 10)),
+        ]
+        figures = recovery.figures(again + steady, 1000 * ms, 1.0)
+        assert figures == {"again_seconds": 0.05, "rate_before": 100.0, "rate_after": 67.0}
+
+    def test_service_that_never_comes_back_took_all_of_the_time(self):
+        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
+        assert recovery.figures([5, 6], 10, 2.0) == {"again_seconds": 2.0, "rate_before": 1.0, "rate_after": 0.0}
+
+
+class TestDevices:
+    @pytest.mark.parametrize(
+        ("latency", "mean"),
+        [
+            ({"kind": "constant", "microseconds": 5000}, 5000.0),
+            ({"kind": "lognormal", "meanMicroseconds": 4000, "sigma": 0.25}, 4000.0),
+            ({"kind": "lognormal", "medianMicroseconds": 1000, "sigma": 1.0, "offsetMicroseconds": 5}, 1653.7),
+        ],
+    )
+    def test_means(self, latency, mean):
+        assert mean_microseconds(latency) == pytest.approx(mean, abs=0.1)
+
+    def test_a_latency_whose_mean_is_not_known_is_refused(self):
+        with pytest.raises(ValueError, match="no mean is known"):
+            mean_microseconds({"kind": "uniform", "minMicroseconds": 1, "maxMicroseconds": 2})
+
+    @pytest.mark.parametrize(("name", "ceiling"), [("x2", 3000.0), ("5ms", 25_600.0), ("5ms-16", 3200.0)])
+    def test_ceilings_are_servers_over_the_mean_time(self, name, ceiling):
+        assert DEVICES[name].ceiling(PROFILES) == pytest.approx(ceiling)
+        assert DEVICES["transparent"].ceiling(PROFILES) is None
+
+    def test_children_sleep_exactly_and_this_process_as_before(self):
+        slack = Path("/proc/self/timerslack_ns")
+        before = slack.read_text()
+        read = [sys.executable, "-c", f"print(open('{slack}').read().strip())"]
+        with punctual():
+            inside = subprocess.run(read, stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert (inside.strip(), slack.read_text()) == ("1", before)
+
+
+PROFILES = Path(__file__).parents[2] / "native" / "chaos" / "profiles"
 
 
 def child(script: str) -> Child:
@@ -136,6 +203,28 @@ class TestChild:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
         echo.close()
+
+    def test_the_processor_time_of_its_own_children_counts(self):
+        script = """
+            import subprocess, sys
+            burn = "import time\\nwhile time.process_time() < 0.3: pass"
+            print('{}', flush=True)
+            for line in sys.stdin:
+                if line == "ended\\n":
+                    subprocess.run([sys.executable, "-c", burn])
+                else:
+                    living = subprocess.Popen([sys.executable, "-c", burn + "\\nprint(1, flush=True)\\ntime.sleep(60)"],
+                                              stdout=subprocess.PIPE)
+                    living.stdout.readline()
+                print('{}', flush=True)
+            living.kill()
+        """
+        with child(script) as parent:
+            parent.ready()
+            for kind in ("ended", "living"):
+                before = parent.cpu_seconds()
+                parent.ask(kind, 30)
+                assert 0.28 < parent.cpu_seconds() - before < 20
 
     def test_last_words_are_in_the_error(self):
         with child("raise SystemExit('C_Login: CKR 0xA0')") as broken, pytest.raises(ChildError, match="CKR 0xA0"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from hsmcore.bench.contenders import MEMORY, contenders, select
-from hsmcore.bench.model import Memory, Percentiles, Result, Sample, Spread
+from hsmcore.bench.model import Break, Memory, Percentiles, Result, Sample, Spread
 from hsmcore.bench.report import (
     duration,
     figures,
@@ -21,6 +22,7 @@ from hsmcore.bench.report import (
     read_json,
     to_json,
 )
+from hsmcore.bench.resilience import RECOVERY
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import judge
 
@@ -40,8 +42,9 @@ def fonts(tmp_path_factory):
 
 
 def made_up() -> Result:
-    chosen = select(contenders(2), "sign-64,pkcs11-executor,many,noop-256,cache-lookup,pykcs11")
+    chosen = select(contenders(2), "sign-64,pkcs11-executor,many,noop-256,cache-lookup,pykcs11,device-x2")
     rates = {"raw": 18_000, "sign-64": 17_800, "pkcs11-executor": 7_400, "many-256": 17_900, "noop-256": 612_345}
+    rates |= {"device-x2-raw": 2_990, "device-x2-ours": 2_980}
     samples = [
         Sample(
             contender=name,
@@ -49,9 +52,12 @@ def made_up() -> Result:
             signatures=rate // 2 + number,
             seconds=0.5,
             latency_ns=Percentiles(p50=3.4e6, p99=7.25e6, p999=9.1e6, mean=3.5e6),
-            lag_ns=Percentiles(p50=1e5, p99=2.1e6, p999=3e6, mean=2e5) if name == "sign-64" else None,
+            lag_ns=Percentiles(p50=1e5, p99=2.1e6, p999=3e6, mean=2e5)
+            if name in ("sign-64", "device-x2-ours")
+            else None,
             cpu_seconds=0.9,
             others=0.01 + number / 10,
+            ceiling=3_000.0 if name.startswith("device") else None,
         )
         for number in range(3)
         for name, rate in rates.items()
@@ -75,11 +81,14 @@ def made_up() -> Result:
         contenders=chosen,
         samples=samples,
         memory=Memory((1_000_000, 2_000_000), (40 << 20, 40 << 20)),
+        recovery=[Break("host", again, 16_000.0, 15_200.0, 0, 0) for again in (0.011, 0.012, 0.034)],
         skipped={"pykcs11": "No module named 'PyKCS11'"},
         failed={"cache-lookup": "ended: [oops]"},
     )
     made.summaries = summarise(made)
-    made.targets = judge(made.by_round().values(), made.memory, {c.name for c in contenders(2)} | {MEMORY})
+    made.targets = judge(
+        made.by_round().values(), made.memory, {c.name for c in contenders(2)} | {MEMORY, RECOVERY}, made.recovery
+    )
     return made
 
 
@@ -113,6 +122,8 @@ def test_ranges_and_units():
     assert ranged(None) == ""
     assert number(612_345.6, "/s") == "612,346/s"
     assert number(0.974, "× raw C") == "0.97 × raw C"
+    assert number(0.9796, "× ceiling") == "0.980 × ceiling"
+    assert number(0.0, "requests") == "0 requests"
 
 
 def test_json_reads_back_equal(result, tmp_path):
@@ -142,7 +153,28 @@ def test_markdown_has_a_row_for_each_that_was_measured(result):
     assert "| no-op module: `sign_many` of 1,024 | ≥ 3,000,000/s |  | not measured |" in lines
     assert lines[-1].endswith(".")
     rows = [line for line in lines if line.startswith("|")]
-    assert {line.count("|") for line in rows} == {7, 5}
+    assert {line.count("|") for line in rows} == {7, 9, 5}
+
+
+def test_markdown_has_a_table_of_its_own_for_resilience(result):
+    main, resilience, recovery, *_ = markdown(result).split("\n\n")
+    assert "hsmcore sign, 76 in flight" not in main
+    assert "| hsmcore sign, 76 in flight | 2,982 | 0.994 (0.993–0.995) | 0.997 (0.997–0.997) |" in resilience
+    assert resilience.splitlines()[-1].endswith("| 9.10 ms | 2.10 ms |")
+    assert "| host process killed, SoftHSM | 3 | 12.0 (11.0–34.0) ms | 16,000/s | 0.95 (0.95–0.95) | 0 |" in recovery
+    assert "| signing again after SIGKILL for the host process, slowest | ≤ 50.00 ms | 34.00 ms | yes |" in markdown(
+        result
+    )
+
+
+def test_a_file_from_before_resilience_was_measured_still_reads(result, tmp_path):
+    data = result.to_dict()
+    del data["recovery"]
+    for summary in data["summaries"]:
+        del summary["of_ceiling"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert read_json(path).recovery == []
 
 
 def test_terminal_names_everything_that_could_not_be_measured(result):
@@ -152,7 +184,7 @@ def test_terminal_names_everything_that_could_not_be_measured(result):
     assert "17,802 (17,800–17,804)" in text
     assert "skipped pykcs11: No module named 'PyKCS11'" in text
     assert "failed cache-lookup: ended: [oops]" in text
-    assert "not idle: others used 11% of the machine in the median slice and more than 5% in 10 of 15" in " ".join(
+    assert "not idle: others used 11% of the machine in the median slice and more than 5% in 14 of 21" in " ".join(
         text.split()
     )
     assert text.count("not measured") >= 2

@@ -6,14 +6,15 @@ import random
 
 import pytest
 
-from hsmcore.bench.contenders import MEMORY, contenders, select, wants_memory
+from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
 from hsmcore.bench.environment import ProcessorTimes
-from hsmcore.bench.model import Contender, Memory, Percentiles, Result, Sample
-from hsmcore.bench.stats import percentile, percentiles, spread, usable
+from hsmcore.bench.model import Break, Contender, Memory, Percentiles, Result, Sample
+from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES, RECOVERY_TARGETS
+from hsmcore.bench.stats import percentile, percentiles, spread, usable, usable_breaks
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import TARGETS, judge
 
-EVERYONE = {contender.name for contender in contenders(2)} | {MEMORY}
+EVERYONE = {contender.name for contender in contenders(2)} | {MEMORY, RECOVERY}
 
 
 def sample(
@@ -25,6 +26,7 @@ def sample(
     lag_p99: float | None = None,
     cpu: float | None = None,
     others: float = 0.0,
+    ceiling: float | None = None,
 ) -> Sample:
     lag = None if lag_p99 is None else Percentiles(p50=0, p99=lag_p99, p999=lag_p99, mean=0)
     latency = Percentiles(p50=p50, p99=p99, p999=2 * p99, mean=p50)
@@ -37,7 +39,12 @@ def sample(
         lag_ns=lag,
         cpu_seconds=cpu,
         others=others,
+        ceiling=ceiling,
     )
+
+
+def killed(case: str, again: float = 0.02, kept: float = 1.0, failed: int = 0, others: float = 0.0) -> Break:
+    return Break(case, again, 1000.0, 1000.0 * kept, failed, 0, others)
 
 
 def result_of(samples: list[Sample], chosen: list[Contender]) -> Result:
@@ -105,6 +112,12 @@ class TestDisturbance:
         rounds = self.rounds(0.0, 0.06, 0.4, 0.5, 0.01)
         assert usable(rounds, {"ours"}) == rounds
 
+    def test_disturbed_kills_are_set_aside_in_the_same_way(self):
+        breaks = [killed("host", others=share) for share in (0.0, 0.06, 0.05, 0.02)] + [killed("sessions")]
+        assert usable_breaks(breaks, "host") == [breaks[0], breaks[2], breaks[3]]
+        assert usable_breaks(breaks[:3], "host") == breaks[:3]
+        assert usable_breaks(breaks, "sessions-5ms") == []
+
     def test_rounds_that_lack_one_never_count(self):
         rounds = self.rounds(0.0, 0.0)
         del rounds[0]["ours"]
@@ -138,6 +151,12 @@ class TestSummary:
 
     def test_one_that_was_not_measured_is_left_out(self):
         assert [s.contender for s in summarise(result_of([sample("raw", 0, 10)], list(self.chosen)))] == ["raw"]
+
+    def test_the_share_of_what_a_device_can_do(self):
+        samples = [sample("raw", number, rate, ceiling=1000) for number, rate in enumerate((970, 980, 990))]
+        raw = summarise(result_of(samples, [self.chosen[0]]))[0]
+        assert raw.of_ceiling is not None
+        assert (raw.of_ceiling.low, raw.of_ceiling.median, raw.of_ceiling.high) == pytest.approx((0.97, 0.98, 0.99))
 
     def test_processor_time_is_per_signature(self):
         raw = summarise(
@@ -175,7 +194,7 @@ class TestTargets:
         assert (found.value.median, found.met) == (40.0, False)
 
     def test_loop_lag_is_in_milliseconds(self):
-        found = self.verdict("loop-lag", [{"sign-64": sample("sign-64", 0, 1, lag_p99=4.9e6)}])
+        found = self.verdict("loop-lag", [{"sign-64-lag": sample("sign-64-lag", 0, 1, lag_p99=4.9e6)}])
         assert found.value is not None
         assert (found.value.median, found.met) == (4.9, True)
 
@@ -183,6 +202,41 @@ class TestTargets:
         found = self.verdict("cache-lookup", [{"cache-lookup": sample("cache-lookup", 0, 8_000_000)}])
         assert found.value is not None
         assert (found.value.median, found.met) == (125.0, True)
+
+    @pytest.mark.parametrize(("rate", "met"), [(25_088, True), (25_080, False)])
+    def test_a_device_is_held_against_its_ceiling(self, rate, met):
+        found = self.verdict("device-5ms-ours-rate", [{"device-5ms-ours": sample("", 0, rate, ceiling=25_600)}])
+        assert found.value is not None
+        assert (found.value.median, found.met) == (pytest.approx(0.98, abs=0.001), met)
+
+    @pytest.mark.parametrize(("p99", "met"), [(1.5e6, True), (1.6e6, False)])
+    def test_a_tail_is_held_against_raw_c(self, p99, met):
+        r = {"device-x2-ours": sample("", 0, 1, p99=p99), "device-x2-raw": sample("", 0, 1, p99=1e6)}
+        assert self.verdict("device-x2-ours-tail", [r]).met is met
+
+    @pytest.mark.parametrize(("rate", "percent", "met"), [(981, 1.9, True), (979, 2.1, False), (1001, -0.1, True)])
+    def test_verifying_costs_throughput(self, rate, percent, met):
+        found = self.verdict("verify-always-cost", [self.round_of(verify_always=rate, verify_never=1000)])
+        assert (found.reached, found.met) == (pytest.approx(percent), met)
+
+    def test_the_slowest_restart_decides(self):
+        breaks = [killed("host", again) for again in (0.012, 0.013, 0.051)]
+        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-host")
+        assert found.value is not None
+        assert (found.value.median, found.reached, found.met) == (13.0, 51.0, False)
+
+    def test_the_lowest_rate_decides(self):
+        breaks = [killed("sessions", kept=kept) for kept in (0.9, 1.1, 1.0)]
+        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-sessions")
+        assert (found.reached, found.met) == (pytest.approx(0.9), True)
+
+    @pytest.mark.parametrize(("failed", "met"), [(0, True), (1, False)])
+    def test_no_request_may_be_lost(self, failed, met):
+        breaks = [killed("host"), killed("sessions", failed=failed)]
+        assert next(v for v in judge([], None, {RECOVERY}, breaks) if v.name == "recovery-lost").met is met
+
+    def test_every_recovery_target_has_its_case(self):
+        assert {target.case for target in RECOVERY_TARGETS} == {case.name for case in RECOVERY_CASES}
 
     @pytest.mark.parametrize(("grown", "met"), [(2**20, True), (2**20 + 4096, False), (-4096, True)])
     def test_memory_is_what_the_second_million_added(self, grown, met):
@@ -195,7 +249,7 @@ class TestTargets:
 
     def test_what_was_not_asked_for_is_not_judged(self):
         found = judge([self.round_of(raw=1, sign_64=1)], None, {"raw", "sign-64", "noop-256"})
-        assert [v.name for v in found] == ["sign-64-rate", "sign-64-p50", "sign-64-p99", "noop-sign", "loop-lag"]
+        assert [v.name for v in found] == ["sign-64-rate", "sign-64-p50", "sign-64-p99", "noop-sign"]
         assert judge([], None, {"raw"}) == []
 
     def test_every_target_needs_contenders_that_exist(self):
@@ -219,15 +273,35 @@ class TestSelection:
 
     def test_a_name_is_that_one_and_a_beginning_is_all_after_its_dash(self):
         assert self.names("pykcs11") == ["raw", "pykcs11"]
-        assert self.names("noop") == ["noop-1", "noop-256", "noop-many-1024", "noop-executor"]
+        assert self.names("noop") == ["noop-1", "noop-256", "noop-many-1024", "noop-executor", "noop-process-256"]
 
     def test_patterns_bring_their_references(self):
         assert self.names("sign-p256, sign-6?") == ["raw", "sign-64", "raw-p256", "sign-p256"]
+
+    def test_references_of_references_come_too(self):
+        assert self.names("ours") == ["raw", "sign-64", "ours-process-64"]
+
+    def test_a_group_is_a_word_for_several_patterns(self):
+        found = self.names("resilience")
+        assert {"ours-process-64", "noop-process-256", "device-x2-ours", "device-5ms-raw", "verify-always"} <= set(
+            found
+        )
+        assert not {"pykcs11", "cache-hit", "noop-1"} & set(found)
+        assert scenarios("resilience") == {RECOVERY}
 
     def test_nobody(self):
         assert self.names("nothing-like-it") == []
         assert self.names("") == []
 
-    @pytest.mark.parametrize(("only", "wanted"), [(None, True), ("memory", True), ("raw,mem*", True), ("raw", False)])
-    def test_memory_is_asked_for_like_the_others(self, only, wanted):
-        assert wants_memory(only) is wanted
+    @pytest.mark.parametrize(
+        ("only", "wanted"),
+        [
+            (None, {MEMORY, RECOVERY}),
+            ("memory", {MEMORY}),
+            ("raw,mem*", {MEMORY}),
+            ("memory,recovery", {MEMORY, RECOVERY}),
+            ("raw", set()),
+        ],
+    )
+    def test_scenarios_are_asked_for_like_the_others(self, only, wanted):
+        assert scenarios(only) == wanted

@@ -81,6 +81,12 @@ SOFTHSM = """
 """
 
 
+SOFT = {"keyLabel": "k", "pin": {"env": "P"}}
+CLOUD = {"keyLabel": "k", "username": "u", "password": {"env": "P"}}
+YUBI = {"keyLabel": "k", "authKeyId": 1, "password": {"env": "P"}}
+OTHER = {"keyLabel": "k", "modulePath": "/m.so"}
+
+
 def everything() -> dict[str, Any]:
     """A valid document that has every kind of object in it."""
     document: dict[str, Any] = json.loads(SEED)
@@ -202,11 +208,27 @@ def test_what_is_left_out_gets_its_default(monkeypatch: pytest.MonkeyPatch) -> N
     km = load(manager()).key_manager
     assert (km.max_cache_size, km.single_flight, km.cache_non_deterministic) == (10_000, True, False)
     assert (km.request_timeout_ms, km.queue_size, km.max_message_bytes) == (10_000, 4096, 16_384)
-    assert (km.wake_coalesce_micros, km.spin_micros) == (1000, 50)
+    assert (km.wake_coalesce_micros, km.spin_micros) == (2000, 50)
     assert (km.failover, km.key_rotation, km.audit_log_file, km.cloud_watch_logs) == (None, None, None, None)
     assert isinstance(km.config, SoftHsmSettings)
     assert (km.config.module_path, km.config.sessions) == ("/usr/lib/softhsm/libsofthsm2.so", 6)
     assert (km.config.isolation, km.config.verify_signatures, km.config.quirks) == ("thread", "never", "softhsm")
+
+
+@pytest.mark.parametrize(
+    ("type_", "given", "default"),
+    [
+        ("softhsm", SOFT, "thread"),
+        ("pkcs11", OTHER, "thread"),
+        ("aws-cloudhsm", CLOUD, "process"),
+        ("yubihsm", YUBI, "process"),
+    ],
+)
+def test_hardware_modules_are_isolated_unless_asked_otherwise(type_: str, given: dict[str, Any], default: str) -> None:
+    assert load(manager(type_, given)).key_manager.config.isolation == default  # type: ignore[union-attr]
+    for asked in ("thread", "process"):
+        settings = load(manager(type_, {**given, "isolation": asked})).key_manager.config
+        assert settings.isolation == asked  # type: ignore[union-attr]
 
 
 def test_single_flight_follows_the_cache_unless_it_is_set() -> None:
@@ -373,12 +395,6 @@ def test_a_wrong_value_is_refused_by_its_path(keys: dict[str, Any], path: str, p
     where, said = only(manager(**keys))
     assert where == ("$.keyManager." + path).removesuffix(".")
     assert problem in said
-
-
-SOFT = {"keyLabel": "k", "pin": {"env": "P"}}
-CLOUD = {"keyLabel": "k", "username": "u", "password": {"env": "P"}}
-YUBI = {"keyLabel": "k", "authKeyId": 1, "password": {"env": "P"}}
-OTHER = {"keyLabel": "k", "modulePath": "/m.so"}
 
 
 @pytest.mark.parametrize(

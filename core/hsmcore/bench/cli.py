@@ -17,17 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from hsmcore.bench import environment, locate
-from hsmcore.bench.contenders import MEMORY, contenders
+from hsmcore.bench.contenders import GROUPS, MEMORY, contenders
 from hsmcore.bench.model import Algorithm, HsmToken, Options, Result
 from hsmcore.bench.process import ChildError
 from hsmcore.bench.report import markdown, print_result, to_json
+from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES
 from hsmcore.bench.runner import Progress, run
 from hsmcore.cli.output import FAILED, BadUsage
 from hsmcore.errors import MemberDown
 
 NAME = "hsmcore-bench"
-QUICK = (3, 0.3, 0)  # rounds, seconds, patience
-FULL = (15, 0.25, 2)
+QUICK = (3, 0.3, 0, 1)  # rounds, seconds, patience, kills of each kind
+FULL = (15, 0.25, 2, None)
 
 
 def bench(
@@ -64,17 +65,20 @@ def bench(
 
       hsmcore bench --only noop,cache,memory
 
+      hsmcore bench --only resilience
+
       HSM_PIN=… hsmcore bench --token sequencer --label sequencer-key --out results
     """
     if show_list:
         _print_list()
         return
-    default_rounds, default_seconds, default_patience = QUICK if quick else FULL
+    default_rounds, default_seconds, default_patience, breaks = QUICK if quick else FULL
     options = Options(
         rounds=rounds or default_rounds,
         seconds=seconds or default_seconds,
         only=only,
         patience=default_patience if patience is None else patience,
+        breaks=breaks,
         token=_token(token, module, label, algorithm),
     )
     try:
@@ -125,8 +129,11 @@ def _write(result: Result, out: Path) -> None:
 def _print_list() -> None:
     console = Console()
     for contender in contenders(environment.cores()):
-        console.print(f"{contender.name:16} {contender.group}: {contender.title}", markup=False, soft_wrap=True)
-    console.print(f"{MEMORY:16} resident memory while signing two million times on the no-op module", markup=False)
+        console.print(f"{contender.name:19} {contender.group}: {contender.title}", markup=False, soft_wrap=True)
+    console.print(f"{MEMORY:19} resident memory while signing two million times on the no-op module", markup=False)
+    console.print(f"{RECOVERY:19} kills under load: {', '.join(case.title for case in RECOVERY_CASES)}", markup=False)
+    for word, patterns in GROUPS.items():
+        console.print(f"{word:19} stands for {', '.join(patterns)}", markup=False)
 
 
 def _token(token: str | None, module: str, label: str | None, algorithm: str) -> HsmToken | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from hsmcore.bench import resilience
 from hsmcore.bench.model import Contender
+from hsmcore.bench.resilience import RECOVERY
 
 HSM = "Ed25519 on the token"
 ECDSA = "ECDSA on the token"
@@ -13,6 +15,8 @@ NOOP = "no-op module: everything that is not the HSM"
 CACHE = "signature cache"
 
 MEMORY = "memory"  # a scenario of its own beside the contenders: resident memory while signing on the no-op module
+SCENARIOS = (MEMORY, RECOVERY)
+GROUPS = {"resilience": resilience.PATTERNS}  # a word for several patterns
 
 
 def contenders(cores: int) -> list[Contender]:
@@ -23,6 +27,8 @@ def contenders(cores: int) -> list[Contender]:
         Contender("sign-1", "hsmcore sign, 1 in flight", "sign", HSM, "raw", sessions=cores),
         Contender("sign-8", "hsmcore sign, 8 in flight", "sign", HSM, "raw", in_flight=8, sessions=cores),
         Contender("sign-64", "hsmcore sign, 64 in flight", "sign", HSM, "raw", in_flight=64, sessions=cores),
+        # By itself, because a coroutine that wakes each millisecond to look costs some of what is measured above.
+        Contender("sign-64-lag", "the same, loop lag watched", "sign", HSM, "raw", in_flight=64, sessions=cores),
         Contender("sign-256", "hsmcore sign, 256 in flight", "sign", HSM, "raw", in_flight=256, sessions=cores),
         Contender(
             "many-256",
@@ -138,26 +144,40 @@ def contenders(cores: int) -> list[Contender]:
             token="none",
             latency_of="mean of 512 lookups",
         ),
+        *resilience.contenders(cores),
     ]
 
 
 def select(everyone: Sequence[Contender], only: str | None) -> list[Contender]:
     """Those whose name fits one of the comma-separated patterns in `only`, and the references they are divided by.
 
-    A pattern is a name, or the start of names up to a dash ("noop" is noop-1, noop-256, ...), or a shell pattern.
+    A pattern is a name, or the start of names up to a dash ("noop" is noop-1, noop-256, ...), or a shell pattern, or
+    one of GROUPS.
     """
     if only is None:
         return list(everyone)
-    patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()]
-    known = {c.name for c in everyone}
-    names = {name for pattern in patterns for name in ({pattern} & known or {n for n in known if _fits(n, pattern)})}
-    names |= {c.reference for c in everyone if c.name in names and c.reference is not None}
+    references = {c.name: c.reference for c in everyone}
+    names: set[str] = set()
+    for pattern in _patterns(only):
+        names |= {pattern} & references.keys() or {name for name in references if _fits(name, pattern)}
+    for name in tuple(names):
+        following = references[name]
+        while following is not None:
+            names.add(following)
+            following = references[following]
     return [c for c in everyone if c.name in names]
 
 
-def wants_memory(only: str | None) -> bool:
-    """Whether the memory scenario is among those asked for."""
-    return only is None or any(_fits(MEMORY, pattern.strip()) for pattern in only.split(","))
+def scenarios(only: str | None) -> set[str]:
+    """Those of SCENARIOS that are asked for."""
+    if only is None:
+        return set(SCENARIOS)
+    return {name for name in SCENARIOS if any(_fits(name, pattern) for pattern in _patterns(only))}
+
+
+def _patterns(only: str) -> list[str]:
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    return [pattern for word in words for pattern in GROUPS.get(word, (word,))]
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -10,6 +10,7 @@ BIN_DIR_ENV = "HSMCORE_BIN_DIR"  # looked at first: for a build that isn't insta
 
 RAW_SIGN = "hsmcore-rawsign"
 CACHE_LOOKUP = "hsmcore-cachebench"
+CHAOS_MODULE = "libhsmcore_chaos.so"
 NOOP_MODULE = "libhsmcore_noop.so"
 SOFTHSM_MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 

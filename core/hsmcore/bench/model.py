@@ -13,6 +13,8 @@ Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 
 TokenName = Literal["hsm", "noop", "none"]
+Isolation = Literal["thread", "process"]
+VerifySignatures = Literal["never", "always"]
 Kind = Literal[
     "raw",  # the C loop
     "pkcs11-shared",  # python-pkcs11 as shipped: threads around one session
@@ -58,6 +60,10 @@ class Contender:
     batch: int = 1  # messages per sign_many
     latency_of: str = "call"  # what one latency value is the time of
     timed_every: int = 1  # one caller in so many reads the clock after each call
+    isolation: Isolation = "thread"  # of ours: whether the module runs in a host process
+    verify: VerifySignatures = "never"  # of ours: verify-after-sign
+    device: str | None = None  # a name in devices.DEVICES: the token behind a device that takes its time
+    slices: float = 1.0  # its slices are so many times as long as the others'
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class Sample:
     lag_ns: Percentiles | None = None  # how late a 1 ms sleep on the event loop ended
     cpu_seconds: float | None = None  # processor time that the contender's process used, all threads
     others: float = 0.0  # share of the machine that other processes and the hypervisor used meanwhile
+    ceiling: float | None = None  # signatures per second that the device can make at most
 
     @property
     def rate(self) -> float:
@@ -91,6 +98,23 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Break:
+    """One time that something was killed under load, and the same time before and after it."""
+
+    case: str  # a name in resilience.RECOVERY_CASES
+    again_seconds: float  # until good signatures came again: the end of the longest pause between two of them
+    rate_before: float
+    rate_after: float  # of the whole time after, the pause included
+    failed: int  # requests that ended with an error
+    wrong: int  # signatures that were not what the key makes
+    others: float = 0.0  # share of the machine that others used meanwhile
+
+    @property
+    def kept(self) -> float:
+        return self.rate_after / self.rate_before
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The samples of one contender, in one line."""
 
@@ -102,6 +126,7 @@ class Summary:
     p999_ns: float | None
     lag_p99_ns: float | None
     cpu_ns: float | None  # processor time per signature
+    of_ceiling: Spread | None = None  # the rate, relative to what the device can do
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +141,14 @@ class Verdict:
     at_least: bool
     value: Spread | None
     met: bool | None
+    worst_decides: bool = False  # not the median
+
+    @property
+    def reached(self) -> float | None:
+        """The number that is held against the bound."""
+        if self.value is None or not self.worst_decides:
+            return None if self.value is None else self.value.median
+        return self.value.low if self.at_least else self.value.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +170,8 @@ class Options:
     patience: int = 2  # how often a slice is repeated that others disturbed
     seed: int = 1  # of the order within each round
     memory_signatures: int = 1_000_000
+    breaks: int | None = None  # how often each thing is killed; None: as often as its case says
+    watch_seconds: float = 1.05  # before and after each kill; five hosts in ten seconds are started again at once
     token: HsmToken | None = None  # None: make one in a temporary directory
     noop_module: str | None = None  # None: the one that was built
 
@@ -151,6 +186,7 @@ class Result:
     contenders: list[Contender]
     samples: list[Sample] = field(default_factory=list)
     memory: Memory | None = None
+    recovery: list[Break] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)  # contender -> why it could not run here
     failed: dict[str, str] = field(default_factory=dict)  # contender -> what went wrong
     timing_ns: dict[str, float] = field(default_factory=dict)  # contender -> cost of taking one latency
@@ -175,6 +211,7 @@ class Result:
         fields["contenders"] = [Contender(**item) for item in data["contenders"]]
         fields["samples"] = [_sample(item) for item in data["samples"]]
         fields["summaries"] = [_summary(item) for item in data["summaries"]]
+        fields["recovery"] = [Break(**item) for item in data.get("recovery", ())]
         fields["targets"] = [Verdict(**{**item, "value": _spread(item["value"])}) for item in data["targets"]]
         if (memory := data["memory"]) is not None:
             fields["memory"] = Memory(tuple(memory["signatures"]), tuple(memory["rss_bytes"]))
@@ -200,4 +237,11 @@ def _sample(data: Mapping[str, Any]) -> Sample:
 
 
 def _summary(data: Mapping[str, Any]) -> Summary:
-    return Summary(**{**data, "rate": Spread(**data["rate"]), "ratio": _spread(data["ratio"])})
+    return Summary(
+        **{
+            **data,
+            "rate": Spread(**data["rate"]),
+            "ratio": _spread(data["ratio"]),
+            "of_ceiling": _spread(data.get("of_ceiling")),
+        }
+    )

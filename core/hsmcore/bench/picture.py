@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from hsmcore.bench import resilience
 from hsmcore.bench.model import Contender, Result, Summary
 from hsmcore.bench.report import duration, groups
 
@@ -87,7 +88,8 @@ def _draw_rates(axes: Axes, heading: str, rows: list[Row]) -> None:
     if relative:
         axes.axvline(1.0, color=RAW, linewidth=1.0, linestyle="--", zorder=0)
         axes.set_xlim(0, 1.32 * max(1.0, *(s.ratio.high for _, s in rows if s.ratio is not None)))
-        axes.set_xlabel("rate, relative to the raw C loop of the same round (line: lowest to highest)", fontsize=9)
+        base_name = "its reference" if heading in resilience.GROUPS else "the raw C loop"
+        axes.set_xlabel(f"rate, relative to {base_name} of the same round (line: lowest to highest)", fontsize=9)
     else:
         axes.set_xscale("log")
         _decades(axes, [s.rate.low for _, s in rows] + [3 * s.rate.high for _, s in rows], rate_tick)

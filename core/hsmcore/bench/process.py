@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +40,21 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, this package importable, and `extra`, which holds what only the child may know."""
     path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **extra}
+
+
+def _cpu_seconds(pid: int) -> float:
+    """To the nanosecond: the kernel's clock of another process."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _cpu_seconds_of_children(pid: int) -> float:
+    """Of those that are there, and, in ticks, of those that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    total = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread or a child that has ended meanwhile
+            total += sum(_cpu_seconds(int(child)) for child in (task / "children").read_text().split())
+    return total
 
 
 class Child:
@@ -89,8 +106,8 @@ class Child:
         return self._read(timeout)
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its threads so far, to the nanosecond: the kernel's clock of another process."""
-        return time.clock_gettime((~self._process.pid << 3) | 2)
+        """Processor time so far of all its threads, and of the processes that it started."""
+        return _cpu_seconds(self.pid) + _cpu_seconds_of_children(self.pid)
 
     def close(self) -> None:
         """Ask it to quit, then kill it. Does nothing the second time."""

@@ -10,8 +10,12 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from hsmcore.bench import resilience
 from hsmcore.bench.model import Contender, Result, Spread, Summary, Verdict
-from hsmcore.bench.stats import DISTURBED, spread
+from hsmcore.bench.stats import DISTURBED, spread, usable_breaks
+
+HUNDREDTHS_MATTER = ("× ceiling", "× in-process")
+Group = tuple[str, list[tuple[Contender, Summary | None]]]  # a heading, and the contenders under it
 
 
 def duration(ns: float | None) -> str:
@@ -33,7 +37,11 @@ def figures(value: float) -> str:
 
 def number(value: float, unit: str) -> str:
     """A value of a target in its unit."""
-    return f"{value:,.0f} {unit}".replace(" /s", "/s") if unit == "/s" else f"{value:.2f} {unit}"
+    if unit == "/s":
+        return f"{value:,.0f}/s"
+    if unit == "requests":
+        return f"{value:,.0f} requests"
+    return f"{value:.3f} {unit}" if unit in HUNDREDTHS_MATTER else f"{value:.2f} {unit}"
 
 
 def ranged(value: Spread | None) -> str:
@@ -41,7 +49,12 @@ def ranged(value: Spread | None) -> str:
     return "" if value is None else f"{figures(value.median)} ({figures(value.low)}–{figures(value.high)})"
 
 
-def groups(result: Result) -> Iterator[tuple[str, list[tuple[Contender, Summary | None]]]]:
+def precise(value: Spread | None) -> str:
+    """A ratio whose hundredths matter: 0.985 (0.981-0.990)."""
+    return "" if value is None else f"{value.median:.3f} ({value.low:.3f}–{value.high:.3f})"
+
+
+def groups(result: Result) -> Iterator[Group]:
     """The contenders under their headings, in order, each with its summary if it has one."""
     summaries = {summary.contender: summary for summary in result.summaries}
     headings = dict.fromkeys(contender.group for contender in result.contenders)
@@ -49,12 +62,37 @@ def groups(result: Result) -> Iterator[tuple[str, list[tuple[Contender, Summary 
         yield heading, [(c, summaries.get(c.name)) for c in result.contenders if c.group == heading]
 
 
+def split(result: Result) -> tuple[list[Group], list[Group]]:
+    """The groups that are held against raw C, and those of resilience, which have references of their own."""
+    everything = list(groups(result))
+    main = [group for group in everything if group[0] not in resilience.GROUPS]
+    return main, [group for group in everything if group[0] in resilience.GROUPS]
+
+
+def recovery_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row for each thing that was killed."""
+    headings = ["killed under load", "times", "signing again after", "rate before", "rate after ÷ before", "lost"]
+    rows = []
+    for case in resilience.RECOVERY_CASES:
+        own = usable_breaks(result.recovery, case.name)
+        again = spread([b.again_seconds * 1e3 for b in own])
+        before, kept = spread([b.rate_before for b in own]), spread([b.kept for b in own])
+        if again is None or before is None:
+            continue
+        lost = sum(b.failed + b.wrong for b in result.recovery if b.case == case.name)
+        rows.append(
+            [case.title, str(len(own)), f"{ranged(again)} ms", f"{before.median:,.0f}/s", ranged(kept), f"{lost:,}"]
+        )
+    return headings, rows
+
+
 def headline(result: Result) -> str:
     """What the numbers depend on, in one sentence."""
     e = result.environment
-    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
+    parts = [f"{name} {version}" for name, version in e["versions"].items()] + [e.get("module")]
+    versions = ", ".join(filter(None, parts))
     return (
-        f"{e['processors']} × {e['processor']}, Linux {e['kernel']}, {e['python']}, {versions}, {e.get('module', '')}; "
+        f"{e['processors']} × {e['processor']}, Linux {e['kernel']}, {e['python']}, {versions}; "
         f"{result.message_bytes}-byte messages; medians of {result.rounds} interleaved slices of "
         f"{result.slice_seconds:g} s; load average {e['load_average'][0]} before and "
         f"{e['load_average_after'][0]} after, {disturbance(result)}; {result.started}"
@@ -79,9 +117,15 @@ WIDE = 150  # columns that the full tables take
 
 
 def print_result(result: Result, console: Console) -> None:
-    """Both tables, then who could not take part and why."""
+    """All tables, then who could not take part and why."""
     wide = console.width >= WIDE
-    console.print(_table(result, wide=wide))
+    main, resilient = split(result)
+    if main:
+        console.print(_table("Signatures per second, and how long each took", "× raw C", main, wide=wide))
+    if resilient:
+        console.print(_table("Isolation, devices, verify-after-sign", "× reference", resilient, wide=wide))
+    if result.recovery:
+        console.print(_recovery_table(result))
     if result.targets:
         console.print(_targets_table(result.targets, wide=wide))
     for name, reason in result.skipped.items():
@@ -93,21 +137,32 @@ def print_result(result: Result, console: Console) -> None:
     console.print(headline(result), style="dim", markup=False)
 
 
-def _table(result: Result, *, wide: bool) -> Table:
+def _table(title: str, relative_to: str, rows_of: list[Group], *, wide: bool) -> Table:
     """Everything where there is room for it; else the names and medians."""
-    table = Table(title="Signatures per second, and how long each took", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("name", no_wrap=True)
     if wide:
         table.add_column("what")
-    for heading in ("per second", "× raw C", "p50", "p99", "p99.9", *(("lag p99", "CPU") if wide else ())):
+    for heading in ("per second", relative_to, "p50", "p99", "p99.9", *(("lag p99", "CPU") if wide else ())):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading, rows in groups(result):
+    for heading, rows in rows_of:
         table.add_section()
         if wide:
             table.add_row("", f"[bold]{heading}[/]")
         for contender, summary in rows:
             what = [contender.title] if wide else []
             table.add_row(contender.name, *what, *_cells(summary, wide=wide))
+    return table
+
+
+def _recovery_table(result: Result) -> Table:
+    headings, rows = recovery_rows(result)
+    table = Table(title="Kills under load: median (lowest–highest)", title_justify="left")
+    table.add_column(headings[0])
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -134,7 +189,7 @@ def _targets_table(targets: list[Verdict], *, wide: bool) -> Table:
         table.add_row(
             verdict.what.replace("`", ""),
             _bound(verdict),
-            "" if value is None else number(value.median, verdict.unit),
+            _reached(verdict),
             *([] if not wide else [""] if value is None else [f"{figures(value.low)}–{figures(value.high)}"]),
             f"[{colour}]{_met(verdict)}[/]",
         )
@@ -145,6 +200,10 @@ def _bound(verdict: Verdict) -> str:
     return f"{'≥' if verdict.at_least else '≤'} {number(verdict.bound, verdict.unit)}"
 
 
+def _reached(verdict: Verdict) -> str:
+    return "" if verdict.reached is None else number(verdict.reached, verdict.unit)
+
+
 def _met(verdict: Verdict) -> str:
     return {True: "yes", False: "no", None: "not measured"}[verdict.met]
 
@@ -153,25 +212,64 @@ def _met(verdict: Verdict) -> str:
 
 
 def markdown(result: Result) -> str:
-    """The README's tables: contenders with a summary, then the targets. Ends with what the numbers depend on."""
+    """The README's tables: contenders with a summary; those of resilience; kills under load; then the targets. Ends
+    with what the numbers depend on."""
+    main, resilient = split(result)
+    parts = [
+        _main_markdown(main),
+        _resilience_markdown(resilient),
+        _recovery_markdown(result),
+        _targets_markdown(result),
+    ]
+    blocks = ["\n".join(part) for part in parts if part]
+    return "\n\n".join([*blocks, headline(result) + "."]) + "\n"
+
+
+def _main_markdown(rows_of: list[Group]) -> list[str]:
     lines = ["| | signatures/s | × raw C | p50 | p99 | p99.9 |", "|---|--:|--:|--:|--:|--:|"]
-    for heading, rows in groups(result):
+    for contender, summary in _under_headings(rows_of, lines, 5):
+        cells = [f"{summary.rate.median:,.0f}", "" if summary.ratio is None else f"{summary.ratio.median:.2f}"]
+        cells += [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
+        note = "" if contender.latency_of == "call" else f" (latency: {contender.latency_of})"
+        lines.append(f"| {contender.title}{note} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _resilience_markdown(rows_of: list[Group]) -> list[str]:
+    lines = [
+        "| | signatures/s | × ceiling | × reference | p50 | p99 | p99.9 | loop lag p99 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for contender, summary in _under_headings(rows_of, lines, 7):
+        ratios = [precise(summary.of_ceiling), precise(summary.ratio)]
+        times = [summary.p50_ns, summary.p99_ns, summary.p999_ns, summary.lag_p99_ns]
+        cells = [f"{summary.rate.median:,.0f}", *ratios, *map(duration, times)]
+        lines.append(f"| {contender.title} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _under_headings(rows_of: list[Group], lines: list[str], cells: int) -> Iterator[tuple[Contender, Summary]]:
+    """Those that were measured; a line for each heading goes into `lines` before its first one."""
+    for heading, rows in rows_of:
         measured = [(contender, summary) for contender, summary in rows if summary is not None]
-        if not measured:
-            continue
-        lines.append(f"| **{heading}** | | | | | |")
-        for contender, summary in measured:
-            cells = [f"{summary.rate.median:,.0f}", "" if summary.ratio is None else f"{summary.ratio.median:.2f}"]
-            cells += [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
-            note = "" if contender.latency_of == "call" else f" (latency: {contender.latency_of})"
-            lines.append(f"| {contender.title}{note} | {' | '.join(cells)} |")
-    if result.targets:
-        lines += ["", "| target | bound | reached | met |", "|---|--:|--:|---|"]
-    for verdict in result.targets:
-        value = "" if verdict.value is None else number(verdict.value.median, verdict.unit)
-        lines.append(f"| {verdict.what} | {_bound(verdict)} | {value} | {_met(verdict)} |")
-    lines += ["", headline(result) + "."]
-    return "\n".join(lines) + "\n"
+        if measured:
+            lines.append(f"| **{heading}** |{' |' * cells}")
+        yield from measured
+
+
+def _recovery_markdown(result: Result) -> list[str]:
+    headings, rows = recovery_rows(result)
+    if not rows:
+        return []
+    lines = [f"| {' | '.join(headings)} |", f"|---|{'--:|' * (len(headings) - 1)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _targets_markdown(result: Result) -> list[str]:
+    if not result.targets:
+        return []
+    lines = ["| target | bound | reached | met |", "|---|--:|--:|---|"]
+    return lines + [f"| {v.what} | {_bound(v)} | {_reached(v)} | {_met(v)} |" for v in result.targets]
 
 
 def markdown_of(path: Path) -> str:

@@ -13,23 +13,16 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from hsmcore.bench import environment, locate
-from hsmcore.bench.child.protocol import PIN_ENV, Job
-from hsmcore.bench.contenders import MEMORY, contenders, select, wants_memory
+from hsmcore.bench.commands import Commands
+from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
 from hsmcore.bench.environment import ProcessorTimes
-from hsmcore.bench.model import (
-    Contender,
-    HsmToken,
-    Memory,
-    Options,
-    Result,
-    Sample,
-    read_percentiles,
-)
-from hsmcore.bench.process import Child, ChildError, MissingError, child_environment, python_child
+from hsmcore.bench.model import Contender, Options, Result, Sample, read_percentiles
+from hsmcore.bench.process import Child, ChildError, MissingError
+from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.scenarios import measure_memory, measure_recovery, steps
 from hsmcore.bench.softtoken import temporary_token
 from hsmcore.bench.stats import DISTURBED
 from hsmcore.bench.summary import summarise
@@ -39,8 +32,6 @@ WARM_UP_SECONDS = 0.15
 QUIET_PROBE_SECONDS = 0.1
 QUIET_WAIT_SECONDS = 2.0  # at once
 QUIET_BUDGET_SECONDS = 60.0  # in a whole run
-LAG_FROM_IN_FLIGHT = 64
-MEMORY_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +62,16 @@ class _Run:
         self._report = report
         self._stack = stack
         self._chosen = select(contenders(environment.cores()), options.only)
-        self._memory = wants_memory(options.only)
-        if not self._chosen and not self._memory:
+        self._scenarios = scenarios(options.only)
+        if not self._chosen and not self._scenarios:
             raise ValueError(f"{options.only!r} fits no contender")
         self._children: dict[str, Child] = {}
+        self._ceilings: dict[str, float | None] = {}
         self._done = 0
         self._quiet_budget = QUIET_BUDGET_SECONDS
-        self._total = len(self._chosen) * (options.rounds + 2) + 2 * self._memory
+        self._total = len(self._chosen) * (options.rounds + 2) + steps(self._scenarios, options)
         self._signatures: dict[tuple[str, str], str] = {}
-        self._hsm: HsmToken | None = None
-        self._access: Mapping[str, str] = {}
+        self._commands = Commands(options, stack)
         self.result = Result(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=environment.describe(),
@@ -91,7 +82,7 @@ class _Run:
         )
 
     def measure(self) -> Result:
-        if any(contender.token == "hsm" for contender in self._chosen):
+        if RECOVERY in self._scenarios or any(contender.token == "hsm" for contender in self._chosen):
             self._open_token()
         for contender in self._chosen:
             self._start(contender)
@@ -105,14 +96,16 @@ class _Run:
                 self._step(f"round {number + 1} of {self._options.rounds}: {contender.name}")
                 self._slice(contender, number)
         stolen = before.stolen_share(ProcessorTimes.read())
-        if self._memory:
-            self._measure_memory()
         result = self.result
+        if MEMORY in self._scenarios:
+            measure_memory(self._commands, self._options, result, self._step)
+        if RECOVERY in self._scenarios:
+            measure_recovery(self._commands, self._options, result, self._step)
         result.environment["stolen_share"] = round(stolen, 4)
         result.environment["load_average_after"] = environment.describe()["load_average"]
         result.summaries = summarise(result)
-        chosen = {contender.name for contender in self._chosen} | ({MEMORY} if self._memory else set())
-        result.targets = judge(result.by_round().values(), result.memory, chosen)
+        chosen = {contender.name for contender in self._chosen} | self._scenarios
+        result.targets = judge(result.by_round().values(), result.memory, chosen, result.recovery)
         self._report(Progress(self._total, self._total, "done"))
         return result
 
@@ -120,15 +113,16 @@ class _Run:
 
     def _open_token(self) -> None:
         self._report(Progress(0, self._total, "making a token"))
-        self._hsm = self._options.token
-        if self._hsm is None:
-            self._hsm, self._access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
+        commands = self._commands
+        commands.hsm = self._options.token
+        if commands.hsm is None:
+            commands.hsm, commands.access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
 
     def _start(self, contender: Contender) -> None:
         self._step(f"starting {contender.name}")
         try:
-            command, access = self._command(contender)
-            child = self._stack.enter_context(Child(command, child_environment(access)))
+            self._ceilings[contender.name] = self._commands.ceiling(contender)
+            child = self._stack.enter_context(self._commands.start(contender))
             ready = child.ready()
         except MissingError as error:
             self.result.skipped[contender.name] = str(error)
@@ -143,7 +137,7 @@ class _Run:
         if "timing_ns" in ready:
             self.result.timing_ns[contender.name] = round(ready["timing_ns"], 1)
         for key in ("module", "loop"):
-            if key in ready and contender.token != "noop":
+            if key in ready and contender.token != "noop" and contender.device is None:
                 self.result.environment.setdefault(key, ready[key])
         signature = ready.get("signature")
         if signature is not None and contender.algorithm == "ed25519":
@@ -151,52 +145,13 @@ class _Run:
             if signature != expected:
                 self._give_up(contender, "its signature differs from the others'")
 
-    def _command(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
-        """The command line and the secret part of the environment. Raises MissingError when something isn't there."""
-        if contender.kind == "cache-lookup":
-            return [_native(locate.CACHE_LOOKUP), "--message-bytes", str(self._options.message_bytes)], {}
-        module, token, label, access, provider = self._target(contender)
-        if contender.kind == "raw":
-            return [
-                _native(locate.RAW_SIGN),
-                *("--module", module, "--token", token, "--label", label, "--pin-env", PIN_ENV),
-                *("--threads", str(contender.in_flight), "--algorithm", contender.algorithm),
-                *("--message-bytes", str(self._options.message_bytes)),
-            ], access
-        job = Job(
-            kind=contender.kind,
-            module=module,
-            token=token,
-            label=label,
-            algorithm=contender.algorithm,
-            in_flight=contender.in_flight,
-            sessions=contender.sessions,
-            batch=contender.batch,
-            message_bytes=self._options.message_bytes,
-            timed_every=contender.timed_every,
-            watch_lag=contender.in_flight >= LAG_FROM_IN_FLIGHT and contender.token == "hsm",
-            provider=provider,
-        )
-        return python_child("hsmcore.bench.child", job.to_json()), access
-
-    def _target(self, contender: Contender) -> tuple[str, str, str, Mapping[str, str], str]:
-        if contender.token == "noop":
-            module = self._options.noop_module or _native(locate.NOOP_MODULE)
-            return module, "noop", "noop-key", {PIN_ENV: "0000"}, "pkcs11"
-        assert self._hsm is not None
-        label = self._hsm.labels.get(contender.algorithm)
-        if label is None:
-            raise MissingError(f"no {contender.algorithm} key was named")
-        provider = "softhsm" if "softhsm" in Path(self._hsm.module).name else "pkcs11"
-        return self._hsm.module, self._hsm.token, label, self._access, provider
-
     # ---- measuring ----
 
     def _slice(self, contender: Contender, number: int) -> None:
         """The least disturbed of a few attempts."""
         best: Sample | None = None
         for _ in range(1 + self._options.patience):
-            sample = self._attempt(contender, number, self._options.seconds)
+            sample = self._attempt(contender, number, self._options.seconds * contender.slices)
             if sample is None:
                 return
             best = sample if best is None or sample.others < best.others else best
@@ -228,6 +183,7 @@ class _Run:
             lag_ns=read_percentiles(reply.get("lag_ns")),
             cpu_seconds=cpu,
             others=round(others, 4),
+            ceiling=self._ceilings[contender.name],
         )
 
     def _wait_for_quiet(self) -> None:
@@ -241,25 +197,6 @@ class _Run:
                 break
         self._quiet_budget -= waited
 
-    def _measure_memory(self) -> None:
-        """Sign on the no-op module with many in flight; read the resident memory after each half."""
-        scenario = Contender(MEMORY, "resident memory", "sign", MEMORY, None, token="noop", in_flight=256)
-        count = self._options.memory_signatures
-        readings = []
-        try:
-            command, access = self._command(scenario)
-            with Child(command, child_environment(access)) as child:
-                child.ready()
-                for half in (1, 2):
-                    self._step(f"memory: signatures {(half - 1) * count:,} to {half * count:,}")
-                    readings.append(child.ask(f"memory {count}", MEMORY_TIMEOUT_SECONDS)["rss_bytes"])
-        except MissingError as error:
-            self.result.skipped[MEMORY] = str(error)
-        except (ChildError, OSError) as error:
-            self.result.failed[MEMORY] = str(error)
-        else:
-            self.result.memory = Memory((count, 2 * count), (readings[0], readings[1]))
-
     def _give_up(self, contender: Contender, why: str) -> None:
         self.result.failed[contender.name] = why
         self._children.pop(contender.name).close()
@@ -267,10 +204,3 @@ class _Run:
     def _step(self, doing: str) -> None:
         self._report(Progress(self._done, self._total, doing))
         self._done += 1
-
-
-def _native(name: str) -> str:
-    path = locate.native(name)
-    if path is None:
-        raise MissingError(f"{name} was not built")
-    return str(path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
-from hsmcore.bench.model import Percentiles, Sample, Spread
+from hsmcore.bench.model import Break, Percentiles, Sample, Spread
 
-__all__ = ["DISTURBED", "median", "percentile", "percentiles", "spread", "usable"]
+__all__ = ["DISTURBED", "median", "percentile", "percentiles", "spread", "usable", "usable_breaks"]
 
 Round = Mapping[str, Sample]
 
@@ -23,6 +23,13 @@ def usable(rounds: Iterable[Round], names: Collection[str]) -> list[Round]:
     present = [r for r in rounds if all(name in r for name in names)]
     quiet = [r for r in present if all(r[name].others <= DISTURBED for name in names)]
     return quiet if len(quiet) >= ENOUGH_ROUNDS else present
+
+
+def usable_breaks(breaks: Iterable[Break], case: str) -> list[Break]:
+    """The kills of this case during which others left the machine alone; if these are too few, all of them."""
+    own = [b for b in breaks if b.case == case]
+    quiet = [b for b in own if b.others <= DISTURBED]
+    return quiet if len(quiet) >= ENOUGH_ROUNDS else own
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -27,6 +27,7 @@ def summarise(result: Result) -> list[Summary]:
                 p999_ns=_median([s.latency_ns.p999 for s in samples if s.latency_ns is not None]),
                 lag_p99_ns=_median([s.lag_ns.p99 for s in samples if s.lag_ns is not None]),
                 cpu_ns=_median([s.cpu_seconds / s.signatures * 1e9 for s in samples if s.cpu_seconds is not None]),
+                of_ceiling=spread([s.rate / s.ceiling for s in samples if s.ceiling is not None]),
             )
         )
     return summaries

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
+from hsmcore.bench import resilience
 from hsmcore.bench.contenders import MEMORY
-from hsmcore.bench.model import Memory, Verdict
-from hsmcore.bench.stats import Round, spread, usable
-
-Value = Callable[[Round], float | None]  # None: the slice was too short to have it
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    name: str
-    what: str
-    formula: str
-    unit: str
-    bound: float
-    at_least: bool
-    needs: tuple[str, ...]
-    value: Value
-
-
-def _rate(name: str, per: str) -> Value:
-    return lambda r: r[name].rate / r[per].rate
-
-
-def _in_raw_queues(which: Literal["p50", "p99"], name: str, in_flight: int) -> Value:
-    def value(r: Round) -> float | None:
-        latency = r[name].latency_ns
-        return None if latency is None else getattr(latency, which) / (in_flight / r["raw"].rate * 1e9)
-
-    return value
-
-
-def _added_us(name: str, to: str) -> Value:
-    def value(r: Round) -> float | None:
-        ours, theirs = r[name].latency_ns, r[to].latency_ns
-        return None if ours is None or theirs is None else (ours.p50 - theirs.p50) / 1e3
-
-    return value
-
-
-def _lag_ms(name: str) -> Value:
-    def value(r: Round) -> float | None:
-        lag = r[name].lag_ns
-        return None if lag is None else lag.p99 / 1e6
-
-    return value
-
+from hsmcore.bench.formulas import Target, added_us, in_raw_queues, lag_ms, rate
+from hsmcore.bench.model import Break, Memory, Verdict
+from hsmcore.bench.stats import Round, spread, usable, usable_breaks
 
 TARGETS: tuple[Target, ...] = (
     Target(
@@ -62,7 +20,7 @@ TARGETS: tuple[Target, ...] = (
         0.97,
         True,
         ("sign-64", "raw"),
-        _rate("sign-64", "raw"),
+        rate("sign-64", "raw"),
     ),
     Target(
         "sign-64-p50",
@@ -72,7 +30,7 @@ TARGETS: tuple[Target, ...] = (
         1.1,
         False,
         ("sign-64", "raw"),
-        _in_raw_queues("p50", "sign-64", 64),
+        in_raw_queues("p50", "sign-64", 64),
     ),
     Target(
         "sign-64-p99",
@@ -82,7 +40,7 @@ TARGETS: tuple[Target, ...] = (
         2.2,
         False,
         ("sign-64", "raw"),
-        _in_raw_queues("p99", "sign-64", 64),
+        in_raw_queues("p99", "sign-64", 64),
     ),
     Target(
         "many-256-rate",
@@ -92,7 +50,7 @@ TARGETS: tuple[Target, ...] = (
         0.98,
         True,
         ("many-256", "raw"),
-        _rate("many-256", "raw"),
+        rate("many-256", "raw"),
     ),
     Target(
         "sign-1-adds",
@@ -102,7 +60,7 @@ TARGETS: tuple[Target, ...] = (
         35.0,
         False,
         ("sign-1", "raw-1"),
-        _added_us("sign-1", "raw-1"),
+        added_us("sign-1", "raw-1"),
     ),
     Target(
         "over-executor",
@@ -112,7 +70,7 @@ TARGETS: tuple[Target, ...] = (
         2.2,
         True,
         ("sign-64", "pkcs11-executor"),
-        _rate("sign-64", "pkcs11-executor"),
+        rate("sign-64", "pkcs11-executor"),
     ),
     Target(
         "over-shipped",
@@ -122,7 +80,7 @@ TARGETS: tuple[Target, ...] = (
         2.4,
         True,
         ("sign-64", "pkcs11-shared"),
-        _rate("sign-64", "pkcs11-shared"),
+        rate("sign-64", "pkcs11-shared"),
     ),
     Target(
         "over-pykcs11",
@@ -132,7 +90,7 @@ TARGETS: tuple[Target, ...] = (
         2.4,
         True,
         ("sign-64", "pykcs11"),
-        _rate("sign-64", "pykcs11"),
+        rate("sign-64", "pykcs11"),
     ),
     Target(
         "noop-sign",
@@ -177,19 +135,22 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "loop-lag",
         "event-loop lag while saturated, 64 in flight, p99",
-        "p99(lag of sign-64)",
+        "p99(lag of sign-64-lag)",
         "ms",
         5.0,
         False,
-        ("sign-64",),
-        _lag_ms("sign-64"),
+        ("sign-64-lag",),
+        lag_ms("sign-64-lag"),
     ),
+    *resilience.TARGETS,
 )
 
 MEMORY_BOUND_MIB = 1.0
 
 
-def judge(rounds: Iterable[Round], memory: Memory | None, chosen: Collection[str]) -> list[Verdict]:
+def judge(
+    rounds: Iterable[Round], memory: Memory | None, chosen: Collection[str], breaks: Sequence[Break] = ()
+) -> list[Verdict]:
     """Work out each target that needs only `chosen` contenders, in every round that has them; the median decides."""
     rounds = list(rounds)
     verdicts = []
@@ -201,26 +162,59 @@ def judge(rounds: Iterable[Round], memory: Memory | None, chosen: Collection[str
         verdicts.append(
             _verdict(target.name, target.what, target.formula, target.unit, target.bound, target.at_least, values)
         )
-    if MEMORY not in chosen:
-        return verdicts
-    growth = [] if memory is None else [memory.growth_bytes / 2**20]
+    if MEMORY in chosen:
+        verdicts.append(_memory(memory))
+    if resilience.RECOVERY in chosen:
+        verdicts += _recovery(breaks)
+    return verdicts
+
+
+def _memory(memory: Memory | None) -> Verdict:
+    return _verdict(
+        "memory",
+        "resident memory from the 1st to the 2nd million signatures",
+        "rss(after 2nd) - rss(after 1st)",
+        "MiB",
+        MEMORY_BOUND_MIB,
+        False,
+        [] if memory is None else [memory.growth_bytes / 2**20],
+    )
+
+
+def _recovery(breaks: Sequence[Break]) -> list[Verdict]:
+    verdicts = []
+    for t in resilience.RECOVERY_TARGETS:
+        own = usable_breaks(breaks, t.case)
+        values = [b.kept if t.at_least else b.again_seconds * 1e3 for b in own]
+        verdicts.append(_verdict(t.name, t.what, t.formula, t.unit, t.bound, t.at_least, values, worst_decides=True))
+    lost = [float(b.failed + b.wrong) for b in breaks]
     verdicts.append(
         _verdict(
-            "memory",
-            "resident memory from the 1st to the 2nd million signatures",
-            "rss(after 2nd) - rss(after 1st)",
-            "MiB",
-            MEMORY_BOUND_MIB,
+            "recovery-lost",
+            "requests that failed, and wrong signatures, in any of these, most",
+            "failed + wrong",
+            "requests",
+            0.0,
             False,
-            growth,
+            lost,
+            worst_decides=True,
         )
     )
     return verdicts
 
 
 def _verdict(
-    name: str, what: str, formula: str, unit: str, bound: float, at_least: bool, values: Sequence[float]
+    name: str,
+    what: str,
+    formula: str,
+    unit: str,
+    bound: float,
+    at_least: bool,
+    values: Sequence[float],
+    *,
+    worst_decides: bool = False,
 ) -> Verdict:
-    value = spread(values)
-    met = None if value is None else (value.median >= bound if at_least else value.median <= bound)
-    return Verdict(name, what, formula, unit, bound, at_least, value, met)
+    verdict = Verdict(name, what, formula, unit, bound, at_least, spread(values), None, worst_decides)
+    reached = verdict.reached
+    met = None if reached is None else (reached >= bound if at_least else reached <= bound)
+    return replace(verdict, met=met)

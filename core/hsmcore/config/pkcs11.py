@@ -106,6 +106,8 @@ class Pkcs11Settings(KeyPin):
     key_handle: Annotated[int | str, _Handle()] | None = None
     sessions: Sessions = Field(default_factory=default_sessions)
     isolation: Isolation = "thread"
+    """Whether the module is loaded into this process or into one of its own, which can be killed when it hangs or
+    crashes and started again. Default: what is known of the vendor's module."""
     verify_signatures: VerifySignatures = "never"
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
@@ -167,6 +169,7 @@ class AwsCloudHsmSettings(Pkcs11Settings):
 
     module_path: ModulePath = "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so"
     quirks: Quirks | None = "aws-cloudhsm"
+    isolation: Isolation = "process"
     cluster_endpoint: Endpoint | None = None
     cluster_id: ClusterId | None = None
     username: Annotated[str, Text(31, form="[^:]+", says="a crypto user's name of 1 to 31 bytes without a colon")]
@@ -189,6 +192,7 @@ class YubiHsmSettings(Pkcs11Settings):
 
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"
+    isolation: Isolation = "process"
     connector: str | None = None
     connectors: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
     auth_key_id: Annotated[int, Whole(1, 0xFFFF)]

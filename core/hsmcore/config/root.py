@@ -42,7 +42,7 @@ class KeyManagerConfig(Provider):
     spin_micros: Annotated[int, Whole(0, 100_000)] = 50
     """How long an idle worker polls before it sleeps; 0: not at all."""
     warm_micros: Annotated[int, Whole(0, 100_000)] = 500
-    """How long after an answer a processor is kept awake (at idle priority) for the next lone request; 0: not at all."""
+    """How long after an answer a processor is kept awake (idle priority) for the next lone request; 0: not at all."""
     audit_log_file: Annotated[str, Text(4096)] | None = None
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None

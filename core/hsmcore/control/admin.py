@@ -15,10 +15,10 @@ from hsmcore.control import backup, keys
 from hsmcore.control.adopt import AdoptedLibrary, ModuleHolder, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
-from hsmcore.control.faults import translated
+from hsmcore.control.faults import refused_before, translated
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
-from hsmcore.errors import EngineClosed, HsmError, MemberDown, TokenAmbiguous, TokenNotFound, error_of
+from hsmcore.errors import EngineClosed, HsmError, LoginError, MemberDown, TokenAmbiguous, TokenNotFound, error_of
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
@@ -33,7 +33,11 @@ class TokenAdmin:
 
     With a `pin`, the process is logged in when it is not yet, through a session that stays open until close(). Without
     one, somebody else (the signing engine) has to be logged in. No session of python-pkcs11's ever gets the PIN:
-    closing such a session logs the whole process out and takes the engine's keys away.
+    closing such a session logs the whole process out and takes the engine's keys away. A PIN that was refused is not
+    tried again.
+
+    The engine may initialize the module anew while no call is inside. Whatever this class had open is gone then, and
+    forgotten rather than closed; it logs in again if it has to and can.
     """
 
     def __init__(
@@ -55,15 +59,19 @@ class TokenAdmin:
         self._holder: ModuleHolder | None = None
         self._library: AdoptedLibrary | None = None
         self._login: Session | None = None
+        self._refused: LoginError | None = None
+        self._inside = 0  # series of calls that are nested in one another
+        self._initialization = -1  # the module's, when it was last entered
 
     def open(self) -> Self:
         """Hold the module, find the token, log in if that is needed. Doing it twice is no error."""
         if self._holder is None:
             self._holder = hold_module(self._path, self._args)
             try:
-                self._library = library = adopt(self._path)
-                self._quirks = quirks_for(self._quirks_name, f"{library.manufacturer_id} {library.library_description}")
-                with translated("opening the token", self.member):
+                with self._series("opening the token"):
+                    library = self._library = adopt(self._path)
+                    described = f"{library.manufacturer_id} {library.library_description}"
+                    self._quirks = quirks_for(self._quirks_name, described)
                     self._log_in(self.token())
             except BaseException:
                 self.close()
@@ -72,16 +80,18 @@ class TokenAdmin:
 
     def close(self) -> None:
         """Close the session that logged in, then let the module go. Doing it twice is no error."""
-        login, self._login = self._login, None
-        holder, self._holder = self._holder, None
-        self._library = None
+        holder = self._holder
+        if holder is None:
+            return
         try:
-            if login is not None:
-                with translated("closing the session", self.member):
+            with self._series("closing the session"):
+                self._library = None
+                login, self._login = self._login, None
+                if login is not None:
                     login.close()
         finally:
-            if holder is not None:
-                holder.close()
+            self._holder = None
+            holder.close()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -115,13 +125,36 @@ class TokenAdmin:
     def session(self, what: str) -> Iterator[Session]:
         """A session for one operation, logged in because the process is; `what` goes into errors."""
         self.open()
-        with translated(what, self.member):
+        with self._series(what):
             token = self.token()
             with token.open(rw=True, attribute_mapper=keys.Attributes()) as session:
-                # Without a login a token shows no private key: that would look like an empty token.
                 if token.flags & TokenFlag.LOGIN_REQUIRED and not self._logged_in(session):
-                    raise error_of("NOT_LOGGED_IN", detail=what, member=self.member, hint=_LOG_IN_HINT)
+                    self._log_in(token)
+                    # Without a login a token shows no private key: that would look like an empty token.
+                    if not self._logged_in(session):
+                        hint = _LOG_IN_HINT if self._pin is None else None
+                        raise error_of("NOT_LOGGED_IN", detail=what, member=self.member, hint=hint)
                 yield session
+
+    @contextmanager
+    def _series(self, what: str) -> Iterator[None]:
+        """A series of calls during which the module is not initialized anew; `what` goes into errors."""
+        holder = self._holder
+        if holder is None:
+            raise EngineClosed("the token is closed", member=self.member)
+        if self._inside == 0:
+            initialization = holder.enter()
+            if initialization != self._initialization:
+                self._login = None  # not closed: its handle means nothing now, or another's session
+                self._initialization = initialization
+        self._inside += 1
+        try:
+            with translated(what, self.member):
+                yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                holder.exit()
 
     def list_keys(self) -> list[KeyRecord]:
         with self.session("listing keys") as session:
@@ -168,6 +201,8 @@ class TokenAdmin:
     def _log_in(self, token: Token) -> None:
         if self._pin is None:
             return
+        if self._refused is not None:
+            raise refused_before(self._refused)
         session = token.open(rw=True)
         try:
             logged_in_here = self._present_pin(token, session, self._pin)
@@ -189,7 +224,11 @@ class TokenAdmin:
         if pin is None:
             return False
         try:
-            Cryptoki(self._path).login(_handle(session), pin)
+            with translated("logging in", self.member):
+                Cryptoki(self._path).login(_handle(session), pin)
+        except LoginError as error:
+            self._refused = error
+            raise
         finally:
             pin[:] = bytes(len(pin))
         return True

@@ -16,7 +16,16 @@ from hsmcore.control.faults import ControlError
 
 
 class ModuleHolder(Protocol):
-    """What keeps a module loaded and initialized: hsmcore._native.Module."""
+    """What keeps a module loaded and initialized: hsmcore._native.Module.
+
+    The native core may initialize the module anew when it breaks, but not between `enter` and `exit`, which one thread
+    calls in pairs and does not nest. `enter` returns how often that has happened: after a change, whatever was opened
+    before is gone, and its handles may be somebody else's.
+    """
+
+    def enter(self) -> int: ...
+
+    def exit(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -14,7 +14,7 @@ from typing import Final
 from pkcs11 import exceptions as p11
 
 from hsmcore.control.cryptoki import CkrError
-from hsmcore.errors import HsmError, KeyAmbiguous, KeyNotFound, KeyUnusable, RequestRejected, error_of
+from hsmcore.errors import HsmError, KeyAmbiguous, KeyNotFound, KeyUnusable, LoginError, RequestRejected, error_of
 
 _NUMBERS: Final[dict[type[p11.PKCS11Error], int]] = {
     p11.HostMemory: 0x002,
@@ -116,6 +116,13 @@ def translated(what: str, member: str | None = None) -> Iterator[None]:
             text = f"{what}: python-pkcs11 refused: {type(error).__name__} {error}".rstrip()
             raise ControlError(text, member=member) from error
         raise _of_ckr(number, "", what, member) from error
+
+
+def refused_before(error: LoginError) -> HsmError:
+    """What to raise instead of presenting a PIN a second time."""
+    return error_of(
+        error.status, detail="an earlier attempt was refused; none was made now", member=error.member, hint=error.hint
+    )
 
 
 def no_such_key(key_id: str) -> KeyNotFound:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, Self, TypeVar
 
 from hsmcore.control.admin import PinSource, TokenAdmin
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
+from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
 from hsmcore.errors import EngineClosed, EngineForked
 
 if TYPE_CHECKING:
@@ -20,6 +21,26 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+IDLE_SECONDS: Final = 5.0
+"""How long a child process with nothing to do is kept."""
+CLOSE_SECONDS: Final = 5.0
+"""How long closing lets an isolated module go on with what it is doing."""
+
+
+class Admin(Protocol):
+    """What does the work, blocking: TokenAdmin or RemoteAdmin."""
+
+    def open(self) -> Self: ...
+    def close(self) -> None: ...
+    def list_keys(self) -> list[KeyRecord]: ...
+    def generate_key(
+        self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
+    ) -> KeyRecord: ...
+    def deactivate(self, key_id: str) -> Deactivation: ...
+    def destroy(self, key_id: str) -> None: ...
+    def export_wrapped(self, key_id: str, wrapping_label: str = WRAPPING_KEY_LABEL) -> bytes: ...
+    def import_wrapped(self, blob: bytes) -> KeyRecord: ...
 
 
 class ControlPlane:
@@ -30,7 +51,9 @@ class ControlPlane:
     a key that was being generated exists afterwards.
 
     `quirks` is a name from the native core's table, `pin` fetches the PIN if the process is not logged in yet (see
-    TokenAdmin), `member` goes into errors. All errors are HsmError. Not usable in a forked child.
+    TokenAdmin), `member` goes into errors. With `isolated`, the module is loaded by a child process and not by this
+    one (see RemoteAdmin): `hidden` names the environment variables that it must not inherit, and a call ends after
+    `timeout` seconds even if the module hangs. All errors are HsmError. Not usable in a forked child.
     """
 
     def __init__(
@@ -42,23 +65,54 @@ class ControlPlane:
         pin: PinSource | None = None,
         module_args: str | None = None,
         member: str | None = None,
+        isolated: bool = False,
+        hidden: frozenset[str] = frozenset(),
+        timeout: float = CALL_SECONDS,
     ) -> None:
-        self._admin = TokenAdmin(module_path, token, quirks=quirks, pin=pin, module_args=module_args, member=member)
+        self._remote: RemoteAdmin | None = None
+        self._resting: asyncio.TimerHandle | None = None
+        self._admin: Admin
+        if isolated:
+            self._admin = self._remote = RemoteAdmin(
+                module_path,
+                token,
+                quirks=quirks,
+                pin=pin,
+                module_args=module_args,
+                member=member,
+                hidden=hidden,
+                timeout=timeout,
+            )
+        else:
+            self._admin = TokenAdmin(module_path, token, quirks=quirks, pin=pin, module_args=module_args, member=member)
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=f"hsmcore-control-{member or 'token'}"
         )
         self._process = os.getpid()
 
     @classmethod
-    def for_settings(cls, settings: Pkcs11Settings, *, log_in: bool = False, member: str | None = None) -> Self:
-        """A plane for the token that a configuration names. `log_in` if no engine of this process has logged in."""
+    def for_settings(
+        cls,
+        settings: Pkcs11Settings,
+        *,
+        log_in: bool = False,
+        member: str | None = None,
+        isolated: bool = False,
+        hidden: frozenset[str] = frozenset(),
+        timeout: float = CALL_SECONDS,
+    ) -> Self:
+        """A plane for the token that a configuration names. `log_in` if no engine of this process has logged in; an
+        `isolated` one always does, in its child."""
         return cls(
             settings.module_path,
             TokenSelector(settings.token_label, settings.token_serial, settings.slot_id),
             settings.quirks,
-            pin=settings.resolve_pin if log_in else None,
+            pin=settings.resolve_pin if log_in or isolated else None,
             module_args=settings.initialize_args,
             member=member,
+            isolated=isolated,
+            hidden=hidden,
+            timeout=timeout,
         )
 
     async def __aenter__(self) -> Self:
@@ -75,15 +129,26 @@ class ControlPlane:
         await self.close()
 
     async def close(self) -> None:
-        """Wait for calls under way, close the token, end the thread. Doing it twice is no error."""
+        """Wait for calls under way, close the token, end the thread. Doing it twice is no error.
+
+        In a child process, calls get CLOSE_SECONDS to end; then it is killed and they fail."""
         thread, self._thread = self._thread, None
         if thread is None or os.getpid() != self._process:
             return
+        if self._resting is not None:
+            self._resting.cancel()
+        loop = asyncio.get_running_loop()
+        overdue = loop.call_later(CLOSE_SECONDS, self._remote.abandon) if self._remote is not None else None
         try:
-            await asyncio.get_running_loop().run_in_executor(thread, self._admin.close)
+            await loop.run_in_executor(thread, self._admin.close)
         except BaseException:
+            if self._remote is not None:
+                self._remote.abandon()
             thread.shutdown(wait=False)
             raise
+        finally:
+            if overdue is not None:
+                overdue.cancel()
         thread.shutdown()  # it is idle: this takes microseconds
 
     async def list_keys(self) -> list[KeyRecord]:
@@ -118,4 +183,20 @@ class ControlPlane:
             raise EngineForked("this control plane belongs to the parent process")
         if self._thread is None:
             raise EngineClosed("the control plane is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        finally:
+            if self._remote is not None:
+                self._rest_later(loop)
+
+    def _rest_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End an isolated module's child once nothing has been asked of it for a while."""
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = loop.call_later(IDLE_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        self._resting = None
+        if self._thread is not None:
+            self._thread.submit(self._admin.close)

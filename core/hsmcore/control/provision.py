@@ -2,19 +2,17 @@
 
 SoftHSM reads its configuration, named by the environment variable SOFTHSM2_CONF, once when the module is initialized.
 A child of its own gets that variable without this process's environment being changed or its modules being touched;
-the PINs go to it over its standard input, so that they stand in no argument list. Run as a module, this is the child.
+the PINs go to it over its standard input, so that they stand in no argument list.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import orjson
 from pkcs11 import TokenFlag
 from pkcs11.types import Token
 
@@ -23,8 +21,10 @@ from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import ControlError, translated
+from hsmcore.control.process import Child, ChildLost
 from hsmcore.control.records import KeyRecord, TokenSelector
-from hsmcore.errors import EXCEPTION_OF_STATUS, HsmError, SystemFailure
+from hsmcore.control.wire import record_of_json
+from hsmcore.errors import SystemFailure
 
 CHILD_SECONDS: Final = 120.0
 
@@ -49,31 +49,15 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
 
     Repeating it after an interruption goes on where it ended.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "hsmcore.control.provision"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "SOFTHSM2_CONF": str(softhsm_conf)},
-    )
-    with child:
+    environment = {**os.environb, b"SOFTHSM2_CONF": os.fsencode(softhsm_conf)}
+    with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
         try:
-            output, errors = child.communicate(orjson.dumps(asdict(request)), CHILD_SECONDS)
-        except BaseException as error:
-            child.kill()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise SystemFailure(f"making the token took longer than {CHILD_SECONDS:.0f} s") from None
-            raise
-    try:
-        answer = orjson.loads(output)
-    except orjson.JSONDecodeError:
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise SystemFailure(f"making the token failed with exit code {child.returncode}: {last}") from None
-    if "error" in answer:
-        fault = answer["error"]
-        raise EXCEPTION_OF_STATUS[fault["status"]](fault["message"], status=fault["status"], hint=fault["hint"])
-    key = answer["key"]
-    return KeyRecord(**{**key, "public_key": bytes.fromhex(key["public_key"])})
+            made = child.call({"call": "provision", **asdict(request)}, CHILD_SECONDS)
+        except ChildLost as lost:
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise SystemFailure(f"making the token failed: {lost}{': ' if last else ''}{last}") from None
+    return record_of_json(made)
 
 
 def make_token(request: TokenRequest) -> KeyRecord:
@@ -111,19 +95,3 @@ def _init_token(library: AdoptedLibrary, request: TokenRequest) -> Token:
             if token is not None:
                 return token
     raise ControlError("no slot is free for a new token", hint="Check directories.tokendir in softhsm2.conf.")
-
-
-def _child() -> int:
-    os.umask(0o077)
-    try:
-        key = make_token(TokenRequest(**orjson.loads(sys.stdin.buffer.read())))
-    except HsmError as error:
-        answer: dict[str, Any] = {"error": {"status": error.status, "message": str(error), "hint": error.hint}}
-    else:
-        answer = {"key": {**asdict(key), "public_key": (key.public_key or b"").hex()}}
-    sys.stdout.buffer.write(orjson.dumps(answer))
-    return 1 if "error" in answer else 0
-
-
-if __name__ == "__main__":
-    sys.exit(_child())

@@ -13,6 +13,10 @@ def open_signer(job: Job) -> Signer:
         from hsmcore.bench.child.ours import OurSigner
 
         return OurSigner(job)
+    if job.kind in ("recovery-host", "recovery-sessions"):
+        from hsmcore.bench.child.recovery import Recovering
+
+        return Recovering(job)
     if job.kind == "pykcs11":
         from hsmcore.bench.child.pykcs11 import PyKCS11Signer
 

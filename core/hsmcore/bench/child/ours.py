@@ -27,6 +27,8 @@ def configuration(job: Job) -> dict[str, Any]:
                     "pin": {"env": PIN_ENV},
                     "keyLabel": job.label,
                     "sessions": job.sessions,
+                    "isolation": job.isolation,
+                    "verifySignatures": job.verify,
                 },
                 "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0,
             }

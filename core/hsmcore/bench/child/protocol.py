@@ -1,7 +1,8 @@
 """How a child is told what to do: its job as JSON in argv, commands on standard input, JSON lines on standard output.
 
-`run SECONDS` signs for so long and answers with the figures of one slice; `memory N` makes N signatures and answers
-with the resident memory; `quit`, or the end of the input, ends it. The PIN comes in an environment variable.
+`run SECONDS` signs for so long and answers with the figures of one slice (a recovery job then kills something, and
+signs for as long again); `memory N` makes N signatures and answers with the resident memory; `quit`, or the end of the
+input, ends it. The PIN comes in an environment variable.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Job:
     timed_every: int
     watch_lag: bool
     provider: str  # "softhsm" or "pkcs11": the key manager type for hsmcore
+    isolation: str = "thread"
+    verify: str = "never"
+    control: str | None = None  # the socket of the module that injects faults
 
     def to_json(self) -> str:
         return orjson.dumps(asdict(self)).decode()

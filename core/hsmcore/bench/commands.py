@@ -1,0 +1,141 @@
+"""How a contender's process is started: its command line, and what its environment says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import orjson
+
+from hsmcore.bench import locate
+from hsmcore.bench.child.protocol import PIN_ENV, Job
+from hsmcore.bench.devices import CONFIG_ENV, DEVICES, punctual
+from hsmcore.bench.model import Contender, HsmToken, Options
+from hsmcore.bench.process import Child, MissingError, child_environment, python_child
+from hsmcore.bench.resilience import RecoveryCase
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What to sign on."""
+
+    module: str
+    token: str
+    label: str
+    access: Mapping[str, str]  # for the environment: the PIN, and where the module finds its configuration
+    provider: str
+    control: str | None = None
+
+
+class Commands:
+    """Starts children. Files that they need are gone when `stack` is closed."""
+
+    def __init__(self, options: Options, stack: ExitStack) -> None:
+        self._options = options
+        self._stack = stack
+        self._places = 0
+        self.hsm: HsmToken | None = None
+        self.access: Mapping[str, str] = {}
+
+    def start(self, contender: Contender) -> Child:
+        """A child for the contender. Raises MissingError when something isn't there."""
+        command, access = self._command(contender)
+        with _clock(contender.device):
+            return Child(command, child_environment(access))
+
+    def start_recovery(self, case: RecoveryCase, sessions: int) -> Child:
+        """A child that has something killed in each of its slices. Raises MissingError."""
+        contender = Contender(
+            case.name,
+            case.title,
+            "sign",
+            case.name,
+            None,
+            token=case.token,
+            in_flight=case.in_flight,
+            sessions=sessions,
+            isolation=case.isolation,
+            device=case.device,
+        )
+        target = self._target(contender, control=True)
+        job = self._job(contender, target, kind=case.kind)
+        with _clock(case.device):
+            return Child(python_child("hsmcore.bench.child", job.to_json()), child_environment(target.access))
+
+    def ceiling(self, contender: Contender) -> float | None:
+        """What the contender's device can do. Raises MissingError."""
+        if contender.device is None:
+            return None
+        return DEVICES[contender.device].ceiling(Path(require(locate.CHAOS_MODULE)).parent / "profiles")
+
+    def _command(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
+        if contender.kind == "cache-lookup":
+            return [require(locate.CACHE_LOOKUP), "--message-bytes", str(self._options.message_bytes)], {}
+        target = self._target(contender)
+        if contender.kind == "raw":
+            return [
+                require(locate.RAW_SIGN),
+                *("--module", target.module, "--token", target.token, "--label", target.label, "--pin-env", PIN_ENV),
+                *("--threads", str(contender.in_flight), "--algorithm", contender.algorithm),
+                *("--message-bytes", str(self._options.message_bytes)),
+            ], target.access
+        return python_child("hsmcore.bench.child", self._job(contender, target).to_json()), target.access
+
+    def _job(self, contender: Contender, target: _Target, kind: str | None = None) -> Job:
+        return Job(
+            kind=kind or contender.kind,
+            module=target.module,
+            token=target.token,
+            label=target.label,
+            algorithm=contender.algorithm,
+            in_flight=contender.in_flight,
+            sessions=contender.sessions,
+            batch=contender.batch,
+            message_bytes=self._options.message_bytes,
+            timed_every=contender.timed_every,
+            watch_lag=contender.name.endswith("-lag") or contender.device is not None,
+            provider=target.provider,
+            isolation=contender.isolation,
+            verify=contender.verify,
+            control=target.control,
+        )
+
+    def _target(self, contender: Contender, *, control: bool = False) -> _Target:
+        token = self._token(contender)
+        return token if contender.device is None else self._behind_device(token, contender.device, control=control)
+
+    def _token(self, contender: Contender) -> _Target:
+        if contender.token == "noop":
+            module = self._options.noop_module or require(locate.NOOP_MODULE)
+            return _Target(module, "noop", "noop-key", {PIN_ENV: "0000"}, "pkcs11")
+        hsm = self.hsm
+        assert hsm is not None
+        label = hsm.labels.get(contender.algorithm)
+        if label is None:
+            raise MissingError(f"no {contender.algorithm} key was named")
+        provider = "softhsm" if "softhsm" in Path(hsm.module).name else "pkcs11"
+        return _Target(hsm.module, hsm.token, label, self.access, provider)
+
+    def _behind_device(self, token: _Target, device: str, *, control: bool) -> _Target:
+        module = require(locate.CHAOS_MODULE)
+        place = Path(self._stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-")))
+        socket, configuration = place / "s" if control else None, place / "device.json"
+        configuration.write_bytes(orjson.dumps(DEVICES[device].configuration(token.module, socket)))
+        listens = None if socket is None else str(socket)
+        access = {**token.access, CONFIG_ENV: str(configuration)}
+        return _Target(module, token.token, token.label, access, token.provider, listens)
+
+
+def require(name: str) -> str:
+    """The path of what the build put beside the package. Raises MissingError."""
+    path = locate.native(name)
+    if path is None:
+        raise MissingError(f"{name} was not built")
+    return str(path)
+
+
+def _clock(device: str | None) -> AbstractContextManager[None]:
+    return nullcontext() if device is None else punctual()

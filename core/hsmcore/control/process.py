@@ -1,0 +1,169 @@
+"""A child process that uses a PKCS#11 module in this one's place: requests and answers are JSON lines on its standard
+input and output; child.py is its other half.
+
+Secrets go over its standard input only, never into its arguments or its environment. It ends when its input ends or
+when this process does, even while its module hangs; whatever it is doing, it can be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import orjson
+
+from hsmcore.control.wire import error_of_json
+
+CLOSE_SECONDS: Final = 3.0
+"""How long a child may take to end by itself."""
+_EXIT_SECONDS: Final = 1.0
+_CHUNK: Final = 65536
+# It imports from where this process does, and nothing of that stands in an argument or a variable.
+_BOOT: Final = """\
+import json, sys
+parent, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
+from hsmcore.control.child import main
+main(parent)
+"""
+
+
+class ChildLost(Exception):
+    """The child ended, did not answer in time or answered nonsense. It is gone; what it was doing may be done."""
+
+
+class Child:
+    """One child. For one thread at a time, but for `kill`. Use it as a context manager, or call `close`.
+
+    `stderr` takes what the child and its module have to say; None: this process's own.
+    """
+
+    def __init__(self, environment: Mapping[bytes, bytes], stderr: IO[bytes] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for this process, which closes its children in good order
+        )
+        for stream in (self._requests, self._answers):
+            os.set_blocking(stream.fileno(), False)
+        self._greeting = json.dumps([os.getpid(), *map(str, sys.path)]).encode() + b"\n"
+        self._pending = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _requests(self) -> IO[bytes]:
+        assert self._process.stdin is not None  # noqa: S101  # for the type checker: it was asked for
+        return self._process.stdin
+
+    @property
+    def _answers(self) -> IO[bytes]:
+        assert self._process.stdout is not None  # noqa: S101  # the same
+        return self._process.stdout
+
+    def call(self, request: Mapping[str, Any], seconds: float, secret: bytearray | None = None) -> Any:
+        """Send one request, then `secret` as it is, and wait for the result. Raises the HsmError that the child
+        answers with, and ChildLost."""
+        until = time.monotonic() + max(0.0, seconds)
+        line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            for piece in (self._greeting, line, secret or b""):
+                self._write(piece, until)
+            self._greeting = b""
+            answer = _parsed(self._read(until))
+        except TimeoutError:
+            self._end()
+            raise ChildLost(f"it did not answer within {seconds:.3g} s and was killed") from None
+        except BaseException:
+            self._end()
+            raise
+        if "error" in answer:
+            raise error_of_json(answer["error"])
+        return answer["result"]
+
+    def close(self) -> None:
+        """Let it close its module and end; kill it if it does not. Doing it twice is no error."""
+        if not self._requests.closed:
+            with suppress(OSError):  # that it ended, or that its input is full, is seen below
+                os.write(self._requests.fileno(), b'{"call":"close"}\n')
+            self._requests.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLOSE_SECONDS)
+        self._end()
+
+    def kill(self) -> None:
+        """End it at once. Any thread; a call that waits for it raises ChildLost."""
+        self._process.kill()
+
+    def _end(self) -> None:
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # one that waits in the kernel for a device cannot be killed yet
+            self._process.wait(CLOSE_SECONDS)
+        self._requests.close()
+        self._answers.close()
+
+    def _write(self, data: bytes | bytearray, until: float) -> None:
+        with memoryview(data) as rest:
+            sent = 0
+            while sent < len(rest):
+                _wait(self._requests, select.POLLOUT, until)
+                try:
+                    sent += os.write(self._requests.fileno(), rest[sent:])
+                except BrokenPipeError:
+                    raise ChildLost(self._how_it_ended()) from None
+
+    def _read(self, until: float) -> bytes:
+        while (end := self._pending.find(b"\n")) < 0:
+            _wait(self._answers, select.POLLIN, until)
+            chunk = os.read(self._answers.fileno(), _CHUNK)
+            if not chunk:
+                raise ChildLost(self._how_it_ended())
+            self._pending += chunk
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        return line
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+        return f"it was ended by {name}"
+
+
+def _wait(stream: IO[bytes], event: int, until: float) -> None:
+    poll = select.poll()
+    poll.register(stream.fileno(), event)
+    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        answer = None
+    if isinstance(answer, dict) and answer.keys() & {"result", "error"}:
+        return answer
+    raise ChildLost("it answered nonsense and was killed")

@@ -1,0 +1,191 @@
+"""Calls that hang: every caller is answered on time, others go on, and nothing of it is left when they come back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from tests.chaos.load import tell, until_it_signs
+from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.loops import one_loop
+from tests.support.managers import counters, opened, until
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.errors import DeadlineExceeded, MemberDown
+
+pytestmark = [pytest.mark.integration, needs_chaos]
+
+LATE = 0.2
+"""The most that an answer may come after its deadline on a busy machine, in seconds; the real figures are printed."""
+
+
+async def lateness(manager: hsmcore.KeyManager, message: bytes, timeout: float) -> float:
+    """Sign what hangs. Returns by how much DeadlineExceeded came after the deadline."""
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded) as caught:
+        await manager.sign(message, timeout)
+    assert caught.value.retryable
+    return time.monotonic() - begun - timeout
+
+
+def say(capsys: Any, what: str, late: list[float]) -> None:
+    """Print what was measured, and judge it generously."""
+    tell(capsys, f"{what}: {len(late)} answered {min(late) * 1e3:.1f} to {max(late) * 1e3:.1f} ms after the deadline")
+    assert min(late) > -0.002
+    assert max(late) <= LATE
+
+
+async def test_a_call_that_hangs_for_ever_costs_nobody_else(world, tmp_path, capsys):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        late = []
+        for number in range(2):
+            chaos.fault("C_Sign", "hang", forever=True)
+            hanging = asyncio.create_task(lateness(manager, f"hangs {number}".encode(), 0.15))
+            await until(lambda number=number: chaos.stats()["hung"] == number + 1)
+            begun = time.monotonic()
+            while not hanging.done():
+                asked = time.monotonic()
+                message = f"other {asked}".encode()
+                assert is_good("ed25519", manager.public_key, message, await manager.sign(message))
+                assert time.monotonic() - asked < LATE
+            assert time.monotonic() - begun > 0.05
+            late.append(await hanging)
+            await until(lambda number=number: counters(manager)["stuck"] == number + 1)
+            # A replacement was started: as many work as before.
+            await until(lambda: counters(manager)["workers"] - counters(manager)["stuck"] == 2)
+        say(capsys, "hanging for ever", late)
+        assert not counters(manager)["down"]
+        assert chaos.release() == 2
+        await until(lambda: counters(manager)["workers"] == 2)
+        await until(lambda: counters(manager)["busy"] == 0)
+        assert chaos.stats()["hung"] == chaos.stats()["inside"] == 0
+        await until(lambda: chaos.stats()["sessions"] == 3)
+        answers = await manager.sign_many([f"{n}".encode() for n in range(100)])
+        assert len(answers) == 100
+
+
+@pytest.mark.parametrize("function", ["C_SignInit", "C_Sign"])
+@one_loop
+async def test_when_all_hang_the_member_is_down_until_they_come_back(world, tmp_path, capsys, function):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        chaos.fault(function, "hang", forever=True, every=1)
+        late = []
+        for round_ in range(2):  # the two workers, then the two that take their place
+            late += await asyncio.gather(*(lateness(manager, f"{round_} {n}".encode(), 0.1) for n in range(8)))
+            await asyncio.sleep(0.15)
+        say(capsys, f"all hang in {function}", late)
+        for number in range(50):
+            begun = time.monotonic()
+            with pytest.raises(MemberDown) as caught:
+                await manager.sign(f"at once {number}".encode())
+            assert caught.value.retryable
+            assert time.monotonic() - begun < 0.05
+        assert counters(manager)["stuck"] == chaos.stats()["hung"] == 4
+        chaos.clear()
+        chaos.release()
+        await until_it_signs(manager)
+        await until(lambda: counters(manager)["workers"] == 2)
+
+
+@one_loop
+async def test_nothing_of_a_hang_is_left_in_the_counters(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 1})) as manager:
+        chaos.fault("C_Sign", "hang", forever=True)
+        await lateness(manager, b"hangs", 0.05)
+        await until(lambda: counters(manager)["stuck"] == 1)
+        chaos.release()
+        await asyncio.sleep(0.5)
+        await manager.sign(b"goes on")
+        stats = counters(manager)
+        assert (stats["stuck"], stats["busy"], stats["in_flight"], stats["workers"]) == (0, 0, 0, 1)
+
+
+@one_loop
+async def test_queued_requests_past_their_deadline_cost_no_call(world, tmp_path, capsys):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 1})) as manager:
+        chaos.fault("C_Sign", "hang", milliseconds=400)
+        first = asyncio.create_task(manager.sign(b"the one that hangs", 5.0))
+        await until(lambda: chaos.stats()["hung"] == 1)
+        before = chaos.stats()["calls"]
+        queued = [lateness(manager, f"queued {n}".encode(), 0.05 + n * 0.001) for n in range(100)]
+        say(capsys, "queued", await asyncio.gather(*queued))
+        assert is_good("ed25519", manager.public_key, b"the one that hangs", await first)
+        await until(lambda: counters(manager)["in_flight"] == 0)
+        after = chaos.stats()["calls"]
+        assert (after["C_Sign"], after["C_SignInit"]) == (before["C_Sign"], before["C_SignInit"])
+        stats = counters(manager)
+        assert stats["expired"] + stats["cancelled"] == 100
+        assert stats["signatures"] == 1
+
+
+@one_loop
+async def test_a_batch_that_hangs_ends_at_its_deadline(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        chaos.fault("C_Sign", "hang", nth=10, forever=True)
+        begun = time.monotonic()
+        answers = await manager.sign_many([f"{n}".encode() for n in range(40)], 0.2, return_exceptions=True)
+        assert time.monotonic() - begun < 0.2 + LATE
+        assert [type(a) for a in answers if not isinstance(a, bytes)] == [DeadlineExceeded]
+        chaos.release()
+
+
+@pytest.mark.parametrize("function", ["C_OpenSession", "C_Login", "C_FindObjectsInit", "C_GetAttributeValue"])
+@one_loop
+async def test_a_ladder_that_hangs_keeps_nobody_waiting_beyond_the_deadline(world, tmp_path, capsys, function):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        chaos.fault(function, "hang", forever=True)
+        chaos.fault("C_SignInit", "kill-session" if function == "C_OpenSession" else "logout")
+        late = []
+
+        async def caller(number: int) -> None:
+            begun = time.monotonic()
+            try:
+                await manager.sign(f"{number}".encode(), 0.15)
+            except DeadlineExceeded:
+                late.append(time.monotonic() - begun - 0.15)
+            except MemberDown:
+                pass
+
+        for number in range(3):
+            await asyncio.gather(*(caller(10 * number + n) for n in range(8)))
+        say(capsys, f"hanging in {function} while recovering", late)
+        chaos.clear()
+        assert chaos.release() == 1
+        await until_it_signs(manager)
+
+
+@one_loop
+async def test_when_the_ladder_hangs_the_member_is_down(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        chaos.fault("C_FindObjectsInit", "hang", forever=True)
+        chaos.fault("C_SignInit", "logout")
+        for number in range(5):
+            answers = [manager.sign(f"{number} {n}".encode(), 0.1) for n in range(4)]
+            await asyncio.gather(*answers, return_exceptions=True)
+        try:
+            begun = time.monotonic()
+            with pytest.raises(MemberDown):
+                await manager.sign(b"at once", 2.0)
+            assert time.monotonic() - begun < 0.5
+        finally:
+            chaos.release()
+
+
+@one_loop
+async def test_closing_does_not_wait_for_ever_for_a_call_that_hangs(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        chaos.fault("C_Sign", "hang", milliseconds=1500)
+        await lateness(manager, b"hangs", 0.05)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 6.0

@@ -1,0 +1,380 @@
+"""The host process: whatever ends it, every request is answered once, and signing goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chaos.load import Load, tell, until_it_signs
+from tests.support.chaos import (
+    ROOT,
+    Chaos,
+    compile_poison,
+    ends_within,
+    engine_of,
+    needs_chaos,
+    send_signal,
+    warden_of,
+    wrap,
+)
+from tests.support.leaks import children
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore import hosting
+from hsmcore.errors import DeadlineExceeded, HostUnusable, MemberDown
+
+pytestmark = [
+    pytest.mark.integration,
+    needs_chaos,
+    pytest.mark.skipif(not hosting.HOST_PROGRAM.is_file(), reason="the host program is not built"),
+]
+
+
+def hosted(chaos: Chaos, sessions: int = 2, **rules: Any) -> dict[str, Any]:
+    """A configuration with a host process."""
+    return chaos.config(settings={"sessions": sessions, "isolation": "process"}, **rules)
+
+
+def open_descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# ---- killed, crashed, ended, stopped ---------------------------------------------------------------------------------
+
+
+async def test_it_is_killed_at_random_instants_under_load(world, tmp_path, capsys):
+    chaos = Chaos(tmp_path, wrap(world))
+    instants = random.Random(1)
+    async with opened(hosted(chaos)) as manager, Load(manager) as load:
+        await load.until_good(100)
+        descriptors, gaps = open_descriptors(), []
+        for kills in range(1, 6):
+            await asyncio.sleep(instants.uniform(1.0, 1.1))  # so old that it is started again at once
+            pid = engine_of(manager).host_pid
+            struck = time.monotonic()
+            assert send_signal(pid, signal.SIGKILL)
+            await until(lambda kills=kills: warden_of(manager).restarts == kills)
+            await load.until_good(50)
+            gaps.append(load.gap_around(struck))
+            assert engine_of(manager).host_pid != pid
+        assert children() == {engine_of(manager).host_pid}
+        assert open_descriptors() <= descriptors
+        tell(
+            capsys,
+            f"SIGKILL: no signature for {min(gaps) * 1e3:.0f} to {max(gaps) * 1e3:.0f} ms; "
+            f"{len(load.errors)} of {load.asked} failed, {len(load.good)} signed",
+        )
+    assert load.errors == []  # Ed25519: asked again
+
+
+@pytest.mark.parametrize(
+    ("action", "fields"), [("crash", {}), ("exit", {"code": 0}), ("exit", {"code": 86})], ids=["crash", "exit", "86"]
+)
+@one_loop
+async def test_the_module_ends_it_while_signing(world, tmp_path, capsys, action, fields):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(hosted(chaos)) as manager, Load(manager) as load:
+        await load.until_good(100)
+        await asyncio.sleep(1.0)
+        chaos.fault("C_Sign", action, **fields)
+        struck = time.monotonic()
+        await until(lambda: warden_of(manager).restarts == 1)
+        await load.until_good(100)
+        tell(capsys, f"{action}: no signature for {load.gap_around(struck) * 1e3:.0f} ms")
+    assert load.errors == []
+
+
+@one_loop
+async def test_ecdsa_requests_that_were_begun_fail_as_retryable_and_the_queued_ones_are_signed(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world, "ecdsa-p256"))
+    key = world.keys["ecdsa-p256"].public_key
+    async with opened(hosted(chaos)) as manager:
+        await manager.sign(b"before")
+        chaos.fault("C_Sign", "hang", forever=True, every=1, count=2)
+        messages = [f"{n}".encode() for n in range(60)]
+        signing = asyncio.gather(*(manager.sign(message) for message in messages), return_exceptions=True)
+        await until(lambda: chaos.stats()["hung"] == 2)
+        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+        answers = await signing
+    lost = [answer for answer in answers if not isinstance(answer, bytes)]
+    assert [(type(error), error.status, error.retryable) for error in lost] == [(MemberDown, "HOST_LOST", True)] * 2
+    for message, answer in zip(messages, answers, strict=True):
+        if isinstance(answer, bytes):
+            assert is_good("ecdsa-p256", key, message, answer)
+
+
+@one_loop
+async def test_when_half_of_the_workers_hang_it_is_killed_and_started_again(world, tmp_path, capsys):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(hosted(chaos, sessions=4)) as manager:
+        await asyncio.sleep(1.0)
+        pid = engine_of(manager).host_pid
+        chaos.fault("C_Sign", "hang", forever=True, every=1, count=4)
+        begun = time.monotonic()
+        answers = await asyncio.gather(*(manager.sign(f"{n}".encode(), 0.2) for n in range(4)), return_exceptions=True)
+        late = time.monotonic() - begun - 0.2
+        assert {type(answer) for answer in answers} == {DeadlineExceeded}
+        assert late < 0.2
+        begun = time.monotonic()
+        await until_it_signs(manager)
+        gap = time.monotonic() - begun
+        tell(capsys, f"all hang: callers {late * 1e3:.1f} ms late, signing {gap * 1e3:.0f} ms after that")
+        assert engine_of(manager).host_pid not in (pid, None)
+        assert warden_of(manager).restarts == 1
+
+
+@one_loop
+async def test_when_the_ladder_hangs_it_is_killed_and_started_again(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(hosted(chaos, sessions=4)) as manager:
+        await manager.sign(b"before")
+        chaos.fault("C_FindObjectsInit", "hang", forever=True)
+        chaos.fault("C_SignInit", "logout")
+        for number in range(3):
+            signing = (manager.sign(f"{number} {n}".encode(), 0.1) for n in range(8))
+            await asyncio.gather(*signing, return_exceptions=True)
+        await until_it_signs(manager, 1.0)
+
+
+NOT_SEEN = "requests that no worker takes are not seen as a sign that the host hangs"
+
+
+@pytest.mark.parametrize(
+    "busy", [True, pytest.param(False, marks=pytest.mark.xfail(strict=True, reason=NOT_SEEN))], ids=["busy", "idle"]
+)
+@one_loop
+async def test_it_is_stopped(world, tmp_path, busy):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(hosted(chaos)) as manager:
+        await manager.sign(b"before")
+        pid = engine_of(manager).host_pid
+        if busy:
+            chaos.fault("C_Sign", "hang", milliseconds=300, every=1, count=2)
+            signing = asyncio.gather(*(manager.sign(f"{n}".encode(), 0.2) for n in range(8)), return_exceptions=True)
+            await until(lambda: chaos.stats()["hung"] == 2)
+            assert send_signal(pid, signal.SIGSTOP)
+            answers = await signing
+        else:
+            await asyncio.sleep(0.1)
+            assert send_signal(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.1)  # until all of its threads have noticed
+            signing = asyncio.gather(*(manager.sign(f"{n}".encode(), 0.2) for n in range(8)), return_exceptions=True)
+            answers = await signing
+        try:
+            assert {type(answer) for answer in answers} <= {DeadlineExceeded, MemberDown}
+            await until_it_signs(manager, 2.0)
+        finally:
+            send_signal(pid, signal.SIGCONT)
+
+
+# ---- a message that kills --------------------------------------------------------------------------------------------
+
+
+@one_loop
+async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_on(world, tmp_path, capsys):
+    module = compile_poison(world.module, tmp_path)
+    config = world.config(settings={"modulePath": str(module), "isolation": "process"}, maxCacheSize=0)
+    async with opened(config) as manager:
+        messages = [f"message {n}".encode() for n in range(200)]
+        messages[50] = b"poison"
+        begun = time.monotonic()
+        answers = await asyncio.gather(*(manager.sign(message) for message in messages), return_exceptions=True)
+        took = time.monotonic() - begun
+        tell(capsys, f"poison: 200 messages took {took:.2f} s, {warden_of(manager).restarts} restart")
+        bad = {n: answer for n, answer in enumerate(answers) if not isinstance(answer, bytes)}
+        assert isinstance(bad.pop(50), MemberDown)
+        # Another one may have been in the module both times.
+        assert len(bad) <= 1
+        for message, answer in zip(messages, answers, strict=True):
+            if isinstance(answer, bytes):
+                assert is_good("ed25519", manager.public_key, message, answer)
+        await until_it_signs(manager)
+
+
+# ---- a program that is not ours --------------------------------------------------------------------------------------
+
+
+def other_version(folder: Path) -> Path:
+    """Our host program, but of another protocol version."""
+    program = Path(shutil.copy(hosting.HOST_PROGRAM, folder / "host"))
+    version = (0x68736D2D30303031).to_bytes(8, "little")
+    data = program.read_bytes()
+    assert version in data
+    program.write_bytes(data.replace(version, version[:-1] + b"i"))
+    return program
+
+
+def script(folder: Path, text: str) -> Path:
+    """A shell script."""
+    path = folder / "script"
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+PROGRAMS: dict[str, Any] = {
+    "missing": lambda folder: folder / "nothing",
+    "a folder": lambda folder: folder,
+    "not executable": lambda folder: Path(shutil.copyfile(hosting.HOST_PROGRAM, folder / "plain")),
+    "empty": lambda folder: script(folder, ""),
+    "true": lambda folder: Path("/bin/true"),
+    "a script": lambda folder: script(folder, "#!/bin/sh\nexit 3\n"),
+    "a script that talks": lambda folder: script(folder, "#!/bin/sh\necho hello >&3\nexec sleep 5\n"),
+    "another version": other_version,
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@one_loop
+async def test_a_program_that_is_not_ours_is_refused(world, monkeypatch, tmp_path, program):
+    monkeypatch.setattr(hosting, "HOST_PROGRAM", PROGRAMS[program](tmp_path))
+    manager = hsmcore.create_key_manager(world.config(settings={"isolation": "process"}))
+    begun = time.monotonic()
+    with pytest.raises(HostUnusable) as caught:
+        await manager.initialize()
+    assert time.monotonic() - begun < 3
+    assert caught.value.status in ("HOST_MISSING", "HOST_MISMATCH")
+    assert str(hosting.HOST_PROGRAM) in str(caught.value)
+    assert children() == frozenset()
+
+
+# ---- the end of its parent -------------------------------------------------------------------------------------------
+
+PARENT = """
+import asyncio, json, os, sys, time
+import hsmcore
+async def main():
+    manager = hsmcore.create_key_manager(json.loads(sys.argv[1]))
+    await manager.initialize()
+    sibling = os.fork() if sys.argv[2] == "forked" else 0
+    if sibling == 0 and sys.argv[2] == "forked":
+        time.sleep(60)
+        os._exit(0)
+    print(manager._member.engine.host_pid, sibling, flush=True)
+    while True:
+        await manager.sign(os.urandom(16))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("how", ["alone", "forked"])
+def test_it_ends_with_its_parent(world, tmp_path, how):
+    import json
+
+    config = world.config(settings={"isolation": "process"}, maxCacheSize=0)
+    environment = {**world.environment, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "core", ROOT)))}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, json.dumps(config), how], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    sibling = 0
+    try:
+        assert parent.stdout is not None
+        assert select.select([parent.stdout], [], [], 30)[0]
+        host, sibling = map(int, parent.stdout.readline().split())
+        watched = os.pidfd_open(host)
+        try:
+            assert not ends_within(watched, 0.2)
+            parent.kill()
+            assert ends_within(watched, 3.0)
+        finally:
+            os.close(watched)
+    finally:
+        parent.kill()
+        parent.wait()
+        if parent.stdout is not None:
+            parent.stdout.close()
+        if sibling:
+            assert send_signal(sibling, signal.SIGKILL)
+
+
+# ---- what it may see and use -----------------------------------------------------------------------------------------
+
+
+@one_loop
+async def test_no_secret_is_in_its_environment(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAOS_TEST_PIN", world.pin)
+    monkeypatch.setenv("CHAOS_TEST_OTHER", "seen")
+    config = world.config(settings={"isolation": "process", "pin": {"env": "CHAOS_TEST_PIN"}})
+    async with opened(config) as manager:
+        await until_it_signs(manager)
+        folder = Path("/proc") / str(engine_of(manager).host_pid)
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except PermissionError:
+            pytest.skip("only root can look into a process that is not dumpable")
+        assert b"CHAOS_TEST_OTHER=seen" in environment
+        assert not any(line.startswith(b"CHAOS_TEST_PIN") for line in environment)
+        assert not any(world.pin.encode() in line for line in environment)
+        assert world.pin.encode() not in (folder / "cmdline").read_bytes()
+        status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        limits = (folder / "limits").read_text()
+        assert " ".join(next(x for x in limits.splitlines() if "core file" in x).split()[4:6]) == "0 0"
+        # Standard streams, its four descriptors, a pidfd of its parent and what the module opens: no file of ours.
+        inherited = {str(link.readlink()) for link in (folder / "fd").iterdir()}
+        assert not any(str(tmp_path) in name or name.endswith((".py", ".log")) for name in inherited)
+
+
+@one_loop
+async def test_beyond_its_memory_limit_it_is_started_again(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    settings = {"sessions": 2, "isolation": "process", "hostMemoryLimitBytes": 48 << 20}
+    async with opened(chaos.config(settings=settings, maxMessageBytes=1_000_000, queueSize=64)) as manager:
+        await until_it_signs(manager)
+        big = [bytes([n]) * 1_000_000 for n in range(64)]
+        pid = engine_of(manager).host_pid
+        for _attempt in range(20):
+            answers = await asyncio.gather(*(manager.sign(message) for message in big), return_exceptions=True)
+            assert all(isinstance(a, bytes) or a.retryable for a in answers)
+            if warden_of(manager).restarts:
+                break
+        assert warden_of(manager).restarts >= 1
+        assert engine_of(manager).host_pid != pid
+        await until_it_signs(manager)
+
+
+@one_loop
+async def test_a_login_that_is_refused_when_it_starts_again_is_not_repeated(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(hosted(chaos)) as manager:
+        await until_it_signs(manager)
+        chaos.write(faults=[{"function": "C_Login", "every": 1, "action": "return", "ckr": "CKR_PIN_INCORRECT"}])
+        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+        answers = await asyncio.gather(*(manager.sign(f"{n}".encode(), 0.5) for n in range(8)), return_exceptions=True)
+        assert not any(isinstance(answer, bytes) for answer in answers)
+        await asyncio.sleep(0.5)
+        begun = time.monotonic()
+        with pytest.raises(hsmcore.HsmError):
+            await manager.sign(b"at once", 5.0)
+        assert time.monotonic() - begun < 0.1
+        assert Counter(chaos.log.read_text().split())["C_Login"] == 1
+        assert children() == frozenset()
+
+
+@one_loop
+async def test_when_it_cannot_start_again_the_queued_requests_fail_as_retryable(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(hosted(chaos)) as manager:
+        await until_it_signs(manager)
+        chaos.write(faults=[{"function": "C_OpenSession", "every": 1, "action": "return", "ckr": "CKR_DEVICE_ERROR"}])
+        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+        answers = await asyncio.gather(*(manager.sign(f"{n}".encode(), 0.5) for n in range(32)), return_exceptions=True)
+        chaos.write()
+        await until_it_signs(manager)
+        assert all(isinstance(answer, bytes) or answer.retryable for answer in answers), Counter(map(repr, answers))

@@ -1,0 +1,235 @@
+"""The fault-injecting module (docs/CHAOS.md) for tests: what it wraps, how to configure a key manager for it, and its
+control socket. Every test has a configuration of its own; a process holds one at a time of each copy of the module."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.softhsm import Token
+
+import hsmcore
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(os.environ.get("HSMCORE_BUILD_DIR") or ROOT / "core" / "hsmcore" / "_bin")
+CHAOS = BIN / "libhsmcore_chaos.so"
+NOOP = BIN / "libhsmcore_noop.so"
+
+needs_chaos = pytest.mark.skipif(not CHAOS.is_file(), reason="the fault-injecting module is not built")
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A module to put faults before: the settings that name its token and key, and the public key where it is known."""
+
+    module: str
+    settings: Mapping[str, Any]
+    public_key: bytes = b""
+
+
+def wrap(token: Token, key: str = "ed25519") -> Wrapped:
+    """A SoftHSM token and one of its keys."""
+    names = {"tokenLabel": token.label, "keyId": token.keys[key].id, "pin": {"file": str(token.pin_file)}}
+    return Wrapped(token.module, {**names, "quirks": "softhsm"}, token.keys[key].public_key)
+
+
+def wrap_noop() -> Wrapped:
+    """The module that does nothing. It signs what begins with "hsmcore" and has at most 64 bytes, and nothing else."""
+    return Wrapped(str(NOOP), {"tokenLabel": "noop", "keyLabel": "noop-key", "pin": "1234", "quirks": "softhsm"})
+
+
+class Chaos:
+    """One configuration of the module. `fields` go into it (`faults`, `random`, `latency`, `capacity`, …)."""
+
+    def __init__(self, folder: Path, wrapped: Wrapped, *, module: Path = CHAOS, **fields: Any) -> None:
+        self.folder, self.wrapped, self.module = folder, wrapped, str(module)
+        self.path, self.socket, self.log = folder / "chaos.json", folder / "chaos.sock", folder / "chaos.log"
+        self.write(**fields)
+
+    def write(self, **fields: Any) -> None:
+        """Replace the file; the module reads it when it is initialized."""
+        names = {"module": self.wrapped.module, "socket": str(self.socket), "log": str(self.log)}
+        self.path.write_text(json.dumps(names | fields))
+
+    @property
+    def args(self) -> str:
+        """The module's pReserved."""
+        return f"config={self.path}"
+
+    def config(self, *, settings: Mapping[str, Any] | None = None, **rules: Any) -> dict[str, Any]:
+        """A key manager's configuration: no cache, so that each request costs a call."""
+        config: dict[str, Any] = {"modulePath": self.module, "moduleArgs": self.args, "sessions": 2}
+        config |= {**self.wrapped.settings, **(settings or {})}
+        return {"sequencer": {"keyManager": {"type": "pkcs11", "config": config, "maxCacheSize": 0, **rules}}}
+
+    def ask(self, cmd: str, seconds: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """One command. Waits for the socket, which goes and comes back when the module is initialized anew."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as connection:
+                    connection.settimeout(seconds)
+                    connection.connect(str(self.socket))
+                    connection.sendall(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
+                    with connection.makefile("rb") as lines:
+                        answer = lines.readline()
+                if answer:
+                    break
+            except (FileNotFoundError, ConnectionError):
+                pass
+            assert time.monotonic() < until, "the module's control socket does not answer"
+            time.sleep(0.001)
+        found: dict[str, Any] = json.loads(answer)
+        assert found["ok"], found
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """What was called and struck since C_Initialize."""
+        return self.ask("stats")
+
+    def calls(self, function: str) -> int:
+        """How often a function was called since C_Initialize."""
+        count: int = self.stats()["calls"].get(function, 0)
+        return count
+
+    def fault(self, function: str, action: str, **fields: Any) -> None:
+        """Add a fault; it strikes the next call unless `fields` say otherwise."""
+        if not fields.keys() & {"nth", "every", "probability"}:
+            fields["nth"] = 1
+        self.ask("fault", function=function, action=action, **fields)
+
+    def clear(self) -> None:
+        """Take all faults away; what hangs keeps hanging."""
+        self.ask("clear")
+
+    def release(self) -> int:
+        """Let go what hangs and bring removed tokens back. Returns how many calls hung."""
+        released: int = self.ask("release")["released"]
+        return released
+
+
+def engine_of(manager: hsmcore.KeyManager) -> Any:
+    """The manager's native engine."""
+    member = manager._member
+    assert member is not None
+    return member.engine
+
+
+def warden_of(manager: hsmcore.KeyManager) -> Any:
+    """Who restarts the manager's host process."""
+    member = manager._member
+    assert member is not None
+    assert member.warden is not None
+    return member.warden
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def send_signal(pid: int | None, number: int) -> bool:
+    """Send a signal to one process, through a pidfd, which cannot mean a group or everybody. Returns whether there was
+    such a process."""
+    assert isinstance(pid, int)
+    assert pid > 1
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def ends_within(fd: int, seconds: float) -> bool:
+    """Whether the process of a pidfd ends in time."""
+    return bool(select.select([fd], [], [], seconds)[0])
+
+
+# ---- a module that a message can kill --------------------------------------------------------------------------------
+
+_POISON = r"""
+#include <dlfcn.h>
+#include <string.h>
+#include <p11-kit/pkcs11.h>
+
+static CK_FUNCTION_LIST own;
+static CK_FUNCTION_LIST *theirs;
+
+static CK_RV sign(CK_SESSION_HANDLE session, CK_BYTE_PTR data, CK_ULONG size, CK_BYTE_PTR out, CK_ULONG_PTR room) {
+    if (memmem(data, size, "poison", 6) != NULL) {
+        *(volatile char *)1 = 0; /* not raise(): the signal may be blocked */
+    }
+    return theirs->C_Sign(session, data, size, out, room);
+}
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
+    void *library = dlopen(TARGET, RTLD_NOW | RTLD_LOCAL);
+    CK_C_GetFunctionList get = library != NULL ? (CK_C_GetFunctionList)dlsym(library, "C_GetFunctionList") : NULL;
+    if (get == NULL || get(&theirs) != CKR_OK) {
+        return CKR_GENERAL_ERROR;
+    }
+    own = *theirs;
+    own.C_Sign = sign;
+    *list = &own;
+    return CKR_OK;
+}
+"""
+
+
+def compile_poison(target: str, folder: Path) -> Path:
+    """A module before `target` that dies of every message with "poison" in it."""
+    source, out = folder / "poison.c", folder / "poison.so"
+    source.write_text(_POISON)
+    asked = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
+    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", *asked.stdout.split()]
+    subprocess.run([*command, f'-DTARGET="{target}"', str(source), "-o", str(out), "-ldl"], check=True)
+    return out
+
+
+# ---- a key that is replaced by another one ---------------------------------------------------------------------------
+
+_DESTROY = """
+import json, sys, pkcs11
+asked = json.load(sys.stdin)
+token = pkcs11.lib(asked["module"]).get_token(token_label=asked["token"])
+with token.open(rw=True, user_pin=asked["pin"]) as session:
+    for found in list(session.get_objects({pkcs11.Attribute.ID: bytes.fromhex(asked["id"])})):
+        found.destroy()
+"""
+
+
+def destroy_key(token: Token, key: str) -> None:
+    """Take a key pair off a token, in another process."""
+    asked = {"module": token.module, "token": token.label, "pin": token.pin, "id": token.keys[key].id}
+    subprocess.run(
+        [sys.executable, "-c", _DESTROY], input=json.dumps(asked), text=True, check=True, env=token.environment
+    )
+
+
+def replace_key(token: Token, key: str) -> None:
+    """Put another key pair in the place of one: the same label and id, another secret."""
+    old = token.keys[key]
+    destroy_key(token, key)
+    token.add_keys([{"name": key, "kind": old.algorithm, "label": old.label, "id": old.id}])
+    assert token.keys[key].public_key != old.public_key
+
+
+def copy_of(module: Path, folder: Path) -> Path:
+    """A second instance of a module: the loader knows modules by their files."""
+    return Path(shutil.copy(module, folder / module.name))
