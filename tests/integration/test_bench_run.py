@@ -103,11 +103,11 @@ def test_memory_is_read_twice():
 @needs_chaos
 @needs_ours
 def test_resilience_is_measured():
-    only = "ours,noop-process-256,device-x2,verify-never,verify-always,recovery"
+    only = "noop-process-256,device-x2,verify-always,recovery"
     result = run(Options(patience=0, rounds=1, seconds=0.03, only=only, breaks=1, watch_seconds=0.2))
     assert (result.failed, result.skipped) == ({}, {})
     found = {sample.contender: sample for sample in result.samples}
-    assert {"ours-process-64", "noop-process-256", "device-x2-ours", "verify-always"} <= found.keys()
+    assert {"noop-process-256", "device-x2-ours", "verify-always"} <= found.keys()
     assert found["device-x2-ours"].ceiling == 3000.0
     assert found["verify-never"].ceiling == 3200.0
     assert found["device-x2-raw"].rate < 3100
