@@ -135,7 +135,10 @@ static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
 }
 
 /* Arming a timer costs far more than looking at the time, hence not for each group of completions. */
-static void set_alarm(hsm_area *area, int timer_fd, uint64_t now) {
+static void set_alarm(hsm_area *area, int timer_fd) {
+    /* The time after the completion was published, not before: a worker that was preempted in between would trust an
+     * alarm that has gone off already. */
+    uint64_t now = hsm_now_ns();
     uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
     uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
     if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
@@ -155,7 +158,7 @@ void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_
                    now - since >= area->coalesce_ns)) {
         fire(area, event_fd, record);
     } else {
-        set_alarm(area, timer_fd, now);
+        set_alarm(area, timer_fd);
     }
 }
 
