@@ -64,7 +64,7 @@ def test_raw_and_the_peers_sign_the_same_in_turn():
     assert all(sample.latency_ns is not None and sample.cpu_seconds > 0 for sample in result.samples)
     executor = next(summary for summary in result.summaries if summary.contender == "pkcs11-executor")
     assert executor.ratio is not None
-    assert executor.lag_p99_ns is not None
+    assert executor.lag_p99_ns is None, "watching the loop costs what is measured here; sign-64-lag does it"
     assert [step.done for step in steps] == sorted(step.done for step in steps)
     assert steps[-1].done == steps[-1].total
     assert dict(os.environ) == before, "the PIN and SOFTHSM2_CONF are for children only"

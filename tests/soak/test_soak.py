@@ -1,0 +1,41 @@
+"""The soak, for a few seconds in each mode. It runs in a process of its own, whose memory it measures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.chaos import BIN
+from tests.support.softhsm import find_module
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 5
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(not (BIN / "libhsmcore_noop.so").is_file(), reason="the tools are not built"),
+]
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize(
+    "mode", ["--module=softhsm", "--module=softhsm --chaos", "--module=noop", "--module=noop --chaos"]
+)
+def test_nothing_is_lost_and_nothing_left(mode, isolation):
+    if "softhsm" in mode and find_module() is None:
+        pytest.skip("SoftHSM is not installed")
+    options = [*mode.split(), f"--seconds={SECONDS}", f"--isolation={isolation}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak.soak", *options], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["faults"] == []
+    assert (done.returncode, summary["ok"]) == (0, True)
+    assert {"sign", "receipt", "batched", "short", "cancelled", "verified"} <= summary["done"].keys()
+    if "chaos" in mode:
+        assert summary["recoveries"]
