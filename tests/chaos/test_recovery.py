@@ -96,14 +96,16 @@ async def test_each_ckr_while_opening_is_reported_and_leaves_nothing(world, tmp_
                 chaos.fault(function, "return", nth=nth, ckr=number)
                 logins = chaos.calls("C_Login")
                 manager = hsmcore.create_key_manager(config)
+                if name == "CKR_USER_ALREADY_LOGGED_IN" and function == "C_Login":
+                    await manager.initialize()  # believed, and found out in time
+                    await signs(manager, b"logged in after all")
+                    await manager.close()
+                    continue
                 with pytest.raises(hsmcore.HsmError) as caught:
                     await manager.initialize()
                 error = caught.value
-                if name == "CKR_USER_ALREADY_LOGGED_IN" and function == "C_Login":
-                    assert error.status == "KEY_NOT_FOUND"  # that login was believed, but nobody is logged in
-                else:
-                    assert (error.status, error.call, error.ckr) == (status, function, number), name
-                    assert type(error) is EXCEPTION_OF_STATUS[status], name
+                assert (error.status, error.call, error.ckr) == (status, function, number), name
+                assert type(error) is EXCEPTION_OF_STATUS[status], name
                 assert chaos.stats()["sessions"] == 0, name
                 if CLASS[error.status] == "AUTH_FATAL":
                     with pytest.raises(hsmcore.HsmError, match="another attempt"):
@@ -342,6 +344,16 @@ async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_
         chaos.clear()
         await load.until_good(20)
         assert not counters(manager)["down"]
+
+
+@pytest.mark.xfail(strict=True, reason="the login session is opened again only when it is dead, not when it is stuck")
+@one_loop
+async def test_a_login_session_that_is_stuck_in_a_search_is_replaced(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config()) as manager:
+        chaos.fault("C_FindObjectsFinal", "return", ckr="CKR_DEVICE_ERROR")
+        chaos.fault("C_SignInit", "logout")
+        await until_it_signs(manager, 3.0)
 
 
 @one_loop
