@@ -116,9 +116,10 @@ void hsm_client_wake_clear(hsm_client *client) {
         return;
     }
     uint64_t count;
+    /* Read before IDLE is said: an event that a worker writes after it must not be swallowed, with FIRED left standing. */
+    (void)!read(client->event_fd, &count, sizeof count);
     uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
     atomic_store(&client->area->shared->waiting_since_ns, 0);
-    (void)!read(client->event_fd, &count, sizeof count);
     if (was != HSM_NOTIFY_FIRED) {
         (void)!read(client->timer_fd, &count, sizeof count); /* no worker woke us, so the timer did */
     }

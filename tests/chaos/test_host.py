@@ -118,6 +118,25 @@ async def test_ecdsa_requests_that_were_begun_fail_as_retryable_and_the_queued_o
             assert is_good("ecdsa-p256", key, message, answer)
 
 
+@pytest.mark.xfail(strict=True, reason="the deadlines of the host that was killed are held against the next one")
+@one_loop
+async def test_a_new_host_is_not_taken_for_the_one_that_hung(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world, "ecdsa-p256"))
+    async with opened(hosted(chaos, sessions=4)) as manager:
+        chaos.fault("C_Sign", "hang", forever=True, every=1, count=4)
+        signing = asyncio.gather(*(manager.sign(f"{n}".encode(), 0.3) for n in range(4)), return_exceptions=True)
+        await until(lambda: chaos.stats()["hung"] == 4)
+        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+        await signing
+        await asyncio.sleep(0.4)
+        assert warden_of(manager).restarts == 1
+        chaos.fault("C_Sign", "hang", milliseconds=150)
+        with pytest.raises(DeadlineExceeded):
+            await manager.sign(b"one of four hangs", 0.05)
+        await asyncio.sleep(0.3)
+        assert warden_of(manager).restarts == 1
+
+
 @one_loop
 async def test_when_half_of_the_workers_hang_it_is_killed_and_started_again(world, tmp_path, capsys):
     chaos = Chaos(tmp_path, wrap(world))

@@ -80,7 +80,11 @@ def test_raw_signs_with_ecdsa(algorithm):
 @needs_raw
 @needs_ours
 def test_ours_takes_part():
-    result = run(Options(patience=0, rounds=1, seconds=0.1, only="raw-1,sign-1,sign-64,sign-64-lag,many,sign-p256,sign-secp256k1"))
+    result = run(
+        Options(
+            patience=0, rounds=1, seconds=0.1, only="raw-1,sign-1,sign-64,sign-64-lag,many,sign-p256,sign-secp256k1"
+        )
+    )
     assert result.failed == {}
     assert {"sign-1", "sign-64", "many-256", "sign-p256", "sign-secp256k1"} <= {s.contender for s in result.samples}
     verdicts = {verdict.name: verdict for verdict in result.targets}

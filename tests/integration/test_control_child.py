@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import resource
-import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 
 import orjson
 import pytest
-from tests.support.chaos import CHAOS, Chaos, copy_of, ends_within, needs_chaos, send_signal, wrap
+from tests.support.chaos import copy_of
 from tests.support.leaks import children
 from tests.support.loops import one_loop
-from tests.support.managers import opened, start, until
+from tests.support.managers import opened, start
 from tests.support.softhsm import ALGORITHMS
 from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenSelector, plane, wire
-from hsmcore.control import process as control_process
+from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenSelector, wire
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
-    EngineClosed,
-    HostUnusable,
     InternalError,
     KeyAmbiguous,
     KeyNotFound,
-    MemberDown,
     ModuleMissing,
     PinIncorrect,
     TokenAmbiguous,
@@ -54,12 +45,6 @@ def mapped(path):
 def module(softhsm, tmp_path):
     """A copy of SoftHSM that no other test has loaded."""
     return copy_of(softhsm, tmp_path)
-
-
-@pytest.fixture
-def chaos(fresh_token, tmp_path):
-    """A copy of the fault-injecting module that no other test has loaded."""
-    return Chaos(tmp_path, wrap(fresh_token()), module=copy_of(CHAOS, tmp_path))
 
 
 # ---- what it does ----
@@ -225,166 +210,3 @@ async def test_a_refused_pin_is_sent_once(fresh_token):
         assert children() == frozenset()
     await control.close()
     assert given == [bytearray(len("wrong-pin"))]
-
-
-# ---- its life ----
-
-
-@one_loop
-async def test_it_ends_when_it_is_idle_and_starts_again(fresh_token, monkeypatch):
-    monkeypatch.setattr(plane, "IDLE_SECONDS", 0.05)
-    async with isolated(fresh_token().config()) as control:
-        for _ in range(3):
-            assert len(await control.list_keys()) == 1
-            await until(lambda: not children())
-
-
-@needs_chaos
-@one_loop
-@pytest.mark.parametrize("function", ["C_GetSlotList", "C_Login", "C_GenerateKeyPair"])
-async def test_a_module_that_hangs(chaos, function):
-    chaos.write(faults=[{"function": function, "nth": 1, "action": "hang", "forever": True}])
-    # Long enough for the child's start on a busy machine.
-    control = isolated(chaos.config(), timeout=3.0, member="m")
-    begun = time.monotonic()
-    with pytest.raises(MemberDown, match="did not answer within") as caught:
-        await control.generate_key("ed25519", "x")
-    assert 2.9 < time.monotonic() - begun < 4.0
-    assert (caught.value.status, caught.value.member, caught.value.retryable) == ("HOST_LOST", "m", True)
-    assert children() == frozenset()
-    chaos.write()
-    assert (await control.generate_key("ed25519", "x")).can_sign
-    await control.close()
-    assert not mapped(chaos.module)
-
-
-@needs_chaos
-@one_loop
-@pytest.mark.parametrize(
-    ("action", "said"),
-    [({"action": "crash"}, "ended by SIGSEGV"), ({"action": "exit", "code": 7}, "exit code 7")],
-)
-async def test_a_module_that_ends_the_process(chaos, action, said):
-    chaos.write(faults=[{"function": "C_GenerateKeyPair", "nth": 1, **action}])
-    async with isolated(chaos.config()) as control:
-        assert await control.list_keys()
-        with pytest.raises(MemberDown, match=said):
-            await control.generate_key("ed25519", "x")
-        chaos.write()
-        assert (await control.generate_key("ed25519", "x")).can_sign
-
-
-@needs_chaos
-@one_loop
-async def test_what_broke_in_the_module_is_left_behind_with_its_process(chaos):
-    chaos.write(faults=[{"function": "C_OpenSession", "nth": 3, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}])
-    async with isolated(chaos.config()) as control:
-        assert await control.list_keys()
-        first = children()
-        with pytest.raises(MemberDown) as caught:
-            await control.list_keys()
-        assert (caught.value.ckr, caught.value.status) == (0x32, "TOKEN_LOST")
-        assert children() == frozenset()
-        assert await control.list_keys()
-        assert first.isdisjoint(children())
-
-
-@needs_chaos
-@one_loop
-async def test_closing_does_not_wait_for_a_module_that_hangs(chaos, monkeypatch):
-    monkeypatch.setattr(plane, "CLOSE_SECONDS", 0.3)
-    chaos.write(faults=[{"function": "C_GenerateKeyPair", "nth": 1, "action": "hang", "forever": True}])
-    control = isolated(chaos.config())
-    assert await control.list_keys()
-    hanging = [start(control.generate_key("ed25519", f"{n}")) for n in range(3)]
-    await until(lambda: chaos.stats()["hung"] == 1)
-    begun = time.monotonic()
-    await control.close()
-    assert time.monotonic() - begun < 2.0
-    errors = await asyncio.gather(*hanging, return_exceptions=True)
-    assert [type(error) for error in errors] == [MemberDown, EngineClosed, EngineClosed]
-    assert children() == frozenset()
-    with pytest.raises(EngineClosed):
-        await control.list_keys()
-
-
-@one_loop
-async def test_a_child_that_cannot_be_started(fresh_token, monkeypatch):
-    control = isolated(fresh_token().config())
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(HostUnusable, match="No such file"):
-        await control.list_keys()
-    await control.close()
-
-
-@one_loop
-async def test_a_child_that_talks_nonsense(fresh_token, tmp_path, monkeypatch):
-    config = fresh_token().config()
-    python = tmp_path / "python"
-    monkeypatch.setattr(sys, "executable", str(python))
-    for script, said in (("echo hello; cat > /dev/null", "nonsense"), ("exit 3", "exit code 3"), ("cat", "nonsense")):
-        python.write_text(f"#!/bin/sh\n{script}\n")
-        python.chmod(0o755)
-        control = isolated(config)
-        with pytest.raises(MemberDown, match=said):
-            await control.list_keys()
-        assert children() == frozenset()
-        await control.close()
-
-
-@needs_chaos
-@pytest.mark.parametrize("hanging", [False, True])
-@pytest.mark.parametrize("sibling", [False, True])
-def test_it_does_not_outlive_its_parent(chaos, tmp_path, hanging, sibling):
-    """Whatever the module does, and even if a fork of the parent's holds the pipes open."""
-    if hanging:
-        chaos.write(faults=[{"function": "C_GenerateKeyPair", "nth": 1, "action": "hang", "forever": True}])
-    config = tmp_path / "config.json"
-    config.write_bytes(orjson.dumps(chaos.config()))
-    program = f"""
-        import asyncio, os, sys, time
-        from hsmcore.config import load
-        from hsmcore.control import ControlPlane
-
-        async def main():
-            control = ControlPlane.for_settings(load({str(config)!r}).key_manager.config, isolated=True)
-            await control.list_keys()
-            sibling = os.fork() if {sibling} else None
-            if sibling == 0:
-                time.sleep(20)
-                os._exit(0)
-            print(control._remote._child._process.pid, sibling or 0, flush=True)
-            await control.generate_key("ed25519", "x")
-            await asyncio.sleep(20)
-
-        asyncio.run(main())
-    """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as application:
-        child, other = map(int, application.stdout.readline().split())
-        assert child > 1
-        watched = os.pidfd_open(child)
-        try:
-            if hanging:
-                deadline = time.monotonic() + 10
-                while chaos.stats()["hung"] != 1 and time.monotonic() < deadline:
-                    time.sleep(0.01)
-            assert not ends_within(watched, 0.1)
-            application.kill()
-            assert ends_within(watched, 5.0)
-        finally:
-            os.close(watched)
-            if other:
-                send_signal(other, 9)
-
-
-def test_a_request_larger_than_the_pipe_to_a_child_that_does_not_read(tmp_path, monkeypatch):
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexec sleep 30\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    child = control_process.Child(os.environb)
-    with pytest.raises(control_process.ChildLost, match="did not answer"):
-        child.call({"call": "x", "data": "x" * 500_000}, 0.2)
-    child.close()
-    child.close()
-    child.kill()

@@ -172,9 +172,9 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         gc.collect()
         before = holdings()
         begun = time.monotonic()
-        length = min(ROUND_SECONDS, options.seconds / (2 * WARM_ROUNDS))
+        length = min(ROUND_SECONDS, options.seconds / (WARM_ROUNDS + 3))
         number = memory = signed = host_growth = 0
-        while number < 2 * WARM_ROUNDS or time.monotonic() - begun < options.seconds:
+        while number < WARM_ROUNDS + 2 or time.monotonic() - begun < options.seconds:
             if number == WARM_ROUNDS:
                 memory, signed = own_kib(), sum(tally.done.values())
             factory = list(FACTORIES.values())[number % len(FACTORIES)]

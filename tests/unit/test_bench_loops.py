@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -116,35 +115,6 @@ class TestMessages:
             "sign", "/m.so", "tökén", 'a"b', "ed25519", 64, 2, 1, 200, 1, True, "softhsm", "process", "always", "/s"
         )
         assert Job.from_json(job.to_json()) == job
-
-
-class TestRecovery:
-    @pytest.mark.parametrize("pid", [None, -1, 0, 1, True, os.getpid(), "7"])
-    def test_kills_no_process_but_a_host(self, pid, monkeypatch):
-        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
-        killed = []
-        monkeypatch.setattr(recovery.os, "kill", lambda *args: killed.append(args))
-        for member in (None, SimpleNamespace(engine=SimpleNamespace(host_pid=pid))):
-            with pytest.raises(RuntimeError, match="no host process"):
-                recovery.kill_host(SimpleNamespace(_member=member))
-        assert killed == []
-
-    def test_service_is_back_at_the_end_of_the_pause_that_follows_the_kill(self):
-        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
-        ms = 1_000_000
-        steady = [at * ms for at in range(0, 1000, 10)]  # 100/s, killed at 1 s
-        again = [
-            1002 * ms,
-            1003 * ms,
-            *(at * ms for at in range(1050, 1500, 10)),
-            *(at * ms for at in range(1800, 2000, 10)),
-        ]
-        figures = recovery.figures(again + steady, 1000 * ms, 1.0)
-        assert figures == {"again_seconds": 0.05, "rate_before": 100.0, "rate_after": 67.0}
-
-    def test_service_that_never_comes_back_took_all_of_the_time(self):
-        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
-        assert recovery.figures([5, 6], 10, 2.0) == {"again_seconds": 2.0, "rate_before": 1.0, "rate_after": 0.0}
 
 
 class TestDevices:

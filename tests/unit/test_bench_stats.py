@@ -8,9 +8,9 @@ import pytest
 
 from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
 from hsmcore.bench.environment import ProcessorTimes
-from hsmcore.bench.model import Break, Contender, Memory, Percentiles, Result, Sample
-from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES, RECOVERY_TARGETS
-from hsmcore.bench.stats import percentile, percentiles, spread, usable, usable_breaks
+from hsmcore.bench.model import Contender, Memory, Percentiles, Result, Sample
+from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.stats import percentile, percentiles, spread, usable
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import TARGETS, judge
 
@@ -41,10 +41,6 @@ def sample(
         others=others,
         ceiling=ceiling,
     )
-
-
-def killed(case: str, again: float = 0.02, kept: float = 1.0, failed: int = 0, others: float = 0.0) -> Break:
-    return Break(case, again, 1000.0, 1000.0 * kept, failed, 0, others)
 
 
 def result_of(samples: list[Sample], chosen: list[Contender]) -> Result:
@@ -111,12 +107,6 @@ class TestDisturbance:
     def test_all_count_when_too_few_are_undisturbed(self):
         rounds = self.rounds(0.0, 0.06, 0.4, 0.5, 0.01)
         assert usable(rounds, {"ours"}) == rounds
-
-    def test_disturbed_kills_are_set_aside_in_the_same_way(self):
-        breaks = [killed("host", others=share) for share in (0.0, 0.06, 0.05, 0.02)] + [killed("sessions")]
-        assert usable_breaks(breaks, "host") == [breaks[0], breaks[2], breaks[3]]
-        assert usable_breaks(breaks[:3], "host") == breaks[:3]
-        assert usable_breaks(breaks, "sessions-5ms") == []
 
     def test_rounds_that_lack_one_never_count(self):
         rounds = self.rounds(0.0, 0.0)
@@ -218,25 +208,6 @@ class TestTargets:
     def test_verifying_costs_throughput(self, rate, percent, met):
         found = self.verdict("verify-always-cost", [self.round_of(verify_always=rate, verify_never=1000)])
         assert (found.reached, found.met) == (pytest.approx(percent), met)
-
-    def test_the_slowest_restart_decides(self):
-        breaks = [killed("host", again) for again in (0.012, 0.013, 0.051)]
-        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-host")
-        assert found.value is not None
-        assert (found.value.median, found.reached, found.met) == (13.0, 51.0, False)
-
-    def test_the_lowest_rate_decides(self):
-        breaks = [killed("sessions", kept=kept) for kept in (0.9, 1.1, 1.0)]
-        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-sessions")
-        assert (found.reached, found.met) == (pytest.approx(0.9), True)
-
-    @pytest.mark.parametrize(("failed", "met"), [(0, True), (1, False)])
-    def test_no_request_may_be_lost(self, failed, met):
-        breaks = [killed("host"), killed("sessions", failed=failed)]
-        assert next(v for v in judge([], None, {RECOVERY}, breaks) if v.name == "recovery-lost").met is met
-
-    def test_every_recovery_target_has_its_case(self):
-        assert {target.case for target in RECOVERY_TARGETS} == {case.name for case in RECOVERY_CASES}
 
     @pytest.mark.parametrize(("grown", "met"), [(2**20, True), (2**20 + 4096, False), (-4096, True)])
     def test_memory_is_what_the_second_million_added(self, grown, met):
