@@ -326,6 +326,7 @@ uint32_t hsm_client_recover(hsm_client *client) {
         atomic_store(&record->running, 0);
         atomic_store(&record->quarantined, 0);
         atomic_store(&record->call_started_ns, 0);
+        atomic_store(&record->call_deadline_ns, 0);
     }
     uint32_t again = 0;
     bool answers = atomic_load(&area->shared->completion_tail) != client->head;

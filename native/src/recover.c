@@ -113,6 +113,10 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     }
     if (status == HSM_OK) {
         atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
+    } else if (engine->login_open) {
+        /* It may be stuck in a search, which its state does not show: the next attempt begins with another one. */
+        hsm_session_close(engine->p11, engine->login_session);
+        engine->login_open = false;
     }
     return status;
 }

@@ -118,7 +118,6 @@ async def test_ecdsa_requests_that_were_begun_fail_as_retryable_and_the_queued_o
             assert is_good("ecdsa-p256", key, message, answer)
 
 
-@pytest.mark.xfail(strict=True, reason="the deadlines of the host that was killed are held against the next one")
 @one_loop
 async def test_a_new_host_is_not_taken_for_the_one_that_hung(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world, "ecdsa-p256"))
@@ -153,8 +152,9 @@ async def test_when_half_of_the_workers_hang_it_is_killed_and_started_again(worl
         await until_it_signs(manager)
         gap = time.monotonic() - begun
         tell(capsys, f"all hang: callers {late * 1e3:.1f} ms late, signing {gap * 1e3:.0f} ms after that")
+        # The new host may sign before this loop has noted that it is there.
+        await until(lambda: warden_of(manager).restarts == 1)
         assert engine_of(manager).host_pid not in (pid, None)
-        assert warden_of(manager).restarts == 1
 
 
 @one_loop

@@ -346,7 +346,6 @@ async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_
         assert not counters(manager)["down"]
 
 
-@pytest.mark.xfail(strict=True, reason="the login session is opened again only when it is dead, not when it is stuck")
 @one_loop
 async def test_a_login_session_that_is_stuck_in_a_search_is_replaced(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
