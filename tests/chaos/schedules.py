@@ -92,6 +92,8 @@ def plan(seed: int) -> Plan:
         actions.append({"action": "hang", "milliseconds": dice.choice([1, 5, 20, 60])})
     if mode == "process" and (hangs or killed):
         noop = True  # a process that is killed while SoftHSM logs in leaves no token behind: it rewrites the file
+    if mode == "thread" and "logout" in actions:
+        noop = True  # SoftHSM 2.6.1 crashes by itself now and then in a C_Logout beside other calls
     return Plan(
         seed=seed,
         mode=mode,
