@@ -636,8 +636,11 @@ cdef class Engine:
             # What ended the leader alone, its deadline or its caller, must not end those who followed it.
             renew = done.status == HSM_CANCELLED or done.status == HSM_DEADLINE_EXCEEDED
             for follower in followers:
-                if not (renew and self._resubmit(done.key, follower)):
+                if not renew:
                     _refuse(follower[0], follower[1], self._failure(done.status, done.ckr, done.call))
+                elif not self._resubmit(done.key, follower):
+                    # Its own deadline has passed, or there is no more signing: not what ended the leader.
+                    _refuse(follower[0], follower[1], self._failure(HSM_DEADLINE_EXCEEDED if self._open else HSM_CLOSED))
         return 0
 
     cdef bint _resubmit(self, uint32_t key, tuple follower) except -1:
