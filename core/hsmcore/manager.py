@@ -17,7 +17,7 @@ from hsmcore.events import Callback, Events
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.lifecycle import Lifecycle
 from hsmcore.log import get_logger
-from hsmcore.member import Pkcs11Member, make_member
+from hsmcore.members import Member, make_member
 from hsmcore.receipt import Receipt
 from hsmcore.verification import VerifierPool
 
@@ -55,7 +55,7 @@ class KeyManager:
         self._changing_keys = asyncio.Lock()
         self._events = Events()
         self._verifiers = VerifierPool()
-        self._member: Pkcs11Member | None = None
+        self._member: Member | None = None
         self._key: KeyVersion | None = None
         self._refused: tuple[type[LoginError], str] | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
@@ -102,9 +102,9 @@ class KeyManager:
         self.audit.record("open", result="ok", member=member.name, key_id=key.id)
         self._events.emit("initialized", member=member.name, key_id=key.id)
 
-    async def _start(self, member: Pkcs11Member) -> KeyVersion:
+    async def _start(self, member: Member) -> KeyVersion:
         try:
-            member.require_module()  # before the blanks of an example: what to install comes first
+            member.require_ready()  # before the blanks of an example: what to install comes first
             self.config.require_complete()
             return await member.start()
         except BaseException:
@@ -338,7 +338,7 @@ class KeyManager:
 
     # ---- inside ----
 
-    def _opened(self) -> Pkcs11Member:
+    def _opened(self) -> Member:
         self._life.check()
         if self._member is None:
             raise NotInitialized("used before initialize()")
@@ -349,7 +349,7 @@ class KeyManager:
             raise NotInitialized("used before initialize()")
         return self._key
 
-    def _use(self, member: Pkcs11Member, key: KeyVersion) -> None:
+    def _use(self, member: Member, key: KeyVersion) -> None:
         engine = member.engine
         engine.clear_cache()
         self._ring.make_current(key.id)
@@ -358,7 +358,7 @@ class KeyManager:
         self._submit = engine.submit
 
     def _record(
-        self, member: Pkcs11Member, key: KeyVersion, message: Any, result: bytes | HsmError, cached: bool, latency: int
+        self, member: Member, key: KeyVersion, message: Any, result: bytes | HsmError, cached: bool, latency: int
     ) -> int | None:
         if not self._audited:
             return None

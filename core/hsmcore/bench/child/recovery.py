@@ -17,6 +17,7 @@ import orjson
 from hsmcore import HsmError, KeyManager
 from hsmcore.bench.child.ours import MESSAGES_PER_CALLER, OurSigner
 from hsmcore.bench.child.protocol import Job, distinct_messages
+from hsmcore.members import Pkcs11Member
 
 AFTER_AN_ERROR_SECONDS = 0.001  # until a caller tries again
 STILL_COMING_NS = 25_000_000  # signatures that were ready when it happened come within this time
@@ -119,7 +120,7 @@ def host_pid(manager: KeyManager) -> int:
     """The host process of the manager's member. Raises RuntimeError when there is none: a pid of 0 or -1 would name
     this process's group, or everybody."""
     member = manager._member  # noqa: SLF001 - nothing public tells the pid
-    pid = None if member is None else member.engine.host_pid
+    pid = member.engine.host_pid if isinstance(member, Pkcs11Member) else None
     if type(pid) is not int or pid <= 1 or pid == os.getpid():
         raise RuntimeError(f"no host process is running (its pid is {pid!r})")
     return pid

@@ -1,4 +1,4 @@
-"""A member: one token that can sign, with its engine and its control plane."""
+"""A token behind a PKCS#11 module, with its engine and its control plane."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
-from hsmcore.errors import HsmError, ModuleMissing, PinIncorrect
+from hsmcore.errors import ModuleMissing, PinIncorrect
 from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
@@ -68,7 +68,7 @@ class Pkcs11Member:
             settings, member=self.name, isolated=self._isolated, hidden=hidden_variables
         )
 
-    def require_module(self) -> None:
+    def require_ready(self) -> None:
         """Raise ModuleMissing, which says what to install, if the module's file is not there."""
         path = self._settings.module_path
         if not Path(path).is_file():
@@ -167,12 +167,3 @@ class Pkcs11Member:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-
-def make_member(
-    provider: Provider, rules: KeyManagerConfig, level: str, hidden_variables: frozenset[str]
-) -> Pkcs11Member:
-    """The member for a provider of the configuration. Raises HsmError for a kind that this version cannot use."""
-    if isinstance(provider.config, Pkcs11Settings):
-        return Pkcs11Member(provider, provider.config, rules, level, hidden_variables)
-    raise HsmError(f"provider {provider.name} cannot be used", status="MODULE_MISSING", hint=provider.install_hint)

@@ -1,0 +1,18 @@
+"""Members: the places that can sign, each behind one interface (base.Member)."""
+
+from __future__ import annotations
+
+from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
+from hsmcore.errors import HsmError
+from hsmcore.members.base import Member, SigningEngine
+from hsmcore.members.pkcs11 import Pkcs11Member
+
+__all__ = ["Member", "Pkcs11Member", "SigningEngine", "make_member"]
+
+
+def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_variables: frozenset[str]) -> Member:
+    """The member for a provider of the configuration. Nothing is loaded or connected yet."""
+    settings = provider.config
+    if isinstance(settings, Pkcs11Settings):
+        return Pkcs11Member(provider, settings, rules, level, hidden_variables)
+    raise HsmError(f"provider {provider.name} cannot be used", status="MODULE_MISSING", hint=provider.install_hint)

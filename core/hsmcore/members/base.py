@@ -1,0 +1,93 @@
+"""What a member is to the rest: a token, a cloud key or a key in memory that can sign."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from hsmcore.control.curves import Algorithm
+from hsmcore.control.records import Deactivation, KeyRecord
+from hsmcore.keyring import KeyVersion
+
+
+class SigningEngine(Protocol):
+    """The way of one signature through a member. Belongs to the event loop; nothing here blocks.
+
+    The native Engine is one; OffloadEngine is another, for what is no PKCS#11 module. `key` is the `index` of a
+    KeyVersion. Timeouts are seconds; None: the configured default. Errors are HsmError.
+    """
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the member works on."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+
+    def submit(self, message: object, timeout: float | None = None, key: int = 0) -> bytes | asyncio.Future[bytes]:
+        """Sign one message: its signature if the cache holds it, else a future of it."""
+
+    def submit_many(
+        self, messages: object, timeout: float | None = None, return_exceptions: bool = False, key: int = 0
+    ) -> asyncio.Future[list[Any]]:
+        """Sign a batch: a future of the list of signatures, in order."""
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for `future` any more."""
+
+    def retire_key(self, index: int) -> None:
+        """Refuse every further request for this key, also those that are queued."""
+
+    def clear_cache(self) -> None:
+        """Wipe all cached signatures."""
+
+    def refuse(self) -> None:
+        """Take no further requests."""
+
+    def idle(self) -> asyncio.Future[None]:
+        """A future that is done when every caller has its answer."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and latency histograms, with the native Engine's names."""
+
+    def cache_stats(self) -> dict[str, int]:
+        """hits, misses, joined, evictions, entries, in_flight, bytes."""
+
+
+class Control(Protocol):
+    """Rare, slow work on a member's keys; see ControlPlane. A member that cannot do one raises NotSupported."""
+
+    async def list_keys(self) -> list[KeyRecord]: ...
+    async def generate_key(
+        self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
+    ) -> KeyRecord: ...
+    async def deactivate(self, key_id: str) -> Deactivation: ...
+    async def destroy(self, key_id: str) -> None: ...
+    async def export_wrapped(self, key_id: str) -> bytes: ...
+    async def import_wrapped(self, backup: bytes) -> KeyRecord: ...
+
+
+class Member(Protocol):
+    """One place that can sign. Belongs to the event loop that starts it."""
+
+    name: str
+    level: str
+
+    @property
+    def engine(self) -> SigningEngine: ...
+
+    @property
+    def control(self) -> Control: ...
+
+    def require_ready(self) -> None:
+        """Raise, without connecting, when software that the member needs is not on this machine."""
+
+    async def start(self) -> KeyVersion:
+        """Connect, find and prove the configured key. When it fails or is cancelled, call `stop`."""
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """Find another key of the member by its id. Raises KeyNotFound."""
+
+    async def stop(self) -> None:
+        """Answer everybody and let everything go. Doing it twice is no error."""
