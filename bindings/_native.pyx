@@ -98,7 +98,7 @@ cdef class Engine:
     cdef object _idle
     cdef object _timer
     cdef object _fds
-    cdef object _on_stuck
+    cdef object _on_overdue
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
@@ -303,16 +303,16 @@ cdef class Engine:
 
     # ---- the event loop's side ----
 
-    def attach(self, loop, on_stuck=None):
-        """Serve the running `loop`: from now on `submit` works, there only. `on_stuck(stuck, healthy)` is called when
-        workers are found inside the module past a request's deadline, and as long as that lasts."""
+    def attach(self, loop, on_overdue=None):
+        """Serve the running `loop`: from now on `submit` works, there only. `on_overdue()` is called when requests have
+        passed their deadlines: it is time to `tend`."""
         cdef int event_fd
         cdef int timer_fd
         if self._client == NULL:
             raise self._failure(HSM_CLOSED)
         hsm_client_wake_fds(self._client, &event_fd, &timer_fd)
         self._loop = loop
-        self._on_stuck = on_stuck
+        self._on_overdue = on_overdue
         self._loop_is_running = loop.is_running
         self._thread = PyThread_get_thread_ident()
         self._future_keywords = {"loop": loop}
@@ -760,10 +760,8 @@ cdef class Engine:
         if soonest:
             self._watch(soonest)
         self._check_idle()
-        if overdue and self._on_stuck is not None:
-            stuck, healthy = self.tend()
-            if stuck:
-                self._on_stuck(stuck, healthy)
+        if overdue and self._on_overdue is not None:
+            self._on_overdue()
 
     cdef uint64_t _sweep_followers(self, uint64_t now, uint64_t soonest) except? 0:
         cdef uint64_t deadline

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 HOST_PROGRAM = Path(__file__).with_name("_bin") / "hsmcore-host"
 
 TEND_SECONDS = 0.1
-"""How often stuck workers are looked at again."""
+"""How often workers are looked at while some are stuck, and for WATCH_SECONDS after a deadline has passed."""
+WATCH_SECONDS = 2.5
+"""Longer than the patience that the native core has with any module's calls."""
+HEARTBEAT_SECONDS = 0.25
+"""How often a host process with requests in flight is looked at, deadlines or not."""
 RESTARTS_AT_ONCE = 5
 """So many restarts within WINDOW_SECONDS begin at once; then each waits twice as long as the one before."""
 WINDOW_SECONDS = 10.0
@@ -52,6 +56,10 @@ class Warden:
         self._run = run
         self._loop = asyncio.get_running_loop()
         self._tending: asyncio.TimerHandle | None = None
+        self._watch_until = 0.0
+        self._stuck = 0
+        self._down = False
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._watched = -1
         self._restarting: asyncio.Task[None] | None = None
         self._attempts: deque[float] = deque()
@@ -59,14 +67,17 @@ class Warden:
 
     def begin(self) -> None:
         """Attach the engine to the loop and watch it."""
-        self._engine.attach(self._loop, self._stuck)
+        self._engine.attach(self._loop, self._overdue)
+        if self._engine.host_fd >= 0:
+            self._beat()
         self._watch_host()
 
     async def end(self) -> None:
         """Watch no longer. A restart that is under way is waited for."""
-        if self._tending is not None:
-            self._tending.cancel()
-            self._tending = None
+        for timer in (self._tending, self._heartbeat):
+            if timer is not None:
+                timer.cancel()
+        self._tending = self._heartbeat = None
         self._unwatch_host()
         if self._restarting is not None:
             self._restarting.cancel()
@@ -74,28 +85,40 @@ class Warden:
 
     # ---- stuck workers ----
 
-    def _stuck(self, stuck: int, healthy: int) -> None:
-        log = get_logger()
-        log.warning("calls overran their deadline", member=self._name, stuck=stuck, healthy=healthy)
-        if self._engine.host_pid and stuck * 2 >= self._sessions:
-            log.error("host process killed: its module hangs", member=self._name, pid=self._engine.host_pid)
-            self._engine.kill_host()
-        elif healthy == 0:
-            log.error("member down: every worker is stuck inside the module", member=self._name)
-            self._engine.set_down(True)
-        self._tend_later()
+    def _overdue(self) -> None:
+        """A request has passed its deadline. Whether its call hangs may show only later."""
+        self._watch_until = self._loop.time() + WATCH_SECONDS
+        self._look()
 
-    def _tend_later(self) -> None:
-        if self._tending is None:
-            self._tending = self._loop.call_later(TEND_SECONDS, self._tend)
+    def _beat(self) -> None:
+        """A host process that was stopped ends no call and misses no deadline that this side would hear of soon."""
+        self._heartbeat = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
+        if self._engine.in_flight and self._tending is None:
+            self._look()
 
-    def _tend(self) -> None:
-        self._tending = None
+    def _look(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            self._tending = None
+        if self._restarting is not None:
+            return
         stuck, healthy = self._engine.tend()
-        if self._restarting is None:
-            self._engine.set_down(healthy == 0)
-        if stuck:
-            self._tend_later()
+        if stuck > self._stuck:
+            get_logger().warning("calls hang", member=self._name, stuck=stuck, healthy=healthy)
+        self._stuck = stuck
+        if self._engine.host_pid and stuck * 2 >= self._sessions:
+            get_logger().error("host process killed: it hangs", member=self._name, pid=self._engine.host_pid)
+            self._engine.kill_host()
+        else:
+            self._set_down(healthy == 0)
+        if stuck or self._loop.time() < self._watch_until:
+            self._tending = self._loop.call_later(TEND_SECONDS, self._look)
+
+    def _set_down(self, down: bool) -> None:
+        if down and not self._down:
+            get_logger().error("member down: nothing can be signed there for now", member=self._name)
+        self._down = down
+        self._engine.set_down(down)
 
     # ---- the host process ----
 
@@ -128,7 +151,7 @@ class Warden:
         while True:
             pause = self._pause()
             if pause:
-                self._engine.set_down(True)
+                self._set_down(True)
                 await asyncio.sleep(pause)
             try:
                 await self._run(self._engine.restart_host)
@@ -137,12 +160,13 @@ class Warden:
                 self._engine.recover()
                 get_logger().error("host process does not start", member=self._name, error=str(error))
                 if error.error_class == "AUTH_FATAL":
-                    self._engine.set_down(True)
+                    self._set_down(True)
                     get_logger().error("member down for good: the login was refused", member=self._name)
                     return
             else:
                 break
         self.restarts += 1
         self._restarting = None
-        self._engine.set_down(False)
+        self._stuck = 0
+        self._set_down(False)
         self._watch_host()

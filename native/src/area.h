@@ -60,9 +60,10 @@ typedef struct hsm_key_record {
 typedef struct hsm_worker_record {
     HSM_ALIGNED _Atomic uint32_t park; /* futex: 1 = go on */
     _Atomic uint32_t running;
-    _Atomic uint32_t quarantined;      /* its call overran; it takes no further request and ends when the call does */
-    _Atomic uint64_t call_started_ns;  /* 0 when outside the module */
-    _Atomic uint64_t call_deadline_ns; /* of the request it works on; 0: none, or no limit */
+    _Atomic uint32_t quarantined;     /* its call overran; it takes no further request and ends when the call does */
+    _Atomic uint64_t call_started_ns; /* 0 when outside the module */
+    _Atomic uint64_t
+        call_deadline_ns; /* after which the call it is in is taken for one that hangs; 0: none, no limit */
     _Atomic uint64_t signatures;
     _Atomic uint64_t failures;
     _Atomic uint64_t expired;
@@ -141,7 +142,7 @@ static inline uint8_t *hsm_area_message(hsm_area *area, uint32_t index, size_t l
     return area->overflow + (uint64_t)index * area->overflow_stride;
 }
 
-/* Whether a worker is past its request's deadline: inside the module, or waiting for one that is. */
+/* Whether a worker hangs: inside the module for too long, or waiting for one that is. */
 static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t now) {
     uint64_t deadline = atomic_load_explicit(&record->call_deadline_ns, memory_order_relaxed);
     return deadline != 0 && now >= deadline;

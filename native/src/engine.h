@@ -35,6 +35,7 @@ typedef struct hsm_worker {
     CK_OBJECT_HANDLE handles[HSM_MAX_KEYS]; /* 0: look it up */
     hsm_verifier *verifiers[HSM_MAX_KEYS];
     uint64_t signed_count;
+    bool healed;     /* during this request */
     bool suspicious; /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
@@ -64,10 +65,14 @@ struct hsm_engine {
     CK_SESSION_HANDLE login_session;
     bool auth_failed; /* a PIN was refused: never log in again */
     uint64_t last_heal_ns;
+    uint64_t last_reinit_ns;
 
     /* Closed while the module is initialized anew: workers wait outside. A futex. */
     _Atomic uint32_t gate;
-    uint32_t heal_failures; /* since the last success; under `control` */
+    uint32_t heal_failures; /* since the last success; under `control`, as the next three */
+    uint32_t keys_found;    /* when they were last looked for */
+    uint32_t keys_missing;
+    uint32_t fruitless; /* re-initializations in a row after which keys were still missing */
     _Atomic uint32_t probe_failures;
 
     /* Bumped whenever handles became invalid; workers then look their keys up again. */
@@ -97,6 +102,8 @@ void *hsm_worker_main(void *argument);
 /* Open the worker's session, if it has none. */
 hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error);
 void hsm_worker_close(hsm_worker *worker);
+/* Forget this worker's handles if they have become invalid. Returns whether they had. */
+bool hsm_worker_catch_up(hsm_worker *worker);
 /* The key's handle in this worker's session. */
 hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome);
 

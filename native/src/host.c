@@ -8,6 +8,9 @@
 #include <string.h>
 #include <sys/socket.h>
 
+/* How long requests may lie beside a worker with nothing to do; far beyond what a loaded machine explains. */
+#define UNATTENDED_NS UINT64_C(1000000000)
+
 /* ---- one call ---- */
 
 static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_message *reply, hsm_error *error) {
@@ -254,6 +257,25 @@ hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error
     return status;
 }
 
+/* Whether requests lie queued though a worker has nothing to do and none has taken one for long: the process is
+ * stopped, or starved. */
+static bool unattended(hsm_host *host, uint64_t now) {
+    hsm_area *area = host->client->area;
+    uint64_t head = atomic_load(&area->shared->request_head);
+    bool idle = false;
+    for (uint32_t i = 0; i < area->max_workers; i++) {
+        const hsm_worker_record *record = hsm_area_worker(area, i);
+        idle = idle || (atomic_load(&record->running) != 0 && atomic_load(&record->call_deadline_ns) == 0);
+    }
+    bool waiting = idle && hsm_area_queued(area) != 0 && atomic_load(&area->shared->mode) == HSM_MODE_RUN;
+    if (!waiting || head != host->head_seen) {
+        host->head_seen = head;
+        host->head_seen_ns = now;
+        return false;
+    }
+    return now - host->head_seen_ns >= UNATTENDED_NS;
+}
+
 uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
     *healthy = 0;
     if (host == NULL || host->fork_generation != hsm_fork_generation()) {
@@ -262,9 +284,10 @@ uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
     hsm_area *area = host->client->area;
     uint64_t now = hsm_now_ns();
     uint32_t stuck = 0;
+    bool stopped = unattended(host, now);
     for (uint32_t i = 0; i < area->max_workers; i++) {
         const hsm_worker_record *record = hsm_area_worker(area, i);
-        bool over = hsm_worker_overran(record, now) || atomic_load(&record->quarantined) != 0;
+        bool over = stopped || hsm_worker_overran(record, now) || atomic_load(&record->quarantined) != 0;
         bool running = atomic_load(&record->running) != 0;
         stuck += over && running ? 1U : 0U;
         *healthy += running && !over ? 1U : 0U;

@@ -17,6 +17,8 @@ struct hsm_host {
     pid_t pid;
     uint32_t fork_generation;
     pthread_mutex_t lock; /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
+    uint64_t head_seen;   /* of the request ring, and since when: see `unattended` */
+    uint64_t head_seen_ns;
     uint32_t key_count;
     hsm_key_info keys[HSM_MAX_KEYS];
     int64_t handles[HSM_MAX_KEYS];

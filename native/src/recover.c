@@ -20,6 +20,9 @@
 /* Not more often than this does the engine log in or look its keys up again; it grows while that fails. */
 #define HEAL_INTERVAL_NS (20 * MS)
 #define HEAL_INTERVAL_MAX_NS (1000 * MS)
+/* A key that has been destroyed looks like a token that has gone. While other keys are there, looking for it must not
+ * disturb them often. */
+#define REINIT_INTERVAL_MAX_NS (60000 * MS)
 #define BACKOFF_NS MS
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
@@ -99,6 +102,8 @@ hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
 static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     hsm_status status = hsm_engine_ready(engine, error);
     uint32_t keys = atomic_load(&engine->key_count);
+    engine->keys_found = 0;
+    engine->keys_missing = 0;
     for (uint32_t key = 0; key < keys && status == HSM_OK; key++) {
         if (atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {
             continue;
@@ -107,7 +112,11 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
         hsm_status found = hsm_engine_refind(engine, engine->login_session, key, &handle, error);
         if (found == HSM_OK) {
             atomic_store_explicit(&engine->keys[key].handle, handle, memory_order_release);
-        } else if (found != HSM_KEY_NOT_FOUND && found != HSM_KEY_MISMATCH && found != HSM_KEY_DEACTIVATED) {
+            engine->keys_found++;
+        } else if (found == HSM_KEY_NOT_FOUND) {
+            atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
+            engine->keys_missing++;
+        } else if (found != HSM_KEY_MISMATCH && found != HSM_KEY_DEACTIVATED) {
             status = found; /* the token, not the key, is at fault: come again */
         }
     }
@@ -145,6 +154,14 @@ static void open_gate(hsm_engine *engine) {
     hsm_futex_wake(&engine->gate, INT32_MAX);
 }
 
+/* After C_Finalize the same numbers may stand for other objects. */
+static void forget_handles(hsm_engine *engine) {
+    for (uint32_t key = 0; key < HSM_MAX_KEYS; key++) {
+        atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
+    }
+    atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
+}
+
 /* Initialize the module anew, if nobody else in this process uses it and no call is inside, and heal. Call with
  * `control` held. */
 static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
@@ -165,6 +182,7 @@ static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
             hsm_session_close(engine->p11, engine->login_session);
             engine->login_open = false;
         }
+        forget_handles(engine);
         status = hsm_module_reinitialize(engine->module, error);
         if (status == HSM_OK) {
             status = hsm_token_find(engine->p11, &engine->selector, &engine->token_now, error);
@@ -185,26 +203,42 @@ static uint64_t heal_interval(const hsm_engine *engine) {
     return interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
 }
 
+static uint64_t reinit_interval(const hsm_engine *engine) {
+    unsigned shift = engine->fruitless < 12 ? engine->fruitless : 12;
+    uint64_t interval = HEAL_INTERVAL_NS << shift;
+    uint64_t most = engine->keys_found > 0 ? REINIT_INTERVAL_MAX_NS : HEAL_INTERVAL_MAX_NS;
+    uint64_t least = heal_interval(engine);
+    interval = interval < most ? interval : most;
+    return interval > least ? interval : least;
+}
+
 /* Heal, or with `anew` initialize the module first, unless somebody has done so since this worker last looked.
  * Returns whether another attempt is worth it. */
 static bool mend(hsm_worker *worker, bool anew) {
     hsm_engine *engine = worker->engine;
-    uint32_t seen = worker->epoch;
     /* Whoever waits here is not inside: it must not keep the one who mends waiting at the gate. */
     hsm_worker_leave(worker);
     (void)pthread_mutex_lock(&engine->control);
     bool mended = true;
-    if (seen == atomic_load_explicit(&engine->epoch, memory_order_acquire)) {
+    worker->healed = true;
+    if (!hsm_worker_catch_up(worker)) {
         uint64_t now = hsm_now_ns();
-        mended = now - engine->last_heal_ns >= heal_interval(engine) && !engine->auth_failed;
+        /* Each rung has its own: the one below has just been tried when the one above is needed. */
+        uint64_t *last = anew ? &engine->last_reinit_ns : &engine->last_heal_ns;
+        uint64_t interval = anew ? reinit_interval(engine) : heal_interval(engine);
+        mended = now - *last >= interval && !engine->auth_failed;
         if (mended) {
             hsm_error error = {.status = HSM_OK};
-            engine->last_heal_ns = now;
+            *last = now;
             atomic_store(&worker->record->call_started_ns, now);
             hsm_status status = anew ? reinitialize(worker, &error) : heal(engine, &error);
             atomic_store(&worker->record->call_started_ns, 0);
             mended = status == HSM_OK;
             engine->heal_failures = mended ? 0 : engine->heal_failures + 1U;
+            (void)hsm_worker_catch_up(worker); /* with what it has just done itself */
+            if (mended) {
+                engine->fruitless = engine->keys_missing == 0 ? 0 : engine->fruitless + (anew ? 1U : 0U);
+            }
         }
     }
     (void)pthread_mutex_unlock(&engine->control);
@@ -232,7 +266,7 @@ bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
     case HSM_CLASS_RELOGIN:
     case HSM_CLASS_REFIND:
         /* Modules report stale handles when the whole token has gone; only a new start shows it. */
-        return mend(worker, attempt > 2);
+        return mend(worker, worker->healed);
     case HSM_CLASS_REINIT:
         hsm_worker_close(worker);
         return mend(worker, true);

@@ -33,17 +33,26 @@ void hsm_worker_close(hsm_worker *worker) {
     }
 }
 
+bool hsm_worker_catch_up(hsm_worker *worker) {
+    uint32_t epoch = atomic_load_explicit(&worker->engine->epoch, memory_order_acquire);
+    if (worker->epoch == epoch) {
+        return false;
+    }
+    memset(worker->handles, 0, sizeof worker->handles);
+    worker->epoch = epoch;
+    return true;
+}
+
 hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
-    uint32_t epoch = atomic_load_explicit(&engine->epoch, memory_order_acquire);
-    if (worker->epoch != epoch) {
-        memset(worker->handles, 0, sizeof worker->handles);
-        worker->epoch = epoch;
-    }
+    (void)hsm_worker_catch_up(worker);
     if (worker->handles[key] == 0) {
         if (!engine->quirks->handles_per_session) {
             worker->handles[key] =
                 (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[key].handle, memory_order_acquire);
+            if (worker->handles[key] == 0) {
+                return HSM_KEY_HANDLE_STALE; /* it was looked for and not found */
+            }
         } else {
             hsm_error error = {.status = HSM_OK};
             /* Outside while waiting for the lock: its holder may be waiting for us to come out of the module. */
@@ -191,8 +200,12 @@ static void tally(hsm_worker_record *record, hsm_status status) {
 static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t message_len, uint64_t begun,
                                   hsm_outcome *outcome) {
     hsm_status status;
-    atomic_store_explicit(&worker->record->call_deadline_ns, slot->deadline_ns, memory_order_relaxed);
+    /* A caller in a hurry is no proof that the module hangs. */
+    uint64_t patience = begun + (uint64_t)worker->engine->quirks->patience_ms * 1000000U;
+    uint64_t deadline = slot->deadline_ns == 0 || slot->deadline_ns > patience ? slot->deadline_ns : patience;
+    atomic_store_explicit(&worker->record->call_deadline_ns, deadline, memory_order_relaxed);
     hsm_worker_enter(worker, begun);
+    worker->healed = false;
     for (unsigned attempt = 1;; attempt++) {
         status = sign_once(worker, slot, message_len, slot->signature, outcome);
         if (status == HSM_OK) {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.load import tell, until_it_signs
-from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.chaos import Chaos, engine_of, needs_chaos, warden_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
 from tests.support.verifiers import is_good
@@ -66,6 +66,23 @@ async def test_a_call_that_hangs_for_ever_costs_nobody_else(world, tmp_path, cap
         await until(lambda: chaos.stats()["sessions"] == 3)
         answers = await manager.sign_many([f"{n}".encode() for n in range(100)])
         assert len(answers) == 100
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@one_loop
+async def test_callers_in_a_hurry_are_no_sign_that_the_module_hangs(world, tmp_path, isolation):
+    chaos = Chaos(tmp_path, wrap(world), latency={"C_Sign": {"kind": "constant", "microseconds": 30_000}})
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation})) as manager:
+        await manager.sign(b"before")
+        pid = engine_of(manager).host_pid
+        for number in range(10):
+            hasty = (lateness(manager, f"{number} {n}".encode(), 0.005) for n in range(4))
+            await asyncio.gather(*hasty)
+        await until(lambda: counters(manager)["in_flight"] == 0)
+        stats = counters(manager)
+        assert (stats["stuck"], stats["workers"], stats["down"]) == (0, 2, False)
+        assert (engine_of(manager).host_pid, warden_of(manager).restarts) == (pid, 0)
+        await manager.sign(b"after")
 
 
 @pytest.mark.parametrize("function", ["C_SignInit", "C_Sign"])

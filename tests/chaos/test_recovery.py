@@ -346,6 +346,25 @@ async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_
         assert not counters(manager)["down"]
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@one_loop
+async def test_a_token_whose_folder_goes_is_used_again_when_it_is_back(fresh_token, tmp_path, capsys, isolation):
+    token = fresh_token()
+    async with opened(token.config(settings={"isolation": isolation}, maxCacheSize=0)) as manager:
+        for number in range(3):
+            await signs(manager, f"before {number}".encode())
+            away = token.folder.rename(tmp_path / "away")
+            for n in range(30):
+                with pytest.raises(hsmcore.HsmError) as caught:
+                    await manager.sign(f"away {number} {n}".encode())
+                assert caught.value.retryable or isinstance(caught.value, KeyNotFound)
+                await asyncio.sleep(0.01)
+            away.rename(token.folder)
+            begun = time.monotonic()
+            await until_it_signs(manager, 10.0)
+            tell(capsys, f"{isolation}: token back, signing {(time.monotonic() - begun) * 1e3:.0f} ms later")
+
+
 @one_loop
 async def test_a_login_session_that_is_stuck_in_a_search_is_replaced(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))

@@ -1,12 +1,26 @@
 /* The client without an engine: the test plays the worker. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "client.h"
 #include "harness.h"
 #include "pkcs11.h"
 
 #define KEY 3U
+
+/* What happens just before the client reads one of its descriptors; in place of libc's, for this program. */
+static void (*before_read)(void);
+
+ssize_t read(int fd, void *buffer, size_t size) {
+    void (*hook)(void) = before_read;
+    before_read = NULL;
+    if (hook != NULL) {
+        hook();
+    }
+    return syscall(SYS_read, fd, buffer, size);
+}
 
 static hsm_client *make_client(uint32_t slots, uint32_t max_message, uint64_t coalesce_ns) {
     hsm_client_options options = {
@@ -365,6 +379,62 @@ static void an_urgent_wake_overtakes_a_deferred_one(void) {
     hsm_client_free(client);
 }
 
+static void a_worker_that_was_preempted_does_not_trust_an_alarm_that_has_gone_off(void) {
+    hsm_client *client = make_client(4, 1, MILLISECOND);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    uint64_t completed = hsm_now_ns(); /* its own completion; then it lost the processor */
+    notify(client, false);
+    CHECK(readable(timer_fd, 5000));
+    hsm_client_wake_clear(client);
+    hsm_notify(client->area, client->event_fd, client->timer_fd, false, completed, hsm_area_worker(client->area, 0));
+    CHECK(readable(timer_fd, 5000) || readable(event_fd, 0));
+    hsm_client_free(client);
+}
+
+static hsm_client *interrupted;
+
+static void complete_and_notify(void) {
+    (void)serve(interrupted, 7);
+    notify(interrupted, true);
+}
+
+static void a_wake_in_the_middle_of_clearing_is_not_swallowed(void) {
+    hsm_client *client = interrupted = make_client(4, 1, 0);
+    hsm_completion done;
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    for (int round = 0; round < 3; round++) {
+        (void)submit(client, "x", 1);
+        (void)submit(client, "y", 1);
+        (void)submit(client, "z", 1);
+        (void)serve(client, 1);
+        notify(client, true);
+        before_read = complete_and_notify;
+        hsm_client_wake_clear(client);
+        CHECK(before_read == NULL);
+        int taken = 0;
+        while (hsm_client_next(client, &done)) {
+            hsm_client_release(client, done.slot);
+            taken++;
+        }
+        /* The drain took both, or another wake is due. */
+        CHECK(taken == 2 || readable(event_fd, 0));
+        (void)serve(client, 3);
+        notify(client, true);
+        CHECK(readable(event_fd, 0)); /* a swallowed event would leave the client deaf from here on */
+        hsm_client_wake_clear(client);
+        while (hsm_client_next(client, &done)) {
+            hsm_client_release(client, done.slot);
+            taken++;
+        }
+        CHECK_INT(taken, ==, 3);
+    }
+    hsm_client_free(client);
+}
+
 static void a_wake_after_clearing_is_a_new_one(void) {
     hsm_client *client = make_client(4, 1, 0);
     hsm_completion done;
@@ -515,6 +585,8 @@ static const struct test tests[] = {
     TEST(a_deferred_wake_comes_with_the_first_completion_that_finds_it_old),
     TEST(the_timer_wakes_when_the_workers_do_not),
     TEST(an_urgent_wake_overtakes_a_deferred_one),
+    TEST(a_worker_that_was_preempted_does_not_trust_an_alarm_that_has_gone_off),
+    TEST(a_wake_in_the_middle_of_clearing_is_not_swallowed),
     TEST(a_wake_after_clearing_is_a_new_one),
     TEST(statistics_add_up_over_workers),
     TEST(answers_out_of_range_stay_in_range),

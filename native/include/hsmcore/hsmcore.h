@@ -181,9 +181,10 @@ HSM_NODISCARD hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_o
  * that are still inside the module then are left behind (their memory with them) and their number is returned. */
 uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns);
 void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info);
-/* Look after the workers: one whose call has overrun its request's deadline is quarantined (it takes no further
- * request, and ends when its call does), and workers are started until there are as many healthy ones as asked for, while
- * there is room among the client's max_workers. To be called when deadlines have passed; costs a look at each worker.
+/* Look after the workers: one whose call has outlasted both its request's deadline and what the quirks allow a call is
+ * quarantined (it takes no further request, and ends when its call does), and workers are started until there are as many
+ * healthy ones as asked for, while there is room among the client's max_workers. To be called when deadlines have passed,
+ * and for a while after that; costs a look at each worker.
  * Returns how many are stuck, and in `healthy` how many are not; 0 means that nothing can be signed for now. */
 uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy);
 /* Find a private key, read and pin its public key, check type, curve, CKA_SIGN and the token's mechanism, and prove
@@ -218,7 +219,8 @@ int64_t hsm_host_pid(const hsm_host *host);
 HSM_NODISCARD hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                           hsm_error *error);
 hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index);
-/* As hsm_engine_tend, without waiting for the host; from any thread. */
+/* As hsm_engine_tend, without waiting for the host; from one thread at a time. All workers count as stuck when requests
+ * lie queued for a second of such looks beside workers that have nothing to do: the process has been stopped. */
 uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy);
 hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error);
 /* Kill the process, without waiting for its end, which hsm_host_fd shows. From any thread; afterwards the host can only
