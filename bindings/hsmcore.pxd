@@ -112,6 +112,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint32_t workers
         uint64_t spin_ns
         uint64_t warm_ns
+        uint64_t patience_ns
         uint32_t verify_every
 
     ctypedef struct hsm_token_info:

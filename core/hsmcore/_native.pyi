@@ -35,6 +35,7 @@ class Engine:
         workers: int = 1,
         spin_seconds: float = 0.0,
         warm_seconds: float = 0.0,
+        patience_seconds: float = 0.0,
         verify_every: int = 0,
         host_program: str | None = None,
         environment: list[bytes] | None = None,

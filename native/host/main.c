@@ -53,6 +53,7 @@ static hsm_status start(host *self, const hsm_request_message *message, hsm_erro
         .verify_every = message->verify_every,
         .spin_ns = message->spin_ns,
         .warm_ns = message->warm_ns,
+        .patience_ns = message->patience_ns,
     };
     self->memory_limit = message->memory_limit;
     return hsm_engine_start(&self->client, &options, &self->engine, error);

@@ -57,6 +57,9 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
         return hsm_fail_ckr(error, rv, "C_GetInfo", "%s", options->module_path);
     }
     engine->quirks = options->quirks != NULL ? hsm_quirks_of_name(options->quirks) : hsm_quirks_of_info(&info);
+    if (engine->patience_ns == 0) {
+        engine->patience_ns = (uint64_t)engine->quirks->patience_ms * 1000000U;
+    }
     engine->selector.label = hsm_strdup(options->token.label);
     engine->selector.serial = hsm_strdup(options->token.serial);
     engine->selector.slot_id = options->token.slot_id;
@@ -148,6 +151,7 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     engine->client = client;
     engine->area = client->area;
     engine->spin_ns = options->spin_ns;
+    engine->patience_ns = options->patience_ns;
     engine->verify_every = options->verify_every;
     engine->fork_generation = hsm_fork_generation();
     pthread_condattr_t attributes;
@@ -331,6 +335,9 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
     hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, message, sizeof message,
                                  signature, &outcome);
     if (status != HSM_OK) {
+        /* A signature may still be under way in it. */
+        hsm_session_close(engine->p11, engine->login_session);
+        engine->login_open = false;
         (void)hsm_fail_ckr(error, outcome.ckr, hsm_call_name(outcome.call), "test signature with '%s'", info->label);
         if (error != NULL) {
             error->status = status;

@@ -54,6 +54,7 @@ struct hsm_engine {
     uint8_t *pin; /* locked memory, or NULL */
     size_t pin_len;
     uint64_t spin_ns;
+    uint64_t patience_ns;
     uint32_t verify_every;
     uint32_t fork_generation;
     bool keep_queued; /* while a host is being started again: requests are not answered if that fails */

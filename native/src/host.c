@@ -70,6 +70,7 @@ static hsm_status begin(hsm_host *host, hsm_error *error) {
     message.verify_every = engine->verify_every;
     message.spin_ns = engine->spin_ns;
     message.warm_ns = engine->warm_ns;
+    message.patience_ns = engine->patience_ns;
     message.memory_limit = host->options.memory_limit;
     message.timeout_ns = host->options.timeout_ns;
     bool fits = hsm_wire_put_string(&message, &message.module_path, engine->module_path) &&

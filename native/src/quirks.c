@@ -4,8 +4,8 @@
 
 /* The last row is the one for modules that are not recognized. */
 static const hsm_quirks rows[] = {
-    {.name = "softhsm", .library_contains = "SoftHSM", .patience_ms = 100},
-    {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true, .patience_ms = 100},
+    {.name = "softhsm", .library_contains = "SoftHSM", .patience_ms = 500},
+    {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true, .patience_ms = 500},
     /* A signature of 3 KB takes a YubiHSM 2 about 0.9 s. */
     {.name = "yubihsm", .library_contains = "Yubico", .keepalive_s = 20, .calls_in_flight = 1, .patience_ms = 2000},
     {.name = "aws-cloudhsm",

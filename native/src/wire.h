@@ -11,7 +11,7 @@
 enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, HSM_FD_END };
 
 /* Changes with every change of a message or of the area's layout. */
-#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303031)
+#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303032)
 #define HSM_WIRE_TEXT 4096U /* bytes of all strings of a message together */
 
 enum hsm_operation {
@@ -47,6 +47,7 @@ typedef struct hsm_request_message {
     uint32_t verify_every;
     uint64_t spin_ns;
     uint64_t warm_ns;
+    uint64_t patience_ns;
     uint64_t memory_limit;
     uint64_t timeout_ns;
     /* ADD_KEY */

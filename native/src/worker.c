@@ -201,7 +201,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t mes
                                   hsm_outcome *outcome) {
     hsm_status status;
     /* A caller in a hurry is no proof that the module hangs. */
-    uint64_t patience = begun + (uint64_t)worker->engine->quirks->patience_ms * 1000000U;
+    uint64_t patience = begun + worker->engine->patience_ns;
     uint64_t deadline = slot->deadline_ns == 0 || slot->deadline_ns > patience ? slot->deadline_ns : patience;
     atomic_store_explicit(&worker->record->call_deadline_ns, deadline, memory_order_relaxed);
     hsm_worker_enter(worker, begun);

@@ -18,6 +18,8 @@ from hsmcore.errors import DeadlineExceeded, MemberDown
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
+SOON = {"hangAfterMs": 50}
+"""What hangs is known to hang soon, so that the tests need not wait."""
 LATE = 0.2
 """The most that an answer may come after its deadline on a busy machine, in seconds; the real figures are printed."""
 
@@ -40,7 +42,7 @@ def say(capsys: Any, what: str, late: list[float]) -> None:
 
 async def test_a_call_that_hangs_for_ever_costs_nobody_else(world, tmp_path, capsys):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         late = []
         for number in range(2):
             chaos.fault("C_Sign", "hang", forever=True)
@@ -72,7 +74,7 @@ async def test_a_call_that_hangs_for_ever_costs_nobody_else(world, tmp_path, cap
 @one_loop
 async def test_callers_in_a_hurry_are_no_sign_that_the_module_hangs(world, tmp_path, isolation):
     chaos = Chaos(tmp_path, wrap(world), latency={"C_Sign": {"kind": "constant", "microseconds": 30_000}})
-    async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation, "hangAfterMs": 500})) as manager:
         await manager.sign(b"before")
         pid = engine_of(manager).host_pid
         for number in range(10):
@@ -89,7 +91,7 @@ async def test_callers_in_a_hurry_are_no_sign_that_the_module_hangs(world, tmp_p
 @one_loop
 async def test_when_all_hang_the_member_is_down_until_they_come_back(world, tmp_path, capsys, function):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         chaos.fault(function, "hang", forever=True, every=1)
         late = []
         for round_ in range(2):  # the two workers, then the two that take their place
@@ -112,7 +114,7 @@ async def test_when_all_hang_the_member_is_down_until_they_come_back(world, tmp_
 @one_loop
 async def test_nothing_of_a_hang_is_left_in_the_counters(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 1})) as manager:
+    async with opened(chaos.config(settings={"sessions": 1, **SOON})) as manager:
         chaos.fault("C_Sign", "hang", forever=True)
         await lateness(manager, b"hangs", 0.05)
         await until(lambda: counters(manager)["stuck"] == 1)
@@ -126,7 +128,7 @@ async def test_nothing_of_a_hang_is_left_in_the_counters(world, tmp_path):
 @one_loop
 async def test_queued_requests_past_their_deadline_cost_no_call(world, tmp_path, capsys):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 1})) as manager:
+    async with opened(chaos.config(settings={"sessions": 1, **SOON})) as manager:
         chaos.fault("C_Sign", "hang", milliseconds=400)
         first = asyncio.create_task(manager.sign(b"the one that hangs", 5.0))
         await until(lambda: chaos.stats()["hung"] == 1)
@@ -145,7 +147,7 @@ async def test_queued_requests_past_their_deadline_cost_no_call(world, tmp_path,
 @one_loop
 async def test_a_batch_that_hangs_ends_at_its_deadline(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         chaos.fault("C_Sign", "hang", nth=10, forever=True)
         begun = time.monotonic()
         answers = await manager.sign_many([f"{n}".encode() for n in range(40)], 0.2, return_exceptions=True)
@@ -158,7 +160,7 @@ async def test_a_batch_that_hangs_ends_at_its_deadline(world, tmp_path):
 @one_loop
 async def test_a_ladder_that_hangs_keeps_nobody_waiting_beyond_the_deadline(world, tmp_path, capsys, function):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         chaos.fault(function, "hang", forever=True)
         chaos.fault("C_SignInit", "kill-session" if function == "C_OpenSession" else "logout")
         late = []
@@ -183,7 +185,7 @@ async def test_a_ladder_that_hangs_keeps_nobody_waiting_beyond_the_deadline(worl
 @one_loop
 async def test_when_the_ladder_hangs_the_member_is_down(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         chaos.fault("C_FindObjectsInit", "hang", forever=True)
         chaos.fault("C_SignInit", "logout")
         for number in range(5):
@@ -201,7 +203,7 @@ async def test_when_the_ladder_hangs_the_member_is_down(world, tmp_path):
 @one_loop
 async def test_closing_does_not_wait_for_ever_for_a_call_that_hangs(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
-    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+    async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         chaos.fault("C_Sign", "hang", milliseconds=1500)
         await lateness(manager, b"hangs", 0.05)
         begun = time.monotonic()

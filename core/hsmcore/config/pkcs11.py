@@ -109,6 +109,9 @@ class Pkcs11Settings(KeyPin):
     """Whether the module is loaded into this process or into one of its own, which can be killed when it hangs or
     crashes and started again. Default: what is known of the vendor's module."""
     verify_signatures: VerifySignatures = "never"
+    hang_after_ms: Annotated[int, Whole(1, 3_600_000)] | None = None
+    """A call into the module that has lasted so long, and beyond its request's deadline, is taken for one that hangs;
+    None: several times what the kind of device takes at most (0.5 s; AWS CloudHSM 1 s; YubiHSM 2 s)."""
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
 

@@ -114,6 +114,7 @@ class Pkcs11Member:
                 workers=settings.sessions,
                 spin_seconds=self._spin_seconds,
                 warm_seconds=self._warm_seconds,
+                patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
                 host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
                 environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,

@@ -135,6 +135,7 @@ typedef struct hsm_engine_options {
     uint32_t workers;      /* sessions, one worker thread each; 1 .. the client's max_workers */
     uint64_t spin_ns;      /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
     uint64_t warm_ns;      /* how long after an answer a processor is kept awake for the next lone request; 0: not */
+    uint64_t patience_ns;  /* a call is not taken for one that hangs before it has lasted so long; 0: as the quirks say */
     uint32_t verify_every; /* verify each n-th signature of a worker before it is handed out; 0: none, 1: all */
 } hsm_engine_options;
 
