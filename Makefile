@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench native-test sanitize-test clean FORCE
+.PHONY: help run test check check-deep build bench soak schedules native-test sanitize-test clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -49,6 +49,12 @@ build: .venv/.built ## Build the extension and the tools in place
 
 bench: .venv/.setup-test .venv/.built ## Run the benchmark suite
 	$(BIN)/hsmcore bench $(ARGS)
+
+soak: .venv/.setup-test .venv/.built ## Sign for long in every way there is: make soak ARGS='--seconds 600 --isolation process --chaos'
+	$(BIN)/python -m tests.soak.soak $(ARGS)
+
+schedules: .venv/.setup-test .venv/.built ## Random fault schedules: make schedules ARGS='--seeds 0-9999'
+	$(BIN)/python -m tests.chaos.schedules $(ARGS)
 
 native-test: native-configure ## Build the native tests and run them
 	cmake --build build/test
