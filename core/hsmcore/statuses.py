@@ -68,7 +68,7 @@ STATUSES: dict[str, StatusRow] = {
     "LOGIN_REFUSED": StatusRow(
         "AUTH_FATAL",
         "the token refuses this login",
-        "Check that the user's PIN is set, has not expired, and that no other user is logged in.",
+        "Check that the user exists, that its PIN is set and has not expired, and that no other user is logged in.",
     ),
     "MESSAGE_REJECTED": StatusRow(
         "REQUEST_FATAL",

@@ -11,6 +11,7 @@ from hsmcore.config.pkcs11 import (
     SoftHsmSettings,
     YubiHsmSettings,
 )
+from hsmcore.config.members import all_members, members_of
 from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, KeyRotation
 from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
 from hsmcore.config.root import Config, KeyManagerConfig
@@ -35,5 +36,7 @@ __all__ = [
     "SoftHsmSettings",
     "Source",
     "YubiHsmSettings",
+    "all_members",
     "load",
+    "members_of",
 ]

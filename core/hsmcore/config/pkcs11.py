@@ -190,8 +190,9 @@ class AwsCloudHsmSettings(Pkcs11Settings):
 
 
 class YubiHsmSettings(Pkcs11Settings):
-    """YubiHSM 2 through one or more connectors, each of which is a slot. The PIN is the authentication key's id in four
-    hexadecimal digits and its password."""
+    """YubiHSM 2 through a connector. The PIN is the authentication key's id in four hexadecimal digits and its password.
+
+    Several connectors, each with a device that holds the same key, are as many members; see `config.members`."""
 
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"
@@ -202,6 +203,12 @@ class YubiHsmSettings(Pkcs11Settings):
     password: Secret
     # The module keeps its slot locked for the whole of a call: more sessions would only wait.
     sessions: Sessions = 1
+    # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it, and
+    # costs a thousandth of what the device takes.
+    verify_signatures: VerifySignatures = "always"
+    audit_auth_key_id: Annotated[int, Whole(1, 0xFFFF)] | None = None
+    """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""
+    audit_password: Secret | None = None
 
     @field_validator("connector")
     @classmethod
@@ -219,6 +226,12 @@ class YubiHsmSettings(Pkcs11Settings):
     def _one_way(self) -> YubiHsmSettings:
         if self.connector is not None and self.connectors is not None:
             raise clash("give connector or connectors, not both")
+        if len(self.connector_urls) > 1 and (self.slot_id, self.token_serial) != (None, None):
+            raise clash("slotId and tokenSerial name one device; with several connectors give neither")
+        if len(self.connector_urls) > 1 and self.isolation == "thread":
+            raise clash('several connectors need isolation "process": a process holds one connection of the module')
+        if (self.audit_auth_key_id is None) != (self.audit_password is None):
+            raise clash("auditAuthKeyId and auditPassword belong together: give both or neither")
         return self
 
     @property

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
+from hsmcore.config.members import all_members
 from hsmcore.config.policy import CloudWatchLogs, Failover, KeyRotation, require_lasting
 from hsmcore.config.providers import Provider
 from hsmcore.config.secret import Secret
@@ -60,9 +61,9 @@ class KeyManagerConfig(Provider):
 
     @property
     def primary(self) -> tuple[Provider, ...]:
-        """The members of the primary level: this provider first, then those that failover.primary adds."""
+        """The members of the primary level: those of this provider first, then those that failover.primary adds."""
         more = self.failover.primary if self.failover is not None else None
-        return (self, *(more or ()))
+        return all_members((self, *(more or ())))
 
 
 class Config(Model):

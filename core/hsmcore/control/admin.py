@@ -167,6 +167,8 @@ class TokenAdmin:
         while True:
             try:
                 with self.session(f"generating an {algorithm} key") as session:
+                    if key_id is None:  # chosen here, so that what a failure leaves can be found
+                        key_id = keys.new_id(session, self._quirks)
                     return keys.generate_key(session, self._quirks, algorithm, label, key_id, extractable)
             except MemberDown:
                 # SoftHSM fails now and then when its token is searched while an object is being made.

@@ -49,7 +49,7 @@ def export_wrapped(session: Session, quirks: Quirks, key_id: str, wrapping_label
             hint=f"Choose that when a key is made (keys generate --extractable). {KeyNotExportable.default_hint}",
         )
     mechanism = _mechanism(session, quirks)
-    wrapping = _wrapping_key(session, wrapping_label, create=True)
+    wrapping = _wrapping_key(session, quirks, wrapping_label, create=True)
     if not isinstance(wrapping, WrapMixin) or not isinstance(private, Key):
         raise ControlError(f"the object {wrapping_label!r} may not wrap keys")
     try:
@@ -77,9 +77,11 @@ def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord
     key_id = parse_key_id(envelope["id"])
     if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):
         raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
-    wrapping = _wrapping_key(session, envelope["wrappingKey"], create=False)
+    wrapping = _wrapping_key(session, quirks, envelope["wrappingKey"], create=False)
     if not isinstance(wrapping, UnwrapMixin):
         raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
+    if quirks.backup_is_whole:
+        return _unwrap_whole(session, wrapping, envelope)
     key_type, params = key_form(quirks, envelope["algorithm"])
     template: dict[Attribute, Any] = dict.fromkeys(ALL_CAPABILITIES, DEFAULT)
     template |= {
@@ -100,6 +102,25 @@ def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord
         template=template,
     )
     return describe_key(private, _public_half(session, key_id, key_type, params, envelope))
+
+
+def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, Any]) -> KeyRecord:
+    private = wrapping.unwrap_key(
+        ObjectClass.PRIVATE_KEY,
+        KeyType.EC,
+        b64decode(envelope["wrapped"]),
+        mechanism=int.__new__(Mechanism, envelope["mechanism"]),
+        store=True,
+        capabilities=MechanismFlag.SIGN,
+        template=dict.fromkeys((*ALL_CAPABILITIES, Attribute.CLASS, Attribute.KEY_TYPE, Attribute.TOKEN), DEFAULT),
+    )
+    halves = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: private[Attribute.ID]}
+    record = describe_key(private, list(session.get_objects(halves)))
+    public_key = record.public_key.hex() if record.public_key else None
+    if (record.id, public_key) != (parse_key_id(envelope["id"]).hex(), envelope["publicKey"]):
+        private.destroy()
+        raise ControlError("the backup holds another key than it says; nothing was restored")
+    return record
 
 
 def _public_half(
@@ -133,21 +154,22 @@ def _mechanism(session: Session, quirks: Quirks) -> Mechanism:
     raise KeyNotExportable(f"hsmcore knows no mechanism that this token ({quirks.name}) wraps keys with")
 
 
-def _wrapping_key(session: Session, label: str, *, create: bool) -> Object:
+def _wrapping_key(session: Session, quirks: Quirks, label: str, *, create: bool) -> Object:
     found = list(session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}))
     if len(found) > 1:
         raise KeyAmbiguous(f"{len(found)} secret keys have the label {label!r}")
     if not found and not create:
         raise KeyNotFound(f"the token does not hold the wrapping key {label!r}")
     if not found:
+        form = quirks.wrapping_key
         return session.generate_key(
-            KeyType.AES,
+            form.key_type,
             _AES_BITS,
             label=label,
             store=True,
             capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP,
-            mechanism=Mechanism.AES_KEY_GEN,
-            template={Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
+            mechanism=form.mechanism,
+            template=dict(form.template),
         )
     # A key that somebody can read would turn every backup into the key itself.
     if found[0][Attribute.EXTRACTABLE] or not found[0][Attribute.SENSITIVE]:

@@ -74,6 +74,7 @@ _NUMBERS: Final[dict[type[p11.PKCS11Error], int]] = {
     p11.FunctionRejected: 0x200,
 }
 _NOT_INITIALIZED: Final = 0x190
+_OBJECT_HANDLE_INVALID: Final = 0x082
 _UNMAPPED: Final = re.compile(r"0x([0-9a-fA-F]+)")
 
 
@@ -138,4 +139,6 @@ def _of_ckr(number: int, call: str, what: str, member: str | None) -> HsmError:
 
     rows = {ckr: (name, status) for ckr, name, status in _native.ckr_table()}
     name, status = rows.get(number, (None, "CKR_UNKNOWN"))
+    if call == "C_Login" and number == _OBJECT_HANDLE_INVALID:
+        status = "LOGIN_REFUSED"  # C_Login takes no object: this is a user that the token does not have
     return error_of(status, ckr=number, ckr_name=name, call=call, detail=what, member=member)

@@ -77,6 +77,8 @@ def generate_key(
     session: Session, quirks: Quirks, algorithm: Algorithm, label: str, key_id: bytes | None, extractable: bool
 ) -> KeyRecord:
     """Make a key pair on the token that can sign and nothing else, and that never leaves it in the clear."""
+    if len(label.encode()) > quirks.label_bytes:
+        raise ControlError(f"this token's labels have at most {quirks.label_bytes} bytes: {label!r} is longer")
     key_type, params = key_form(quirks, algorithm)
     mechanism = quirks.ed25519_mechanism if algorithm == "ed25519" else Mechanism.EC_KEY_PAIR_GEN
     parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: params}, local=True)
@@ -90,7 +92,7 @@ def generate_key(
         public_template |= dict.fromkeys((*_UNUSED_PUBLIC, Attribute.CLASS), DEFAULT)
         private_template |= dict.fromkeys((*_UNUSED_PRIVATE, Attribute.CLASS), DEFAULT)
     public, private = parameters.generate_keypair(
-        id=secrets.token_bytes(quirks.id_bytes) if key_id is None else key_id,
+        id=new_id(session, quirks) if key_id is None else key_id,
         label=label,
         store=True,
         capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
@@ -103,6 +105,15 @@ def generate_key(
         _destroy(private, [public])
         raise ControlError(f"the token made a key whose public half is no {algorithm} point; it was destroyed again")
     return record
+
+
+def new_id(session: Session, quirks: Quirks) -> bytes:
+    """A random CKA_ID that no private key has yet. Short ones may have a meaning at their ends: 0 and -1 are left out."""
+    while True:
+        chosen = secrets.token_bytes(quirks.id_bytes)
+        taken = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: chosen}))
+        if not taken and len(set(chosen) - {0x00, 0xFF}) > 0:
+            return chosen
 
 
 def deactivate_key(session: Session, key_id: str) -> Deactivation:

@@ -5,9 +5,12 @@ Names and recognition are those of the native core's table, which holds the quir
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
+from pkcs11 import Attribute, KeyType
+from pkcs11.constants import DEFAULT
 from pkcs11.mechanisms import Mechanism
 
 from hsmcore.control.curves import ED25519_NAME, ED25519_OID
@@ -16,6 +19,20 @@ from hsmcore.control.curves import ED25519_NAME, ED25519_OID
 _WRAP_STANDARD: Final = (Mechanism.AES_KEY_WRAP_KWP, Mechanism.AES_KEY_WRAP_PAD)
 # CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD. python-pkcs11 takes members of its enumeration only, which no vendor is in.
 _CLOUDHSM_ZERO_PAD: Final = int.__new__(Mechanism, 0x8000216F)
+# CKM_YUBICO_AES_CCM_WRAP and CKK_YUBICO_AES256_CCM_WRAP (yubihsm-shell, pkcs11y.h).
+_YUBICO_CCM_WRAP: Final = int.__new__(Mechanism, 0xD9554204)
+_YUBICO_CCM_KEY: Final = int.__new__(KeyType, 0xD955422A)
+
+
+@dataclass(frozen=True, slots=True)
+class WrappingKey:
+    """How a 256-bit key for backups is made. `template` goes over python-pkcs11's own."""
+
+    key_type: KeyType = KeyType.AES
+    mechanism: Mechanism = Mechanism.AES_KEY_GEN
+    template: Mapping[Attribute, Any] = field(
+        default_factory=lambda: {Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +46,16 @@ class Quirks:
     ed25519_mechanism: Mechanism = Mechanism.EC_EDWARDS_KEY_PAIR_GEN
     id_bytes: int = 16
     """Length of the CKA_ID that a new key gets."""
+    label_bytes: int = 127
+    """The longest CKA_LABEL of a new key."""
     usage_in_template: bool = True
     """Whether a template may name the uses that a key does not have; a module that knows only its own attributes
     refuses the whole template for one of them."""
     wrap_mechanisms: tuple[Mechanism, ...] = _WRAP_STANDARD
     """Mechanisms for backups, the best first; the first one that the token lists is used."""
+    wrapping_key: WrappingKey = WrappingKey()
+    backup_is_whole: bool = False
+    """Whether a wrapped key brings its id, label, uses and public half along, and no template may repeat them."""
 
 
 _TABLE: Final[dict[str, Quirks]] = {
@@ -47,8 +69,21 @@ _TABLE: Final[dict[str, Quirks]] = {
             "Yubico",
             ed25519_params=ED25519_NAME,
             id_bytes=2,
+            label_bytes=40,
             usage_in_template=False,
-            wrap_mechanisms=(),
+            wrap_mechanisms=(_YUBICO_CCM_WRAP,),
+            wrapping_key=WrappingKey(
+                _YUBICO_CCM_KEY,
+                Mechanism.GENERIC_SECRET_KEY_GEN,
+                {
+                    Attribute.KEY_TYPE: _YUBICO_CCM_KEY,
+                    Attribute.EXTRACTABLE: False,
+                    Attribute.VALUE_LEN: DEFAULT,
+                    Attribute.PRIVATE: DEFAULT,
+                    Attribute.SENSITIVE: DEFAULT,
+                },
+            ),
+            backup_is_whole=True,
         ),
         Quirks(
             "aws-cloudhsm",

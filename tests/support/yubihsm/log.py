@@ -47,7 +47,7 @@ class AuditLog:
         return len(self.entries) >= CAPACITY
 
     def _append(self, fields: bytes) -> None:
-        self._number = self._number % 0xFFFF + 1
+        self._number = self._number + 1 & 0xFFFF
         data = struct.pack("!H", self._number) + fields
         self._digest = hashlib.sha256(data + self._digest).digest()[:_DIGEST_BYTES]
         self.entries = [*self.entries, data + self._digest][-CAPACITY:]

@@ -1,0 +1,245 @@
+"""YubiHSM 2: the vendor's module against a simulated device. What works, and who may do what."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tests.support.loops import one_loop
+from tests.support.managers import counters, opened, until
+from tests.support.verifiers import is_good
+from tests.support.yubihsm import Algorithm, Capability, Command
+from tests.support.yubihsm.rig import ADMIN, DOMAIN, KEY_ID, PASSWORDS, SIGNER
+
+import hsmcore
+from hsmcore.control import ControlPlane
+from hsmcore.control.faults import ControlError, KeyNotExportable
+from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect
+
+pytestmark = pytest.mark.integration
+
+isolations = pytest.mark.parametrize("isolation", ["thread", "process"])
+ALGORITHMS = {
+    "ed25519": Algorithm.ED25519,
+    "ecdsa-p256": Algorithm.EC_P256,
+    "ecdsa-secp256k1": Algorithm.EC_K256,
+}
+
+
+@isolations
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@one_loop
+async def test_it_signs(yubihsm, algorithm, isolation):
+    rig = yubihsm(algorithm=ALGORITHMS[algorithm])
+    async with opened(rig.config(settings={"isolation": isolation})) as manager:
+        assert manager.public_key == rig.public_key
+        messages = [os.urandom(size) for size in (1, 31, 32, 64, 1232, 3000)] * 5
+        signatures = await manager.sign_many(messages)
+        for message, signature in zip(messages, signatures, strict=True):
+            assert is_good(algorithm, rig.public_key, message, signature)
+        assert counters(manager)["recoveries"] == {}
+        # One command for each signature, and one that proved the key at the start.
+        done = rig.device.counts
+        assert done[Command.SIGN_EDDSA] + done[Command.SIGN_ECDSA] == len(messages) + 1
+    assert rig.device.sessions == {}
+
+
+@one_loop
+async def test_it_is_recognized_without_being_named(rig):
+    settings = {name: value for name, value in rig.settings().items() if name in ("modulePath", "keyId")}
+    settings |= {"moduleArgs": f"connector={rig.connector.url}"}
+    settings["pin"] = {"file": rig.password_file(f"{SIGNER:04x}{PASSWORDS[SIGNER]}")}
+    async with opened({"keyManager": {"type": "pkcs11", "config": settings}}) as manager:
+        assert manager._member.engine.token()["quirks"] == "yubihsm"
+        assert is_good("ed25519", rig.public_key, b"x", await manager.sign(b"x"))
+
+
+# ---- refused at the start --------------------------------------------------------------------------------------------
+
+
+@isolations
+@one_loop
+async def test_a_wrong_password_is_tried_once(rig, isolation):
+    wrong = {"password": {"file": rig.password_file("not the password")}, "isolation": isolation}
+    manager = hsmcore.create_key_manager(rig.config(settings=wrong))
+    for _attempt in range(2):
+        with pytest.raises(PinIncorrect) as caught:
+            await manager.initialize()
+        assert not caught.value.retryable
+        assert "not the password" not in repr(caught.value)
+    assert rig.device.openings == {SIGNER: 1}
+
+
+@isolations
+@one_loop
+async def test_a_user_that_does_not_exist_is_refused_and_tried_once(rig, isolation):
+    manager = hsmcore.create_key_manager(rig.config(0x0777, settings={"isolation": isolation}))
+    for _attempt in range(2):
+        with pytest.raises(LoginError) as caught:
+            await manager.initialize()
+        assert not caught.value.retryable
+    assert rig.device.openings == {0x0777: 1}
+    control = ControlPlane.for_settings(
+        hsmcore.config.load(rig.config(0x0777)).key_manager.config, isolated=isolation == "process", log_in=True
+    )
+    for _attempt in range(2):
+        with pytest.raises(LoginError):
+            await control.list_keys()
+    await control.close()
+    assert rig.device.openings == {0x0777: 2}
+
+
+@isolations
+@one_loop
+async def test_a_key_that_is_not_there(rig, isolation):
+    with pytest.raises(KeyNotFound):
+        async with opened(rig.config(settings={"isolation": isolation, "keyId": "0065"})):
+            pass
+    assert rig.device.sessions == {}
+
+
+@one_loop
+async def test_a_key_in_another_domain_is_not_seen(rig):
+    rig.device.put_key(0x0066, "elsewhere", domains=DOMAIN << 1)
+    with pytest.raises(KeyNotFound):
+        async with opened(rig.config(settings={"keyId": "0066"})):
+            pass
+
+
+@one_loop
+async def test_a_user_that_may_not_sign_is_told_at_the_start(rig):
+    rig.device.put_user(0x0009, "no-such-user", capabilities=Capability.GET_PSEUDO_RANDOM, delegated=0)
+    with pytest.raises(HsmError) as caught:
+        async with opened(rig.config(0x0009)):
+            pass
+    assert (caught.value.status, caught.value.retryable) == ("REQUEST_REJECTED", False)
+
+
+@one_loop
+async def test_opening_and_closing_leaves_no_session_on_the_device(rig):
+    for _round in range(20):  # sixteen would be all that the device has
+        async with opened(rig.config()) as manager:
+            await manager.sign(b"x")
+        assert rig.device.sessions == {}
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+
+@isolations
+@one_loop
+async def test_a_message_that_the_device_cannot_take_is_that_request_s_fault(rig, isolation):
+    async with opened(rig.config(settings={"isolation": isolation})) as manager:
+        with pytest.raises(HsmError) as caught:
+            await manager.sign(bytes(3500))
+        assert not caught.value.retryable
+        assert is_good("ed25519", rig.public_key, bytes(3000), await manager.sign(bytes(3000)))
+        assert counters(manager)["recoveries"].keys() <= {"REQUEST_FATAL"}
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+
+
+@isolations
+@one_loop
+async def test_a_new_key_signs(rig, isolation):
+    async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
+        key_id = await manager.generate_key()
+        assert len(bytes.fromhex(key_id)) == 2
+        await manager.set_current_key_id(key_id)
+        assert manager.public_key != rig.public_key
+        assert is_good("ed25519", manager.public_key, b"new", await manager.sign(b"new"))
+    # No "meta object" was made beside it, of which the device holds only so many: users and keys are all there is.
+    assert {stored.kind.name for stored in rig.device.store} == {"AUTHENTICATION_KEY", "ASYMMETRIC_KEY"}
+
+
+@one_loop
+async def test_generations_of_keys_have_labels_that_fit(rig):
+    async with opened(rig.config(ADMIN)) as manager:
+        for _generation in range(5):
+            await manager.set_current_key_id(await manager.generate_key())
+        assert len({key.label for key in manager.keys()}) == 6
+    with pytest.raises(ControlError, match="40 bytes"):
+        async with opened(rig.config(ADMIN)) as manager:
+            await manager._member.control.generate_key("ed25519", "x" * 41)
+
+
+@isolations
+@one_loop
+async def test_the_signing_user_cannot_make_keys(rig, isolation):
+    async with opened(rig.config(settings={"isolation": isolation})) as manager:
+        before = len(rig.device.store)
+        with pytest.raises(HsmError) as caught:
+            await manager.generate_key()
+        assert (caught.value.ckr_name, caught.value.retryable) == ("CKR_FUNCTION_REJECTED", False)
+        assert len(rig.device.store) == before
+        assert is_good("ed25519", rig.public_key, b"x", await manager.sign(b"x"))
+
+
+@isolations
+@one_loop
+async def test_a_deactivated_key_signs_no_more_though_the_device_would(rig, isolation):
+    told = []
+    async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
+        manager.on("key-deactivated", told.append)
+        await manager.deactivate_key(f"{KEY_ID:04x}")
+        with pytest.raises(KeyDeactivated):
+            await manager.sign(b"x")
+    assert [details["enforced"] for details in told] == [False]
+
+
+@isolations
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@one_loop
+async def test_backup_destroy_restore_sign(yubihsm, algorithm, isolation):
+    rig = yubihsm(algorithm=ALGORITHMS[algorithm])
+    key_id = f"{KEY_ID:04x}"
+    async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
+        control = manager._member.control
+        backup = await manager.export_key_backup(key_id)
+        secret = next(stored.secret for stored in rig.device.store if stored.id == KEY_ID)
+        assert secret.hex().encode() not in backup
+        [before] = await control.list_keys()
+        await control.destroy(key_id)
+        with pytest.raises(HsmError):
+            await manager.sign(b"gone")
+        restored = await control.import_wrapped(backup)
+        assert restored == before
+        await until_good(manager, algorithm, rig.public_key)
+        with pytest.raises(ControlError, match="already"):
+            await control.import_wrapped(backup)
+
+
+async def until_good(manager, algorithm, public_key):
+    """Sign until it succeeds: the member may be tried again only some time after its last failure."""
+    while True:
+        try:
+            signature = await manager.sign(b"again")
+        except HsmError as error:
+            assert error.retryable
+            await until(lambda: counters(manager)["in_flight"] == 0)
+        else:
+            assert is_good(algorithm, public_key, b"again", signature)
+            return
+
+
+@one_loop
+async def test_what_the_device_does_not_let_out(yubihsm):
+    rig = yubihsm(capabilities=Capability.SIGN_EDDSA)
+    async with opened(rig.config(ADMIN)) as manager:
+        with pytest.raises(KeyNotExportable):
+            await manager.export_key_backup(f"{KEY_ID:04x}")
+
+
+@one_loop
+async def test_a_backup_that_names_another_key_restores_nothing(rig):
+    async with opened(rig.config(ADMIN)) as manager:
+        control = manager._member.control
+        other = await control.generate_key("ed25519", "other", extractable=True)
+        backup, foreign = await control.export_wrapped(f"{KEY_ID:04x}"), await control.export_wrapped(other.id)
+        await control.destroy(other.id)
+        wrapped = foreign.split(b'"wrapped":')[1]
+        mixed = backup.replace(f'"id":"{KEY_ID:04x}"'.encode(), b'"id":"0abc"').split(b'"wrapped":')[0]
+        with pytest.raises(ControlError, match="another key"):
+            await control.import_wrapped(mixed + b'"wrapped":' + wrapped)
+        assert [key.id for key in await control.list_keys()] == [f"{KEY_ID:04x}"]
