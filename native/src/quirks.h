@@ -15,6 +15,9 @@ typedef struct hsm_quirks {
     uint32_t open_pause_ms;      /* between two C_OpenSession calls */
     uint32_t keepalive_s;        /* idle sessions die after somewhat longer; 0: they do not */
     uint32_t calls_in_flight;    /* that one slot works on at once; 0: no limit known */
+    /* The most bytes that C_Sign can send to the device; 0: not known. Of a module that has a limit, an error about the
+     * length of a shorter message means that the channel to the device is out of step, and only a new one helps. */
+    uint32_t sign_bytes;
     uint32_t patience_ms;        /* a call is not taken for one that hangs before it has lasted so long, whatever
                                     deadline its caller gave: several times what the device itself takes */
 } hsm_quirks;
@@ -24,5 +27,8 @@ const hsm_quirks *hsm_quirks_of_name(const char *name);
 /* Recognize a module by what it says of itself. */
 const hsm_quirks *hsm_quirks_of_info(const CK_INFO *info);
 bool hsm_quirks_known(const char *name);
+/* What a failed C_Sign means, where a module says it in a way of its own; `status` is what it would mean of others. */
+hsm_status hsm_quirks_judge(const hsm_quirks *quirks, hsm_status status, CK_RV ckr, hsm_algorithm algorithm,
+                            size_t message_len);
 
 #endif

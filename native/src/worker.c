@@ -139,10 +139,8 @@ static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t mes
             atomic_fetch_add_explicit(&worker->record->wrong, 1, memory_order_relaxed);
         }
     }
-    if (status == HSM_MODULE_FATAL && outcome->ckr == CKR_HOST_MEMORY && engine->quirks->memory_error_is_logout) {
-        status = HSM_NOT_LOGGED_IN;
-    }
-    return status;
+    return hsm_quirks_judge(engine->quirks, status, outcome->ckr,
+                            (hsm_algorithm)engine->area->shared->keys[slot->key].algorithm, message_len);
 }
 
 /* Whether the request should be begun at all. */

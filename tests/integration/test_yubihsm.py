@@ -14,7 +14,7 @@ from tests.support.yubihsm.rig import ADMIN, DOMAIN, KEY_ID, PASSWORDS, SIGNER
 import hsmcore
 from hsmcore.control import ControlPlane
 from hsmcore.control.faults import ControlError, KeyNotExportable
-from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect
+from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect, RequestRejected
 
 pytestmark = pytest.mark.integration
 
@@ -130,11 +130,12 @@ async def test_opening_and_closing_leaves_no_session_on_the_device(rig):
 @one_loop
 async def test_a_message_that_the_device_cannot_take_is_that_request_s_fault(rig, isolation):
     async with opened(rig.config(settings={"isolation": isolation})) as manager:
-        with pytest.raises(HsmError) as caught:
-            await manager.sign(bytes(3500))
-        assert not caught.value.retryable
-        assert is_good("ed25519", rig.public_key, bytes(3000), await manager.sign(bytes(3000)))
-        assert counters(manager)["recoveries"].keys() <= {"REQUEST_FATAL"}
+        for size in (3115, 3134, 3135, 4096, 8000, 16_384):
+            with pytest.raises(RequestRejected) as caught:
+                await manager.sign(bytes(size))
+            assert (caught.value.status, caught.value.retryable) == ("MESSAGE_REJECTED", False)
+            assert is_good("ed25519", rig.public_key, bytes(3114), await manager.sign(bytes(3114)))
+        assert counters(manager)["recoveries"].keys() <= {"REQUEST_FATAL", "RESET"}
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------

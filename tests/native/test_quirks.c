@@ -57,10 +57,37 @@ static void the_rows_say_what_the_vendors_say(void) {
     CHECK_INT(generic->open_pause_ms + generic->keepalive_s + generic->calls_in_flight, ==, 0);
 }
 
+static void a_module_s_own_ways_of_failing(void) {
+    const hsm_quirks *generic = hsm_quirks_of_name("generic");
+    const hsm_quirks *nss = hsm_quirks_of_name("nss");
+    const hsm_quirks *yubihsm = hsm_quirks_of_name("yubihsm");
+    CHECK_INT(hsm_quirks_judge(generic, HSM_MODULE_FATAL, CKR_HOST_MEMORY, HSM_ED25519, 1), ==, HSM_MODULE_FATAL);
+    CHECK_INT(hsm_quirks_judge(nss, HSM_MODULE_FATAL, CKR_HOST_MEMORY, HSM_ED25519, 1), ==, HSM_NOT_LOGGED_IN);
+    CHECK_INT(hsm_quirks_judge(nss, HSM_OK, CKR_OK, HSM_ED25519, 1), ==, HSM_OK);
+
+    uint32_t limit = yubihsm->sign_bytes;
+    CHECK_INT(limit, >, 0);
+    CHECK_INT(hsm_quirks_judge(yubihsm, HSM_OK, CKR_OK, HSM_ED25519, limit + 1), ==, HSM_OK);
+    for (uint32_t over = 0; over < 2; over++) {
+        hsm_status expected = over != 0 ? HSM_MESSAGE_REJECTED : HSM_OPERATION_STATE;
+        CHECK_INT(hsm_quirks_judge(yubihsm, HSM_OPERATION_STATE, CKR_BUFFER_TOO_SMALL, HSM_ED25519, limit + over), ==,
+                  expected);
+    }
+    CHECK_INT(hsm_quirks_judge(yubihsm, HSM_MESSAGE_REJECTED, CKR_DATA_LEN_RANGE, HSM_ED25519, 1), ==, HSM_TOKEN_LOST);
+    CHECK_INT(hsm_quirks_judge(yubihsm, HSM_MESSAGE_REJECTED, CKR_DATA_LEN_RANGE, HSM_ED25519, limit + 1), ==,
+              HSM_MESSAGE_REJECTED);
+    /* Of an ECDSA message only the digest is sent, so its length is at no fault. */
+    CHECK_INT(hsm_quirks_judge(yubihsm, HSM_MESSAGE_REJECTED, CKR_DATA_LEN_RANGE, HSM_ECDSA_P256, limit + 1), ==,
+              HSM_TOKEN_LOST);
+    CHECK_INT(hsm_quirks_judge(generic, HSM_MESSAGE_REJECTED, CKR_DATA_LEN_RANGE, HSM_ED25519, 1), ==,
+              HSM_MESSAGE_REJECTED);
+}
+
 static const struct test tests[] = {
     TEST(every_name_leads_to_its_row),
     TEST(an_unknown_name_is_generic),
     TEST(modules_are_recognized_by_what_they_say),
     TEST(the_rows_say_what_the_vendors_say),
+    TEST(a_module_s_own_ways_of_failing),
 };
 HARNESS_MAIN(tests)
