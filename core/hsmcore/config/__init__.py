@@ -4,6 +4,7 @@ Reading order: load, root, providers, pkcs11, policy, secret; base, faults and u
 """
 
 from hsmcore.config.load import Source, load
+from hsmcore.config.members import all_members, members_of
 from hsmcore.config.pkcs11 import (
     AwsCloudHsmSettings,
     GenericPkcs11Settings,
@@ -11,7 +12,6 @@ from hsmcore.config.pkcs11 import (
     SoftHsmSettings,
     YubiHsmSettings,
 )
-from hsmcore.config.members import all_members, members_of
 from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, KeyRotation
 from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
 from hsmcore.config.root import Config, KeyManagerConfig

@@ -190,7 +190,7 @@ class AwsCloudHsmSettings(Pkcs11Settings):
 
 
 class YubiHsmSettings(Pkcs11Settings):
-    """YubiHSM 2 through a connector. The PIN is the authentication key's id in four hexadecimal digits and its password.
+    """YubiHSM 2. The PIN is the authentication key's id in four hexadecimal digits and its password.
 
     Several connectors, each with a device that holds the same key, are as many members; see `config.members`."""
 
@@ -203,8 +203,8 @@ class YubiHsmSettings(Pkcs11Settings):
     password: Secret
     # The module keeps its slot locked for the whole of a call: more sessions would only wait.
     sessions: Sessions = 1
-    # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it, and
-    # costs a thousandth of what the device takes.
+    # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it,
+    # and costs a thousandth of what the device takes.
     verify_signatures: VerifySignatures = "always"
     audit_auth_key_id: Annotated[int, Whole(1, 0xFFFF)] | None = None
     """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""

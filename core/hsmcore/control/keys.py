@@ -108,7 +108,7 @@ def generate_key(
 
 
 def new_id(session: Session, quirks: Quirks) -> bytes:
-    """A random CKA_ID that no private key has yet. Short ones may have a meaning at their ends: 0 and -1 are left out."""
+    """A random CKA_ID that no private key has yet. All zeros or all ones may mean something: they are left out."""
     while True:
         chosen = secrets.token_bytes(quirks.id_bytes)
         taken = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: chosen}))

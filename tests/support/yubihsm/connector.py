@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from typing import Self
 
 from .codes import MAX_FRAME
 from .device import Device, TransportFault
@@ -33,7 +34,7 @@ class Connector:
         """As clients want it."""
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Connector:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

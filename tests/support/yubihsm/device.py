@@ -54,6 +54,11 @@ class TransportFault(Exception):
         self.fault, self.reply = fault, reply
 
 
+def _check_length(message: bytes) -> None:
+    if len(message) < 3 or len(message) != 3 + int.from_bytes(message[1:3], "big"):
+        raise DeviceError(Error.WRONG_LENGTH)
+
+
 @dataclass(slots=True)
 class Session:
     """One of the sixteen."""
@@ -117,9 +122,7 @@ class Device:
         keys = keys_of_password(password.encode())
         algorithm = Algorithm.AES128_YUBICO_AUTHENTICATION
         kind = Kind.AUTHENTICATION_KEY
-        self.store.add(
-            Stored(user, kind, algorithm, capabilities, domains, label, keys, delegated, objects.IMPORTED)
-        )
+        self.store.add(Stored(user, kind, algorithm, capabilities, domains, label, keys, delegated, objects.IMPORTED))
 
     def put_key(
         self,
@@ -257,8 +260,7 @@ class Device:
         inner = session.channel.open(frame)
         fault: Fault | None = None
         try:
-            if len(inner) < 3 or len(inner) != 3 + int.from_bytes(inner[1:3], "big"):
-                raise DeviceError(Error.WRONG_LENGTH)
+            _check_length(inner)
             self.counts[inner[0]] += 1
             fault = self._strike(inner[0])
             body = self._execute(session, inner[0], inner[3:])

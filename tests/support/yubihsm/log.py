@@ -66,7 +66,13 @@ class AuditLog:
             raise DeviceError(Error.LOG_FULL)
 
     def record(
-        self, command: int, length: int, result: int, session_key: int = NOBODY, target: int = NOBODY, second: int = NOBODY
+        self,
+        command: int,
+        length: int,
+        result: int,
+        session_key: int = NOBODY,
+        target: int = NOBODY,
+        second: int = NOBODY,
     ) -> None:
         """Note an executed command. `result` is the reply's first byte, or the error code."""
         if not self.commands.get(command):

@@ -33,7 +33,9 @@ class Rig:
         self._stack = ExitStack()
         device = self.device
         device.put_user(SIGNER, PASSWORDS[SIGNER], capabilities=SIGNING, delegated=0, domains=DOMAIN)
-        device.put_user(AUDITOR, PASSWORDS[AUDITOR], capabilities=Capability.GET_LOG_ENTRIES, delegated=0, domains=DOMAIN)
+        device.put_user(
+            AUDITOR, PASSWORDS[AUDITOR], capabilities=Capability.GET_LOG_ENTRIES, delegated=0, domains=DOMAIN
+        )
         public = device.put_key(KEY_ID, KEY_LABEL, self.algorithm, self.capabilities, DOMAIN, self.secret)
         self.public_key = public if self.algorithm == Algorithm.ED25519 else b"\x04" + public
         self.connector = Connector(device)

@@ -1,4 +1,4 @@
-"""Objects under a wrap key: AES-CCM with a 13-byte nonce and a 16-byte tag. What is inside is the device's own affair."""
+"""Objects under a wrap key: AES-CCM with a 13-byte nonce and a 16-byte tag. What is inside is the device's affair."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _HEAD = struct.Struct("!BQHHHBBBB40sQ")
 
 def export(wrap_key: Stored, target: Stored) -> bytes:
     """The wrapped object, where both keys allow it."""
-    if not wrap_key.capabilities & Capability.EXPORT_WRAPPED or not target.capabilities & Capability.EXPORTABLE_UNDER_WRAP:
+    if (
+        not wrap_key.capabilities & Capability.EXPORT_WRAPPED
+        or not target.capabilities & Capability.EXPORTABLE_UNDER_WRAP
+    ):
         raise DeviceError(Error.INSUFFICIENT_PERMISSIONS)
     if target.capabilities & ~wrap_key.delegated:
         raise DeviceError(Error.INSUFFICIENT_PERMISSIONS)

@@ -1,0 +1,1 @@
+"""What one kind of device offers beside PKCS#11."""

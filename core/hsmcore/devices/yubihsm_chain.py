@@ -1,0 +1,237 @@
+"""The YubiHSM 2's audit log as data: entries, the chain of digests over them, and which of our signatures each is.
+
+An entry has 32 bytes: number, command, length, session key, target key, second key, result, tick, and the first 16
+bytes of SHA-256 over the rest of it and the digest of the entry before (Yubico, "Get Log Entries"). Numbers are 16 bit
+and wrap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, Self
+
+ENTRY_BYTES: Final = 32
+DIGEST_BYTES: Final = 16
+NO_KEY: Final = 0xFFFF
+"""In place of a key that an entry does not have."""
+
+_FIELDS: Final = struct.Struct("!HBHHHHBL")
+_INITIALIZED: Final = 0xFF
+_SIGN_COMMANDS: Final = {0x56: "sign-ecdsa", 0x6A: "sign-eddsa"}
+_EDDSA: Final = 0x6A
+_KEY_ID_BYTES: Final = 2
+_HALF: Final = 0x8000
+
+_NAMES: Final = {
+    0x00: "boot",
+    0x03: "create-session",
+    0x04: "authenticate-session",
+    0x08: "reset-device",
+    0x40: "close-session",
+    0x42: "put-opaque",
+    0x44: "put-authentication-key",
+    0x45: "put-asymmetric-key",
+    0x46: "generate-asymmetric-key",
+    0x48: "list-objects",
+    0x4A: "export-wrapped",
+    0x4B: "import-wrapped",
+    0x4C: "put-wrap-key",
+    0x4E: "get-object-info",
+    0x4F: "set-option",
+    0x50: "get-option",
+    0x51: "get-pseudo-random",
+    0x54: "get-public-key",
+    0x58: "delete-object",
+    0x5B: "generate-wrap-key",
+    0x67: "set-log-index",
+    0x6C: "change-authentication-key",
+    _INITIALIZED: "initialized",
+    **_SIGN_COMMANDS,
+}
+
+Kind = Literal["gap", "order", "tampered", "reset", "unlogged"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One executed command, as the device noted it."""
+
+    number: int
+    command: int
+    length: int
+    """Bytes of the command's data."""
+    session_key: int
+    """The authentication key of the session."""
+    target_key: int
+    second_key: int
+    result: int
+    """The reply's command byte (the command with 0x80 added), or an error code."""
+    tick: int
+    """The device's clock since it was powered."""
+    digest: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """From the wire. Raises ValueError for anything but 32 bytes."""
+        if len(raw) != ENTRY_BYTES:
+            raise ValueError(f"a log entry has {ENTRY_BYTES} bytes, not {len(raw)}")
+        number, command, length, session_key, target_key, second_key, result, tick = _FIELDS.unpack_from(raw)
+        digest = bytes(raw[_FIELDS.size :])
+        return cls(number, command, length, session_key, target_key, second_key, result, tick, digest)
+
+    @property
+    def name(self) -> str:
+        """The command in words."""
+        return _NAMES.get(self.command, f"command-{self.command:#04x}")
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the device did what it was told."""
+        return self.result == self.command | 0x80
+
+    def digest_after(self, previous: bytes) -> bytes:
+        """The digest that this entry must have behind one with the digest `previous`."""
+        fields = (self.number, self.command, self.length, self.session_key, self.target_key, self.second_key)
+        data = _FIELDS.pack(*fields, self.result, self.tick)
+        return hashlib.sha256(data + previous).digest()[:DIGEST_BYTES]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, with the digest in hexadecimal and the command's name."""
+        return {**asdict(self), "digest": self.digest.hex(), "name": self.name}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        fields = {name: value[name] for name in cls.__slots__}
+        return cls(**{**fields, "digest": bytes.fromhex(value["digest"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The last entry that is kept elsewhere: where the chain goes on. Persist it with the entries."""
+
+    serial: int
+    number: int
+    digest: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"serial": self.serial, "number": self.number, "digest": self.digest.hex()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        return cls(int(value["serial"]), int(value["number"]), bytes.fromhex(value["digest"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about the log that has to be explained. `number` is the entry at which it shows."""
+
+    kind: Kind
+    number: int
+    detail: str
+
+
+def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | None = None) -> list[Finding]:
+    """What is wrong with a stretch of the log; an empty list: nothing.
+
+    With an anchor the first entry must be its successor. Without one the first entry is taken as it is. After a
+    finding the check goes on from the entry where it showed.
+    """
+    findings = []
+    number = digest = None
+    if anchor is not None:
+        number, digest = anchor.number, anchor.digest
+    for entry in entries:
+        if number is not None and digest is not None:
+            finding = _break(entry, number, digest)
+            if finding is not None:
+                findings.append(finding)
+        number, digest = entry.number, entry.digest
+    return findings
+
+
+def _break(entry: LogEntry, number: int, digest: bytes) -> Finding | None:
+    step = entry.number - number & 0xFFFF
+    if step == 1:
+        if hmac.compare_digest(entry.digest_after(digest), entry.digest):
+            return None
+        return Finding("tampered", entry.number, f"entry {entry.number} or the one before it was changed")
+    if entry.command == _INITIALIZED and entry.number == 1:
+        return Finding("reset", entry.number, f"the device was reset after entry {number}; its log began anew")
+    if 1 < step < _HALF:
+        return Finding("gap", entry.number, f"{step - 1} entries are missing between {number} and {entry.number}")
+    return Finding("order", entry.number, f"entry {entry.number} stands behind entry {number}")
+
+
+def after(entries: Sequence[LogEntry], anchor: Anchor | None) -> Sequence[LogEntry]:
+    """The entries behind the anchor: one that was kept already is read again when the device was not told of it."""
+    if anchor is not None:
+        for index, entry in enumerate(entries):
+            if entry.number == anchor.number and hmac.compare_digest(entry.digest, anchor.digest):
+                return entries[index + 1 :]
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The device's signatures beside ours."""
+
+    pairs: list[tuple[LogEntry, Mapping[str, Any]]]
+    only_device: list[LogEntry]
+    """Signatures that we have no record of: the proofs at a start, requests whose caller had gone, or somebody else."""
+    only_ours: list[Mapping[str, Any]]
+    """Records without an entry: the log lost it, or another device signed."""
+
+
+def join(entries: Iterable[LogEntry], records: Iterable[Mapping[str, Any]], *, auth_key_id: int) -> Joined:
+    """Match successful signatures in the device's log with audit records of ours, both oldest first.
+
+    `records` are those of the member (`operation` "sign", `result` "ok", `key_id` in hexadecimal, `message_bytes`);
+    others are left out. Signatures of one key and one length are matched in their order; the device notes no more.
+    """
+    waiting: defaultdict[tuple[int, int | None], deque[Mapping[str, Any]]] = defaultdict(deque)
+    taken = []
+    for record in records:
+        key = _device_key(record)
+        if key is not None and record.get("operation") == "sign" and record.get("result") == "ok":
+            if record.get("cached"):
+                continue  # no signature was made for it
+            waiting[key, record.get("message_bytes")].append(record)
+            taken.append(record)
+    pairs, only_device = [], []
+    for entry in entries:
+        if entry.command not in _SIGN_COMMANDS or not entry.succeeded:
+            continue
+        found = _take(waiting, entry) if entry.session_key == auth_key_id else None
+        if found is None:
+            only_device.append(entry)
+        else:
+            pairs.append((entry, found))
+    matched = {id(record) for _, record in pairs}
+    return Joined(pairs, only_device, [record for record in taken if id(record) not in matched])
+
+
+def _take(
+    waiting: Mapping[tuple[int, int | None], deque[Mapping[str, Any]]], entry: LogEntry
+) -> Mapping[str, Any] | None:
+    if entry.command == _EDDSA:
+        queues = [waiting.get((entry.target_key, entry.length - _KEY_ID_BYTES))]
+    else:  # a digest was signed, which says nothing about the message's length
+        queues = [queue for (key, _), queue in waiting.items() if key == entry.target_key]
+    filled = [queue for queue in queues if queue]
+    return min(filled, key=lambda queue: queue[0].get("seq", 0)).popleft() if filled else None
+
+
+def _device_key(record: Mapping[str, Any]) -> int | None:
+    try:
+        raw = bytes.fromhex(record["key_id"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return int.from_bytes(raw, "big") if len(raw) == _KEY_ID_BYTES else None
