@@ -1,0 +1,64 @@
+"""Several devices that hold the same key, as several members: what one cannot do faster, four do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from contextlib import AsyncExitStack
+
+import pytest
+from tests.chaos.load import tell
+from tests.support.loops import one_loop
+from tests.support.verifiers import is_good
+from tests.support.yubihsm import PROFILES, Device
+from tests.support.yubihsm.rig import KEY_ID
+
+import hsmcore
+from hsmcore.config import load, members_of
+from hsmcore.members import make_member
+
+pytestmark = pytest.mark.integration
+
+
+async def rate(members, signatures):
+    """Signatures a second of members that are given work in turn."""
+    messages = [f"{len(members)} members, message {number}".encode() for number in range(signatures)]
+    turns = list(zip(messages, itertools.cycle(members)))
+    begun = time.perf_counter()
+    signed = await asyncio.gather(*(member.engine.submit(message, None, key.index) for message, (member, key) in turns))
+    elapsed = time.perf_counter() - begun
+    for signature, (message, (_, key)) in zip(signed, turns, strict=True):
+        assert is_good("ed25519", key.public_key, message, signature)
+    return signatures / elapsed
+
+
+@pytest.mark.slow
+@one_loop
+async def test_four_devices_sign_four_times_as_fast_as_one(yubihsm, capsys):
+    secret = os.urandom(32)
+    rigs = [yubihsm(device=Device(9_000_001 + n, PROFILES["yubihsm2"]), secret=secret) for n in range(4)]
+    urls = [rig.connector.url for rig in rigs]
+    config = load(rigs[0].config(settings={"connector": None, "connectors": urls}))
+    rules = config.key_manager
+    async with AsyncExitStack() as stack:
+        members = []
+        for provider in members_of(rules):
+            member = make_member(provider, rules, "primary", config.secret_variables)
+            stack.push_async_callback(member.stop)
+            members.append((member, await member.start()))
+        assert {key.public_key for _, key in members} == {rigs[0].public_key}
+        assert {key.id for _, key in members} == {f"{KEY_ID:04x}"}
+        one = await rate(members[:1], 16)
+        four = await rate(members, 64)
+    tell(capsys, f"114 ms a signature: one device {one:.2f}/s, four {four:.2f}/s, {four / one:.2f} times as many")
+    assert one < 1 / 0.114
+    assert four / one >= 3.9
+
+
+def test_the_members_of_one_provider_can_be_named(yubihsm):
+    rig = yubihsm()
+    settings = {"connector": None, "connectors": [rig.connector.url, "http://127.0.0.1:9"]}
+    names = [member.name for member in members_of(hsmcore.config.load(rig.config(settings=settings)).key_manager)]
+    assert names == [f"yubihsm:{rig.connector.url}", "yubihsm:http://127.0.0.1:9"]

@@ -1,0 +1,72 @@
+"""A YubiHSM with several connectors is several members."""
+
+from __future__ import annotations
+
+import pytest
+
+from hsmcore.config import YubiHsmSettings, all_members, load, members_of
+from hsmcore.errors import ConfigurationError
+
+URLS = [f"http://10.0.0.{number}:12345" for number in range(1, 5)]
+
+
+def key_manager(more=None, **changes):
+    config = {"authKeyId": 1, "password": {"env": "YUBI"}, "keyId": "0064", **changes}
+    rules = {} if more is None else {"failover": {"enabled": True, "primary": more}}
+    return load({"keyManager": {"type": "yubihsm", "config": config, **rules}}).key_manager
+
+
+def test_each_connector_becomes_a_member_of_its_own_name():
+    provider = key_manager(connectors=URLS)
+    members = members_of(provider)
+    assert [member.name for member in members] == [f"yubihsm:{url}" for url in URLS]
+    for member, url in zip(members, URLS, strict=True):
+        settings = member.config
+        assert isinstance(settings, YubiHsmSettings)
+        assert settings.connector_urls == (url,)
+        assert settings.initialize_args == f"connector={url}"
+        shared = {"auth_key_id", "password", "key_id", "isolation", "verify_signatures", "sessions"}
+        assert all(getattr(settings, name) == getattr(provider.config, name) for name in shared)
+        assert (member.where, settings.where) == (provider.where, provider.config.where)
+        assert member.install_hint == provider.install_hint
+        assert members_of(member) == (member,)
+
+
+def test_everything_else_is_one_member():
+    for provider in (key_manager(), key_manager(connector=URLS[0]), key_manager(connectors=URLS[:1])):
+        assert members_of(provider) == (provider,)
+    soft = load({"keyManager": {"type": "softhsm", "config": {"pin": {"env": "P"}, "keyLabel": "k"}}}).key_manager
+    assert members_of(soft) == (soft,)
+
+
+def test_a_level_is_made_of_them_in_order():
+    other = {"type": "softhsm", "config": {"pin": {"env": "P"}, "keyLabel": "k", "tokenLabel": "t"}}
+    rules = key_manager([other], connectors=URLS[:2])
+    assert [member.name for member in rules.primary] == [f"yubihsm:{URLS[0]}", f"yubihsm:{URLS[1]}", "softhsm:t"]
+    assert all_members([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"connectors": URLS, "slotId": 0}, "give neither"),
+        ({"connectors": URLS, "tokenSerial": "09000001"}, "give neither"),
+        ({"connectors": URLS, "isolation": "thread"}, "process"),
+        ({"auditAuthKeyId": 3}, "belong together"),
+        ({"auditPassword": {"env": "AUDIT"}}, "belong together"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changes, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        key_manager(**changes)
+
+
+def test_the_auditor_s_password_is_a_secret_like_any_other():
+    config = {"authKeyId": 1, "password": {"env": "ONE"}, "keyId": "0064"}
+    config |= {"auditAuthKeyId": 3, "auditPassword": {"env": "TWO"}}
+    assert load({"keyManager": {"type": "yubihsm", "config": config}}).secret_variables == {"ONE", "TWO"}
+
+
+def test_signatures_are_verified_unless_asked_otherwise():
+    assert key_manager().config.verify_signatures == "always"
+    assert key_manager(verifySignatures="never").config.verify_signatures == "never"
