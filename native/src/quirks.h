@@ -15,11 +15,11 @@ typedef struct hsm_quirks {
     uint32_t open_pause_ms;      /* between two C_OpenSession calls */
     uint32_t keepalive_s;        /* idle sessions die after somewhat longer; 0: they do not */
     uint32_t calls_in_flight;    /* that one slot works on at once; 0: no limit known */
+    uint32_t patience_ms;        /* a call is not taken for one that hangs before it has lasted so long, whatever
+                                    deadline its caller gave: several times what the device itself takes */
     /* The most bytes that C_Sign can send to the device; 0: not known. Of a module that has a limit, an error about the
      * length of a shorter message means that the channel to the device is out of step, and only a new one helps. */
     uint32_t sign_bytes;
-    uint32_t patience_ms;        /* a call is not taken for one that hangs before it has lasted so long, whatever
-                                    deadline its caller gave: several times what the device itself takes */
 } hsm_quirks;
 
 /* By name, or the generic row for NULL and unknown names. */
