@@ -80,6 +80,13 @@ def _steps(subject: Subject) -> Iterator[Step | Begun | Identity]:
             raise _Stop(step)
         yield step
     client = yield from _client(subject, settings)
+    try:
+        yield from _of_key(client, settings)
+    finally:
+        client.close()
+
+
+def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | Begun | Identity]:
     yield Begun("key")
     described = _described(client, settings)
     yield from described
@@ -138,6 +145,7 @@ def _described(client: Any, settings: AwsKmsSettings) -> list[Step]:
     reached = ok("endpoint", f"{client.meta.endpoint_url} answers in {milliseconds:.0f} ms")
     found = f"{data['arn']}, {spec}, {usage}, {state}"
     if state != "Enabled":
+        hint = _KEY_HINTS.get(state, "Look at the key in KMS.")
         raise _Stop(
             fail("key", f"{found}: it is not enabled", _KEY_HINTS.get(state, "Look at the key in KMS."), **data)
         )
