@@ -221,16 +221,17 @@ class Calls:
             self._try("C_FindObjectsFinal", c_ulong(session))
         return found
 
-    def attribute(self, session: int, item: int, kind: int) -> bytes | None:
-        """One attribute; None if the object does not have or show it, or one of an absurd length."""
-        room = (c_ubyte * MAX_ATTRIBUTE)()
-        asked = _Attribute(kind, ctypes.addressof(room), MAX_ATTRIBUTE)
+    def attribute(self, session: int, item: int, kind: int, size: int = MAX_ATTRIBUTE) -> bytes | None:
+        """One attribute; None if the object does not have or show it, or one that is longer than `size`. For numbers
+        and truth values `size` must be theirs: NSS refuses a larger buffer."""
+        room = (c_ubyte * size)()
+        asked = _Attribute(kind, ctypes.addressof(room), size)
         ckr = self._try("C_GetAttributeValue", c_ulong(session), c_ulong(item), byref(asked), c_ulong(1))
         if ckr in _ABSENT:
             return None
         if ckr != 0:
             raise CkrError("C_GetAttributeValue", ckr)
-        return bytes(room[: asked.length]) if asked.length <= MAX_ATTRIBUTE else None
+        return bytes(room[: asked.length]) if asked.length <= size else None
 
 
 def _text(info: Structure, field: object) -> str:

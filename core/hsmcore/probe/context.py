@@ -80,12 +80,12 @@ class Context:
 
     def number(self, item: int, kind: int) -> int | None:
         """A CK_ULONG attribute."""
-        raw = self.calls.attribute(self.session, item, kind)
+        raw = self.calls.attribute(self.session, item, kind, _ULONG)
         return int.from_bytes(raw, sys.byteorder) if raw is not None and len(raw) == _ULONG else None
 
     def flag(self, item: int, kind: int) -> bool | None:
         """A CK_BBOOL attribute."""
-        raw = self.calls.attribute(self.session, item, kind)
+        raw = self.calls.attribute(self.session, item, kind, 1)
         return None if raw is None or len(raw) != 1 else raw != b"\0"
 
     def close(self) -> None:
