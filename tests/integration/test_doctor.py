@@ -18,6 +18,8 @@ import hsmcore
 from hsmcore.config import load
 from hsmcore.probe import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
 from hsmcore.probe.plan import CHECKS
+from hsmcore.probe.registry import SURROUNDINGS
+from hsmcore.probe.report import ok
 
 pytestmark = pytest.mark.integration
 
@@ -151,12 +153,14 @@ def test_a_key_that_is_not_there_or_is_not_the_only_one(world, settings, meant):
     assert {"label", "id"} == step(report, "key").data["candidates"][0].keys()
 
 
-@pytest.mark.parametrize(("key", "failed"), [("no-sign", "usage"), ("no-public", "public-key"), ("p384", "key")])
+@pytest.mark.parametrize(
+    ("key", "failed"), [("no-sign", ["usage", "signature"]), ("no-public", ["public-key"]), ("p384", ["key"])]
+)
 def test_a_key_that_cannot_be_used(world, key, failed):
     report = probed(world.config(key))
-    assert failures(report) == [failed]
-    assert step(report, failed).hint
-    assert step(report, "signature").outcome == "skipped"
+    assert failures(report) == failed
+    assert all(step(report, name).hint for name in failed)
+    assert step(report, "signature").outcome == ("fail" if "signature" in failed else "skipped")
 
 
 def test_a_backup_that_softhsm_cannot_make(world):
@@ -239,6 +243,90 @@ def test_a_module_that_crashes_takes_only_its_own_process_along(world, tmp_path,
     report = probed(chaos.config())
     assert failures(report) == [check]
     assert f"in {function}: it was ended by SIG" in step(report, check).found
+
+
+LIAR = r"""
+#include <dlfcn.h>
+#include <string.h>
+#include <p11-kit/pkcs11.h>
+
+static CK_FUNCTION_LIST own, *theirs;
+
+static CK_RV get_info(CK_INFO *info) {
+    CK_RV rv = theirs->C_GetInfo(info);
+    memset(info->libraryDescription, 0x1b, sizeof info->libraryDescription);
+    return rv;
+}
+static CK_RV get_slot_list(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count) {
+    CK_RV rv = theirs->C_GetSlotList(present, slots, count);
+    *count = (CK_ULONG)-1;
+    return rv;
+}
+static CK_RV get_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
+    CK_RV rv = theirs->C_GetTokenInfo(slot, info);
+    memset(info->manufacturerID, 0xff, sizeof info->manufacturerID + sizeof info->model);
+    return rv;
+}
+static CK_RV find_objects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG room, CK_ULONG *count) {
+    CK_RV rv = theirs->C_FindObjects(session, found, room, count);
+    *count = *count ? (CK_ULONG)-1 : 0;
+    return rv;
+}
+static CK_RV endless(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG room, CK_ULONG *count) {
+    memset(found, 1, room * sizeof *found);
+    *count = room;
+    (void)session;
+    return CKR_OK;
+}
+static CK_RV get_attribute(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, CK_ATTRIBUTE *asked, CK_ULONG count) {
+    CK_RV rv = theirs->C_GetAttributeValue(session, key, asked, count);
+    asked->ulValueLen += 1UL << 40;
+    return rv;
+}
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
+    void *library = dlopen(TARGET, RTLD_NOW);
+    CK_C_GetFunctionList get = library ? (CK_C_GetFunctionList)dlsym(library, "C_GetFunctionList") : 0;
+    if (!get || get(&theirs) != CKR_OK) {
+        return CKR_GENERAL_ERROR;
+    }
+    own = *theirs;
+    own.LIE_ABOUT = LIE;
+    *list = &own;
+    return CKR_OK;
+}
+"""
+LIES = {
+    "get_info": "C_GetInfo",
+    "get_slot_list": "C_GetSlotList",
+    "get_token_info": "C_GetTokenInfo",
+    "find_objects": "C_FindObjects",
+    "endless": "C_FindObjects",
+    "get_attribute": "C_GetAttributeValue",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_module_that_lies_hurts_nobody(world, tmp_path, lie):
+    source, module = tmp_path / "liar.c", tmp_path / "liar.so"
+    source.write_text(LIAR)
+    flags = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
+    names = [f'-DTARGET="{world.module}"', f"-DLIE_ABOUT={LIES[lie]}", f"-DLIE={lie}"]
+    command = ["gcc", "-std=gnu11", "-w", "-shared", "-fPIC", *flags.stdout.split(), *names]
+    subprocess.run([*command, "-o", module, source], check=True)
+    report = probed(world.config(settings={"modulePath": str(module)}), timeout=5.0)
+    text = report.model_dump_json()
+    assert "\x1b" not in text
+    assert "\\u001b" not in text
+    assert not [step for step in report.steps if "ended by SIG" in step.found], report
+    assert all(step.found.isprintable() for step in report.steps)
+
+
+def test_what_stands_around_a_provider_comes_first(world, monkeypatch):
+    monkeypatch.setitem(SURROUNDINGS, "softhsm", lambda subject: iter([ok("cluster", f"around {subject.level}")]))
+    report = probed(world.config())
+    assert (report.steps[0].name, report.steps[0].found) == ("cluster", "around primary")
+    assert failures(report) == []
 
 
 @needs_chaos

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from hsmcore.config.uri import build_uri
 from hsmcore.control.adopt import hold_module
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import translated
@@ -94,9 +95,7 @@ def check_token(context: Context) -> Iterator[Step]:
     matching = [
         token
         for token in seen
-        if wanted.label in (None, token.label)
-        and wanted.serial in (None, token.serial)
-        and wanted.slot_id in (None, token.slot)
+        if wanted.matches(token.label, token.serial, token.slot, token.manufacturer, token.model)
     ]
     present = [_token_data(token) for token in seen if token.flags & _INITIALIZED]
     if len(matching) == 1:
@@ -221,7 +220,9 @@ def writable(context: Context) -> bool:
 
 
 def _token_data(token: TokenInfo) -> dict[str, object]:
+    names = {"token": token.label or None, "serial": token.serial or None, "manufacturer": token.manufacturer or None}
     return {
+        "uri": build_uri({**names, "model": token.model or None}),
         "label": token.label,
         "serial": token.serial,
         "slotId": token.slot,

@@ -32,13 +32,13 @@ class Question:
     public_key: str | None
     sessions: int
     isolation: str
-    rotates: bool
-    """Whether keys are to be made by this login (keyRotation)."""
-    backs_up: bool
-    """Whether keys are to be wrapped (keyRotation.backupEnabled)."""
     has_pin: bool
-    force_login: bool
-    seconds: float
+    rotates: bool = False
+    """Whether keys are to be made by this login (keyRotation)."""
+    backs_up: bool = False
+    """Whether keys are to be wrapped (keyRotation.backupEnabled)."""
+    force_login: bool = False
+    seconds: float = 10.0
     """How long one signature may take."""
 
     @property

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,12 +17,15 @@ from hsmcore.control.process import Child, ChildLost
 from hsmcore.errors import HsmError
 from hsmcore.probe.common import check_configuration
 from hsmcore.probe.context import Question
+from hsmcore.probe.find import question
 from hsmcore.probe.plan import CHECKS, Check
 from hsmcore.probe.registry import Begun, Subject
 from hsmcore.probe.report import Identity, Step, fail, failed, ok, printable, skipped
 
 _SIGN_SHARE: Final = 0.8
 """Of a check's time, what a signature gets: so the child reports a hanging C_Sign before it is killed."""
+_START_SECONDS: Final = 30.0
+"""How long the child may take to start: that is the machine's time and not the module's."""
 _NEEDED_BY_KEY: Final = ("key", "public-key")
 
 
@@ -45,7 +48,7 @@ def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | N
         yield event
     if found["token"].outcome != "fail" and settings.isolation == "process":
         yield Begun("host")
-        yield _host(subject, settings)
+        yield _host(subject, settings, found["token"])
     return _identity(found)
 
 
@@ -72,7 +75,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
         lost: ChildLost | None = None
         notes = deque(["the start of the process"], maxlen=1)
         try:
-            child.call({"call": "begin", "question": asdict(_question(subject, settings))}, seconds)
+            child.call({"call": "begin", "question": asdict(_question(subject, settings))}, _START_SECONDS)
         except ChildLost as error:
             lost = error
             yield fail("module", _how_it_was_lost(error, notes, errors), "Look at the process's memory limits.")
@@ -123,28 +126,16 @@ def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> s
 def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
     rotation = subject.config.key_manager.key_rotation
     rotates = rotation is not None and rotation.enabled
-    return Question(
-        member=subject.provider.name,
-        module_path=settings.module_path,
-        module_args=settings.initialize_args,
-        quirks=settings.quirks,
-        token={"label": settings.token_label, "serial": settings.token_serial, "slot_id": settings.slot_id},
-        key_label=settings.key_label,
-        key_id=settings.key_id,
-        key_handle=settings.key_handle_number(),
-        algorithm=settings.algorithm,
-        public_key=settings.public_key,
-        sessions=settings.sessions,
-        isolation=settings.isolation,
+    return replace(
+        question(settings, subject.provider.name),
         rotates=rotates,
         backs_up=rotates and rotation is not None and rotation.backup_enabled,
-        has_pin=settings.pin_secret is not None,
         force_login=subject.options.force_login,
         seconds=subject.options.timeout * _SIGN_SHARE,
     )
 
 
-def _host(subject: Subject, settings: Pkcs11Settings) -> Step:
+def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
     """The host process starts, and the module works inside it. Without a login: that was tried once already."""
     if shutil.which(str(hosting.HOST_PROGRAM)) is None:
         return fail("host", f"{hosting.HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
@@ -165,8 +156,9 @@ def _host(subject: Subject, settings: Pkcs11Settings) -> Step:
             module_path=settings.module_path,
             module_args=settings.initialize_args,
             quirks=settings.quirks,
-            token_label=settings.token_label,
-            token_serial=settings.token_serial,
+            # Found a moment ago, by more than the engine selects by.
+            token_label=token.data["label"],
+            token_serial=token.data["serial"] or None,
             slot_id=-1 if settings.slot_id is None else settings.slot_id,
             workers=1,
             host_program=str(hosting.HOST_PROGRAM),

@@ -32,7 +32,7 @@ CHECKS: Final = (
     Check("mechanism", ("key",), keychecks.check_mechanism),
     Check("attributes", ("key",), keychecks.check_attributes),
     Check("public-key", ("key",), keychecks.check_public_key),
-    Check("signature", ("mechanism", "attributes", "public-key"), signing.check_signature),
+    Check("signature", ("mechanism", "public-key"), signing.check_signature),
     Check("privileges", ("key",), keychecks.check_privileges),
     Check("backup", ("key",), keychecks.check_backup),
 )

@@ -42,9 +42,7 @@ def check_signature(context: Context) -> Iterator[Step]:
             module_path=question.module_path,
             module_args=question.module_args,
             quirks=question.quirks,
-            token_label=question.token["label"],
-            token_serial=question.token["serial"],
-            slot_id=-1 if question.token["slot_id"] is None else question.token["slot_id"],
+            slot_id=context.token.slot,
             workers=1,
         )
         context.announce("C_SignInit, C_Sign")
