@@ -103,17 +103,17 @@ class Pkcs11Member:
 
     def _start_engine(self) -> None:
         settings = self._settings
-        serial = settings.token_serial
+        label, serial = settings.token_label, settings.token_serial
         if settings.token_manufacturer is not None or settings.token_model is not None:
             # The engine does not select by these; whoever else has the label must not be sent the PIN.
-            serial = find_token(settings, self.name, self._hidden_variables)
+            label, serial = find_token(settings, self.name, self._hidden_variables)
         pin = settings.resolve_pin()
         try:
             self.engine.start(
                 module_path=settings.module_path,
                 module_args=settings.initialize_args,
                 quirks=settings.quirks,
-                token_label=settings.token_label,
+                token_label=label,
                 token_serial=serial,
                 slot_id=-1 if settings.slot_id is None else settings.slot_id,
                 pin=pin,

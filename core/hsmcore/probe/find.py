@@ -17,8 +17,8 @@ _SECONDS: Final = 30.0
 _STATUS: Final = {"module": "MODULE_INVALID", "token": "TOKEN_NOT_FOUND"}
 
 
-def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) -> str | None:
-    """The serial number of the one token that matches all of a configuration's selectors; None if it has none.
+def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) -> tuple[str | None, str | None]:
+    """Label and serial number of the one token that matches all of a configuration's selectors; None: it has none.
 
     Blocks: a child process loads the module, without logging in and without the environment variables `hidden`.
     Raises HsmError."""
@@ -27,10 +27,10 @@ def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) ->
         with Child({name: value for name, _, value in variables}, main="hsmcore.probe.child") as child:
             child.call({"call": "begin", "question": asdict(question(settings, member))}, _SECONDS)
             _asked(child, "module", member)
-            serial = _asked(child, "token", member).data.get("serial")
+            token = _asked(child, "token", member).data
     except ChildLost as lost:
         raise error_of("HOST_LOST", detail=f"looking for the token: {lost}", member=member) from lost
-    return serial if isinstance(serial, str) and serial else None
+    return token["label"] or None, token["serial"] or None
 
 
 def _asked(child: Child, check: str, member: str) -> Step:
