@@ -108,3 +108,23 @@ class SoftHsmP256(SoftHsm):
     can = SoftHsmThread.can | {"backs-up"}
     isolation = "thread"
     algorithm = "ecdsa-p256"
+
+
+class SoftHsmFolder(SoftHsm):
+    """SoftHSM whose token's folder goes away, as on a file system that is unmounted."""
+
+    name = "softhsm-folder"
+    can = frozenset({"breaks", "lasts"})
+    isolation = "process"
+
+    @property
+    def away(self) -> Path:
+        """Where the folder is meanwhile: on the same file system, and where SoftHSM does not look."""
+        return self.token.folder.parent.parent / f"{self.token.folder.name}-away"
+
+    def break_device(self) -> None:
+        self.token.folder.rename(self.away)
+
+    def mend_device(self) -> None:
+        if self.away.exists():
+            self.away.rename(self.token.folder)
