@@ -126,7 +126,7 @@ STATUSES: dict[str, StatusRow] = {
     "TOKEN_NOT_FOUND": StatusRow(
         "REQUEST_FATAL",
         "no slot holds the token",
-        "Check tokenLabel, tokenSerial and slotId, and that the token was initialized for this user.",
+        "Check tokenLabel, tokenSerial and slotId; `hsmcore doctor` shows which tokens are there and which was meant.",
     ),
     "TOKEN_AMBIGUOUS": StatusRow(
         "REQUEST_FATAL", "several tokens match", "Add tokenSerial or slotId to tell them apart."
@@ -134,7 +134,7 @@ STATUSES: dict[str, StatusRow] = {
     "KEY_NOT_FOUND": StatusRow(
         "REQUEST_FATAL",
         "the token holds no such key",
-        "Check keyLabel, keyId and keyHandle; `hsmcore keys` lists what the token holds.",
+        "Check keyLabel, keyId and keyHandle; `hsmcore doctor` shows which keys are there and which was meant.",
     ),
     "KEY_AMBIGUOUS": StatusRow(
         "REQUEST_FATAL", "several keys match", "Add keyId to tell them apart; `hsmcore keys` lists them."

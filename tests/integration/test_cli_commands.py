@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -124,6 +125,49 @@ def test_init_that_cannot_work(arguments, cli, tmp_path):
     assert (code, out) == (1, b"")
     assert json.loads(err)["error"]["hint"]
     assert not (tmp_path / "state" / "config.json").exists()
+
+
+# ---- doctor ----
+
+
+def test_doctor_says_step_by_step_what_it_finds(state, cli):
+    code, out, err = cli("doctor")
+    assert (code, err) == (0, b"")
+    text = out.decode()
+    assert "primary: softhsm:sequencer" in text
+    assert "✔ signature" in text
+    assert text.count(state[1]["address"]) == 2  # at its step, and among the identities
+    assert (state[0] / "pin").read_text() not in text
+
+
+def test_doctor_as_json(state, cli):
+    code, out, err = cli("doctor", "--json", "--provider", "primary")
+    assert (code, err) == (0, b"")
+    report = json.loads(out)
+    assert (report["schemaVersion"], report["exitCode"], report["outcome"]) == (1, 0, "warn")
+    assert report["providers"][0]["identity"]["publicKey"] == state[1]["publicKey"]
+    code, schema, _ = cli("doctor", "--schema")
+    assert code == 0
+    assert report.keys() == json.loads(schema)["properties"].keys()
+
+
+def test_doctor_of_a_configuration_that_is_wrong(state, cli, tmp_path):
+    config = json.loads((state[0] / "config.json").read_text())
+    settings = config["sequencer"]["keyManager"]["config"]
+    path = tmp_path / "config.json"
+    shutil.copy(state[0] / "softhsm2.conf", tmp_path)
+    for change, expected in (
+        ({"keyLabel": "another"}, 1),
+        ({"pin": {"file": str(tmp_path / "absent")}}, 2),
+        ({"keyLabel": "<key-label>"}, 2),
+        ({"sessions": 0}, 2),
+    ):
+        config["sequencer"]["keyManager"]["config"] = settings | change
+        path.write_text(json.dumps(config))
+        assert cli("doctor", "--config", str(path), at=None)[0] == expected, change
+    code, _, err = cli("doctor", "--provider", "nobody")
+    assert code == 2
+    assert b'it has "softhsm:sequencer"' in err
 
 
 def test_the_pin_is_in_no_argument_list_or_environment(tmp_path, monkeypatch):

@@ -1,11 +1,19 @@
 /* A PKCS#11 module for tests that passes every call on to SHIM_TARGET. It counts calls, and on request it fails them,
  * lies about the token's flags, or holds C_Sign back until the test lets it go. Its knobs are plain exported functions:
- * the test loads the same file, so both see one set of variables. */
+ * the test loads the same file, so both see one set of variables. Beside a file with its own name and ".state" it keeps
+ * them there, and then they are one set for all processes. */
+#define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <p11-kit/pkcs11.h>
 
@@ -37,27 +45,32 @@ static const char *const names[] = {
 #undef X
 };
 
-static struct knob {
+struct knob {
     atomic_long calls;
     atomic_long failures; /* how many calls are still to fail; below 0: all */
     atomic_ulong ckr;
-} knobs[FUNCTIONS];
+};
+
+/* All zero to begin with. Nothing in it needs to be unlocked by a process that may be killed. */
+struct state {
+    struct knob knobs[FUNCTIONS];
+    atomic_ulong extra_flags;
+    atomic_int held;
+    atomic_long permits;
+    atomic_long inside;
+};
+
+static struct state own_state;
+static struct state *state = &own_state;
 
 static CK_FUNCTION_LIST *target;
 static CK_FUNCTION_LIST functions;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static atomic_ulong extra_flags;
-
-static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t opened = PTHREAD_COND_INITIALIZER;
-static int held;
-static long permits;
-static long inside;
 
 static struct knob *knob_of(const char *name) {
     for (size_t i = 0; i < FUNCTIONS; i++) {
         if (strcmp(names[i], name) == 0) {
-            return &knobs[i];
+            return &state->knobs[i];
         }
     }
     return NULL;
@@ -65,7 +78,7 @@ static struct knob *knob_of(const char *name) {
 
 /* Count the call; the CKR it is to fail with, or CKR_OK. */
 static CK_RV enter(enum function function) {
-    struct knob *knob = &knobs[function];
+    struct knob *knob = &state->knobs[function];
     atomic_fetch_add(&knob->calls, 1);
     long left = atomic_load(&knob->failures);
     while (left != 0) {
@@ -98,22 +111,48 @@ static CK_RV shim_C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
     CK_RV rv = enter(SHIM_C_GetTokenInfo);
     rv = rv != CKR_OK ? rv : target->C_GetTokenInfo(slot, info);
     if (rv == CKR_OK) {
-        info->flags |= atomic_load(&extra_flags);
+        info->flags |= atomic_load(&state->extra_flags);
     }
     return rv;
 }
 
+static int take_permit(void) {
+    long left = atomic_load(&state->permits);
+    while (left > 0) {
+        if (atomic_compare_exchange_weak(&state->permits, &left, left - 1)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static CK_RV shim_C_Sign(CK_SESSION_HANDLE s, CK_BYTE *data, CK_ULONG length, CK_BYTE *signature, CK_ULONG *size) {
     CK_RV rv = enter(SHIM_C_Sign);
-    (void)pthread_mutex_lock(&gate);
-    inside++;
-    while (held && permits == 0) {
-        (void)pthread_cond_wait(&opened, &gate);
+    const struct timespec pause = {.tv_nsec = 200000};
+    atomic_fetch_add(&state->inside, 1);
+    while (atomic_load(&state->held) && !take_permit()) {
+        (void)nanosleep(&pause, NULL);
     }
-    permits -= held ? 1 : 0;
-    inside--;
-    (void)pthread_mutex_unlock(&gate);
+    atomic_fetch_sub(&state->inside, 1);
     return rv != CKR_OK ? rv : target->C_Sign(s, data, length, signature, size);
+}
+
+/* Use the state file that lies beside this library, if one does. */
+__attribute__((constructor)) static void share_state(void) {
+    Dl_info self;
+    char path[PATH_MAX];
+    if (dladdr(&own_state, &self) == 0 ||
+        snprintf(path, sizeof path, "%s.state", self.dli_fname) >= (int)sizeof path) {
+        return;
+    }
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    if (file >= 0 && ftruncate(file, sizeof *state) == 0) {
+        void *shared = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        state = shared == MAP_FAILED ? state : shared;
+    }
+    if (file >= 0) {
+        (void)close(file);
+    }
 }
 
 static void load(void) {
@@ -155,35 +194,24 @@ EXPORT int shim_fail(const char *name, unsigned long ckr, long times) {
 }
 
 EXPORT void shim_token_flags(unsigned long flags) {
-    atomic_store(&extra_flags, flags);
+    atomic_store(&state->extra_flags, flags);
 }
 
 /* From now on C_Sign waits; `let` lets that many calls go on. */
 EXPORT void shim_hold(void) {
-    (void)pthread_mutex_lock(&gate);
-    held = 1;
-    permits = 0;
-    (void)pthread_mutex_unlock(&gate);
+    atomic_store(&state->permits, 0);
+    atomic_store(&state->held, 1);
 }
 
 EXPORT void shim_let(long count) {
-    (void)pthread_mutex_lock(&gate);
-    permits += count;
-    (void)pthread_cond_broadcast(&opened);
-    (void)pthread_mutex_unlock(&gate);
+    atomic_fetch_add(&state->permits, count);
 }
 
 EXPORT void shim_release(void) {
-    (void)pthread_mutex_lock(&gate);
-    held = 0;
-    (void)pthread_cond_broadcast(&opened);
-    (void)pthread_mutex_unlock(&gate);
+    atomic_store(&state->held, 0);
 }
 
-/* How many calls wait in C_Sign. */
+/* How many calls wait in C_Sign. One in a process that was killed goes on being counted. */
 EXPORT long shim_inside(void) {
-    (void)pthread_mutex_lock(&gate);
-    long count = inside;
-    (void)pthread_mutex_unlock(&gate);
-    return count;
+    return atomic_load(&state->inside);
 }

@@ -23,10 +23,13 @@ def compile_shim(target: Path, folder: Path) -> Path:
 
 
 class Shim:
-    """One copy of the shim: a module path for a configuration, and the knobs of that module."""
+    """One copy of the shim: a module path for a configuration, and the knobs of that module. With `shared`, the knobs
+    are those of every process that loads this copy."""
 
-    def __init__(self, compiled: Path, path: Path) -> None:
+    def __init__(self, compiled: Path, path: Path, *, shared: bool = False) -> None:
         shutil.copy(compiled, path)
+        if shared:
+            path.with_name(f"{path.name}.state").touch(mode=0o600)
         self.path = str(path)
         self._library = ctypes.CDLL(self.path)
         self._library.shim_calls.argtypes = [ctypes.c_char_p]

@@ -40,6 +40,15 @@ def find_module() -> Path | None:
 class Folder:
     """Where SoftHSM keeps its tokens. Made once for the whole run."""
 
+    @classmethod
+    def of(cls, conf: str) -> Folder:
+        """The one whose softhsm2.conf that is."""
+        found = cls.__new__(cls)
+        found.conf = Path(conf)
+        found.path = found.conf.parent
+        found.tokens = found.path / "tokens"
+        return found
+
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="hsmcore-tests-"))
         self.tokens = self.path / "tokens"
@@ -125,11 +134,17 @@ class Token:
         self.pin_file.unlink(missing_ok=True)
 
 
-def make_token(folder: Folder, module: Path, keys: Iterable[Mapping[str, Any]] = (), label: str | None = None) -> Token:
-    """A new token with throwaway PINs."""
+def make_token(
+    folder: Folder,
+    module: Path,
+    keys: Iterable[Mapping[str, Any]] = (),
+    label: str | None = None,
+    pin: str | None = None,
+) -> Token:
+    """A new token with throwaway PINs, unless the user's is given."""
     before = set(folder.tokens.iterdir())
     label = label or f"test-{secrets.token_hex(6)}"
-    pin, so_pin = secrets.token_hex(8), secrets.token_hex(8)
+    pin, so_pin = pin or secrets.token_hex(8), secrets.token_hex(8)
     environment = {**os.environ, "SOFTHSM2_CONF": str(folder.conf)}
     _util(["--init-token", "--free", "--label", label, "--so-pin", so_pin, "--pin", pin], str(module), environment)
     [made] = set(folder.tokens.iterdir()) - before

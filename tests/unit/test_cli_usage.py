@@ -12,7 +12,7 @@ from hsmcore.cli import app
 from hsmcore.cli.app import run
 from hsmcore.errors import HsmError, PinLocked
 
-COMMANDS = ["init", "keys", "sign", "verify", "demo", "bench", "version"]
+COMMANDS = ["init", "doctor", "keys", "sign", "verify", "demo", "bench", "version"]
 SIGNATURE = "00" * 64
 
 
@@ -49,6 +49,8 @@ def failure(capsys) -> dict:
         (["init", "--state", "a", "--config", "b/c.json"], "give --state or --config"),
         (["init", "--algorithm", "rsa"], "rsa"),
         (["demo", "--transactions", "0"], "--transactions"),
+        (["doctor", "--timeout", "0"], "--timeout"),
+        (["doctor", "--config", "absent.json"], "there is no such file"),
         (["keys", "generate"], "--label"),
         (["keys", "frob"], "No such command 'frob'"),
         (["sign", "--text", "a"], "there is no such file"),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-from hsmcore.cli import demo, init, keys, signing, version
+from hsmcore.cli import demo, doctor, init, keys, signing, version
 from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
@@ -30,6 +30,7 @@ def build(*, with_bench: bool) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_no_command)
     app.command(short_help="Make a SoftHSM token, a key and a configuration.")(init.init)
+    app.command(short_help="Check every provider, step by step.")(doctor.doctor)
     app.command(short_help="Sign one message.")(signing.sign)
     app.command(short_help="Verify a signature in software.")(signing.verify)
     app.command(short_help="Run an example sequencer on Solana's own runtime.")(demo.demo)
@@ -71,7 +72,7 @@ def run(arguments: list[str]) -> int:
         return FAILED
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        extra = {"solders": "solana", "matplotlib": "bench", "PyKCS11": "bench"}.get(package)
+        extra = {"solders": "solana", "matplotlib": "bench", "PyKCS11": "bench", "boto3": "aws"}.get(package)
         if extra is None:
             raise
         return report_usage(

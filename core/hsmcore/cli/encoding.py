@@ -6,28 +6,13 @@ import base64
 import binascii
 from typing import Final, Literal
 
+from hsmcore.base58 import base58, from_base58
+
+__all__ = ["SIGNATURE_BYTES", "Format", "base58", "decode_signature", "encode", "from_base58"]
+
 Format = Literal["hex", "base64", "base58", "raw"]
 
 SIGNATURE_BYTES: Final = 64
-_ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-
-
-def base58(data: bytes) -> str:
-    """Bitcoin's base58, which Solana writes keys and signatures in."""
-    number, text = int.from_bytes(data), ""
-    while number:
-        number, digit = divmod(number, 58)
-        text = _ALPHABET[digit] + text
-    return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
-
-
-def from_base58(text: str) -> bytes:
-    """The inverse of base58; ValueError for a character outside its alphabet."""
-    number = 0
-    for character in text:
-        number = number * 58 + _ALPHABET.index(character)
-    zeros = len(text) - len(text.lstrip("1"))
-    return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8)
 
 
 def encode(data: bytes, form: Format) -> str:

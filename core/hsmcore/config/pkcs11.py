@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import core_schema
 
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault, is_placeholder
+from hsmcore.config.modules import debian_triplet, locate_module
 from hsmcore.config.secret import Secret
 from hsmcore.config.uri import UriParts, parse_uri
 from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.log import get_logger
 
 Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
 Quirks = Literal["softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"]
@@ -67,9 +69,7 @@ def default_sessions() -> int:
 
 def default_yubihsm_module() -> str:
     """Where Debian puts yubihsm_pkcs11.so on this machine's architecture."""
-    machine = platform.machine()
-    triplet = "arm-linux-gnueabihf" if machine.startswith("armv7") else f"{machine}-linux-gnu"
-    return f"/usr/lib/{triplet}/pkcs11/yubihsm_pkcs11.so"
+    return f"/usr/lib/{debian_triplet()}/pkcs11/yubihsm_pkcs11.so"
 
 
 class KeyPin(Model):
@@ -100,6 +100,8 @@ class Pkcs11Settings(KeyPin):
     quirks: Quirks | None = None
     token_label: Annotated[str, Text(32)] | None = None
     token_serial: Annotated[str, Text(16)] | None = None
+    token_manufacturer: Annotated[str, Text(32)] | None = None
+    token_model: Annotated[str, Text(16)] | None = None
     slot_id: Annotated[int, Whole(0, _MAX_HANDLE)] | None = None
     key_label: Label | None = None
     key_id: Hex | None = None
@@ -252,6 +254,19 @@ class YubiHsmSettings(Pkcs11Settings):
         return _joined(f"{self.auth_key_id:04x}", self.password)
 
 
+_SAID_BY_URI = (
+    "module_path",
+    "token_label",
+    "token_serial",
+    "token_manufacturer",
+    "token_model",
+    "slot_id",
+    "key_label",
+    "key_id",
+    "pin",
+)
+
+
 class GenericPkcs11Settings(Pkcs11Settings):
     """Any other module, by an RFC 7512 URI, by explicit keys, or by both where they do not contradict each other."""
 
@@ -269,8 +284,10 @@ class GenericPkcs11Settings(Pkcs11Settings):
     def _merge(self) -> None:
         if self.uri is not None:
             parts: UriParts = parse_uri(self.uri)
-            for name in ("module_path", "token_label", "token_serial", "slot_id", "key_label", "key_id", "pin"):
-                said = getattr(parts, name)
+            if parts.ignored:
+                get_logger().warning("unknown attributes in a PKCS#11 URI's query are ignored", count=parts.ignored)
+            for name in _SAID_BY_URI:
+                said = _module_of(parts) if name == "module_path" else getattr(parts, name)
                 if said is None:
                     continue
                 alias = type(self).model_fields[name].alias
@@ -281,11 +298,18 @@ class GenericPkcs11Settings(Pkcs11Settings):
                 self.__dict__[name] = said
             self.__dict__["uri"] = parts.text
         if not self.module_path:
-            raise clash("must name the module: give modulePath, or module-path in uri")
+            raise clash("must name the module: give modulePath, or say it in uri")
 
     @property
     def pin_secret(self) -> Secret | None:
         return self.pin
+
+
+def _module_of(parts: UriParts) -> str | None:
+    """module-path may be a folder when module-name says which of its modules."""
+    if parts.module_name is None or (parts.module_path is not None and not Path(parts.module_path).is_dir()):
+        return parts.module_path
+    return locate_module(parts.module_name, parts.module_path)
 
 
 def _connector_url(url: str) -> str:

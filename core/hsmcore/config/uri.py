@@ -2,83 +2,150 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes
 
 from pydantic_core import PydanticCustomError
 
 from hsmcore.config.base import hidden_fault
 from hsmcore.config.secret import Secret
 
-_PATH = frozenset({"token", "serial", "slot-id", "object", "id", "type"})
-_QUERY = frozenset({"module-path", "pin-source", "pin-value"})
+# Attribute of the URI's path: what it is called in UriParts.
+_PATH: Final = {
+    "token": "token_label",
+    "serial": "token_serial",
+    "manufacturer": "token_manufacturer",
+    "model": "token_model",
+    "slot-id": "slot_id",
+    "object": "key_label",
+    "id": "key_id",
+    "type": "",
+}
+_QUERY: Final = frozenset({"module-path", "module-name", "pin-source", "pin-value"})
+# RFC 7512, section 2.3: what a vendor may call an attribute of its own.
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
+_ENCODED: Final = re.compile(r"(?:[!-\"$&-~]|%[0-9A-Fa-f]{2})*\Z")  # printable ASCII but for # and a lone %
+_MODULE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")
+_SLOT_ID: Final = re.compile(r"[0-9]{1,19}\Z")
+_UNENCODED: Final = "-._~"
 
 
 @dataclass(frozen=True, slots=True)
 class UriParts:
     """What the URI says, by the names of the configuration's own keys; None where it says nothing. `text` is the URI
-    without a pin-value."""
+    without a pin-value; `ignored` counts attributes of its query that we do not know."""
 
     text: str
     module_path: str | None = None
+    module_name: str | None = None
     token_label: str | None = None
     token_serial: str | None = None
+    token_manufacturer: str | None = None
+    token_model: str | None = None
     slot_id: int | None = None
     key_label: str | None = None
     key_id: str | None = None
     pin: Secret | None = None
+    ignored: int = 0
 
 
 def parse_uri(uri: str) -> UriParts:
     """Parse a URI; raises a hidden configuration fault, for it may hold a PIN.
 
-    An attribute that we could not match on (manufacturer, model, a vendor's own) is refused rather than ignored:
-    ignoring it might select another token than the one that was meant.
+    As the RFC wants it, no attribute may be given twice, and an attribute of the path that we do not match on means
+    that nothing matches: it is refused, since ignoring it might select another token than the one that was meant.
+    Unknown attributes of the query select nothing and are ignored.
     """
     scheme, colon, rest = uri.partition(":")
     if scheme.lower() != "pkcs11" or not colon:
         raise hidden_fault('must be a PKCS#11 URI (RFC 7512) such as "pkcs11:token=sequencer;object=key"')
     path, _, query = rest.partition("?")
-    found = _attributes(path, ";", _PATH)
-    asked = _attributes(query, "&", _QUERY)
+    found = _attributes(path, ";")
+    unknown = found.keys() - _PATH.keys()
+    if unknown:
+        raise hidden_fault(f"has an attribute that is not supported here; allowed: {', '.join(sorted(_PATH))}")
+    asked = _attributes(query, "&")
+    if "pin-value" in asked and asked.keys() - _QUERY:
+        # It may be the rest of the PIN, which must not be ignored, kept or shown.
+        raise hidden_fault("has an unknown attribute beside pin-value; in a PIN, & is written %26")
     if found.get("type", b"private") != b"private":
         raise hidden_fault("type must be private: a key that signs is one")
-    slot = found.get("slot-id")
-    if slot is not None and not (slot.isdigit() and len(slot) < 20):
-        raise hidden_fault("slot-id must be a decimal number")
-    identifier = found.get("id")
-    if identifier is not None and not 1 <= len(identifier) <= 64:
-        raise hidden_fault("id must have 1 to 64 bytes")
     if "pin-source" in asked and "pin-value" in asked:
         raise hidden_fault("only one of pin-source and pin-value can be given")
+    module_name = _text(asked, "module-name")
+    if module_name is not None and not _MODULE_NAME.match(module_name):
+        raise hidden_fault("module-name must be a file's name without folder, such as softhsm2")
     kept = "&".join(part for part in query.split("&") if part and not part.startswith("pin-value="))
     return UriParts(
         text=f"pkcs11:{path}" + (f"?{kept}" if kept else ""),
         module_path=_text(asked, "module-path"),
+        module_name=module_name,
         token_label=_text(found, "token"),
         token_serial=_text(found, "serial"),
-        slot_id=None if slot is None else int(slot),
+        token_manufacturer=_text(found, "manufacturer"),
+        token_model=_text(found, "model"),
+        slot_id=_slot_id(found),
         key_label=_text(found, "object"),
-        key_id=None if identifier is None else identifier.hex(),
+        key_id=_key_id(found),
         pin=_pin(asked),
+        ignored=len(asked.keys() - _QUERY),
     )
 
 
-def _attributes(text: str, separator: str, known: frozenset[str]) -> dict[str, bytes]:
+def build_uri(path: Mapping[str, str | bytes | int | None], query: Mapping[str, str | None] | None = None) -> str:
+    """The URI with these attributes, by their names in the RFC, without those that are None. parse_uri's inverse."""
+    attributes = ";".join(_attribute(name, value) for name, value in path.items() if value is not None)
+    asked = "&".join(_attribute(name, value) for name, value in (query or {}).items() if value is not None)
+    return f"pkcs11:{attributes}" + (f"?{asked}" if asked else "")
+
+
+def _attribute(name: str, value: str | bytes | int) -> str:
+    if isinstance(value, bytes):
+        return f"{name}=" + "".join(f"%{byte:02x}" for byte in value)
+    return f"{name}={quote(str(value), safe=_UNENCODED + ('/' if name in _QUERY else ''))}"
+
+
+def _attributes(text: str, separator: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for part in filter(None, text.split(separator)):
         name, equals, value = part.partition("=")
-        if not equals or name not in known:
-            raise hidden_fault(f"has an attribute that is not supported here; allowed: {', '.join(sorted(known))}")
+        if not equals or not _NAME.match(name):
+            # Not even the name is shown: of "1234" nobody knows that it is no PIN.
+            raise hidden_fault("has a part that is no attribute: attributes are name=value")
         if name in found:
-            raise hidden_fault(f"gives {name} twice")
-        if any(not 0x20 < ord(char) < 0x7F for char in value):
-            raise hidden_fault(f"{name}: spaces and characters outside ASCII must be percent-encoded")
+            raise hidden_fault(f"gives {_shown(name)} twice")
+        if not _ENCODED.match(value):
+            raise hidden_fault(f"{_shown(name)}: blanks, #, % and what is not ASCII must be percent-encoded")
         found[name] = unquote_to_bytes(value)
     return found
 
 
-def _text(attributes: dict[str, bytes], name: str) -> str | None:
+def _shown(name: str) -> str:
+    """A name that is not ours may be the rest of a PIN in which nobody encoded a separator."""
+    return name if name in _PATH or name in _QUERY else "an attribute"
+
+
+def _slot_id(found: Mapping[str, bytes]) -> int | None:
+    value = found.get("slot-id")
+    if value is None:
+        return None
+    text = value.decode("ascii", "replace")
+    if not _SLOT_ID.match(text) or int(text) >= 1 << 63:
+        raise hidden_fault("slot-id must be a decimal number")
+    return int(text)
+
+
+def _key_id(found: Mapping[str, bytes]) -> str | None:
+    value = found.get("id")
+    if value is not None and not 1 <= len(value) <= 64:
+        raise hidden_fault("id must have 1 to 64 bytes")
+    return None if value is None else value.hex()
+
+
+def _text(attributes: Mapping[str, bytes], name: str) -> str | None:
     value = attributes.get(name)
     if value is None:
         return None
@@ -93,7 +160,7 @@ def _decoded(value: bytes) -> str:
     return "" if value.decode(errors="ignore").encode() != value else value.decode()
 
 
-def _pin(query: dict[str, bytes]) -> Secret | None:
+def _pin(query: Mapping[str, bytes]) -> Secret | None:
     if "pin-value" in query:
         value = _decoded(query["pin-value"])
         if not value:

@@ -107,13 +107,14 @@ class TokenAdmin:
             raise EngineClosed("the token is closed", member=self.member)
         for slot in library.get_slots(token_present=True):
             if self._selector.slot_id not in (None, slot.slot_id):
-                continue
+                continue  # not even asked: it may be a slow one
             try:
                 token = slot.get_token()
             except (TokenNotPresent, TokenNotRecognised):
                 continue
             serial = token.serial.rstrip(b"\0 ").decode("utf-8", "replace")
-            if self._selector.label in (None, token.label) and self._selector.serial in (None, serial):
+            names = (token.label, serial, slot.slot_id, token.manufacturer_id, token.model)
+            if self._selector.matches(*names):
                 found.append(token)
         if not found:
             raise TokenNotFound(f"no slot of {self._path} holds a token with {self._selector}", member=self.member)

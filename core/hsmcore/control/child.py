@@ -48,13 +48,18 @@ _CALLS: Final[dict[str, Call]] = {
 
 def main(parent: int) -> NoReturn:
     """What the child does from its start, given its parent's process id."""
+    run(parent, serve)
+
+
+def run(parent: int, work: Callable[[io.FileIO, IO[bytes]], None]) -> NoReturn:
+    """Have `work` answer requests, with no core file, no debugger and no life beyond the parent's."""
     code = 1
     try:
         _harden()
         answers = _take_output()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         # Unbuffered: it reads no byte ahead, so a PIN that follows a line is in no buffer but ours.
-        serve(io.FileIO(0), answers)
+        work(io.FileIO(0), answers)
         code = 0
     except BrokenPipeError:
         pass  # nobody listens any more
@@ -103,7 +108,7 @@ def _opened(
     member: str | None,
 ) -> TokenAdmin:
     """The token, logged in with the PIN that follows the request on the same stream."""
-    pin = None if pin_bytes is None else _read_exactly(requests, pin_bytes)
+    pin = None if pin_bytes is None else read_exactly(requests, pin_bytes)
     left = [pin]  # given out once: what was wiped after its use must not be tried as a PIN
     try:
         return TokenAdmin(
@@ -120,7 +125,8 @@ def _opened(
             left.clear()
 
 
-def _read_exactly(requests: io.FileIO, size: int) -> bytearray:
+def read_exactly(requests: io.FileIO, size: int) -> bytearray:
+    """The next `size` bytes, straight into memory that the caller wipes."""
     data = bytearray(size)
     read = 0
     with memoryview(data) as view:

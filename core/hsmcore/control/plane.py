@@ -105,7 +105,7 @@ class ControlPlane:
         `isolated` one always does, in its child."""
         return cls(
             settings.module_path,
-            TokenSelector(settings.token_label, settings.token_serial, settings.slot_id),
+            TokenSelector.of(settings),
             settings.quirks,
             pin=settings.resolve_pin if log_in or isolated else None,
             module_args=settings.initialize_args,

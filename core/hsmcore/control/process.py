@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -30,9 +30,9 @@ _CHUNK: Final = 65536
 # It imports from where this process does, and nothing of that stands in an argument or a variable.
 _BOOT: Final = """\
 import json, sys
-parent, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
-from hsmcore.control.child import main
-main(parent)
+parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
+import importlib
+importlib.import_module(main).main(parent)
 """
 
 
@@ -43,10 +43,17 @@ class ChildLost(Exception):
 class Child:
     """One child. For one thread at a time, but for `kill`. Use it as a context manager, or call `close`.
 
-    `stderr` takes what the child and its module have to say; None: this process's own.
+    `stderr` takes what the child and its module have to say; None: this process's own. `main` is the module whose
+    `main` the child runs.
     """
 
-    def __init__(self, environment: Mapping[bytes, bytes], stderr: IO[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        environment: Mapping[bytes, bytes],
+        stderr: IO[bytes] | None = None,
+        *,
+        main: str = "hsmcore.control.child",
+    ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOT],
             stdin=subprocess.PIPE,
@@ -58,7 +65,7 @@ class Child:
         )
         for stream in (self._requests, self._answers):
             os.set_blocking(stream.fileno(), False)
-        self._greeting = json.dumps([os.getpid(), *map(str, sys.path)]).encode() + b"\n"
+        self._greeting = json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n"
         self._pending = bytearray()
 
     def __enter__(self) -> Self:
@@ -79,16 +86,24 @@ class Child:
         assert self._process.stdout is not None  # noqa: S101  # the same
         return self._process.stdout
 
-    def call(self, request: Mapping[str, Any], seconds: float, secret: bytearray | None = None) -> Any:
-        """Send one request, then `secret` as it is, and wait for the result. Raises the HsmError that the child
-        answers with, and ChildLost."""
+    def call(
+        self,
+        request: Mapping[str, Any],
+        seconds: float,
+        secret: bytearray | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> Any:
+        """Send one request, then `secret` as it is, and wait for the result. What the child notes on the way goes to
+        `on_note`. Raises the HsmError that the child answers with, and ChildLost."""
         until = time.monotonic() + max(0.0, seconds)
         line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
         try:
             for piece in (self._greeting, line, secret or b""):
                 self._write(piece, until)
             self._greeting = b""
-            answer = _parsed(self._read(until))
+            while "note" in (answer := _parsed(self._read(until))):
+                if on_note is not None:
+                    on_note(str(answer["note"]))
         except TimeoutError:
             self._end()
             raise ChildLost(f"it did not answer within {seconds:.3g} s and was killed") from None
@@ -164,6 +179,6 @@ def _parsed(line: bytes) -> dict[str, Any]:
         answer = orjson.loads(line)
     except orjson.JSONDecodeError:
         answer = None
-    if isinstance(answer, dict) and answer.keys() & {"result", "error"}:
+    if isinstance(answer, dict) and answer.keys() & {"result", "error", "note"}:
         return answer
     raise ChildLost("it answered nonsense and was killed")

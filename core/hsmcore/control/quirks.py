@@ -63,7 +63,8 @@ _TABLE: Final[dict[str, Quirks]] = {
     for quirks in (
         Quirks("generic"),
         Quirks("softhsm", "SoftHSM"),
-        Quirks("nss", "Mozilla Foundation"),
+        # Asked for the size of a wrapped key, NSS names one that is too small for it, and python-pkcs11 gives up.
+        Quirks("nss", "Mozilla Foundation", wrap_mechanisms=()),
         Quirks(
             "yubihsm",
             "Yubico",

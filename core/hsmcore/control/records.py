@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from hsmcore.control.curves import Algorithm
+
+if TYPE_CHECKING:
+    from hsmcore.config import Pkcs11Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +18,29 @@ class TokenSelector:
     label: str | None = None
     serial: str | None = None
     slot_id: int | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+
+    @classmethod
+    def of(cls, settings: Pkcs11Settings) -> Self:
+        """What a configuration says."""
+        return cls(
+            settings.token_label,
+            settings.token_serial,
+            settings.slot_id,
+            settings.token_manufacturer,
+            settings.token_model,
+        )
+
+    def matches(self, label: str, serial: str, slot_id: int, manufacturer: str, model: str) -> bool:
+        """Whether a token is the one."""
+        found = (label, serial, slot_id, manufacturer, model)
+        wanted = (self.label, self.serial, self.slot_id, self.manufacturer, self.model)
+        return all(want in (None, have) for want, have in zip(wanted, found, strict=True))
 
     def __str__(self) -> str:
-        parts = {"label": self.label, "serial": self.serial, "slot": self.slot_id}
+        parts: dict[str, object] = {"label": self.label, "serial": self.serial, "slot": self.slot_id}
+        parts |= {"manufacturer": self.manufacturer, "model": self.model}
         return ", ".join(f"{name} {value!r}" for name, value in parts.items() if value is not None) or "any token"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any, Final, Self
 
 from hsmcore import hosting
@@ -42,7 +43,7 @@ class RemoteAdmin:
         self._request = {
             "call": "open",
             "module_path": module_path,
-            "token": {"label": token.label, "serial": token.serial, "slot_id": token.slot_id},
+            "token": asdict(token),
             "quirks": quirks,
             "module_args": module_args,
             "member": member,

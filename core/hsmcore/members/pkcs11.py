@@ -13,10 +13,12 @@ from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
-from hsmcore.errors import ModuleMissing, PinIncorrect
+from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
+from hsmcore.probe.find import find_token
+from hsmcore.probe.nearby import near_keys
 
 T = TypeVar("T")
 
@@ -101,14 +103,18 @@ class Pkcs11Member:
 
     def _start_engine(self) -> None:
         settings = self._settings
+        label, serial = settings.token_label, settings.token_serial
+        if settings.token_manufacturer is not None or settings.token_model is not None:
+            # The engine does not select by these; whoever else has the label must not be sent the PIN.
+            label, serial = find_token(settings, self.name, self._hidden_variables)
         pin = settings.resolve_pin()
         try:
             self.engine.start(
                 module_path=settings.module_path,
                 module_args=settings.initialize_args,
                 quirks=settings.quirks,
-                token_label=settings.token_label,
-                token_serial=settings.token_serial,
+                token_label=label,
+                token_serial=serial,
                 slot_id=-1 if settings.slot_id is None else settings.slot_id,
                 pin=pin,
                 workers=settings.sessions,
@@ -136,13 +142,27 @@ class Pkcs11Member:
         """Find the key that the configuration names."""
         settings = self._settings
         handle = settings.key_handle_number()
-        return await self._add_key(
-            label=settings.key_label,
-            id=settings.key_id_bytes,
-            handle=-1 if handle is None else handle,
-            algorithm=settings.algorithm,
-            public_key=settings.public_key_bytes,
-        )
+        try:
+            return await self._add_key(
+                label=settings.key_label,
+                id=settings.key_id_bytes,
+                handle=-1 if handle is None else handle,
+                algorithm=settings.algorithm,
+                public_key=settings.public_key_bytes,
+            )
+        except KeyNotFound as error:
+            error.hint = await self._near_keys() or error.hint
+            raise
+
+    async def _near_keys(self) -> str:
+        """Which keys are there instead; "" where only another login could tell."""
+        if self._isolated:
+            return ""
+        try:
+            present = [(record.label, record.id) for record in await self.control.list_keys()]
+        except HsmError:
+            return ""  # what was wrong in the first place is the better message
+        return near_keys(self._settings.key_label, self._settings.key_id, present)
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the token by its CKA_ID."""

@@ -1,0 +1,142 @@
+"""The `doctor` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import orjson
+import typer
+
+from hsmcore.cli.output import BadUsage, print_table
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from hsmcore.config import Config, Provider
+    from hsmcore.probe import DoctorReport, Levels, Step
+    from hsmcore.probe.registry import Begun
+    from hsmcore.probe.report import Level
+
+MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
+_NAME_WIDTH: Final = 21
+
+
+def doctor(
+    provider: Annotated[
+        str | None, typer.Option("--provider", metavar="NAME", help="Only this one: its name, type or level.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1.0, max=600.0, metavar="S", help="Seconds that one check may take.")
+    ] = 10.0,
+    force_login: Annotated[
+        bool, typer.Option("--force-login", help="Present the PIN even if a wrong one would lock the token.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of --json, and check nothing.")
+    ] = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every provider of a configuration, step by step: module, token, login, key, signature.
+
+    Each PIN is presented once at most. Nothing is changed on any token. Vendor modules are loaded into a process of
+    their own, so one that hangs or crashes is reported and not waited for. Exit code 0: nothing failed (warnings may
+    have been given), 1: something failed, 2: the configuration is wrong or incomplete.
+
+    Examples:
+
+      hsmcore doctor --config sequencer.json
+
+      hsmcore doctor --provider primary --timeout 30
+
+      hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
+    """
+    from hsmcore.probe import DoctorReport, Options, diagnose, levels_of
+
+    if schema:
+        sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    loaded = load_config(config, state)
+    members = _chosen(levels_of(loaded), provider)
+    options = Options(timeout=timeout, force_login=force_login)
+    if as_json:
+        report = diagnose(loaded, options, members=members)
+        sys.stdout.write(orjson.dumps(report.model_dump(mode="json", by_alias=True)).decode() + "\n")
+    else:
+        report = _shown(loaded, options, members)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _chosen(levels: Levels, name: str | None) -> Levels:
+    if name is None:
+        return levels
+    chosen = tuple((level, member) for level, member in levels if name in (member.name, member.type, level))
+    if not chosen:
+        names = ", ".join(dict.fromkeys(f'"{member.name}"' for _, member in levels))
+        raise BadUsage(f"--provider: the configuration has none of that name, type or level; it has {names}")
+    return chosen
+
+
+def _shown(config: Config, options: object, members: Levels) -> DoctorReport:
+    """Each step as soon as it is known, and what is being done meanwhile on a terminal's last line."""
+    from rich.console import Console
+
+    from hsmcore.probe import Step, diagnose
+
+    console = Console(stderr=True)
+    with console.status("") as status:
+        if not console.is_terminal:
+            status.stop()
+
+        def watch(level: Level, member: Provider, event: Step | Begun | None) -> None:
+            if event is None:
+                _print(f"\n{level}: {member.name}", status)
+            elif isinstance(event, Step):
+                _print_step(event, status)
+            else:
+                status.update(f"{member.name}: {event.name} …")
+
+        report = diagnose(config, options, members=members, watch=watch)  # type: ignore[arg-type]  # lazily imported
+    _print_identities(report)
+    _print_verdict(report)
+    return report
+
+
+def _print(text: str, status: Status | None = None) -> None:
+    if status is not None:
+        status.stop()
+    print(text, flush=True)
+    if status is not None and sys.stderr.isatty():
+        status.start()
+
+
+def _print_step(step: Step, status: Status) -> None:
+    lines = [f"  {MARKS[step.outcome]} {step.name:<{_NAME_WIDTH}}{step.found}"]
+    if step.hint and step.outcome in ("warn", "fail"):
+        lines.append(f"    {'':<{_NAME_WIDTH}}→ {step.hint}")
+    _print("\n".join(lines), status)
+
+
+def _print_identities(report: DoctorReport) -> None:
+    rows = []
+    for member in report.providers:
+        key = member.identity
+        if key is None:
+            rows.append((member.level, member.name, "-", "unknown: see above"))
+        elif not key.fixed:
+            rows.append((member.level, member.name, key.algorithm, "none before it is needed, another one each time"))
+        else:
+            rows.append((member.level, member.name, key.algorithm, key.address or key.public_key or "unknown"))
+    print("\nidentities")
+    print_table(("LEVEL", "PROVIDER", "ALGORITHM", "PUBLIC KEY"), rows)
+
+
+def _print_verdict(report: DoctorReport) -> None:
+    steps = [step for member in report.providers for step in member.steps]
+    counts = {outcome: sum(step.outcome == outcome for step in steps) for outcome in ("ok", "warn", "fail", "skipped")}
+    words = {"ok": "good", "warn": "warnings", "fail": "failed", "skipped": "skipped"}
+    print("\n" + ", ".join(f"{count} {words[outcome]}" for outcome, count in counts.items() if count))

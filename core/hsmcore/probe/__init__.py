@@ -1,0 +1,22 @@
+"""The capability probe: what `hsmcore doctor` finds out about each provider of a configuration, one step at a time.
+
+Reading order: report, registry, doctor; then pkcs11 with child, checks, keychecks and signing; ephemeral, kms.
+"""
+
+from hsmcore.probe.doctor import Levels, diagnose, levels_of
+from hsmcore.probe.registry import PROBES, Options, Probe, probe
+from hsmcore.probe.report import DoctorReport, Identity, ProviderReport, Step
+
+__all__ = [
+    "PROBES",
+    "DoctorReport",
+    "Identity",
+    "Levels",
+    "Options",
+    "Probe",
+    "ProviderReport",
+    "Step",
+    "diagnose",
+    "levels_of",
+    "probe",
+]

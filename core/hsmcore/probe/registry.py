@@ -1,0 +1,89 @@
+"""Which probe belongs to which type of provider.
+
+A probe is a generator: it yields a `Begun` before anything that may take long, and each `Step` as soon as it is known;
+it returns the identity that the provider signs with, or None. It may block; it runs in a thread of doctor's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+
+from hsmcore.config import Config, Provider
+from hsmcore.errors import HsmError
+from hsmcore.probe.report import Identity, Step, failed
+
+CHECK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to probe. `timeout`: seconds that one check may take. `force_login`: present the PIN even where the token
+    says that a wrong one would lock it."""
+
+    timeout: float = CHECK_SECONDS
+    force_login: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Something has begun that may take a while; for whoever shows progress."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is probed: a provider, the configuration around it, and how."""
+
+    provider: Provider
+    config: Config
+    level: str
+    options: Options = field(default_factory=Options)
+
+
+Probe = Callable[[Subject], Generator[Step | Begun, None, Identity | None]]
+
+
+def _pkcs11(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+    from hsmcore.probe.pkcs11 import probe_module
+
+    return (yield from probe_module(subject))
+
+
+def _kms(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+    from hsmcore.probe.kms import probe_kms
+
+    return (yield from probe_kms(subject))
+
+
+def _ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+    from hsmcore.probe.ephemeral import probe_ephemeral
+
+    return (yield from probe_ephemeral(subject))
+
+
+PROBES: dict[str, Probe] = {
+    "softhsm": _pkcs11,
+    "aws-cloudhsm": _pkcs11,
+    "yubihsm": _pkcs11,
+    "pkcs11": _pkcs11,
+    "aws-kms": _kms,
+    "ephemeral": _ephemeral,
+}
+
+SURROUNDINGS: dict[str, Callable[[Subject], Iterator[Step]]] = {}
+"""By type of provider: steps about what stands around it, such as the state of a cluster. They come before the probe's
+own, and say more than the module does when the device cannot be reached."""
+
+
+def probe(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+    """All steps of one provider, its surroundings first."""
+    around = SURROUNDINGS.get(subject.provider.type)
+    if around is not None:
+        yield Begun("surroundings")
+        try:
+            yield from around(subject)
+        except HsmError as error:
+            yield failed("surroundings", error)
+    return (yield from PROBES[subject.provider.type](subject))

@@ -1,0 +1,124 @@
+"""What the probe reports: plain data, printed by `hsmcore doctor` and given out as JSON by `--json`.
+
+The models are the schema: `hsmcore doctor --schema` prints it as JSON Schema. Fields are only ever added.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from hsmcore.errors import ConfigurationError, HsmError
+
+Outcome = Literal["ok", "warn", "fail", "skipped"]
+Level = Literal["primary", "secondary", "emergency"]
+
+_SHOWN = 400
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class Step(_Model):
+    """One thing that was looked at."""
+
+    name: str = Field(description="Which check: a word of its own, the same in every report.")
+    outcome: Outcome
+    found: str = Field(description="What was found, as a sentence without a full stop.")
+    hint: str = Field("", description="What to do next; empty where there is nothing to do.")
+    configuration: bool = Field(False, description="Whether the fault is the configuration's own (exit code 2).")
+    data: dict[str, Any] = Field(default_factory=dict, description="The same as numbers and names.")
+
+
+class Identity(_Model):
+    """A public key that a provider signs with."""
+
+    fixed: bool = Field(description="False: the key is made anew at each start, so it has no identity before.")
+    algorithm: str
+    key_id: str | None = Field(None, description="CKA_ID in hexadecimal, or the provider's own id.")
+    label: str | None = None
+    public_key: str | None = Field(None, description="In hexadecimal: 32 bytes, or 04 || X || Y.")
+    address: str | None = Field(None, description="The same as a Solana address (base58); Ed25519 only.")
+
+
+class ProviderReport(_Model):
+    """Everything about one provider."""
+
+    name: str
+    type: str
+    level: Level
+    where: str = Field(description="The provider's JSON path in the configuration.")
+    steps: tuple[Step, ...]
+    identity: Identity | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of its steps."""
+        return worst(self.steps)
+
+
+class DoctorReport(_Model):
+    """The answer of `hsmcore doctor --json`."""
+
+    schema_version: Literal[1] = 1
+    version: str = Field(description="Of hsmcore.")
+    outcome: Outcome
+    exit_code: Literal[0, 1, 2]
+    providers: tuple[ProviderReport, ...]
+
+    @classmethod
+    def of(cls, version: str, providers: tuple[ProviderReport, ...]) -> DoctorReport:
+        """The whole, with its exit code: 2 if the configuration is at fault anywhere, else 1 if anything failed."""
+        steps = tuple(step for provider in providers for step in provider.steps)
+        failed = [step for step in steps if step.outcome == "fail"]
+        code: Literal[0, 1, 2] = 2 if any(step.configuration for step in failed) else 1 if failed else 0
+        return cls(version=version, outcome=worst(steps), exit_code=code, providers=providers)
+
+
+def worst(steps: tuple[Step, ...]) -> Outcome:
+    """fail, warn or ok; what was skipped does not count."""
+    found = {step.outcome for step in steps}
+    return "fail" if "fail" in found else "warn" if "warn" in found else "ok"
+
+
+def ok(name: str, found: str, **data: Any) -> Step:
+    return Step(name=name, outcome="ok", found=found, data=data)
+
+
+def warn(name: str, found: str, hint: str = "", **data: Any) -> Step:
+    return Step(name=name, outcome="warn", found=found, hint=hint, data=data)
+
+
+def fail(name: str, found: str, hint: str = "", **data: Any) -> Step:
+    return Step(name=name, outcome="fail", found=found, hint=hint, data=data)
+
+
+def skipped(name: str, found: str) -> Step:
+    return Step(name=name, outcome="skipped", found=found)
+
+
+def failed(name: str, error: HsmError, hint: str | None = None) -> Step:
+    """The step of a check that ended with an error; its hint is the error's own unless another is given."""
+    what = str(error).removesuffix(error.hint).rstrip().removesuffix(".")
+    data: dict[str, Any] = {"status": error.status}
+    if error.call:
+        data["call"] = error.call
+    if error.ckr is not None:
+        data |= {"ckr": error.ckr, "ckrName": error.ckr_name}
+    return Step(
+        name=name,
+        outcome="fail",
+        found=printable(what),
+        hint=error.hint if hint is None else hint,
+        configuration=isinstance(error, ConfigurationError),
+        data=data,
+    )
+
+
+def printable(text: str, most: int = _SHOWN) -> str:
+    """Text that came from outside, fit for a terminal: one line without control characters, not too long."""
+    clean = "".join(char if char.isprintable() else "?" for char in text.replace("\n", " "))
+    return clean if len(clean) <= most else f"{clean[: most - 1]}…"

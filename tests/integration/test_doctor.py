@@ -1,0 +1,395 @@
+"""The probe behind `hsmcore doctor`, on real modules: what it finds, what it says, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.chaos import Chaos, destroy_key, needs_chaos, wrap
+from tests.support.shim import Shim
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.config import load
+from hsmcore.probe import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
+from hsmcore.probe.plan import CHECKS
+from hsmcore.probe.registry import SURROUNDINGS
+from hsmcore.probe.report import ok
+
+pytestmark = pytest.mark.integration
+
+PIN_FINAL_TRY, PIN_LOCKED, PIN_COUNT_LOW = 0x20000, 0x40000, 0x10000
+PIN_INCORRECT = 0xA0
+
+
+def probed(config: dict[str, Any], **options: Any) -> ProviderReport:
+    """The report on the first provider of a configuration."""
+    return diagnose(load(config), Options(**options)).providers[0]
+
+
+def step(report: ProviderReport, name: str) -> Step:
+    return next(step for step in report.steps if step.name == name)
+
+
+def failures(report: ProviderReport) -> list[str]:
+    return [step.name for step in report.steps if step.outcome == "fail"]
+
+
+@pytest.fixture
+def shared_shim(shim_library: Path, tmp_path: Path) -> Shim:
+    """SoftHSM behind a module that counts the calls of all processes."""
+    return Shim(shim_library, tmp_path / "shim.so", shared=True)
+
+
+# ---- what is well ----
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("key", ["ed25519", "ecdsa-p256", "ecdsa-secp256k1"])
+def test_a_provider_that_works(world, key, isolation):
+    report = probed(world.config(key, settings={"isolation": isolation}))
+    assert failures(report) == [], report
+    assert not [step for step in report.steps if step.outcome == "skipped"]
+    assert ("host" in {step.name for step in report.steps}) == (isolation == "process")
+    identity = report.identity
+    assert identity is not None
+    assert identity.fixed
+    assert (identity.algorithm, identity.label, identity.key_id) == (key, world.keys[key].label, world.keys[key].id)
+    assert identity.public_key == world.keys[key].public_key.hex()
+    assert (identity.address is not None) == (key == "ed25519")
+    latency = step(report, "latency").data
+    assert 0 < latency["medianMs"] <= latency["maxMs"]
+    assert latency["count"] == 20
+
+
+def test_each_check_of_the_plan_is_reported_in_its_order(world):
+    names = [step.name for step in probed(world.config()).steps]
+    order = [check.name for check in CHECKS if check.name != "attributes"]
+    assert [name for name in dict.fromkeys(names) if name in order] == order
+
+
+def test_the_report_is_what_its_schema_says_and_holds_no_pin(world):
+    import jsonschema
+
+    report = diagnose(load(world.config(settings={"pin": world.pin})))
+    text = report.model_dump_json(by_alias=True)
+    assert world.pin not in text
+    jsonschema.validate(json.loads(text), DoctorReport.model_json_schema(by_alias=True))
+    assert DoctorReport.model_validate_json(text) == report
+    assert step(report.providers[0], "configuration").outcome == "warn"
+
+
+def test_a_pinned_key_is_compared(world):
+    good, other = world.keys["ed25519"].public_key.hex(), world.keys["second"].public_key.hex()
+    assert "as pinned" in step(probed(world.config(settings={"publicKey": good})), "public-key").found
+    report = probed(world.config(settings={"publicKey": other}))
+    assert failures(report) == ["public-key"]
+    assert step(report, "signature").outcome == "skipped"
+
+
+def test_it_may_run_beside_an_engine_at_work(world, run):
+    async def sign_on() -> None:
+        async with hsmcore.create_key_manager(world.config()) as manager:
+            import asyncio
+
+            probing = asyncio.create_task(asyncio.to_thread(probed, world.config()))
+            count = 0
+            while not probing.done():
+                count += 1
+                message = f"meanwhile {count}".encode()
+                assert is_good("ed25519", manager.public_key, message, await manager.sign(message))
+            assert failures(await probing) == []
+            assert count > 10
+
+    run(sign_on())
+
+
+# ---- what is not ----
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("/nowhere/module.so", "No such file"), ("/etc/hostname", "no shared library")],
+)
+def test_a_module_that_is_no_file(world, path, says):
+    report = probed(world.config(settings={"modulePath": path}))
+    assert failures(report) == ["module-file"]
+    assert says in step(report, "module-file").found
+    assert step(report, "module-file").hint
+
+
+def test_a_library_that_is_no_module(world, tmp_path):
+    (tmp_path / "empty.c").write_text("int nothing;")
+    subprocess.run(["gcc", "-shared", "-o", tmp_path / "empty.so", tmp_path / "empty.c"], check=True)
+    report = probed(world.config(settings={"modulePath": str(tmp_path / "empty.so")}))
+    assert failures(report) == ["module"]
+    assert step(report, "module").data["status"] == "MODULE_INVALID"
+
+
+def test_a_token_that_is_not_there(world):
+    report = probed(world.config(settings={"tokenLabel": world.label[:-1]}))
+    assert failures(report) == ["token"]
+    assert f'Did you mean tokenLabel "{world.label}"?' in step(report, "token").hint
+    assert world.label in [candidate["label"] for candidate in step(report, "token").data["candidates"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "meant"),
+    [
+        ({"keyLabel": "ed25519-kye"}, 'Did you mean keyLabel "ed25519-key"?'),
+        ({"keyLabel": "ed25519-key", "keyId": "ffff"}, "A key with that label has the id"),
+        ({"keyLabel": "twin-key"}, "Add keyId"),
+    ],
+)
+def test_a_key_that_is_not_there_or_is_not_the_only_one(world, settings, meant):
+    report = probed(world.config(settings=settings))
+    assert failures(report) == ["key"]
+    assert meant in step(report, "key").hint
+    assert {"label", "id"} == step(report, "key").data["candidates"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "failed"), [("no-sign", ["usage", "signature"]), ("no-public", ["public-key"]), ("p384", ["key"])]
+)
+def test_a_key_that_cannot_be_used(world, key, failed):
+    report = probed(world.config(key))
+    assert failures(report) == failed
+    assert all(step(report, name).hint for name in failed)
+    assert step(report, "signature").outcome == ("fail" if "signature" in failed else "skipped")
+
+
+def test_a_backup_that_softhsm_cannot_make(world):
+    rotation = {"backupEnabled": True, "backupLocation": "s3://somewhere"}
+    report = probed(world.config(keyRotation=rotation))
+    assert failures(report) == ["backup"]
+    assert "cannot wrap ed25519" in step(report, "backup").found
+    assert failures(probed(world.config("ecdsa-p256", keyRotation=rotation))) == []
+
+
+def test_placeholders_and_missing_secrets_are_the_configuration_s_fault(world):
+    for settings in ({"keyHandle": "<key-handle>"}, {"pin": {"env": "HSMCORE_NO_SUCH_VARIABLE"}}):
+        report = diagnose(load(world.config(settings=settings)))
+        assert report.exit_code == 2
+        assert failures(report.providers[0]) == ["configuration"]
+
+
+# ---- logins ----
+
+
+def test_a_wrong_pin_is_tried_once(world, shared_shim, tmp_path):
+    pin = tmp_path / "wrong"
+    pin.touch(mode=0o600)
+    pin.write_text("not-the-pin")
+    shared_shim.fail("C_Login", PIN_INCORRECT)  # so that the shared token counts no wrong attempt
+    report = probed(world.config(settings={"modulePath": shared_shim.path, "pin": {"file": str(pin)}}))
+    assert failures(report) == ["login"]
+    assert step(report, "login").data["ckrName"] == "CKR_PIN_INCORRECT"
+    assert shared_shim.calls("C_Login") == 1
+
+
+@pytest.mark.parametrize(("flags", "failed", "logins"), [(PIN_LOCKED, "token-state", 0), (PIN_FINAL_TRY, "login", 0)])
+def test_flags_that_forbid_a_login(world, shared_shim, flags, failed, logins):
+    shared_shim.token_flags(flags)
+    report = probed(world.config(settings={"modulePath": shared_shim.path}))
+    assert failures(report) == [failed]
+    assert shared_shim.calls("C_Login") == logins
+
+
+def test_a_final_try_may_be_forced(world, shared_shim):
+    shared_shim.token_flags(PIN_FINAL_TRY | PIN_COUNT_LOW)
+    report = probed(world.config(settings={"modulePath": shared_shim.path}), force_login=True)
+    assert step(report, "login").outcome == "ok"
+    assert shared_shim.calls("C_Login") == 1
+    warned = [step.found for step in report.steps if step.name == "token-state"]
+    assert warned == ["one more wrong PIN locks the user out", "a wrong PIN was given since the last login"]
+
+
+def test_sessions_that_run_out(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    chaos.write(faults=[{"function": "C_OpenSession", "nth": 4, "action": "return", "ckr": "CKR_SESSION_COUNT"}])
+    report = probed(chaos.config(settings={"sessions": 8}))
+    assert failures(report) == ["sessions"]
+    assert step(report, "sessions").hint == "Set sessions to 2 or less."
+    assert step(report, "signature").outcome == "ok"
+
+
+# ---- modules that hang or crash ----
+
+
+@needs_chaos
+@pytest.mark.parametrize(
+    ("function", "check"),
+    [("C_GetSlotList", "token"), ("C_Login", "login"), ("C_FindObjectsInit", "key"), ("C_Sign", "signature")],
+)
+def test_a_module_that_hangs_is_not_waited_for(world, tmp_path, function, check):
+    chaos = Chaos(tmp_path, wrap(world))
+    chaos.write(faults=[{"function": function, "every": 1, "action": "hang", "forever": True}])
+    report = probed(chaos.config(), timeout=2.0)
+    assert failures(report) == [check]
+    assert function in step(report, check).found
+    assert step(report, check).hint
+
+
+@needs_chaos
+@pytest.mark.parametrize(("function", "check"), [("C_OpenSession", "login"), ("C_GetAttributeValue", "key")])
+def test_a_module_that_crashes_takes_only_its_own_process_along(world, tmp_path, function, check):
+    chaos = Chaos(tmp_path, wrap(world))
+    chaos.write(faults=[{"function": function, "nth": 1, "action": "crash"}])
+    report = probed(chaos.config())
+    assert failures(report) == [check]
+    assert f"in {function}: it was ended by SIG" in step(report, check).found
+
+
+LIAR = r"""
+#include <dlfcn.h>
+#include <string.h>
+#include <p11-kit/pkcs11.h>
+
+static CK_FUNCTION_LIST own, *theirs;
+
+static CK_RV get_info(CK_INFO *info) {
+    CK_RV rv = theirs->C_GetInfo(info);
+    memset(info->libraryDescription, 0x1b, sizeof info->libraryDescription);
+    return rv;
+}
+static CK_RV get_slot_list(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count) {
+    CK_RV rv = theirs->C_GetSlotList(present, slots, count);
+    *count = (CK_ULONG)-1;
+    return rv;
+}
+static CK_RV get_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
+    CK_RV rv = theirs->C_GetTokenInfo(slot, info);
+    memset(info->manufacturerID, 0xff, sizeof info->manufacturerID + sizeof info->model);
+    return rv;
+}
+static CK_RV find_objects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG room, CK_ULONG *count) {
+    CK_RV rv = theirs->C_FindObjects(session, found, room, count);
+    *count = *count ? (CK_ULONG)-1 : 0;
+    return rv;
+}
+static CK_RV endless(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG room, CK_ULONG *count) {
+    memset(found, 1, room * sizeof *found);
+    *count = room;
+    (void)session;
+    return CKR_OK;
+}
+static CK_RV get_attribute(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, CK_ATTRIBUTE *asked, CK_ULONG count) {
+    CK_RV rv = theirs->C_GetAttributeValue(session, key, asked, count);
+    asked->ulValueLen += 1UL << 40;
+    return rv;
+}
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
+    void *library = dlopen(TARGET, RTLD_NOW);
+    CK_C_GetFunctionList get = library ? (CK_C_GetFunctionList)dlsym(library, "C_GetFunctionList") : 0;
+    if (!get || get(&theirs) != CKR_OK) {
+        return CKR_GENERAL_ERROR;
+    }
+    own = *theirs;
+    own.LIE_ABOUT = LIE;
+    *list = &own;
+    return CKR_OK;
+}
+"""
+LIES = {
+    "get_info": "C_GetInfo",
+    "get_slot_list": "C_GetSlotList",
+    "get_token_info": "C_GetTokenInfo",
+    "find_objects": "C_FindObjects",
+    "endless": "C_FindObjects",
+    "get_attribute": "C_GetAttributeValue",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_module_that_lies_hurts_nobody(world, tmp_path, lie):
+    source, module = tmp_path / "liar.c", tmp_path / "liar.so"
+    source.write_text(LIAR)
+    flags = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
+    names = [f'-DTARGET="{world.module}"', f"-DLIE_ABOUT={LIES[lie]}", f"-DLIE={lie}"]
+    command = ["gcc", "-std=gnu11", "-w", "-shared", "-fPIC", *flags.stdout.split(), *names]
+    subprocess.run([*command, "-o", module, source], check=True)
+    report = probed(world.config(settings={"modulePath": str(module)}), timeout=5.0)
+    text = report.model_dump_json()
+    assert "\x1b" not in text
+    assert "\\u001b" not in text
+    assert not [step for step in report.steps if "ended by SIG" in step.found], report
+    assert all(step.found.isprintable() for step in report.steps)
+
+
+def test_what_stands_around_a_provider_comes_first(world, monkeypatch):
+    monkeypatch.setitem(SURROUNDINGS, "softhsm", lambda subject: iter([ok("cluster", f"around {subject.level}")]))
+    report = probed(world.config())
+    assert (report.steps[0].name, report.steps[0].found) == ("cluster", "around primary")
+    assert failures(report) == []
+
+
+@needs_chaos
+def test_a_signature_that_is_wrong_is_found_out(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    chaos.write(faults=[{"function": "C_Sign", "every": 1, "action": "wrong-signature"}])
+    report = probed(chaos.config())
+    assert failures(report) == ["signature"]
+    assert step(report, "signature").data["status"] in ("SIGNATURE_INVALID", "KEY_MISMATCH")
+
+
+# ---- levels and other kinds ----
+
+
+def test_every_level_is_looked_at(world, fresh_token):
+    second = fresh_token()
+    config = world.config()
+    config["sequencer"]["keyManager"]["failover"] = {
+        "secondary": [{"type": "softhsm", "config": second.config()["sequencer"]["keyManager"]["config"]}],
+        "emergencyModeEnabled": True,
+    }
+    report = diagnose(load(config))
+    assert report.exit_code == 0
+    assert [provider.level for provider in report.providers] == ["primary", "secondary", "emergency"]
+    assert [bool(provider.identity and provider.identity.fixed) for provider in report.providers] == [True, True, False]
+    assert [type_ for _, type_ in [(level, member.type) for level, member in levels_of(load(config))]] == [
+        *("softhsm", "softhsm", "ephemeral")
+    ]
+    destroy_key(second, "ed25519")
+    report = diagnose(load(config))
+    assert (report.exit_code, failures(report.providers[1])) == (1, ["key"])
+    assert "no private key at all" in step(report.providers[1], "key").hint
+
+
+def test_a_kms_key(monkeypatch):
+    pytest.importorskip("moto")
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        _host, port = server.get_host_and_port()
+        for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": secrets.token_hex(8)}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        client = boto3.client("kms", region_name="eu-central-1")
+        made = client.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]
+        config = {"keyManager": {"type": "aws-kms", "config": {"keyId": made["KeyId"], "region": "eu-central-1"}}}
+        report = probed(config)
+        assert failures(report) == [], report
+        assert report.identity is not None
+        assert (report.identity.algorithm, report.identity.key_id) == ("ecdsa-p256", made["Arn"])
+        client.disable_key(KeyId=made["KeyId"])
+        assert failures(probed(config)) == ["key"]
+        config["keyManager"]["config"]["keyId"] = "00000000-0000-0000-0000-000000000000"
+        assert "Check keyId" in step(probed(config), "key").hint
+        client.close()
+    finally:
+        server.stop()
+    assert failures(probed(config, timeout=1.0)) == ["endpoint"]
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    assert failures(probed(config)) == ["credentials"]
