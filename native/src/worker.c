@@ -43,6 +43,14 @@ bool hsm_worker_catch_up(hsm_worker *worker) {
     return true;
 }
 
+static bool session_is_logged_in(const hsm_worker *worker) {
+    CK_SESSION_INFO info;
+    memset(&info, 0, sizeof info);
+    CK_RV rv = worker->engine->p11->C_GetSessionInfo(worker->session, &info);
+    return worker->engine->pin == NULL ||
+           (rv == CKR_OK && (info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS));
+}
+
 hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
     (void)hsm_worker_catch_up(worker);
@@ -60,6 +68,9 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE 
             (void)pthread_mutex_lock(&engine->control);
             hsm_worker_enter(worker, hsm_now_ns());
             hsm_status status = hsm_engine_refind(engine, worker->session, key, &worker->handles[key], &error);
+            if (status == HSM_KEY_NOT_FOUND && !session_is_logged_in(worker)) {
+                status = HSM_NOT_LOGGED_IN; /* without a login no private key is seen: that is no missing key */
+            }
             (void)pthread_mutex_unlock(&engine->control);
             if (status != HSM_OK) {
                 worker->handles[key] = 0;

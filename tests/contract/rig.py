@@ -97,13 +97,7 @@ def rigs() -> list[type[Rig]]:
     return sorted(found, key=lambda kind: kind.name)
 
 
-def contract(*needs: Capability, broken: dict[str, str] | None = None) -> Callable[[T], T]:
-    """A test of every rig that can do all of `needs`. `broken`: by a rig's name, why it is known to fail; as soon as it
-    does not, the entry must go."""
-    chosen = [
-        pytest.param(kind, id=kind.name, marks=[pytest.mark.xfail(reason=known, strict=True)] if known else [])
-        for kind in rigs()
-        if kind.can.issuperset(needs)
-        for known in [(broken or {}).get(kind.name)]
-    ]
+def contract(*needs: Capability) -> Callable[[T], T]:
+    """A test of every rig that can do all of `needs`."""
+    chosen = [pytest.param(kind, id=kind.name) for kind in rigs() if kind.can.issuperset(needs)]
     return pytest.mark.parametrize("rig", chosen, indirect=True, scope="session")

@@ -150,12 +150,7 @@ async def test_it_starts_again_with_the_same_key(rig):
     assert keys == {rig.public_key}
 
 
-_LOGIN_IS_NOT_MISSED = (
-    "a worker that looks its key up in its own session takes a session without login for a token without the key"
-)
-
-
-@contract("breaks", broken={"aws-cloudhsm": _LOGIN_IS_NOT_MISSED})
+@contract("breaks")
 @one_loop
 async def test_it_signs_again_when_the_device_is_back(rig):
     async with opened(rig.config(settings={"verifySignatures": "always"}, requestTimeoutMs=2000)) as manager:
