@@ -42,7 +42,9 @@ class Connector:
         self.stop()
 
     def start(self) -> None:
-        """Listen."""
+        """Listen. Doing it twice is no error."""
+        if self._listener is not None:
+            return
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
         self.port = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(
