@@ -74,6 +74,8 @@ static void a_module_s_own_ways_of_failing(void) {
                   expected);
     }
     CHECK_INT(hsm_quirks_judge(yubihsm, HSM_MESSAGE_REJECTED, CKR_DATA_LEN_RANGE, HSM_ED25519, 1), ==, HSM_TOKEN_LOST);
+    CHECK_INT(hsm_quirks_judge(yubihsm, HSM_MECHANISM_UNSUPPORTED, CKR_MECHANISM_INVALID, HSM_ED25519, 1), ==,
+              HSM_TOKEN_LOST);
     CHECK_INT(hsm_quirks_judge(yubihsm, HSM_MESSAGE_REJECTED, CKR_DATA_LEN_RANGE, HSM_ED25519, limit + 1), ==,
               HSM_MESSAGE_REJECTED);
     /* Of an ECDSA message only the digest is sent, so its length is at no fault. */
