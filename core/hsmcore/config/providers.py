@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
-from hsmcore.config.base import Model, Text
+from hsmcore.config.base import Model, Text, Whole
 from hsmcore.config.pkcs11 import (
-    Algorithm,
     AwsCloudHsmSettings,
     GenericPkcs11Settings,
     KeyPin,
     Pkcs11Settings,
     Region,
     SoftHsmSettings,
+    VerifySignatures,
     YubiHsmSettings,
 )
 
@@ -26,12 +26,19 @@ class AwsKmsSettings(KeyPin):
 
     key_id: Annotated[str, Text(2048)]
     region: Region | None = None
+    """Default: the AWS SDK's own settings, or what a key ARN says."""
+    endpoint_url: Annotated[str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL")] | None = None
+    """Another endpoint than the region's public one, such as that of a VPC endpoint."""
+    concurrency: Annotated[int, Whole(1, 1024)] = 64
+    """Requests to KMS at once, each on a connection of its own."""
+    connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
+    verify_signatures: VerifySignatures = "sample"
 
 
 class EphemeralSettings(Model):
     """A key that lives in this process's locked memory only, made for the emergency level."""
 
-    algorithm: Algorithm = "ed25519"
+    algorithm: Literal["ed25519"] = "ed25519"
     allow_ephemeral_primary: bool = False
 
 
@@ -55,8 +62,8 @@ INSTALL_HINT_OF_TYPE: dict[str, str] = {
     "and run /opt/cloudhsm/bin/configure-pkcs11 for the cluster, or correct modulePath.",
     "yubihsm": "Install the YubiHSM module (apt-get install yubihsm-pkcs11 yubihsm-connector), or correct modulePath.",
     "pkcs11": "Install the vendor's PKCS#11 module, or correct modulePath.",
-    "aws-kms": "Signing with AWS KMS is not part of this version: use a provider that has a PKCS#11 module.",
-    "ephemeral": "Signing with ephemeral keys is not part of this version: use a provider that has a PKCS#11 module.",
+    "aws-kms": "Install what signing with AWS KMS needs: pip install 'hsmcore[aws]'.",
+    "ephemeral": "Install hsmcore again: PyNaCl, which it depends on, is missing.",
 }
 
 

@@ -1,0 +1,171 @@
+"""Signing with keys that live in this process's locked memory only and are gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, replace
+
+from hsmcore.config import EphemeralSettings, KeyManagerConfig, Provider
+from hsmcore.control import ControlError, Deactivation, KeyNotExportable, KeyRecord
+from hsmcore.control.curves import Algorithm
+from hsmcore.control.faults import no_such_key
+from hsmcore.errors import AlgorithmUnsupported, EngineClosed, KeyDeactivated
+from hsmcore.keyring import KeyVersion, canonical
+from hsmcore.log import get_logger
+from hsmcore.members.locked import LockedKey
+from hsmcore.members.offload import OffloadEngine
+
+ALGORITHM: Algorithm = "ed25519"
+LABEL = "ephemeral"
+STOP_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Held:
+    key: LockedKey
+    record: KeyRecord
+    index: int | None = None  # in the engine's table
+
+
+class EphemeralKeys:
+    """The keys of one member: the engine's back end and the control plane in one. Nothing here waits."""
+
+    def __init__(self, member: str) -> None:
+        self._member = member
+        self._held: dict[str, _Held] = {}
+        self._by_index: dict[int, LockedKey] = {}
+        self._closed = False
+
+    def sign_now(self, key: int, message: bytes) -> bytes:
+        """As InstantBackend."""
+        return self._by_index[key].sign(message)
+
+    def enter(self, key_id: str, engine: OffloadEngine) -> KeyVersion:
+        """Have the engine know a key. Raises KeyNotFound, KeyDeactivated."""
+        held = self._find(key_id)
+        record = held.record
+        if not held.key.alive:
+            raise KeyDeactivated(f"key {record.id} was wiped", member=self._member)
+        if held.index is None:
+            held.index = engine.add_key(ALGORITHM, held.key.public_key)
+            self._by_index[held.index] = held.key
+        return KeyVersion(record.id, record.label, ALGORITHM, held.key.public_key, held.index)
+
+    def wipe(self) -> None:
+        """Overwrite every key and make no more. Doing it twice is no error."""
+        self._closed = True
+        for held in self._held.values():
+            held.key.wipe()
+
+    # ---- the control plane ----
+
+    async def list_keys(self) -> list[KeyRecord]:
+        """Every key, also those that were wiped, by label, then id."""
+        records = (replace(held.record, can_sign=held.key.alive) for held in self._held.values())
+        return sorted(records, key=lambda record: (record.label, record.id))
+
+    async def generate_key(
+        self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
+    ) -> KeyRecord:
+        """Make a key pair. `extractable` is not granted: such a key never leaves this process."""
+        del extractable
+        if self._closed:
+            raise EngineClosed("the ephemeral keys are gone", member=self._member)
+        if algorithm != ALGORITHM:
+            raise AlgorithmUnsupported(f"an ephemeral key is of algorithm {ALGORITHM}", member=self._member)
+        identity = (secrets.token_bytes(16) if key_id is None else key_id).hex()
+        if identity in self._held:
+            raise ControlError(f"there is a key with the id {identity} already", member=self._member)
+        key = LockedKey(self._member)
+        record = KeyRecord(identity, label, ALGORITHM, key.public_key, True, True, False)
+        self._held[identity] = _Held(key, record)
+        return record
+
+    async def deactivate(self, key_id: str) -> Deactivation:
+        """Wipe the key: nothing can sign with it any more."""
+        held = self._find(key_id)
+        held.key.wipe()
+        return Deactivation(held.record.id, True)
+
+    async def destroy(self, key_id: str) -> None:
+        """Wipe the key and forget it."""
+        held = self._find(key_id)
+        held.key.wipe()
+        del self._held[held.record.id]
+
+    async def export_wrapped(self, key_id: str) -> bytes:
+        """Raises KeyNotExportable."""
+        raise self._not_exportable(f"key {self._find(key_id).record.id} lives in memory only")
+
+    async def import_wrapped(self, backup: bytes) -> KeyRecord:
+        """Raises KeyNotExportable."""
+        del backup
+        raise self._not_exportable("an ephemeral key cannot be put back from a backup")
+
+    def _find(self, key_id: str) -> _Held:
+        held = self._held.get(canonical(key_id))
+        if held is None:
+            raise no_such_key(key_id)
+        return held
+
+    def _not_exportable(self, text: str) -> KeyNotExportable:
+        hint = "Keys that must survive belong on an HSM; an ephemeral one is for emergencies."
+        return KeyNotExportable(text, member=self._member, hint=hint)
+
+
+class EphemeralMember:
+    """Signs with a key that it makes when it starts. Belongs to the event loop that starts it."""
+
+    def __init__(self, provider: Provider, settings: EphemeralSettings, rules: KeyManagerConfig, level: str) -> None:
+        self.name = provider.name
+        self.level = level
+        self._settings = settings
+        self.control = EphemeralKeys(self.name)
+        self._engine = OffloadEngine(
+            self.control,
+            member=self.name,
+            queue_size=rules.queue_size,
+            max_message=rules.max_message_bytes,
+            default_timeout=rules.request_timeout_ms / 1e3,
+            cache_size=rules.max_cache_size,
+            single_flight=rules.single_flight,
+            cache_nondeterministic=rules.cache_non_deterministic,
+        )
+
+    @property
+    def engine(self) -> OffloadEngine:
+        return self._engine
+
+    def require_ready(self) -> None:
+        """Everything that is needed comes with hsmcore."""
+
+    async def start(self) -> KeyVersion:
+        """Make the key. Raises OutOfMemory where memory cannot be locked."""
+        record = await self.control.generate_key(self._settings.algorithm, LABEL)
+        key = self.control.enter(record.id, self._engine)
+        self._engine.attach(asyncio.get_running_loop())
+        log = get_logger()
+        if self.level != "emergency":
+            log.warning(
+                "EPHEMERAL KEY SIGNS: it is lost when this process ends and cannot be backed up; what it has signed "
+                "can be verified but never signed for again",
+                member=self.name,
+                level=self.level,
+                key=key.id,
+                public_key=key.public_key.hex(),
+                path=f"{self._settings.where}.allowEphemeralPrimary",
+            )
+        log.info("member started", member=self.name, level=self.level, key=key.id, algorithm=key.algorithm)
+        return key
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """Find another key by its id. Raises KeyNotFound, KeyDeactivated."""
+        return self.control.enter(key_id.hex(), self._engine)
+
+    async def stop(self) -> None:
+        """Answer everybody and wipe the keys. Doing it twice is no error."""
+        try:
+            await self._engine.stop(STOP_SECONDS)
+        finally:
+            self.control.wipe()

@@ -1,0 +1,106 @@
+"""A secret Ed25519 key in memory that does not reach the disk, a core dump, a forked child or a Python object."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import weakref
+from typing import Any, Final
+
+from nacl import _sodium  # type: ignore[attr-defined]  # an extension without types
+
+from hsmcore.errors import EngineClosed, OutOfMemory, SystemFailure
+
+# PyNaCl's own classes take the seed as Python bytes, which cannot be wiped and may be copied anywhere. Through its
+# binding of libsodium the key pair is made by libsodium right inside the memory that is protected.
+_ffi: Final[Any] = _sodium.ffi
+_lib: Final[Any] = _sodium.lib
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mlock.argtypes = _libc.munlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+MADV_DONTDUMP: Final = 16  # madvise(2)
+MADV_WIPEONFORK: Final = 18  # madvise(2), Linux 4.14
+PUBLIC_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+_MEMORY_HINT: Final = (
+    "Allow locked memory: `ulimit -l`, LimitMEMLOCK= in the service's unit, or --ulimit memlock= for a container; "
+    f"each ephemeral key takes a page of {mmap.PAGESIZE} bytes."
+)
+
+
+class LockedKey:
+    """An Ed25519 key pair, made on the spot. Not usable in a forked child, where it reads as zeros.
+
+    Raises OutOfMemory where the memory cannot be locked: an unprotected key is not made instead.
+    """
+
+    def __init__(self, member: str) -> None:
+        self._member = member
+        self._process = os.getpid()
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._buffer = _ffi.from_buffer(self._memory)
+        self.address = int(_ffi.cast("uintptr_t", self._buffer))
+        # Also when nobody calls `wipe`: at the end of the last reference or of the interpreter.
+        self._finalizer = weakref.finalize(self, _wipe, self._memory, self._buffer, self._process)
+        self._secret = _ffi.cast("unsigned char *", self._buffer)
+        try:
+            self._protect()
+            self.public_key = self._generate()
+        except BaseException:
+            self.wipe()
+            raise
+
+    def _protect(self) -> None:
+        size = mmap.PAGESIZE
+        if _libc.mlock(self.address, size) != 0:
+            number = ctypes.get_errno()
+            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+            raise OutOfMemory(
+                f"member {self._member!r}: the key's memory cannot be locked ({os.strerror(number)}; RLIMIT_MEMLOCK is "
+                f"{limit} bytes)",
+                member=self._member,
+                hint=_MEMORY_HINT,
+            )
+        for advice, name in ((MADV_DONTDUMP, "MADV_DONTDUMP"), (MADV_WIPEONFORK, "MADV_WIPEONFORK")):
+            if _libc.madvise(self.address, size, advice) != 0:
+                number = ctypes.get_errno()
+                raise SystemFailure(
+                    f"member {self._member!r}: {name} is refused ({os.strerror(number)})",
+                    member=self._member,
+                    hint="Use a Linux kernel of version 4.14 or newer.",
+                )
+
+    def _generate(self) -> bytes:
+        public = _ffi.new("unsigned char[]", PUBLIC_BYTES)
+        if _lib.crypto_sign_keypair(public, self._secret) != 0:
+            raise SystemFailure("libsodium could not make a key pair", member=self._member)
+        return bytes(_ffi.buffer(public, PUBLIC_BYTES))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still sign."""
+        return self._finalizer.alive
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes (RFC 8032, Ed25519). Raises EngineClosed when the key was wiped or belongs to another process."""
+        if not self._finalizer.alive or os.getpid() != self._process:
+            raise EngineClosed("the ephemeral key is gone", member=self._member)
+        signed = _ffi.new("unsigned char[]", SIGNATURE_BYTES + len(message))
+        if _lib.crypto_sign(signed, _ffi.new("unsigned long long *"), message, len(message), self._secret) != 0:
+            raise SystemFailure("libsodium could not sign", member=self._member)
+        return bytes(_ffi.buffer(signed, SIGNATURE_BYTES))  # the message follows it
+
+    def wipe(self) -> None:
+        """Overwrite the key for good. Doing it twice is no error."""
+        self._finalizer()
+
+
+def _wipe(memory: mmap.mmap, buffer: Any, process: int) -> None:
+    _lib.sodium_memzero(buffer, mmap.PAGESIZE)
+    if os.getpid() == process:
+        _libc.munlock(int(_ffi.cast("uintptr_t", buffer)), mmap.PAGESIZE)
+    _ffi.release(buffer)
+    memory.close()

@@ -1,0 +1,50 @@
+"""What an OffloadEngine has done, under the native Engine's names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+
+class Histogram:
+    """Times in nanoseconds, in the buckets of the native core (native/src/hist.c): 16 steps to an octave."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def add(self, ns: int) -> None:
+        # The upper end of the bucket that `ns` falls into, which names the bucket.
+        shift = max(ns.bit_length() - 5, 0)
+        self._counts[ns | ((1 << shift) - 1)] += 1
+
+    def rows(self) -> list[tuple[int, int]]:
+        """(upper bound in ns, count), by bound; buckets without a count are left out."""
+        return sorted(self._counts.items())
+
+
+class Meter:
+    """Counters of requests, and how long they took."""
+
+    def __init__(self) -> None:
+        self.signatures = 0
+        self.failures = 0
+        self.expired = 0
+        self.cancelled = 0
+        self.wrong = 0
+        self.recoveries: Counter[str] = Counter()
+        self.hsm_ns = Histogram()
+        self.queue_ns = Histogram()
+
+    def rows(self) -> dict[str, Any]:
+        """As in Engine.stats. Nothing here needs waking, so `wakes` stays 0."""
+        return {
+            "signatures": self.signatures,
+            "failures": self.failures,
+            "expired": self.expired,
+            "cancelled": self.cancelled,
+            "wrong": self.wrong,
+            "wakes": 0,
+            "recoveries": dict(self.recoveries),
+            "hsm_ns": self.hsm_ns.rows(),
+            "queue_ns": self.queue_ns.rows(),
+        }

@@ -1,0 +1,389 @@
+"""OffloadEngine: the native Engine's behaviour for what is no PKCS#11 module.
+
+A request has any number of waiters: whoever asks for the same signature while it is being made waits for the same
+request, where that is allowed. It ends when the back end answers, when its last waiter's deadline has passed, or, as
+long as the back end has not begun, when nobody waits any more. Everything belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hsmcore import _native
+from hsmcore.control.curves import Algorithm
+from hsmcore.errors import BadArgument, HsmError, NotInitialized, WrongEventLoop, error_of
+from hsmcore.members.metering import Meter
+from hsmcore.members.requests import (
+    NS,
+    SIGNATURE_BYTES,
+    Batch,
+    Place,
+    Request,
+    Waiter,
+    checked_message,
+    timeout_ns,
+)
+from hsmcore.members.runners import Backend, InstantBackend, InstantRunner, TaskRunner
+from hsmcore.members.sharing import Sharing
+
+SWEEP_SECONDS = 0.005
+"""Callers may be answered this much after their deadline."""
+
+
+@dataclass(slots=True)
+class _Key:
+    algorithm: Algorithm
+    public_key: bytes
+    shared: bool
+    retired: bool = False
+
+
+class OffloadEngine:
+    """A SigningEngine (see base.py) in front of a back end.
+
+    At most `queue_size` requests are in flight, and at most the back end's `concurrency` of them with it; the rest wait
+    within their timeouts. `limit` names what `max_message` (bytes) comes from. Each `verify_every`-th signature is
+    verified before it is handed out; 0: none, 1: all.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | InstantBackend,
+        *,
+        member: str,
+        queue_size: int,
+        max_message: int,
+        default_timeout: float,
+        cache_size: int,
+        single_flight: bool,
+        cache_nondeterministic: bool,
+        verify_every: int = 0,
+        limit: str = "maxMessageBytes",
+    ) -> None:
+        self._runner: TaskRunner | InstantRunner
+        if isinstance(backend, InstantBackend):
+            self._runner = InstantRunner(backend, self._next, self._finish)
+        else:
+            self._runner = TaskRunner(backend, queue_size, member, self._next, self._finish)
+        self._member = member
+        self._slots = queue_size
+        self._max_message, self._limit = max_message, limit
+        self._default_timeout = int(default_timeout * NS)
+        self._sharing = Sharing(cache_size, single_flight)
+        self._share_all = cache_nondeterministic
+        self._verify_every = verify_every
+        self._process = _native.fork_generation()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._open = self._down = False
+        self._down_status = "TOKEN_LOST"
+        self._keys: list[_Key] = []
+        self._ready: deque[Request] = deque()  # not begun, in order; those that are not live any more are skipped
+        self._live: set[Request] = set()
+        self._of: dict[asyncio.Future[Any], list[Waiter]] = {}  # who has no answer yet
+        self._idle: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweep_at = 0
+        self.meter = Meter()
+        self.completed = self.rejected = self.abandoned = 0
+
+    # ---- life cycle ----
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve the running `loop`: from now on `submit` works, there only."""
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._open = True
+
+    def add_key(self, algorithm: Algorithm, public_key: bytes) -> int:
+        """Enter a key into the table. Returns its index: what the back end is asked to sign with."""
+        shared = self._sharing.enabled and (self._share_all or algorithm == "ed25519")
+        self._keys.append(_Key(algorithm, public_key, shared))
+        return len(self._keys) - 1
+
+    def retire_key(self, index: int) -> None:
+        """Refuse every further request for this key, also those that are queued, and forget cached signatures."""
+        if not 0 <= index < len(self._keys):
+            raise BadArgument(f"no key with index {index}", member=self._member)
+        self._keys[index].retired = True
+        self.clear_cache()
+        self._refuse_queued("KEY_DEACTIVATED", index)
+
+    def set_down(self, down: bool, status: str = "TOKEN_LOST") -> None:
+        """While down, requests fail at once with `status`, also those that are queued."""
+        self._down = down
+        self._down_status = status
+        if down:
+            self._refuse_queued(status)
+
+    def refuse(self) -> None:
+        """Take no further requests."""
+        self._open = False
+
+    def idle(self) -> asyncio.Future[None]:
+        """A future that is done when every caller has its answer."""
+        if self._idle is None or self._idle.done():
+            self._idle = self._attached().create_future()
+        self._check_idle()
+        return self._idle
+
+    async def stop(self, timeout: float) -> int:
+        """Answer whoever still waits with EngineClosed, end every call to the back end. Returns how many of these did
+        not end within `timeout` seconds. Doing it twice is no error."""
+        self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for request in list(self._live):
+            self._settle(request, self._failure("CLOSED"))
+        self._check_idle()
+        left = await self._runner.stop(timeout)
+        self._sharing.close()
+        return left
+
+    # ---- requests ----
+
+    def submit(self, message: object, timeout: float | None = None, key: int = 0) -> bytes | asyncio.Future[bytes]:
+        """Sign one message: its signature if the cache holds it, else a future of it."""
+        loop = self._checked()
+        limit = self._default_timeout if timeout is None else timeout_ns(timeout)
+        data = checked_message(message, self._max_message, self._limit, self._member)
+        row = self._usable(key)
+        held = self._sharing.look_up(key, data) if row.shared else None
+        if isinstance(held, bytes):
+            return held
+        future: asyncio.Future[bytes] = loop.create_future()
+        now = time.monotonic_ns()
+        waiter = Waiter(future, now + limit)
+        self._of[future] = [waiter]
+        self._enter(waiter, row, key, data, now, held)
+        self._runner.pump(loop)
+        self._watch(loop, waiter.deadline)
+        return future
+
+    def submit_many(
+        self, messages: object, timeout: float | None = None, return_exceptions: bool = False, key: int = 0
+    ) -> asyncio.Future[list[Any]]:
+        """Sign a batch: a future of the list of signatures, in order."""
+        loop = self._checked()
+        if not isinstance(messages, Iterable):
+            raise TypeError(f"{type(messages).__name__!r} object is not iterable")
+        most, limit, member = self._max_message, self._limit, self._member
+        data = [checked_message(message, most, limit, member) for message in messages]
+        now = time.monotonic_ns()
+        deadline = now + (self._default_timeout if timeout is None else timeout_ns(timeout))
+        row = self._usable(key)
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        if not data:
+            future.set_result([])
+            return future
+        batch = Batch(future, len(data), return_exceptions)
+        waiters = self._of[future] = []
+        for position, message in enumerate(data):
+            held = self._sharing.look_up(key, message) if row.shared else None
+            if isinstance(held, bytes):
+                batch.put(position, held)
+            else:
+                place = Place(batch, position, deadline)
+                waiters.append(place)
+                self._enter(place, row, key, message, now, held)
+        self._forget_answered((future,))
+        self._runner.pump(loop)
+        self._watch(loop, deadline)
+        return future
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for `future` any more: drop its requests, unless others wait for them or they have begun."""
+        self.abandoned += 1
+        for waiter in self._of.pop(future, ()):
+            request = waiter.request
+            if request is not None and waiter in request.waiters:
+                request.waiters.remove(waiter)
+                if not request.waiters and not self._runner.has(request):
+                    self.meter.cancelled += 1
+                    self._drop(request)
+        self._check_idle()
+
+    def clear_cache(self) -> None:
+        """Wipe all cached signatures; what is in flight is not kept either, and not joined any more."""
+        self._sharing.clear()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that hold a place in the queue or are with the back end."""
+        return min(self._held, self._slots)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return self._held - self.in_flight
+
+    # ---- what it has done ----
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, and the histograms of time with the back end and in the queue as [(upper bound in ns, count)]."""
+        runner = self._runner
+        return {
+            **self.meter.rows(),
+            "workers": runner.workers,
+            "busy": runner.busy,
+            "stuck": runner.stuck,
+            "down": self._down or runner.clogged,
+            "queued": self._held - runner.busy,
+            "in_flight": self.in_flight,
+            "waiting": self.waiting,
+        }
+
+    def cache_stats(self) -> dict[str, int]:
+        """Counters of the signature cache; all 0 when it is switched off."""
+        return self._sharing.stats()
+
+    # ---- the inside ----
+
+    @property
+    def _held(self) -> int:
+        return len(self._live) + self._runner.stuck
+
+    def _failure(self, status: str) -> HsmError:
+        return error_of(status, member=self._member)
+
+    def _attached(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise NotInitialized("used before initialize()", member=self._member)
+        return self._loop
+
+    def _checked(self) -> asyncio.AbstractEventLoop:
+        if self._process != _native.fork_generation():
+            raise self._failure("FORKED")
+        loop = self._attached()
+        if not self._open:
+            raise self._failure("CLOSED")
+        if self._down or self._runner.clogged:
+            raise self._failure(self._down_status)
+        # The running loop is the only one of its thread.
+        if threading.get_ident() != self._thread or not loop.is_running():
+            raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
+        return loop
+
+    def _usable(self, key: int) -> _Key:
+        if not 0 <= key < len(self._keys):
+            raise BadArgument(f"no key with index {key}", member=self._member)
+        row = self._keys[key]
+        if row.retired:
+            raise self._failure("KEY_DEACTIVATED")
+        return row
+
+    def _enter(self, waiter: Waiter, row: _Key, key: int, message: bytes, now: int, joined: Request | None) -> None:
+        if joined is not None:
+            joined.add(waiter)
+            return
+        request = Request(key, message, now, self._sharing.generation)
+        request.add(waiter)
+        self._live.add(request)
+        self._ready.append(request)
+        if row.shared:
+            self._sharing.begin(request)
+
+    def _next(self) -> Request | None:
+        """The next request that somebody waits for. For the runner."""
+        while self._ready:
+            request = self._ready.popleft()
+            if request not in self._live:
+                continue
+            if request.gone:  # cancelled without a word
+                self.meter.cancelled += 1
+                self._forget_answered(waiter.future for waiter in request.waiters)
+                self._drop(request)
+                self._check_idle()
+                continue
+            request.begun = time.monotonic_ns()
+            self.meter.queue_ns.add(request.begun - request.submitted)
+            return request
+        return None
+
+    def _finish(self, request: Request, result: bytes | HsmError) -> None:
+        """Take what the back end answered. For the runner."""
+        self.meter.hsm_ns.add(time.monotonic_ns() - request.begun)
+        if isinstance(result, bytes):
+            result = self._judged(request, result)
+        if isinstance(result, bytes):
+            self.meter.signatures += 1
+            self.completed += 1
+            if self._keys[request.key].shared:
+                self._sharing.keep(request, result)
+        else:
+            self.meter.failures += result.status != "CANCELLED"
+        self._settle(request, result)
+        self._check_idle()
+
+    def _judged(self, request: Request, signature: bytes) -> bytes | HsmError:
+        if len(signature) != SIGNATURE_BYTES:
+            return self._failure("SIGNATURE_MALFORMED")
+        if self._verify_every and (self.meter.signatures + 1) % self._verify_every == 0:
+            key = self._keys[request.key]
+            if not _native.verify(key.algorithm, key.public_key, request.message, signature):
+                self.meter.wrong += 1
+                return self._failure("SIGNATURE_INVALID")
+        return signature
+
+    def _refuse_queued(self, status: str, key: int | None = None) -> None:
+        for request in list(self._live):
+            if not self._runner.has(request) and key in (None, request.key):
+                self._settle(request, self._failure(status))
+        self._check_idle()
+
+    def _settle(self, request: Request, result: bytes | HsmError) -> None:
+        if request in self._live:
+            self.rejected += isinstance(result, HsmError)
+            self._drop(request)
+        self._forget_answered(request.settle(result))
+
+    def _drop(self, request: Request) -> None:
+        self._live.discard(request)
+        self._sharing.end(request)
+
+    def _forget_answered(self, futures: Iterable[asyncio.Future[Any]]) -> None:
+        for future in futures:
+            if future.done():
+                self._of.pop(future, None)
+
+    def _check_idle(self) -> None:
+        if self._idle is not None and not self._of and not self._idle.done():
+            self._idle.set_result(None)
+
+    # ---- deadlines ----
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, deadline: int) -> None:
+        """Make sure that deadlines are looked at when this one passes."""
+        if self._sweep_at and self._sweep_at <= deadline:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sweep_at = deadline
+        self._timer = loop.call_later(max(SWEEP_SECONDS, (deadline - time.monotonic_ns()) / NS), self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer every waiter whose deadline has passed, and plan the next look."""
+        self._timer, self._sweep_at = None, 0
+        now = time.monotonic_ns()
+        soonest: list[int] = []
+        for request in list(self._live):
+            for waiter in request.take_overdue(now):
+                waiter.refuse(self._failure("DEADLINE_EXCEEDED"))
+                self._forget_answered((waiter.future,))
+            if request.deadline > now:
+                soonest.append(min((waiter.deadline for waiter in request.waiters), default=request.deadline))
+            else:
+                self.meter.expired += 1
+                self._drop(request)
+                if self._runner.has(request):
+                    self._runner.expire(request, loop)
+        if soonest:
+            self._watch(loop, min(soonest))
+        self._check_idle()

@@ -1,0 +1,159 @@
+"""The HTTP side: AWS JSON 1.1 on a port of the loopback, served by an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import zlib
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support.kms import sigv4
+from tests.support.kms.faults import Fault, Faults
+from tests.support.kms.keys import KeyStore, KmsFailure
+
+REGION = "eu-central-1"
+ACCESS_KEY = "AKIATESTTESTTESTTEST"
+SECRET_KEY = "no secret at all"
+_TYPE = "application/x-amz-json-1.1"
+
+
+class KmsServer:
+    """`with KmsServer() as kms:` serves `kms.url` until the end of the block. Keys are in `kms.store`, what goes wrong
+    in `kms.faults`; `kms.calls` counts the requests that came in by operation, `kms.most_at_once` those together."""
+
+    def __init__(self, region: str = REGION, *, port: int = 0) -> None:
+        self.store = KeyStore(region)
+        self.faults = Faults()
+        self.secrets = {ACCESS_KEY: SECRET_KEY}
+        self.calls: Counter[str] = Counter()
+        self.connections = 0
+        self.at_once = self.most_at_once = 0
+        self.port = port
+        self._wires: set[_Wire] = set()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kms-server")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def cut(self) -> None:
+        """Close every connection."""
+        self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for wire in list(self._wires):
+            wire.transport.abort()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        listener = self._loop.run_until_complete(
+            self._loop.create_server(lambda: _Wire(self), "127.0.0.1", self.port, reuse_address=True)
+        )
+        self.port = listener.sockets[0].getsockname()[1]
+        self._ready.set()
+        try:
+            self._loop.run_forever()
+        finally:
+            listener.close()
+            self._cut()
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.close()
+
+    async def answer(self, wire: _Wire, headers: dict[str, str], body: bytes) -> None:
+        operation = headers.get("x-amz-target", "").removeprefix("TrentService.")
+        self.calls[operation] += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self._answer(wire, operation, headers, body)
+        finally:
+            self.at_once -= 1
+
+    async def _answer(self, wire: _Wire, operation: str, headers: dict[str, str], body: bytes) -> None:
+        fault = self.faults.take(operation)
+        if self.faults.latency:
+            await asyncio.sleep(self.faults.latency)
+        if self.faults.hang or (fault is not None and fault.kind == "hang"):
+            await asyncio.Event().wait()
+        if fault is not None and fault.kind == "drop":
+            wire.transport.abort()
+            return
+        if fault is not None and fault.kind == "garbage":
+            wire.send(200, b"\xff not JSON")
+            return
+        try:
+            answer = self._result(operation, headers, body, fault)
+        except KmsFailure as failure:
+            wire.send(failure.status, json.dumps({"__type": failure.kind, "message": failure.text}).encode())
+            return
+        wire.send(200, json.dumps(answer).encode())
+
+    def _result(self, operation: str, headers: dict[str, str], body: bytes, fault: Fault | None) -> dict[str, Any]:
+        if (refused := sigv4.refusal(self.secrets, self.store.region, headers, body)) is not None:
+            raise KmsFailure(refused, "The security token included in the request is invalid.")
+        if fault is not None and fault.kind == "error":
+            raise KmsFailure(fault.error, status=fault.status)
+        if self.faults.ceiling is not None and self.at_once > self.faults.ceiling:
+            raise KmsFailure("ThrottlingException", "Rate exceeded")
+        work = self.store.operations.get(operation)
+        if work is None or headers.get("content-type") != _TYPE:
+            raise KmsFailure("UnknownOperationException")
+        answer = work(json.loads(body or b"{}"))
+        return answer | fault.patch if fault is not None else answer
+
+
+class _Wire(asyncio.Protocol):
+    """One connection: HTTP/1.1 requests with a Content-Length, one after the other."""
+
+    def __init__(self, server: KmsServer) -> None:
+        self._server = server
+        self._held = b""
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._server.connections += 1
+        self._server._wires.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server._wires.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        while (end := self._held.find(b"\r\n\r\n")) >= 0:
+            lines = self._held[:end].decode("latin-1").split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+            size = int(headers.get("content-length", "0"))
+            if len(self._held) < end + 4 + size:
+                return
+            body, self._held = self._held[end + 4 : end + 4 + size], self._held[end + 4 + size :]
+            asyncio.ensure_future(self._server.answer(self, headers, body))  # noqa: RUF006  # ended with the loop
+
+    def send(self, status: int, body: bytes) -> None:
+        head = (
+            f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Type: {_TYPE}\r\n"
+            f"x-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\nx-amz-crc32: {zlib.crc32(body)}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
