@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from hsmcore.config.base import Model, Text, Whole
+from hsmcore.config.base import Model, Text, Whole, clash, fault
 from hsmcore.config.pkcs11 import (
     AwsCloudHsmSettings,
     GenericPkcs11Settings,
@@ -19,6 +20,8 @@ from hsmcore.config.pkcs11 import (
 )
 
 ProviderType = Literal["softhsm", "aws-cloudhsm", "yubihsm", "pkcs11", "aws-kms", "ephemeral"]
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class AwsKmsSettings(KeyPin):
@@ -33,6 +36,26 @@ class AwsKmsSettings(KeyPin):
     """Requests to KMS at once, each on a connection of its own."""
     connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
     verify_signatures: VerifySignatures = "sample"
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_clear_text(cls, value: str | None) -> str | None:
+        host = None if value is None else urlsplit(value).hostname
+        if value is not None and not value.startswith("https:") and host not in _LOOPBACK:
+            raise fault("must begin with https://, except on this machine's own loopback")
+        return value
+
+    @model_validator(mode="after")
+    def _one_region(self) -> AwsKmsSettings:
+        if self.region is not None and self.arn_region not in (None, self.region):
+            raise clash(f"region is {self.region}, but the ARN in keyId says {self.arn_region}")
+        return self
+
+    @property
+    def arn_region(self) -> str | None:
+        """The region that an ARN in keyId names."""
+        parts = self.key_id.split(":")
+        return parts[3] if len(parts) >= 6 and parts[0] == "arn" and parts[3] else None
 
 
 class EphemeralSettings(Model):

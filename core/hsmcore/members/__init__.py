@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hsmcore.config import EphemeralSettings, KeyManagerConfig, Pkcs11Settings, Provider
-from hsmcore.errors import HsmError
+from hsmcore.config import AwsKmsSettings, EphemeralSettings, KeyManagerConfig, Provider
+from hsmcore.errors import ModuleMissing
 from hsmcore.members.base import Member, SigningEngine
 from hsmcore.members.ephemeral import EphemeralMember
 from hsmcore.members.pkcs11 import Pkcs11Member
@@ -16,6 +16,11 @@ def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_
     settings = provider.config
     if isinstance(settings, EphemeralSettings):
         return EphemeralMember(provider, settings, rules, level)
-    if isinstance(settings, Pkcs11Settings):
-        return Pkcs11Member(provider, settings, rules, level, hidden_variables)
-    raise HsmError(f"provider {provider.name} cannot be used", status="MODULE_MISSING", hint=provider.install_hint)
+    if isinstance(settings, AwsKmsSettings):
+        try:
+            from hsmcore.members.kms import KmsMember
+        except ModuleNotFoundError as error:
+            text = f"member {provider.name!r}: signing with AWS KMS needs the package {error.name}"
+            raise ModuleMissing(text, member=provider.name, hint=provider.install_hint) from None
+        return KmsMember(provider, settings, rules, level)
+    return Pkcs11Member(provider, settings, rules, level, hidden_variables)

@@ -41,6 +41,8 @@ class _Key:
     algorithm: Algorithm
     public_key: bytes
     shared: bool
+    max_message: int
+    limit: str  # what max_message comes from
     retired: bool = False
 
 
@@ -48,7 +50,7 @@ class OffloadEngine:
     """A SigningEngine (see base.py) in front of a back end.
 
     At most `queue_size` requests are in flight, and at most the back end's `concurrency` of them with it; the rest wait
-    within their timeouts. `limit` names what `max_message` (bytes) comes from. Each `verify_every`-th signature is
+    within their timeouts. `max_message` in bytes, `default_timeout` in seconds. Each `verify_every`-th signature is
     verified before it is handed out; 0: none, 1: all.
     """
 
@@ -64,7 +66,6 @@ class OffloadEngine:
         single_flight: bool,
         cache_nondeterministic: bool,
         verify_every: int = 0,
-        limit: str = "maxMessageBytes",
     ) -> None:
         self._runner: TaskRunner | InstantRunner
         if isinstance(backend, InstantBackend):
@@ -73,7 +74,7 @@ class OffloadEngine:
             self._runner = TaskRunner(backend, queue_size, member, self._next, self._finish)
         self._member = member
         self._slots = queue_size
-        self._max_message, self._limit = max_message, limit
+        self._max_message = max_message
         self._default_timeout = int(default_timeout * NS)
         self._sharing = Sharing(cache_size, single_flight)
         self._share_all = cache_nondeterministic
@@ -101,10 +102,16 @@ class OffloadEngine:
         self._thread = threading.get_ident()
         self._open = True
 
-    def add_key(self, algorithm: Algorithm, public_key: bytes) -> int:
-        """Enter a key into the table. Returns its index: what the back end is asked to sign with."""
+    def add_key(
+        self, algorithm: Algorithm, public_key: bytes, max_message: int | None = None, limit: str = "its limit"
+    ) -> int:
+        """Enter a key into the table. Returns its index: what the back end is asked to sign with. `max_message` is the
+        back end's own limit in bytes, and `limit` its name."""
         shared = self._sharing.enabled and (self._share_all or algorithm == "ed25519")
-        self._keys.append(_Key(algorithm, public_key, shared))
+        most, name = self._max_message, "maxMessageBytes"
+        if max_message is not None and max_message < most:
+            most, name = max_message, limit
+        self._keys.append(_Key(algorithm, public_key, shared, most, name))
         return len(self._keys) - 1
 
     def retire_key(self, index: int) -> None:
@@ -153,8 +160,9 @@ class OffloadEngine:
         """Sign one message: its signature if the cache holds it, else a future of it."""
         loop = self._checked()
         limit = self._default_timeout if timeout is None else timeout_ns(timeout)
-        data = checked_message(message, self._max_message, self._limit, self._member)
-        row = self._usable(key)
+        row = self._row(key)
+        data = checked_message(message, row.max_message, row.limit, self._member)
+        self._check_active(row)
         held = self._sharing.look_up(key, data) if row.shared else None
         if isinstance(held, bytes):
             return held
@@ -174,11 +182,11 @@ class OffloadEngine:
         loop = self._checked()
         if not isinstance(messages, Iterable):
             raise TypeError(f"{type(messages).__name__!r} object is not iterable")
-        most, limit, member = self._max_message, self._limit, self._member
-        data = [checked_message(message, most, limit, member) for message in messages]
+        row = self._row(key)
+        data = [checked_message(message, row.max_message, row.limit, self._member) for message in messages]
         now = time.monotonic_ns()
         deadline = now + (self._default_timeout if timeout is None else timeout_ns(timeout))
-        row = self._usable(key)
+        self._check_active(row)
         future: asyncio.Future[list[Any]] = loop.create_future()
         if not data:
             future.set_result([])
@@ -271,13 +279,14 @@ class OffloadEngine:
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
         return loop
 
-    def _usable(self, key: int) -> _Key:
+    def _row(self, key: int) -> _Key:
         if not 0 <= key < len(self._keys):
             raise BadArgument(f"no key with index {key}", member=self._member)
-        row = self._keys[key]
+        return self._keys[key]
+
+    def _check_active(self, row: _Key) -> None:
         if row.retired:
             raise self._failure("KEY_DEACTIVATED")
-        return row
 
     def _enter(self, waiter: Waiter, row: _Key, key: int, message: bytes, now: int, joined: Request | None) -> None:
         if joined is not None:

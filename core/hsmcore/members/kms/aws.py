@@ -1,0 +1,110 @@
+"""What the AWS SDK is asked for: credentials, region and endpoint. Blocking, so for a thread."""
+
+from __future__ import annotations
+
+import importlib.util
+import ssl
+from typing import Any, Final, NamedTuple
+
+from hsmcore.config import AwsKmsSettings
+from hsmcore.errors import ConfigFault, ConfigurationError, LoginError, ModuleMissing
+from hsmcore.members.kms.sigv4 import Credentials
+
+NEEDED: Final = ("boto3", "botocore", "httptools")
+
+
+def require_installed(member: str, hint: str) -> None:
+    """Raise ModuleMissing unless the packages of the extra are there."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"member {member!r}: signing with AWS KMS needs {' and '.join(missing)}"
+        raise ModuleMissing(text, member=member, hint=hint)
+
+
+class Surroundings(NamedTuple):
+    """Where requests go. `proxied`: the environment names a proxy for the endpoint, which is not used."""
+
+    region: str
+    url: str
+    tls: ssl.SSLContext | None
+    proxied: bool
+
+
+class AwsSession:
+    """The SDK's default session: environment, shared files, web identity, SSO, container or instance role."""
+
+    def __init__(self, settings: AwsKmsSettings, member: str) -> None:
+        self._settings = settings
+        self._member = member
+        self._session: Any = None
+        self._source: Any = None
+
+    def open(self) -> tuple[Surroundings, Credentials]:
+        """Raises ConfigurationError without a region, LoginError without credentials."""
+        import botocore.session
+        from botocore.exceptions import BotoCoreError
+
+        self._session = botocore.session.get_session()
+        try:
+            surroundings = self._surroundings()
+            self._source = self._session.get_credentials()
+        except BotoCoreError as error:
+            raise self._no_credentials(type(error).__name__) from None
+        return surroundings, self.credentials()
+
+    def _surroundings(self) -> Surroundings:
+        from botocore.utils import get_environ_proxies
+
+        region = self._region()
+        client = self._session.create_client(
+            "kms",
+            region_name=region,
+            endpoint_url=self._settings.endpoint_url,
+            aws_access_key_id="unused",  # only where it would send requests is asked
+            aws_secret_access_key="unused",
+        )
+        url: str = client.meta.endpoint_url
+        client.close()
+        return Surroundings(region, url, self._tls(url), bool(get_environ_proxies(url)))
+
+    def _region(self) -> str:
+        settings = self._settings
+        named = settings.region or settings.arn_region or self._session.get_config_variable("region")
+        if named is None:
+            fault = ConfigFault(f"{settings.where}.region", "is required: nothing else names it")
+            raise ConfigurationError.of([fault])
+        return str(named)
+
+    def _tls(self, url: str) -> ssl.SSLContext | None:
+        from botocore.httpsession import get_cert_path
+
+        if not url.startswith("https:"):
+            return None
+        bundle = self._session.get_config_variable("ca_bundle") or get_cert_path(True)
+        context = ssl.create_default_context(cafile=bundle)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    @property
+    def renews(self) -> bool:
+        """Whether the credentials are temporary and are renewed by asking for them again."""
+        return hasattr(self._source, "refresh_needed")
+
+    def credentials(self) -> Credentials:
+        """The credentials as they are now, renewed if it is time. Raises LoginError."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if self._source is None:
+            raise self._no_credentials("no provider of the AWS SDK's chain has any")
+        try:
+            frozen = self._source.get_frozen_credentials()
+        except (BotoCoreError, ClientError) as error:
+            raise self._no_credentials(type(error).__name__) from None
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def _no_credentials(self, why: str) -> LoginError:
+        return LoginError(
+            f"member {self._member!r}: no AWS credentials ({why})",
+            member=self._member,
+            hint="Give the process a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+        )

@@ -1,0 +1,116 @@
+"""One operation of AWS KMS: signed, sent, tried again where that can help, and its answer read."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.errors import HsmError, error_of
+from hsmcore.members.kms.errors import failure, row_for
+from hsmcore.members.kms.http import Answer, ConnectFailed, ConnectionLost, HttpPool
+from hsmcore.members.kms.sigv4 import Credentials, Signer
+
+TARGET: Final = "TrentService."
+PAUSE_FIRST: Final = 0.02
+PAUSE_MOST: Final = 1.0
+NOT_REPEATED: Final = frozenset({"CreateKey", "CreateAlias"})
+"""Operations that must not be done twice: tried again only when KMS says that it did nothing."""
+
+
+class KmsClient:
+    """Calls KMS over a pool. `call` goes on until it succeeds, fails for good or is cancelled, so give it a deadline.
+
+    `lost` is called when no connection can be made, `retried` with the name of each error that is tried again.
+    Credentials that were refused are not presented again; `credentials` may be set to others at any time.
+    """
+
+    def __init__(
+        self, pool: HttpPool, signer: Signer, credentials: Credentials, member: str, hint: str | None = None
+    ) -> None:
+        self._pool, self._signer, self._member, self._hint = pool, signer, member, hint
+        self.credentials = credentials
+        self._refused: tuple[Credentials, HsmError] | None = None
+        self.lost: Callable[[], None] = _nothing
+        self.retried: Callable[[str], None] = _ignore
+
+    async def call(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to an operation. Raises HsmError."""
+        body = orjson.dumps(request)
+        attempt = 0
+        while True:
+            why, at_once = await self._attempt(operation, body)
+            if isinstance(why, dict):
+                return why
+            self.retried(why)
+            if not at_once:
+                # The whole pause is random, so that those who were throttled together do not come back together.
+                await asyncio.sleep(random.uniform(0, min(PAUSE_FIRST * 2.0**attempt, PAUSE_MOST)))  # noqa: S311
+                attempt += 1
+
+    async def _attempt(self, operation: str, body: bytes) -> tuple[dict[str, Any] | str, bool]:
+        """The answer; or why to try again, and whether at once."""
+        credentials = self._presentable()
+        try:
+            answer = await self._pool.post(self._signer.head(credentials, TARGET + operation, body) + body)
+        except ConnectFailed as error:
+            self.lost()
+            raise self._down(operation, str(error)) from None
+        except ConnectionLost as error:
+            if operation in NOT_REPEATED:
+                raise self._down(operation, f"{error}; it may have been done") from None
+            return "ConnectionLost", error.kept
+        if answer.status == 200:
+            return self._content(operation, answer), False
+        name = _error_name(answer.body)
+        row = row_for(name, answer.status)
+        throttled = row.status == "BUSY" and answer.status < 500
+        if row.then == "retry" and (throttled or operation not in NOT_REPEATED):
+            return name, False
+        refusal = failure(row, name or f"HTTP {answer.status}", operation, self._member)
+        if row.then == "refused":
+            self._refused = credentials, refusal
+        raise refusal
+
+    def _presentable(self) -> Credentials:
+        if self._refused is not None:
+            refused, error = self._refused
+            if refused == self.credentials:
+                raise copy.copy(error)
+            self._refused = None
+        return self.credentials
+
+    def _content(self, operation: str, answer: Answer) -> dict[str, Any]:
+        try:
+            content = orjson.loads(answer.body or b"{}")
+        except orjson.JSONDecodeError:
+            content = None
+        if not isinstance(content, dict):
+            raise self._down(operation, "the answer is not a JSON object")
+        return content
+
+    def _down(self, operation: str, detail: str) -> HsmError:
+        return error_of("TOKEN_LOST", call=f"kms:{operation}", detail=detail, member=self._member, hint=self._hint)
+
+
+def _error_name(body: bytes) -> str:
+    """The error's name in an answer of AWS JSON 1.1: `__type`, perhaps with a namespace and a URI around it."""
+    try:
+        named = orjson.loads(body)["__type"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
+    if not isinstance(named, str):
+        return ""
+    return named.rpartition("#")[2].partition(":")[0][:80]
+
+
+def _nothing() -> None:
+    """Nobody listens."""
+
+
+def _ignore(_name: str) -> None:
+    """Nobody listens."""

@@ -1,0 +1,100 @@
+"""Keys and signatures as KMS writes them, in the forms that the rest of hsmcore uses. Everything else is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from hsmcore.control.curves import Algorithm
+
+MAX_RAW_MESSAGE: Final = 4096
+"""Bytes; KMS API reference, Sign: MessageType RAW."""
+
+
+class Form(NamedTuple):
+    """A key spec: our algorithm, KMS's signing algorithm, what stands before the public key in its
+    SubjectPublicKeyInfo, the key's bytes, and the order of the group."""
+
+    algorithm: Algorithm
+    signing: str
+    prefix: bytes
+    public_bytes: int
+    order: int
+
+
+# RFC 8410 section 4 and RFC 5480 section 2: SEQUENCE of the algorithm's OIDs, then the key as a BIT STRING.
+# Orders: SEC 2, sections 2.4.1 and 2.4.2.
+FORMS: Final[dict[str, Form]] = {
+    "ECC_NIST_EDWARDS25519": Form("ed25519", "ED25519_SHA_512", bytes.fromhex("302a300506032b6570032100"), 32, 0),
+    "ECC_NIST_P256": Form(
+        "ecdsa-p256",
+        "ECDSA_SHA_256",
+        bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
+        65,
+        0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    ),
+    "ECC_SECG_P256K1": Form(
+        "ecdsa-secp256k1",
+        "ECDSA_SHA_256",
+        bytes.fromhex("3056301006072a8648ce3d020106052b8104000a034200"),
+        65,
+        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+    ),
+}
+SPEC_OF: Final[dict[Algorithm, str]] = {form.algorithm: spec for spec, form in FORMS.items()}
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_MULTI_REGION: Final = re.compile(r"mrk-[0-9a-f]{32}")
+
+
+def raw_public_key(form: Form, spki: bytes) -> bytes | None:
+    """The public key in a SubjectPublicKeyInfo: 32 bytes or 0x04 || X || Y; None if it is not of that form."""
+    key = spki[len(form.prefix) :]
+    if not spki.startswith(form.prefix) or len(key) != form.public_bytes:
+        return None
+    return None if form.order and key[0] != 0x04 else key
+
+
+def raw_signature(form: Form, signature: bytes) -> bytes | None:
+    """64 bytes: as they are, or from an ECDSA-Sig-Value r || s with s made low, as the native core does; None if
+    malformed."""
+    if not form.order:
+        return signature if len(signature) == 64 else None
+    numbers = _der_integers(signature)
+    if numbers is None or not all(0 < number < form.order for number in numbers):
+        return None
+    r, s = numbers
+    return r.to_bytes(32) + min(s, form.order - s).to_bytes(32)
+
+
+def _der_integers(data: bytes) -> tuple[int, int] | None:
+    """The two numbers of SEQUENCE { INTEGER, INTEGER }, in DER and positive; None for anything else."""
+    if len(data) < 8 or data[0] != 0x30 or data[1] != len(data) - 2 or data[1] > 0x7F:
+        return None
+    numbers = []
+    rest = data[2:]
+    for _ in range(2):
+        if len(rest) < 3 or rest[0] != 0x02 or not 1 <= rest[1] <= len(rest) - 2:
+            return None
+        value, rest = rest[2 : 2 + rest[1]], rest[2 + rest[1] :]
+        if value[0] & 0x80 or (len(value) > 1 and value[0] == 0 and not value[1] & 0x80):
+            return None  # negative, or longer than need be
+        numbers.append(int.from_bytes(value))
+    return None if rest else (numbers[0], numbers[1])
+
+
+def identity_of(arn: str) -> str | None:
+    """A key's id in hexadecimal, as the key ring spells it, from its ARN or KMS id; None if it is neither."""
+    name = arn.rpartition("/")[2]
+    if _UUID.fullmatch(name):
+        return name.replace("-", "")
+    return name.encode().hex() if _MULTI_REGION.fullmatch(name) else None
+
+
+def name_of(identity: bytes) -> str | None:
+    """The KMS id that `identity_of` was made from; None if there is none."""
+    if len(identity) == 16:
+        text = identity.hex()
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    name = identity.decode("ascii", "replace")
+    return name if _MULTI_REGION.fullmatch(name) else None

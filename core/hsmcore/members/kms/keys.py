@@ -1,0 +1,134 @@
+"""The keys of one KMS member: found and proven, signed with, and proven again after an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hsmcore.errors import (
+    AlgorithmUnsupported,
+    HsmError,
+    KeyDeactivated,
+    KeyMismatch,
+    KeyNotFound,
+    KeyUnusable,
+    MemberDown,
+    PublicKeyMissing,
+    SignatureMalformed,
+)
+from hsmcore.members.kms.client import KmsClient
+from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, identity_of, raw_public_key, raw_signature
+
+CALL_SECONDS: Final = 30.0
+"""How long anything but a signature may take, repetitions included."""
+
+
+@dataclass(frozen=True, slots=True)
+class KmsKey:
+    """A key that was proven. `id` is its KMS id in hexadecimal."""
+
+    arn: str
+    id: str
+    form: Form
+    public_key: bytes
+
+
+class KmsKeys:
+    """The engine's back end, and what it knows of its keys."""
+
+    def __init__(self, client: KmsClient, concurrency: int, member: str) -> None:
+        self.concurrency = concurrency
+        self._client, self._member = client, member
+        self.by_index: dict[int, KmsKey] = {}
+
+    async def sign(self, key: int, message: bytes) -> bytes:
+        """As Backend."""
+        held = self.by_index[key]
+        kind = "RAW"
+        if len(message) > MAX_RAW_MESSAGE and held.form.order:
+            kind, message = "DIGEST", hashlib.sha256(message).digest()
+        answer = await self._client.call(
+            "Sign",
+            {
+                "KeyId": held.arn,
+                "Message": base64.b64encode(message).decode(),
+                "MessageType": kind,
+                "SigningAlgorithm": held.form.signing,
+            },
+        )
+        if answer.get("KeyId") != held.arn:
+            raise KeyMismatch("kms:Sign answered for another key", call="kms:Sign", member=self._member)
+        signature = raw_signature(held.form, _bytes(answer.get("Signature")))
+        if signature is None:
+            raise SignatureMalformed("kms:Sign returned no signature of this key's form", member=self._member)
+        return signature
+
+    async def find(self, name: str) -> KmsKey:
+        """The key that an id, ARN or alias names, if it can sign now. Raises KeyNotFound, KeyDeactivated, KeyUnusable,
+        AlgorithmUnsupported, PublicKeyMissing."""
+        described = (await self.ask("DescribeKey", {"KeyId": name})).get("KeyMetadata")
+        described = described if isinstance(described, dict) else {}
+        arn, state, usage = described.get("Arn"), described.get("KeyState"), described.get("KeyUsage")
+        spec = described.get("KeySpec") or described.get("CustomerMasterKeySpec")
+        identity = identity_of(arn) if isinstance(arn, str) else None
+        if not isinstance(arn, str) or identity is None:
+            raise KeyNotFound(f"kms:DescribeKey named no key for {name!r}", member=self._member)
+        if state != "Enabled":
+            hint = "Enable the key in KMS or cancel its deletion, or sign with another key."
+            raise KeyDeactivated(f"key {name!r} is {state}", member=self._member, hint=hint)
+        if usage != "SIGN_VERIFY":
+            hint = "Make a key for SIGN_VERIFY: the usage of a key cannot be changed."
+            raise KeyUnusable(f"key {name!r} is for {usage}", member=self._member, hint=hint)
+        form = FORMS.get(spec) if isinstance(spec, str) else None
+        if form is None:
+            hint = f"Use a key of one of these specs: {', '.join(FORMS)}."
+            raise AlgorithmUnsupported(f"key {name!r} is of spec {spec}", member=self._member, hint=hint)
+        return KmsKey(arn, identity, form, await self._public_key(arn, form))
+
+    async def _public_key(self, arn: str, form: Form) -> bytes:
+        answer = await self.ask("GetPublicKey", {"KeyId": arn})
+        algorithms = answer.get("SigningAlgorithms")
+        if not isinstance(algorithms, list) or form.signing not in algorithms:
+            raise AlgorithmUnsupported(f"key {arn} does not sign with {form.signing}", member=self._member)
+        if answer.get("KeyId") != arn:
+            raise KeyMismatch(f"kms:GetPublicKey answered for another key than {arn}", member=self._member)
+        public_key = raw_public_key(form, _bytes(answer.get("PublicKey")))
+        if public_key is None:
+            hint = "Check endpointUrl: this is not what AWS KMS returns."
+            raise PublicKeyMissing(f"kms:GetPublicKey returned no {form.algorithm} key", member=self._member, hint=hint)
+        return public_key
+
+    async def prove_again(self) -> None:
+        """Compare every key with what it was. Raises KeyMismatch, or what keeps KMS from answering."""
+        for held in list(self.by_index.values()):
+            try:
+                public_key = await self._public_key(held.arn, held.form)
+            except (AlgorithmUnsupported, PublicKeyMissing) as error:
+                raise KeyMismatch(f"key {held.arn} is another one than before", member=self._member) from error
+            except (KeyDeactivated, KeyNotFound):
+                continue  # it cannot sign; its requests will hear so
+            if public_key != held.public_key:
+                raise KeyMismatch(f"key {held.arn} is another one than before", member=self._member)
+
+    async def ask(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Any operation, within CALL_SECONDS."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await self._client.call(operation, request)
+        except TimeoutError as error:
+            if isinstance(error, HsmError):
+                raise
+            text = f"kms:{operation} did not succeed within {CALL_SECONDS:g} s"
+            raise MemberDown(text, call=f"kms:{operation}", member=self._member) from None
+
+
+def _bytes(value: object) -> bytes:
+    """Base64 as bytes; nothing for what is none."""
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except binascii.Error:
+        return b""

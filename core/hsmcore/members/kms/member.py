@@ -1,0 +1,207 @@
+"""A key in AWS KMS as a member."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from hsmcore.config import AwsKmsSettings, KeyManagerConfig, Provider
+from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFound, NotInitialized
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+from hsmcore.members.kms.aws import AwsSession, Surroundings, require_installed
+from hsmcore.members.kms.client import KmsClient
+from hsmcore.members.kms.control import KmsControl
+from hsmcore.members.kms.forms import MAX_RAW_MESSAGE, name_of
+from hsmcore.members.kms.http import HttpPool
+from hsmcore.members.kms.keys import KmsKey, KmsKeys
+from hsmcore.members.kms.sigv4 import Credentials, Signer
+from hsmcore.members.offload import OffloadEngine
+from hsmcore.members.pkcs11 import VERIFY_EVERY
+
+T = TypeVar("T")
+
+STOP_SECONDS: Final = 5.0
+PROBE_FIRST: Final = 0.1
+PROBE_MOST: Final = 5.0
+RENEW_SECONDS: Final = 30.0
+"""How often temporary credentials are looked at; the SDK renews them a quarter of an hour before they expire."""
+
+
+class KmsMember:
+    """Signs with keys in AWS KMS. Belongs to the event loop that starts it.
+
+    Requests run on the loop, without threads; the AWS SDK is asked in a thread, at the start and for new credentials.
+    """
+
+    def __init__(self, provider: Provider, settings: AwsKmsSettings, rules: KeyManagerConfig, level: str) -> None:
+        self.name = provider.name
+        self.level = level
+        self._provider, self._settings, self._rules = provider, settings, rules
+        self._session = AwsSession(settings, self.name)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
+        self._pool: HttpPool | None = None
+        self._client: KmsClient | None = None
+        self._keys: KmsKeys | None = None
+        self._engine: OffloadEngine | None = None
+        self._control: KmsControl | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probing = False
+
+    @property
+    def engine(self) -> OffloadEngine:
+        return _made(self._engine)
+
+    @property
+    def control(self) -> KmsControl:
+        return _made(self._control)
+
+    def require_ready(self) -> None:
+        """Raise ModuleMissing, which says what to install, if the extra's packages are not there."""
+        require_installed(self.name, self._provider.install_hint)
+
+    async def start(self) -> KeyVersion:
+        """Find credentials, find and prove the key. When it fails or is cancelled, call `stop`. Raises HsmError."""
+        loop = asyncio.get_running_loop()
+        surroundings, credentials = await loop.run_in_executor(self._thread, self._session.open)
+        self._assemble(surroundings, credentials)
+        key = await self._load(self._settings.key_id, self._settings)
+        self.engine.attach(loop)
+        if self._session.renews:
+            self._spawn(self._renew())
+        get_logger().info(
+            "member started",
+            member=self.name,
+            level=self.level,
+            endpoint=surroundings.url,
+            region=surroundings.region,
+            connections=self._settings.concurrency,
+            key=key.id,
+            algorithm=key.algorithm,
+        )
+        return key
+
+    def _assemble(self, surroundings: Surroundings, credentials: Credentials) -> None:
+        settings, rules = self._settings, self._rules
+        parts = urlsplit(surroundings.url)
+        hint = "Check the network to the endpoint (endpointUrl, VPC endpoint, DNS, security group)."
+        if surroundings.proxied:
+            hint += " The environment names a proxy, which hsmcore does not use: signing needs a direct way."
+        self._pool = HttpPool(surroundings.url, settings.connect_timeout_ms / 1e3, surroundings.tls)
+        signer = Signer(surroundings.region, "kms", parts.netloc, parts.path or "/")
+        self._client = KmsClient(self._pool, signer, credentials, self.name, hint)
+        self._keys = KmsKeys(self._client, settings.concurrency, self.name)
+        self._control = KmsControl(self._keys, self.name)
+        self._engine = OffloadEngine(
+            self._keys,
+            member=self.name,
+            queue_size=rules.queue_size,
+            max_message=rules.max_message_bytes,
+            default_timeout=rules.request_timeout_ms / 1e3,
+            cache_size=rules.max_cache_size,
+            single_flight=rules.single_flight,
+            cache_nondeterministic=rules.cache_non_deterministic,
+            verify_every=VERIFY_EVERY[settings.verify_signatures],
+        )
+        self._client.lost = self._lost
+        self._client.retried = self._retried
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """Find another key of the account by its id. Raises KeyNotFound."""
+        name = name_of(key_id)
+        if name is None:
+            raise KeyNotFound(f"{key_id.hex()} is no id of a KMS key", member=self.name)
+        return await self._load(name, None)
+
+    async def _load(self, name: str, pin: AwsKmsSettings | None) -> KeyVersion:
+        keys = _made(self._keys)
+        key = await keys.find(name)
+        if pin is not None:
+            self._check_pin(key, pin)
+        index = next((index for index, held in keys.by_index.items() if held.arn == key.arn), None)
+        if index is None:
+            most = None if key.form.order else MAX_RAW_MESSAGE
+            index = self.engine.add_key(key.form.algorithm, key.public_key, most, "the limit of AWS KMS")
+            keys.by_index[index] = key
+        elif keys.by_index[index].public_key != key.public_key:
+            raise KeyMismatch(f"key {name!r} is another one than before", member=self.name)
+        return KeyVersion(key.id, name, key.form.algorithm, key.public_key, index)
+
+    def _check_pin(self, key: KmsKey, pin: AwsKmsSettings) -> None:
+        if pin.algorithm is not None and pin.algorithm != key.form.algorithm:
+            text = f"key {pin.key_id!r} is of algorithm {key.form.algorithm}, not {pin.algorithm}"
+            raise AlgorithmUnsupported(text, member=self.name, hint="Correct algorithm or keyId.")
+        if pin.public_key_bytes is not None and pin.public_key_bytes != key.public_key:
+            raise KeyMismatch(f"key {pin.key_id!r} is not the one that publicKey names", member=self.name)
+
+    # ---- when something fails ----
+
+    def _retried(self, name: str) -> None:
+        self.engine.meter.recoveries["REOPEN" if name == "ConnectionLost" else "RETRY"] += 1
+
+    def _lost(self) -> None:
+        """No connection can be made: nothing is sent until a probe has found KMS, and the keys, as they were."""
+        if self._engine is None or self._probing or not _made(self._keys).by_index:
+            return
+        self._probing = True
+        get_logger().error("member down: AWS KMS cannot be reached", member=self.name)
+        self._engine.set_down(True)
+        self._spawn(self._probe())
+
+    async def _probe(self) -> None:
+        pause = PROBE_FIRST
+        while True:
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # spreads load, protects nothing
+            pause = min(pause * 2, PROBE_MOST)
+            try:
+                await _made(self._keys).prove_again()
+            except KeyMismatch as error:
+                get_logger().error("member down for good: not the key that it was", member=self.name, error=str(error))
+                self.engine.set_down(True, error.status)
+                return
+            except HsmError as error:
+                self.engine.set_down(True, error.status if error.error_class == "AUTH_FATAL" else "TOKEN_LOST")
+            else:
+                break
+        self._probing = False
+        self.engine.meter.recoveries["MEMBER_DOWN"] += 1
+        self.engine.set_down(False)
+        get_logger().info("member up again", member=self.name)
+
+    async def _renew(self) -> None:
+        """Have the SDK look at temporary credentials, in time and away from the loop."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                credentials = await loop.run_in_executor(self._thread, self._session.credentials)
+            except HsmError as error:
+                get_logger().error("AWS credentials cannot be renewed", member=self.name, error=str(error))
+            else:
+                _made(self._client).credentials = credentials
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Answer everybody, close the connections. Doing it twice is no error."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._engine is not None:
+            await self._engine.stop(STOP_SECONDS)
+        if self._pool is not None:
+            await self._pool.close()
+        self._thread.shutdown(wait=False)
+
+
+def _made(thing: T | None) -> T:
+    if thing is None:
+        raise NotInitialized("used before initialize()")
+    return thing
