@@ -29,8 +29,6 @@ class Faults:
         """Seconds that every answer takes."""
         self.ceiling: int | None = None
         """Requests served at once; more are throttled."""
-        self.hang = False
-        """While true, nothing is answered."""
         self.queue: deque[Fault] = deque()
 
     def add(self, kind: Kind, operation: str | None = "Sign", *, times: int = 1, **details: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import zlib
 from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
+import orjson
+import uvloop
 from tests.support.kms import sigv4
 from tests.support.kms.faults import Fault, Faults
 from tests.support.kms.keys import KeyStore, KmsFailure
@@ -33,7 +34,9 @@ class KmsServer:
         self.at_once = self.most_at_once = 0
         self.port = port
         self._wires: set[_Wire] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
+        self._gate = asyncio.Event()
+        self._gate.set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kms-server")
 
@@ -51,6 +54,13 @@ class KmsServer:
     ) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def hold(self) -> None:
+        """From now on answer nothing until `release`. What has come in is counted in `calls`."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._gate.set)
 
     def cut(self) -> None:
         """Close every connection."""
@@ -90,23 +100,23 @@ class KmsServer:
             self.at_once -= 1
 
     async def _answer(self, wire: _Wire, operation: str, headers: dict[str, str], body: bytes) -> None:
+        arrived = self._loop.time()
         fault = self.faults.take(operation)
-        if self.faults.latency:
-            await asyncio.sleep(self.faults.latency)
-        if self.faults.hang or (fault is not None and fault.kind == "hang"):
+        if fault is not None and fault.kind == "hang":
             await asyncio.Event().wait()
+        await self._gate.wait()
+        status, answer = 200, b"\xff not JSON"
+        if fault is None or fault.kind not in ("drop", "garbage"):
+            try:
+                answer = orjson.dumps(self._result(operation, headers, body, fault))
+            except KmsFailure as failure:
+                status, answer = failure.status, orjson.dumps({"__type": failure.kind, "message": failure.text})
+        # The work is part of the latency, which is then the same for every answer.
+        await asyncio.sleep(arrived + self.faults.latency - self._loop.time())
         if fault is not None and fault.kind == "drop":
             wire.transport.abort()
-            return
-        if fault is not None and fault.kind == "garbage":
-            wire.send(200, b"\xff not JSON")
-            return
-        try:
-            answer = self._result(operation, headers, body, fault)
-        except KmsFailure as failure:
-            wire.send(failure.status, json.dumps({"__type": failure.kind, "message": failure.text}).encode())
-            return
-        wire.send(200, json.dumps(answer).encode())
+        else:
+            wire.send(status, answer)
 
     def _result(self, operation: str, headers: dict[str, str], body: bytes, fault: Fault | None) -> dict[str, Any]:
         if (refused := sigv4.refusal(self.secrets, self.store.region, headers, body)) is not None:
@@ -118,7 +128,7 @@ class KmsServer:
         work = self.store.operations.get(operation)
         if work is None or headers.get("content-type") != _TYPE:
             raise KmsFailure("UnknownOperationException")
-        answer = work(json.loads(body or b"{}"))
+        answer = work(orjson.loads(body or b"{}"))
         return answer | fault.patch if fault is not None else answer
 
 
@@ -131,8 +141,7 @@ class _Wire(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment]  # of a stream
         self._server.connections += 1
         self._server._wires.add(self)
 

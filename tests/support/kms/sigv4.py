@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import re
@@ -29,9 +30,15 @@ def refusal(secrets: Mapping[str, str], region: str, headers: Mapping[str, str],
     moment = headers.get("x-amz-date", "")
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     text = f"AWS4-HMAC-SHA256\n{moment}\n{found['scope']}\n{digest}"
-    key = f"AWS4{secrets[found['key']]}".encode()
-    for part in (found["day"], region, "kms", "aws4_request", text):
-        key = hmac.digest(key, part.encode(), "sha256")
-    if not moment.startswith(found["day"]) or not hmac.compare_digest(key.hex(), found["signature"]):
+    signature = hmac.digest(_signing_key(secrets[found["key"]], found["day"], region), text.encode(), "sha256").hex()
+    if not moment.startswith(found["day"]) or not hmac.compare_digest(signature, found["signature"]):
         return "InvalidSignatureException"
     return None
+
+
+@functools.cache
+def _signing_key(secret: str, day: str, region: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for part in (day, region, "kms", "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key

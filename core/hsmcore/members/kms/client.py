@@ -18,6 +18,9 @@ from hsmcore.members.kms.sigv4 import Credentials, Signer
 TARGET: Final = "TrentService."
 PAUSE_FIRST: Final = 0.02
 PAUSE_MOST: Final = 1.0
+LOST: Final = "ConnectionLost"
+LOST_MOST: Final = 3
+"""So many connections made for one call that end without an answer mean that KMS cannot be reached."""
 NOT_REPEATED: Final = frozenset({"CreateKey", "CreateAlias"})
 """Operations that must not be done twice: tried again only when KMS says that it did nothing."""
 
@@ -41,36 +44,38 @@ class KmsClient:
     async def call(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to an operation. Raises HsmError."""
         body = orjson.dumps(request)
-        attempt = 0
+        pauses = lost = 0
         while True:
-            why, at_once = await self._attempt(operation, body)
-            if isinstance(why, dict):
-                return why
-            self.retried(why)
-            if not at_once:
-                # The whole pause is random, so that those who were throttled together do not come back together.
-                await asyncio.sleep(random.uniform(0, min(PAUSE_FIRST * 2.0**attempt, PAUSE_MOST)))  # noqa: S311
-                attempt += 1
+            try:
+                outcome = await self._attempt(operation, body)
+            except ConnectionLost as error:
+                if error.kept:
+                    self.retried(LOST)
+                    continue  # there are only so many kept connections
+                lost += 1
+                if lost == LOST_MOST or operation in NOT_REPEATED:
+                    raise self._unreachable(operation, f"connection lost: {error}") from None
+                outcome = LOST
+            except ConnectFailed as error:
+                raise self._unreachable(operation, str(error)) from None
+            if isinstance(outcome, dict):
+                return outcome
+            self.retried(outcome)
+            # The whole pause is random, so that those who were throttled together do not come back together.
+            await asyncio.sleep(random.uniform(0, min(PAUSE_FIRST * 2.0**pauses, PAUSE_MOST)))  # noqa: S311
+            pauses += 1
 
-    async def _attempt(self, operation: str, body: bytes) -> tuple[dict[str, Any] | str, bool]:
-        """The answer; or why to try again, and whether at once."""
+    async def _attempt(self, operation: str, body: bytes) -> dict[str, Any] | str:
+        """The answer; or the name of an error that trying again may mend."""
         credentials = self._presentable()
-        try:
-            answer = await self._pool.post(self._signer.head(credentials, TARGET + operation, body) + body)
-        except ConnectFailed as error:
-            self.lost()
-            raise self._down(operation, str(error)) from None
-        except ConnectionLost as error:
-            if operation in NOT_REPEATED:
-                raise self._down(operation, f"{error}; it may have been done") from None
-            return "ConnectionLost", error.kept
+        answer = await self._pool.post(self._signer.head(credentials, TARGET + operation, body) + body)
         if answer.status == 200:
-            return self._content(operation, answer), False
+            return self._content(operation, answer)
         name = _error_name(answer.body)
         row = row_for(name, answer.status)
         throttled = row.status == "BUSY" and answer.status < 500
         if row.then == "retry" and (throttled or operation not in NOT_REPEATED):
-            return name, False
+            return name
         refusal = failure(row, name or f"HTTP {answer.status}", operation, self._member)
         if row.then == "refused":
             self._refused = credentials, refusal
@@ -92,6 +97,10 @@ class KmsClient:
         if not isinstance(content, dict):
             raise self._down(operation, "the answer is not a JSON object")
         return content
+
+    def _unreachable(self, operation: str, detail: str) -> HsmError:
+        self.lost()
+        return self._down(operation, detail)
 
     def _down(self, operation: str, detail: str) -> HsmError:
         return error_of("TOKEN_LOST", call=f"kms:{operation}", detail=detail, member=self._member, hint=self._hint)

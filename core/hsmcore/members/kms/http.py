@@ -50,14 +50,14 @@ class _Connection(asyncio.Protocol):
         return self.transport is not None and not self.transport.is_closing()
 
     def send(self, data: bytes) -> asyncio.Future[Answer]:
-        self._waiter = asyncio.get_running_loop().create_future()
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
         self._body, self._size = [], 0
         self._parser = httptools.HttpResponseParser(self)
         if self.transport is None or self.transport.is_closing():
             self._fail("closed")
         else:
             self.transport.write(data)
-        return self._waiter
+        return waiter
 
     def close(self) -> None:
         if self.transport is not None:

@@ -14,7 +14,7 @@ from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFo
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members.kms.aws import AwsSession, Surroundings, require_installed
-from hsmcore.members.kms.client import KmsClient
+from hsmcore.members.kms.client import LOST, KmsClient
 from hsmcore.members.kms.control import KmsControl
 from hsmcore.members.kms.forms import MAX_RAW_MESSAGE, name_of
 from hsmcore.members.kms.http import HttpPool
@@ -141,7 +141,7 @@ class KmsMember:
     # ---- when something fails ----
 
     def _retried(self, name: str) -> None:
-        self.engine.meter.recoveries["REOPEN" if name == "ConnectionLost" else "RETRY"] += 1
+        self.engine.meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
 
     def _lost(self) -> None:
         """No connection can be made: nothing is sent until a probe has found KMS, and the keys, as they were."""
