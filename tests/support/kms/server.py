@@ -6,6 +6,7 @@ import asyncio
 import threading
 import zlib
 from collections import Counter
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ class KmsServer:
         self.port = port
         self._wires: set[_Wire] = set()
         self._loop = uvloop.new_event_loop()
+        self._listener: asyncio.AbstractServer | None = None
         self._gate = asyncio.Event()
         self._gate.set()
         self._ready = threading.Event()
@@ -62,6 +64,28 @@ class KmsServer:
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._gate.set)
 
+    def stop_listening(self) -> None:
+        """Close the port and every connection; returns when that is done."""
+        self._in_loop(self._stop_listening())
+
+    def start_listening(self) -> None:
+        """Serve the same port again."""
+        self._in_loop(self._listen())
+
+    def _in_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _listen(self) -> None:
+        self._listener = await self._loop.create_server(lambda: _Wire(self), "127.0.0.1", self.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def _stop_listening(self) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        self._cut()
+        await self._listener.wait_closed()
+        self._listener = None
+
     def cut(self) -> None:
         """Close every connection."""
         self._loop.call_soon_threadsafe(self._cut)
@@ -72,15 +96,13 @@ class KmsServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        listener = self._loop.run_until_complete(
-            self._loop.create_server(lambda: _Wire(self), "127.0.0.1", self.port, reuse_address=True)
-        )
-        self.port = listener.sockets[0].getsockname()[1]
+        self._loop.run_until_complete(self._listen())
         self._ready.set()
         try:
             self._loop.run_forever()
         finally:
-            listener.close()
+            if self._listener is not None:
+                self._listener.close()
             self._cut()
             tasks = asyncio.all_tasks(self._loop)
             for task in tasks:

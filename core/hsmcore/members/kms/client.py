@@ -68,7 +68,9 @@ class KmsClient:
     async def _attempt(self, operation: str, body: bytes) -> dict[str, Any] | str:
         """The answer; or the name of an error that trying again may mend."""
         credentials = self._presentable()
-        answer = await self._pool.post(self._signer.head(credentials, TARGET + operation, body) + body)
+        head = self._signer.head(credentials, TARGET + operation, body)
+        # What must not be repeated gets a connection that the peer cannot have closed already.
+        answer = await self._pool.post(head + body, fresh=operation in NOT_REPEATED)
         if answer.status == 200:
             return self._content(operation, answer)
         name = _error_name(answer.body)

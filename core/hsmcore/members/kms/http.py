@@ -119,9 +119,10 @@ class HttpPool:
         self._free: list[_Connection] = []  # the one used last goes first, so that surplus ones grow old and end
         self._taken: set[_Connection] = set()
 
-    async def post(self, request: bytes) -> Answer:
-        """Send a whole request and wait for its answer. Raises ConnectFailed, ConnectionLost."""
-        connection = await self._take()
+    async def post(self, request: bytes, *, fresh: bool = False) -> Answer:
+        """Send a whole request and wait for its answer; `fresh`: on a new connection. Raises ConnectFailed,
+        ConnectionLost."""
+        connection = await self._take(fresh)
         self._taken.add(connection)
         try:
             answer = await connection.send(request)
@@ -135,8 +136,8 @@ class HttpPool:
             self._free.append(connection)
         return answer
 
-    async def _take(self) -> _Connection:
-        while self._free:
+    async def _take(self, fresh: bool) -> _Connection:
+        while self._free and not fresh:
             connection = self._free.pop()
             if connection.open:
                 return connection

@@ -60,7 +60,7 @@ class KmsKeys:
                 "SigningAlgorithm": held.form.signing,
             },
         )
-        if answer.get("KeyId") != held.arn:
+        if not _names(answer, held.arn):
             raise KeyMismatch("kms:Sign answered for another key", call="kms:Sign", member=self._member)
         signature = raw_signature(held.form, _bytes(answer.get("Signature")))
         if signature is None:
@@ -94,7 +94,7 @@ class KmsKeys:
         algorithms = answer.get("SigningAlgorithms")
         if not isinstance(algorithms, list) or form.signing not in algorithms:
             raise AlgorithmUnsupported(f"key {arn} does not sign with {form.signing}", member=self._member)
-        if answer.get("KeyId") != arn:
+        if not _names(answer, arn):
             raise KeyMismatch(f"kms:GetPublicKey answered for another key than {arn}", member=self._member)
         public_key = raw_public_key(form, _bytes(answer.get("PublicKey")))
         if public_key is None:
@@ -124,6 +124,12 @@ class KmsKeys:
                 raise
             text = f"kms:{operation} did not succeed within {CALL_SECONDS:g} s"
             raise MemberDown(text, call=f"kms:{operation}", member=self._member) from None
+
+
+def _names(answer: dict[str, Any], arn: str) -> bool:
+    """Whether an answer is of that key. AWS gives the ARN, as documented; what stands in for it may give the id."""
+    named = answer.get("KeyId")
+    return isinstance(named, str) and named in (arn, arn.rpartition("/")[2])
 
 
 def _bytes(value: object) -> bytes:
