@@ -6,7 +6,7 @@ import gc
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +14,9 @@ from tests.support.leaks import holdings, surplus_since
 from tests.support.loops import FACTORIES, LoopRunner, warm_up
 from tests.support.shim import Shim, compile_shim
 from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_token
+
+if TYPE_CHECKING:
+    from tests.support.kms import KmsServer
 
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _folder = Folder()
@@ -124,6 +127,16 @@ def fresh_token(softhsm: Path) -> Iterator[Callable[..., Token]]:
     yield make
     for token in made:
         token.remove()
+
+
+@pytest.fixture
+def kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[KmsServer]:
+    """A KMS of the test's own, and credentials for it in the environment."""
+    from tests.support.kms import KmsServer, set_credentials
+
+    set_credentials(monkeypatch)
+    with KmsServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

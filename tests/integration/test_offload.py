@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.support.kms.fixtures import config as kms_config
-from tests.support.kms.fixtures import kms  # noqa: F401  # a fixture
+from tests.support.kms import config as kms_config
 from tests.support.managers import counters, opened, settle, start, until
 from tests.support.verifiers import is_good
 
@@ -38,15 +37,15 @@ SPECS = {"ed25519": "ECC_NIST_EDWARDS25519", "ecdsa-p256": "ECC_NIST_P256", "ecd
 
 
 @pytest.fixture(params=["softhsm", "aws-kms"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Place:
     """A place that works on two requests at once and can be held."""
-    yield make(request, request.param)
+    return make(request, request.param)
 
 
 @pytest.fixture(params=["softhsm", "aws-kms", "ephemeral"])
-def anywhere(request: pytest.FixtureRequest) -> Iterator[Place]:
+def anywhere(request: pytest.FixtureRequest) -> Place:
     """Every kind of member."""
-    yield make(request, request.param)
+    return make(request, request.param)
 
 
 def make(request: pytest.FixtureRequest, kind: str) -> Place:
@@ -157,16 +156,21 @@ async def test_it_belongs_to_one_loop_and_one_process(anywhere):
         await asyncio.to_thread(thread.join)
         assert [type(error) for error in failures] == [hsmcore.WrongEventLoop]
         engine = manager._member.engine
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                engine.submit(b"x")
-            except hsmcore.EngineForked:
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitpid(child, 0)[1] == 0
+        assert in_a_child(lambda: engine.submit(b"x")) == 0
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """0 if the work raises EngineForked in a forked child."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+        except hsmcore.EngineForked:
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
 
 
 # ---- cache and single-flight -----------------------------------------------------------------------------------------

@@ -95,7 +95,9 @@ class KmsClient:
         try:
             content = orjson.loads(answer.body or b"{}")
         except orjson.JSONDecodeError:
-            content = None
+            content = b""
+        if content is None:  # an operation that says nothing
+            content = {}
         if not isinstance(content, dict):
             raise self._down(operation, "the answer is not a JSON object")
         return content

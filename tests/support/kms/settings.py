@@ -1,8 +1,7 @@
-"""Fixtures and shorthands for tests that sign with KMS."""
+"""Shorthands for tests that sign with KMS."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ def set_credentials(
     if access_key is not None:
         patch.setenv("AWS_ACCESS_KEY_ID", access_key)
         patch.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
-
-
-@pytest.fixture
-def kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[KmsServer]:
-    """A KMS of the test's own, and credentials for it."""
-    set_credentials(monkeypatch)
-    with KmsServer() as server:
-        yield server
 
 
 def config(server: KmsServer, key: Key | str, settings: dict[str, Any] | None = None, **rules: Any) -> dict[str, Any]:
