@@ -527,15 +527,6 @@ async def test_the_customers_configuration_says_what_to_install(tmp_path, monkey
 
 
 @one_loop
-@pytest.mark.parametrize("config", [{"type": "aws-kms", "config": {"keyId": "alias/sequencer"}}])
-async def test_a_kind_of_provider_that_this_version_lacks(config):
-    with pytest.raises(hsmcore.HsmError, match="aws-kms") as caught:
-        await hsmcore.create_key_manager({"keyManager": config}).initialize()
-    assert caught.value.status == "MODULE_MISSING"
-    assert "not part of this version" in caught.value.hint
-
-
-@one_loop
 async def test_an_audit_log_that_cannot_be_written(world, tmp_path):
     (tmp_path / "file").write_text("")
     config = world.config(auditLogFile=str(tmp_path / "file" / "audit.log"))

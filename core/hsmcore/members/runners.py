@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, runtime_checkable
 
 from hsmcore.errors import HsmError, InternalError, error_of
 from hsmcore.members.requests import Request
@@ -33,7 +34,7 @@ class Backend(Protocol):
     concurrency: int
     """How many calls it takes at once."""
 
-    async def sign(self, key: int, message: bytes) -> bytes:
+    def sign(self, key: int, message: bytes) -> Coroutine[Any, Any, bytes]:
         """The signature, 64 bytes. Raises HsmError. It is cancelled when the deadline has passed and at the stop, and
         must then let go of what it was waiting for. `key` is what `add_key` returned."""
 
@@ -46,7 +47,7 @@ class TaskRunner:
         self.workers = min(backend.concurrency, most)
         self._sign = backend.sign
         self._member, self._take, self._finish = member, take, finish
-        self._tasks: dict[Request, asyncio.Task[None]] = {}
+        self._tasks: dict[Request, asyncio.Task[bytes]] = {}
         self._expired: set[Request] = set()
         self.clogged = False
         """Whether calls that do not end, past every deadline, are all that there is room for."""
@@ -65,24 +66,28 @@ class TaskRunner:
     def pump(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin what there is room for."""
         while len(self._tasks) < self.workers and (request := self._take()) is not None:
-            self._tasks[request] = loop.create_task(self._work(request, loop))
+            task = self._tasks[request] = loop.create_task(self._sign(request.key, request.message))
+            # Not a coroutine around it: of a task that is cancelled before its first step nothing runs but this.
+            task.add_done_callback(functools.partial(self._done, request, loop))
 
-    async def _work(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        result: bytes | HsmError
-        try:
-            result = await self._sign(request.key, request.message)
-        except asyncio.CancelledError:
-            result = error_of("CANCELLED", member=self._member)  # by ourselves: whoever waited has an answer
-        except HsmError as error:
-            result = error
-        except Exception as error:  # noqa: BLE001  # a caller must get an answer whatever a back end raises
-            result = InternalError(f"the back end raised {type(error).__name__}", member=self._member)
+    def _done(self, request: Request, loop: asyncio.AbstractEventLoop, task: asyncio.Task[bytes]) -> None:
         del self._tasks[request]
         if request in self._expired:
             self._expired.discard(request)
             self.clogged = False
-        self._finish(request, result)
+        self._finish(request, self._outcome(task))
         self.pump(loop)
+
+    def _outcome(self, task: asyncio.Task[bytes]) -> bytes | HsmError:
+        if task.cancelled():
+            return error_of("CANCELLED", member=self._member)  # by ourselves: whoever waited has an answer
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, HsmError):
+            return error
+        # A caller must get an answer whatever a back end raises; its text may say anything.
+        return InternalError(f"the back end raised {type(error).__name__}", member=self._member)
 
     def expire(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         """Nobody waits for the request any more and its time is up: end its task."""
