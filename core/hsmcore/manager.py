@@ -57,7 +57,7 @@ class KeyManager:
         self._verifiers = VerifierPool()
         self._member: Member | None = None
         self._key: KeyVersion | None = None
-        self._refused: tuple[type[LoginError], str] | None = None
+        self._refused: LoginError | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
         self._submit: Callable[[object, float | None, int], Signed] = _not_initialized
         self._key_index = 0
@@ -77,12 +77,11 @@ class KeyManager:
 
     async def _open(self) -> None:
         if self._refused is not None:
-            kind, status = self._refused
-            raise kind(
+            raise type(self._refused)(
                 "an earlier initialize() was refused; another attempt could lock the PIN",
-                status=status,
+                status=self._refused.status,
                 member=self._rules.name,
-                hint="Correct the PIN, then make a new key manager.",
+                hint=f"{self._refused.hint} Then make a new key manager.",
             )
         self._warn_of_what_is_missing()
         try:
@@ -91,7 +90,7 @@ class KeyManager:
             key = await self._start(member)
         except BaseException as error:
             if isinstance(error, LoginError):
-                self._refused = type(error), error.status
+                self._refused = error.with_traceback(None)
             self.audit.record("open", result="error", error=type(error).__name__, member=self._rules.name)
             await self.audit.close()
             raise

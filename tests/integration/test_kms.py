@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 from collections.abc import Iterator
 
@@ -59,9 +60,10 @@ async def test_a_message_beyond_the_limit_is_hashed_here_or_refused(kms):
         message = bytes(4097)
         assert is_good("ecdsa-p256", manager.public_key, message, await manager.sign(message))
     async with opened(config(kms, kms.store.make())) as manager:
+        kms.calls.clear()
         with pytest.raises(hsmcore.MessageTooLarge, match="the limit of AWS KMS is 4096"):
             await manager.sign(message)
-    assert kms.calls["Sign"] == 1
+        assert not kms.calls
 
 
 @one_loop
@@ -144,6 +146,45 @@ async def test_wrong_credentials_are_presented_once(kms, monkeypatch, access_key
 
 
 @one_loop
+async def test_a_manager_that_was_refused_does_not_ask_again(kms, monkeypatch):
+    set_credentials(monkeypatch, "AKIANOBODYNOBODYNOBO")
+    manager = hsmcore.create_key_manager(config(kms, kms.store.make()))
+    for _ in range(3):
+        with pytest.raises(LoginError) as caught:
+            await manager.initialize()
+        assert "AWS SDK" in caught.value.hint
+    assert sum(kms.calls.values()) == 1
+
+
+@one_loop
+async def test_temporary_credentials_are_renewed_by_the_sdk(kms, monkeypatch, tmp_path):
+    monkeypatch.setattr("hsmcore.members.kms.member.RENEW_SECONDS", 0.02)
+    set_credentials(monkeypatch, None)
+    given = tmp_path / "credentials.json"
+
+    def issue(access_key: str) -> None:
+        soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)
+        issued = {"AccessKeyId": access_key, "SecretAccessKey": "temporary", "SessionToken": f"token of {access_key}"}
+        fresh = tmp_path / "fresh.json"
+        fresh.write_text(json.dumps({"Version": 1, "Expiration": soon.isoformat(), **issued}))
+        fresh.replace(given)
+
+    settings = tmp_path / "config"
+    settings.write_text(f"[default]\ncredential_process = cat {given}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
+    issue("ASIAFIRST")
+    kms.secrets = {"ASIAFIRST": "temporary"}
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        await manager.sign(b"x")
+        issue("ASIASECOND")
+        await until(lambda: manager._member._client.credentials.access_key == "ASIASECOND")
+        kms.secrets = {"ASIASECOND": "temporary"}
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+        given.unlink()  # the SDK fails: what is valid goes on being used
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+@one_loop
 async def test_without_credentials_nothing_is_sent(kms, monkeypatch):
     set_credentials(monkeypatch, None)
     error = await refusal(config(kms, kms.store.make()), LoginError)
@@ -175,13 +216,25 @@ async def test_a_key_that_cannot_sign_is_refused_at_the_start(kms, change, kind,
 
 
 @one_loop
+async def test_a_key_that_may_not_be_used_is_refused_at_the_start(kms):
+    kms.faults.error("AccessDeniedException", "Sign")
+    error = await refusal(config(kms, kms.store.make()), LoginError)
+    assert "kms:Sign" in error.hint
+    key, other = kms.store.make(), kms.store.make()
+    key.sign = other.sign
+    await refusal(config(kms, key), hsmcore.KeyMismatch)
+
+
+@one_loop
 async def test_a_pinned_key_must_be_that_one(kms):
     key, other = kms.store.make(), kms.store.make()
     async with opened(config(kms, key, {"publicKey": key.raw_public.hex(), "algorithm": "ed25519"})):
         pass
+    kms.calls.clear()
     await refusal(config(kms, key, {"publicKey": other.raw_public.hex()}), hsmcore.KeyMismatch)
     await refusal(config(kms, key, {"algorithm": "ecdsa-p256"}), AlgorithmUnsupported)
     await refusal(config(kms, "alias/nobody"), hsmcore.KeyNotFound)
+    assert kms.calls["Sign"] == 0, "a key that is not the one signs nothing at all"
 
 
 @one_loop
@@ -238,6 +291,7 @@ def test_what_is_missing_says_how_to_install_it(monkeypatch):
 @one_loop
 async def test_what_passes_is_tried_again(kms, name, status):
     async with opened(config(kms, kms.store.make())) as manager:
+        kms.calls.clear()
         kms.faults.error(name, status=status, times=3)
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
         assert kms.calls["Sign"] == 4
@@ -246,6 +300,7 @@ async def test_what_passes_is_tried_again(kms, name, status):
 
 async def test_trying_again_ends_with_the_deadline(kms):
     async with opened(config(kms, kms.store.make())) as manager:
+        kms.calls.clear()
         kms.faults.error("ThrottlingException", times=10_000)
         with pytest.raises(hsmcore.DeadlineExceeded):
             await manager.sign(b"x", timeout=0.3)
@@ -270,6 +325,7 @@ async def test_trying_again_ends_with_the_deadline(kms):
 @one_loop
 async def test_what_does_not_pass_is_not_tried_again(kms, name, kind):
     async with opened(config(kms, kms.store.make())) as manager:
+        kms.calls.clear()
         kms.faults.error(name)
         with pytest.raises(kind) as caught:
             await manager.sign(b"x")
@@ -284,6 +340,7 @@ async def test_what_does_not_pass_is_not_tried_again(kms, name, kind):
 @one_loop
 async def test_refused_credentials_are_not_presented_again(kms, name):
     async with opened(config(kms, kms.store.make())) as manager:
+        kms.calls.clear()
         kms.faults.error(name)
         for _ in range(3):
             with pytest.raises(LoginError, match=name):
@@ -359,11 +416,12 @@ async def test_it_signs_again_when_kms_is_back(kms):
 async def test_a_key_that_comes_back_as_another_one_signs_nothing(kms):
     key = kms.store.make()
     async with opened(config(kms, key, maxCacheSize=0)) as manager:
+        kms.calls.clear()
         await outage(kms, manager)
         key.replace()
         kms.start_listening()
 
-        await until(lambda: kms.calls["GetPublicKey"] == 2)
+        await until(lambda: kms.calls["GetPublicKey"] == 1)
         seen: list[object] = [None]
         while not isinstance(seen[-1], hsmcore.KeyMismatch):  # until the answer has been read
             seen += await asyncio.gather(manager.sign(b"x"), return_exceptions=True)
@@ -374,6 +432,7 @@ async def test_a_key_that_comes_back_as_another_one_signs_nothing(kms):
 
 async def test_an_outage_fails_who_waits_and_closing_ends_the_probe(kms):
     async with opened(config(kms, kms.store.make(), {"concurrency": 1}, maxCacheSize=0)) as manager:
+        kms.calls.clear()
         kms.hold()
         tasks = [start(manager.sign(b"%d" % n)) for n in range(20)]
         await until(lambda: kms.calls["Sign"] == 1)

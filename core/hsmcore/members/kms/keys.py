@@ -6,9 +6,13 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hsmcore import _native
 from hsmcore.errors import (
     AlgorithmUnsupported,
     HsmError,
@@ -25,6 +29,7 @@ from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, identity_of,
 
 CALL_SECONDS: Final = 30.0
 """How long anything but a signature may take, repetitions included."""
+PROOF: Final = b"hsmcore key test"  # as the native core
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,9 @@ class KmsKeys:
 
     async def sign(self, key: int, message: bytes) -> bytes:
         """As Backend."""
-        held = self.by_index[key]
+        return await self._sign(self.by_index[key], message)
+
+    async def _sign(self, held: KmsKey, message: bytes) -> bytes:
         kind = "RAW"
         if len(message) > MAX_RAW_MESSAGE and held.form.order:
             kind, message = "DIGEST", hashlib.sha256(message).digest()
@@ -89,6 +96,16 @@ class KmsKeys:
             raise AlgorithmUnsupported(f"key {name!r} is of spec {spec}", member=self._member, hint=hint)
         return KmsKey(arn, identity, form, await self._public_key(arn, form))
 
+    async def prove(self, key: KmsKey) -> None:
+        """One signature, verified here: the key is the one that its public key says, and we may use it."""
+        # Of no meaning to anybody, and never the same: it could not pass for a message of the application.
+        message = PROOF + secrets.token_bytes(32)
+        async with self._within("Sign"):
+            signature = await self._sign(key, message)
+        if not _native.verify(key.form.algorithm, key.public_key, message, signature):
+            text = f"key {key.arn} made a signature that its public key does not verify"
+            raise KeyMismatch(text, call="kms:Sign", member=self._member)
+
     async def _public_key(self, arn: str, form: Form) -> bytes:
         answer = await self.ask("GetPublicKey", {"KeyId": arn})
         algorithms = answer.get("SigningAlgorithms")
@@ -116,9 +133,14 @@ class KmsKeys:
 
     async def ask(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """Any operation, within CALL_SECONDS."""
+        async with self._within(operation):
+            return await self._client.call(operation, request)
+
+    @asynccontextmanager
+    async def _within(self, operation: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                return await self._client.call(operation, request)
+                yield
         except TimeoutError as error:
             if isinstance(error, HsmError):
                 raise

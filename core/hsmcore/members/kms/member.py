@@ -124,6 +124,7 @@ class KmsMember:
             self._check_pin(key, pin)
         index = next((index for index, held in keys.by_index.items() if held.arn == key.arn), None)
         if index is None:
+            await keys.prove(key)
             most = None if key.form.order else MAX_RAW_MESSAGE
             index = self.engine.add_key(key.form.algorithm, key.public_key, most, "the limit of AWS KMS")
             keys.by_index[index] = key
