@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from moto.server import ThreadedMotoServer
 from tests.support.kms import ACCESS_KEY, REGION, SECRET_KEY, KmsServer, config, set_credentials
+from tests.support.kms.tls import make_certificate
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start, until
 from tests.support.verifiers import is_good, is_low_s
@@ -87,6 +88,28 @@ async def test_the_work_is_bounded_and_the_connections_are_kept(kms):
             await asyncio.gather(*(manager.sign(b"%d" % n) for n in range(30)))
     assert kms.most_at_once == 5
     assert kms.connections == 5
+
+
+async def test_an_endpoint_must_be_who_it_says(monkeypatch, tmp_path):
+    set_credentials(monkeypatch)
+    for address, trusts, good in (("127.0.0.1", True, True), ("127.0.0.1", False, False), ("127.0.0.2", True, False)):
+        context, trusted = make_certificate(tmp_path, address)
+        if trusts:
+            monkeypatch.setenv("AWS_CA_BUNDLE", str(trusted))
+        else:
+            monkeypatch.delenv("AWS_CA_BUNDLE")
+        with KmsServer(tls=context) as server:
+            given = config(server, server.store.make(), maxCacheSize=0)
+            if good:
+                async with opened(given) as manager:
+                    for signature in await manager.sign_many([b"x"] * 20):
+                        assert is_good("ed25519", manager.public_key, b"x", signature)
+                    server.cut()
+                    assert is_good("ed25519", manager.public_key, b"y", await manager.sign(b"y"))
+            else:
+                error = await refusal(given, hsmcore.MemberDown)
+                assert "certificate is not trusted" in str(error)
+            assert bool(server.calls) == good
 
 
 # ---- moto ------------------------------------------------------------------------------------------------------------

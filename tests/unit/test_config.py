@@ -456,6 +456,23 @@ def test_a_wrong_value_is_refused_by_its_path(keys: dict[str, Any], path: str, p
         ("pkcs11", {**OTHER, "uri": "pkcs11:?pin-source=%7Ccat"}, ".uri", "pin-source cannot be a command"),
         ("pkcs11", {**OTHER, "uri": "pkcs11:?pin-source=pin"}, ".uri", "must be the absolute path of a file"),
         ("aws-kms", {}, ".keyId", "is required"),
+        ("aws-kms", {"keyId": "k", "endpointUrl": "kms.example.com"}, ".endpointUrl", "must be an http(s) URL"),
+        (
+            "aws-kms",
+            {"keyId": "k", "endpointUrl": "http://kms.example.com"},
+            ".endpointUrl",
+            "must begin with https://",
+        ),
+        ("aws-kms", {"keyId": "k", "endpointUrl": "https://user@host"}, ".endpointUrl", "must be an http(s) URL"),
+        ("aws-kms", {"keyId": "k", "concurrency": 0}, ".concurrency", "must be a whole number from 1 to 1024"),
+        ("aws-kms", {"keyId": "k", "connectTimeoutMs": 0}, ".connectTimeoutMs", "must be a whole number from 1"),
+        (
+            "aws-kms",
+            {"keyId": "arn:aws:kms:eu-west-1:111122223333:alias/a", "region": "eu-west-2"},
+            "",
+            "region is eu-west-2, but the ARN in keyId says eu-west-1",
+        ),
+        ("ephemeral", {"algorithm": "ecdsa-p256"}, ".algorithm", "must be 'ed25519'"),
         ("ephemeral", {}, "!", 'own provider is of type "ephemeral"'),
     ],
 )

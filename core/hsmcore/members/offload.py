@@ -12,16 +12,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from hsmcore import _native
 from hsmcore.control.curves import Algorithm
-from hsmcore.errors import BadArgument, HsmError, NotInitialized, WrongEventLoop, error_of
+from hsmcore.errors import HsmError, NotInitialized, WrongEventLoop, error_of
+from hsmcore.members.keytable import KeyRow, KeyTable
 from hsmcore.members.metering import Meter
 from hsmcore.members.requests import (
     NS,
-    SIGNATURE_BYTES,
     Batch,
     Place,
     Request,
@@ -34,16 +33,6 @@ from hsmcore.members.sharing import Sharing
 
 SWEEP_SECONDS = 0.005
 """Callers may be answered this much after their deadline."""
-
-
-@dataclass(slots=True)
-class _Key:
-    algorithm: Algorithm
-    public_key: bytes
-    shared: bool
-    max_message: int
-    limit: str  # what max_message comes from
-    retired: bool = False
 
 
 class OffloadEngine:
@@ -78,13 +67,12 @@ class OffloadEngine:
         self._default_timeout = int(default_timeout * NS)
         self._sharing = Sharing(cache_size, single_flight)
         self._share_all = cache_nondeterministic
-        self._verify_every = verify_every
         self._process = _native.fork_generation()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._open = self._down = False
         self._down_status = "TOKEN_LOST"
-        self._keys: list[_Key] = []
+        self._keys = KeyTable(member, verify_every)
         self._ready: deque[Request] = deque()  # not begun, in order; those that are not live any more are skipped
         self._live: set[Request] = set()
         self._of: dict[asyncio.Future[Any], list[Waiter]] = {}  # who has no answer yet
@@ -111,14 +99,11 @@ class OffloadEngine:
         most, name = self._max_message, "maxMessageBytes"
         if max_message is not None and max_message < most:
             most, name = max_message, limit
-        self._keys.append(_Key(algorithm, public_key, shared, most, name))
-        return len(self._keys) - 1
+        return self._keys.add(KeyRow(algorithm, public_key, shared, most, name))
 
     def retire_key(self, index: int) -> None:
         """Refuse every further request for this key, also those that are queued, and forget cached signatures."""
-        if not 0 <= index < len(self._keys):
-            raise BadArgument(f"no key with index {index}", member=self._member)
-        self._keys[index].retired = True
+        self._keys.row(index).retired = True
         self.clear_cache()
         self._refuse_queued("KEY_DEACTIVATED", index)
 
@@ -160,9 +145,9 @@ class OffloadEngine:
         """Sign one message: its signature if the cache holds it, else a future of it."""
         loop = self._checked()
         limit = self._default_timeout if timeout is None else timeout_ns(timeout)
-        row = self._row(key)
+        row = self._keys.row(key)
         data = checked_message(message, row.max_message, row.limit, self._member)
-        self._check_active(row)
+        self._keys.check_active(row)
         held = self._sharing.look_up(key, data) if row.shared else None
         if isinstance(held, bytes):
             return held
@@ -182,11 +167,11 @@ class OffloadEngine:
         loop = self._checked()
         if not isinstance(messages, Iterable):
             raise TypeError(f"{type(messages).__name__!r} object is not iterable")
-        row = self._row(key)
+        row = self._keys.row(key)
         data = [checked_message(message, row.max_message, row.limit, self._member) for message in messages]
         now = time.monotonic_ns()
         deadline = now + (self._default_timeout if timeout is None else timeout_ns(timeout))
-        self._check_active(row)
+        self._keys.check_active(row)
         future: asyncio.Future[list[Any]] = loop.create_future()
         if not data:
             future.set_result([])
@@ -279,16 +264,7 @@ class OffloadEngine:
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
         return loop
 
-    def _row(self, key: int) -> _Key:
-        if not 0 <= key < len(self._keys):
-            raise BadArgument(f"no key with index {key}", member=self._member)
-        return self._keys[key]
-
-    def _check_active(self, row: _Key) -> None:
-        if row.retired:
-            raise self._failure("KEY_DEACTIVATED")
-
-    def _enter(self, waiter: Waiter, row: _Key, key: int, message: bytes, now: int, joined: Request | None) -> None:
+    def _enter(self, waiter: Waiter, row: KeyRow, key: int, message: bytes, now: int, joined: Request | None) -> None:
         if joined is not None:
             joined.add(waiter)
             return
@@ -320,26 +296,17 @@ class OffloadEngine:
         """Take what the back end answered. For the runner."""
         self.meter.hsm_ns.add(time.monotonic_ns() - request.begun)
         if isinstance(result, bytes):
-            result = self._judged(request, result)
+            result = self._keys.judged(request.key, request.message, result)
         if isinstance(result, bytes):
             self.meter.signatures += 1
             self.completed += 1
-            if self._keys[request.key].shared:
+            if self._keys.row(request.key).shared:
                 self._sharing.keep(request, result)
         else:
             self.meter.failures += result.status != "CANCELLED"
+            self.meter.wrong += result.status == "SIGNATURE_INVALID"
         self._settle(request, result)
         self._check_idle()
-
-    def _judged(self, request: Request, signature: bytes) -> bytes | HsmError:
-        if len(signature) != SIGNATURE_BYTES:
-            return self._failure("SIGNATURE_MALFORMED")
-        if self._verify_every and (self.meter.signatures + 1) % self._verify_every == 0:
-            key = self._keys[request.key]
-            if not _native.verify(key.algorithm, key.public_key, request.message, signature):
-                self.meter.wrong += 1
-                return self._failure("SIGNATURE_INVALID")
-        return signature
 
     def _refuse_queued(self, status: str, key: int | None = None) -> None:
         for request in list(self._live):

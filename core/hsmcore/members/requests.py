@@ -10,7 +10,6 @@ from typing import Any
 from hsmcore.errors import EmptyMessage, HsmError, InvalidMessageType, InvalidTimeout, error_of
 
 NS = 1_000_000_000
-SIGNATURE_BYTES = 64
 _LONGEST_SECONDS = 1e8
 
 

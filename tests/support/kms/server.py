@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import zlib
 from collections import Counter
@@ -26,14 +27,15 @@ class KmsServer:
     """`with KmsServer() as kms:` serves `kms.url` until the end of the block. Keys are in `kms.store`, what goes wrong
     in `kms.faults`; `kms.calls` counts the requests that came in by operation, `kms.most_at_once` those together."""
 
-    def __init__(self, region: str = REGION, *, port: int = 0) -> None:
+    def __init__(self, region: str = REGION, *, tls: ssl.SSLContext | None = None) -> None:
         self.store = KeyStore(region)
         self.faults = Faults()
         self.secrets = {ACCESS_KEY: SECRET_KEY}
         self.calls: Counter[str] = Counter()
         self.connections = 0
         self.at_once = self.most_at_once = 0
-        self.port = port
+        self.port = 0
+        self._tls = tls
         self._wires: set[_Wire] = set()
         self._loop = uvloop.new_event_loop()
         self._listener: asyncio.AbstractServer | None = None
@@ -44,7 +46,7 @@ class KmsServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -76,7 +78,7 @@ class KmsServer:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self) -> None:
-        self._listener = await self._loop.create_server(lambda: _Wire(self), "127.0.0.1", self.port)
+        self._listener = await self._loop.create_server(lambda: _Wire(self), "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _stop_listening(self) -> None:
@@ -187,4 +189,5 @@ class _Wire(asyncio.Protocol):
             f"x-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\nx-amz-crc32: {zlib.crc32(body)}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        self.transport.write(head.encode() + body)
+        if not self.transport.is_closing():  # the caller may have gone
+            self.transport.write(head.encode() + body)
