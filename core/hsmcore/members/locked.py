@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import mmap
 import os
 import resource
 import weakref
 from typing import Any, Final
 
-from nacl import _sodium  # type: ignore[attr-defined]  # an extension without types
-
 from hsmcore.errors import EngineClosed, OutOfMemory, SystemFailure
 
 # PyNaCl's own classes take the seed as Python bytes, which cannot be wiped and may be copied anywhere. Through its
 # binding of libsodium the key pair is made by libsodium right inside the memory that is protected.
+_sodium: Final[Any] = importlib.import_module("nacl._sodium")
 _ffi: Final[Any] = _sodium.ffi
 _lib: Final[Any] = _sodium.lib
 _libc: Final = ctypes.CDLL(None, use_errno=True)
