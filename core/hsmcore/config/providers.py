@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
 from hsmcore.config.base import Model, Text
+from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.pkcs11 import (
     Algorithm,
-    AwsCloudHsmSettings,
     GenericPkcs11Settings,
     KeyPin,
     Pkcs11Settings,
