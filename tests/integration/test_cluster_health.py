@@ -249,11 +249,11 @@ def test_doctor_knows_the_cluster_among_several_and_lists_candidates(fresh_token
     config.write_text(json.dumps(cluster.provider()))
     run_cli(["doctor", "--config", str(config), "--json"])
     out, err = capfd.readouterr()
-    steps = {step["name"]: step for step in json.loads(out)["members"][0]["steps"]}
+    steps = {step["name"]: step for step in json.loads(out)["providers"][0]["steps"]}
     assert steps["token"]["outcome"] == "ok", err
     assert steps["token"]["data"]["slotDescription"] == CLUSTERS[0]
     assert steps["login"]["outcome"] == "ok"
     config.write_text(json.dumps(cluster.provider(settings={"clusterId": None})))
     assert run_cli(["doctor", "--config", str(config), "--json"]) == 1
-    steps = {step["name"]: step for step in json.loads(capfd.readouterr().out)["members"][0]["steps"]}
+    steps = {step["name"]: step for step in json.loads(capfd.readouterr().out)["providers"][0]["steps"]}
     assert {token["slotDescription"] for token in steps["token"]["data"]["candidates"]} == set(CLUSTERS)
