@@ -37,8 +37,28 @@ static struct row *row_of_real(const struct chaos_slot *slot, CK_OBJECT_HANDLE r
     return NULL;
 }
 
+/* A module whose handles mean nothing in another session: the session's number stands above the wrapped module's. */
+#define TAG_SHIFT 32U
+#define TAG_BITS UINT64_C(0x7fffffff)
+
+static CK_OBJECT_HANDLE tag_of(const struct chaos_call *call) {
+    return (call->handle & TAG_BITS) << TAG_SHIFT;
+}
+
+static CK_OBJECT_HANDLE untagged(const struct chaos_call *call, CK_OBJECT_HANDLE given) {
+    if (!chaos_config.manners.handles_per_session || given == CK_INVALID_HANDLE) {
+        return given;
+    }
+    CK_OBJECT_HANDLE tag = given & ~UINT64_C(0xffffffff);
+    return tag == tag_of(call) ? given ^ tag : CK_INVALID_HANDLE;
+}
+
 CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE given) {
-    if (call->plain || atomic_load_explicit(&used, memory_order_acquire) == 0) {
+    if (call->plain) {
+        return given;
+    }
+    given = untagged(call, given);
+    if (atomic_load_explicit(&used, memory_order_acquire) == 0) {
         return given;
     }
     (void)pthread_rwlock_rdlock(&lock);
@@ -49,20 +69,26 @@ CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE gi
 }
 
 void chaos_objects_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count) {
-    if (call->plain || atomic_load_explicit(&used, memory_order_acquire) == 0) {
+    if (call->plain) {
         return;
     }
-    (void)pthread_rwlock_rdlock(&lock);
-    for (CK_ULONG i = 0; i < count; i++) {
-        /* Only an object whose own number was given away needs another one. */
-        const struct row *row =
-            row_of_given(call->slot, handles[i]) != NULL ? row_of_real(call->slot, handles[i]) : NULL;
-        handles[i] = row != NULL ? row->given : handles[i];
+    if (atomic_load_explicit(&used, memory_order_acquire) != 0) {
+        (void)pthread_rwlock_rdlock(&lock);
+        for (CK_ULONG i = 0; i < count; i++) {
+            /* Only an object whose own number was given away needs another one. */
+            const struct row *row =
+                row_of_given(call->slot, handles[i]) != NULL ? row_of_real(call->slot, handles[i]) : NULL;
+            handles[i] = row != NULL ? row->given : handles[i];
+        }
+        (void)pthread_rwlock_unlock(&lock);
     }
-    (void)pthread_rwlock_unlock(&lock);
+    for (CK_ULONG i = 0; chaos_config.manners.handles_per_session && i < count; i++) {
+        handles[i] |= tag_of(call);
+    }
 }
 
 void chaos_object_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other) {
+    given = untagged(call, given);
     (void)pthread_rwlock_wrlock(&lock);
     struct row *row = row_of_given(call->slot, given);
     CK_OBJECT_HANDLE real = row != NULL ? row->real : given;

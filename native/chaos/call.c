@@ -47,9 +47,13 @@ static bool end_call(struct chaos_call *call) {
     return false;
 }
 
-/* Faults first, then the wait for a server, then the wrapped module: what a fault does, it does before the device could
+/* What the module refuses always, then faults, then the wait for a server, then the wrapped module: what a fault does, it does before the device could
  * have known of the call. */
 static bool prepare(struct chaos_call *call) {
+    call->rv = chaos_refused(call);
+    if (call->rv != CKR_OK) {
+        return false;
+    }
     if (!call->query) {
         struct chaos_effect effect;
         call->number = atomic_fetch_add_explicit(&call->slot->turns[call->function], 1, memory_order_relaxed) + 1;

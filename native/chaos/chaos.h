@@ -10,6 +10,8 @@
  * fault.c     which call is struck                            strike.c    what a fault does
  * impostor.c  another key, for two of the faults              alias.c     recycled object handles
  * latency.c   distributions, clocks                           schedule.c  generator, call numbers, hung calls
+ * manners.c   what a vendor's module refuses                  looks.c     what it shows otherwise
+ * objects.c   the wrappers that make and read objects         polite.c    manners from JSON
  * config.c, parse.c, json.c: the JSON file                    control.c, command.c: the socket
  */
 #ifndef HSMCORE_CHAOS_H
@@ -22,29 +24,8 @@
 
 #include <p11-kit/pkcs11.h>
 
-/* ---- functions -----------------------------------------------------------------------------------------------------
- */
-
-enum chaos_function {
-#define FUNCTION(version, scope, make, name, parameters, arguments) CHAOS_##name,
-#include "functions.def"
-#undef FUNCTION
-    CHAOS_FUNCTIONS
-};
-
-enum chaos_scope { SCOPE_MODULE, SCOPE_SLOT, SCOPE_SESSION };
-
-/* One pointer per function; never NULL: what the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
-struct chaos_wrapped {
-#define FUNCTION(version, scope, make, name, parameters, arguments) CK_##name name;
-#include "functions.def"
-#undef FUNCTION
-};
-extern struct chaos_wrapped chaos_wrapped;
-
-extern const char *const chaos_function_names[CHAOS_FUNCTIONS];
-extern const enum chaos_scope chaos_function_scopes[CHAOS_FUNCTIONS];
-enum chaos_function chaos_function_of_name(const char *name); /* CHAOS_FUNCTIONS if there is none */
+#include "functions.h"
+#include "manners.h"
 
 /* ---- faults --------------------------------------------------------------------------------------------------------
  */
@@ -148,12 +129,15 @@ struct chaos_config {
     struct chaos_settings settings;
     struct chaos_fault *faults; /* linked by `all`, in the order of the file */
     struct chaos_random random;
+    struct chaos_manners manners;
 };
 
 bool chaos_config_load(const char *path, struct chaos_config *config, struct chaos_error *error);
 void chaos_config_free(struct chaos_config *config);
-/* Replaces latency and capacity by those of a profile; `settings` is untouched if that fails. */
-bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings, struct chaos_error *error);
+/* Puts a profile's latency, capacity and manners over those that are there; NULL: without its manners. On failure the
+ * settings are untouched, and the manners may be anything. */
+bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings,
+                        struct chaos_manners *manners, struct chaos_error *error);
 
 /* ---- slots and sessions --------------------------------------------------------------------------------------------
  */
@@ -168,6 +152,7 @@ struct chaos_slot {
     atomic_uint_fast64_t turns[CHAOS_FUNCTIONS]; /* those that a fault or a latency may strike: the call number */
     _Atomic int64_t absent_until;                /* CLOCK_MONOTONIC; 0: present */
     atomic_uint_fast64_t removals;
+    const struct chaos_user *_Atomic user; /* who logged in last, of the configured ones; NULL: nobody */
 
     pthread_mutex_t gate; /* the servers */
     uint64_t busy, waiting, busy_max, waiting_max, refused;
@@ -263,11 +248,25 @@ bool chaos_impostor_sign(const struct chaos_call *call, CK_BYTE *data, CK_ULONG 
                          CK_ULONG *signature_len);
 bool chaos_impostor_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK_OBJECT_HANDLE *other);
 
-/* alias.c */
+/* alias.c: handles as the client has them, and those of the wrapped module. */
 CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE given);
 void chaos_objects_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count);
 void chaos_object_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other);
 void chaos_objects_reset(void);
+
+/* manners.c: CKR_OK, or the refusal, which the log has. */
+CK_RV chaos_refused(const struct chaos_call *call);
+CK_RV chaos_refused_session(const struct chaos_call *call, CK_FLAGS flags);
+CK_RV chaos_refused_template(const struct chaos_call *call, const CK_ATTRIBUTE *rows, CK_ULONG count);
+/* `mechanism` as the wrapped module wants it, in `own` if it differs; the templates may be NULL. */
+CK_RV chaos_translated(const struct chaos_call *call, CK_MECHANISM **mechanism, CK_MECHANISM *own,
+                       const CK_ATTRIBUTE *rows, CK_ULONG count);
+/* The user with that PIN, or NULL. */
+const struct chaos_user *chaos_user_of(const CK_BYTE *pin, CK_ULONG length);
+
+/* looks.c */
+const struct chaos_slot_looks *chaos_looks(CK_SLOT_ID slot); /* NULL: as it is */
+void chaos_look_slot(const struct chaos_slot_looks *looks, CK_SLOT_INFO *info);
 
 /* latency.c, schedule.c */
 int64_t chaos_now(void);

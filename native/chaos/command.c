@@ -139,14 +139,14 @@ static bool command_capacity(const struct chaos_reader *reader, json_t *reply) {
 static bool command_profile(const struct chaos_reader *reader, json_t *reply) {
     (void)reply;
     static const char *const fields[] = {"name", NULL};
-    struct chaos_settings settings;
+    struct chaos_settings settings = {.capacity = {.queue = UINT64_MAX}};
     struct chaos_error reason;
     const char *name = NULL;
     if (!chaos_check_object(reader, fields) || !chaos_need(reader, "name") ||
         !chaos_get_string(reader, "name", &name)) {
         return false;
     }
-    if (!chaos_profile_load(chaos_config.profile_dir, name, &settings, &reason)) {
+    if (!chaos_profile_load(chaos_config.profile_dir, name, &settings, NULL, &reason)) {
         return chaos_refuse_key(reader, "name", "%s", reason.text);
     }
     return replace(reader, &settings);

@@ -73,8 +73,9 @@ static bool parse_settings(const struct chaos_reader *reader, struct chaos_setti
            (capacity == NULL || chaos_parse_capacity(&of_capacity, &settings->capacity));
 }
 
-bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings, struct chaos_error *error) {
-    static const char *const fields[] = {"description", "latency", "capacity", NULL};
+bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings,
+                        struct chaos_manners *manners, struct chaos_error *error) {
+    static const char *const fields[] = {"description", "latency", "capacity", CHAOS_MANNERS_FIELDS, NULL};
     char path[CHAOS_PATH + 256];
     char known[512];
     if (name[0] == '\0' || strchr(name, '/') != NULL || strlen(name) > 128) {
@@ -91,12 +92,12 @@ bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings
     if (document == NULL) {
         return false;
     }
-    struct chaos_settings out = {.capacity = {.queue = UINT64_MAX}};
+    struct chaos_settings out = *settings;
     struct chaos_error inner = {""};
     struct chaos_reader reader = {document, NULL, &inner};
     const char *description = NULL;
     bool ok = chaos_check_object(&reader, fields) && chaos_get_string(&reader, "description", &description) &&
-              parse_settings(&reader, &out);
+              parse_settings(&reader, &out) && (manners == NULL || chaos_parse_manners(&reader, manners));
     if (ok) {
         *settings = out;
     } else {
@@ -137,10 +138,28 @@ static bool parse_faults(const struct chaos_reader *reader, struct chaos_config 
     return true;
 }
 
+/* One name, or several, each over those before it. */
+static bool parse_profiles(const struct chaos_reader *reader, struct chaos_config *config) {
+    const json_t *given = json_object_get(reader->value, "profile");
+    size_t count = json_is_array(given) ? json_array_size(given) : given != NULL;
+    for (size_t i = 0; i < count; i++) {
+        struct chaos_error reason = {""};
+        const json_t *name = json_is_array(given) ? json_array_get(given, i) : given;
+        if (!json_is_string(name)) {
+            return chaos_refuse_key(reader, "profile", "must be a profile's name or an array of names");
+        }
+        if (!chaos_profile_load(config->profile_dir, json_string_value(name), &config->settings, &config->manners,
+                                &reason)) {
+            return chaos_refuse_key(reader, "profile", "%s", reason.text);
+        }
+    }
+    return true;
+}
+
 static bool parse_config(const struct chaos_reader *reader, struct chaos_config *config) {
     static const char *const fields[] = {"description", "module",  "socket",   "log",    "seed",   "profile",
-                                         "profileDir",  "latency", "capacity", "faults", "random", NULL};
-    const char *profile = NULL;
+                                         "profileDir",  "latency", "capacity", "faults", "random", CHAOS_MANNERS_FIELDS,
+                                         NULL};
     const char *description = NULL;
     /* The log first: it is to have the reason of whatever is refused after it. */
     if (json_is_object(reader->value) &&
@@ -155,13 +174,11 @@ static bool parse_config(const struct chaos_reader *reader, struct chaos_config 
         !chaos_get_string(reader, "description", &description) || !chaos_get_path(reader, "module", config->module) ||
         !chaos_get_path(reader, "socket", config->socket) || !expand_pid(reader, "socket", config->socket) ||
         !chaos_get_u64(reader, "seed", 0, INT64_MAX, &config->seed) ||
-        !chaos_get_path(reader, "profileDir", config->profile_dir) || !chaos_get_string(reader, "profile", &profile)) {
+        !chaos_get_path(reader, "profileDir", config->profile_dir) || !parse_profiles(reader, config)) {
         return false;
     }
-    if (profile != NULL && !chaos_profile_load(config->profile_dir, profile, &config->settings, &reason)) {
-        return chaos_refuse_key(reader, "profile", "%s", reason.text);
-    }
-    if (!parse_settings(reader, &config->settings) || !parse_faults(reader, config)) {
+    if (!parse_settings(reader, &config->settings) || !chaos_parse_manners(reader, &config->manners) ||
+        !parse_faults(reader, config)) {
         return false;
     }
     json_t *random = json_object_get(reader->value, "random");

@@ -1,5 +1,6 @@
 /* The wrappers that must look at a call's arguments or results. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "chaos.h"
 
@@ -12,20 +13,21 @@ static bool any_absent(void) {
     return false;
 }
 
-/* The slots with a token, less those whose token is gone for a while. */
-static CK_RV present_slots(CK_SLOT_ID *list, CK_ULONG *count) {
+/* The slots, less those that are not shown and, of those with a token, the ones whose token is gone for a while. */
+static CK_RV listed_slots(CK_BYTE token_present, CK_SLOT_ID *list, CK_ULONG *count) {
     CK_ULONG total = 0;
     CK_ULONG present = 0;
-    CK_RV rv = chaos_wrapped.C_GetSlotList(CK_TRUE, NULL, &total);
+    CK_RV rv = chaos_wrapped.C_GetSlotList(token_present, NULL, &total);
     CK_SLOT_ID *slots = calloc(total + 1, sizeof *slots);
     if (slots == NULL) {
         return CKR_HOST_MEMORY;
     }
     if (rv == CKR_OK) {
-        rv = chaos_wrapped.C_GetSlotList(CK_TRUE, slots, &total);
+        rv = chaos_wrapped.C_GetSlotList(token_present, slots, &total);
     }
     for (CK_ULONG i = 0; rv == CKR_OK && i < total; i++) {
-        if (!chaos_slot_absent(chaos_slot_of(slots[i]))) {
+        bool hidden = chaos_config.manners.slot_count > 0 && chaos_looks(slots[i]) == NULL;
+        if (!hidden && (!token_present || !chaos_slot_absent(chaos_slot_of(slots[i])))) {
             slots[present++] = slots[i];
         }
     }
@@ -47,8 +49,9 @@ CK_RV chaos_C_GetSlotList(CK_BYTE token_present, CK_SLOT_ID *slot_list, CK_ULONG
     if (!chaos_enter(&call)) {
         return call.rv;
     }
-    bool filtered = !call.plain && token_present && count != NULL && any_absent();
-    return chaos_leave(&call, filtered ? present_slots(slot_list, count)
+    bool filtered =
+        !call.plain && count != NULL && (chaos_config.manners.slot_count > 0 || (token_present && any_absent()));
+    return chaos_leave(&call, filtered ? listed_slots(token_present, slot_list, count)
                                        : chaos_wrapped.C_GetSlotList(token_present, slot_list, count));
 }
 
@@ -58,8 +61,11 @@ CK_RV chaos_C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info) {
         return call.rv;
     }
     CK_RV rv = chaos_wrapped.C_GetSlotInfo(slot, info);
-    if (rv == CKR_OK && !call.plain && chaos_slot_absent(call.slot)) {
-        info->flags &= ~CKF_TOKEN_PRESENT;
+    if (rv == CKR_OK && !call.plain) {
+        if (chaos_slot_absent(call.slot)) {
+            info->flags &= ~CKF_TOKEN_PRESENT;
+        }
+        chaos_look_slot(chaos_looks(slot), info);
     }
     return chaos_leave(&call, rv);
 }
@@ -110,7 +116,10 @@ CK_RV chaos_C_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
     if (call.plain || handle == NULL) {
         return chaos_leave(&call, chaos_wrapped.C_OpenSession(slot, flags, application, notify, handle));
     }
-    CK_RV rv = open_fresh(slot, flags, application, notify, handle);
+    CK_RV rv = chaos_refused_session(&call, flags);
+    if (rv == CKR_OK) {
+        rv = open_fresh(slot, flags, application, notify, handle);
+    }
     return chaos_leave(&call, rv == CKR_OK ? adopt(&call, *handle) : rv);
 }
 
@@ -135,6 +144,60 @@ CK_RV chaos_C_CloseAllSessions(CK_SLOT_ID slot) {
     CK_RV rv = chaos_wrapped.C_CloseAllSessions(slot);
     if (rv == CKR_OK && !call.plain) {
         chaos_sessions_closed(call.slot);
+    }
+    return chaos_leave(&call, rv);
+}
+
+/* Finding an object is what gives it a number in some modules. Private keys come first, so that the only one of a token
+ * has the same number each time, whatever order the module finds things in. */
+static void number_objects(CK_SESSION_HANDLE session) {
+    CK_OBJECT_CLASS class_ = CKO_PRIVATE_KEY;
+    CK_ATTRIBUTE private_keys = {CKA_CLASS, &class_, sizeof class_};
+    for (int everything = 0; everything < 2; everything++) {
+        CK_OBJECT_HANDLE found[64];
+        CK_ULONG count = 1;
+        if (chaos_wrapped.C_FindObjectsInit(session, &private_keys, everything ? 0 : 1) == CKR_OK) {
+            while (count > 0 && chaos_wrapped.C_FindObjects(session, found, 64, &count) == CKR_OK) {
+            }
+            (void)chaos_wrapped.C_FindObjectsFinal(session);
+        }
+    }
+}
+
+CK_RV chaos_C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user_type, CK_BYTE *pin, CK_ULONG pin_len) {
+    struct chaos_call call = {.function = CHAOS_C_Login, .handle = session};
+    if (!chaos_enter(&call)) {
+        return call.rv;
+    }
+    if (call.plain || chaos_config.manners.user_count == 0) {
+        return chaos_leave(&call, chaos_wrapped.C_Login(session, user_type, pin, pin_len));
+    }
+    const struct chaos_user *user = chaos_user_of(pin, pin_len);
+    if (user == NULL) {
+        return chaos_leave(&call, CKR_PIN_INCORRECT);
+    }
+    CK_BYTE real[CHAOS_PIN];
+    size_t length = strlen(user->token_pin);
+    memcpy(real, user->token_pin, length);
+    CK_RV rv = chaos_wrapped.C_Login(session, user_type, real, length);
+    explicit_bzero(real, sizeof real);
+    if (rv == CKR_OK) {
+        atomic_store(&call.slot->user, user);
+        if (chaos_config.manners.handles_at_login) {
+            number_objects(session);
+        }
+    }
+    return chaos_leave(&call, rv);
+}
+
+CK_RV chaos_C_Logout(CK_SESSION_HANDLE session) {
+    struct chaos_call call = {.function = CHAOS_C_Logout, .handle = session};
+    if (!chaos_enter(&call)) {
+        return call.rv;
+    }
+    CK_RV rv = chaos_wrapped.C_Logout(session);
+    if (rv == CKR_OK && !call.plain) {
+        atomic_store(&call.slot->user, NULL);
     }
     return chaos_leave(&call, rv);
 }
@@ -170,7 +233,9 @@ CK_RV chaos_C_SignInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OB
         return call.rv;
     }
     CK_OBJECT_HANDLE real = chaos_object(&call, key);
-    CK_RV rv = chaos_wrapped.C_SignInit(session, mechanism, real);
+    CK_MECHANISM own;
+    CK_RV rv = chaos_translated(&call, &mechanism, &own, NULL, 0);
+    rv = rv == CKR_OK ? chaos_wrapped.C_SignInit(session, mechanism, real) : rv;
     if (rv == CKR_OK && call.session != NULL && mechanism != NULL) {
         call.session->mechanism = mechanism->mechanism;
         call.session->plain_mechanism = mechanism->ulParameterLen == 0;

@@ -44,5 +44,13 @@ bool chaos_parse_latency(const struct chaos_reader *reader, enum chaos_function 
                          struct chaos_latency *latency);
 bool chaos_parse_latencies(const struct chaos_reader *reader, struct chaos_settings *settings);
 bool chaos_parse_capacity(const struct chaos_reader *reader, struct chaos_capacity *capacity);
+bool chaos_get_ckr(const struct chaos_reader *reader, const char *key, CK_RV *out);
+bool chaos_function_named(const struct chaos_reader *reader, const char *name, enum chaos_function *out);
+
+/* polite.c: the fields of a vendor's manners, each of which replaces what is there. */
+#define CHAOS_MANNERS_FIELDS                                                                                           \
+    "denied", "sessions", "attributes", "curves", "mechanisms", "library", "slots", "users", "handlesPerSession",      \
+        "handlesAtLogin"
+bool chaos_parse_manners(const struct chaos_reader *reader, struct chaos_manners *manners);
 
 #endif

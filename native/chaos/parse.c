@@ -19,7 +19,7 @@ static const struct {
 };
 
 /* A name of the table, or a number: vendors have codes of their own. */
-static bool get_ckr(const struct chaos_reader *reader, const char *key, CK_RV *out) {
+bool chaos_get_ckr(const struct chaos_reader *reader, const char *key, CK_RV *out) {
     const json_t *value = json_object_get(reader->value, key);
     if (value == NULL || json_is_integer(value)) {
         uint64_t number = *out;
@@ -40,7 +40,7 @@ static bool get_ckr(const struct chaos_reader *reader, const char *key, CK_RV *o
     return chaos_refuse_key(reader, key, "unknown CKR \"%s\" (a number is taken as it is)", name);
 }
 
-static bool function_named(const struct chaos_reader *reader, const char *name, enum chaos_function *out) {
+bool chaos_function_named(const struct chaos_reader *reader, const char *name, enum chaos_function *out) {
     *out = chaos_function_of_name(name);
     if (*out == CHAOS_FUNCTIONS) {
         return chaos_refuse(reader, "unknown function \"%s\"", name);
@@ -62,7 +62,7 @@ bool chaos_parse_function(const struct chaos_reader *reader, enum chaos_function
     struct chaos_at at = {reader->at, "function", 0};
     struct chaos_reader here = {reader->value, &at, reader->error};
     return chaos_need(reader, "function") && chaos_get_string(reader, "function", &name) &&
-           function_named(&here, name, out);
+           chaos_function_named(&here, name, out);
 }
 
 /* An array of function names into a set. */
@@ -82,7 +82,7 @@ static bool get_functions(const struct chaos_reader *reader, const char *key, bo
         if (!json_is_string(item)) {
             return chaos_refuse(&here, "must be a function name");
         }
-        if (!function_named(&here, json_string_value(item), &function)) {
+        if (!chaos_function_named(&here, json_string_value(item), &function)) {
             return false;
         }
         set[function] = true;
@@ -140,7 +140,7 @@ static bool parse_effect(const struct chaos_reader *reader, const char *const *o
         return false;
     }
     if (action == ACTION_RETURN) {
-        return chaos_need(reader, "ckr") && get_ckr(reader, "ckr", &effect->ckr);
+        return chaos_need(reader, "ckr") && chaos_get_ckr(reader, "ckr", &effect->ckr);
     }
     if (action == ACTION_EXIT) {
         uint64_t code = (uint64_t)effect->code;
@@ -351,7 +351,7 @@ bool chaos_parse_latencies(const struct chaos_reader *reader, struct chaos_setti
         struct chaos_at at = {reader->at, name, 0};
         struct chaos_reader here = {value, &at, reader->error};
         enum chaos_function function;
-        if (!function_named(&here, name, &function) ||
+        if (!chaos_function_named(&here, name, &function) ||
             !chaos_parse_latency(&here, function, &settings->latency[function])) {
             return false;
         }
@@ -364,7 +364,7 @@ bool chaos_parse_capacity(const struct chaos_reader *reader, struct chaos_capaci
     struct chaos_capacity out = {.queue = UINT64_MAX, .overflow = CKR_FUNCTION_FAILED};
     if (!chaos_check_object(reader, fields) || !chaos_need(reader, "servers") ||
         !chaos_get_u64(reader, "servers", 1, 1000000, &out.servers) ||
-        !chaos_get_u64(reader, "queue", 0, 1000000, &out.queue) || !get_ckr(reader, "overflow", &out.overflow)) {
+        !chaos_get_u64(reader, "queue", 0, 1000000, &out.queue) || !chaos_get_ckr(reader, "overflow", &out.overflow)) {
         return false;
     }
     out.chosen = json_object_get(reader->value, "functions") != NULL;

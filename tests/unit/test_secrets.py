@@ -144,12 +144,6 @@ def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_secrets_manager_parses_and_says_what_it_needs() -> None:
-    secret = pin_of(load(softhsm(pin={"awsSecretsManager": {"secretId": "prod/hsm", "key": "pin"}})))
-    with pytest.raises(SecretUnavailable, match=r"needs the extra hsmcore\[aws\]"):
-        secret.resolve()
-
-
 # ---- what the login gets ---------------------------------------------------------------------------------------------
 
 
@@ -236,6 +230,7 @@ def test_a_secret_never_shows_in_a_valid_configuration(value: str) -> None:
         softhsm(pin=value),
         {"keyManager": {"type": "pkcs11", "config": {"uri": f"pkcs11:object=k?module-path=/m.so&pin-value={value}"}}},
         {"keyManager": {"type": "yubihsm", "config": {"authKeyId": 1, "password": value, "keyLabel": "k"}}},
+        softhsm(pin=value, adminCredentials={"pin": {"env": "ADMIN_PIN"}}),
     ]
     for document in documents:
         config = load(document)
@@ -288,6 +283,9 @@ def _broken_documents() -> list[Callable[[str], object]]:
         lambda s: provider("pkcs11", uri=f"pkcs11:pin-value={s}"),
         lambda s: provider("yubihsm", authKeyId=1, password=s, keyLabel="k", connector=f"http://u:{s}@h"),
         lambda s: provider("aws-cloudhsm", username="u", password={"plain": s}, keyLabel="k"),
+        lambda s: softhsm(adminCredentials={"pin": s, "user": "x"}),
+        lambda s: softhsm(adminCredentials=s),
+        lambda s: softhsm(adminCredentials={"password": s}),
         lambda s: {"keyManager": {**softhsm()["keyManager"], "keyRotation": {"backupLocation": f"s3://id:{s}@bucket"}}},
         lambda s: f'{{"keyManager": {{"pin": "{s}"}}}}',
         lambda s: [s],

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-from hsmcore.cli import demo, doctor, init, keys, signing, version
+from hsmcore.cli import demo, doctor, init, keys, signing, tokens, version
 from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
@@ -41,6 +41,8 @@ def build(*, with_bench: bool) -> typer.Typer:
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
     app.command(short_help="Print versions.")(version.version)
+    app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
+    app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
     app.add_typer(keys.app)
     return app
 

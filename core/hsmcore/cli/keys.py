@@ -18,7 +18,7 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.errors import KeyAmbiguous, KeyUnusable, SystemFailure
 
 if TYPE_CHECKING:
-    from hsmcore.config import Pkcs11Settings
+    from hsmcore.config import Config, Pkcs11Settings
     from hsmcore.control import ControlPlane, KeyRecord
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
 
     Example: hsmcore keys list --json
     """
-    records = _on_token(token_settings(load_config(config, state)), lambda plane: plane.list_keys())
+    records = _on_token(load_config(config, state), lambda plane: plane.list_keys())
     if as_json:
         print_json([_shown(record) for record in records])
         return
@@ -77,7 +77,7 @@ def generate(
             raise KeyAmbiguous(f"a key with the label {label!r} is there already", hint="Choose another label.")
         return await plane.generate_key(algorithm, label, extractable=extractable)
 
-    _print_record(_on_token(token_settings(load_config(config, state)), make), as_json=as_json)
+    _print_record(_on_token(load_config(config, state), make), as_json=as_json)
 
 
 @app.command(short_help="Take the right to sign from a key.")
@@ -94,7 +94,8 @@ def deactivate(
 
     Example: hsmcore keys deactivate 0f3a…
     """
-    settings = token_settings(load_config(config, state))
+    loaded = load_config(config, state)
+    settings = token_settings(loaded)
 
     async def work(plane: ControlPlane) -> Any:
         found = [record for record in await plane.list_keys() if record.id == key_id.lower()]
@@ -105,7 +106,7 @@ def deactivate(
             )
         return await plane.deactivate(key_id.lower())
 
-    done = _on_token(settings, work)
+    done = _on_token(loaded, work)
     if as_json:
         print_json({"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason})
     elif done.enforced:
@@ -131,7 +132,7 @@ def export(
 
     Example: hsmcore keys export 0f3a… --output key.backup
     """
-    blob = _on_token(token_settings(load_config(config, state)), lambda plane: plane.export_wrapped(key_id.lower()))
+    blob = _on_token(load_config(config, state), lambda plane: plane.export_wrapped(key_id.lower()))
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
         return
@@ -158,15 +159,17 @@ def import_(
     Example: hsmcore keys import key.backup
     """
     backup = file.read_bytes()
-    record = _on_token(token_settings(load_config(config, state)), lambda plane: plane.import_wrapped(backup))
+    record = _on_token(load_config(config, state), lambda plane: plane.import_wrapped(backup))
     _print_record(record, as_json=as_json)
 
 
-def _on_token(settings: Pkcs11Settings, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+def _on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
     from hsmcore.control import ControlPlane
 
+    settings = token_settings(config)
+
     async def run() -> T:
-        async with ControlPlane.for_settings(settings, log_in=True) as plane:
+        async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
             return await work(plane)
 
     return asyncio.run(run())

@@ -1,17 +1,13 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, providers, pkcs11, policy, secret; base, faults and uri are what those stand on.
+Reading order: load, root, providers, pkcs11, cloudhsm, policy, credentials, secret; base, faults, uri and
+secretsmanager are what those stand on.
 """
 
+from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.load import Source, load
 from hsmcore.config.members import all_members, members_of
-from hsmcore.config.pkcs11 import (
-    AwsCloudHsmSettings,
-    GenericPkcs11Settings,
-    Pkcs11Settings,
-    SoftHsmSettings,
-    YubiHsmSettings,
-)
+from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings, SoftHsmSettings, YubiHsmSettings
 from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, KeyRotation
 from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
 from hsmcore.config.root import Config, KeyManagerConfig

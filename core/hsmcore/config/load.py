@@ -101,7 +101,10 @@ def _locate(value: object, path: str, plain: list[str]) -> None:
 def _warn(config: Config, plain: list[str]) -> None:
     log = get_logger()
     for path in plain:
-        log.warning('secret in plain text in the configuration: use {"env": …} or {"file": …}', path=path)
+        log.warning(
+            'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}',
+            path=path,
+        )
     for path in config.placeholders:
         log.warning("placeholder in the configuration: put in the real value", path=path)
 

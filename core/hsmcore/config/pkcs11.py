@@ -1,9 +1,10 @@
-"""Providers that are reached through a PKCS#11 module: SoftHSM, AWS CloudHSM, YubiHSM 2, any other."""
+"""Providers that are reached through a PKCS#11 module: SoftHSM, YubiHSM 2, any other; cloudhsm.py has AWS CloudHSM."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import core_schema
 
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault, is_placeholder
+from hsmcore.config.credentials import AuthKeyCredentials, AuthKeyId, Credentials, PinCredentials, joined
 from hsmcore.config.modules import debian_triplet, locate_module
 from hsmcore.config.secret import Secret
 from hsmcore.config.uri import UriParts, parse_uri
@@ -38,9 +40,6 @@ PublicKeyHex = Annotated[
     ),
 ]
 Region = Annotated[str, Text(64, form=r"[a-z]{2}(-[a-z]+)+-[0-9]+|<[^<>]*>", says='an AWS region such as "us-east-1"')]
-
-Endpoint = Annotated[str, Text(255, form=r"[^\s@]+", says="a host name or address", hidden=True)]
-ClusterId = Annotated[str, Text(64, form=r"cluster-[0-9a-z]+|<[^<>]*>", says='an id such as "cluster-1a2b3c"')]
 
 
 class _Handle:
@@ -116,6 +115,9 @@ class Pkcs11Settings(KeyPin):
     None: several times what the kind of device takes at most (0.5 s; AWS CloudHSM 1 s; YubiHSM 2 s)."""
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
+    admin_credentials: Credentials | None = None
+    """Who makes, destroys, deactivates and backs up keys, where the user that signs has no right to. Such work is then
+    done in a process of its own, because a process has one login on a token."""
 
     @model_validator(mode="after")
     def _names_a_key(self) -> Pkcs11Settings:
@@ -156,6 +158,16 @@ class Pkcs11Settings(KeyPin):
         secret = self.pin_secret
         return None if secret is None else secret.resolve()
 
+    @property
+    def token_text(self) -> str | None:
+        """What a slot or token must say of itself where several fit the selectors; None: nothing is asked."""
+        return None
+
+    @property
+    def vendor_mechanisms(self) -> Mapping[str, int]:
+        """Mechanism numbers that replace those of the quirks, by the name of the quirk."""
+        return {}
+
 
 class SoftHsmSettings(Pkcs11Settings):
     """SoftHSM 2, the embedded default."""
@@ -163,32 +175,11 @@ class SoftHsmSettings(Pkcs11Settings):
     module_path: ModulePath = "/usr/lib/softhsm/libsofthsm2.so"
     quirks: Quirks | None = "softhsm"
     pin: Secret
+    admin_credentials: PinCredentials | None = None
 
     @property
     def pin_secret(self) -> Secret | None:
         return self.pin
-
-
-class AwsCloudHsmSettings(Pkcs11Settings):
-    """AWS CloudHSM, Client SDK 5. A slot is a cluster; the PIN is `username:password`."""
-
-    module_path: ModulePath = "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so"
-    quirks: Quirks | None = "aws-cloudhsm"
-    isolation: Isolation = "process"
-    cluster_endpoint: Endpoint | None = None
-    cluster_id: ClusterId | None = None
-    username: Annotated[str, Text(31, form="[^:]+", says="a crypto user's name of 1 to 31 bytes without a colon")]
-    password: Secret
-    region: Region | None = None
-    # A small cluster has a dozen or so signatures in service at once; beyond some 64 queued it begins to throttle.
-    sessions: Sessions = 32
-
-    @property
-    def pin_secret(self) -> Secret | None:
-        return self.password
-
-    def resolve_pin(self) -> bytearray | None:
-        return _joined(f"{self.username}:", self.password)
 
 
 class YubiHsmSettings(Pkcs11Settings):
@@ -201,8 +192,9 @@ class YubiHsmSettings(Pkcs11Settings):
     isolation: Isolation = "process"
     connector: str | None = None
     connectors: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
-    auth_key_id: Annotated[int, Whole(1, 0xFFFF)]
+    auth_key_id: AuthKeyId
     password: Secret
+    admin_credentials: AuthKeyCredentials | None = None
     # The module keeps its slot locked for the whole of a call: more sessions would only wait.
     sessions: Sessions = 1
     # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it,
@@ -251,7 +243,7 @@ class YubiHsmSettings(Pkcs11Settings):
         return self.password
 
     def resolve_pin(self) -> bytearray | None:
-        return _joined(f"{self.auth_key_id:04x}", self.password)
+        return joined(f"{self.auth_key_id:04x}", self.password)
 
 
 _SAID_BY_URI = (
@@ -273,6 +265,7 @@ class GenericPkcs11Settings(Pkcs11Settings):
     module_path: ModulePath = ""
     uri: Annotated[str, Text(8192, hidden=True)] | None = None
     pin: Secret | None = None
+    admin_credentials: PinCredentials | None = None
 
     @field_validator("uri")
     @classmethod
@@ -316,16 +309,3 @@ def _connector_url(url: str) -> str:
     if not re.fullmatch(r"(https?://[^\s@]+|yhusb://[^\s@]*)", url) or len(url) > 1024:
         raise hidden_fault("must be a connector such as http://127.0.0.1:12345 or yhusb://, without user or password")
     return url
-
-
-def _joined(prefix: str, secret: Secret) -> bytearray:
-    password = secret.resolve()
-    try:
-        # Made in its full size at once: a bytearray that grows leaves copies of itself behind.
-        head = prefix.encode()
-        pin = bytearray(len(head) + len(password))
-        pin[: len(head)] = head
-        pin[len(head) :] = password
-        return pin
-    finally:
-        password[:] = bytes(len(password))

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from hsmcore.config.base import Model, Text, Whole, clash, fault
+from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.pkcs11 import (
-    AwsCloudHsmSettings,
     GenericPkcs11Settings,
     KeyPin,
     Pkcs11Settings,

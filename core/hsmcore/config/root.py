@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
+from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.members import all_members
 from hsmcore.config.policy import CloudWatchLogs, Failover, KeyRotation, require_lasting
 from hsmcore.config.providers import Provider
@@ -18,6 +19,11 @@ MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: more than this is a mistake, not a wish.
 MAX_RING_BYTES = 4 << 30
+
+AWS_VARIABLES = frozenset(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"}
+)
+"""Where the AWS SDK looks for credentials in the environment."""
 
 
 def _single_flight_default(validated: dict[str, Any]) -> bool:
@@ -82,8 +88,12 @@ class Config(Model):
 
     @property
     def secret_variables(self) -> frozenset[str]:
-        """The environment variables that hold secrets of this configuration. No child process may inherit them."""
-        return frozenset(secret.variable for secret in _secrets(self) if secret.variable is not None)
+        """The environment variables that hold secrets of this configuration. No child process may inherit them. AWS
+        credentials are among them where this process uses them itself: the modules that it starts need none."""
+        secrets = list(_secrets(self))
+        found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
+        asks_aws = any(secret.kind == "awsSecretsManager" for secret in secrets) or _has_cluster(self)
+        return found | AWS_VARIABLES if asks_aws else found
 
     def require_complete(self) -> None:
         """Raise ConfigurationError if placeholders are left. For whoever is about to connect."""
@@ -102,6 +112,13 @@ def _secrets(value: object) -> Iterator[Secret]:
     elif isinstance(value, tuple):
         for item in value:
             yield from _secrets(item)
+
+
+def _has_cluster(value: object) -> bool:
+    if isinstance(value, Model):
+        parts = (getattr(value, name) for name in type(value).model_fields)
+        return isinstance(value, AwsCloudHsmSettings) or any(_has_cluster(part) for part in parts)
+    return isinstance(value, tuple) and any(_has_cluster(item) for item in value)
 
 
 def _placeholders(value: object, path: str) -> Iterator[str]:

@@ -116,21 +116,20 @@ class Secret:
         return {self.kind: self._name}
 
     def resolve(self) -> bytearray:
-        """Fetch the secret. The caller owns the bytearray and must wipe it. May read a file: keep off event loops.
+        """Fetch the secret. The caller owns the bytearray and must wipe it. May read a file or ask AWS, which takes up
+        to half a minute: keep off event loops.
 
-        One newline at the end of a variable or file is dropped. Raises SecretUnavailable, which names the JSON path
-        and the variable or file.
+        One newline at the end is dropped, but for a plain one. Raises SecretUnavailable, which names the JSON path and
+        the variable, file or secret.
         """
         if self.kind == "plain":
             if self.is_placeholder:
                 self._fail("is a placeholder: put in a reference to the real secret")
             return bytearray(self._plain.encode())
-        if self.kind == "awsSecretsManager":
-            self._fail(
-                "AWS Secrets Manager needs the extra hsmcore[aws], which this version does not have: give it in "
-                "an environment variable or a file"
-            )
-        found = self._from_env() if self.kind == "env" else self._from_file()
+        if self._aws is not None:
+            found = self._from_aws(self._aws)
+        else:
+            found = self._from_env() if self.kind == "env" else self._from_file()
         if found.endswith(b"\n"):
             del found[-1:]
             if found.endswith(b"\r"):
@@ -164,6 +163,17 @@ class Secret:
                 buffer[:] = bytes(len(buffer))
         finally:
             os.close(descriptor)
+
+    def _from_aws(self, reference: AwsSecretsManagerReference) -> bytearray:
+        from hsmcore.config.secretsmanager import SecretProblem, fetch
+
+        problem = ""
+        try:
+            return fetch(reference.secret_id, key=reference.key, region=reference.region)
+        except SecretProblem as error:
+            problem = str(error)
+        # Raised out here, so that no error of the AWS SDK, with a response in its frames, is this one's context.
+        return self._fail(f"{self.describe()}: {problem}")
 
     def _check_file(self, status: os.stat_result) -> None:
         mode = status.st_mode

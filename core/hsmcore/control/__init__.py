@@ -3,7 +3,7 @@
 from hsmcore.control.curves import ALGORITHMS, Algorithm, algorithm_of_params, decode_point
 from hsmcore.control.faults import ControlError, KeyNotExportable
 from hsmcore.control.plane import ControlPlane
-from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
+from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
 
 __all__ = [
     "ALGORITHMS",
@@ -13,6 +13,7 @@ __all__ = [
     "Deactivation",
     "KeyNotExportable",
     "KeyRecord",
+    "TokenRecord",
     "TokenSelector",
     "algorithm_of_params",
     "decode_point",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, Self
 
 from pkcs11 import TokenFlag
-from pkcs11.exceptions import PKCS11Error, TokenNotPresent, TokenNotRecognised
+from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Session, Token
 
 from hsmcore.control import backup, keys
@@ -16,9 +16,10 @@ from hsmcore.control.adopt import AdoptedLibrary, ModuleHolder, adopt, hold_modu
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import refused_before, translated
-from hsmcore.control.quirks import quirks_for
-from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
-from hsmcore.errors import EngineClosed, HsmError, LoginError, MemberDown, TokenAmbiguous, TokenNotFound, error_of
+from hsmcore.control.quirks import KeyForm, quirks_for
+from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
+from hsmcore.control.tokens import list_tokens, none_or_several, present
+from hsmcore.errors import EngineClosed, HsmError, LoginError, MemberDown, ModuleBusy, error_of
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
@@ -49,12 +50,16 @@ class TokenAdmin:
         pin: PinSource | None = None,
         module_args: str | None = None,
         member: str | None = None,
+        mechanisms: Mapping[str, int] | None = None,
     ) -> None:
         self.member = member
+        self._mechanisms = mechanisms
+        self.forms: dict[str, KeyForm] = {}
+        """How the token makes keys, by algorithm, as far as that was tried."""
         self._path, self._args = module_path, module_args
         self._selector = token
         self._quirks_name = quirks
-        self._quirks = quirks_for(quirks)
+        self._quirks = quirks_for(quirks, mechanisms=mechanisms)
         self._pin = pin
         self._holder: ModuleHolder | None = None
         self._library: AdoptedLibrary | None = None
@@ -71,7 +76,7 @@ class TokenAdmin:
                 with self._series("opening the token"):
                     library = self._library = adopt(self._path)
                     described = f"{library.manufacturer_id} {library.library_description}"
-                    self._quirks = quirks_for(self._quirks_name, described)
+                    self._quirks = quirks_for(self._quirks_name, described, self._mechanisms)
                     self._log_in(self.token())
             except BaseException:
                 self.close()
@@ -101,26 +106,14 @@ class TokenAdmin:
 
     def token(self) -> Token:
         """The one token that the selector names."""
-        found = []
         library = self._library
         if library is None:
             raise EngineClosed("the token is closed", member=self.member)
-        for slot in library.get_slots(token_present=True):
-            if self._selector.slot_id not in (None, slot.slot_id):
-                continue  # not even asked: it may be a slow one
-            try:
-                token = slot.get_token()
-            except (TokenNotPresent, TokenNotRecognised):
-                continue
-            serial = token.serial.rstrip(b"\0 ").decode("utf-8", "replace")
-            names = (token.label, serial, slot.slot_id, token.manufacturer_id, token.model)
-            if self._selector.matches(*names):
-                found.append(token)
-        if not found:
-            raise TokenNotFound(f"no slot of {self._path} holds a token with {self._selector}", member=self.member)
-        if len(found) > 1:
-            raise TokenAmbiguous(f"{len(found)} tokens match {self._selector}", member=self.member)
-        return found[0]
+        tokens = dict(present(library, self._selector.slot_id))
+        found = self._selector.choose(list(tokens))
+        if len(found) != 1:
+            raise none_or_several(found, list(tokens), self._selector, self.member)
+        return tokens[found[0]]
 
     @contextmanager
     def session(self, what: str) -> Iterator[Session]:
@@ -157,6 +150,9 @@ class TokenAdmin:
             if self._inside == 0:
                 holder.exit()
 
+    def list_tokens(self) -> list[TokenRecord]:
+        return list_tokens(self._path, self._args)
+
     def list_keys(self) -> list[KeyRecord]:
         with self.session("listing keys") as session:
             return keys.list_keys(session)
@@ -170,9 +166,14 @@ class TokenAdmin:
                 with self.session(f"generating an {algorithm} key") as session:
                     if key_id is None:  # chosen here, so that what a failure leaves can be found
                         key_id = keys.new_id(session, self._quirks)
-                    return keys.generate_key(session, self._quirks, algorithm, label, key_id, extractable)
-            except MemberDown:
-                # SoftHSM fails now and then when its token is searched while an object is being made.
+                    form = self.forms.get(algorithm)
+                    record, self.forms[algorithm] = keys.generate_key(
+                        session, self._quirks, algorithm, label, key_id, extractable, form
+                    )
+                    return record
+            except (MemberDown, ModuleBusy):
+                # SoftHSM fails now and then when its token is searched while an object is being made; others are
+                # throttled.
                 if attempt == _GENERATE_ATTEMPTS:
                     raise
             self._discard(key_id)

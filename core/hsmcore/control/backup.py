@@ -18,7 +18,7 @@ from pkcs11.types import Key, Object, Session, UnwrapMixin, WrapMixin
 
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore.control.faults import ControlError, KeyNotExportable, ckr_of
-from hsmcore.control.keys import describe_key, find_key, key_form, parse_key_id
+from hsmcore.control.keys import describe_key, find_key, key_forms, parse_key_id
 from hsmcore.control.quirks import Quirks
 from hsmcore.control.records import KeyRecord
 from hsmcore.errors import KeyAmbiguous, KeyNotFound
@@ -82,7 +82,7 @@ def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord
         raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
     if quirks.backup_is_whole:
         return _unwrap_whole(session, wrapping, envelope)
-    key_type, params = key_form(quirks, envelope["algorithm"])
+    key_type = KeyType.EC_EDWARDS if envelope["algorithm"] == "ed25519" else KeyType.EC
     template: dict[Attribute, Any] = dict.fromkeys(ALL_CAPABILITIES, DEFAULT)
     template |= {
         Attribute.SIGN: envelope["canSign"],
@@ -101,7 +101,7 @@ def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord
         capabilities=MechanismFlag.SIGN,
         template=template,
     )
-    return describe_key(private, _public_half(session, key_id, key_type, params, envelope))
+    return describe_key(private, _public_half(session, quirks, key_id, key_type, envelope))
 
 
 def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, Any]) -> KeyRecord:
@@ -124,26 +124,25 @@ def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, A
 
 
 def _public_half(
-    session: Session, key_id: bytes, key_type: KeyType, params: bytes, envelope: dict[str, Any]
+    session: Session, quirks: Quirks, key_id: bytes, key_type: KeyType, envelope: dict[str, Any]
 ) -> list[Object]:
     found = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: key_id}))
     point = bytes.fromhex(envelope["publicKey"] or "")
     if found or not point:
         return found
-    half = session.create_object(
-        {
-            Attribute.CLASS: ObjectClass.PUBLIC_KEY,
-            Attribute.KEY_TYPE: key_type,
-            Attribute.TOKEN: True,
-            Attribute.PRIVATE: False,
-            Attribute.VERIFY: True,
-            Attribute.ID: key_id,
-            Attribute.LABEL: envelope["label"],
-            Attribute.EC_PARAMS: params,
-            Attribute.EC_POINT: b"\x04" + bytes([len(point)]) + point,  # DER OCTET STRING
-        }
-    )
-    return [half]
+    template: dict[Attribute, Any] = {
+        Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+        Attribute.KEY_TYPE: key_type,
+        Attribute.TOKEN: True,
+        Attribute.VERIFY: True,
+        Attribute.ID: key_id,
+        Attribute.LABEL: envelope["label"],
+        Attribute.EC_PARAMS: key_forms(quirks, envelope["algorithm"])[0].params,
+        Attribute.EC_POINT: b"\x04" + bytes([len(point)]) + point,  # DER OCTET STRING
+    }
+    if quirks.names_private:
+        template[Attribute.PRIVATE] = False
+    return [session.create_object(template)]
 
 
 def _mechanism(session: Session, quirks: Quirks) -> Mechanism:

@@ -21,10 +21,14 @@ from dataclasses import asdict
 from typing import IO, Any, Final, NoReturn
 
 import orjson
+from pkcs11.mechanisms import Mechanism
 
 from hsmcore.control.admin import TokenAdmin
+from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import TokenRequest, make_token
+from hsmcore.control.quirks import KeyForm
 from hsmcore.control.records import TokenSelector
+from hsmcore.control.tokens import list_tokens
 from hsmcore.control.wire import error_to_json, record_to_json
 from hsmcore.errors import HsmError, InternalError
 
@@ -34,11 +38,27 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 Call = Callable[..., Any]
+
+
+def _generated(
+    admin: TokenAdmin, algorithm: Algorithm, label: str, key_id: str | None, extractable: bool, forms: dict[str, Any]
+) -> dict[str, Any]:
+    """The new key, and how the token makes keys: another child may make the next one."""
+    admin.forms |= {
+        name: KeyForm(int.__new__(Mechanism, number), bytes.fromhex(params)) for name, (number, params) in forms.items()
+    }
+    record = admin.generate_key(algorithm, label, _bytes(key_id), extractable=extractable)
+    known = {name: [int(form.mechanism), form.params.hex()] for name, form in admin.forms.items()}
+    return {"key": record_to_json(record), "forms": known}
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else bytes.fromhex(text)
+
+
 _CALLS: Final[dict[str, Call]] = {
     "list_keys": lambda admin: [record_to_json(record) for record in admin.list_keys()],
-    "generate_key": lambda admin, algorithm, label, key_id, extractable: record_to_json(
-        admin.generate_key(algorithm, label, _bytes(key_id), extractable=extractable)
-    ),
+    "generate_key": _generated,
     "deactivate": lambda admin, key_id: asdict(admin.deactivate(key_id)),
     "destroy": lambda admin, key_id: admin.destroy(key_id),
     "export_wrapped": lambda admin, key_id, wrapping_label: admin.export_wrapped(key_id, wrapping_label).hex(),
@@ -76,17 +96,20 @@ def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
         while line := requests.readline():
             request = orjson.loads(line)
             call = request.pop("call")
+            result: Any
             if call == "close":
                 break
             try:
                 if call == "open":
                     admin = _opened(requests, **request)
                     result = None
+                elif call == "list_tokens":
+                    result = [asdict(record) for record in list_tokens(**request)]
                 elif call == "provision":
                     result = record_to_json(make_token(TokenRequest(**request)))
                 else:
                     result = _CALLS[call](admin, **request)
-                answer = {"result": result}
+                answer: dict[str, Any] = {"result": result}
             except HsmError as error:
                 answer = {"error": error_to_json(error)}
             except Exception as error:  # noqa: BLE001  # the parent is told, whatever it was
@@ -106,6 +129,7 @@ def _opened(
     quirks: str | None,
     module_args: str | None,
     member: str | None,
+    mechanisms: dict[str, int],
 ) -> TokenAdmin:
     """The token, logged in with the PIN that follows the request on the same stream."""
     pin = None if pin_bytes is None else read_exactly(requests, pin_bytes)
@@ -118,6 +142,7 @@ def _opened(
             pin=None if pin is None else lambda: left.pop() if left else None,
             module_args=module_args,
             member=member,
+            mechanisms=mechanisms,
         ).open()
     finally:
         if pin is not None:
@@ -136,10 +161,6 @@ def read_exactly(requests: io.FileIO, size: int) -> bytearray:
                 raise EOFError("the input ended within a secret")
             read += count
     return data
-
-
-def _bytes(text: str | None) -> bytes | None:
-    return None if text is None else bytes.fromhex(text)
 
 
 def _take_output() -> IO[bytes]:

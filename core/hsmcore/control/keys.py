@@ -16,8 +16,8 @@ from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 from pkcs11.types import Object, Session
 
 from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
-from hsmcore.control.faults import ControlError, no_such_key, several_keys
-from hsmcore.control.quirks import Quirks
+from hsmcore.control.faults import ControlError, ckr_of, no_such_key, several_keys
+from hsmcore.control.quirks import KeyForm, Quirks
 from hsmcore.control.records import Deactivation, KeyRecord
 
 _SHOWN: Final = [
@@ -32,6 +32,22 @@ _SHOWN: Final = [
 ]
 _UNUSED_PUBLIC: Final = (Attribute.ENCRYPT, Attribute.WRAP)
 _UNUSED_PRIVATE: Final = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
+# What modules answer to a mechanism or to EC parameters that they do not know. The standard has codes for that; some
+# answer with the general ones.
+_OTHER_FORM: Final = frozenset(
+    {
+        0x005,  # GENERAL_ERROR
+        0x006,  # FUNCTION_FAILED
+        0x007,  # ARGUMENTS_BAD
+        0x013,  # ATTRIBUTE_VALUE_INVALID
+        0x063,  # KEY_TYPE_INCONSISTENT
+        0x070,  # MECHANISM_INVALID
+        0x071,  # MECHANISM_PARAM_INVALID
+        0x0D1,  # TEMPLATE_INCONSISTENT
+        0x130,  # DOMAIN_PARAMS_INVALID
+        0x140,  # CURVE_NOT_SUPPORTED
+    }
+)
 
 
 class Attributes(AttributeMapper):
@@ -74,15 +90,45 @@ def describe_key(private: Object, public: list[Object]) -> KeyRecord:
 
 
 def generate_key(
-    session: Session, quirks: Quirks, algorithm: Algorithm, label: str, key_id: bytes | None, extractable: bool
-) -> KeyRecord:
-    """Make a key pair on the token that can sign and nothing else, and that never leaves it in the clear."""
+    session: Session,
+    quirks: Quirks,
+    algorithm: Algorithm,
+    label: str,
+    key_id: bytes | None,
+    extractable: bool,
+    form: KeyForm | None = None,
+) -> tuple[KeyRecord, KeyForm]:
+    """Make a key pair on the token that can sign and nothing else, and that never leaves it in the clear.
+
+    The forms that the quirks know are tried in turn, or only `form`. Returns what worked too."""
     if len(label.encode()) > quirks.label_bytes:
         raise ControlError(f"this token's labels have at most {quirks.label_bytes} bytes: {label!r} is longer")
-    key_type, params = key_form(quirks, algorithm)
-    mechanism = quirks.ed25519_mechanism if algorithm == "ed25519" else Mechanism.EC_KEY_PAIR_GEN
-    parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: params}, local=True)
-    public_template: dict[Attribute, Any] = {Attribute.PRIVATE: False}
+    forms = (form,) if form is not None else _offered(session, key_forms(quirks, algorithm))
+    identity = new_id(session, quirks) if key_id is None else key_id
+    first: PKCS11Error | None = None
+    for candidate in forms:
+        try:
+            return _generate(session, quirks, algorithm, label, identity, extractable, candidate), candidate
+        except PKCS11Error as error:
+            if ckr_of(error) not in _OTHER_FORM:
+                raise
+            first = first or error
+    assert first is not None  # noqa: S101  # for the type checker: there is always a form
+    raise first
+
+
+def _generate(
+    session: Session,
+    quirks: Quirks,
+    algorithm: Algorithm,
+    label: str,
+    key_id: bytes,
+    extractable: bool,
+    form: KeyForm,
+) -> KeyRecord:
+    key_type = KeyType.EC_EDWARDS if algorithm == "ed25519" else KeyType.EC
+    parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: form.params}, local=True)
+    public_template: dict[Attribute, Any] = {Attribute.PRIVATE: False if quirks.names_private else DEFAULT}
     private_template: dict[Attribute, Any] = {
         Attribute.PRIVATE: True,
         Attribute.SENSITIVE: True,
@@ -92,11 +138,11 @@ def generate_key(
         public_template |= dict.fromkeys((*_UNUSED_PUBLIC, Attribute.CLASS), DEFAULT)
         private_template |= dict.fromkeys((*_UNUSED_PRIVATE, Attribute.CLASS), DEFAULT)
     public, private = parameters.generate_keypair(
-        id=new_id(session, quirks) if key_id is None else key_id,
+        id=key_id,
         label=label,
         store=True,
         capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-        mechanism=mechanism,
+        mechanism=form.mechanism,
         public_template=public_template,
         private_template=private_template,
     )
@@ -105,6 +151,14 @@ def generate_key(
         _destroy(private, [public])
         raise ControlError(f"the token made a key whose public half is no {algorithm} point; it was destroyed again")
     return record
+
+
+def _offered(session: Session, forms: tuple[KeyForm, ...]) -> tuple[KeyForm, ...]:
+    """Those whose mechanism the token lists. A list without any is not believed."""
+    if len(forms) == 1:
+        return forms
+    listed = {int(mechanism) for mechanism in session.token.slot.get_mechanisms()}
+    return tuple(form for form in forms if int(form.mechanism) in listed) or forms
 
 
 def new_id(session: Session, quirks: Quirks) -> bytes:
@@ -142,11 +196,11 @@ def parse_key_id(key_id: str) -> bytes:
     return wanted
 
 
-def key_form(quirks: Quirks, algorithm: Algorithm) -> tuple[KeyType, bytes]:
-    """CKA_KEY_TYPE and CKA_EC_PARAMS of a new key."""
+def key_forms(quirks: Quirks, algorithm: Algorithm) -> tuple[KeyForm, ...]:
+    """The ways to ask this module for a key pair."""
     if algorithm == "ed25519":
-        return KeyType.EC_EDWARDS, quirks.ed25519_params
-    return KeyType.EC, P256_OID if algorithm == "ecdsa-p256" else SECP256K1_OID
+        return quirks.ed25519_forms
+    return (KeyForm(Mechanism.EC_KEY_PAIR_GEN, P256_OID if algorithm == "ecdsa-p256" else SECP256K1_OID),)
 
 
 def _destroy(private: Object, public: list[Object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, Self, TypeVar
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, Self, TypeVar
 from hsmcore.control.admin import PinSource, TokenAdmin
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.control.curves import Algorithm
-from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
+from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
 from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
-from hsmcore.errors import EngineClosed, EngineForked
+from hsmcore.control.tokens import none_or_several
+from hsmcore.errors import EngineClosed, EngineForked, PinIncorrect
 
 if TYPE_CHECKING:
     from hsmcore.config import Pkcs11Settings
@@ -33,6 +34,7 @@ class Admin(Protocol):
 
     def open(self) -> Self: ...
     def close(self) -> None: ...
+    def list_tokens(self) -> list[TokenRecord]: ...
     def list_keys(self) -> list[KeyRecord]: ...
     def generate_key(
         self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
@@ -53,7 +55,8 @@ class ControlPlane:
     `quirks` is a name from the native core's table, `pin` fetches the PIN if the process is not logged in yet (see
     TokenAdmin), `member` goes into errors. With `isolated`, the module is loaded by a child process and not by this
     one (see RemoteAdmin): `hidden` names the environment variables that it must not inherit, and a call ends after
-    `timeout` seconds even if the module hangs. All errors are HsmError. Not usable in a forked child.
+    `timeout` seconds even if the module hangs. `secret` says where the PIN is, for whoever is refused. All errors are
+    HsmError. Not usable in a forked child.
     """
 
     def __init__(
@@ -68,7 +71,12 @@ class ControlPlane:
         isolated: bool = False,
         hidden: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
+        mechanisms: Mapping[str, int] | None = None,
+        secret: str | None = None,
     ) -> None:
+        self._secret = secret
+        self._selector = token
+        self._member = member
         self._remote: RemoteAdmin | None = None
         self._resting: asyncio.TimerHandle | None = None
         self._admin: Admin
@@ -82,9 +90,18 @@ class ControlPlane:
                 member=member,
                 hidden=hidden,
                 timeout=timeout,
+                mechanisms=mechanisms,
             )
         else:
-            self._admin = TokenAdmin(module_path, token, quirks=quirks, pin=pin, module_args=module_args, member=member)
+            self._admin = TokenAdmin(
+                module_path,
+                token,
+                quirks=quirks,
+                pin=pin,
+                module_args=module_args,
+                member=member,
+                mechanisms=mechanisms,
+            )
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=f"hsmcore-control-{member or 'token'}"
         )
@@ -102,17 +119,24 @@ class ControlPlane:
         timeout: float = CALL_SECONDS,
     ) -> Self:
         """A plane for the token that a configuration names. `log_in` if no engine of this process has logged in; an
-        `isolated` one always does, in its child."""
+        `isolated` one always does, in its child. With credentials of its own it is always isolated: a process has one
+        login on a token, and the engine's must not be able to do what an administrator can."""
+        admin = settings.admin_credentials
+        isolated = isolated or admin is not None
+        pin: PinSource | None = settings.resolve_pin if log_in or isolated else None
+        secret = settings.pin_secret if admin is None else admin.secret
         return cls(
             settings.module_path,
             TokenSelector.of(settings),
             settings.quirks,
-            pin=settings.resolve_pin if log_in or isolated else None,
+            pin=pin if admin is None else admin.resolve_pin,
             module_args=settings.initialize_args,
             member=member,
             isolated=isolated,
             hidden=hidden,
             timeout=timeout,
+            mechanisms=settings.vendor_mechanisms,
+            secret=None if secret is None else secret.describe(),
         )
 
     async def __aenter__(self) -> Self:
@@ -151,6 +175,18 @@ class ControlPlane:
                 overdue.cancel()
         thread.shutdown()  # it is idle: this takes microseconds
 
+    async def list_tokens(self) -> list[TokenRecord]:
+        """Every token that the module shows. Nobody logs in for that."""
+        return await self._run(self._admin.list_tokens)
+
+    async def find_token(self) -> TokenRecord:
+        """The one token that is meant. Raises TokenNotFound and TokenAmbiguous, which list the candidates."""
+        tokens = await self.list_tokens()
+        found = self._selector.choose(tokens)
+        if len(found) != 1:
+            raise none_or_several(found, tokens, self._selector, self._member)
+        return found[0]
+
     async def list_keys(self) -> list[KeyRecord]:
         """Every private key on the token, by label, then id."""
         return await self._run(self._admin.list_keys)
@@ -186,6 +222,10 @@ class ControlPlane:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        except PinIncorrect as error:
+            if self._secret is not None:
+                error.hint = f"Check {self._secret} before you try again: the token counts wrong attempts."
+            raise
         finally:
             if self._remote is not None:
                 self._rest_later(loop)

@@ -6,7 +6,7 @@ Names and recognition are those of the native core's table, which holds the quir
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pkcs11 import Attribute, KeyType
@@ -36,14 +36,29 @@ class WrappingKey:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyForm:
+    """One way to ask for an Ed25519 key pair."""
+
+    mechanism: Mechanism
+    params: bytes
+    """CKA_EC_PARAMS."""
+
+
+_EDWARDS_OID: Final = KeyForm(Mechanism.EC_EDWARDS_KEY_PAIR_GEN, ED25519_OID)
+_EDWARDS_NAME: Final = KeyForm(Mechanism.EC_EDWARDS_KEY_PAIR_GEN, ED25519_NAME)
+_EC_OID: Final = KeyForm(Mechanism.EC_KEY_PAIR_GEN, ED25519_OID)
+_EC_NAME: Final = KeyForm(Mechanism.EC_KEY_PAIR_GEN, ED25519_NAME)
+
+
+@dataclass(frozen=True, slots=True)
 class Quirks:
     """One module's ways. The defaults are the standard's."""
 
     name: str
     library_contains: str = ""
     """A word in CK_INFO's manufacturer or description by which the module is recognized."""
-    ed25519_params: bytes = ED25519_OID
-    ed25519_mechanism: Mechanism = Mechanism.EC_EDWARDS_KEY_PAIR_GEN
+    ed25519_forms: tuple[KeyForm, ...] = (_EDWARDS_OID,)
+    """Ways to ask for an Ed25519 key pair, tried in this order until one works."""
     id_bytes: int = 16
     """Length of the CKA_ID that a new key gets."""
     label_bytes: int = 127
@@ -51,6 +66,8 @@ class Quirks:
     usage_in_template: bool = True
     """Whether a template may name the uses that a key does not have; a module that knows only its own attributes
     refuses the whole template for one of them."""
+    names_private: bool = True
+    """Whether templates may say CKA_PRIVATE; a module that makes everything private refuses to be told otherwise."""
     wrap_mechanisms: tuple[Mechanism, ...] = _WRAP_STANDARD
     """Mechanisms for backups, the best first; the first one that the token lists is used."""
     wrapping_key: WrappingKey = WrappingKey()
@@ -61,14 +78,14 @@ class Quirks:
 _TABLE: Final[dict[str, Quirks]] = {
     quirks.name: quirks
     for quirks in (
-        Quirks("generic"),
+        Quirks("generic", ed25519_forms=(_EDWARDS_OID, _EDWARDS_NAME, _EC_OID, _EC_NAME)),
         Quirks("softhsm", "SoftHSM"),
         # Asked for the size of a wrapped key, NSS names one that is too small for it, and python-pkcs11 gives up.
         Quirks("nss", "Mozilla Foundation", wrap_mechanisms=()),
         Quirks(
             "yubihsm",
             "Yubico",
-            ed25519_params=ED25519_NAME,
+            ed25519_forms=(_EDWARDS_NAME,),
             id_bytes=2,
             label_bytes=40,
             usage_in_template=False,
@@ -89,17 +106,29 @@ _TABLE: Final[dict[str, Quirks]] = {
         Quirks(
             "aws-cloudhsm",
             "CloudHSM",
-            ed25519_mechanism=Mechanism.EC_KEY_PAIR_GEN,
+            ed25519_forms=(_EC_OID, _EDWARDS_OID, _EC_NAME, _EDWARDS_NAME),
+            names_private=False,
             wrap_mechanisms=(_CLOUDHSM_ZERO_PAD,),
         ),
     )
 }
 
 
-def quirks_for(name: str | None, library: str = "") -> Quirks:
+def quirks_for(name: str | None, library: str = "", mechanisms: Mapping[str, int] | None = None) -> Quirks:
     """The row of that name. Without a name: the row that recognizes `library`, which is CK_INFO's manufacturer and
-    description. The standard's ways when there is no such row."""
+    description. The standard's ways when there is no such row.
+
+    `mechanisms` replaces numbers that only the vendor knows: "wrap", "ed25519_key_pair_gen".
+    """
     if name is None:
         recognized = (row for row in _TABLE.values() if row.library_contains and row.library_contains in library)
-        return next(recognized, _TABLE["generic"])
-    return _TABLE.get(name, _TABLE["generic"])
+        row = next(recognized, _TABLE["generic"])
+    else:
+        row = _TABLE.get(name, _TABLE["generic"])
+    given = {of: int.__new__(Mechanism, number) for of, number in (mechanisms or {}).items()}
+    if "wrap" in given:
+        row = replace(row, wrap_mechanisms=(given["wrap"],))
+    if "ed25519_key_pair_gen" in given:
+        forms = dict.fromkeys(KeyForm(given["ed25519_key_pair_gen"], form.params) for form in row.ed25519_forms)
+        row = replace(row, ed25519_forms=tuple(forms))
+    return row

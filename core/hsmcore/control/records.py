@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -12,14 +14,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token and the slot that it is in, in the module's own words."""
+
+    slot_id: int
+    label: str
+    serial: str
+    manufacturer: str
+    model: str
+    slot_description: str
+
+    def __str__(self) -> str:
+        return f"slot {self.slot_id} ({self.slot_description}): token {self.label!r}, serial {self.serial}"
+
+    def says(self, text: str) -> bool | None:
+        """Whether its texts name the thing `text`, such as "cluster-1a2b3c", in whole or by what follows the hyphen.
+        None: they say nothing about such things; False: they name another one."""
+        words = f"{self.label} {self.serial} {self.manufacturer} {self.model} {self.slot_description}".lower()
+        kind, _, which = text.lower().partition("-")
+        if re.search(rf"\b{re.escape(which)}\b", words):
+            return True
+        return False if re.search(rf"\b{re.escape(kind)}-[0-9a-z]+", words) else None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSelector:
-    """How to find a token: every field that is set must match."""
+    """How to find a token: every field that is set must match. `text` is a thing that a token may name: one that names
+    another is none; where several match, the one that names it is meant."""
 
     label: str | None = None
     serial: str | None = None
     slot_id: int | None = None
     manufacturer: str | None = None
     model: str | None = None
+    text: str | None = None
 
     @classmethod
     def of(cls, settings: Pkcs11Settings) -> Self:
@@ -30,17 +58,25 @@ class TokenSelector:
             settings.slot_id,
             settings.token_manufacturer,
             settings.token_model,
+            settings.token_text,
         )
 
-    def matches(self, label: str, serial: str, slot_id: int, manufacturer: str, model: str) -> bool:
-        """Whether a token is the one."""
-        found = (label, serial, slot_id, manufacturer, model)
+    def choose(self, tokens: Sequence[TokenRecord]) -> list[TokenRecord]:
+        """Those that match: one, if all is well."""
         wanted = (self.label, self.serial, self.slot_id, self.manufacturer, self.model)
-        return all(want in (None, have) for want, have in zip(wanted, found, strict=True))
+        found = []
+        for token in tokens:
+            have = (token.label, token.serial, token.slot_id, token.manufacturer, token.model)
+            if all(want in (None, has) for want, has in zip(wanted, have, strict=True)):
+                found.append(token)
+        if self.text is None:
+            return found
+        named = [token for token in found if token.says(self.text)]
+        return named or [token for token in found if token.says(self.text) is None]
 
     def __str__(self) -> str:
         parts: dict[str, object] = {"label": self.label, "serial": self.serial, "slot": self.slot_id}
-        parts |= {"manufacturer": self.manufacturer, "model": self.model}
+        parts |= {"manufacturer": self.manufacturer, "model": self.model, "text": self.text}
         return ", ".join(f"{name} {value!r}" for name, value in parts.items() if value is not None) or "any token"
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final, Self
 
 from hsmcore import hosting
+from hsmcore.control import tokens
 from hsmcore.control.admin import PinSource
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import refused_before
 from hsmcore.control.process import Child, ChildLost
-from hsmcore.control.records import Deactivation, KeyRecord, TokenSelector
+from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
 from hsmcore.control.wire import record_of_json
 from hsmcore.errors import EngineClosed, HostUnusable, HsmError, LoginError, error_of
 
@@ -39,6 +41,7 @@ class RemoteAdmin:
         member: str | None = None,
         hidden: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
+        mechanisms: Mapping[str, int] | None = None,
     ) -> None:
         self._request = {
             "call": "open",
@@ -47,7 +50,9 @@ class RemoteAdmin:
             "quirks": quirks,
             "module_args": module_args,
             "member": member,
+            "mechanisms": dict(mechanisms or {}),
         }
+        self._forms: dict[str, Any] = {}  # how the token makes keys: what one child found out, the next one is told
         self._pin = pin
         self._hidden = hidden
         self._seconds = timeout
@@ -75,6 +80,17 @@ class RemoteAdmin:
         if child is not None:
             child.kill()
 
+    def list_tokens(self) -> list[TokenRecord]:
+        until = time.monotonic() + self._seconds
+        request = {name: self._request[name] for name in ("module_path", "module_args")}
+        # In a child of its own: the other one has opened its token, and logged in.
+        with self._started() as child:
+            try:
+                found = child.call({"call": "list_tokens", **request}, until - time.monotonic())
+            except ChildLost as lost:
+                raise error_of("HOST_LOST", detail=f"control child: {lost}", member=self._member) from lost
+        return [tokens.record_of_json(record) for record in found]
+
     def list_keys(self) -> list[KeyRecord]:
         return [record_of_json(record) for record in self._call("list_keys")]
 
@@ -82,8 +98,16 @@ class RemoteAdmin:
         self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
     ) -> KeyRecord:
         identity = None if key_id is None else key_id.hex()
-        made = self._call("generate_key", algorithm=algorithm, label=label, key_id=identity, extractable=extractable)
-        return record_of_json(made)
+        made = self._call(
+            "generate_key",
+            algorithm=algorithm,
+            label=label,
+            key_id=identity,
+            extractable=extractable,
+            forms=self._forms,
+        )
+        self._forms = made["forms"]
+        return record_of_json(made["key"])
 
     def deactivate(self, key_id: str) -> Deactivation:
         return Deactivation(**self._call("deactivate", key_id=key_id))
@@ -110,12 +134,8 @@ class RemoteAdmin:
             raise refused_before(self._refused)
         pin = self._pin() if self._pin is not None else None
         try:
-            environment = hosting.child_environment(self._hidden)
-            child = self._child = Child({name: value for name, _, value in (v.partition(b"=") for v in environment)})
+            child = self._child = self._started()
             self._ask(child, {**self._request, "pin_bytes": None if pin is None else len(pin)}, until, pin)
-        except OSError as error:
-            problem = f"the control child cannot be started: {error.strerror}"
-            raise HostUnusable(problem, member=self._member) from error
         except LoginError as error:
             self._refused = error
             raise
@@ -126,6 +146,14 @@ class RemoteAdmin:
             if pin is not None:
                 pin[:] = bytes(len(pin))
         return child
+
+    def _started(self) -> Child:
+        environment = hosting.child_environment(self._hidden)
+        try:
+            return Child({name: value for name, _, value in (v.partition(b"=") for v in environment)})
+        except OSError as error:
+            problem = f"the control child cannot be started: {error.strerror}"
+            raise HostUnusable(problem, member=self._member) from error
 
     def _ask(self, child: Child, request: dict[str, Any], until: float, secret: bytearray | None = None) -> Any:
         try:

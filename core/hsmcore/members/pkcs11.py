@@ -62,6 +62,7 @@ class Pkcs11Member:
         )
         self._spin_seconds = rules.spin_micros / 1e6
         self._warm_seconds = rules.warm_micros / 1e6
+        self._slot_id = -1 if settings.slot_id is None else settings.slot_id
         self._isolated = settings.isolation == "process"
         self._hidden_variables = hidden_variables
         self.warden: Warden | None = None
@@ -115,7 +116,7 @@ class Pkcs11Member:
                 quirks=settings.quirks,
                 token_label=label,
                 token_serial=serial,
-                slot_id=-1 if settings.slot_id is None else settings.slot_id,
+                slot_id=self._slot_id,
                 pin=pin,
                 workers=settings.sessions,
                 spin_seconds=self._spin_seconds,

@@ -19,6 +19,7 @@ from hsmcore.probe.report import printable
 _PLACES: Final = {
     "C_GetInfo": 2,
     "C_GetSlotList": 4,
+    "C_GetSlotInfo": 5,
     "C_GetTokenInfo": 6,
     "C_GetMechanismInfo": 8,
     "C_OpenSession": 12,
@@ -56,6 +57,16 @@ class _Info(Structure):
         ("flags", c_ulong),
         ("description", c_char * 32),
         ("library", _Version),
+    )
+
+
+class _SlotInfo(Structure):
+    _fields_ = (
+        ("description", c_char * 64),
+        ("manufacturer", c_char * 32),
+        ("flags", c_ulong),
+        ("hardware", _Version),
+        ("firmware", _Version),
     )
 
 
@@ -97,6 +108,7 @@ class TokenInfo:
     """CK_TOKEN_INFO. Session counts: None where the token does not say, 0 as the most: no limit."""
 
     slot: int
+    slot_description: str
     label: str
     manufacturer: str
     model: str
@@ -155,13 +167,19 @@ class Calls:
         self._call("C_GetSlotList", c_ubyte(1), slots, byref(filled))
         return list(slots[: min(filled.value, room)])
 
+    def slot_description(self, slot: int) -> str:
+        """CK_SLOT_INFO.slotDescription; "" where the module does not say."""
+        info = _SlotInfo()
+        return _text(info, _SlotInfo.description) if self._try("C_GetSlotInfo", c_ulong(slot), byref(info)) == 0 else ""
+
     def token(self, slot: int) -> TokenInfo:
-        """C_GetTokenInfo."""
+        """C_GetTokenInfo, and the slot's description."""
         info = _TokenInfo()
         self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
         most, used = (None if count == _UNAVAILABLE else int(count) for count in (info.max_sessions, info.sessions))
         return TokenInfo(
             slot=slot,
+            slot_description=self.slot_description(slot),
             label=_text(info, _TokenInfo.label),
             manufacturer=_text(info, _TokenInfo.manufacturer),
             model=_text(info, _TokenInfo.model),

@@ -12,6 +12,7 @@ from hsmcore.control.adopt import hold_module
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import translated
 from hsmcore.control.quirks import quirks_for
+from hsmcore.control.records import TokenRecord
 from hsmcore.errors import HsmError
 from hsmcore.probe.calls import Calls, TokenInfo
 from hsmcore.probe.context import Context
@@ -92,11 +93,9 @@ def check_token(context: Context) -> Iterator[Step]:
             with suppress(CkrError):  # a slot whose token does not answer is no candidate
                 seen.append(context.calls.token(slot))
     wanted = question.selector
-    matching = [
-        token
-        for token in seen
-        if wanted.matches(token.label, token.serial, token.slot, token.manufacturer, token.model)
-    ]
+    records = [TokenRecord(t.slot, t.label, t.serial, t.manufacturer, t.model, t.slot_description) for t in seen]
+    chosen = wanted.choose(records)
+    matching = [token for token, record in zip(seen, records, strict=True) if record in chosen]
     present = [_token_data(token) for token in seen if token.flags & _INITIALIZED]
     if len(matching) == 1:
         token = context.token = matching[0]
@@ -226,6 +225,7 @@ def _token_data(token: TokenInfo) -> dict[str, object]:
         "label": token.label,
         "serial": token.serial,
         "slotId": token.slot,
+        "slotDescription": token.slot_description,
         "manufacturer": token.manufacturer,
         "model": token.model,
         "firmware": ".".join(map(str, token.firmware)),

@@ -1,0 +1,77 @@
+"""Who logs in to a token: the part of a provider's configuration that becomes the PIN of C_Login."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from hsmcore.config.base import Model, Text, Whole
+from hsmcore.config.secret import Secret
+
+Username = Annotated[str, Text(31, form="[^:]+", says="a crypto user's name of 1 to 31 bytes without a colon")]
+AuthKeyId = Annotated[int, Whole(1, 0xFFFF)]
+
+
+class Credentials(Model):
+    """What all kinds share. The caller wipes what `resolve_pin` returns; it may read a file or ask a service, and
+    raises SecretUnavailable."""
+
+    @property
+    def secret(self) -> Secret:
+        """The secret part, for messages that say where it came from."""
+        raise NotImplementedError
+
+    def resolve_pin(self) -> bytearray:
+        """The whole PIN for C_Login."""
+        return self.secret.resolve()
+
+
+class PinCredentials(Credentials):
+    """A token's own PIN."""
+
+    pin: Secret
+
+    @property
+    def secret(self) -> Secret:
+        return self.pin
+
+
+class UserCredentials(Credentials):
+    """A crypto user of AWS CloudHSM; the PIN is `username:password`."""
+
+    username: Username
+    password: Secret
+
+    @property
+    def secret(self) -> Secret:
+        return self.password
+
+    def resolve_pin(self) -> bytearray:
+        return joined(f"{self.username}:", self.password)
+
+
+class AuthKeyCredentials(Credentials):
+    """An authentication key of a YubiHSM 2; the PIN is its id in four hexadecimal digits and its password."""
+
+    auth_key_id: AuthKeyId
+    password: Secret
+
+    @property
+    def secret(self) -> Secret:
+        return self.password
+
+    def resolve_pin(self) -> bytearray:
+        return joined(f"{self.auth_key_id:04x}", self.password)
+
+
+def joined(prefix: str, secret: Secret) -> bytearray:
+    """`prefix` and the secret, in memory that the caller wipes."""
+    password = secret.resolve()
+    try:
+        # Made in its full size at once: a bytearray that grows leaves copies of itself behind.
+        head = prefix.encode()
+        pin = bytearray(len(head) + len(password))
+        pin[: len(head)] = head
+        pin[len(head) :] = password
+        return pin
+    finally:
+        password[:] = bytes(len(password))

@@ -1,0 +1,134 @@
+"""Secrets from AWS Secrets Manager, with boto3 (extra hsmcore[aws]).
+
+What is fetched is put into a bytearray, which its user wipes. Copies that cannot be wiped stay in this process's memory
+until that is used again: the response in the buffers of TLS and HTTP, the string or bytes that boto3 makes of it, and
+with `key` the JSON object around the secret.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+MAX_SECRET_BYTES: Final = 4096
+_ARN: Final = re.compile(r"arn:[^:]+:secretsmanager:([^:]+):")
+_CONNECT_SECONDS: Final = 5
+_READ_SECONDS: Final = 5
+_ATTEMPTS: Final = 3
+_HINTS: Final = {
+    "ResourceNotFoundException": "there is no such secret in this region",
+    "AccessDeniedException": "access is denied: allow secretsmanager:GetSecretValue on it, and kms:Decrypt on its key",
+    "DecryptionFailure": "its KMS key cannot be used",
+    "InvalidRequestException": "it is marked for deletion or cannot be read",
+    "UnrecognizedClientException": "the AWS credentials are not valid",
+    "InvalidSignatureException": "the AWS credentials are not valid",
+    "ExpiredTokenException": "the AWS credentials have expired",
+}
+
+
+class SecretProblem(Exception):
+    """Why a secret cannot be had. Holds no value, and is never raised with a context."""
+
+
+def fetch(secret_id: str, *, key: str | None = None, region: str | None = None) -> bytearray:
+    """The current version of a secret, as bytes that the caller wipes. Blocks for up to half a minute.
+
+    `secret_id` is a name or ARN; `key` names a string in the JSON object that the secret is. The region is that of the
+    ARN or of the AWS SDK's own configuration unless given. Raises SecretProblem.
+    """
+    if importlib.util.find_spec("boto3") is None:
+        raise SecretProblem("boto3 is not installed: pip install 'hsmcore[aws]'")
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if region is None and (arn := _ARN.match(secret_id)):
+        region = arn[1]
+    problem = ""
+    try:
+        limits = Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        )
+        # A session of its own: boto3's default one is not for several threads.
+        client = boto3.session.Session().client("secretsmanager", region_name=region, config=limits)
+        try:
+            with _unlogged():
+                response = client.get_secret_value(SecretId=secret_id)
+        finally:
+            client.close()
+        return _value(response, key)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        problem = f"{_HINTS.get(code, 'AWS refuses')} ({code})"
+    except BotoCoreError as error:
+        problem = _of_sdk(type(error).__name__)
+    raise SecretProblem(problem)
+
+
+def _of_sdk(name: str) -> str:
+    """What the SDK could not do; its own text may quote a response."""
+    if name in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
+        return f"there are no AWS credentials ({name}): give the process a role, or set AWS_PROFILE"
+    if name == "NoRegionError":
+        return "the AWS region is not known: give region, the secret's ARN, or AWS_REGION"
+    return f"AWS Secrets Manager cannot be reached ({name})"
+
+
+def _value(response: dict[str, Any], key: str | None) -> bytearray:
+    text = response.get("SecretString")
+    value: bytes | str = text if isinstance(text, str) else response.get("SecretBinary") or b""
+    problem = ""
+    if key is not None:
+        try:
+            inner = json.loads(value)
+        except ValueError:
+            inner = None
+        if not isinstance(inner, dict):
+            problem = f"it is no JSON object, so it has no key {key!r}"
+        elif not isinstance(inner.get(key), str):
+            problem = f"it has no string under the key {key!r}"
+        else:
+            value = inner[key]
+    if problem:
+        raise SecretProblem(problem)
+    found = bytearray(value.encode() if isinstance(value, str) else value)
+    if len(found) > MAX_SECRET_BYTES:
+        found[:] = bytes(len(found))
+        raise SecretProblem(f"it is longer than {MAX_SECRET_BYTES} bytes")
+    return found
+
+
+class _Mute(logging.Filter):
+    """Drops what one thread logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def filter(self, _record: logging.LogRecord) -> bool:
+        return threading.get_ident() != self._thread
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Nothing of this thread's conversation with AWS is logged: at level DEBUG the SDK logs whole responses."""
+    mute = _Mute()
+    names = [
+        n for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] in ("boto3", "botocore", "urllib3")
+    ]
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(mute)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(mute)

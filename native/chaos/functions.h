@@ -1,0 +1,32 @@
+/* The functions of PKCS #11, as functions.def lists them. */
+#ifndef HSMCORE_CHAOS_FUNCTIONS_H
+#define HSMCORE_CHAOS_FUNCTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <p11-kit/pkcs11.h>
+
+enum chaos_function {
+#define FUNCTION(version, scope, make, name, parameters, arguments) CHAOS_##name,
+#include "functions.def"
+#undef FUNCTION
+    CHAOS_FUNCTIONS
+};
+
+enum chaos_scope { SCOPE_MODULE, SCOPE_SLOT, SCOPE_SESSION };
+
+/* One pointer per function; never NULL: what the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
+struct chaos_wrapped {
+#define FUNCTION(version, scope, make, name, parameters, arguments) CK_##name name;
+#include "functions.def"
+#undef FUNCTION
+};
+extern struct chaos_wrapped chaos_wrapped;
+
+extern const char *const chaos_function_names[CHAOS_FUNCTIONS];
+extern const enum chaos_scope chaos_function_scopes[CHAOS_FUNCTIONS];
+enum chaos_function chaos_function_of_name(const char *name); /* CHAOS_FUNCTIONS if there is none */
+
+#endif
