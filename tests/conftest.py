@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _folder = Folder()
+
+# The AWS SDK looks for credentials at an address outside this machine unless it is told not to.
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 settings.register_profile(
     "hsmcore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]

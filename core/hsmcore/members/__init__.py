@@ -19,7 +19,7 @@ def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_
         return EphemeralMember(provider, settings, rules, level)
     if isinstance(settings, AwsKmsSettings):
         try:
-            from hsmcore.members.kms import KmsMember
+            from hsmcore.members.kms.member import KmsMember
         except ModuleNotFoundError as error:
             text = f"member {provider.name!r}: signing with AWS KMS needs the package {error.name}"
             raise ModuleMissing(text, member=provider.name, hint=provider.install_hint) from None

@@ -9,7 +9,7 @@ from typing import Any, Final
 from hsmcore import _native
 from hsmcore.base58 import base58
 from hsmcore.config import AwsKmsSettings
-from hsmcore.control.curves import P256_OID, SECP256K1_OID
+from hsmcore.members.kms.forms import FORMS, Form, raw_public_key, raw_signature
 from hsmcore.probe.common import check_configuration
 from hsmcore.probe.registry import Begun, Subject
 from hsmcore.probe.report import Identity, Step, fail, ok, printable, skipped, warn
@@ -18,12 +18,6 @@ from hsmcore.statuses import STATUSES
 _PLAN: Final = ("sdk", "credentials", "endpoint", "key", "public-key", "signature")
 _INSTALL: Final = "Install it with: pip install 'hsmcore[aws]'"
 
-# KeySpec: our name of the algorithm, KMS's name of the signing algorithm.
-_SPECS: Final = {
-    "ECC_NIST_EDWARDS25519": ("ed25519", "ED25519_SHA_512"),
-    "ECC_NIST_P256": ("ecdsa-p256", "ECDSA_SHA_256"),
-    "ECC_SECG_P256K1": ("ecdsa-secp256k1", "ECDSA_SHA_256"),
-}
 _KEY_HINTS: Final = {
     "Disabled": "Enable it: aws kms enable-key.",
     "PendingDeletion": "It is about to be deleted: aws kms cancel-key-deletion, if that was not meant.",
@@ -31,17 +25,6 @@ _KEY_HINTS: Final = {
     "Unavailable": "Its custom key store is not connected.",
 }
 _DENIED: Final = "Give the signing role kms:DescribeKey, kms:GetPublicKey and kms:Sign on this key, and nothing else."
-
-# DER prefixes of a SubjectPublicKeyInfo (RFC 5480, RFC 8410) up to the key itself.
-_SPKI: Final = {
-    "ed25519": bytes.fromhex("302a300506032b6570032100"),
-    "ecdsa-p256": bytes.fromhex("3059301306072a8648ce3d0201") + P256_OID + bytes.fromhex("034200"),
-    "ecdsa-secp256k1": bytes.fromhex("3056301006072a8648ce3d0201") + SECP256K1_OID + bytes.fromhex("034200"),
-}
-_ORDER: Final = {
-    "ecdsa-p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
-    "ecdsa-secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
-}
 
 
 class _Stop(Exception):
@@ -91,19 +74,19 @@ def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | Begun | Id
     described = _described(client, settings)
     yield from described
     spec = str(described[0].data["keySpec"])
-    algorithm, signing = _SPECS[spec]
+    form = FORMS[spec]
     yield Begun("public-key")
-    step, public_key = _public_key(client, settings, algorithm)
+    step, public_key = _public_key(client, settings, form)
     yield step
     yield Begun("signature")
-    yield from _signature(client, settings, algorithm, signing, public_key)
+    yield from _signature(client, settings, form, public_key)
     yield Identity(
         fixed=True,
-        algorithm=algorithm,
+        algorithm=form.algorithm,
         key_id=described[0].data["arn"],
         label=settings.key_id,
         public_key=public_key.hex(),
-        address=base58(public_key) if algorithm == "ed25519" else None,
+        address=base58(public_key) if form.algorithm == "ed25519" else None,
     )
 
 
@@ -130,8 +113,7 @@ def _client(subject: Subject, settings: AwsKmsSettings) -> Generator[Step | Begu
         raise _Stop(fail("credentials", "no region is configured", "Set region, or AWS_REGION."))
     yield ok("credentials", f"from {credentials.method}, region {session.region_name}", method=credentials.method)
     limits = Config(connect_timeout=seconds, read_timeout=seconds, retries={"total_max_attempts": 1})
-    # Where the configuration knows an endpoint of its own; else the SDK's settings decide.
-    return session.client("kms", config=limits, endpoint_url=getattr(settings, "endpoint_url", None))
+    return session.client("kms", config=limits, endpoint_url=settings.endpoint_url)
 
 
 def _described(client: Any, settings: AwsKmsSettings) -> list[Step]:
@@ -146,29 +128,26 @@ def _described(client: Any, settings: AwsKmsSettings) -> list[Step]:
     found = f"{data['arn']}, {spec}, {usage}, {state}"
     if state != "Enabled":
         hint = _KEY_HINTS.get(state, "Look at the key in KMS.")
-        raise _Stop(
-            fail("key", f"{found}: it is not enabled", _KEY_HINTS.get(state, "Look at the key in KMS."), **data)
-        )
+        raise _Stop(fail("key", f"{found}: it is not enabled", hint, **data))
     if usage != "SIGN_VERIFY":
         raise _Stop(fail("key", f"{found}: it is not for signing", "Use a key whose KeyUsage is SIGN_VERIFY.", **data))
-    if spec not in _SPECS:
-        hint = f"Use a key whose KeySpec is one of {', '.join(_SPECS)}."
+    if spec not in FORMS:
+        hint = f"Use a key whose KeySpec is one of {', '.join(FORMS)}."
         raise _Stop(fail("key", f"{found}: it is of a kind that hsmcore does not sign with", hint, **data))
-    if settings.algorithm not in (None, _SPECS[spec][0]):
+    if settings.algorithm not in (None, FORMS[spec].algorithm):
         hint = "Correct algorithm, or name another key."
         raise _Stop(fail("key", f"{found}, and algorithm says {settings.algorithm}", hint, **data))
     return [ok("key", found, **data), reached]
 
 
-def _public_key(client: Any, settings: AwsKmsSettings, algorithm: str) -> tuple[Step, bytes]:
+def _public_key(client: Any, settings: AwsKmsSettings, form: Form) -> tuple[Step, bytes]:
     der = bytes(_ask("public-key", client.get_public_key, KeyId=settings.key_id)["PublicKey"])
-    prefix = _SPKI[algorithm]
-    size = 32 if algorithm == "ed25519" else 65
-    if not der.startswith(prefix) or len(der) != len(prefix) + size:
-        raise _Stop(fail("public-key", f"KMS gave {len(der)} bytes that are no {algorithm} key", "Look at the key."))
-    key = der[len(prefix) :]
+    key = raw_public_key(form, der)
+    if key is None:
+        text = f"KMS gave {len(der)} bytes that are no {form.algorithm} key"
+        raise _Stop(fail("public-key", text, "Look at the key."))
     data = {"publicKey": key.hex()}
-    if algorithm == "ed25519":
+    if form.algorithm == "ed25519":
         data["address"] = base58(key)
     shown = data.get("address", key.hex())
     pinned = settings.public_key_bytes
@@ -178,9 +157,7 @@ def _public_key(client: Any, settings: AwsKmsSettings, algorithm: str) -> tuple[
     return ok("public-key", f"{shown}, {'as pinned' if pinned else 'not pinned: publicKey would'}", **data), key
 
 
-def _signature(
-    client: Any, settings: AwsKmsSettings, algorithm: str, signing: str, public_key: bytes
-) -> Iterator[Step]:
+def _signature(client: Any, settings: AwsKmsSettings, form: Form, public_key: bytes) -> Iterator[Step]:
     message = b"hsmcore doctor"
     begun = time.monotonic()
     answer = _ask(
@@ -189,34 +166,17 @@ def _signature(
         KeyId=settings.key_id,
         Message=message,
         MessageType="RAW",
-        SigningAlgorithm=signing,
+        SigningAlgorithm=form.signing,
     )
     milliseconds = (time.monotonic() - begun) * 1e3
-    signature = _fixed(algorithm, bytes(answer["Signature"]))
-    if signature is None or not _native.verify(algorithm, public_key, message, signature):
+    signature = raw_signature(form, bytes(answer["Signature"]))
+    if signature is None or not _native.verify(form.algorithm, public_key, message, signature):
         raise _Stop(fail("signature", "the signature does not verify", STATUSES["SIGNATURE_INVALID"].hint))
     yield ok("signature", f"verified in software, {milliseconds:.0f} ms", milliseconds=round(milliseconds))
     if milliseconds > 1000:
         yield warn(
             "latency", f"one signature took {milliseconds:.0f} ms", "Use an endpoint in the region of the process."
         )
-
-
-def _fixed(algorithm: str, signature: bytes) -> bytes | None:
-    """KMS's ECDSA signatures are DER (RFC 3279): r || s with a low s of them, 32 bytes each; None if they are not."""
-    if algorithm == "ed25519":
-        return signature
-    numbers: list[int] = []
-    rest = signature[2:] if len(signature) >= 8 and signature[0] == 0x30 and signature[1] == len(signature) - 2 else b""
-    while len(rest) >= 2 and rest[0] == 0x02 and len(numbers) < 2:
-        size = rest[1]
-        numbers.append(int.from_bytes(rest[2 : 2 + size]))
-        rest = rest[2 + size :]
-    if len(numbers) != 2 or rest or max(numbers).bit_length() > 256:
-        return None
-    r, s = numbers
-    order = _ORDER[algorithm]
-    return r.to_bytes(32) + min(s, order - s if s < order else s).to_bytes(32)
 
 
 def _ask(step: str, call: Any, **arguments: Any) -> dict[str, Any]:

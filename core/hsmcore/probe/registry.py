@@ -63,6 +63,12 @@ def _ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity | Non
     return (yield from probe_ephemeral(subject))
 
 
+def _cluster(subject: Subject) -> Iterator[Step]:
+    from hsmcore.probe.cluster import probe_cluster
+
+    return probe_cluster(subject)
+
+
 PROBES: dict[str, Probe] = {
     "softhsm": _pkcs11,
     "aws-cloudhsm": _pkcs11,
@@ -72,7 +78,7 @@ PROBES: dict[str, Probe] = {
     "ephemeral": _ephemeral,
 }
 
-SURROUNDINGS: dict[str, Callable[[Subject], Iterator[Step]]] = {}
+SURROUNDINGS: dict[str, Callable[[Subject], Iterator[Step]]] = {"aws-cloudhsm": _cluster}
 """By type of provider: steps about what stands around it, such as the state of a cluster. They come before the probe's
 own, and say more than the module does when the device cannot be reached."""
 

@@ -1,5 +1,5 @@
-"""The aws-cloudhsm provider as in production, on a module with the rates and latencies of a cluster of two, in front of
-SoftHSM. P-256, since the cluster's way of making Ed25519 keys is not SoftHSM's."""
+"""The aws-cloudhsm provider as in production, on a module with the manners of the vendor's and the rates and latencies of
+a cluster of two, in front of SoftHSM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class CloudHsm(SoftHsm):
     name = "aws-cloudhsm"
     can = frozenset({"logins", "breaks", "holds", "generates", "destroys", "lasts"})
     isolation = "process"
-    algorithm = "ecdsa-p256"
     chaos: Chaos
 
     def pin(self) -> str:
@@ -32,7 +31,7 @@ class CloudHsm(SoftHsm):
             self.folder,
             wrapped,
             module=copy_of(CHAOS, self.folder),
-            profile="cloudhsm-hsm2m-x2",
+            profile=["cloudhsm", "cloudhsm-hsm2m-x2"],
             profileDir=profiles,
             socket=str(self.folder / "chaos-%p.sock"),
         )
@@ -49,6 +48,7 @@ class CloudHsm(SoftHsm):
             "password": {"file": str(self.password)},
             "keyLabel": self.token.keys["main"].label,
             "sessions": 4,
+            "clusterHealthIntervalMs": 0,
         } | (settings or {})
         return {"sequencer": {"keyManager": {"type": "aws-cloudhsm", "config": config, "maxCacheSize": 0, **rules}}}
 

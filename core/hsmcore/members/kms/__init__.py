@@ -3,7 +3,3 @@
 botocore finds credentials, region and endpoint. It does not carry the signatures: a call through it costs a millisecond
 of processor time, ten times what this wire takes (bench/kms.py).
 """
-
-from hsmcore.members.kms.member import KmsMember
-
-__all__ = ["KmsMember"]
