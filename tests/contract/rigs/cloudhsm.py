@@ -1,5 +1,5 @@
-"""The aws-cloudhsm provider as in production, on a module with the manners of the vendor's and the rates and latencies of
-a cluster of two, in front of SoftHSM."""
+"""The aws-cloudhsm provider as in production, on a module with the manners of the vendor's and the pace of a cluster of
+two, in front of SoftHSM."""
 
 from __future__ import annotations
 
