@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from tests.support.leaks import holdings, surplus_since
 from tests.support.loops import FACTORIES, LoopRunner, warm_up
@@ -97,6 +98,7 @@ def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
             request.getfixturevalue(name)
     before = holdings()
     yield
+    structlog.reset_defaults()  # a command line that ran in this process has set it up for a stream of its own
     if not request.node.stash.get(_failed, False):  # a failed test's frames are kept, and all that they hold
         assert surplus_since(before) == []
 

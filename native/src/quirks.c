@@ -11,6 +11,7 @@ static const hsm_quirks rows[] = {
     /* A signature of 3 KB takes a YubiHSM 2 about 0.9 s. */
     {.name = "yubihsm",
      .library_contains = "Yubico",
+     .users_are_objects = true,
      .keepalive_s = 20,
      .calls_in_flight = 1,
      .sign_bytes = 3114, /* observed: a frame of 3136 (firmware 2.4) less headers, ids, padding and MAC */

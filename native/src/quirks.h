@@ -12,6 +12,7 @@ typedef struct hsm_quirks {
     bool read_write_sessions;    /* read-only sessions are refused */
     bool handles_per_session;    /* object handles mean nothing in another session */
     bool memory_error_is_logout; /* CKR_HOST_MEMORY from C_SignInit after a logout */
+    bool users_are_objects;      /* CKR_OBJECT_HANDLE_INVALID from C_Login: there is no such user */
     uint32_t open_pause_ms;      /* between two C_OpenSession calls */
     uint32_t keepalive_s;        /* idle sessions die after somewhat longer; 0: they do not */
     uint32_t calls_in_flight;    /* that one slot works on at once; 0: no limit known */

@@ -47,6 +47,13 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
     bool already;
     hsm_status status = hsm_token_login(engine->p11, engine->slot, engine->login_session, engine->pin, engine->pin_len,
                                         &already, error);
+    if (status == HSM_KEY_HANDLE_STALE && engine->quirks->users_are_objects) {
+        /* It must not look like a key's stale handle, which would be tried again. */
+        status = HSM_LOGIN_REFUSED;
+        if (error != NULL) {
+            error->status = status;
+        }
+    }
     if (hsm_status_class(status) == HSM_CLASS_AUTH_FATAL) {
         engine->auth_failed = true;
     }

@@ -150,11 +150,5 @@ hsm_status hsm_token_login(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, CK_SESSION_HA
         *already = true;
         return HSM_OK;
     }
-    if (rv == CKR_OBJECT_HANDLE_INVALID) {
-        /* C_Login takes no object: where users are objects of the token (YubiHSM 2), this one does not exist. It must
-         * not look like a key's stale handle, which would be tried again. */
-        (void)hsm_fail_ckr(error, rv, "C_Login", "the token has no such user");
-        return error != NULL ? (error->status = HSM_LOGIN_REFUSED) : HSM_LOGIN_REFUSED;
-    }
     return rv == CKR_OK ? HSM_OK : hsm_fail_ckr(error, rv, "C_Login", "token login");
 }
