@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.chaos import send_signal
+from tests.support.chaos import needs_chaos, send_signal
 from tests.support.emergency import Rig
+from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.verifiers import is_good
 
 from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
 from hsmcore.state import Emergency, History, Limits, Store
@@ -114,3 +117,52 @@ async def test_the_time_counts_from_the_first_signature(fresh_token, tmp_path):
         await asyncio.sleep(1.2)
         with pytest.raises(AllLevelsFailed, match="time"):
             await rig.service.router.sign(b"last")
+
+
+@needs_chaos
+@one_loop
+async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fresh_token, tmp_path):
+    """One provider, a failover block with the customer's keys and no list: the emergency key is made in memory."""
+    place = Site(tmp_path, fresh_token, SAME)
+    restrictions = {"maxTransactions": 30, "maxTimeSeconds": 3600, "allowedOperations": ["sign"]}
+    config = place.config(
+        failover={"emergencyModeEnabled": True, "emergencyModeRestrictions": restrictions},
+        auditLogFile=str(tmp_path / "audit.log"),
+    )
+    keys, left, heard = [], [], []
+    for round_ in range(2):  # the second time with a new key manager on the same store
+        async with opened(config) as manager:
+            for name in ("failover", "failback", "emergency-operation"):
+                manager.on(name, lambda details, name=name: heard.append(name))
+            usual = manager.public_key
+            place.kill(0)
+            signed = []
+            for number in range(10):
+                receipt = await manager.sign_with_receipt(f"{round_} {number}".encode(), 20.0)
+                assert receipt.level == "emergency"
+                assert is_good("ed25519", receipt.public_key, f"{round_} {number}".encode(), receipt.signature)
+                assert await manager.verify(f"{round_} {number}".encode(), receipt.signature)
+                signed.append(receipt)
+            keys.append(manager.public_key)
+            assert {receipt.public_key for receipt in signed} == {manager.public_key} != {usual}
+            for refused in (manager.generate_key(), manager.export_key_backup(receipt.key_id)):
+                with pytest.raises(EmergencyRefused, match="allowedOperations"):
+                    await refused
+            left.append((await manager._failover.budget.status()).left)
+            place.revive(0)
+            await until(lambda m=manager: m._failover.levels.active == 0)
+            assert manager.public_key == usual
+            await until(lambda m=manager: not m._failover.seats[-1].member)
+            records = [record async for record in manager.audit.query(match={"operation": "emergency-left"})]
+            assert [record["public_key"] for record in records] == [key.hex() for key in keys]
+    assert keys[0] != keys[1]
+    assert left[0] <= 20
+    assert left[1] <= 10
+    assert heard == ["failover", *["emergency-operation"] * 10, "failback"] * 2
+    async with opened(config) as manager:
+        place.kill(0)
+        done = [manager.sign(f"last {n}".encode(), 20.0) for n in range(30)]
+        results = await asyncio.gather(*done, return_exceptions=True)
+        assert sum(isinstance(result, bytes) for result in results) <= 10
+        assert all(isinstance(r, bytes) or isinstance(r.causes["emergency"], EmergencyRefused) for r in results)
+        place.revive(0)

@@ -83,13 +83,13 @@ class FailoverService:
 
     async def _start(self) -> None:
         seats = [seat for seat in self.seats if seat.level_name != EMERGENCY]
+        await self._check_emergency()
         done = await asyncio.gather(*(seat.start() for seat in seats), return_exceptions=True)
         failures = [result for result in done if isinstance(result, BaseException)]
         for failure in failures:
             survivable = isinstance(failure, HsmError) and (failure.retryable or failure.status in SURVIVABLE)
             if not survivable or len(failures) == len(seats):
                 raise failure
-        self._check_emergency()
         now = time.monotonic_ns()
         self._require_consent([seat for seat in seats if seat.version is not None])
         self.router.current = next(result for result in done if isinstance(result, KeyVersion))
@@ -101,14 +101,15 @@ class FailoverService:
                 self.levels.failed(seat, "down", f"it did not start: {result.args[0]}", now)
         self.router.settle()
 
-    def _check_emergency(self) -> None:
+    async def _check_emergency(self) -> None:
         """Better known now than in the emergency: software that its members need and that is not there."""
         for seat in self.seats:
             if seat.level_name == EMERGENCY:
+                member = seat.make()
                 try:
-                    seat.make().require_ready()
-                except HsmError as error:
-                    get_logger().error("the emergency level cannot be used", member=seat.name, error=str(error))
+                    member.require_ready()
+                finally:
+                    await member.stop()
 
     def _require_consent(self, started: list[Seat]) -> None:
         first = started[0]
