@@ -225,5 +225,5 @@ class LevelsMachine(RuleBasedStateMachine):
             assert last.level_to == (None if active is None else names[active])
 
 
-LevelsMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+LevelsMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestLevels = LevelsMachine.TestCase

@@ -274,7 +274,8 @@ class Levels(Generic[M]):
         steady = tuple(m for m in ready if m.weight == FULL)
         ramping = tuple(m for m in ready if m.weight < FULL)
         if ramping and not steady:
-            steady = tuple(m for m in self.members if m.trusted and m.weight == FULL and m.key == ramping[0].key
+            steady = tuple(m for index in range(len(self.levels)) for m in self._trusted(index)
+                           if m.weight == FULL and m.key == ramping[0].key
                            and self.levels[m.level].name != EMERGENCY)  # fmt: skip
             if not steady:
                 ramping = ()
