@@ -34,6 +34,7 @@ from hsmcore.errors import (
     TokenNotFound,
     WrongEventLoop,
 )
+from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.keyring import KeyVersion
 from hsmcore.manager import KeyManager, create_key_manager
 from hsmcore.receipt import Receipt
@@ -44,9 +45,12 @@ except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AllLevelsFailed",
+    "AllLevelsLate",
     "Config",
     "ConfigurationError",
     "DeadlineExceeded",
+    "EmergencyRefused",
     "EngineClosed",
     "EngineForked",
     "HsmError",

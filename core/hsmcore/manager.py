@@ -14,11 +14,16 @@ from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
 from hsmcore.errors import HsmError, LoginError, NotInitialized
 from hsmcore.events import Callback, Events
+from hsmcore.failover.batch import sign_many
+from hsmcore.failover.request import Maker
+from hsmcore.failover.seat import Seat
+from hsmcore.failover.service import FailoverService, told_apart
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.lifecycle import Lifecycle
 from hsmcore.log import get_logger
-from hsmcore.members import Member, make_member
+from hsmcore.members import Member, cache_summary, make_member
 from hsmcore.receipt import Receipt
+from hsmcore.recording import Recorder
 from hsmcore.verification import VerifierPool
 
 T = TypeVar("T")
@@ -56,12 +61,14 @@ class KeyManager:
         self._events = Events()
         self._verifiers = VerifierPool()
         self._member: Member | None = None
+        self._failover: FailoverService | None = None
         self._key: KeyVersion | None = None
         self._refused: LoginError | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
         self._submit: Callable[[object, float | None, int], Signed] = _not_initialized
         self._key_index = 0
         self._audited = self.audit.enabled
+        self._record = Recorder(self.audit, self._rules.name)
 
     # ---- life cycle ----
 
@@ -86,6 +93,9 @@ class KeyManager:
         self._warn_of_what_is_missing()
         try:
             await self.audit.open()
+            if self._rules.failover is not None and self._rules.failover.enabled:
+                await self._open_levels()
+                return
             member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
             key = await self._start(member)
         except BaseException as error:
@@ -101,6 +111,25 @@ class KeyManager:
         self.audit.record("open", result="ok", member=member.name, key_id=key.id)
         self._events.emit("initialized", member=member.name, key_id=key.id)
 
+    async def _open_levels(self) -> None:
+        service = await FailoverService.open(self.config, self._verify_version, self.audit, self._events)
+        self._ring = KeyRing()
+        service.router.on_key = self._learn_key
+        service.router.check = self._life.check
+        for seat in service.running():
+            self._learn_key(seat)
+        self._ring.make_current(service.version.id)
+        self._failover = service
+        self.audit.record("open", result="ok", member=service.member.name, key_id=service.version.id)
+        self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
+
+    def _learn_key(self, seat: Seat) -> None:
+        seat.use(told_apart(seat.key_version, list(self._ring), seat.name))
+        self._ring.add(seat.key_version)
+
+    async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
+        return await self._verifiers.verify([version], message, signature)
+
     async def _start(self, member: Member) -> KeyVersion:
         try:
             member.require_ready()  # before the blanks of an example: what to install comes first
@@ -111,26 +140,32 @@ class KeyManager:
             raise
 
     def _refuse(self) -> None:
+        if self._failover is not None:
+            self._failover.refuse()
         if self._member is not None:
             self._member.engine.refuse()
 
     async def _close(self) -> None:
-        member = self._member
-        if member is None:
+        if self._failover is None and self._member is None:
             return
         self._refuse()  # an opening that was cancelled too late comes here at once
-        await member.engine.idle()
-        self.audit.record("close", member=member.name)
-        await member.stop()
+        name = self._rules.name
+        if self._member is not None:
+            await self._member.engine.idle()
+        self.audit.record("close", member=name)
+        if self._member is not None:
+            await self._member.stop()
+        if self._failover is not None:
+            await self._failover.close()
         await self.audit.close()
         self._verifiers.close()
-        self._events.emit("closed", member=member.name)
+        self._events.emit("closed", member=name)
 
     def _warn_of_what_is_missing(self) -> None:
-        for name, part in (("failover", self._rules.failover), ("keyRotation", self._rules.key_rotation)):
-            if part is not None and part.enabled:
-                path = f"{self._rules.where}.{name}"
-                get_logger().warning(f"{name}.enabled has no effect in this version", path=path)
+        rotation = self._rules.key_rotation
+        if rotation is not None and rotation.enabled:
+            path = f"{self._rules.where}.keyRotation"
+            get_logger().warning("keyRotation.enabled has no effect in this version", path=path)
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -143,15 +178,26 @@ class KeyManager:
 
     # ---- signing ----
 
-    async def sign(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> bytes:
+    async def sign(
+        self,
+        message: bytes | bytearray | memoryview,
+        timeout: float | None = None,
+        *,
+        allow_other_key: bool = False,
+    ) -> bytes:
         """Sign one message with the current key.
 
         `timeout` in seconds; None: `requestTimeoutMs`. Returns 64 bytes. Raises DeadlineExceeded, KeyDeactivated,
         InvalidMessage, MessageTooLarge, InvalidTimeout, MemberDown and other HsmErrors; `.retryable` says whether
         the same call can succeed later. When the queue is full, it waits for its turn within the timeout.
+
+        With failover, AllLevelsFailed says that no level could sign, and why. `allow_other_key`: another key may sign
+        the message although a signature under the first one may exist already.
         """
         if self._audited:
-            return (await self.sign_with_receipt(message, timeout)).signature
+            return (await self.sign_with_receipt(message, timeout, allow_other_key=allow_other_key)).signature
+        if self._failover is not None:
+            return await self._failover.router.sign(message, timeout, allow_other_key)
         signed = self._submit(message, timeout, self._key_index)
         if isinstance(signed, bytes):
             return signed
@@ -188,35 +234,53 @@ class KeyManager:
         """
         messages = [m if isinstance(m, bytes) or not self._audited else _copied(m) for m in messages]
         begun = time.perf_counter_ns()
-        member = self._opened()
-        key = self._current()
+        self._life.check()
         try:
-            results = await self._awaited(member.engine.submit_many(messages, timeout, return_exceptions, key.index))
+            if self._failover is not None:
+                results, makers = await sign_many(self._failover.router, messages, timeout, return_exceptions)
+            else:
+                member, key = self._opened(), self._current()
+                future = member.engine.submit_many(messages, timeout, return_exceptions, key.index)
+                results = await self._awaited(future)
+                makers = [Maker(member.name, member.level, key)] * len(results)
         except (HsmError, asyncio.CancelledError) as error:
-            self._record_failure("sign-many", None, error)
+            self._record.failure("sign-many", None, error)
             raise
         if self._audited:
-            for message, result in zip(messages, results, strict=True):
-                self._record(member, key, message, result, False, time.perf_counter_ns() - begun)
+            latency = time.perf_counter_ns() - begun
+            for message, result, maker in zip(messages, results, makers, strict=True):
+                self._record.signature(*maker, message, result, False, latency)
         return results
 
-    async def sign_with_receipt(self, message: bytes | bytearray | memoryview, timeout: float | None = None) -> Receipt:
+    async def sign_with_receipt(
+        self,
+        message: bytes | bytearray | memoryview,
+        timeout: float | None = None,
+        *,
+        allow_other_key: bool = False,
+    ) -> Receipt:
         """Sign one message and say who did it. Errors as `sign`."""
         begun = time.perf_counter_ns()
-        member = self._opened()
-        key = self._current()
+        self._life.check()
         if self._audited:
             message = _copied(message)  # the record is of what was signed, whatever becomes of the buffer
         try:
-            signed = self._submit(message, timeout, key.index)
-            cached = isinstance(signed, bytes)
-            signature = signed if isinstance(signed, bytes) else await self._awaited(signed)
+            if self._failover is not None:
+                made = await self._failover.router.sign_traced(message, timeout, allow_other_key)
+                signature, key, cached = made.signature, made.version, made.cached
+                member, level = made.seat.name, made.seat.level_name
+            else:
+                opened, key = self._opened(), self._current()
+                member, level = opened.name, opened.level
+                signed = self._submit(message, timeout, key.index)
+                cached = isinstance(signed, bytes)
+                signature = signed if isinstance(signed, bytes) else await self._awaited(signed)
         except (HsmError, asyncio.CancelledError) as error:
-            self._record_failure("sign", message, error)
+            self._record.failure("sign", message, error)
             raise
         latency = time.perf_counter_ns() - begun
-        sequence = self._record(member, key, message, signature, cached, latency)
-        return Receipt(signature, key.id, key.public_key, member.name, member.level, cached, latency, sequence)
+        sequence = self._record.signature(member, level, key, message, signature, cached, latency)
+        return Receipt(signature, key.id, key.public_key, member, level, cached, latency, sequence)
 
     async def _awaited(self, future: asyncio.Future[T]) -> T:
         try:
@@ -252,10 +316,11 @@ class KeyManager:
     async def set_current_key_id(self, key_id: str) -> None:
         """Sign with another key from now on; it may be one of the ring or any other on the token. Requests that are
         queued already keep their key. The cache is wiped. Raises KeyNotFound, KeyDeactivated."""
-        member = self._opened()
+        member = self._opened("setCurrentKeyId")
+        loader = self._failover or member
         async with self._changing_keys:
             if key_id not in self._ring and (identity := _bytes_of(key_id)):
-                self._ring.add(await member.load_key(identity))
+                self._ring.add(await loader.load_key(identity))
             previous = self._current().id
             current = self._ring.make_current(key_id)
             self._use(member, current)
@@ -264,7 +329,7 @@ class KeyManager:
 
     async def generate_key(self) -> str:
         """Make a new key pair of the current key's algorithm on the token. Returns its id; the current key stays."""
-        member = self._opened()
+        member = self._opened("generateKey")
         current = self._current()
         rotation = self._rules.key_rotation
         record = await member.control.generate_key(
@@ -272,7 +337,7 @@ class KeyManager:
             f"{_stem(current.label)}-{os.urandom(4).hex()}",
             extractable=rotation is not None and rotation.backup_enabled,
         )
-        version = self._ring.add(await member.load_key(bytes.fromhex(record.id)))
+        version = self._ring.add(await (self._failover or member).load_key(bytes.fromhex(record.id)))
         self.audit.record("generate-key", result="ok", key_id=version.id, member=member.name)
         self._events.emit("key-generated", key_id=version.id, public_key=version.public_key)
         return version.id
@@ -281,19 +346,23 @@ class KeyManager:
         """Never sign with this key again; requests queued for it are refused. If it is the current one, signing fails
         with KeyDeactivated until another is made current. Tokens that can are made to refuse it too. Raises
         KeyNotFound."""
-        member = self._opened()
+        member = self._opened("deactivateKey")
         async with self._changing_keys:
             version = self._ring.get(key_id)
-            member.engine.retire_key(version.index)
-            self._ring.deactivate(version.id)
-            enforced = (await member.control.deactivate(version.id)).enforced
+            if self._failover is not None:
+                self._ring.deactivate(version.id)
+                enforced = await self._failover.deactivate(version)
+            else:
+                member.engine.retire_key(version.index)
+                self._ring.deactivate(version.id)
+                enforced = (await member.control.deactivate(version.id)).enforced
         self.audit.record("deactivate-key", result="ok", key_id=version.id, enforced=enforced, member=member.name)
         self._events.emit("key-deactivated", key_id=version.id, enforced=enforced)
 
     async def export_key_backup(self, key_id: str) -> bytes:
         """The private key wrapped by the HSM; its plain value never leaves it. Raises KeyNotExportable when the key or
         the token does not allow it."""
-        member = self._opened()
+        member = self._opened("exportKeyBackup")
         try:
             blob = await member.control.export_wrapped(key_id)
         except HsmError as error:
@@ -315,75 +384,45 @@ class KeyManager:
     def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the signature cache: size, max_size, hits, misses, joined, evictions, bytes, hit_rate."""
         member = self._opened()
-        stats = member.engine.cache_stats()
-        asked = stats["hits"] + stats["misses"] + stats["joined"]
-        return {
-            "size": stats["entries"],
-            "max_size": self._rules.max_cache_size,
-            "hits": stats["hits"],
-            "misses": stats["misses"],
-            "joined": stats["joined"],
-            "evictions": stats["evictions"],
-            "bytes": stats["bytes"],
-            "hit_rate": (stats["hits"] + stats["joined"]) / asked if asked else 0.0,
-        }
+        engines = [member.engine] if self._failover is None else [seat.signing for seat in self._failover.running()]
+        return cache_summary(engines, self._rules.max_cache_size)
 
     def get_stats(self) -> dict[str, Any]:
         """Counters and latency histograms of the workers, by member; see Engine.stats."""
         member = self._opened()
+        if self._failover is not None:
+            return {seat.name: seat.signing.stats() for seat in self._failover.running()}
         return {member.name: member.engine.stats()}
 
     # ---- inside ----
 
-    def _opened(self) -> Member:
+    def _opened(self, operation: str | None = None) -> Member:
         self._life.check()
+        if self._failover is not None:
+            if operation is not None:
+                self._failover.router.check_operation(operation)
+            return self._failover.member
         if self._member is None:
             raise NotInitialized("used before initialize()")
         return self._member
 
     def _current(self) -> KeyVersion:
+        if self._failover is not None:
+            return self._failover.version
         if self._key is None:
             raise NotInitialized("used before initialize()")
         return self._key
 
     def _use(self, member: Member, key: KeyVersion) -> None:
+        if self._failover is not None:
+            self._failover.use(key)
+            return
         engine = member.engine
         engine.clear_cache()
         self._ring.make_current(key.id)
         self._key = key
         self._key_index = key.index
         self._submit = engine.submit
-
-    def _record(
-        self, member: Member, key: KeyVersion, message: Any, result: bytes | HsmError, cached: bool, latency: int
-    ) -> int | None:
-        if not self._audited:
-            return None
-        if isinstance(result, HsmError):
-            return self._record_failure("sign", message, result)
-        return self.audit.record(
-            "sign",
-            message=bytes(message),
-            result="ok",
-            signature=result.hex(),
-            key_id=key.id,
-            public_key=key.public_key.hex(),
-            member=member.name,
-            level=member.level,
-            cached=cached,
-            latency_ns=latency,
-        )
-
-    def _record_failure(self, operation: str, message: Any, error: BaseException) -> int | None:
-        if not self._audited:
-            return None
-        return self.audit.record(
-            operation,
-            message=bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else None,
-            result="error",
-            error=error.status if isinstance(error, HsmError) else "CANCELLED",
-            member=self._rules.name,
-        )
 
 
 def _copied(message: object) -> Any:

@@ -61,7 +61,10 @@ class Chaos:
     def write(self, **fields: Any) -> None:
         """Replace the file; the module reads it when it is initialized."""
         names = {"module": self.wrapped.module, "socket": str(self.socket), "log": str(self.log)}
-        self.path.write_text(json.dumps(names | fields))
+        # At once: the module may be reading it, being initialized anew.
+        whole = self.path.with_suffix(".new")
+        whole.write_text(json.dumps(names | fields))
+        whole.replace(self.path)
 
     @property
     def args(self) -> str:

@@ -353,6 +353,18 @@ def test_a_key_like_no_other_is_answered_with_what_there_is() -> None:
         ({"cloudWatchLogs": []}, "cloudWatchLogs", "must be an object; a list was given"),
         ({"cloudWatchLogs": {"logGroup": "g"}}, "cloudWatchLogs.logStream", "is required"),
         ({"cloudWatchLogs": {"logGroup": "a b", "logStream": "s"}}, "cloudWatchLogs.logGroup", "must be a log group"),
+        ({"failover": {"acceptOtherKeys": ["emergency"]}}, "failover.acceptOtherKeys[0]", "'primary' or 'secondary'"),
+        ({"failover": {"acceptOtherKeys": ["primary"]}}, "failover", "failover.primary adds no member to that level"),
+        ({"failover": {"acceptOtherKeys": ["secondary"]}}, "failover", "there is no secondary level"),
+        ({"failover": {"hedging": 1}}, "failover.hedging", "must be true or false"),
+        ({"failover": {"failbackRampMs": -1}}, "failover.failbackRampMs", "from 0 to 3600000"),
+        ({"failover": {"emergencyDelayMs": "1"}}, "failover.emergencyDelayMs", "whole number"),
+        ({"stateFile": ""}, "stateFile", "must be a string of 1 to 4096 bytes"),
+        (
+            {"failover": {"emergencyModeRestrictions": {"allowedOperations": ["verify"]}}},
+            "failover.emergencyModeRestrictions.allowedOperations",
+            'must list "sign"',
+        ),
         ({"failover": {"mode": "smrt"}}, "failover.mode", "'smart' or 'literal'; the string 'smrt' was given; did you"),
         ({"failover": {"maxPrimaryRetries": 0}}, "failover.maxPrimaryRetries", "from 1 to 1000; the number 0"),
         ({"failover": {"primary": {}}}, "failover.primary", "must be a list; an object was given"),
@@ -503,6 +515,35 @@ def test_all_faults_are_listed_at_once() -> None:
         "$.keyManager.maxCachSize",
         "$.keyManager.failover.mode",
     }
+
+
+def test_a_member_may_stand_in_the_levels_once() -> None:
+    own = manager()["keyManager"]
+    provider = {"type": own["type"], "config": own["config"]}
+    other = {"type": "softhsm", "config": {**own["config"], "tokenLabel": "another"}}
+    for block, there in (
+        ({"primary": [provider]}, "failover.primary[0] is the same member as the key manager itself"),
+        ({"secondary": [other, provider]}, "failover.secondary[1] is the same member as the key manager itself"),
+        ({"primary": [other], "secondary": [other]}, "failover.secondary[0] is the same member as failover.primary[0]"),
+    ):
+        path, problem = only(manager(failover=block))
+        assert path == "$.keyManager"
+        assert there in problem
+    assert load(manager(failover={"primary": [other]})).key_manager.failover is not None
+
+
+def test_the_state_file_lies_beside_the_audit_log_or_in_the_user_s_state_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    for rules, path in (
+        ({}, "/var/state/hsmcore/hsmcore-state.db"),
+        ({"auditLogFile": "audit/audit.log"}, "audit/hsmcore-state.db"),
+        ({"auditLogFile": "audit/audit.log", "stateFile": "/s.db"}, "/s.db"),
+    ):
+        assert load(manager(**rules)).key_manager.state_path == Path(path)
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert load(manager()).key_manager.state_path == Path.home() / ".local/state/hsmcore/hsmcore-state.db"
 
 
 def test_a_fault_in_the_cache_size_is_the_only_one() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from hsmcore import errors
 from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigFault, ConfigurationError, HsmError, error_of
+from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
 
 HEADERS = Path(__file__).parents[2] / "native" / "include" / "hsmcore"
@@ -95,6 +96,20 @@ def test_every_exception_of_the_native_core_is_in_the_table() -> None:
         errors.SecretUnavailable,
     }
     assert all_exceptions() - python_only == set(EXCEPTION_OF_STATUS.values())
+
+
+def test_the_errors_of_failover_keep_their_causes() -> None:
+    causes = {"primary": error_of("TOKEN_LOST", member="a"), "secondary": EmergencyRefused("spent")}
+    for kind in (AllLevelsFailed, AllLevelsLate):
+        error = kind.of(causes)
+        copied = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert str(copied) == str(error)
+        assert list(copied.causes) == list(causes)
+        assert error.retryable
+        assert "primary: " in str(error)
+        assert "secondary: spent" in str(error)
+    assert issubclass(AllLevelsLate, TimeoutError)
+    assert not EmergencyRefused("spent").retryable
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ Operation = Literal[
     "sign", "verify", "generateKey", "getCurrentKeyId", "setCurrentKeyId", "deactivateKey", "exportKeyBackup"
 ]
 FailoverMode = Literal["smart", "literal"]
+KeyLevel = Literal["primary", "secondary"]
 
 _HOUR_MS = 3_600_000
 Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]
@@ -43,12 +44,18 @@ class EmergencyModeRestrictions(Model):
     def _allow_something(cls, value: tuple[Operation, ...]) -> tuple[Operation, ...]:
         if not value or len(set(value)) != len(value):
             raise clash("must list at least one operation, each once")
+        if "sign" not in value:
+            raise clash('must list "sign": an emergency key that may not sign is of no use')
         return value
 
 
 class Failover(Model):
     """Levels and how they are retried. The key manager's own provider is the first member of the primary level; the
-    lists add members. Intervals are milliseconds. Without an `emergency` list that level is one ephemeral key."""
+    lists add members. Intervals are milliseconds. Without an `emergency` list that level is one ephemeral key.
+
+    A member signs with another key than the current one only if `acceptOtherKeys` names its level: it says that the
+    chain accepts the keys of that level. The emergency level always has a key of its own; `emergencyModeEnabled` says
+    that the chain accepts it."""
 
     enabled: bool = True
     mode: FailoverMode = "smart"
@@ -58,6 +65,13 @@ class Failover(Model):
     max_secondary_retries: Annotated[int, Whole(1, 1000)] = 3
     emergency_mode_enabled: bool = False
     emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
+    emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] = 0
+    """How long all other levels must have been down before the emergency level is entered."""
+    accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple)] = ()
+    failback_ramp_ms: Annotated[int, Whole(0, _HOUR_MS)] = 10_000
+    """Over what time the load of a member that came back grows to its whole share; 0: at once."""
+    hedging: bool = False
+    """Whether a second member with the same key is asked when the first is slower than its 99th percentile."""
     primary: Members | None = None
     secondary: Members | None = None
     emergency: Members | None = None
@@ -82,6 +96,21 @@ class Failover(Model):
         if value is not None and any(member.type != "ephemeral" for member in value):
             raise clash('must list only providers of type "ephemeral"')
         return value
+
+    @field_validator("accept_other_keys")
+    @classmethod
+    def _levels_once(cls, value: tuple[KeyLevel, ...]) -> tuple[KeyLevel, ...]:
+        if len(set(value)) != len(value):
+            raise clash("must list each level once")
+        return value
+
+    @model_validator(mode="after")
+    def _consent_has_an_object(self) -> Failover:
+        if "secondary" in self.accept_other_keys and self.secondary is None:
+            raise clash('acceptOtherKeys names "secondary", but there is no secondary level')
+        if "primary" in self.accept_other_keys and self.primary is None:
+            raise clash('acceptOtherKeys names "primary", but failover.primary adds no member to that level')
+        return self
 
     @model_validator(mode="after")
     def _emergency_is_on(self) -> Failover:

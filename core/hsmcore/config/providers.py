@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from hsmcore.config.base import Model, Text, Whole, clash, fault
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
@@ -103,9 +103,19 @@ class Provider(Model):
         # Without a type nothing can be said about the rest; the fault in `type` is reported by itself.
         return value if settings is None else settings.model_validate(value, context=info.context)
 
+    _number: int = PrivateAttr(default=1)
+
+    def distinguish(self, number: int) -> None:
+        """Add "#NUMBER" to the name, because another member has the same one."""
+        self._number = number
+
     @property
     def name(self) -> str:
         """The member's name in messages, receipts and logs, such as "softhsm:sequencer". Holds no secret."""
+        return self._plain_name if self._number == 1 else f"{self._plain_name}#{self._number}"
+
+    @property
+    def _plain_name(self) -> str:
         settings = self.config
         which: object = None
         if isinstance(settings, AwsCloudHsmSettings):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -15,6 +17,7 @@ from hsmcore.config.providers import Provider
 from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
+STATE_FILE = "hsmcore-state.db"
 MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: more than this is a mistake, not a wish.
@@ -51,6 +54,9 @@ class KeyManagerConfig(Provider):
     warm_micros: Annotated[int, Whole(0, 100_000)] = 500
     """How long after an answer a processor is kept awake (idle priority) for the next lone request; 0: not at all."""
     audit_log_file: Annotated[str, Text(4096)] | None = None
+    state_file: Annotated[str, Text(4096)] | None = None
+    """What must survive a crash: the emergency budget, the history of failovers. Default: `hsmcore-state.db` beside
+    auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
@@ -64,6 +70,29 @@ class KeyManagerConfig(Provider):
             )
         require_lasting(self, "the key manager's own provider")
         return self
+
+    @model_validator(mode="after")
+    def _each_member_once(self) -> KeyManagerConfig:
+        seen: list[tuple[Provider, str]] = []
+        for name in ("primary", "secondary"):
+            own = [(self, "the key manager itself")] if name == "primary" else []
+            listed = getattr(self.failover, name, None) or ()
+            for member, where in (*own, *((m, f"failover.{name}[{i}]") for i, m in enumerate(listed))):
+                for other, there in seen:
+                    if (other.type, other.config) == (member.type, member.config):
+                        raise clash(f"{where} is the same member as {there}: it would fail together with itself")
+                seen.append((member, where))
+        return self
+
+    @property
+    def state_path(self) -> Path:
+        """Where the state store is."""
+        if self.state_file is not None:
+            return Path(self.state_file)
+        if self.audit_log_file is not None:
+            return Path(self.audit_log_file).parent / STATE_FILE
+        base = os.environ.get("XDG_STATE_HOME")
+        return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore" / STATE_FILE
 
     @property
     def primary(self) -> tuple[Provider, ...]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
 from hsmcore.config import AwsCloudHsmSettings, AwsKmsSettings, EphemeralSettings, KeyManagerConfig, Provider
 from hsmcore.errors import ModuleMissing
 from hsmcore.members.base import Member, SigningEngine
@@ -9,7 +13,15 @@ from hsmcore.members.cloudhsm import CloudHsmMember
 from hsmcore.members.ephemeral import EphemeralMember
 from hsmcore.members.pkcs11 import Pkcs11Member
 
-__all__ = ["CloudHsmMember", "EphemeralMember", "Member", "Pkcs11Member", "SigningEngine", "make_member"]
+__all__ = [
+    "CloudHsmMember",
+    "EphemeralMember",
+    "Member",
+    "Pkcs11Member",
+    "SigningEngine",
+    "cache_summary",
+    "make_member",
+]
 
 
 def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_variables: frozenset[str]) -> Member:
@@ -27,3 +39,21 @@ def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_
     if isinstance(settings, AwsCloudHsmSettings):
         return CloudHsmMember(provider, settings, rules, level, hidden_variables)
     return Pkcs11Member(provider, settings, rules, level, hidden_variables)
+
+
+def cache_summary(engines: Iterable[SigningEngine], most: int) -> dict[str, Any]:
+    """The counters of the engines' caches, added up; `most` signatures fit into each."""
+    stats: Counter[str] = Counter()
+    for engine in engines:
+        stats.update(engine.cache_stats())  # adds
+    asked = stats["hits"] + stats["misses"] + stats["joined"]
+    return {
+        "size": stats["entries"],
+        "max_size": most,
+        "hits": stats["hits"],
+        "misses": stats["misses"],
+        "joined": stats["joined"],
+        "evictions": stats["evictions"],
+        "bytes": stats["bytes"],
+        "hit_rate": (stats["hits"] + stats["joined"]) / asked if asked else 0.0,
+    }

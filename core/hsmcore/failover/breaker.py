@@ -1,0 +1,167 @@
+"""The circuit breaker of one member for one kind of failure: closed, open, half-open.
+
+Times are nanoseconds of a monotonic clock and always passed in; nothing here waits, logs or knows an event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hsmcore.errors import HsmError
+
+Kind = Literal["busy", "late", "slow", "session", "down", "wrong", "key", "auth", "fatal"]
+State = Literal["closed", "open", "half-open"]
+
+SECOND: Final = 1_000_000_000
+GOOD_PROBES: Final = 3
+"""So many good probes in a row close a breaker."""
+BACKOFF_MAX_NS: Final = 300 * SECOND
+"""The back-off grows to this, or to the interval where that is longer."""
+QUICK_FIRST_NS: Final = SECOND // 20
+"""While nobody else can sign, the first probe comes this soon; each further one twice as late, up to the interval."""
+STABLE_INTERVALS: Final = 10
+"""A member that fails again within so many intervals of its return is flapping: its back-off doubles."""
+STABLE_MIN_NS: Final = 60 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """So many failures in a row open the breaker; `probed`: probes may close it, else only a person does."""
+
+    threshold: int
+    probed: bool
+
+
+RULES: Final[dict[Kind, Rule]] = {
+    "busy": Rule(8, True),
+    "late": Rule(3, True),
+    "slow": Rule(1, True),
+    "session": Rule(3, True),
+    "down": Rule(1, True),
+    "wrong": Rule(1, True),
+    # Another key, a refused login, a module past use: time mends none of these, and asking again may lock a PIN.
+    "key": Rule(1, False),
+    "auth": Rule(1, False),
+    "fatal": Rule(1, False),
+}
+
+_KIND_OF_CLASS: Final[dict[str, Kind]] = {
+    "RETRY": "busy",
+    "RESET": "session",
+    "REOPEN": "session",
+    "RELOGIN": "session",
+    "REFIND": "session",
+    "REINIT": "session",
+    "MEMBER_DOWN": "down",
+    "AUTH_FATAL": "auth",
+}
+_KIND_OF_STATUS: Final[dict[str, Kind]] = {
+    "DEADLINE_EXCEEDED": "late",
+    "SIGNATURE_MALFORMED": "wrong",
+    "SIGNATURE_INVALID": "wrong",
+    "KEY_MISMATCH": "key",
+    "KEY_UNUSABLE": "key",
+    "KEY_NOT_FOUND": "key",
+    "MECHANISM_UNSUPPORTED": "key",
+    "MODULE_FATAL": "fatal",
+    "TOKEN_NOT_FOUND": "down",
+}
+# Errors that leave it open whether the module made a signature.
+_UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
+_SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
+
+
+def kind_of(error: HsmError) -> Kind | None:
+    """Which kind of failure of a member an error is; None: it is the request's own, and no other member helps."""
+    return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
+
+
+def may_have_signed(error: HsmError) -> bool:
+    """Whether a signature may exist although the attempt failed: then no other key may sign the same message."""
+    if error.status in _UNSURE:
+        return True
+    return error.call in _SIGNING_CALLS and error.error_class not in ("RETRY", "REQUEST_FATAL")
+
+
+class Breaker:
+    """One kind of failure of one member. `interval` is the level's retry interval in nanoseconds."""
+
+    __slots__ = ("_closed_at", "_quick_step", "failures", "good", "interval", "kind", "quick_at", "retry_at", "rule",
+                 "state", "trips")  # fmt: skip
+
+    def __init__(self, kind: Kind, interval: int) -> None:
+        self.kind = kind
+        self.rule = RULES[kind]
+        self.interval = interval
+        self.state: State = "closed"
+        self.failures = 0
+        self.good = 0
+        self.trips = 0
+        self.retry_at = 0
+        self.quick_at = 0
+        self._quick_step = 0
+        self._closed_at = 0
+
+    @property
+    def spacing(self) -> int:
+        """Nanoseconds between probes: the interval, doubled for each time the member came back and failed again."""
+        longest = max(self.interval, BACKOFF_MAX_NS)
+        return min(self.interval << min(max(self.trips - 1, 0), 40), longest)
+
+    def fail(self, now: int) -> bool:
+        """A failure of this kind. Returns whether it opened the breaker."""
+        if self.state != "closed":
+            self._reopen(now)
+            return False
+        self.failures += 1
+        if self.failures < self.rule.threshold:
+            return False
+        self.trip(now)
+        return True
+
+    def trip(self, now: int) -> None:
+        """Open it, whatever was counted."""
+        stable = max(STABLE_MIN_NS, STABLE_INTERVALS * self.interval)
+        self.trips = self.trips + 1 if self.trips and now - self._closed_at < stable else 1
+        self.state = "open"
+        self.failures = self.good = 0
+        self._quick_step = min(QUICK_FIRST_NS, self.interval)
+        self._plan(now)
+
+    def _reopen(self, now: int) -> None:
+        if self.state == "half-open":
+            self.state = "open"
+            self.trips += 1
+        self.good = 0
+        self._plan(now)
+
+    def _plan(self, now: int) -> None:
+        self.retry_at = now + self.spacing
+        self.quick_at = now + min(self._quick_step, self.spacing)
+        self._quick_step = min(self._quick_step * 2, self.spacing)
+
+    def progress(self) -> None:
+        """The member signs: failures in a row start anew."""
+        self.failures = 0
+
+    def due(self, now: int, hurry: bool) -> bool:
+        """Whether a probe is wanted. `hurry`: nobody else can sign."""
+        return self.state != "closed" and self.rule.probed and now >= (self.quick_at if hurry else self.retry_at)
+
+    def probed(self, good: bool, now: int) -> bool:
+        """A probe, or a signature while half-open, ended. Returns whether that closed the breaker."""
+        if self.state == "closed" or not self.rule.probed:
+            return False
+        if not good:
+            self._reopen(now)
+            return False
+        self.state = "half-open"
+        self.good += 1
+        if self.good >= GOOD_PROBES:
+            self.state = "closed"
+            self.failures = self.good = 0
+            self._closed_at = now
+            return True
+        self._plan(now)
+        return False

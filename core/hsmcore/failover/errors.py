@@ -1,0 +1,41 @@
+"""The errors of failover: every level failed, or the emergency level may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+from hsmcore.errors import DeadlineExceeded, HsmError
+
+
+class AllLevelsFailed(HsmError):
+    """No level can sign this request. `causes` has the last error of each, by the level's name."""
+
+    default_status = "TOKEN_LOST"
+    default_hint = "See `hsmcore failover status`; signing goes on by itself when a member answers again."
+
+    def __init__(self, message: str = "", *, causes: Mapping[str, HsmError] | None = None) -> None:
+        super().__init__(message)
+        self.causes: dict[str, HsmError] = dict(causes or {})
+
+    @classmethod
+    def of(cls, causes: Mapping[str, HsmError]) -> Self:
+        """Build the error from its causes."""
+        named = "; ".join(f"{level}: {str(error).rstrip('.')}" for level, error in causes.items())
+        return cls(f"{cls.lead} ({named})" if named else cls.lead, causes=causes)
+
+    lead: ClassVar[str] = "no level can sign"
+
+
+class AllLevelsLate(AllLevelsFailed, DeadlineExceeded):
+    """The deadline passed while no level could sign."""
+
+    default_status = "DEADLINE_EXCEEDED"
+    lead = "the deadline passed while no level could sign"
+
+
+class EmergencyRefused(HsmError):
+    """The emergency key may not do this: its budget or time is used up, or the operation is not allowed."""
+
+    default_status = "REQUEST_REJECTED"
+    default_hint = 'See `hsmcore emergency status`; a new budget needs `hsmcore emergency reset --reason "…"`.'

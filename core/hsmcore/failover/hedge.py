@@ -1,0 +1,78 @@
+"""Hedged signing: when the first member is slower than it usually is, a second one with the same key is asked too, and
+the first good answer counts. Only for deterministic signatures, where both answers are the same."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from hsmcore.errors import HsmError
+from hsmcore.failover.breaker import kind_of
+
+if TYPE_CHECKING:
+    from hsmcore.failover.router import Router
+    from hsmcore.failover.seat import Seat
+
+FLOOR_S: Final = 0.001
+UNKNOWN_S: Final = 0.05
+"""As long as a member's 99th percentile is not known."""
+
+
+async def hedged(
+    router: Router, seat: Seat, signed: asyncio.Future[bytes], message: bytes, share: float
+) -> tuple[bytes, Seat]:
+    """The first good answer and who gave it. Raises the first member's error if nobody gives one."""
+    asked: dict[asyncio.Future[bytes], Seat] = {signed: seat}
+    seat.pending.add(signed)
+    try:
+        after = max(seat.watch.p99 / 1e9, FLOOR_S) if seat.watch.p99 else UNKNOWN_S
+        done, _ = await asyncio.wait(asked, timeout=min(after, share))
+        if not done:
+            known = _ask_second(router, seat, asked, message, share)
+            if known is not None:
+                return known
+        return await _first_good(router, asked)
+    finally:
+        for future, who in asked.items():
+            who.pending.discard(future)
+            if not future.done():
+                future.cancel()
+                who.abandon(future)
+            elif not future.cancelled():
+                future.exception()  # an answer that came second is looked at by nobody
+
+
+def _ask_second(
+    router: Router, seat: Seat, asked: dict[asyncio.Future[bytes], Seat], message: bytes, share: float
+) -> tuple[bytes, Seat] | None:
+    """Ask another member that holds the key, if there is one. Returns the signature if its cache has it."""
+    second = router.levels.pick_for(seat.key, [seat])
+    if second is None:
+        return None
+    try:
+        again = second.submit(message, share, second.key_version.index)
+    except HsmError as failure:
+        router.report(second, kind_of(failure) or "down", failure)
+        return None
+    if isinstance(again, bytes):
+        return again, second
+    router.hedges += 1
+    asked[again] = second
+    second.pending.add(again)
+    return None
+
+
+async def _first_good(router: Router, asked: dict[asyncio.Future[bytes], Seat]) -> tuple[bytes, Seat]:
+    first = next(iter(asked))
+    waiting = set(asked)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for future in done:
+            ended = future.exception()
+            if ended is None:
+                return future.result(), asked[future]
+            if not isinstance(ended, HsmError):
+                raise ended
+            if future is not first and (kind := kind_of(ended)) is not None:
+                router.report(asked[future], kind, ended)
+    return await first, asked[first]  # raises

@@ -1,0 +1,263 @@
+"""What goes on beside the requests: looking at members, probing those that are out, starting and ending the emergency
+level, and following what people ask for through the state store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from time import monotonic_ns
+from typing import Any, Final
+
+from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
+from hsmcore.failover.arming import Arming
+from hsmcore.failover.breaker import SECOND, kind_of
+from hsmcore.failover.latency import FACTOR, FLOOR_NS
+from hsmcore.failover.levels import EMERGENCY
+from hsmcore.failover.router import Router
+from hsmcore.failover.seat import Seat
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+from hsmcore.state import Desired, Wish
+
+TICK_S: Final = 0.1
+"""How often members are looked at."""
+STALL_NS: Final = SECOND // 4
+"""A member that has requests and ends none for this long, or 20 times its 99th percentile, hangs."""
+FOLLOW_S: Final = 1.0
+"""How often wishes are read from the state store."""
+REPORT_S: Final = 5.0
+"""How often the state is written there, if nothing changes."""
+PROBE_PREFIX: Final = b"\xffhsmcore probe\x00"
+"""A Solana message begins with a count of signatures below 0x80, or with 0x80 plus its version (0 or 1 so far); an
+off-chain message with 0xff and "solana offchain". No probe can be taken for any of them."""
+
+Verify = Callable[[KeyVersion, bytes, bytes], Awaitable[bool]]
+
+
+def probe_message() -> bytes:
+    """A message to try a member with: new each time, so no cache answers it."""
+    return PROBE_PREFIX + secrets.token_bytes(16)
+
+
+class Keeper:
+    """Works on a router's levels. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        router: Router,
+        verify: Verify,
+        desired: Desired | None,
+        name: str,
+        permitted: bool,
+        each_second: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._router = router
+        self._levels = router.levels
+        self._verify = verify
+        self._desired = desired
+        self._report_name = f"{name}:{os.getpid()}"
+        self._permitted = permitted
+        self._each_second = each_second
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looked = monotonic_ns()
+        self._followed = self._looked
+        self._reported = 0
+        self._reported_version = -1
+        self._following = False
+        self.emergency = Arming(router, self._spawn)
+        self._ended = False
+
+    async def begin(self) -> None:
+        """Follow what was asked for before, then look at the members every TICK_S."""
+        await self._follow()
+        self._later()
+
+    async def end(self) -> None:
+        """Look no longer; what is under way is cancelled and waited for. The members stay as they are."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        if self._desired is not None:
+            await self._desired.report(self._report_name, None)
+
+    def _later(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- looking ----
+
+    def _tick(self) -> None:
+        self._later()  # first, so that nothing in here can end it
+        now = monotonic_ns()
+        # If the loop itself was held up, members that answered meanwhile look as if they had not.
+        late = now - self._looked > 3 * TICK_S * SECOND
+        self._looked = now
+        for seat in self._levels.members:
+            if seat.member is not None:
+                self._look(seat, now, judge=not late)
+        self._levels.tick(now)
+        for seat in self._levels.probes_due(now):
+            if not seat.probing and self._levels.levels[seat.level].name != EMERGENCY:
+                seat.probing = True
+                self._spawn(self._probe(seat))
+        self.emergency.tend(now)
+        self._router.forget_pledges(now)
+        self._router.settle()
+        if self._desired is not None and not self._following and now - self._followed >= FOLLOW_S * SECOND:
+            self._following = True
+            self._followed = now
+            self._spawn(self._follow_and_report(self._desired, now))
+
+    def _look(self, seat: Seat, now: int, *, judge: bool) -> None:
+        stats = seat.signing.stats()
+        signed, done = stats["signatures"], stats["signatures"] + stats["failures"]
+        if signed != seat.signed:
+            self._levels.progressed(seat)
+        if done != seat.done or not stats["in_flight"] or not judge:
+            seat.busy_since = now
+        seat.signed, seat.done = signed, done
+        if not seat.trusted:
+            return
+        if seat.watch.look(stats["hsm_ns"]):
+            seat.watch.forget_outliers()
+            self._levels.failed(seat, "slow", "its signatures take far longer than they used to", now)
+        if now - seat.busy_since > max(STALL_NS, 20 * seat.watch.p99):
+            self._levels.stalled(seat, now)
+            self._router.settle()
+            if self._levels.pick_for(seat.key, [seat]) is not None:
+                self._router.move(seat)
+
+    # ---- probes ----
+
+    async def _probe(self, seat: Seat) -> None:
+        try:
+            if seat.member is None:
+                await self.start(seat)
+            await self._try(seat)
+        except HsmError as error:
+            kind = kind_of(error) or "down"
+            reason = str(error.args[0])
+            if kind in ("auth", "key", "fatal"):
+                self._levels.failed(seat, kind, reason, monotonic_ns())
+            self._levels.probed(seat, False, reason, monotonic_ns(), kind)
+        else:
+            self._levels.probed(seat, True, "", monotonic_ns())
+        finally:
+            seat.probing = False
+            if not self._ended:
+                self._router.settle()
+
+    async def start(self, seat: Seat) -> None:
+        """Start a member that is not running. Raises HsmError."""
+        version = await self._current_key(seat, await seat.start())
+        if version.public_key in self._router.retired:
+            seat.signing.retire_key(version.index)
+        self._levels.started(seat, version.public_key, monotonic_ns())
+        self._router.on_key(seat)
+        if self._levels.key == version.public_key:
+            self._router.current = version
+        if seat.fenced:
+            raise KeyMismatch(seat.reason, member=seat.name)
+
+    async def _current_key(self, seat: Seat, configured: KeyVersion) -> KeyVersion:
+        """The current key on a member that starts late, if it holds it; else the one that is configured for it."""
+        current = self._router.current
+        if current is None or current.public_key == configured.public_key or seat.member is None:
+            return configured
+        try:
+            found = await seat.member.load_key(bytes.fromhex(current.id))
+        except (KeyNotFound, ValueError):
+            return configured
+        if found.public_key != current.public_key:
+            return configured
+        seat.use(found)
+        return found
+
+    async def _try(self, seat: Seat) -> None:
+        """One signature, judged in software. Raises HsmError."""
+        version = seat.key_version
+        message, begun = probe_message(), monotonic_ns()
+        signed = seat.submit(message, max(0.05, min(seat.interval / SECOND, 2.0)), version.index)
+        signature = signed if isinstance(signed, bytes) else await signed
+        took = monotonic_ns() - begun
+        if not await self._verify(version, message, signature):
+            raise SignatureInvalid("a probe's signature does not verify", member=seat.name)
+        if "slow" in seat.breakers and seat.watch.p99 and took > max(FLOOR_NS, FACTOR * seat.watch.p99):
+            raise HsmError("a probe took far longer than signatures used to", status="BUSY", member=seat.name)
+
+    # ---- what people ask for ----
+
+    async def _follow_and_report(self, desired: Desired, now: int) -> None:
+        try:
+            await self._follow()
+            if self._levels.version != self._reported_version or now - self._reported >= REPORT_S * SECOND:
+                self._reported, self._reported_version = now, self._levels.version
+                await desired.report(self._report_name, self.describe())
+        except HsmError as error:
+            get_logger().error("the state store cannot be followed", error=str(error))
+        finally:
+            self._following = False
+
+    async def _follow(self) -> None:
+        if self._desired is None:
+            return
+        wishes = await self._desired.all()
+        now = monotonic_ns()
+        nothing = Wish("", "")
+        for seat in self._levels.members:
+            wish = wishes.get(f"drain:{seat.name}")
+            self._levels.drain(seat, wish is not None, (wish or nothing).reason, now)
+        forced = wishes.get("force", nothing)
+        names = [level.name for level in self._levels.levels]
+        self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)
+        emergency = wishes.get("emergency", nothing)
+        self._levels.permit_emergency(self._permitted and emergency.value != "disabled", emergency.reason, now)
+        if self._router.budget is not None and EMERGENCY in names:
+            status = await self._router.budget.status()
+            self._levels.emergency_used_up(not status.usable, "its budget or time is used up", now)
+        await self._each_second()
+        self._router.settle()
+
+    def describe(self) -> dict[str, Any]:
+        """How everything stands, as JSON-ready data."""
+        levels = self._levels
+        return {
+            "process": os.getpid(),
+            "mode": levels.mode,
+            "active": None if levels.active is None else levels.levels[levels.active].name,
+            "forced": None if levels.forced is None else levels.levels[levels.forced].name,
+            "publicKey": self._router.version.public_key.hex() if self._router.version else None,
+            "emergency": {"permitted": levels.emergency_permitted, "usedUp": levels.emergency_spent},
+            "members": [
+                {
+                    "member": seat.name,
+                    "level": seat.level_name,
+                    "condition": seat.condition,
+                    "reason": seat.reason,
+                    "publicKey": seat.key.hex() if seat.key else None,
+                    "inFlight": seat.engine.in_flight + seat.engine.waiting,
+                    "breakers": {b.kind: b.state for b in seat.open_breakers},
+                    "nextProbeSeconds": _seconds_to_probe(seat),
+                }
+                for seat in levels.members
+            ],
+            "atNs": time.time_ns(),
+        }
+
+
+def _seconds_to_probe(seat: Seat) -> float | None:
+    waits = [breaker.retry_at - monotonic_ns() for breaker in seat.open_breakers if breaker.rule.probed]
+    return round(max(0, *waits, 0) / SECOND, 3) if waits else None

@@ -1,0 +1,100 @@
+"""What the state machine knows of one member."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Protocol
+
+from hsmcore.failover.breaker import Breaker, Kind
+
+FULL: Final = 256
+"""The weight of a member that takes its whole share."""
+
+Condition = Literal["ready", "ramping", "open", "half-open", "fenced", "drained", "stopped"]
+
+
+class Load(Protocol):
+    """How busy a member is; an engine."""
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
+
+class _Nothing:
+    in_flight = 0
+    waiting = 0
+
+
+class MemberState:
+    """Breakers, drain and weight of a member. Only Levels changes it."""
+
+    __slots__ = ("breakers", "checked_at", "drained", "engine", "interval", "key", "level", "name", "ramp_from",
+                 "reason", "turn", "weight")  # fmt: skip
+
+    def __init__(self, name: str, level: int, interval: int) -> None:
+        self.name = name
+        self.level = level
+        self.interval = interval
+        self.engine: Load = _Nothing()
+        self.key: bytes | None = None
+        """The public key it signs with; None: it has not started."""
+        self.drained = False
+        self.breakers: dict[Kind, Breaker] = {}
+        self.weight = FULL
+        self.ramp_from = 0
+        self.turn = 0
+        self.checked_at = 0
+        self.reason = ""
+
+    def breaker(self, kind: Kind) -> Breaker:
+        """The breaker for a kind of failure, made when the first one happens."""
+        found = self.breakers.get(kind)
+        if found is None:
+            found = self.breakers[kind] = Breaker(kind, self.interval)
+        return found
+
+    @property
+    def open_breakers(self) -> list[Breaker]:
+        return [breaker for breaker in self.breakers.values() if breaker.state != "closed"]
+
+    @property
+    def fenced(self) -> bool:
+        """No probe brings it back: a person has to."""
+        return any(not breaker.rule.probed for breaker in self.open_breakers)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether requests may go to it."""
+        return self.key is not None and not self.drained and not self.open_breakers
+
+    @property
+    def half_open(self) -> bool:
+        """Whether its last probe was good in everything that it is not yet trusted in."""
+        found = self.open_breakers
+        return (
+            self.key is not None
+            and not self.drained
+            and bool(found)
+            and all(breaker.state == "half-open" for breaker in found)
+        )
+
+    @property
+    def condition(self) -> Condition:
+        """In one word, for people."""
+        if self.drained:
+            return "drained"
+        if self.fenced:
+            return "fenced"
+        if self.half_open:
+            return "half-open"
+        if self.open_breakers:
+            return "open"
+        if self.key is None:
+            return "stopped"
+        return "ready" if self.weight == FULL else "ramping"
+
+    def due(self, now: int, hurry: bool) -> bool:
+        """Whether a probe is wanted: all open breakers allow one."""
+        found = self.open_breakers
+        return bool(found) and not self.drained and all(breaker.due(now, hurry) for breaker in found)

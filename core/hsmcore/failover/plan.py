@@ -1,0 +1,80 @@
+"""From the configuration to levels and seats. Nothing is opened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+
+from hsmcore.config import Config, Failover, Provider
+from hsmcore.failover.levels import EMERGENCY, Level, Levels
+from hsmcore.failover.seat import Seat
+from hsmcore.members import make_member
+
+MS = 1_000_000
+
+
+def seats_and_levels(config: Config) -> Levels[Seat]:
+    """The state machine for a configuration with an enabled `failover`."""
+    rules = config.key_manager
+    failover = rules.failover or Failover()
+    plan: list[tuple[Level, tuple[Provider, ...]]] = [(_primary(failover), rules.primary)]
+    if failover.secondary:
+        plan.append((_secondary(failover), failover.secondary))
+    if failover.emergency_mode_enabled:
+        plan.append(
+            (Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True), _emergency(failover))
+        )
+    _name(provider for _, providers in plan for provider in providers)
+    hidden = config.secret_variables
+    seats = [
+        Seat(
+            provider.name,
+            index,
+            level.interval,
+            level.name,
+            partial(make_member, provider, rules, level.name, hidden),
+            provider.where,
+            config.require_complete,
+        )
+        for index, (level, providers) in enumerate(plan)
+        for provider in providers
+    ]
+    return Levels(
+        [level for level, _ in plan],
+        seats,
+        mode=failover.mode,
+        ramp=failover.failback_ramp_ms * MS,
+        emergency_delay=failover.emergency_delay_ms * MS,
+        emergency_permitted=failover.emergency_mode_enabled,
+    )
+
+
+def _primary(failover: Failover) -> Level:
+    return Level(
+        "primary",
+        failover.max_primary_retries,
+        failover.primary_retry_interval_ms * MS,
+        other_keys="primary" in failover.accept_other_keys,
+    )
+
+
+def _secondary(failover: Failover) -> Level:
+    return Level(
+        "secondary",
+        failover.max_secondary_retries,
+        failover.secondary_retry_interval_ms * MS,
+        other_keys="secondary" in failover.accept_other_keys,
+    )
+
+
+def _emergency(failover: Failover) -> tuple[Provider, ...]:
+    return failover.emergency or (Provider(type="ephemeral"),)
+
+
+def _name(providers: Iterable[Provider]) -> None:
+    seen: Counter[str] = Counter()
+    for provider in providers:
+        provider.distinguish(1)
+        seen[provider.name] += 1
+        provider.distinguish(seen[provider.name])

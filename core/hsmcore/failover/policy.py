@@ -1,0 +1,119 @@
+"""What to do with a request after an attempt has failed: try somebody, wait, or give up. Pure decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from hsmcore.failover.levels import EMERGENCY, Levels, least_loaded
+from hsmcore.failover.member_state import MemberState
+from hsmcore.failover.waiting import emergency_hope, hope_until
+
+M = TypeVar("M", bound=MemberState)
+
+
+@dataclass(slots=True)
+class Attempts(Generic[M]):
+    """What a request has been through. `bound_to`: the key under which a signature may exist already; no other may sign
+    it then, unless the caller allows that."""
+
+    bound_to: bytes | None = None
+    tried: list[M] = field(default_factory=list)
+    rounds: int = 0
+    level: int | None = None
+    retries: int = 0
+    waited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Try(Generic[M]):
+    """Send it to this member now."""
+
+    member: M
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do nothing until `until` (monotonic ns); `eager`: or until the levels change."""
+
+    until: int
+    eager: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nobody can sign it."""
+
+
+Step = Try[M] | Wait | GiveUp
+
+
+def next_step(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
+    """Decide. The caller bounds waiting by the request's deadline, and asks again after it."""
+    if levels.mode == "literal":
+        return _literal(levels, attempts, now)
+    return _smart(levels, attempts, now)
+
+
+def _smart(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
+    member = levels.pick_for(attempts.bound_to, attempts.tried)
+    if member is not None:
+        return Try(member)
+    if attempts.tried and (again := levels.pick_for(attempts.bound_to, ())) is not None:
+        # Whoever is left has failed this request and is trusted all the same: once more at once, then at the interval.
+        level = levels.levels[again.level]
+        attempts.rounds += 1
+        attempts.tried.clear()
+        if attempts.rounds > level.retries:
+            return GiveUp()
+        return Wait(now if attempts.rounds == 1 else now + level.interval, eager=False)
+    until = hope_until(levels, attempts.bound_to, now)
+    return GiveUp() if until is None else Wait(until, eager=True)
+
+
+def _literal(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
+    """Each level in turn: an attempt, then its retries, each after the interval."""
+    if attempts.level is None:
+        attempts.level = levels.active or 0
+    while attempts.level < len(levels.levels):
+        level = levels.levels[attempts.level]
+        if level.name == EMERGENCY:
+            return _literal_emergency(levels, attempts, now)
+        members = _members_of(levels, attempts.level, attempts.bound_to)
+        untried = [m for m in members if m not in attempts.tried]
+        if untried and attempts.retries == 0 and not attempts.tried:
+            return Try(least_loaded(untried))
+        if members and attempts.waited:
+            attempts.waited = False
+            return Try(least_loaded(untried or members))
+        if attempts.retries < level.retries:
+            attempts.retries += 1
+            attempts.waited = True
+            return Wait(now + level.interval, eager=False)
+        levels.given_up(attempts.level, now)
+        attempts.level += 1
+        attempts.retries = 0
+        attempts.tried.clear()
+    return GiveUp()
+
+
+def _members_of(levels: Levels[M], level: int, key: bytes | None) -> list[M]:
+    """Every member of the level that is not out for good, whatever failed before."""
+    return [
+        member
+        for member in levels.members
+        if member.level == level
+        and member.key is not None
+        and levels.usable(member, key)
+        and not member.drained
+        and not member.fenced
+        and all(breaker.kind != "wrong" for breaker in member.open_breakers)
+    ]
+
+
+def _literal_emergency(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
+    member = levels.pick_for(attempts.bound_to, attempts.tried)
+    if member is not None:
+        return Try(member)
+    until = 0 if attempts.tried or attempts.bound_to is not None else emergency_hope(levels)
+    return Wait(until, eager=True) if until > now else GiveUp()

@@ -1,0 +1,118 @@
+"""A request that has to be looked after: it failed once, or it began when nobody could take it at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from hsmcore.errors import HsmError, MemberDown
+from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
+from hsmcore.failover.levels import EMERGENCY, Levels
+from hsmcore.failover.policy import Attempts
+from hsmcore.failover.seat import Seat
+from hsmcore.keyring import KeyVersion
+
+PLEDGE_NS: Final = 120_000_000_000
+"""How long a message stays bound to the key of an attempt whose outcome nobody knows: longer than a Solana transaction
+is valid (150 slots, 60 to 90 s)."""
+PLEDGES_MAX: Final = 100_000
+
+
+class Maker(NamedTuple):
+    """Who made a signature: member, level, key."""
+
+    member: str
+    level: str
+    version: KeyVersion | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A signature and who made it."""
+
+    signature: bytes
+    seat: Seat
+    version: KeyVersion
+    cached: bool
+
+    @property
+    def maker(self) -> Maker:
+        return Maker(self.seat.name, self.seat.level_name, self.version)
+
+
+@dataclass(slots=True)
+class Request:
+    """`deadline`: monotonic ns. `message` never changes."""
+
+    message: bytes
+    deadline: int
+    allow_other_key: bool
+    attempts: Attempts[Seat] = field(default_factory=Attempts)
+    causes: dict[str, HsmError] = field(default_factory=dict)
+
+
+def failure_of(request: Request, levels: Levels[Seat], *, late: bool) -> AllLevelsFailed:
+    """The one error that names the cause of each level."""
+    causes: dict[str, HsmError] = {}
+    for index, level in enumerate(levels.levels):
+        own = request.causes.get(level.name)
+        causes[level.name] = own if own is not None else _cause(index, request, levels)
+    return (AllLevelsLate if late else AllLevelsFailed).of(causes)
+
+
+def _cause(level: int, request: Request, levels: Levels[Seat]) -> HsmError:
+    seats = [seat for seat in levels.members if seat.level == level]
+    bound = request.attempts.bound_to
+    if bound is not None and any(seat.trusted and seat.key != bound for seat in seats):
+        return MemberDown(
+            "it holds another key, and a signature of this message may exist already",
+            hint="Call again with allow_other_key=True if signing it under a second key does no harm.",
+        )
+    if levels.levels[level].name == EMERGENCY:
+        if not levels.emergency_permitted:
+            return EmergencyRefused("the emergency level is disabled", hint="")
+        if levels.emergency_spent:
+            return EmergencyRefused("its budget or time is used up")
+        if levels.emergency_fault:
+            return MemberDown(levels.emergency_fault, hint="")
+    reasons = "; ".join(f"{seat.name} is {seat.condition}" + (f" ({seat.reason})" if seat.reason else "")
+                        for seat in seats)  # fmt: skip
+    return MemberDown(reasons or "it has no member", hint="")
+
+
+class Pledges:
+    """Messages of which a signature by one key may exist although nobody got it: no other key must sign them when the
+    caller asks again. Kept as digests, for PLEDGE_NS."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def add(self, message: bytes, key: bytes, now: int) -> None:
+        """Bind a message to a public key."""
+        self._keys[hashlib.sha256(message).digest()] = key, now + PLEDGE_NS
+        while len(self._keys) > PLEDGES_MAX:
+            self._keys.popitem(last=False)
+
+    def get(self, message: bytes) -> bytes | None:
+        """The key that a message is bound to."""
+        found = self._keys.get(hashlib.sha256(message).digest())
+        return None if found is None else found[0]
+
+    def forget(self, now: int) -> None:
+        """Let go what is too old to matter."""
+        while self._keys and next(iter(self._keys.values()))[1] <= now:
+            self._keys.popitem(last=False)
+
+
+def frozen(message: Any) -> Any:
+    """A copy that the caller cannot change before another member signs it. What is no message stays what it is: the
+    engine says what is wrong with it."""
+    try:
+        return bytes(memoryview(message))
+    except (BufferError, ValueError, TypeError):
+        return message

@@ -1,0 +1,347 @@
+"""The way of a request through the levels.
+
+When nothing fails, a signature costs a pick and the member's own submit. Everything else happens behind an exception:
+the levels are told, the policy decides, and the request goes elsewhere, waits, or ends with one error that names each
+level's cause. A request is answered once: with the first good signature, or with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any, Final
+
+from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, InvalidTimeout
+from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
+from hsmcore.failover.errors import EmergencyRefused
+from hsmcore.failover.hedge import hedged
+from hsmcore.failover.history import Event
+from hsmcore.failover.levels import EMERGENCY, Levels
+from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
+from hsmcore.failover.request import Answer, Pledges, Request, failure_of, frozen
+from hsmcore.failover.seat import Seat
+from hsmcore.keyring import KeyVersion
+from hsmcore.state import Emergency
+
+LATE_NS: Final = SECOND // 10
+"""A member that has answered somebody within this time is not late, whatever deadlines have passed."""
+Sink = Callable[[Event], None]
+
+
+class Router:
+    """Routes requests. Belongs to the event loop; `settle` is to be called after the levels were told anything."""
+
+    def __init__(
+        self,
+        levels: Levels[Seat],
+        *,
+        default_timeout: float,
+        sink: Sink,
+        budget: Emergency | None = None,
+        operations: frozenset[str] = frozenset({"sign"}),
+        hedging: bool = False,
+        on_emergency: Callable[[str, Seat], None] = lambda _operation, _seat: None,
+    ) -> None:
+        self.levels = levels
+        self.budget = budget
+        self.operations = operations
+        self._sink = sink
+        self._on_emergency = on_emergency
+        self._default = default_timeout
+        self._hedging = hedging
+        self._pledges = Pledges()
+        self._careful = True
+        self._halve = False
+        self._version = -1
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._last: KeyVersion | None = None
+        self.current: KeyVersion | None = None
+        """The key that all members are to sign with."""
+        self.retired: set[bytes] = set()
+        """Public keys that were deactivated."""
+        self.on_key: Callable[[Seat], object] = lambda _seat: None
+        """Told of each member that starts later."""
+        self.closing = False
+        self.check: Callable[[], object] = lambda: None
+        """Raises if it is used when or where it must not be; engines look at that themselves."""
+        self.hedges = 0
+
+    # ---- signing ----
+
+    async def sign(self, message: Any, timeout: float | None = None, allow_other_key: bool = False) -> bytes:
+        """As KeyManager.sign."""
+        if type(message) is not bytes:
+            message = frozen(message)
+        seat = self.levels.pick()
+        if seat is None or self._careful:
+            self.check()
+            return (await self.sign_traced(message, timeout, allow_other_key)).signature
+        begun = monotonic_ns()
+        try:
+            signed = seat.submit(message, self._share(timeout) if self._halve else timeout, seat.index)
+            if isinstance(signed, bytes):
+                return signed
+            pending = seat.pending
+            pending.add(signed)
+            try:
+                return await signed
+            except asyncio.CancelledError:
+                seat.abandon(signed)
+                raise
+            finally:
+                pending.discard(signed)
+        except HsmError as error:
+            failure = error
+        request = self._request(message, begun, timeout, allow_other_key)
+        self._failed(seat, failure, request)
+        return (await self._route(request)).signature
+
+    async def sign_traced(self, message: Any, timeout: float | None = None, allow_other_key: bool = False) -> Answer:
+        """Sign, and say who did it."""
+        if type(message) is not bytes:
+            message = frozen(message)
+        request = self._request(message, monotonic_ns(), timeout, allow_other_key)
+        if self._pledges and not allow_other_key:
+            request.attempts.bound_to = self._pledges.get(message)
+        seat = self.levels.pick()
+        if seat is not None and request.attempts.bound_to in (None, seat.key):
+            answer = await self._attempt(seat, request)
+            if answer is not None:
+                return answer
+        return await self._route(request)
+
+    # ---- for batches; see batch.sign_many ----
+
+    async def submit_many(self, seat: Seat, batch: list[Any], timeout: float | None) -> list[Any]:
+        """Signatures and errors of one member."""
+        future = seat.signing.submit_many(batch, self._share(timeout), True, seat.index)
+        results: list[Any] = await self._pending(seat, future)
+        return results
+
+    async def resume(self, message: bytes, begun: int, timeout: float | None, seat: Seat, error: HsmError) -> Answer:
+        """Go on with a message whose attempt on `seat` failed; `begun` in monotonic ns."""
+        request = self._request(message, begun, timeout, allow_other_key=False)
+        self._failed(seat, error, request)
+        return await self._route(request)
+
+    @property
+    def has_pledges(self) -> bool:
+        """Whether messages are bound to keys."""
+        return bool(self._pledges)
+
+    def is_request_s_own(self, error: HsmError) -> bool:
+        """Whether no other member would do better."""
+        return kind_of(error) is None and not self._left(error)
+
+    # ---- one request, after the first failure ----
+
+    async def _route(self, request: Request) -> Answer:
+        try:
+            while True:
+                if self.closing:
+                    raise EngineClosed("the key manager is closed")
+                now = monotonic_ns()
+                if now >= request.deadline:
+                    raise failure_of(request, self.levels, late=True)
+                step = next_step(self.levels, request.attempts, now)
+                self.settle()
+                if isinstance(step, Try):
+                    answer = await self._attempt(step.member, request)
+                    if answer is not None:
+                        return answer
+                elif isinstance(step, Wait):
+                    await self._wait(min(step.until, request.deadline), step.eager)
+                elif isinstance(step, GiveUp):
+                    raise failure_of(request, self.levels, late=False)
+        except HsmError:
+            bound = request.attempts.bound_to
+            if bound is not None and not request.allow_other_key:
+                self._pledges.add(request.message, bound, monotonic_ns())
+                self._careful = True
+            raise
+
+    async def _attempt(self, seat: Seat, request: Request) -> Answer | None:
+        """Try one member. None: it failed, and the levels know."""
+        version = seat.key_version
+        episode = 0
+        try:
+            if seat.level_name == EMERGENCY:
+                episode = await self._spend(seat)
+            left = max(request.deadline - monotonic_ns(), 1) / SECOND
+            share = left / 2 if self._halve else left
+            signed = seat.submit(request.message, share, version.index)
+            if isinstance(signed, bytes):
+                return self._answered(seat, Answer(signed, seat, version, cached=True), episode)
+            if self._hedging and version.algorithm == "ed25519":
+                signature, seat = await hedged(self, seat, signed, request.message, share)
+                version = seat.version or version
+            else:
+                signature = await self._pending(seat, signed)
+        except HsmError as error:
+            if episode and not may_have_signed(error) and self.budget is not None:
+                self.budget.give_back(episode)
+            self._failed(seat, error, request)
+            return None
+        if not seat.trusted:
+            self.levels.succeeded(seat, monotonic_ns())
+            self.settle()
+        return self._answered(seat, Answer(signature, seat, version, cached=False), episode)
+
+    def _answered(self, seat: Seat, answer: Answer, episode: int) -> Answer:
+        if episode:
+            self._on_emergency("sign", seat)
+        return answer
+
+    async def _spend(self, seat: Seat) -> int:
+        if self.budget is None:
+            raise EmergencyRefused("there is no emergency budget", member=seat.name)
+        self.check_operation("sign")
+        try:
+            return self.budget.try_spend() or await self.budget.spend()
+        except EmergencyRefused as error:
+            self.levels.emergency_used_up(True, str(error.args[0]), monotonic_ns())
+            self.settle()
+            raise
+
+    async def _pending(self, seat: Seat, future: asyncio.Future[Any]) -> Any:
+        seat.pending.add(future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            seat.abandon(future)
+            raise
+        finally:
+            seat.pending.discard(future)
+
+    def _failed(self, seat: Seat, error: HsmError, request: Request) -> None:
+        """Note a failed attempt. Raises it again if no other member would do better."""
+        left = self._left(error)
+        if self.is_request_s_own(error):
+            raise error
+        if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
+            request.attempts.bound_to = seat.key or (seat.version.public_key if seat.version else None)
+        request.attempts.tried.append(seat)
+        request.causes[seat.level_name] = error
+        kind = kind_of(error)
+        if kind is not None and not left:
+            self.report(seat, kind, error)
+
+    def report(self, seat: Seat, kind: Kind, error: HsmError) -> None:
+        """Tell the levels of a failure."""
+        now = monotonic_ns()
+        if kind == "late" and now - seat.busy_since < LATE_NS:
+            return  # the caller gave it too little time: it has been signing for others
+        self.levels.failed(seat, kind, str(error.args[0]), now)
+        self.settle()
+
+    def _left(self, error: HsmError) -> bool:
+        """Whether it was a member, and not this router, that was closed under a request."""
+        return (isinstance(error, EngineClosed) and not self.closing) or isinstance(error, EmergencyRefused)
+
+    # ---- waiting ----
+
+    async def _wait(self, until: int, eager: bool) -> None:
+        """Until then (monotonic ns); eagerly: or until the levels change."""
+        seconds = (until - monotonic_ns()) / SECOND
+        if not eager or seconds <= 0:
+            await asyncio.sleep(max(seconds, 0))
+            return
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, waiter)
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+    def settle(self) -> None:
+        """Pass on what the levels have to tell, and let those who wait look again if something changed."""
+        levels = self.levels
+        if levels.events:
+            events, levels.events = levels.events, []
+            for event in events:
+                self._sink(event)
+        if levels.version == self._version:
+            return
+        self._version = levels.version
+        ready = levels.ready
+        if ready and ready[0].version is not None:
+            self._last = ready[0].version
+        self._careful = bool(self._pledges) or self._hedging or not ready or ready[0].level_name == EMERGENCY
+        self._halve = levels.mode == "smart" and bool(ready) and sum(
+            seat.trusted and seat.key == ready[0].key for seat in levels.members
+        ) > 1  # fmt: skip
+        self.wake()
+
+    def wake(self) -> None:
+        """Let all who wait look again."""
+        for waiter in tuple(self._waiters):
+            _wake(waiter)
+
+    def forget_pledges(self, now: int) -> None:
+        """Let go what is too old; without any, requests take the short way again."""
+        if self._pledges:
+            self._pledges.forget(now)
+            if not self._pledges:
+                self._version = -1
+                self.settle()
+
+    # ---- small things ----
+
+    @property
+    def version(self) -> KeyVersion | None:
+        """The key that signs now, or that signed last while nobody can."""
+        return self._last
+
+    @property
+    def in_emergency(self) -> bool:
+        """Whether the emergency level signs."""
+        active = self.levels.active
+        return active is not None and self.levels.levels[active].name == EMERGENCY
+
+    def check_operation(self, operation: str) -> None:
+        """Raise EmergencyRefused for what the emergency level does not allow."""
+        if self.in_emergency and operation not in self.operations:
+            raise EmergencyRefused(
+                f"{operation} is not among the emergency level's allowedOperations",
+                hint="Wait until a primary or secondary member is back.",
+            )
+
+    def move(self, seat: Seat) -> int:
+        """Take from a member that hangs what it owes, so that others do it. Returns how many requests that were."""
+        taken = [future for future in seat.pending if not future.done()]
+        for future in taken:
+            future.set_exception(DeadlineExceeded("the member stalled", member=seat.name))
+        if taken:
+            seat.abandon(taken[0])  # looks for all that nobody waits for any more
+        return len(taken)
+
+    def _share(self, timeout: float | None) -> Any:
+        """How much of its time a first attempt may take: half, if somebody else could do it then."""
+        if not self._halve:
+            return timeout
+        if timeout is None:
+            return self._default / 2
+        if type(timeout) in (int, float) and timeout > 0:
+            return timeout / 2
+        return timeout  # the engine says what is wrong with it
+
+    def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
+        seconds = self._default if timeout is None else _checked(timeout)
+        return Request(message, begun + int(min(seconds, 1e8) * SECOND), allow_other_key)
+
+
+def _checked(timeout: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
+    if not 0 < timeout < float("inf"):
+        raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
+    return float(min(timeout, 1e8))
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

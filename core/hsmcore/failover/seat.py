@@ -1,0 +1,111 @@
+"""One place of a level: a member, started or not, and what the router needs of it without looking further."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from hsmcore.errors import NotInitialized
+from hsmcore.failover.latency import LatencyWatch
+from hsmcore.failover.member_state import MemberState
+from hsmcore.keyring import KeyVersion
+from hsmcore.members.base import Member, SigningEngine
+
+Submit = Callable[[object, float | None, int], bytes | asyncio.Future[bytes]]
+
+
+def _nobody(_message: object, _timeout: float | None, _key: int) -> bytes:
+    raise NotInitialized("the member has not started")
+
+
+class Seat(MemberState):
+    """Belongs to the event loop. `make` gives a new member: one that has been stopped cannot start again."""
+
+    __slots__ = (
+        *("_complete", "busy_since", "done", "index", "level_name", "make", "member", "pending", "probing"),
+        *("signed", "submit", "version", "versions", "watch", "where"),
+    )
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        interval: int,
+        level_name: str,
+        make: Callable[[], Member],
+        where: str = "$",
+        complete: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(name, level, interval)
+        self.level_name = level_name
+        self.make = make
+        self.where = where
+        self._complete = complete
+        self.member: Member | None = None
+        self.version: KeyVersion | None = None
+        """The key that it signs with now."""
+        self.versions: dict[bytes, KeyVersion] = {}
+        """Its keys by public key; `index` is the key's place in its engine."""
+        self.index = 0
+        self.submit: Submit = _nobody
+        self.pending: set[asyncio.Future[Any]] = set()
+        """Answers that somebody waits for: they can be moved to another member when this one hangs."""
+        self.watch = LatencyWatch()
+        self.probing = False
+        self.signed = 0
+        self.done = 0
+        self.busy_since = 0
+
+    @property
+    def signing(self) -> SigningEngine:
+        """The engine. Raises NotInitialized."""
+        if self.member is None:
+            raise NotInitialized("the member has not started", member=self.name)
+        return self.member.engine
+
+    @property
+    def key_version(self) -> KeyVersion:
+        """The key that it signs with. Raises NotInitialized."""
+        if self.version is None:
+            raise NotInitialized("the member has not started", member=self.name)
+        return self.version
+
+    async def start(self) -> KeyVersion:
+        """Make the member and start it. When it fails, nothing is left open."""
+        member = self.make()
+        try:
+            member.require_ready()  # before the blanks of an example: what to install comes first
+            self._complete()
+            version = await member.start()
+        except BaseException:
+            await member.stop()
+            raise
+        self.member = member
+        self.engine = member.engine
+        self.submit = member.engine.submit
+        self.signed = self.done = 0
+        self.watch = LatencyWatch()
+        self.versions = {version.public_key: version}
+        self.use(version)
+        return version
+
+    def use(self, version: KeyVersion) -> None:
+        """Sign with this key from now on."""
+        self.versions[version.public_key] = version
+        self.version = version
+        self.index = version.index
+        if self.key is not None:
+            self.key = version.public_key
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for `future` any more."""
+        if self.member is not None:
+            self.member.engine.abandon(future)
+
+    async def stop(self) -> None:
+        """Answer everybody and close the member. Doing it twice is no error."""
+        member, self.member = self.member, None
+        self.submit = _nobody
+        if member is not None:
+            await member.stop()

@@ -1,0 +1,71 @@
+"""What people ask of a running key manager, and what it says of itself: rows that each reads of the other.
+
+The command line writes a desired state; a running key manager looks each second and follows. So a wish outlasts a
+restart, and one that is given while nothing runs holds from the next start on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, delete, insert, select
+
+from hsmcore.state.schema import DESIRED_STATE as DESIRED
+from hsmcore.state.schema import SNAPSHOT
+from hsmcore.state.store import Store
+
+DRAIN: Final = "drain:"
+"""Before a member's name; any value drains it."""
+FORCE: Final = "force"
+"""The name of the level that is preferred."""
+EMERGENCY: Final = "emergency"
+""""enabled" or "disabled"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    value: str
+    reason: str
+
+
+class Desired:
+    """Reads and writes `desired_state` and `snapshot`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def set(self, name: str, value: str | None, reason: str) -> None:
+        """Ask for something; None: no longer."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(DESIRED).where(DESIRED.c.name == name))
+            if value is not None:
+                connection.execute(insert(DESIRED).values(name=name, value=value, reason=reason, set_ns=time.time_ns()))
+
+        await self._store.run(work)
+
+    async def all(self) -> dict[str, Wish]:
+        """Everything that is asked for, by name."""
+        query = select(DESIRED.c.name, DESIRED.c.value, DESIRED.c.reason)
+        rows = await self._store.run(lambda connection: connection.execute(query).all())
+        return {name: Wish(value, reason) for name, value, reason in rows}
+
+    async def report(self, name: str, value: dict[str, Any] | None) -> None:
+        """Say how a key manager stands; None: it has ended."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(SNAPSHOT).where(SNAPSHOT.c.name == name))
+            if value is not None:
+                text = orjson.dumps(value).decode()
+                connection.execute(insert(SNAPSHOT).values(name=name, value=text, written_ns=time.time_ns()))
+
+        await self._store.run(work)
+
+    async def reports(self) -> list[dict[str, Any]]:
+        """What key managers have said last, with `written_ns`."""
+        query = select(SNAPSHOT.c.value, SNAPSHOT.c.written_ns).order_by(SNAPSHOT.c.name)
+        rows = await self._store.run(lambda connection: connection.execute(query).all())
+        return [orjson.loads(value) | {"written_ns": written} for value, written in rows]

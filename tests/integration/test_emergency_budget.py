@@ -1,0 +1,168 @@
+"""The emergency level's restrictions hold: under 64 signers, across kill -9, and back and forth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.chaos import needs_chaos, send_signal
+from tests.support.emergency import Rig
+from tests.support.levels import SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.verifiers import is_good
+
+from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
+from hsmcore.state import Emergency, History, Limits, Store
+from hsmcore.state.emergency import BLOCK
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+MOST, KILLS = 1000, 20
+
+
+def read_until(fd: int, count: int) -> int:
+    """Read what a child reports until it has reported so much, or has ended."""
+    got = 0
+    while got < count and (data := os.read(fd, count - got)):
+        got += len(data)
+    return got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_thousand_and_not_one_more_leave_whatever_is_killed(fresh_token, tmp_path):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    configs = json.dumps([token.config(name, settings={"sessions": 1}, maxCacheSize=0) for name in "ab"])
+    command = [sys.executable, "-m", "tests.support.emergency", str(tmp_path / "state.db"), configs, str(MOST)]
+    environment = {**token.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    chance = random.Random(7)
+    released, kills = 0, 0
+    for _ in range(KILLS + 2):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            if kills < KILLS:
+                released += read_until(child.stdout.fileno(), chance.randint(1, 30))
+                kills += send_signal(child.pid, signal.SIGKILL)
+            released += read_until(child.stdout.fileno(), 10 * MOST)
+            error = child.stderr.read()
+            assert child.wait(60) in (0, -signal.SIGKILL), error.decode()
+        finally:
+            child.stdout.close()
+            child.stderr.close()
+        assert released <= MOST
+        if child.returncode == 0 and kills == KILLS:
+            break
+    assert kills == KILLS
+    assert child.returncode == 0
+    # What a kill wastes: the rest of a block, and what was signed and not handed out.
+    assert released >= MOST - KILLS * (BLOCK + 64)
+
+
+@one_loop
+async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_path):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    rig = Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "state.db", most=20)
+    operations = []
+    async with rig:
+        rig.events.on("emergency-operation", lambda details: operations.append(dict(details)))
+        router = rig.service.router
+        for round_ in range(2):
+            await rig.drop()
+            for number in range(5):
+                answer = await router.sign_traced(f"{round_} {number}".encode())
+                assert answer.seat.level_name == "emergency"
+            await rig.restore()
+            assert (await router.sign_traced(b"back")).seat.level_name == "primary"
+        assert len(operations) == 10
+        assert {o["operation"] for o in operations} == {"sign"}
+        assert (await rig.service.budget.status()).left <= 10
+        await rig.drop()
+        answers = await asyncio.gather(*(router.sign(f"n{n}".encode()) for n in range(40)), return_exceptions=True)
+        good = [answer for answer in answers if isinstance(answer, bytes)]
+        assert len(good) == 10
+        for error in answers:
+            if not isinstance(error, bytes):
+                assert isinstance(error, AllLevelsFailed)
+                assert isinstance(error.causes["emergency"], EmergencyRefused), error
+                assert "drained" in str(error.causes["primary"])
+    store = await Store.open(tmp_path / "state.db")
+    kinds = [row["kind"] for row in await History(store).query()]
+    assert kinds.count("emergency-entered") == kinds.count("emergency-left") == 3
+    assert kinds.count("emergency-exhausted") == 1
+    # After a reset, there is a whole budget again.
+    await Emergency(store, Limits(20, 3600)).reset("an exercise is over")
+    await store.close()
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "state.db", most=20) as rig:
+        await rig.drop()  # still drained, from before
+        assert len(await asyncio.gather(*(rig.service.router.sign(f"m{n}".encode()) for n in range(20)))) == 20
+
+
+@one_loop
+async def test_the_time_counts_from_the_first_signature(fresh_token, tmp_path):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", 1000, seconds=1) as rig:
+        await rig.drop()
+        await asyncio.sleep(1.2)  # idle time is not counted
+        assert await rig.service.router.sign(b"first")
+        await asyncio.sleep(1.2)
+        with pytest.raises(AllLevelsFailed, match="time"):
+            await rig.service.router.sign(b"last")
+
+
+@needs_chaos
+@one_loop
+async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fresh_token, tmp_path):
+    """One provider, a failover block with the customer's keys and no list: the emergency key is made in memory."""
+    place = Site(tmp_path, fresh_token, SAME)
+    restrictions = {"maxTransactions": 30, "maxTimeSeconds": 3600, "allowedOperations": ["sign"]}
+    config = place.config(
+        failover={"emergencyModeEnabled": True, "emergencyModeRestrictions": restrictions},
+        auditLogFile=str(tmp_path / "audit.log"),
+    )
+    keys, left, heard = [], [], []
+    for round_ in range(2):  # the second time with a new key manager on the same store
+        async with opened(config) as manager:
+            for name in ("failover", "failback", "emergency-operation"):
+                manager.on(name, lambda details, name=name: heard.append(name))
+            usual = manager.public_key
+            place.kill(0)
+            signed = []
+            for number in range(10):
+                receipt = await manager.sign_with_receipt(f"{round_} {number}".encode(), 20.0)
+                assert receipt.level == "emergency"
+                assert is_good("ed25519", receipt.public_key, f"{round_} {number}".encode(), receipt.signature)
+                assert await manager.verify(f"{round_} {number}".encode(), receipt.signature)
+                signed.append(receipt)
+            keys.append(manager.public_key)
+            assert {receipt.public_key for receipt in signed} == {manager.public_key} != {usual}
+            for refused in (manager.generate_key(), manager.export_key_backup(receipt.key_id)):
+                with pytest.raises(EmergencyRefused, match="allowedOperations"):
+                    await refused
+            left.append((await manager._failover.budget.status()).left)
+            place.revive(0)
+            await until(lambda m=manager: m._failover.levels.active == 0)
+            assert manager.public_key == usual
+            await until(lambda m=manager: not m._failover.seats[-1].member)
+            records = [record async for record in manager.audit.query(match={"operation": "emergency-left"})]
+            assert [record["public_key"] for record in records] == [key.hex() for key in keys]
+    assert keys[0] != keys[1]
+    assert left[0] <= 20
+    assert left[1] <= 10
+    assert heard == ["failover", *["emergency-operation"] * 10, "failback"] * 2
+    async with opened(config) as manager:
+        place.kill(0)
+        done = [manager.sign(f"last {n}".encode(), 20.0) for n in range(30)]
+        results = await asyncio.gather(*done, return_exceptions=True)
+        assert sum(isinstance(result, bytes) for result in results) <= 10
+        assert all(isinstance(r, bytes) or isinstance(r.causes["emergency"], EmergencyRefused) for r in results)
+        place.revive(0)

@@ -1,0 +1,412 @@
+"""Failover on real members: SoftHSM tokens with the same key, behind the chaos module."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from contextlib import suppress
+
+import pytest
+from tests.support.chaos import needs_chaos
+from tests.support.levels import OTHER, SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown
+from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
+
+pytestmark = [pytest.mark.integration, needs_chaos]
+
+
+@pytest.fixture
+def site(tmp_path, fresh_token):
+    """Makes a site: one member for each key."""
+    return lambda *keys: Site(tmp_path, fresh_token, *keys)
+
+
+class Load:
+    """Callers that never rest; every answer is judged, and every request has exactly one."""
+
+    def __init__(self, manager, callers=16, timeout=5.0):
+        self.manager, self.callers, self.timeout = manager, callers, timeout
+        self.good, self.errors, self.asked, self._going = [], [], 0, True
+
+    async def __aenter__(self):
+        self._tasks = [asyncio.ensure_future(self._caller(number)) for number in range(self.callers)]
+        await until(lambda: len(self.good) > 50)
+        return self
+
+    async def __aexit__(self, *exc_info):
+        self._going = False
+        await asyncio.wait_for(asyncio.gather(*self._tasks), 2 * self.timeout)
+        assert len(self.good) + len(self.errors) == self.asked
+
+    async def _caller(self, number):
+        while self._going:
+            message = f"caller {number} message {self.asked}".encode()
+            self.asked += 1
+            try:
+                receipt = await self.manager.sign_with_receipt(message, self.timeout)
+            except hsmcore.HsmError as error:
+                self.errors.append(error)
+                await asyncio.sleep(0.005)
+            else:
+                assert is_good("ed25519", receipt.public_key, message, receipt.signature)
+                self.good.append((time.monotonic(), receipt))
+
+    async def more(self, count):
+        wanted = len(self.good) + count
+        await until(lambda: len(self.good) >= wanted)
+
+    def gap_after(self, when):
+        later = [when, *(at for at, _ in self.good if at > when)]
+        return max(b - a for a, b in itertools.pairwise(later))
+
+
+def heard(manager):
+    """The levels' moves, as (from, to)."""
+    moves = []
+    for name in ("failover", "failback"):
+        manager.on(name, lambda details: moves.append((details["from_level"], details["to_level"])))
+    return moves
+
+
+def conditions(manager):
+    """The members' conditions, in the order of the levels."""
+    return [member["condition"] for member in manager._failover.keeper.describe()["members"]]
+
+
+async def test_the_primary_dies_under_load_and_nobody_notices(site, capsys):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        moves = heard(manager)
+        async with Load(manager) as load:
+            killed = time.monotonic()
+            place.kill(0)
+            await until(lambda: moves)
+            await load.more(200)
+            gap = load.gap_after(killed)
+            assert load.good[-1][1].member == place.name(1)
+            assert load.good[-1][1].level == "secondary"
+            place.revive(0)
+            await until(lambda: len(moves) == 2)
+            await until(lambda: conditions(manager) == ["ready", "ready"])
+            await load.more(50)
+        assert load.errors == []
+        assert moves == [("primary", "secondary"), ("secondary", "primary")]
+        assert load.good[-1][1].member == place.name(0)
+        kinds = [row["kind"] for row in await manager._failover.history.query()]
+        assert [kind for kind in kinds if kind.startswith("fail")] == ["failover", "failback"]
+        with capsys.disabled():
+            print(f"\nlongest time without a signature after the primary died: {gap * 1e3:.1f} ms")  # noqa: T201
+        assert gap < 3.0  # a few milliseconds, but for what else the machine does
+
+
+@one_loop
+async def test_load_returns_gradually(site):
+    place = site(SAME, SAME)
+    async with opened(place.config(failover={"failbackRampMs": 2000})) as manager:
+        async with Load(manager, callers=8) as load:
+            place.kill(0)
+            await until(lambda: conditions(manager)[0] == "open")
+            place.revive(0)
+            await until(lambda: conditions(manager)[0] == "ramping")
+            begun = time.monotonic()
+            await until(lambda: conditions(manager)[0] == "ready")
+            ended = time.monotonic()
+            await load.more(200)
+        share = []
+        for begin, end in itertools.pairwise([begun, begun + (ended - begun) / 2, ended]):
+            by = [receipt.level for at, receipt in load.good if begin < at < end]
+            share.append(by.count("primary") / len(by))
+        assert 0 < share[0] < share[1] < 1
+        assert {receipt.level for _, receipt in load.good[-100:]} == {"primary"}
+
+
+@one_loop
+async def test_two_members_of_a_level_share_the_load_and_stand_in_for_each_other(site):
+    place = site(SAME, SAME)
+    async with opened(place.config(primary=2)) as manager:
+        moves = heard(manager)
+        async with Load(manager) as load:
+            await load.more(500)
+            before = len(load.good)
+            place.kill(1)
+            await until(lambda: conditions(manager)[1] == "open")
+            await load.more(300)
+        members = [receipt.member for _, receipt in load.good]
+        assert {place.name(0), place.name(1)} == set(members[:before])
+        assert min(members[:before].count(place.name(n)) for n in (0, 1)) > before / 5
+        assert set(members[-100:]) == {place.name(0)}
+        assert load.errors == moves == []
+
+
+@one_loop
+async def test_all_levels_dead_is_one_error_that_names_each_cause(site):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        assert await manager.sign(b"before")
+        place.kill(0)
+        place.kill(1, "CKR_TOKEN_NOT_PRESENT")
+        with pytest.raises(AllLevelsFailed) as caught:
+            await manager.sign(b"nobody", 10.0)
+        error = caught.value
+        assert error.retryable
+        assert list(error.causes) == ["primary", "secondary"]
+        assert all(isinstance(cause, MemberDown) for cause in error.causes.values()), error.causes
+        for text in ("primary: ", "secondary: ", place.name(0), place.name(1)):
+            assert text in str(error)
+        # Known to be down, it is said at once; with a batch, for each message.
+        begun = time.monotonic()
+        with suppress(AllLevelsFailed):
+            await manager.sign(b"still nobody", 60.0)
+        results = await manager.sign_many([b"a", b"b"], 60.0, return_exceptions=True)
+        assert time.monotonic() - begun < 20
+        assert all(isinstance(result, AllLevelsFailed) for result in results)
+        place.revive(1)
+        await until(lambda: manager._failover.levels.ready)
+        assert (await manager.sign_with_receipt(b"again")).level == "secondary"
+
+
+@one_loop
+async def test_a_request_waits_for_a_member_to_come_back_as_long_as_its_deadline_allows(site):
+    place = site(SAME)
+    patient = {"primaryRetryIntervalMs": 2000, "maxPrimaryRetries": 100}
+    async with opened(place.config(failover=patient)) as manager:
+        place.kill(0)
+        with pytest.raises(AllLevelsLate) as caught:
+            await manager.sign(b"in a hurry", 0.5)
+        assert isinstance(caught.value, TimeoutError)
+        waiting = asyncio.ensure_future(manager.sign(b"patient", 30.0))
+        cancelled = asyncio.ensure_future(manager.sign(b"not so patient", 30.0))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        place.revive(0)
+        assert is_good("ed25519", manager.public_key, b"patient", await waiting)
+
+
+async def test_closing_ends_those_who_wait(site):
+    place = site(SAME)
+    async with opened(place.config(failover={"primaryRetryIntervalMs": 60_000})) as manager:
+        place.kill(0)
+        with pytest.raises(AllLevelsLate):
+            await manager.sign(b"x", 0.3)
+        waiting = [asyncio.ensure_future(manager.sign(f"{n}".encode(), 30.0)) for n in range(20)]
+        await asyncio.sleep(0.05)
+    for error in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(error, EngineClosed), error
+    with pytest.raises(EngineClosed):
+        await manager.sign(b"closed")
+
+
+@one_loop
+async def test_one_that_flaps_comes_back_ever_more_rarely(site):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        moves = heard(manager)
+        async with Load(manager, callers=4) as load:
+            waits = []
+            for _ in range(4):
+                place.kill(0)
+                count = len(moves)
+                await until(lambda count=count: len(moves) > count or conditions(manager)[0] == "open")
+                died = time.monotonic()
+                place.revive(0)
+                await until(lambda: conditions(manager)[0] in ("ready", "ramping"))
+                waits.append(time.monotonic() - died)
+        assert load.errors == []
+        # Three probes each, 50, 100, 200 and 400 ms apart.
+        assert waits[3] > 2 * waits[0]
+        assert waits[3] > 3 * 0.4
+
+
+@one_loop
+async def test_a_member_that_hangs_is_left_with_all_that_it_owes(site):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        async with Load(manager, timeout=20.0) as load:
+            hung = time.monotonic()
+            place.members[0].fault("C_Sign", "hang", forever=True, every=1, count=2)
+            await load.more(500)
+            await until(lambda: conditions(manager)[0] != "ready")
+            await load.more(500)
+            gap = load.gap_after(hung)
+            place.members[0].clear()
+            place.members[0].release()
+            await load.more(100)
+        assert load.errors == []
+        assert gap < 5.0  # and not the twenty seconds that the requests had
+
+
+@one_loop
+async def test_wrong_signatures_go_to_nobody_and_take_the_member_out(site):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        async with Load(manager, callers=4) as load:
+            place.members[0].ask("fault", function="C_Sign", every=1, action="wrong-signature")
+            await until(lambda: conditions(manager)[0] == "open")
+            await load.more(100)
+            assert load.good[-1][1].member == place.name(1)
+            place.revive(0)
+            await until(lambda: conditions(manager)[0] == "ready")
+        assert load.errors == []
+
+
+@one_loop
+async def test_another_key_needs_consent(site):
+    place = site(SAME, OTHER)
+    with pytest.raises(ConfigurationError) as caught:
+        await hsmcore.create_key_manager(place.config()).initialize()
+    assert caught.value.path == "$.sequencer.keyManager.failover.secondary[0]"
+    assert "acceptOtherKeys" in str(caught.value)
+    changes = []
+    async with opened(place.config(failover={"acceptOtherKeys": ["secondary"]})) as manager:
+        manager.on("failover", changes.append)
+        first = manager.public_key
+        assert first == place.tokens[0].keys["ed25519"].public_key
+        place.kill(0)
+        receipt = await manager.sign_with_receipt(b"who?", 10.0)
+        other = place.tokens[1].keys["ed25519"].public_key
+        assert (receipt.level, receipt.public_key, manager.public_key) == ("secondary", other, other)
+        assert is_good("ed25519", other, b"who?", receipt.signature)
+        assert await manager.verify(b"who?", receipt.signature)
+        assert receipt.key_id == await manager.get_current_key_id()
+        [change] = changes
+        assert (change["public_key"], change["previous_public_key"]) == (other.hex(), first.hex())
+
+
+@one_loop
+async def test_what_one_key_may_have_signed_no_other_one_signs_unless_allowed(site):
+    place = site(SAME, OTHER)
+    config = place.config(failover={"acceptOtherKeys": ["secondary"], "maxPrimaryRetries": 1})
+    async with opened(config) as manager:
+        place.members[0].fault("C_Sign", "hang", forever=True, every=1, count=2)
+        # Both workers hang inside C_Sign: nobody can say whether there are signatures.
+        hung = [asyncio.ensure_future(manager.sign(b"%d" % n, 1.0)) for n in range(2)]
+        for error in await asyncio.gather(*hung, return_exceptions=True):
+            assert isinstance(error, AllLevelsFailed), error
+        await until(lambda: manager._failover.levels.active == 1)
+        with pytest.raises(AllLevelsFailed, match="allow_other_key"):
+            await manager.sign(b"1", 1.0)
+        receipt = await manager.sign_with_receipt(b"1", 5.0, allow_other_key=True)
+        assert receipt.level == "secondary"
+        assert (await manager.sign_with_receipt(b"another", 5.0)).level == "secondary"
+        place.members[0].clear()
+        place.members[0].release()
+
+
+@one_loop
+async def test_a_batch_goes_on_where_it_can(site):
+    place = site(SAME, SAME)
+    async with opened(place.config(auditLogFile=str(place.folder / "audit.log"))) as manager:
+        messages = [f"message {n}".encode() for n in range(2000)]
+        batch = asyncio.ensure_future(manager.sign_many(messages, 20.0))
+        await asyncio.sleep(0.02)
+        place.kill(0)
+        signatures = await batch
+        assert len(signatures) == len(messages)
+        for message, signature in zip(messages, signatures, strict=True):
+            assert is_good("ed25519", manager.public_key, message, signature)
+        by = [record["member"] async for record in manager.audit.query(match={"operation": "sign"})]
+        assert len(by) == len(messages)
+        assert set(by) == {place.name(0), place.name(1)}
+
+
+@one_loop
+async def test_a_member_that_is_down_at_the_start_joins_later(site):
+    place = site(SAME, SAME)
+    place.members[0].write(
+        faults=[{"function": "C_OpenSession", "every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}]
+    )
+    async with opened(place.config()) as manager:
+        assert (await manager.sign_with_receipt(b"who?")).level == "secondary"
+        assert conditions(manager)[0] == "open"
+        place.members[0].write()
+        await until(lambda: conditions(manager)[0] in ("ready", "ramping"))
+        await until(lambda: conditions(manager)[0] == "ready")
+        assert (await manager.sign_with_receipt(b"who?")).level == "primary"
+
+
+@one_loop
+async def test_literally_each_level_has_its_retries_at_its_interval(site):
+    place = site(SAME, SAME)
+    literal = {"mode": "literal", "primaryRetryIntervalMs": 100, "maxPrimaryRetries": 3}
+    async with opened(place.config(failover=literal)) as manager:
+        place.kill(0)
+        begun = time.monotonic()
+        receipt = await manager.sign_with_receipt(b"who?", 30.0)
+        assert receipt.level == "secondary"
+        assert time.monotonic() - begun >= 0.3
+        begun = time.monotonic()
+        assert (await manager.sign_with_receipt(b"who now?", 30.0)).level == "secondary"
+        assert time.monotonic() - begun < 0.3
+        place.revive(0)
+        await until(lambda: manager._failover.levels.active == 0)
+
+
+@one_loop
+async def test_hedged_requests_do_not_wait_for_a_straggler(site):
+    place = site(SAME, SAME)
+    async with opened(place.config(failover={"hedging": True})) as manager:
+        for n in range(50):
+            await manager.sign(f"warm {n}".encode())
+        place.members[0].fault("C_Sign", "hang", milliseconds=3000)
+        begun = time.monotonic()
+        receipt = await manager.sign_with_receipt(b"straggler", 10.0)
+        assert time.monotonic() - begun < 2.5
+        assert receipt.member == place.name(1)
+        assert manager._failover.router.hedges >= 1
+        assert is_good("ed25519", receipt.public_key, b"straggler", receipt.signature)
+
+
+@one_loop
+async def test_the_keys_of_all_members_change_together(site):
+    place = site(SAME, SAME)
+    async with opened(place.config(maxCacheSize=100)) as manager:
+        assert not (await manager.sign_with_receipt(b"m")).cached
+        assert (await manager.sign_with_receipt(b"m")).cached
+        made = await manager.generate_key()
+        await manager.set_current_key_id(made)
+        receipt = await manager.sign_with_receipt(b"m")
+        assert (receipt.key_id, receipt.level) == (made, "primary")
+        assert not receipt.cached
+        # The secondary does not hold it, so it is no help.
+        place.kill(0)
+        with pytest.raises(AllLevelsFailed):
+            await manager.sign(b"n", 5.0)
+        await manager.set_current_key_id(place.tokens[0].keys["ed25519"].id)
+        assert (await manager.sign_with_receipt(b"m", 5.0)).level == "secondary"
+        # Also on the member that is down: it starts to answer when it must not sign any more.
+        await manager.deactivate_key(place.tokens[0].keys["ed25519"].id)
+        with pytest.raises(hsmcore.KeyDeactivated):
+            await manager.sign(b"m")
+
+
+@one_loop
+async def test_bad_requests_are_refused_at_once_and_harm_nobody(site):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        for bad, error in (
+            (b"", hsmcore.InvalidMessage),
+            ("text", hsmcore.InvalidMessage),
+            (b"x" * 99_999, hsmcore.MessageTooLarge),
+        ):
+            with pytest.raises(error):
+                await manager.sign(bad)
+            with pytest.raises(error):
+                await manager.sign_many([b"good", bad])
+        for timeout in (0, -1, float("nan"), "1", True):
+            with pytest.raises(hsmcore.InvalidTimeout):
+                await manager.sign(b"m", timeout)
+        changing = bytearray(b"as it was")
+        signing = asyncio.ensure_future(manager.sign(changing))
+        await asyncio.sleep(0)
+        changing[:] = b"otherwise"
+        assert is_good("ed25519", manager.public_key, b"as it was", await signing)
+        assert conditions(manager) == ["ready", "ready"]

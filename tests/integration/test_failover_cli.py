@@ -1,0 +1,138 @@
+"""`hsmcore failover` and `hsmcore emergency`: on a store by themselves, and on that of a running key manager."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import structlog
+from tests.support.chaos import needs_chaos
+from tests.support.levels import SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+
+from hsmcore.cli.app import run as cli
+
+pytestmark = [pytest.mark.integration, needs_chaos]
+PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+
+
+@pytest.fixture
+def place(tmp_path, fresh_token):
+    place = Site(tmp_path, fresh_token, SAME, SAME)
+    (tmp_path / "config.json").write_text(json.dumps(place.config(failover={"emergencyModeEnabled": True})))
+    (tmp_path / "plain.json").write_text(json.dumps(place.tokens[0].config()))
+    return place
+
+
+@pytest.fixture
+def command(place, capfdbinary):
+    """Run a command in this process: exit code, what it printed as JSON, standard error."""
+
+    def command(*arguments, config="config.json", plain=False):
+        code = cli([*arguments, "--config", str(place.folder / config), *([] if plain else ["--json"])])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out, err = capfdbinary.readouterr()
+        return code, out.decode() if plain else json.loads(out or b"null"), err.decode()
+
+    yield command
+    structlog.reset_defaults()
+    logging.getLogger("hsmcore").handlers.clear()
+
+
+def test_a_store_that_nobody_has_used(command, place):
+    assert command("failover", "status")[:2] == (0, {"running": [], "wishes": {}})
+    assert command("failover", "history")[:2] == (0, [])
+    code, status, _ = command("emergency", "status")
+    assert code == 0
+    assert (status["usable"], status["left"], status["firstSignature"]) == (True, 1000, None)
+    for arguments in (("failover", "status"), ("failover", "history"), ("emergency", "status")):
+        code, text, _ = command(*arguments, plain=True)
+        assert code == 0
+        assert text
+
+
+def test_wishes_are_kept_and_taken_back(command, place):
+    name = place.name(1)
+    assert command("failover", "drain", name, "--reason", "firmware")[0] == 0
+    assert command("failover", "force", "secondary", "--reason", "game day")[0] == 0
+    assert command("emergency", "disable", "--reason", "not on chain yet")[0] == 0
+    assert command("failover", "status")[1]["wishes"] == {
+        f"drain:{name}": {"value": "yes", "reason": "firmware"},
+        "force": {"value": "secondary", "reason": "game day"},
+        "emergency": {"value": "disabled", "reason": "not on chain yet"},
+    }
+    assert command("emergency", "status")[1]["enabled"] is False
+    assert command("failover", "drain", name, "--undo")[0] == 0
+    assert command("failover", "force", "none")[0] == 0
+    assert command("emergency", "enable")[0] == 0
+    assert list(command("failover", "status")[1]["wishes"]) == ["emergency"]
+    assert command("emergency", "status")[1]["enabled"] is True
+
+
+def test_a_reset_is_recorded_with_its_reason(command):
+    code, done, _ = command("emergency", "reset", "--reason", "incident 42 is closed")
+    assert (code, done["reason"]) == (0, "incident 42 is closed")
+    [event] = command("failover", "history", "--kind", "emergency-reset")[1]
+    assert event["reason"] == "incident 42 is closed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "says"),
+    [
+        (("emergency", "reset"), "config.json", "--reason"),
+        (("emergency", "reset", "--reason", " "), "config.json", "--reason"),
+        (("failover", "drain", "nobody"), "config.json", "there is no member"),
+        (("failover", "force", "tertiary"), "config.json", "primary, secondary"),
+        (("failover", "status"), "plain.json", "keyManager.failover"),
+        (("emergency", "enable"), "plain.json", "emergencyModeEnabled"),
+        (("failover", "history", "--limit", "0"), "config.json", "--limit"),
+    ],
+)
+def test_bad_usage_says_what_is_wrong(command, arguments, config, says):
+    code, _, error = command(*arguments, config=config)
+    assert code == 2
+    assert says in error
+
+
+@one_loop
+async def test_a_running_key_manager_follows(place, tmp_path):
+    async def ask(*arguments):
+        child = await asyncio.create_subprocess_exec(
+            *PROGRAM, *arguments, "--json", "--config", str(tmp_path / "running.json"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await child.communicate()
+        assert child.returncode == 0, err
+        return json.loads(out)
+
+    config = place.config(auditLogFile=str(tmp_path / "audit.log"))
+    (tmp_path / "running.json").write_text(json.dumps(config))
+    async with opened(config) as manager:
+        assert (await manager.sign_with_receipt(b"a")).level == "primary"
+        await ask("failover", "drain", place.name(0), "--reason", "firmware")
+        await until(lambda: manager._failover.levels.active == 1)
+        assert (await manager.sign_with_receipt(b"b")).level == "secondary"
+        found = {}
+        while not found or found["active"] != "secondary":
+            [found] = (await ask("failover", "status"))["running"]
+        assert [m["condition"] for m in found["members"]] == ["drained", "ready"]
+        await ask("failover", "drain", place.name(0), "--undo")
+        await until(lambda: manager._failover.levels.active == 0)
+        await ask("failover", "force", "secondary", "--reason", "game day")
+        await until(lambda: manager._failover.levels.active == 1)
+        kinds = [event["kind"] for event in await ask("failover", "history")]
+        assert kinds == ["member-drained", "failover", "member-resumed", "failback", "level-forced", "failover"]
+        await ask("emergency", "reset", "--reason", "drill")
+        records = []
+        while not records:
+            records = [record async for record in manager.audit.query(match={"operation": "emergency-reset"})]
+        await asyncio.sleep(1.5)
+        assert len([r async for r in manager.audit.query(match={"operation": "emergency-reset"})]) == 1
+        assert records[0]["reason"] == "drill"
+    assert (await ask("failover", "status"))["running"] == []

@@ -1,0 +1,294 @@
+"""The state store: migrations, two users at once, budgets against a reference model, history and wishes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.loops import one_loop
+
+from hsmcore.errors import BadArgument
+from hsmcore.failover.errors import EmergencyRefused
+from hsmcore.failover.history import Event
+from hsmcore.state import Desired, Emergency, History, Limits, Store, StoreBusy, StoreError
+from hsmcore.state.emergency import BLOCK, SECOND
+from hsmcore.state.schema import METADATA, MIGRATIONS
+
+
+async def test_it_is_private_and_survives(tmp_path):
+    path = tmp_path / "made" / "state.db"
+    for expected in (0, 1):
+        store = await Store.open(path)
+        history = History(store)
+        assert len(await history.query()) == expected
+        await history.note(Event("outage", reason="first"))
+        await store.close()
+        await store.close()
+        with pytest.raises(StoreError, match="closed"):
+            await history.query()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@one_loop
+async def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    await store.close()
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        for table in METADATA.tables.values():
+            rows = connection.execute(f"PRAGMA table_info({table.name})").fetchall()
+            assert [row[1] for row in rows] == [column.name for column in table.columns]
+            assert [bool(row[3]) or bool(row[5]) for row in rows] == [
+                not column.nullable or column.primary_key for column in table.columns
+            ]
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(m.number,) for m in MIGRATIONS]
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+@one_loop
+async def test_a_newer_store_is_refused(tmp_path):
+    path = tmp_path / "state.db"
+    await (await Store.open(path)).close()
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO schema_version VALUES (999, 0)")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match=r"newer version.*schema 999"):
+        await Store.open(path)
+
+
+@one_loop
+@pytest.mark.parametrize("content", [b"not a database, but long enough to look like one" * 100, None])
+async def test_what_is_no_store_is_refused(tmp_path, content):
+    path = tmp_path / "state.db"
+    path.write_bytes(content) if content is not None else path.mkdir()
+    with pytest.raises(StoreError, match="state store"):
+        await Store.open(path)
+
+
+@one_loop
+async def test_opening_that_is_cancelled_leaves_nothing(tmp_path):
+    for _ in range(10):
+        task = asyncio.ensure_future(Store.open(tmp_path / "state.db"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@one_loop
+async def test_a_role_is_held_by_one(tmp_path):
+    first, second = await Store.open(tmp_path / "s.db"), await Store.open(tmp_path / "s.db")
+    async with first.exclusively("rotation"), second.exclusively("other"):
+        with pytest.raises(StoreBusy, match="rotation"):
+            async with second.exclusively("rotation"):
+                pass
+    async with second.exclusively("rotation"):
+        pass
+    await first.close()
+    await second.close()
+
+
+@one_loop
+async def test_several_users_of_one_store_never_spend_more_than_there_is(tmp_path):
+    stores = [await Store.open(tmp_path / "state.db") for _ in range(3)]
+    budgets = [Emergency(store, Limits(200, 60)) for store in stores]
+    spent = 0
+
+    async def spender(budget):
+        nonlocal spent
+        while True:
+            try:
+                await budget.spend()
+            except EmergencyRefused:
+                return
+            spent += 1
+
+    await asyncio.gather(*(spender(budget) for budget in budgets for _ in range(20)))
+    # What one has reserved and another wants is wasted, less than a block each.
+    assert 200 - 2 * BLOCK < spent <= 200
+    for store in stores:
+        await store.close()
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("spend"), st.integers(1, 40)),
+        st.tuples(st.just("give back"), st.just(1)),
+        st.tuples(st.just("crash"), st.just(0)),
+        st.tuples(st.just("restart"), st.just(0)),
+        st.tuples(st.just("time"), st.integers(0, 40)),
+        st.tuples(st.just("clock back"), st.integers(1, 100_000)),
+        st.tuples(st.just("reset"), st.just(0)),
+        st.tuples(st.just("cancelled"), st.integers(1, 20)),
+    ),
+    max_size=40,
+)
+
+
+class Play:
+    """One budget and the reference: how many were used since the last reset, and when the first one was."""
+
+    def __init__(self, folder, most, seconds):
+        self.path, self.limits = Path(folder) / "state.db", Limits(most, seconds)
+        self.true = self.wall = 1_000 * SECOND
+        self.used, self.first, self.last, self.wasted, self.jumped = 0, None, 0, 0, False
+
+    async def open(self):
+        self.store = await Store.open(self.path)
+        self.budget = Emergency(self.store, self.limits, lambda: self.wall, lambda: self.true)
+        self.last = 0
+
+    @property
+    def over(self):
+        return self.first is not None and self.true >= self.first + self.limits.max_seconds * SECOND
+
+    async def spend(self, units):
+        try:
+            self.last = await self.budget.spend(units)
+        except EmergencyRefused as error:
+            late = self.over and not self.jumped
+            assert not late or "time" in str(error)  # noqa: PT017  # both outcomes are judged
+            refusable = self.used + units + self.wasted > self.limits.max_transactions
+            assert self.over or refusable or self.jumped
+        else:
+            self.first = self.true if self.first is None else self.first
+            self.used += units
+            assert self.used <= self.limits.max_transactions, "more than there were"
+            assert not self.over, "later than allowed"
+
+    async def give_back(self, _value):
+        if self.last and self.used:
+            self.budget.give_back(self.last)
+            self.used -= 1
+            self.last = 0
+
+    async def cancelled(self, units):
+        task = asyncio.ensure_future(self.budget.spend(units))
+        await asyncio.sleep(0)
+        task.cancel()
+        [result] = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(result, int):
+            self.used += units
+            assert self.used <= self.limits.max_transactions
+        if (await self.budget.status()).first_ns is not None and self.first is None:
+            self.first = self.true
+
+    async def crash(self, _value):
+        self.wasted += BLOCK + 40  # the rest of a block, or of what was asked for
+        await self._again()
+
+    async def restart(self, _value):
+        await self.budget.close()
+        await self._again()
+
+    async def _again(self):
+        await self.store.close()
+        self.jumped = self.jumped or self.wall < self.true
+        self.wall = max(self.wall, self.true)  # the machine asks for the time when it starts
+        await self.open()
+
+    async def time(self, seconds):
+        self.true += seconds * SECOND
+        self.wall += seconds * SECOND
+
+    async def clock_back(self, seconds):
+        self.wall -= seconds * SECOND
+
+    async def reset(self, _value):
+        await self.budget.reset("an exercise")
+        self.used, self.first, self.last, self.wasted = 0, None, 0, 0
+
+
+@settings(max_examples=60)
+@given(most=st.integers(1, 100), seconds=st.integers(1, 100), steps=STEPS)
+def test_a_budget_is_kept_whatever_happens(most, seconds, steps):
+    async def play(folder):
+        game = Play(folder, most, seconds)
+        await game.open()
+        for step, value in steps:
+            await getattr(game, step.replace(" ", "_"))(value)
+        assert (await game.budget.status()).reserved >= game.used
+        await game.store.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(play(folder))
+
+
+@one_loop
+async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    await Emergency(store, Limits(50, 60)).spend(10)
+    assert (await Emergency(store, Limits(20, 60)).status()).left == 4
+    lax = Emergency(store, Limits(500, 6000))
+    assert (await lax.status()).max_transactions == 50
+    with pytest.raises(EmergencyRefused):
+        await lax.spend(100)
+    with pytest.raises(BadArgument, match="reason"):
+        await lax.reset("  ")
+    ended = await lax.reset("drill")
+    assert ended.reserved == 16
+    await lax.spend(100)
+    assert (await lax.status()).left == 400
+    await store.close()
+
+
+@one_loop
+async def test_a_reset_elsewhere_takes_what_was_reserved(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    here, there = Emergency(store, Limits(20, 60)), Emergency(store, Limits(20, 60))
+    await here.spend()
+    await there.reset("elsewhere")
+    assert not (await here.status()).expired
+    assert here.try_spend() == 0  # its block belonged to the old episode
+    await here.spend(20)
+    with pytest.raises(EmergencyRefused, match="20 signatures is used up"):
+        await here.spend()
+    await store.close()
+
+
+@one_loop
+async def test_history_is_queried_by_time_kind_and_member(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    history = History(store)
+    kinds = ["failover", "member-down", "failback"]
+    events = [(n, Event(kinds[n % 3], "primary", "secondary", f"m{n % 2}", "why", {"n": n})) for n in range(30)]
+    await history.append(events)
+
+    async def numbers(*args, **kwargs):
+        return [row["details"]["n"] for row in await history.query(*args, **kwargs)]
+
+    assert await numbers() == list(range(30))
+    assert await numbers(5, 7) == [5, 6, 7]
+    assert await numbers(kinds=["failover"], limit=2) == [24, 27]
+    assert await numbers(member="m1", since_ns=26) == [27, 29]
+    assert await history.forget(10) == 10
+    assert await numbers() == list(range(10, 30))
+    await store.close()
+
+
+@one_loop
+async def test_wishes_and_reports(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    desired = Desired(store)
+    await desired.set("force", "secondary", "game day")
+    await desired.set("force", "primary", "again")
+    await desired.set("drain:m", "yes", "maintenance")
+    await desired.set("drain:m", None, "")
+    assert {name: (wish.value, wish.reason) for name, wish in (await desired.all()).items()} == {
+        "force": ("primary", "again")
+    }
+    await desired.report("km:1", {"active": "primary"})
+    [report] = await desired.reports()
+    assert report.pop("written_ns") > 0
+    assert report == {"active": "primary"}
+    await desired.report("km:1", None)
+    assert await desired.reports() == []
+    await store.close()
