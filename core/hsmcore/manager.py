@@ -93,7 +93,7 @@ class KeyManager:
         self._warn_of_what_is_missing()
         try:
             await self.audit.open()
-            if self._rules.failover is not None and self._rules.failover.enabled:
+            if self._rules.has_levels:
                 await self._open_levels()
                 return
             member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)

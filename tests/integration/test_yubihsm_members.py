@@ -64,3 +64,34 @@ def test_the_members_of_one_provider_can_be_named(yubihsm):
     settings = {"connector": None, "connectors": [rig.connector.url, "http://127.0.0.1:9"]}
     names = [member.name for member in members_of(hsmcore.config.load(rig.config(settings=settings)).key_manager)]
     assert names == [f"yubihsm:{rig.connector.url}", "yubihsm:http://127.0.0.1:9"]
+
+
+@pytest.mark.slow
+@one_loop
+async def test_a_key_manager_uses_all_connectors_and_starts_without_one_that_is_dead(yubihsm, tmp_path, capsys):
+    secret = os.urandom(32)
+    rigs = [yubihsm(device=Device(9_000_001 + n, PROFILES["yubihsm2"]), secret=secret) for n in range(4)]
+    settings = {"connector": None, "connectors": [rig.connector.url for rig in rigs], "startTimeoutMs": 3000}
+    config = rigs[0].config(settings=settings, stateFile=str(tmp_path / "state.db"))
+    async with hsmcore.create_key_manager(config) as manager:
+        messages = [f"message {number}".encode() for number in range(64)]
+        begun = time.perf_counter()
+        signed = await asyncio.gather(*(manager.sign_with_receipt(message) for message in messages))
+        rate_of_four = 64 / (time.perf_counter() - begun)
+        tell(capsys, f"through the key manager: {rate_of_four:.1f}/s with four devices")
+        assert len({receipt.member for receipt in signed}) == 4
+        assert all(
+            is_good("ed25519", manager.public_key, m, r.signature) for m, r in zip(messages, signed, strict=True)
+        )
+        assert rate_of_four > 3 / 0.114
+    rigs[2].device.inject("hang", count=None)
+    begun = time.perf_counter()
+    try:
+        async with hsmcore.create_key_manager(config) as manager:
+            took = time.perf_counter() - begun
+            tell(capsys, f"one connector of four hangs at the start: {took:.2f} s until the others sign")
+            receipts = await asyncio.gather(*(manager.sign_with_receipt(f"{n}".encode()) for n in range(24)))
+            assert len({receipt.member for receipt in receipts}) == 3
+            assert took < 5.0
+    finally:
+        rigs[2].device.faults.clear()

@@ -110,6 +110,8 @@ class Pkcs11Settings(KeyPin):
     """Whether the module is loaded into this process or into one of its own, which can be killed when it hangs or
     crashes and started again. Default: what is known of the vendor's module."""
     verify_signatures: VerifySignatures = "never"
+    start_timeout_ms: Annotated[int, Whole(1, 600_000)] = 30_000
+    """With isolation "process": how long the host process may take to connect, log in and find its key, each."""
     hang_after_ms: Annotated[int, Whole(1, 3_600_000)] | None = None
     """A call into the module that has lasted so long, and beyond its request's deadline, is taken for one that hangs;
     None: several times what the kind of device takes at most (0.5 s; AWS CloudHSM 1 s; YubiHSM 2 s)."""

@@ -78,6 +78,9 @@ SETTINGS_OF_TYPE: dict[str, type[ProviderSettings]] = {
     "ephemeral": EphemeralSettings,
 }
 
+# As the native core's quirks have it; and for KMS, a service far away.
+PATIENCE_MS_OF_TYPE: dict[str, int] = {"yubihsm": 2000, "aws-cloudhsm": 1000, "aws-kms": 2000}
+
 # What to do when the provider's software is not on the machine.
 INSTALL_HINT_OF_TYPE: dict[str, str] = {
     "softhsm": "Install SoftHSM (apt-get install softhsm2), or correct modulePath.",
@@ -127,6 +130,12 @@ class Provider(Model):
         if which is None and isinstance(settings, Pkcs11Settings):
             which = settings.token_label or settings.token_serial or settings.slot_id
         return self.type if which is None else f"{self.type}:{which}"
+
+    @property
+    def patience_ms(self) -> int:
+        """How long this kind of device may take for one answer before that means anything; 0: no time worth naming."""
+        configured = getattr(self.config, "hang_after_ms", None)
+        return PATIENCE_MS_OF_TYPE.get(self.type, 0) if configured is None else int(configured)
 
     @property
     def install_hint(self) -> str:

@@ -95,6 +95,11 @@ class KeyManagerConfig(Provider):
         return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore" / STATE_FILE
 
     @property
+    def has_levels(self) -> bool:
+        """Whether there is more than one place to sign: failover is on, or the provider has several members."""
+        return (self.failover is not None and self.failover.enabled) or len(all_members((self,))) > 1
+
+    @property
     def primary(self) -> tuple[Provider, ...]:
         """The members of the primary level: those of this provider first, then those that failover.primary adds."""
         more = self.failover.primary if self.failover is not None else None

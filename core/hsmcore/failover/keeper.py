@@ -25,7 +25,8 @@ from hsmcore.state import Desired, Wish
 TICK_S: Final = 0.1
 """How often members are looked at."""
 STALL_NS: Final = SECOND // 4
-"""A member that has requests and ends none for this long, or 20 times its 99th percentile, hangs."""
+"""A member that has requests and ends none for this long, or as its kind of device may take, or 20 times its 99th
+percentile, hangs."""
 FOLLOW_S: Final = 1.0
 """How often wishes are read from the state store."""
 REPORT_S: Final = 5.0
@@ -134,7 +135,7 @@ class Keeper:
         if seat.watch.look(stats["hsm_ns"]):
             seat.watch.forget_outliers()
             self._levels.failed(seat, "slow", "its signatures take far longer than they used to", now)
-        if now - seat.busy_since > max(STALL_NS, 20 * seat.watch.p99):
+        if now - seat.busy_since > max(STALL_NS, seat.patience, 20 * seat.watch.p99):
             self._levels.stalled(seat, now)
             self._router.settle()
             if self._levels.pick_for(seat.key, [seat]) is not None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
-from hsmcore.config import Config, Failover, Provider
+from hsmcore.config import Config, Failover, Provider, all_members
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.failover.seat import Seat
 from hsmcore.members import make_member
@@ -15,12 +15,13 @@ MS = 1_000_000
 
 
 def seats_and_levels(config: Config) -> Levels[Seat]:
-    """The state machine for a configuration with an enabled `failover`."""
+    """The state machine for a configuration with an enabled `failover`, or whose provider has several members."""
     rules = config.key_manager
-    failover = rules.failover or Failover()
+    configured = rules.failover
+    failover = configured if configured is not None and configured.enabled else Failover()
     plan: list[tuple[Level, tuple[Provider, ...]]] = [(_primary(failover), rules.primary)]
     if failover.secondary:
-        plan.append((_secondary(failover), failover.secondary))
+        plan.append((_secondary(failover), all_members(failover.secondary)))
     if failover.emergency_mode_enabled:
         plan.append(
             (Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True), _emergency(failover))
@@ -36,6 +37,7 @@ def seats_and_levels(config: Config) -> Levels[Seat]:
             partial(make_member, provider, rules, level.name, hidden),
             provider.where,
             config.require_complete,
+            provider.patience_ms * MS,
         )
         for index, (level, providers) in enumerate(plan)
         for provider in providers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Any
 
 from hsmcore.errors import NotInitialized
@@ -23,7 +24,7 @@ class Seat(MemberState):
     """Belongs to the event loop. `make` gives a new member: one that has been stopped cannot start again."""
 
     __slots__ = (
-        *("_complete", "busy_since", "done", "index", "level_name", "make", "member", "pending", "probing"),
+        *("_complete", "busy_since", "done", "index", "level_name", "make", "member", "patience", "pending", "probing"),
         *("signed", "submit", "version", "versions", "watch", "where"),
     )
 
@@ -36,8 +37,11 @@ class Seat(MemberState):
         make: Callable[[], Member],
         where: str = "$",
         complete: Callable[[], None] = lambda: None,
+        patience: int = 0,
     ) -> None:
         super().__init__(name, level, interval)
+        self.patience = patience
+        """Nanoseconds without an answer that are nothing unusual for this kind of device."""
         self.level_name = level_name
         self.make = make
         self.where = where
@@ -85,6 +89,7 @@ class Seat(MemberState):
         self.engine = member.engine
         self.submit = member.engine.submit
         self.signed = self.done = 0
+        self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()
         self.versions = {version.public_key: version}
         self.use(version)

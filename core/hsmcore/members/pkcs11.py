@@ -126,6 +126,7 @@ class Pkcs11Member:
                 host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
                 environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,
                 memory_limit=settings.host_memory_limit_bytes or 0,
+                host_timeout=settings.start_timeout_ms / 1e3,
             )
         except ModuleMissing as error:
             error.hint = self._provider.install_hint
