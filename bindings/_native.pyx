@@ -876,4 +876,5 @@ cdef uint64_t _timeout_ns(object timeout) except? 0:
     return <uint64_t>(min(seconds, 1e8) * NS) or 1
 
 
+include "merkle.pxi"
 include "tables.pxi"

@@ -9,8 +9,10 @@ Reading order for the curious: manager, member, keyring, then bindings/_native.p
 
 from importlib.metadata import PackageNotFoundError, version
 
+from hsmcore.audit import tagged as audit_tag
 from hsmcore.config import Config, load
 from hsmcore.errors import (
+    AuditUnavailable,
     ConfigurationError,
     DeadlineExceeded,
     EngineClosed,
@@ -47,6 +49,7 @@ except PackageNotFoundError:  # run from a checkout that was never installed
 __all__ = [
     "AllLevelsFailed",
     "AllLevelsLate",
+    "AuditUnavailable",
     "Config",
     "ConfigurationError",
     "DeadlineExceeded",
@@ -75,6 +78,7 @@ __all__ = [
     "TokenNotFound",
     "WrongEventLoop",
     "__version__",
+    "audit_tag",
     "create_key_manager",
     "load",
 ]

@@ -291,6 +291,13 @@ class SystemFailure(HsmError):
     default_status = "SYSTEM"
 
 
+class AuditUnavailable(HsmError):
+    """The audit log cannot be written, or was changed: nothing may happen unrecorded (`audit.onFailure`: "closed")."""
+
+    default_status = "SYSTEM"
+    default_hint = "Free space or repair the disk; `hsmcore audit verify` says what is wrong with a log."
+
+
 class InternalError(HsmError):
     """hsmcore contradicts itself: a success, or a status that does not exist, was reported as a failure."""
 

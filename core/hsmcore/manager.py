@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -53,7 +53,7 @@ class KeyManager:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.audit = AuditLog(config.key_manager.audit_log_file)
+        self.audit = AuditLog(config.key_manager.audit_log_file, config.key_manager.audit)
         self._rules: KeyManagerConfig = config.key_manager
         self._life = Lifecycle(self._open, self._refuse, self._close)
         self._ring = KeyRing()
@@ -93,26 +93,31 @@ class KeyManager:
         self._warn_of_what_is_missing()
         try:
             await self.audit.open()
+            self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
             if self._rules.has_levels:
                 await self._open_levels()
                 return
             member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
             key = await self._start(member)
+            await self._audit_with(member, member.stop)
         except BaseException as error:
             if isinstance(error, LoginError):
                 self._refused = error.with_traceback(None)
-            self.audit.record("open", result="error", error=type(error).__name__, member=self._rules.name)
+                self.audit.note("login", result="error", error=error.status, member=self._rules.name)
+            self.audit.note("open", result="error", error=type(error).__name__, member=self._rules.name)
             await self.audit.close()
             raise
         self._member = member
         self._ring = KeyRing()
         self._ring.add(key)
         self._use(member, key)
-        self.audit.record("open", result="ok", member=member.name, key_id=key.id)
+        self.audit.note("login", result="ok", member=member.name, level=member.level)
+        self.audit.note("open", result="ok", member=member.name, key_id=key.id)
         self._events.emit("initialized", member=member.name, key_id=key.id)
 
     async def _open_levels(self) -> None:
         service = await FailoverService.open(self.config, self._verify_version, self.audit, self._events)
+        await self._audit_with(service.member, service.close)
         self._ring = KeyRing()
         service.router.on_key = self._learn_key
         service.router.check = self._life.check
@@ -120,8 +125,17 @@ class KeyManager:
             self._learn_key(seat)
         self._ring.make_current(service.version.id)
         self._failover = service
-        self.audit.record("open", result="ok", member=service.member.name, key_id=service.version.id)
+        for seat in service.running():
+            self.audit.note("login", result="ok", member=seat.name, level=seat.level_name)
+        self.audit.note("open", result="ok", member=service.member.name, key_id=service.version.id)
         self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
+
+    async def _audit_with(self, member: Member, stop: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await self.audit.use_member(member)
+        except BaseException:
+            await stop()
+            raise
 
     def _learn_key(self, seat: Seat) -> None:
         seat.use(told_apart(seat.key_version, list(self._ring), seat.name))
@@ -142,7 +156,9 @@ class KeyManager:
     def _refuse(self) -> None:
         if self._failover is not None:
             self._failover.refuse()
-        if self._member is not None:
+        # Where the member signs the last checkpoint too, the life cycle's state alone refuses requests: all of an
+        # audited key manager's go by it.
+        if self._member is not None and not self.audit.needs_member:
             self._member.engine.refuse()
 
     async def _close(self) -> None:
@@ -152,7 +168,8 @@ class KeyManager:
         name = self._rules.name
         if self._member is not None:
             await self._member.engine.idle()
-        self.audit.record("close", member=name)
+        self.audit.note("close", member=name)
+        await self.audit.seal()  # while the member can still sign the checkpoint
         if self._member is not None:
             await self._member.stop()
         if self._failover is not None:
@@ -248,8 +265,10 @@ class KeyManager:
             raise
         if self._audited:
             latency = time.perf_counter_ns() - begun
+            sequence = None
             for message, result, maker in zip(messages, results, makers, strict=True):
-                self._record.signature(*maker, message, result, False, latency)
+                sequence = self._record.signature(*maker, message, result, False, latency)
+            await self._record.settled(sequence)
         return results
 
     async def sign_with_receipt(
@@ -280,6 +299,7 @@ class KeyManager:
             raise
         latency = time.perf_counter_ns() - begun
         sequence = self._record.signature(member, level, key, message, signature, cached, latency)
+        await self._record.settled(sequence)
         return Receipt(signature, key.id, key.public_key, member, level, cached, latency, sequence)
 
     async def _awaited(self, future: asyncio.Future[T]) -> T:
@@ -300,7 +320,10 @@ class KeyManager:
         event loop, never by the HSM. Raises KeyNotFound, InvalidMessage."""
         self._life.check_open()
         versions = [self._ring.get(key_id)] if key_id is not None else self._ring.for_verification()
-        return await self._verifiers.verify(versions, message, signature)
+        valid = await self._verifiers.verify(versions, message, signature)
+        if self._audited:
+            self.audit.note("verify", message=bytes(message), signature=signature, key_id=key_id, valid=valid)
+        return valid
 
     # ---- keys ----
 

@@ -46,13 +46,19 @@ class Recorder:
         )
 
     def failure(self, operation: str, message: Any, error: BaseException) -> int | None:
-        """A request that ended in an error, or was cancelled."""
+        """A request that ended in an error, or was cancelled: its caller learns that, also if it cannot be recorded."""
         if not self.enabled:
             return None
-        return self._audit.record(
+        return self._audit.note(
             operation,
             message=bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else None,
             result="error",
             error=error.status if isinstance(error, HsmError) else "CANCELLED",
             member=self._name,
         )
+
+    async def settled(self, sequence: int | None) -> None:
+        """Wait for a record, as far as the configuration wants that: a signature that is not recorded is not handed
+        out. Raises AuditUnavailable."""
+        if self._audit.waits:
+            await self._audit.durable(sequence)

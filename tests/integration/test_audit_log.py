@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.audit_logs import files_at_most, keys_of
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start
 
 import hsmcore
 from hsmcore.audit import AuditLog
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.trust import Trust
+from hsmcore.audit.verify import verify
 
 pytestmark = pytest.mark.integration
 
@@ -47,6 +51,8 @@ async def test_every_operation_has_a_record(fresh_token, tmp_path):
             await manager.export_key_backup(new)
     records = lines(path)
     assert [(record["operation"], record.get("result")) for record in records] == [
+        ("configuration-load", "ok"),
+        ("login", "ok"),
         ("open", "ok"),
         ("sign", "ok"),
         ("sign", "ok"),
@@ -59,9 +65,9 @@ async def test_every_operation_has_a_record(fresh_token, tmp_path):
         ("backup", "error"),
         ("close", None),
     ]
-    assert [record["seq"] for record in records] == list(range(1, 12))
+    assert [record["seq"] for record in records] == list(range(1, 14))
     assert [record["time_ns"] for record in records] == sorted(record["time_ns"] for record in records)
-    first, cached = records[1], records[2]
+    first, cached = records[3], records[4]
     assert first["message_sha256"] == hashlib.sha256(b"a transfer").hexdigest()
     assert first["message_bytes"] == 10
     assert first["signature"] == cached["signature"] == signature.hex()
@@ -71,7 +77,7 @@ async def test_every_operation_has_a_record(fresh_token, tmp_path):
     assert first["member"] == f"softhsm:{token.label}"
     assert first["level"] == "primary"
     assert first["latency_ns"] > 0
-    assert records[8]["enforced"] is True
+    assert records[10]["enforced"] is True
     text = path.read_text()
     assert token.pin not in text
     assert "a transfer" not in text
@@ -83,7 +89,7 @@ async def test_a_failed_start_is_recorded(world, tmp_path):
     path = tmp_path / "audit.log"
     with pytest.raises(hsmcore.KeyNotFound):
         await hsmcore.create_key_manager(world.config(settings={"keyLabel": "no"}, auditLogFile=str(path))).initialize()
-    [record] = lines(path)
+    _, record = lines(path)
     assert (record["operation"], record["result"], record["error"]) == ("open", "error", "KeyNotFound")
 
 
@@ -98,11 +104,11 @@ async def test_records_are_found_by_time_and_content(world, tmp_path):
         ended = datetime.now(UTC)
         late = hashlib.sha256(b"late").hexdigest()
 
-        assert len(await query(manager.audit)) == 3
+        assert len(await query(manager.audit)) == 5
         assert [r["operation"] for r in await query(manager.audit, begun)] == ["sign", "sign"]
         assert [r["message_sha256"] for r in await query(manager.audit, middle, ended)] == [late]
         assert len(await query(manager.audit, begun, middle)) == 1
-        assert len(await query(manager.audit, None, middle)) == 2
+        assert len(await query(manager.audit, None, middle)) == 4
         assert await query(manager.audit, ended) == []
         assert await query(manager.audit, ended, begun) == []
         assert len(await query(manager.audit, begun.timestamp(), middle.timestamp())) == 1
@@ -127,14 +133,15 @@ async def test_a_query_that_is_not_read_to_its_end_leaves_nothing(world, tmp_pat
     async with opened(world.config(auditLogFile=str(tmp_path / "audit.log"))) as manager:
         await manager.sign_many([b"%d" % n for n in range(1, 50)])
         async for record in manager.audit.query():
-            assert record["operation"] == "open"
+            assert record["operation"] == "configuration-load"
             break
 
 
 async def test_the_log_can_be_read_after_close(world, tmp_path):
     async with opened(world.config(auditLogFile=str(tmp_path / "audit.log"))) as manager:
         await manager.sign(b"x")
-    assert [record["operation"] for record in await query(manager.audit)] == ["open", "sign", "close"]
+    found = [record["operation"] for record in await query(manager.audit)]
+    assert found == ["configuration-load", "login", "open", "sign", "close"]
 
 
 async def test_without_a_file_nothing_is_recorded_and_nothing_can_be_asked(world):
@@ -149,7 +156,7 @@ async def test_counting_goes_on_after_a_restart(world, tmp_path):
     for n in range(3):
         async with opened(world.config(auditLogFile=str(path))) as manager:
             await manager.sign(b"%d" % n)
-    assert [record["seq"] for record in lines(path)] == list(range(1, 10))
+    assert [record["seq"] for record in lines(path)] == list(range(1, 16))
 
 
 async def test_five_hundred_signatures_have_five_hundred_records(world, tmp_path):
@@ -214,34 +221,39 @@ async def reopened(path: Path) -> tuple[list[int], AuditLog]:
     """Open the log, record twice, close: the sequence numbers."""
     log = AuditLog(str(path))
     await log.open()
-    sequence = [log.record("sign", n=n) for n in range(2)]
+    sequence = [log.record("sign", count=n) for n in range(2)]
     await log.close()
     return sequence, log
 
 
 @one_loop
 @pytest.mark.parametrize("cut", [1, 5, 30])
-async def test_a_line_that_was_cut_off_swallows_nothing(tmp_path, cut):
+async def test_a_line_that_was_cut_off_is_put_aside_and_recorded(tmp_path, cut):
     path = tmp_path / "audit.log"
     sequence, _ = await reopened(path)
     assert sequence == [1, 2]
     whole = path.read_bytes()
-    path.write_bytes(whole + whole.splitlines()[-1][:-cut])
+    torn = whole.splitlines()[-1][:-cut]
+    path.write_bytes(whole + torn)
     sequence, log = await reopened(path)
-    assert sequence == [3, 4]
+    assert sequence == [4, 5]
     records = await query(log)
-    assert [record["seq"] for record in records] == [1, 2, 3, 4]
+    assert [record["seq"] for record in records] == [1, 2, 3, 4, 5]
     assert path.read_bytes().startswith(whole), "what was there is still there"
+    assert (records[2]["operation"], records[2]["bytes"]) == ("audit-recovered", len(torn))
+    assert records[2]["sha256"] == hashlib.sha256(torn).hexdigest()
+    assert (path.with_name("audit.log.d") / records[2]["file"]).read_bytes() == torn
 
 
 @one_loop
-async def test_a_line_that_lacks_only_its_end_counts(tmp_path):
+async def test_a_new_line_that_lacks_only_its_end_counts(tmp_path):
     path = tmp_path / "audit.log"
     await reopened(path)
-    path.write_bytes(path.read_bytes()[:-1])
+    third = path.read_bytes().splitlines()[-1].replace(b'{"seq":2,', b'{"seq":3,')
+    path.write_bytes(path.read_bytes() + third)
     sequence, log = await reopened(path)
-    assert sequence == [3, 4]
-    assert [record["seq"] for record in await query(log)] == [1, 2, 3, 4]
+    assert sequence == [4, 5]
+    assert [record["seq"] for record in await query(log)] == [1, 2, 3, 4, 5]
 
 
 @one_loop
@@ -251,29 +263,30 @@ async def test_a_second_crash_before_any_record_does_not_restart_the_count(tmp_p
     path.write_bytes(path.read_bytes() + b'{"seq":3,"tim')
     log = AuditLog(str(path))
     await log.open()
-    await log.close()  # nothing was recorded: the cut line is the last one
+    await log.close()
     sequence, log = await reopened(path)
-    assert sequence == [3, 4]
-    assert [record["seq"] for record in await query(log)] == [1, 2, 3, 4]
+    assert sequence == [4, 5]
+    assert [record["seq"] for record in await query(log)] == [1, 2, 3, 4, 5]
 
 
 @one_loop
-@pytest.mark.parametrize("line", [b"no json", b"42", b"null", b'"text"', b"[1]", b"{}", b'{"seq": "x"}', b"\xff\xfe"])
-async def test_a_line_that_is_no_record_disturbs_nothing(tmp_path, line):
+@pytest.mark.parametrize(
+    "line", [b"no json", b"42", b"null", b'"text"', b"[1]", b"{}", b'{"seq": "x"}', b"\xff\xfe", b""]
+)
+async def test_a_line_that_is_no_record_is_put_aside(tmp_path, line):
     path = tmp_path / "audit.log"
     await reopened(path)
     path.write_bytes(path.read_bytes() + line + b"\n")
     _, log = await reopened(path)
     found = await query(log, 1.0)
-    assert [record["n"] for record in found] == [0, 1, 0, 1]
+    assert [record.get("count") for record in found] == [0, 1, None, 0, 1]
+    assert found[2]["operation"] == "audit-recovered"
 
 
 @one_loop
 async def test_an_empty_file_is_a_new_log(tmp_path):
     path = tmp_path / "audit.log"
     path.touch()
-    assert (await reopened(path))[0] == [1, 2]
-    path.write_bytes(b"\n")
     assert (await reopened(path))[0] == [1, 2]
 
 
@@ -283,10 +296,10 @@ async def test_a_long_log_is_read_in_pieces(tmp_path):
     log = AuditLog(str(path))
     await log.open()
     for n in range(6000):
-        log.record("sign", n=n, filler="x" * 300)
+        log.record("sign", count=n, signature=b"x" * 300)
     await log.close()
     assert path.stat().st_size > 2 << 20
-    assert [record["n"] for record in await query(log)] == list(range(6000))
+    assert [record["count"] for record in await query(log)] == list(range(6000))
     assert (await reopened(path))[0] == [6001, 6002]
 
 
@@ -300,3 +313,78 @@ async def test_records_reach_the_file_by_themselves(tmp_path):
         await asyncio.sleep(0.01)
     assert [record["operation"] for record in lines(path)] == ["sign"]
     await log.close()
+
+
+# ---- what else is recorded, and by which key it is sealed ------------------------------------------------------------
+
+
+async def test_opening_login_and_verification_are_recorded(world, tmp_path):
+    path = tmp_path / "audit.log"
+    async with opened(world.config(auditLogFile=str(path))) as manager:
+        signature = await manager.sign(b"x")
+        assert await manager.verify(b"x", signature)
+        assert not await manager.verify(b"y", signature)
+    records = lines(path)
+    assert [record["operation"] for record in records] == [
+        *("configuration-load", "login", "open", "sign", "verify", "verify", "close"),
+    ]
+    assert [record["valid"] for record in records if record["operation"] == "verify"] == [True, False]
+    assert records[0]["config_sha256"] == manager.config.sha256()
+
+
+async def test_a_refused_login_is_recorded(fresh_token, tmp_path):
+    path = tmp_path / "audit.log"
+    config = fresh_token().config(settings={"pin": "no-such-pin"}, auditLogFile=str(path))
+    with pytest.raises(hsmcore.LoginError):
+        await hsmcore.create_key_manager(config).initialize()
+    assert [(r["operation"], r.get("error")) for r in lines(path)][1:] == [
+        ("login", "PIN_INCORRECT"),
+        ("open", "PinIncorrect"),
+    ]
+    assert "no-such-pin" not in path.read_text()
+
+
+async def test_checkpoints_are_signed_in_the_hsm(fresh_token, tmp_path):
+    path = tmp_path / "audit.log"
+    token = fresh_token()
+    async with opened(token.config()) as manager:
+        key_id = await manager.generate_key()
+        public_key = {version.id: version.public_key for version in manager.keys()}[key_id]  # noqa: SIM118  # a list
+    config = token.config(auditLogFile=str(path), audit={"signingKey": {"hsmKeyId": key_id}})
+    for _ in range(2):
+        async with opened(config) as manager:
+            await manager.sign(b"x")
+    layout = Layout(path)
+    [key] = keys_of(layout)
+    assert key.public_key == public_key
+    assert not layout.default_key.exists()
+    report = verify(layout, Trust(keys=[key]))
+    assert report.ok, report.findings
+    assert (report.records, report.unsealed) == (10, 0)
+
+
+@pytest.mark.parametrize("durability", ["fsync", "write", "interval"])
+async def test_whatever_durability_is_wanted_all_is_written(world, tmp_path, durability):
+    path = tmp_path / "audit.log"
+    config = world.config(auditLogFile=str(path), audit={"durability": durability, "flushIntervalMs": 20})
+    async with opened(config) as manager:
+        receipt = await manager.sign_with_receipt(b"x")
+        if durability != "interval":
+            assert lines(path)[-1]["seq"] == receipt.audit_seq, "handed out before it was recorded"
+    assert [record["seq"] for record in lines(path)] == list(range(1, 6))
+
+
+async def test_what_cannot_be_recorded_is_not_handed_out(world, tmp_path):
+    path = tmp_path / "audit.log"
+    async with opened(world.config(auditLogFile=str(path), maxCacheSize=0)) as manager:
+        await manager.sign(b"x")
+        with files_at_most(path.stat().st_size + 10), pytest.raises(hsmcore.AuditUnavailable):
+            await manager.sign(b"y")
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await manager.sign(b"z")
+                    break
+                except hsmcore.AuditUnavailable:
+                    await asyncio.sleep(0.05)
+    assert verify(Layout(path)).ok

@@ -94,6 +94,7 @@ def test_every_exception_of_the_native_core_is_in_the_table() -> None:
         errors.WrongEventLoop,
         errors.ConfigurationError,
         errors.SecretUnavailable,
+        errors.AuditUnavailable,
     }
     assert all_exceptions() - python_only == set(EXCEPTION_OF_STATUS.values())
 

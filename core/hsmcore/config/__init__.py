@@ -4,6 +4,7 @@ Reading order: load, root, providers, pkcs11, cloudhsm, policy, credentials, sec
 secretsmanager are what those stand on.
 """
 
+from hsmcore.config.audit import AuditSettings, AuditSigningKey
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.load import Source, load
 from hsmcore.config.members import all_members, members_of
@@ -14,6 +15,8 @@ from hsmcore.config.root import Config, KeyManagerConfig
 from hsmcore.config.secret import AwsSecretsManagerReference, Secret
 
 __all__ = [
+    "AuditSettings",
+    "AuditSigningKey",
     "AwsCloudHsmSettings",
     "AwsKmsSettings",
     "AwsSecretsManagerReference",

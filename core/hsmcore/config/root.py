@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 from pydantic import Field, model_validator
 
+from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.members import all_members
@@ -54,6 +57,8 @@ class KeyManagerConfig(Provider):
     warm_micros: Annotated[int, Whole(0, 100_000)] = 500
     """How long after an answer a processor is kept awake (idle priority) for the next lone request; 0: not at all."""
     audit_log_file: Annotated[str, Text(4096)] | None = None
+    audit: AuditSettings | None = None
+    """How the audit log is kept; the defaults where it is left out."""
     state_file: Annotated[str, Text(4096)] | None = None
     """What must survive a crash: the emergency budget, the history of failovers. Default: `hsmcore-state.db` beside
     auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
@@ -68,6 +73,8 @@ class KeyManagerConfig(Provider):
                 f"queueSize times maxMessageBytes is {self.queue_size * self.max_message_bytes} bytes of memory; "
                 f"at most {MAX_RING_BYTES} are allowed"
             )
+        if self.audit is not None and self.audit_log_file is None:
+            raise clash("has audit, but no auditLogFile to keep it in")
         require_lasting(self, "the key manager's own provider")
         return self
 
@@ -114,6 +121,10 @@ class Config(Model):
     def redacted(self) -> dict[str, Any]:
         """Everything, defaults included, as JSON-ready data in the document's own names; no secret is in it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def sha256(self) -> str:
+        """The digest of `redacted()`, as hexadecimal: the same configuration has the same one."""
+        return hashlib.sha256(orjson.dumps(self.redacted(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     @property
     def placeholders(self) -> tuple[str, ...]:

@@ -204,8 +204,9 @@ class FailoverService:
     def refuse(self) -> None:
         """Take no further requests; those that wait for a member end with EngineClosed."""
         self.router.closing = True
-        for seat in self.running():
-            seat.signing.refuse()
+        if not self._audit.needs_member:  # else one of them signs the last checkpoint, and stopping refuses
+            for seat in self.running():
+                seat.signing.refuse()
         self.router.wake()
 
     async def close(self) -> None:
@@ -234,7 +235,7 @@ class FailoverService:
         self._unwritten.append((time.time_ns(), event))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write_safely())
-        self._audit.record(event.kind, result="ok", **details)
+        self._audit.note(event.kind, result="ok", **details)
         if event.kind in _EMITTED:
             self._events.emit(event.kind, **details)
 

@@ -1,0 +1,73 @@
+"""What verification finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal[
+    "changed", "removed", "inserted", "reordered", "truncated", "unreadable", "tile", "index", "checkpoint", "key",
+    "rewritten", "older", "foreign-log", "witness", "unsealed",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong: records `first` to `last` (None: no record in particular), in `where`."""
+
+    kind: Kind
+    text: str
+    first: int | None = None
+    last: int | None = None
+    where: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "kind": self.kind,
+            "text": self.text,
+            "firstSeq": self.first,
+            "lastSeq": self.last,
+            "where": self.where,
+        }
+
+
+@dataclass
+class Report:
+    """The result of a verification. `records` are covered by the checkpoint; `unsealed` came after it and are protected
+    by nothing yet; `pruned` are kept as hashes only. `own_keys`: the keys were taken from the log's own folder, so
+    whoever can write the folder could have put them there."""
+
+    origin: str = ""
+    records: int = 0
+    unsealed: int = 0
+    pruned: int = 0
+    root: bytes = b""
+    checkpoints: int = 0
+    keys: list[str] = field(default_factory=list)
+    own_keys: bool = True
+    seconds: float = 0.0
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "ok": self.ok,
+            "origin": self.origin,
+            "records": self.records,
+            "unsealed": self.unsealed,
+            "pruned": self.pruned,
+            "root": self.root.hex(),
+            "checkpoints": self.checkpoints,
+            "keys": self.keys,
+            "keysFromFolder": self.own_keys,
+            "seconds": round(self.seconds, 3),
+            "findings": [finding.as_dict() for finding in self.findings],
+            "notes": self.notes,
+        }

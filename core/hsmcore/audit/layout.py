@@ -1,0 +1,64 @@
+"""Where the files of an audit log are; docs/AUDIT.md describes each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hsmcore.errors import BadArgument
+
+SUFFIX = ".d"
+
+
+class Layout:
+    """The paths of one log: `auditLogFile`, which holds the newest records, and the folder `<auditLogFile>.d`."""
+
+    def __init__(self, log: str | os.PathLike[str]) -> None:
+        self.log = Path(log)
+        self.folder = self.log.with_name(self.log.name + SUFFIX)
+        self.lock = self.folder / "lock"
+        self.origin = self.folder / "origin"
+        self.keys = self.folder / "keys"
+        self.checkpoint = self.folder / "checkpoint"
+        self.history = self.folder / "checkpoints"
+        self.segments = self.folder / "segments"
+        self.lost = self.folder / "lost"
+
+    @property
+    def default_key(self) -> Path:
+        """Where the signing key is kept when the configuration names none. Not in the folder, which is handed out."""
+        return self.log.with_name(self.log.name + ".key")
+
+    def archived(self, first: int, *, compressed: bool) -> Path:
+        """The file of a segment that is full, by the sequence number of its first record."""
+        return self.segments / f"{first:020d}.jsonl{'.zst' if compressed else ''}"
+
+    def index(self, first: int) -> Path:
+        """The index of a segment."""
+        return self.segments / f"{first:020d}.idx"
+
+    def tile(self, level: int, number: int, width: int = 256) -> Path:
+        """The tile `tile/<L>/<N>[.p/<W>]` of C2SP tlog-tiles."""
+        groups = [f"{number % 1000:03d}"]
+        while number := number // 1000:
+            groups.insert(0, f"x{number % 1000:03d}")
+        path = self.folder.joinpath("tile", str(level), *groups)
+        return path if width == 256 else path.with_name(path.name + ".p") / str(width)
+
+    @classmethod
+    def find(cls, path: str | os.PathLike[str]) -> Layout:
+        """The log that `path` means: the log file, its folder `<name>.d`, or a folder in which one log lies. Raises
+        BadArgument when there is none, or more than one."""
+        given = Path(path)
+        if given.name.endswith(SUFFIX) and (given / "origin").is_file():
+            return cls(given.with_name(given.name.removesuffix(SUFFIX)))
+        if given.is_dir():
+            found = sorted(child for child in given.iterdir() if child.name.endswith(SUFFIX) and child.is_dir())
+            if len(found) == 1:
+                return cls(given / found[0].name.removesuffix(SUFFIX))
+            names = ", ".join(child.name for child in found) or f"no folder whose name ends in {SUFFIX}"
+            raise BadArgument(f"{given} does not hold one audit log: {names}", hint="Name the log file itself.")
+        layout = cls(given)
+        if not layout.folder.is_dir() and not given.exists():
+            raise BadArgument(f"there is no audit log at {given}", hint="Name the log file, or the folder it lies in.")
+        return layout

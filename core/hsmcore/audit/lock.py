@@ -1,0 +1,34 @@
+"""One process writes a log."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from hsmcore.errors import AuditUnavailable
+
+
+class FolderLock:
+    """Held until it is released or the process ends. Readers need none."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises AuditUnavailable if another process, or another log of this one, has it; OSError."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._file)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise AuditUnavailable(
+                f"audit log {path.parent}: process {holder} is writing it",
+                hint="Give each process an auditLogFile of its own.",
+            ) from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Let another one write."""
+        os.close(self._file)

@@ -1,0 +1,139 @@
+"""The audit log of a key manager: records in, answers out; the disk is other threads' business."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.query import Moment, Query, Record
+from hsmcore.audit.segment import SegmentError
+from hsmcore.audit.session import Session
+from hsmcore.audit.signers import HsmSigner
+from hsmcore.audit.tiles import TileError
+from hsmcore.config.audit import AuditSettings
+from hsmcore.errors import AuditUnavailable, BadArgument
+from hsmcore.log import get_logger
+from hsmcore.members.base import Member
+
+
+class AuditLog:
+    """One log. Belongs to the event loop that calls `open`. Without a path it records nothing.
+
+    Records are appended in groups by a thread; another follows the lines and builds tree, index and checkpoints.
+    """
+
+    def __init__(self, path: str | None, settings: AuditSettings | None = None) -> None:
+        self._layout = None if path is None else Layout(path)
+        self._settings = settings or AuditSettings()
+        self._session: Session | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+        return self._layout is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether an operation is to wait for its record."""
+        return self.enabled and self._settings.durability != "interval"
+
+    @property
+    def needs_member(self) -> bool:
+        """Whether checkpoints are signed by a key of the HSM, the last one too."""
+        key = self._settings.signing_key
+        return self.enabled and key is not None and key.hsm_key_id is not None
+
+    async def open(self) -> None:
+        """Open the log, making it if need be; undo what a crash left half done. Raises AuditUnavailable if it is
+        damaged, in use, or cannot be written."""
+        if self._layout is None:
+            return
+        session = Session(self._layout, self._settings, asyncio.get_running_loop())
+        try:
+            await session.open()
+        except (OSError, TileError, SegmentError) as error:
+            await session.close()
+            what = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            raise AuditUnavailable(f"audit log {self._layout.log}: {what}", call="open") from None
+        except BaseException:
+            await session.close()
+            raise
+        self._session = session
+
+    async def use_member(self, member: Member) -> None:
+        """Sign checkpoints with a key of this member, if the configuration names one. Raises HsmError."""
+        key = self._settings.signing_key
+        if self._session is not None and key is not None and key.hsm_key_id is not None:
+            signer = await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._session.origin)
+            await self._session.use(signer)
+
+    def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
+        """Note an operation. Returns its sequence number, or None if nothing is recorded. Which fields may be shown,
+        and in what form, is in record.ALLOWED; others become digests. Raises AuditUnavailable if the log cannot be
+        written and `onFailure` is "closed"."""
+        if self._session is None:
+            return None
+        if message is not None:
+            fields["message_sha256"] = hashlib.sha256(message).hexdigest()
+            fields["message_bytes"] = len(message)
+        return self._session.record(operation, fields)
+
+    def note(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
+        """Record what has happened already, which a log that cannot be written must not stop: that is only logged."""
+        try:
+            return self.record(operation, message=message, **fields)
+        except AuditUnavailable as error:
+            get_logger().error("not recorded", operation=operation, error=str(error))
+            return None
+
+    async def durable(self, seq: int | None) -> None:
+        """Wait until record `seq` is kept as `durability` says. Raises AuditUnavailable when that fails or takes longer
+        than `waitMs`, unless `onFailure` is "open". May be waited for by many; None: nothing to wait for."""
+        if self._session is not None and seq is not None:
+            await self._session.durable(seq)
+
+    async def flush(self) -> None:
+        """Have everything recorded so far in the file."""
+        if self._session is not None:
+            await self._session.durable(self._session.last_seq)
+
+    async def checkpoint(self) -> bytes | None:
+        """Sign the tree as it is now, if it grew. Returns the newest checkpoint, or None before the first."""
+        if self._session is None:
+            return None
+        await self._session.seal()
+        newest = self._session.checkpoint
+        return None if newest is None else newest.note
+
+    async def seal(self) -> None:
+        """Write what is left and sign a checkpoint over it; what fails is only logged. For whoever is closing."""
+        if self._session is not None:
+            try:
+                await self.flush()
+            except AuditUnavailable as error:
+                get_logger().error("not all was recorded", error=str(error))
+            await self._session.seal_or_say(prune=False)
+
+    async def close(self) -> None:
+        """Write what is left, sign a last checkpoint and let the files go. Doing it twice is no error."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def query(
+        self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Record]:
+        """The records from `start` to `end` (aware datetimes or Unix seconds; None: open) whose fields equal `match`,
+        oldest first. Raises BadArgument for a naive datetime or when no `auditLogFile` is configured."""
+        if self._layout is None:
+            raise BadArgument("there is no audit log: auditLogFile is not configured")
+        query = Query(self._layout, start, end, match)
+        await self.flush()
+        loop = asyncio.get_running_loop()
+        blocks = query.blocks()
+        while (found := await loop.run_in_executor(None, next, blocks, None)) is not None:
+            for item in found:
+                yield item

@@ -1,0 +1,272 @@
+"""Opening a log: what a crash left half done is done or undone, and a log that was changed is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+
+from hsmcore._native import MerkleTree
+from hsmcore.audit import index
+from hsmcore.audit.checkpoint import Checkpoint, history
+from hsmcore.audit.files import replace, sync, write_new
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.note import Note, NoteError, VerifierKey
+from hsmcore.audit.retention import prunes
+from hsmcore.audit.sealer import Damaged, Sealer
+from hsmcore.audit.segment import Segment, consecutive, first_seq, segments
+from hsmcore.audit.tiles import TileError, Tiles, TileWriter
+from hsmcore.errors import AuditUnavailable
+
+
+@dataclass
+class Opened:
+    """A log that can be gone on with. `events` are (operation, fields) to be recorded."""
+
+    origin: str
+    sealer: Sealer
+    checkpoint: Checkpoint | None
+    keys: list[VerifierKey]
+    last_time_ns: int = 0
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+def refuse(layout: Layout, problem: str) -> NoReturn:
+    """The log was changed, or is not the one it should be."""
+    raise AuditUnavailable(
+        f"audit log {layout.log}: {problem}",
+        hint="Find out what was changed with `hsmcore audit verify`; to begin a new log, move this one and its folder.",
+    )
+
+
+def open_log(layout: Layout, origin: str | None) -> Opened:
+    """Bring the files in order and say where to go on. The caller holds the lock. Raises AuditUnavailable, OSError."""
+    name = _origin(layout, origin)
+    keys = read_keys(layout)
+    checkpoint = _checkpoint(layout, name, keys)
+    layout.segments.mkdir(mode=0o700, exist_ok=True)
+    _remove_leftovers(layout)
+    if not layout.log.exists():
+        write_new(layout.log, b"", flags=os.O_EXCL)
+        sync(layout.log.parent)
+    sealer = _sealer(layout, checkpoint)
+    try:
+        opened = Opened(name, sealer, checkpoint, keys)
+        _take_tail(layout, opened)
+    except Damaged as error:
+        sealer.close()
+        refuse(layout, str(error))
+    except BaseException:
+        sealer.close()
+        raise
+    return opened
+
+
+def _origin(layout: Layout, wanted: str | None) -> str:
+    if layout.origin.exists():
+        name = layout.origin.read_text().strip()
+        if wanted is not None and name != wanted:
+            refuse(layout, f"it belongs to the log {name}, not to {wanted}")
+        return name
+    if layout.checkpoint.exists():
+        refuse(layout, "its folder has lost the file origin")
+    host = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in socket.gethostname()) or "host"
+    name = wanted or f"{host}/hsmcore-audit/{secrets.token_hex(8)}"
+    replace(layout.origin, name.encode() + b"\n")
+    return name
+
+
+def read_keys(layout: Layout) -> list[VerifierKey]:
+    """The keys that have signed checkpoints of the log, as its folder has them. Raises AuditUnavailable, OSError."""
+    try:
+        text = layout.keys.read_text()
+    except FileNotFoundError:
+        return []
+    try:
+        return [VerifierKey.parse(line) for line in text.splitlines()]
+    except (NoteError, UnicodeDecodeError) as error:
+        refuse(layout, f"{layout.keys}: {error}")
+
+
+def _checkpoint(layout: Layout, origin: str, keys: list[VerifierKey]) -> Checkpoint | None:
+    try:
+        past, whole = history(layout.history)
+        latest = Checkpoint.parse(layout.checkpoint.read_bytes()) if layout.checkpoint.exists() else None
+    except NoteError as error:
+        refuse(layout, f"its checkpoints are damaged ({error})")
+    if layout.history.exists() and layout.history.stat().st_size > whole:
+        with layout.history.open("r+b") as file:
+            file.truncate(whole)
+    if past and (latest is None or past[-1].size > latest.size):
+        latest = past[-1]  # a crash came between the two
+        replace(layout.checkpoint, latest.note)
+    if latest is None:
+        if (layout.folder / "tile").exists():
+            refuse(layout, "its checkpoints are missing")
+        return None
+    if not past or past[-1].note != latest.note:
+        refuse(layout, "its last checkpoint is not in the file of all checkpoints")
+    if latest.origin != origin:
+        refuse(layout, f"its checkpoint belongs to the log {latest.origin}, not to {origin}")
+    try:
+        if not Note.parse(latest.note).signers(keys):
+            refuse(layout, "its checkpoint is signed by another key than those of the log")
+    except NoteError as error:
+        refuse(layout, f"its checkpoint: {error}")
+    return latest
+
+
+def _remove_leftovers(layout: Layout) -> None:
+    for path in layout.segments.iterdir():
+        if path.suffix == ".new":
+            path.unlink()
+        elif path.name.endswith(".jsonl.zst") and path.with_suffix("").exists():
+            path.unlink()  # half of a compression: the plain file is whole
+
+
+def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
+    """A sealer that has taken in what the checkpoint covers, and proved that it is the same."""
+    size = checkpoint.size if checkpoint is not None else 0
+    ordered = segments(layout)
+    start = _start(layout, ordered, size)
+    try:
+        sealer = Sealer(layout, start, start.first - 1)
+    except TileError:
+        rebuild(layout, start.first - 1)
+        sealer = Sealer(layout, start, start.first - 1)
+    try:
+        sealer.advance(size)
+        if checkpoint is not None and sealer.tree.root() != checkpoint.root:
+            refuse(layout, f"the first {size} records are not those of its checkpoint")
+    except Damaged as error:
+        sealer.close()
+        refuse(layout, f"it ends, or was changed, before record {size}, the last of its checkpoint ({error})")
+    except BaseException:
+        sealer.close()
+        raise
+    for segment, following in consecutive(ordered):
+        if segment.first < start.first and not segment.compressed and following:
+            blocks = list(index.sane(index.read(layout.index(segment.first)), segment.first))
+            if sum(block.length for block in blocks) == segment.path.stat().st_size:
+                sealer.note_full(segment.first, [block.length for block in blocks], following)
+    return sealer
+
+
+def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
+    """The last plain segment that the tree of the checkpoint reaches into: it is read again as a whole."""
+    held = [segment for segment in ordered if segment.first]
+    reached = [segment for segment in held if not segment.compressed and segment.first <= size + 1]
+    start = reached[-1] if reached else Segment(size + 1, layout.log)
+    before = [segment for segment in held if segment.first < start.first]
+    if before:
+        end = before[-1].first - 1 + sum(chunk.count(b"\n") for chunk in before[-1].chunks())
+    else:
+        end = pruned(held) if start.first > 1 else 0
+    if end != start.first - 1:
+        refuse(layout, f"the records from {end + 1} to {start.first - 1} are missing")
+    return start
+
+
+def pruned(held: list[Segment]) -> int:
+    """The last record that retention has removed, as the records that are left say; 0 if they say nothing."""
+    last = 0
+    for segment in held:
+        for text in segment.chunks():
+            last = max(last, prunes(text))
+    return last
+
+
+def rebuild(layout: Layout, size: int) -> None:
+    """Make the tiles of the first `size` records anew from the records. Raises AuditUnavailable, OSError."""
+    writer, tree = TileWriter(layout, Tiles(layout, 0)), MerkleTree()
+    for segment in segments(layout):
+        for text in segment.chunks():
+            used = 0
+            while used < len(text) and tree.size < size:
+                why, consumed, leaves, _ = tree.scan(text, used, tree.size + 1, min(size - tree.size, 65536))
+                writer.append(leaves)
+                used += consumed
+                if why not in ("end", "limit"):
+                    refuse(layout, f"its tiles are missing, and record {tree.size + 1} is not in {segment.path}")
+    if tree.size != size:
+        refuse(layout, f"its tiles are missing, and so are the records from {tree.size + 1} on")
+    writer.finish()
+
+
+def _take_tail(layout: Layout, opened: Opened) -> None:
+    """Take in what came after the checkpoint, as far as it is whole. What is not is put aside with all that follows."""
+    sealer = opened.sealer
+    while sealer.segment.path != layout.log:
+        try:
+            sealer.advance(1 << 62)
+        except Damaged as error:
+            if error.segment.path != layout.log or first_seq(layout.log):
+                raise
+            sealer.enter(layout.log)  # the new segment is still empty, or begins with a torn line
+    with layout.log.open("r+b") as file:
+        file.seek(sealer.offset)
+        tail = file.read()
+        whole, count = _whole_lines(tail, sealer.size + 1)
+        rest = tail[whole:]
+        if b"\n" not in rest and _is_record(rest, sealer.size + count + 1):
+            file.write(b"\n")  # all but its end was written
+            count += 1
+        elif rest:
+            opened.events.append(("audit-recovered", _set_aside(layout, rest, sealer.size + count + 1)))
+            file.truncate(sealer.offset + whole)
+        file.flush()
+        os.fsync(file.fileno())
+    sealer.advance(sealer.size + count)
+    opened.last_time_ns = _last_time(layout.log)
+    if opened.checkpoint is None and sealer.size:
+        opened.events.append(("audit-adopted", {"records": sealer.size}))
+
+
+def _whole_lines(tail: bytes, seq: int) -> tuple[int, int]:
+    """How many bytes and lines of `tail` are records that follow each other."""
+    used = count = 0
+    while (end := tail.find(b"\n", used)) >= 0 and _is_record(tail[used:end], seq + count):
+        used, count = end + 1, count + 1
+    return used, count
+
+
+def _is_record(line: bytes, seq: int) -> bool:
+    if not line.startswith(b'{"seq":%d,"time_ns":' % seq):
+        return False
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("operation"), str)
+
+
+def _set_aside(layout: Layout, rest: bytes, seq: int) -> dict[str, Any]:
+    """Keep what a crash left, before it is cut off."""
+    digest = hashlib.sha256(rest).hexdigest()
+    layout.lost.mkdir(mode=0o700, exist_ok=True)
+    kept = layout.lost / f"{seq:020d}-{digest[:8]}"
+    replace(kept, rest)
+    return {"result": "ok", "bytes": len(rest), "sha256": digest, "file": f"{layout.lost.name}/{kept.name}"}
+
+
+def _last_time(path: Path) -> int:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 70_000))
+        lines = file.read().splitlines()
+    try:
+        return int(orjson.loads(lines[-1])["time_ns"]) if lines else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def add_key(layout: Layout, key: VerifierKey) -> None:
+    """Note a key that signs from now on."""
+    old = layout.keys.read_bytes() if layout.keys.exists() else b""
+    replace(layout.keys, old + str(key).encode() + b"\n")

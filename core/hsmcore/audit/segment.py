@@ -1,0 +1,185 @@
+"""The lines of a log, in files: the current one, and full ones that may be compressed.
+
+A compressed segment is in the Zstandard seekable format: independent frames, each of whole lines, and a table of them
+at the end. `zstdcat` reads it as one stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import zstandard
+
+from hsmcore.audit.files import sync
+from hsmcore.audit.layout import Layout
+
+CHUNK_BYTES: Final = 1 << 20
+MAX_FRAME_BYTES: Final = 1 << 27
+_SKIPPABLE: Final = 0x184D2A5E
+_SEEKABLE: Final = 0x8F92EAB1
+_LEVEL: Final = 3
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+class SegmentError(ValueError):
+    """A file of records cannot be read as what it should be. `path` is the file."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Records from the sequence number `first` on, in one file."""
+
+    first: int
+    path: Path
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the file is in frames."""
+        return self.path.suffix == ".zst"
+
+    def chunks(self, offset: int = 0) -> Iterator[bytes]:
+        """The text from an offset on, in pieces of whole lines; what has no newline at the end comes last. Raises
+        SegmentError, OSError."""
+        return _frames(self.path, offset) if self.compressed else _plain(self.path, offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A piece of the text. Raises SegmentError, OSError."""
+        if not self.compressed:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        found = b""
+        for chunk in _frames(self.path, offset):
+            found = found + chunk if found else chunk
+            if len(found) >= length:
+                break
+        return found[:length]
+
+
+def segments(layout: Layout) -> list[Segment]:
+    """The full ones in order, then the current one. A plain file wins over a compressed one beside it: a crash came
+    between. Raises OSError."""
+    found: dict[int, Segment] = {}
+    if layout.segments.is_dir():
+        for path in layout.segments.iterdir():
+            number = path.name.partition(".")[0]
+            plain = path.name.endswith(".jsonl")
+            if (plain or path.name.endswith(".jsonl.zst")) and number.isdigit():
+                first = int(number)
+                if plain or first not in found:
+                    found[first] = Segment(first, path)
+    ordered = [found[first] for first in sorted(found)]
+    if layout.log.exists():
+        ordered.append(Segment(first_seq(layout.log), layout.log))
+    return ordered
+
+
+def first_seq(path: Path) -> int:
+    """The sequence number in the first line of a file; 0 if there is none."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    number = head.removeprefix(b'{"seq":').partition(b",")[0] if head.startswith(b'{"seq":') else b""
+    return int(number) if number.isdigit() and len(number) < 20 else 0
+
+
+def _plain(path: Path, offset: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        left = b""
+        while piece := file.read(CHUNK_BYTES):
+            head, newline, tail = piece.rpartition(b"\n")
+            if not newline:
+                left += piece
+                if len(left) > MAX_FRAME_BYTES:
+                    raise SegmentError(path, "has a line without end")
+                continue
+            yield left + head + newline
+            left = tail
+        if left:
+            yield left
+
+
+def _frames(path: Path, offset: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        begin = place = 0
+        decompressor = zstandard.ZstdDecompressor()
+        for compressed, size in frame_table(path):
+            if begin + size > offset:
+                file.seek(place)
+                try:
+                    text = decompressor.decompress(file.read(compressed), max_output_size=size)
+                except zstandard.ZstdError as error:
+                    raise SegmentError(path, f"is damaged at byte {place}: {error}") from None
+                if len(text) != size:
+                    raise SegmentError(path, f"is damaged at byte {place}: a frame has another length than the table")
+                yield text[offset - begin :] if offset > begin else text
+            begin += size
+            place += compressed
+
+
+def frame_table(path: Path) -> tuple[tuple[int, int], ...]:
+    """The bytes of each frame, compressed and not. Raises SegmentError if they don't make up the file."""
+    status = path.stat()
+    return _frame_table(path, status.st_size, (status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _frame_table(path: Path, size: int, _version: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    with path.open("rb") as file:
+        if size < 17:
+            raise SegmentError(path, "is too short for a compressed segment")
+        file.seek(size - 9)
+        count, flags, magic = struct.unpack("<IBI", file.read(9))
+        table = 8 + 8 * count + 9
+        if magic != _SEEKABLE or flags != 0 or table > size:
+            raise SegmentError(path, "has no table of its frames at the end")
+        file.seek(size - table)
+        data = file.read(table)
+    if struct.unpack_from("<II", data) != (_SKIPPABLE, table - 8):
+        raise SegmentError(path, "has no table of its frames at the end")
+    rows: tuple[tuple[int, int], ...] = tuple(struct.iter_unpack("<II", data[8:-9]))
+    if sum(row[0] for row in rows) + table != size or any(row[1] > MAX_FRAME_BYTES for row in rows):
+        raise SegmentError(path, "has a table of frames that does not fit it")
+    return rows
+
+
+def compress(layout: Layout, first: int, lengths: list[int]) -> None:
+    """Replace the plain file of a full segment by a compressed one with a frame for each length (bytes of text).
+    After a crash at any point one of the two is there whole. Raises SegmentError, OSError."""
+    plain, final = layout.archived(first, compressed=False), layout.archived(first, compressed=True)
+    if sum(lengths) != plain.stat().st_size:
+        raise SegmentError(plain, "is not what its index says")
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    beside = final.with_name(final.name + ".new")
+    rows = b""
+    with plain.open("rb") as source, os.fdopen(os.open(beside, _NEW, 0o600), "wb") as target:
+        for length in lengths:
+            frame = compressor.compress(source.read(length))
+            target.write(frame)
+            rows += struct.pack("<II", len(frame), length)
+        target.write(struct.pack("<II", _SKIPPABLE, len(rows) + 9) + rows)
+        target.write(struct.pack("<IBI", len(lengths), 0, _SEEKABLE))
+        target.flush()
+        os.fsync(target.fileno())
+    beside.replace(final)
+    sync(layout.segments)
+    plain.unlink()
+
+
+def consecutive(ordered: list[Segment]) -> Iterator[tuple[Segment, int | None]]:
+    """Each segment with the first sequence number of the next, None for the last."""
+    for segment, following in itertools.pairwise([*ordered, None]):
+        assert segment is not None  # noqa: S101  # only the last of the pairs has one
+        yield segment, following.first if following is not None else None

@@ -1,0 +1,283 @@
+"""An audit log that is open: its writer, its sealer, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from hsmcore.audit import record, retention
+from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
+from hsmcore.audit.note import VerifierKey, signed
+from hsmcore.audit.recover import Opened, add_key, open_log
+from hsmcore.audit.sealer import Damaged
+from hsmcore.audit.segment import SegmentError
+from hsmcore.audit.signers import CheckpointSigner, FileSigner
+from hsmcore.audit.tiles import TileError
+from hsmcore.audit.writer import Writer
+from hsmcore.config.audit import AuditSettings
+from hsmcore.errors import AuditUnavailable, HsmError
+from hsmcore.log import get_logger
+
+T = TypeVar("T")
+
+MAX_PENDING: Final = 100_000
+"""Records that may wait for the disk."""
+_PRUNE_SECONDS: Final = 3600
+
+
+class Session:
+    """The open log."""
+
+    def __init__(self, layout: Layout, settings: AuditSettings, loop: asyncio.AbstractEventLoop) -> None:
+        self._layout, self._settings, self._loop = layout, settings, loop
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit-seal")
+        self._sealing = asyncio.Lock()
+        self._lock: FolderLock | None = None
+        self._opened: Opened | None = None
+        self._writer: Writer | None = None
+        self._signer: CheckpointSigner | None = None
+        self._process = record.this_process()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: str | None = None
+        self._dropped = 0
+        self._last_time_ns = 0
+        self._pruned_at: float | None = None
+        self.last_seq = 0
+        self._durable_seq = 0
+        self.origin = ""
+        self.checkpoint: Checkpoint | None = None
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._thread, work)
+
+    # ---- opening and closing ----
+
+    async def open(self) -> None:
+        opened = await self._run(self._open_files)
+        self.origin, self.checkpoint = opened.origin, opened.checkpoint
+        self.last_seq = self._durable_seq = opened.sealer.size
+        self._last_time_ns = opened.last_time_ns
+        key = self._settings.signing_key
+        if key is None or key.file is not None:
+            path = self._layout.default_key if key is None or key.file is None else Path(key.file)
+            await self.use(await self._run(lambda: FileSigner.load(path, self.origin)))
+        for operation, fields in opened.events:
+            self.record(operation, fields)
+
+    def _open_files(self) -> Opened:
+        self._layout.log.parent.mkdir(parents=True, exist_ok=True)
+        self._layout.folder.mkdir(mode=0o700, exist_ok=True)
+        self._lock = FolderLock(self._layout.lock)
+        opened = self._opened = open_log(self._layout, self._settings.origin)
+        rules = self._settings
+        self._writer = Writer(
+            self._layout,
+            opened.sealer.size + 1,
+            durability=rules.durability,
+            interval=rules.flush_interval_ms / 1e3,
+            rotate_bytes=rules.rotate_bytes,
+            on_durable=lambda seq: self._in_loop(self._note_durable, seq),
+            on_failure=lambda error: self._in_loop(self._note_failure, error),
+        )
+        return opened
+
+    def _in_loop(self, callback: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop was closed under an open log: nobody waits any more
+            return
+
+    async def use(self, signer: CheckpointSigner) -> None:
+        """Sign with this key from now on, and say in the log that it is another one than before."""
+        opened = self._opened
+        if opened is None:
+            return
+        previous = opened.keys[-1] if opened.keys else None
+        if signer.key not in opened.keys:
+            await self._run(lambda: add_key(self._layout, signer.key))
+            opened.keys.append(signer.key)
+        self._signer = signer
+        if previous is not None and previous != signer.key:
+            self.record("audit-key", {"verifier_key": str(signer.key), "previous_verifier_key": str(previous)})
+        if self.checkpoint is None:
+            await self.seal()
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        try:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                left = await self._run(writer.close)
+                if left:
+                    get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
+                self._durable_seq = self.last_seq - left
+                self._release_waiting()
+                self._fail_waiting("it was closed before the record was written")
+                await self.seal_or_say(prune=False)
+        finally:
+            await self._run(self._close_files)
+            self._thread.shutdown(wait=False)
+
+    def _close_files(self) -> None:
+        if self._opened is not None:
+            self._opened.sealer.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # ---- recording ----
+
+    def record(self, operation: str, fields: Mapping[str, object]) -> int | None:
+        writer = self._writer
+        if writer is None:
+            return None
+        if self._failure is not None or writer.pending >= MAX_PENDING:
+            if self._settings.on_failure == "closed":
+                raise AuditUnavailable(
+                    f"audit log {self._layout.log}: {self._failure or 'too many records wait for the disk'}"
+                )
+            if writer.pending >= MAX_PENDING:
+                self._dropped += 1
+                return None
+        now = time.time_ns()
+        if now < self._last_time_ns:
+            self._put(now, "clock-step", {"from_ns": self._last_time_ns, "to_ns": now})
+        if self._dropped and self._failure is None:
+            dropped, self._dropped = self._dropped, 0
+            self._put(now, "audit-lost", {"records": dropped})
+        self._put(now, operation, fields)
+        return self.last_seq
+
+    def _put(self, now: int, operation: str, fields: Mapping[str, object]) -> None:
+        assert self._writer is not None  # noqa: S101  # record() has looked
+        self.last_seq += 1
+        self._last_time_ns = now
+        self._writer.put(record.line(self.last_seq, now, operation, fields, self._process))
+
+    async def durable(self, seq: int) -> None:
+        if seq <= self._durable_seq or self._writer is None:
+            return
+        if self._failure is None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append((seq, future))
+            try:
+                async with asyncio.timeout(self._settings.wait_ms / 1e3):
+                    await future
+            except TimeoutError:
+                self._fail_wait("the disk does not answer")
+            except AuditUnavailable:
+                if self._settings.on_failure == "closed":
+                    raise
+        else:
+            self._fail_wait(self._failure)
+
+    def _fail_wait(self, problem: str) -> None:
+        if self._settings.on_failure == "closed":
+            raise AuditUnavailable(f"audit log {self._layout.log}: {problem}")
+
+    def _note_durable(self, seq: int) -> None:
+        self._durable_seq = max(seq, self._durable_seq)
+        self._release_waiting()
+        self._schedule()
+
+    def _release_waiting(self) -> None:
+        waiting = self._waiting
+        # Whoever asked for an early one late waits for a later one: never wrong, and hardly ever.
+        while waiting and waiting[0][0] <= self._durable_seq:
+            future = waiting.popleft()[1]
+            if not future.done():
+                future.set_result(None)
+
+    def _note_failure(self, error: OSError | None) -> None:
+        if error is None:
+            self._failure = None
+            get_logger().warning("the audit log is written again", file=str(self._layout.log))
+            return
+        self._failure = error.strerror or str(error)
+        get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self._failure)
+        self._fail_waiting(self._failure)
+
+    def _fail_waiting(self, problem: str) -> None:
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(AuditUnavailable(f"audit log {self._layout.log}: {problem}"))
+        self._waiting.clear()
+
+    # ---- sealing ----
+
+    def _schedule(self) -> None:
+        """Have a checkpoint made when there are enough records, or when the first of them is old enough."""
+        sealed = self.checkpoint.size if self.checkpoint is not None else 0
+        due = self._durable_seq - sealed >= self._settings.checkpoint_every_records
+        if self._task is not None and not self._task.done():
+            return
+        if due:
+            self._begin_seal()
+        elif self._timer is None and self._durable_seq > sealed:
+            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+
+    def _begin_seal(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._writer is not None and (self._task is None or self._task.done()):
+            self._task = self._loop.create_task(self.seal_or_say(prune=True))
+
+    async def seal_or_say(self, *, prune: bool) -> None:
+        try:
+            await self.seal()
+            if prune:
+                await self._prune()
+        except (HsmError, OSError, Damaged, TileError, SegmentError) as error:
+            get_logger().error("no audit checkpoint could be made", file=str(self._layout.log), error=str(error))
+
+    async def seal(self) -> None:
+        """Sign the tree over all that is durable. Raises HsmError, Damaged, OSError."""
+        async with self._sealing:
+            opened, signer = self._opened, self._signer
+            size = self._durable_seq
+            if opened is None or signer is None:
+                return
+            if self.checkpoint is not None and self.checkpoint.size >= size:
+                return
+            sealer = opened.sealer
+            await self._run(lambda: sealer.advance(size))
+            bare = await self._run(lambda: sealer.finish(self.origin))
+            note = signed(bare.text, signer.key, await signer.sign(bare.text))
+            checkpoint = Checkpoint(bare.origin, bare.size, bare.root, note)
+            await self._run(lambda: sealer.store(checkpoint))
+            self.checkpoint = checkpoint
+            if self._settings.compress:
+                await self._run(lambda: sealer.compress_full(checkpoint.size))
+
+    async def _prune(self) -> None:
+        days, now = self._settings.retain_days, time.monotonic()
+        if days is None or (self._pruned_at is not None and now - self._pruned_at < _PRUNE_SECONDS):
+            return
+        self._pruned_at = now
+        before = time.time_ns() - days * 86_400 * 10**9
+        old = await self._run(lambda: retention.expired(self._layout, before))
+        if old is None:
+            return
+        # First said and sealed, then done: whoever verifies must find that it was meant.
+        self.record("audit-prune", {"first": old.first, "last": old.last, "records": old.last - old.first + 1})
+        await self.durable(self.last_seq)
+        await self.seal()
+        if self.checkpoint is not None and self.checkpoint.size >= self.last_seq:
+            await self._run(lambda: retention.remove(self._layout, old))
+
+    @property
+    def keys(self) -> list[VerifierKey]:
+        """Those that have signed checkpoints, oldest first."""
+        return [] if self._opened is None else list(self._opened.keys)

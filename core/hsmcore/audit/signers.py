@@ -1,0 +1,101 @@
+"""The key that signs checkpoints: in a file, or in the HSM."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Protocol
+
+from nacl.signing import SigningKey
+
+from hsmcore.audit.files import sync, write_all
+from hsmcore.audit.note import ED25519, NoteError, VerifierKey
+from hsmcore.errors import AuditUnavailable
+from hsmcore.members.base import Member
+
+_PREFIX = "PRIVATE+KEY+"
+_HSM_SECONDS = 10.0
+
+
+class CheckpointSigner(Protocol):
+    """Signs the text of checkpoints with one Ed25519 key."""
+
+    @property
+    def key(self) -> VerifierKey:
+        """The public half."""
+
+    async def sign(self, text: bytes) -> bytes:
+        """64 bytes. Raises HsmError."""
+
+
+class FileSigner:
+    """A key in a file of the form `PRIVATE+KEY+<name>+<key id>+<base64>`, as other note tools write it."""
+
+    def __init__(self, name: str, secret: SigningKey) -> None:
+        self._secret = secret
+        self.key = VerifierKey(name, ED25519, bytes(secret.verify_key))
+
+    async def sign(self, text: bytes) -> bytes:
+        """64 bytes."""
+        return bytes(self._secret.sign(text).signature)
+
+    @classmethod
+    def load(cls, path: Path, name: str) -> FileSigner:
+        """The key in a file, under the log's name; made if there is no file. Raises AuditUnavailable, OSError."""
+        if not path.exists():
+            return cls._make(path, name)
+        status = path.stat()
+        if status.st_mode & 0o077:
+            raise AuditUnavailable(
+                f"audit key {path} is open to others (mode {status.st_mode & 0o777:04o})", hint=f"Run chmod 600 {path}."
+            )
+        parts = path.read_text().strip().removeprefix(_PREFIX).split("+", 2)
+        try:
+            data = base64.b64decode(parts[2], validate=True)
+            if len(data) != 33 or data[0] != ED25519:
+                raise NoteError("not Ed25519")
+        except (IndexError, ValueError):
+            raise AuditUnavailable(
+                f"audit key {path} holds no Ed25519 note key", hint="Name another file, or none to have one made."
+            ) from None
+        return cls(name, SigningKey(data[1:]))
+
+    @classmethod
+    def _make(cls, path: Path, name: str) -> FileSigner:
+        signer = cls(name, SigningKey.generate())
+        secret = base64.b64encode(bytes([ED25519]) + bytes(signer._secret)).decode()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(descriptor, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync(path.parent)
+        return signer
+
+    def __repr__(self) -> str:
+        return f"FileSigner({self.key})"
+
+
+class HsmSigner:
+    """A key of the member that signs. It must be another one than those that sign messages: whoever may have messages
+    signed could have checkpoints signed."""
+
+    def __init__(self, member: Member, index: int, key: VerifierKey) -> None:
+        self._member, self._index, self.key = member, index, key
+
+    @classmethod
+    async def find(cls, member: Member, key_id: bytes, name: str) -> HsmSigner:
+        """Raises HsmError."""
+        version = await member.load_key(key_id)
+        if version.algorithm != "ed25519":
+            raise AuditUnavailable(
+                f"audit key {key_id.hex()} is an {version.algorithm} key", hint="Checkpoints need an Ed25519 key."
+            )
+        return cls(member, version.index, VerifierKey(name, ED25519, version.public_key))
+
+    async def sign(self, text: bytes) -> bytes:
+        """64 bytes. Raises HsmError."""
+        signature = self._member.engine.submit(text, _HSM_SECONDS, self._index)
+        return signature if isinstance(signature, bytes) else await signature

@@ -1,0 +1,235 @@
+"""The `audit` commands. All but the default place of the log work without a configuration, on a plain copy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsmcore.cli import audit_support as support
+from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
+from hsmcore.errors import SystemFailure
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(name="audit", help="Verify, prove and search the audit log.")
+
+FolderArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FOLDER]", help="The log, or the folder it lies in (default: the configuration's log)."),
+]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", "-f", metavar="PATH", help="The log, or the folder it lies in.")
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option("--key", metavar="VKEY", help="A key to trust instead of the folder's own; may be given again."),
+]
+
+
+@app.command(short_help="Find whatever was changed in a log.")
+def verify(
+    folder: FolderArgument = None,
+    key: KeyOption = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against", metavar="CHECKPOINT", help="A checkpoint kept from before: the log may only have grown."
+        ),
+    ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option("--witness", metavar="VKEY", help="A witness whose cosignature the newest checkpoint must carry."),
+    ] = None,
+    proof: Annotated[
+        Path | None, typer.Option("--proof", metavar="FILE", help="Check a proof of `audit prove` instead of a log.")
+    ] = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find every record that was changed, removed, inserted, moved or cut off, and say where. Exit code 1 if any was.
+
+    Keep a copy of a checkpoint elsewhere and give it with --against: only that shows an older copy put in the place of
+    the log, or a log that was written anew with a stolen key.
+
+    Example: hsmcore audit verify /mnt/copy/audit --key "$(cat audit.vkey)" --against last-week.checkpoint
+    """
+    from hsmcore.audit.trust import Trust
+    from hsmcore.audit.verify import verify
+
+    keys, witnesses = support.keys(key), support.keys(witness)
+    if proof is not None:
+        support.check_proof(proof, keys, folder, as_json=as_json)
+        return
+    layout = support.layout(folder, config, state)
+    known = [support.checkpoint(path).note for path in against or []]
+    with support.Bar(as_json) as progress:
+        report = support.reading(lambda: verify(layout, Trust(keys, witnesses, known), progress))
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_fields(
+            {
+                "log": report.origin,
+                "records": report.records,
+                "not yet sealed": report.unsealed,
+                "kept as hashes only": report.pruned,
+                "checkpoints": report.checkpoints,
+                "root": report.root.hex() or "-",
+                "seconds": f"{report.seconds:.2f}",
+            }
+        )
+        for key_text in report.keys:
+            print(f"key  {key_text}")
+        for finding in report.findings:
+            print(f"{finding.kind.upper()}  {finding.text}" + (f"  ({finding.where})" if finding.where else ""))
+        print("OK: nothing was changed" if report.ok else f"FAILED: {len(report.findings)} finding(s)")
+        for text in report.notes:
+            note(f"note: {text}")
+    if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command(short_help="Write a proof that stands alone.")
+def prove(
+    seq: Annotated[int | None, typer.Argument(metavar="SEQ", help="The record's sequence number.")] = None,
+    since: Annotated[
+        Path | None,
+        typer.Option("--since", metavar="CHECKPOINT", help="Prove instead that the log only grew since a checkpoint."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")
+    ] = None,
+    folder: FolderOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a proof that a record is in the log (C2SP tlog-proof, with the record in it), for whoever has the log's key
+    and nothing else.
+
+    Example: hsmcore audit prove 1234 --output 1234.tlog-proof
+    """
+    from hsmcore.audit.prove import consistency_proof, inclusion_proof
+
+    if (seq is None) == (since is None):
+        raise BadUsage("give either SEQ or --since")
+    layout = support.layout(folder, config, state)
+    if since is not None:
+        old = support.checkpoint(since)
+        data = support.reading(lambda: consistency_proof(layout, old))
+    else:
+        number = seq or 0
+        data = support.reading(lambda: inclusion_proof(layout, number))
+    if output is not None:
+        support.write(output, data)
+    if as_json:
+        print_json({"seq": seq, "output": None if output is None else str(output), "proof": data.decode()})
+    elif output is None:
+        sys.stdout.write(data.decode())
+    else:
+        print(f"{len(data)} bytes written to {output}")
+
+
+@app.command(short_help="Search the records.")
+def query(
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="From: ISO 8601 (UTC if no zone), or 90s, 15m, 2h, 7d ago."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Up to, in the same forms.")] = None,
+    operation: Annotated[str | None, typer.Option(help="Only this operation, such as sign or login.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only this key id (CKA_ID in hexadecimal).")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="FIELD=VALUE", help="Only where a field has a value.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many records.")] = None,
+    folder: FolderOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the records that match, oldest first. What is printed is not verified; `audit verify` does that.
+
+    Example: hsmcore audit query --since 1h --operation sign --where result=error --json
+    """
+    from hsmcore.audit.query import Query
+
+    match = dict(support.condition(text) for text in where or [])
+    match |= {name: value for name, value in (("operation", operation), ("key_id", key)) if value is not None}
+    search = Query(
+        support.layout(folder, config, state), support.moment(since, "--since"), support.moment(until, "--until"), match
+    )
+    left = limit if limit is not None else -1
+
+    def show() -> None:
+        nonlocal left
+        for block in search.blocks():
+            for record in block:
+                if left == 0:
+                    return
+                left -= 1
+                print_json(record) if as_json else print(support.in_words(record))
+
+    support.reading(show)
+
+
+@app.command(short_help="Print the newest checkpoint.")
+def checkpoint(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")
+    ] = None,
+    folder: FolderOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the newest checkpoint, a signed note. Keep it where the log's host cannot write, have it time-stamped or
+    cosigned: `audit verify --against` needs it.
+
+    Example: hsmcore audit checkpoint --output /mnt/worm/today.checkpoint
+    """
+    from hsmcore.audit.prove import latest
+
+    newest = latest(support.layout(folder, config, state))
+    if output is not None:
+        support.write(output, newest.note)
+    if as_json:
+        print_json(
+            {"origin": newest.origin, "size": newest.size, "root": newest.root.hex(), "note": newest.note.decode()}
+        )
+    elif output is None:
+        sys.stdout.write(newest.note.decode())
+    else:
+        print(f"checkpoint over {newest.size} records written to {output}")
+
+
+@app.command(short_help="Say what a log consists of, or print a record.")
+def show(
+    seq: Annotated[int | None, typer.Argument(metavar="[SEQ]", help="Print this record instead.")] = None,
+    folder: FolderOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a log consists of; with a sequence number, print that record.
+
+    Example: hsmcore audit show 1234
+    """
+    from hsmcore.audit.overview import overview
+    from hsmcore.audit.query import find
+
+    layout = support.layout(folder, config, state)
+    if seq is None:
+        summary = support.reading(lambda: overview(layout))
+        print_json(summary) if as_json else print_fields({k: support.plain(v) for k, v in summary.items()})
+        return
+    line = support.reading(lambda: find(layout, seq))
+    if line is None:
+        raise SystemFailure(f"audit log {layout.log}: record {seq} is not there", hint="See `hsmcore audit show`.")
+    sys.stdout.write(line.decode("utf-8", "replace") + "\n")

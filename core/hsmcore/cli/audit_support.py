@@ -1,0 +1,170 @@
+"""What the `audit` commands share: finding the log, reading what a person gives, showing records."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hsmcore.cli.output import BadUsage, note, print_json
+from hsmcore.cli.settings import load_config
+from hsmcore.errors import BadArgument, HsmError, SystemFailure
+
+if TYPE_CHECKING:
+    from hsmcore.audit.checkpoint import Checkpoint
+    from hsmcore.audit.layout import Layout
+    from hsmcore.audit.note import VerifierKey
+
+T = TypeVar("T")
+
+
+def layout(folder: Path | None, config: Path | None, state: Path | None) -> Layout:
+    from hsmcore.audit.layout import Layout
+
+    path = folder if folder is not None else load_config(config, state).key_manager.audit_log_file
+    if path is None:
+        raise BadUsage("the configuration has no auditLogFile; name the log's folder")
+    try:
+        return Layout.find(path)
+    except BadArgument as error:
+        raise BadUsage(str(error)) from None
+
+
+def keys(texts: list[str] | None) -> list[VerifierKey]:
+    from hsmcore.audit.note import NoteError, VerifierKey
+
+    try:
+        return [VerifierKey.parse(text) for text in texts or []]
+    except NoteError as error:
+        raise BadUsage(str(error)) from None
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be read: {error.strerror}") from None
+
+
+def checkpoint(path: Path) -> Checkpoint:
+    from hsmcore.audit.checkpoint import Checkpoint
+    from hsmcore.audit.note import NoteError
+
+    try:
+        return Checkpoint.parse(read(path))
+    except NoteError as error:
+        raise BadUsage(f"{path}: {error}") from None
+
+
+def write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise SystemFailure(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
+
+
+def reading(work: Callable[[], T]) -> T:
+    """Run what reads a log; what may be wrong with its files becomes an error of ours."""
+    from hsmcore.audit.proofs import ProofError
+    from hsmcore.audit.segment import SegmentError
+    from hsmcore.audit.tiles import TileError
+
+    try:
+        return work()
+    except HsmError:
+        raise
+    except (ProofError, SegmentError, TileError) as error:
+        raise SystemFailure(str(error), hint="Run `hsmcore audit verify` on the log.") from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise SystemFailure(f"{error.filename}: {error.strerror}", hint="Check that the log can be read.") from None
+
+
+def check_proof(path: Path, keys: list[VerifierKey], folder: Path | None, *, as_json: bool) -> None:
+    from hsmcore.audit.prove import check_inclusion
+    from hsmcore.audit.recover import read_keys
+
+    if not keys:
+        if folder is None:
+            raise BadUsage("a proof needs the log's key: give --key")
+        keys = read_keys(layout(folder, None, None))
+    proven = reading(lambda: check_inclusion(read(path), keys))
+    if as_json:
+        print_json(
+            {
+                "ok": True,
+                "seq": proven.seq,
+                "origin": proven.checkpoint.origin,
+                "size": proven.checkpoint.size,
+                "record": proven.line.decode("utf-8", "replace"),
+            }
+        )
+    else:
+        print(proven.line.decode("utf-8", "replace"))
+        note(f"OK: record {proven.seq} is in the log {proven.checkpoint.origin} of {proven.checkpoint.size} records")
+
+
+def moment(text: str | None, option: str) -> datetime | None:
+    if text is None:
+        return None
+    if ago := re.fullmatch(r"([0-9]{1,9})([smhd])", text):
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[ago[2]]
+        return datetime.now(UTC) - timedelta(**{unit: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadUsage(f"{option}: {text!r} is no time; use 2026-01-31T12:00:00Z, or 2h for two hours ago") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def condition(text: str) -> tuple[str, Any]:
+    import orjson
+
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise BadUsage(f"--where: {text!r} is not FIELD=VALUE")
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
+    # An id of digits only is text all the same; numbers are what stands in the log as numbers.
+    return name, value if name.endswith("_id") or isinstance(parsed, (dict, list)) else parsed
+
+
+def in_words(record: dict[str, Any]) -> str:
+    moment = datetime.fromtimestamp(record["time_ns"] / 1e9, UTC).isoformat(timespec="milliseconds")
+    shown = [moment, str(record["seq"]), str(record.get("operation")), str(record.get("result", "-"))]
+    names = ("error", "key_id", "member", "message_sha256", "tag")
+    shown += [f"{name}={record[name]}" for name in names if record.get(name) is not None]
+    return "  ".join(shown)
+
+
+def plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+class Bar:
+    """A progress bar on standard error, for a person."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> Any:
+        if self._quiet:
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+        self._bar.start()
+        task = self._bar.add_task("records")
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
