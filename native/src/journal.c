@@ -1,0 +1,336 @@
+/* The journal's thread: take all lines that wait, write them with one call, flush once, say so. While it does, the next
+ * group gathers; so the slower the disk, the larger the groups. */
+#include <hsmcore/journal.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "journal.h"
+
+#define RETRY_NS UINT64_C(500000000)
+#define OPEN_FLAGS (O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW)
+/* A buffer that one burst has made larger than this is given back when it is empty. */
+#define KEPT_CAPACITY (8U << 20)
+
+/* ---- the file: only the thread's, after the start ---- */
+
+static int sync_folder(const char *path) {
+    int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int failure = folder < 0 || fsync(folder) != 0 ? errno : 0;
+    if (folder >= 0) {
+        (void)close(folder);
+    }
+    return failure;
+}
+
+static int sync_parent(const char *path) {
+    char *copy = strdup(path);
+    if (copy == NULL) {
+        return ENOMEM;
+    }
+    char *slash = strrchr(copy, '/');
+    if (slash != NULL) {
+        slash[slash == copy ? 1 : 0] = '\0';
+    }
+    int failure = sync_folder(slash != NULL ? copy : ".");
+    free(copy);
+    return failure;
+}
+
+/* Whether the path still leads to our file. A folder that was unmounted or moved away takes what is written with it. */
+static int check_place(hsm_journal *journal) {
+    struct stat ours;
+    struct stat there;
+    if (fstat(journal->fd, &ours) != 0 || lstat(journal->path, &there) != 0) {
+        return errno;
+    }
+    return ours.st_ino == there.st_ino && ours.st_dev == there.st_dev ? 0 : ESTALE;
+}
+
+static int write_all(int fd, const char *data, size_t len) {
+    while (len > 0) {
+        ssize_t written = write(fd, data, len);
+        if (written < 0 && errno != EINTR) {
+            return errno;
+        }
+        if (written > 0) {
+            data += written;
+            len -= (size_t)written;
+        }
+    }
+    return 0;
+}
+
+/* Move the full segment aside and begin another. Whatever fails, trying again goes on from there. */
+static int rotate(hsm_journal *journal) {
+    char name[4096 + 64];
+    int length = snprintf(name, sizeof name, "%s/%020llu.jsonl", journal->archive, (unsigned long long)journal->first);
+    if (length < 0 || (size_t)length >= sizeof name) {
+        return ENAMETOOLONG;
+    }
+    if (fsync(journal->fd) != 0) {
+        return errno;
+    }
+    /* Not there any more: an earlier attempt had come so far. */
+    if (rename(journal->path, name) != 0 && errno != ENOENT) {
+        return errno;
+    }
+    int fd = open(journal->path, OPEN_FLAGS | O_CREAT | O_EXCL, 0600);
+    if (fd < 0) {
+        return errno;
+    }
+    (void)close(journal->fd);
+    journal->fd = fd;
+    journal->size = 0;
+    journal->first = atomic_load_explicit(&journal->kept, memory_order_relaxed) + 1U;
+    int failure = sync_folder(journal->archive);
+    return failure != 0 ? failure : sync_parent(journal->path);
+}
+
+static int write_group(hsm_journal *journal, const hsm_journal_buffer *group) {
+    int failure = 0;
+    if (journal->torn && ftruncate(journal->fd, (off_t)journal->size) != 0) {
+        return errno;
+    }
+    journal->torn = false;
+    if (journal->size > 0 && journal->size + group->used > journal->rotate_bytes) {
+        failure = rotate(journal);
+    }
+    failure = failure != 0 ? failure : check_place(journal);
+    if (failure != 0) {
+        return failure;
+    }
+    journal->torn = true;
+    failure = write_all(journal->fd, group->data, group->used);
+    if (failure == 0 && journal->durability != HSM_DURABLE_WRITE && fdatasync(journal->fd) != 0) {
+        failure = errno;
+    }
+    /* Once more: the file may have been moved away while it was written to. */
+    failure = failure != 0 ? failure : check_place(journal);
+    if (failure == 0) {
+        journal->torn = false;
+        journal->size += group->used;
+    }
+    return failure;
+}
+
+/* ---- the thread ---- */
+
+static void tell(hsm_journal *journal) {
+    uint64_t one = 1;
+    (void)!write(journal->event_fd, &one, sizeof one);
+}
+
+static void note_failure(hsm_journal *journal, int failure) {
+    if (atomic_exchange(&journal->failure, failure) != failure) {
+        tell(journal);
+    }
+}
+
+/* Wait for lines to write. Returns false when there are none and there will be none. */
+static bool await_lines(hsm_journal *journal) {
+    for (;;) {
+        uint32_t turn = atomic_load(&journal->turn);
+        bool closing = atomic_load(&journal->closing) != 0;
+        if (atomic_load(&journal->flushed) != 0) {
+            return true;
+        }
+        if (closing) {
+            return false;
+        }
+        hsm_futex_wait(&journal->turn, turn, 0);
+    }
+}
+
+static void pause_until_closing(hsm_journal *journal, uint64_t ns) {
+    uint64_t until = hsm_now_ns() + ns;
+    for (;;) {
+        uint32_t turn = atomic_load(&journal->turn);
+        uint64_t now = hsm_now_ns();
+        if (atomic_load(&journal->closing) != 0 || now >= until) {
+            return;
+        }
+        hsm_futex_wait(&journal->turn, turn, until - now);
+    }
+}
+
+static void take_group(hsm_journal *journal, hsm_journal_buffer *group) {
+    (void)pthread_mutex_lock(&journal->lock);
+    hsm_journal_buffer empty = *group;
+    *group = journal->filling;
+    journal->filling = empty;
+    atomic_store(&journal->flushed, 0);
+    (void)pthread_mutex_unlock(&journal->lock);
+}
+
+static void empty_group(hsm_journal *journal, hsm_journal_buffer *group) {
+    atomic_fetch_sub_explicit(&journal->pending, group->used, memory_order_relaxed);
+    group->used = 0;
+    group->lines = 0;
+    if (group->capacity > KEPT_CAPACITY) {
+        free(group->data);
+        *group = (hsm_journal_buffer){.data = NULL};
+    }
+}
+
+static void *run(void *argument) {
+    hsm_journal *journal = argument;
+    hsm_journal_buffer group = {.data = NULL};
+    (void)prctl(PR_SET_NAME, "hsm-journal");
+    while (await_lines(journal)) {
+        if (journal->durability == HSM_DURABLE_INTERVAL) {
+            pause_until_closing(journal, journal->interval_ns); /* more lines come into the group meanwhile */
+        }
+        take_group(journal, &group);
+        bool last_try = false;
+        int failure;
+        while (group.lines > 0 && (failure = write_group(journal, &group)) != 0) {
+            note_failure(journal, failure);
+            if (last_try) {
+                break;
+            }
+            pause_until_closing(journal, RETRY_NS);
+            last_try = atomic_load(&journal->closing) != 0;
+        }
+        if (group.lines > 0 && last_try && atomic_load(&journal->failure) != 0) {
+            break;
+        }
+        atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
+        empty_group(journal, &group);
+        atomic_store(&journal->failure, 0);
+        tell(journal);
+    }
+    journal->lost = group.lines;
+    free(group.data);
+    return NULL;
+}
+
+/* ---- opening and closing ---- */
+
+static void release(hsm_journal *journal) {
+    if (journal->fd >= 0) {
+        (void)close(journal->fd);
+        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
+    }
+    if (journal->event_fd >= 0) {
+        (void)close(journal->event_fd);
+        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
+    }
+    (void)pthread_mutex_destroy(&journal->lock);
+    free(journal->filling.data);
+    hsm_free(journal->path);
+    hsm_free(journal->archive);
+    hsm_free(journal);
+}
+
+static hsm_status open_files(hsm_journal *journal, hsm_error *error) {
+    struct stat status;
+    journal->fd = open(journal->path, OPEN_FLAGS | O_CREAT, 0600);
+    if (journal->fd < 0) {
+        return hsm_fail_errno(error, "open", journal->path);
+    }
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    journal->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (journal->event_fd < 0) {
+        return hsm_fail_errno(error, "eventfd", "journal");
+    }
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    if (fstat(journal->fd, &status) != 0) {
+        return hsm_fail_errno(error, "fstat", journal->path);
+    }
+    journal->size = (uint64_t)status.st_size;
+    int failure = sync_parent(journal->path);
+    if (failure != 0) {
+        errno = failure;
+        return hsm_fail_errno(error, "fsync", journal->path);
+    }
+    return HSM_OK;
+}
+
+hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal_out, hsm_error *error) {
+    *journal_out = NULL;
+    hsm_journal *journal = hsm_alloc(sizeof *journal);
+    if (journal == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "no memory");
+    }
+    journal->fd = -1;
+    journal->event_fd = -1;
+    (void)pthread_mutex_init(&journal->lock, NULL);
+    journal->path = hsm_strdup(options->path);
+    journal->archive = hsm_strdup(options->archive);
+    journal->durability = options->durability;
+    journal->interval_ns = options->interval_ns;
+    journal->rotate_bytes = options->rotate_bytes;
+    journal->first = options->first_seq;
+    journal->next = options->next_seq;
+    atomic_init(&journal->kept, options->next_seq - 1U);
+    hsm_status status = HSM_OK;
+    if (journal->path == NULL || journal->archive == NULL) {
+        status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "no memory");
+    } else if (options->next_seq == 0) {
+        status = hsm_fail(error, HSM_BAD_ARGUMENT, "", "lines are numbered from 1");
+    } else {
+        status = open_files(journal, error);
+    }
+    if (status == HSM_OK) {
+        int failure = pthread_create(&journal->thread, NULL, run, journal);
+        if (failure != 0) {
+            errno = failure;
+            status = hsm_fail_errno(error, "pthread_create", "journal");
+        }
+    }
+    if (status != HSM_OK) {
+        release(journal);
+        return status;
+    }
+    hsm_count(HSM_RESOURCE_THREAD, 1);
+    *journal_out = journal;
+    return HSM_OK;
+}
+
+uint64_t hsm_journal_close(hsm_journal *journal) {
+    if (journal == NULL) {
+        return 0;
+    }
+    hsm_journal_flush(journal);
+    atomic_store(&journal->closing, 1);
+    atomic_fetch_add(&journal->turn, 1);
+    hsm_futex_wake(&journal->turn, 1);
+    (void)pthread_join(journal->thread, NULL);
+    hsm_count(HSM_RESOURCE_THREAD, -1);
+    uint64_t lost = journal->lost + journal->filling.lines;
+    release(journal);
+    return lost;
+}
+
+int hsm_journal_fd(const hsm_journal *journal) {
+    return journal->event_fd;
+}
+
+void hsm_journal_clear(hsm_journal *journal) {
+    uint64_t count;
+    (void)!read(journal->event_fd, &count, sizeof count);
+}
+
+uint64_t hsm_journal_kept(const hsm_journal *journal) {
+    if (journal->durability == HSM_DURABLE_INTERVAL) {
+        return journal->next - 1U;
+    }
+    return atomic_load_explicit(&journal->kept, memory_order_acquire);
+}
+
+int hsm_journal_failure(const hsm_journal *journal) {
+    return atomic_load(&journal->failure);
+}
+
+uint64_t hsm_journal_pending(const hsm_journal *journal) {
+    return atomic_load_explicit(&journal->pending, memory_order_relaxed);
+}

@@ -1,0 +1,48 @@
+/* The journal's inside, shared by journal.c (the thread) and journal_line.c (appending). */
+#ifndef HSM_JOURNAL_H
+#define HSM_JOURNAL_H
+
+#include <pthread.h>
+
+#include <hsmcore/journal.h>
+
+#include "base.h"
+
+typedef struct hsm_journal_buffer {
+    char *data;
+    size_t used;
+    size_t capacity;
+    uint64_t lines;
+} hsm_journal_buffer;
+
+struct hsm_journal {
+    char *path;
+    char *archive;
+    enum hsm_durability durability;
+    uint64_t interval_ns;
+    uint64_t rotate_bytes;
+    int event_fd;
+    pthread_t thread;
+
+    /* the appending thread's */
+    uint64_t next;
+
+    pthread_mutex_t lock; /* `filling`, held for a copy or an exchange of buffers */
+    hsm_journal_buffer filling;
+    _Atomic uint32_t flushed; /* the thread is to take what is in `filling` */
+    _Atomic uint32_t turn;    /* a futex */
+    _Atomic uint32_t closing;
+    _Atomic uint64_t pending; /* bytes appended and not written */
+
+    _Atomic uint64_t kept;
+    _Atomic int failure;
+
+    /* the journal's thread's */
+    int fd;
+    uint64_t size;  /* of what is written whole */
+    uint64_t first; /* number of the first line in the segment */
+    bool torn;      /* a part of a group may stand behind `size` */
+    uint64_t lost;
+};
+
+#endif

@@ -1,0 +1,132 @@
+/* Appending lines. Formatting is by hand: snprintf would cost more than all the rest of a record. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "algorithm.h"
+#include "journal.h"
+
+#define FIRST_CAPACITY ((size_t)256U << 10)
+/* Everything in a record of a signature but its tail and its two texts: names, three numbers, 64 and 128 digits. */
+#define SIGN_BYTES 512U
+
+static bool grow(hsm_journal_buffer *buffer, size_t more) {
+    size_t wanted = buffer->used + more;
+    if (wanted <= buffer->capacity) {
+        return true;
+    }
+    size_t capacity = buffer->capacity > 0 ? buffer->capacity : FIRST_CAPACITY;
+    while (capacity < wanted) {
+        capacity *= 2;
+    }
+    char *data = realloc(buffer->data, capacity);
+    if (data == NULL) {
+        return false;
+    }
+    buffer->data = data;
+    buffer->capacity = capacity;
+    return true;
+}
+
+/* Call with `lock` held, after writing `len` bytes at the end of `filling`. */
+static void count_line(hsm_journal *journal, size_t len) {
+    journal->filling.used += len;
+    journal->filling.lines++;
+    journal->next++;
+    atomic_fetch_add_explicit(&journal->pending, len, memory_order_relaxed);
+}
+
+uint64_t hsm_journal_next(const hsm_journal *journal) {
+    return journal->next;
+}
+
+int hsm_journal_put(hsm_journal *journal, const char *line, size_t len) {
+    (void)pthread_mutex_lock(&journal->lock);
+    bool fits = grow(&journal->filling, len);
+    if (fits) {
+        memcpy(journal->filling.data + journal->filling.used, line, len);
+        count_line(journal, len);
+    }
+    (void)pthread_mutex_unlock(&journal->lock);
+    return fits ? 1 : 0;
+}
+
+static char *put_bytes(char *out, const char *text, size_t len) {
+    memcpy(out, text, len);
+    return out + len;
+}
+
+#define PUT(out, literal) put_bytes(out, literal, sizeof(literal) - 1)
+
+static char *put_number(char *out, uint64_t number) {
+    char digits[20];
+    size_t at = sizeof digits;
+    do {
+        digits[--at] = (char)('0' + number % 10);
+        number /= 10;
+    } while (number != 0);
+    return put_bytes(out, digits + at, sizeof digits - at);
+}
+
+static char *put_hex(char *out, const uint8_t *data, size_t len) {
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < len; i++) {
+        *out++ = digits[data[i] >> 4];
+        *out++ = digits[data[i] & 15U];
+    }
+    return out;
+}
+
+uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len) {
+    size_t result_len = strlen(sign->result);
+    size_t error_len = sign->error != NULL ? strlen(sign->error) : 0;
+    uint32_t signature_len = sign->signature_len < HSM_MAX_SIGNATURE ? sign->signature_len : HSM_MAX_SIGNATURE;
+    uint64_t seq = 0;
+    (void)pthread_mutex_lock(&journal->lock);
+    if (grow(&journal->filling, SIGN_BYTES + result_len + error_len + tail_len)) {
+        char *begin = journal->filling.data + journal->filling.used;
+        char *out = PUT(begin, "{\"seq\":");
+        out = put_number(out, journal->next);
+        out = PUT(out, ",\"time_ns\":");
+        out = put_number(out, sign->time_ns);
+        out = PUT(out, ",\"operation\":\"sign\",\"result\":\"");
+        out = put_bytes(out, sign->result, result_len);
+        out = PUT(out, "\"");
+        if (sign->error != NULL) {
+            out = PUT(out, ",\"error\":\"");
+            out = put_bytes(out, sign->error, error_len);
+            out = PUT(out, "\"");
+        }
+        if (sign->digest != NULL) {
+            out = PUT(out, ",\"message_sha256\":\"");
+            out = put_hex(out, sign->digest, HSM_SHA256_SIZE);
+            out = PUT(out, "\"");
+        }
+        out = PUT(out, ",\"message_bytes\":");
+        out = put_number(out, sign->message_len);
+        if (sign->signature != NULL) {
+            out = PUT(out, ",\"signature\":\"");
+            out = put_hex(out, sign->signature, signature_len);
+            out = PUT(out, "\"");
+        }
+        out = PUT(out, ",\"latency_ns\":");
+        out = put_number(out, sign->latency_ns);
+        out = sign->cached ? PUT(out, ",\"cached\":true") : PUT(out, ",\"cached\":false");
+        out = put_bytes(out, tail, tail_len);
+        out = PUT(out, "\n");
+        seq = journal->next;
+        count_line(journal, (size_t)(out - begin));
+    }
+    (void)pthread_mutex_unlock(&journal->lock);
+    return seq;
+}
+
+void hsm_journal_flush(hsm_journal *journal) {
+    (void)pthread_mutex_lock(&journal->lock);
+    bool waiting = journal->filling.lines > 0;
+    (void)pthread_mutex_unlock(&journal->lock);
+    /* As long as the thread has not taken an earlier flush, it will find these lines too. */
+    if (waiting && atomic_exchange(&journal->flushed, 1) == 0) {
+        atomic_fetch_add(&journal->turn, 1);
+        hsm_futex_wake(&journal->turn, 1);
+    }
+}

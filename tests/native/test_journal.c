@@ -1,0 +1,279 @@
+/* The journal against a real file system: groups, rotation, a disk that refuses, a file that is taken away. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <hsmcore/journal.h>
+
+#include "base.h"
+#include "harness.h"
+
+static char folder[64];
+static char path[128];
+static char archive[128];
+
+static void make_folder(void) {
+    (void)snprintf(folder, sizeof folder, "/tmp/hsmcore-journal-XXXXXX");
+    REQUIRE(mkdtemp(folder) != NULL);
+    (void)snprintf(path, sizeof path, "%s/audit.log", folder);
+    (void)snprintf(archive, sizeof archive, "%s/segments", folder);
+    REQUIRE(mkdir(archive, 0700) == 0);
+}
+
+static void remove_folder(void) {
+    char command[256];
+    (void)snprintf(command, sizeof command, "rm -rf -- '%s'", folder);
+    REQUIRE(system(command) == 0); /* NOLINT(cert-env33-c): a path of our own */
+}
+
+static hsm_journal *open_journal(enum hsm_durability durability, uint64_t next, uint64_t rotate_bytes) {
+    hsm_journal_options options = {.path = path,
+                                   .archive = archive,
+                                   .first_seq = 1,
+                                   .next_seq = next,
+                                   .rotate_bytes = rotate_bytes,
+                                   .interval_ns = 20000000,
+                                   .durability = durability};
+    hsm_journal *journal = NULL;
+    hsm_error error = {.status = HSM_OK};
+    REQUIRE_OK(hsm_journal_open(&options, &journal, &error), error);
+    return journal;
+}
+
+static void put(hsm_journal *journal, uint64_t number) {
+    char line[64];
+    int len = snprintf(line, sizeof line, "{\"seq\":%llu}\n", (unsigned long long)number);
+    CHECK_INT(hsm_journal_next(journal), ==, number);
+    REQUIRE(hsm_journal_put(journal, line, (size_t)len) == 1);
+}
+
+/* Wait until `kept` lines are kept, or writing fails with `failure`. */
+static void await(hsm_journal *journal, uint64_t kept, int failure) {
+    uint64_t until = hsm_now_ns() + 20 * SECOND;
+    struct pollfd ready = {.fd = hsm_journal_fd(journal), .events = POLLIN};
+    for (;;) {
+        hsm_journal_clear(journal);
+        if (hsm_journal_kept(journal) == kept && hsm_journal_failure(journal) == failure) {
+            return;
+        }
+        REQUIRE(hsm_now_ns() < until);
+        (void)poll(&ready, 1, 1000);
+    }
+}
+
+/* Whether the file holds exactly the lines `first` to `last`. */
+static bool holds(const char *name, uint64_t first, uint64_t last) {
+    FILE *file = fopen(name, "re");
+    if (file == NULL) {
+        return false;
+    }
+    char line[1024];
+    uint64_t next = first;
+    bool good = true;
+    while (good && fgets(line, sizeof line, file) != NULL) {
+        char expected[64];
+        (void)snprintf(expected, sizeof expected, "{\"seq\":%llu", (unsigned long long)next);
+        good = strncmp(line, expected, strlen(expected)) == 0 && line[strlen(line) - 1] == '\n';
+        next++;
+    }
+    (void)fclose(file);
+    return good && next == last + 1U;
+}
+
+static void lines_are_kept_in_their_order(void) {
+    static const enum hsm_durability all[] = {HSM_DURABLE_FSYNC, HSM_DURABLE_WRITE, HSM_DURABLE_INTERVAL};
+    for (size_t i = 0; i < COUNT_OF(all); i++) {
+        make_folder();
+        hsm_journal *journal = open_journal(all[i], 1, UINT64_MAX);
+        for (uint64_t n = 1; n <= 5000; n++) {
+            put(journal, n);
+            if (n % 7 == 0) {
+                hsm_journal_flush(journal);
+            }
+        }
+        hsm_journal_flush(journal);
+        await(journal, 5000, 0);
+        CHECK_INT(hsm_journal_close(journal), ==, 0);
+        CHECK(holds(path, 1, 5000));
+        remove_folder();
+    }
+}
+
+static void what_was_not_flushed_is_written_at_the_end_and_the_next_one_appends(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    put(journal, 2);
+    CHECK_INT(hsm_journal_pending(journal), ==, 20);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    journal = open_journal(HSM_DURABLE_FSYNC, 3, UINT64_MAX);
+    CHECK_INT(hsm_journal_kept(journal), ==, 2);
+    put(journal, 3);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    CHECK(holds(path, 1, 3));
+    struct stat status;
+    REQUIRE(stat(path, &status) == 0);
+    CHECK_INT(status.st_mode & 0777, ==, 0600);
+    remove_folder();
+}
+
+static void full_segments_are_moved_aside_under_their_first_number(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_WRITE, 1, 100);
+    for (uint64_t n = 1; n <= 25; n++) {
+        put(journal, n);
+        hsm_journal_flush(journal);
+        await(journal, n, 0);
+    }
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    char name[256];
+    (void)snprintf(name, sizeof name, "%s/%020d.jsonl", archive, 1);
+    CHECK(holds(name, 1, 9)); /* 9 lines of 10 bytes, and the tenth would have made it 101 */
+    (void)snprintf(name, sizeof name, "%s/%020d.jsonl", archive, 10);
+    CHECK(holds(name, 10, 18));
+    CHECK(holds(path, 19, 25));
+    remove_folder();
+}
+
+static void a_disk_that_refuses_is_reported_and_used_again(void) {
+    make_folder();
+    (void)signal(SIGXFSZ, SIG_IGN);
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    hsm_journal_flush(journal);
+    await(journal, 1, 0);
+    struct rlimit before;
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    struct rlimit small = {.rlim_cur = 15, .rlim_max = before.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
+    put(journal, 2);
+    hsm_journal_flush(journal);
+    await(journal, 1, EFBIG);
+    put(journal, 3); /* goes to the next group */
+    hsm_journal_flush(journal);
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    await(journal, 3, 0);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    CHECK(holds(path, 1, 3)); /* and not the part that was torn */
+    remove_folder();
+}
+
+static void lines_that_cannot_be_written_at_the_end_are_counted(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    struct rlimit before;
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    struct rlimit none = {.rlim_cur = 0, .rlim_max = before.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &none) == 0);
+    put(journal, 1);
+    hsm_journal_flush(journal);
+    await(journal, 0, EFBIG);
+    put(journal, 2);
+    CHECK_INT(hsm_journal_close(journal), ==, 2);
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    remove_folder();
+}
+
+static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_back(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    hsm_journal_flush(journal);
+    await(journal, 1, 0);
+    char away[128];
+    (void)snprintf(away, sizeof away, "%s-away", folder);
+    REQUIRE(rename(folder, away) == 0);
+    put(journal, 2);
+    hsm_journal_flush(journal);
+    await(journal, 1, ENOENT);
+    REQUIRE(rename(away, folder) == 0);
+    await(journal, 2, 0);
+    /* Another file in its place is not ours. */
+    char old[160];
+    (void)snprintf(old, sizeof old, "%s.old", path);
+    REQUIRE(rename(path, old) == 0);
+    int other = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    REQUIRE(other >= 0);
+    (void)close(other);
+    put(journal, 3);
+    hsm_journal_flush(journal);
+    await(journal, 2, ESTALE);
+    REQUIRE(rename(old, path) == 0);
+    await(journal, 3, 0);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    CHECK(holds(path, 1, 3));
+    remove_folder();
+}
+
+static void a_record_of_a_signature_says_what_it_should(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 41, UINT64_MAX);
+    uint8_t digest[32];
+    uint8_t signature[64];
+    memset(digest, 0xab, sizeof digest);
+    memset(signature, 0x07, sizeof signature);
+    hsm_journal_sign sign = {.time_ns = UINT64_MAX,
+                             .latency_ns = 12345,
+                             .message_len = 200,
+                             .digest = digest,
+                             .signature = signature,
+                             .signature_len = 64,
+                             .cached = 1,
+                             .result = "ok"};
+    static const char tail[] = ",\"key_id\":\"0102\"}";
+    CHECK_INT(hsm_journal_put_sign(journal, &sign, tail, sizeof tail - 1), ==, 41);
+    hsm_journal_sign refused = {.result = "error", .error = "TOKEN_LOST"};
+    CHECK_INT(hsm_journal_put_sign(journal, &refused, tail, sizeof tail - 1), ==, 42);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    char line[1024];
+    FILE *file = fopen(path, "re");
+    REQUIRE(file != NULL);
+    REQUIRE(fgets(line, sizeof line, file) != NULL);
+    CHECK_TEXT(line, "{\"seq\":41,\"time_ns\":18446744073709551615,\"operation\":\"sign\",\"result\":\"ok\","
+                     "\"message_sha256\":\"abababababababababababababababababababababababababababababababab\","
+                     "\"message_bytes\":200,\"signature\":\""
+                     "0707070707070707070707070707070707070707070707070707070707070707"
+                     "0707070707070707070707070707070707070707070707070707070707070707\","
+                     "\"latency_ns\":12345,\"cached\":true,\"key_id\":\"0102\"}\n");
+    REQUIRE(fgets(line, sizeof line, file) != NULL);
+    CHECK_TEXT(line, "{\"seq\":42,\"time_ns\":0,\"operation\":\"sign\",\"result\":\"error\",\"error\":\"TOKEN_LOST\","
+                     "\"message_bytes\":0,\"latency_ns\":0,\"cached\":false,\"key_id\":\"0102\"}\n");
+    (void)fclose(file);
+    remove_folder();
+}
+
+static void what_cannot_be_opened_is_refused(void) {
+    make_folder();
+    hsm_journal *journal = (hsm_journal *)&journal;
+    hsm_error error = {.status = HSM_OK};
+    hsm_journal_options options = {.path = "/nowhere/at/all", .archive = archive, .next_seq = 1, .first_seq = 1};
+    CHECK_STATUS(hsm_journal_open(&options, &journal, &error), HSM_SYSTEM);
+    CHECK(journal == NULL);
+    CHECK(error.detail[0] != '\0');
+    options.path = path;
+    options.next_seq = 0;
+    CHECK_STATUS(hsm_journal_open(&options, &journal, &error), HSM_BAD_ARGUMENT);
+    CHECK_INT(hsm_journal_close(NULL), ==, 0);
+    REQUIRE(symlink("/tmp/hsmcore-elsewhere", path) == 0);
+    options.next_seq = 1;
+    CHECK_STATUS(hsm_journal_open(&options, &journal, &error), HSM_SYSTEM); /* not through a link */
+    remove_folder();
+}
+
+static const struct test tests[] = {
+    TEST(lines_are_kept_in_their_order),
+    TEST(what_was_not_flushed_is_written_at_the_end_and_the_next_one_appends),
+    TEST(full_segments_are_moved_aside_under_their_first_number),
+    TEST(a_disk_that_refuses_is_reported_and_used_again),
+    TEST(lines_that_cannot_be_written_at_the_end_are_counted),
+    TEST(a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_back),
+    TEST(a_record_of_a_signature_says_what_it_should),
+    TEST(what_cannot_be_opened_is_refused),
+};
+HARNESS_MAIN(tests)
