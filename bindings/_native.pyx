@@ -7,6 +7,7 @@ memory and make a descriptor readable; `_drain` runs in the loop and resolves th
 A *waiter* is whoever gets an answer: a future, or one position of a Batch. Each request slot has one waiter; identical
 requests that arrive while it is in flight follow it (single-flight) and share its answer.
 """
+import os
 from asyncio import Future, InvalidStateError
 from collections import deque
 from math import inf
@@ -19,6 +20,7 @@ from cpython.object cimport PyObject, PyObject_Call
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 cimport cython
 
@@ -56,6 +58,7 @@ cdef object _raised(const hsm_error *error, object member):
 
 
 include "waiters.pxi"
+include "journal.pxi"
 
 
 @cython.final
@@ -99,15 +102,19 @@ cdef class Engine:
     cdef object _timer
     cdef object _fds
     cdef object _on_overdue
+    cdef Journal _journal  # None: nothing is recorded
+    cdef dict _tails  # by key: the part of its records that stays the same
+    cdef _Held _held
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
 
     def __cinit__(self, *, str member, uint32_t slots, uint32_t max_message, uint32_t max_workers,
                   double coalesce_seconds, double default_timeout, uint64_t cache_size, bint single_flight,
-                  bint cache_nondeterministic):
+                  bint cache_nondeterministic, bint digests=False):
         cdef hsm_error error
         cdef hsm_client_options options
+        options.digests = digests
         options.slots = slots
         options.max_message = max_message
         options.max_workers = max_workers
@@ -122,6 +129,8 @@ cdef class Engine:
         self._member = member
         self._queue = deque()
         self._followers = {}
+        self._tails = {}
+        self._held = _Held()
         self._waiters = <PyObject **>PyMem_Calloc(self._slots, sizeof(PyObject *))
         self._positions = <Py_ssize_t *>PyMem_Calloc(self._slots, sizeof(Py_ssize_t))
         self._entries = <uint64_t *>PyMem_Calloc(self._slots, sizeof(uint64_t))
@@ -365,6 +374,10 @@ cdef class Engine:
                 _refuse(follower[0], follower[1], self._failure(HSM_CLOSED))
         self._followers.clear()
         self._refuse_queue(HSM_CLOSED)
+        if self._journal is not None:
+            self._refuse_held(0)
+            self._journal._engines.remove(self)
+            self._journal = None
 
     def release(self):
         """After `stop` and `detach`: free rings and cache now. Nothing but dropping the engine is possible afterwards."""
@@ -384,29 +397,50 @@ cdef class Engine:
 
     def submit(self, message, timeout=None, uint32_t key=0):
         """Sign one message: its signature if the cache holds it, else a future of it."""
+        return self._submit(message, timeout, key, False)
+
+    def submit_traced(self, message, timeout=None, uint32_t key=0):
+        """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
+        return self._submit(message, timeout, key, True)
+
+    cdef object _submit(self, object message, object timeout, uint32_t key, bint traced):
         cdef bytes data
         cdef uint64_t limit
         cdef uint64_t entry = 0
         cdef uint32_t slot
         cdef int found
         cdef _Waiting queued
+        cdef bytes signature
         self._check()
         limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
         data = self._checked(message)
         if self._retired[key]:
             raise self._failure(HSM_KEY_DEACTIVATED)
+        future = None
         if self._cache != NULL and self._cacheable[key]:
             found = self._look_up(data, key, &entry)
             if found == HSM_CACHE_HIT:
-                return PyBytes_FromStringAndSize(<char *>self._found, self._found_len)
+                signature = PyBytes_FromStringAndSize(<char *>self._found, self._found_len)
+                if self._journal is None and not traced:
+                    return signature
+                future = self._new_future()
+                if self._journal is None:
+                    future.set_result((signature, None, True))
+                    return future
+                self._give(Traced.__new__(Traced, future) if traced else future, 0, signature, key,
+                           hsm_now_ns() + limit, data)
+                self._flush()
+                return future
             if found == HSM_CACHE_JOINED:
                 future = self._new_future()
-                self._follow(<uint32_t>entry, future, 0, data, hsm_now_ns() + limit)
+                self._follow(<uint32_t>entry, Traced.__new__(Traced, future) if traced else future, 0, data,
+                             hsm_now_ns() + limit)
                 return future
         future = self._new_future()
-        if self._send(future, 0, data, key, limit, entry) != 0:
+        waiter = Traced.__new__(Traced, future) if traced else future
+        if self._send(waiter, 0, data, key, limit, entry) != 0:
             queued = _Waiting.__new__(_Waiting)
-            queued.waiter = future
+            queued.waiter = waiter
             queued.message = data
             queued.key = key
             queued.deadline = hsm_now_ns() + limit
@@ -477,6 +511,10 @@ cdef class Engine:
             if self._loop is None:
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
+        if self._journal is not None and not self._journal.fail_open:
+            failure = hsm_journal_failure(self._journal._journal)
+            if failure:
+                raise self._journal._refusal(failure)
         if self._down:
             raise self._failure(HSM_HOST_LOST if self._host != NULL else HSM_TOKEN_LOST)
         # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
@@ -571,7 +609,8 @@ cdef class Engine:
                 if cached:
                     found = self._look_up(data, batch.key, &entry)
                     if found == HSM_CACHE_HIT:
-                        batch.put(batch.next, PyBytes_FromStringAndSize(<char *>self._found, self._found_len))
+                        self._give(batch, batch.next, PyBytes_FromStringAndSize(<char *>self._found, self._found_len),
+                                   batch.key, batch.deadline, data)
                         batch.next += 1
                         continue
                     if found == HSM_CACHE_JOINED:
@@ -583,12 +622,12 @@ cdef class Engine:
                 batch.next += 1
         finally:
             hsm_client_batch_end(self._client)
+            self._flush()
         return True
 
     def _drain(self):
         """Take every completion, resolve its waiters, give its slot to whoever waits for one."""
         cdef hsm_completion done
-        cdef object waiter
         cdef bytes signature
         cdef uint32_t slot
         cdef PyObject *held
@@ -606,18 +645,21 @@ cdef class Engine:
                     hsm_cache_fill(self._cache, self._entries[slot], done.signature, done.signature_len,
                                    not self._retired[done.key])
                     self._entries[slot] = 0
+                if self._journal is not None:
+                    self._record(&done, held, signature, self._deadlines[slot])
+                elif held != NULL:
+                    _answer(<object>held, self._positions[slot], signature)
+                Py_XDECREF(held)
                 hsm_client_release(self._client, slot)
-                if held != NULL:
-                    waiter = <object>held
-                    Py_XDECREF(held)
-                    _answer(waiter, self._positions[slot], signature)
                 if self._followers and slot in self._followers:
                     for follower in self._followers.pop(slot):
-                        _answer(follower[0], follower[1], signature)
+                        self._give(follower[0], follower[1], signature, done.key, follower[3], follower[2])
             else:
                 self._settle_failure(&done, held)
+        self._flush()
         if self._queue:
             self._refill()
+            self._flush()
         if self._idle is not None:
             self._check_idle()
 
@@ -627,6 +669,8 @@ cdef class Engine:
         if self._entries[slot]:
             hsm_cache_abandon(self._cache, self._entries[slot])
             self._entries[slot] = 0
+        if self._journal is not None and held != NULL:
+            self._record(done, NULL, None, 0)
         hsm_client_release(self._client, slot)
         self.rejected += 1
         if held != NULL:
@@ -655,7 +699,8 @@ cdef class Engine:
             return False
         found = self._look_up(data, key, &entry)
         if found == HSM_CACHE_HIT:
-            _answer(follower[0], follower[1], PyBytes_FromStringAndSize(<char *>self._found, self._found_len))
+            self._give(follower[0], follower[1], PyBytes_FromStringAndSize(<char *>self._found, self._found_len), key,
+                       deadline, data)
             return True
         if found == HSM_CACHE_JOINED:
             self._follow(<uint32_t>entry, follower[0], follower[1], data, deadline)
@@ -684,7 +729,8 @@ cdef class Engine:
             if self._cache != NULL and self._cacheable[queued.key]:
                 found = self._look_up(queued.message, queued.key, &entry)
                 if found == HSM_CACHE_HIT:
-                    _answer(queued.waiter, 0, PyBytes_FromStringAndSize(<char *>self._found, self._found_len))
+                    self._give(queued.waiter, 0, PyBytes_FromStringAndSize(<char *>self._found, self._found_len),
+                               queued.key, queued.deadline, queued.message)
                     continue
                 if found == HSM_CACHE_JOINED:
                     self._follow(<uint32_t>entry, queued.waiter, 0, queued.message, queued.deadline)
@@ -692,6 +738,126 @@ cdef class Engine:
             self._send(queued.waiter, 0, queued.message, queued.key,
                        queued.deadline - now if queued.deadline > now else 1, entry)
         return 0
+
+    # ---- records: what is given out waits until it is kept ----
+
+    def record_in(self, Journal journal):
+        """From now on every signature is recorded, and handed out once its record is kept. In the event loop, after
+        `attach`; the engine must have been made with `digests`."""
+        self._journal = journal
+        journal._engines.append(self)
+
+    def set_tail(self, uint32_t key, bytes tail):
+        """What the records of this key say beside each signature: the rest of a JSON object, from a comma to the closing
+        brace."""
+        self._tails[key] = tail
+
+    cdef int _flush(self) except -1:
+        if self._journal is not None:
+            hsm_journal_flush(self._journal._journal)
+        return 0
+
+    cdef int _record(self, const hsm_completion *done, PyObject *waiter, object signature, uint64_t deadline) except -1:
+        """The record of a completion; its waiter, if there is one, waits for that."""
+        cdef hsm_journal_sign sign
+        cdef uint64_t seq
+        cdef bytes tail = self._tails.get(done.key, b"}")
+        sign.time_ns = _real_time_ns()
+        sign.latency_ns = done.queue_ns + done.hsm_ns
+        sign.message_len = done.message_len
+        sign.digest = done.digest if done.hsm_ns else NULL
+        sign.message = NULL
+        sign.signature = done.signature if done.status == HSM_OK else NULL
+        sign.signature_len = done.signature_len
+        sign.cached = 0
+        sign.result = b"error" if done.status != HSM_OK else b"ok" if waiter != NULL else b"unclaimed"
+        sign.error = hsm_status_name(done.status) if done.status != HSM_OK else NULL
+        seq = hsm_journal_put_sign(self._journal._journal, &sign, PyBytes_AS_STRING(tail), <size_t>PyBytes_GET_SIZE(tail))
+        if seq == 0:
+            raise MemoryError()
+        if waiter != NULL:
+            self._hold(seq, <object>waiter, self._positions[done.slot], signature, deadline, False)
+        return 0
+
+    cdef int _give(self, object waiter, Py_ssize_t position, bytes signature, uint32_t key, uint64_t deadline,
+                   bytes message) except -1:
+        """Answer with a signature that was made for somebody else."""
+        cdef hsm_journal_sign sign
+        cdef uint64_t seq
+        cdef bytes tail
+        if self._journal is None:
+            return _answer(waiter, position, signature)
+        tail = self._tails.get(key, b"}")
+        sign.time_ns = _real_time_ns()
+        sign.latency_ns = 0
+        sign.message_len = <uint64_t>PyBytes_GET_SIZE(message)
+        sign.digest = NULL
+        sign.message = <const uint8_t *>PyBytes_AS_STRING(message)
+        sign.signature = <const uint8_t *>PyBytes_AS_STRING(signature)
+        sign.signature_len = <uint32_t>PyBytes_GET_SIZE(signature)
+        sign.cached = 1
+        sign.result = b"ok"
+        sign.error = NULL
+        seq = hsm_journal_put_sign(self._journal._journal, &sign, PyBytes_AS_STRING(tail), <size_t>PyBytes_GET_SIZE(tail))
+        if seq == 0:
+            raise MemoryError()
+        return self._hold(seq, waiter, position, signature, deadline, True)
+
+    cdef int _hold(self, uint64_t seq, object waiter, Py_ssize_t position, bytes signature, uint64_t deadline,
+                   bint cached) except -1:
+        cdef _Entry *entry = self._held.add()
+        entry.seq, entry.deadline, entry.position, entry.cached = seq, deadline, position, cached
+        Py_INCREF(waiter)
+        Py_INCREF(signature)
+        entry.waiter = <PyObject *>waiter
+        entry.signature = <PyObject *>signature
+        self._watch(deadline)
+        return 0
+
+    cdef int _release_kept(self, uint64_t kept) except -1:
+        """Hand out what waits for records up to `kept`."""
+        cdef _Entry entry
+        while self._held.head != self._held.tail and self._held.first().seq <= kept:
+            entry = self._held.first()[0]
+            self._held.head += 1
+            if entry.waiter != NULL:
+                _answer_recorded(<object>entry.waiter, entry.position, <bytes>entry.signature, entry.seq, entry.cached)
+                Py_XDECREF(entry.waiter)
+            Py_XDECREF(entry.signature)
+        if self._idle is not None:
+            self._check_idle()
+        return 0
+
+    cdef int _refuse_held(self, int failure) except -1:
+        """No record will be kept for now: nobody gets a signature that he may have waited for in vain."""
+        cdef _Entry entry
+        while self._held.head != self._held.tail:
+            entry = self._held.first()[0]
+            self._held.head += 1
+            if entry.waiter != NULL:
+                _refuse(<object>entry.waiter, entry.position, self._journal._refusal(failure))
+                Py_XDECREF(entry.waiter)
+            Py_XDECREF(entry.signature)
+        if self._idle is not None:
+            self._check_idle()
+        return 0
+
+    cdef uint64_t _sweep_held(self, uint64_t now, uint64_t soonest) except? 0:
+        cdef size_t at = self._held.head
+        cdef _Entry *entry
+        while at != self._held.tail:
+            entry = &self._held.entries[at & (self._held.capacity - 1)]
+            at += 1
+            if entry.waiter == NULL:
+                continue
+            if entry.deadline <= now:
+                waiter = <object>entry.waiter
+                Py_XDECREF(entry.waiter)
+                entry.waiter = NULL
+                _refuse(waiter, entry.position, self._journal._refusal(0))
+            elif soonest == 0 or entry.deadline < soonest:
+                soonest = entry.deadline
+        return soonest
 
     cdef int _drop(self, uint32_t slot, hsm_status status) except -1:
         """Answer a slot's waiter without its completion. The slot stays taken until that comes."""
@@ -721,7 +887,8 @@ cdef class Engine:
         return 0
 
     cdef int _check_idle(self) except -1:
-        if (self._owed == 0 and not self._queue and not self._followers and self._idle is not None
+        if (self._owed == 0 and not self._queue and not self._followers and self._held.head == self._held.tail
+                and self._idle is not None
                 and not self._idle.done()):
             self._idle.set_result(None)
         return 0
@@ -759,6 +926,7 @@ cdef class Engine:
                 soonest = self._deadlines[slot]
         soonest = self._sweep_followers(now, soonest)
         soonest = self._sweep_queue(now, soonest)
+        soonest = self._sweep_held(now, soonest)
         if soonest:
             self._watch(soonest)
         self._check_idle()

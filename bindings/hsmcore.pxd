@@ -65,6 +65,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint32_t slots
         uint32_t max_message
         uint32_t max_workers
+        uint32_t digests
         uint64_t coalesce_ns
 
     ctypedef struct hsm_completion:
@@ -76,6 +77,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint32_t worker
         uint32_t signature_len
         const uint8_t *signature
+        const uint8_t *digest
+        uint32_t message_len
         uint64_t queue_ns
         uint64_t hsm_ns
 
@@ -245,3 +248,46 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     void hsm_leaks_read(hsm_leaks *leaks)
     uint64_t hsm_now_ns()
     void hsm_wipe(void *memory, size_t size)
+
+
+cdef extern from "hsmcore/journal.h" nogil:
+    ctypedef struct hsm_journal:
+        pass
+
+    cdef enum hsm_durability:
+        HSM_DURABLE_FSYNC
+        HSM_DURABLE_WRITE
+        HSM_DURABLE_INTERVAL
+
+    ctypedef struct hsm_journal_options:
+        const char *path
+        const char *archive
+        uint64_t first_seq
+        uint64_t next_seq
+        uint64_t rotate_bytes
+        uint64_t interval_ns
+        hsm_durability durability
+
+    ctypedef struct hsm_journal_sign:
+        uint64_t time_ns
+        uint64_t latency_ns
+        uint64_t message_len
+        const uint8_t *digest
+        const uint8_t *message
+        const uint8_t *signature
+        uint32_t signature_len
+        int cached
+        const char *result
+        const char *error
+
+    hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal, hsm_error *error)
+    uint64_t hsm_journal_close(hsm_journal *journal)
+    int hsm_journal_fd(const hsm_journal *journal)
+    void hsm_journal_clear(hsm_journal *journal)
+    uint64_t hsm_journal_kept(const hsm_journal *journal)
+    int hsm_journal_failure(const hsm_journal *journal)
+    uint64_t hsm_journal_next(const hsm_journal *journal)
+    int hsm_journal_put(hsm_journal *journal, const char *line, size_t len)
+    uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len)
+    void hsm_journal_flush(hsm_journal *journal)
+    uint64_t hsm_journal_pending(const hsm_journal *journal)

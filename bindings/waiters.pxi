@@ -37,6 +37,8 @@ cdef class Batch:
 cdef int _answer(object waiter, Py_ssize_t position, bytes signature) except -1:
     if type(waiter) is Batch:
         return (<Batch>waiter).put(position, signature)
+    if type(waiter) is Traced:
+        return _answer_recorded(waiter, position, signature, 0, False)
     try:
         waiter.set_result(signature)
     except InvalidStateError:
@@ -44,9 +46,29 @@ cdef int _answer(object waiter, Py_ssize_t position, bytes signature) except -1:
     return 0
 
 
+cdef class Traced:
+    """Somebody who wants to know more than the signature: (signature, number of its record or None, cached)."""
+
+    cdef readonly object future
+
+    def __cinit__(self, future):
+        self.future = future
+
+
+cdef int _answer_recorded(object waiter, Py_ssize_t position, bytes signature, uint64_t seq, bint cached) except -1:
+    if type(waiter) is Traced:
+        waiter = (<Traced>waiter).future
+        if not waiter.done():
+            waiter.set_result((signature, seq or None, cached))
+        return 0
+    return _answer(waiter, position, signature)
+
+
 cdef int _refuse(object waiter, Py_ssize_t position, object error) except -1:
     if type(waiter) is Batch:
         return (<Batch>waiter).fail(position, error)
+    if type(waiter) is Traced:
+        waiter = (<Traced>waiter).future
     try:
         waiter.set_exception(error)
     except InvalidStateError:
@@ -56,7 +78,9 @@ cdef int _refuse(object waiter, Py_ssize_t position, object error) except -1:
 
 cdef bint _gone(object waiter):
     """Whether nobody waits any more."""
-    return (<Batch>waiter).future.done() if type(waiter) is Batch else waiter.done()
+    if type(waiter) is Batch:
+        return (<Batch>waiter).future.done()
+    return (<Traced>waiter).future.done() if type(waiter) is Traced else waiter.done()
 
 
 cdef bytes _snapshot(object message):

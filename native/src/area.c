@@ -57,6 +57,7 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
     }
     area->max_message = options->max_message;
     area->max_workers = options->max_workers;
+    area->digests = options->digests != 0;
     area->coalesce_ns = options->coalesce_ns;
     area->shared = NULL;
     offsets at = lay_out(area);
@@ -81,6 +82,7 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
     area->shared->slots = area->slots;
     area->shared->max_message = area->max_message;
     area->shared->max_workers = area->max_workers;
+    area->shared->digests = area->digests ? 1U : 0U;
     area->shared->coalesce_ns = area->coalesce_ns;
     area->shared->size = area->size;
     *fd = file;
@@ -96,6 +98,7 @@ hsm_status hsm_area_attach(int fd, hsm_area *area) {
     area->slots = head.slots;
     area->max_message = head.max_message;
     area->max_workers = head.max_workers;
+    area->digests = head.digests != 0;
     area->coalesce_ns = head.coalesce_ns;
     area->shared = NULL;
     offsets at = lay_out(area);

@@ -43,6 +43,7 @@ typedef struct hsm_slot {
     uint32_t queue_ns; /* saturates at 4.29 s */
     uint64_t hsm_ns;
     HSM_ALIGNED uint8_t signature[HSM_MAX_SIGNATURE];
+    uint8_t digest[32]; /* SHA-256 of the message, where the client asked for it */
     HSM_ALIGNED uint8_t message[HSM_INLINE_MESSAGE];
 } hsm_slot;
 
@@ -84,6 +85,7 @@ typedef struct hsm_shared {
     uint32_t slots;
     uint32_t max_message;
     uint32_t max_workers;
+    uint32_t digests; /* whether workers hash messages for the client's records */
     uint64_t coalesce_ns;
     uint64_t size;
 
@@ -109,6 +111,7 @@ typedef struct hsm_area {
     uint32_t slots; /* a power of two */
     uint32_t max_message;
     uint32_t max_workers;
+    bool digests;
     uint64_t coalesce_ns;
     uint64_t size; /* bytes of the whole memory */
     _Atomic uint32_t *requests;

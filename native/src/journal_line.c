@@ -96,9 +96,13 @@ uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign
             out = put_bytes(out, sign->error, error_len);
             out = PUT(out, "\"");
         }
-        if (sign->digest != NULL) {
+        if (sign->digest != NULL || sign->message != NULL) {
+            uint8_t digest[HSM_SHA256_SIZE];
+            if (sign->digest == NULL) {
+                hsm_sha256(sign->message, (size_t)sign->message_len, digest);
+            }
             out = PUT(out, ",\"message_sha256\":\"");
-            out = put_hex(out, sign->digest, HSM_SHA256_SIZE);
+            out = put_hex(out, sign->digest != NULL ? sign->digest : digest, HSM_SHA256_SIZE);
             out = PUT(out, "\"");
         }
         out = PUT(out, ",\"message_bytes\":");

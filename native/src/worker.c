@@ -249,6 +249,9 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
         memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
+        if (area->digests) {
+            hsm_sha256(worker->message, message_len, slot->digest);
+        }
         status = sign_or_recover(worker, slot, message_len, begun, &outcome);
         ended = hsm_now_ns();
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;

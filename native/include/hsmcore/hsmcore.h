@@ -64,6 +64,7 @@ typedef struct hsm_client_options {
     uint32_t slots;       /* requests in flight at most; rounded up to a power of two; 1 .. HSM_MAX_SLOTS */
     uint32_t max_message; /* bytes of the longest message; 1 .. HSM_MAX_MESSAGE */
     uint32_t max_workers; /* workers that may ever serve this client, replacements included */
+    uint32_t digests;     /* 1: workers hash each message (SHA-256), for hsm_completion.digest */
     uint64_t coalesce_ns; /* how old a completion may grow before the client is woken; 0 wakes for each one */
 } hsm_client_options;
 
@@ -77,6 +78,8 @@ typedef struct hsm_completion {
     uint32_t worker;
     uint32_t signature_len;
     const uint8_t *signature;
+    const uint8_t *digest; /* SHA-256 of the message, 32 bytes in the slot; undefined unless options.digests */
+    uint32_t message_len;
     uint64_t queue_ns; /* from submit until a worker claimed it */
     uint64_t hsm_ns;   /* inside the module */
 } hsm_completion;
@@ -132,10 +135,11 @@ typedef struct hsm_engine_options {
     hsm_token_selector token;
     const uint8_t *pin; /* copied into locked memory and wiped when the engine stops; NULL: do not log in */
     size_t pin_len;
-    uint32_t workers;      /* sessions, one worker thread each; 1 .. the client's max_workers */
-    uint64_t spin_ns;      /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
-    uint64_t warm_ns;      /* how long after an answer a processor is kept awake for the next lone request; 0: not */
-    uint64_t patience_ns;  /* a call is not taken for one that hangs before it has lasted so long; 0: as the quirks say */
+    uint32_t workers; /* sessions, one worker thread each; 1 .. the client's max_workers */
+    uint64_t spin_ns; /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
+    uint64_t warm_ns; /* how long after an answer a processor is kept awake for the next lone request; 0: not */
+    uint64_t
+        patience_ns; /* a call is not taken for one that hangs before it has lasted so long; 0: as the quirks say */
     uint32_t verify_every; /* verify each n-th signature of a worker before it is handed out; 0: none, 1: all */
 } hsm_engine_options;
 

@@ -54,7 +54,8 @@ typedef struct hsm_journal_sign {
     uint64_t time_ns; /* CLOCK_REALTIME */
     uint64_t latency_ns;
     uint64_t message_len;
-    const uint8_t *digest;    /* SHA-256 of the message, or NULL */
+    const uint8_t *digest;    /* SHA-256 of the message, or NULL: */
+    const uint8_t *message;   /* the message itself, to be hashed here, or NULL */
     const uint8_t *signature; /* or NULL */
     uint32_t signature_len;   /* at most 64 */
     int cached;

@@ -1,0 +1,176 @@
+# Part of _native.pyx: signatures wait here until their records are kept.
+
+
+cdef struct _Entry:
+    uint64_t seq
+    uint64_t deadline
+    PyObject *waiter  # a strong reference; NULL when it has been answered
+    PyObject *signature
+    Py_ssize_t position
+    bint cached
+
+
+cdef uint64_t _real_time_ns():
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+@cython.final
+cdef class Journal:
+    """The lines of an audit log on their way to the disk; see native/include/hsmcore/journal.h.
+
+    Belongs to one event loop, `open` and `close` apart, which block: call them in a thread. `durability` is "fsync",
+    "write" or "interval".
+    """
+
+    cdef hsm_journal *_journal
+    cdef object _loop
+    cdef object _changed
+    cdef object _refusal
+    cdef list _engines
+    cdef int _fd
+    cdef uint32_t _generation
+    cdef readonly bint fail_open
+
+    def __cinit__(self, *, str path, str archive, uint64_t first_seq, uint64_t next_seq, uint64_t rotate_bytes,
+                  double interval_seconds, str durability, bint fail_open):
+        cdef hsm_error error
+        cdef hsm_journal_options options
+        cdef hsm_status status
+        self._fd = -1
+        self._engines = []
+        self._generation = hsm_fork_generation()
+        self.fail_open = fail_open
+        file, folder = os.fsencode(path), os.fsencode(archive)
+        options.path = file
+        options.archive = folder
+        options.first_seq = first_seq
+        options.next_seq = next_seq
+        options.rotate_bytes = rotate_bytes
+        options.interval_ns = <uint64_t>(interval_seconds * NS)
+        options.durability = {"fsync": HSM_DURABLE_FSYNC, "write": HSM_DURABLE_WRITE,
+                              "interval": HSM_DURABLE_INTERVAL}[durability]
+        with nogil:
+            status = hsm_journal_open(&options, &self._journal, &error)
+        if status != HSM_OK:
+            raise _raised(&error, None)
+
+    def __dealloc__(self):
+        if self._journal != NULL and self._generation == hsm_fork_generation():
+            with nogil:
+                hsm_journal_close(self._journal)
+
+    def attach(self, loop, changed, refusal):
+        """Serve the running `loop`. `changed(kept, failure)` is called when more lines are kept, or when writing has
+        begun to fail (an errno) or to succeed again (0). `refusal(failure)` makes the exception for those who wait for
+        lines that cannot be kept; failure 0: the disk takes too long."""
+        self._loop, self._changed, self._refusal = loop, changed, refusal
+        self._fd = hsm_journal_fd(self._journal)
+        loop.add_reader(self._fd, self._ready)
+
+    def detach(self):
+        """Leave the loop. Whoever still waits in an engine is refused."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._fd = -1
+        for engine in self._engines:
+            (<Engine>engine)._refuse_held(0)
+        self._engines.clear()
+
+    def close(self):
+        """Write what is left and end. Returns how many lines could not be written. Blocks."""
+        cdef hsm_journal *journal = self._journal
+        cdef uint64_t lost
+        self._journal = NULL
+        with nogil:
+            lost = hsm_journal_close(journal)
+        return lost
+
+    def put(self, bytes line):
+        """Append a line that bears the number `next`, newline included, and have it written."""
+        self._check()
+        if not hsm_journal_put(self._journal, PyBytes_AS_STRING(line), <size_t>PyBytes_GET_SIZE(line)):
+            raise MemoryError()
+        hsm_journal_flush(self._journal)
+
+    @property
+    def next(self):
+        """The number of the next line."""
+        self._check()
+        return hsm_journal_next(self._journal)
+
+    @property
+    def kept(self):
+        """The number of the last line that is kept."""
+        self._check()
+        return hsm_journal_kept(self._journal)
+
+    @property
+    def failure(self):
+        """Why nothing can be written now, as an errno; 0 while it can."""
+        self._check()
+        return hsm_journal_failure(self._journal)
+
+    @property
+    def pending(self):
+        """Bytes that are appended and not written."""
+        self._check()
+        return hsm_journal_pending(self._journal)
+
+    cdef int _check(self) except -1:
+        if self._journal == NULL:
+            raise ValueError("the journal is closed")
+        return 0
+
+    def _ready(self):
+        cdef uint64_t kept
+        cdef int failure
+        hsm_journal_clear(self._journal)
+        kept = hsm_journal_kept(self._journal)
+        failure = hsm_journal_failure(self._journal)
+        for engine in self._engines:
+            (<Engine>engine)._release_kept(kept)
+            if failure:
+                if self.fail_open:
+                    (<Engine>engine)._release_kept(<uint64_t>-1)
+                else:
+                    (<Engine>engine)._refuse_held(failure)
+        self._changed(kept, failure)
+
+
+cdef class _Held:
+    """Answers in the order of their records: a queue in one block of memory."""
+
+    cdef _Entry *entries
+    cdef size_t capacity  # a power of two, or 0
+    cdef size_t head
+    cdef size_t tail
+
+    def __dealloc__(self):
+        cdef _Entry *entry
+        while self.head != self.tail:
+            entry = self.first()
+            Py_XDECREF(entry.waiter)
+            Py_XDECREF(entry.signature)
+            self.head += 1
+        PyMem_Free(self.entries)
+
+    cdef inline _Entry *first(self):
+        return &self.entries[self.head & (self.capacity - 1)]
+
+    cdef _Entry *add(self) except NULL:
+        cdef size_t count = self.tail - self.head
+        cdef size_t capacity = self.capacity * 2 if self.capacity else 256
+        cdef size_t i
+        cdef _Entry *moved
+        if count == self.capacity:
+            moved = <_Entry *>PyMem_Calloc(capacity, sizeof(_Entry))
+            if moved == NULL:
+                raise MemoryError()
+            for i in range(count):
+                moved[i] = self.entries[(self.head + i) & (self.capacity - 1)]
+            PyMem_Free(self.entries)
+            self.entries, self.capacity, self.head, self.tail = moved, capacity, 0, count
+        self.tail += 1
+        return &self.entries[(self.tail - 1) & (self.capacity - 1)]
