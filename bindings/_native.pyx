@@ -77,6 +77,7 @@ cdef class Engine:
     cdef Py_ssize_t *_positions
     cdef uint64_t *_entries  # the cache entry that the slot leads; 0: none
     cdef uint64_t *_deadlines
+    cdef uint32_t *_keys
     cdef uint32_t _slots
     cdef uint32_t _in_flight
     cdef uint32_t _owed  # slots whose waiter has no answer yet
@@ -104,6 +105,7 @@ cdef class Engine:
     cdef object _on_overdue
     cdef Journal _journal  # None: nothing is recorded
     cdef dict _tails  # by key: the part of its records that stays the same
+    cdef dict _extras  # by slot: what the caller adds to the record
     cdef _Held _held
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
@@ -130,12 +132,14 @@ cdef class Engine:
         self._queue = deque()
         self._followers = {}
         self._tails = {}
+        self._extras = {}
         self._held = _Held()
         self._waiters = <PyObject **>PyMem_Calloc(self._slots, sizeof(PyObject *))
         self._positions = <Py_ssize_t *>PyMem_Calloc(self._slots, sizeof(Py_ssize_t))
         self._entries = <uint64_t *>PyMem_Calloc(self._slots, sizeof(uint64_t))
         self._deadlines = <uint64_t *>PyMem_Calloc(self._slots, sizeof(uint64_t))
-        if not (self._waiters and self._positions and self._entries and self._deadlines):
+        self._keys = <uint32_t *>PyMem_Calloc(self._slots, sizeof(uint32_t))
+        if not (self._waiters and self._positions and self._entries and self._deadlines and self._keys):
             raise MemoryError()
         if (cache_size or single_flight) and hsm_cache_new(cache_size, &self._cache) != HSM_OK:
             raise MemoryError()
@@ -156,6 +160,7 @@ cdef class Engine:
         PyMem_Free(self._positions)
         PyMem_Free(self._entries)
         PyMem_Free(self._deadlines)
+        PyMem_Free(self._keys)
         hsm_cache_free(self._cache)
         if not self._abandoned:
             hsm_client_free(self._client)
@@ -395,15 +400,16 @@ cdef class Engine:
         self._check_idle()
         return self._idle
 
-    def submit(self, message, timeout=None, uint32_t key=0):
-        """Sign one message: its signature if the cache holds it, else a future of it."""
-        return self._submit(message, timeout, key, False)
+    def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None):
+        """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
+        goes into its record: members of a JSON object, beginning with a comma."""
+        return self._submit(message, timeout, key, extra, False)
 
-    def submit_traced(self, message, timeout=None, uint32_t key=0):
+    def submit_traced(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
-        return self._submit(message, timeout, key, True)
+        return self._submit(message, timeout, key, extra, True)
 
-    cdef object _submit(self, object message, object timeout, uint32_t key, bint traced):
+    cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, bint traced):
         cdef bytes data
         cdef uint64_t limit
         cdef uint64_t entry = 0
@@ -428,28 +434,29 @@ cdef class Engine:
                     future.set_result((signature, None, True))
                     return future
                 self._give(Traced.__new__(Traced, future) if traced else future, 0, signature, key,
-                           hsm_now_ns() + limit, data)
+                           hsm_now_ns() + limit, data, extra)
                 self._flush()
                 return future
             if found == HSM_CACHE_JOINED:
                 future = self._new_future()
                 self._follow(<uint32_t>entry, Traced.__new__(Traced, future) if traced else future, 0, data,
-                             hsm_now_ns() + limit)
+                             hsm_now_ns() + limit, extra)
                 return future
         future = self._new_future()
         waiter = Traced.__new__(Traced, future) if traced else future
-        if self._send(waiter, 0, data, key, limit, entry) != 0:
+        if self._send(waiter, 0, data, key, limit, entry, extra) != 0:
             queued = _Waiting.__new__(_Waiting)
             queued.waiter = waiter
             queued.message = data
             queued.key = key
             queued.deadline = hsm_now_ns() + limit
+            queued.extra = extra
             self._queue.append(queued)
             self._watch(queued.deadline)
         return future
 
-    def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0):
-        """Sign a batch: a future of the list of signatures, in order."""
+    def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0, bytes extra=None):
+        """Sign a batch: a future of the list of signatures, in order. `extra` as in `submit`, for each of them."""
         cdef Batch batch
         cdef list data
         self._check()
@@ -463,6 +470,7 @@ cdef class Engine:
         batch.results = [None] * batch.remaining
         batch.key = key
         batch.return_exceptions = return_exceptions
+        batch.extra = extra
         batch.future = future = self._new_future()
         if batch.remaining == 0:
             future.set_result(batch.results)
@@ -561,13 +569,14 @@ cdef class Engine:
             entry[0] = 0
         return found
 
-    cdef int _follow(self, uint32_t slot, object waiter, Py_ssize_t position, bytes data, uint64_t deadline) except -1:
-        self._followers.setdefault(slot, []).append((waiter, position, data, deadline))
+    cdef int _follow(self, uint32_t slot, object waiter, Py_ssize_t position, bytes data, uint64_t deadline,
+                     bytes extra) except -1:
+        self._followers.setdefault(slot, []).append((waiter, position, data, deadline, extra))
         self._watch(deadline)
         return 0
 
     cdef int _send(self, object waiter, Py_ssize_t position, bytes data, uint32_t key, uint64_t limit,
-                   uint64_t entry) except -1:
+                   uint64_t entry, bytes extra) except -1:
         """Hand a request to the workers. Returns 0, or 1 if there is no free slot."""
         cdef uint32_t slot
         cdef uint64_t deadline
@@ -586,6 +595,9 @@ cdef class Engine:
         self._positions[slot] = position
         self._entries[slot] = entry
         self._deadlines[slot] = deadline
+        self._keys[slot] = key
+        if extra is not None:
+            self._extras[slot] = extra
         self._in_flight += 1
         self._owed += 1
         if deadline < self._sweep_at or self._sweep_at == 0:
@@ -610,14 +622,14 @@ cdef class Engine:
                     found = self._look_up(data, batch.key, &entry)
                     if found == HSM_CACHE_HIT:
                         self._give(batch, batch.next, PyBytes_FromStringAndSize(<char *>self._found, self._found_len),
-                                   batch.key, batch.deadline, data)
+                                   batch.key, batch.deadline, data, batch.extra)
                         batch.next += 1
                         continue
                     if found == HSM_CACHE_JOINED:
-                        self._follow(<uint32_t>entry, batch, batch.next, data, batch.deadline)
+                        self._follow(<uint32_t>entry, batch, batch.next, data, batch.deadline, batch.extra)
                         batch.next += 1
                         continue
-                if self._send(batch, batch.next, data, batch.key, limit, entry) != 0:
+                if self._send(batch, batch.next, data, batch.key, limit, entry, batch.extra) != 0:
                     return False
                 batch.next += 1
         finally:
@@ -653,7 +665,7 @@ cdef class Engine:
                 hsm_client_release(self._client, slot)
                 if self._followers and slot in self._followers:
                     for follower in self._followers.pop(slot):
-                        self._give(follower[0], follower[1], signature, done.key, follower[3], follower[2])
+                        self._give(follower[0], follower[1], signature, done.key, follower[3], follower[2], follower[4])
             else:
                 self._settle_failure(&done, held)
         self._flush()
@@ -700,13 +712,13 @@ cdef class Engine:
         found = self._look_up(data, key, &entry)
         if found == HSM_CACHE_HIT:
             self._give(follower[0], follower[1], PyBytes_FromStringAndSize(<char *>self._found, self._found_len), key,
-                       deadline, data)
+                       deadline, data, follower[4])
             return True
         if found == HSM_CACHE_JOINED:
-            self._follow(<uint32_t>entry, follower[0], follower[1], data, deadline)
+            self._follow(<uint32_t>entry, follower[0], follower[1], data, deadline, follower[4])
             return True
         # The leader's slot has just been released, so there is one.
-        return self._send(follower[0], follower[1], data, key, deadline - now, entry) == 0
+        return self._send(follower[0], follower[1], data, key, deadline - now, entry, follower[4]) == 0
 
     cdef int _refill(self) except -1:
         """Give free slots to those who wait, in their order."""
@@ -730,13 +742,13 @@ cdef class Engine:
                 found = self._look_up(queued.message, queued.key, &entry)
                 if found == HSM_CACHE_HIT:
                     self._give(queued.waiter, 0, PyBytes_FromStringAndSize(<char *>self._found, self._found_len),
-                               queued.key, queued.deadline, queued.message)
+                               queued.key, queued.deadline, queued.message, queued.extra)
                     continue
                 if found == HSM_CACHE_JOINED:
-                    self._follow(<uint32_t>entry, queued.waiter, 0, queued.message, queued.deadline)
+                    self._follow(<uint32_t>entry, queued.waiter, 0, queued.message, queued.deadline, queued.extra)
                     continue
             self._send(queued.waiter, 0, queued.message, queued.key,
-                       queued.deadline - now if queued.deadline > now else 1, entry)
+                       queued.deadline - now if queued.deadline > now else 1, entry, queued.extra)
         return 0
 
     # ---- records: what is given out waits until it is kept ----
@@ -755,14 +767,16 @@ cdef class Engine:
     cdef int _flush(self) except -1:
         if self._journal is not None:
             hsm_journal_flush(self._journal._journal)
+            if self._journal._immediate or (self._journal.fail_open and hsm_journal_failure(self._journal._journal)):
+                self._release_kept(<uint64_t>-1)
         return 0
 
     cdef int _record(self, const hsm_completion *done, PyObject *waiter, object signature, uint64_t deadline) except -1:
         """The record of a completion; its waiter, if there is one, waits for that."""
         cdef hsm_journal_sign sign
         cdef uint64_t seq
-        cdef bytes tail = self._tails.get(done.key, b"}")
-        sign.time_ns = _real_time_ns()
+        cdef bytes tail = self._tail(done.key, self._extras.pop(done.slot, None) if self._extras else None)
+        sign.time_ns = self._journal._stamp()
         sign.latency_ns = done.queue_ns + done.hsm_ns
         sign.message_len = done.message_len
         sign.digest = done.digest if done.hsm_ns else NULL
@@ -779,16 +793,37 @@ cdef class Engine:
             self._hold(seq, <object>waiter, self._positions[done.slot], signature, deadline, False)
         return 0
 
+    cdef int _record_drop(self, uint32_t slot, hsm_status status) except -1:
+        """The record of a request that was given up; what becomes of it later gets another one."""
+        cdef hsm_journal_sign sign
+        cdef bytes tail = self._tail(self._keys[slot], self._extras.pop(slot, None) if self._extras else None)
+        sign.time_ns = self._journal._stamp()
+        sign.latency_ns = 0
+        sign.message_len = 0
+        sign.digest = sign.message = sign.signature = NULL
+        sign.signature_len = 0
+        sign.cached = 0
+        sign.result = b"error"
+        sign.error = hsm_status_name(status)
+        if not hsm_journal_put_sign(self._journal._journal, &sign, PyBytes_AS_STRING(tail),
+                                    <size_t>PyBytes_GET_SIZE(tail)):
+            raise MemoryError()
+        return self._flush()
+
+    cdef bytes _tail(self, uint32_t key, bytes extra):
+        cdef bytes tail = self._tails.get(key, b"}")
+        return tail if extra is None else extra + tail
+
     cdef int _give(self, object waiter, Py_ssize_t position, bytes signature, uint32_t key, uint64_t deadline,
-                   bytes message) except -1:
+                   bytes message, bytes extra) except -1:
         """Answer with a signature that was made for somebody else."""
         cdef hsm_journal_sign sign
         cdef uint64_t seq
         cdef bytes tail
         if self._journal is None:
             return _answer(waiter, position, signature)
-        tail = self._tails.get(key, b"}")
-        sign.time_ns = _real_time_ns()
+        tail = self._tail(key, extra)
+        sign.time_ns = self._journal._stamp()
         sign.latency_ns = 0
         sign.message_len = <uint64_t>PyBytes_GET_SIZE(message)
         sign.digest = NULL
@@ -865,6 +900,8 @@ cdef class Engine:
         Py_XDECREF(self._waiters[slot])
         self._waiters[slot] = NULL
         self._owed -= 1
+        if self._journal is not None:
+            self._record_drop(slot, status)
         _refuse(waiter, self._positions[slot], self._failure(status))
         if status == HSM_CLOSED:
             for follower in self._followers.pop(slot, ()):

@@ -285,6 +285,7 @@ cdef extern from "hsmcore/journal.h" nogil:
     int hsm_journal_fd(const hsm_journal *journal)
     void hsm_journal_clear(hsm_journal *journal)
     uint64_t hsm_journal_kept(const hsm_journal *journal)
+    uint64_t hsm_journal_written(const hsm_journal *journal)
     int hsm_journal_failure(const hsm_journal *journal)
     uint64_t hsm_journal_next(const hsm_journal *journal)
     int hsm_journal_put(hsm_journal *journal, const char *line, size_t len)

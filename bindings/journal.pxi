@@ -28,13 +28,16 @@ cdef class Journal:
     cdef object _loop
     cdef object _changed
     cdef object _refusal
+    cdef object _clock_stepped
+    cdef bint _immediate  # nobody waits for the disk
+    cdef uint64_t _last_time
     cdef list _engines
     cdef int _fd
     cdef uint32_t _generation
     cdef readonly bint fail_open
 
     def __cinit__(self, *, str path, str archive, uint64_t first_seq, uint64_t next_seq, uint64_t rotate_bytes,
-                  double interval_seconds, str durability, bint fail_open):
+                  double interval_seconds, str durability, bint fail_open, uint64_t last_time_ns=0):
         cdef hsm_error error
         cdef hsm_journal_options options
         cdef hsm_status status
@@ -42,6 +45,8 @@ cdef class Journal:
         self._engines = []
         self._generation = hsm_fork_generation()
         self.fail_open = fail_open
+        self._last_time = last_time_ns
+        self._immediate = durability == "interval"
         file, folder = os.fsencode(path), os.fsencode(archive)
         options.path = file
         options.archive = folder
@@ -61,11 +66,12 @@ cdef class Journal:
             with nogil:
                 hsm_journal_close(self._journal)
 
-    def attach(self, loop, changed, refusal):
-        """Serve the running `loop`. `changed(kept, failure)` is called when more lines are kept, or when writing has
-        begun to fail (an errno) or to succeed again (0). `refusal(failure)` makes the exception for those who wait for
-        lines that cannot be kept; failure 0: the disk takes too long."""
-        self._loop, self._changed, self._refusal = loop, changed, refusal
+    def attach(self, loop, changed, refusal, clock_stepped):
+        """Serve the running `loop`. `changed(written, failure)` is called when more lines are in the file, or when
+        writing has begun to fail (an errno) or to succeed again (0). `refusal(failure)` makes the exception for those
+        who wait for lines that cannot be kept; failure 0: the disk takes too long. `clock_stepped(before, now)` is
+        called before a line whose time is earlier than the one before it."""
+        self._loop, self._changed, self._refusal, self._clock_stepped = loop, changed, refusal, clock_stepped
         self._fd = hsm_journal_fd(self._journal)
         loop.add_reader(self._fd, self._ready)
 
@@ -87,6 +93,19 @@ cdef class Journal:
             lost = hsm_journal_close(journal)
         return lost
 
+    cdef uint64_t _stamp(self) except? 0:
+        """The time for the next line."""
+        cdef uint64_t now = _real_time_ns()
+        cdef uint64_t before = self._last_time
+        self._last_time = now
+        if now < before:
+            self._clock_stepped(before, now)
+        return now
+
+    def stamp(self):
+        """The time for the next line, in nanoseconds since 1970."""
+        return self._stamp()
+
     def put(self, bytes line):
         """Append a line that bears the number `next`, newline included, and have it written."""
         self._check()
@@ -105,6 +124,12 @@ cdef class Journal:
         """The number of the last line that is kept."""
         self._check()
         return hsm_journal_kept(self._journal)
+
+    @property
+    def written(self):
+        """The number of the last line that is in the file."""
+        self._check()
+        return hsm_journal_written(self._journal)
 
     @property
     def failure(self):
@@ -136,7 +161,7 @@ cdef class Journal:
                     (<Engine>engine)._release_kept(<uint64_t>-1)
                 else:
                     (<Engine>engine)._refuse_held(failure)
-        self._changed(kept, failure)
+        self._changed(hsm_journal_written(self._journal), failure)
 
 
 cdef class _Held:

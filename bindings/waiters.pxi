@@ -11,6 +11,7 @@ cdef class Batch:
     cdef Py_ssize_t remaining
     cdef uint32_t key
     cdef uint64_t deadline
+    cdef bytes extra
     cdef bint return_exceptions
 
     cdef int put(self, Py_ssize_t position, object result) except -1:
@@ -100,5 +101,6 @@ cdef class _Waiting:
 
     cdef object waiter
     cdef bytes message
+    cdef bytes extra
     cdef uint32_t key
     cdef uint64_t deadline

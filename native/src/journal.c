@@ -321,9 +321,10 @@ void hsm_journal_clear(hsm_journal *journal) {
 }
 
 uint64_t hsm_journal_kept(const hsm_journal *journal) {
-    if (journal->durability == HSM_DURABLE_INTERVAL) {
-        return journal->next - 1U;
-    }
+    return journal->durability == HSM_DURABLE_INTERVAL ? journal->next - 1U : hsm_journal_written(journal);
+}
+
+uint64_t hsm_journal_written(const hsm_journal *journal) {
     return atomic_load_explicit(&journal->kept, memory_order_acquire);
 }
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.segment import SegmentError
@@ -16,6 +17,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, BadArgument
 from hsmcore.log import get_logger
+from hsmcore.keyring import KeyVersion
 from hsmcore.members.base import Member
 
 
@@ -69,6 +71,24 @@ class AuditLog:
         if self._session is not None and key is not None and key.hsm_key_id is not None:
             signer = await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._session.origin)
             await self._session.use(signer)
+
+    def adopt(self, member: Member) -> None:
+        """From now on a member that has started records what it signs, and hands no signature out before its record is
+        kept."""
+        if self._session is not None:
+            member.record_in(self)
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where the native engine puts its records; None if nothing is recorded."""
+        return None if self._session is None else self._session.journal
+
+    def tail(self, key: KeyVersion, member: str, level: str) -> bytes:
+        """What is the same in all records of a key's signatures, as Engine.set_tail wants it."""
+        if self._session is None:
+            return b"}"
+        fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level}
+        return self._session.tail(fields)
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Note an operation. Returns its sequence number, or None if nothing is recorded. Which fields may be shown,

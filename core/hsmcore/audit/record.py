@@ -187,6 +187,17 @@ def line(seq: int, time_ns: int, operation: str, fields: Mapping[str, object], o
     return text + b"\n"
 
 
+def tail(fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
+    """The end of a line whose beginning the native core writes: from a comma to the closing brace."""
+    return b"," + orjson.dumps({**cleaned(fields), **origin})[1:]
+
+
+def extra() -> bytes | None:
+    """What the caller adds to records, as Engine.submit wants it: the tag, or None."""
+    value = _tag.get()
+    return None if value is None else b"," + orjson.dumps({"tag": _clean("tag", value, 0)})[1:-1]
+
+
 def _operation(name: str) -> str:
     # By position and by quote is how the scan finds it: it must need no escape.
     return name if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) else "unnamed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+from hsmcore._native import Journal
 from hsmcore.audit import record, retention
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
@@ -17,18 +19,17 @@ from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.note import VerifierKey, signed
 from hsmcore.audit.recover import Opened, add_key, open_log
 from hsmcore.audit.sealer import Damaged
-from hsmcore.audit.segment import SegmentError
+from hsmcore.audit.segment import SegmentError, first_seq
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
 from hsmcore.audit.tiles import TileError
-from hsmcore.audit.writer import Writer
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
 
 T = TypeVar("T")
 
-MAX_PENDING: Final = 100_000
-"""Records that may wait for the disk."""
+MAX_PENDING: Final = 64 << 20
+"""Bytes of records that may wait for the disk."""
 _PRUNE_SECONDS: Final = 3600
 
 
@@ -41,17 +42,16 @@ class Session:
         self._sealing = asyncio.Lock()
         self._lock: FolderLock | None = None
         self._opened: Opened | None = None
-        self._writer: Writer | None = None
+        self.journal: Journal | None = None
         self._signer: CheckpointSigner | None = None
         self._process = record.this_process()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: str | None = None
+        self._errno = 0
         self._dropped = 0
-        self._last_time_ns = 0
         self._pruned_at: float | None = None
-        self.last_seq = 0
         self._durable_seq = 0
         self.origin = ""
         self.checkpoint: Checkpoint | None = None
@@ -64,8 +64,9 @@ class Session:
     async def open(self) -> None:
         opened = await self._run(self._open_files)
         self.origin, self.checkpoint = opened.origin, opened.checkpoint
-        self.last_seq = self._durable_seq = opened.sealer.size
-        self._last_time_ns = opened.last_time_ns
+        self._durable_seq = opened.sealer.size
+        if self.journal is not None:
+            self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
         key = self._settings.signing_key
         if key is None or key.file is not None:
             path = self._layout.default_key if key is None or key.file is None else Path(key.file)
@@ -78,23 +79,25 @@ class Session:
         self._layout.folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = FolderLock(self._layout.lock)
         opened = self._opened = open_log(self._layout, self._settings.origin)
-        rules = self._settings
-        self._writer = Writer(
-            self._layout,
-            opened.sealer.size + 1,
-            durability=rules.durability,
-            interval=rules.flush_interval_ms / 1e3,
+        rules, log = self._settings, self._layout.log
+        following = opened.sealer.size + 1
+        self.journal = Journal(
+            path=str(log),
+            archive=str(self._layout.segments),
+            first_seq=first_seq(log) if log.exists() and log.stat().st_size else following,
+            next_seq=following,
             rotate_bytes=rules.rotate_bytes,
-            on_durable=lambda seq: self._in_loop(self._note_durable, seq),
-            on_failure=lambda error: self._in_loop(self._note_failure, error),
+            interval_seconds=rules.flush_interval_ms / 1e3,
+            durability=rules.durability,
+            fail_open=rules.on_failure == "open",
+            last_time_ns=opened.last_time_ns,
         )
         return opened
 
-    def _in_loop(self, callback: Callable[..., object], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop was closed under an open log: nobody waits any more
-            return
+    @property
+    def last_seq(self) -> int:
+        """The number of the newest record, on the disk or on its way there."""
+        return self._durable_seq if self.journal is None else self.journal.next - 1
 
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign with this key from now on, and say in the log that it is another one than before."""
@@ -117,12 +120,14 @@ class Session:
         if self._task is not None:
             await asyncio.wait({self._task})
         try:
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                left = await self._run(writer.close)
+            last = self.last_seq
+            journal, self.journal = self.journal, None
+            if journal is not None:
+                journal.detach()
+                left = await self._run(journal.close)
                 if left:
                     get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
-                self._durable_seq = self.last_seq - left
+                self._durable_seq = last - left
                 self._release_waiting()
                 self._fail_waiting("it was closed before the record was written")
                 await self.seal_or_say(prune=False)
@@ -139,34 +144,37 @@ class Session:
     # ---- recording ----
 
     def record(self, operation: str, fields: Mapping[str, object]) -> int | None:
-        writer = self._writer
-        if writer is None:
+        journal = self.journal
+        if journal is None:
             return None
-        if self._failure is not None or writer.pending >= MAX_PENDING:
+        full = journal.pending >= MAX_PENDING
+        if self._failure is not None or full:
             if self._settings.on_failure == "closed":
                 raise AuditUnavailable(
                     f"audit log {self._layout.log}: {self._failure or 'too many records wait for the disk'}"
                 )
-            if writer.pending >= MAX_PENDING:
+            if full:
                 self._dropped += 1
                 return None
-        now = time.time_ns()
-        if now < self._last_time_ns:
-            self._put(now, "clock-step", {"from_ns": self._last_time_ns, "to_ns": now})
         if self._dropped and self._failure is None:
             dropped, self._dropped = self._dropped, 0
-            self._put(now, "audit-lost", {"records": dropped})
-        self._put(now, operation, fields)
+            self._put(journal.stamp(), "audit-lost", {"records": dropped})
+        self._put(journal.stamp(), operation, fields)
         return self.last_seq
 
     def _put(self, now: int, operation: str, fields: Mapping[str, object]) -> None:
-        assert self._writer is not None  # noqa: S101  # record() has looked
-        self.last_seq += 1
-        self._last_time_ns = now
-        self._writer.put(record.line(self.last_seq, now, operation, fields, self._process))
+        if self.journal is not None:
+            self.journal.put(record.line(self.journal.next, now, operation, fields, self._process))
+
+    def _note_clock_step(self, before: int, now: int) -> None:
+        self._put(now, "clock-step", {"from_ns": before, "to_ns": now})
+
+    def tail(self, fields: Mapping[str, object]) -> bytes:
+        """What the records of one key say beside each signature, as Engine.set_tail wants it."""
+        return record.tail(fields, self._process)
 
     async def durable(self, seq: int) -> None:
-        if seq <= self._durable_seq or self._writer is None:
+        if seq <= self._durable_seq or self.journal is None:
             return
         if self._failure is None:
             future: asyncio.Future[None] = self._loop.create_future()
@@ -186,10 +194,17 @@ class Session:
         if self._settings.on_failure == "closed":
             raise AuditUnavailable(f"audit log {self._layout.log}: {problem}")
 
-    def _note_durable(self, seq: int) -> None:
-        self._durable_seq = max(seq, self._durable_seq)
+    def _changed(self, written: int, failure: int) -> None:
+        if failure != self._errno:
+            self._errno = failure
+            self._note_failure(failure)
+        self._durable_seq = max(written, self._durable_seq)
         self._release_waiting()
         self._schedule()
+
+    def _refusal(self, failure: int) -> AuditUnavailable:
+        problem = os.strerror(failure) if failure else "the disk does not answer"
+        return AuditUnavailable(f"audit log {self._layout.log}: {problem}")
 
     def _release_waiting(self) -> None:
         waiting = self._waiting
@@ -199,12 +214,12 @@ class Session:
             if not future.done():
                 future.set_result(None)
 
-    def _note_failure(self, error: OSError | None) -> None:
-        if error is None:
+    def _note_failure(self, failure: int) -> None:
+        if not failure:
             self._failure = None
             get_logger().warning("the audit log is written again", file=str(self._layout.log))
             return
-        self._failure = error.strerror or str(error)
+        self._failure = os.strerror(failure)
         get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self._failure)
         self._fail_waiting(self._failure)
 
@@ -231,7 +246,7 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._writer is not None and (self._task is None or self._task.done()):
+        if self.journal is not None and (self._task is None or self._task.done()):
             self._task = self._loop.create_task(self.seal_or_say(prune=True))
 
     async def seal_or_say(self, *, prune: bool) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.records import Deactivation, KeyRecord
 from hsmcore.keyring import KeyVersion
+
+if TYPE_CHECKING:
+    from hsmcore.audit import AuditLog
 
 
 class SigningEngine(Protocol):
@@ -25,11 +28,24 @@ class SigningEngine(Protocol):
     def waiting(self) -> int:
         """Requests that wait for room."""
 
-    def submit(self, message: object, timeout: float | None = None, key: int = 0) -> bytes | asyncio.Future[bytes]:
-        """Sign one message: its signature if the cache holds it, else a future of it."""
+    def submit(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    ) -> bytes | asyncio.Future[bytes]:
+        """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
+        goes into its audit record: members of a JSON object, beginning with a comma."""
+
+    def submit_traced(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
+        """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
 
     def submit_many(
-        self, messages: object, timeout: float | None = None, return_exceptions: bool = False, key: int = 0
+        self,
+        messages: object,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+        key: int = 0,
+        extra: bytes | None = None,
     ) -> asyncio.Future[list[Any]]:
         """Sign a batch: a future of the list of signatures, in order."""
 
@@ -85,6 +101,10 @@ class Member(Protocol):
 
     async def start(self) -> KeyVersion:
         """Connect, find and prove the configured key. When it fails or is cancelled, call `stop`."""
+
+    def record_in(self, audit: AuditLog) -> None:
+        """After `start`, once: record every signature, and hand it out when its record is kept. `engine` may be another
+        object afterwards."""
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the member by its id. Raises KeyNotFound."""

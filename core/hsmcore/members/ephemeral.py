@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from hsmcore.config import EphemeralSettings, KeyManagerConfig, Provider
 from hsmcore.control import ControlError, Deactivation, KeyNotExportable, KeyRecord
@@ -15,6 +16,10 @@ from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
 from hsmcore.members.locked import LockedKey
 from hsmcore.members.offload import OffloadEngine
+from hsmcore.members.recorded import RecordedEngine
+
+if TYPE_CHECKING:
+    from hsmcore.audit import AuditLog
 
 ALGORITHM: Algorithm = "ed25519"
 LABEL = "ephemeral"
@@ -133,9 +138,15 @@ class EphemeralMember:
             cache_nondeterministic=rules.cache_non_deterministic,
         )
 
+        self._recorded = RecordedEngine(self._engine, self.name, level)
+
     @property
-    def engine(self) -> OffloadEngine:
-        return self._engine
+    def engine(self) -> RecordedEngine:
+        return self._recorded
+
+    def record_in(self, audit: AuditLog) -> None:
+        """As Member.record_in."""
+        self._recorded.record_in(audit)
 
     def require_ready(self) -> None:
         """Everything that is needed comes with hsmcore."""
@@ -143,7 +154,7 @@ class EphemeralMember:
     async def start(self) -> KeyVersion:
         """Make the key. Raises OutOfMemory where memory cannot be locked."""
         record = await self.control.generate_key(self._settings.algorithm, LABEL)
-        key = self.control.enter(record.id, self._engine)
+        key = self._recorded.name_key(self.control.enter(record.id, self._engine))
         self._engine.attach(asyncio.get_running_loop())
         log = get_logger()
         if self.level != "emergency":
@@ -161,7 +172,7 @@ class EphemeralMember:
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key by its id. Raises KeyNotFound, KeyDeactivated."""
-        return self.control.enter(key_id.hex(), self._engine)
+        return self._recorded.name_key(self.control.enter(key_id.hex(), self._engine))
 
     async def stop(self) -> None:
         """Answer everybody and wipe the keys. Doing it twice is no error."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsmcore import hosting
 from hsmcore._native import Engine, wipe
@@ -19,6 +19,9 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.probe.find import find_token
 from hsmcore.probe.nearby import near_keys
+
+if TYPE_CHECKING:
+    from hsmcore.audit import AuditLog
 
 T = TypeVar("T")
 
@@ -59,7 +62,10 @@ class Pkcs11Member:
             cache_size=rules.max_cache_size,
             single_flight=rules.single_flight,
             cache_nondeterministic=rules.cache_non_deterministic,
+            digests=rules.audit_log_file is not None,
         )
+        self._known: list[KeyVersion] = []
+        self._audit: AuditLog | None = None
         self._spin_seconds = rules.spin_micros / 1e6
         self._warm_seconds = rules.warm_micros / 1e6
         self._slot_id = -1 if settings.slot_id is None else settings.slot_id
@@ -171,7 +177,23 @@ class Pkcs11Member:
         return await self._add_key(id=key_id)
 
     async def _add_key(self, **selector: Any) -> KeyVersion:
-        return KeyVersion.of_engine(await self._run(lambda: self.engine.add_key(**selector)))
+        version = KeyVersion.of_engine(await self._run(lambda: self.engine.add_key(**selector)))
+        self._known.append(version)
+        self._name_in_records(version)
+        return version
+
+    def record_in(self, audit: AuditLog) -> None:
+        """As Member.record_in: the native engine writes the records."""
+        journal = audit.journal
+        if journal is not None:
+            self._audit = audit
+            for version in self._known:
+                self._name_in_records(version)
+            self.engine.record_in(journal)
+
+    def _name_in_records(self, version: KeyVersion) -> None:
+        if self._audit is not None:
+            self.engine.set_tail(version.index, self._audit.tail(version, self.name, self.level))
 
     async def stop(self) -> None:
         """Answer everybody, stop the workers, let the token and the module go. Doing it twice is no error."""

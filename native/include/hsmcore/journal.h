@@ -38,6 +38,8 @@ int hsm_journal_fd(const hsm_journal *journal);
 void hsm_journal_clear(hsm_journal *journal);
 /* The last line that is kept as `durability` says. */
 uint64_t hsm_journal_kept(const hsm_journal *journal);
+/* The last line that is in the file: the same but for HSM_DURABLE_INTERVAL. */
+uint64_t hsm_journal_written(const hsm_journal *journal);
 /* 0 while writing succeeds; else why it does not, an errno: ESTALE when the file is no longer the one that was opened. The
  * journal tries again by itself twice a second, and keeps the lines until then. */
 int hsm_journal_failure(const hsm_journal *journal);

@@ -48,13 +48,18 @@ class KmsMember:
         self._client: KmsClient | None = None
         self._keys: KmsKeys | None = None
         self._engine: OffloadEngine | None = None
+        self._recorded: RecordedEngine | None = None
         self._control: KmsControl | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = False
 
     @property
-    def engine(self) -> OffloadEngine:
-        return _made(self._engine)
+    def engine(self) -> RecordedEngine:
+        return _made(self._recorded)
+
+    def record_in(self, audit: AuditLog) -> None:
+        """As Member.record_in."""
+        self.engine.record_in(audit)
 
     @property
     def control(self) -> KmsControl:
@@ -70,7 +75,7 @@ class KmsMember:
         surroundings, credentials = await loop.run_in_executor(self._thread, self._session.open)
         self._assemble(surroundings, credentials)
         key = await self._load(self._settings.key_id, self._settings)
-        self.engine.attach(loop)
+        _made(self._engine).attach(loop)
         if self._session.renews:
             self._spawn(self._renew())
         get_logger().info(
@@ -107,6 +112,7 @@ class KmsMember:
             cache_nondeterministic=rules.cache_non_deterministic,
             verify_every=VERIFY_EVERY[settings.verify_signatures],
         )
+        self._recorded = RecordedEngine(self._engine, self.name, self.level)
         self._client.lost = self._lost
         self._client.retried = self._retried
 
@@ -126,11 +132,11 @@ class KmsMember:
         if index is None:
             await keys.prove(key)
             most = None if key.form.order else MAX_RAW_MESSAGE
-            index = self.engine.add_key(key.form.algorithm, key.public_key, most, "the limit of AWS KMS")
+            index = _made(self._engine).add_key(key.form.algorithm, key.public_key, most, "the limit of AWS KMS")
             keys.by_index[index] = key
         elif keys.by_index[index].public_key != key.public_key:
             raise KeyMismatch(f"key {name!r} is another one than before", member=self.name)
-        return KeyVersion(key.id, name, key.form.algorithm, key.public_key, index)
+        return self.engine.name_key(KeyVersion(key.id, name, key.form.algorithm, key.public_key, index))
 
     def _check_pin(self, key: KmsKey, pin: AwsKmsSettings) -> None:
         if pin.algorithm is not None and pin.algorithm != key.form.algorithm:
