@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -99,25 +99,23 @@ class KeyManager:
                 return
             member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
             key = await self._start(member)
-            await self._audit_with(member, member.stop)
+            await self.audit.use_member(member, member.stop)
         except BaseException as error:
             if isinstance(error, LoginError):
                 self._refused = error.with_traceback(None)
-                self.audit.note("login", result="error", error=error.status, member=self._rules.name)
-            self.audit.note("open", result="error", error=type(error).__name__, member=self._rules.name)
+            self._record.not_opened(error)
             await self.audit.close()
             raise
         self._member = member
         self._ring = KeyRing()
         self._ring.add(key)
         self._use(member, key)
-        self.audit.note("login", result="ok", member=member.name, level=member.level)
-        self.audit.note("open", result="ok", member=member.name, key_id=key.id)
+        self._record.opened([(member.name, member.level)], key)
         self._events.emit("initialized", member=member.name, key_id=key.id)
 
     async def _open_levels(self) -> None:
         service = await FailoverService.open(self.config, self._verify_version, self.audit, self._events)
-        await self._audit_with(service.member, service.close)
+        await self.audit.use_member(service.member, service.close)
         self._ring = KeyRing()
         service.router.on_key = self._learn_key
         service.router.check = self._life.check
@@ -125,17 +123,8 @@ class KeyManager:
             self._learn_key(seat)
         self._ring.make_current(service.version.id)
         self._failover = service
-        for seat in service.running():
-            self.audit.note("login", result="ok", member=seat.name, level=seat.level_name)
-        self.audit.note("open", result="ok", member=service.member.name, key_id=service.version.id)
+        self._record.opened([(seat.name, seat.level_name) for seat in service.running()], service.version)
         self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
-
-    async def _audit_with(self, member: Member, stop: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await self.audit.use_member(member)
-        except BaseException:
-            await stop()
-            raise
 
     def _learn_key(self, seat: Seat) -> None:
         seat.use(told_apart(seat.key_version, list(self._ring), seat.name))
@@ -156,8 +145,7 @@ class KeyManager:
     def _refuse(self) -> None:
         if self._failover is not None:
             self._failover.refuse()
-        # Where the member signs the last checkpoint too, the life cycle's state alone refuses requests: all of an
-        # audited key manager's go by it.
+        # Where the member signs the last checkpoint too, the life cycle's state alone refuses requests.
         if self._member is not None and not self.audit.needs_member:
             self._member.engine.refuse()
 
@@ -321,9 +309,7 @@ class KeyManager:
         self._life.check_open()
         versions = [self._ring.get(key_id)] if key_id is not None else self._ring.for_verification()
         valid = await self._verifiers.verify(versions, message, signature)
-        if self._audited:
-            self.audit.note("verify", message=bytes(message), signature=signature, key_id=key_id, valid=valid)
-        return valid
+        return self._record.verification(message, signature, key_id, valid)
 
     # ---- keys ----
 

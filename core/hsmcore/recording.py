@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hsmcore.audit import AuditLog
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, LoginError
 from hsmcore.keyring import KeyVersion
 
 
@@ -16,6 +17,26 @@ class Recorder:
         self._audit = audit
         self._name = name
         self.enabled = audit.enabled
+
+    def opened(self, members: Iterable[tuple[str, str]], key: KeyVersion) -> None:
+        """The key manager is open: the members (name, level) that were logged in to, and the key that signs."""
+        first = None
+        for name, level in members:
+            first = first or name
+            self._audit.note("login", result="ok", member=name, level=level)
+        self._audit.note("open", result="ok", member=first, key_id=key.id)
+
+    def not_opened(self, error: BaseException) -> None:
+        """Opening failed."""
+        if isinstance(error, LoginError):
+            self._audit.note("login", result="error", error=error.status, member=self._name)
+        self._audit.note("open", result="error", error=type(error).__name__, member=self._name)
+
+    def verification(self, message: Any, signature: bytes, key_id: str | None, valid: bool) -> bool:
+        """A verification that was asked for. Returns `valid`."""
+        if self.enabled:
+            self._audit.note("verify", message=bytes(message), signature=signature, key_id=key_id, valid=valid)
+        return valid
 
     def signature(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from hsmcore._native import Journal
@@ -65,12 +65,18 @@ class AuditLog:
             raise
         self._session = session
 
-    async def use_member(self, member: Member) -> None:
-        """Sign checkpoints with a key of this member, if the configuration names one. Raises HsmError."""
+    async def use_member(self, member: Member, stop: Callable[[], Awaitable[None]]) -> None:
+        """Sign checkpoints with a key of this member, if the configuration names one. If that cannot be, `stop` is
+        called. Raises HsmError."""
         key = self._settings.signing_key
-        if self._session is not None and key is not None and key.hsm_key_id is not None:
+        if self._session is None or key is None or key.hsm_key_id is None:
+            return
+        try:
             signer = await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._session.origin)
             await self._session.use(signer)
+        except BaseException:
+            await stop()
+            raise
 
     def adopt(self, member: Member) -> None:
         """From now on a member that has started records what it signs, and hands no signature out before its record is
