@@ -81,7 +81,7 @@ cdef class Journal:
             self._loop.remove_reader(self._fd)
             self._fd = -1
         for engine in self._engines:
-            (<Engine>engine)._refuse_held(0)
+            (<Recorder>engine)._refuse_held(0)
         self._engines.clear()
 
     def close(self):
@@ -155,12 +155,12 @@ cdef class Journal:
         kept = hsm_journal_kept(self._journal)
         failure = hsm_journal_failure(self._journal)
         for engine in self._engines:
-            (<Engine>engine)._release_kept(kept)
+            (<Recorder>engine)._release_kept(kept)
             if failure:
                 if self.fail_open:
-                    (<Engine>engine)._release_kept(<uint64_t>-1)
+                    (<Recorder>engine)._release_kept(<uint64_t>-1)
                 else:
-                    (<Engine>engine)._refuse_held(failure)
+                    (<Recorder>engine)._refuse_held(failure)
         self._changed(hsm_journal_written(self._journal), failure)
 
 

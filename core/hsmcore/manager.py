@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from hsmcore.audit import AuditLog
+from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
 from hsmcore.errors import HsmError, LoginError, NotInitialized
 from hsmcore.events import Callback, Events
 from hsmcore.failover.batch import sign_many
-from hsmcore.failover.request import Maker
 from hsmcore.failover.seat import Seat
 from hsmcore.failover.service import FailoverService, told_apart
 from hsmcore.keyring import KeyRing, KeyVersion
@@ -65,7 +65,7 @@ class KeyManager:
         self._key: KeyVersion | None = None
         self._refused: LoginError | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
-        self._submit: Callable[[object, float | None, int], Signed] = _not_initialized
+        self._submit: Callable[[object, float | None, int, bytes | None], Signed] = _not_initialized
         self._key_index = 0
         self._audited = self.audit.enabled
         self._record = Recorder(self.audit, self._rules.name)
@@ -100,6 +100,7 @@ class KeyManager:
             member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
             key = await self._start(member)
             await self.audit.use_member(member, member.stop)
+            self.audit.adopt(member)
         except BaseException as error:
             if isinstance(error, LoginError):
                 self._refused = error.with_traceback(None)
@@ -127,6 +128,9 @@ class KeyManager:
         self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
 
     def _learn_key(self, seat: Seat) -> None:
+        if seat.member is not None:
+            self.audit.adopt(seat.member)
+            seat.bind()
         seat.use(told_apart(seat.key_version, list(self._ring), seat.name))
         self._ring.add(seat.key_version)
 
@@ -199,11 +203,17 @@ class KeyManager:
         With failover, AllLevelsFailed says that no level could sign, and why. `allow_other_key`: another key may sign
         the message although a signature under the first one may exist already.
         """
-        if self._audited:
-            return (await self.sign_with_receipt(message, timeout, allow_other_key=allow_other_key)).signature
-        if self._failover is not None:
-            return await self._failover.router.sign(message, timeout, allow_other_key)
-        signed = self._submit(message, timeout, self._key_index)
+        extra = audit_extra() if self._audited else None
+        try:
+            if self._failover is not None:
+                router = self._failover.router
+                if extra is None:
+                    return await router.sign(message, timeout, allow_other_key)
+                return (await router.sign_traced(message, timeout, allow_other_key, extra)).signature
+            signed = self._submit(message, timeout, self._key_index, extra)
+        except HsmError as error:
+            self._record.failure("sign", message, error)
+            raise
         if isinstance(signed, bytes):
             return signed
         try:
@@ -237,27 +247,18 @@ class KeyManager:
         If one fails, its error is raised at once, unless `return_exceptions` puts it into the list instead. An invalid
         message is refused before anything is signed. `timeout` is for the whole batch.
         """
-        messages = [m if isinstance(m, bytes) or not self._audited else _copied(m) for m in messages]
-        begun = time.perf_counter_ns()
+        messages = list(messages)
         self._life.check()
+        extra = audit_extra() if self._audited else None
         try:
             if self._failover is not None:
-                results, makers = await sign_many(self._failover.router, messages, timeout, return_exceptions)
-            else:
-                member, key = self._opened(), self._current()
-                future = member.engine.submit_many(messages, timeout, return_exceptions, key.index)
-                results = await self._awaited(future)
-                makers = [Maker(member.name, member.level, key)] * len(results)
-        except (HsmError, asyncio.CancelledError) as error:
+                return (await sign_many(self._failover.router, messages, timeout, return_exceptions, extra))[0]
+            engine = self._opened().engine
+            future = engine.submit_many(messages, timeout, return_exceptions, self._current().index, extra)
+        except HsmError as error:
             self._record.failure("sign-many", None, error)
             raise
-        if self._audited:
-            latency = time.perf_counter_ns() - begun
-            sequence = None
-            for message, result, maker in zip(messages, results, makers, strict=True):
-                sequence = self._record.signature(*maker, message, result, False, latency)
-            await self._record.settled(sequence)
-        return results
+        return await self._awaited(future)
 
     async def sign_with_receipt(
         self,
@@ -269,26 +270,19 @@ class KeyManager:
         """Sign one message and say who did it. Errors as `sign`."""
         begun = time.perf_counter_ns()
         self._life.check()
-        if self._audited:
-            message = _copied(message)  # the record is of what was signed, whatever becomes of the buffer
+        extra = audit_extra() if self._audited else None
         try:
             if self._failover is not None:
-                made = await self._failover.router.sign_traced(message, timeout, allow_other_key)
-                signature, key, cached = made.signature, made.version, made.cached
-                member, level = made.seat.name, made.seat.level_name
-            else:
-                opened, key = self._opened(), self._current()
-                member, level = opened.name, opened.level
-                signed = self._submit(message, timeout, key.index)
-                cached = isinstance(signed, bytes)
-                signature = signed if isinstance(signed, bytes) else await self._awaited(signed)
-        except (HsmError, asyncio.CancelledError) as error:
+                made = await self._failover.router.sign_traced(message, timeout, allow_other_key, extra)
+                return made.receipt(time.perf_counter_ns() - begun)
+            member, key = self._opened(), self._current()
+            future = member.engine.submit_traced(message, timeout, key.index, extra)
+        except HsmError as error:
             self._record.failure("sign", message, error)
             raise
+        signature, sequence, cached = await self._awaited(future)
         latency = time.perf_counter_ns() - begun
-        sequence = self._record.signature(member, level, key, message, signature, cached, latency)
-        await self._record.settled(sequence)
-        return Receipt(signature, key.id, key.public_key, member, level, cached, latency, sequence)
+        return Receipt(signature, key.id, key.public_key, member.name, member.level, cached, latency, sequence)
 
     async def _awaited(self, future: asyncio.Future[T]) -> T:
         try:
@@ -432,10 +426,6 @@ class KeyManager:
         self._key = key
         self._key_index = key.index
         self._submit = engine.submit
-
-
-def _copied(message: object) -> Any:
-    return bytes(message) if isinstance(message, (bytearray, memoryview)) else message
 
 
 def _stem(label: str) -> str:

@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
@@ -32,7 +31,7 @@ static int sync_folder(const char *path) {
 }
 
 static int sync_parent(const char *path) {
-    char *copy = strdup(path);
+    char *copy = hsm_strdup(path);
     if (copy == NULL) {
         return ENOMEM;
     }
@@ -41,7 +40,7 @@ static int sync_parent(const char *path) {
         slash[slash == copy ? 1 : 0] = '\0';
     }
     int failure = sync_folder(slash != NULL ? copy : ".");
-    free(copy);
+    hsm_free(copy);
     return failure;
 }
 
@@ -176,7 +175,7 @@ static void empty_group(hsm_journal *journal, hsm_journal_buffer *group) {
     group->used = 0;
     group->lines = 0;
     if (group->capacity > KEPT_CAPACITY) {
-        free(group->data);
+        hsm_free(group->data);
         *group = (hsm_journal_buffer){.data = NULL};
     }
 }
@@ -209,7 +208,7 @@ static void *run(void *argument) {
         tell(journal);
     }
     journal->lost = group.lines;
-    free(group.data);
+    hsm_free(group.data);
     return NULL;
 }
 
@@ -225,7 +224,7 @@ static void release(hsm_journal *journal) {
         hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
     }
     (void)pthread_mutex_destroy(&journal->lock);
-    free(journal->filling.data);
+    hsm_free(journal->filling.data);
     hsm_free(journal->path);
     hsm_free(journal->archive);
     hsm_free(journal);

@@ -1,5 +1,4 @@
 /* Appending lines. Formatting is by hand: snprintf would cost more than all the rest of a record. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "algorithm.h"
@@ -18,10 +17,14 @@ static bool grow(hsm_journal_buffer *buffer, size_t more) {
     while (capacity < wanted) {
         capacity *= 2;
     }
-    char *data = realloc(buffer->data, capacity);
+    char *data = hsm_alloc(capacity);
     if (data == NULL) {
         return false;
     }
+    if (buffer->used > 0) {
+        memcpy(data, buffer->data, buffer->used);
+    }
+    hsm_free(buffer->data);
     buffer->data = data;
     buffer->capacity = capacity;
     return true;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from tests.support.audit_logs import copy_of, files_at_most, keys_of, settings, 
 from tests.support.loops import one_loop
 
 import hsmcore
-from hsmcore.audit import AuditLog, tagged
+from hsmcore._native import Journal
+from hsmcore.audit import AuditLog, session, tagged
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
+from hsmcore.audit.recover import open_log
 from hsmcore.audit.segment import segments
 from hsmcore.audit.trust import Trust
 from hsmcore.audit.verify import verify
@@ -106,21 +109,43 @@ async def test_a_clock_that_jumps_back_is_recorded(tmp_path, monkeypatch):
     path = tmp_path / "audit.log"
     log = await opened(path)
     log.record("sign")
-    now = time.time_ns()
-    monkeypatch.setattr(time, "time_ns", lambda: now - 10**12)
-    log.record("sign")
-    log.record("sign")
     await log.close()
-    monkeypatch.setattr(time, "time_ns", lambda: now - 10**15)
+    later = time.time_ns() + 10**15
+    monkeypatch.setattr(session, "open_log", lambda *given: replace(open_log(*given), last_time_ns=later))
     log = await opened(path)
+    log.record("sign")
     log.record("sign")
     await log.close()
     found = records(Layout(path))
-    assert [record["operation"] for record in found] == ["sign", "clock-step", "sign", "sign", "clock-step", "sign"]
-    assert found[1]["to_ns"] == now - 10**12
-    early = [r for block in Query(Layout(path), 0, (now - 10**15) / 1e9 + 1, None).blocks() for r in block]
-    assert [record["seq"] for record in early] == [5, 6], "the index does not take time for order"
+    assert [record["operation"] for record in found] == ["sign", "clock-step", "sign", "sign"]
+    assert found[1]["from_ns"] == later
+    assert abs(found[1]["to_ns"] - time.time_ns()) < 60 * 10**9
     assert verify(Layout(path)).ok
+
+
+async def test_the_engine_s_own_records_look_at_the_clock_too(tmp_path):
+    steps = []
+    archive = tmp_path / "segments"
+    archive.mkdir()
+    journal = Journal(
+        path=str(tmp_path / "audit.log"),
+        archive=str(archive),
+        first_seq=1,
+        next_seq=1,
+        rotate_bytes=1 << 20,
+        interval_seconds=0.05,
+        durability="fsync",
+        fail_open=False,
+        last_time_ns=2**63,
+    )
+    journal.attach(
+        asyncio.get_running_loop(), lambda *_: None, OSError, lambda before, now: steps.append((before, now))
+    )
+    first, second = journal.stamp(), journal.stamp()
+    assert steps == [(2**63, first)]
+    assert second >= first
+    journal.detach()
+    assert journal.close() == 0
 
 
 @one_loop

@@ -169,7 +169,7 @@ async def test_five_hundred_signatures_have_five_hundred_records(world, tmp_path
     assert records == dict(zip(expected, (signature.hex() for signature in signatures), strict=True))
 
 
-async def test_a_cancelled_signature_is_recorded_as_such(world, shim, tmp_path):
+async def test_a_signature_that_nobody_takes_is_recorded_as_such(world, shim, tmp_path):
     path = tmp_path / "audit.log"
     config = world.config(settings={"modulePath": shim.path, "sessions": 1}, auditLogFile=str(path))
     async with opened(config) as manager:
@@ -182,7 +182,11 @@ async def test_a_cancelled_signature_is_recorded_as_such(world, shim, tmp_path):
         with pytest.raises(hsmcore.DeadlineExceeded):
             await manager.sign(b"y", timeout=0.05)
         shim.release()
-    assert [r["error"] for r in lines(path) if r.get("result") == "error"] == ["CANCELLED", "DEADLINE_EXCEEDED"]
+    signs = {r["result"]: r for r in lines(path) if r["operation"] == "sign"}
+    assert signs.keys() == {"unclaimed", "error"}
+    assert signs["error"]["error"] == "DEADLINE_EXCEEDED"
+    assert signs["unclaimed"]["message_sha256"] == hashlib.sha256(b"x").hexdigest()
+    assert signs["unclaimed"]["signature"]
 
 
 @pytest.mark.parametrize("call", ["sign", "sign_many"])

@@ -14,6 +14,7 @@ from hsmcore.audit.record import ALLOWED, MAX_LINE_BYTES, cleaned, line, redacte
 SECRET = "hunter2-hunter2"
 ORIGIN = this_process()
 
+unlisted = st.text(max_size=12).filter(lambda name: name not in ALLOWED)
 leaves = st.one_of(
     st.just(SECRET), st.just(SECRET.encode()), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=9)
 )
@@ -21,13 +22,10 @@ anything = st.recursive(
     leaves,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.dictionaries(
-            st.one_of(st.text(max_size=12), st.sampled_from(["pin", "config", "x", SECRET])), inner, max_size=4
-        ),
+        st.dictionaries(st.one_of(unlisted, st.sampled_from(["pin", "config", "x", SECRET])), inner, max_size=4),
     ),
     max_leaves=25,
 )
-unlisted = st.text(min_size=1, max_size=12).filter(lambda name: name not in ALLOWED)
 
 
 @given(st.dictionaries(unlisted, anything, max_size=6))

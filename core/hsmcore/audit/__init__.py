@@ -1,6 +1,6 @@
 """The tamper-evident audit log; docs/AUDIT.md describes its files and how to check them.
 
-Reading order: record (what is written), writer (the lines), sealer (tree, index, checkpoints), recover (after a crash),
+Reading order: record (what is written), sealer (tree, index, checkpoints), recover (after a crash),
 log (all of it together); then query, verify, prove, retention. layout, note, checkpoint, tiles, segment and index are
 the files.
 """

@@ -16,8 +16,8 @@ from hsmcore.audit.signers import HsmSigner
 from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, BadArgument
-from hsmcore.log import get_logger
 from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
 from hsmcore.members.base import Member
 
 

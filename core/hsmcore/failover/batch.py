@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 
 async def sign_many(
-    router: Router, messages: Sequence[Any], timeout: float | None, return_exceptions: bool
+    router: Router,
+    messages: Sequence[Any],
+    timeout: float | None,
+    return_exceptions: bool,
+    extra: bytes | None = None,
 ) -> tuple[list[Any], list[Maker]]:
-    """Signatures or errors, and of each who made it, or should have."""
+    """Signatures or errors, and of each who made it, or should have. `extra` goes into the audit records."""
     batch = [message if type(message) is bytes else frozen(message) for message in messages]
     router.check()
     seat = router.levels.pick()
     begun = monotonic_ns()
     if seat is None or seat.level_name == EMERGENCY or router.has_pledges:
-        return await _one_by_one(router, seat, batch, timeout, return_exceptions)
+        return await _one_by_one(router, seat, batch, timeout, return_exceptions, extra)
     try:
-        results = await router.submit_many(seat, batch, timeout)
+        results = await router.submit_many(seat, batch, timeout, extra)
     except HsmError as error:
         if router.is_request_s_own(error):
             raise
@@ -35,7 +39,7 @@ async def sign_many(
     makers = [_maker(seat)] * len(batch)
     failed = [index for index, result in enumerate(results) if type(result) is not bytes]
     if failed:
-        again = [router.resume(batch[index], begun, timeout, seat, results[index]) for index in failed]
+        again = [router.resume(batch[index], begun, timeout, seat, results[index], extra) for index in failed]
         for index, done in zip(failed, await asyncio.gather(*again, return_exceptions=True), strict=True):
             if isinstance(done, Answer):
                 results[index], makers[index] = done.signature, done.maker
@@ -47,7 +51,12 @@ async def sign_many(
 
 
 async def _one_by_one(
-    router: Router, seat: Seat | None, batch: list[Any], timeout: float | None, return_exceptions: bool
+    router: Router,
+    seat: Seat | None,
+    batch: list[Any],
+    timeout: float | None,
+    return_exceptions: bool,
+    extra: bytes | None,
 ) -> tuple[list[Any], list[Maker]]:
     """Where each message has to be looked at: whether it is bound to a key, or may have a unit of the budget."""
     for message in batch:  # before anything is signed
@@ -56,7 +65,7 @@ async def _one_by_one(
         if not message:
             raise EmptyMessage("a message must have at least one byte")
     nobody = _maker(seat) if seat is not None else Maker("", "", router.version)
-    tasks = [asyncio.ensure_future(router.sign_traced(message, timeout)) for message in batch]
+    tasks = [asyncio.ensure_future(router.sign_traced(message, timeout, extra=extra)) for message in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     except BaseException:

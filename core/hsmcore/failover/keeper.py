@@ -191,7 +191,7 @@ class Keeper:
         """One signature, judged in software. Raises HsmError."""
         version = seat.key_version
         message, begun = probe_message(), monotonic_ns()
-        signed = seat.submit(message, max(0.05, min(seat.interval / SECOND, 2.0)), version.index)
+        signed = seat.submit(message, max(0.05, min(seat.interval / SECOND, 2.0)), version.index, b"")
         signature = signed if isinstance(signed, bytes) else await signed
         took = monotonic_ns() - begun
         if not await self._verify(version, message, signature):

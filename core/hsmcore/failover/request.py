@@ -13,6 +13,7 @@ from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts
 from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
+from hsmcore.receipt import Receipt
 
 PLEDGE_NS: Final = 120_000_000_000
 """How long a message stays bound to the key of an attempt whose outcome nobody knows: longer than a Solana transaction
@@ -36,10 +37,18 @@ class Answer:
     seat: Seat
     version: KeyVersion
     cached: bool
+    audit_seq: int | None = None
 
     @property
     def maker(self) -> Maker:
         return Maker(self.seat.name, self.seat.level_name, self.version)
+
+    def receipt(self, latency_ns: int) -> Receipt:
+        """For the caller."""
+        key, seat = self.version, self.seat
+        return Receipt(
+            self.signature, key.id, key.public_key, seat.name, seat.level_name, self.cached, latency_ns, self.audit_seq
+        )
 
 
 @dataclass(slots=True)
@@ -49,6 +58,8 @@ class Request:
     message: bytes
     deadline: int
     allow_other_key: bool
+    extra: bytes | None = None
+    """What the caller adds to its audit records."""
     attempts: Attempts[Seat] = field(default_factory=Attempts)
     causes: dict[str, HsmError] = field(default_factory=dict)
 

@@ -97,11 +97,14 @@ class Router:
         self._failed(seat, failure, request)
         return (await self._route(request)).signature
 
-    async def sign_traced(self, message: Any, timeout: float | None = None, allow_other_key: bool = False) -> Answer:
-        """Sign, and say who did it."""
+    async def sign_traced(
+        self, message: Any, timeout: float | None = None, allow_other_key: bool = False, extra: bytes | None = None
+    ) -> Answer:
+        """Sign, and say who did it. `extra` goes into the audit records."""
         if type(message) is not bytes:
             message = frozen(message)
         request = self._request(message, monotonic_ns(), timeout, allow_other_key)
+        request.extra = extra
         if self._pledges and not allow_other_key:
             request.attempts.bound_to = self._pledges.get(message)
         seat = self.levels.pick()
@@ -113,15 +116,26 @@ class Router:
 
     # ---- for batches; see batch.sign_many ----
 
-    async def submit_many(self, seat: Seat, batch: list[Any], timeout: float | None) -> list[Any]:
+    async def submit_many(
+        self, seat: Seat, batch: list[Any], timeout: float | None, extra: bytes | None = None
+    ) -> list[Any]:
         """Signatures and errors of one member."""
-        future = seat.signing.submit_many(batch, self._share(timeout), True, seat.index)
+        future = seat.signing.submit_many(batch, self._share(timeout), True, seat.index, extra)
         results: list[Any] = await self._pending(seat, future)
         return results
 
-    async def resume(self, message: bytes, begun: int, timeout: float | None, seat: Seat, error: HsmError) -> Answer:
+    async def resume(
+        self,
+        message: bytes,
+        begun: int,
+        timeout: float | None,
+        seat: Seat,
+        error: HsmError,
+        extra: bytes | None = None,
+    ) -> Answer:
         """Go on with a message whose attempt on `seat` failed; `begun` in monotonic ns."""
         request = self._request(message, begun, timeout, allow_other_key=False)
+        request.extra = extra
         self._failed(seat, error, request)
         return await self._route(request)
 
@@ -170,14 +184,16 @@ class Router:
                 episode = await self._spend(seat)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
             share = left / 2 if self._halve else left
-            signed = seat.submit(request.message, share, version.index)
-            if isinstance(signed, bytes):
-                return self._answered(seat, Answer(signed, seat, version, cached=True), episode)
+            seq, cached = None, False
             if self._hedging and version.algorithm == "ed25519":
+                signed = seat.submit(request.message, share, version.index, request.extra)
+                if isinstance(signed, bytes):
+                    return self._answered(seat, Answer(signed, seat, version, cached=True), episode)
                 signature, seat = await hedged(self, seat, signed, request.message, share)
                 version = seat.version or version
             else:
-                signature = await self._pending(seat, signed)
+                asked = seat.traced(request.message, share, version.index, request.extra)
+                signature, seq, cached = await self._pending(seat, asked)
         except HsmError as error:
             if episode and not may_have_signed(error) and self.budget is not None:
                 self.budget.give_back(episode)
@@ -186,7 +202,7 @@ class Router:
         if not seat.trusted:
             self.levels.succeeded(seat, monotonic_ns())
             self.settle()
-        return self._answered(seat, Answer(signature, seat, version, cached=False), episode)
+        return self._answered(seat, Answer(signature, seat, version, cached, seq), episode)
 
     def _answered(self, seat: Seat, answer: Answer, episode: int) -> Answer:
         if episode:

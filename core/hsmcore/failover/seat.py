@@ -13,10 +13,11 @@ from hsmcore.failover.member_state import MemberState
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.base import Member, SigningEngine
 
-Submit = Callable[[object, float | None, int], bytes | asyncio.Future[bytes]]
+Submit = Callable[..., bytes | asyncio.Future[bytes]]
+Traced = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
 
 
-def _nobody(_message: object, _timeout: float | None, _key: int) -> bytes:
+def _nobody(*_arguments: object) -> Any:
     raise NotInitialized("the member has not started")
 
 
@@ -25,7 +26,7 @@ class Seat(MemberState):
 
     __slots__ = (
         *("_complete", "busy_since", "done", "index", "level_name", "make", "member", "patience", "pending", "probing"),
-        *("signed", "submit", "version", "versions", "watch", "where"),
+        *("signed", "submit", "traced", "version", "versions", "watch", "where"),
     )
 
     def __init__(
@@ -53,6 +54,7 @@ class Seat(MemberState):
         """Its keys by public key; `index` is the key's place in its engine."""
         self.index = 0
         self.submit: Submit = _nobody
+        self.traced: Traced = _nobody
         self.pending: set[asyncio.Future[Any]] = set()
         """Answers that somebody waits for: they can be moved to another member when this one hangs."""
         self.watch = LatencyWatch()
@@ -86,14 +88,19 @@ class Seat(MemberState):
             await member.stop()
             raise
         self.member = member
-        self.engine = member.engine
-        self.submit = member.engine.submit
+        self.bind()
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()
         self.versions = {version.public_key: version}
         self.use(version)
         return version
+
+    def bind(self) -> None:
+        """Take the member's engine, which is another object once the member records."""
+        if self.member is not None:
+            self.engine = engine = self.member.engine
+            self.submit, self.traced = engine.submit, engine.submit_traced
 
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on."""
@@ -111,6 +118,6 @@ class Seat(MemberState):
     async def stop(self) -> None:
         """Answer everybody and close the member. Doing it twice is no error."""
         member, self.member = self.member, None
-        self.submit = _nobody
+        self.submit = self.traced = _nobody
         if member is not None:
             await member.stop()

@@ -32,7 +32,7 @@ class SigningEngine(Protocol):
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]:
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
-        goes into its audit record: members of a JSON object, beginning with a comma."""
+        goes into its audit record: members of a JSON object, beginning with a comma; b"": there is to be none."""
 
     def submit_traced(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from hsmcore.config import AwsKmsSettings, KeyManagerConfig, Provider
@@ -22,6 +22,10 @@ from hsmcore.members.kms.keys import KmsKey, KmsKeys
 from hsmcore.members.kms.sigv4 import Credentials, Signer
 from hsmcore.members.offload import OffloadEngine
 from hsmcore.members.pkcs11 import VERIFY_EVERY
+from hsmcore.members.recorded import RecordedEngine
+
+if TYPE_CHECKING:
+    from hsmcore.audit import AuditLog
 
 T = TypeVar("T")
 
@@ -148,7 +152,7 @@ class KmsMember:
     # ---- when something fails ----
 
     def _retried(self, name: str) -> None:
-        self.engine.meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
+        _made(self._engine).meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
 
     def _lost(self) -> None:
         """No connection can be made: nothing is sent until a probe has found KMS, and the keys, as they were."""
@@ -168,15 +172,15 @@ class KmsMember:
                 await _made(self._keys).prove_again()
             except KeyMismatch as error:
                 get_logger().error("member down for good: not the key that it was", member=self.name, error=str(error))
-                self.engine.set_down(True, error.status)
+                _made(self._engine).set_down(True, error.status)
                 return
             except HsmError as error:
-                self.engine.set_down(True, error.status if error.error_class == "AUTH_FATAL" else "TOKEN_LOST")
+                _made(self._engine).set_down(True, error.status if error.error_class == "AUTH_FATAL" else "TOKEN_LOST")
             else:
                 break
         self._probing = False
-        self.engine.meter.recoveries["MEMBER_DOWN"] += 1
-        self.engine.set_down(False)
+        _made(self._engine).meter.recoveries["MEMBER_DOWN"] += 1
+        _made(self._engine).set_down(False)
         get_logger().info("member up again", member=self.name)
 
     async def _renew(self) -> None:
