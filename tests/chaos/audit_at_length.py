@@ -10,6 +10,7 @@ import pytest
 from tests.support.audit_kills import kill_again_and_again
 from tests.support.audit_tampering import World, tamper
 from tests.support.audit_volume import BEGIN_NS, write_volume
+from tests.support.signing_kills import kill_signers
 
 from hsmcore.audit.prove import inclusion_proof
 from hsmcore.audit.query import Query
@@ -29,6 +30,12 @@ def test_two_thousand_tamperings_are_found_and_located(tmp_path):
 
 def test_two_hundred_kills_leave_a_log_that_verifies(tmp_path):
     kill_again_and_again(tmp_path / "audit.log", 200, seed=2)
+
+
+def test_two_hundred_kills_let_no_signature_out_unrecorded(world, tmp_path, capsys):
+    out, records = kill_signers(tmp_path, world.config(maxCacheSize=1000), kills=200, seed=3)
+    with capsys.disabled():
+        print(f"\n200 kills: {out} signatures got out, {records} records")  # noqa: T201
 
 
 def test_ten_million_records(tmp_path, capsys):
