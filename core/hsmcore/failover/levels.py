@@ -208,6 +208,16 @@ class Levels(Generic[M]):
             self._note("member-drained" if on else "member-resumed", member, why=reason)
             self.refresh(now)
 
+    def readmit(self, member: M, reason: str, now: int) -> None:
+        """A person has mended it: whatever it was out for, probes decide from now on, the first one at once."""
+        if not member.open_breakers:
+            return
+        member.breakers.clear()
+        member.breaker("down").trip(now)
+        member.breaker("down").retry_at = member.breaker("down").quick_at = now
+        self._note("member-readmitted", member, why=reason)
+        self.refresh(now)
+
     def force(self, level: int | None, reason: str, now: int) -> None:
         """Prefer a level to all others, or no longer. If it fails, the others follow in their order."""
         if self.forced != level:
