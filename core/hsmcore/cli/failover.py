@@ -122,8 +122,8 @@ def readmit(
     as_json: JsonOption = False,
 ) -> None:
     """Have the running key managers try a member again that is out, also one that is fenced: for another key, a refused
-    login, or a module past use. It logs in anew, must hold a key that may sign, and serves after three good probes. Mend the
-    cause first: a login that is refused again counts towards the token's lock.
+    login, or a module past use. It logs in anew, must hold a key that may sign, and serves after three good probes.
+    Mend the cause first: a login that is refused again counts towards the token's lock.
 
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """

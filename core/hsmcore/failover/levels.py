@@ -86,6 +86,11 @@ class Levels(Generic[M]):
                 return member
         return least_loaded(self._steady or self._ramping)
 
+    @property
+    def sharing(self) -> tuple[M, ...]:
+        """Those whom `pick` chooses among."""
+        return (*self._steady, *self._ramping) if self._ramping else self.ready
+
     # ---- for a request that has failed once ----
 
     def pick_for(self, key: bytes | None, tried: Collection[M]) -> M | None:
