@@ -358,6 +358,8 @@ def main(arguments: list[str] | None = None) -> int:
     chunks = [asked.seeds[i : i + CHUNK] for i in range(0, len(asked.seeds), CHUNK)]
     with ThreadPoolExecutor(asked.jobs) as pool:
         for future in as_completed([pool.submit(run_apart, chunk) for chunk in chunks]):
+            for note in future.result().get("notes", []):
+                sys.stderr.write(f"\r{note}\n")
             total = added([total, future.result()])
             took = time.monotonic() - begun
             done = total.get("schedules", 0)

@@ -73,6 +73,8 @@ class Keeper:
         self._orders: dict[str, str] = {}
         self.emergency = Arming(router, self._spawn)
         self._ended = False
+        for seat in self._levels.members:
+            seat.lost = self._host_lost
 
     async def begin(self) -> None:
         """Follow what was asked for before, then look at the members every TICK_S."""
@@ -143,6 +145,13 @@ class Keeper:
             self._router.settle()
             if self._levels.pick_for(seat.key, [seat]) is not None:
                 self._router.move(seat)
+
+    def _host_lost(self, seat: Seat) -> None:
+        """Its host process is started again in a moment and takes up what it owes; but others can have that at once."""
+        if not self._ended and self._levels.pick_for(seat.key, [seat]) is not None:
+            self._levels.failed(seat, "down", "its host process ended", monotonic_ns())
+            self._router.settle()
+            self._router.move(seat)
 
     # ---- probes ----
 

@@ -185,6 +185,8 @@ class Router:
         try:
             if seat.level_name == EMERGENCY:
                 episode = await self._spend(seat)
+                if seat.key != version.public_key:
+                    raise EngineClosed("the emergency key was destroyed meanwhile", member=seat.name)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
             share = left / 2 if self._halve else left
             seq, cached = None, False
@@ -338,10 +340,11 @@ class Router:
             )
 
     def move(self, seat: Seat) -> int:
-        """Take from a member that hangs what it owes, so that others do it. Returns how many requests that were."""
+        """Take from a member that answers no more what it owes, so that others do it. Returns how many requests that
+        were."""
         taken = [future for future in seat.pending if not future.done()]
         for future in taken:
-            future.set_exception(DeadlineExceeded("the member stalled", member=seat.name))
+            future.set_exception(DeadlineExceeded("the member answers no more", member=seat.name))
         if taken:
             seat.abandon(taken[0])  # looks for all that nobody waits for any more
         return len(taken)

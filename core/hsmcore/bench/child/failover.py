@@ -1,4 +1,4 @@
-"""The primary of two levels fails under a steady load: requests come at their rate, whatever becomes of earlier ones."""
+"""The primary of two levels fails under a steady load, whose requests come whatever becomes of earlier ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -26,6 +27,10 @@ HEAL_SECONDS = 30.0
 FLAP_SECONDS = 1.0
 INTERVAL_MS = 200  # between probes: it is back soon, and fails again
 NS = 1_000_000_000
+REMOVED = [
+    {"function": name, "every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}
+    for name in ("C_SignInit", "C_OpenSession")
+]
 
 
 @dataclass(slots=True)
@@ -141,9 +146,22 @@ class Switching:
             await self._tell({"cmd": "fault", "function": "C_Sign", "every": 1, "action": "hang", "forever": True})
 
     async def _remove(self) -> None:
-        await self._tell(
-            {"cmd": "fault", "function": "C_SignInit", "nth": 1, "action": "remove-token", "forever": True}
-        )
+        """The device is gone, also for a module that is initialized anew."""
+        self._write(faults=REMOVED)
+        for fault in REMOVED:
+            await self._tell({"cmd": "fault", **fault})
+
+    async def _restore(self) -> None:
+        self._write(faults=[])
+        await self._tell({"cmd": "clear"})
+        await self._tell({"cmd": "release"})
+
+    def _write(self, *, faults: Sequence[Mapping[str, Any]]) -> None:
+        """What the module reads when it is initialized."""
+        path = Path(self._job.places[0]["args"].removeprefix("config="))
+        whole = path.with_suffix(".new")
+        whole.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"faults": list(faults)}))
+        whole.replace(path)
 
     async def _flap(self, seconds: float) -> None:
         end = perf_counter_ns() + int(seconds * NS)
@@ -151,14 +169,12 @@ class Switching:
             await asyncio.sleep(FLAP_SECONDS)
             await self._remove()
             await asyncio.sleep(FLAP_SECONDS)
-            await self._tell({"cmd": "clear"})
-            await self._tell({"cmd": "release"})
+            await self._restore()
 
     async def _heal(self) -> None:
         """Without waiting for a back-off: somebody has mended it and says so."""
         if self._job.kind != "failover-host":
-            await self._tell({"cmd": "clear"})
-            await self._tell({"cmd": "release"})
+            await self._restore()
         service = _service(self._manager)
         primary = service.seats[0]
         await service.keeper.readmit(primary, "mended")
