@@ -64,6 +64,8 @@ class Warden:
         self._restarting: asyncio.Task[None] | None = None
         self._attempts: deque[float] = deque()
         self.restarts = 0
+        self.lost: Callable[[], None] = lambda: None
+        """Told whenever the host process has ended, in the event loop, before it is started again."""
 
     def begin(self) -> None:
         """Attach the engine to the loop and watch it."""
@@ -135,6 +137,7 @@ class Warden:
     def _host_ended(self) -> None:
         self._unwatch_host()
         replayed = self._engine.recover()
+        self.lost()
         get_logger().error("host process ended; starting it again", member=self._name, replayed=replayed)
         self._restarting = self._loop.create_task(self._restart())
 

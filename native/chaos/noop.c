@@ -3,7 +3,8 @@
  * One slot, one token ("noop"; login required, any PIN), any number of sessions, one Ed25519 key pair ("noop-key",
  * id 01). C_SignInit and C_Sign take no lock, share no written cache line and return a constant: they are safe on as
  * many sessions as there are threads. One exception keeps honest clients usable: a client may prove a key at start by
- * verifying one signature, so a message of at most PROOF_MAX bytes that starts with PROOF_PREFIX is really signed.
+ * verifying one signature, so a message of at most PROOF_MAX bytes that starts with PROOF_PREFIX, with or without a byte
+ * 0xff before it, is really signed. pReserved may be "key=NAME" (at most KEY_NAME_MAX bytes): another key pair for each name.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -22,6 +23,8 @@
 #define PROOF_PREFIX "hsmcore"
 #define PROOF_MAX 64
 #define SIGNATURE_LEN 64
+#define KEY_PREFIX "key="
+#define KEY_NAME_MAX 64
 #define CHUNK 1024
 #define CHUNKS 4096
 #define NOWHERE SIZE_MAX
@@ -100,6 +103,12 @@ static CK_RV noop_SignInit(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK
     return atomic_load_explicit(&logged_in, memory_order_relaxed) ? CKR_OK : CKR_USER_NOT_LOGGED_IN;
 }
 
+static int is_proof(const CK_BYTE *data, CK_ULONG size) {
+    size_t before = size > 0 && data[0] == 0xff ? 1 : 0;
+    return size <= PROOF_MAX && size >= before + sizeof PROOF_PREFIX - 1 &&
+           memcmp(data + before, PROOF_PREFIX, sizeof PROOF_PREFIX - 1) == 0;
+}
+
 static CK_RV noop_Sign(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
                        CK_ULONG *signature_len) {
     static const CK_BYTE constant[SIGNATURE_LEN] = "noop: this is not a signature, it costs nothing to make it";
@@ -113,8 +122,7 @@ static CK_RV noop_Sign(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG data_le
     }
     if (signature != NULL && *signature_len < SIGNATURE_LEN) {
         rv = CKR_BUFFER_TOO_SMALL;
-    } else if (signature != NULL && data_len >= sizeof PROOF_PREFIX - 1 && data_len <= PROOF_MAX &&
-               memcmp(data, PROOF_PREFIX, sizeof PROOF_PREFIX - 1) == 0) {
+    } else if (signature != NULL && is_proof(data, data_len)) {
         (void)crypto_sign_detached(signature, NULL, data, data_len, proof_secret);
     } else if (signature != NULL) {
         memcpy(signature, constant, SIGNATURE_LEN);
@@ -126,13 +134,27 @@ static CK_RV noop_Sign(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG data_le
 /* ---- module, slot, token -------------------------------------------------------------------------------------------
  */
 
+/* The seed of the key that pReserved names; 0: it is something else. */
+static int seed_of(const char *reserved, unsigned char seed[crypto_sign_SEEDBYTES]) {
+    static const unsigned char fixed[crypto_sign_SEEDBYTES] = "hsmcore no-op module, fixed seed";
+    memcpy(seed, fixed, sizeof fixed);
+    if (reserved == NULL) {
+        return 1;
+    }
+    size_t size = strnlen(reserved, sizeof KEY_PREFIX + KEY_NAME_MAX);
+    return size > strlen(KEY_PREFIX) && size <= strlen(KEY_PREFIX) + KEY_NAME_MAX &&
+           memcmp(reserved, KEY_PREFIX, strlen(KEY_PREFIX)) == 0 &&
+           crypto_generichash(seed, crypto_sign_SEEDBYTES, (const unsigned char *)reserved, size, fixed,
+                              sizeof fixed) == 0;
+}
+
 static CK_RV noop_Initialize(void *init_args) {
-    static const unsigned char seed[crypto_sign_SEEDBYTES] = "hsmcore no-op module, fixed seed";
+    unsigned char seed[crypto_sign_SEEDBYTES];
     const CK_C_INITIALIZE_ARGS *args = init_args;
     if (args != NULL) {
         int given = (args->CreateMutex != NULL) + (args->DestroyMutex != NULL) + (args->LockMutex != NULL) +
                     (args->UnlockMutex != NULL);
-        if (args->pReserved != NULL || (given != 0 && given != 4)) {
+        if (given != 0 && given != 4) {
             return CKR_ARGUMENTS_BAD;
         }
         if (given == 4 && (args->flags & CKF_OS_LOCKING_OK) == 0) {
@@ -143,7 +165,11 @@ static CK_RV noop_Initialize(void *init_args) {
     CK_RV rv = CKR_OK;
     if (atomic_load(&initialized)) {
         rv = CKR_CRYPTOKI_ALREADY_INITIALIZED;
-    } else if (sodium_init() < 0 || crypto_sign_seed_keypair(proof_public, proof_secret, seed) != 0) {
+    } else if (sodium_init() < 0) {
+        rv = CKR_GENERAL_ERROR;
+    } else if (!seed_of(args == NULL ? NULL : args->pReserved, seed)) {
+        rv = CKR_ARGUMENTS_BAD;
+    } else if (crypto_sign_seed_keypair(proof_public, proof_secret, seed) != 0) {
         rv = CKR_GENERAL_ERROR;
     } else {
         memcpy(ec_point + 2, proof_public, sizeof proof_public);

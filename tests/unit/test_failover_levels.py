@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.support.levels_model import Reference
 
 from hsmcore.failover.breaker import RULES, SECOND
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.failover.member_state import MemberState
 
-GOOD_PROBES = 3  # as required
 YEAR = 365 * 86_400 * SECOND
 KEYS = [b"key-a", b"key-b", b"key-e"]
 
@@ -21,21 +21,6 @@ KEYS = [b"key-a", b"key-b", b"key-e"]
 class Engine:
     in_flight: int = 0
     waiting: int = 0
-
-
-@dataclass
-class Fact:
-    """What is known of a member."""
-
-    level: int
-    key: bytes | None = None
-    drained: bool = False
-    failures: dict[str, int] = field(default_factory=dict)
-    good: dict[str, int] = field(default_factory=dict)  # the kinds that are open, and their good probes in a row
-
-    @property
-    def trusted(self) -> bool:
-        return self.key is not None and not self.drained and not self.good
 
 
 class LevelsMachine(RuleBasedStateMachine):
@@ -56,67 +41,53 @@ class LevelsMachine(RuleBasedStateMachine):
         for place, i in enumerate(used):
             for number in range(sizes[i]):
                 self.members.append(MemberState(f"{names[i]}-{number}", place, interval))
-        self.facts = [Fact(member.level) for member in self.members]
+        self.reference = Reference(self.levels_, [member.level for member in self.members])
         for member in self.members:
             member.engine = Engine(data.draw(st.integers(0, 5)), data.draw(st.integers(0, 2)))
         self.machine = Levels(self.levels_, self.members, ramp=ramp)
         self.now = 1
-        self.permitted, self.spent, self.forced = True, False, None
-        self.current: bytes | None = None
-        self.from_level = 0
-        self.returned: dict[int, int] = {}
 
     # ---- what happens ----
 
     @rule(member=st.integers(0, 6), key=st.sampled_from(KEYS[:2]))
     def start(self, member, key):
-        if member >= len(self.members) or self.facts[member].key is not None:
+        if member >= len(self.members) or self.reference.facts[member].key is not None:
             return
-        fact, level = self.facts[member], self.levels_[self.members[member].level]
-        key = KEYS[2] if level.name == EMERGENCY else key
-        fact.key = key
-        above = fact.level < self.from_level and self.levels_[self.from_level].other_keys
-        if level.name != EMERGENCY and (self.current is None or above):
-            self.current, self.from_level = key, fact.level
-        if not level.other_keys and self.current not in (None, key):
-            fact.good["key"] = 0
+        key = KEYS[2] if self.levels_[self.members[member].level].name == EMERGENCY else key
+        self.reference.started(member, key)
         self.machine.started(self.members[member], key, self.now)
+
+    @rule(member=st.integers(0, 6))
+    def stop(self, member):
+        if member < len(self.members):
+            self.reference.stopped(member)
+            self.machine.stopped(self.members[member], self.now)
 
     @rule(member=st.integers(0, 6), kind=st.sampled_from(sorted(RULES)), times=st.integers(1, 10))
     def fail(self, member, kind, times):
-        if member >= len(self.members) or self.facts[member].key is None:
+        if member >= len(self.members) or self.reference.facts[member].key is None:
             return
-        fact = self.facts[member]
+        key = self.reference.facts[member].key
         for _ in range(times):
-            others = any(m is not self.members[member] and m.key == fact.key for m in self.machine.ready)
-            if kind == "slow" and not others:
-                continue
-            if kind in fact.good:
-                fact.good[kind] = 0
-            else:
-                fact.failures[kind] = fact.failures.get(kind, 0) + 1
-                if fact.failures[kind] >= RULES[kind].threshold:
-                    fact.good[kind] = 0
-                    fact.failures[kind] = 0
+            others = any(m is not self.members[member] and m.key == key for m in self.machine.ready)
+            self.reference.failed(member, kind, others=others)
             self.machine.failed(self.members[member], kind, "it failed", self.now)
-            self._slow_is_better_than_nobody()
 
-    def _slow_is_better_than_nobody(self):
-        if not any(self.usable(i) for i in range(len(self.members))):
-            for fact in self.facts:
-                if set(fact.good) == {"slow"}:
-                    fact.good.clear()
+    @rule(member=st.integers(0, 6))
+    def stall(self, member):
+        if member < len(self.members):
+            self.reference.stalled(member)
+            self.machine.stalled(self.members[member], self.now)
 
     @rule(key=st.sampled_from(KEYS[:2]))
     def use_key(self, key):
-        self.current, self.from_level = key, 0
+        self.reference.use_key(key)
         self.machine.use_key(key, self.now)
-        self._slow_is_better_than_nobody()
 
     @rule(member=st.integers(0, 6))
     def progress(self, member):
         if member < len(self.members):
-            self.facts[member].failures.clear()
+            self.reference.progressed(member)
             self.machine.progressed(self.members[member])
 
     @rule(good=st.booleans(), times=st.integers(1, 5))
@@ -124,24 +95,15 @@ class LevelsMachine(RuleBasedStateMachine):
         """Probe whoever is due, as the keeper does."""
         for _ in range(times):
             for member in self.machine.probes_due(self.now):
-                index = self.members.index(member)
-                fact = self.facts[index]
+                number = self.members.index(member)
+                fact = self.reference.facts[number]
                 if fact.key is None:
                     continue
                 if not fact.good:  # on standby
                     assert member not in self.machine.ready
-                    if not good:
-                        fact.good["down"] = 0
-                        fact.failures["down"] = 0
-                else:
-                    assert all(RULES[kind].probed for kind in fact.good), "nobody probes what only a person mends"
-                    for kind in list(fact.good):
-                        fact.good[kind] = fact.good[kind] + 1 if good else 0
-                        if fact.good[kind] >= GOOD_PROBES:
-                            del fact.good[kind]
-                            fact.failures[kind] = 0
+                assert all(RULES[kind].probed for kind in fact.good), "nobody probes what only a person mends"
+                self.reference.probed(number, good)
                 self.machine.probed(member, good, "" if good else "a bad probe", self.now)
-                self._slow_is_better_than_nobody()
             self.now += self.members[0].interval
 
     @rule(passed=st.sampled_from([1, 1_000_000, SECOND, 60 * SECOND, 86_400 * SECOND, YEAR]))
@@ -149,25 +111,33 @@ class LevelsMachine(RuleBasedStateMachine):
         self.now += passed
         self.machine.tick(self.now)
 
+    @rule(member=st.integers(0, 6))
+    def readmit(self, member):
+        if member < len(self.members):
+            self.reference.readmit(member)
+            self.machine.readmit(self.members[member], "mended", self.now)
+            found = self.members[member]
+            if found.open_breakers and not found.drained:
+                assert found in self.machine.probes_due(self.now), "the first probe comes at once"
+
     @rule(member=st.integers(0, 6), on=st.booleans())
     def drain(self, member, on):
         if member < len(self.members):
-            self.facts[member].drained = on
+            self.reference.drain(member, on)
             self.machine.drain(self.members[member], on, "maintenance", self.now)
-            self._slow_is_better_than_nobody()
 
     @rule(level=st.one_of(st.none(), st.integers(0, 2)))
     def force(self, level):
         if level is None or level < len(self.levels_):
-            self.forced = level
+            self.reference.forced = level
             self.machine.force(level, "by hand", self.now)
 
     @rule(permitted=st.booleans(), spent=st.booleans())
     def restrict(self, permitted, spent):
-        self.permitted, self.spent = permitted, spent
         self.machine.permit_emergency(permitted, "", self.now)
+        self.reference.restrict(permitted=permitted, spent=self.reference.spent)
         self.machine.emergency_used_up(spent, "", self.now)
-        self._slow_is_better_than_nobody()
+        self.reference.restrict(permitted=permitted, spent=spent)
 
     @rule(member=st.integers(0, 6), load=st.integers(0, 100))
     def load(self, member, load):
@@ -176,29 +146,19 @@ class LevelsMachine(RuleBasedStateMachine):
 
     # ---- what must hold ----
 
-    def usable(self, index: int) -> bool:
-        fact = self.facts[index]
-        emergency = self.levels_[fact.level].name == EMERGENCY
-        consented = self.levels_[fact.level].other_keys or self.current in (None, fact.key)
-        return fact.trusted and consented and (not emergency or (self.permitted and not self.spent))
-
     @precondition(lambda self: hasattr(self, "machine"))
     @invariant()
     def who_signs_is_who_may(self):
         machine = self.machine
-        assert [m.trusted for m in self.members] == [fact.trusted for fact in self.facts]
-        order = sorted(range(len(self.levels_)), key=lambda level: (level != self.forced, level))
-        able = [level for level in order if any(self.usable(i) for i, f in enumerate(self.facts) if f.level == level)]
-        assert machine.active == (able[0] if able else None)
+        assert self.reference.differences(machine) == []
         picked = [machine.pick() for _ in range(5)]
-        if not able:
+        if not machine.ready:
             assert picked == [None] * 5
             return
         for member in picked:
-            index = self.members.index(member)
-            assert self.usable(index)
+            assert self.reference.usable(self.members.index(member))
             level = self.levels_[member.level]
-            assert level.other_keys or member.key == self.current, "a second key needs consent"
+            assert level.other_keys or member.key == machine.key, "a second key needs consent"
             assert member.key == machine.ready[0].key, "one key at a time"
         if all(m.weight == 256 for m in machine.ready):
             load = [m.engine.in_flight + m.engine.waiting for m in machine.ready]

@@ -18,6 +18,7 @@ from rich.progress import Progress as Bar
 
 from hsmcore.bench import environment, locate
 from hsmcore.bench.contenders import GROUPS, MEMORY, contenders
+from hsmcore.bench.failover import CASES, FAILOVER
 from hsmcore.bench.model import Algorithm, HsmToken, Options, Result
 from hsmcore.bench.process import ChildError
 from hsmcore.bench.report import markdown, print_result, to_json
@@ -66,6 +67,8 @@ def bench(
       hsmcore bench --only noop,cache,memory
 
       hsmcore bench --only resilience
+
+      hsmcore bench --only failover
 
       HSM_PIN=… hsmcore bench --token sequencer --label sequencer-key --out results
     """
@@ -132,6 +135,7 @@ def _print_list() -> None:
         console.print(f"{contender.name:19} {contender.group}: {contender.title}", markup=False, soft_wrap=True)
     console.print(f"{MEMORY:19} resident memory while signing two million times on the no-op module", markup=False)
     console.print(f"{RECOVERY:19} kills under load: {', '.join(case.title for case in RECOVERY_CASES)}", markup=False)
+    console.print(f"{FAILOVER:19} primary fails: {', '.join(case.title for case in CASES)}", markup=False)
     for word, patterns in GROUPS.items():
         console.print(f"{word:19} stands for {', '.join(patterns)}", markup=False)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ import orjson
 from hsmcore.bench import locate
 from hsmcore.bench.child.protocol import PIN_ENV, Job
 from hsmcore.bench.devices import CONFIG_ENV, DEVICES, punctual
+from hsmcore.bench.failover import FailoverCase
 from hsmcore.bench.model import Contender, HsmToken, Options
 from hsmcore.bench.process import Child, MissingError, child_environment, python_child
 from hsmcore.bench.resilience import RecoveryCase
+from hsmcore.bench.softtoken import temporary_twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Commands:
     def __init__(self, options: Options, stack: ExitStack) -> None:
         self._options = options
         self._stack = stack
-        self._places = 0
+        self._twins: tuple[list[str], str, Mapping[str, str]] | None = None
         self.hsm: HsmToken | None = None
         self.access: Mapping[str, str] = {}
 
@@ -65,15 +68,31 @@ class Commands:
         with _clock(case.device):
             return Child(python_child("hsmcore.bench.child", job.to_json()), child_environment(target.access))
 
+    def start_failover(self, case: FailoverCase, sessions: int) -> Child:
+        """A child whose primary member fails in each of its slices. Raises MissingError, ChildError."""
+        if self._twins is None:
+            self._twins = self._stack.enter_context(temporary_twins(locate.SOFTHSM_MODULE))
+        labels, key, access = self._twins
+        contender = Contender(case.name, case.title, "sign", case.name, None, sessions=sessions, isolation="thread")
+        target = _Target(locate.SOFTHSM_MODULE, labels[0], key, access, "pkcs11")
+        places = [self._place(target.module, case.device, label, control=True) for label in labels]
+        places[0]["isolation"] = case.isolation
+        job = self._job(contender, target, kind=case.kind, places=places)
+        with _clock(case.device):
+            return Child(python_child("hsmcore.bench.child", job.to_json()), child_environment(access))
+
     def ceiling(self, contender: Contender) -> float | None:
         """What the contender's device can do. Raises MissingError."""
         if contender.device is None:
             return None
-        return DEVICES[contender.device].ceiling(Path(require(locate.CHAOS_MODULE)).parent / "profiles")
+        one = DEVICES[contender.device].ceiling(Path(require(locate.CHAOS_MODULE)).parent / "profiles")
+        return None if one is None else one * max(contender.members, 1)
 
     def _command(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
         if contender.kind == "cache-lookup":
             return [require(locate.CACHE_LOOKUP), "--message-bytes", str(self._options.message_bytes)], {}
+        if contender.members:
+            return self._with_levels(contender)
         target = self._target(contender)
         if contender.kind == "raw":
             return [
@@ -84,7 +103,37 @@ class Commands:
             ], target.access
         return python_child("hsmcore.bench.child", self._job(contender, target).to_json()), target.access
 
-    def _job(self, contender: Contender, target: _Target, kind: str | None = None) -> Job:
+    def _with_levels(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
+        token = self._token(contender)
+        if contender.device is None:
+            places = [{"module": token.module}]
+        else:
+            places = [self._place(token.module, contender.device, token.token) for _ in range(contender.members)]
+        job = self._job(contender, token, places=places)
+        return python_child("hsmcore.bench.child", job.to_json()), token.access
+
+    def _place(self, module: str, device: str, token: str, *, control: bool = False) -> dict[str, str]:
+        """A device of its own: the loader knows modules by their files, so each has copies of both modules."""
+        folder = self._folder()
+        chaos = shutil.copy(require(locate.CHAOS_MODULE), folder / "device.so")
+        wrapped = shutil.copy(module, folder / "token.so")
+        configuration, socket = folder / "device.json", folder / "s" if control else None
+        profiles = Path(require(locate.CHAOS_MODULE)).parent / "profiles"
+        settings = DEVICES[device].configuration(str(wrapped), socket) | {"profileDir": str(profiles)}
+        configuration.write_bytes(orjson.dumps(settings))
+        place = {"module": str(chaos), "args": f"config={configuration}", "token": token}
+        return place if socket is None else place | {"control": str(socket)}
+
+    def _folder(self) -> Path:
+        return Path(self._stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-")))
+
+    def _job(
+        self,
+        contender: Contender,
+        target: _Target,
+        kind: str | None = None,
+        places: Sequence[dict[str, str]] = (),
+    ) -> Job:
         return Job(
             kind=kind or contender.kind,
             module=target.module,
@@ -101,6 +150,8 @@ class Commands:
             isolation=contender.isolation,
             verify=contender.verify,
             control=target.control,
+            places=list(places),
+            state=str(self._folder() / "state.db") if places else "",
         )
 
     def _target(self, contender: Contender, *, control: bool = False) -> _Target:
@@ -121,7 +172,7 @@ class Commands:
 
     def _behind_device(self, token: _Target, device: str, *, control: bool) -> _Target:
         module = require(locate.CHAOS_MODULE)
-        place = Path(self._stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-")))
+        place = self._folder()
         socket, configuration = place / "s" if control else None, place / "device.json"
         configuration.write_bytes(orjson.dumps(DEVICES[device].configuration(token.module, socket)))
         listens = None if socket is None else str(socket)

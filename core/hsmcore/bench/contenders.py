@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from hsmcore.bench import resilience
+from hsmcore.bench import failover, resilience
+from hsmcore.bench.failover import FAILOVER
 from hsmcore.bench.model import Contender
 from hsmcore.bench.resilience import RECOVERY
 
@@ -15,7 +16,7 @@ NOOP = "no-op module: everything that is not the HSM"
 CACHE = "signature cache"
 
 MEMORY = "memory"  # a scenario of its own beside the contenders: resident memory while signing on the no-op module
-SCENARIOS = (MEMORY, RECOVERY)
+SCENARIOS = (MEMORY, RECOVERY, FAILOVER)
 GROUPS = {"resilience": resilience.PATTERNS}  # a word for several patterns
 
 
@@ -145,6 +146,7 @@ def contenders(cores: int) -> list[Contender]:
             latency_of="mean of 512 lookups",
         ),
         *resilience.contenders(cores),
+        *failover.contenders(cores),
     ]
 
 

@@ -63,6 +63,7 @@ class Contender:
     isolation: Isolation = "thread"  # of ours: whether the module runs in a host process
     verify: VerifySignatures = "never"  # of ours: verify-after-sign
     device: str | None = None  # a name in devices.DEVICES: the token behind a device that takes its time
+    members: int = 0  # of ours: so many in the primary level; 0: no failover block
     slices: float = 1.0  # its slices are so many times as long as the others'
 
 
@@ -112,6 +113,24 @@ class Break:
     @property
     def kept(self) -> float:
         return self.rate_after / self.rate_before
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One time that the primary of two levels failed under a steady load."""
+
+    case: str  # a name in failover.CASES
+    pause_seconds: float | None  # until good signatures came again: the end of the longest pause
+    known_seconds: float | None  # the same, from when the levels moved; None: they did not have to
+    asked: int
+    failed: int  # requests that ended with an error
+    lost: int  # requests without an answer
+    wrong: int  # signatures that were not what the key makes
+    twice: int  # answers beyond one
+    p50_ns: float
+    slow_percent: float  # of the requests: took longer than twice the median
+    moves: int  # failovers
+    others: float = 0.0  # share of the machine that others used meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +206,7 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     memory: Memory | None = None
     recovery: list[Break] = field(default_factory=list)
+    switches: list[Switch] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)  # contender -> why it could not run here
     failed: dict[str, str] = field(default_factory=dict)  # contender -> what went wrong
     timing_ns: dict[str, float] = field(default_factory=dict)  # contender -> cost of taking one latency
@@ -212,6 +232,7 @@ class Result:
         fields["samples"] = [_sample(item) for item in data["samples"]]
         fields["summaries"] = [_summary(item) for item in data["summaries"]]
         fields["recovery"] = [Break(**item) for item in data.get("recovery", ())]
+        fields["switches"] = [Switch(**item) for item in data.get("switches", ())]
         fields["targets"] = [Verdict(**{**item, "value": _spread(item["value"])}) for item in data["targets"]]
         if (memory := data["memory"]) is not None:
             fields["memory"] = Memory(tuple(memory["signatures"]), tuple(memory["rss_bytes"]))

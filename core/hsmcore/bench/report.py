@@ -10,11 +10,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from hsmcore.bench import resilience
+from hsmcore.bench import failover, resilience
 from hsmcore.bench.model import Contender, Result, Spread, Summary, Verdict
 from hsmcore.bench.stats import DISTURBED, spread, usable_breaks
 
-HUNDREDTHS_MATTER = ("× ceiling", "× in-process")
+HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member")
 Group = tuple[str, list[tuple[Contender, Summary | None]]]  # a heading, and the contenders under it
 
 
@@ -65,8 +65,9 @@ def groups(result: Result) -> Iterator[Group]:
 def split(result: Result) -> tuple[list[Group], list[Group]]:
     """The groups that are held against raw C, and those of resilience, which have references of their own."""
     everything = list(groups(result))
-    main = [group for group in everything if group[0] not in resilience.GROUPS]
-    return main, [group for group in everything if group[0] in resilience.GROUPS]
+    apart = (*resilience.GROUPS, *failover.GROUPS)
+    main = [group for group in everything if group[0] not in apart]
+    return main, [group for group in everything if group[0] in apart]
 
 
 def recovery_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -82,6 +83,36 @@ def recovery_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         lost = sum(b.failed + b.wrong for b in result.recovery if b.case == case.name)
         rows.append(
             [case.title, str(len(own)), f"{ranged(again)} ms", f"{before.median:,.0f}/s", ranged(kept), f"{lost:,}"]
+        )
+    return headings, rows
+
+
+def switch_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row for each thing that befell the primary."""
+    headings = [
+        f"primary, at {failover.REQUESTS_PER_SECOND:,} requests/s",
+        *("times", "signing again after", "after it was known", "requests", "failed, lost, wrong, twice"),
+        "slower than 2 × median",
+    ]
+    rows = []
+    for case in failover.CASES:
+        own = [s for s in result.switches if s.case == case.name]
+        if not own:
+            continue
+        again = spread([s.pause_seconds * 1e3 for s in own if s.pause_seconds is not None])
+        known = spread([s.known_seconds * 1e3 for s in own if s.known_seconds is not None])
+        sums = [sum(counts) for counts in zip(*((s.failed, s.lost, s.wrong, s.twice) for s in own), strict=True)]
+        slow = spread([s.slow_percent for s in own])
+        rows.append(
+            [
+                case.title,
+                str(len(own)),
+                f"{ranged(again)} ms" if again else "",
+                f"{ranged(known)} ms" if known else "",
+                f"{sum(s.asked for s in own):,}",
+                ", ".join(f"{count:,}" for count in sums),
+                f"{ranged(slow)} %",
+            ]
         )
     return headings, rows
 
@@ -123,9 +154,11 @@ def print_result(result: Result, console: Console) -> None:
     if main:
         console.print(_table("Signatures per second, and how long each took", "× raw C", main, wide=wide))
     if resilient:
-        console.print(_table("Isolation, devices, verify-after-sign", "× reference", resilient, wide=wide))
+        console.print(_table("Isolation, devices, verify-after-sign, failover", "× reference", resilient, wide=wide))
     if result.recovery:
-        console.print(_recovery_table(result))
+        console.print(_rows_table("Kills under load: median (lowest–highest)", *recovery_rows(result)))
+    if result.switches:
+        console.print(_rows_table("Failures of the primary: median (lowest–highest)", *switch_rows(result)))
     if result.targets:
         console.print(_targets_table(result.targets, wide=wide))
     for name, reason in result.skipped.items():
@@ -155,9 +188,8 @@ def _table(title: str, relative_to: str, rows_of: list[Group], *, wide: bool) ->
     return table
 
 
-def _recovery_table(result: Result) -> Table:
-    headings, rows = recovery_rows(result)
-    table = Table(title="Kills under load: median (lowest–highest)", title_justify="left")
+def _rows_table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
     table.add_column(headings[0])
     for heading in headings[1:]:
         table.add_column(heading, justify="right")
@@ -218,7 +250,8 @@ def markdown(result: Result) -> str:
     parts = [
         _main_markdown(main),
         _resilience_markdown(resilient),
-        _recovery_markdown(result),
+        _rows_markdown(*recovery_rows(result)),
+        _rows_markdown(*switch_rows(result)),
         _targets_markdown(result),
     ]
     blocks = ["\n".join(part) for part in parts if part]
@@ -257,8 +290,7 @@ def _under_headings(rows_of: list[Group], lines: list[str], cells: int) -> Itera
         yield from measured
 
 
-def _recovery_markdown(result: Result) -> list[str]:
-    headings, rows = recovery_rows(result)
+def _rows_markdown(headings: list[str], rows: list[list[str]]) -> list[str]:
     if not rows:
         return []
     lines = [f"| {' | '.join(headings)} |", f"|---|{'--:|' * (len(headings) - 1)}"]

@@ -19,10 +19,11 @@ from hsmcore.bench import environment, locate
 from hsmcore.bench.commands import Commands
 from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
 from hsmcore.bench.environment import ProcessorTimes
+from hsmcore.bench.failover import FAILOVER
 from hsmcore.bench.model import Contender, Options, Result, Sample, read_percentiles
 from hsmcore.bench.process import Child, ChildError, MissingError
 from hsmcore.bench.resilience import RECOVERY
-from hsmcore.bench.scenarios import measure_memory, measure_recovery, steps
+from hsmcore.bench.scenarios import measure_failover, measure_memory, measure_recovery, steps
 from hsmcore.bench.softtoken import temporary_token
 from hsmcore.bench.stats import DISTURBED
 from hsmcore.bench.summary import summarise
@@ -101,11 +102,13 @@ class _Run:
             measure_memory(self._commands, self._options, result, self._step)
         if RECOVERY in self._scenarios:
             measure_recovery(self._commands, self._options, result, self._step)
+        if FAILOVER in self._scenarios:
+            measure_failover(self._commands, self._options, result, self._step)
         result.environment["stolen_share"] = round(stolen, 4)
         result.environment["load_average_after"] = environment.describe()["load_average"]
         result.summaries = summarise(result)
         chosen = {contender.name for contender in self._chosen} | self._scenarios
-        result.targets = judge(result.by_round().values(), result.memory, chosen, result.recovery)
+        result.targets = judge(result.by_round().values(), result.memory, chosen, result.recovery, result.switches)
         self._report(Progress(self._total, self._total, "done"))
         return result
 

@@ -1,4 +1,4 @@
-"""What is measured beside the rounds: memory over a million signatures, and recovery from kills under load."""
+"""What is measured beside the rounds: memory over a million signatures, recovery from kills under load, failover."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from hsmcore.bench import environment
 from hsmcore.bench.commands import Commands
 from hsmcore.bench.contenders import MEMORY
 from hsmcore.bench.environment import ProcessorTimes
-from hsmcore.bench.model import Break, Contender, Memory, Options, Result
+from hsmcore.bench.failover import CASES, FAILOVER, SERVERS, FailoverCase
+from hsmcore.bench.model import Break, Contender, Memory, Options, Result, Switch
 from hsmcore.bench.process import Child, ChildError, MissingError
 from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES, RecoveryCase
 from hsmcore.bench.stats import DISTURBED
 
 MEMORY_TIMEOUT_SECONDS = 300.0
 RESTART_SLACK_SECONDS = 30.0
+HEAL_SLACK_SECONDS = 60.0
 
 Step = Callable[[str], None]
 
@@ -23,7 +25,8 @@ Step = Callable[[str], None]
 def steps(wanted: set[str], options: Options) -> int:
     """How many steps the scenarios report."""
     kills = sum(options.breaks or case.times for case in RECOVERY_CASES)
-    return 2 * (MEMORY in wanted) + kills * (RECOVERY in wanted)
+    switches = sum(min(options.breaks or case.times, case.times) for case in CASES)
+    return 2 * (MEMORY in wanted) + kills * (RECOVERY in wanted) + switches * (FAILOVER in wanted)
 
 
 def measure_memory(commands: Commands, options: Options, result: Result, step: Step) -> None:
@@ -82,3 +85,29 @@ def _attempt(child: Child, case: RecoveryCase, seconds: float) -> Break:
     cpu = child.cpu_seconds() - cpu_before
     others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
     return Break(case=case.name, others=round(others, 4), **reply)
+
+
+def measure_failover(commands: Commands, options: Options, result: Result, step: Step) -> None:
+    """Each case in a process of its own, on two tokens of our own."""
+    for case in CASES:
+        sessions = environment.cores() if case.device == "transparent" else SERVERS + SERVERS // 2
+        seconds = case.quick_seconds if options.breaks else case.seconds
+        try:
+            with commands.start_failover(case, sessions) as child:
+                child.ready()
+                times = min(options.breaks or case.times, case.times)
+                for number in range(times):
+                    step(f"primary: {case.title}: {number + 1} of {times}")
+                    result.switches.append(_switch(child, case, seconds))
+        except MissingError as error:
+            result.skipped[case.kind] = str(error)
+        except (ChildError, OSError) as error:
+            result.failed[case.kind] = str(error)
+
+
+def _switch(child: Child, case: FailoverCase, seconds: float) -> Switch:
+    before, own_before, cpu_before = ProcessorTimes.read(), time.process_time(), child.cpu_seconds()
+    reply = child.ask(f"run {seconds}", 2 * seconds + HEAL_SLACK_SECONDS)
+    cpu = child.cpu_seconds() - cpu_before
+    others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
+    return Switch(case=case.name, others=round(others, 4), **reply)

@@ -12,8 +12,11 @@ from pathlib import Path
 from hsmcore.bench.child.protocol import PIN_ENV
 from hsmcore.bench.model import ALGORITHMS, HsmToken
 from hsmcore.bench.process import ChildError, child_environment, python_child
+from hsmcore.control.provision import TokenRequest, provision_twins
+from hsmcore.errors import HsmError
 
 TOKEN_LABEL = "hsmcore-bench"
+TWINS_KEY = "bench-twin"
 PROVISION_SECONDS = 60.0
 
 
@@ -26,14 +29,36 @@ def temporary_token(module: str) -> Iterator[tuple[HsmToken, Mapping[str, str]]]
     if not Path(module).exists():
         raise ChildError(f"{module} does not exist: install softhsm2, or name a token and its module")
     with tempfile.TemporaryDirectory(prefix="hsmcore-bench-") as directory:
-        tokens = Path(directory, "tokens")
-        tokens.mkdir(mode=0o700)
-        configuration = Path(directory, "softhsm2.conf")
-        configuration.write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n")
-        access = {"SOFTHSM2_CONF": str(configuration), PIN_ENV: secrets.token_hex(8)}
+        access = {"SOFTHSM2_CONF": str(_configuration(Path(directory))), PIN_ENV: secrets.token_hex(8)}
         _provision(module, {**access, "HSM_SO_PIN": secrets.token_hex(8)})
         labels: dict[str, str] = {algorithm: f"bench-{algorithm}" for algorithm in ALGORITHMS}
         yield HsmToken(module, TOKEN_LABEL, labels), access
+
+
+@contextmanager
+def temporary_twins(module: str) -> Iterator[tuple[list[str], str, Mapping[str, str]]]:
+    """Make two tokens that hold one Ed25519 key; gives their labels, the key's, and the environment of their users."""
+    if not Path(module).exists():
+        raise ChildError(f"{module} does not exist: install softhsm2")
+    with tempfile.TemporaryDirectory(prefix="hsmcore-bench-") as directory:
+        access = {"SOFTHSM2_CONF": str(_configuration(Path(directory))), PIN_ENV: secrets.token_hex(8)}
+        labels = [f"{TOKEN_LABEL}-{name}" for name in ("primary", "secondary")]
+        requests = [
+            TokenRequest(module, label, TWINS_KEY, "ed25519", access[PIN_ENV], secrets.token_hex(8)) for label in labels
+        ]
+        try:
+            provision_twins(requests, Path(access["SOFTHSM2_CONF"]))
+        except HsmError as error:
+            raise ChildError(f"no tokens could be made: {error}") from error
+        yield labels, TWINS_KEY, access
+
+
+def _configuration(directory: Path) -> Path:
+    tokens = directory / "tokens"
+    tokens.mkdir(mode=0o700)
+    configuration = directory / "softhsm2.conf"
+    configuration.write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n")
+    return configuration
 
 
 def _provision(module: str, access: Mapping[str, str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from hsmcore.bench import resilience
+from hsmcore.bench import failover, resilience
 from hsmcore.bench.contenders import MEMORY
 from hsmcore.bench.formulas import Target, added_us, in_raw_queues, lag_ms, rate
-from hsmcore.bench.model import Break, Memory, Verdict
+from hsmcore.bench.model import Break, Memory, Switch, Verdict
 from hsmcore.bench.stats import Round, spread, usable, usable_breaks
 
 TARGETS: tuple[Target, ...] = (
@@ -143,13 +143,18 @@ TARGETS: tuple[Target, ...] = (
         lag_ms("sign-64-lag"),
     ),
     *resilience.TARGETS,
+    *failover.TARGETS,
 )
 
 MEMORY_BOUND_MIB = 1.0
 
 
 def judge(
-    rounds: Iterable[Round], memory: Memory | None, chosen: Collection[str], breaks: Sequence[Break] = ()
+    rounds: Iterable[Round],
+    memory: Memory | None,
+    chosen: Collection[str],
+    breaks: Sequence[Break] = (),
+    switches: Sequence[Switch] = (),
 ) -> list[Verdict]:
     """Work out each target that needs only `chosen` contenders, in every round that has them; the median decides."""
     rounds = list(rounds)
@@ -166,6 +171,8 @@ def judge(
         verdicts.append(_memory(memory))
     if resilience.RECOVERY in chosen:
         verdicts += _recovery(breaks)
+    if failover.FAILOVER in chosen:
+        verdicts += _failover(switches)
     return verdicts
 
 
@@ -200,6 +207,25 @@ def _recovery(breaks: Sequence[Break]) -> list[Verdict]:
             worst_decides=True,
         )
     )
+    return verdicts
+
+
+def _failover(switches: Sequence[Switch]) -> list[Verdict]:
+    def worst(name: str, what: str, formula: str, unit: str, bound: float, values: Sequence[float]) -> Verdict:
+        return _verdict(f"failover-{name}", what, formula, unit, bound, False, values, worst_decides=True)
+
+    verdicts = []
+    for case in failover.CASES:
+        own = [s.pause_seconds * 1e3 for s in switches if s.case == case.name and s.pause_seconds is not None]
+        if case.bound_ms is not None:
+            what = f"primary: {case.title}: signing again after, slowest"
+            verdicts.append(worst(case.name, what, "end of the longest pause - failure", "ms", case.bound_ms, own))
+    slow = [s.slow_percent for s in switches if s.case == "flapping"]
+    verdicts.append(worst("slow", "primary flaps: requests slower than twice the median", "slow / asked", "%",
+                          failover.SLOW_PERCENT, slow))  # fmt: skip
+    lost = [float(s.failed + s.lost + s.wrong + s.twice) for s in switches]
+    verdicts.append(worst("lost", "requests failed, lost, answered wrongly or twice in any of these, most",
+                          "failed + lost + wrong + twice", "requests", 0.0, lost))  # fmt: skip
     return verdicts
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ def demo(
         int, typer.Option(min=1, max=10_000_000, help="Transactions to sign and execute.")
     ] = 20_000,
     in_flight: Annotated[int, typer.Option(min=1, max=4096, help="Signatures in flight.")] = 64,
+    failover: Annotated[
+        bool, typer.Option("--failover/--no-failover", help="The second act, on two SoftHSM tokens of its own.")
+    ] = True,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -29,11 +32,15 @@ def demo(
     at the end it has to refuse one with a flipped bit. A raw C loop with the same key is measured in turn. Exit code 1
     if a transaction is lost, fails or is refused.
 
+    In a second act two SoftHSM tokens with one key are made; one is pulled while it signs, and put back.
+
     Examples:
 
       hsmcore demo
 
       hsmcore demo --transactions 2000 --json
+
+      hsmcore demo --no-failover --config sequencer.json
     """
     path = locate(config, state)
     if config is None or state is not None:
@@ -45,12 +52,27 @@ def demo(
 
     with _progress(transactions) as advance:
         result = run(loaded, transactions, in_flight, advance)
+    if not as_json:
+        print(text(result))
+    if failover:
+        result["failover"] = _second_act(quiet=as_json)
+        result["ok"] = result["ok"] and result["failover"]["ok"]
     if as_json:
         print_json(result)
-    else:
-        print(text(result))
     if not result["ok"]:
         raise typer.Exit(FAILED)
+
+
+def _second_act(*, quiet: bool) -> dict[str, Any]:
+    from hsmcore.demo.failover import run_failover
+    from hsmcore.demo.report import failover_text
+
+    if not quiet:
+        print()
+    played = run_failover((lambda _line: None) if quiet else print)
+    if not quiet:
+        print(failover_text(played))
+    return played
 
 
 def _make_state(folder: Path, *, quiet: bool) -> None:

@@ -109,10 +109,29 @@ def drain(
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
     """
     loaded = load_config(config, state)
-    known = member_names(loaded)
-    if member not in known:
-        raise BadUsage(f"there is no member {member!r}; the configuration has {', '.join(known)}")
+    _require_member(loaded, member)
     _wish(loaded, f"drain:{member}", None if undo else "yes", reason, as_json=as_json)
+
+
+@app.command(short_help="Try a member again that is out.")
+def readmit(
+    member: Annotated[str, typer.Argument(metavar="MEMBER", help="The member's name, as in `failover status`.")],
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the running key managers try a member again that is out, also one that is fenced: for another key, a refused
+    login, or a module past use. It logs in anew, must hold a key that may sign, and serves after three good probes.
+    Mend the cause first: a login that is refused again counts towards the token's lock.
+
+    Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
+    """
+    if not reason.strip():
+        raise BadUsage("a member is readmitted for a reason: --reason TEXT")
+    loaded = load_config(config, state)
+    _require_member(loaded, member)
+    _wish(loaded, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, as_json=as_json)
 
 
 @app.command(short_help="Prefer a level, or end that.")
@@ -171,6 +190,12 @@ def configured_levels(config: Config) -> list[tuple[str, list[str]]]:
 def member_names(config: Config) -> list[str]:
     """The members' names, in the order of the levels."""
     return [member for _, members in configured_levels(config) for member in members]
+
+
+def _require_member(config: Config, member: str) -> None:
+    known = member_names(config)
+    if member not in known:
+        raise BadUsage(f"there is no member {member!r}; the configuration has {', '.join(known)}")
 
 
 def wait_for_runner(reports: list[dict[str, Any]]) -> str:

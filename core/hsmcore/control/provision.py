@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import ControlError, translated
 from hsmcore.control.process import Child, ChildLost
 from hsmcore.control.records import KeyRecord, TokenSelector
+from hsmcore.control.seeded import import_seed
 from hsmcore.control.wire import record_of_json
 from hsmcore.errors import SystemFailure
 
@@ -39,6 +41,10 @@ class TokenRequest:
     algorithm: Algorithm
     pin: str
     so_pin: str
+    seed: str = ""
+    """The 32 bytes of an Ed25519 private key in hexadecimal, to put on the token; "": the token makes its own key."""
+    key_id: str = ""
+    """CKA_ID of a key that is put there, in hexadecimal."""
 
     def __repr__(self) -> str:
         return f"TokenRequest({self.token_label!r}, {self.key_label!r})"
@@ -60,6 +66,13 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
     return record_of_json(made)
 
 
+def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> list[KeyRecord]:
+    """Make SoftHSM tokens that hold one and the same new Ed25519 key; see control/seeded.py for what that is good for.
+    Blocks for about a second for each."""
+    seed, key_id = os.urandom(32).hex(), os.urandom(16).hex()
+    return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
+
+
 def make_token(request: TokenRequest) -> KeyRecord:
     """What the child does, in this process."""
     holder = hold_module(request.module_path)
@@ -74,7 +87,13 @@ def make_token(request: TokenRequest) -> KeyRecord:
             request.module_path, TokenSelector(label=request.token_label), pin=lambda: bytearray(request.pin.encode())
         ) as admin:
             found = [key for key in admin.list_keys() if key.label == request.key_label]
-            return found[0] if found else admin.generate_key(request.algorithm, request.key_label)
+            if found:
+                return found[0]
+            if not request.seed:
+                return admin.generate_key(request.algorithm, request.key_label)
+            with admin.session("putting a key on the token") as session:
+                import_seed(session, request.key_label, bytes.fromhex(request.key_id), bytes.fromhex(request.seed))
+            return next(key for key in admin.list_keys() if key.label == request.key_label)
     finally:
         holder.close()
 

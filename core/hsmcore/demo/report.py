@@ -45,7 +45,22 @@ def summary(outcome: Outcome, *, account: str, member: str, sessions: int, in_fl
 
 def text(result: dict[str, Any]) -> str:
     """The summary for a person."""
-    lines = [*_transactions(result), *_rates(result), _tampered(result)]
+    return _columns([*_transactions(result), *_rates(result), _tampered(result)])
+
+
+def failover_text(played: dict[str, Any]) -> str:
+    """The same of the second act."""
+    signed = ", ".join(f"{count:,} by {member}" for member, count in played["signedBy"].items())
+    pause = f"{played['longestPauseMs']:.1f} ms without a signature, at {played['ratePerSecond']} transactions/s"
+    times = {event["event"]: event["atSeconds"] for event in played["events"]}
+    lines = [*_transactions(played), ("signed", signed), ("longest pause", pause)]
+    for what, cause, name in (("failover", "pulled", "failover after"), ("failback", "put-back", "failback after")):
+        took = f"{times[what] - times[cause]:.3f} s" if {what, cause} <= times.keys() else "IT DID NOT COME"
+        lines.append((name, took))
+    return _columns(lines)
+
+
+def _columns(lines: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 

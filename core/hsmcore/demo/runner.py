@@ -69,7 +69,7 @@ class Sequencer:
     def __init__(
         self, signer: Signer, builder: TransferBuilder, ledger: Ledger, raw: RawLoop | None, in_flight: int
     ) -> None:
-        self._signer, self._builder, self._ledger, self._raw = signer, builder, ledger, raw
+        self._signer, self.builder, self.ledger, self._raw = signer, builder, ledger, raw
         self._in_flight = in_flight
         self._funded = 0
         self._paid: dict[str, int] = {}
@@ -77,18 +77,22 @@ class Sequencer:
     async def run(self, transactions: int, advance: Callable[[int], None]) -> Outcome:
         """Fund the account, run all blocks, flip a bit, check the books. `advance` hears of executed transactions."""
         outcome = Outcome()
-        self._funded = self._builder.funds_for(transactions)
-        self._ledger.fund(self._builder.payer, self._funded)
+        self.fund(transactions)
         for number, size in enumerate(_sizes(transactions)):
             await self._block(number, size, outcome, advance)
         if outcome.executed:
             await self._tamper(outcome)
-        outcome.books_balance = self._balanced()
+        outcome.books_balance = self.balanced()
         return outcome
 
+    def fund(self, transactions: int) -> None:
+        """Give the account what so many transactions need."""
+        self._funded = self.builder.funds_for(transactions)
+        self.ledger.fund(self.builder.payer, self._funded)
+
     async def _block(self, number: int, size: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
-        blockhash = self._ledger.blockhash()
-        unsigned = [self._builder.build(blockhash) async for _ in _yielding(size)]
+        blockhash = self.ledger.blockhash()
+        unsigned = [self.builder.build(blockhash) async for _ in _yielding(size)]
         outcome.built += size
         raw_first = number % 2 == 0
         expected = outcome.signing_ns / 1e9 / max(1, len(outcome.latencies_ns)) * size
@@ -100,15 +104,16 @@ class Sequencer:
         async for index in _yielding(size):
             transfer, signature = pairs[index]
             if signature is not None:
-                self._execute(transfer, transfer.attach(signature), outcome)
+                self.execute(transfer, transfer.attach(signature), outcome)
                 advance(1)
-        self._ledger.next_block()
+        self.ledger.next_block()
 
     async def _raw_rate(self, seconds: float) -> float | None:
         return await self._raw.rate(max(seconds, RAW_SECONDS)) if self._raw is not None else None
 
-    def _execute(self, transfer: Unsigned, transaction: VersionedTransaction, outcome: Outcome) -> None:
-        reason = self._ledger.execute(transaction)
+    def execute(self, transfer: Unsigned, transaction: VersionedTransaction, outcome: Outcome) -> None:
+        """Hand a signed transaction to the ledger."""
+        reason = self.ledger.execute(transaction)
         if reason is None:
             outcome.executed += 1
             account = str(transfer.recipient)
@@ -118,23 +123,24 @@ class Sequencer:
 
     async def _tamper(self, outcome: Outcome) -> None:
         """One more transaction, first with one bit of its signature flipped, then as it was signed."""
-        transfer = self._builder.build(self._ledger.blockhash())
+        transfer = self.builder.build(self.ledger.blockhash())
         phase = await sign_all(self._signer, [transfer.payload], 1)
         signature = phase.signatures[0]
         if signature is None:
             return
         flipped = bytes([signature[0] ^ 1]) + signature[1:]
-        outcome.tampered = self._ledger.execute(VersionedTransaction.populate(transfer.message, [Signature(flipped)]))
+        outcome.tampered = self.ledger.execute(VersionedTransaction.populate(transfer.message, [Signature(flipped)]))
         extra = Outcome()
-        self._execute(transfer, transfer.attach(signature), extra)
+        self.execute(transfer, transfer.attach(signature), extra)
         outcome.intact_accepted = extra.executed == 1
 
-    def _balanced(self) -> bool:
-        recipients = self._builder.recipients
-        arrived = {str(account): self._ledger.balance(account) for account in recipients}
-        rest = self._funded - sum(self._paid.values()) - self._ledger.fees
+    def balanced(self) -> bool:
+        """Whether every lamport is where the executed transactions put it."""
+        recipients = self.builder.recipients
+        arrived = {str(account): self.ledger.balance(account) for account in recipients}
+        rest = self._funded - sum(self._paid.values()) - self.ledger.fees
         return arrived == {str(account): self._paid.get(str(account), 0) for account in recipients} and (
-            self._ledger.balance(self._builder.payer) == rest
+            self.ledger.balance(self.builder.payer) == rest
         )
 
 

@@ -14,6 +14,7 @@ EventKind = Literal[
     "member-up",
     "member-drained",
     "member-resumed",
+    "member-readmitted",
     "level-forced",
     "level-released",
     "emergency-entered",

@@ -70,11 +70,16 @@ class Keeper:
         self._reported = 0
         self._reported_version = -1
         self._following = False
+        self._orders: dict[str, str] = {}
         self.emergency = Arming(router, self._spawn)
         self._ended = False
+        for seat in self._levels.members:
+            seat.lost = self._host_lost
 
     async def begin(self) -> None:
         """Follow what was asked for before, then look at the members every TICK_S."""
+        if self._desired is not None:  # orders that were given to those who ran before
+            self._orders = {name: wish.value for name, wish in (await self._desired.all()).items()}
         await self._follow()
         self._later()
 
@@ -141,6 +146,13 @@ class Keeper:
             if self._levels.pick_for(seat.key, [seat]) is not None:
                 self._router.move(seat)
 
+    def _host_lost(self, seat: Seat) -> None:
+        """Its host process is started again in a moment and takes up what it owes; but others can have that at once."""
+        if not self._ended and self._levels.pick_for(seat.key, [seat]) is not None:
+            self._levels.failed(seat, "down", "its host process ended", monotonic_ns())
+            self._router.settle()
+            self._router.move(seat)
+
     # ---- probes ----
 
     async def _probe(self, seat: Seat) -> None:
@@ -201,6 +213,14 @@ class Keeper:
 
     # ---- what people ask for ----
 
+    async def readmit(self, seat: Seat, reason: str) -> None:
+        """Try a member anew that is out. One that only a person brings back logs in anew and proves its key anew."""
+        if seat.fenced and seat.member is not None and seat.level_name != EMERGENCY:
+            self._levels.stopped(seat, monotonic_ns())
+            await seat.stop()
+        self._levels.readmit(seat, reason, monotonic_ns())
+        self._router.settle()
+
     async def _follow_and_report(self, desired: Desired, now: int) -> None:
         try:
             await self._follow()
@@ -221,6 +241,10 @@ class Keeper:
         for seat in self._levels.members:
             wish = wishes.get(f"drain:{seat.name}")
             self._levels.drain(seat, wish is not None, (wish or nothing).reason, now)
+            order = wishes.get(f"readmit:{seat.name}", nothing)
+            if order.value != self._orders.get(f"readmit:{seat.name}", ""):
+                self._orders[f"readmit:{seat.name}"] = order.value
+                await self.readmit(seat, order.reason)
         forced = wishes.get("force", nothing)
         names = [level.name for level in self._levels.levels]
         self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)

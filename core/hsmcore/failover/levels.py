@@ -86,6 +86,11 @@ class Levels(Generic[M]):
                 return member
         return least_loaded(self._steady or self._ramping)
 
+    @property
+    def sharing(self) -> tuple[M, ...]:
+        """Those whom `pick` chooses among."""
+        return (*self._steady, *self._ramping) if self._ramping else self.ready
+
     # ---- for a request that has failed once ----
 
     def pick_for(self, key: bytes | None, tried: Collection[M]) -> M | None:
@@ -207,6 +212,16 @@ class Levels(Generic[M]):
             member.drained = on
             self._note("member-drained" if on else "member-resumed", member, why=reason)
             self.refresh(now)
+
+    def readmit(self, member: M, reason: str, now: int) -> None:
+        """A person has mended it: whatever it was out for, probes decide from now on, the first one at once."""
+        if not member.open_breakers:
+            return
+        member.breakers.clear()
+        member.breaker("down").trip(now)
+        member.breaker("down").retry_at = member.breaker("down").quick_at = now
+        self._note("member-readmitted", member, why=reason)
+        self.refresh(now)
 
     def force(self, level: int | None, reason: str, now: int) -> None:
         """Prefer a level to all others, or no longer. If it fails, the others follow in their order."""

@@ -62,6 +62,8 @@ class Request:
     """What the caller adds to its audit records."""
     attempts: Attempts[Seat] = field(default_factory=Attempts)
     causes: dict[str, HsmError] = field(default_factory=dict)
+    refused: tuple[Seat, HsmError] | None = None
+    """The first member whose module refused the request itself."""
 
 
 def failure_of(request: Request, levels: Levels[Seat], *, late: bool) -> AllLevelsFailed:

@@ -116,11 +116,14 @@ class Router:
 
     # ---- for batches; see batch.sign_many ----
 
-    async def submit_many(
+    def begin_many(
         self, seat: Seat, batch: list[Any], timeout: float | None, extra: bytes | None = None
-    ) -> list[Any]:
-        """Signatures and errors of one member."""
-        future = seat.signing.submit_many(batch, self._share(timeout), True, seat.index, extra)
+    ) -> asyncio.Future[list[Any]]:
+        """Have one member sign a batch."""
+        return seat.signing.submit_many(batch, self._share(timeout), True, seat.index, extra)
+
+    async def end_many(self, seat: Seat, future: asyncio.Future[list[Any]]) -> list[Any]:
+        """Its signatures and errors."""
         results: list[Any] = await self._pending(seat, future)
         return results
 
@@ -182,6 +185,8 @@ class Router:
         try:
             if seat.level_name == EMERGENCY:
                 episode = await self._spend(seat)
+                if seat.key != version.public_key:
+                    raise EngineClosed("the emergency key was destroyed meanwhile", member=seat.name)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
             share = left / 2 if self._halve else left
             seq, cached = None, False
@@ -202,6 +207,9 @@ class Router:
         if not seat.trusted:
             self.levels.succeeded(seat, monotonic_ns())
             self.settle()
+        if request.refused is not None and request.refused[0] is not seat:
+            refuser, refusal = request.refused
+            self.report(refuser, "session", refusal)  # nothing was wrong with the request
         return self._answered(seat, Answer(signature, seat, version, cached, seq), episode)
 
     def _answered(self, seat: Seat, answer: Answer, episode: int) -> Answer:
@@ -234,7 +242,12 @@ class Router:
         """Note a failed attempt. Raises it again if no other member would do better."""
         left = self._left(error)
         if self.is_request_s_own(error):
-            raise error
+            if request.refused is not None or not by_module(error):
+                raise error
+            request.refused = seat, error  # a second opinion is asked for, if there is anybody to give one
+            request.attempts.tried.append(seat)
+            request.causes[seat.level_name] = error
+            return
         if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = seat.key or (seat.version.public_key if seat.version else None)
         request.attempts.tried.append(seat)
@@ -327,10 +340,11 @@ class Router:
             )
 
     def move(self, seat: Seat) -> int:
-        """Take from a member that hangs what it owes, so that others do it. Returns how many requests that were."""
+        """Take from a member that answers no more what it owes, so that others do it. Returns how many requests that
+        were."""
         taken = [future for future in seat.pending if not future.done()]
         for future in taken:
-            future.set_exception(DeadlineExceeded("the member stalled", member=seat.name))
+            future.set_exception(DeadlineExceeded("the member answers no more", member=seat.name))
         if taken:
             seat.abandon(taken[0])  # looks for all that nobody waits for any more
         return len(taken)
@@ -348,6 +362,11 @@ class Router:
     def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
         seconds = self._default if timeout is None else _checked(timeout)
         return Request(message, begun + int(min(seconds, 1e8) * SECOND), allow_other_key)
+
+
+def by_module(error: HsmError) -> bool:
+    """Whether it was a module that refused a request, not hsmcore: it may be the module that is wrong."""
+    return error.status == "REQUEST_REJECTED" and (error.call or "").startswith("C_")
 
 
 def _checked(timeout: Any) -> float:

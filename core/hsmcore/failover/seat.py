@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from hsmcore.errors import NotInitialized
+from hsmcore.errors import EngineClosed, NotInitialized
 from hsmcore.failover.latency import LatencyWatch
 from hsmcore.failover.member_state import MemberState
 from hsmcore.keyring import KeyVersion
@@ -21,12 +21,16 @@ def _nobody(*_arguments: object) -> Any:
     raise NotInitialized("the member has not started")
 
 
+def _gone(*_arguments: object) -> Any:
+    raise EngineClosed("the member has been closed")
+
+
 class Seat(MemberState):
     """Belongs to the event loop. `make` gives a new member: one that has been stopped cannot start again."""
 
     __slots__ = (
-        *("_complete", "busy_since", "done", "index", "level_name", "make", "member", "patience", "pending", "probing"),
-        *("signed", "submit", "traced", "version", "versions", "watch", "where"),
+        *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
+        *("probing", "signed", "submit", "traced", "version", "versions", "watch", "where"),
     )
 
     def __init__(
@@ -58,6 +62,8 @@ class Seat(MemberState):
         self.pending: set[asyncio.Future[Any]] = set()
         """Answers that somebody waits for: they can be moved to another member when this one hangs."""
         self.watch = LatencyWatch()
+        self.lost: Callable[[Seat], None] = lambda _seat: None
+        """Told when the member's host process has ended."""
         self.probing = False
         self.signed = 0
         self.done = 0
@@ -89,6 +95,9 @@ class Seat(MemberState):
             raise
         self.member = member
         self.bind()
+        warden = getattr(member, "warden", None)
+        if warden is not None:
+            warden.lost = lambda: self.lost(self)
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()
@@ -118,6 +127,6 @@ class Seat(MemberState):
     async def stop(self) -> None:
         """Answer everybody and close the member. Doing it twice is no error."""
         member, self.member = self.member, None
-        self.submit = self.traced = _nobody
+        self.submit = self.traced = _gone
         if member is not None:
             await member.stop()

@@ -19,6 +19,8 @@ from hsmcore.state.store import Store
 
 DRAIN: Final = "drain:"
 """Before a member's name; any value drains it."""
+READMIT: Final = "readmit:"
+"""Before a member's name; each new value is one order to try it again."""
 FORCE: Final = "force"
 """The name of the level that is preferred."""
 EMERGENCY: Final = "emergency"

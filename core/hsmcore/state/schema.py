@@ -55,7 +55,7 @@ DESIRED_STATE: Final = Table(
     Column("reason", Text, nullable=False),
     Column("set_ns", BigInteger, nullable=False),
 )
-"""What a person has asked for: "drain:MEMBER", "force", "emergency"."""
+"""What a person has asked for: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
 
 SNAPSHOT: Final = Table(
     "snapshot",

@@ -17,6 +17,10 @@ def open_signer(job: Job) -> Signer:
         from hsmcore.bench.child.recovery import Recovering
 
         return Recovering(job)
+    if job.kind.startswith("failover-"):
+        from hsmcore.bench.child.failover import Switching
+
+        return Switching(job)
     if job.kind == "pykcs11":
         from hsmcore.bench.child.pykcs11 import PyKCS11Signer
 

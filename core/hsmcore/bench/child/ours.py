@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import hsmcore
@@ -17,23 +18,29 @@ HIT_SET = 512  # messages that the cache holds
 
 def configuration(job: Job) -> dict[str, Any]:
     """The customer's JSON, with the cache off unless hits are what is measured."""
-    return {
-        "sequencer": {
-            "keyManager": {
-                "type": job.provider,
-                "config": {
-                    "modulePath": job.module,
-                    "tokenLabel": job.token,
-                    "pin": {"env": PIN_ENV},
-                    "keyLabel": job.label,
-                    "sessions": job.sessions,
-                    "isolation": job.isolation,
-                    "verifySignatures": job.verify,
-                },
-                "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0,
-            }
-        }
+    manager = {**_provider(job), "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0}
+    if job.places:
+        providers = [_provider(job, place) for place in job.places]
+        manager |= {**providers[0], "stateFile": job.state, "failover": {"enabled": True}}
+        if providers[1:]:
+            level = "secondary" if job.kind.startswith("failover-") else "primary"
+            manager["failover"][level] = providers[1:]
+    return {"sequencer": {"keyManager": manager}}
+
+
+def _provider(job: Job, place: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    config = {
+        "modulePath": place.get("module", job.module),
+        "tokenLabel": place.get("token", job.token),
+        "pin": {"env": PIN_ENV},
+        "keyLabel": job.label,
+        "sessions": job.sessions,
+        "isolation": place.get("isolation", job.isolation),
+        "verifySignatures": job.verify,
     }
+    if "args" in place:
+        config["moduleArgs"] = place["args"]
+    return {"type": job.provider, "config": config}
 
 
 class OurSigner:

@@ -1,8 +1,8 @@
 """How a child is told what to do: its job as JSON in argv, commands on standard input, JSON lines on standard output.
 
 `run SECONDS` signs for so long and answers with the figures of one slice (a recovery job then kills something, and
-signs for as long again); `memory N` makes N signatures and answers with the resident memory; `quit`, or the end of the
-input, ends it. The PIN comes in an environment variable.
+signs for as long again; a failover job has the primary of two levels fail); `memory N` makes N signatures and answers
+with the resident memory; `quit`, or the end of the input, ends it. The PIN comes in an environment variable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 from array import array
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from time import perf_counter_ns
@@ -45,6 +45,8 @@ class Job:
     isolation: str = "thread"
     verify: str = "never"
     control: str | None = None  # the socket of the module that injects faults
+    places: list[dict[str, str]] = field(default_factory=list)  # members of levels: module, args, token, control
+    state: str = ""  # where levels keep their state
 
     def to_json(self) -> str:
         return orjson.dumps(asdict(self)).decode()

@@ -119,7 +119,11 @@ class Recovering(OurSigner):
 def host_pid(manager: KeyManager) -> int:
     """The host process of the manager's member. Raises RuntimeError when there is none: a pid of 0 or -1 would name
     this process's group, or everybody."""
-    member = manager._member  # noqa: SLF001 - nothing public tells the pid
+    return engine_host_pid(manager._member)  # noqa: SLF001 - nothing public tells the pid
+
+
+def engine_host_pid(member: object) -> int:
+    """The same of one member."""
     pid = member.engine.host_pid if isinstance(member, Pkcs11Member) else None
     if type(pid) is not int or pid <= 1 or pid == os.getpid():
         raise RuntimeError(f"no host process is running (its pid is {pid!r})")
@@ -128,23 +132,31 @@ def host_pid(manager: KeyManager) -> int:
 
 def kill_host(manager: KeyManager) -> int:
     """SIGKILL for the host process. Returns its pid."""
-    pid = host_pid(manager)
+    return kill_engine_host(manager._member)  # noqa: SLF001 - nothing public tells the pid
+
+
+def kill_engine_host(member: object) -> int:
+    """The same of one member."""
+    pid = engine_host_pid(member)
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
-def figures(ended: Iterable[int], killed: int, seconds: float) -> dict[str, float]:
-    """What the times of the good signatures say about `seconds` before and after the kill.
+def pause_after(ended: Sequence[int], struck: int, end: int) -> int:
+    """When the longest pause is over that begins soon after something happened: signatures that were ready then still
+    come, so service is not back with the next good one. `ended` ascends."""
+    after = [at for at in ended if struck <= at < end]
+    pauses = [(later - earlier, later) for earlier, later in pairwise((struck, *after, end))]
+    return max(pause for pause in pauses if pause[1] - pause[0] <= struck + STILL_COMING_NS)[1]
 
-    Signatures that were ready when it happened still come, so service is back not with the next good one but at the
-    end of the longest pause that begins soon after the kill.
-    """
+
+def figures(ended: Iterable[int], killed: int, seconds: float) -> dict[str, float]:
+    """What the times of the good signatures say about `seconds` before and after the kill."""
     length = int(seconds * 1e9)
     window = sorted(ended)
     before = sum(killed - length <= at < killed for at in window)
     after = [at for at in window if killed <= at < killed + length]
-    pauses = [(later - earlier, later) for earlier, later in pairwise((killed, *after, killed + length))]
-    _, again = max(pause for pause in pauses if pause[1] - pause[0] <= killed + STILL_COMING_NS)
+    again = pause_after(window, killed, killed + length)
     return {
         "again_seconds": (again - killed) / 1e9,
         "rate_before": before / seconds,

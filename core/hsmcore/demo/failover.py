@@ -1,0 +1,196 @@
+"""The second act: the primary token is pulled while a sequencer signs, and put back; no transaction may be lost.
+
+Transactions come at a steady rate, whatever becomes of the earlier ones, and LiteSVM judges them as in the first act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from time import perf_counter
+from typing import Any, Final
+
+import structlog
+import uvloop
+from solders.pubkey import Pubkey
+
+import hsmcore
+from hsmcore.demo.builder import TransferBuilder, Unsigned
+from hsmcore.demo.ledger import Ledger
+from hsmcore.demo.runner import CHUNK, Outcome, Sequencer
+from hsmcore.demo.twins import Twins, twins
+from hsmcore.errors import HsmError
+from hsmcore.receipt import Receipt
+
+RATE: Final = 500  # transactions a second
+BLOCK: Final = 100  # transactions
+PULLED_AT: Final = 1.0  # seconds from the first transaction
+BACK_AT: Final = 3.0
+CALM_SECONDS: Final = 0.5  # of load after the failback
+LONGEST_SECONDS: Final = 15.0
+Tell = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Act:
+    """What happened, in seconds from the first transaction."""
+
+    outcome: Outcome = field(default_factory=Outcome)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    signed_by: Counter[str] = field(default_factory=Counter)
+    signed_at: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def longest_pause(self) -> float:
+        """Without a signature, in seconds."""
+        times = sorted(self.signed_at)
+        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+    def when(self, what: str) -> float | None:
+        return next((event["atSeconds"] for event in self.events if event["event"] == what), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        outcome = self.outcome
+        moved = self.when("failover") is not None and self.when("failback") is not None
+        complete = outcome.executed == outcome.built > 0 and outcome.lost == 0 and outcome.books_balance
+        return {
+            "ok": moved and complete and len(self.signed_by) == 2,
+            "built": outcome.built,
+            "executed": outcome.executed,
+            "refused": outcome.refused,
+            "failed": outcome.failed,
+            "lost": outcome.lost,
+            "booksBalance": outcome.books_balance,
+            "ratePerSecond": RATE,
+            "signedBy": dict(self.signed_by),
+            "events": self.events,
+            "longestPauseMs": round(self.longest_pause * 1e3, 2),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def run_failover(tell: Tell) -> dict[str, Any]:
+    """Play it under uvloop on two tokens of its own; `tell` hears of what happens, a line each. Raises ModuleMissing
+    without SoftHSM. The log is silent meanwhile: an outage that is made on purpose fills it."""
+    configured = structlog.get_config() if structlog.is_configured() else None
+    tell("making two SoftHSM tokens that hold one key")
+    with twins() as made, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        structlog.configure(processors=[_drop])
+        try:
+            return runner.run(_play(made, tell))
+        finally:
+            structlog.reset_defaults()
+            if configured is not None:
+                structlog.configure(**configured)
+
+
+def _drop(_logger: Any, _method: str, _event: Any) -> Any:
+    raise structlog.DropEvent
+
+
+async def _play(made: Twins, tell: Tell) -> dict[str, Any]:
+    act = Act()
+    async with hsmcore.create_key_manager(made.config()) as manager:
+        payer = Pubkey.from_bytes(manager.public_key)
+        most = int(RATE * LONGEST_SECONDS)
+        ledger = Ledger(history=most + 2)
+        player = _Player(manager, Sequencer(manager, TransferBuilder(payer), ledger, None, BLOCK), made, act, tell)
+        player.sequencer.fund(most)
+        await player.play()
+        act.outcome.books_balance = player.sequencer.balanced()
+    return act.as_dict()
+
+
+class _Player:
+    """Belongs to one event loop."""
+
+    def __init__(self, manager: hsmcore.KeyManager, sequencer: Sequencer, made: Twins, act: Act, tell: Tell) -> None:
+        self.sequencer = sequencer
+        self._manager, self._twins, self._act, self._tell = manager, made, act, tell
+        self._begun = perf_counter()
+        manager.on("failover", lambda details: self._event("failover", details))
+        manager.on("failback", lambda details: self._event("failback", details))
+
+    async def play(self) -> None:
+        """Transactions come until the primary level has been back for a while."""
+        act, self._begun = self._act, perf_counter()
+        director = asyncio.ensure_future(self._direct())
+        due = self._begun
+        try:
+            while (now := perf_counter() - self._begun) < LONGEST_SECONDS:
+                back = act.when("failback")
+                if back is not None and now > back + CALM_SECONDS:
+                    break
+                due += BLOCK / RATE
+                await self._block(due)
+        finally:
+            director.cancel()
+            await asyncio.gather(director, return_exceptions=True)
+            self._twins.put_back()
+        act.seconds = perf_counter() - self._begun
+
+    async def _direct(self) -> None:
+        await asyncio.sleep(PULLED_AT)
+        self._event("pulled", {"member": self._primary.name})
+        self._twins.pull(self._primary.member)
+        await asyncio.sleep(BACK_AT - PULLED_AT)
+        self._twins.put_back()
+        self._event("put-back", {"member": self._primary.name})
+
+    @property
+    def _primary(self) -> Any:
+        service = self._manager._failover  # noqa: SLF001 - the host process to kill has no public name
+        assert service is not None
+        return service.seats[0]
+
+    async def _block(self, until: float) -> None:
+        """Transactions at their rate until then; whoever is signed is executed as soon as the block is over."""
+        outcome = self._act.outcome
+        blockhash = self.sequencer.ledger.blockhash()
+        signing: list[tuple[Unsigned, asyncio.Task[Receipt]]] = []
+        begun = until - BLOCK / RATE
+        for number in range(BLOCK):
+            transfer = self.sequencer.builder.build(blockhash)
+            outcome.built += 1
+            signing.append((transfer, asyncio.ensure_future(self._sign(transfer.payload))))
+            await asyncio.sleep(max(0.0, begun + (number + 1) / RATE - perf_counter()))
+        for number, (transfer, task) in enumerate(signing):
+            try:
+                receipt = await task
+            except HsmError as error:
+                name = type(error).__name__
+                outcome.failed[name] = outcome.failed.get(name, 0) + 1
+                continue
+            self.sequencer.execute(transfer, transfer.attach(receipt.signature), outcome)
+            if number % CHUNK == CHUNK - 1:
+                await asyncio.sleep(0)
+
+    async def _sign(self, payload: bytes) -> Receipt:
+        receipt = await self._manager.sign_with_receipt(payload)
+        self._act.signed_at.append(perf_counter() - self._begun)
+        self._act.signed_by[receipt.member] += 1
+        return receipt
+
+    def _event(self, what: str, details: Any) -> None:
+        at = perf_counter() - self._begun
+        event = {"atSeconds": round(at, 4), "event": what}
+        event |= {new: details[old] for old, new in (("member", "member"), ("from_level", "from"), ("to_level", "to"))
+                  if details.get(old)}  # fmt: skip
+        self._act.events.append(event)
+        self._tell(line_of(event))
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """An event for a person."""
+    words = {
+        "pulled": "token pulled, its process killed: {member}",
+        "put-back": "token put back: {member}",
+        "failover": "failover: {from} → {to}, {member} signs",
+        "failback": "failback: {from} → {to}, {member} signs",
+    }
+    return f"{event['atSeconds']:7.3f} s  {words[event['event']].format(**event)}"

@@ -1,0 +1,248 @@
+"""What a failover schedule runs on: up to four members on the no-op module, and watchers that nothing escapes.
+
+Watched      the levels' state machine, each of whose transitions is compared with the reference model
+Attempts     every attempt on a member: which message, under which key, how it ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.support.chaos import CHAOS, Chaos, copy_of, wrap_noop
+from tests.support.levels_model import Reference
+
+from hsmcore.errors import HsmError
+from hsmcore.failover import breaker, keeper, plan
+from hsmcore.failover.levels import Levels
+from hsmcore.failover.router import Router
+from hsmcore.failover.seat import Seat
+
+Fault = Callable[[str, str], None]
+
+# Times are shortened so that a thousand outages fit into minutes.
+TICK_S = 0.01
+BACKOFF_MAX_NS = 200_000_000
+
+
+class Watched(Levels[Any]):
+    """Compares with the reference after each thing that it is told."""
+
+    fault: Fault
+
+    def attach(self, fault: Fault) -> None:
+        """Begin to compare."""
+        self.fault = fault
+        self.depth = 0
+        self.reference = Reference(self.levels, [member.level for member in self.members], self.mode)
+        self.reference.permitted = self.emergency_permitted
+        self.moves: list[str | None] = []
+        self.said: list[str | None] = []
+        self.used: set[str] = set()
+
+    def _told(self, name: str, arguments: tuple[Any, ...], tell: Callable[[Reference], None]) -> None:
+        if self.depth == 0:
+            tell(self.reference)
+        self.depth += 1
+        try:
+            getattr(super(), name)(*arguments)
+        finally:
+            self.depth -= 1
+        if self.depth == 0:
+            self._compare(name)
+
+    def _compare(self, after: str) -> None:
+        for difference in self.reference.differences(self):
+            self.fault("levels", f"after {after}: {difference}")
+        active = None if self.active is None else self.levels[self.active].name
+        if active is not None:
+            self.used.add(active)
+        if (self.moves or active is not None) and (not self.moves or self.moves[-1] != active):
+            self.moves.append(active)
+
+    def _number(self, member: Any) -> int:
+        return self.members.index(member)
+
+    def started(self, member: Any, key: bytes, now: int) -> None:
+        self._told("started", (member, key, now), lambda r: r.started(self._number(member), key))
+
+    def stopped(self, member: Any, now: int) -> None:
+        self._told("stopped", (member, now), lambda r: r.stopped(self._number(member)))
+
+    def failed(self, member: Any, kind: Any, reason: str, now: int) -> None:
+        others = any(m is not member and m.key == member.key for m in self.ready)
+        self._told("failed", (member, kind, reason, now), lambda r: r.failed(self._number(member), kind, others=others))
+
+    def stalled(self, member: Any, now: int) -> None:
+        self._told("stalled", (member, now), lambda r: r.stalled(self._number(member)))
+
+    def given_up(self, level: int, now: int) -> None:
+        self._told("given_up", (level, now), lambda r: r.given_up(level))
+
+    def probed(self, member: Any, good: bool, reason: str, now: int, kind: Any = "down") -> None:
+        self._told("probed", (member, good, reason, now, kind), lambda r: r.probed(self._number(member), good, kind))
+
+    def progressed(self, member: Any) -> None:
+        self._told("progressed", (member,), lambda r: r.progressed(self._number(member)))
+
+    def drain(self, member: Any, on: bool, reason: str, now: int) -> None:
+        self._told("drain", (member, on, reason, now), lambda r: r.drain(self._number(member), on))
+
+    def readmit(self, member: Any, reason: str, now: int) -> None:
+        self._told("readmit", (member, reason, now), lambda r: r.readmit(self._number(member)))
+
+    def force(self, level: int | None, reason: str, now: int) -> None:
+        self._told("force", (level, reason, now), lambda r: setattr(r, "forced", level))
+
+    def permit_emergency(self, permitted: bool, reason: str, now: int) -> None:
+        self._told(
+            "permit_emergency",
+            (permitted, reason, now),
+            lambda r: r.restrict(permitted=permitted, spent=r.spent, fault=r.fault),
+        )
+
+    def emergency_used_up(self, spent: bool, reason: str, now: int) -> None:
+        self._told(
+            "emergency_used_up",
+            (spent, reason, now),
+            lambda r: r.restrict(permitted=r.permitted, spent=spent, fault=r.fault),
+        )
+
+    def emergency_failed(self, fault: str, now: int) -> None:
+        self._told(
+            "emergency_failed",
+            (fault, now),
+            lambda r: r.restrict(permitted=r.permitted, spent=r.spent, fault=fault),
+        )
+
+
+class Attempts:
+    """What members were asked for, seen where the router hands it over."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.exempt: set[bytes] = set()
+        """Messages whose callers allow another key."""
+        self.count = 0
+        self._bound: dict[bytes, bytes] = {}
+        self._signed: defaultdict[bytes, set[bytes]] = defaultdict(set)
+
+    def begun(self, message: bytes, key: bytes | None) -> None:
+        """A member is about to sign."""
+        self.count += 1
+        if key is None or message in self.exempt:
+            return
+        bound = self._bound.get(message, key)
+        if bound != key:
+            self.fault("second key", f"{message!r} may have a signature by {bound.hex()[:8]}")
+        if self._signed[message] - {key}:
+            self.fault("second key", f"{message!r} has a signature by another key")
+
+    def ended(self, message: bytes, key: bytes | None, result: object) -> None:
+        """It answered: a signature, an error, or (None) nobody waits any more."""
+        if key is None:
+            return
+        if isinstance(result, bytes):
+            self._signed[message].add(key)
+        elif not isinstance(result, HsmError) or unsure(result):
+            self._bound.setdefault(message, key)
+
+
+def unsure(error: HsmError) -> bool:
+    """Whether a signature may exist all the same: what PKCS#11 leaves open when a call ends so, or ends never."""
+    if error.status in ("DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID"):
+        return True
+    return error.call == "C_Sign" and error.error_class == "MEMBER_DOWN"
+
+
+@contextmanager
+def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
+    """Key managers that are made in here are watched: their levels appear in the list."""
+    made: list[Watched] = []
+    attempts = Attempts(fault)
+    was = (plan.Levels, Seat.bind, Router.begin_many, keeper.TICK_S, breaker.BACKOFF_MAX_NS)
+
+    def levels(*arguments: Any, **named: Any) -> Watched:
+        made.append(Watched(*arguments, **named))
+        made[-1].attach(fault)
+        return made[-1]
+
+    def bind(seat: Seat) -> None:
+        was[1](seat)
+
+        def watched(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def submit(message: Any, *more: Any) -> Any:
+                key = seat.key or seat.key_version.public_key
+                attempts.begun(message, key)
+                asked = inner(message, *more)
+                if isinstance(asked, bytes):
+                    attempts.ended(message, key, asked)
+                else:
+                    asked.add_done_callback(lambda done: attempts.ended(message, key, _outcome(done)))
+                return asked
+
+            return submit
+
+        seat.submit, seat.traced = watched(seat.submit), watched(seat.traced)
+
+    def begin_many(router: Router, seat: Seat, batch: list[Any], *more: Any) -> asyncio.Future[list[Any]]:
+        key = seat.key
+        for message in batch:
+            attempts.begun(message, key)
+        future = was[2](router, seat, batch, *more)
+
+        def ended(done: asyncio.Future[list[Any]]) -> None:
+            results = _outcome(done)
+            for number, message in enumerate(batch):
+                attempts.ended(message, key, results[number] if isinstance(results, list) else results)
+
+        future.add_done_callback(ended)
+        return future
+
+    changes: list[tuple[Any, str, Any]] = [
+        (plan, "Levels", levels),
+        (Seat, "bind", bind),
+        (Router, "begin_many", begin_many),
+        (keeper, "TICK_S", TICK_S),
+        (breaker, "BACKOFF_MAX_NS", BACKOFF_MAX_NS),
+    ]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+    try:
+        yield made, attempts
+    finally:
+        for (owner, name, _), value in zip(changes, was, strict=True):
+            setattr(owner, name, value)
+
+
+def _outcome(future: asyncio.Future[Any]) -> object:
+    if future.cancelled():
+        return None
+    result = future.exception() or future.result()
+    return result[0] if isinstance(result, tuple) else result  # a traced one has its record's number, too
+
+
+class Modules:
+    """Copies of the chaos and the no-op module: a process holds one instance of each file."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.members: list[Chaos] = []
+        for number in range(count):
+            place = folder / f"member-{number}"
+            place.mkdir()
+            wrapped = wrap_noop()
+            wrapped = replace(wrapped, module=str(copy_of(Path(wrapped.module), place)))
+            self.members.append(Chaos(place, wrapped, module=copy_of(CHAOS, place)))
+
+    def provider(self, number: int, *, key: str | None = None, **settings: Any) -> dict[str, Any]:
+        """The provider of a member; with `key`, one that holds another key."""
+        member = self.members[number]
+        config = member.config(settings={"verifySignatures": "always", **settings})["sequencer"]["keyManager"]
+        if key is not None:
+            config["config"]["moduleArgs"] = f"{member.args} args=key={key}"
+        return {"type": config["type"], "config": config["config"]}
