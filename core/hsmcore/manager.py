@@ -53,7 +53,7 @@ class KeyManager:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.audit = AuditLog(config.key_manager.audit_log_file, config.key_manager.audit)
+        self.audit = AuditLog.of(config.key_manager)
         self._rules: KeyManagerConfig = config.key_manager
         self._life = Lifecycle(self._open, self._refuse, self._close)
         self._ring = KeyRing()

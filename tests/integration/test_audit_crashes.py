@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -256,3 +257,23 @@ async def test_a_tag_is_recorded(tmp_path):
     log.record("sign")
     await log.close()
     assert [record.get("tag") for record in records(Layout(tmp_path / "audit.log"))] == ["batch-7", None]
+
+
+@one_loop
+async def test_a_crash_between_a_new_file_and_the_next_checkpoint(tmp_path):
+    """The records since the last checkpoint may reach over any number of files."""
+    log = AuditLog(str(tmp_path / "log" / "audit.log"), settings(checkpointEveryRecords=10**6))
+    await log.open()
+    for n in range(700):
+        log.record("sign", message=b"%d" % n, result="ok")
+        if n % 100 == 0:
+            await log.flush()
+    await log.flush()
+    copy = copy_of(Layout(tmp_path / "log" / "audit.log"), tmp_path / "copy")
+    shutil.copy(tmp_path / "log" / "audit.log.key", tmp_path / "copy")
+    await log.close()
+    assert len(segments(copy)) >= 3
+    again = await write_log(copy.log, 10, begin=700)
+    report = verify(again, Trust([], [], []))
+    assert report.ok, report.findings
+    assert report.records == 710

@@ -23,6 +23,9 @@ class Layout:
         self.history = self.folder / "checkpoints"
         self.segments = self.folder / "segments"
         self.lost = self.folder / "lost"
+        self.shipping = self.folder / "shipping"
+        self.spool = self.folder / "spool"
+        self.devices = self.folder / "devices"
 
     @property
     def default_key(self) -> Path:

@@ -1,4 +1,4 @@
-"""One process writes a log."""
+"""One process writes a log; one ships it to a destination."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from hsmcore.errors import AuditUnavailable
 class FolderLock:
     """Held until it is released or the process ends. Readers need none."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises AuditUnavailable if another process, or another log of this one, has it; OSError."""
+    def __init__(
+        self, path: Path, doing: str = "writing it", hint: str = "Give each process an auditLogFile of its own."
+    ) -> None:
+        """Raises AuditUnavailable if another process, or another log of this one, has it; it says what that one is
+        `doing`. Raises OSError."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -23,8 +26,8 @@ class FolderLock:
             if not isinstance(error, BlockingIOError):
                 raise
             raise AuditUnavailable(
-                f"audit log {path.parent}: process {holder} is writing it",
-                hint="Give each process an auditLogFile of its own.",
+                f"audit log {path.parent}: process {holder} is {doing}",
+                hint=hint,
             ) from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, b"%d\n" % os.getpid(), 0)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.session import Session
+from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner
 from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
@@ -20,6 +21,9 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members.base import Member
 
+if TYPE_CHECKING:
+    from hsmcore.config import KeyManagerConfig
+
 
 class AuditLog:
     """One log. Belongs to the event loop that calls `open`. Without a path it records nothing.
@@ -27,10 +31,25 @@ class AuditLog:
     Records are appended in groups by a thread; another follows the lines and builds tree, index and checkpoints.
     """
 
-    def __init__(self, path: str | None, settings: AuditSettings | None = None) -> None:
+    def __init__(
+        self, path: str | None, settings: AuditSettings | None = None, places: Iterable[Destination] = ()
+    ) -> None:
+        """`places`: where records are copied to while it is open."""
         self._layout = None if path is None else Layout(path)
         self._settings = settings or AuditSettings()
+        self._places = tuple(places)
         self._session: Session | None = None
+        self._shipping: Shipping | None = None
+
+    @classmethod
+    def of(cls, rules: KeyManagerConfig) -> Self:
+        """The log of a configuration, and the places that it names."""
+        return cls(rules.audit_log_file, rules.audit, destinations(rules))
+
+    @property
+    def shipping(self) -> dict[str, ShippingStatus]:
+        """How far each destination ("cloudWatchLogs", "syslog") is: sent_seq, lag_records, error. From any thread."""
+        return {} if self._shipping is None else self._shipping.status
 
     @property
     def enabled(self) -> bool:
@@ -64,6 +83,10 @@ class AuditLog:
             await session.close()
             raise
         self._session = session
+        if self._places:
+            self._shipping = Shipping(self._layout, self._places, lambda: session.durable_seq)
+            session.keep_from = self._shipping
+            self._shipping.start()
 
     async def use_member(self, member: Member, stop: Callable[[], Awaitable[None]]) -> None:
         """Sign checkpoints with a key of this member, if the configuration names one. If that cannot be, `stop` is
@@ -144,10 +167,16 @@ class AuditLog:
             await self._session.seal_or_say(prune=False)
 
     async def close(self) -> None:
-        """Write what is left, sign a last checkpoint and let the files go. Doing it twice is no error."""
+        """Write what is left, sign a last checkpoint, ship what can be shipped at once and let the files go. Doing it
+        twice is no error."""
         session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        shipping, self._shipping = self._shipping, None
+        try:
+            if session is not None:
+                await session.close()
+        finally:
+            if shipping is not None:
+                await asyncio.get_running_loop().run_in_executor(None, shipping.close)
 
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None

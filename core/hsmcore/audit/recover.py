@@ -206,7 +206,11 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
         try:
             sealer.advance(1 << 62)
         except Damaged as error:
-            if error.segment.path != layout.log or first_seq(layout.log):
+            if error.segment.path != layout.log:
+                raise
+            if sealer.segment.path == layout.log:
+                break  # its end, or what a crash left there
+            if first_seq(layout.log):
                 raise
             sealer.enter(layout.log)  # the new segment is still empty, or begins with a torn line
     with layout.log.open("r+b") as file:

@@ -15,7 +15,7 @@ from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.files import replace, sync, write_all, write_new
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq
+from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
 
 _CHUNK: Final = CHUNK_BYTES
@@ -53,9 +53,12 @@ class Sealer:
         self._open(segment)
 
     def _open(self, segment: Segment) -> None:
+        self._use(segment, os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _use(self, segment: Segment, descriptor: int) -> None:
         self.close()
         self.segment = segment
-        self._file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = descriptor
         self.offset = 0
         self._block = index.BlockBuilder(self.tree.size + 1, 0)
         self._blocks: list[index.Block] = []
@@ -109,19 +112,28 @@ class Sealer:
             self.segment = Segment(self.segment.first, archived)  # the writer has renamed it meanwhile
             if os.pread(self._file, 1, self.offset):
                 return  # and had written more before
-        path = self._layout.archived(following, compressed=False)
-        if not path.exists():
-            path = self._layout.log
-            if not path.exists() or first_seq(path) != following:
-                raise Damaged(Segment(following, path), 0, following, "missing")
-        self.enter(path)
+        log, archived = self._layout.log, self._layout.archived(following, compressed=False)
+        for path in (archived, log, archived):  # the last once more: the writer may rename it at any moment
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            if first_seq_of(descriptor) == following:
+                self._full_until_here()
+                self._use(Segment(following, path), descriptor)
+                return
+            os.close(descriptor)
+        raise Damaged(Segment(following, log), 0, following, "missing")
 
     def enter(self, path: Path) -> None:
         """The segment is full; go on at the beginning of the next one."""
+        self._full_until_here()
+        self._open(Segment(self.size + 1, path))
+
+    def _full_until_here(self) -> None:
         self._end_block()
         self._write_index()
         self.note_full(self.segment.first, [block.length for block in self._blocks], self.size + 1)
-        self._open(Segment(self.size + 1, path))
 
     def note_full(self, first: int, lengths: list[int], following: int) -> None:
         """A segment is full: it may be compressed, a frame for each length, once record `following` - 1 is sealed."""

@@ -89,7 +89,12 @@ def segments(layout: Layout) -> list[Segment]:
 def first_seq(path: Path) -> int:
     """The sequence number in the first line of a file; 0 if there is none."""
     with path.open("rb") as file:
-        head = file.read(64)
+        return first_seq_of(file.fileno())
+
+
+def first_seq_of(descriptor: int) -> int:
+    """The same of a file that is open."""
+    head = os.pread(descriptor, 64, 0)
     number = head.removeprefix(b'{"seq":').partition(b",")[0] if head.startswith(b'{"seq":') else b""
     return int(number) if number.isdigit() and len(number) < 20 else 0
 

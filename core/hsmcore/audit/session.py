@@ -20,6 +20,7 @@ from hsmcore.audit.note import VerifierKey, signed
 from hsmcore.audit.recover import Opened, add_key, open_log
 from hsmcore.audit.sealer import Damaged
 from hsmcore.audit.segment import SegmentError, first_seq
+from hsmcore.audit.shipping import Shipping
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
 from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
@@ -54,6 +55,8 @@ class Session:
         self._pruned_at: float | None = None
         self._durable_seq = 0
         self.origin = ""
+        self.keep_from: Shipping | None = None
+        """Records that it has not shipped yet are not pruned."""
         self.checkpoint: Checkpoint | None = None
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -98,6 +101,11 @@ class Session:
     def last_seq(self) -> int:
         """The number of the newest record, on the disk or on its way there."""
         return self._durable_seq if self.journal is None else self.journal.next - 1
+
+    @property
+    def durable_seq(self) -> int:
+        """The newest record that is kept as `durability` says. From any thread."""
+        return self._durable_seq
 
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign with this key from now on, and say in the log that it is another one than before."""
@@ -283,7 +291,8 @@ class Session:
         self._pruned_at = now
         before = time.time_ns() - days * 86_400 * 10**9
         old = await self._run(lambda: retention.expired(self._layout, before))
-        if old is None:
+        shipped = None if self.keep_from is None else self.keep_from.everywhere
+        if old is None or (shipped is not None and shipped < old.last):
             return
         # First said and sealed, then done: whoever verifies must find that it was meant.
         self.record("audit-prune", {"first": old.first, "last": old.last, "records": old.last - old.first + 1})

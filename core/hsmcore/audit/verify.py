@@ -172,8 +172,9 @@ class _Pass:
     def check_index(self, segment: Segment, blocks: list[index.Block]) -> None:
         path = self.trusted.layout.index(segment.first)
         rows = index.read(path)
-        growing = segment.path == self.trusted.layout.log or self.tree.size > self.size
-        # In a segment that grows, the blocks that the checkpoint covers must be there, and more may be.
+        growing = segment.path == self.trusted.layout.log or self.tree.size >= self.size
+        # In a segment that grows, or that the checkpoint ends with, the whole blocks that the checkpoint covers must be
+        # there, and more may be: the sealer has not seen its end yet.
         sealed = sum((b.first + b.count - 1) % index.BLOCK == 0 and b.first + b.count - 1 <= self.size for b in blocks)
         expected = blocks[: max(len(rows), sealed)] if growing else blocks
         if rows != expected:

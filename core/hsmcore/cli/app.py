@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-from hsmcore.cli import audit, demo, doctor, emergency, failover, init, keys, signing, tokens, version
+from hsmcore.cli import audit, audit_running, demo, doctor, emergency, failover, init, keys, signing, tokens, version
 from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
@@ -44,6 +44,7 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
     app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
     app.add_typer(keys.app)
+    audit_running.add_to(audit.app)
     app.add_typer(audit.app)
     app.add_typer(failover.app)
     app.add_typer(emergency.app)

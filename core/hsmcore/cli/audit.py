@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from hsmcore.cli import audit_support as support
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
 from hsmcore.errors import SystemFailure
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(name="audit", help="Verify, prove and search the audit log.")
 

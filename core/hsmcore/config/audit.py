@@ -28,8 +28,63 @@ class AuditSigningKey(Model):
         return self
 
 
+Facility = Literal[
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
+    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+]  # fmt: skip
+"""In the order of their numbers, 0 to 23 (RFC 5424, table 1)."""
+
+
+class SyslogTls(Model):
+    """How a receiver at `tls://` is known, and how it knows us."""
+
+    ca_file: Annotated[str, Text(4096)] | None = None
+    """Certificates of the authorities to trust, PEM. Default: those of the system."""
+    certificate_file: Annotated[str, Text(4096)] | None = None
+    """Our own certificate, PEM, if the receiver asks for one."""
+    key_file: Annotated[str, Text(4096)] | None = None
+    """Its private key, PEM without a passphrase, if it is not in the same file."""
+    server_name: Annotated[str, Text(253, form=r"[A-Za-z0-9.:_-]+", says="a host name or address")] | None = None
+    """The name that the receiver's certificate must have. Default: the host of the address."""
+
+    @model_validator(mode="after")
+    def _key_of_something(self) -> SyslogTls:
+        if self.key_file is not None and self.certificate_file is None:
+            raise clash("has keyFile, but no certificateFile that it belongs to")
+        return self
+
+
+class Syslog(Model):
+    """A syslog receiver (RFC 5424) to which audit records are copied."""
+
+    address: Annotated[
+        str,
+        Text(
+            1024,
+            form=r"unix:///.+|(udp|tcp|tls)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?",
+            says="unix:///path of a datagram socket, or udp://, tcp:// or tls:// with host and, if need be, port",
+        ),
+    ]
+    """Ports: 514 for udp (RFC 5426), 601 for tcp (RFC 6587), 6514 for tls (RFC 5425) unless given."""
+    facility: Facility = "authpriv"
+    app_name: Annotated[str, Text(48, form=r"[!-~]+", says="1 to 48 printable ASCII characters without spaces")] = (
+        "hsmcore"
+    )
+    enterprise_number: Annotated[int, Whole(1, 2**31 - 1)] = 32473
+    """In the name of the structured data; 32473 is the one that anybody may use (RFC 5612)."""
+    max_message_bytes: Annotated[int, Whole(480, 65_507)] = 8192
+    """Of a whole message. Of a longer record only its number, time, operation and leaf hash are sent."""
+    tls: SyslogTls | None = None
+
+    @model_validator(mode="after")
+    def _tls_where_it_is_used(self) -> Syslog:
+        if self.tls is not None and not self.address.startswith("tls:"):
+            raise clash("has tls, but address does not begin with tls://")
+        return self
+
+
 class AuditSettings(Model):
-    """`audit`: durability, checkpoints, rotation and retention of the audit log."""
+    """`audit`: durability, checkpoints, rotation, retention and copies of the audit log."""
 
     durability: Literal["fsync", "write", "interval"] = "fsync"
     """When an operation counts as recorded: on the disk, with the kernel, or within `flushIntervalMs`."""
@@ -51,3 +106,5 @@ class AuditSettings(Model):
     """Default: a key made in `<auditLogFile>.key`."""
     origin: Annotated[str, Text(200, form=r"[^\s+]+", says="a name without spaces and +")] | None = None
     """The log's name in its checkpoints, such as "example.com/sequencer-1". Default: host name and a random number."""
+    syslog: Syslog | None = None
+    """Where records are copied to beside `cloudWatchLogs`."""

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault
 from hsmcore.config.pkcs11 import Region
-from hsmcore.config.providers import EphemeralSettings, Provider
+from hsmcore.config.providers import EndpointUrl, EphemeralSettings, Provider
 
 Operation = Literal[
     "sign", "verify", "generateKey", "getCurrentKeyId", "setCurrentKeyId", "deactivateKey", "exportKeyBackup"
@@ -25,11 +25,14 @@ Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]
 
 
 class CloudWatchLogs(Model):
-    """Where audit records are copied to. The region falls back on the AWS SDK's own settings."""
+    """Where audit records are copied to. The region falls back on the AWS SDK's own settings. Group and stream are made
+    where they are missing and the credentials allow it."""
 
     log_group: Annotated[str, Text(512, form=r"[\w./#-]+", says="a log group name: letters, digits and _ - / . #")]
     log_stream: Annotated[str, Text(512, form=r"[^:*]+", says="a log stream name without : and *")]
     region: Region | None = None
+    endpoint_url: EndpointUrl | None = None
+    """Another endpoint than the region's public one, such as that of a VPC endpoint."""
 
 
 class EmergencyModeRestrictions(Model):

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from hsmcore.config.base import Model, Text, Whole, clash, fault
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
@@ -24,26 +32,30 @@ ProviderType = Literal["softhsm", "aws-cloudhsm", "yubihsm", "pkcs11", "aws-kms"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+def _no_clear_text(value: str) -> str:
+    if not value.startswith("https:") and urlsplit(value).hostname not in _LOOPBACK:
+        raise fault("must begin with https://, except on this machine's own loopback")
+    return value
+
+
+EndpointUrl = Annotated[
+    str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL"), AfterValidator(_no_clear_text)
+]
+"""Where an AWS service is asked."""
+
+
 class AwsKmsSettings(KeyPin):
     """A signing key in AWS KMS, by id, ARN or alias; credentials come from the AWS SDK's own chain."""
 
     key_id: Annotated[str, Text(2048)]
     region: Region | None = None
     """Default: the AWS SDK's own settings, or what a key ARN says."""
-    endpoint_url: Annotated[str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL")] | None = None
+    endpoint_url: EndpointUrl | None = None
     """Another endpoint than the region's public one, such as that of a VPC endpoint."""
     concurrency: Annotated[int, Whole(1, 1024)] = 64
     """Requests to KMS at once, each on a connection of its own."""
     connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
     verify_signatures: VerifySignatures = "sample"
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _no_clear_text(cls, value: str | None) -> str | None:
-        host = None if value is None else urlsplit(value).hostname
-        if value is not None and not value.startswith("https:") and host not in _LOOPBACK:
-            raise fault("must begin with https://, except on this machine's own loopback")
-        return value
 
     @model_validator(mode="after")
     def _one_region(self) -> AwsKmsSettings:

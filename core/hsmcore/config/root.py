@@ -75,6 +75,8 @@ class KeyManagerConfig(Provider):
             )
         if self.audit is not None and self.audit_log_file is None:
             raise clash("has audit, but no auditLogFile to keep it in")
+        if self.cloud_watch_logs is not None and self.audit_log_file is None:
+            raise clash("has cloudWatchLogs, but no auditLogFile, whose records are what is copied there")
         require_lasting(self, "the key manager's own provider")
         return self
 
@@ -137,7 +139,11 @@ class Config(Model):
         credentials are among them where this process uses them itself: the modules that it starts need none."""
         secrets = list(_secrets(self))
         found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
-        asks_aws = any(secret.kind == "awsSecretsManager" for secret in secrets) or _has_cluster(self)
+        asks_aws = (
+            any(secret.kind == "awsSecretsManager" for secret in secrets)
+            or _has_cluster(self)
+            or self.key_manager.cloud_watch_logs is not None
+        )
         return found | AWS_VARIABLES if asks_aws else found
 
     def require_complete(self) -> None:

@@ -1,0 +1,72 @@
+"""All destinations of a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.shipping.destination import Destination, ShippingError, ShippingStatus
+from hsmcore.audit.shipping.follow import last_seq
+from hsmcore.audit.shipping.shipper import Shipper
+
+CLOSE_SECONDS = 2.0
+"""How long closing waits for what is left to be shipped. The next start, or `audit ship`, goes on."""
+
+
+class Shipping:
+    """Ships beside a signing loop, one thread for each destination."""
+
+    def __init__(self, layout: Layout, places: Iterable[Destination], newest: Callable[[], int]) -> None:
+        """`newest`: up to which record the lines are durable; called from the threads."""
+        self._shippers = [Shipper(layout, place, newest, beside=True) for place in places]
+
+    def start(self) -> None:
+        """Begin. Nothing that is wrong with a destination is raised: it shows in `status`."""
+        for shipper in self._shippers:
+            shipper.start()
+
+    @property
+    def status(self) -> dict[str, ShippingStatus]:
+        """By the configuration's word for the destination."""
+        return {shipper.destination.kind: shipper.status for shipper in self._shippers}
+
+    @property
+    def everywhere(self) -> int | None:
+        """Up to which record all destinations have the log; None: there are none."""
+        return min((shipper.status.sent_seq for shipper in self._shippers), default=None)
+
+    def close(self) -> None:
+        """Ship what is left, within CLOSE_SECONDS in all; then end. Blocks."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for shipper in self._shippers:
+            shipper.stop(max(deadline - time.monotonic(), 0.0))
+
+
+class ShipNow:
+    """Ships, in this thread, what a log holds now. Writes nothing but the cursor."""
+
+    def __init__(self, layout: Layout, place: Destination) -> None:
+        self._newest = 0
+        self._layout, self._place = layout, place
+        self._shipper = Shipper(layout, place, lambda: self._newest)
+
+    @property
+    def status(self) -> ShippingStatus:
+        """How far it is."""
+        return self._shipper.status
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> str | None:
+        """Ship. Returns why the destination did not take all, None if it did. Raises AuditUnavailable if another
+        process ships there, SegmentError, OSError."""
+        self._newest = last_seq(self._layout)
+        try:
+            while self._shipper.step():
+                time.sleep(self._place.pause)
+                if progress is not None:
+                    progress(self.status.sent_seq, self._newest)
+        except ShippingError as error:
+            return str(error)
+        finally:
+            self._shipper.end()
+        return None

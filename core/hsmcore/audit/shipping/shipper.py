@@ -1,0 +1,210 @@
+"""Takes a log to one destination: at least once, in order, from the files, in a thread of its own."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
+from hsmcore.audit.segment import SegmentError
+from hsmcore.audit.shipping.cursor import CursorFile
+from hsmcore.audit.shipping.destination import Destination, ShippingError, ShippingStatus
+from hsmcore.audit.shipping.follow import Follower
+from hsmcore.errors import AuditUnavailable
+from hsmcore.log import get_logger
+
+POLL_SECONDS: Final = 0.2
+"""How long a record may wait for being looked at."""
+PAUSE_FIRST: Final = 0.5
+PAUSE_MOST: Final = 60.0
+_STORE_SECONDS: Final = 1.0
+"""How often the cursor is stored: a crash makes what was sent since come again."""
+_BESIDE_BYTES: Final = 1 << 18
+_BESIDE_SHARE: Final = 3
+"""Beside a signing loop: small batches, and three times as long a pause as a batch took of the processor, so that the
+loop never waits long for the interpreter's lock."""
+
+_FAILURES = (ShippingError, SegmentError, AuditUnavailable, OSError)
+
+
+class Shipper:
+    """One log, one destination. `newest` says up to which record lines are durable; from the shipper's thread."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        destination: Destination,
+        newest: Callable[[], int],
+        *,
+        beside: bool = False,
+    ) -> None:
+        """`beside`: in the process that signs."""
+        self._layout, self.destination, self._newest = layout, destination, newest
+        self._beside = beside
+        self._cursor = CursorFile(layout, destination.kind, destination.identity)
+        self._follower: Follower | None = None
+        self._lock: FolderLock | None = None
+        self._left: list[bytes] = []
+        self._sent = 0
+        self._stored = 0
+        self._stored_at = 0.0
+        self._settling: deque[tuple[float, int, bytes]] = deque()
+        """When a batch was sent, its last record and its line."""
+        self._settled: tuple[int, bytes] = (0, b"")
+        self._error: str | None = None
+        self._stop, self._abandoned = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def status(self) -> ShippingStatus:
+        """From any thread."""
+        return ShippingStatus(self._sent, max(self._newest() - self._sent, 0), self._error)
+
+    # ---- the work, in one thread ----
+
+    def begin(self) -> None:
+        """Take the destination's lock and find the place to go on from. Raises AuditUnavailable if another process
+        ships there, SegmentError, OSError."""
+        if self._follower is not None:
+            return
+        if self._lock is None:
+            self._layout.shipping.mkdir(mode=0o700, exist_ok=True)
+            self._lock = FolderLock(
+                self._cursor.lock, f"shipping it to {self.destination.kind}", "It ships what is left; see to that one."
+            )
+        found = self._cursor.load()
+        self._sent = self._stored = found.seq
+        self._settled = found.seq, b""
+        self._follower = Follower(self._layout, found.seq)
+
+    def step(self) -> int:
+        """Send one batch. Returns how many records it had; 0: there is nothing to send. Raises what _FAILURES are."""
+        self.begin()
+        follower, place = self._follower, self.destination
+        if follower is None:
+            return 0
+        if not self._left:
+            most = min(place.batch_bytes, _BESIDE_BYTES) if self._beside else place.batch_bytes
+            self._left = follower.take(self._newest(), most, place.batch_records)
+            for first, last in follower.missing:
+                get_logger().error(
+                    "records were gone before they were shipped", destination=place.kind, first=first, last=last
+                )
+            follower.missing.clear()
+        if not self._left:
+            if self._settling:
+                place.check()
+            self.store()
+            return 0
+        count = place.send(self._left)
+        line = self._left[count - 1]
+        del self._left[:count]
+        self._sent = follower.next - 1 - len(self._left)
+        self._settling.append((time.monotonic(), self._sent, line))
+        if time.monotonic() - self._stored_at > _STORE_SECONDS:
+            self.store()
+        return count
+
+    def store(self) -> None:
+        """Have on the disk how far it is for good. Raises OSError."""
+        self._settle()
+        seq, line = self._settled
+        if seq > self._stored:
+            self._cursor.store(seq, line)
+            self._stored, self._stored_at = seq, time.monotonic()
+
+    def _settle(self) -> None:
+        before = time.monotonic() - self.destination.settle_seconds
+        while self._settling and self._settling[0][0] <= before:
+            self._settled = self._settling.popleft()[1:]
+
+    def go_back(self) -> None:
+        """The destination failed: what it may not have comes again."""
+        self._settle()
+        self._settling.clear()
+        self._left = []
+        if self._follower is not None:
+            self._follower.close()
+            self._sent = self._settled[0]
+            self._follower = Follower(self._layout, self._sent)
+
+    def end(self) -> None:
+        """Let everything go. Raises OSError."""
+        try:
+            if self._settling and self.destination.finish():
+                self._settled = self._settling[-1][1:]
+            self._settling.clear()
+            self.store()
+        finally:
+            self.destination.close()
+            if self._follower is not None:
+                self._follower.close()
+            self._follower, self._left = None, []
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    # ---- the thread ----
+
+    def start(self) -> None:
+        """Ship from now on."""
+        self._thread = threading.Thread(target=self._run, name=f"hsmcore-ship-{self.destination.kind}", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Ship what is left, for so long at most, unless the destination fails; then end. Blocks."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stop.set()
+        thread.join(seconds)
+        if thread.is_alive():
+            self._abandoned.set()
+            self.destination.interrupt()
+            thread.join(1.0)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._abandoned.is_set():
+            begun, ending = time.thread_time(), self._stop.is_set()
+            try:
+                count = self.step()
+            except _FAILURES as error:
+                self.go_back()
+                failures += 1
+                self._note(str(error))
+                if ending:
+                    break
+                self._stop.wait(_full_jitter(failures))
+                continue
+            if self._error is not None and (count or self.status.lag_records == 0):
+                self._note(None)
+            failures = 0
+            if count == 0:
+                if ending:
+                    break
+                self._stop.wait(POLL_SECONDS)
+                continue
+            time.sleep(self.destination.pause)
+            if self._beside:
+                self._stop.wait(_BESIDE_SHARE * (time.thread_time() - begun))
+        try:
+            self.end()
+        except OSError as error:
+            get_logger().warning("how far shipping came was not stored", error=str(error))
+
+    def _note(self, error: str | None) -> None:
+        before, self._error = self._error, error
+        if error is None:
+            get_logger().info("audit records are shipped again", destination=self.destination.kind)
+        elif error != before:
+            get_logger().warning("audit records are not shipped", destination=self.destination.kind, error=error)
+
+
+def _full_jitter(failures: int) -> float:
+    return random.uniform(0, min(PAUSE_FIRST * 2.0 ** min(failures, 30), PAUSE_MOST))  # noqa: S311  # spreads load

@@ -1,0 +1,144 @@
+"""Records as syslog messages: RFC 5424, with the record's line as MSG, byte for byte where it is short enough."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final, get_args
+
+import orjson
+
+from hsmcore.audit.query import parsed
+from hsmcore.audit.shipping.destination import ShippingError
+from hsmcore.audit.shipping.transport import Transport, transport
+from hsmcore.config.audit import Facility, Syslog
+
+_FACILITIES: Final[tuple[str, ...]] = get_args(Facility)
+_WARNING, _INFORMATIONAL = 4, 6
+_SHOWN: Final = {
+    "seq": "seq",
+    "operation": "operation",
+    "key_id": "keyId",
+    "result": "result",
+    "error": "error",
+    "member": "member",
+    "level": "level",
+    "user": "user",
+    "tag": "tag",
+}
+"""What of a record stands in the structured data, and under which name."""
+_ESCAPED: Final = re.compile(r'["\\\]]')
+_MSGID_MOST: Final = 32
+
+
+class SyslogDestination:
+    """One receiver."""
+
+    kind = "syslog"
+
+    def __init__(self, settings: Syslog) -> None:
+        self._settings = settings
+        self.identity = settings.address
+        self._transport: Transport = transport(settings)
+        self.batch_bytes, self.batch_records, self.pause = self._transport.batch
+        self.settle_seconds = self._transport.settle_seconds
+
+    def send(self, lines: Sequence[bytes]) -> int:
+        """Send a message for each line."""
+        with self._said():
+            self._transport.send([message(line, self._settings) for line in lines])
+        return len(lines)
+
+    def check(self) -> None:
+        """Raise ShippingError if the receiver has hung up."""
+        with self._said():
+            self._transport.check()
+
+    def finish(self) -> bool:
+        """Close in order; whether the receiver read everything."""
+        return self._transport.finish()
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._transport.close()
+            what = error.strerror or str(error) or type(error).__name__
+            raise ShippingError(f"{self._settings.address}: {what}") from None
+
+    def interrupt(self) -> None:
+        """End a `send` that waits."""
+        self._transport.interrupt()
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._transport.close()
+
+
+def message(line: bytes, settings: Syslog) -> bytes:
+    """The syslog message of a record's line: never longer than `maxMessageBytes`, if need be with a summary as MSG."""
+    record = parsed(line) or {"seq": 0, "time_ns": 0, "operation": "unreadable"}
+    head = header(record, settings)
+    data = structured(record, settings.enterprise_number)
+    whole = head + data + b" " + line
+    if len(whole) <= settings.max_message_bytes:
+        return whole
+    summary = orjson.dumps(
+        {
+            "seq": record["seq"],
+            "time_ns": record["time_ns"],
+            "operation": str(record.get("operation"))[:64],
+            "leaf_sha256": hashlib.sha256(b"\0" + line).hexdigest(),
+            "bytes": len(line),
+        }
+    )
+    few: dict[str, Any] = {name: record.get(name) for name in ("seq", "operation", "result")}
+    return head + structured(few, settings.enterprise_number) + b" " + summary
+
+
+def header(record: Mapping[str, Any], settings: Syslog) -> bytes:
+    """PRI to MSGID, with the blank before STRUCTURED-DATA."""
+    failed = record.get("result") not in (None, "ok") or record.get("operation") in ("audit-lost", "clock-step")
+    priority = 8 * _FACILITIES.index(settings.facility) + (_WARNING if failed else _INFORMATIONAL)
+    source = record.get("source")
+    source = source if isinstance(source, dict) else {}
+    fields = (
+        _timestamp(record["time_ns"]),
+        _name(source.get("hostname") or socket.gethostname(), 255),
+        settings.app_name,
+        _name(source.get("pid"), 128),
+        _name(record.get("operation"), _MSGID_MOST),
+    )
+    return f"<{priority}>1 {' '.join(fields)} ".encode()
+
+
+def structured(record: Mapping[str, Any], enterprise: int) -> bytes:
+    """STRUCTURED-DATA: one element."""
+    found = [
+        f' {name}="{_ESCAPED.sub(_escape, str(value))}"'
+        for field, name in _SHOWN.items()
+        if isinstance(value := record.get(field), (str, int))
+    ]
+    return f"[hsmcore@{enterprise}{''.join(found)}]".encode("utf-8", "replace")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "\\" + found[0]
+
+
+def _timestamp(time_ns: int) -> str:
+    try:
+        moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return "-"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns // 1000 % 1_000_000:06d}Z"
+
+
+def _name(value: object, most: int) -> str:
+    """PRINTUSASCII, or the NILVALUE."""
+    return "".join(c for c in str(value) if "!" <= c <= "~")[:most] or "-" if value is not None else "-"

@@ -1,0 +1,204 @@
+"""How syslog messages travel: datagrams (Unix, UDP), or a stream with octet counting (TCP: RFC 6587, TLS: RFC 5425).
+
+Syslog has no acknowledgement. A batch counts as sent when all of it is with the receiver (Unix), has left (UDP), or
+is with the receiver's kernel (TCP, TLS: nothing is left in our send queue). A receiver that ends before it has read
+that loses it; so over TCP and TLS what was sent in the last seconds before a connection broke is sent again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+from hsmcore.config.audit import Syslog, SyslogTls
+
+TIMEOUT_SECONDS: Final = 10.0
+"""For connecting, and for a batch to be taken."""
+SETTLE_SECONDS: Final = 3.0
+"""How long after a batch the end of a connection may still have taken it away."""
+_FINISH_SECONDS: Final = 1.0
+_PORTS: Final = {"udp": 514, "tcp": 601, "tls": 6514}
+_ADDRESS: Final = re.compile(r"(udp|tcp|tls)://(?:\[([^\]]+)\]|([^:]+))(?::([0-9]+))?")
+_SIOCOUTQ: Final = termios.TIOCOUTQ  # the same number on Linux
+_POLL_SECONDS: Final = 0.002
+
+
+class Transport(Protocol):
+    batch: tuple[int, int, float]
+    """Bytes and messages of a batch at most, seconds between two of them."""
+    settle_seconds: float
+
+    def send(self, messages: Sequence[bytes]) -> None:
+        """Raises OSError; the connection is not to be used then."""
+
+    def check(self) -> None:
+        """Raises OSError if the other side has ended the connection."""
+
+    def finish(self) -> bool:
+        """Close, and say whether the other side is known to have read everything."""
+
+    def interrupt(self) -> None:
+        """End a `send` that waits. From any thread."""
+
+    def close(self) -> None:
+        """Let the connection go; `send` makes another."""
+
+
+def transport(settings: Syslog) -> Transport:
+    """The one that an address asks for."""
+    found = _ADDRESS.fullmatch(settings.address)
+    if found is None:
+        return _Datagrams(settings.address.removeprefix("unix://"))
+    scheme, host = found[1], found[2] or found[3]
+    port = int(found[4] or _PORTS[scheme])
+    if scheme == "udp":
+        return _Datagrams((host, port))
+    return _Stream(host, port, (settings.tls or SyslogTls()) if scheme == "tls" else None)
+
+
+class _Connection:
+    """A socket that another thread may end."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def _take(self, made: socket.socket) -> socket.socket:
+        with self._guard:
+            self._socket = made
+        return made
+
+    def interrupt(self) -> None:
+        with self._guard:
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with self._guard:
+            ended, self._socket = self._socket, None
+        if ended is not None:
+            ended.close()
+
+
+class _Datagrams(_Connection):
+    settle_seconds = 0.0
+
+    def __init__(self, address: str | tuple[str, int]) -> None:
+        super().__init__()
+        self._address = address
+        # Over UDP what comes faster than the receiver reads is lost: 10,000 messages a second at most.
+        self.batch = (1 << 16, 100, 0.01 if isinstance(address, tuple) else 0.0)
+
+    def send(self, messages: Sequence[bytes]) -> None:
+        connected = self._socket or self._connect()
+        for message in messages:
+            connected.send(message)
+        failure = connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            raise OSError(failure, "nobody receives there")
+
+    def check(self) -> None:
+        pass
+
+    def finish(self) -> bool:
+        return True
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._address, str):
+            made, address = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), self._address
+            return self._connected(made, address)
+        family, kind, protocol, _, resolved = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
+        return self._connected(socket.socket(family, kind, protocol), resolved)
+
+    def _connected(self, made: socket.socket, address: object) -> socket.socket:
+        self._take(made).settimeout(TIMEOUT_SECONDS)
+        made.connect(address)  # type: ignore[arg-type]  # what getaddrinfo gave, or a path
+        return made
+
+
+class _Stream(_Connection):
+    batch = (1 << 18, 1000, 0.0)
+    settle_seconds = SETTLE_SECONDS
+
+    def __init__(self, host: str, port: int, tls: SyslogTls | None) -> None:
+        super().__init__()
+        self._host, self._port, self._tls = host, port, tls
+
+    def send(self, messages: Sequence[bytes]) -> None:
+        self.check()
+        connected = self._socket or self._connect()
+        connected.sendall(b"".join(b"%d %s" % (len(message), message) for message in messages))
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while _unacknowledged(connected):
+            if time.monotonic() > deadline:
+                raise TimeoutError(0, "the receiver does not take what is sent")
+            if _has_ended(connected):
+                raise ConnectionResetError(0, "the receiver has closed the connection")
+            time.sleep(_POLL_SECONDS)
+        if _has_ended(connected):
+            raise ConnectionResetError(0, "the receiver has closed the connection")
+
+    def check(self) -> None:
+        if self._socket is not None and _has_ended(self._socket):
+            raise ConnectionResetError(0, "the receiver has closed the connection")
+
+    def finish(self) -> bool:
+        # Whoever reads to our end and then closes has read everything; one that fails before makes this fail too.
+        connected = self._socket
+        if connected is None:
+            return False
+        try:
+            connected.settimeout(_FINISH_SECONDS)
+            if isinstance(connected, ssl.SSLSocket):
+                connected.unwrap()
+            else:
+                connected.shutdown(socket.SHUT_WR)
+                while connected.recv(4096):
+                    pass
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _connect(self) -> socket.socket:
+        made = socket.create_connection((self._host, self._port), TIMEOUT_SECONDS)
+        self._take(made)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._tls is None:
+            return made
+        context = ssl.create_default_context(cafile=self._tls.ca_file)
+        if self._tls.certificate_file is not None:
+            context.load_cert_chain(self._tls.certificate_file, self._tls.key_file, _no_passphrase)
+        wrapped = context.wrap_socket(made, server_hostname=self._tls.server_name or self._host)
+        return self._take(wrapped)
+
+
+def _no_passphrase() -> str:
+    raise PermissionError(0, "the key file has a passphrase, which nobody can give here")
+
+
+def _unacknowledged(connected: socket.socket) -> int:
+    answer = fcntl.ioctl(connected.fileno(), _SIOCOUTQ, bytes(4))
+    return int(struct.unpack("i", answer)[0])
+
+
+def _has_ended(connected: socket.socket) -> bool:
+    """Whether the other side has closed, or failed. A receiver says nothing, so whatever it says is read away."""
+    connected.setblocking(False)
+    try:
+        while True:
+            if not connected.recv(4096):
+                return True
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    finally:
+        connected.settimeout(TIMEOUT_SECONDS)
