@@ -8,6 +8,7 @@ import pytest
 
 from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
 from hsmcore.bench.environment import ProcessorTimes
+from hsmcore.bench.failover import FAILOVER
 from hsmcore.bench.model import Contender, Memory, Percentiles, Result, Sample
 from hsmcore.bench.resilience import RECOVERY
 from hsmcore.bench.stats import percentile, percentiles, spread, usable
@@ -267,7 +268,7 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("only", "wanted"),
         [
-            (None, {MEMORY, RECOVERY}),
+            (None, {MEMORY, RECOVERY, FAILOVER}),
             ("memory", {MEMORY}),
             ("raw,mem*", {MEMORY}),
             ("memory,recovery", {MEMORY, RECOVERY}),
