@@ -9,13 +9,17 @@ from pathlib import Path
 from hsmcore.errors import AuditUnavailable
 
 
+class FolderInUse(AuditUnavailable):
+    """Somebody else has the lock."""
+
+
 class FolderLock:
     """Held until it is released or the process ends. Readers need none."""
 
     def __init__(
         self, path: Path, doing: str = "writing it", hint: str = "Give each process an auditLogFile of its own."
     ) -> None:
-        """Raises AuditUnavailable if another process, or another log of this one, has it; it says what that one is
+        """Raises FolderInUse if another process, or another log of this one, has it; it says what that one is
         `doing`. Raises OSError."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -25,7 +29,7 @@ class FolderLock:
             os.close(self._file)
             if not isinstance(error, BlockingIOError):
                 raise
-            raise AuditUnavailable(
+            raise FolderInUse(
                 f"audit log {path.parent}: process {holder} is {doing}",
                 hint=hint,
             ) from None

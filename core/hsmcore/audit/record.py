@@ -85,7 +85,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "to_member", "members", "failure", "ckr_name", "call", "module", "library", "token", "kind", "mode",
         "rotation_id", "origin",
         "status", "error_class", "version", "previous_key_id", "new_key_id", "old_key_id", "trigger", "verifier_key",
-        "previous_verifier_key", "file", "serial", "provider", "source_member", "isolation", "approver",
+        "previous_verifier_key", "file", "sudo_user", "serial", "provider", "source_member", "isolation", "approver",
     ),
     **dict.fromkeys(
         (

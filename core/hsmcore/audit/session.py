@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from hsmcore._native import Journal
 from hsmcore.audit import record, retention
 from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.intake import Intake
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.note import VerifierKey, signed
@@ -40,6 +41,7 @@ class Session:
     def __init__(self, layout: Layout, settings: AuditSettings, loop: asyncio.AbstractEventLoop) -> None:
         self._layout, self._settings, self._loop = layout, settings, loop
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit-seal")
+        self._intake = Intake(layout, self.record, self.durable)
         self._sealing = asyncio.Lock()
         self._lock: FolderLock | None = None
         self._opened: Opened | None = None
@@ -76,10 +78,12 @@ class Session:
             await self.use(await self._run(lambda: FileSigner.load(path, self.origin)))
         for operation, fields in opened.events:
             self.record(operation, fields)
+        await self._intake.begin()
 
     def _open_files(self) -> Opened:
         self._layout.log.parent.mkdir(parents=True, exist_ok=True)
         self._layout.folder.mkdir(mode=0o700, exist_ok=True)
+        self._layout.spool.mkdir(mode=0o700, exist_ok=True)  # ours, also when the first command is another user's
         self._lock = FolderLock(self._layout.lock)
         opened = self._opened = open_log(self._layout, self._settings.origin)
         rules, log = self._settings, self._layout.log
@@ -123,6 +127,7 @@ class Session:
             await self.seal()
 
     async def close(self) -> None:
+        await self._intake.end()
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
@@ -151,7 +156,10 @@ class Session:
 
     # ---- recording ----
 
-    def record(self, operation: str, fields: Mapping[str, object]) -> int | None:
+    def record(
+        self, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
+    ) -> int | None:
+        """`process`: who did it, as `record.this_process` says it; default: this process."""
         journal = self.journal
         if journal is None:
             return None
@@ -167,12 +175,14 @@ class Session:
         if self._dropped and self._failure is None:
             dropped, self._dropped = self._dropped, 0
             self._put(journal.stamp(), "audit-lost", {"records": dropped})
-        self._put(journal.stamp(), operation, fields)
+        self._put(journal.stamp(), operation, fields, process)
         return self.last_seq
 
-    def _put(self, now: int, operation: str, fields: Mapping[str, object]) -> None:
+    def _put(
+        self, now: int, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
+    ) -> None:
         if self.journal is not None:
-            self.journal.put(record.line(self.journal.next, now, operation, fields, self._process))
+            self.journal.put(record.line(self.journal.next, now, operation, fields, process or self._process))
 
     def _note_clock_step(self, before: int, now: int) -> None:
         self._put(now, "clock-step", {"from_ns": before, "to_ns": now})

@@ -9,6 +9,7 @@ import typer
 
 from hsmcore.cli.failover import on_store, wait_for_runner
 from hsmcore.cli.output import BadUsage, note, print_fields, print_json
+from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -92,7 +93,7 @@ def reset(
 ) -> None:
     """End the present emergency budget; the next use of the emergency level begins a whole one.
 
-    The history has it at once, the audit log as soon as a key manager runs.
+    The history and the audit log have it at once.
 
     Example: hsmcore emergency reset --reason "incident 42 is closed"
     """
@@ -104,7 +105,9 @@ def reset(
         ended = await _budget(loaded, store).reset(reason)
         return {"endedEpisode": ended.episode, "reserved": ended.reserved, "reason": reason}
 
-    done = on_store(loaded, work)
+    with recorded(loaded.key_manager, "emergency reset", reason=reason) as entry:
+        done = on_store(loaded, work)
+        entry["signatures"] = done["reserved"]
     if as_json:
         print_json(done)
     else:
@@ -119,7 +122,8 @@ def _permit(config: Config, value: str, reason: str, *, as_json: bool) -> None:
         await desired.set("emergency", value, reason)
         return await desired.reports()
 
-    reports = on_store(config, write)
+    with recorded(config.key_manager, f"emergency {value.removesuffix('d')}", reason=reason):
+        reports = on_store(config, write)
     if as_json:
         print_json({"emergency": value, "reason": reason})
     else:

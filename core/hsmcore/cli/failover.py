@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from hsmcore.cli.output import BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -213,7 +214,10 @@ def _wish(config: Config, name: str, value: str | None, reason: str, *, as_json:
         await desired.set(name, value, reason)
         return await desired.reports()
 
-    reports = on_store(config, write)
+    kind, _, member = name.partition(":")
+    wanted = {"member": member} if member else {"level": value}
+    with recorded(config.key_manager, f"failover {kind}", state=value or "none", reason=reason, **wanted):
+        reports = on_store(config, write)
     if as_json:
         print_json({"name": name, "value": value, "reason": reason})
     else:

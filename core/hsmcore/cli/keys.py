@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from hsmcore.cli.encoding import base58
 from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
+from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import KeyAmbiguous, KeyUnusable, SystemFailure
@@ -77,7 +79,11 @@ def generate(
             raise KeyAmbiguous(f"a key with the label {label!r} is there already", hint="Choose another label.")
         return await plane.generate_key(algorithm, label, extractable=extractable)
 
-    _print_record(_on_token(load_config(config, state), make), as_json=as_json)
+    loaded = load_config(config, state)
+    with recorded(loaded.key_manager, "keys generate", label=label, algorithm=algorithm) as entry:
+        record = _on_token(loaded, make)
+        entry.update(key_fields(record))
+    _print_record(record, as_json=as_json)
 
 
 @app.command(short_help="Take the right to sign from a key.")
@@ -106,7 +112,9 @@ def deactivate(
             )
         return await plane.deactivate(key_id.lower())
 
-    done = _on_token(loaded, work)
+    with recorded(loaded.key_manager, "keys deactivate", key_id=key_id.lower(), forced=force) as entry:
+        done = _on_token(loaded, work)
+        entry |= {"enforced": done.enforced, "reason": done.reason}
     if as_json:
         print_json({"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason})
     elif done.enforced:
@@ -132,7 +140,10 @@ def export(
 
     Example: hsmcore keys export 0f3a… --output key.backup
     """
-    blob = _on_token(load_config(config, state), lambda plane: plane.export_wrapped(key_id.lower()))
+    loaded = load_config(config, state)
+    with recorded(loaded.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
+        blob = _on_token(loaded, lambda plane: plane.export_wrapped(key_id.lower()))
+        entry |= {"bytes": len(blob), "backup_sha256": hashlib.sha256(blob).digest()}
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
         return
@@ -159,7 +170,11 @@ def import_(
     Example: hsmcore keys import key.backup
     """
     backup = file.read_bytes()
-    record = _on_token(load_config(config, state), lambda plane: plane.import_wrapped(backup))
+    loaded = load_config(config, state)
+    digest = hashlib.sha256(backup).digest()
+    with recorded(loaded.key_manager, "keys import", file=str(file), backup_sha256=digest) as entry:
+        record = _on_token(loaded, lambda plane: plane.import_wrapped(backup))
+        entry.update(key_fields(record))
     _print_record(record, as_json=as_json)
 
 

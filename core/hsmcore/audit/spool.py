@@ -1,0 +1,167 @@
+"""Records of commands that cannot write the log themselves, because a key manager holds it: files in `spool/` that it
+takes in.
+
+A command puts its file there before it does anything (`.pending`, locked while the command lives) and completes it
+afterwards (`.json`). So a command that is killed halfway is recorded all the same, with the result "unknown", and one
+that cannot record does nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pwd
+import secrets
+import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.audit.files import sync, write_all, write_new
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.record import cleaned, this_process
+from hsmcore.log import get_logger
+
+OPERATION: Final = "command"
+MAX_BYTES: Final = 1 << 16
+_MODE: Final = 0o644
+"""The folder is its owner's alone; in it, another user's file must be readable to the owner."""
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Intention:
+    """What a command is about to do, on the disk. Blocks; for the command's own thread."""
+
+    def __init__(self, layout: Layout, command: str, fields: Mapping[str, object]) -> None:
+        """Raises OSError."""
+        layout.log.parent.mkdir(parents=True, exist_ok=True)
+        layout.folder.mkdir(mode=0o700, exist_ok=True)
+        layout.spool.mkdir(mode=0o700, exist_ok=True)
+        self._begun = time.time_ns()
+        self._fields = {"command": command, **fields}
+        name = f"{self._begun:020d}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._pending = layout.spool / f"{name}.pending"
+        self.path = layout.spool / f"{name}.json"
+        self._file = os.open(self._pending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            os.fchmod(self._file, _MODE)
+            write_all(self._file, self._text({"result": "unknown"}))
+            os.fsync(self._file)
+            sync(layout.spool)
+        except BaseException:
+            os.close(self._file)
+            self._pending.unlink(missing_ok=True)
+            raise
+
+    def _text(self, more: Mapping[str, object]) -> bytes:
+        whole = {"at_ns": self._begun, "fields": cleaned({**self._fields, **more}), **this_process()}
+        return orjson.dumps(whole)
+
+    def complete(self, fields: Mapping[str, object]) -> None:
+        """Say how it ended. Raises OSError; then the record says that the end is not known."""
+        try:
+            beside = self._pending.with_suffix(".new")
+            write_new(beside, self._text(fields))
+            beside.chmod(_MODE)
+            sync(beside)
+            beside.replace(self._pending)
+            with suppress(FileNotFoundError):  # taken in between the two
+                self._pending.rename(self.path)
+                sync(self.path.parent)
+        finally:
+            os.close(self._file)
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A record to be taken in."""
+
+    path: Path
+    fields: dict[str, Any]
+    origin: dict[str, Any]
+
+    def done(self) -> None:
+        """It is in the log. Raises OSError."""
+        self.path.unlink(missing_ok=True)
+        sync(self.path.parent)
+
+
+def spooled(layout: Layout) -> list[Spooled]:
+    """What is ready to be taken in, oldest first. Whoever can write the folder can put anything there: the owner of a
+    file is whom its record names, and what is no record is said to be none. Raises OSError."""
+    try:
+        paths = sorted(path for path in layout.spool.iterdir() if path.suffix in (".json", ".pending"))
+    except FileNotFoundError:
+        return []
+    found = map(_read, paths)
+    return [each for each in found if each is not None]
+
+
+def _read(path: Path) -> Spooled | None:
+    try:
+        descriptor = os.open(path, _READ)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        _say_once(path)
+        return None
+    except OSError:  # a link, a socket
+        return Spooled(path, _unreadable(path, b""), this_process())
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return Spooled(path, _unreadable(path, b""), this_process())
+        if path.suffix == ".pending" and not _is_abandoned(descriptor):
+            return None
+        text = os.read(descriptor, MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    origin = this_process() | {"user": _owner(status.st_uid)}
+    value = _parsed(text)
+    if value is None:
+        return Spooled(path, _unreadable(path, text), origin)
+    fields = {**value["fields"], "at_ns": value.get("at_ns"), "file": path.name}
+    source = value.get("source")
+    if isinstance(source, dict):
+        origin["source"] = cleaned({name: source.get(name) for name in ("hostname", "pid", "ip")})
+    return Spooled(path, fields, origin)
+
+
+@lru_cache(maxsize=1024)
+def _say_once(path: Path) -> None:
+    get_logger().error("a command's record cannot be read, and stays in the spool", file=str(path))
+
+
+def _is_abandoned(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        value = orjson.loads(text) if len(text) <= MAX_BYTES else None
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("fields"), dict) else None
+
+
+def _unreadable(path: Path, text: bytes) -> dict[str, Any]:
+    return {"result": "unreadable", "file": path.name, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def _owner(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

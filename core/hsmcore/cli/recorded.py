@@ -1,0 +1,93 @@
+"""Commands that change something are recorded in the audit log of their configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hsmcore.cli.output import note
+from hsmcore.errors import AuditUnavailable, HsmError
+
+if TYPE_CHECKING:
+    from hsmcore.audit.spool import Intention
+    from hsmcore.config import KeyManagerConfig
+
+
+@contextmanager
+def recorded(rules: KeyManagerConfig, command: str, **fields: object) -> Iterator[dict[str, object]]:
+    """Record what is done inside as `command`, such as "keys generate", with `fields` and whatever is put into the dict
+    that it gives. With `onFailure` "closed" nothing is done if it cannot be recorded: raises AuditUnavailable."""
+    more: dict[str, object] = {}
+    intention = _announced(rules, command, fields)
+    try:
+        yield more
+    except BaseException as error:
+        _complete(rules, intention, {"result": "error", "error": _name(error), **more})
+        raise
+    _complete(rules, intention, {"result": "ok", **more})
+
+
+def _announced(rules: KeyManagerConfig, command: str, fields: dict[str, object]) -> Intention | None:
+    from hsmcore.audit.layout import Layout
+    from hsmcore.audit.spool import Intention
+
+    if rules.audit_log_file is None:
+        return None
+    layout = Layout(rules.audit_log_file)
+    sudo = os.environ.get("SUDO_USER")
+    try:
+        return Intention(layout, command, fields | ({"sudo_user": sudo} if sudo else {}))
+    except OSError as error:
+        problem = f"audit log {layout.log}: the command cannot be recorded: {error.strerror}"
+        if rules.audit is not None and rules.audit.on_failure == "open":
+            note(f"hsmcore: {problem}")
+            return None
+        hint = 'Run it as the user of the key manager; with "onFailure": "open" it goes on without a record.'
+        raise AuditUnavailable(problem, hint=hint) from None
+
+
+def _complete(rules: KeyManagerConfig, intention: Intention | None, fields: dict[str, object]) -> None:
+    if intention is None:
+        return
+    try:
+        intention.complete(fields)
+        asyncio.run(_append(rules))
+    except (HsmError, OSError) as error:
+        # Not another exception: what was to be done is done.
+        note(f"hsmcore: the command's record is not in the audit log yet: {error}")
+        note("  next: It waits in the log's spool folder; the next key manager that can write the log takes it in.")
+
+
+async def _append(rules: KeyManagerConfig) -> None:
+    """Take the record in at once, if nobody holds the log; else whoever holds it does so within a second."""
+    from hsmcore.audit import AuditLog
+    from hsmcore.audit.lock import FolderInUse
+
+    log = AuditLog(rules.audit_log_file, rules.audit)
+    try:
+        await log.open()
+    except FolderInUse:
+        return
+    await log.close()
+
+
+def _name(error: BaseException) -> str:
+    if isinstance(error, HsmError):
+        return error.status
+    return "FAILED" if isinstance(error, typer.Exit) else type(error).__name__
+
+
+def key_fields(record: Any) -> dict[str, object]:
+    """What a record says of a key that was made or put back."""
+    return {
+        "key_id": record.id,
+        "label": record.label,
+        "algorithm": record.algorithm,
+        "public_key": record.public_key,
+        "extractable": record.extractable,
+    }
