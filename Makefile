@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench soak schedules audit-long native-test sanitize-test clean FORCE
+.PHONY: help run test check check-deep build bench soak schedules failover-long audit-long native-test sanitize-test clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -55,6 +55,10 @@ soak: .venv/.setup-test .venv/.built ## Sign for long in every way there is: mak
 
 schedules: .venv/.setup-test .venv/.built ## Random fault schedules: make schedules ARGS='--seeds 0-9999'
 	$(BIN)/python -m tests.chaos.schedules $(ARGS)
+
+failover-long: .venv/.setup-test .venv/.built ## A thousand random schedules over levels, and the emergency budget under twenty kills
+	$(BIN)/python -m tests.chaos.failover_schedules $(ARGS)
+	$(BIN)/python -m pytest tests/chaos/budget_at_length.py
 
 audit-long: .venv/.setup-test .venv/.built ## The audit log at length: 2000 tamperings, 200 kills, ten million records
 	$(BIN)/python -m pytest tests/chaos/audit_at_length.py $(ARGS)

@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from hsmcore.bench import Options, Progress, run
+from hsmcore.bench.failover import CASES
 from hsmcore.bench.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
 from hsmcore.bench.model import HsmToken
 from hsmcore.bench.process import child_environment
@@ -119,6 +120,28 @@ def test_resilience_is_measured():
     assert {b.case for b in result.recovery} == {"host", "sessions", "sessions-5ms"}
     assert all((b.failed, b.wrong) == (0, 0) and b.rate_before > 0 for b in result.recovery)
     assert all(0 < b.again_seconds < 0.2 for b in result.recovery)
+
+
+@needs_raw
+@needs_noop
+@needs_chaos
+@needs_ours
+@pytest.mark.slow
+def test_failover_is_measured():
+    result = run(
+        Options(
+            patience=0, rounds=1, seconds=0.03, only="failover-primary,failover-members-2", breaks=1, switch_seconds=0.3
+        )
+    )
+    assert (result.failed, result.skipped) == ({}, {})
+    found = {sample.contender: sample for sample in result.samples}
+    assert (found["failover-members-1"].ceiling, found["failover-members-2"].ceiling) == (3200.0, 6400.0)
+    assert {switch.case for switch in result.switches} == {case.name for case in CASES}
+    for switch in result.switches:
+        assert (switch.failed, switch.lost, switch.wrong, switch.twice) == (0, 0, 0, 0)
+        assert switch.asked > 500
+        assert (switch.pause_seconds is None) == (switch.case == "flapping")
+        assert switch.moves >= 1
 
 
 @needs_raw

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from solders.pubkey import Pubkey
 
 from hsmcore.demo import rawloop, runner
 from hsmcore.demo.builder import TransferBuilder
+from hsmcore.demo.failover import Act, line_of
 from hsmcore.demo.ledger import Ledger, LedgerError
 from hsmcore.demo.rawloop import RawLoop, RawLoopError
-from hsmcore.demo.report import percentile, summary, text
+from hsmcore.demo.report import failover_text, percentile, summary, text
 from hsmcore.demo.runner import Outcome, Sequencer, _sizes
 from hsmcore.demo.signing import sign_all
 
@@ -84,11 +86,15 @@ def test_the_demonstration_on_a_token(tmp_path):
     assert result["tampered"] == {"refusedAs": "SignatureFailure", "intactAccepted": True}
     assert 0 < result["latencyMs"]["p50"] <= result["latencyMs"]["p99"] <= result["latencyMs"]["p999"]
     assert result["signingRate"] > 0
+    played = result["failover"]
+    assert (played["ok"], played["lost"], played["refused"], played["failed"]) == (True, 0, {}, {})
+    assert played["built"] == played["executed"] == sum(played["signedBy"].values()) > 1000
+    assert [event["event"] for event in played["events"]] == ["pulled", "failover", "put-back", "failback"]
     if native(RAW_SIGN) is not None:
         assert result["rawRate"] > 0
         assert result["ratioToRaw"] > 0
     # Again, for a person, with the token that is there now.
-    done = subprocess.run([*command[:-1], "300"], capture_output=True, check=True, timeout=100)
+    done = subprocess.run([*command[:-1], "300", "--no-failover"], capture_output=True, check=True, timeout=100)
     printed = done.stdout.decode()
     assert "300 executed, 0 refused, 0 failed, 0 lost" in printed
     assert "refused by the ledger (SignatureFailure)" in printed
@@ -99,9 +105,44 @@ def test_the_demonstration_on_a_token(tmp_path):
 def test_a_key_that_is_no_solana_account(tmp_path):
     state = ("--state", tmp_path / "state")
     subprocess.run([*PROGRAM, "init", *state, "--algorithm", "ecdsa-p256"], capture_output=True, check=True)
-    done = subprocess.run([*PROGRAM, "demo", *state, "--json"], capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*PROGRAM, "demo", *state, "--json", "--no-failover"], capture_output=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stdout) == (1, b"")
     assert json.loads(done.stderr.splitlines()[-1])["error"]["type"] == "AlgorithmUnsupported"
+
+
+# ---- the second act ----
+
+
+def act(*events: tuple[float, str], signed_by: tuple[str, ...] = ("a", "b")) -> Act:
+    played = Act(Outcome(built=20, executed=20, books_balance=True), signed_by=Counter(signed_by))
+    played.events = [{"atSeconds": at, "event": what, "member": "m", "from": "x", "to": "y"} for at, what in events]
+    return played
+
+
+WHOLE = ((1.0, "pulled"), (1.25, "failover"), (3.0, "put-back"), (4.5, "failback"))
+
+
+def test_an_act_is_good_only_if_the_levels_moved_there_and_back_and_nothing_was_lost():
+    assert act(*WHOLE).as_dict()["ok"]
+    assert not act(*WHOLE[:3]).as_dict()["ok"]
+    assert not act(*WHOLE, signed_by=("a",)).as_dict()["ok"]
+    for fault in ({"executed": 19}, {"executed": 19, "refused": {"X": 1}}, {"books_balance": False}):
+        played = act(*WHOLE)
+        for name, value in fault.items():
+            setattr(played.outcome, name, value)
+        assert not played.as_dict()["ok"]
+
+
+def test_the_act_as_a_person_reads_it():
+    played = act(*WHOLE)
+    played.signed_at = [0.5, 0.1, 0.3]
+    printed = failover_text(played.as_dict())
+    for line in ("20 executed", "200.0 ms without", "failover after  0.250 s", "failback after  1.500 s"):
+        assert line in printed
+    assert "IT DID NOT COME" in failover_text(act(*WHOLE[:3]).as_dict())
+    assert "failover: x → y, m signs" in line_of(played.events[1])
 
 
 # ---- counting ----

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from tests.support.chaos import needs_chaos, send_signal
+from tests.support.budget_kills import spend_under_kills
+from tests.support.chaos import needs_chaos
 from tests.support.emergency import Rig
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
@@ -21,51 +15,14 @@ from tests.support.verifiers import is_good
 
 from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
 from hsmcore.state import Emergency, History, Limits, Store
-from hsmcore.state.emergency import BLOCK
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
-MOST, KILLS = 1000, 20
 
 
-def read_until(fd: int, count: int) -> int:
-    """Read what a child reports until it has reported so much, or has ended."""
-    got = 0
-    while got < count and (data := os.read(fd, count - got)):
-        got += len(data)
-    return got
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_a_thousand_and_not_one_more_leave_whatever_is_killed(fresh_token, tmp_path):
-    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
-    configs = json.dumps([token.config(name, settings={"sessions": 1}, maxCacheSize=0) for name in "ab"])
-    command = [sys.executable, "-m", "tests.support.emergency", str(tmp_path / "state.db"), configs, str(MOST)]
-    environment = {**token.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    chance = random.Random(7)
-    released, kills = 0, 0
-    for _ in range(KILLS + 2):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
-        assert child.stdout is not None
-        assert child.stderr is not None
-        try:
-            if kills < KILLS:
-                released += read_until(child.stdout.fileno(), chance.randint(1, 30))
-                kills += send_signal(child.pid, signal.SIGKILL)
-            released += read_until(child.stdout.fileno(), 10 * MOST)
-            error = child.stderr.read()
-            assert child.wait(60) in (0, -signal.SIGKILL), error.decode()
-        finally:
-            child.stdout.close()
-            child.stderr.close()
-        assert released <= MOST
-        if child.returncode == 0 and kills == KILLS:
-            break
-    assert kills == KILLS
-    assert child.returncode == 0
-    # What a kill wastes: the rest of a block, and what was signed and not handed out.
-    assert released >= MOST - KILLS * (BLOCK + 64)
+@pytest.mark.timeout(120)
+def test_so_many_and_not_one_more_leave_whatever_is_killed(fresh_token, tmp_path):
+    """Twenty kills and a thousand: tests/chaos/budget_at_length.py."""
+    spend_under_kills(fresh_token, tmp_path / "state.db", most=200, kills=4)
 
 
 @one_loop

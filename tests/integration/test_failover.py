@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import time
 from contextlib import suppress
 
 import pytest
-from tests.support.chaos import needs_chaos
+from tests.support.chaos import needs_chaos, send_signal
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown
+from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown, RequestRejected
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
 
 pytestmark = [pytest.mark.integration, needs_chaos]
@@ -317,6 +318,64 @@ async def test_a_batch_goes_on_where_it_can(site):
         by = [record["member"] async for record in manager.audit.query(match=good)]
         assert len(by) == len(messages)
         assert set(by) == {place.name(0), place.name(1)}
+
+
+@one_loop
+async def test_a_batch_is_shared_out_over_the_level(site):
+    place = site(SAME, SAME)
+    async with opened(place.config(primary=2)) as manager:
+        messages = [f"message {n}".encode() for n in range(400)]
+        signatures = await manager.sign_many(messages, 20.0)
+        for message, signature in zip(messages, signatures, strict=True):
+            assert is_good("ed25519", manager.public_key, message, signature)
+        signed = [stats["signatures"] for stats in manager.get_stats().values()]
+        assert min(signed) > 150
+        before = sum(signed)
+        with pytest.raises(hsmcore.MessageTooLarge):
+            await manager.sign_many([*messages, b"x" * 99_999], 20.0)
+        assert sum(stats["signatures"] for stats in manager.get_stats().values()) == before, "nothing was signed"
+        # One of them dies in the middle of it.
+        batch = asyncio.ensure_future(manager.sign_many([f"more {n}".encode() for n in range(3000)], 20.0))
+        await asyncio.sleep(0.02)
+        place.kill(1)
+        for number, signature in enumerate(await batch):
+            assert is_good("ed25519", manager.public_key, f"more {number}".encode(), signature)
+
+
+@one_loop
+async def test_a_refusal_by_one_module_gets_a_second_opinion(site):
+    place = site(SAME, SAME)
+    async with opened(place.config()) as manager:
+        refusal = {"function": "C_SignInit", "every": 1, "action": "return", "ckr": "CKR_ARGUMENTS_BAD"}
+        place.members[0].ask("fault", **refusal)
+        assert [(await manager.sign_with_receipt(f"{n}".encode(), 5.0)).level for n in range(3)] == ["secondary"] * 3
+        # Three good requests refused in a row, and it is asked no more.
+        assert conditions(manager)[0] == "open"
+        # What everybody refuses is the request's own fault, and harms nobody.
+        place.members[1].ask("fault", **refusal, count=4)
+        with pytest.raises(RequestRejected):
+            await manager.sign(b"refused", 5.0)
+        assert conditions(manager)[1] == "ready"
+
+
+@one_loop
+async def test_what_a_dead_host_process_owes_is_done_by_others_at_once(site):
+    place = site(SAME, SAME)
+    config = place.config()
+    config["sequencer"]["keyManager"]["config"]["isolation"] = "process"
+    async with opened(config) as manager:
+        moves = heard(manager)
+        seat = manager._failover.seats[0]
+        async with Load(manager) as load:
+            restarts = seat.member.warden.restarts
+            send_signal(seat.member.engine.host_pid, signal.SIGKILL)
+            await until(lambda: moves)
+            assert seat.member.warden.restarts == restarts, "others did not wait for it"
+            assert not seat.pending
+            await load.more(100)
+            await until(lambda: len(moves) == 2)
+        assert load.errors == []
+        assert moves == [("primary", "secondary"), ("secondary", "primary")]
 
 
 @one_loop

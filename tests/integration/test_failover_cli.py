@@ -88,6 +88,8 @@ def test_a_reset_is_recorded_with_its_reason(command):
         (("emergency", "reset"), "config.json", "--reason"),
         (("emergency", "reset", "--reason", " "), "config.json", "--reason"),
         (("failover", "drain", "nobody"), "config.json", "there is no member"),
+        (("failover", "readmit", "nobody", "--reason", "x"), "config.json", "there is no member"),
+        (("failover", "readmit", "nobody"), "config.json", "--reason"),
         (("failover", "force", "tertiary"), "config.json", "primary, secondary"),
         (("failover", "status"), "plain.json", "keyManager.failover"),
         (("emergency", "enable"), "plain.json", "emergencyModeEnabled"),
@@ -128,6 +130,18 @@ async def test_a_running_key_manager_follows(place, tmp_path):
         await until(lambda: manager._failover.levels.active == 1)
         kinds = [event["kind"] for event in await ask("failover", "history")]
         assert kinds == ["member-drained", "failover", "member-resumed", "failback", "level-forced", "failover"]
+        await ask("failover", "force", "none")
+        seat = manager._failover.seats[0]
+        manager._failover.levels.failed(seat, "auth", "the login was refused", 1)
+        manager._failover.router.settle()
+        assert (await manager.sign_with_receipt(b"c")).level == "secondary"
+        first = seat.member
+        await ask("failover", "readmit", place.name(0), "--reason", "the PIN is right again")
+        await until(lambda: seat.trusted)
+        assert seat.member is not first, "it has logged in anew"
+        await until(lambda: manager._failover.levels.active == 0)
+        [order] = await ask("failover", "history", "--kind", "member-readmitted")
+        assert order["details"]["why"] == "the PIN is right again"
         await ask("emergency", "reset", "--reason", "drill")
         records = []
         while not records:

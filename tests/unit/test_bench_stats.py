@@ -269,6 +269,7 @@ class TestSelection:
         ("only", "wanted"),
         [
             (None, {MEMORY, RECOVERY, FAILOVER}),
+            ("failover", {FAILOVER}),
             ("memory", {MEMORY}),
             ("raw,mem*", {MEMORY}),
             ("memory,recovery", {MEMORY, RECOVERY}),

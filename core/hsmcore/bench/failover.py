@@ -12,7 +12,7 @@ HEALTHY: Final = "failover while all is well, relative to the bare member"
 MEMBERS: Final = "members of one level, each a device of 16 requests at once, 5 ms each (network-5ms, 16 servers)"
 GROUPS: Final = (HEALTHY, MEMBERS)
 
-FAILOVER: Final = "failover"  # a scenario of its own beside the contenders
+FAILOVER: Final = "failover-primary"  # a scenario of its own beside the contenders
 REQUESTS_PER_SECOND: Final = 2_000
 DEADLINE_SECONDS: Final = 1.0
 COUNTS: Final = (1, 2, 4, 8)

@@ -191,6 +191,7 @@ class Options:
     memory_signatures: int = 1_000_000
     breaks: int | None = None  # how often each thing is killed; None: as often as its case says
     watch_seconds: float = 1.05  # before and after each kill; five hosts in ten seconds are started again at once
+    switch_seconds: float | None = None  # before and after each failure of a primary; None: as its case says
     token: HsmToken | None = None  # None: make one in a temporary directory
     noop_module: str | None = None  # None: the one that was built
 

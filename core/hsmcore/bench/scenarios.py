@@ -91,7 +91,7 @@ def measure_failover(commands: Commands, options: Options, result: Result, step:
     """Each case in a process of its own, on two tokens of our own."""
     for case in CASES:
         sessions = environment.cores() if case.device == "transparent" else SERVERS + SERVERS // 2
-        seconds = case.quick_seconds if options.breaks else case.seconds
+        seconds = options.switch_seconds or (case.quick_seconds if options.breaks else case.seconds)
         try:
             with commands.start_failover(case, sessions) as child:
                 child.ready()

@@ -54,6 +54,8 @@ class Router:
         self._careful = True
         self._halve = False
         self._version = -1
+        self._sole: Seat | None = None
+        """Whom `pick` would choose in any case."""
         self._waiters: set[asyncio.Future[None]] = set()
         self._last: KeyVersion | None = None
         self.current: KeyVersion | None = None
@@ -73,7 +75,7 @@ class Router:
         """As KeyManager.sign."""
         if type(message) is not bytes:
             message = frozen(message)
-        seat = self.levels.pick()
+        seat = self._sole or self.levels.pick()
         if seat is None or self._careful:
             self.check()
             return (await self.sign_traced(message, timeout, allow_other_key)).signature
@@ -299,6 +301,7 @@ class Router:
         ready = levels.ready
         if ready and ready[0].version is not None:
             self._last = ready[0].version
+        self._sole = ready[0] if len(levels.sharing) == 1 else None
         self._careful = bool(self._pledges) or self._hedging or not ready or ready[0].level_name == EMERGENCY
         self._halve = levels.mode == "smart" and bool(ready) and sum(
             seat.trusted and seat.key == ready[0].key for seat in levels.members

@@ -27,6 +27,7 @@ HEAL_SECONDS = 30.0
 FLAP_SECONDS = 1.0
 INTERVAL_MS = 200  # between probes: it is back soon, and fails again
 NS = 1_000_000_000
+ATTEMPTS = 200  # at the module's control socket, 10 ms apart
 REMOVED = [
     {"function": name, "every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}
     for name in ("C_SignInit", "C_OpenSession")
@@ -185,19 +186,35 @@ class Switching:
             await asyncio.sleep(0.01)
 
     async def _tell(self, command: Mapping[str, Any]) -> None:
-        """One command to the module before the primary's token."""
+        """One command to the module before the primary's token. Its socket goes and comes back when the module is
+        initialized anew."""
+        for _ in range(ATTEMPTS):
+            try:
+                reply = await self._asked(command)
+            except (ConnectionError, FileNotFoundError):
+                await asyncio.sleep(0.01)
+                continue
+            if not reply.get("ok"):
+                raise RuntimeError(f"{dict(command)}: {reply.get('error')}")
+            return
+        raise RuntimeError("the module before the primary's token does not answer")
+
+    async def _asked(self, command: Mapping[str, Any]) -> dict[str, Any]:
         reader, writer = await asyncio.open_unix_connection(self._job.places[0]["control"])
         try:
             writer.write(orjson.dumps(dict(command)) + b"\n")
-            reply: dict[str, Any] = orjson.loads(await reader.readline())
+            line = await reader.readline()
         finally:
             writer.close()
             await writer.wait_closed()
-        if not reply.get("ok"):
-            raise RuntimeError(f"{dict(command)}: {reply.get('error')}")
+        if not line:
+            raise ConnectionResetError("the socket was closed")
+        reply: dict[str, Any] = orjson.loads(line)
+        return reply
 
     def sign_times(self, count: int) -> None:
-        raise NotImplementedError
+        """A failover job has no memory to measure."""
+        raise ValueError(f"{count} signatures: not asked of a failover job")
 
     def close(self) -> None:
         try:
