@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -314,6 +315,7 @@ async def run_timed(plan_: Plan, modules: Modules, folder: Path) -> Verdict:
         await asyncio.wait_for(schedule.run(), HANGS)
     except TimeoutError:
         verdict.fault("hangs", f"longer than {HANGS:.0f} s")
+    gc.collect()
     left = {name: count for name, count in _native.leaks().items() if count}
     verdict.fault("leaks", str(left), len(left))
     return verdict

@@ -21,7 +21,9 @@ class Load(Protocol):
     def waiting(self) -> int: ...
 
 
-class _Nothing:
+class Idle:
+    """The load of a member that does not run."""
+
     in_flight = 0
     waiting = 0
 
@@ -36,7 +38,7 @@ class MemberState:
         self.name = name
         self.level = level
         self.interval = interval
-        self.engine: Load = _Nothing()
+        self.engine: Load = Idle()
         self.key: bytes | None = None
         """The public key it signs with; None: it has not started."""
         self.drained = False

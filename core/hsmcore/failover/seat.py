@@ -9,7 +9,7 @@ from typing import Any
 
 from hsmcore.errors import EngineClosed, NotInitialized
 from hsmcore.failover.latency import LatencyWatch
-from hsmcore.failover.member_state import MemberState
+from hsmcore.failover.member_state import Idle, MemberState
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.base import Member, SigningEngine
 
@@ -128,5 +128,6 @@ class Seat(MemberState):
         """Answer everybody and close the member. Doing it twice is no error."""
         member, self.member = self.member, None
         self.submit = self.traced = _gone
+        self.engine = Idle()
         if member is not None:
             await member.stop()
