@@ -65,6 +65,31 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
 
 
 @one_loop
+async def test_a_key_that_is_destroyed_while_a_request_waits_for_its_unit_signs_nothing(
+    fresh_token, tmp_path, monkeypatch
+):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
+        await rig.drop()
+        router, begun, gate = rig.service.router, asyncio.Event(), asyncio.Event()
+        spend = router._spend
+
+        async def slowly(seat):
+            begun.set()
+            await gate.wait()
+            return await spend(seat)
+
+        monkeypatch.setattr(router, "_spend", slowly)
+        asking = asyncio.ensure_future(router.sign_traced(b"patient", 10.0))
+        await begun.wait()
+        await rig.restore()
+        gate.set()
+        answer = await asking
+        assert answer.seat.level_name == "primary"
+        assert is_good("ed25519", answer.version.public_key, b"patient", answer.signature)
+
+
+@one_loop
 async def test_the_time_counts_from_the_first_signature(fresh_token, tmp_path):
     token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
     async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", 1000, seconds=1) as rig:
