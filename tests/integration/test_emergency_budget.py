@@ -65,31 +65,6 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
 
 
 @one_loop
-async def test_a_key_that_is_destroyed_while_a_request_waits_for_its_unit_signs_nothing(
-    fresh_token, tmp_path, monkeypatch
-):
-    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
-    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
-        await rig.drop()
-        router, begun, gate = rig.service.router, asyncio.Event(), asyncio.Event()
-        spend = router._spend
-
-        async def slowly(seat):
-            begun.set()
-            await gate.wait()
-            return await spend(seat)
-
-        monkeypatch.setattr(router, "_spend", slowly)
-        asking = asyncio.ensure_future(router.sign_traced(b"patient", 10.0))
-        await begun.wait()
-        await rig.restore()
-        gate.set()
-        answer = await asking
-        assert answer.seat.level_name == "primary"
-        assert is_good("ed25519", answer.version.public_key, b"patient", answer.signature)
-
-
-@one_loop
 async def test_the_time_counts_from_the_first_signature(fresh_token, tmp_path):
     token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
     async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", 1000, seconds=1) as rig:
@@ -147,4 +122,37 @@ async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fre
         results = await asyncio.gather(*done, return_exceptions=True)
         assert sum(isinstance(result, bytes) for result in results) <= 10
         assert all(isinstance(r, bytes) or isinstance(r.causes["emergency"], EmergencyRefused) for r in results)
+        place.revive(0)
+
+
+@needs_chaos
+@one_loop
+async def test_a_signature_is_credited_to_the_key_that_made_it(fresh_token, tmp_path, monkeypatch):
+    """Also if the emergency key is destroyed, and another one made, while a request waits for its unit."""
+    place = Site(tmp_path, fresh_token, SAME)
+    async with opened(place.config(failover={"emergencyModeEnabled": True})) as manager:
+        router, emergency = manager._failover.router, manager._failover.seats[-1]
+        place.kill(0)
+        first = (await manager.sign_with_receipt(b"first", 20.0)).public_key
+        begun, gate = asyncio.Event(), asyncio.Event()
+        spend = router._spend
+
+        async def slowly(seat):
+            begun.set()
+            await gate.wait()
+            return await spend(seat)
+
+        monkeypatch.setattr(router, "_spend", slowly)
+        asking = asyncio.ensure_future(manager.sign_with_receipt(b"patient", 20.0))
+        await begun.wait()
+        place.revive(0)
+        await until(lambda: router.levels.active == 0 and emergency.member is None)
+        place.kill(0)
+        failing = asyncio.ensure_future(manager.sign_with_receipt(b"impatient", 20.0))
+        await until(lambda: router.in_emergency)
+        gate.set()
+        for message, asked in ((b"patient", asking), (b"impatient", failing)):
+            receipt = await asked
+            assert receipt.public_key != first
+            assert is_good("ed25519", receipt.public_key, message, receipt.signature)
         place.revive(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from hsmcore.errors import EngineClosed, NotInitialized
+from hsmcore.errors import NotInitialized
 from hsmcore.failover.latency import LatencyWatch
 from hsmcore.failover.member_state import Idle, MemberState
 from hsmcore.keyring import KeyVersion
@@ -19,10 +19,6 @@ Traced = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
 
 def _nobody(*_arguments: object) -> Any:
     raise NotInitialized("the member has not started")
-
-
-def _gone(*_arguments: object) -> Any:
-    raise EngineClosed("the member has been closed")
 
 
 class Seat(MemberState):
@@ -127,7 +123,7 @@ class Seat(MemberState):
     async def stop(self) -> None:
         """Answer everybody and close the member. Doing it twice is no error."""
         member, self.member = self.member, None
-        self.submit = self.traced = _gone
+        self.submit = self.traced = _nobody
         self.engine = Idle()
         if member is not None:
             await member.stop()
