@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hsmcore.cli import audit_support as support
-from hsmcore.cli.output import FAILED, note, print_json
+from hsmcore.cli.output import FAILED, note, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
 from hsmcore.errors import AuditUnavailable, ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
     from hsmcore.audit.layout import Layout
-    from hsmcore.config import Config
+    from hsmcore.config import Config, Provider
+    from hsmcore.devices.yubihsm_audit import DeviceReport
 
 
 def add_to(app: typer.Typer) -> None:
     """Add them to the `audit` commands."""
     app.command(short_help="Ship what is left to CloudWatch Logs and syslog.")(ship)
+    app.command("device-log", short_help="Drain a YubiHSM's own log and compare it with ours.")(device_log)
 
 
 def ship(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
@@ -61,6 +64,65 @@ def _shipped(layout: Layout, place: Any, progress: Any) -> dict[str, Any]:
     run = ShipNow(layout, place)
     error = support.reading(lambda: run.run(progress))
     return run.status.as_dict() | {"error": error}
+
+
+def device_log(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+    """Read the log that each YubiHSM of the configuration keeps itself, keep its entries beside the audit log, let the
+    device forget them, verify their chain and match each signature with a record of ours.
+
+    Run it often: the device keeps 62 entries, and with force-audit it stops when they are full. A key manager may run
+    beside it. The first reading takes what is there on trust. Exit code 1 if something has to be explained.
+
+    Example: hsmcore audit device-log --config hsm.json --json
+    """
+    loaded = load_config(config, state)
+    layout = log_of(loaded)
+    members = [member for member in _members(loaded) if member.type == "yubihsm"]
+    if not members:
+        fault = ConfigFault(loaded.key_manager.where, "names no member of type yubihsm: no other keeps a log")
+        raise ConfigurationError.of([fault])
+    loaded.require_complete()
+    reports = [_examined(member, layout) for member in members]
+    if as_json:
+        print_json([report.as_dict() for report in reports])
+    else:
+        for report in reports:
+            _print_report(report)
+    if any(report.findings for report in reports):
+        raise typer.Exit(FAILED)
+
+
+def _members(config: Config) -> list[Provider]:
+    from hsmcore.config import all_members
+
+    rules = config.key_manager
+    secondary = rules.failover.secondary if rules.failover is not None and rules.failover.enabled else None
+    return [*rules.primary, *all_members(secondary or ())]
+
+
+def _examined(member: Provider, layout: Layout) -> DeviceReport:
+    from hsmcore.devices.yubihsm_audit import examine
+
+    return support.reading(lambda: asyncio.run(examine(member, layout)))
+
+
+def _print_report(report: DeviceReport) -> None:
+    print_fields(
+        {
+            "member": report.member,
+            "serial number": report.serial,
+            "first reading": report.first_reading,
+            "new entries": report.new_entries,
+            "matched with records": report.matched,
+            "tests of the key": report.key_tests,
+            "records that wait": report.waiting,
+        }
+    )
+    for name, count in sorted(report.commands.items()):
+        print(f"{count:>6}  {name}")
+    for finding in report.findings:
+        print(f"{finding.kind.upper()}  {finding.detail}")
+    print("OK: nothing to explain" if not report.findings else f"FAILED: {len(report.findings)} finding(s)")
 
 
 def log_of(config: Config) -> Layout:

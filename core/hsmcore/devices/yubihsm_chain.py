@@ -54,7 +54,7 @@ _NAMES: Final = {
     **_SIGN_COMMANDS,
 }
 
-Kind = Literal["gap", "order", "tampered", "reset", "unlogged"]
+Kind = Literal["gap", "order", "tampered", "reset", "unlogged", "cut", "foreign", "unrecorded", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
