@@ -6,6 +6,7 @@ Every search is read to its end, because an unfinished one keeps the session bus
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11.attributes import AttributeMapper
 from pkcs11.constants import DEFAULT
 from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
-from pkcs11.types import Object, Session
+from pkcs11.types import Object, Session, SignMixin
 
 from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
 from hsmcore.control.faults import ControlError, ckr_of, no_such_key, several_keys
@@ -179,6 +180,17 @@ def deactivate_key(session: Session, key_id: str) -> Deactivation:
     except PKCS11Error as error:
         return Deactivation(key_id, False, f"the token refuses to change CKA_SIGN ({type(error).__name__})")
     return Deactivation(key_id, not refused, "the token ignores a change of CKA_SIGN" if refused else None)
+
+
+def prove(session: Session, key_id: str, message: bytes) -> bytes:
+    """One signature: 64 bytes."""
+    private, public = find_key(session, key_id)
+    algorithm = describe_key(private, public).algorithm
+    if algorithm is None or not isinstance(private, SignMixin):
+        raise ControlError(f"key {key_id} is of a kind that hsmcore does not sign with")
+    data = message if algorithm == "ed25519" else hashlib.sha256(message).digest()
+    mechanism = Mechanism.EDDSA if algorithm == "ed25519" else Mechanism.ECDSA
+    return bytes(private.sign(data, mechanism=mechanism))
 
 
 def destroy_key(session: Session, key_id: str) -> None:
