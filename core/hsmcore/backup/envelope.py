@@ -1,7 +1,8 @@
 """The envelope around a wrapped key: a statement of what is in it, signed by that very key.
 
 Whoever changes a byte breaks the signature; whoever signs anew with another key has another public key, which is
-compared with the key ring's. The file has exactly one spelling: anything else that would be read as the same is refused.
+compared with the key ring's. The file has exactly one spelling: anything else that would be read as the same is
+refused.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ SUFFIX = ".hsmbackup"
 class PlaceError(SystemFailure):
     """A place for backups cannot be read or written."""
 
-    default_hint = "Check keyRotation.backupLocation and the rights to it; with backupPolicy \"warn\" rotation goes on."
+    default_hint = 'Check keyRotation.backupLocation and the rights to it; with backupPolicy "warn" rotation goes on.'
 
 
 class Place(Protocol):
@@ -85,12 +86,14 @@ class Folder:
 
     async def read(self, name: str) -> bytes | None:
         try:
-            return await self._run((self._path / name).read_bytes)
+            data: bytes = await self._run((self._path / name).read_bytes)
         except FileNotFoundError:
             return None
+        return data
 
     async def names(self) -> list[str]:
-        return await self._run(lambda: sorted(p.name for p in self._path.glob(f"*{SUFFIX}") if p.name[0] != "."))
+        found: list[Path] = await self._run(lambda: list(self._path.glob(f"*{SUFFIX}")))
+        return sorted(path.name for path in found if path.name[0] != ".")
 
     async def _run(self, work: Any, *args: Any) -> Any:
         try:
@@ -125,16 +128,16 @@ class Bucket:
         return self._opened
 
     async def create(self, name: str, data: bytes) -> None:
-        import obstore
-
         with _translated(self.location):
+            import obstore
+
             await obstore.put_async(self._store(), name, data, mode="create")
 
     async def read(self, name: str) -> bytes | None:
-        import obstore
-        from obstore.exceptions import NotFoundError
-
         with _translated(self.location):
+            import obstore
+            from obstore.exceptions import NotFoundError
+
             try:
                 got = await obstore.get_async(self._store(), name)
             except (NotFoundError, FileNotFoundError):
@@ -142,30 +145,26 @@ class Bucket:
             return bytes(await got.bytes_async())
 
     async def names(self) -> list[str]:
-        import obstore
-
         with _translated(self.location):
+            import obstore
+
             found = await obstore.list(self._store()).collect_async()
         return sorted(item["path"] for item in found if item["path"].endswith(SUFFIX))
 
 
-class _translated:
+@contextmanager
+def _translated(location: str) -> Iterator[None]:
     """What obstore raises, as PlaceError: its kind and first line. Its whole text may hold a signed request."""
-
-    def __init__(self, location: str) -> None:
-        self._location = location
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _traceback: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, HsmError):
-            if isinstance(error, ImportError):
-                raise PlaceError(
-                    f"backups at {self._location}: obstore is not installed", hint="pip install 'hsmcore[backup]'"
-                ) from None
-            first = (str(error).splitlines() or [""])[0][:200]
-            raise PlaceError(f"backups at {self._location}: {type(error).__name__}: {first}") from None
+    try:
+        yield
+    except HsmError:
+        raise
+    except ImportError:
+        hint = "pip install 'hsmcore[backup]'"
+        raise PlaceError(f"backups at {location}: obstore is not installed", hint=hint) from None
+    except Exception as error:  # noqa: BLE001  # obstore has no root of its own errors
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise PlaceError(f"backups at {location}: {type(error).__name__}: {first}") from None
 
 
 def _boto3_credentials() -> Any:

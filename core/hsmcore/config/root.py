@@ -61,8 +61,8 @@ class KeyManagerConfig(Provider):
     audit: AuditSettings | None = None
     """How the audit log is kept; the defaults where it is left out."""
     state_file: Annotated[str, Text(4096)] | None = None
-    """What must survive a crash: the key ring, rotations, the emergency budget, the history of failovers. Default: `hsmcore-state.db` beside
-    auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
+    """What must survive a crash: the key ring, rotations, the emergency budget, the history of failovers. Default:
+    `hsmcore-state.db` beside auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None

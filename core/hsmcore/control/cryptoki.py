@@ -87,10 +87,12 @@ class Cryptoki:
         array = (_Attribute * len(template))()
         kept = []
         for entry, (kind, value) in zip(array, template.items(), strict=True):
+            entry.kind = kind
             if isinstance(value, bytes):
                 kept.append(ctypes.create_string_buffer(value, len(value)))
-                value = (ctypes.addressof(kept[-1]), len(value))
-            entry.kind, (entry.value, entry.size) = kind, value
+                entry.value, entry.size = ctypes.addressof(kept[-1]), len(value)
+            else:
+                entry.value, entry.size = value
         handle = c_ulong()
         _check("C_CreateObject", self._create(session, array, len(template), byref(handle)))
         return handle.value

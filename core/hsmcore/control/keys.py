@@ -33,6 +33,11 @@ _SHOWN: Final = [
 ]
 _UNUSED_PUBLIC: Final = (Attribute.ENCRYPT, Attribute.WRAP)
 _UNUSED_PRIVATE: Final = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
+# The orders of the groups (SEC 2, sections 2.4.1 and 2.4.2).
+_ORDERS: Final = {
+    "ecdsa-p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    "ecdsa-secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+}
 # What modules answer to a mechanism or to EC parameters that they do not know. The standard has codes for that; some
 # answer with the general ones.
 _OTHER_FORM: Final = frozenset(
@@ -183,14 +188,21 @@ def deactivate_key(session: Session, key_id: str) -> Deactivation:
 
 
 def prove(session: Session, key_id: str, message: bytes) -> bytes:
-    """One signature: 64 bytes."""
+    """One signature outside of the engine: 64 bytes."""
     private, public = find_key(session, key_id)
     algorithm = describe_key(private, public).algorithm
     if algorithm is None or not isinstance(private, SignMixin):
         raise ControlError(f"key {key_id} is of a kind that hsmcore does not sign with")
     data = message if algorithm == "ed25519" else hashlib.sha256(message).digest()
     mechanism = Mechanism.EDDSA if algorithm == "ed25519" else Mechanism.ECDSA
-    return bytes(private.sign(data, mechanism=mechanism))
+    signature = bytes(private.sign(data, mechanism=mechanism))
+    return signature if algorithm == "ed25519" else _low_s(algorithm, signature)
+
+
+def _low_s(algorithm: str, signature: bytes) -> bytes:
+    """The one of the two equivalent ECDSA signatures that the signing engine makes, too."""
+    r, s = signature[:32], int.from_bytes(signature[32:], "big")
+    return r + min(s, _ORDERS[algorithm] - s).to_bytes(32, "big")
 
 
 def destroy_key(session: Session, key_id: str) -> None:

@@ -1,7 +1,7 @@
 """Key ceremonies: Ed25519 keys that are made outside of the token, for tokens that give no wrapped copy away.
 
-The key is made in locked memory (members/locked.py), sealed to a recovery key that is somewhere else, imported so that it
-cannot leave the token any more, and wiped. Blocking; the session belongs to the calling thread.
+The key is made in locked memory (members/locked.py), sealed to a recovery key that is somewhere else, imported so that
+it cannot leave the token any more, and wiped. Blocking; the session belongs to the calling thread.
 """
 
 from __future__ import annotations

@@ -181,6 +181,31 @@ class FailoverService:
         self.levels.use_key(version.public_key, time.monotonic_ns())
         self.router.settle()
 
+    def holders(self) -> list[Member]:
+        """The running members that hold the current key, in the order of the levels; no emergency key is one."""
+        key = self.version.public_key if self.router.current is None else self.router.current.public_key
+        return [
+            seat.member
+            for seat in self.running()
+            if seat.member is not None and seat.level_name != EMERGENCY and key in seat.versions
+        ]
+
+    async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
+        """Sign with a key that need not be the current one, on the first member that has loaded it."""
+        for seat in self.running():
+            own = seat.versions.get(version.public_key)
+            if own is not None and seat.level_name != EMERGENCY:
+                signed = seat.signing.submit(message, None, own.index)
+                return signed if isinstance(signed, bytes) else await signed
+        raise KeyNotFound(f"no running member has loaded key {version.id}")
+
+    def forget(self, version: KeyVersion) -> None:
+        """A key that never was current is gone: nobody signs with it."""
+        for seat in self.running():
+            own = seat.versions.pop(version.public_key, None)
+            if own is not None:
+                seat.signing.retire_key(own.index)
+
     async def deactivate(self, version: KeyVersion) -> bool:
         """Retire a key on every member that holds it, also on those that start later. Whether all their tokens refuse
         it, too: one that does not answer now will not have been told."""

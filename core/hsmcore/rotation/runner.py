@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from hsmcore.errors import HsmError
 from hsmcore.log import get_logger
@@ -21,7 +20,7 @@ class Effects:
 
     do: Effect
     undo: Effect | None = None
-    plan: Effect | None = None
+    plan: Callable[[Context], Awaitable[Done]] | None = None
 
 
 EFFECTS: Final[Mapping[str, Effects]] = {
@@ -46,20 +45,26 @@ class Runner:
     def __init__(
         self,
         rotations: Rotations,
-        context: Callable[[Rotation], "asyncio.Future[Context] | asyncio.Task[Context]"],
-        failed: Callable[[Rotation, str, Exception], object],
+        context: Callable[[Rotation], Awaitable[Context]],
+        failed: Callable[[Rotation, str, Exception], Awaitable[None]],
         clock: Callable[[], int],
         trace: Callable[[str], None],
+        wants_abort: Callable[[Rotation], Awaitable[bool]],
     ) -> None:
         self._rotations = rotations
         self._context = context
         self._failed = failed
         self._clock = clock
         self._trace = trace
+        self._wants_abort = wants_abort
+        self._waited: dict[int, Any] = {}
 
     async def advance(self, rotation: Rotation) -> Rotation:
         """Do what can be done now. Returns the rotation as it then stands: ended, or waiting until `run.wait_ns`."""
         while True:
+            if await self._wants_abort(rotation):
+                run = machine.abort(rotation.run)
+                rotation = await self._rotations.record(rotation.id, run, rotation.run.step, "aborted", {})
             action = machine.next_action(rotation.run, self._clock())
             if action.kind in ("wait", "end"):
                 return rotation
@@ -73,14 +78,15 @@ class Runner:
         try:
             if not rotation.run.begun:
                 self._trace(f"{point}:before")
-                planned = skipped("") if undoing or effects.plan is None else await effects.plan(await self._ctx(rotation))
-                details = planned.details if isinstance(planned, Done) and effects.plan is not None else {}
+                planned = (
+                    Done() if undoing or effects.plan is None else await effects.plan(await self._context(rotation))
+                )
                 rotation = await self._rotations.record(
-                    rotation.id, machine.begun(rotation.run), action.step, "undoing" if undoing else "begun", details,
-                    also=planned.also if isinstance(planned, Done) else None,
+                    rotation.id, machine.begun(rotation.run), action.step, "undoing" if undoing else "begun",
+                    planned.details, also=planned.also,
                 )  # fmt: skip
                 self._trace(f"{point}:begun")
-            outcome = skipped("nothing to undo") if effect is None else await effect(await self._ctx(rotation))
+            outcome = skipped("nothing to undo") if effect is None else await effect(await self._context(rotation))
             self._trace(f"{point}:effect")
         except StoreError:
             raise
@@ -88,6 +94,9 @@ class Runner:
             return await self._fail(rotation, action, error)
         if isinstance(outcome, Pending):
             run = machine.pending(rotation.run, outcome.until_ns)
+            if self._waited.get(rotation.id) == outcome.details:
+                return replace(rotation, run=run)
+            self._waited[rotation.id] = outcome.details
             return await self._rotations.record(rotation.id, run, action.step, "waiting", outcome.details)
         rotation = await self._rotations.record(
             rotation.id, machine.done(rotation.run, outcome.wait_ns), action.step, "undone" if undoing else "done",
@@ -105,8 +114,5 @@ class Runner:
         rotation = await self._rotations.record(
             rotation.id, run, action.step, "failed", {"error": text}, error=f"{action.step}: {text}"
         )
-        self._failed(rotation, action.step, error)
+        await self._failed(rotation, action.step, error)
         return rotation
-
-    async def _ctx(self, rotation: Rotation) -> Context:
-        return await self._context(rotation)

@@ -62,13 +62,13 @@ class Schedule:
     def overlap_ends(self, activated: datetime) -> datetime:
         """Until when the old key still verifies: the same time of day, `overlapDays` dates later."""
         local = activated.astimezone(self.zone)
-        day: date = local.date() + self.overlap_days * _DAY
-        return datetime.combine(day, local.time(), self.zone).astimezone(UTC)
+        ends = datetime.combine(local.date() + self.overlap_days * _DAY, local.time(), self.zone)
+        return ends.astimezone(UTC)
 
     def calendar(self, base: datetime, now: datetime) -> Iterator[datetime]:
         """The coming rotations without end, if each is on time. One that is overdue happens now."""
-        due = max(self.due(base), now)
         slot = self.due(base)
+        due = max(slot, now)
         while True:
             yield due
             slot = due = self.due(self.base(slot, due))
@@ -76,7 +76,7 @@ class Schedule:
 
 def retry_at(ended: datetime, failures: int) -> datetime:
     """When the next attempt begins after `failures` failed rotations in a row, the last of which ended at `ended`."""
-    return ended + min(_FIRST_RETRY * 2 ** min(failures - 1, 16), _LAST_RETRY)
+    return ended + min(_FIRST_RETRY * (1 << min(failures - 1, 16)), _LAST_RETRY)
 
 
 def moment(nanoseconds: int) -> datetime:

@@ -48,8 +48,8 @@ async def back_up_new(ctx: Context) -> Done:
 
 
 NO_BACKUP_HINT: Final = (
-    'Set keyRotation.backupPolicy to "warn" to rotate without a backup, give keyRotation.keyCeremony a recovery key, or '
-    "use a key or token that can be wrapped."
+    'Set keyRotation.backupPolicy to "warn" to rotate without a backup, give keyRotation.keyCeremony a recovery key, '
+    "or use a key or token that can be wrapped."
 )
 
 

@@ -1,4 +1,4 @@
-"""A new key: its id and label are in the store before the token is asked to make it, so a crash leaves nothing unknown."""
+"""A new key: its id and label are in the store before the token is asked for it, so a crash leaves nothing unknown."""
 
 from __future__ import annotations
 

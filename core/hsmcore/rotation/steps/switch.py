@@ -34,7 +34,7 @@ async def activate(ctx: Context) -> Done:
             previous=ctx.old.key_id,
             public_key=version.public_key,
             overlap_until_ns=retire,
-            rotation=ctx.rotation.id,
+            rotation_id=str(ctx.rotation.id),
         )
 
     return Done({"keyId": version.id, "previous": ctx.old.key_id, "overlapUntilNs": retire}, also, then, retire)
