@@ -12,7 +12,7 @@ from hsmcore.config import KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
-from hsmcore.rotation.context import Hands
+from hsmcore.rotation.context import SIGN_SECONDS, Hands
 from hsmcore.state import StoredKey
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class KeyOperations:
     async def _sign_as(self, version: KeyVersion, message: bytes) -> bytes:
         if self._failover is not None:
             return await self._failover.sign_as(version, message)
-        signed = self._holders()[0].engine.submit(message, None, version.index)
+        signed = self._holders()[0].engine.submit(message, SIGN_SECONDS, version.index)
         return signed if isinstance(signed, bytes) else await signed
 
     async def _retire(self, key_id: str) -> bool:

@@ -19,7 +19,8 @@ BACK = [f"undo:{step.name}:{moment}" for step in STEPS if step.undone for moment
 
 def lives(fresh_token, tmp_path, times):
     token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
-    rotation = {"overlapDays": 0, "destroyAfterDays": 0, "backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
+    rotation = {"overlapDays": 0, "destroyAfterDays": 0, "backupEnabled": True}
+    rotation["backupLocation"] = str(tmp_path / "backups")
     config = token.config(
         "p256",
         settings={"sessions": 1},

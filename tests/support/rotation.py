@@ -1,5 +1,6 @@
 """Key managers that rotate and are killed meanwhile. A process that has everything loaded forks one child after the
-other; each opens a key manager, has it finish what the one before left, checks all that must hold, and rotates until its end.
+other; each opens a key manager, has it finish what the one before left, checks all that must hold, and rotates until
+its end.
 
 As a program: `python -m tests.support.rotation`; it reads a JSON line for each child and answers with one:
 {"config": …, "kill": point or null, "fails": bool, "delay": seconds} → {"status": wait status, "error": text}.
@@ -60,7 +61,7 @@ async def check(manager: Any, rotation: RotationService, chain: Chain) -> None:
     active = [key for key in keys if key.state == "active"]
     assert len(active) == 1, [key.state for key in keys]
     assert await manager.get_current_key_id() == active[0].key_id == chain.authority()
-    signature = await manager.sign(b"m")
+    signature = await manager.sign(b"m", timeout=30)
     assert await manager.verify(b"m", signature, key_id=active[0].key_id)
     there = {record.id for record in await manager._member.control.list_keys()}
     expected = {key.key_id for key in keys if key.state in ("active", "overlap", "deactivated")}

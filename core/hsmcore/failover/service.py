@@ -21,6 +21,7 @@ from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
+from hsmcore.rotation.context import SIGN_SECONDS
 from hsmcore.state import Desired, Emergency, History, Limits, Store
 
 # A member whose token is not there may come back; what else keeps one from starting is for a person to mend.
@@ -195,7 +196,7 @@ class FailoverService:
         for seat in self.running():
             own = seat.versions.get(version.public_key)
             if own is not None and seat.level_name != EMERGENCY:
-                signed = seat.signing.submit(message, None, own.index)
+                signed = seat.signing.submit(message, SIGN_SECONDS, own.index)
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 

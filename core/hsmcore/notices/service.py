@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 
 from hsmcore.config import Notices, Secret
@@ -100,10 +101,9 @@ class NoticeService:
                 await self._deliver()
             except HsmError as error:
                 get_logger().error("notices are not delivered", error=str(error))
-            try:
-                await asyncio.wait_for(self._wake.wait(), _LOOK_SECONDS)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
 
     async def _deliver(self) -> None:
         await self._names()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from itertools import islice
@@ -159,10 +159,11 @@ class RotationService:
             except HsmError as error:
                 get_logger().error("rotation is held up", error=str(error))
                 self._answer(error)
-            try:
-                await asyncio.wait_for(self._wake.wait(), await self._pause())
-            except TimeoutError:
-                continue
+            pause = await self._pause()
+            # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
 
     async def _turn(self) -> None:
         if not await self._lead():
