@@ -141,7 +141,8 @@ class Rotations:
         if names:
             query = query.where(ROTATION_STEP.c.step.in_(names))
         rows = await self._store.run(lambda connection: connection.execute(query).mappings().all())
-        return [{**row, "details": orjson.loads(row["details"])} for row in rows]
+        columns = ("id", "rotation_id", "time_ns", "step", "outcome")
+        return [{name: row[name] for name in columns} | {"details": orjson.loads(row["details"])} for row in rows]
 
     async def failures_in_a_row(self) -> tuple[int, int]:
         """How many rotations in a row have failed since the last that did not, and when the last one ended."""
