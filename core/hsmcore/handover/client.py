@@ -1,4 +1,4 @@
-"""What a handover needs of a chain: three calls, so that a node, a gateway or LiteSVM can answer them."""
+"""What a handover needs of a chain: four calls, so that a node, a gateway or LiteSVM can answer them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class SolanaClient(Protocol):
 
     async def blockhash(self) -> bytes:
         """A recent blockhash, 32 bytes."""
+
+    async def settle(self) -> None:
+        """Wait until every transaction that was sent before now has been executed or has expired for good."""
 
     async def execute(self, transaction: bytes) -> None:
         """Send a signed transaction and wait until it has been executed at that commitment. Raises ChainRefused."""

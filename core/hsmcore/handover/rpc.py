@@ -1,4 +1,4 @@
-"""A Solana node behind its JSON-RPC interface, for handovers: a few calls in a rotation, so the standard library does."""
+"""A Solana node behind its JSON-RPC interface, for handovers: a few calls, for which the standard library does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from hsmcore.base58 import decode, encode
+from hsmcore.base58 import base58, from_base58
 from hsmcore.errors import BadArgument
 from hsmcore.handover.client import Account, ChainRefused
 
@@ -36,12 +36,19 @@ class RpcClient:
     async def account(self, address: bytes) -> Account | None:
         """As SolanaClient."""
         options = {"encoding": "base64", "commitment": COMMITMENT}
-        value = (await self._call("getAccountInfo", encode(address), options))["value"]
-        return None if value is None else Account(decode(value["owner"]), b64decode(value["data"][0]))
+        value = (await self._call("getAccountInfo", base58(address), options))["value"]
+        return None if value is None else Account(_key(value["owner"]), b64decode(value["data"][0]))
 
     async def blockhash(self) -> bytes:
         """As SolanaClient."""
-        return decode((await self._call("getLatestBlockhash", {"commitment": COMMITMENT}))["value"]["blockhash"])
+        return _key((await self._call("getLatestBlockhash", {"commitment": COMMITMENT}))["value"]["blockhash"])
+
+    async def settle(self) -> None:
+        """As SolanaClient: some 80 seconds, until the newest blockhash has expired."""
+        newest = (await self._call("getLatestBlockhash", {"commitment": "processed"}))["value"]
+        last = newest["lastValidBlockHeight"]
+        while await self._call("getBlockHeight", {"commitment": COMMITMENT}) <= last:  # noqa: ASYNC110  # a poll
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def execute(self, transaction: bytes) -> None:
         """As SolanaClient. The same bytes are sent only once: sending them again is the node's business."""
@@ -76,3 +83,7 @@ class RpcClient:
         with urllib.request.urlopen(request, timeout=self._timeout) as response:  # noqa: S310
             data: bytes = response.read(_MOST_BYTES)
             return data
+
+
+def _key(text: str) -> bytes:
+    return from_base58(text).rjust(32, b"\0")

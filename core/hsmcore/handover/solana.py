@@ -127,13 +127,12 @@ class SolanaHandover:
         return {"moved": [str(a.address) for a in self._authorities if await self._make(a, old, new)]}
 
     async def revert(self, old: HandoverKey, new: HandoverKey, km: Any) -> dict[str, Any]:
-        """Make everything obey `old` that obeys `new`."""
+        """Make everything obey `old` that obeys `new`. A transaction whose fate is unknown is waited for first: it must
+        not make something obey a key that is destroyed next."""
         del km
-        moved = []
-        for authority in self._authorities:
-            if await self._holder(authority) == Pubkey(new.public_key) and await self._make(authority, new, old):
-                moved.append(str(authority.address))
-        return {"moved": moved}
+        await self._client.settle()
+        given = [a for a in self._authorities if await self._holder(a) == Pubkey(new.public_key)]
+        return {"moved": [str(authority.address) for authority in given if await self._make(authority, new, old)]}
 
     async def _make(self, authority: Authority, holder: HandoverKey, to: HandoverKey) -> bool:
         account = await self._account(authority)
