@@ -10,8 +10,10 @@ def send(url: bytearray, title: str, body: str) -> str:
     except ImportError:
         return "apprise is not installed: pip install 'hsmcore[notices]'"
     try:
-        target = apprise.Apprise(asset=apprise.AppriseAsset(app_id="hsmcore", async_mode=False))
-        if not target.add(url.decode("utf-8", "replace")):
+        # The plug-in itself, in this thread: apprise.Apprise would start threads that never end.
+        asset = apprise.AppriseAsset(app_id="hsmcore", async_mode=False)
+        target = apprise.Apprise.instantiate(url.decode("utf-8", "replace"), asset=asset)
+        if target is None:
             return "apprise does not understand the target's URL"
         return "" if target.notify(title=title, body=body) else "the target did not take it"
     except Exception as error:  # noqa: BLE001  # a plug-in's, whatever it is; its text may hold the URL
