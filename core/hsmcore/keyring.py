@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -40,6 +41,13 @@ def canonical(key_id: str) -> str:
         return bytes.fromhex(key_id).hex() or key_id
     except ValueError:
         return key_id
+
+
+def successor_label(label: str, random: bytes) -> str:
+    """The label of the key that follows one: its stem and eight hexadecimal digits, 40 bytes at most, which every
+    token takes (YubiHSM 2)."""
+    stem = re.sub(r"-[0-9a-f]{8}\Z", "", label)
+    return f"{stem.encode()[:31].decode(errors='ignore')}-{random[:4].hex()}"
 
 
 class KeyRing:
@@ -88,6 +96,11 @@ class KeyRing:
         version = replace(self.get(key_id), state="deactivated")
         self._versions[version.id] = version
         return version
+
+    def remove(self, key_id: str) -> None:
+        """Forget a version that is gone; the current one stays. Doing it twice is no error."""
+        if canonical(key_id) != self._current:
+            self._versions.pop(canonical(key_id), None)
 
     def for_verification(self) -> list[KeyVersion]:
         """Every version, the current one first: signatures outlive the key's time as a signer."""

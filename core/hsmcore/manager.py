@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -18,12 +17,13 @@ from hsmcore.events import Callback, Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.seat import Seat
 from hsmcore.failover.service import FailoverService, told_apart
+from hsmcore.keyops import KeyOperations
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.lifecycle import Lifecycle
-from hsmcore.log import get_logger
 from hsmcore.members import Member, cache_summary, make_member
 from hsmcore.receipt import Receipt
 from hsmcore.recording import Recorder
+from hsmcore.upkeep import Upkeep
 from hsmcore.verification import VerifierPool
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def _not_initialized(*_args: object, **_kwargs: object) -> Any:
     raise NotInitialized("used before initialize()")
 
 
-class KeyManager:
+class KeyManager(KeyOperations):
     """Signs with the current key of a key ring on an HSM.
 
     It belongs to the event loop that runs `initialize()` and is for that loop only: every other use raises
@@ -62,6 +62,7 @@ class KeyManager:
         self._verifiers = VerifierPool()
         self._member: Member | None = None
         self._failover: FailoverService | None = None
+        self._upkeep: Upkeep | None = None
         self._key: KeyVersion | None = None
         self._refused: LoginError | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
@@ -90,32 +91,39 @@ class KeyManager:
                 member=self._rules.name,
                 hint=f"{self._refused.hint} Then make a new key manager.",
             )
-        self._warn_of_what_is_missing()
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
+            self._upkeep = await Upkeep.open(self.config)
+            config = self._upkeep.config
             if self._rules.has_levels:
-                await self._open_levels()
+                await self._open_levels(config)
                 return
-            member = make_member(self._rules, self._rules, "primary", self.config.secret_variables)
+            rules = config.key_manager
+            member = make_member(rules, rules, "primary", config.secret_variables)
             key = await self._start(member)
             await self.audit.use_member(member, member.stop)
             self.audit.adopt(member)
+            self._begin_with(member, key)
+            await self._begin_upkeep(key, member.stop)
         except BaseException as error:
+            await self._end_upkeep()
             if isinstance(error, LoginError):
                 self._refused = error.with_traceback(None)
             self._record.not_opened(error)
             await self.audit.close()
             raise
+        self._record.opened([(member.name, member.level)], self._current())
+        self._events.emit("initialized", member=member.name, key_id=self._current().id)
+
+    def _begin_with(self, member: Member, key: KeyVersion) -> None:
         self._member = member
         self._ring = KeyRing()
         self._ring.add(key)
         self._use(member, key)
-        self._record.opened([(member.name, member.level)], key)
-        self._events.emit("initialized", member=member.name, key_id=key.id)
 
-    async def _open_levels(self) -> None:
-        service = await FailoverService.open(self.config, self._verify_version, self.audit, self._events)
+    async def _open_levels(self, config: Config) -> None:
+        service = await FailoverService.open(config, self._verify_version, self.audit, self._events)
         await self.audit.use_member(service.member, service.close)
         self._ring = KeyRing()
         service.router.on_key = self._learn_key
@@ -124,6 +132,7 @@ class KeyManager:
             self._learn_key(seat)
         self._ring.make_current(service.version.id)
         self._failover = service
+        await self._begin_upkeep(service.version, service.close)
         self._record.opened([(seat.name, seat.level_name) for seat in service.running()], service.version)
         self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
 
@@ -158,6 +167,7 @@ class KeyManager:
             return
         self._refuse()  # an opening that was cancelled too late comes here at once
         name = self._rules.name
+        await self._end_upkeep()
         if self._member is not None:
             await self._member.engine.idle()
         self.audit.note("close", member=name)
@@ -169,12 +179,6 @@ class KeyManager:
         await self.audit.close()
         self._verifiers.close()
         self._events.emit("closed", member=name)
-
-    def _warn_of_what_is_missing(self) -> None:
-        rotation = self._rules.key_rotation
-        if rotation is not None and rotation.enabled:
-            path = f"{self._rules.where}.keyRotation"
-            get_logger().warning("keyRotation.enabled has no effect in this version", path=path)
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -316,68 +320,6 @@ class KeyManager:
         """The id (CKA_ID in hexadecimal) of the key that signs."""
         return self._current().id
 
-    async def set_current_key_id(self, key_id: str) -> None:
-        """Sign with another key from now on; it may be one of the ring or any other on the token. Requests that are
-        queued already keep their key. The cache is wiped. Raises KeyNotFound, KeyDeactivated."""
-        member = self._opened("setCurrentKeyId")
-        loader = self._failover or member
-        async with self._changing_keys:
-            if key_id not in self._ring and (identity := _bytes_of(key_id)):
-                self._ring.add(await loader.load_key(identity))
-            previous = self._current().id
-            current = self._ring.make_current(key_id)
-            self._use(member, current)
-        self.audit.record("set-current-key", result="ok", key_id=current.id, previous=previous, member=member.name)
-        self._events.emit("key-changed", key_id=current.id, previous=previous)
-
-    async def generate_key(self) -> str:
-        """Make a new key pair of the current key's algorithm on the token. Returns its id; the current key stays."""
-        member = self._opened("generateKey")
-        current = self._current()
-        rotation = self._rules.key_rotation
-        record = await member.control.generate_key(
-            current.algorithm,  # type: ignore[arg-type]  # an algorithm of the engine is one of the control plane
-            f"{_stem(current.label)}-{os.urandom(4).hex()}",
-            extractable=rotation is not None and rotation.backup_enabled,
-        )
-        version = self._ring.add(await (self._failover or member).load_key(bytes.fromhex(record.id)))
-        self.audit.record("generate-key", result="ok", key_id=version.id, member=member.name)
-        self._events.emit("key-generated", key_id=version.id, public_key=version.public_key)
-        return version.id
-
-    async def deactivate_key(self, key_id: str) -> None:
-        """Never sign with this key again; requests queued for it are refused. If it is the current one, signing fails
-        with KeyDeactivated until another is made current. Tokens that can are made to refuse it too. Raises
-        KeyNotFound."""
-        member = self._opened("deactivateKey")
-        async with self._changing_keys:
-            version = self._ring.get(key_id)
-            if self._failover is not None:
-                self._ring.deactivate(version.id)
-                enforced = await self._failover.deactivate(version)
-            else:
-                member.engine.retire_key(version.index)
-                self._ring.deactivate(version.id)
-                enforced = (await member.control.deactivate(version.id)).enforced
-        self.audit.record("deactivate-key", result="ok", key_id=version.id, enforced=enforced, member=member.name)
-        self._events.emit("key-deactivated", key_id=version.id, enforced=enforced)
-
-    async def export_key_backup(self, key_id: str) -> bytes:
-        """The private key wrapped by the HSM; its plain value never leaves it. Raises KeyNotExportable when the key or
-        the token does not allow it."""
-        member = self._opened("exportKeyBackup")
-        try:
-            blob = await member.control.export_wrapped(key_id)
-        except HsmError as error:
-            self.audit.record("backup", result="error", error=error.status, key_id=key_id, member=member.name)
-            raise
-        self.audit.record("backup", result="ok", key_id=key_id, member=member.name)
-        return blob
-
-    def keys(self) -> list[KeyVersion]:
-        """The key ring, oldest version first."""
-        return list(self._ring)
-
     # ---- what goes on ----
 
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
@@ -426,15 +368,3 @@ class KeyManager:
         self._key = key
         self._key_index = key.index
         self._submit = engine.submit
-
-
-def _stem(label: str) -> str:
-    """So much of a label that its successor's, which adds nine bytes, fits every token: YubiHSM 2 has 40 bytes."""
-    return label.encode()[:31].decode(errors="ignore")
-
-
-def _bytes_of(key_id: str) -> bytes:
-    try:
-        return bytes.fromhex(key_id)
-    except ValueError:
-        return b""

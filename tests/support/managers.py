@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,6 +32,12 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait until the condition holds; the test's own timeout ends a wait in vain."""
     while not condition():  # noqa: ASYNC110  # what is waited for happens in native threads
         await asyncio.sleep(0.002)
+
+
+async def becomes(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until an awaitable condition holds; the test's own timeout ends a wait in vain."""
+    while not await condition():  # noqa: ASYNC110  # what is waited for happens in another task or process
+        await asyncio.sleep(0.01)
 
 
 async def settle(manager: hsmcore.KeyManager) -> None:

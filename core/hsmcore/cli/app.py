@@ -8,7 +8,22 @@ from typing import Any, Final
 
 import typer
 
-from hsmcore.cli import audit, audit_running, demo, doctor, emergency, failover, init, keys, signing, tokens, version
+from hsmcore.cli import (
+    audit,
+    audit_running,
+    backup,
+    demo,
+    doctor,
+    emergency,
+    failover,
+    init,
+    keys,
+    replicate,
+    rotate,
+    signing,
+    tokens,
+    version,
+)
 from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
@@ -43,8 +58,11 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
     app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
+    keys.app.command(short_help="Put a key on another member, too.")(replicate.replicate)
     app.add_typer(keys.app)
     audit_running.add_to(audit.app)
+    app.add_typer(rotate.app)
+    app.add_typer(backup.app)
     app.add_typer(audit.app)
     app.add_typer(failover.app)
     app.add_typer(emergency.app)
@@ -78,7 +96,14 @@ def run(arguments: list[str]) -> int:
         return FAILED
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        extra = {"solders": "solana", "matplotlib": "bench", "PyKCS11": "bench", "boto3": "aws"}.get(package)
+        extra = {
+            "solders": "solana",
+            "matplotlib": "bench",
+            "PyKCS11": "bench",
+            "boto3": "aws",
+            "obstore": "backup",
+            "pyotp": "rotation",
+        }.get(package)
         if extra is None:
             raise
         return report_usage(

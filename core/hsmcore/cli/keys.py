@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 from typer.core import TyperGroup
@@ -16,12 +16,14 @@ from hsmcore.cli.encoding import base58
 from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
 from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
+from hsmcore.cli.store import when
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import KeyAmbiguous, KeyUnusable, SystemFailure
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Pkcs11Settings
     from hsmcore.control import ControlPlane, KeyRecord
+    from hsmcore.state import StoredKey
 
 T = TypeVar("T")
 
@@ -42,20 +44,25 @@ KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexa
 
 @app.command("list", short_help="List the private keys.")
 def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
-    """List the private keys on the token.
+    """List the private keys on the token. With key rotation also the versions of the key ring, and from when until when
+    signatures of each are to be accepted: what verifiers elsewhere need to know.
 
     Example: hsmcore keys list --json
     """
-    records = _on_token(load_config(config, state), lambda plane: plane.list_keys())
+    loaded = load_config(config, state)
+    records = on_token(loaded, lambda plane: plane.list_keys())
+    known = {key.public_key: key for key in ring(loaded)}
     if as_json:
-        print_json([_shown(record) for record in records])
+        shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
+        print_json(shown + [shown_key(_gone(key)) | _validity(key) for key in known.values()])
         return
-    rows = [
-        (record.id, record.label, record.algorithm or "unsupported", "yes" if record.can_sign else "no",
-         record.public_key.hex() if record.public_key else "-")
-        for record in records
-    ]  # fmt: skip
-    print_table(("ID", "LABEL", "ALGORITHM", "SIGNS", "PUBLIC KEY"), rows)
+    header, rows = ["ID", "LABEL", "ALGORITHM", "SIGNS"], []
+    for record in records:
+        row = [record.id, record.label, record.algorithm or "unsupported", "yes" if record.can_sign else "no"]
+        if known:
+            row.append(_state(known.get(record.public_key or b"")))
+        rows.append([*row, record.public_key.hex() if record.public_key else "-"])
+    print_table([*header, *(["VERSION"] if known else []), "PUBLIC KEY"], rows)
 
 
 @app.command(short_help="Make a key pair.")
@@ -81,7 +88,7 @@ def generate(
 
     loaded = load_config(config, state)
     with recorded(loaded.key_manager, "keys generate", label=label, algorithm=algorithm) as entry:
-        record = _on_token(loaded, make)
+        record = on_token(loaded, make)
         entry.update(key_fields(record))
     _print_record(record, as_json=as_json)
 
@@ -105,7 +112,7 @@ def deactivate(
 
     async def work(plane: ControlPlane) -> Any:
         found = [record for record in await plane.list_keys() if record.id == key_id.lower()]
-        if found and not force and _configured(settings, found[0]):
+        if found and not force and is_configured(settings, found[0]):
             raise KeyUnusable(
                 f"key {key_id} is the one that the configuration signs with",
                 hint="Name another key in the configuration first, or give --force.",
@@ -113,7 +120,7 @@ def deactivate(
         return await plane.deactivate(key_id.lower())
 
     with recorded(loaded.key_manager, "keys deactivate", key_id=key_id.lower(), forced=force) as entry:
-        done = _on_token(loaded, work)
+        done = on_token(loaded, work)
         entry |= {"enforced": done.enforced, "reason": done.reason}
     if as_json:
         print_json({"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason})
@@ -142,7 +149,7 @@ def export(
     """
     loaded = load_config(config, state)
     with recorded(loaded.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
-        blob = _on_token(loaded, lambda plane: plane.export_wrapped(key_id.lower()))
+        blob = on_token(loaded, lambda plane: plane.export_wrapped(key_id.lower()))
         entry |= {"bytes": len(blob), "backup_sha256": hashlib.sha256(blob).digest()}
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
@@ -173,12 +180,12 @@ def import_(
     loaded = load_config(config, state)
     digest = hashlib.sha256(backup).digest()
     with recorded(loaded.key_manager, "keys import", file=str(file), backup_sha256=digest) as entry:
-        record = _on_token(loaded, lambda plane: plane.import_wrapped(backup))
+        record = on_token(loaded, lambda plane: plane.import_wrapped(backup))
         entry.update(key_fields(record))
     _print_record(record, as_json=as_json)
 
 
-def _on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+def on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
     from hsmcore.control import ControlPlane
 
     settings = token_settings(config)
@@ -190,19 +197,19 @@ def _on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T
     return asyncio.run(run())
 
 
-def _configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
+def is_configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
     return settings.key_label in (None, record.label) and (settings.key_id or record.id).lower() == record.id
 
 
 def _print_record(record: KeyRecord, *, as_json: bool) -> None:
-    shown = _shown(record)
+    shown = shown_key(record)
     if as_json:
         print_json(shown)
     else:
         print_fields(shown)
 
 
-def _shown(record: KeyRecord) -> dict[str, Any]:
+def shown_key(record: KeyRecord) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": record.id,
         "label": record.label,
@@ -215,3 +222,36 @@ def _shown(record: KeyRecord) -> dict[str, Any]:
     if record.algorithm == "ed25519" and record.public_key:
         shown["address"] = base58(record.public_key)
     return shown
+
+
+def ring(config: Config) -> list[StoredKey]:
+    """The versions of the key ring that have signed; none without rotation."""
+    from hsmcore.cli.store import on_state
+    from hsmcore.state import Keys
+
+    rotation = config.key_manager.key_rotation
+    if rotation is None or not rotation.enabled or not config.key_manager.state_path.is_file():
+        return []
+    return [key for key in on_state(config, lambda store: Keys(store).all()) if key.activated_ns is not None]
+
+
+def _validity(key: StoredKey | None) -> dict[str, Any]:
+    if key is None:
+        return {}
+    return {
+        "version": key.version,
+        "state": key.state,
+        "validFrom": when(key.activated_ns),
+        "validUntil": when(key.valid_until_ns),
+    }
+
+
+def _state(key: StoredKey | None) -> str:
+    return "-" if key is None else f"{key.version} ({key.state})"
+
+
+def _gone(key: StoredKey) -> KeyRecord:
+    """A version that is not on this token any more."""
+    from hsmcore.control import KeyRecord
+
+    return KeyRecord(key.key_id, key.label, cast("Algorithm", key.algorithm), key.public_key, False, True, False)

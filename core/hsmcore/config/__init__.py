@@ -1,6 +1,6 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, providers, pkcs11, cloudhsm, policy, credentials, secret; base, faults, uri and
+Reading order: load, root, providers, pkcs11, cloudhsm, policy, rotation, credentials, secret; base, faults, uri and
 secretsmanager are what those stand on.
 """
 
@@ -9,12 +9,14 @@ from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.load import Source, load
 from hsmcore.config.members import all_members, members_of
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings, SoftHsmSettings, YubiHsmSettings
-from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, KeyRotation
+from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover
 from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
 from hsmcore.config.root import Config, KeyManagerConfig
+from hsmcore.config.rotation import Approver, KeyRotation, Notices
 from hsmcore.config.secret import AwsSecretsManagerReference, Secret
 
 __all__ = [
+    "Approver",
     "AuditSettings",
     "AuditSigningKey",
     "AwsCloudHsmSettings",
@@ -28,6 +30,7 @@ __all__ = [
     "GenericPkcs11Settings",
     "KeyManagerConfig",
     "KeyRotation",
+    "Notices",
     "Pkcs11Settings",
     "Provider",
     "ProviderSettings",

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import difflib
-import re
-import zoneinfo
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
 from hsmcore.config.pkcs11 import Region
 from hsmcore.config.providers import EndpointUrl, EphemeralSettings, Provider
 
@@ -129,61 +125,3 @@ def require_lasting(member: Provider, what: str) -> None:
             f'{what} is of type "ephemeral": its key is lost when the process ends, so it is for emergencies only; '
             'set "allowEphemeralPrimary": true in its config if that is what you want'
         )
-
-
-class KeyRotation(Model):
-    """When the key is replaced: every `intervalDays` at `rotationTime` in `timeZone`; the old key verifies for
-    `overlapDays` more."""
-
-    enabled: bool = True
-    interval_days: Annotated[int, Whole(1, 3650)] = 30
-    overlap_days: Annotated[int, Whole(0, 3650)] = 2
-    rotation_time: str = "00:00:00"
-    time_zone: str = "UTC"
-    backup_enabled: bool = False
-    backup_location: Annotated[str, Text(2048, hidden=True)] | None = None
-
-    @field_validator("rotation_time")
-    @classmethod
-    def _time_exists(cls, value: str) -> str:
-        if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]", value) is None:
-            raise fault("must be a time of day as HH:MM:SS, from 00:00:00 to 23:59:59")
-        return value
-
-    @field_validator("time_zone")
-    @classmethod
-    def _zone_exists(cls, value: str) -> str:
-        try:
-            zoneinfo.ZoneInfo(value)
-        except (KeyError, ValueError, OSError):
-            near = difflib.get_close_matches(value, zoneinfo.available_timezones(), 1)
-            raise fault(
-                'must be an IANA time zone such as "UTC" or "Europe/Zurich"'
-                + (f' (did you mean "{near[0]}"?)' if near else "")
-            ) from None
-        return value
-
-    @field_validator("backup_location")
-    @classmethod
-    def _place_is_known(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value and re.fullmatch(r"(s3|gs|az|file)://[^\s@?]+", value) is None:
-            raise hidden_fault("must be a folder, or s3://, gs://, az:// or file:// with a place and no credentials")
-        return value
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> KeyRotation:
-        if self.overlap_days > self.interval_days:
-            raise clash(f"overlapDays ({self.overlap_days}) is longer than intervalDays ({self.interval_days})")
-        if self.backup_enabled and self.backup_location is None:
-            raise clash("backupEnabled is true, but backupLocation is missing")
-        return self
-
-    @property
-    def time_of_day(self) -> datetime.time:
-        """`rotationTime` without a zone."""
-        return datetime.time.fromisoformat(self.rotation_time)
-
-    @property
-    def zone(self) -> zoneinfo.ZoneInfo:
-        """`timeZone`."""
-        return zoneinfo.ZoneInfo(self.time_zone)

@@ -15,8 +15,9 @@ from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.members import all_members
-from hsmcore.config.policy import CloudWatchLogs, Failover, KeyRotation, require_lasting
+from hsmcore.config.policy import CloudWatchLogs, Failover, require_lasting
 from hsmcore.config.providers import Provider
+from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -60,11 +61,12 @@ class KeyManagerConfig(Provider):
     audit: AuditSettings | None = None
     """How the audit log is kept; the defaults where it is left out."""
     state_file: Annotated[str, Text(4096)] | None = None
-    """What must survive a crash: the emergency budget, the history of failovers. Default: `hsmcore-state.db` beside
-    auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
+    """What must survive a crash: the key ring, rotations, the emergency budget, the history of failovers. Default:
+    `hsmcore-state.db` beside auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
+    notices: Notices | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> KeyManagerConfig:

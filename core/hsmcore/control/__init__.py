@@ -1,5 +1,6 @@
 """The control plane: everything about a token and its keys except signing. See plane.py; it never signs."""
 
+from hsmcore.control.backup import is_whole
 from hsmcore.control.curves import ALGORITHMS, Algorithm, algorithm_of_params, decode_point
 from hsmcore.control.faults import ControlError, KeyNotExportable
 from hsmcore.control.plane import ControlPlane
@@ -17,4 +18,5 @@ __all__ = [
     "TokenSelector",
     "algorithm_of_params",
     "decode_point",
+    "is_whole",
 ]

@@ -11,7 +11,7 @@ from pkcs11 import TokenFlag
 from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Session, Token
 
-from hsmcore.control import backup, keys
+from hsmcore.control import backup, keys, sealed
 from hsmcore.control.adopt import AdoptedLibrary, ModuleHolder, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
@@ -198,9 +198,32 @@ class TokenAdmin:
         with self.session(f"exporting key {key_id}") as session:
             return backup.export_wrapped(session, self._quirks, key_id, wrapping_label)
 
-    def import_wrapped(self, blob: bytes) -> KeyRecord:
+    def import_wrapped(self, blob: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
         with self.session("importing a key") as session:
-            return backup.import_wrapped(session, self._quirks, blob)
+            return backup.import_wrapped(session, self._quirks, blob, key_id, label)
+
+    def new_key_id(self) -> bytes:
+        with self.session("choosing a key id") as session:
+            return keys.new_id(session, self._quirks)
+
+    def prove(self, key_id: str, message: bytes) -> bytes:
+        with self.session(f"trying key {key_id}") as session:
+            return keys.prove(session, key_id, message)
+
+    def why_no_backup(self, algorithm: str) -> str | None:
+        with self.session("asking how keys are wrapped") as session:
+            version = self._library.library_version if self._library is not None else (0, 0)
+            return backup.why_not(session, self._quirks, (version[0], version[1]), algorithm)
+
+    def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
+        with self.session("making a sealed key") as session:
+            made = sealed.generate(session, Cryptoki(self._path), self._quirks, label, key_id, recovery_key)
+            return keys.describe_key(*keys.find_key(session, key_id.hex())), made
+
+    def import_sealed(self, label: str, key_id: bytes, blob: bytes, recovery: bytearray) -> KeyRecord:
+        with self.session("importing a sealed key") as session:
+            sealed.restore(session, Cryptoki(self._path), self._quirks, label, key_id, blob, recovery)
+            return keys.describe_key(*keys.find_key(session, key_id.hex()))
 
     def _log_in(self, token: Token) -> None:
         if self._pin is None:

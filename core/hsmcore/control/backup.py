@@ -19,7 +19,7 @@ from pkcs11.types import Key, Object, Session, UnwrapMixin, WrapMixin
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore.control.faults import ControlError, KeyNotExportable, ckr_of
 from hsmcore.control.keys import describe_key, find_key, key_forms, parse_key_id
-from hsmcore.control.quirks import Quirks
+from hsmcore.control.quirks import WHOLE_MECHANISMS, Quirks
 from hsmcore.control.records import KeyRecord
 from hsmcore.errors import KeyAmbiguous, KeyNotFound
 
@@ -71,12 +71,37 @@ def export_wrapped(session: Session, quirks: Quirks, key_id: str, wrapping_label
     )
 
 
-def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord:
-    """Put a key back from its backup; refused while a private key with its id is on the token."""
+def is_whole(backup: bytes) -> bool:
+    """Whether a backup brings its id and label along, so that it can be put back only under those."""
+    return bool(_parse(backup)["mechanism"] in WHOLE_MECHANISMS)
+
+
+def why_not(session: Session, quirks: Quirks, version: tuple[int, int], algorithm: str) -> str | None:
+    """Why the token cannot wrap keys of an algorithm; None if it can, as far as is known."""
+    from hsmcore.probe.issues import cannot_wrap  # the probe stands on the control plane
+
+    known = cannot_wrap(quirks.name, version, algorithm)
+    if known is not None:
+        return known
+    offered = session.token.slot.get_mechanisms()
+    if not any(mechanism in offered for mechanism in quirks.wrap_mechanisms):
+        return f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
+    return None
+
+
+def import_wrapped(
+    session: Session, quirks: Quirks, backup: bytes, key_id: str | None = None, label: str | None = None
+) -> KeyRecord:
+    """Put a key back from its backup, under another id and label if they are given; refused while a private key with
+    that id is on the token."""
     envelope = _parse(backup)
-    key_id = parse_key_id(envelope["id"])
-    if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):
-        raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
+    if key_id is not None or label is not None:
+        if quirks.backup_is_whole:
+            raise ControlError("a backup of this kind of token brings its id and label along")
+        envelope |= {"id": key_id or envelope["id"], "label": label or envelope["label"]}
+    identity = parse_key_id(envelope["id"])
+    if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity})):
+        raise ControlError(f"a private key with the id {identity.hex()} is on the token already")
     wrapping = _wrapping_key(session, quirks, envelope["wrappingKey"], create=False)
     if not isinstance(wrapping, UnwrapMixin):
         raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
@@ -94,14 +119,14 @@ def import_wrapped(session: Session, quirks: Quirks, backup: bytes) -> KeyRecord
         ObjectClass.PRIVATE_KEY,
         key_type,
         b64decode(envelope["wrapped"]),
-        id=key_id,
+        id=identity,
         label=envelope["label"],
         mechanism=int.__new__(Mechanism, envelope["mechanism"]),
         store=True,
         capabilities=MechanismFlag.SIGN,
         template=template,
     )
-    return describe_key(private, _public_half(session, quirks, key_id, key_type, envelope))
+    return describe_key(private, _public_half(session, quirks, identity, key_type, envelope))
 
 
 def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, Any]) -> KeyRecord:

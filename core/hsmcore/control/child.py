@@ -52,6 +52,22 @@ def _generated(
     return {"key": record_to_json(record), "forms": known}
 
 
+def _sealed(admin: TokenAdmin, label: str, key_id: str, recovery_key: str) -> dict[str, Any]:
+    record, sealed = admin.generate_sealed(label, bytes.fromhex(key_id), bytes.fromhex(recovery_key))
+    return {"key": record_to_json(record), "sealed": sealed.hex()}
+
+
+def _unsealed(
+    requests: io.FileIO, admin: TokenAdmin, label: str, key_id: str, sealed: str, secret_bytes: int
+) -> dict[str, Any]:
+    """The recovery key follows the request on the same stream."""
+    recovery = read_exactly(requests, secret_bytes)
+    try:
+        return record_to_json(admin.import_sealed(label, bytes.fromhex(key_id), bytes.fromhex(sealed), recovery))
+    finally:
+        recovery[:] = bytes(len(recovery))
+
+
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else bytes.fromhex(text)
 
@@ -62,7 +78,13 @@ _CALLS: Final[dict[str, Call]] = {
     "deactivate": lambda admin, key_id: asdict(admin.deactivate(key_id)),
     "destroy": lambda admin, key_id: admin.destroy(key_id),
     "export_wrapped": lambda admin, key_id, wrapping_label: admin.export_wrapped(key_id, wrapping_label).hex(),
-    "import_wrapped": lambda admin, backup: record_to_json(admin.import_wrapped(bytes.fromhex(backup))),
+    "import_wrapped": lambda admin, backup, key_id, label: record_to_json(
+        admin.import_wrapped(bytes.fromhex(backup), key_id, label)
+    ),
+    "new_key_id": lambda admin: admin.new_key_id().hex(),
+    "prove": lambda admin, key_id, message: admin.prove(key_id, bytes.fromhex(message)).hex(),
+    "why_no_backup": lambda admin, algorithm: admin.why_no_backup(algorithm),
+    "generate_sealed": _sealed,
 }
 
 
@@ -107,6 +129,8 @@ def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
                     result = [asdict(record) for record in list_tokens(**request)]
                 elif call == "provision":
                     result = record_to_json(make_token(TokenRequest(**request)))
+                elif call == "import_sealed" and admin is not None:
+                    result = _unsealed(requests, admin, **request)
                 else:
                     result = _CALLS[call](admin, **request)
                 answer: dict[str, Any] = {"result": result}

@@ -1,13 +1,14 @@
-"""The three C_* calls that python-pkcs11 lacks or couples to something else, through the module's function list.
+"""The four C_* calls that python-pkcs11 lacks or couples to something else, through the module's function list.
 
 C_InitToken isn't wrapped at all, C_GetSessionInfo neither, and C_Login only together with C_OpenSession: when the
-login fails there, the new session is left open with no handle to it. ctypes lets the interpreter go during each call.
+login fails there, the new session is left open with no handle to it. C_CreateObject takes its values as Python bytes
+there, which cannot be wiped. ctypes lets the interpreter go during each call.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, byref, c_ubyte, c_ulong, c_void_p
 from typing import Final
@@ -21,11 +22,16 @@ _LABEL_BYTES: Final = 32
 _INIT_TOKEN: Final = 9
 _GET_SESSION_INFO: Final = 15
 _LOGIN: Final = 18
+_CREATE_OBJECT: Final = 20
 _FUNCTIONS: Final = 68
 
 
 class _SessionInfo(Structure):
     _fields_ = (("slot", c_ulong), ("state", c_ulong), ("flags", c_ulong), ("device_error", c_ulong))
+
+
+class _Attribute(Structure):
+    _fields_ = (("kind", c_ulong), ("value", c_void_p), ("size", c_ulong))
 
 
 class _FunctionList(Structure):
@@ -53,6 +59,7 @@ class Cryptoki:
         functions = pointer.contents.functions
         self._init_token = _prototype(c_ulong, c_void_p, c_ulong, c_void_p)(functions[_INIT_TOKEN])
         self._get_session_info = _prototype(c_ulong, POINTER(_SessionInfo))(functions[_GET_SESSION_INFO])
+        self._create = _prototype(c_ulong, c_void_p, c_ulong, POINTER(c_ulong))(functions[_CREATE_OBJECT])
         self._login = _prototype(c_ulong, c_ulong, c_void_p, c_ulong)(functions[_LOGIN])
 
     def init_token(self, slot: int, so_pin: bytes | bytearray, label: str) -> None:
@@ -74,6 +81,21 @@ class Cryptoki:
         """Log the process in as the token's user; it stays so until the last session on the token is closed."""
         with _secret(pin) as (address, size):
             _check("C_Login", self._login(session, _CKU_USER, address, size))
+
+    def create_object(self, session: int, template: Mapping[int, bytes | tuple[int, int]]) -> int:
+        """Make an object; its handle. A value is given as bytes, or as address and size of memory that holds it."""
+        array = (_Attribute * len(template))()
+        kept = []
+        for entry, (kind, value) in zip(array, template.items(), strict=True):
+            entry.kind = kind
+            if isinstance(value, bytes):
+                kept.append(ctypes.create_string_buffer(value, len(value)))
+                entry.value, entry.size = ctypes.addressof(kept[-1]), len(value)
+            else:
+                entry.value, entry.size = value
+        handle = c_ulong()
+        _check("C_CreateObject", self._create(session, array, len(template), byref(handle)))
+        return handle.value
 
 
 @contextmanager

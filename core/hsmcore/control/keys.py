@@ -6,6 +6,7 @@ Every search is read to its end, because an unfinished one keeps the session bus
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11.attributes import AttributeMapper
 from pkcs11.constants import DEFAULT
 from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
-from pkcs11.types import Object, Session
+from pkcs11.types import Object, Session, SignMixin
 
 from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
 from hsmcore.control.faults import ControlError, ckr_of, no_such_key, several_keys
@@ -32,6 +33,11 @@ _SHOWN: Final = [
 ]
 _UNUSED_PUBLIC: Final = (Attribute.ENCRYPT, Attribute.WRAP)
 _UNUSED_PRIVATE: Final = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
+# The orders of the groups (SEC 2, sections 2.4.1 and 2.4.2).
+_ORDERS: Final = {
+    "ecdsa-p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    "ecdsa-secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+}
 # What modules answer to a mechanism or to EC parameters that they do not know. The standard has codes for that; some
 # answer with the general ones.
 _OTHER_FORM: Final = frozenset(
@@ -179,6 +185,24 @@ def deactivate_key(session: Session, key_id: str) -> Deactivation:
     except PKCS11Error as error:
         return Deactivation(key_id, False, f"the token refuses to change CKA_SIGN ({type(error).__name__})")
     return Deactivation(key_id, not refused, "the token ignores a change of CKA_SIGN" if refused else None)
+
+
+def prove(session: Session, key_id: str, message: bytes) -> bytes:
+    """One signature outside of the engine: 64 bytes."""
+    private, public = find_key(session, key_id)
+    algorithm = describe_key(private, public).algorithm
+    if algorithm is None or not isinstance(private, SignMixin):
+        raise ControlError(f"key {key_id} is of a kind that hsmcore does not sign with")
+    data = message if algorithm == "ed25519" else hashlib.sha256(message).digest()
+    mechanism = Mechanism.EDDSA if algorithm == "ed25519" else Mechanism.ECDSA
+    signature = bytes(private.sign(data, mechanism=mechanism))
+    return signature if algorithm == "ed25519" else _low_s(algorithm, signature)
+
+
+def _low_s(algorithm: str, signature: bytes) -> bytes:
+    """The one of the two equivalent ECDSA signatures that the signing engine makes, too."""
+    r, s = signature[:32], int.from_bytes(signature[32:], "big")
+    return r + min(s, _ORDERS[algorithm] - s).to_bytes(32, "big")
 
 
 def destroy_key(session: Session, key_id: str) -> None:

@@ -42,7 +42,12 @@ class Admin(Protocol):
     def deactivate(self, key_id: str) -> Deactivation: ...
     def destroy(self, key_id: str) -> None: ...
     def export_wrapped(self, key_id: str, wrapping_label: str = WRAPPING_KEY_LABEL) -> bytes: ...
-    def import_wrapped(self, blob: bytes) -> KeyRecord: ...
+    def import_wrapped(self, blob: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord: ...
+    def new_key_id(self) -> bytes: ...
+    def prove(self, key_id: str, message: bytes) -> bytes: ...
+    def why_no_backup(self, algorithm: str) -> str | None: ...
+    def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]: ...
+    def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord: ...
 
 
 class ControlPlane:
@@ -210,9 +215,32 @@ class ControlPlane:
         """A backup of a key, wrapped inside the HSM; KeyNotExportable when the key or the token doesn't allow it."""
         return await self._run(self._admin.export_wrapped, key_id, wrapping_label)
 
-    async def import_wrapped(self, backup: bytes) -> KeyRecord:
-        """Put a key back from a backup, on the token that made it or one that holds the same wrapping key."""
-        return await self._run(self._admin.import_wrapped, backup)
+    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
+        """Put a key back from a backup, on the token that made it or one that holds the same wrapping key. `key_id` and
+        `label` replace its own; ControlError where the token does not allow that (YubiHSM)."""
+        return await self._run(self._admin.import_wrapped, backup, key_id, label)
+
+    async def new_key_id(self) -> bytes | None:
+        """A CKA_ID that no key has yet; None where the token chooses ids by itself."""
+        return await self._run(self._admin.new_key_id)
+
+    async def prove(self, key_id: str, message: bytes) -> bytes:
+        """One signature outside of the signing engine, to try a key: Ed25519 of `message`, or ECDSA of its SHA-256."""
+        return await self._run(self._admin.prove, key_id, message)
+
+    async def why_no_backup(self, algorithm: str) -> str | None:
+        """Why the token cannot wrap keys of an algorithm; None if it can."""
+        return await self._run(self._admin.why_no_backup, algorithm)
+
+    async def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
+        """A key ceremony: an Ed25519 key made in locked memory, sealed to an X25519 public key (32 bytes) and imported
+        so that it cannot leave the token. Returns the key and what it was sealed into."""
+        return await self._run(self._admin.generate_sealed, label, key_id, recovery_key)
+
+    async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:
+        """Put a key back that a ceremony sealed. `recovery` is the X25519 private key (32 bytes): the caller wipes
+        it."""
+        return await self._run(self._admin.import_sealed, label, key_id, sealed, recovery)
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if os.getpid() != self._process:

@@ -114,6 +114,12 @@ _TABLE: Final[dict[str, Quirks]] = {
 }
 
 
+WHOLE_MECHANISMS: Final = frozenset(
+    int(kind) for quirks in _TABLE.values() if quirks.backup_is_whole for kind in quirks.wrap_mechanisms
+)
+"""The mechanisms of modules whose backups are whole."""
+
+
 def quirks_for(name: str | None, library: str = "", mechanisms: Mapping[str, int] | None = None) -> Quirks:
     """The row of that name. Without a name: the row that recognizes `library`, which is CK_INFO's manufacturer and
     description. The standard's ways when there is no such row.

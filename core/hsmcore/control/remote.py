@@ -118,8 +118,28 @@ class RemoteAdmin:
     def export_wrapped(self, key_id: str, wrapping_label: str = WRAPPING_KEY_LABEL) -> bytes:
         return bytes.fromhex(self._call("export_wrapped", key_id=key_id, wrapping_label=wrapping_label))
 
-    def import_wrapped(self, blob: bytes) -> KeyRecord:
-        return record_of_json(self._call("import_wrapped", backup=blob.hex()))
+    def import_wrapped(self, blob: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
+        return record_of_json(self._call("import_wrapped", backup=blob.hex(), key_id=key_id, label=label))
+
+    def new_key_id(self) -> bytes:
+        return bytes.fromhex(self._call("new_key_id"))
+
+    def prove(self, key_id: str, message: bytes) -> bytes:
+        return bytes.fromhex(self._call("prove", key_id=key_id, message=message.hex()))
+
+    def why_no_backup(self, algorithm: str) -> str | None:
+        answer = self._call("why_no_backup", algorithm=algorithm)
+        return None if answer is None else str(answer)
+
+    def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
+        made = self._call("generate_sealed", label=label, key_id=key_id.hex(), recovery_key=recovery_key.hex())
+        return record_of_json(made["key"]), bytes.fromhex(made["sealed"])
+
+    def import_sealed(self, label: str, key_id: bytes, blob: bytes, recovery: bytearray) -> KeyRecord:
+        until = time.monotonic() + self._seconds
+        request: dict[str, Any] = {"call": "import_sealed", "label": label, "key_id": key_id.hex()}
+        request |= {"sealed": blob.hex(), "secret_bytes": len(recovery)}
+        return record_of_json(self._ask(self._opened(until), request, until, recovery))
 
     def _call(self, call: str, **arguments: Any) -> Any:
         until = time.monotonic() + self._seconds

@@ -21,6 +21,7 @@ from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
+from hsmcore.rotation.context import SIGN_SECONDS
 from hsmcore.state import Desired, Emergency, History, Limits, Store
 
 # A member whose token is not there may come back; what else keeps one from starting is for a person to mend.
@@ -180,6 +181,31 @@ class FailoverService:
             seat.signing.clear_cache()
         self.levels.use_key(version.public_key, time.monotonic_ns())
         self.router.settle()
+
+    def holders(self) -> list[Member]:
+        """The running members that hold the current key, in the order of the levels; no emergency key is one."""
+        key = self.version.public_key if self.router.current is None else self.router.current.public_key
+        return [
+            seat.member
+            for seat in self.running()
+            if seat.member is not None and seat.level_name != EMERGENCY and key in seat.versions
+        ]
+
+    async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
+        """Sign with a key that need not be the current one, on the first member that has loaded it."""
+        for seat in self.running():
+            own = seat.versions.get(version.public_key)
+            if own is not None and seat.level_name != EMERGENCY:
+                signed = seat.signing.submit(message, SIGN_SECONDS, own.index)
+                return signed if isinstance(signed, bytes) else await signed
+        raise KeyNotFound(f"no running member has loaded key {version.id}")
+
+    def forget(self, version: KeyVersion) -> None:
+        """A key that never was current is gone: nobody signs with it."""
+        for seat in self.running():
+            own = seat.versions.pop(version.public_key, None)
+            if own is not None:
+                seat.signing.retire_key(own.index)
 
     async def deactivate(self, version: KeyVersion) -> bool:
         """Retire a key on every member that holds it, also on those that start later. Whether all their tokens refuse

@@ -6,7 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.control.curves import Algorithm
+from hsmcore.control.faults import KeyNotExportable
 from hsmcore.control.records import Deactivation, KeyRecord
+from hsmcore.errors import KeyUnusable
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
@@ -81,7 +83,37 @@ class Control(Protocol):
     async def deactivate(self, key_id: str) -> Deactivation: ...
     async def destroy(self, key_id: str) -> None: ...
     async def export_wrapped(self, key_id: str) -> bytes: ...
-    async def import_wrapped(self, backup: bytes) -> KeyRecord: ...
+    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord: ...
+    async def new_key_id(self) -> bytes | None: ...
+    async def prove(self, key_id: str, message: bytes) -> bytes: ...
+    async def why_no_backup(self, algorithm: str) -> str | None: ...
+    async def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]: ...
+    async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord: ...
+
+
+class KeepsItsKeys:
+    """A part of Control for members that make keys, give no copy of one away, and choose their ids by themselves."""
+
+    _keeps = "its keys stay where they are made"
+
+    async def new_key_id(self) -> bytes | None:
+        return None
+
+    async def prove(self, key_id: str, message: bytes) -> bytes:
+        del message
+        raise KeyUnusable(f"key {key_id} is tried through the signing engine only")
+
+    async def why_no_backup(self, algorithm: str) -> str | None:
+        del algorithm
+        return self._keeps
+
+    async def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
+        del label, key_id, recovery_key
+        raise KeyNotExportable(self._keeps)
+
+    async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:
+        del label, key_id, sealed, recovery
+        raise KeyNotExportable(self._keeps)
 
 
 class Member(Protocol):

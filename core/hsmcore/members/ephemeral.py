@@ -14,6 +14,7 @@ from hsmcore.control.faults import no_such_key
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, KeyDeactivated
 from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
+from hsmcore.members.base import KeepsItsKeys
 from hsmcore.members.locked import LockedKey
 from hsmcore.members.offload import OffloadEngine
 from hsmcore.members.recorded import RecordedEngine
@@ -33,7 +34,7 @@ class _Held:
     index: int | None = None  # in the engine's table
 
 
-class EphemeralKeys:
+class EphemeralKeys(KeepsItsKeys):
     """The keys of one member: the engine's back end and the control plane in one. Nothing here waits."""
 
     def __init__(self, member: str) -> None:
@@ -103,9 +104,9 @@ class EphemeralKeys:
         """Raises KeyNotExportable."""
         raise self._not_exportable(f"key {self._find(key_id).record.id} lives in memory only")
 
-    async def import_wrapped(self, backup: bytes) -> KeyRecord:
+    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
         """Raises KeyNotExportable."""
-        del backup
+        del backup, key_id, label
         raise self._not_exportable("an ephemeral key cannot be put back from a backup")
 
     def _find(self, key_id: str) -> _Held:

@@ -10,7 +10,7 @@ import resource
 import weakref
 from typing import Any, Final
 
-from hsmcore.errors import EngineClosed, OutOfMemory, SystemFailure
+from hsmcore.errors import EngineClosed, KeyUnusable, OutOfMemory, SystemFailure
 
 # PyNaCl's own classes take the seed as Python bytes, which cannot be wiped and may be copied anywhere. Through its
 # binding of libsodium the key pair is made by libsodium right inside the memory that is protected.
@@ -25,6 +25,9 @@ MADV_DONTDUMP: Final = 16  # madvise(2)
 MADV_WIPEONFORK: Final = 18  # madvise(2), Linux 4.14
 PUBLIC_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+SEED_BYTES: Final = 32
+SEAL_BYTES: Final = 48
+"""What a seal adds (libsodium, crypto_box_SEALBYTES)."""
 _MEMORY_HINT: Final = (
     "Allow locked memory: `ulimit -l`, LimitMEMLOCK= in the service's unit, or --ulimit memlock= for a container; "
     f"each ephemeral key takes a page of {mmap.PAGESIZE} bytes."
@@ -32,12 +35,13 @@ _MEMORY_HINT: Final = (
 
 
 class LockedKey:
-    """An Ed25519 key pair, made on the spot. Not usable in a forked child, where it reads as zeros.
+    """An Ed25519 key pair, made on the spot, or opened with the recovery key that it was sealed to. Not usable in a
+    forked child, where it reads as zeros.
 
     Raises OutOfMemory where the memory cannot be locked: an unprotected key is not made instead.
     """
 
-    def __init__(self, member: str) -> None:
+    def __init__(self, member: str, sealed: tuple[bytes, bytearray] | None = None) -> None:
         self._member = member
         self._process = os.getpid()
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -48,7 +52,7 @@ class LockedKey:
         self._secret = _ffi.cast("unsigned char *", self._buffer)
         try:
             self._protect()
-            self.public_key = self._generate()
+            self.public_key = self._generate() if sealed is None else self._unseal(*sealed)
         except BaseException:
             self.wipe()
             raise
@@ -72,6 +76,29 @@ class LockedKey:
                     member=self._member,
                     hint="Use a Linux kernel of version 4.14 or newer.",
                 )
+
+    def seal(self, recovery_key: bytes) -> bytes:
+        """The key's seed, sealed to an X25519 public key (libsodium's crypto_box_seal): 80 bytes. The seed itself never
+        leaves the locked memory."""
+        sealed = _ffi.new("unsigned char[]", SEED_BYTES + SEAL_BYTES)
+        if _lib.crypto_box_seal(sealed, self._secret, SEED_BYTES, recovery_key) != 0:
+            raise SystemFailure("libsodium could not seal the key", member=self._member)
+        return bytes(_ffi.buffer(sealed, SEED_BYTES + SEAL_BYTES))
+
+    def _unseal(self, sealed: bytes, recovery: bytearray) -> bytes:
+        """The key that was sealed, into the locked memory."""
+        public, secret = _ffi.new("unsigned char[]", 32), _ffi.from_buffer(recovery)
+        seed = self._secret + 2 * SEED_BYTES  # beside the place of the key: the page is locked as a whole
+        if (
+            len(sealed) != SEED_BYTES + SEAL_BYTES
+            or len(recovery) != 32
+            or _lib.crypto_scalarmult_base(public, secret) != 0
+            or _lib.crypto_box_seal_open(seed, sealed, len(sealed), public, secret) != 0
+        ):
+            raise KeyUnusable("the sealed key cannot be opened with this recovery key", member=self._member)
+        made = _ffi.new("unsigned char[]", PUBLIC_BYTES)
+        _lib.crypto_sign_seed_keypair(made, self._secret, seed)
+        return bytes(_ffi.buffer(made, PUBLIC_BYTES))
 
     def _generate(self) -> bytes:
         public = _ffi.new("unsigned char[]", PUBLIC_BYTES)

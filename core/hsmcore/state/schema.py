@@ -66,6 +66,123 @@ SNAPSHOT: Final = Table(
 )
 """What a running key manager says of itself, by process."""
 
+KEY_VERSION: Final = Table(
+    "key_version",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("public_key", Text, nullable=False),
+    Column("algorithm", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("members", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("base_ns", BigInteger),
+    Column("activated_ns", BigInteger),
+    Column("retire_ns", BigInteger),
+    Column("deactivated_ns", BigInteger),
+    Column("destroyed_ns", BigInteger),
+    Column("note", Text, nullable=False),
+)
+"""The key ring. `state` is pending, active, overlap, deactivated or destroyed; at most one is active. `public_key` is
+hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` from when its
+time counts; `retire_ns` until when it verifies beside its successor."""
+
+ROTATION: Final = Table(
+    "rotation",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("cause", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("slot_ns", BigInteger),
+    Column("begun_ns", BigInteger, nullable=False),
+    Column("ended_ns", BigInteger),
+    Column("old_version", BigInteger, nullable=False),
+    Column("new_version", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("step_begun", Integer, nullable=False),
+    Column("wait_ns", BigInteger, nullable=False),
+    Column("tries", BigInteger, nullable=False),
+    Column("aborted", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+)
+"""Rotations (rotation/machine.py). At most one is running or being undone; others may wait for an overlap to end."""
+
+ROTATION_STEP: Final = Table(
+    "rotation_step",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("rotation_id", BigInteger, nullable=False),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("details", Text, nullable=False),
+)
+"""What every rotation did. Rows are only ever added. `outcome` is begun, done, failed, waiting, undoing or undone."""
+
+ROTATION_SETTING: Final = Table(
+    "rotation_setting",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""What the key ring was begun with: "configured", the key that the configuration named."""
+
+BACKUP: Final = Table(
+    "backup",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("public_key", Text, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("made_ns", BigInteger, nullable=False),
+    Column("drilled_ns", BigInteger),
+)
+"""Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: when it was last restored."""
+
+APPROVAL: Final = Table(
+    "approval",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("rotation_id", BigInteger, nullable=False),
+    Column("approver", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("totp_step", BigInteger),
+    Column("time_ns", BigInteger, nullable=False),
+)
+"""Who approved which rotation, once each; a one-time code counts once."""
+
+NOTICE: Final = Table(
+    "notice",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("occasion", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+)
+"""What is to be told to people. `occasion` is unique: whatever is repeated after a crash is told once."""
+
+NOTICE_DELIVERY: Final = Table(
+    "notice_delivery",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("notice_id", BigInteger, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    Column("next_ns", BigInteger, nullable=False),
+    Column("done_ns", BigInteger),
+    Column("given_up_ns", BigInteger),
+    Column("error", Text, nullable=False),
+)
+"""The outbox: a row for each notice and target. `target` is a fingerprint: the address itself may be a secret."""
+
 
 @dataclass(frozen=True, slots=True)
 class Migration:
@@ -95,6 +212,48 @@ MIGRATIONS: Final = (
             """CREATE TABLE desired_state (
                 name TEXT PRIMARY KEY, value TEXT NOT NULL, reason TEXT NOT NULL, set_ns BIGINT NOT NULL)""",
             "CREATE TABLE snapshot (name TEXT PRIMARY KEY, value TEXT NOT NULL, written_ns BIGINT NOT NULL)",
+        ),
+    ),
+    Migration(
+        2,
+        (
+            """CREATE TABLE key_version (
+                id {serial}, key_id TEXT NOT NULL, public_key TEXT NOT NULL, algorithm TEXT NOT NULL,
+                label TEXT NOT NULL, members TEXT NOT NULL, origin TEXT NOT NULL,
+                state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'overlap', 'deactivated', 'destroyed')),
+                created_ns BIGINT NOT NULL, base_ns BIGINT, activated_ns BIGINT, retire_ns BIGINT,
+                deactivated_ns BIGINT, destroyed_ns BIGINT, note TEXT NOT NULL)""",
+            "CREATE UNIQUE INDEX key_version_active ON key_version ((1)) WHERE state = 'active'",
+            """CREATE TABLE rotation (
+                id {serial}, cause TEXT NOT NULL, reason TEXT NOT NULL, slot_ns BIGINT, begun_ns BIGINT NOT NULL,
+                ended_ns BIGINT, old_version BIGINT NOT NULL, new_version BIGINT NOT NULL,
+                status TEXT NOT NULL
+                    CHECK (status IN ('running', 'undoing', 'overlap', 'done', 'failed', 'aborted')),
+                step TEXT NOT NULL, step_begun INTEGER NOT NULL, wait_ns BIGINT NOT NULL, tries BIGINT NOT NULL,
+                aborted INTEGER NOT NULL, error TEXT NOT NULL)""",
+            "CREATE UNIQUE INDEX rotation_one ON rotation ((1)) WHERE status IN ('running', 'undoing')",
+            """CREATE TABLE rotation_step (
+                id {serial}, rotation_id BIGINT NOT NULL, time_ns BIGINT NOT NULL, step TEXT NOT NULL,
+                outcome TEXT NOT NULL, details TEXT NOT NULL)""",
+            "CREATE INDEX rotation_step_rotation ON rotation_step (rotation_id)",
+            "CREATE TABLE rotation_setting (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+            """CREATE TABLE backup (
+                id {serial}, key_id TEXT NOT NULL, public_key TEXT NOT NULL, place TEXT NOT NULL, name TEXT NOT NULL,
+                method TEXT NOT NULL, sha256 TEXT NOT NULL, made_ns BIGINT NOT NULL, drilled_ns BIGINT)""",
+            "CREATE UNIQUE INDEX backup_object ON backup (place, name)",
+            """CREATE TABLE approval (
+                id {serial}, rotation_id BIGINT NOT NULL, approver TEXT NOT NULL, method TEXT NOT NULL,
+                totp_step BIGINT, time_ns BIGINT NOT NULL)""",
+            "CREATE UNIQUE INDEX approval_once ON approval (rotation_id, approver)",
+            "CREATE UNIQUE INDEX approval_code ON approval (approver, totp_step)",
+            """CREATE TABLE notice (
+                id {serial}, time_ns BIGINT NOT NULL, kind TEXT NOT NULL, occasion TEXT NOT NULL,
+                title TEXT NOT NULL, body TEXT NOT NULL)""",
+            "CREATE UNIQUE INDEX notice_occasion ON notice (occasion)",
+            """CREATE TABLE notice_delivery (
+                id {serial}, notice_id BIGINT NOT NULL, target TEXT NOT NULL, attempts BIGINT NOT NULL,
+                next_ns BIGINT NOT NULL, done_ns BIGINT, given_up_ns BIGINT, error TEXT NOT NULL)""",
+            "CREATE UNIQUE INDEX notice_delivery_once ON notice_delivery (notice_id, target)",
         ),
     ),
 )

@@ -12,6 +12,7 @@ from hsmcore.control.faults import no_such_key
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.keyring import canonical
 from hsmcore.log import get_logger
+from hsmcore.members.base import KeepsItsKeys
 from hsmcore.members.kms.forms import FORMS, SPEC_OF, identity_of, name_of
 from hsmcore.members.kms.keys import KmsKeys
 
@@ -21,7 +22,7 @@ DELETION_DAYS: Final = 30
 """The longest waiting period that KMS has, and its default: until then the deletion can be cancelled."""
 
 
-class KmsControl:
+class KmsControl(KeepsItsKeys):
     """A Control (see base.py). Everything but `list_keys` needs rights that a signer should not have."""
 
     def __init__(self, keys: KmsKeys, member: str) -> None:
@@ -107,9 +108,9 @@ class KmsControl:
         """Raises KeyNotExportable."""
         raise self._not_exportable(f"KMS gives no copy of key {key_id} away")
 
-    async def import_wrapped(self, backup: bytes) -> KeyRecord:
+    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
         """Raises KeyNotExportable."""
-        del backup
+        del backup, key_id, label
         raise self._not_exportable("no key of KMS can be put back from a backup")
 
     def _not_exportable(self, text: str) -> KeyNotExportable:

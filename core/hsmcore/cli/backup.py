@@ -1,0 +1,186 @@
+"""`hsmcore backup`: look at the backups that rotation made, verify them, put a key back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
+from hsmcore.cli.store import in_state, when
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+
+if TYPE_CHECKING:
+    from hsmcore.backup.desk import Found
+    from hsmcore.backup.places import Place
+    from hsmcore.config import Config
+    from hsmcore.state import Store, StoredKey
+    from hsmcore.state.backups import BackupRow
+
+app = typer.Typer(name="backup", help="List, verify and restore backups of keys.", no_args_is_help=True)
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The backup's name, as `backup list` prints it.")]
+RecoveryOption = Annotated[
+    Path | None,
+    typer.Option("--recovery-key", metavar="FILE", help="The X25519 private key for sealed ones: 32 bytes, or hex."),
+]
+
+
+@app.command("list", short_help="List the backups at backupLocation.")
+def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+    """List the backups at keyRotation.backupLocation, and what is wrong with them.
+
+    Exit code 1 if one of them is no good, or one that was made is missing.
+
+    Example: hsmcore backup list --json
+    """
+    loaded = load_config(config, state)
+    found, rows = asyncio.run(_look(loaded, None))
+    _print(found, rows, as_json=as_json)
+
+
+@app.command(short_help="Verify backups without importing anything.")
+def verify(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one (default: all).")] = None,
+    recovery_key: RecoveryOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the signature of each backup, and compare it with the key ring and with what was once written. With the
+    recovery key, sealed ones are opened for a try in locked memory. Nothing is imported.
+
+    Exit code 1 if one of them is no good.
+
+    Example: hsmcore backup verify --recovery-key recovery.key
+    """
+    from hsmcore.backup.desk import Found, opens
+
+    loaded = load_config(config, state)
+    found, rows = asyncio.run(_look(loaded, name))
+    if recovery_key is not None:
+        judged = []
+        for file in found:
+            sealed = file.problem is None and file.statement is not None and file.statement.method == "sealed"
+            bad = sealed and file.statement is not None and not opens(file.statement, _recovery(recovery_key))
+            problem = "the recovery key does not open it" if bad else file.problem
+            judged.append(Found(file.name, file.statement, file.sha256, problem))
+        found = judged
+    _print(found, rows, as_json=as_json)
+
+
+@app.command(short_help="Put a key back on the token.")
+def restore(
+    name: NameArgument,
+    recovery_key: RecoveryOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a key back on the token, and have it sign to prove that it is the one that the backup names; else it is
+    destroyed again. A backup that is not sound, or of another key than the key ring has, is not touched.
+
+    Example: hsmcore backup restore sequencer-key-1a2b3c4d.0f3a….hsmbackup
+    """
+    loaded = load_config(config, state)
+    record = asyncio.run(_restore(loaded, name, recovery_key))
+    shown = {
+        "id": record.id,
+        "label": record.label,
+        "algorithm": record.algorithm,
+        "publicKey": record.public_key.hex() if record.public_key else None,
+    }
+    if as_json:
+        print_json(shown)
+    else:
+        print_fields(shown)
+
+
+async def _known(store: Store) -> tuple[list[StoredKey], list[BackupRow]]:
+    from hsmcore.state import Backups, Keys
+
+    return await Keys(store).all(), await Backups(store).of()
+
+
+async def _look(config: Config, name: str | None) -> tuple[list[Found], list[BackupRow]]:
+    from hsmcore.backup.desk import look
+
+    place = _place(config)
+    keys, rows = await in_state(config, _known)
+    rows = [row for row in rows if row.place == place.location]
+    names = [name] if name is not None else sorted({*await place.names(), *(row.name for row in rows)})
+    return [await look(place, each, keys, rows) for each in names], rows
+
+
+async def _restore(config: Config, name: str, recovery_key: Path | None) -> Any:
+    from hsmcore.backup.desk import put_back
+    from hsmcore.backup.envelope import BackupInvalid
+    from hsmcore.control import ControlPlane
+
+    [found], _ = await _look(config, name)
+    if found.problem is not None or found.statement is None:
+        raise BackupInvalid(f"{name}: {found.problem}; nothing was restored")
+    settings = token_settings(config)
+    recovery = None if recovery_key is None else _recovery(recovery_key)
+    async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
+        return await put_back(found.statement, plane, recovery)
+
+
+def _place(config: Config) -> Place:
+    from hsmcore.backup.places import place_at
+
+    rules = config.key_manager.key_rotation
+    if rules is None or rules.backup_location is None:
+        where = f"{config.key_manager.where}.keyRotation.backupLocation"
+        raise ConfigurationError.of([ConfigFault(where, "is missing, so there is no place for backups")])
+    return place_at(rules.backup_location, rules.backup_endpoint_url)
+
+
+def _recovery(path: Path) -> bytearray:
+    try:
+        with path.open("rb", buffering=0) as file:
+            raw = bytearray(65)
+            size = file.readinto(raw) or 0
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be read: {error.strerror}") from None
+    del raw[size:]
+    if len(raw) == 32:
+        return raw
+    try:
+        return bytearray.fromhex(raw.decode("ascii").strip())
+    except ValueError:
+        raise HsmError(f"{path} is no X25519 private key: 32 bytes, or 64 hexadecimal digits") from None
+    finally:
+        raw[:] = bytes(len(raw))
+
+
+def _print(found: list[Found], rows: list[BackupRow], *, as_json: bool) -> None:
+    drilled = {row.name: row.drilled_ns for row in rows}
+    shown = [
+        {
+            "name": file.name,
+            "ok": file.problem is None,
+            "problem": file.problem,
+            "sha256": file.sha256 or None,
+            "drilledNs": drilled.get(file.name),
+            **(file.statement.to_json() if file.statement is not None else {}),
+        }
+        for file in found
+    ]
+    if as_json:
+        print_json(shown)
+    else:
+        print_table(
+            ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"),
+            [
+                (row["name"], row.get("method", "-"), when(row.get("madeNs")) or "-", when(row["drilledNs"]) or "never",
+                 row["problem"] or "good")
+                for row in shown
+            ],
+        )  # fmt: skip
+    bad = [row for row in shown if not row["ok"]]
+    if bad:
+        note(f"hsmcore: {len(bad)} of {len(shown)} backups are no good")
+        raise typer.Exit(FAILED)

@@ -1,0 +1,109 @@
+"""`hsmcore keys replicate`: the same key on another member, too."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hsmcore.cli.keys import is_configured, on_token, ring, shown_key
+from hsmcore.cli.output import BadUsage, print_json
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
+from hsmcore.errors import KeyAmbiguous
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config, Provider
+    from hsmcore.control import KeyRecord
+    from hsmcore.state import Store
+
+
+def replicate(
+    to: Annotated[str, typer.Option("--to", metavar="MEMBER", help="The member, as in `failover status`.")],
+    key_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="CKA_ID (default: the key that signs).")] = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a key from the first member to another one, wrapped by a key that both hold.
+
+    Example: hsmcore keys replicate --to yubihsm:http://10.0.0.2:12345
+    """
+    loaded = load_config(config, state)
+    target = _member(loaded, to)
+    identity = key_id.lower() if key_id is not None else _current(loaded)
+    record, copied = asyncio.run(_replicate(loaded, target, identity))
+    if as_json:
+        print_json(shown_key(record) | {"member": to, "copied": copied})
+    else:
+        print(f"{to} holds key {record.id}{'' if copied else ' already'}")
+
+
+def _current(config: Config) -> str:
+    found = [key.key_id for key in ring(config) if key.state == "active"]
+    settings = token_settings(config)
+    if not found:
+        records = on_token(config, lambda plane: plane.list_keys())
+        found = [record.id for record in records if is_configured(settings, record)]
+    if len(found) != 1:
+        raise KeyAmbiguous(f"{len(found)} keys may be meant", hint="Give the key's id.")
+    return found[0]
+
+
+def _member(config: Config, name: str) -> Provider:
+    from hsmcore.config import Pkcs11Settings, all_members
+
+    failover = config.key_manager.failover
+    more = (failover.secondary or ()) if failover is not None else ()
+    members = {member.name: member for member in (*config.key_manager.primary, *all_members(more))}
+    found = members.get(name)
+    if found is None or not isinstance(found.config, Pkcs11Settings):
+        raise BadUsage(f"there is no PKCS#11 member {name!r}; the configuration has {', '.join(members)}")
+    return found
+
+
+async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[KeyRecord, bool]:
+    from hsmcore.config import Pkcs11Settings, all_members
+    from hsmcore.control import ControlPlane
+    from hsmcore.errors import KeyMismatch, KeyNotFound
+
+    [source] = all_members((config.key_manager,))[:1]
+    if not isinstance(source.config, Pkcs11Settings) or not isinstance(target.config, Pkcs11Settings):
+        raise BadUsage("only keys behind PKCS#11 modules are copied")
+    options: Any = {
+        "log_in": True,
+        "hidden": config.secret_variables,
+        "isolated": True,
+    }  # two modules may not live together
+    async with (
+        ControlPlane.for_settings(source.config, member=source.name, **options) as here,
+        ControlPlane.for_settings(target.config, member=target.name, **options) as there,
+    ):
+        known = {record.id: record for record in await here.list_keys()}
+        if key_id not in known:
+            raise KeyNotFound(f"{source.name} holds no key {key_id}")
+        present = [record for record in await there.list_keys() if record.id == key_id]
+        record = present[0] if present else await there.import_wrapped(await here.export_wrapped(key_id))
+        if record.public_key != known[key_id].public_key:
+            if not present:
+                await there.destroy(key_id)
+            raise KeyMismatch(f"{target.name} has another key under the id {key_id}", member=target.name)
+    await _note_holder(config, key_id, target.name)
+    return record, not present
+
+
+async def _note_holder(config: Config, key_id: str, member: str) -> None:
+    from hsmcore.cli.store import in_state
+    from hsmcore.state import Keys
+
+    rotation = config.key_manager.key_rotation
+    if rotation is None or not rotation.enabled:
+        return
+
+    async def work(store: Store) -> None:
+        keys = Keys(store)
+        for key in await keys.all():
+            if key.key_id == key_id and member not in key.members:
+                await keys.change(key.version, members=[*key.members, member])
+
+    await in_state(config, work)

@@ -1,0 +1,412 @@
+"""`hsmcore rotate`: replace the signing key, see when that happens by itself, approve it, stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, when
+from hsmcore.errors import HsmError
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config, KeyRotation, Pkcs11Settings
+    from hsmcore.control import KeyRecord
+    from hsmcore.state import Rotation, Store
+
+app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history.")]
+IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
+
+
+@app.command(short_help="Rotate now.")
+def now(
+    reason: ReasonOption = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the new key signs.")] = True,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 300.0,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the signing key now. A running key manager does it; if none runs, this command does.
+
+    Example: hsmcore rotate now --reason "an operator has left"
+    """
+    loaded = load_config(config, state)
+    rules = rotation_rules(loaded)
+    if dry_run:
+        found = asyncio.run(_dry_run(loaded, rules))
+        _print(found, as_json=as_json)
+        if found["stops"] is not None:
+            raise typer.Exit(FAILED)
+        return
+    if rules.require_handover and not on_state(loaded, rotates_somewhere):
+        raise HsmError(
+            "keyRotation.requireHandover is true: only the application, which has the handover, may rotate",
+            hint="Start the application, then repeat this command.",
+        )
+    done = asyncio.run(_rotate(loaded, reason, timeout if wait else 0.0))
+    _print(done, as_json=as_json)
+    if done["status"] in ("failed", "aborted"):
+        raise typer.Exit(FAILED)
+
+
+@app.command("plan", short_help="Show the coming rotations.")
+def plan_(
+    count: Annotated[int, typer.Option("--count", min=1, max=10_000, help="How many.")] = 12,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show when the coming rotations are, if each is on time.
+
+    Example: hsmcore rotate plan --count 24 --json
+    """
+    loaded = load_config(config, state)
+    rules = rotation_rules(loaded)
+
+    async def read(store: Store) -> list[dict[str, Any]]:
+        from hsmcore.rotation.schedule import Schedule
+        from hsmcore.rotation.service import plan
+        from hsmcore.state import Keys
+
+        current = await Keys(store).current()
+        return [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), count)
+
+    found = on_state(loaded, read)
+    if as_json:
+        print_json(found)
+    elif not found:
+        print("no key has signed yet: the first start of a key manager begins the key ring")
+    else:
+        print_table(
+            ("ROTATION", f"IN {rules.time_zone}", "OLD KEY VERIFIES UNTIL"),
+            [(row["at"], row["local"], row["oldKeyVerifiesUntil"]) for row in found],
+        )
+
+
+@app.command(short_help="Show the key that signs and what is under way.")
+def status(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+    """Show the key that signs, when it is replaced, and rotations that are under way.
+
+    Example: hsmcore rotate status --json
+    """
+    loaded = load_config(config, state)
+    rules = rotation_rules(loaded)
+    found = on_state(loaded, lambda store: _status(store, rules))
+    if as_json:
+        print_json(found)
+        return
+    current = found["current"] or {}
+    print_fields(
+        {
+            "current key": current.get("id"),
+            "public key": current.get("publicKey"),
+            "signs since": when(current.get("validFromNs")),
+            "next rotation": found["next"],
+            "key manager": "running" if found["running"] else "none runs",
+            "failed in a row": found["failedInARow"],
+        }
+    )
+    for entry in found["open"]:
+        waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
+        print(f"rotation {entry['id']}: {entry['status']} at step {entry['step']}{waits}")
+
+
+@app.command(short_help="Show past rotations.")
+def history(
+    rotation: Annotated[int | None, typer.Option("--rotation", help="All steps of this one.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many, the latest.")] = 20,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show past rotations, or every step of one, oldest first.
+
+    Example: hsmcore rotate history --rotation 3
+    """
+    loaded = load_config(config, state)
+    rotation_rules(loaded)
+
+    async def read(store: Store) -> list[dict[str, Any]]:
+        from hsmcore.state import Rotations
+
+        rotations = Rotations(store)
+        if rotation is not None:
+            await rotations.get(rotation)
+            return await rotations.steps(rotation)
+        return [entry.to_json() for entry in await rotations.last(limit)]
+
+    found = on_state(loaded, read)
+    if as_json:
+        print_json(found)
+    elif rotation is not None:
+        print_table(
+            ("TIME", "STEP", "OUTCOME", "DETAILS"),
+            [
+                (when(row["time_ns"]) or "", row["step"], row["outcome"],
+                 ", ".join(f"{name}={value}" for name, value in row["details"].items() if name != "sealed"))
+                for row in found
+            ],
+        )  # fmt: skip
+    else:
+        print_table(
+            ("ROTATION", "BEGUN", "ENDED", "CAUSE", "STATUS", "ERROR"),
+            [
+                (str(row["id"]), when(row["begunNs"]) or "-", when(row["endedNs"]) or "-", row["cause"], row["status"],
+                 row["error"] or "-")
+                for row in found
+            ],
+        )  # fmt: skip
+
+
+@app.command(short_help="End the rotation that is under way.")
+def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+    """Undo the rotation that is under way; the old key goes on signing. Too late once the new key signs.
+
+    Example: hsmcore rotate abort
+    """
+    loaded = load_config(config, state)
+    rotation_rules(loaded)
+
+    async def work(store: Store) -> tuple[Rotation, bool]:
+        from hsmcore.rotation.service import ABORT
+        from hsmcore.state import Desired
+
+        found = await _under_way(store, None)
+        await Desired(store).set(ABORT, "yes", "")
+        return found, await rotates_somewhere(store)
+
+    found, running = on_state(loaded, work)
+    _print({"rotation": found.id, "status": "aborting"}, as_json=as_json)
+    if not running:
+        note("  no key manager is running; it is undone at the next start")
+
+
+@app.command(short_help="Approve a rotation.")
+def approve(
+    rotation: IdArgument = None,
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="The approver's name.")] = None,
+    code: Annotated[str | None, typer.Option("--code", help="A one-time code.")] = None,
+    signature: Annotated[
+        Path | None, typer.Option("--signature", metavar="FILE", help="An Ed25519 signature: 64 bytes, or hexadecimal.")
+    ] = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a rotation with a one-time code or a signature; without either, print the text that is to be signed.
+
+    Examples:
+
+      hsmcore rotate approve --as alice --code 123456
+
+      hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
+    """
+    loaded = load_config(config, state)
+    rules = rotation_rules(loaded)
+    if code is None and signature is None:
+        print(on_state(loaded, lambda store: _statement(store, rotation)), end="")
+        return
+    if name is None or (code is not None and signature is not None):
+        raise BadUsage("give --as NAME and one of --code and --signature")
+    given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
+    _print(given, as_json=as_json)
+
+
+@app.command(short_help="Go on with the key that the configuration names.")
+def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+    """Take the key that the configuration names into the key ring and let it sign from now on. The key that signed
+    verifies for `overlapDays` more.
+
+    Example: hsmcore rotate adopt --config new-key.json
+    """
+    loaded = load_config(config, state)
+    rules = rotation_rules(loaded)
+    adopted = asyncio.run(_adopt(loaded, rules))
+    _print(adopted, as_json=as_json)
+
+
+async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
+    from hsmcore.cli.settings import token_settings
+    from hsmcore.control import ControlPlane
+    from hsmcore.rotation.machine import NAMES
+    from hsmcore.state import Keys
+
+    current = await in_state(config, lambda store: Keys(store).current())
+    settings = token_settings(config)
+    why = None
+    if rules.backup_enabled and rules.key_ceremony is None:
+        async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
+            named = [key for key in await plane.list_keys() if _is_named(settings, key)]
+            algorithm = current.algorithm if current is not None else next((k.algorithm for k in named), None)
+            why = await plane.why_no_backup(algorithm or "")
+    skipped = {
+        "approve": not rules.approvals, "backup-old": not rules.backup_enabled,
+        "backup-new": not rules.backup_enabled or why is not None, "drill": not rules.backup_enabled or why is not None,
+        "destroy": rules.destroy_after_days is None,
+    }  # fmt: skip
+    return {
+        "dryRun": True,
+        "replaces": current.key_id if current is not None else None,
+        "steps": [name for name in NAMES if not skipped.get(name)],
+        "approvals": rules.approvals,
+        "noBackup": why,
+        "stops": why if why is not None and rules.backup_policy == "require" else None,
+    }
+
+
+async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]:
+    from hsmcore.rotation.service import ROTATE
+    from hsmcore.state import Desired, Rotations
+
+    async def ask(store: Store) -> dict[str, Any] | None:
+        if not await rotates_somewhere(store):
+            return None
+        rotations, until = Rotations(store), time.monotonic() + seconds
+        before = max((entry.id for entry in await rotations.last(1)), default=0)
+        await Desired(store).set(ROTATE, "now", reason)
+        while time.monotonic() < until:
+            for entry in await rotations.last():
+                if entry.id > before and entry.cause == "manual" and entry.run.status not in ("running", "undoing"):
+                    return entry.to_json()
+            await asyncio.sleep(0.1)
+        return {"status": "asked for", "reason": reason}
+
+    asked = await in_state(config, ask)
+    if asked is not None:
+        return asked
+    import hsmcore
+
+    async with hsmcore.create_key_manager(config) as manager:
+        try:
+            async with asyncio.timeout(seconds or None):
+                await manager.rotate_key(reason)
+        except TimeoutError:
+            note("hsmcore: not done in time; it goes on when a key manager runs")
+    return await in_state(config, _last)
+
+
+async def _last(store: Store) -> dict[str, Any]:
+    from hsmcore.state import Rotations
+
+    return (await Rotations(store).last(1))[0].to_json()
+
+
+async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
+    from hsmcore.rotation.schedule import Schedule
+    from hsmcore.rotation.service import plan
+    from hsmcore.state import Approvals, Keys, Rotations
+
+    current, rotations = await Keys(store).current(), Rotations(store)
+    coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
+    return {
+        "running": await rotates_somewhere(store),
+        "current": None if current is None else current.to_json(),
+        "next": coming[0]["at"] if coming else None,
+        "failedInARow": (await rotations.failures_in_a_row())[0],
+        "approvals": rules.approvals,
+        "open": [
+            entry.to_json() | {"approvedBy": await Approvals(store).of(entry.id)} for entry in await rotations.open()
+        ],
+    }
+
+
+async def _under_way(store: Store, number: int | None) -> Rotation:
+    from hsmcore.rotation.machine import can_abort
+    from hsmcore.state import Rotations
+
+    for entry in await Rotations(store).open():
+        if can_abort(entry.run) and number in (None, entry.id):
+            return entry
+    what = "no rotation is under way" if number is None else f"rotation {number} is not under way"
+    raise HsmError(f"{what}, or its key signs already", hint="See `hsmcore rotate status`.")
+
+
+async def _statement(store: Store, number: int | None) -> str:
+    from hsmcore.rotation.approvals import statement
+    from hsmcore.state import Keys
+
+    entry = await _under_way(store, number)
+    old = next(key for key in await Keys(store).all() if key.version == entry.old)
+    return statement(entry, old).decode()
+
+
+async def _approve(
+    store: Store, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
+) -> dict[str, Any]:
+    from hsmcore.rotation.approvals import check_signature, totp_step
+    from hsmcore.state import Approvals
+
+    approver = next((approver for approver in rules.approvers if approver.name == name), None)
+    if approver is None:
+        known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
+        raise BadUsage(f"{name} is no approver; the configuration has {known}")
+    entry = await _under_way(store, number)
+    if code is not None:
+        given = await Approvals(store).add(entry.id, name, "totp", totp_step(approver, code))
+    else:
+        text = (await _statement(store, entry.id)).encode()
+        check_signature(approver, text, _signature(signature))
+        given = await Approvals(store).add(entry.id, name, "signature")
+    return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
+
+
+def _signature(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be read: {error.strerror}") from None
+    if len(raw) == 64:
+        return raw
+    try:
+        return bytes.fromhex(raw.decode("ascii"))
+    except ValueError:
+        return b""
+
+
+def _is_named(settings: Pkcs11Settings, key: KeyRecord) -> bool:
+    return settings.key_label in (None, key.label) and (settings.key_id or key.id).lower() == key.id
+
+
+async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
+    from hsmcore.cli.settings import token_settings
+    from hsmcore.control import ControlPlane
+    from hsmcore.errors import KeyNotFound
+    from hsmcore.rotation.pinned import configured_as
+    from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
+    from hsmcore.state import Keys
+
+    settings = token_settings(config)
+    async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
+        found = [
+            key for key in await plane.list_keys() if _is_named(settings, key)
+        ]  # fmt: skip
+    if len(found) != 1 or found[0].public_key is None or found[0].algorithm is None:
+        raise KeyNotFound(f"the configuration names {len(found)} keys of the token that can be adopted, not one")
+    key, public_key, algorithm = found[0], found[0].public_key, found[0].algorithm
+    retire = nanoseconds(Schedule.of(rules).overlap_ends(moment(time.time_ns())))
+
+    async def write(store: Store) -> dict[str, Any]:
+        keys = Keys(store)
+        name = config.key_manager.name
+        chosen = await keys.choose(key.id, public_key, algorithm, key.label, [name], retire)
+        await keys.set_setting("configured", configured_as(config))
+        return chosen.to_json()
+
+    return await in_state(config, write)
+
+
+def _print(fields: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(fields)
+    else:
+        print_fields({name: ", ".join(v) if isinstance(v, list) else v for name, v in fields.items()})

@@ -1,0 +1,154 @@
+"""Key rotation and notices: validated here, carried out elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+import zoneinfo
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault
+from hsmcore.config.providers import Provider
+from hsmcore.config.secret import Secret
+
+BackupPolicy = Literal["require", "warn"]
+NoticeKind = Literal["before", "rotation", "failure", "failover", "emergency"]
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_KEY = Text(64, form=r"[0-9a-fA-F]{64}", says="32 bytes in hexadecimal")
+
+
+class Approver(Model):
+    """Somebody who may approve rotations: by a one-time code (RFC 6238; `totp` is its secret in base32), or by signing
+    the request with the Ed25519 key whose public half is `publicKey` (hexadecimal)."""
+
+    name: Annotated[str, Text(64)]
+    totp: Secret | None = None
+    public_key: Annotated[str, _KEY] | None = None
+
+    @model_validator(mode="after")
+    def _some_way(self) -> Approver:
+        if self.totp is None and self.public_key is None:
+            raise clash("needs totp or publicKey")
+        return self
+
+
+class KeyCeremony(Model):
+    """For tokens that cannot wrap their keys: a key is made in locked memory, sealed to `recoveryPublicKey` (X25519,
+    hexadecimal) and imported so that it never leaves the token. Whoever has the recovery key can restore it."""
+
+    recovery_public_key: Annotated[str, _KEY]
+
+
+class KeyRotation(Model):
+    """When the key is replaced: every `intervalDays` at `rotationTime` in `timeZone`; the old key verifies for
+    `overlapDays` more."""
+
+    enabled: bool = True
+    interval_days: Annotated[int, Whole(1, 3650)] = 30
+    overlap_days: Annotated[int, Whole(0, 3650)] = 2
+    rotation_time: str = "00:00:00"
+    time_zone: str = "UTC"
+    backup_enabled: bool = False
+    backup_location: Annotated[str, Text(2048, hidden=True)] | None = None
+    backup_endpoint_url: Annotated[str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL")] | None = None
+    """Another S3 endpoint than the region's public one."""
+    backup_policy: BackupPolicy = "require"
+    """What becomes of a rotation whose new key cannot be backed up, or whose backup cannot be restored: it fails, or
+    it goes on with a warning."""
+    key_ceremony: KeyCeremony | None = None
+    drill: Provider | None = None
+    """The token that restore drills use. Default: the key's own."""
+    destroy_after_days: Annotated[int, Whole(0, 36500)] | None = None
+    """Days between a key's deactivation and its destruction; without it no key is destroyed."""
+    require_handover: bool = False
+    """Whether a rotation is refused while no handover is registered."""
+    approvals: Annotated[int, Whole(0, 20)] = 0
+    """How many approvers must agree to each rotation."""
+    approvers: Annotated[tuple[Approver, ...], BeforeValidator(as_tuple)] = ()
+
+    @field_validator("rotation_time")
+    @classmethod
+    def _time_exists(cls, value: str) -> str:
+        if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]", value) is None:
+            raise fault("must be a time of day as HH:MM:SS, from 00:00:00 to 23:59:59")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            near = difflib.get_close_matches(value, zoneinfo.available_timezones(), 1)
+            raise fault(
+                'must be an IANA time zone such as "UTC" or "Europe/Zurich"'
+                + (f' (did you mean "{near[0]}"?)' if near else "")
+            ) from None
+        return value
+
+    @field_validator("backup_location")
+    @classmethod
+    def _place_is_known(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and re.fullmatch(r"(s3|gs|az|file)://[^\s@?]+", value) is None:
+            raise hidden_fault("must be a folder, or s3://, gs://, az:// or file:// with a place and no credentials")
+        return value
+
+    @field_validator("backup_endpoint_url")
+    @classmethod
+    def _no_clear_text(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("https:") and urlsplit(value).hostname not in _LOOPBACK:
+            raise fault("must begin with https://, except on this machine's own loopback")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> KeyRotation:
+        if self.overlap_days > self.interval_days:
+            raise clash(f"overlapDays ({self.overlap_days}) is longer than intervalDays ({self.interval_days})")
+        if self.backup_enabled and self.backup_location is None:
+            raise clash("backupEnabled is true, but backupLocation is missing")
+        if self.key_ceremony is not None and not self.backup_enabled:
+            raise clash("keyCeremony makes backups, but backupEnabled is false")
+        names = [approver.name for approver in self.approvers]
+        if len(set(names)) != len(names):
+            raise clash("approvers must have different names")
+        if self.approvals > len(names):
+            raise clash(f"approvals is {self.approvals}, but approvers names {len(names)}")
+        return self
+
+    @property
+    def time_of_day(self) -> datetime.time:
+        """`rotationTime` without a zone."""
+        return datetime.time.fromisoformat(self.rotation_time)
+
+    @property
+    def zone(self) -> zoneinfo.ZoneInfo:
+        """`timeZone`."""
+        return zoneinfo.ZoneInfo(self.time_zone)
+
+
+class Notices(Model):
+    """Who is told of rotations and failovers. A target is an apprise URL (https://appriseit.com), such as
+    "mailto://…", "slack://…", "sns://…" or "jsons://host/path" for a webhook: a secret, since it holds credentials."""
+
+    targets: Annotated[tuple[Secret, ...], BeforeValidator(as_tuple)]
+    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = (
+        "before",
+        "rotation",
+        "failure",
+        "failover",
+        "emergency",
+    )
+    before_hours: Annotated[int, Whole(1, 8760)] = 24
+    """How long before a rotation it is announced."""
+
+    @field_validator("targets")
+    @classmethod
+    def _somebody(cls, value: tuple[Secret, ...]) -> tuple[Secret, ...]:
+        if not value:
+            raise clash("must list at least one target")
+        return value

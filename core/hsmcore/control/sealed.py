@@ -1,0 +1,96 @@
+"""Key ceremonies: Ed25519 keys that are made outside of the token, for tokens that give no wrapped copy away.
+
+The key is made in locked memory (members/locked.py), sealed to a recovery key that is somewhere else, imported so that
+it cannot leave the token any more, and wiped. Blocking; the session belongs to the calling thread.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_ulong
+from typing import TYPE_CHECKING, Final
+
+from pkcs11 import Attribute, KeyType, ObjectClass
+from pkcs11.types import Session
+
+from hsmcore.control.cryptoki import Cryptoki
+from hsmcore.control.faults import ControlError
+from hsmcore.control.keys import key_forms
+from hsmcore.control.quirks import Quirks
+
+if TYPE_CHECKING:
+    from hsmcore.members.locked import LockedKey
+
+_SEED_BYTES: Final = 32
+_RECOVERY_BYTES: Final = 32
+_TRUE, _FALSE = b"\x01", b"\x00"
+
+
+def generate(
+    session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, key_id: bytes, recovery_key: bytes
+) -> bytes:
+    """Make a key and import it. Returns its seed, sealed to the recovery key (80 bytes)."""
+    from hsmcore.members.locked import LockedKey
+
+    if len(recovery_key) != _RECOVERY_BYTES:
+        raise ControlError("a recovery key is an X25519 public key of 32 bytes")
+    key = LockedKey("ceremony")
+    try:
+        sealed = key.seal(recovery_key)
+        _import(session, cryptoki, quirks, label, key_id, key)
+    finally:
+        key.wipe()
+    return sealed
+
+
+def restore(
+    session: Session,
+    cryptoki: Cryptoki,
+    quirks: Quirks,
+    label: str,
+    key_id: bytes,
+    sealed: bytes,
+    recovery: bytearray,
+) -> None:
+    """Import a key from what it was sealed into. Raises KeyUnusable for a wrong recovery key."""
+    from hsmcore.members.locked import LockedKey
+
+    if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):
+        raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
+    key = LockedKey("ceremony", (sealed, recovery))
+    try:
+        _import(session, cryptoki, quirks, label, key_id, key)
+    finally:
+        key.wipe()
+
+
+def _import(session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, key_id: bytes, key: LockedKey) -> None:
+    handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
+    common: dict[int, bytes | tuple[int, int]] = {
+        Attribute.KEY_TYPE: _number(KeyType.EC_EDWARDS),
+        Attribute.TOKEN: _TRUE,
+        Attribute.ID: key_id,
+        Attribute.LABEL: label.encode(),
+        Attribute.EC_PARAMS: key_forms(quirks, "ed25519")[0].params,
+    }
+    private = common | {
+        Attribute.CLASS: _number(ObjectClass.PRIVATE_KEY),
+        Attribute.PRIVATE: _TRUE,
+        Attribute.SENSITIVE: _TRUE,
+        Attribute.EXTRACTABLE: _FALSE,
+        Attribute.SIGN: _TRUE,
+        Attribute.VALUE: (key.address, _SEED_BYTES),
+    }
+    public = common | {
+        Attribute.CLASS: _number(ObjectClass.PUBLIC_KEY),
+        Attribute.VERIFY: _TRUE,
+        Attribute.EC_POINT: b"\x04\x20" + key.public_key,  # DER OCTET STRING
+    }
+    if quirks.names_private:
+        public[Attribute.PRIVATE] = _FALSE
+    # The public half first: a private key without one is what a crash must not leave.
+    cryptoki.create_object(handle, public)
+    cryptoki.create_object(handle, private)
+
+
+def _number(value: int) -> bytes:
+    return bytes(c_ulong(value))

@@ -1,0 +1,43 @@
+"""What a handover is: the application's part of a rotation, between "the new key is safe" and "the new key signs"."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hsmcore.keyring import KeyVersion
+
+
+@dataclass(frozen=True, slots=True)
+class HandoverKey:
+    """A key that takes part."""
+
+    version: KeyVersion
+    _sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
+
+    @property
+    def id(self) -> str:
+        """CKA_ID in hexadecimal."""
+        return self.version.id
+
+    @property
+    def public_key(self) -> bytes:
+        """32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
+        return self.version.public_key
+
+    async def sign(self, message: bytes) -> bytes:
+        """64 bytes, made by the HSM."""
+        return await self._sign(self.version, message)
+
+
+class Handover(Protocol):
+    """Both may be called again after a crash, also when they had succeeded: look at what is there first. What they
+    return goes into the rotation's history; whatever they raise rolls the rotation back (`handover`) or is tried again
+    later (`revert`)."""
+
+    async def handover(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
+        """Make everything obey `new`. The old key goes on signing until this has returned."""
+
+    async def revert(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
+        """Make everything obey `old` again, whatever part of the handover had happened."""

@@ -1,0 +1,105 @@
+"""What the steps of a rotation work with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection
+
+from hsmcore.config import KeyRotation
+from hsmcore.keyring import KeyVersion
+from hsmcore.members import Member
+from hsmcore.members.base import Control
+from hsmcore.rotation.schedule import Schedule
+from hsmcore.state import Approvals, Keys, Rotation, Rotations, StoredKey
+
+if TYPE_CHECKING:
+    from hsmcore.handover.base import Handover
+
+
+SIGN_SECONDS: Final = 30.0
+"""How long a signature that a rotation needs may take: it is in no hurry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What a rotation needs of the key manager that it works for. All in the key manager's event loop."""
+
+    holders: Callable[[], list[Member]]
+    """The running members that hold the current key, in the order of the levels; not those of the emergency level."""
+    load: Callable[[str], Awaitable[KeyVersion]]
+    """Have the members find a key by its id and prove it by a signature."""
+    sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
+    """Sign with a key that need not be the current one."""
+    retire: Callable[[str], Awaitable[bool]]
+    """Never sign with a key again; whether the tokens refuse it, too."""
+    forget: Callable[[str], None]
+    """Take a key that was never current out of the ring again."""
+    learn: Callable[[Sequence[StoredKey]], None]
+    """Know the keys of the store's ring."""
+    switch: Callable[[KeyVersion], None]
+    """Sign with a key from now on."""
+    tell: Callable[..., None]
+    """Tell the audit log and whoever listens: an event's name and details."""
+    manager: Any
+    """The key manager itself, for handovers."""
+
+
+Announce = Callable[[str, str, str, str], Awaitable[object]]
+"""Put a notice into the outbox: kind, title, body, occasion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One step of one rotation."""
+
+    rules: KeyRotation
+    schedule: Schedule
+    hands: Hands
+    keys: Keys
+    rotations: Rotations
+    rotation: Rotation
+    old: StoredKey
+    new: StoredKey
+    approvals: Approvals
+    announce: Announce
+    handover: Handover | None
+    drill: Control | None
+    """The token for restore drills; None: the key's own."""
+    grace_ns: int
+    """The longest that a request which was routed to the old key may still be under way."""
+    clock: Callable[[], int]
+
+    @property
+    def first(self) -> Member:
+        """The member that makes the key."""
+        return self.hands.holders()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step was done, or undone. `also` is written in the same transaction; `then` happens once it is durable."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    also: Callable[[Connection], None] | None = None
+    then: Callable[[], None] | None = None
+    wait_ns: int = 0
+    """The next step begins no sooner (Unix nanoseconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A step cannot be done yet."""
+
+    until_ns: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+Effect = Callable[[Context], Awaitable[Done | Pending]]
+
+
+def skipped(why: str) -> Done:
+    """There was nothing to do."""
+    return Done({"skipped": why})

@@ -1,0 +1,126 @@
+"""The steps of a rotation and what follows what: pure, without I/O. A run's whole state is what `Run` holds.
+
+A step's beginning is durable before its effect, its end after it; so whatever crashes, the step that was begun is done
+once more, and every effect is idempotent. Until `activate` a failure undoes what was done, newest first, and the old
+key never stopped signing. From `activate` on there is only forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+Status = Literal["running", "undoing", "overlap", "done", "failed", "aborted"]
+StepName = Literal[
+    "approve", "backup-old", "generate", "pin", "backup-new", "drill", "replicate", "notify", "handover", "activate",
+    "deactivate", "destroy",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    name: StepName
+    undone: bool = False
+    """Whether undoing it has an effect."""
+
+
+STEPS: Final = (
+    Step("approve"),
+    Step("backup-old"),
+    Step("generate", undone=True),
+    Step("pin"),
+    Step("backup-new"),
+    Step("drill", undone=True),
+    Step("replicate"),
+    Step("notify"),
+    Step("handover", undone=True),
+    Step("activate"),
+    Step("deactivate"),
+    Step("destroy"),
+)
+NAMES: Final = tuple(step.name for step in STEPS)
+_SWITCH: Final = NAMES.index("activate")
+OPEN: Final = ("running", "undoing", "overlap")
+"""A run with one of these goes on after a restart."""
+SECOND: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One rotation. `step`: what is to be done or undone next. Times are Unix nanoseconds."""
+
+    status: Status = "running"
+    step: StepName = STEPS[0].name
+    begun: bool = False
+    """Whether `step` was begun: it may have had its effect."""
+    wait_ns: int = 0
+    """Nothing is done before."""
+    tries: int = 0
+    """How often the present step has failed where failing means trying again."""
+    aborted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    kind: Literal["do", "undo", "wait", "end"]
+    step: StepName
+    until_ns: int = 0
+
+
+def next_action(run: Run, now_ns: int) -> Action:
+    """What is to be done now."""
+    if run.status not in OPEN:
+        return Action("end", run.step)
+    if now_ns < run.wait_ns:
+        return Action("wait", run.step, run.wait_ns)
+    return Action("undo" if run.status == "undoing" else "do", run.step)
+
+
+def begun(run: Run) -> Run:
+    """The step is about to have its effect."""
+    return replace(run, begun=True)
+
+
+def done(run: Run, wait_ns: int = 0) -> Run:
+    """The step was done, or undone. The next one begins no sooner than `wait_ns`."""
+    index = NAMES.index(run.step)
+    if run.status == "undoing":
+        return _undo_from(replace(run, tries=0), index - 1)
+    if index + 1 == len(STEPS):
+        return replace(run, status="done", begun=False, wait_ns=0, tries=0)
+    status: Status = "overlap" if index >= _SWITCH else "running"
+    return replace(run, status=status, step=NAMES[index + 1], begun=False, wait_ns=wait_ns, tries=0)
+
+
+def pending(run: Run, until_ns: int) -> Run:
+    """The step cannot be done yet (somebody has to approve): look again then."""
+    return replace(run, wait_ns=until_ns)
+
+
+def failed(run: Run, now_ns: int) -> Run:
+    """The step failed. Before the switch all is undone, this step's possible effect included; what can't be taken back
+    is tried again, later each time."""
+    if run.status == "running" and NAMES.index(run.step) < _SWITCH:
+        return _undo_from(run, NAMES.index(run.step))
+    tries = run.tries + 1
+    return replace(run, tries=tries, wait_ns=now_ns + min(SECOND * 2 ** min(tries, 12), 3600 * SECOND))
+
+
+def abort(run: Run) -> Run:
+    """Somebody wants it ended. Nothing changes once the key was switched."""
+    if run.status != "running" or NAMES.index(run.step) >= _SWITCH:
+        return run
+    return _undo_from(replace(run, aborted=True), NAMES.index(run.step))
+
+
+def can_abort(run: Run) -> bool:
+    """Whether `abort` would end it."""
+    return run.status == "running" and NAMES.index(run.step) < _SWITCH
+
+
+def _undo_from(run: Run, index: int) -> Run:
+    while index >= 0 and not STEPS[index].undone:
+        index -= 1
+    if index < 0:
+        return replace(run, status="aborted" if run.aborted else "failed", step=NAMES[0], begun=False, wait_ns=0)
+    return replace(run, status="undoing", step=NAMES[index], begun=False, wait_ns=0)

@@ -1,0 +1,73 @@
+"""Configuration and key ring: the configuration says with which key the ring began, the ring which key signs.
+
+At the start the providers' settings are replaced by the current key's id and public key; so the configured key need not
+exist any more, and no other key can take the current one's place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from hsmcore.config import AwsKmsSettings, Config, Pkcs11Settings, Provider, all_members
+from hsmcore.state import StoredKey
+
+
+def configured_as(config: Config) -> str:
+    """How the configuration names its key: changed text means that somebody has changed it."""
+    settings = config.key_manager.config
+    names = ("key_label", "key_id", "key_handle", "public_key")
+    found = {name: getattr(settings, name, None) for name in names}
+    return orjson.dumps({name: value for name, value in found.items() if value is not None}).decode()
+
+
+def pinned(config: Config, current: StoredKey) -> Config:
+    """The configuration, with the members that hold the current key told to sign with it."""
+    rules = config.key_manager
+    changes: dict[str, Any] = {"config": _settings(rules, current)}
+    if rules.failover is not None:
+        lists = {
+            name: tuple(_provider(provider, current) for provider in providers)
+            for name in ("primary", "secondary")
+            if (providers := getattr(rules.failover, name)) is not None
+        }
+        changes["failover"] = rules.failover.model_copy(update=lists)
+    return config.model_copy(update={"key_manager": rules.model_copy(update=changes)})
+
+
+def _provider(provider: Provider, current: StoredKey) -> Provider:
+    return provider.model_copy(update={"config": _settings(provider, current)})
+
+
+def _settings(provider: Provider, current: StoredKey) -> Any:
+    settings = provider.config
+    holds = any(member.name in current.members for member in all_members((provider,)))
+    if not holds or current.origin == "configured":
+        # The first key goes by the name that the configuration gives it; from then on its public key is known.
+        if holds and isinstance(settings, (Pkcs11Settings, AwsKmsSettings)) and settings.public_key is None:
+            return settings.model_copy(update={"public_key": current.public_key.hex()})
+        return settings
+    if isinstance(settings, Pkcs11Settings):
+        return settings.model_copy(
+            update={
+                "key_id": current.key_id,
+                "key_label": None,
+                "key_handle": None,
+                "public_key": current.public_key.hex(),
+                "algorithm": current.algorithm,
+            }
+        )
+    if isinstance(settings, AwsKmsSettings):
+        from hsmcore.members.kms.forms import name_of
+
+        name = name_of(bytes.fromhex(current.key_id))
+        return settings.model_copy(
+            update={
+                "key_id": name or settings.key_id,
+                "region": settings.region or settings.arn_region,
+                "public_key": current.public_key.hex(),
+                "algorithm": current.algorithm,
+            }
+        )
+    return settings

@@ -1,0 +1,118 @@
+"""Drives one rotation from step to step: durable before the effect, durable after it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+from hsmcore.rotation import machine
+from hsmcore.rotation.context import Context, Done, Effect, Pending, skipped
+from hsmcore.rotation.steps import backups, consent, generate, handover, pin, replicate, switch, telling
+from hsmcore.state import Rotation, Rotations, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a step does. `plan` decides what must be known before the effect."""
+
+    do: Effect
+    undo: Effect | None = None
+    plan: Callable[[Context], Awaitable[Done]] | None = None
+
+
+EFFECTS: Final[Mapping[str, Effects]] = {
+    "approve": Effects(consent.do),
+    "backup-old": Effects(backups.back_up_old),
+    "generate": Effects(generate.do, generate.undo, generate.plan),
+    "pin": Effects(pin.do),
+    "backup-new": Effects(backups.back_up_new),
+    "drill": Effects(backups.drill, backups.end_drill, backups.plan_drill),
+    "replicate": Effects(replicate.do),
+    "notify": Effects(telling.do),
+    "handover": Effects(handover.do, handover.undo),
+    "activate": Effects(switch.activate),
+    "deactivate": Effects(switch.deactivate),
+    "destroy": Effects(switch.destroy),
+}
+
+
+class Runner:
+    """Belongs to the event loop of a key manager that holds the store's role "rotation"."""
+
+    def __init__(
+        self,
+        rotations: Rotations,
+        context: Callable[[Rotation], Awaitable[Context]],
+        failed: Callable[[Rotation, str, Exception], Awaitable[None]],
+        clock: Callable[[], int],
+        trace: Callable[[str], None],
+        wants_abort: Callable[[Rotation], Awaitable[bool]],
+    ) -> None:
+        self._rotations = rotations
+        self._context = context
+        self._failed = failed
+        self._clock = clock
+        self._trace = trace
+        self._wants_abort = wants_abort
+        self._waited: dict[int, Any] = {}
+
+    async def advance(self, rotation: Rotation) -> Rotation:
+        """Do what can be done now. Returns the rotation as it then stands: ended, or waiting until `run.wait_ns`."""
+        while True:
+            if await self._wants_abort(rotation):
+                run = machine.abort(rotation.run)
+                rotation = await self._rotations.record(rotation.id, run, rotation.run.step, "aborted", {})
+            action = machine.next_action(rotation.run, self._clock())
+            if action.kind in ("wait", "end"):
+                return rotation
+            rotation = await self._step(rotation, action)
+
+    async def _step(self, rotation: Rotation, action: machine.Action) -> Rotation:
+        undoing = action.kind == "undo"
+        effects = EFFECTS[action.step]
+        effect = effects.undo if undoing else effects.do
+        point = f"{action.kind}:{action.step}"
+        try:
+            if not rotation.run.begun:
+                self._trace(f"{point}:before")
+                planned = (
+                    Done() if undoing or effects.plan is None else await effects.plan(await self._context(rotation))
+                )
+                rotation = await self._rotations.record(
+                    rotation.id, machine.begun(rotation.run), action.step, "undoing" if undoing else "begun",
+                    planned.details, also=planned.also,
+                )  # fmt: skip
+                self._trace(f"{point}:begun")
+            outcome = skipped("nothing to undo") if effect is None else await effect(await self._context(rotation))
+            self._trace(f"{point}:effect")
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a handover is the application's code: whatever it raises
+            return await self._fail(rotation, action, error)
+        if isinstance(outcome, Pending):
+            run = machine.pending(rotation.run, outcome.until_ns)
+            if self._waited.get(rotation.id) == outcome.details:
+                return replace(rotation, run=run)
+            self._waited[rotation.id] = outcome.details
+            return await self._rotations.record(rotation.id, run, action.step, "waiting", outcome.details)
+        rotation = await self._rotations.record(
+            rotation.id, machine.done(rotation.run, outcome.wait_ns), action.step, "undone" if undoing else "done",
+            outcome.details, also=outcome.also,
+        )  # fmt: skip
+        if outcome.then is not None:
+            outcome.then()
+        self._trace(f"{point}:recorded")
+        return rotation
+
+    async def _fail(self, rotation: Rotation, action: machine.Action, error: Exception) -> Rotation:
+        text = str(error.args[0]) if isinstance(error, HsmError) and error.args else f"{type(error).__name__}: {error}"
+        get_logger().error("a step of a rotation failed", rotation=rotation.id, step=action.step, error=text)
+        run = machine.failed(rotation.run, self._clock())
+        rotation = await self._rotations.record(
+            rotation.id, run, action.step, "failed", {"error": text}, error=f"{action.step}: {text}"
+        )
+        await self._failed(rotation, action.step, error)
+        return rotation

@@ -1,0 +1,335 @@
+"""Rotation as a key manager uses it: keeps the ring, rotates when it is time or somebody asks, follows others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC
+from itertools import islice
+from typing import Any, Final
+
+from hsmcore.config import Config, KeyRotation, Pkcs11Settings, members_of
+from hsmcore.control import ControlPlane
+from hsmcore.errors import BadArgument, EngineClosed, HsmError
+from hsmcore.handover.base import Handover
+from hsmcore.keyring import KeyVersion, successor_label
+from hsmcore.log import get_logger
+from hsmcore.rotation import machine
+from hsmcore.rotation.context import Announce, Context, Hands
+from hsmcore.rotation.pinned import configured_as, pinned
+from hsmcore.rotation.runner import Runner
+from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
+from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
+from hsmcore.state import Approvals, Desired, Keys, Rotation, Rotations, Store, StoreBusy, StoredKey
+
+ROLE: Final = "rotation"
+"""The store's role: one process rotates, the others follow."""
+ROTATE: Final = "rotate"
+"""The wish to rotate now."""
+ABORT: Final = "rotate-abort"
+"""The wish to end the rotation that is under way."""
+LOOK_SECONDS: Final = 1.0
+_LEAST_PAUSE: Final = 0.01
+_REPORT_NS: Final = 5_000_000_000
+_MS: Final = 1_000_000
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Somebody in this process waits for a rotation; `rotation` is its number once it has begun."""
+
+    reason: str
+    answer: asyncio.Future[str]
+    rotation: int | None = None
+
+
+class RotationService:
+    """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` gives Unix
+    nanoseconds: both are for tests."""
+
+    clock: Callable[[], int] = staticmethod(time.time_ns)
+    trace: Callable[[str], None] = staticmethod(lambda _point: None)
+
+    def __init__(self, config: Config, rules: KeyRotation, store: Store, announce: Announce, before_ns: int) -> None:
+        self._config, self._rules = config, rules
+        self._store, self._announce, self._before_ns = store, announce, before_ns
+        self.schedule = Schedule.of(rules)
+        self.keys, self.rotations = Keys(store), Rotations(store)
+        self._approvals, self._desired = Approvals(store), Desired(store)
+        self.handover: Handover | None = None
+        self._grace_ns = config.key_manager.request_timeout_ms * _MS
+        self._runner = Runner(self.rotations, self._context, self._failed, self.clock, self.trace, self._wants_abort)
+        self._known: list[StoredKey] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._asked: _Asked | None = None
+        self._role = AsyncExitStack()
+        self._leads = False
+        self._drill: ControlPlane | None = None
+        self._reported = 0
+        self._hands: Hands
+
+    # ---- life ----
+
+    async def configured(self) -> Config:
+        """The configuration to start with: that of the current key, unless the configured key was changed."""
+        current = await self.keys.current()
+        if current is None or await self.keys.setting("configured") != configured_as(self._config):
+            return self._config
+        return pinned(self._config, current)
+
+    async def begin(self, hands: Hands, started: KeyVersion) -> None:
+        """The members run and `started` signs: let the ring's current key sign, then go on with what is unfinished.
+        Raises KeyMismatch if the ring does not have the configured key."""
+        self._hands = hands
+        holders = [member.name for member in hands.holders()]
+        current = await self.keys.begin(
+            started.id, started.public_key, started.algorithm, started.label, holders, configured_as(self._config)
+        )
+        await self._follow()
+        if current.public_key != started.public_key:
+            hands.switch(await hands.load(current.key_id))
+        await self._look_at_backups(current)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End; a rotation under way goes on at the next start. Doing it twice is no error."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+            await self._desired.report(self._name, None)
+        self._answer(EngineClosed("the key manager was closed during the rotation"))
+        await self._role.aclose()
+        if self._drill is not None:
+            await self._drill.close()
+
+    @property
+    def _name(self) -> str:
+        return f"rotation:{os.getpid()}"
+
+    async def _look_at_backups(self, current: StoredKey) -> None:
+        if not self._rules.backup_enabled or self._rules.key_ceremony is not None:
+            return
+        why = await self._hands.holders()[0].control.why_no_backup(current.algorithm)
+        if why is not None:
+            stops = self._rules.backup_policy == "require"
+            what = "no rotation will succeed" if stops else "keys will be rotated without a backup"
+            get_logger().error(f"keys cannot be backed up: {what}", reason=why, hint=NO_BACKUP_HINT)
+            title = "keys cannot be backed up"
+            await self._announce("failure", title, f"{why}: {what}", f"no-backup-{current.key_id}")
+
+    # ---- for the key manager ----
+
+    async def rotate(self, reason: str) -> str:
+        """Rotate now; the new key's id once it signs. Raises what made it fail, StoreBusy if another process rotates,
+        or if a rotation is under way."""
+        if self._asked is not None:
+            raise StoreBusy("a rotation is under way", hint="See `hsmcore rotate status`.")
+        asked = self._asked = _Asked(reason, asyncio.get_running_loop().create_future())
+        self._wake.set()
+        try:
+            return await asked.answer
+        finally:
+            self._asked = None
+
+    async def chosen(self, version: KeyVersion) -> None:
+        """Somebody makes a key current by hand: durable before it signs."""
+        now = self.clock()
+        retire = max(nanoseconds(self.schedule.overlap_ends(moment(now))), now + self._grace_ns)
+        holders = [member.name for member in self._hands.holders()]
+        await self.keys.choose(version.id, version.public_key, version.algorithm, version.label, holders, retire)
+
+    async def calendar(self, count: int) -> list[dict[str, Any]]:
+        """The coming rotations."""
+        current = await self.keys.current()
+        return [] if current is None else plan(self.schedule, current, self.clock(), count)
+
+    # ---- the loop ----
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._turn()
+            except HsmError as error:
+                get_logger().error("rotation is held up", error=str(error))
+                self._answer(error)
+            pause = await self._pause()
+            # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+
+    async def _turn(self) -> None:
+        if not await self._lead():
+            await self._follow()
+            self._answer(StoreBusy("another process rotates the keys of this state store"))
+            return
+        for rotation in await self.rotations.open():
+            await self._advance(rotation)
+        await self._follow()
+        wishes = await self._desired.all()
+        if ABORT in wishes:
+            await self._desired.set(ABORT, None, "")  # whatever it meant has ended
+        await self._begin_what_is_due(wishes[ROTATE].reason if ROTATE in wishes else None)
+        await self._report()
+
+    async def _pause(self) -> float:
+        """Seconds until somebody has to look again."""
+        try:
+            waits = [rotation.run.wait_ns for rotation in await self.rotations.open()]
+        except HsmError:
+            return LOOK_SECONDS
+        soonest = (min(waits, default=0) - self.clock()) / SECOND
+        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits and self._leads else LOOK_SECONDS
+
+    async def _lead(self) -> bool:
+        if not self._leads:
+            try:
+                await self._role.enter_async_context(self._store.exclusively(ROLE))
+            except StoreBusy:
+                return False
+            self._leads = True
+        return True
+
+    async def _begin_what_is_due(self, wish: str | None) -> None:
+        current = await self.keys.current()
+        if current is None or any(r.run.status != "overlap" for r in await self.rotations.open()):
+            if self._asked is not None and self._asked.rotation is None:
+                self._answer(StoreBusy("a rotation is under way") if current else BadArgument("no key signs"))
+            return
+        now = self.clock()
+        due = nanoseconds(self.schedule.due(moment(current.base_ns or current.created_ns)))
+        asked = self._asked if self._asked is not None and self._asked.rotation is None else None
+        by_hand = asked.reason if asked is not None else wish
+        if by_hand is not None:
+            await self._rotate(current, "manual", by_hand, None)
+            if wish is not None:
+                await self._desired.set(ROTATE, None, "")
+        elif now >= due and now >= await self._retry_ns():
+            await self._rotate(current, "schedule", "", due)
+        elif now >= due - self._before_ns:
+            text = f"key {current.key_id} is replaced at {moment(due).isoformat()}"
+            await self._announce("before", "a rotation is coming", text, f"before-{current.version}-{due}")
+
+    async def _rotate(self, current: StoredKey, cause: str, reason: str, slot_ns: int | None) -> None:
+        label = successor_label(current.label, os.urandom(4))
+        rotation = await self.rotations.begin(cause, current.version, label, slot_ns, reason)
+        if self._asked is not None and cause == "manual":
+            self._asked.rotation = rotation.id
+        self._hands.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)
+        self.trace("begun")
+        await self._advance(rotation)
+
+    async def _retry_ns(self) -> int:
+        failures, ended = await self.rotations.failures_in_a_row()
+        return nanoseconds(retry_at(moment(ended), failures)) if failures else 0
+
+    async def _advance(self, rotation: Rotation) -> None:
+        before = rotation.run.status
+        rotation = await self._runner.advance(rotation)
+        status = rotation.run.status
+        if status in ("overlap", "done") and before in ("running", "undoing"):
+            new = next(key for key in await self.keys.all() if key.version == rotation.new)
+            await self._announce(
+                "rotation",
+                f"rotation {rotation.id}: the new key signs",
+                f"key {new.key_id} (public key {new.public_key.hex()}) signs",
+                f"rotation-{rotation.id}-switched",
+            )
+            self._answer(new.key_id)
+        elif status in ("failed", "aborted"):
+            self._hands.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
+            self._answer(HsmError(f"the rotation {status}: {rotation.error or 'somebody wanted it'}", status="SYSTEM"))
+
+    def _answer(self, result: str | HsmError) -> None:
+        if self._asked is None or self._asked.answer.done():
+            return
+        if isinstance(result, str):
+            self._asked.answer.set_result(result)
+        else:
+            self._asked.answer.set_exception(result)
+
+    async def _failed(self, rotation: Rotation, step: str, error: Exception) -> None:
+        if rotation.run.tries <= 1:
+            text = f"step {step}: {error.args[0] if error.args else type(error).__name__}"
+            after = "it is tried again" if rotation.run.status == "overlap" else "the old key goes on signing"
+            title, occasion = f"rotation {rotation.id} failed", f"rotation-{rotation.id}-failed-{step}"
+            await self._announce("failure", title, f"{text}; {after}", occasion)
+
+    async def _wants_abort(self, rotation: Rotation) -> bool:
+        return machine.can_abort(rotation.run) and ABORT in await self._desired.all()
+
+    async def _context(self, rotation: Rotation) -> Context:
+        known = {key.version: key for key in await self.keys.all()}
+        return Context(
+            rules=self._rules,
+            schedule=self.schedule,
+            hands=self._hands,
+            keys=self.keys,
+            rotations=self.rotations,
+            rotation=rotation,
+            old=known[rotation.old],
+            new=known[rotation.new],
+            approvals=self._approvals,
+            announce=self._announce,
+            handover=self.handover,
+            drill=self._drill_token(),
+            grace_ns=self._grace_ns,
+            clock=self.clock,
+        )
+
+    def _drill_token(self) -> ControlPlane | None:
+        provider = self._rules.drill
+        if provider is None or not isinstance(provider.config, Pkcs11Settings):
+            return None
+        if self._drill is None:
+            [member] = members_of(provider)[:1]
+            self._drill = ControlPlane.for_settings(
+                provider.config,
+                log_in=True,
+                member=member.name,
+                isolated=provider.config.isolation == "process",
+                hidden=self._config.secret_variables,
+            )
+        return self._drill
+
+    # ---- what others see and do ----
+
+    async def _follow(self) -> None:
+        """Know what the store's ring knows, and sign with its current key."""
+        found = await self.keys.all()
+        if found == self._known:
+            return
+        before = next((key for key in self._known if key.state == "active"), None)
+        self._known = found
+        self._hands.learn(found)
+        current = next((key for key in found if key.state == "active"), None)
+        if current is not None and before is not None and current.version != before.version:
+            version = await self._hands.load(current.key_id)
+            if version.public_key == current.public_key:
+                self._hands.switch(version)
+
+    async def _report(self) -> None:
+        now = time.time_ns()
+        if now - self._reported >= _REPORT_NS:
+            self._reported = now
+            await self._desired.report(self._name, {"rotation": True, "process": os.getpid()})
+
+
+def plan(schedule: Schedule, current: StoredKey, now_ns: int, count: int) -> list[dict[str, Any]]:
+    """The coming rotations: when, and until when the key that is replaced verifies."""
+    base = moment(current.base_ns or current.created_ns)
+    return [
+        {
+            "at": when.astimezone(UTC).isoformat(),
+            "local": when.astimezone(schedule.zone).isoformat(),
+            "oldKeyVerifiesUntil": schedule.overlap_ends(when).isoformat(),
+        }
+        for when in islice(schedule.calendar(base, moment(now_ns)), count)
+    ]

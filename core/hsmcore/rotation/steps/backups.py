@@ -1,0 +1,198 @@
+"""Back up the old key and the new one, and restore the new one's backup for a try."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from hsmcore.backup import drill as drills
+from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.backup.places import Place, PlaceError, name_for, place_at
+from hsmcore.control import KeyNotExportable, is_whole
+from hsmcore.control.backup import WRAPPING_KEY_LABEL
+from hsmcore.errors import HsmError, RequestRejected
+from hsmcore.log import get_logger
+from hsmcore.members.base import Control
+from hsmcore.rotation.context import Context, Done, skipped
+from hsmcore.rotation.steps.generate import holder_of
+from hsmcore.state.backups import insert_backup, note_drill
+from hsmcore.state.keys import StoredKey
+
+_SCRATCH_LABEL: Final = "hsmcore-drill"
+
+
+async def back_up_old(ctx: Context) -> Done:
+    """The key that is to be replaced. One that cannot leave its token is no reason to keep it."""
+    if not ctx.rules.backup_enabled:
+        return skipped("backupEnabled is false")
+    why = await ctx.first.control.why_no_backup(ctx.old.algorithm)
+    if why is not None and ctx.rules.key_ceremony is None and ctx.rules.backup_policy == "require":
+        # Said before anything is made.
+        raise KeyNotExportable(f"the new key could not be backed up: {why}", hint=NO_BACKUP_HINT)
+    try:
+        return await _back_up(ctx, ctx.old)
+    except KeyNotExportable as error:
+        return skipped(str(error.args[0]))
+    except PlaceError as error:
+        return _excused(ctx, error)
+
+
+async def back_up_new(ctx: Context) -> Done:
+    """The key that follows."""
+    if not ctx.rules.backup_enabled:
+        return skipped("backupEnabled is false")
+    try:
+        return await _back_up(ctx, ctx.new)
+    except (KeyNotExportable, PlaceError) as error:
+        return _excused(ctx, error)
+
+
+NO_BACKUP_HINT: Final = (
+    'Set keyRotation.backupPolicy to "warn" to rotate without a backup, give keyRotation.keyCeremony a recovery key, '
+    "or use a key or token that can be wrapped."
+)
+
+
+async def _back_up(ctx: Context, key: StoredKey) -> Done:
+    place = _place(ctx)
+    name = name_for(key.label, key.key_id)
+    there = await place.read(name)
+    if there is None:
+        data = await _envelope(ctx, key)
+        await place.create(name, data)
+        there = await place.read(name)
+        if there != data:
+            raise PlaceError(f"backups at {place.location}: {name} does not read back as it was written")
+    # What was there already is that of an earlier rotation, or of an attempt that a crash cut off.
+    statement = open_envelope(there, key.public_key)
+    digest = hashlib.sha256(there).hexdigest()
+    return Done(
+        {"place": place.location, "name": name, "method": statement.method, "sha256": digest},
+        also=lambda connection: insert_backup(
+            connection, key.key_id, key.public_key, place.location, name, statement.method, digest
+        ),
+    )
+
+
+async def _envelope(ctx: Context, key: StoredKey) -> bytes:
+    sealed = await _sealed(ctx) if key.version == ctx.new.version else None
+    member = await holder_of(ctx.hands.holders(), key)
+    if member is None:
+        raise HsmError(f"no running member holds key {key.key_id}")
+    ceremony = ctx.rules.key_ceremony
+    statement = Statement(
+        key_id=key.key_id,
+        label=key.label,
+        algorithm=key.algorithm,
+        public_key=key.public_key,
+        method="wrapped" if sealed is None else "sealed",
+        wrapping_key=WRAPPING_KEY_LABEL if sealed is None or ceremony is None else ceremony.recovery_public_key.lower(),
+        member=member.name,
+        made_ns=ctx.clock(),
+        payload=await member.control.export_wrapped(key.key_id) if sealed is None else sealed,
+    )
+    return statement.enclose(await ctx.hands.sign(await ctx.hands.load(key.key_id), statement.to_sign()))
+
+
+async def _sealed(ctx: Context) -> bytes | None:
+    """What the ceremony that made the new key sealed."""
+    for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["generate"])):
+        if "sealed" in step["details"]:
+            return bytes.fromhex(step["details"]["sealed"])
+    return None
+
+
+def _excused(ctx: Context, error: HsmError) -> Done:
+    if ctx.rules.backup_policy == "require":
+        raise error
+    get_logger().warning("ROTATION WITHOUT A BACKUP", rotation=ctx.rotation.id, reason=str(error.args[0]))
+    return Done({"warning": str(error.args[0])})
+
+
+# ---- the drill ----
+
+
+async def plan_drill(ctx: Context) -> Done:
+    """Choose the scratch id before anything is imported."""
+    statement = await _backup_of_new(ctx)
+    if statement is None or statement.method == "sealed" or is_whole(statement.payload):
+        return Done()
+    scratch = await _token(ctx).new_key_id()
+    return Done({"scratch": scratch.hex() if scratch is not None else None})
+
+
+async def drill(ctx: Context) -> Done:
+    """Restore the new key's backup, compare, sign, destroy."""
+    statement = await _backup_of_new(ctx)
+    if statement is None:
+        return skipped("there is no backup")
+    if statement.method == "sealed":
+        return skipped("only the holder of the recovery key can open it: `hsmcore backup verify --recovery-key`")
+    token, sign = _token(ctx), _token(ctx).prove
+    place, name = _place(ctx).location, name_for(ctx.new.label, ctx.new.key_id)
+    try:
+        if not is_whole(statement.payload):
+            scratch = await _scratch(ctx)
+            await drills.drill_beside(statement, token, sign, scratch, _SCRATCH_LABEL)
+            how = "under a scratch id"
+        elif ctx.drill is not None:
+            await drills.drill_beside(statement, token, sign, None, "")
+            how = "on the drill token"
+        else:
+            await drills.drill_in_place(statement, token, _either(ctx))
+            how = "in place, before its first use"
+    except (BackupInvalid, RequestRejected) as error:
+        if is_whole(statement.payload):
+            raise
+        return _excused(ctx, error)
+    return Done(
+        {"restored": how, "token": "own" if ctx.drill is None else "drill"},
+        also=lambda connection: note_drill(connection, place, name),
+    )
+
+
+async def end_drill(ctx: Context) -> Done:
+    """Destroy what the drill may have left."""
+    scratch = await _scratch(ctx)
+    if scratch is not None:
+        await drills.end(_token(ctx), scratch)
+    return Done({"scratch": scratch})
+
+
+def _either(ctx: Context) -> drills.Sign:
+    """Sign with the administrator's login or, where that may not, through the engine."""
+
+    async def sign(key_id: str, message: bytes) -> bytes:
+        try:
+            return await ctx.first.control.prove(key_id, message)
+        except HsmError:
+            return await ctx.hands.sign(await ctx.hands.load(key_id), message)
+
+    return sign
+
+
+async def _backup_of_new(ctx: Context) -> Statement | None:
+    if not ctx.rules.backup_enabled or not ctx.new.public_key:
+        return None
+    try:
+        data = await _place(ctx).read(name_for(ctx.new.label, ctx.new.key_id))
+    except PlaceError as error:
+        _excused(ctx, error)
+        return None
+    return None if data is None else open_envelope(data, ctx.new.public_key)
+
+
+async def _scratch(ctx: Context) -> str | None:
+    for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["drill"])):
+        if "scratch" in step["details"]:
+            scratch: str | None = step["details"]["scratch"]
+            return scratch
+    return None
+
+
+def _token(ctx: Context) -> Control:
+    return ctx.first.control if ctx.drill is None else ctx.drill
+
+
+def _place(ctx: Context) -> Place:
+    return place_at(ctx.rules.backup_location or "", ctx.rules.backup_endpoint_url)

@@ -1,0 +1,29 @@
+"""Pin the new key: from here on it is known by its public key, and nothing else under its id is ever taken for it."""
+
+from __future__ import annotations
+
+from hsmcore.errors import KeyMismatch
+from hsmcore.rotation.context import Context, Done
+from hsmcore.state.keys import change_key
+
+
+async def do(ctx: Context) -> Done:
+    """Load the key, which proves it by a verified signature, and note its public key."""
+    version = await ctx.hands.load(ctx.new.key_id)
+    known = ctx.new.public_key or _generated(await ctx.rotations.steps(ctx.rotation.id, ["generate"]))
+    if version.public_key == ctx.old.public_key:
+        raise KeyMismatch("the token handed out the current key for the new one")
+    if known and version.public_key != known:
+        raise KeyMismatch(f"key {ctx.new.key_id} is not the one that was generated")
+    return Done(
+        {"keyId": version.id, "publicKey": version.public_key.hex()},
+        also=lambda connection: change_key(connection, ctx.new.version, public_key=version.public_key),
+    )
+
+
+def _generated(steps: list[dict[str, object]]) -> bytes:
+    for step in reversed(steps):
+        details = step["details"]
+        if step["outcome"] == "done" and isinstance(details, dict):
+            return bytes.fromhex(details["publicKey"])
+    return b""

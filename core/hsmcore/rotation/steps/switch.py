@@ -1,0 +1,69 @@
+"""The switch, and what becomes of the old key: overlap, deactivation, destruction."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from hsmcore.errors import KeyMismatch
+from hsmcore.rotation.context import Context, Done, skipped
+from hsmcore.rotation.schedule import moment, nanoseconds
+from hsmcore.rotation.steps.generate import matching
+from hsmcore.state.keys import activate_key, change_key
+
+_DAY_NS = 86_400_000_000_000
+
+
+async def activate(ctx: Context) -> Done:
+    """Let the new key sign. Whoever was routed to the old one is still answered with it."""
+    version = await ctx.hands.load(ctx.new.key_id)
+    if version.public_key != ctx.new.public_key:
+        raise KeyMismatch(f"key {ctx.new.key_id} is not the one that was pinned")
+    now = ctx.clock()
+    slot = None if ctx.rotation.slot_ns is None else moment(ctx.rotation.slot_ns)
+    base = nanoseconds(ctx.schedule.base(slot, moment(ctx.rotation.begun_ns)))
+    retire = max(nanoseconds(ctx.schedule.overlap_ends(moment(now))), now + ctx.grace_ns)
+
+    def also(connection: Connection) -> None:
+        activate_key(connection, ctx.new.version, now, base, retire)
+
+    def then() -> None:
+        ctx.hands.switch(version)
+        ctx.hands.tell(
+            "key-rotated",
+            key_id=version.id,
+            previous=ctx.old.key_id,
+            public_key=version.public_key,
+            overlap_until_ns=retire,
+            rotation_id=str(ctx.rotation.id),
+        )
+
+    return Done({"keyId": version.id, "previous": ctx.old.key_id, "overlapUntilNs": retire}, also, then, retire)
+
+
+async def deactivate(ctx: Context) -> Done:
+    """End the overlap: the old key signs no more, and tokens that can refuse it."""
+    enforced = await ctx.hands.retire(ctx.old.key_id)
+    now = ctx.clock()
+    days = ctx.rules.destroy_after_days
+    return Done(
+        {"keyId": ctx.old.key_id, "enforced": enforced},
+        also=lambda connection: change_key(connection, ctx.old.version, state="deactivated", deactivated_ns=now),
+        wait_ns=0 if days is None else now + days * _DAY_NS,
+    )
+
+
+async def destroy(ctx: Context) -> Done:
+    """Erase the old key, where that is configured."""
+    if ctx.rules.destroy_after_days is None:
+        return skipped("destroyAfterDays is not set")
+    gone = []
+    for member in ctx.hands.holders():
+        for record in matching(await member.control.list_keys(), ctx.old):
+            if record.public_key in (None, ctx.old.public_key):
+                await member.control.destroy(record.id)
+                gone.append(member.name)
+    now = ctx.clock()
+    return Done(
+        {"keyId": ctx.old.key_id, "members": gone},
+        also=lambda connection: change_key(connection, ctx.old.version, state="destroyed", destroyed_ns=now),
+    )

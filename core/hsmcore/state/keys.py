@@ -1,0 +1,237 @@
+"""The key ring that survives a restart: which key signs, which ones still verify, and what became of the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+from sqlalchemy import Connection, delete, insert, select, update
+
+from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
+from hsmcore.state.schema import KEY_VERSION as KEY
+from hsmcore.state.schema import ROTATION_SETTING as SETTING
+from hsmcore.state.store import Store
+
+KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
+VERIFYING: Final = ("active", "overlap")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """One version. `version` counts up from 1. Times are Unix nanoseconds."""
+
+    version: int
+    key_id: str
+    public_key: bytes
+    """Empty until the key is pinned."""
+    algorithm: str
+    label: str
+    members: tuple[str, ...]
+    """The members that hold it."""
+    origin: str
+    """configured, rotation, generated or chosen."""
+    state: KeyState
+    created_ns: int
+    base_ns: int | None
+    activated_ns: int | None
+    retire_ns: int | None
+    deactivated_ns: int | None
+    destroyed_ns: int | None
+    note: str
+
+    @property
+    def valid_until_ns(self) -> int | None:
+        """Until when signatures of it are to be accepted; None: no end is known."""
+        if self.state == "overlap":
+            return self.retire_ns
+        return self.deactivated_ns or self.destroyed_ns
+
+    def to_json(self) -> dict[str, Any]:
+        """For people and for verifiers elsewhere."""
+        return {
+            "version": self.version,
+            "id": self.key_id,
+            "publicKey": self.public_key.hex(),
+            "algorithm": self.algorithm,
+            "label": self.label,
+            "state": self.state,
+            "origin": self.origin,
+            "members": list(self.members),
+            "validFromNs": self.activated_ns,
+            "validUntilNs": self.valid_until_ns,
+            "note": self.note,
+        }
+
+
+def _of(row: Any) -> StoredKey:
+    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's documented name for it
+    values["version"] = values.pop("id")
+    values["public_key"] = bytes.fromhex(values["public_key"])
+    values["members"] = tuple(orjson.loads(values["members"]))
+    return StoredKey(**values)
+
+
+# ---- within a transaction ----
+
+
+def insert_key(
+    connection: Connection,
+    *,
+    key_id: str,
+    public_key: bytes,
+    algorithm: str,
+    label: str,
+    members: Iterable[str],
+    origin: str,
+    note: str = "",
+) -> int:
+    """A new version, pending. Returns its number."""
+    made = connection.execute(
+        insert(KEY).values(
+            key_id=key_id,
+            public_key=public_key.hex(),
+            algorithm=algorithm,
+            label=label,
+            members=orjson.dumps(list(members)).decode(),
+            origin=origin,
+            state="pending",
+            created_ns=time.time_ns(),
+            note=note,
+        )
+    )
+    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
+    return int(made.inserted_primary_key[0])
+
+
+def get_key(connection: Connection, version: int) -> StoredKey:
+    """Raises KeyNotFound."""
+    row = connection.execute(select(KEY).where(KEY.c.id == version)).one_or_none()
+    if row is None:
+        raise KeyNotFound(f"the state store has no key version {version}")
+    return _of(row)
+
+
+def active_key(connection: Connection) -> StoredKey | None:
+    """The version that signs."""
+    row = connection.execute(select(KEY).where(KEY.c.state == "active")).one_or_none()
+    return None if row is None else _of(row)
+
+
+def change_key(connection: Connection, version: int, **values: Any) -> None:
+    """Set columns of a version; `members` as names, `public_key` as bytes."""
+    if "members" in values:
+        values["members"] = orjson.dumps(list(values["members"])).decode()
+    if "public_key" in values:
+        values["public_key"] = values["public_key"].hex()
+    connection.execute(update(KEY).where(KEY.c.id == version).values(**values))
+
+
+def activate_key(connection: Connection, version: int, now_ns: int, base_ns: int, retire_ns: int) -> None:
+    """Let a version sign from now on; the one that did verifies until `retire_ns`. Doing it twice is no error. Raises
+    KeyDeactivated, KeyNotFound."""
+    new, old = get_key(connection, version), active_key(connection)
+    if new.state == "active":
+        return
+    if new.state in ("deactivated", "destroyed") or not new.public_key:
+        raise KeyDeactivated(f"key version {version} ({new.key_id}) is {new.state} and cannot sign")
+    if old is not None:
+        change_key(connection, old.version, state="overlap", retire_ns=retire_ns)
+    change_key(connection, version, state="active", activated_ns=now_ns, base_ns=base_ns, retire_ns=None)
+
+
+class Keys:
+    """Reads and writes `key_version` and `rotation_setting`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def all(self) -> list[StoredKey]:
+        """Every version, oldest first."""
+        rows = await self._store.run(lambda connection: connection.execute(select(KEY).order_by(KEY.c.id)).all())
+        return [_of(row) for row in rows]
+
+    async def current(self) -> StoredKey | None:
+        """The version that signs; None before the first start."""
+        return await self._store.run(active_key)
+
+    async def begin(
+        self, key_id: str, public_key: bytes, algorithm: str, label: str, members: Iterable[str], configured: str
+    ) -> StoredKey:
+        """Begin the ring with the key that the configuration names (`configured`: how), or find that key in it. Returns
+        the version that signs, which may be another one. Raises KeyMismatch for a key that is not in the ring."""
+        holders = list(members)
+
+        def work(connection: Connection) -> StoredKey:
+            now, current = time.time_ns(), active_key(connection)
+            if current is None:
+                version = insert_key(
+                    connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label,
+                    members=holders, origin="configured",
+                )  # fmt: skip
+                activate_key(connection, version, now, now, now)
+                current = get_key(connection, version)
+            elif not connection.execute(select(KEY.c.id).where(KEY.c.public_key == public_key.hex())).first():
+                raise KeyMismatch(
+                    f"the configuration names key {key_id}, but the key ring in {self._store.path} does not have it; "
+                    f"its current key is {current.key_id} ({current.public_key.hex()})",
+                    hint="Name the key that the ring began with, or `hsmcore rotate adopt` to go on with the other "
+                    "one, or name another stateFile.",
+                )
+            _set(connection, "configured", configured)
+            return current
+
+        return await self._store.run(work)
+
+    async def choose(
+        self, key_id: str, public_key: bytes, algorithm: str, label: str, members: Iterable[str], retire_ns: int
+    ) -> StoredKey:
+        """Make a key current by hand; it is taken into the ring if it is not there. Durable when this returns."""
+        holders = list(members)
+
+        def work(connection: Connection) -> StoredKey:
+            version = _known(connection, public_key) or insert_key(
+                connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label, members=holders,
+                origin="chosen",
+            )  # fmt: skip
+            now = time.time_ns()
+            activate_key(connection, version, now, now, retire_ns)
+            return get_key(connection, version)
+
+        return await self._store.run(work)
+
+    async def deactivate(self, public_key: bytes) -> None:
+        """A version signs no more. One that is unknown is left out. If it was the current one, none is."""
+
+        def work(connection: Connection) -> None:
+            version = _known(connection, public_key)
+            if version is not None:
+                change_key(connection, version, state="deactivated", deactivated_ns=time.time_ns())
+
+        await self._store.run(work)
+
+    async def change(self, version: int, **values: Any) -> None:
+        """As `change_key`, in a transaction of its own."""
+        await self._store.run(lambda connection: change_key(connection, version, **values))
+
+    async def setting(self, name: str) -> str | None:
+        """A setting of the ring."""
+        query = select(SETTING.c.value).where(SETTING.c.name == name)
+        return await self._store.run(lambda connection: connection.execute(query).scalar())
+
+    async def set_setting(self, name: str, value: str) -> None:
+        """Change a setting of the ring."""
+        await self._store.run(lambda connection: _set(connection, name, value))
+
+
+def _known(connection: Connection, public_key: bytes) -> int | None:
+    query = select(KEY.c.id).where(KEY.c.public_key == public_key.hex()).order_by(KEY.c.id.desc())
+    found = connection.execute(query).scalar()
+    return None if found is None else int(found)
+
+
+def _set(connection: Connection, name: str, value: str) -> None:
+    connection.execute(delete(SETTING).where(SETTING.c.name == name))
+    connection.execute(insert(SETTING).values(name=name, value=value))

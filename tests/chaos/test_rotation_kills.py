@@ -1,0 +1,57 @@
+"""kill -9 between and inside all steps of a rotation: always one key that signs, nothing lost, nothing left."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from tests.support.rotation import Lives
+
+from hsmcore.rotation.machine import STEPS
+
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
+MOMENTS = ("before", "begun", "effect", "recorded")
+FORWARD = [f"do:{step.name}:{moment}" for step in STEPS for moment in MOMENTS]
+BACK = [f"undo:{step.name}:{moment}" for step in STEPS if step.undone for moment in MOMENTS]
+
+
+def lives(fresh_token, tmp_path, times):
+    token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
+    rotation = {"overlapDays": 0, "destroyAfterDays": 0, "backupEnabled": True}
+    rotation["backupLocation"] = str(tmp_path / "backups")
+    config = token.config(
+        "p256",
+        settings={"sessions": 1},
+        maxCacheSize=0,
+        requestTimeoutMs=50,
+        stateFile=str(tmp_path / "state.db"),
+        keyRotation=rotation,
+    )
+    root = Path(__file__).parents[2]
+    environment = {**token.environment, "PYTHONPATH": f"{root / 'core'}{os.pathsep}{root}", "PYTHONWARNINGS": "ignore"}
+    common = {"config": config, "chain": str(tmp_path / "authority")}
+    chance = random.Random(7)
+    with Lives(environment) as child:
+        for _ in range(times):
+            assert child.live(kill="begun", fails=False, **common)
+            for point in FORWARD:
+                assert child.live(kill=point, fails=False, **common), f"{point} was not reached"
+            for point in BACK:
+                assert child.live(kill=point, fails=True, **common), f"{point} was not reached"
+            for point in FORWARD[1::4] + BACK[1::4]:  # within the effect, wherever that may be
+                fails = point in BACK
+                child.live(kill=point, delay=chance.uniform(0.0002, 0.006), fails=fails, **common)
+        assert not child.live(kill=None, fails=False, **common)
+
+
+@pytest.mark.timeout(240)
+def test_twice_everywhere(fresh_token, tmp_path):
+    lives(fresh_token, tmp_path, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_times_everywhere(fresh_token, tmp_path):
+    lives(fresh_token, tmp_path, 20)

@@ -1,0 +1,118 @@
+"""Handovers judged by Solana's own runtime: the new key is obeyed, the old one refused, and a failure undone."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("solders")
+from solders.hash import Hash
+from solders.message import Message
+from solders.pubkey import Pubkey
+from solders.signature import Signature
+from solders.transaction import Transaction
+from tests.integration.test_rotation import rules
+from tests.support.solana import Chain, Node
+
+import hsmcore
+from hsmcore.errors import BadArgument, HsmError
+from hsmcore.handover import rpc
+from hsmcore.handover.solana import MintAuthority, NonceAuthority, ProgramAuthority, SolanaHandover
+
+pytestmark = pytest.mark.integration
+PROGRAM, MINT, NONCE = (Pubkey(bytes([n]) * 32) for n in (7, 8, 9))
+AUTHORITIES = [ProgramAuthority(PROGRAM), MintAuthority(MINT), MintAuthority(MINT, freeze=True), NonceAuthority(NONCE)]
+
+
+def chain_for(key):
+    chain = Chain()
+    chain.fund(key)
+    chain.program(PROGRAM, key)
+    chain.mint(MINT, key)
+    chain.nonce(NONCE, key)
+    return chain
+
+
+async def holders(chain):
+    return {bytes(a.holder(await chain.account(bytes(a.address)))) for a in AUTHORITIES}
+
+
+async def takes(chain, manager, key_id, authority, to):
+    """Whether the chain lets a key of the ring move an authority."""
+    version = await manager._load(key_id)
+    me = Pubkey(version.public_key)
+    account = await chain.account(bytes(authority.address))
+    message = Message.new_with_blockhash(
+        [authority.move(account, me, Pubkey(to))], me, Hash.from_bytes(await chain.blockhash())
+    )
+    signature = Signature.from_bytes(await manager._sign_as(version, bytes(message)))
+    return chain.send(bytes(Transaction.populate(message, [signature]))) is None
+
+
+async def test_the_new_key_is_obeyed_and_the_old_one_refused(fresh_token, tmp_path):
+    token = fresh_token()
+    manager = hsmcore.create_key_manager(token.config(**rules(tmp_path, overlapDays=2)))
+    chain = chain_for(token.keys["ed25519"].public_key)
+    manager.on_rotation(SolanaHandover(chain, AUTHORITIES))
+    async with manager:
+        old, old_key = await manager.get_current_key_id(), manager.public_key
+        new = await manager.rotate_key()
+        chain.fund(manager.public_key)
+        assert await holders(chain) == {manager.public_key}
+        assert not await takes(chain, manager, old, AUTHORITIES[1], old_key)
+        assert await takes(chain, manager, new, AUTHORITIES[1], manager.public_key)
+        assert await takes(chain, manager, new, AUTHORITIES[3], manager.public_key)
+        await manager.rotate_key()
+        assert await holders(chain) == {manager.public_key}
+
+
+async def test_a_handover_that_fails_half_way_is_given_back(fresh_token, tmp_path):
+    token = fresh_token()
+    manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))
+    chain = chain_for(token.keys["ed25519"].public_key)
+    chain.mint(MINT, bytes(32))  # somebody else's: the second authority cannot be moved
+
+    class Rich(SolanaHandover):
+        async def revert(self, old, new, km):
+            chain.fund(new.public_key)
+            return await super().revert(old, new, km)
+
+    manager.on_rotation(Rich(chain, AUTHORITIES))
+    async with manager:
+        old = await manager.get_current_key_id()
+        with pytest.raises(HsmError, match="not the key that is to hand it over"):
+            await manager.rotate_key()
+        assert await manager.get_current_key_id() == old
+        assert chain.settled == 1
+        program, nonce = AUTHORITIES[0], AUTHORITIES[3]
+        for authority in (program, nonce):
+            assert bytes(authority.holder(await chain.account(bytes(authority.address)))) == manager.public_key
+        assert [key.id for key in await manager._member.control.list_keys()] == [old]
+
+
+async def test_through_a_node(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setattr(rpc, "_POLL_SECONDS", 0.01)
+    token = fresh_token()
+    manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))
+    chain = chain_for(token.keys["ed25519"].public_key)
+    with Node(chain) as node:
+        client = rpc.RpcClient(node.url)
+        manager.on_rotation(SolanaHandover(client, AUTHORITIES))
+        async with manager:
+            await manager.rotate_key()
+            for authority in AUTHORITIES:
+                found = await client.account(bytes(authority.address))
+                assert bytes(authority.holder(found)) == manager.public_key
+            chain.refuse = 1
+            current = await manager.get_current_key_id()
+            with pytest.raises(HsmError, match="refused on purpose"):
+                await manager.rotate_key()
+            assert await manager.get_current_key_id() == current
+        with pytest.raises(HsmError, match="no such method"):
+            await client._call("getNothing")
+    with pytest.raises(HsmError, match="does not answer"):
+        await client.blockhash()
+
+
+def test_a_node_in_clear_text_is_refused():
+    with pytest.raises(BadArgument, match="https"):
+        rpc.RpcClient("http://example.org")

@@ -1,0 +1,206 @@
+"""Rotation with a key manager on SoftHSM: which key signs, which ones verify, what a restart and a failure leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from tests.support.managers import becomes, opened, start, until
+
+import hsmcore
+from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch
+from hsmcore.rotation.machine import NAMES
+from hsmcore.state import Keys, Rotations, Store, StoreBusy
+
+pytestmark = pytest.mark.integration
+M = b"a message"
+
+
+def rules(tmp_path, **rotation):
+    """Configuration beside the provider: no cache, and requests that end soon, because the overlap outlasts them."""
+    block = {"intervalDays": 30, "overlapDays": 0, **rotation}
+    return {"maxCacheSize": 0, "requestTimeoutMs": 200, "stateFile": str(tmp_path / "state.db"), "keyRotation": block}
+
+
+async def stored(tmp_path):
+    """Key versions, rotations and steps, as the store has them."""
+    store = await Store.open(tmp_path / "state.db")
+    try:
+        rotations = Rotations(store)
+        return await Keys(store).all(), await rotations.last(), await rotations.steps()
+    finally:
+        await store.close()
+
+
+async def follows(manager, key_id):
+    return await manager.get_current_key_id() == key_id
+
+
+async def test_a_rotation_from_end_to_end(fresh_token, tmp_path):
+    token = fresh_token()
+    config = token.config(**rules(tmp_path))
+    events = []
+    async with opened(config) as manager:
+        for name in ("rotation-begun", "key-rotated", "key-changed"):
+            manager.on(name, lambda details, name=name: events.append(name))
+        old, first = await manager.get_current_key_id(), await manager.sign(M)
+        new = await manager.rotate_key("test")
+        assert new != old == token.keys["ed25519"].id
+        second = await manager.sign(M)
+        assert await manager.get_current_key_id() == new
+        assert second != first
+        assert await manager.verify(M, first)
+        assert await manager.verify(M, first, key_id=old)
+        assert not await manager.verify(M, first, key_id=new)
+        assert await manager.verify(M, second, key_id=new)
+        assert events == ["rotation-begun", "key-changed", "key-rotated"]
+
+        async def ended():
+            return (await stored(tmp_path))[1][0].run.status == "done"
+
+        await becomes(ended)
+        with pytest.raises(KeyDeactivated):
+            await manager.set_current_key_id(old)
+    keys, [rotation], steps = await stored(tmp_path)
+    assert [(key.key_id, key.state) for key in keys] == [(old, "deactivated"), (new, "active")]
+    assert rotation.reason == "test"
+    assert [step["step"] for step in steps if step["outcome"] == "done"] == list(NAMES)
+    async with opened(config) as manager:  # what the configuration names is the key that the ring began with
+        assert await manager.get_current_key_id() == new
+        assert await manager.sign(M) == second
+        assert await manager.verify(M, first)
+
+
+async def test_a_key_that_is_chosen_by_hand_signs_after_a_restart_too(fresh_token, tmp_path):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=2))
+    async with opened(config) as manager:
+        old = await manager.get_current_key_id()
+        other = await manager.generate_key()
+        await manager.set_current_key_id(other)
+    async with opened(config) as manager:
+        assert await manager.get_current_key_id() == other
+        await manager.set_current_key_id(old)
+    async with opened(config) as manager:
+        assert await manager.get_current_key_id() == old
+
+
+async def test_a_configuration_that_names_a_key_outside_of_the_ring_is_refused(fresh_token, tmp_path):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    async with opened(token.config(**rules(tmp_path))) as manager:
+        new = await manager.rotate_key()
+    with pytest.raises(KeyMismatch, match="rotate adopt"):
+        await hsmcore.create_key_manager(token.config("other", **rules(tmp_path))).initialize()
+    by_id = token.config(settings={"keyLabel": None, "keyId": token.keys["ed25519"].id}, **rules(tmp_path))
+    async with opened(by_id) as manager:  # spelled otherwise, but the same one
+        assert await manager.get_current_key_id() == new
+
+
+async def test_without_rotation_nothing_is_rotated_and_no_store_is_made(world, tmp_path):
+    config = world.config(maxCacheSize=0, stateFile=str(tmp_path / "state.db"))
+    async with opened(config) as manager:
+        with pytest.raises(BadArgument, match="not enabled"):
+            await manager.rotate_key()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_one_process_rotates_and_the_others_follow(fresh_token, tmp_path):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
+    async with opened(config) as leader, opened(config) as follower:
+        await leader.rotate_key()
+        with pytest.raises(StoreBusy, match="another process"):
+            await follower.rotate_key()
+        new = await leader.get_current_key_id()
+        await becomes(lambda: follows(follower, new))
+        assert await follower.sign(M) == await leader.sign(M)
+
+
+async def test_an_overdue_key_is_replaced_at_once(fresh_token, tmp_path):
+    token = fresh_token()
+    config = token.config(**rules(tmp_path, overlapDays=1))
+    async with opened(config):
+        pass
+    store = await Store.open(tmp_path / "state.db")
+    await Keys(store).change(1, base_ns=time.time_ns() - 40 * 86_400_000_000_000)
+    await store.close()
+    async with opened(config) as manager:
+        await until(lambda: manager.public_key != token.keys["ed25519"].public_key)
+    keys, [rotation], _ = await stored(tmp_path)
+    assert rotation.cause == "schedule"
+    assert rotation.run.status == "overlap"
+    assert keys[0].retire_ns > time.time_ns()
+
+
+class Handover:
+    def __init__(self, fails=0):
+        self.fails, self.calls = fails, []
+
+    async def handover(self, old, new, km):
+        self.calls.append(("handover", old.id, new.id))
+        assert old.public_key == km.public_key
+        assert await km.verify(M, await old.sign(M), key_id=old.id)
+        assert len(await new.sign(M)) == 64
+        if self.fails:
+            self.fails -= 1
+            raise ValueError("the chain says no")
+        return {"done": True}
+
+    async def revert(self, old, new, km):
+        self.calls.append(("revert", old.id, new.id))
+
+
+async def test_a_handover_that_fails_leaves_the_old_key_signing_and_no_other(fresh_token, tmp_path):
+    token = fresh_token()
+    manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))
+    handover = Handover(fails=1)
+    manager.on_rotation(handover)
+    async with manager:
+        old = await manager.get_current_key_id()
+        with pytest.raises(HsmError, match="the chain says no"):
+            await manager.rotate_key()
+        assert await manager.get_current_key_id() == old
+        assert [key.id for key in await manager._member.control.list_keys()] == [old]
+        assert [key.id for key in manager.keys()] == [old]  # noqa: SIM118
+        new = await manager.rotate_key()
+        assert [call[0] for call in handover.calls] == ["handover", "revert", "handover"]
+        assert handover.calls[-1] == ("handover", old, new)
+    keys, _, _ = await stored(tmp_path)
+    assert [key.state for key in keys] == ["overlap", "destroyed", "active"]
+    assert keys[1].note == "the rotation failed; its key was destroyed"
+
+
+async def test_a_required_handover_that_nobody_registered_stops_the_rotation(fresh_token, tmp_path):
+    async with opened(fresh_token().config(**rules(tmp_path, requireHandover=True))) as manager:
+        with pytest.raises(HsmError, match="registered no handover"):
+            await manager.rotate_key()
+
+
+async def test_no_request_fails_while_the_key_is_switched(fresh_token, tmp_path):
+    config = fresh_token().config(settings={"sessions": 2}, **rules(tmp_path) | {"requestTimeoutMs": 10_000})
+    async with opened(config) as manager:
+        stop = False
+        failed, made = [], 0
+
+        async def caller(number):
+            nonlocal made
+            count = 0
+            while not stop:
+                count += 1
+                message = b"%d/%d" % (number, count)
+                try:
+                    receipt = await manager.sign_with_receipt(message)
+                except HsmError as error:
+                    failed.append(error)
+                    return
+                made += 1
+                if count % 50 == 0:
+                    assert await manager.verify(message, receipt.signature, key_id=receipt.key_id)
+
+        callers = [start(caller(number)) for number in range(32)]
+        await until(lambda: made > 500)
+        await manager.rotate_key()
+        after = made
+        await until(lambda: made > after + 500)
+        stop = True
+        await asyncio.gather(*callers)
+        assert failed == []

@@ -1,0 +1,213 @@
+"""Backups that rotation makes: written, restored for a try, put back after a loss, refused when they are not right."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+
+import orjson
+import pytest
+from nacl.public import PrivateKey
+from tests.integration.test_rotation import M, rules, stored
+from tests.support.managers import opened
+from tests.support.softhsm import Token
+
+from hsmcore.backup.desk import look, opens, put_back
+from hsmcore.backup.envelope import BackupInvalid, open_envelope
+from hsmcore.backup.places import PlaceError, place_at
+from hsmcore.config import load
+from hsmcore.control import ControlError, ControlPlane
+from hsmcore.errors import HsmError, KeyUnusable
+from hsmcore.state import Backups, Store
+
+pytestmark = pytest.mark.integration
+RECOVERY = PrivateKey(bytes(range(1, 33)))
+
+
+def with_backups(tmp_path, **more):
+    return rules(tmp_path, backupEnabled=True, backupLocation=str(tmp_path / "backups"), overlapDays=2, **more)
+
+
+def plane(config):
+    """A control plane of its own on the token of a configuration."""
+    return ControlPlane.for_settings(load(config).key_manager.config, log_in=True)
+
+
+async def rows(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    try:
+        return await Backups(store).of()
+    finally:
+        await store.close()
+
+
+async def test_backup_destroy_restore_sign(fresh_token, tmp_path):
+    token: Token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
+    config = token.config("p256", **with_backups(tmp_path))
+    async with opened(config) as manager:
+        new = await manager.rotate_key()
+        public_key = manager.public_key
+    [row] = await rows(tmp_path)
+    assert (row.key_id, row.public_key, row.method) == (new, public_key, "wrapped")
+    assert row.drilled_ns
+    file = tmp_path / "backups" / row.name
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    _, _, steps = await stored(tmp_path)
+    details = {step["step"]: step["details"] for step in steps if step["outcome"] == "done"}
+    assert "not extractable" in details["backup-old"]["skipped"]
+    assert details["drill"]["restored"] == "under a scratch id"
+    async with plane(config) as control:
+        assert len(await control.list_keys()) == 2
+        await control.destroy(new)
+        record = await put_back(open_envelope(file.read_bytes(), public_key), control, None)
+        assert (record.id, record.public_key) == (new, public_key)
+        with pytest.raises(ControlError, match="already"):
+            await put_back(open_envelope(file.read_bytes()), control, None)
+    async with opened(config) as manager:
+        assert await manager.get_current_key_id() == new
+        assert await manager.verify(M, await manager.sign(M))
+        await manager.rotate_key()  # now the old key has a backup already
+    _, _, steps = await stored(tmp_path)
+    [again] = [
+        s["details"] for s in steps if s["step"] == "backup-old" and s["rotation_id"] == 2 and "name" in s["details"]
+    ]
+    assert again["name"] == row.name
+
+
+async def test_a_backup_whose_key_does_not_sign_as_it_says_is_not_kept(fresh_token, tmp_path):
+    """The wrapped key of one envelope in the statement of another: what only a signature can show."""
+    token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
+    config = token.config("p256", **with_backups(tmp_path))
+    async with opened(config) as manager:
+        await manager.rotate_key()
+        await manager.rotate_key()
+        current = await manager.get_current_key_id()
+    first, second = (open_envelope((tmp_path / "backups" / row.name).read_bytes()) for row in await rows(tmp_path))
+    inner = orjson.loads(second.payload) | {"wrapped": orjson.loads(first.payload)["wrapped"]}
+    async with plane(config) as control:
+        await control.destroy(current)
+        before = await control.list_keys()
+        with pytest.raises(BackupInvalid, match="not the one"):
+            await put_back(replace(second, payload=orjson.dumps(inner)), control, None)
+        assert await control.list_keys() == before
+
+
+async def test_what_a_token_cannot_wrap_is_said_at_the_start_and_stops_rotation(fresh_token, tmp_path, caplog):
+    config = fresh_token().config(**with_backups(tmp_path))
+    async with opened(config) as manager:
+        old = await manager.get_current_key_id()
+        with pytest.raises(HsmError, match="cannot wrap ed25519"):
+            await manager.rotate_key()
+        assert await manager.get_current_key_id() == old
+        assert len(await manager._member.control.list_keys()) == 1
+    assert "no rotation will succeed" in caplog.text
+
+
+async def test_with_a_warning_it_rotates_without_a_backup(fresh_token, tmp_path):
+    config = fresh_token().config(**with_backups(tmp_path, backupPolicy="warn"))
+    async with opened(config) as manager:
+        new = await manager.rotate_key()
+        assert await manager.get_current_key_id() == new
+    assert await rows(tmp_path) == []
+    _, _, steps = await stored(tmp_path)
+    assert any("cannot wrap" in str(step["details"].get("warning")) for step in steps if step["step"] == "backup-new")
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_a_key_ceremony_for_tokens_that_cannot_wrap(fresh_token, tmp_path, isolation):
+    ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
+    config = fresh_token().config(settings={"isolation": isolation}, **with_backups(tmp_path, keyCeremony=ceremony))
+    async with opened(config) as manager:
+        new = await manager.rotate_key()
+        public_key = manager.public_key
+        [record] = [r for r in await manager._member.control.list_keys() if r.id == new]
+        assert record.sensitive
+        assert not record.extractable
+    [row] = await rows(tmp_path)
+    assert row.method == "sealed"
+    statement = open_envelope((tmp_path / "backups" / row.name).read_bytes(), public_key)
+    assert opens(statement, bytearray(bytes(RECOVERY)))
+    assert not opens(statement, bytearray(32 * b"\x07"))
+    settings = load(config).key_manager.config
+    async with ControlPlane.for_settings(settings, log_in=True, isolated=isolation == "process") as control:
+        await control.destroy(new)
+        with pytest.raises(HsmError, match="recovery key"):
+            await put_back(statement, control, None)
+        with pytest.raises(KeyUnusable, match="cannot be opened"):
+            await put_back(statement, control, bytearray(32 * b"\x07"))
+        recovery = bytearray(bytes(RECOVERY))
+        restored = await put_back(statement, control, recovery)
+        assert restored.public_key == public_key
+        assert recovery == bytes(32)
+    async with opened(config) as manager:
+        assert manager.public_key == public_key
+        assert await manager.verify(M, await manager.sign(M))
+
+
+async def test_a_yubihsm_s_backup_is_tried_in_place(yubihsm, tmp_path):
+    from tests.support.yubihsm.rig import ADMIN
+
+    rig = yubihsm()
+    config = rig.config(ADMIN, **with_backups(tmp_path))
+    async with opened(config) as manager:
+        new = await manager.rotate_key()
+        public_key = manager.public_key
+        assert await manager.verify(M, await manager.sign(M))
+        await manager._member.control.destroy(new)
+    _, _, steps = await stored(tmp_path)
+    drilled = [step["details"] for step in steps if step["step"] == "drill" and step["outcome"] == "done"]
+    assert drilled[0]["restored"] == "in place, before its first use"
+    names = {row.key_id: row.name for row in await rows(tmp_path)}
+    async with plane(config) as control:
+        restored = await put_back(open_envelope((tmp_path / "backups" / names[new]).read_bytes()), control, None)
+        assert restored.public_key == public_key
+    async with opened(config) as manager:
+        assert await manager.get_current_key_id() == new
+        assert await manager.verify(M, await manager.sign(M))
+
+
+@pytest.mark.parametrize("policy", ["require", "warn"])
+async def test_a_place_that_cannot_be_written(fresh_token, tmp_path, policy):
+    (tmp_path / "a-file").touch()
+    place = str(tmp_path / "a-file" / "backups")
+    block = {"backupEnabled": True, "backupLocation": place, "overlapDays": 2, "backupPolicy": policy}
+    config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", **rules(tmp_path, **block))
+    async with opened(config) as manager:
+        old = await manager.get_current_key_id()
+        if policy == "require":
+            with pytest.raises(HsmError, match="Not a directory"):
+                await manager.rotate_key()
+            assert len(await manager._member.control.list_keys()) == 1
+        else:
+            assert await manager.rotate_key() != old
+
+
+async def test_a_folder_never_overwrites(tmp_path):
+    place = place_at(f"file://{tmp_path}/made")
+    await place.create("x.hsmbackup", b"one")
+    with pytest.raises(PlaceError):
+        await place.create("x.hsmbackup", b"two")
+    assert await place.read("x.hsmbackup") == b"one"
+    assert await place.read("y.hsmbackup") is None
+    assert await place.names() == ["x.hsmbackup"]
+    assert {entry.name for entry in os.scandir(tmp_path / "made")} == {"x.hsmbackup"}, "a temporary file was left"
+
+
+async def test_files_are_compared_with_what_is_known(fresh_token, tmp_path):
+    config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", **with_backups(tmp_path))
+    async with opened(config) as manager:
+        await manager.rotate_key()
+    place = place_at(str(tmp_path / "backups"))
+    known = await rows(tmp_path)
+    keys, _, _ = await stored(tmp_path)
+    [name] = await place.names()
+    assert (await look(place, name, keys, known)).problem is None
+    file = tmp_path / "backups" / name
+    data = file.read_bytes()
+    file.chmod(0o600)
+    file.write_bytes(data.replace(b'"algorithm"', b'"Algorithm"'))
+    assert "wrote" in (await look(place, name, keys, known)).problem
+    (tmp_path / "backups" / "gone.hsmbackup").write_bytes(data)
+    assert (await look(place, "gone.hsmbackup", keys, known)).problem is None
+    assert (await look(place, "none.hsmbackup", keys, known)).problem == "it is not there"

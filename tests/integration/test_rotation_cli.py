@@ -1,0 +1,209 @@
+"""The commands of rotation and backup, as an operator uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pyotp
+import pytest
+from nacl.public import PrivateKey
+from nacl.signing import SigningKey
+from tests.support.managers import becomes, opened, start
+
+from hsmcore.cli.app import run as run_command
+
+pytestmark = pytest.mark.integration
+ALICE, BOB = pyotp.random_base32(), SigningKey(bytes(range(32)))
+
+
+@pytest.fixture
+def hsmcore(tmp_path, capsys):
+    """Runs a command; returns its exit code, and its output or error as JSON."""
+
+    def run(*arguments, config=None, text=False):
+        if config is not None:
+            (tmp_path / "hsm.json").write_text(json.dumps(config))
+        code = run_command([*arguments, "--config", str(tmp_path / "hsm.json"), *([] if text else ["--json"])])
+        out, err = capsys.readouterr()
+        if text:
+            return code, out
+        lines = [line for line in (out or err).splitlines() if line.startswith(("{", "["))]
+        return code, json.loads(lines[-1]) if lines else None
+
+    return run
+
+
+def configured(token, key, tmp_path, **rotation):
+    block = {"intervalDays": 30, "overlapDays": 2, **rotation}
+    rules = {"maxCacheSize": 0, "requestTimeoutMs": 2000, "stateFile": str(tmp_path / "state.db"), "keyRotation": block}
+    return token.config(key, **rules)
+
+
+def test_rotate_plan_status_history_backup(fresh_token, tmp_path, hsmcore):
+    token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
+    config = configured(token, "p256", tmp_path, backupEnabled=True, backupLocation=str(tmp_path / "backups"))
+    assert hsmcore("rotate", "plan", config=config) == (0, [])
+    code, dry = hsmcore("rotate", "now", "--dry-run")
+    assert (code, dry["stops"]) == (0, None)
+    assert "drill" in dry["steps"]
+    assert "approve" not in dry["steps"]
+    code, done = hsmcore("rotate", "now", "--reason", "test")
+    assert (code, done["status"], done["reason"]) == (0, "overlap", "test")
+    code, status = hsmcore("rotate", "status")
+    new = status["current"]["id"]
+    assert status["current"]["version"] == 2
+    assert status["open"][0]["step"] == "deactivate"
+    code, rows = hsmcore("keys")
+    states = {row["id"]: (row["version"], row["state"], row["validUntil"] is None) for row in rows}
+    assert states[token.keys["p256"].id] == (1, "overlap", False)
+    assert states[new] == (2, "active", True)
+    code, plan = hsmcore("rotate", "plan", "--count", "3")
+    assert len(plan) == 3
+    assert plan[0]["at"] == status["next"]
+    assert hsmcore("rotate", "history")[1][0]["id"] == 1
+    assert any(row["step"] == "drill" for row in hsmcore("rotate", "history", "--rotation", "1")[1])
+    assert hsmcore("rotate", "history", "--rotation", "9")[0] == 1
+    assert hsmcore("rotate", "abort")[0] == 1
+    code, [backup] = hsmcore("backup", "list")
+    assert (code, backup["ok"], backup["keyId"]) == (0, True, new)
+    assert hsmcore("backup", "verify", backup["name"])[0] == 0
+    code, error = hsmcore("backup", "restore", backup["name"])
+    assert (code, "already" in error["error"]["message"]) == (1, True)
+    assert hsmcore("rotate", "status", text=True)[0] == 0
+    assert "overlap" in hsmcore("rotate", "history", text=True)[1]
+    assert backup["name"] in hsmcore("backup", "list", text=True)[1]
+    file = tmp_path / "backups" / backup["name"]
+    file.write_bytes(file.read_bytes()[:-1])
+    code, [damaged] = hsmcore("backup", "verify")
+    assert (code, damaged["ok"]) == (1, False)
+    code, error = hsmcore("backup", "restore", backup["name"])
+    assert (code, "nothing was restored" in error["error"]["message"]) == (1, True)
+    file.unlink()
+    assert hsmcore("backup", "list")[1][0]["problem"] == "it is not there"
+
+
+def test_a_lost_key_is_put_back(fresh_token, tmp_path, hsmcore):
+    recovery = PrivateKey.generate()
+    (tmp_path / "recovery.key").write_text(bytes(recovery).hex())
+    ceremony = {"recoveryPublicKey": bytes(recovery.public_key).hex()}
+    place = str(tmp_path / "backups")
+    config = configured(
+        fresh_token(), "ed25519", tmp_path, backupEnabled=True, backupLocation=place, keyCeremony=ceremony
+    )
+    assert hsmcore("rotate", "now", config=config)[0] == 0
+    [backup] = hsmcore("backup", "list")[1]
+    assert hsmcore("backup", "verify", "--recovery-key", str(tmp_path / "recovery.key"))[0] == 0
+    (tmp_path / "wrong.key").write_text("00" * 31 + "07")
+    code, [bad] = hsmcore("backup", "verify", "--recovery-key", str(tmp_path / "wrong.key"))
+    assert (code, bad["problem"]) == (1, "the recovery key does not open it")
+
+    async def lose():
+        from hsmcore.config import load
+        from hsmcore.control import ControlPlane
+
+        async with ControlPlane.for_settings(load(config).key_manager.config, log_in=True) as plane:
+            await plane.destroy(backup["keyId"])
+
+    asyncio.run(lose())
+    assert hsmcore("backup", "restore", backup["name"])[0] == 1
+    code, back = hsmcore("backup", "restore", backup["name"], "--recovery-key", str(tmp_path / "recovery.key"))
+    assert (code, back["publicKey"]) == (0, backup["publicKey"])
+
+
+def test_bad_usage(world, fresh_token, tmp_path, hsmcore):
+    assert hsmcore("rotate", "status", config=world.config())[0] == 2
+    assert hsmcore("backup", "list")[0] == 2
+    longer = world.config(keyRotation={"intervalDays": 2, "overlapDays": 3})
+    code, error = hsmcore("rotate", "plan", config=longer)
+    assert (code, "longer than intervalDays" in error["error"]["message"]) == (2, True)
+    config = configured(world, "ed25519", tmp_path, requireHandover=True)
+    code, error = hsmcore("rotate", "now", config=config)
+    assert (code, "requireHandover" in error["error"]["message"]) == (1, True)
+    config = configured(fresh_token(), "ed25519", tmp_path, backupEnabled=True, backupLocation="b")
+    code, dry = hsmcore("rotate", "now", "--dry-run", config=config)
+    assert (code, "cannot wrap" in dry["stops"]) == (1, True)
+    assert hsmcore("rotate", "approve", "--as", "nobody", "--code", "1")[0] == 2
+
+
+def test_adopting_another_key(fresh_token, tmp_path, hsmcore):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    assert hsmcore("rotate", "now", config=configured(token, "ed25519", tmp_path))[0] == 0
+    config = configured(token, "other", tmp_path)
+    code, adopted = hsmcore("rotate", "adopt", config=config)
+    assert (code, adopted["id"]) == (0, token.keys["other"].id)
+
+    async def current():
+        async with opened(config) as manager:
+            return await manager.get_current_key_id()
+
+    assert asyncio.run(current()) == token.keys["other"].id
+
+
+def test_two_operators_approve(fresh_token, tmp_path, hsmcore):
+    approvers = [
+        {"name": "alice", "totp": ALICE},
+        {"name": "bob", "publicKey": bytes(BOB.verify_key).hex()},
+        {"name": "carol", "totp": pyotp.random_base32()},
+    ]
+    config = configured(fresh_token(), "ed25519", tmp_path, approvals=2, approvers=approvers)
+    (tmp_path / "hsm.json").write_text(json.dumps(config))
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+
+        async def command(*arguments, **options):
+            return await loop.run_in_executor(None, lambda: hsmcore(*arguments, **options))
+
+        async with opened(config) as manager:
+            old = await manager.get_current_key_id()
+            rotating = start(manager.rotate_key())
+
+            async def waits():
+                return bool((await command("rotate", "status"))[1]["open"])
+
+            await becomes(waits)
+            code = pyotp.TOTP(ALICE).now()
+            assert (await command("rotate", "approve", "--as", "alice", "--code", "000000x"))[0] == 1
+            assert (await command("rotate", "approve", "--as", "alice", "--code", code))[1]["approvedBy"] == ["alice"]
+            assert (await command("rotate", "approve", "--as", "alice", "--code", code))[1]["approvedBy"] == ["alice"]
+            assert not rotating.done()
+            assert await manager.get_current_key_id() == old
+            text = (await command("rotate", "approve", text=True))[1]
+            signature = tmp_path / "statement.sig"
+            signature.write_bytes(SigningKey(bytes(32)).sign(text.encode()).signature)
+            assert (await command("rotate", "approve", "--as", "bob", "--signature", str(signature)))[0] == 1
+            signature.write_text(BOB.sign(text.encode()).signature.hex())
+            assert (await command("rotate", "approve", "--as", "bob", "--signature", str(signature)))[0] == 0
+            assert await rotating != old
+            # The next one needs approvals of its own, and no code counts twice.
+            rotating = start(manager.rotate_key())
+            await becomes(waits)
+            code, error = await command("rotate", "approve", "--as", "alice", "--code", code)
+            assert (code, "before" in error["error"]["message"]) == (1, True)
+            assert (await command("rotate", "abort"))[0] == 0
+            with pytest.raises(Exception, match="aborted"):
+                await rotating
+
+    asyncio.run(scenario())
+
+
+def test_a_running_key_manager_does_it(fresh_token, tmp_path, hsmcore):
+    config = configured(fresh_token(), "ed25519", tmp_path)
+    (tmp_path / "hsm.json").write_text(json.dumps(config))
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        async with opened(config) as manager:
+            old = await manager.get_current_key_id()
+            store = manager._upkeep.rotation._desired
+
+            async def reported():
+                return bool(await store.reports())
+
+            await becomes(reported)
+            code, done = await loop.run_in_executor(None, lambda: hsmcore("rotate", "now", "--reason", "from outside"))
+            assert (code, done["status"], done["reason"]) == (0, "overlap", "from outside")
+            assert await manager.get_current_key_id() != old
+
+    asyncio.run(scenario())
