@@ -25,8 +25,11 @@ CURVES = {
 
 def make_key(session: Session, key: dict[str, Any]) -> bytes:
     """Make one key pair; returns the public key without its DER wrapping."""
-    kind, mechanism, oid = CURVES[key["kind"]]
     identity = bytes.fromhex(key["id"])
+    if key["kind"] == "aes":
+        import_aes(session, key, identity)
+        return b""
+    kind, mechanism, oid = CURVES[key["kind"]]
     if "seed" in key:
         return import_ed25519(session, key, identity, bytes.fromhex(oid))
     parameters = session.create_domain_parameters(kind, {Attribute.EC_PARAMS: bytes.fromhex(oid)}, local=True)
@@ -44,6 +47,25 @@ def make_key(session: Session, key: dict[str, Any]) -> bytes:
         public.destroy()
     header = 3 if point[1] & 0x80 else 2  # OCTET STRING, its length in one or two bytes
     return point[header:]
+
+
+def import_aes(session: Session, key: dict[str, Any], identity: bytes) -> None:
+    """Put a known wrapping key on the token, as a key ceremony does."""
+    session.create_object(
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.KEY_TYPE: KeyType.AES,
+            Attribute.TOKEN: True,
+            Attribute.PRIVATE: True,
+            Attribute.ID: identity,
+            Attribute.LABEL: key["label"],
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            Attribute.WRAP: True,
+            Attribute.UNWRAP: True,
+            Attribute.VALUE: bytes.fromhex(key["value"]),
+        }
+    )
 
 
 def import_ed25519(session: Session, key: dict[str, Any], identity: bytes, oid: bytes) -> bytes:

@@ -308,6 +308,11 @@ class Router:
         ) > 1  # fmt: skip
         self.wake()
 
+    def use(self, version: KeyVersion) -> None:
+        """Another key is current: who signs with what is looked at anew by the next `settle`."""
+        self.current = version
+        self._version = -1
+
     def wake(self) -> None:
         """Let all who wait look again."""
         for waiter in tuple(self._waiters):

@@ -173,7 +173,7 @@ class FailoverService:
 
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on, where a member holds it."""
-        self.router.current = version
+        self.router.use(version)
         for seat in self.running():
             own = seat.versions.get(version.public_key)
             if own is not None:

@@ -1,0 +1,155 @@
+"""Rotation where several members hold the key: all of them get the new one, or nobody signs with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from tests.integration.test_rotation import M, rules, stored
+from tests.support.loops import one_loop
+from tests.support.managers import opened
+from tests.support.yubihsm import Algorithm, Capability, Device
+from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
+from tests.support.yubihsm.objects import Stored
+from tests.support.yubihsm.rig import ADMIN
+
+from hsmcore.cli.app import run as run_command
+from hsmcore.config import load
+from hsmcore.control import ControlPlane
+from hsmcore.errors import HsmError
+
+pytestmark = pytest.mark.integration
+WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
+
+
+async def same_p256(first, second):
+    """Give the second token the first one's key, through the wrapping key that both hold."""
+    planes = [
+        ControlPlane.for_settings(load(t.config("p256")).key_manager.config, log_in=True) for t in (first, second)
+    ]
+    async with planes[0] as one, planes[1] as two:
+        record = await one.generate_key("ecdsa-p256", "shared", b"\x0a\x0b\x0c", extractable=True)
+        await two.import_wrapped(await one.export_wrapped(record.id))
+    return record
+
+
+@pytest.fixture
+def pair(fresh_token):
+    """Two tokens that hold the same wrapping key."""
+    p256 = {"name": "p256", "kind": "ecdsa-p256"}
+    return [fresh_token(dict(p256), dict(WRAPPING)) for _ in range(2)]
+
+
+def two_members(pair, tmp_path):
+    """A configuration with both tokens on the primary level, signing with the key that they share."""
+    providers = []
+    for token in pair:
+        manager = token.config("p256", settings={"keyLabel": None, "keyId": "0a0b0c"})["sequencer"]["keyManager"]
+        providers.append({"type": manager["type"], "config": manager["config"]})
+    block = {"primary": [providers[1]], "primaryRetryIntervalMs": 50}
+    return {"keyManager": {**providers[0], "failover": block, **rules(tmp_path, overlapDays=2)}}
+
+
+@one_loop
+async def test_all_members_get_the_new_key(pair, tmp_path):
+    record = await same_p256(*pair)
+    config = two_members(pair, tmp_path)
+    async with opened(config) as manager:
+        assert manager.public_key == record.public_key
+        new = await manager.rotate_key()
+        receipts = await asyncio.gather(*(manager.sign_with_receipt(b"%d" % n) for n in range(200)))
+        assert {receipt.key_id for receipt in receipts} == {new}
+        members = {receipt.member for receipt in receipts}
+        assert members == {f"softhsm:{token.label}" for token in pair}
+        assert await manager.verify(M, await manager.sign(M), key_id=new)
+        public_key = manager.public_key
+    keys, _, _ = await stored(tmp_path)
+    assert set(keys[-1].members) == members
+    async with opened(config) as manager:  # both start with the new one
+        assert manager.public_key == public_key
+        receipts = await asyncio.gather(*(manager.sign_with_receipt(b"x%d" % n) for n in range(200)))
+        assert len({receipt.member for receipt in receipts}) == 2
+
+
+@one_loop
+async def test_a_member_that_cannot_get_the_key_stops_the_rotation(pair, tmp_path):
+    record = await same_p256(*pair)
+    config = two_members(pair, tmp_path)
+    async with opened(config) as manager:
+        for member in manager._holders():
+            assert len(await member.control.list_keys()) == 2
+        blocked = manager._holders()[1].control
+
+        async def refuse(*args):
+            raise HsmError("this device is full", status="REQUEST_REJECTED")
+
+        blocked.import_wrapped = refuse
+        with pytest.raises(HsmError, match="full"):
+            await manager.rotate_key()
+        assert manager.public_key == record.public_key
+        for member in manager._holders():
+            assert len(await member.control.list_keys()) == 2, "the new key is destroyed everywhere"
+
+
+@one_loop
+async def test_a_member_that_is_away_is_not_left_behind(pair, tmp_path):
+    await same_p256(*pair)
+    async with opened(two_members(pair, tmp_path)):
+        pass
+    keys, _, _ = await stored(tmp_path)
+    assert len(keys[0].members) == 2
+    config = two_members(pair, tmp_path)
+    del config["keyManager"]["failover"]["primary"]
+    async with opened(config) as manager:
+        with pytest.raises(HsmError, match="would be left behind"):
+            await manager.rotate_key()
+
+
+def test_replicate_by_hand(pair, tmp_path, capsys):
+    config = two_members(pair, tmp_path)
+    first = load(pair[0].config("p256")).key_manager.config
+
+    async def make():
+        async with ControlPlane.for_settings(first, log_in=True) as plane:
+            return await plane.generate_key("ecdsa-p256", "shared", b"\x0a\x0b\x0c", extractable=True)
+
+    record = asyncio.run(make())
+    path = tmp_path / "hsm.json"
+    path.write_text(json.dumps(config))
+    to = f"softhsm:{pair[1].label}"
+    for copied in (True, False):
+        assert run_command(["keys", "replicate", "--to", to, "--config", str(path), "--json"]) == 0
+        done = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (done["publicKey"], done["copied"]) == (record.public_key.hex(), copied)
+    assert run_command(["keys", "replicate", "--to", "nobody", "--config", str(path), "--json"]) == 2
+
+    async def use():
+        async with opened(config) as manager:
+            return await manager.verify(M, await manager.sign(M))
+
+    assert asyncio.run(use())
+
+
+@one_loop
+async def test_two_yubihsms_get_the_same_new_key(yubihsm, tmp_path):
+    capabilities = Capability.EXPORT_WRAPPED | Capability.IMPORT_WRAPPED
+    label = b"hsmcore-backup".ljust(40, b"\0")
+    rigs = [yubihsm(device=Device(), secret=bytes(range(32))) for _ in range(2)]
+    for rig in rigs:
+        kind, algorithm = Kind.WRAP_KEY, Algorithm.AES256_CCM_WRAP
+        rig.device.store.add(
+            Stored(0x50, kind, algorithm, capabilities, 0xFFFF, label, b"\x5a" * 32, delegated=ALL_CAPABILITIES)
+        )
+    place = str(tmp_path / "backups")
+    block = rules(tmp_path, overlapDays=2, backupEnabled=True, backupLocation=place) | {"requestTimeoutMs": 20_000}
+    del block["maxCacheSize"]
+    urls = [rig.connector.url for rig in rigs]
+    config = rigs[0].config(ADMIN, settings={"connector": None, "connectors": urls}, **block)
+    async with opened(config) as manager:
+        new = await manager.rotate_key()
+        receipts = await asyncio.gather(*(manager.sign_with_receipt(b"%d" % n) for n in range(16)))
+        assert {receipt.key_id for receipt in receipts} == {new}
+        assert len({receipt.member for receipt in receipts}) == 2
+    keys, _, _ = await stored(tmp_path)
+    assert len(keys[-1].members) == 2
