@@ -37,6 +37,10 @@ class Question:
     """Whether keys are to be made by this login (keyRotation)."""
     backs_up: bool = False
     """Whether keys are to be wrapped (keyRotation.backupEnabled)."""
+    backup_is_required: bool = True
+    """Whether a key that cannot be wrapped stops a rotation (keyRotation.backupPolicy)."""
+    seals: bool = False
+    """Whether new keys are made and sealed outside of the token (keyRotation.keyCeremony)."""
     force_login: bool = False
     seconds: float = 10.0
     """How long one signature may take."""

@@ -189,8 +189,15 @@ def check_backup(context: Context) -> Iterator[Step]:
             wraps = [context.calls.mechanism_flags(context.token.slot, int(kind)) for kind in quirks.wrap_mechanisms]
         if not any(flags is not None and flags & _CKF_WRAP for flags in wraps):
             why = f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
-    if why is not None and question.backs_up:
-        hint = "Set keyRotation.backupEnabled to false and back the device up by its vendor's means."
+    if question.backs_up and question.seals:
+        yield ok("backup", "keyRotation.keyCeremony: new keys are sealed to the recovery key when they are made")
+    elif why is not None and question.backs_up and not question.backup_is_required:
+        yield warn("backup", why, 'Keys are rotated without a backup, as keyRotation.backupPolicy "warn" allows.')
+    elif why is not None and question.backs_up:
+        hint = (
+            "Rotations will fail. Give keyRotation.keyCeremony a recovery key, or set keyRotation.backupPolicy to "
+            '"warn" or backupEnabled to false and back the device up by its vendor\'s means.'
+        )
         yield fail("backup", f"{why}, and keyRotation.backupEnabled asks for it", hint)
     elif why is not None:
         yield ok("backup", f"none asked for; {why}", possible=False)

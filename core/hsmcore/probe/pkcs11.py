@@ -130,6 +130,8 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
         question(settings, subject.provider.name),
         rotates=rotates,
         backs_up=rotates and rotation is not None and rotation.backup_enabled,
+        backup_is_required=rotation is None or rotation.backup_policy == "require",
+        seals=rotation is not None and rotation.key_ceremony is not None,
         force_login=subject.options.force_login,
         seconds=subject.options.timeout * _SIGN_SHARE,
     )

@@ -1,0 +1,50 @@
+"""What a keyRotation or notices block may not say."""
+
+from __future__ import annotations
+
+import pytest
+
+from hsmcore.config import load
+from hsmcore.errors import ConfigurationError
+
+KEY = "3d" * 32
+ALICE = {"name": "alice", "publicKey": KEY}
+
+
+def loaded(rotation=None, **rules):
+    provider = {"type": "softhsm", "config": {"tokenLabel": "t", "pin": {"env": "PIN"}, "keyLabel": "k"}}
+    return load({"keyManager": {**provider, "keyRotation": rotation or {}, **rules}})
+
+
+@pytest.mark.parametrize(
+    ("rotation", "where", "says"),
+    [
+        ({"intervalDays": 2, "overlapDays": 3}, "keyRotation", "longer than intervalDays"),
+        ({"timeZone": "Europe/Zurch"}, "keyRotation.timeZone", "Europe/Zurich"),
+        ({"rotationTime": "24:00:00"}, "keyRotation.rotationTime", "HH:MM:SS"),
+        ({"rotationTime": "0:00:00"}, "keyRotation.rotationTime", "HH:MM:SS"),
+        ({"backupEnabled": True}, "keyRotation", "backupLocation is missing"),
+        ({"backupLocation": "ftp://x"}, "keyRotation.backupLocation", "s3://"),
+        ({"backupEndpointUrl": "http://s3.example"}, "keyRotation.backupEndpointUrl", "https"),
+        ({"backupPolicy": "maybe"}, "keyRotation.backupPolicy", "require"),
+        ({"keyCeremony": {"recoveryPublicKey": KEY}}, "keyRotation", "backupEnabled is false"),
+        ({"keyCeremony": {"recoveryPublicKey": "aa"}}, "keyRotation.keyCeremony.recoveryPublicKey", "32 bytes"),
+        ({"approvals": 1}, "keyRotation", "approvers names 0"),
+        ({"approvals": 2, "approvers": [ALICE, ALICE]}, "keyRotation", "different names"),
+        ({"approvers": [{"name": "x"}]}, "keyRotation.approvers[0]", "totp or publicKey"),
+        ({"destroyAfterDays": -1}, "keyRotation.destroyAfterDays", "whole number"),
+    ],
+)
+def test_it_is_refused_with_its_place(rotation, where, says):
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(rotation)
+    assert caught.value.path == f"$.keyManager.{where}"
+    assert says in str(caught.value)
+
+
+def test_notices_need_a_target_and_show_none():
+    with pytest.raises(ConfigurationError, match="at least one target"):
+        loaded(notices={"targets": []})
+    config = loaded(notices={"targets": ["slack://T0/hunter2", {"env": "MAIL_URL"}]})
+    assert "hunter2" not in repr(config) + str(config.redacted())
+    assert "MAIL_URL" in config.secret_variables
