@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import KeyManagerConfig
-from hsmcore.errors import BadArgument, HsmError, KeyMismatch, KeyNotFound
+from hsmcore.errors import BadArgument, HsmError, KeyMismatch, KeyNotFound, MemberDown
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.rotation.context import SIGN_SECONDS, Hands
@@ -148,9 +148,14 @@ class KeyOperations:
             await upkeep.close()
 
     def _holders(self) -> list[Member]:
+        """One at least. Raises MemberDown."""
         if self._failover is not None:
-            return self._failover.holders()
-        return [self._member] if self._member is not None else []
+            found = self._failover.holders()
+        else:
+            found = [self._member] if self._member is not None else []
+        if not found:
+            raise MemberDown("no member that holds the current key is running")
+        return found
 
     async def _load(self, key_id: str) -> KeyVersion:
         """Find a key by its id on every member that should hold it, and know it from then on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Self
 
@@ -29,6 +30,7 @@ class Upkeep:
         self.rotation: RotationService | None = None
         self.notices: NoticeService | None = None
         self._store: Store | None = None
+        self._subscriptions: list[Callable[[], None]] = []
 
     @classmethod
     async def open(cls, config: Config) -> Self:
@@ -58,13 +60,15 @@ class Upkeep:
         if self.notices is not None:
             notices = self.notices
             for event, kind in _NOTICED.items():
-                events.on(event, partial(notices.note, kind, event))
+                self._subscriptions.append(events.on(event, partial(notices.note, kind, event)))
             notices.begin()
         if self.rotation is not None:
             await self.rotation.begin(hands, started)
 
     async def close(self) -> None:
         """End everything; what is unfinished goes on at the next start. Doing it twice is no error."""
+        for end in self._subscriptions:
+            end()
         if self.rotation is not None:
             await self.rotation.close()
         if self.notices is not None:

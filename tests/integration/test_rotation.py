@@ -9,7 +9,7 @@ import pytest
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
-from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch
+from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, KeyUnusable
 from hsmcore.rotation.machine import NAMES
 from hsmcore.state import Keys, Rotations, Store, StoreBusy
 
@@ -83,6 +83,16 @@ async def test_a_key_that_is_chosen_by_hand_signs_after_a_restart_too(fresh_toke
         await manager.set_current_key_id(old)
     async with opened(config) as manager:
         assert await manager.get_current_key_id() == old
+
+
+async def test_a_current_key_that_was_deactivated_does_not_come_back_with_a_restart(fresh_token, tmp_path):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    async with opened(token.config(**rules(tmp_path))) as manager:
+        await manager.deactivate_key(await manager.get_current_key_id())
+    with pytest.raises((KeyDeactivated, KeyUnusable)):
+        await hsmcore.create_key_manager(token.config(**rules(tmp_path))).initialize()
+    async with opened(token.config("other", **rules(tmp_path))) as manager:  # what to do about it
+        assert await manager.get_current_key_id() == token.keys["other"].id
 
 
 async def test_a_configuration_that_names_a_key_outside_of_the_ring_is_refused(fresh_token, tmp_path):

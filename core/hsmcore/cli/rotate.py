@@ -383,7 +383,7 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.errors import KeyNotFound
     from hsmcore.rotation.pinned import configured_as
     from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
-    from hsmcore.state import Keys
+    from hsmcore.state import Keys, Rotations, StoreBusy
 
     settings = token_settings(config)
     async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
@@ -396,6 +396,8 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     retire = nanoseconds(Schedule.of(rules).overlap_ends(moment(time.time_ns())))
 
     async def write(store: Store) -> dict[str, Any]:
+        if any(entry.run.status != "overlap" for entry in await Rotations(store).open()):
+            raise StoreBusy("a rotation is under way", hint="Wait for its end, or `hsmcore rotate abort`.")
         keys = Keys(store)
         name = config.key_manager.name
         chosen = await keys.choose(key.id, public_key, algorithm, key.label, [name], retire)

@@ -28,7 +28,8 @@ class Hands:
     """What a rotation needs of the key manager that it works for. All in the key manager's event loop."""
 
     holders: Callable[[], list[Member]]
-    """The running members that hold the current key, in the order of the levels; not those of the emergency level."""
+    """The running members that hold the current key, in the order of the levels; not those of the emergency level.
+    Raises MemberDown if there is none."""
     load: Callable[[str], Awaitable[KeyVersion]]
     """Have the members find a key by its id and prove it by a signature."""
     sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]

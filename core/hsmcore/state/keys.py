@@ -161,11 +161,18 @@ class Keys:
         self, key_id: str, public_key: bytes, algorithm: str, label: str, members: Iterable[str], configured: str
     ) -> StoredKey:
         """Begin the ring with the key that the configuration names (`configured`: how), or find that key in it. Returns
-        the version that signs, which may be another one. Raises KeyMismatch for a key that is not in the ring."""
+        the version that signs, which may be another one. Raises KeyMismatch for a key that is not in the ring,
+        KeyDeactivated if it was deactivated and no other key signs."""
         holders = list(members)
 
         def work(connection: Connection) -> StoredKey:
             now, current = time.time_ns(), active_key(connection)
+            known = _known(connection, public_key)
+            if current is None and known is not None:
+                raise KeyDeactivated(
+                    f"the configuration names key {key_id}, which was deactivated, and no key of the ring signs",
+                    hint="Name another key of the token in the configuration.",
+                )
             if current is None:
                 version = insert_key(
                     connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label,
@@ -173,7 +180,7 @@ class Keys:
                 )  # fmt: skip
                 activate_key(connection, version, now, now, now)
                 current = get_key(connection, version)
-            elif not connection.execute(select(KEY.c.id).where(KEY.c.public_key == public_key.hex())).first():
+            elif known is None:
                 raise KeyMismatch(
                     f"the configuration names key {key_id}, but the key ring in {self._store.path} does not have it; "
                     f"its current key is {current.key_id} ({current.public_key.hex()})",

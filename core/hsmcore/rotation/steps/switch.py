@@ -33,7 +33,7 @@ async def activate(ctx: Context) -> Done:
             key_id=version.id,
             previous=ctx.old.key_id,
             public_key=version.public_key,
-            overlap_until_ns=retire,
+            expires_ns=retire,
             rotation_id=str(ctx.rotation.id),
         )
 
