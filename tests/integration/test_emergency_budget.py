@@ -13,7 +13,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
-from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
+from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.state import Emergency, History, Limits, Store
 
 pytestmark = pytest.mark.integration
@@ -62,6 +62,26 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
     async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "state.db", most=20) as rig:
         await rig.drop()  # still drained, from before
         assert len(await asyncio.gather(*(rig.service.router.sign(f"m{n}".encode()) for n in range(20)))) == 20
+
+
+@one_loop
+async def test_a_store_that_is_slow_holds_nobody_beyond_its_deadline(fresh_token, tmp_path, monkeypatch):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
+        await rig.drop()
+        budget, gate = rig.service.budget, asyncio.Event()
+        reserve = budget._reserve
+
+        async def slowly(units):
+            await gate.wait()
+            await reserve(units)
+
+        monkeypatch.setattr(budget, "_reserve", slowly)
+        with pytest.raises(AllLevelsLate, match="not reserved in time"):
+            await rig.service.router.sign(b"in a hurry", 0.1)
+        gate.set()
+        assert len(await asyncio.gather(*(rig.service.router.sign(f"{n}".encode(), 5.0) for n in range(20)))) == 20
+        assert (await budget.status()).left == 0, "the one that went away has used none"
 
 
 @one_loop
@@ -137,10 +157,10 @@ async def test_a_signature_is_credited_to_the_key_that_made_it(fresh_token, tmp_
         begun, gate = asyncio.Event(), asyncio.Event()
         spend = router._spend
 
-        async def slowly(seat):
+        async def slowly(*asked):
             begun.set()
             await gate.wait()
-            return await spend(seat)
+            return await spend(*asked)
 
         monkeypatch.setattr(router, "_spend", slowly)
         asking = asyncio.ensure_future(manager.sign_with_receipt(b"patient", 20.0))

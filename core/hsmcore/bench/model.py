@@ -130,6 +130,7 @@ class Switch:
     p50_ns: float
     slow_percent: float  # of the requests: took longer than twice the median
     moves: int  # failovers
+    errors: Mapping[str, int] = field(default_factory=dict)  # status -> how many failed with it
     others: float = 0.0  # share of the machine that others used meanwhile
 
 

@@ -99,10 +99,11 @@ def switch_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         own = [s for s in result.switches if s.case == case.name]
         if not own:
             continue
-        again = spread([s.pause_seconds * 1e3 for s in own if s.pause_seconds is not None])
-        known = spread([s.known_seconds * 1e3 for s in own if s.known_seconds is not None])
+        quiet = usable_breaks(own, case.name)  # requests are counted of all, times of those that nobody disturbed
+        again = spread([s.pause_seconds * 1e3 for s in quiet if s.pause_seconds is not None])
+        known = spread([s.known_seconds * 1e3 for s in quiet if s.known_seconds is not None])
         sums = [sum(counts) for counts in zip(*((s.failed, s.lost, s.wrong, s.twice) for s in own), strict=True)]
-        slow = spread([s.slow_percent for s in own])
+        slow = spread([s.slow_percent for s in quiet])
         rows.append(
             [
                 case.title,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
+from typing import TypeVar
 
-from hsmcore.bench.model import Break, Percentiles, Sample, Spread
+from hsmcore.bench.model import Break, Percentiles, Sample, Spread, Switch
 
 __all__ = ["DISTURBED", "median", "percentile", "percentiles", "spread", "usable", "usable_breaks"]
 
+B = TypeVar("B", Break, Switch)
 Round = Mapping[str, Sample]
 
 DISTURBED = 0.05  # share of the machine that others may use during a slice that counts
@@ -25,8 +27,8 @@ def usable(rounds: Iterable[Round], names: Collection[str]) -> list[Round]:
     return quiet if len(quiet) >= ENOUGH_ROUNDS else present
 
 
-def usable_breaks(breaks: Iterable[Break], case: str) -> list[Break]:
-    """The kills of this case during which others left the machine alone; if these are too few, all of them."""
+def usable_breaks(breaks: Iterable[B], case: str) -> list[B]:
+    """The failures of this case during which others left the machine alone; if these are too few, all of them."""
     own = [b for b in breaks if b.case == case]
     quiet = [b for b in own if b.others <= DISTURBED]
     return quiet if len(quiet) >= ENOUGH_ROUNDS else own

@@ -216,7 +216,8 @@ def _failover(switches: Sequence[Switch]) -> list[Verdict]:
 
     verdicts = []
     for case in failover.CASES:
-        own = [s.pause_seconds * 1e3 for s in switches if s.case == case.name and s.pause_seconds is not None]
+        quiet = usable_breaks(switches, case.name)
+        own = [s.pause_seconds * 1e3 for s in quiet if s.pause_seconds is not None]
         if case.bound_ms is not None:
             what = f"primary: {case.title}: signing again after, slowest"
             verdicts.append(worst(case.name, what, "end of the longest pause - failure", "ms", case.bound_ms, own))

@@ -234,6 +234,7 @@ def figures(load: Load) -> dict[str, Any]:
     return {
         "asked": load.asked,
         "failed": sum(load.errors.values()),
+        "errors": dict(load.errors),
         "lost": load.asked - len(load.answers),
         "wrong": load.wrong,
         "twice": sum(count - 1 for count in load.answers.values()),
