@@ -184,7 +184,9 @@ async def test_what_the_service_finds_too_old_arrives_under_the_present_time(tmp
     text = lines_of(layout)
     old = [line.replace(b'"time_ns":1', b'"time_ns":', 1) for line in text]
     events = cloudwatch.batch(old)
-    assert cloud(logs.url).send(old) == len(events) == 50
+    place = cloud(logs.url)
+    assert place.send(old) == len(events) == 50
+    place.close()
     assert logs.lines() == old
     assert all(moment > time.time() * 1000 - 60_000 for moment, _ in logs.streams["hsm", "audit"])
 

@@ -133,6 +133,7 @@ class Session:
         if self._task is not None:
             await asyncio.wait({self._task})
         try:
+            self._note_dropped()
             last = self.last_seq
             journal, self.journal = self.journal, None
             if journal is not None:
@@ -172,11 +173,15 @@ class Session:
             if full:
                 self._dropped += 1
                 return None
-        if self._dropped and self._failure is None:
-            dropped, self._dropped = self._dropped, 0
-            self._put(journal.stamp(), "audit-lost", {"records": dropped})
+        if self._failure is None:
+            self._note_dropped()
         self._put(journal.stamp(), operation, fields, process)
         return self.last_seq
+
+    def _note_dropped(self) -> None:
+        if self._dropped and self.journal is not None:
+            dropped, self._dropped = self._dropped, 0
+            self._put(self.journal.stamp(), "audit-lost", {"records": dropped})
 
     def _put(
         self, now: int, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
 from hsmcore.cli.store import in_state, when
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
@@ -85,7 +86,9 @@ def restore(
     Example: hsmcore backup restore sequencer-key-1a2b3c4d.0f3a….hsmbackup
     """
     loaded = load_config(config, state)
-    record = asyncio.run(_restore(loaded, name, recovery_key))
+    with recorded(loaded.key_manager, "backup restore", file=name) as entry:
+        record = asyncio.run(_restore(loaded, name, recovery_key))
+        entry.update(key_fields(record))
     shown = {
         "id": record.id,
         "label": record.label,

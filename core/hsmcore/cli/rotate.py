@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
 from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, when
 from hsmcore.errors import HsmError
@@ -51,7 +52,9 @@ def now(
             "keyRotation.requireHandover is true: only the application, which has the handover, may rotate",
             hint="Start the application, then repeat this command.",
         )
-    done = asyncio.run(_rotate(loaded, reason, timeout if wait else 0.0))
+    with recorded(loaded.key_manager, "rotate now", reason=reason) as entry:
+        done = asyncio.run(_rotate(loaded, reason, timeout if wait else 0.0))
+        entry["status"] = done["status"]
     _print(done, as_json=as_json)
     if done["status"] in ("failed", "aborted"):
         raise typer.Exit(FAILED)
@@ -183,7 +186,9 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
         await Desired(store).set(ABORT, "yes", "")
         return found, await rotates_somewhere(store)
 
-    found, running = on_state(loaded, work)
+    with recorded(loaded.key_manager, "rotate abort") as entry:
+        found, running = on_state(loaded, work)
+        entry["rotation_id"] = str(found.id)
     _print({"rotation": found.id, "status": "aborting"}, as_json=as_json)
     if not running:
         note("  no key manager is running; it is undone at the next start")
@@ -216,7 +221,8 @@ def approve(
         return
     if name is None or (code is not None and signature is not None):
         raise BadUsage("give --as NAME and one of --code and --signature")
-    given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
+    with recorded(loaded.key_manager, "rotate approve", approver=name):
+        given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
     _print(given, as_json=as_json)
 
 
@@ -229,7 +235,8 @@ def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
     """
     loaded = load_config(config, state)
     rules = rotation_rules(loaded)
-    adopted = asyncio.run(_adopt(loaded, rules))
+    with recorded(loaded.key_manager, "rotate adopt"):
+        adopted = asyncio.run(_adopt(loaded, rules))
     _print(adopted, as_json=as_json)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+import orjson
+
 from hsmcore.audit.shipping.destination import ShippingError
 from hsmcore.config.policy import CloudWatchLogs
 
@@ -53,6 +55,7 @@ class CloudWatch:
         place = settings.endpoint_url or settings.region or "default"
         self.identity = f"{place} {settings.log_group} {settings.log_stream}"
         self._client: Any = None
+        self._body = b""
 
     def send(self, lines: Sequence[bytes]) -> int:
         """Put the events that fit into one request."""
@@ -96,10 +99,11 @@ class CloudWatch:
         try:
             client = self._connected()
             try:
-                answer: dict[str, Any] = client.put_log_events(**place, logEvents=events)
+                self._body = orjson.dumps({**place, "logEvents": events})
+                answer: dict[str, Any] = client.put_log_events(**place, logEvents=[])
             except client.exceptions.ResourceNotFoundException:
                 self._make_place(client)
-                answer = client.put_log_events(**place, logEvents=events)
+                answer = client.put_log_events(**place, logEvents=[])
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             raise ShippingError(f"{_HINTS.get(code, 'AWS refuses')} ({code})") from None
@@ -128,6 +132,7 @@ class CloudWatch:
                 read_timeout=_READ_SECONDS,
                 retries={"total_max_attempts": 1},  # the shipper has its own patience
                 max_pool_connections=1,
+                parameter_validation=False,
             )
             # A session of its own: boto3's default one is not for several threads.
             self._client = boto3.session.Session().client(
@@ -136,7 +141,12 @@ class CloudWatch:
                 endpoint_url=self._settings.endpoint_url,
                 config=limits,
             )
+            self._client.meta.events.register("before-call.cloudwatch-logs.PutLogEvents", self._put_body)
         return self._client
+
+    def _put_body(self, params: dict[str, Any], **_more: object) -> None:
+        # The SDK's own way from events to the request takes twice as long, beside a signing loop.
+        params["body"] = self._body
 
 
 def batch(lines: Sequence[bytes]) -> list[dict[str, Any]]:

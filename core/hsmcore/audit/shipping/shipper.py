@@ -28,6 +28,8 @@ _BESIDE_BYTES: Final = 1 << 18
 _BESIDE_SHARE: Final = 3
 """Beside a signing loop: small batches, and three times as long a pause as a batch took of the processor, so that the
 loop never waits long for the interpreter's lock."""
+_GATHER_SECONDS: Final = 1.0
+"""How long records gather while there are fewer than a batch: a request costs far more than a record."""
 
 _FAILURES = (ShippingError, SegmentError, AuditUnavailable, OSError)
 
@@ -192,7 +194,9 @@ class Shipper:
                 continue
             time.sleep(self.destination.pause)
             if self._beside:
-                self._stop.wait(_BESIDE_SHARE * (time.thread_time() - begun))
+                spent = time.thread_time() - begun
+                gather = _GATHER_SECONDS if self.status.lag_records < count else 0.0
+                self._stop.wait(max(_BESIDE_SHARE * spent, gather))
         try:
             self.end()
         except OSError as error:
