@@ -18,6 +18,10 @@ cdef class Recorder:
         """For Engine: see to it that `_sweep_held` is called when this time has come."""
         return 0
 
+    cdef object _late(self):
+        """For Engine: the error for somebody whose deadline passed while his record was on its way to the disk."""
+        return None
+
     cdef int _check_idle(self) except -1:
         """For Engine: somebody has got his answer."""
         return 0
@@ -177,7 +181,7 @@ cdef class Recorder:
                 waiter = <object>entry.waiter
                 Py_XDECREF(entry.waiter)
                 entry.waiter = NULL
-                _refuse(waiter, entry.position, self._journal._refusal(0))
+                _refuse(waiter, entry.position, self._late())
             elif soonest == 0 or entry.deadline < soonest:
                 soonest = entry.deadline
         return soonest

@@ -322,6 +322,9 @@ cdef class Requests(Recorder):
             member=self._member,
         )
 
+    cdef object _late(self):
+        return self._failure(HSM_DEADLINE_EXCEEDED)
+
     cdef int _look_up(self, bytes data, uint32_t key, uint64_t *entry) except -1:
         """Ask the cache. HIT fills _found; JOINED puts the leader's slot into `entry`; MISS a new entry, or 0."""
         cdef uint64_t leader = 0
