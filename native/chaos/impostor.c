@@ -30,6 +30,13 @@ static bool kind_of(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, struct kind
     return kind->class_ == CKO_PRIVATE_KEY || kind->class_ == CKO_SECRET_KEY;
 }
 
+/* A key that may not sign would be refused instead of signing wrongly. One that does not say may. */
+static bool signs(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key) {
+    CK_BBOOL may = CK_TRUE;
+    CK_ATTRIBUTE asked = {CKA_SIGN, &may, sizeof may};
+    return chaos_wrapped.C_GetAttributeValue(session, key, &asked, 1) != CKR_OK || may == CK_TRUE;
+}
+
 /* Searched by class alone: some modules can't search by key type. */
 static bool find_other(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, struct kind *kind, CK_OBJECT_HANDLE *other) {
     CK_OBJECT_HANDLE found[CANDIDATES];
@@ -45,7 +52,8 @@ static bool find_other(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, struct k
     for (CK_ULONG i = 0; i < count; i++) {
         struct kind candidate;
         if (found[i] != key && kind_of(session, found[i], &candidate) && candidate.type == kind->type &&
-            candidate.params_len == kind->params_len && memcmp(candidate.params, kind->params, kind->params_len) == 0) {
+            candidate.params_len == kind->params_len && memcmp(candidate.params, kind->params, kind->params_len) == 0 &&
+            signs(session, found[i])) {
             *other = found[i];
             return true;
         }

@@ -236,6 +236,21 @@ async def test_a_wrong_signature_never_reaches_the_caller(world, tmp_path, actio
 
 
 @one_loop
+@pytest.mark.parametrize("action", ["other-key-signature", "recycle-handle"])
+async def test_a_key_that_may_not_sign_never_stands_in_for_another(fresh_token, tmp_path, action):
+    token = fresh_token(
+        {"name": "ed25519", "kind": "ed25519"}, *({"name": f"no-{n}", "kind": "ed25519", "sign": False} for n in "12")
+    )
+    chaos = Chaos(tmp_path, wrap(token))
+    async with opened(chaos.config(settings={"sessions": 2, "verifySignatures": "always"})) as manager:
+        chaos.fault("C_Sign", action)
+        for part in range(4):
+            await signs(manager, f"{action} {part}".encode())
+        assert chaos.stats()["skipped"] == 0
+        assert counters(manager)["wrong"] == 1
+
+
+@one_loop
 async def test_a_token_that_only_signs_wrongly_gives_no_signature(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config(settings={"sessions": 2, "verifySignatures": "always"})) as manager:

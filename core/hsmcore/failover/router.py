@@ -186,7 +186,7 @@ class Router:
         episode = 0
         try:
             if seat.level_name == EMERGENCY:
-                episode = await self._spend(seat, request.deadline)
+                episode = await self._spend(seat, request)
                 if seat.key != version.public_key:
                     raise EngineClosed("the emergency key was destroyed meanwhile", member=seat.name)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
@@ -219,16 +219,17 @@ class Router:
             self._on_emergency("sign", seat)
         return answer
 
-    async def _spend(self, seat: Seat, deadline: int) -> int:
+    async def _spend(self, seat: Seat, request: Request) -> int:
         if self.budget is None:
             raise EmergencyRefused("there is no emergency budget", member=seat.name)
         self.check_operation("sign")
         if episode := self.budget.try_spend():
             return episode
         try:
-            async with asyncio.timeout((deadline - monotonic_ns()) / SECOND):
+            async with asyncio.timeout((request.deadline - monotonic_ns()) / SECOND):
                 return await self.budget.spend()
         except TimeoutError:
+            request.deadline = monotonic_ns()  # a loop's timer may be a little early, and no level is tried after it
             raise EmergencyRefused("its budget was not reserved in time", member=seat.name, hint="") from None
         except EmergencyRefused as error:
             self.levels.emergency_used_up(True, str(error.args[0]), monotonic_ns())
