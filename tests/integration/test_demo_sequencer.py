@@ -34,6 +34,7 @@ from hsmcore.demo.signing import sign_all
 pytestmark = pytest.mark.integration
 needs_softhsm = pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed")
 needs_raw = pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
+ONE_ACT = ("--no-failover", "--no-rotation")
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
@@ -90,11 +91,15 @@ def test_the_demonstration_on_a_token(tmp_path):
     assert (played["ok"], played["lost"], played["refused"], played["failed"]) == (True, 0, {}, {})
     assert played["built"] == played["executed"] == sum(played["signedBy"].values()) > 1000
     assert [event["event"] for event in played["events"]] == ["pulled", "failover", "put-back", "failback"]
+    played = result["rotation"]
+    assert (played["ok"], played["lost"], played["refused"], played["failed"]) == (True, 0, {}, {})
+    assert played["built"] == played["executed"] == sum(played["signedBy"].values()) > 500
+    assert played["oldKeyRefusedAs"].startswith("InstructionError")
     if native(RAW_SIGN) is not None:
         assert result["rawRate"] > 0
         assert result["ratioToRaw"] > 0
     # Again, for a person, with the token that is there now.
-    done = subprocess.run([*command[:-1], "300", "--no-failover"], capture_output=True, check=True, timeout=100)
+    done = subprocess.run([*command[:-1], "300", *ONE_ACT], capture_output=True, check=True, timeout=100)
     printed = done.stdout.decode()
     assert "300 executed, 0 refused, 0 failed, 0 lost" in printed
     assert "refused by the ledger (SignatureFailure)" in printed
@@ -106,7 +111,10 @@ def test_a_key_that_is_no_solana_account(tmp_path):
     state = ("--state", tmp_path / "state")
     subprocess.run([*PROGRAM, "init", *state, "--algorithm", "ecdsa-p256"], capture_output=True, check=True)
     done = subprocess.run(
-        [*PROGRAM, "demo", *state, "--json", "--no-failover"], capture_output=True, check=False, timeout=60
+        [*PROGRAM, "demo", *state, "--json", *ONE_ACT],
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, b"")
     assert json.loads(done.stderr.splitlines()[-1])["error"]["type"] == "AlgorithmUnsupported"

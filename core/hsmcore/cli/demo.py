@@ -22,6 +22,9 @@ def demo(
     failover: Annotated[
         bool, typer.Option("--failover/--no-failover", help="The second act, on two SoftHSM tokens of its own.")
     ] = True,
+    rotation: Annotated[
+        bool, typer.Option("--rotation/--no-rotation", help="The third act, on one of those tokens.")
+    ] = True,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -32,7 +35,9 @@ def demo(
     at the end it has to refuse one with a flipped bit. A raw C loop with the same key is measured in turn. Exit code 1
     if a transaction is lost, fails or is refused.
 
-    In a second act two SoftHSM tokens with one key are made; one is pulled while it signs, and put back.
+    In a second act two SoftHSM tokens with one key are made; one is pulled while it signs, and put back. In a third,
+    the key is rotated while it signs: the new key is backed up and takes over the old one's lamports and mint, and what
+    the old one signed in advance has to be refused.
 
     Examples:
 
@@ -40,7 +45,7 @@ def demo(
 
       hsmcore demo --transactions 2000 --json
 
-      hsmcore demo --no-failover --config sequencer.json
+      hsmcore demo --no-failover --no-rotation --config sequencer.json
     """
     path = locate(config, state)
     if config is None or state is not None:
@@ -54,32 +59,26 @@ def demo(
         result = run(loaded, transactions, in_flight, advance)
     if not as_json:
         print(text(result))
-    if failover:
-        played = _second_act(quiet=as_json)
-        result["failover"] = played
-        result["ok"] = result["ok"] and (played is None or played["ok"])
+    if failover or rotation:
+        acts = _later_acts(failover=failover, rotation=rotation, quiet=as_json)
+        result |= acts
+        result["ok"] = result["ok"] and all(played["ok"] for played in acts.values())
     if as_json:
         print_json(result)
     if not result["ok"]:
         raise typer.Exit(FAILED)
 
 
-def _second_act(*, quiet: bool) -> dict[str, Any] | None:
-    """None: there is no SoftHSM to play it on."""
-    from hsmcore.demo.failover import run_failover
-    from hsmcore.demo.report import failover_text
+def _later_acts(*, failover: bool, rotation: bool, quiet: bool) -> dict[str, Any]:
+    """Empty: there is no SoftHSM to play them on."""
+    from hsmcore.demo.acts import run_acts
     from hsmcore.errors import ModuleMissing
 
-    if not quiet:
-        print()
     try:
-        played = run_failover((lambda _line: None) if quiet else print)
+        return run_acts((lambda _line: None) if quiet else print, failover=failover, rotation=rotation)
     except ModuleMissing as error:
-        note(f"no second act: {error}")
-        return None
-    if not quiet:
-        print(failover_text(played))
-    return played
+        note(f"no later acts: {error}")
+        return {}
 
 
 def _make_state(folder: Path, *, quiet: bool) -> None:

@@ -40,13 +40,14 @@ class TransferBuilder:
         self.built = 0
         self.recipients = [Pubkey.new_unique() for _ in range(recipients)]
 
-    def build(self, blockhash: Hash) -> Unsigned:
-        """The next transfer. About 60 microseconds."""
+    def build(self, blockhash: Hash, payer: Pubkey | None = None) -> Unsigned:
+        """The next transfer, from another account if one is given. About 60 microseconds."""
+        payer = payer or self.payer
         recipient = self.recipients[self.built % len(self.recipients)]
         lamports = FIRST_AMOUNT + self.built
         self.built += 1
-        instruction = transfer(TransferParams(from_pubkey=self.payer, to_pubkey=recipient, lamports=lamports))
-        message = MessageV0.try_compile(self.payer, [instruction], [], blockhash)
+        instruction = transfer(TransferParams(from_pubkey=payer, to_pubkey=recipient, lamports=lamports))
+        message = MessageV0.try_compile(payer, [instruction], [], blockhash)
         return Unsigned(message, to_bytes_versioned(message), recipient, lamports)
 
     def funds_for(self, transactions: int) -> int:

@@ -7,31 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, Final
 
-import structlog
-import uvloop
+from solders.hash import Hash
 from solders.pubkey import Pubkey
 
 import hsmcore
 from hsmcore.demo.builder import TransferBuilder, Unsigned
 from hsmcore.demo.ledger import Ledger
-from hsmcore.demo.runner import CHUNK, Outcome, Sequencer
-from hsmcore.demo.twins import Twins, twins
-from hsmcore.errors import HsmError
-from hsmcore.receipt import Receipt
+from hsmcore.demo.runner import Outcome, Sequencer
+from hsmcore.demo.steady import BLOCK, RATE, Tell, steady_block
+from hsmcore.demo.twins import Twins
 
-RATE: Final = 500  # transactions a second
-BLOCK: Final = 100  # transactions
 PULLED_AT: Final = 1.0  # seconds from the first transaction
 BACK_AT: Final = 3.0
 CALM_SECONDS: Final = 0.5  # of load after the failback
 LONGEST_SECONDS: Final = 15.0
-Tell = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -74,26 +68,8 @@ class Act:
         }
 
 
-def run_failover(tell: Tell) -> dict[str, Any]:
-    """Play it under uvloop on two tokens of its own; `tell` hears of what happens, a line each. Raises ModuleMissing
-    without SoftHSM. The log is silent meanwhile: an outage that is made on purpose fills it."""
-    configured = structlog.get_config() if structlog.is_configured() else None
-    tell("making two SoftHSM tokens that hold one key")
-    with twins() as made, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        structlog.configure(processors=[_drop])
-        try:
-            return runner.run(_play(made, tell))
-        finally:
-            structlog.reset_defaults()
-            if configured is not None:
-                structlog.configure(**configured)
-
-
-def _drop(_logger: Any, _method: str, _event: Any) -> Any:
-    raise structlog.DropEvent
-
-
-async def _play(made: Twins, tell: Tell) -> dict[str, Any]:
+async def play_failover(made: Twins, tell: Tell) -> dict[str, Any]:
+    """Play it; `tell` hears of what happens, a line each."""
     act = Act()
     async with hsmcore.create_key_manager(made.config()) as manager:
         payer = Pubkey.from_bytes(manager.public_key)
@@ -149,32 +125,15 @@ class _Player:
         return service.seats[0]
 
     async def _block(self, until: float) -> None:
-        """Transactions at their rate until then; whoever is signed is executed as soon as the block is over."""
-        outcome = self._act.outcome
-        blockhash = self.sequencer.ledger.blockhash()
-        signing: list[tuple[Unsigned, asyncio.Task[Receipt]]] = []
-        begun = until - BLOCK / RATE
-        for number in range(BLOCK):
-            transfer = self.sequencer.builder.build(blockhash)
-            outcome.built += 1
-            signing.append((transfer, asyncio.ensure_future(self._sign(transfer.payload))))
-            await asyncio.sleep(max(0.0, begun + (number + 1) / RATE - perf_counter()))
-        for number, (transfer, task) in enumerate(signing):
-            try:
-                receipt = await task
-            except HsmError as error:
-                name = type(error).__name__
-                outcome.failed[name] = outcome.failed.get(name, 0) + 1
-                continue
-            self.sequencer.execute(transfer, transfer.attach(receipt.signature), outcome)
-            if number % CHUNK == CHUNK - 1:
-                await asyncio.sleep(0)
+        sequencer = self.sequencer
+        await steady_block(until, sequencer.ledger.blockhash(), self._act.outcome, self._sign, sequencer.execute)
 
-    async def _sign(self, payload: bytes) -> Receipt:
-        receipt = await self._manager.sign_with_receipt(payload)
+    async def _sign(self, blockhash: Hash) -> tuple[Unsigned, bytes]:
+        transfer = self.sequencer.builder.build(blockhash)
+        receipt = await self._manager.sign_with_receipt(transfer.payload)
         self._act.signed_at.append(perf_counter() - self._begun)
         self._act.signed_by[receipt.member] += 1
-        return receipt
+        return transfer, receipt.signature
 
     def _event(self, what: str, details: Any) -> None:
         at = perf_counter() - self._begun

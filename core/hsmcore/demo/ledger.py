@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from solders.account import Account
 from solders.hash import Hash
 from solders.litesvm import LiteSVM
 from solders.pubkey import Pubkey
 from solders.transaction import VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata
+from solders.transaction_status import TransactionErrorInstructionError
 
 from hsmcore.errors import SystemFailure
 
+RENT: Final = 10_000_000  # lamports; keeps a small account alive
 LEAST_HISTORY: Final = 64  # LiteSVM 0.15 takes a capacity of 32 or less for none at all and then accepts duplicates
 
 
@@ -46,6 +49,15 @@ class Ledger:
         """Lamports."""
         return self._svm.get_balance(account) or 0
 
+    def account(self, address: Pubkey) -> tuple[bytes, bytes] | None:
+        """Owner and data."""
+        found = self._svm.get_account(address)
+        return None if found is None else (bytes(found.owner), bytes(found.data))
+
+    def put(self, address: Pubkey, owner: Pubkey, data: bytes) -> None:
+        """Have an account there from the beginning."""
+        self._svm.set_account(address, Account(RENT, data, owner))
+
     def blockhash(self) -> Hash:
         return self._svm.latest_blockhash()
 
@@ -63,4 +75,7 @@ class Ledger:
 
 
 def _reason(result: FailedTransactionMetadata) -> str:
-    return str(result.err()).rpartition(".")[2]
+    error = result.err()
+    if isinstance(error, TransactionErrorInstructionError):
+        return f"InstructionError {str(error.err).rpartition('.')[2].removeprefix('InstructionError')}"
+    return str(error).rpartition(".")[2]

@@ -60,6 +60,22 @@ def failover_text(played: dict[str, Any]) -> str:
     return _columns(lines)
 
 
+def rotation_text(played: dict[str, Any]) -> str:
+    """The same of the third act."""
+    signed = ", ".join(f"{count:,} by key {key[:8]}" for key, count in played["signedBy"].items())
+    pause = f"{played['longestPauseMs']:.1f} ms without a signature, at {played['ratePerSecond']} transactions/s"
+    old = f"refused by the ledger ({played['oldKeyRefusedAs']})" if played["oldKeyRefusedAs"] else "NOT REFUSED"
+    new = "accepted" if played["newKeyAccepted"] else "REFUSED"
+    return _columns(
+        [
+            *_transactions(played),
+            ("signed", f"{signed}; {played['rebuilt']:,} built again for the new key"),
+            ("longest pause", pause),
+            ("old key", f"what it had signed in advance: {old}; the same by the new key: {new}"),
+        ]
+    )
+
+
 def _columns(lines: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

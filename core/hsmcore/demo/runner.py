@@ -71,6 +71,8 @@ class Sequencer:
     ) -> None:
         self._signer, self.builder, self.ledger, self._raw = signer, builder, ledger, raw
         self._in_flight = in_flight
+        self.payers = [builder.payer]
+        """The accounts that transfers and fees come from."""
         self._funded = 0
         self._paid: dict[str, int] = {}
 
@@ -140,7 +142,7 @@ class Sequencer:
         arrived = {str(account): self.ledger.balance(account) for account in recipients}
         rest = self._funded - sum(self._paid.values()) - self.ledger.fees
         return arrived == {str(account): self._paid.get(str(account), 0) for account in recipients} and (
-            self.ledger.balance(self.builder.payer) == rest
+            sum(map(self.ledger.balance, self.payers)) == rest
         )
 
 

@@ -40,6 +40,12 @@ class Twins:
         manager = {**first, "maxCacheSize": 0, "stateFile": str(self.folder / "state.db"), "failover": block}
         return {"sequencer": {"keyManager": manager}}
 
+    def lone_config(self, rotation: dict[str, Any]) -> dict[str, Any]:
+        """The same for token b alone, with that `keyRotation` block."""
+        manager = {**self._provider(LABELS[1]), "maxCacheSize": 0, "requestTimeoutMs": 1000,
+                   "stateFile": str(self.folder / "rotation.db"), "keyRotation": rotation}  # fmt: skip
+        return {"sequencer": {"keyManager": manager}}
+
     def _provider(self, label: str) -> dict[str, Any]:
         config = {"modulePath": self.module, "tokenLabel": label, "pin": {"file": str(self.folder / "pin")},
                   "keyLabel": KEY_LABEL, "sessions": os.cpu_count() or 1, "isolation": "process",
