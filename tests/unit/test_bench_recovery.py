@@ -21,10 +21,11 @@ def killed(case: str, again: float = 0.02, kept: float = 1.0, failed: int = 0, o
 
 
 class TestRecovery:
-    @pytest.mark.parametrize("pid", [None, -1, 0, 1, True, os.getpid(), "7"])
+    @pytest.mark.parametrize("pid", [None, -1, 0, 1, True, "own", "7"])
     def test_kills_no_process_but_a_host(self, pid, monkeypatch):
         recovery = pytest.importorskip("hsmcore.bench.child.recovery")
         killed = []
+        pid = os.getpid() if pid == "own" else pid
         monkeypatch.setattr(recovery.os, "kill", lambda *args: killed.append(args))
         for member in (None, SimpleNamespace(engine=SimpleNamespace(host_pid=pid))):
             with pytest.raises(RuntimeError, match="no host process"):
