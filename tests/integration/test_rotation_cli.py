@@ -11,6 +11,7 @@ from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 from tests.support.managers import becomes, opened, start
 
+from hsmcore import create_key_manager
 from hsmcore.cli.app import run as run_command
 
 pytestmark = pytest.mark.integration
@@ -186,6 +187,25 @@ def test_two_operators_approve(fresh_token, tmp_path, hsmcore):
                 await rotating
 
     asyncio.run(scenario())
+
+
+def test_what_changes_something_is_recorded(fresh_token, tmp_path, hsmcore):
+    from hsmcore.config import load
+
+    config = configured(fresh_token(), "ed25519", tmp_path)
+    config["sequencer"]["keyManager"]["auditLogFile"] = str(tmp_path / "audit" / "audit.log")
+    assert hsmcore("rotate", "now", config=config)[0] == 0
+    assert hsmcore("rotate", "abort")[0] == 1
+
+    async def operations():
+        manager = create_key_manager(load(config))
+        return [record async for record in manager.audit.query()]
+
+    found = asyncio.run(operations())
+    commands = {record["command"]: record["result"] for record in found if record["operation"] == "command"}
+    assert commands == {"rotate now": "ok", "rotate abort": "error"}
+    rotated = [record["operation"] for record in found if "rotat" in record["operation"]]
+    assert rotated == ["rotation-begun", "key-rotated"]
 
 
 def test_a_running_key_manager_does_it(fresh_token, tmp_path, hsmcore):

@@ -9,7 +9,7 @@ import typer
 
 from hsmcore.cli.keys import is_configured, on_token, ring, shown_key
 from hsmcore.cli.output import BadUsage, print_json
-from hsmcore.cli.recorded import recorded
+from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
 from hsmcore.errors import KeyAmbiguous
 
@@ -33,8 +33,9 @@ def replicate(
     loaded = load_config(config, state)
     target = _member(loaded, to)
     identity = key_id.lower() if key_id is not None else _current(loaded)
-    with recorded(loaded.key_manager, "keys replicate", key_id=identity, to_member=to):
+    with recorded(loaded.key_manager, "keys replicate", key_id=identity, to_member=to) as entry:
         record, copied = asyncio.run(_replicate(loaded, target, identity))
+        entry.update(key_fields(record))
     if as_json:
         print_json(shown_key(record) | {"member": to, "copied": copied})
     else:

@@ -54,10 +54,10 @@ def now(
         )
     with recorded(loaded.key_manager, "rotate now", reason=reason) as entry:
         done = asyncio.run(_rotate(loaded, reason, timeout if wait else 0.0))
-        entry["status"] = done["status"]
-    _print(done, as_json=as_json)
-    if done["status"] in ("failed", "aborted"):
-        raise typer.Exit(FAILED)
+        entry |= {"rotation_id": str(done.get("id", "")), "status": done["status"]}
+        _print(done, as_json=as_json)
+        if done["status"] in ("failed", "aborted"):
+            raise typer.Exit(FAILED)
 
 
 @app.command("plan", short_help="Show the coming rotations.")
@@ -221,8 +221,9 @@ def approve(
         return
     if name is None or (code is not None and signature is not None):
         raise BadUsage("give --as NAME and one of --code and --signature")
-    with recorded(loaded.key_manager, "rotate approve", approver=name):
+    with recorded(loaded.key_manager, "rotate approve", approver=name) as entry:
         given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
+        entry["rotation_id"] = str(given["rotation"])
     _print(given, as_json=as_json)
 
 
@@ -235,8 +236,9 @@ def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
     """
     loaded = load_config(config, state)
     rules = rotation_rules(loaded)
-    with recorded(loaded.key_manager, "rotate adopt"):
+    with recorded(loaded.key_manager, "rotate adopt") as entry:
         adopted = asyncio.run(_adopt(loaded, rules))
+        entry |= {"key_id": adopted["id"], "public_key": adopted["publicKey"]}
     _print(adopted, as_json=as_json)
 
 
