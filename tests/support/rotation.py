@@ -66,6 +66,8 @@ async def check(manager: Any, rotation: RotationService, chain: Chain) -> None:
     there = {record.id for record in await manager._member.control.list_keys()}
     expected = {key.key_id for key in keys if key.state in ("active", "overlap", "deactivated")}
     assert there == expected, ("keys on the token that nobody accounts for", there ^ expected)
+    assert not any([await manager._member.control.sweep(key.key_id) for key in keys if key.key_id]), "a public half"
+    assert await manager._member.control.sweep("", nameless=True) == 0, "half a key"
     assert all(key.state != "pending" for key in keys)
     rotations = await rotation.rotations.last(8)
     for entry in rotations:

@@ -21,6 +21,7 @@ class Restorer(Protocol):
 
     async def list_keys(self) -> list[KeyRecord]: ...
     async def destroy(self, key_id: str) -> None: ...
+    async def sweep(self, key_id: str, *, nameless: bool = False) -> int: ...
     async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord: ...
 
 
@@ -32,11 +33,13 @@ async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
         raise BackupInvalid("the key that was restored is not the one that the backup names")
 
 
-async def drill_beside(statement: Statement, token: Restorer, sign: Sign, scratch: str | None, label: str) -> None:
+async def drill_beside(
+    statement: Statement, token: Restorer, sign: Sign, scratch: str | None, label: str, *, resumed: bool = False
+) -> None:
     """Restore under a scratch id and label (None: the token keeps the backup's own), prove the key, destroy it.
-    Repeating it after a crash first destroys what was left."""
+    Repeating it after a crash (`resumed`) first destroys what was left."""
     identity = scratch or statement.key_id
-    await end(token, identity)
+    await end(token, identity, resumed=resumed)
     record = await token.import_wrapped(statement.payload, scratch, label if scratch is not None else None)
     try:
         if record.public_key is not None and record.public_key != statement.public_key:
@@ -56,11 +59,12 @@ async def drill_in_place(statement: Statement, token: Restorer, sign: Sign) -> N
     await prove(statement, record.id, sign)
 
 
-async def end(token: Restorer, key_id: str) -> None:
-    """Destroy a key if it is there."""
+async def end(token: Restorer, key_id: str, *, resumed: bool = False) -> None:
+    """Destroy a key if it is there, and what a crash left of it."""
     for record in await token.list_keys():
         if record.id == key_id:
             await token.destroy(key_id)
+    await token.sweep(key_id, nameless=resumed)
 
 
 async def restore(statement: Statement, token: Restorer, sign: Sign) -> KeyRecord:

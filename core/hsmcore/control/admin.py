@@ -202,6 +202,10 @@ class TokenAdmin:
         with self.session("importing a key") as session:
             return backup.import_wrapped(session, self._quirks, blob, key_id, label)
 
+    def sweep(self, key_id: str, *, nameless: bool) -> int:
+        with self.session(f"clearing up after key {key_id}") as session:
+            return keys.sweep(session, key_id, nameless=nameless)
+
     def new_key_id(self) -> bytes:
         with self.session("choosing a key id") as session:
             return keys.new_id(session, self._quirks)

@@ -81,6 +81,7 @@ _CALLS: Final[dict[str, Call]] = {
     "import_wrapped": lambda admin, backup, key_id, label: record_to_json(
         admin.import_wrapped(bytes.fromhex(backup), key_id, label)
     ),
+    "sweep": lambda admin, key_id, nameless: admin.sweep(key_id, nameless=nameless),
     "new_key_id": lambda admin: admin.new_key_id().hex(),
     "prove": lambda admin, key_id, message: admin.prove(key_id, bytes.fromhex(message)).hex(),
     "why_no_backup": lambda admin, algorithm: admin.why_no_backup(algorithm),

@@ -210,6 +210,29 @@ def destroy_key(session: Session, key_id: str) -> None:
     _destroy(*find_key(session, key_id))
 
 
+def sweep(session: Session, key_id: str, *, nameless: bool) -> int:
+    """Erase what a process that was killed has left of a key with this id: a public half without its private one. With
+    `nameless` also EC keys without id, label and curve: so SoftHSM leaves one whose making was cut off. They are of no
+    use to anybody, but somebody else's may be in the making. Returns how many objects were erased."""
+    erased = 0
+    identity = parse_key_id(key_id) if key_id else b""
+    if identity and not list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity})):
+        for public in list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: identity})):
+            public.destroy()
+            erased += 1
+    for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY) if nameless else ():
+        for half in list(session.get_objects({Attribute.CLASS: kind})):
+            if _is_half(_shown(half)):
+                half.destroy()
+                erased += 1
+    return erased
+
+
+def _is_half(shown: dict[Attribute, Any]) -> bool:
+    named = any(shown.get(name) for name in (Attribute.ID, Attribute.LABEL, Attribute.EC_PARAMS, Attribute.EC_POINT))
+    return shown.get(Attribute.KEY_TYPE) in (KeyType.EC, KeyType.EC_EDWARDS) and not named
+
+
 def parse_key_id(key_id: str) -> bytes:
     try:
         wanted = bytes.fromhex(key_id)

@@ -121,6 +121,9 @@ class RemoteAdmin:
     def import_wrapped(self, blob: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
         return record_of_json(self._call("import_wrapped", backup=blob.hex(), key_id=key_id, label=label))
 
+    def sweep(self, key_id: str, *, nameless: bool) -> int:
+        return int(self._call("sweep", key_id=key_id, nameless=nameless))
+
     def new_key_id(self) -> bytes:
         return bytes.fromhex(self._call("new_key_id"))
 

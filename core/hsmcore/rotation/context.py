@@ -72,6 +72,8 @@ class Context:
     grace_ns: int
     """The longest that a request which was routed to the old key may still be under way."""
     clock: Callable[[], int]
+    resumed: bool = False
+    """Whether the step was begun before, by a process that did not end it."""
 
     @property
     def first(self) -> Member:

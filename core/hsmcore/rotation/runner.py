@@ -71,7 +71,7 @@ class Runner:
             rotation = await self._step(rotation, action)
 
     async def _step(self, rotation: Rotation, action: machine.Action) -> Rotation:
-        undoing = action.kind == "undo"
+        undoing, resumed = action.kind == "undo", rotation.run.begun
         effects = EFFECTS[action.step]
         effect = effects.undo if undoing else effects.do
         point = f"{action.kind}:{action.step}"
@@ -86,7 +86,11 @@ class Runner:
                     planned.details, also=planned.also,
                 )  # fmt: skip
                 self._trace(f"{point}:begun")
-            outcome = skipped("nothing to undo") if effect is None else await effect(await self._context(rotation))
+            outcome = (
+                skipped("nothing to undo")
+                if effect is None
+                else await effect(replace(await self._context(rotation), resumed=resumed))
+            )
             self._trace(f"{point}:effect")
         except StoreError:
             raise

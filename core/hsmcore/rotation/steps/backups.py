@@ -133,10 +133,10 @@ async def drill(ctx: Context) -> Done:
     try:
         if not is_whole(statement.payload):
             scratch = await _scratch(ctx)
-            await drills.drill_beside(statement, token, sign, scratch, _SCRATCH_LABEL)
+            await drills.drill_beside(statement, token, sign, scratch, _SCRATCH_LABEL, resumed=ctx.resumed)
             how = "under a scratch id"
         elif ctx.drill is not None:
-            await drills.drill_beside(statement, token, sign, None, "")
+            await drills.drill_beside(statement, token, sign, None, "", resumed=ctx.resumed)
             how = "on the drill token"
         else:
             await drills.drill_in_place(statement, token, _either(ctx))
@@ -155,7 +155,7 @@ async def end_drill(ctx: Context) -> Done:
     """Destroy what the drill may have left."""
     scratch = await _scratch(ctx)
     if scratch is not None:
-        await drills.end(_token(ctx), scratch)
+        await drills.end(_token(ctx), scratch, resumed=True)
     return Done({"scratch": scratch})
 
 

@@ -40,6 +40,8 @@ async def do(ctx: Context) -> Done:
         # What a crash cut off, or a key whose sealed copy nobody has kept.
         for key in found:
             await member.control.destroy(key.id)
+        if ctx.resumed:
+            await member.control.sweep(ctx.new.key_id, nameless=True)
         identity = bytes.fromhex(ctx.new.key_id)
         if ceremony is not None:
             record, sealed = await member.control.generate_sealed(
@@ -76,6 +78,7 @@ async def undo(ctx: Context) -> Done:
             await member.control.destroy(key.id)
             destroyed.append({"member": member.name, "keyId": key.id})
             get_logger().warning("a new key was destroyed again", member=member.name, key=key.id)
+        await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
     return Done({"destroyed": destroyed})
 
 

@@ -24,6 +24,7 @@ async def do(ctx: Context) -> Done:
     # Noted before the copies are made: whoever destroys the key again asks all of them.
     await ctx.keys.change(ctx.new.version, members=names)
     for member in holders[1:]:
+        await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
         await copy_key(ctx.new, holders[0], member)
     await ctx.hands.load(ctx.new.key_id)
     return Done({"members": names}, also=lambda connection: change_key(connection, ctx.new.version, members=names))

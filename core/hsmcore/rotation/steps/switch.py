@@ -62,6 +62,7 @@ async def destroy(ctx: Context) -> Done:
             if record.public_key in (None, ctx.old.public_key):
                 await member.control.destroy(record.id)
                 gone.append(member.name)
+        await member.control.sweep(ctx.old.key_id)
     now = ctx.clock()
     return Done(
         {"keyId": ctx.old.key_id, "members": gone},
