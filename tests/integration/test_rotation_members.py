@@ -6,14 +6,18 @@ import asyncio
 import json
 
 import pytest
+from nacl.public import PrivateKey
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import opened
+from tests.support.softhsm import RFC8032_PUBLIC, RFC8032_SEED
 from tests.support.yubihsm import Algorithm, Capability, Device
 from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
 from tests.support.yubihsm.objects import Stored
 from tests.support.yubihsm.rig import ADMIN
 
+from hsmcore.backup.desk import opens
+from hsmcore.backup.envelope import open_envelope
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
@@ -104,6 +108,85 @@ async def test_a_member_that_is_away_is_not_left_behind(pair, tmp_path):
     async with opened(config) as manager:
         with pytest.raises(HsmError, match="would be left behind"):
             await manager.rotate_key()
+
+
+RECOVERY = PrivateKey(bytes(range(1, 33)))
+SHARED = {"name": "shared", "kind": "ed25519", "id": "0a0b0c", "seed": RFC8032_SEED, "public_key": RFC8032_PUBLIC}
+
+
+def three_that_cannot_wrap(fresh_token, tmp_path, **rotation):
+    """Tokens that share an Ed25519 key which none of them can wrap; the second one is in a process of its own."""
+    tokens = [fresh_token(dict(SHARED)) for _ in range(3)]
+    providers = []
+    for token, isolation in zip(tokens, ("thread", "process", "thread"), strict=True):
+        manager = token.config("shared", settings={"isolation": isolation})["sequencer"]["keyManager"]
+        providers.append({"type": manager["type"], "config": manager["config"]})
+    block = {"primary": providers[1:2], "secondary": providers[2:], "primaryRetryIntervalMs": 50}
+    return tokens, {"keyManager": {**providers[0], "failover": block, **rules(tmp_path, overlapDays=2, **rotation)}}
+
+
+@one_loop
+async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_token, tmp_path):
+    ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
+    place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
+    tokens, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
+    async with opened(config) as manager:
+        new = await manager.rotate_key()
+        receipts = await asyncio.gather(*(manager.sign_with_receipt(b"%d" % n) for n in range(200)))
+        assert {receipt.key_id for receipt in receipts} == {new}
+        assert len({receipt.member for receipt in receipts}) == 2, "both of the primary level sign with it"
+        for member in manager._holders():
+            [record] = [record for record in await member.control.list_keys() if record.id == new]
+            assert (record.public_key, record.sensitive, record.extractable) == (manager.public_key, True, False)
+        assert len(manager._holders()) == 3
+        public_key = manager.public_key
+    keys, _, _ = await stored(tmp_path)
+    assert len(keys[-1].members) == 3
+    [name] = (file.name for file in (tmp_path / "backups").iterdir())
+    assert opens(open_envelope((tmp_path / "backups" / name).read_bytes(), public_key), bytearray(bytes(RECOVERY)))
+
+    # A member that lost it, or came later, gets it from the sealed backup.
+    third = ControlPlane.for_settings(load(tokens[2].config("shared")).key_manager.config, log_in=True)
+    async with third as plane:
+        await plane.destroy(new)
+    (tmp_path / "recovery.key").write_text(bytes(RECOVERY).hex())
+    (tmp_path / "hsm.json").write_text(json.dumps(config))
+    arguments = ["--recovery-key", str(tmp_path / "recovery.key"), "--to", f"softhsm:{tokens[2].label}"]
+    command = ["backup", "restore", name, *arguments, "--config", str(tmp_path / "hsm.json"), "--json"]
+    assert await asyncio.get_running_loop().run_in_executor(None, run_command, command) == 0
+    async with opened(config) as manager:
+        assert manager.public_key == public_key
+        assert len(manager._holders()) == 3
+
+
+@one_loop
+async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anywhere(fresh_token, tmp_path):
+    ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
+    place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
+    _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
+    async with opened(config) as manager:
+
+        async def refuse(*args):
+            raise HsmError("this device is full", status="REQUEST_REJECTED")
+
+        manager._holders()[2].control.import_transported = refuse
+        with pytest.raises(HsmError, match="full"):
+            await manager.rotate_key()
+        assert manager.public_key.hex() == RFC8032_PUBLIC
+        for member in manager._holders():
+            assert [record.id for record in await member.control.list_keys()] == ["0a0b0c"]
+
+
+@one_loop
+async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path):
+    _, config = three_that_cannot_wrap(fresh_token, tmp_path)
+    async with opened(config) as manager:
+        with pytest.raises(HsmError, match="cannot get the new key: .*cannot wrap"):
+            await manager.rotate_key()
+        for member in manager._holders():
+            assert len(await member.control.list_keys()) == 1
+    _, [rotation], _ = await stored(tmp_path)
+    assert rotation.error.startswith("replicate: softhsm:")
 
 
 def test_replicate_by_hand(pair, tmp_path, capsys):

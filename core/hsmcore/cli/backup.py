@@ -76,6 +76,10 @@ def verify(
 def restore(
     name: NameArgument,
     recovery_key: RecoveryOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="MEMBER", help="Another member than the first, as in `failover status`."),
+    ] = None,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -83,11 +87,15 @@ def restore(
     """Put a key back on the token, and have it sign to prove that it is the one that the backup names; else it is
     destroyed again. A backup that is not sound, or of another key than the key ring has, is not touched.
 
-    Example: hsmcore backup restore sequencer-key-1a2b3c4d.0f3a….hsmbackup
+    Examples:
+
+      hsmcore backup restore sequencer-key-1a2b3c4d.0f3a….hsmbackup
+
+      hsmcore backup restore NAME --recovery-key recovery.key --to softhsm:second
     """
     loaded = load_config(config, state)
     with recorded(loaded.key_manager, "backup restore", file=name) as entry:
-        record = asyncio.run(_restore(loaded, name, recovery_key))
+        record = asyncio.run(_restore(loaded, name, recovery_key, to))
         entry.update(key_fields(record))
     shown = {
         "id": record.id,
@@ -117,7 +125,8 @@ async def _look(config: Config, name: str | None) -> tuple[list[Found], list[Bac
     return [await look(place, each, keys, rows) for each in names], rows
 
 
-async def _restore(config: Config, name: str, recovery_key: Path | None) -> Any:
+async def _restore(config: Config, name: str, recovery_key: Path | None, to: str | None) -> Any:
+    from hsmcore.cli.replicate import note_holder, pkcs11_member
     from hsmcore.backup.desk import put_back
     from hsmcore.backup.envelope import BackupInvalid
     from hsmcore.control import ControlPlane
@@ -125,10 +134,13 @@ async def _restore(config: Config, name: str, recovery_key: Path | None) -> Any:
     [found], _ = await _look(config, name)
     if found.problem is not None or found.statement is None:
         raise BackupInvalid(f"{name}: {found.problem}; nothing was restored")
-    settings = token_settings(config)
+    settings: Any = token_settings(config) if to is None else pkcs11_member(config, to).config
     recovery = None if recovery_key is None else _recovery(recovery_key)
     async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
-        return await put_back(found.statement, plane, recovery)
+        record = await put_back(found.statement, plane, recovery)
+    if to is not None:
+        await note_holder(config, record.id, to)
+    return record
 
 
 def _place(config: Config) -> Place:

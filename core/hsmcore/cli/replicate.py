@@ -31,7 +31,7 @@ def replicate(
     Example: hsmcore keys replicate --to yubihsm:http://10.0.0.2:12345
     """
     loaded = load_config(config, state)
-    target = _member(loaded, to)
+    target = pkcs11_member(loaded, to)
     identity = key_id.lower() if key_id is not None else _current(loaded)
     with recorded(loaded.key_manager, "keys replicate", key_id=identity, to_member=to) as entry:
         record, copied = asyncio.run(_replicate(loaded, target, identity))
@@ -53,7 +53,8 @@ def _current(config: Config) -> str:
     return found[0]
 
 
-def _member(config: Config, name: str) -> Provider:
+def pkcs11_member(config: Config, name: str) -> Provider:
+    """The member of that name. Raises BadUsage."""
     from hsmcore.config import Pkcs11Settings, all_members
 
     failover = config.key_manager.failover
@@ -91,11 +92,12 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
             if not present:
                 await there.destroy(key_id)
             raise KeyMismatch(f"{target.name} has another key under the id {key_id}", member=target.name)
-    await _note_holder(config, key_id, target.name)
+    await note_holder(config, key_id, target.name)
     return record, not present
 
 
-async def _note_holder(config: Config, key_id: str, member: str) -> None:
+async def note_holder(config: Config, key_id: str, member: str) -> None:
+    """Have the key ring know that a member holds a key."""
     from hsmcore.cli.store import in_state
     from hsmcore.state import Keys
 

@@ -12,7 +12,7 @@ from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings, SoftHsm
 from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover
 from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
 from hsmcore.config.root import Config, KeyManagerConfig
-from hsmcore.config.rotation import Approver, KeyRotation, Notices
+from hsmcore.config.rotation import Approver, KeyCeremony, KeyRotation, Notices
 from hsmcore.config.secret import AwsSecretsManagerReference, Secret
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "EphemeralSettings",
     "Failover",
     "GenericPkcs11Settings",
+    "KeyCeremony",
     "KeyManagerConfig",
     "KeyRotation",
     "Notices",

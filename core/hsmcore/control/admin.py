@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from pkcs11 import TokenFlag
 from pkcs11.exceptions import PKCS11Error
@@ -20,6 +20,9 @@ from hsmcore.control.quirks import KeyForm, quirks_for
 from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
 from hsmcore.control.tokens import list_tokens, none_or_several, present
 from hsmcore.errors import EngineClosed, HsmError, LoginError, MemberDown, ModuleBusy, error_of
+
+if TYPE_CHECKING:
+    from hsmcore.members.locked import TransportKey
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
@@ -65,6 +68,7 @@ class TokenAdmin:
         self._library: AdoptedLibrary | None = None
         self._login: Session | None = None
         self._refused: LoginError | None = None
+        self._transport: TransportKey | None = None
         self._inside = 0  # series of calls that are nested in one another
         self._initialization = -1  # the module's, when it was last entered
 
@@ -86,6 +90,7 @@ class TokenAdmin:
     def close(self) -> None:
         """Close the session that logged in, then let the module go. Doing it twice is no error."""
         holder = self._holder
+        self._wipe_transport()
         if holder is None:
             return
         try:
@@ -219,15 +224,35 @@ class TokenAdmin:
             version = self._library.library_version if self._library is not None else (0, 0)
             return backup.why_not(session, self._quirks, (version[0], version[1]), algorithm)
 
-    def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
+    def generate_sealed(self, label: str, key_id: bytes, seal_to: Sequence[bytes]) -> tuple[KeyRecord, list[bytes]]:
         with self.session("making a sealed key") as session:
-            made = sealed.generate(session, Cryptoki(self._path), self._quirks, label, key_id, recovery_key)
+            made = sealed.generate(session, Cryptoki(self._path), self._quirks, label, key_id, seal_to)
             return keys.describe_key(*keys.find_key(session, key_id.hex())), made
 
-    def import_sealed(self, label: str, key_id: bytes, blob: bytes, recovery: bytearray) -> KeyRecord:
+    def import_sealed(self, label: str, key_id: bytes, blob: bytes, recovery: bytearray | TransportKey) -> KeyRecord:
         with self.session("importing a sealed key") as session:
             sealed.restore(session, Cryptoki(self._path), self._quirks, label, key_id, blob, recovery)
             return keys.describe_key(*keys.find_key(session, key_id.hex()))
+
+    def transport_key(self) -> bytes:
+        from hsmcore.members.locked import TransportKey
+
+        self._wipe_transport()
+        self._transport = TransportKey(self.member or "token")
+        return self._transport.public_key
+
+    def import_transported(self, label: str, key_id: bytes, blob: bytes) -> KeyRecord:
+        if self._transport is None:
+            raise EngineClosed("the transport key is gone", member=self.member)
+        try:
+            return self.import_sealed(label, key_id, blob, self._transport)
+        finally:
+            self._wipe_transport()
+
+    def _wipe_transport(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.wipe()
 
     def _log_in(self, token: Token) -> None:
         if self._pin is None:

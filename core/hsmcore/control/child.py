@@ -52,9 +52,9 @@ def _generated(
     return {"key": record_to_json(record), "forms": known}
 
 
-def _sealed(admin: TokenAdmin, label: str, key_id: str, recovery_key: str) -> dict[str, Any]:
-    record, sealed = admin.generate_sealed(label, bytes.fromhex(key_id), bytes.fromhex(recovery_key))
-    return {"key": record_to_json(record), "sealed": sealed.hex()}
+def _sealed(admin: TokenAdmin, label: str, key_id: str, seal_to: list[str]) -> dict[str, Any]:
+    record, sealed = admin.generate_sealed(label, bytes.fromhex(key_id), [bytes.fromhex(key) for key in seal_to])
+    return {"key": record_to_json(record), "sealed": [blob.hex() for blob in sealed]}
 
 
 def _unsealed(
@@ -86,6 +86,10 @@ _CALLS: Final[dict[str, Call]] = {
     "prove": lambda admin, key_id, message: admin.prove(key_id, bytes.fromhex(message)).hex(),
     "why_no_backup": lambda admin, algorithm: admin.why_no_backup(algorithm),
     "generate_sealed": _sealed,
+    "transport_key": lambda admin: admin.transport_key().hex(),
+    "import_transported": lambda admin, label, key_id, sealed: record_to_json(
+        admin.import_transported(label, bytes.fromhex(key_id), bytes.fromhex(sealed))
+    ),
 }
 
 

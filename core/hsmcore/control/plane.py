@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, Self, TypeVar
@@ -47,7 +47,9 @@ class Admin(Protocol):
     def new_key_id(self) -> bytes: ...
     def prove(self, key_id: str, message: bytes) -> bytes: ...
     def why_no_backup(self, algorithm: str) -> str | None: ...
-    def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]: ...
+    def generate_sealed(self, label: str, key_id: bytes, seal_to: Sequence[bytes]) -> tuple[KeyRecord, list[bytes]]: ...
+    def transport_key(self) -> bytes: ...
+    def import_transported(self, label: str, key_id: bytes, blob: bytes) -> KeyRecord: ...
     def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord: ...
 
 
@@ -237,10 +239,23 @@ class ControlPlane:
         """Why the token cannot wrap keys of an algorithm; None if it can."""
         return await self._run(self._admin.why_no_backup, algorithm)
 
-    async def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
-        """A key ceremony: an Ed25519 key made in locked memory, sealed to an X25519 public key (32 bytes) and imported
-        so that it cannot leave the token. Returns the key and what it was sealed into."""
-        return await self._run(self._admin.generate_sealed, label, key_id, recovery_key)
+    async def generate_sealed(
+        self, label: str, key_id: bytes, seal_to: Sequence[bytes]
+    ) -> tuple[KeyRecord, list[bytes]]:
+        """A key ceremony: an Ed25519 key made in locked memory, sealed to X25519 public keys (32 bytes each) and
+        imported so that it cannot leave the token. Returns the key and what it was sealed into, for each of them."""
+        return await self._run(self._admin.generate_sealed, label, key_id, seal_to)
+
+    async def transport_key(self) -> bytes:
+        """An X25519 public key to which another token's key ceremony can seal a copy for this token. The private half
+        is in the locked memory of whoever talks to the module (the child, where that is isolated), good for one
+        import."""
+        return await self._run(self._admin.transport_key)
+
+    async def import_transported(self, label: str, key_id: bytes, sealed: bytes) -> KeyRecord:
+        """Import a key that was sealed to the last `transport_key`, so that it cannot leave the token. EngineClosed if
+        that key is gone meanwhile."""
+        return await self._run(self._admin.import_transported, label, key_id, sealed)
 
     async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:
         """Put a key back that a ceremony sealed. `recovery` is the X25519 private key (32 bytes): the caller wipes

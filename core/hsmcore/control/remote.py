@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final, Self
 
@@ -134,9 +134,15 @@ class RemoteAdmin:
         answer = self._call("why_no_backup", algorithm=algorithm)
         return None if answer is None else str(answer)
 
-    def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
-        made = self._call("generate_sealed", label=label, key_id=key_id.hex(), recovery_key=recovery_key.hex())
-        return record_of_json(made["key"]), bytes.fromhex(made["sealed"])
+    def generate_sealed(self, label: str, key_id: bytes, seal_to: Sequence[bytes]) -> tuple[KeyRecord, list[bytes]]:
+        made = self._call("generate_sealed", label=label, key_id=key_id.hex(), seal_to=[key.hex() for key in seal_to])
+        return record_of_json(made["key"]), [bytes.fromhex(blob) for blob in made["sealed"]]
+
+    def transport_key(self) -> bytes:
+        return bytes.fromhex(self._call("transport_key"))
+
+    def import_transported(self, label: str, key_id: bytes, blob: bytes) -> KeyRecord:
+        return record_of_json(self._call("import_transported", label=label, key_id=key_id.hex(), sealed=blob.hex()))
 
     def import_sealed(self, label: str, key_id: bytes, blob: bytes, recovery: bytearray) -> KeyRecord:
         until = time.monotonic() + self._seconds

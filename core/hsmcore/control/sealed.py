@@ -6,6 +6,7 @@ it cannot leave the token any more, and wiped. Blocking; the session belongs to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_ulong
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from hsmcore.control.keys import key_forms
 from hsmcore.control.quirks import Quirks
 
 if TYPE_CHECKING:
-    from hsmcore.members.locked import LockedKey
+    from hsmcore.members.locked import LockedKey, TransportKey
 
 _SEED_BYTES: Final = 32
 _RECOVERY_BYTES: Final = 32
@@ -26,16 +27,16 @@ _TRUE, _FALSE = b"\x01", b"\x00"
 
 
 def generate(
-    session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, key_id: bytes, recovery_key: bytes
-) -> bytes:
-    """Make a key and import it. Returns its seed, sealed to the recovery key (80 bytes)."""
+    session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, key_id: bytes, seal_to: Sequence[bytes]
+) -> list[bytes]:
+    """Make a key and import it. Returns its seed, sealed to each of the X25519 public keys (80 bytes each)."""
     from hsmcore.members.locked import LockedKey
 
-    if len(recovery_key) != _RECOVERY_BYTES:
-        raise ControlError("a recovery key is an X25519 public key of 32 bytes")
+    if any(len(public_key) != _RECOVERY_BYTES for public_key in seal_to):
+        raise ControlError("a key is sealed to X25519 public keys of 32 bytes")
     key = LockedKey("ceremony")
     try:
-        sealed = key.seal(recovery_key)
+        sealed = [key.seal(public_key) for public_key in seal_to]
         _import(session, cryptoki, quirks, label, key_id, key)
     finally:
         key.wipe()
@@ -49,9 +50,9 @@ def restore(
     label: str,
     key_id: bytes,
     sealed: bytes,
-    recovery: bytearray,
+    recovery: bytearray | TransportKey,
 ) -> None:
-    """Import a key from what it was sealed into. Raises KeyUnusable for a wrong recovery key."""
+    """Import a key from what it was sealed into. Raises KeyUnusable for a wrong recovery or transport key."""
     from hsmcore.members.locked import LockedKey
 
     if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.control.curves import Algorithm
@@ -88,7 +89,11 @@ class Control(Protocol):
     async def new_key_id(self) -> bytes | None: ...
     async def prove(self, key_id: str, message: bytes) -> bytes: ...
     async def why_no_backup(self, algorithm: str) -> str | None: ...
-    async def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]: ...
+    async def generate_sealed(
+        self, label: str, key_id: bytes, seal_to: Sequence[bytes]
+    ) -> tuple[KeyRecord, list[bytes]]: ...
+    async def transport_key(self) -> bytes: ...
+    async def import_transported(self, label: str, key_id: bytes, sealed: bytes) -> KeyRecord: ...
     async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord: ...
 
 
@@ -112,8 +117,17 @@ class KeepsItsKeys:
         del algorithm
         return self._keeps
 
-    async def generate_sealed(self, label: str, key_id: bytes, recovery_key: bytes) -> tuple[KeyRecord, bytes]:
-        del label, key_id, recovery_key
+    async def generate_sealed(
+        self, label: str, key_id: bytes, seal_to: Sequence[bytes]
+    ) -> tuple[KeyRecord, list[bytes]]:
+        del label, key_id, seal_to
+        raise KeyNotExportable(self._keeps)
+
+    async def transport_key(self) -> bytes:
+        raise KeyNotExportable(self._keeps)
+
+    async def import_transported(self, label: str, key_id: bytes, sealed: bytes) -> KeyRecord:
+        del label, key_id, sealed
         raise KeyNotExportable(self._keeps)
 
     async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:

@@ -1,4 +1,4 @@
-"""A secret Ed25519 key in memory that does not reach the disk, a core dump, a forked child or a Python object."""
+"""Secret keys in memory that does not reach the disk, a core dump, a forked child or a Python object."""
 
 from __future__ import annotations
 
@@ -34,14 +34,13 @@ _MEMORY_HINT: Final = (
 )
 
 
-class LockedKey:
-    """An Ed25519 key pair, made on the spot, or opened with the recovery key that it was sealed to. Not usable in a
-    forked child, where it reads as zeros.
+class _Locked:
+    """One page of locked memory. Not usable in a forked child, where it reads as zeros.
 
     Raises OutOfMemory where the memory cannot be locked: an unprotected key is not made instead.
     """
 
-    def __init__(self, member: str, sealed: tuple[bytes, bytearray] | None = None) -> None:
+    def __init__(self, member: str) -> None:
         self._member = member
         self._process = os.getpid()
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -52,7 +51,6 @@ class LockedKey:
         self._secret = _ffi.cast("unsigned char *", self._buffer)
         try:
             self._protect()
-            self.public_key = self._generate() if sealed is None else self._unseal(*sealed)
         except BaseException:
             self.wipe()
             raise
@@ -77,6 +75,47 @@ class LockedKey:
                     hint="Use a Linux kernel of version 4.14 or newer.",
                 )
 
+    @property
+    def alive(self) -> bool:
+        """Whether it is still there."""
+        return self._finalizer.alive
+
+    def wipe(self) -> None:
+        """Overwrite the key for good. Doing it twice is no error."""
+        self._finalizer()
+
+
+class TransportKey(_Locked):
+    """An X25519 key pair: what was sealed to `public_key` (32 bytes) can be opened here, and nowhere else."""
+
+    def __init__(self, member: str) -> None:
+        super().__init__(member)
+        public = _ffi.new("unsigned char[]", PUBLIC_BYTES)
+        if _lib.crypto_box_keypair(public, self._secret) != 0:
+            self.wipe()
+            raise SystemFailure("libsodium could not make a key pair", member=member)
+        self.public_key = bytes(_ffi.buffer(public, PUBLIC_BYTES))
+
+    @property
+    def secret(self) -> Any:
+        """The private half, for libsodium; valid until `wipe`."""
+        if not self.alive or os.getpid() != self._process:
+            raise EngineClosed("the transport key is gone", member=self._member)
+        return self._secret
+
+
+class LockedKey(_Locked):
+    """An Ed25519 key pair, made on the spot, or opened with the key that it was sealed to: a recovery key (an X25519
+    private key, 32 bytes) or a transport key."""
+
+    def __init__(self, member: str, sealed: tuple[bytes, bytearray | TransportKey] | None = None) -> None:
+        super().__init__(member)
+        try:
+            self.public_key = self._generate() if sealed is None else self._unseal(*sealed)
+        except BaseException:
+            self.wipe()
+            raise
+
     def seal(self, recovery_key: bytes) -> bytes:
         """The key's seed, sealed to an X25519 public key (libsodium's crypto_box_seal): 80 bytes. The seed itself never
         leaves the locked memory."""
@@ -85,17 +124,20 @@ class LockedKey:
             raise SystemFailure("libsodium could not seal the key", member=self._member)
         return bytes(_ffi.buffer(sealed, SEED_BYTES + SEAL_BYTES))
 
-    def _unseal(self, sealed: bytes, recovery: bytearray) -> bytes:
+    def _unseal(self, sealed: bytes, recovery: bytearray | TransportKey) -> bytes:
         """The key that was sealed, into the locked memory."""
-        public, secret = _ffi.new("unsigned char[]", 32), _ffi.from_buffer(recovery)
+        public = _ffi.new("unsigned char[]", 32)
+        transported = isinstance(recovery, TransportKey)
+        secret = recovery.secret if transported else _ffi.from_buffer(recovery)
         seed = self._secret + 2 * SEED_BYTES  # beside the place of the key: the page is locked as a whole
         if (
             len(sealed) != SEED_BYTES + SEAL_BYTES
-            or len(recovery) != 32
+            or not (transported or len(recovery) == 32)
             or _lib.crypto_scalarmult_base(public, secret) != 0
             or _lib.crypto_box_seal_open(seed, sealed, len(sealed), public, secret) != 0
         ):
-            raise KeyUnusable("the sealed key cannot be opened with this recovery key", member=self._member)
+            what = "transport" if transported else "recovery"
+            raise KeyUnusable(f"the sealed key cannot be opened with this {what} key", member=self._member)
         made = _ffi.new("unsigned char[]", PUBLIC_BYTES)
         _lib.crypto_sign_seed_keypair(made, self._secret, seed)
         return bytes(_ffi.buffer(made, PUBLIC_BYTES))
@@ -106,11 +148,6 @@ class LockedKey:
             raise SystemFailure("libsodium could not make a key pair", member=self._member)
         return bytes(_ffi.buffer(public, PUBLIC_BYTES))
 
-    @property
-    def alive(self) -> bool:
-        """Whether it can still sign."""
-        return self._finalizer.alive
-
     def sign(self, message: bytes) -> bytes:
         """64 bytes (RFC 8032, Ed25519). Raises EngineClosed when the key was wiped or belongs to another process."""
         if not self._finalizer.alive or os.getpid() != self._process:
@@ -119,10 +156,6 @@ class LockedKey:
         if _lib.crypto_sign(signed, _ffi.new("unsigned long long *"), message, len(message), self._secret) != 0:
             raise SystemFailure("libsodium could not sign", member=self._member)
         return bytes(_ffi.buffer(signed, SIGNATURE_BYTES))  # the message follows it
-
-    def wipe(self) -> None:
-        """Overwrite the key for good. Doing it twice is no error."""
-        self._finalizer()
 
 
 def _wipe(memory: mmap.mmap, buffer: Any, process: int) -> None:

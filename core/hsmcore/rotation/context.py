@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
-from hsmcore.config import KeyRotation
+from hsmcore.config import KeyCeremony, KeyRotation
+from hsmcore.errors import MemberDown
 from hsmcore.keyring import KeyVersion
 from hsmcore.members import Member
 from hsmcore.members.base import Control
@@ -80,6 +81,23 @@ class Context:
         """The member that makes the key."""
         return self.hands.holders()[0]
 
+    @property
+    def ceremony(self) -> KeyCeremony | None:
+        """The ceremony that the new key is made with; None: its token makes it."""
+        return ceremony_for(self.rules, self.new.algorithm)
+
+    def everybody(self) -> list[Member]:
+        """Every member that holds the old key, in the order of the levels. Raises MemberDown if one is not running."""
+        holders = self.hands.holders()
+        missing = sorted(set(self.old.members) - {member.name for member in holders})
+        if missing:
+            verb = "hold the current key and are" if len(missing) > 1 else "holds the current key and is"
+            raise MemberDown(
+                f"{', '.join(missing)} {verb} not running: it would be left behind",
+                hint="Bring it back, or take it out of the configuration.",
+            )
+        return holders
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -98,6 +116,11 @@ class Pending:
 
     until_ns: int
     details: dict[str, Any] = field(default_factory=dict)
+
+
+def ceremony_for(rules: KeyRotation, algorithm: str) -> KeyCeremony | None:
+    """The key ceremony for keys of an algorithm: only Ed25519 keys are made outside of tokens."""
+    return rules.key_ceremony if algorithm == "ed25519" else None
 
 
 Effect = Callable[[Context], Awaitable[Done | Pending]]

@@ -19,7 +19,7 @@ from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
 from hsmcore.rotation import machine
-from hsmcore.rotation.context import Announce, Context, Hands
+from hsmcore.rotation.context import Announce, Context, Hands, ceremony_for
 from hsmcore.rotation.pinned import configured_as, pinned
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
@@ -113,7 +113,7 @@ class RotationService:
         return f"rotation:{os.getpid()}"
 
     async def _look_at_backups(self, current: StoredKey) -> None:
-        if not self._rules.backup_enabled or self._rules.key_ceremony is not None:
+        if not self._rules.backup_enabled or ceremony_for(self._rules, current.algorithm) is not None:
             return
         why = await self._hands.holders()[0].control.why_no_backup(current.algorithm)
         if why is not None:

@@ -26,7 +26,7 @@ async def back_up_old(ctx: Context) -> Done:
     if not ctx.rules.backup_enabled:
         return skipped("backupEnabled is false")
     why = await ctx.first.control.why_no_backup(ctx.old.algorithm)
-    if why is not None and ctx.rules.key_ceremony is None and ctx.rules.backup_policy == "require":
+    if why is not None and ctx.ceremony is None and ctx.rules.backup_policy == "require":
         # Said before anything is made.
         raise KeyNotExportable(f"the new key could not be backed up: {why}", hint=NO_BACKUP_HINT)
     try:
@@ -79,7 +79,7 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
     member = await holder_of(ctx.hands.holders(), key)
     if member is None:
         raise HsmError(f"no running member holds key {key.key_id}")
-    ceremony = ctx.rules.key_ceremony
+    ceremony = ctx.ceremony
     statement = Statement(
         key_id=key.key_id,
         label=key.label,

@@ -18,47 +18,64 @@ async def plan(ctx: Context) -> Done:
     """Choose the id, and say who will hold the key."""
     if ctx.new.key_id or ctx.new.members:
         return Done({"keyId": ctx.new.key_id, "label": ctx.new.label})
-    first = ctx.first
-    chosen = await first.control.new_key_id()
+    holders = ctx.everybody()  # who is away would be left behind: better found out before a key is made
+    names = [member.name for member in (holders[:1] if ctx.ceremony is None else holders)]
+    chosen = await holders[0].control.new_key_id()
     identity = chosen.hex() if chosen is not None else ""
     return Done(
-        {"keyId": identity, "label": ctx.new.label, "member": first.name},
-        also=lambda connection: change_key(connection, ctx.new.version, key_id=identity, members=[first.name]),
+        {"keyId": identity, "label": ctx.new.label, "members": names},
+        also=lambda connection: change_key(connection, ctx.new.version, key_id=identity, members=names),
     )
 
 
 async def do(ctx: Context) -> Done:
     """Make the key, or find it complete."""
+    if ctx.ceremony is not None:
+        return await _ceremony(ctx, bytes.fromhex(ctx.ceremony.recovery_public_key))
     member = ctx.first
-    ceremony = ctx.rules.key_ceremony
     found = matching(await member.control.list_keys(), ctx.new)
     complete = [key for key in found if key.public_key and key.can_sign and key.algorithm == ctx.new.algorithm]
-    details = {}
-    if len(complete) == 1 == len(found) and ceremony is None:
+    if len(complete) == 1 == len(found):
         record = complete[0]
     else:
-        # What a crash cut off, or a key whose sealed copy nobody has kept.
-        for key in found:
-            await member.control.destroy(key.id)
-        if ctx.resumed:
-            await member.control.sweep(ctx.new.key_id, nameless=True)
-        identity = bytes.fromhex(ctx.new.key_id)
-        if ceremony is not None:
-            record, sealed = await member.control.generate_sealed(
-                ctx.new.label, identity, bytes.fromhex(ceremony.recovery_public_key)
-            )
-            details["sealed"] = sealed.hex()
-        else:
-            record = await member.control.generate_key(
-                cast("Algorithm", ctx.new.algorithm),
-                ctx.new.label,
-                identity or None,
-                extractable=ctx.rules.backup_enabled or len(ctx.hands.holders()) > 1,
-            )
+        await _clear(ctx, member)
+        record = await member.control.generate_key(
+            cast("Algorithm", ctx.new.algorithm),
+            ctx.new.label,
+            bytes.fromhex(ctx.new.key_id) or None,
+            extractable=ctx.rules.backup_enabled or len(ctx.hands.holders()) > 1,
+        )
+    return _made(ctx, record, [member.name])
+
+
+async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
+    """Make the key in locked memory and import it on every member: a key that cannot leave its token cannot be copied
+    later. What an earlier attempt left is destroyed, since nobody has kept its sealed copy."""
+    first, *others = holders = ctx.everybody()
+    for member in holders:
+        await _clear(ctx, member)
+    identity = bytes.fromhex(ctx.new.key_id)
+    transports = [await member.control.transport_key() for member in others]
+    record, sealed = await first.control.generate_sealed(ctx.new.label, identity, [recovery_key, *transports])
+    for member, blob in zip(others, sealed[1:], strict=True):
+        if not matching(await member.control.list_keys(), ctx.new):  # another way to the same token has it already
+            await member.control.import_transported(ctx.new.label, identity, blob)
+    return _made(ctx, record, [member.name for member in holders], sealed=sealed[0].hex())
+
+
+async def _clear(ctx: Context, member: Member) -> None:
+    """Erase what an attempt that was cut off has left."""
+    for key in matching(await member.control.list_keys(), ctx.new):
+        await member.control.destroy(key.id)
+    if ctx.resumed:
+        await member.control.sweep(ctx.new.key_id, nameless=True)
+
+
+def _made(ctx: Context, record: KeyRecord, names: list[str], **details: str) -> Done:
     public_key = record.public_key.hex() if record.public_key else ""
     return Done(
-        details | {"keyId": record.id, "publicKey": public_key, "member": member.name},
-        also=lambda connection: change_key(connection, ctx.new.version, key_id=record.id, members=[member.name]),
+        details | {"keyId": record.id, "publicKey": public_key, "members": names},
+        also=lambda connection: change_key(connection, ctx.new.version, key_id=record.id, members=names),
     )
 
 

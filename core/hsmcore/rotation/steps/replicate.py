@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from hsmcore.errors import HsmError, KeyMismatch
+from hsmcore.control import KeyNotExportable
+from hsmcore.errors import KeyMismatch
 from hsmcore.members import Member
 from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import StoredKey, change_key
 
 
+_NO_COPY = (
+    "Ed25519 keys of tokens that cannot wrap reach several members through keyRotation.keyCeremony; else let one member "
+    "hold the key, or use tokens that share a wrapping key."
+)
+
+
 async def do(ctx: Context) -> Done:
     """Copy the key, wrapped, to the members that lack it."""
-    holders = ctx.hands.holders()
-    missing = set(ctx.old.members) - {member.name for member in holders}
-    if missing:
-        raise HsmError(
-            f"{', '.join(sorted(missing))} holds the current key and is not running: it would be left behind",
-            hint="Bring it back, or take it out of the configuration.",
-        )
+    holders = ctx.everybody()
     names = [member.name for member in holders]
     if len(holders) == 1:
         return skipped("there is one member")
@@ -25,7 +26,10 @@ async def do(ctx: Context) -> Done:
     await ctx.keys.change(ctx.new.version, members=names)
     for member in holders[1:]:
         await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
-        await copy_key(ctx.new, holders[0], member)
+        try:
+            await copy_key(ctx.new, holders[0], member)
+        except KeyNotExportable as error:
+            raise KeyNotExportable(f"{member.name} cannot get the new key: {error.args[0]}", hint=_NO_COPY) from error
     await ctx.hands.load(ctx.new.key_id)
     return Done({"members": names}, also=lambda connection: change_key(connection, ctx.new.version, members=names))
 
