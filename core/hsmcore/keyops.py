@@ -178,25 +178,26 @@ class KeyOperations:
     async def _retire(self, key_id: str) -> bool:
         """Also for a key that this process has never loaded, or that is gone."""
         version = self._ring.deactivate(key_id)
+        self._refuse_key(version)
         if self._failover is not None:
             return await self._failover.deactivate(version)
         [member] = self._holders()
-        if version.index >= 0:
-            member.engine.retire_key(version.index)
         try:
             return (await member.control.deactivate(version.id)).enforced
         except KeyNotFound:
             return True  # what is gone signs nothing
 
-    def _forget(self, key_id: str) -> None:
-        if key_id not in self._ring:
-            return
-        version = self._ring.get(key_id)
+    def _refuse_key(self, version: KeyVersion) -> None:
+        """No engine of this process signs with the key any more."""
         if self._failover is not None:
-            self._failover.forget(version)
+            self._failover.retire(version)
         elif self._member is not None and version.index >= 0:
             self._member.engine.retire_key(version.index)
-        self._ring.remove(key_id)
+
+    def _forget(self, key_id: str) -> None:
+        if key_id in self._ring:
+            self._refuse_key(self._ring.get(key_id))
+            self._ring.remove(key_id)
 
     def _learn(self, keys: Sequence[StoredKey]) -> None:
         """Keys of the store's ring that are not loaded here can still verify."""
@@ -205,8 +206,9 @@ class KeyOperations:
                 continue
             if key.key_id not in self._ring:
                 self._ring.add(KeyVersion(key.key_id, key.label, key.algorithm, key.public_key, -1))
-            if key.state in ("deactivated", "destroyed"):
-                self._ring.deactivate(key.key_id)
+            version = self._ring.get(key.key_id)
+            if key.state in ("deactivated", "destroyed") and version.state == "active":
+                self._refuse_key(self._ring.deactivate(key.key_id))
 
     def _switch(self, version: KeyVersion) -> None:
         previous = self._current().id

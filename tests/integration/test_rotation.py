@@ -6,12 +6,16 @@ import asyncio
 import time
 
 import pytest
+from sqlalchemy import delete
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
 from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, KeyUnusable
+from hsmcore.rotation import service
 from hsmcore.rotation.machine import NAMES
+from hsmcore.rotation.service import RotationService
 from hsmcore.state import Keys, Rotations, Store, StoreBusy
+from hsmcore.state.schema import ROTATION
 
 pytestmark = pytest.mark.integration
 M = b"a message"
@@ -83,6 +87,81 @@ async def test_a_key_that_is_chosen_by_hand_signs_after_a_restart_too(fresh_toke
         await manager.set_current_key_id(old)
     async with opened(config) as manager:
         assert await manager.get_current_key_id() == old
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Let so many days pass for rotations."""
+    passed = [0]
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(RotationService, "clock", staticmethod(lambda: time.time_ns() + passed[0]))
+
+    def pass_days(days):
+        passed[0] += days * 86_400_000_000_000
+
+    return pass_days
+
+
+async def test_a_key_that_was_displaced_by_hand_ends_like_a_rotated_one(fresh_token, tmp_path, later):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=2, destroyAfterDays=1))
+    async with opened(config) as manager:
+        old, signed = await manager.get_current_key_id(), await manager.sign(M)
+        await manager.set_current_key_id(await manager.generate_key())
+        later(3)
+
+        async def ended():
+            return not await manager._upkeep.rotation.rotations.open()
+
+        await becomes(ended)
+        with pytest.raises(KeyDeactivated):
+            await manager.set_current_key_id(old)
+        assert await manager.verify(M, signed, key_id=old)
+        assert len(await manager._member.control.list_keys()) == 2, "what a person displaced a person destroys"
+    keys, [change], steps = await stored(tmp_path)
+    assert [(key.state, key.note) for key in keys] == [
+        ("deactivated", "displaced by hand: version 2 was chosen"),
+        ("active", ""),
+    ]
+    assert (change.cause, change.old, change.new) == ("chosen", 1, 2)
+    assert [step["step"] for step in steps if step["outcome"] == "done"] == ["activate", "deactivate", "destroy"]
+
+
+async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_path, later):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=2, destroyAfterDays=1))
+    async with opened(config) as manager:
+        old = await manager.get_current_key_id()
+        new = await manager.rotate_key()
+        later(1)
+        await manager.set_current_key_id(old)
+        later(5)
+
+        async def ended():
+            return not await manager._upkeep.rotation.rotations.open()
+
+        await becomes(ended)
+        assert await manager.get_current_key_id() == old
+        assert await manager.verify(M, await manager.sign(M), key_id=old)
+        with pytest.raises(KeyDeactivated):
+            await manager.set_current_key_id(new)
+        assert len(await manager._member.control.list_keys()) == 2
+    keys, _, _ = await stored(tmp_path)
+    assert [key.state for key in keys] == ["active", "deactivated"]
+
+
+async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tmp_path, later):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=2))
+    async with opened(config) as manager:
+        await manager.set_current_key_id(await manager.generate_key())
+    store = await Store.open(tmp_path / "state.db")
+    await store.run(lambda connection: connection.execute(delete(ROTATION)))
+    await store.close()
+    later(3)
+    async with opened(config) as manager:
+
+        async def ended():
+            return (await manager._upkeep.rotation.keys.all())[0].state == "deactivated"
+
+        await becomes(ended)
 
 
 async def test_a_current_key_that_was_deactivated_does_not_come_back_with_a_restart(fresh_token, tmp_path):

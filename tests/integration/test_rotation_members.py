@@ -181,7 +181,7 @@ async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anyw
 async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path):
     _, config = three_that_cannot_wrap(fresh_token, tmp_path)
     async with opened(config) as manager:
-        with pytest.raises(HsmError, match="cannot get the new key: .*cannot wrap"):
+        with pytest.raises(HsmError, match=r"cannot get the new key: .*cannot wrap"):
             await manager.rotate_key()
         for member in manager._holders():
             assert len(await member.control.list_keys()) == 1

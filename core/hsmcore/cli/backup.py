@@ -126,9 +126,9 @@ async def _look(config: Config, name: str | None) -> tuple[list[Found], list[Bac
 
 
 async def _restore(config: Config, name: str, recovery_key: Path | None, to: str | None) -> Any:
-    from hsmcore.cli.replicate import note_holder, pkcs11_member
     from hsmcore.backup.desk import put_back
     from hsmcore.backup.envelope import BackupInvalid
+    from hsmcore.cli.replicate import note_holder, pkcs11_member
     from hsmcore.control import ControlPlane
 
     [found], _ = await _look(config, name)

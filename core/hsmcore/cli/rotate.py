@@ -96,7 +96,8 @@ def plan_(
 
 @app.command(short_help="Show the key that signs and what is under way.")
 def status(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
-    """Show the key that signs, when it is replaced, and rotations that are under way.
+    """Show the key that signs, when it is replaced, rotations that are under way, and every key that the ring knows:
+    what state it is in, and why.
 
     Example: hsmcore rotate status --json
     """
@@ -119,7 +120,15 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     )
     for entry in found["open"]:
         waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
-        print(f"rotation {entry['id']}: {entry['status']} at step {entry['step']}{waits}")
+        print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
+    print_table(
+        ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
+        [
+            (str(key["version"]), key["id"] or "-", key["state"], when(key["validFromNs"]) or "-",
+             when(key["validUntilNs"]) or "-", key["note"] or key["origin"])
+            for key in found["keys"]
+        ],
+    )  # fmt: skip
 
 
 @app.command(short_help="Show past rotations.")
@@ -313,11 +322,13 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.service import plan
     from hsmcore.state import Approvals, Keys, Rotations
 
-    current, rotations = await Keys(store).current(), Rotations(store)
+    known, rotations = await Keys(store).all(), Rotations(store)
+    current = next((key for key in known if key.state == "active"), None)
     coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
     return {
         "running": await rotates_somewhere(store),
         "current": None if current is None else current.to_json(),
+        "keys": [key.to_json() for key in known],
         "next": coming[0]["at"] if coming else None,
         "failedInARow": (await rotations.failures_in_a_row())[0],
         "approvals": rules.approvals,
@@ -392,7 +403,7 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.errors import KeyNotFound
     from hsmcore.rotation.pinned import configured_as
     from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
-    from hsmcore.state import Keys, Rotations, StoreBusy
+    from hsmcore.state import Keys, Rotations
 
     settings = token_settings(config)
     async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
@@ -405,12 +416,9 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     retire = nanoseconds(Schedule.of(rules).overlap_ends(moment(time.time_ns())))
 
     async def write(store: Store) -> dict[str, Any]:
-        if any(entry.run.status != "overlap" for entry in await Rotations(store).open()):
-            raise StoreBusy("a rotation is under way", hint="Wait for its end, or `hsmcore rotate abort`.")
-        keys = Keys(store)
         name = config.key_manager.name
-        chosen = await keys.choose(key.id, public_key, algorithm, key.label, [name], retire)
-        await keys.set_setting("configured", configured_as(config))
+        chosen = await Rotations(store).choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
+        await Keys(store).set_setting("configured", configured_as(config))
         return chosen.to_json()
 
     return await in_state(config, write)

@@ -200,20 +200,19 @@ class FailoverService:
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 
-    def forget(self, version: KeyVersion) -> None:
-        """A key that never was current is gone: nobody signs with it."""
+    def retire(self, version: KeyVersion) -> None:
+        """Nobody signs with a key any more, nor do members that start later."""
+        self.router.retired.add(version.public_key)
         for seat in self.running():
-            own = seat.versions.pop(version.public_key, None)
+            own = seat.versions.get(version.public_key)
             if own is not None:
                 seat.signing.retire_key(own.index)
 
     async def deactivate(self, version: KeyVersion) -> bool:
-        """Retire a key on every member that holds it, also on those that start later. Whether all their tokens refuse
-        it, too: one that does not answer now will not have been told."""
-        self.router.retired.add(version.public_key)
+        """Retire a key on every member that holds it. Whether all their tokens refuse it, too: one that does not answer
+        now will not have been told."""
+        self.retire(version)
         holders = [(seat, own) for seat in self.running() if (own := seat.versions.get(version.public_key)) is not None]
-        for seat, own in holders:
-            seat.signing.retire_key(own.index)
         enforced = all(seat.member is not None for seat in self.seats if seat.level_name != EMERGENCY)
         for seat, own in holders:
             if seat.member is None:

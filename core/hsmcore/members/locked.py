@@ -127,16 +127,15 @@ class LockedKey(_Locked):
     def _unseal(self, sealed: bytes, recovery: bytearray | TransportKey) -> bytes:
         """The key that was sealed, into the locked memory."""
         public = _ffi.new("unsigned char[]", 32)
-        transported = isinstance(recovery, TransportKey)
-        secret = recovery.secret if transported else _ffi.from_buffer(recovery)
+        what = "transport" if isinstance(recovery, TransportKey) else "recovery"
+        secret = recovery.secret if isinstance(recovery, TransportKey) else _ffi.from_buffer(recovery)
         seed = self._secret + 2 * SEED_BYTES  # beside the place of the key: the page is locked as a whole
         if (
             len(sealed) != SEED_BYTES + SEAL_BYTES
-            or not (transported or len(recovery) == 32)
+            or (isinstance(recovery, bytearray) and len(recovery) != 32)
             or _lib.crypto_scalarmult_base(public, secret) != 0
             or _lib.crypto_box_seal_open(seed, sealed, len(sealed), public, secret) != 0
         ):
-            what = "transport" if transported else "recovery"
             raise KeyUnusable(f"the sealed key cannot be opened with this {what} key", member=self._member)
         made = _ffi.new("unsigned char[]", PUBLIC_BYTES)
         _lib.crypto_sign_seed_keypair(made, self._secret, seed)

@@ -139,12 +139,13 @@ class RotationService:
 
     async def chosen(self, version: KeyVersion) -> None:
         """Somebody makes a key current by hand: durable before it signs. Raises StoreBusy during a rotation."""
-        if any(rotation.run.status != "overlap" for rotation in await self.rotations.open()):
-            raise StoreBusy("a rotation is under way", hint="Wait for its end, or `hsmcore rotate abort`.")
         now = self.clock()
         retire = max(nanoseconds(self.schedule.overlap_ends(moment(now))), now + self._grace_ns)
         holders = [member.name for member in self._hands.holders()]
-        await self.keys.choose(version.id, version.public_key, version.algorithm, version.label, holders, retire)
+        await self.rotations.choose(
+            "chosen", version.id, version.public_key, version.algorithm, version.label, holders, retire
+        )
+        self._wake.set()
 
     async def calendar(self, count: int) -> list[dict[str, Any]]:
         """The coming rotations."""
@@ -200,6 +201,7 @@ class RotationService:
             except StoreBusy:
                 return False
             self._leads = True
+            await self.rotations.account_for_displaced(self.clock())
         return True
 
     async def _begin_what_is_due(self, wish: str | None) -> None:
@@ -312,12 +314,12 @@ class RotationService:
         if found == self._known:
             return
         before = next((key for key in self._known if key.state == "active"), None)
-        self._hands.learn(found)
         current = next((key for key in found if key.state == "active"), None)
         if current is not None and before is not None and current.version != before.version:
             version = await self._hands.load(current.key_id)
             if version.public_key == current.public_key:
                 self._hands.switch(version)
+        self._hands.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
 
     async def _report(self) -> None:

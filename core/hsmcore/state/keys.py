@@ -129,17 +129,29 @@ def change_key(connection: Connection, version: int, **values: Any) -> None:
     connection.execute(update(KEY).where(KEY.c.id == version).values(**values))
 
 
-def activate_key(connection: Connection, version: int, now_ns: int, base_ns: int, retire_ns: int) -> None:
-    """Let a version sign from now on; the one that did verifies until `retire_ns`. Doing it twice is no error. Raises
-    KeyDeactivated, KeyNotFound."""
+def activate_key(
+    connection: Connection, version: int, now_ns: int, base_ns: int, retire_ns: int, why: str = ""
+) -> None:
+    """Let a version sign from now on; the one that did verifies until `retire_ns`, and its note says `why`. Doing it
+    twice is no error. Raises KeyDeactivated, KeyNotFound."""
     new, old = get_key(connection, version), active_key(connection)
     if new.state == "active":
         return
     if new.state in ("deactivated", "destroyed") or not new.public_key:
         raise KeyDeactivated(f"key version {version} ({new.key_id}) is {new.state} and cannot sign")
     if old is not None:
-        change_key(connection, old.version, state="overlap", retire_ns=retire_ns)
-    change_key(connection, version, state="active", activated_ns=now_ns, base_ns=base_ns, retire_ns=None)
+        change_key(connection, old.version, state="overlap", retire_ns=retire_ns, note=why)
+    change_key(connection, version, state="active", activated_ns=now_ns, base_ns=base_ns, retire_ns=None, note="")
+
+
+def end_overlap(connection: Connection, version: int, now_ns: int) -> StoredKey:
+    """Let a version verify no more if its overlap is over. Returns what it is then: one that somebody has made current
+    again goes on signing, or has another end."""
+    key = get_key(connection, version)
+    if key.state == "overlap" and (key.retire_ns or 0) <= now_ns:
+        change_key(connection, version, state="deactivated", deactivated_ns=now_ns)
+        return get_key(connection, version)
+    return key
 
 
 class Keys:
@@ -167,7 +179,7 @@ class Keys:
 
         def work(connection: Connection) -> StoredKey:
             now, current = time.time_ns(), active_key(connection)
-            known = _known(connection, public_key)
+            known = known_version(connection, public_key)
             if current is None and known is not None:
                 raise KeyDeactivated(
                     f"the configuration names key {key_id}, which was deactivated, and no key of the ring signs",
@@ -192,32 +204,20 @@ class Keys:
 
         return await self._store.run(work)
 
-    async def choose(
-        self, key_id: str, public_key: bytes, algorithm: str, label: str, members: Iterable[str], retire_ns: int
-    ) -> StoredKey:
-        """Make a key current by hand; it is taken into the ring if it is not there. Durable when this returns."""
-        holders = list(members)
-
-        def work(connection: Connection) -> StoredKey:
-            version = _known(connection, public_key) or insert_key(
-                connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label, members=holders,
-                origin="chosen",
-            )  # fmt: skip
-            now = time.time_ns()
-            activate_key(connection, version, now, now, retire_ns)
-            return get_key(connection, version)
-
-        return await self._store.run(work)
-
     async def deactivate(self, public_key: bytes) -> None:
         """A version signs no more. One that is unknown is left out. If it was the current one, none is."""
 
         def work(connection: Connection) -> None:
-            version = _known(connection, public_key)
+            version = known_version(connection, public_key)
             if version is not None:
-                change_key(connection, version, state="deactivated", deactivated_ns=time.time_ns())
+                now = time.time_ns()
+                change_key(connection, version, state="deactivated", deactivated_ns=now, note="deactivated by hand")
 
         await self._store.run(work)
+
+    async def end_overlap(self, version: int, now_ns: int) -> StoredKey:
+        """As the function of this name, in a transaction of its own."""
+        return await self._store.run(lambda connection: end_overlap(connection, version, now_ns))
 
     async def change(self, version: int, **values: Any) -> None:
         """As `change_key`, in a transaction of its own."""
@@ -233,7 +233,8 @@ class Keys:
         await self._store.run(lambda connection: _set(connection, name, value))
 
 
-def _known(connection: Connection, public_key: bytes) -> int | None:
+def known_version(connection: Connection, public_key: bytes) -> int | None:
+    """The latest version with that public key."""
     query = select(KEY.c.id).where(KEY.c.public_key == public_key.hex()).order_by(KEY.c.id.desc())
     found = connection.execute(query).scalar()
     return None if found is None else int(found)

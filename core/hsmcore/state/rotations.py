@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from sqlalchemy import Connection, insert, select, update
@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from hsmcore.errors import HsmError
 from hsmcore.rotation.machine import OPEN, Run
-from hsmcore.state.keys import active_key, change_key, get_key, insert_key
+from hsmcore.state.keys import StoredKey, activate_key, active_key, change_key, get_key, insert_key, known_version
+from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION, ROTATION_STEP
 from hsmcore.state.store import Store, StoreBusy
 
@@ -26,7 +27,8 @@ class Rotation:
 
     id: int
     cause: str
-    """schedule or manual."""
+    """schedule or manual; chosen or adopted: a key was made current by hand, and only what becomes of the one that
+    signed before is left to do."""
     reason: str
     slot_ns: int | None
     begun_ns: int
@@ -35,6 +37,11 @@ class Rotation:
     new: int
     run: Run
     error: str
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether no key was made: somebody has made another one current."""
+        return self.cause in ("chosen", "adopted")
 
     def to_json(self) -> dict[str, Any]:
         """For people."""
@@ -95,6 +102,47 @@ class Rotations:
 
         return await self._store.run(work)
 
+    async def choose(
+        self, cause: Literal["chosen", "adopted"], key_id: str, public_key: bytes, algorithm: str, label: str,
+        members: Iterable[str], retire_ns: int,
+    ) -> StoredKey:  # fmt: skip
+        """Make a key current by hand; it is taken into the ring if it is not there. The one that signed verifies until
+        `retire_ns` and is then deactivated, as after a rotation. Durable when this returns. Raises StoreBusy while a
+        rotation is under way, KeyDeactivated."""
+        holders = list(members)
+
+        def work(connection: Connection) -> StoredKey:
+            busy = select(ROTATION.c.id).where(ROTATION.c.status.in_(("running", "undoing")))
+            if connection.execute(busy).first() is not None:
+                raise StoreBusy("a rotation is under way", hint="Wait for its end, or `hsmcore rotate abort`.")
+            version = known_version(connection, public_key) or insert_key(
+                connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label, members=holders,
+                origin="chosen",
+            )  # fmt: skip
+            now, old = time.time_ns(), active_key(connection)
+            activate_key(connection, version, now, now, retire_ns, f"displaced by hand: version {version} was {cause}")
+            new = get_key(connection, version)
+            if old is not None and old.version != version:
+                _displaced(connection, cause, old, new, retire_ns, now)
+            return new
+
+        return await self._store.run(work)
+
+    async def account_for_displaced(self, now_ns: int) -> int:
+        """See to it that every key whose overlap ends is deactivated then, also one that an earlier version of hsmcore
+        has left to itself. Returns how many there were of those."""
+
+        def work(connection: Connection) -> int:
+            new = active_key(connection)
+            followed = select(ROTATION.c.old_version).where(ROTATION.c.status.in_(OPEN))
+            alone = select(KEY.c.id).where(KEY.c.state == "overlap", KEY.c.id.not_in(followed))
+            found = [get_key(connection, version) for version in connection.execute(alone).scalars().all()]
+            for old in found:
+                _displaced(connection, "chosen", old, new or old, old.retire_ns or now_ns, now_ns)
+            return len(found)
+
+        return await self._store.run(work)
+
     async def record(
         self, rotation: int, run: Run, step: str, outcome: str, details: dict[str, Any], error: str = "",
         also: Work | None = None,
@@ -152,6 +200,17 @@ class Rotations:
                 break
             count, ended = count + 1, max(ended, rotation.ended_ns or 0)
         return count, ended
+
+
+def _displaced(connection: Connection, cause: str, old: StoredKey, new: StoredKey, retire_ns: int, now_ns: int) -> None:
+    """Take a change of keys that was no rotation into the history, and let the old key end as after one."""
+    values = {"cause": cause, "reason": "", "slot_ns": None, "begun_ns": now_ns, "error": ""}
+    versions = {"old_version": old.version, "new_version": new.version}
+    run = Run("overlap", "deactivate", wait_ns=retire_ns)
+    made = connection.execute(insert(ROTATION).values(**values, **versions, **_columns(run)))
+    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
+    details = {"keyId": new.key_id, "previous": old.key_id, "overlapUntilNs": retire_ns}
+    insert_step(connection, int(made.inserted_primary_key[0]), "activate", "done", details, now_ns)
 
 
 def insert_step(

@@ -9,10 +9,9 @@ from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import StoredKey, change_key
 
-
 _NO_COPY = (
-    "Ed25519 keys of tokens that cannot wrap reach several members through keyRotation.keyCeremony; else let one member "
-    "hold the key, or use tokens that share a wrapping key."
+    "Ed25519 keys of tokens that cannot wrap reach several members through keyRotation.keyCeremony; else let one "
+    "member hold the key, or use tokens that share a wrapping key."
 )
 
 

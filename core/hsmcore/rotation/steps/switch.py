@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from hsmcore.errors import KeyMismatch
-from hsmcore.rotation.context import Context, Done, skipped
+from hsmcore.rotation.context import Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import activate_key, change_key
@@ -24,7 +24,7 @@ async def activate(ctx: Context) -> Done:
     retire = max(nanoseconds(ctx.schedule.overlap_ends(moment(now))), now + ctx.grace_ns)
 
     def also(connection: Connection) -> None:
-        activate_key(connection, ctx.new.version, now, base, retire)
+        activate_key(connection, ctx.new.version, now, base, retire, f"replaced by rotation {ctx.rotation.id}")
 
     def then() -> None:
         ctx.hands.switch(version)
@@ -40,15 +40,20 @@ async def activate(ctx: Context) -> Done:
     return Done({"keyId": version.id, "previous": ctx.old.key_id, "overlapUntilNs": retire}, also, then, retire)
 
 
-async def deactivate(ctx: Context) -> Done:
-    """End the overlap: the old key signs no more, and tokens that can refuse it."""
-    enforced = await ctx.hands.retire(ctx.old.key_id)
+async def deactivate(ctx: Context) -> Done | Pending:
+    """End the overlap: the old key signs no more, and tokens that can refuse it. It is deactivated in the store first,
+    so that from then on nobody can make it current."""
     now = ctx.clock()
+    old = await ctx.keys.end_overlap(ctx.old.version, now)
+    if old.state == "active":
+        return skipped("somebody has made the key current again")
+    if old.state == "overlap":
+        return Pending(old.retire_ns or now, {"keyId": old.key_id, "overlapUntilNs": old.retire_ns})
+    enforced = await ctx.hands.retire(old.key_id)
     days = ctx.rules.destroy_after_days
     return Done(
-        {"keyId": ctx.old.key_id, "enforced": enforced},
-        also=lambda connection: change_key(connection, ctx.old.version, state="deactivated", deactivated_ns=now),
-        wait_ns=0 if days is None else now + days * _DAY_NS,
+        {"keyId": old.key_id, "enforced": enforced},
+        wait_ns=0 if days is None or ctx.rotation.by_hand else now + days * _DAY_NS,
     )
 
 
@@ -56,6 +61,10 @@ async def destroy(ctx: Context) -> Done:
     """Erase the old key, where that is configured."""
     if ctx.rules.destroy_after_days is None:
         return skipped("destroyAfterDays is not set")
+    if ctx.rotation.by_hand:
+        return skipped("what was displaced by hand is destroyed by hand")
+    if ctx.old.state not in ("deactivated", "destroyed"):
+        return skipped(f"the key is {ctx.old.state}")
     gone = []
     for member in ctx.hands.holders():
         for record in matching(await member.control.list_keys(), ctx.old):
