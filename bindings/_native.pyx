@@ -148,6 +148,7 @@ cdef class Engine(Requests):
         cdef hsm_key_selector selector
         cdef hsm_key_info info
         cdef hsm_status status
+        cdef uint32_t place
         if self._engine == NULL and self._host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
         name = None if label is None else label.encode()
@@ -165,8 +166,11 @@ cdef class Engine(Requests):
                 status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
-        self._algorithms[info.index] = info.algorithm
-        self._cacheable[info.index] = self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0
+        place = _place(info.index)
+        self._algorithms[place] = info.algorithm
+        self._cacheable[place] = self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0
+        self._retired[place] = 0
+        self._indices[place] = info.index
         return {
             "index": info.index,
             "label": _text(info.label),
@@ -176,16 +180,24 @@ cdef class Engine(Requests):
         }
 
     def retire_key(self, uint32_t index):
-        """Refuse every further request for this key, also those that are queued, and forget its cached signatures."""
+        """Refuse every further request for this key, also those that are queued, and forget its cached signatures. Its
+        index is never another key's. Doing it twice is no error."""
         cdef hsm_status status
+        cdef uint32_t place = _place(index)
+        if self._retired[place] and index <= self._indices[place]:
+            return
         if self._host != NULL:
             status = hsm_host_retire_key(self._host, index)
         else:
             status = hsm_engine_retire_key(self._engine, index) if self._engine != NULL else HSM_CLOSED
         if status != HSM_OK:
             raise BadArgument(f"no key with index {index}", member=self._member)
-        self._retired[index] = 1
+        self._retired[place] = 1
         self.clear_cache()
+
+    def signs_with(self, uint32_t index):
+        """Whether a key was added under this index and not retired."""
+        return not self._refused(index)
 
     def stop(self, double timeout):
         """Stop the workers. Returns how many were still inside the module when `timeout` (seconds) had passed."""

@@ -36,6 +36,8 @@ cdef class Recorder:
         """What the records of this key say beside each signature: the rest of a JSON object, from a comma to the closing
         brace."""
         self._tails[key] = tail
+        if key >= 2 * HSM_MAX_KEYS:  # of two keys before it in its place nobody waits for an answer any more
+            self._tails.pop(key - 2 * HSM_MAX_KEYS, None)
 
     cdef int _require_record(self, bytes extra) except -1:
         """Raise if what is asked for could not be recorded now."""

@@ -18,6 +18,11 @@ cdef uint64_t _timeout_ns(object timeout) except? 0:
 include "merkle.pxi"
 
 
+cdef inline uint32_t _place(uint32_t index) noexcept:
+    """Where a key with this index is in the key table (see hsm_key_info)."""
+    return index % HSM_MAX_KEYS
+
+
 cdef class Requests(Recorder):
     """One member's rings, signature cache and futures: the event loop's side of an Engine."""
 
@@ -39,9 +44,11 @@ cdef class Requests(Recorder):
     cdef bint _abandoned
     cdef bint _down
     cdef bint _isolated  # the workers are in a host process
+    # By place in the key table:
     cdef uint8_t _cacheable[64]
     cdef uint8_t _retired[64]
     cdef hsm_algorithm _algorithms[64]
+    cdef uint32_t _indices[64]  # of the key that has the place; another one there is refused
     cdef uint32_t _max_message
     cdef object _loop
     cdef object _loop_is_running
@@ -70,6 +77,8 @@ cdef class Requests(Recorder):
         options.coalesce_ns = <uint64_t>(coalesce_seconds * NS)
         if hsm_client_new(&options, &self._client, &error) != HSM_OK:
             raise _raised(&error, member)
+        for place in range(HSM_MAX_KEYS):
+            self._indices[place] = place
         self._slots = hsm_client_slots(self._client)
         self._generation = hsm_fork_generation()
         self._max_message = max_message
@@ -175,6 +184,11 @@ cdef class Requests(Recorder):
         """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
         return self._submit(message, timeout, key, extra, True)
 
+    cdef inline bint _refused(self, uint32_t key):
+        """Whether nothing may be signed with the key of this index any more."""
+        cdef uint32_t place = _place(key)
+        return self._retired[place] or self._indices[place] != key
+
     cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, bint traced):
         cdef bytes data
         cdef uint64_t limit
@@ -188,10 +202,10 @@ cdef class Requests(Recorder):
         self._require_record(extra)
         limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
         data = self._checked(message)
-        if self._retired[key]:
+        if self._refused(key):
             raise self._failure(HSM_KEY_DEACTIVATED)
         future = None
-        if self._cache != NULL and self._cacheable[key]:
+        if self._cache != NULL and self._cacheable[_place(key)]:
             found = self._look_up(data, key, &entry)
             if found == HSM_CACHE_HIT:
                 signature = PyBytes_FromStringAndSize(<char *>self._found, self._found_len)
@@ -233,7 +247,7 @@ cdef class Requests(Recorder):
         data = [self._checked(message) for message in messages]
         batch = Batch.__new__(Batch)
         batch.deadline = hsm_now_ns() + (self._default_timeout if timeout is None else _timeout_ns(timeout))
-        if self._retired[key]:
+        if self._refused(key):
             raise self._failure(HSM_KEY_DEACTIVATED)
         batch.messages = data
         batch.remaining = PyList_GET_SIZE(data)
@@ -328,7 +342,7 @@ cdef class Requests(Recorder):
     cdef int _look_up(self, bytes data, uint32_t key, uint64_t *entry) except -1:
         """Ask the cache. HIT fills _found; JOINED puts the leader's slot into `entry`; MISS a new entry, or 0."""
         cdef uint64_t leader = 0
-        cdef int found = hsm_cache_lookup(self._cache, key, self._algorithms[key],
+        cdef int found = hsm_cache_lookup(self._cache, key, self._algorithms[_place(key)],
                                           <const uint8_t *>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data),
                                           self._found, &self._found_len, &leader, entry)
         if found == HSM_CACHE_JOINED:
@@ -380,7 +394,7 @@ cdef class Requests(Recorder):
         cdef Py_ssize_t count = PyList_GET_SIZE(batch.messages)
         cdef uint64_t now = hsm_now_ns()
         cdef uint64_t limit = batch.deadline - now if batch.deadline > now else 1
-        cdef bint cached = self._cache != NULL and self._cacheable[batch.key] != 0
+        cdef bint cached = self._cache != NULL and self._cacheable[_place(batch.key)] != 0
         cdef uint64_t entry
         cdef int found
         cdef bytes data
@@ -426,7 +440,7 @@ cdef class Requests(Recorder):
                 signature = PyBytes_FromStringAndSize(<char *>done.signature, done.signature_len)
                 if self._entries[slot]:
                     hsm_cache_fill(self._cache, self._entries[slot], done.signature, done.signature_len,
-                                   not self._retired[done.key])
+                                   not self._refused(done.key))
                     self._entries[slot] = 0
                 if self._journal is not None:
                     self._record(&done, held, self._positions[slot], signature, self._deadlines[slot])
@@ -509,7 +523,7 @@ cdef class Requests(Recorder):
             if _gone(queued.waiter):
                 continue
             entry = 0
-            if self._cache != NULL and self._cacheable[queued.key]:
+            if self._cache != NULL and self._cacheable[_place(queued.key)]:
                 found = self._look_up(queued.message, queued.key, &entry)
                 if found == HSM_CACHE_HIT:
                     self._give(queued.waiter, 0, PyBytes_FromStringAndSize(<char *>self._found, self._found_len),

@@ -74,7 +74,7 @@ static hsm_status add_key(const host *self, const hsm_request_message *message, 
     };
     selector.id_len = id_len;
     selector.public_key_len = public_key_len;
-    return hsm_engine_add_key(self->engine, &selector, info, error);
+    return hsm_engine_add_key_as(self->engine, &selector, message->index, info, error);
 }
 
 /* Carry out one message. Returns false when that was the last one. */
@@ -94,11 +94,6 @@ static bool handle(host *self, hsm_request_message *message) {
         break;
     case HSM_OP_ADD_KEY:
         status = add_key(self, message, &reply.key, &reply.error);
-        break;
-    case HSM_OP_SKIP_KEY:
-        if (self->engine != NULL) {
-            hsm_engine_skip_key(self->engine);
-        }
         break;
     case HSM_OP_TOKEN:
         if (self->engine != NULL) {

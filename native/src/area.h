@@ -16,7 +16,7 @@
 #include "base.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
-#define HSM_AREA_VERSION 2U
+#define HSM_AREA_VERSION 3U
 /* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
  * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
 #define HSM_INLINE_MESSAGE 1280U
@@ -47,11 +47,21 @@ typedef struct hsm_slot {
     HSM_ALIGNED uint8_t message[HSM_INLINE_MESSAGE];
 } hsm_slot;
 
+/* The place in the key table that belongs to an index. The rest of the index counts how often the place was given away:
+ * whoever still has the index of a retired key is refused, whatever key has its place now. */
+static inline uint32_t hsm_key_place(uint32_t index) {
+    return index % HSM_MAX_KEYS;
+}
+
+/* In place of an index: whichever is free. */
+#define HSM_ANY_INDEX UINT32_MAX
 enum hsm_key_state { HSM_KEY_ABSENT, HSM_KEY_ACTIVE, HSM_KEY_RETIRED, HSM_KEY_MISMATCHED };
 
-/* A pinned key. Written by the engine before `state` is released as ACTIVE; only `state` changes afterwards. */
+/* A pinned key. Written by the engine before `state` is released as ACTIVE; only `state` changes afterwards, until the
+ * key is RETIRED and no worker serves a request for it: then the place may be given to another key. */
 typedef struct hsm_key_record {
     _Atomic uint32_t state;
+    _Atomic uint32_t index; /* of the key that has or had this place */
     uint32_t algorithm;
     uint32_t public_key_len;
     uint8_t public_key[HSM_MAX_PUBLIC_KEY];

@@ -194,9 +194,6 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
     if (message_len > area->max_message) {
         return HSM_MESSAGE_TOO_LARGE;
     }
-    if (key >= HSM_MAX_KEYS) {
-        return HSM_BAD_ARGUMENT;
-    }
     if (client->free_count == 0) {
         return HSM_QUEUE_FULL;
     }
@@ -337,7 +334,7 @@ uint32_t hsm_client_recover(hsm_client *client) {
             continue;
         }
         hsm_slot *slot = hsm_area_slot(area, index);
-        const hsm_key_record *key = &area->shared->keys[slot->key < HSM_MAX_KEYS ? slot->key : 0];
+        const hsm_key_record *key = &area->shared->keys[hsm_key_place(slot->key)];
         /* Once only: a message that crashes the module must not do so for ever. */
         if (client->use[index] == USE_TAKEN && hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm)) {
             client->use[index] = USE_REPLAYED;

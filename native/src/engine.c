@@ -164,6 +164,11 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     return engine;
 }
 
+/* The index that follows in the same place; HSM_ANY_INDEX when all are used up (2^26 keys in one place). */
+static uint32_t next_index(uint32_t index) {
+    return index >= HSM_ANY_INDEX - HSM_MAX_KEYS ? HSM_ANY_INDEX : index + HSM_MAX_KEYS;
+}
+
 hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **out, hsm_error *error) {
     *out = NULL;
     hsm_status status = check_options(client, options, error);
@@ -185,6 +190,11 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
             atomic_store(&engine->area->shared->keys[i].state, HSM_KEY_ABSENT);
         }
+    }
+    for (uint32_t i = 0; i < HSM_MAX_KEYS; i++) {
+        const hsm_key_record *record = &engine->area->shared->keys[i];
+        bool used = atomic_load(&record->state) != HSM_KEY_ABSENT;
+        engine->keys[i].next = used ? next_index(atomic_load(&record->index)) : i;
     }
     status = copy_secret(engine, options, error);
     if (status == HSM_OK) {
@@ -261,12 +271,6 @@ static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
     uint32_t left = engine->running + engine->starting;
     (void)pthread_mutex_unlock(&engine->state);
     return left;
-}
-
-void hsm_engine_skip_key(hsm_engine *engine) {
-    (void)pthread_mutex_lock(&engine->control);
-    atomic_fetch_add(&engine->key_count, 1);
-    (void)pthread_mutex_unlock(&engine->control);
 }
 
 static void destroy(hsm_engine *engine) {
@@ -353,34 +357,75 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
     return HSM_OK;
 }
 
-static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE handle,
-                             hsm_key_info *info, hsm_error *error) {
-    uint32_t index = atomic_load(&engine->key_count);
-    if (index == HSM_MAX_KEYS) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "an engine holds at most %d keys", HSM_MAX_KEYS);
+/* Whether a worker may still be at a request for the key that has this place. Each says so before it looks at the key's
+ * state: whoever does not say so here will find it retired. */
+static bool is_served(hsm_engine *engine, uint32_t place) {
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
+        if (atomic_load(&engine->workers[i].serving) == place + 1U) {
+            return true;
+        }
     }
-    hsm_engine_key *key = &engine->keys[index];
-    hsm_key_record *pinned = &engine->area->shared->keys[index];
-    key->label = hsm_strdup(info->label);
-    if (key->label == NULL) {
+    return false;
+}
+
+/* The index for another key: of the places that are free, the one that was given away least often, so that an index
+ * stays unused for as long as it can. HSM_ANY_INDEX if there is none. */
+static uint32_t free_index(hsm_engine *engine) {
+    uint32_t found = HSM_ANY_INDEX;
+    for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
+        uint32_t state = atomic_load(&engine->area->shared->keys[place].state);
+        bool may = state == HSM_KEY_ABSENT || (state == HSM_KEY_RETIRED && !is_served(engine, place));
+        if (may && engine->keys[place].next < found) {
+            found = engine->keys[place].next;
+        }
+    }
+    return found;
+}
+
+static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE handle,
+                             uint32_t index, hsm_key_info *info, hsm_error *error) {
+    bool again = index != HSM_ANY_INDEX;
+    index = again ? index : free_index(engine);
+    if (index == HSM_ANY_INDEX) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "an engine holds at most %d keys that are not retired",
+                        HSM_MAX_KEYS);
+    }
+    uint32_t place = hsm_key_place(index);
+    hsm_engine_key *key = &engine->keys[place];
+    hsm_key_record *pinned = &engine->area->shared->keys[place];
+    char *label = hsm_strdup(info->label);
+    if (label == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "key");
     }
+    if (key->label != NULL) {
+        /* Workers may keep the handle of the key that had this place. */
+        atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
+    }
+    hsm_free(key->label);
+    key->label = label;
     memcpy(key->id, info->id, info->id_len);
     key->id_len = info->id_len;
     key->fixed_handle = selector->handle;
+    key->next = next_index(index);
     atomic_store(&key->handle, handle);
+    atomic_store(&pinned->index, index);
     pinned->algorithm = (uint32_t)info->algorithm;
     pinned->public_key_len = info->public_key_len;
     memcpy(pinned->public_key, info->public_key, info->public_key_len);
     info->index = index;
-    uint32_t absent = HSM_KEY_ABSENT; /* in a host that was started again, it may be retired already */
-    (void)atomic_compare_exchange_strong(&pinned->state, &absent, HSM_KEY_ACTIVE);
-    atomic_store(&engine->key_count, index + 1U);
+    if (!again) { /* else it is what it was, and may have been retired meanwhile */
+        atomic_store(&pinned->state, HSM_KEY_ACTIVE);
+    }
     return HSM_OK;
 }
 
 hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                               hsm_error *error) {
+    return hsm_engine_add_key_as(engine, selector, HSM_ANY_INDEX, info, error);
+}
+
+hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
+                                 hsm_key_info *info, hsm_error *error) {
     if (engine->fork_generation != hsm_fork_generation()) {
         return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
     }
@@ -397,7 +442,7 @@ hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *select
         status = prove(engine, handle, info, error);
     }
     if (status == HSM_OK) {
-        status = record_key(engine, selector, handle, info, error);
+        status = record_key(engine, selector, handle, index, info, error);
     }
     (void)pthread_mutex_unlock(&engine->control);
     return status;
@@ -407,9 +452,13 @@ hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index) {
     if (engine->fork_generation != hsm_fork_generation()) {
         return HSM_FORKED;
     }
-    if (index >= atomic_load(&engine->key_count)) {
+    hsm_key_record *pinned = &engine->area->shared->keys[hsm_key_place(index)];
+    uint32_t newest = atomic_load(&pinned->index);
+    if (atomic_load(&pinned->state) == HSM_KEY_ABSENT || index > newest) {
         return HSM_BAD_ARGUMENT;
     }
-    atomic_store(&engine->area->shared->keys[index].state, HSM_KEY_RETIRED);
+    if (index == newest) {
+        atomic_store(&pinned->state, HSM_KEY_RETIRED);
+    }
     return HSM_OK;
 }

@@ -17,6 +17,7 @@ typedef struct hsm_engine_key {
     size_t id_len;
     int64_t fixed_handle; /* chosen by handle, or -1 */
     _Atomic uint64_t handle;
+    uint32_t next; /* the index that the next key in this place gets; under `control` */
 } hsm_engine_key;
 
 /* Where a worker's thread is in its life; only `tend` and `stop` join it. */
@@ -34,6 +35,9 @@ typedef struct hsm_worker {
     uint32_t epoch;                         /* of the handles below */
     CK_OBJECT_HANDLE handles[HSM_MAX_KEYS]; /* 0: look it up */
     hsm_verifier *verifiers[HSM_MAX_KEYS];
+    uint32_t verified_index[HSM_MAX_KEYS]; /* whose verifier that is */
+    /* The place of the key that it serves a request for, plus one; 0: none. No other key gets the place meanwhile. */
+    _Atomic uint32_t serving;
     uint64_t signed_count;
     bool healed;     /* during this request */
     bool suspicious; /* the last signature that was verified was wrong */
@@ -78,8 +82,7 @@ struct hsm_engine {
 
     /* Bumped whenever handles became invalid; workers then look their keys up again. */
     _Atomic uint32_t epoch;
-    hsm_engine_key keys[HSM_MAX_KEYS];
-    _Atomic uint32_t key_count;
+    hsm_engine_key keys[HSM_MAX_KEYS]; /* by place; `label` is NULL where there is none */
 
     /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. */
     uint64_t warm_ns;
@@ -106,7 +109,7 @@ void hsm_worker_close(hsm_worker *worker);
 /* Forget this worker's handles if they have become invalid. Returns whether they had. */
 bool hsm_worker_catch_up(hsm_worker *worker);
 /* The key's handle in this worker's session. */
-hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome);
+hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome);
 
 /* Go into the module: marks the worker as inside, waiting first while the module is initialized anew. */
 void hsm_worker_enter(hsm_worker *worker, uint64_t now);
@@ -125,8 +128,9 @@ bool hsm_admit_to_token(hsm_worker *worker, uint64_t now);
 void hsm_token_answered(hsm_worker *worker);
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
 
-/* Take the next key index without a key: its place belongs to one that signs no more. */
-void hsm_engine_skip_key(hsm_engine *engine);
+/* As hsm_engine_add_key, under the index that the key had in an engine before this one on the same area. */
+hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
+                                 hsm_key_info *info, hsm_error *error);
 /* Start and stop the thread of warm.c; note that a worker has answered a request at `now`. */
 void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns);
 void hsm_warmer_stop(hsm_engine *engine);
@@ -136,8 +140,8 @@ void hsm_warmer_note(hsm_engine *engine, uint64_t now);
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
 /* The same if the login session was lost, or its login. Call with `control` held. */
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error);
-/* Find `key` again in `session` and compare it with what is pinned. Call with `control` held. */
-hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t key, CK_OBJECT_HANDLE *handle,
+/* Find the key of a place again in `session` and compare it with what is pinned. Call with `control` held. */
+hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);
 
 #endif

@@ -86,13 +86,15 @@ static hsm_status begin(hsm_host *host, hsm_error *error) {
     return call(host, &message, &reply, error);
 }
 
-static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error) {
+static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uint32_t index, hsm_key_info *info,
+                           hsm_error *error) {
     hsm_request_message message;
     hsm_reply_message reply;
     memset(&message, 0, sizeof message);
     message.operation = HSM_OP_ADD_KEY;
     message.handle = selector->handle;
     message.algorithm = (uint32_t)selector->algorithm;
+    message.index = index;
     if (!hsm_wire_put_string(&message, &message.key_label, selector->label) ||
         !hsm_wire_put(&message, &message.key_id, selector->id, selector->id_len) ||
         !hsm_wire_put(&message, &message.public_key, selector->public_key, selector->public_key_len)) {
@@ -101,7 +103,8 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, hsm
     hsm_status status = call(host, &message, &reply, error);
     if (status == HSM_OK) {
         const hsm_key_info *key = &reply.key;
-        if (key->index >= HSM_MAX_KEYS || key->id_len > HSM_MAX_KEY_ID || key->public_key_len > HSM_MAX_PUBLIC_KEY) {
+        if ((index != HSM_ANY_INDEX && key->index != index) || key->id_len > HSM_MAX_KEY_ID ||
+            key->public_key_len == 0 || key->public_key_len > HSM_MAX_PUBLIC_KEY) {
             return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "the host's answer is out of range");
         }
         *info = *key;
@@ -216,23 +219,32 @@ static hsm_status check_fork(const hsm_host *host, hsm_error *error) {
 hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error) {
     hsm_status status = check_fork(host, error);
     if (status == HSM_OK) {
-        status = send_key(host, selector, info, error);
+        status = send_key(host, selector, HSM_ANY_INDEX, info, error);
     }
-    if (status == HSM_OK) {
-        host->keys[info->index] = *info;
-        host->handles[info->index] = selector->handle;
-        host->key_count = info->index + 1U;
+    if (status != HSM_OK) {
+        return status;
     }
-    return status;
+    uint32_t place = hsm_key_place(info->index);
+    hsm_key_info *known = &host->keys[place];
+    if (known->public_key_len != 0 && (!atomic_load(&host->retired[place]) || info->index <= known->index)) {
+        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "the host gave a key the index of another one");
+    }
+    *known = *info;
+    host->handles[place] = selector->handle;
+    atomic_store(&host->retired[place], false);
+    return HSM_OK;
 }
 
 hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index) {
     hsm_status status = check_fork(host, NULL);
-    if (status == HSM_OK && index >= host->key_count) {
+    uint32_t place = hsm_key_place(index);
+    const hsm_key_info *known = &host->keys[place];
+    if (status == HSM_OK && (known->public_key_len == 0 || index > known->index)) {
         return HSM_BAD_ARGUMENT;
     }
-    if (status == HSM_OK) {
-        atomic_store(&host->client->area->shared->keys[index].state, HSM_KEY_RETIRED);
+    if (status == HSM_OK && index == known->index) {
+        atomic_store(&host->retired[place], true);
+        atomic_store(&host->client->area->shared->keys[place].state, HSM_KEY_RETIRED);
     }
     return status;
 }
@@ -304,40 +316,30 @@ uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
     return stuck;
 }
 
-static hsm_status skip_key(hsm_host *host, hsm_error *error) {
-    hsm_request_message message;
-    hsm_reply_message reply;
-    memset(&message, 0, sizeof message);
-    message.operation = HSM_OP_SKIP_KEY;
-    return call(host, &message, &reply, error);
-}
-
 /* Have the new process find a key again, under the index that it had. */
-static hsm_status find_again(hsm_host *host, uint32_t index, hsm_error *error) {
-    const hsm_key_info *pinned = &host->keys[index];
-    hsm_key_record *record = &host->client->area->shared->keys[index];
-    if (atomic_load(&record->state) != HSM_KEY_ACTIVE) {
-        return skip_key(host, error);
+static hsm_status find_again(hsm_host *host, uint32_t place, hsm_error *error) {
+    const hsm_key_info *pinned = &host->keys[place];
+    hsm_key_record *record = &host->client->area->shared->keys[place];
+    if (pinned->public_key_len == 0 || atomic_load(&host->retired[place]) ||
+        atomic_load(&record->state) != HSM_KEY_ACTIVE) {
+        return HSM_OK;
     }
-    bool by_handle = host->handles[index] >= 0;
+    bool by_handle = host->handles[place] >= 0;
     hsm_key_selector selector = {
         .label = pinned->id_len > 0 || by_handle ? NULL : pinned->label,
         .id = pinned->id_len > 0 && !by_handle ? pinned->id : NULL,
         .id_len = pinned->id_len,
-        .handle = host->handles[index],
+        .handle = host->handles[place],
         .algorithm = pinned->algorithm,
         .public_key = pinned->public_key,
         .public_key_len = pinned->public_key_len,
     };
     hsm_key_info again = {.index = 0};
-    hsm_status status = send_key(host, &selector, &again, error);
+    hsm_status status = send_key(host, &selector, pinned->index, &again, error);
     if (status == HSM_KEY_MISMATCH) {
         /* Nothing may be signed with it, now or later; other keys may go on. */
         atomic_store(&record->state, HSM_KEY_MISMATCHED);
-        return skip_key(host, error);
-    }
-    if (status == HSM_OK && again.index != index) {
-        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "the host numbers its keys otherwise");
+        return HSM_OK;
     }
     return status;
 }
@@ -353,7 +355,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     if (status == HSM_OK) {
         status = begin(host, error);
     }
-    for (uint32_t i = 0; i < host->key_count && status == HSM_OK; i++) {
+    for (uint32_t i = 0; i < HSM_MAX_KEYS && status == HSM_OK; i++) {
         status = find_again(host, i, error);
     }
     if (status != HSM_OK) {

@@ -19,9 +19,10 @@ struct hsm_host {
     pthread_mutex_t lock; /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
     uint64_t head_seen;   /* of the request ring, and since when: see `unattended` */
     uint64_t head_seen_ns;
-    uint32_t key_count;
-    hsm_key_info keys[HSM_MAX_KEYS];
+    /* By place; ours alone, so that nothing the process writes into the area can change what an index means. */
+    hsm_key_info keys[HSM_MAX_KEYS]; /* `public_key_len` is 0 where there was none yet */
     int64_t handles[HSM_MAX_KEYS];
+    _Atomic bool retired[HSM_MAX_KEYS];
 };
 
 /* Start the program with its descriptors; there must be no process yet. */

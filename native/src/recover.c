@@ -60,10 +60,10 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
     return status;
 }
 
-hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t key, CK_OBJECT_HANDLE *handle,
+hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error) {
-    hsm_engine_key *own = &engine->keys[key];
-    hsm_key_record *pinned = &engine->area->shared->keys[key];
+    hsm_engine_key *own = &engine->keys[place];
+    hsm_key_record *pinned = &engine->area->shared->keys[place];
     /* The id is the key's identity on the token; its label may be shared by its successors. */
     hsm_key_selector selector = {
         .label = own->id_len > 0 ? NULL : own->label,
@@ -108,11 +108,10 @@ hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
 /* Log in again if need be and find every key again. Call with `control` held. */
 static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     hsm_status status = hsm_engine_ready(engine, error);
-    uint32_t keys = atomic_load(&engine->key_count);
     engine->keys_found = 0;
     engine->keys_missing = 0;
-    for (uint32_t key = 0; key < keys && status == HSM_OK; key++) {
-        if (atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {
+    for (uint32_t key = 0; key < HSM_MAX_KEYS && status == HSM_OK; key++) {
+        if (engine->keys[key].label == NULL || atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {
             continue;
         }
         CK_OBJECT_HANDLE handle;

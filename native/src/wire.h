@@ -11,18 +11,10 @@
 enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, HSM_FD_END };
 
 /* Changes with every change of a message or of the area's layout. */
-#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303032)
+#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303033)
 #define HSM_WIRE_TEXT 4096U /* bytes of all strings of a message together */
 
-enum hsm_operation {
-    HSM_OP_HELLO = 1,
-    HSM_OP_START,
-    HSM_OP_ADD_KEY,
-    HSM_OP_SKIP_KEY,
-    HSM_OP_TOKEN,
-    HSM_OP_TEND,
-    HSM_OP_STOP
-};
+enum hsm_operation { HSM_OP_HELLO = 1, HSM_OP_START, HSM_OP_ADD_KEY, HSM_OP_TOKEN, HSM_OP_TEND, HSM_OP_STOP };
 
 /* A string or byte string inside `text`; `present` tells an empty one from none. */
 typedef struct hsm_wire_text {
@@ -56,6 +48,7 @@ typedef struct hsm_request_message {
     hsm_wire_text public_key;
     int64_t handle;
     uint32_t algorithm;
+    uint32_t index; /* that the key had in a process before this one, or HSM_ANY_INDEX */
     uint8_t text[HSM_WIRE_TEXT];
 } hsm_request_message;
 

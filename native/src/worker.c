@@ -51,14 +51,14 @@ static bool session_is_logged_in(const hsm_worker *worker) {
            (rv == CKR_OK && (info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS));
 }
 
-hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
+hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
     (void)hsm_worker_catch_up(worker);
-    if (worker->handles[key] == 0) {
+    if (worker->handles[place] == 0) {
         if (!engine->quirks->handles_per_session) {
-            worker->handles[key] =
-                (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[key].handle, memory_order_acquire);
-            if (worker->handles[key] == 0) {
+            worker->handles[place] =
+                (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[place].handle, memory_order_acquire);
+            if (worker->handles[place] == 0) {
                 return HSM_KEY_HANDLE_STALE; /* it was looked for and not found */
             }
         } else {
@@ -67,33 +67,39 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t key, CK_OBJECT_HANDLE 
             hsm_worker_leave(worker);
             (void)pthread_mutex_lock(&engine->control);
             hsm_worker_enter(worker, hsm_now_ns());
-            hsm_status status = hsm_engine_refind(engine, worker->session, key, &worker->handles[key], &error);
+            hsm_status status = hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error);
             if (status == HSM_KEY_NOT_FOUND && !session_is_logged_in(worker)) {
                 status = HSM_NOT_LOGGED_IN; /* without a login no private key is seen: that is no missing key */
             }
             (void)pthread_mutex_unlock(&engine->control);
             if (status != HSM_OK) {
-                worker->handles[key] = 0;
+                worker->handles[place] = 0;
                 outcome->call = HSM_CALL_C_FindObjects;
                 outcome->ckr = error.ckr;
                 return status;
             }
         }
     }
-    *handle = worker->handles[key];
+    *handle = worker->handles[place];
     return HSM_OK;
 }
 
 static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
-    const hsm_key_record *record = &worker->engine->area->shared->keys[key];
-    if (worker->verifiers[key] == NULL) {
-        worker->verifiers[key] =
+    uint32_t place = hsm_key_place(key);
+    const hsm_key_record *record = &worker->engine->area->shared->keys[place];
+    if (worker->verified_index[place] != key) {
+        hsm_verifier_free(worker->verifiers[place]);
+        worker->verifiers[place] = NULL;
+    }
+    if (worker->verifiers[place] == NULL) {
+        worker->verifiers[place] =
             hsm_verifier_new((hsm_algorithm)record->algorithm, record->public_key, record->public_key_len);
-        if (worker->verifiers[key] == NULL) {
+        if (worker->verifiers[place] == NULL) {
             return HSM_OUT_OF_MEMORY;
         }
+        worker->verified_index[place] = key;
     }
-    return hsm_verifier_check(worker->verifiers[key], worker->message, message_len, signature, HSM_MAX_SIGNATURE);
+    return hsm_verifier_check(worker->verifiers[place], worker->message, message_len, signature, HSM_MAX_SIGNATURE);
 }
 
 void hsm_worker_enter(hsm_worker *worker, uint64_t now) {
@@ -114,9 +120,11 @@ void hsm_worker_leave(hsm_worker *worker) {
     atomic_store_explicit(&worker->record->call_started_ns, 0, memory_order_release);
 }
 
-static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t message_len, uint8_t *signature,
+static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len, uint8_t *signature,
                             hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
+    uint32_t place = hsm_key_place(key);
+    const hsm_key_record *pinned = &engine->area->shared->keys[place];
     outcome->call = HSM_CALL_NONE;
     outcome->ckr = CKR_OK;
     if (!worker->session_open) {
@@ -129,33 +137,30 @@ static hsm_status sign_once(hsm_worker *worker, const hsm_slot *slot, size_t mes
         }
     }
     CK_OBJECT_HANDLE handle;
-    hsm_status status = hsm_worker_handle(worker, slot->key, &handle, outcome);
+    hsm_status status = hsm_worker_handle(worker, place, &handle, outcome);
     if (status != HSM_OK) {
         return status;
     }
     /* Looked at again for each attempt: the ladder may have found that another key answers to the name. */
-    if (atomic_load_explicit(&engine->area->shared->keys[slot->key].state, memory_order_acquire) ==
-        HSM_KEY_MISMATCHED) {
+    if (atomic_load_explicit(&pinned->state, memory_order_acquire) == HSM_KEY_MISMATCHED) {
         return HSM_KEY_MISMATCH;
     }
-    status =
-        hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)engine->area->shared->keys[slot->key].algorithm,
-                 worker->message, message_len, signature, outcome);
+    status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)pinned->algorithm, worker->message,
+                      message_len, signature, outcome);
     if (status == HSM_OK && engine->verify_every != 0 &&
         (worker->suspicious || ++worker->signed_count % engine->verify_every == 0)) {
-        status = verify(worker, slot->key, message_len, signature);
+        status = verify(worker, key, message_len, signature);
         /* After a wrong one each is verified until a good one came: the next attempt must not slip through. */
         worker->suspicious = status != HSM_OK;
         if (status == HSM_SIGNATURE_INVALID) {
             atomic_fetch_add_explicit(&worker->record->wrong, 1, memory_order_relaxed);
         }
     }
-    return hsm_quirks_judge(engine->quirks, status, outcome->ckr,
-                            (hsm_algorithm)engine->area->shared->keys[slot->key].algorithm, message_len);
+    return hsm_quirks_judge(engine->quirks, status, outcome->ckr, (hsm_algorithm)pinned->algorithm, message_len);
 }
 
 /* Whether the request should be begun at all. */
-static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint64_t now) {
+static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t now) {
     const hsm_area *area = worker->engine->area;
     if (atomic_load_explicit(&slot->cancelled, memory_order_relaxed) != 0) {
         return HSM_CANCELLED;
@@ -163,10 +168,16 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint64_t now) {
     if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
         return HSM_DEADLINE_EXCEEDED;
     }
-    if (slot->key >= HSM_MAX_KEYS || slot->message_len > area->max_message) {
+    if (slot->message_len > area->max_message) {
         return HSM_BAD_ARGUMENT;
     }
-    switch (atomic_load_explicit(&area->shared->keys[slot->key].state, memory_order_acquire)) {
+    const hsm_key_record *record = &area->shared->keys[hsm_key_place(key)];
+    uint32_t state = atomic_load(&record->state);
+    uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
+    if (state != HSM_KEY_ABSENT && newest != key) {
+        return key < newest ? HSM_KEY_DEACTIVATED : HSM_BAD_ARGUMENT; /* another key has its place by now */
+    }
+    switch (state) {
     case HSM_KEY_ACTIVE:
         return hsm_admit_to_token(worker, now) ? HSM_OK : HSM_TOKEN_LOST;
     case HSM_KEY_RETIRED:
@@ -206,7 +217,7 @@ static void tally(hsm_worker_record *record, hsm_status status) {
 }
 
 /* Sign, climbing the ladder as far as it takes. */
-static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t message_len, uint64_t begun,
+static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t key, size_t message_len, uint64_t begun,
                                   hsm_outcome *outcome) {
     hsm_status status;
     /* A caller in a hurry is no proof that the module hangs. */
@@ -216,7 +227,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, size_t mes
     hsm_worker_enter(worker, begun);
     worker->healed = false;
     for (unsigned attempt = 1;; attempt++) {
-        status = sign_once(worker, slot, message_len, slot->signature, outcome);
+        status = sign_once(worker, key, message_len, slot->signature, outcome);
         if (status == HSM_OK) {
             hsm_token_answered(worker);
             break;
@@ -244,7 +255,9 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     uint64_t queued = begun > slot->submitted_ns ? begun - slot->submitted_ns : 0;
     uint64_t ended = begun;
     hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
-    hsm_status status = admit(worker, slot, begun);
+    uint32_t key = slot->key;
+    (void)atomic_exchange(&worker->serving, hsm_key_place(key) + 1U); /* before the look at the key, see is_served */
+    hsm_status status = admit(worker, slot, key, begun);
     slot->signature_len = 0;
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
@@ -252,7 +265,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         if (area->digests) {
             hsm_sha256(worker->message, message_len, slot->digest);
         }
-        status = sign_or_recover(worker, slot, message_len, begun, &outcome);
+        status = sign_or_recover(worker, slot, key, message_len, begun, &outcome);
         ended = hsm_now_ns();
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
         add_sample(worker->record->hsm_histogram, ended - begun);
@@ -266,6 +279,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     slot->hsm_ns = ended - begun;
     tally(worker->record, status);
     hsm_area_complete(area, index);
+    atomic_store_explicit(&worker->serving, 0, memory_order_release);
     return ended;
 }
 

@@ -187,19 +187,6 @@ static void an_empty_message_is_a_message(void) {
     hsm_client_free(client);
 }
 
-static void a_key_outside_the_table_is_refused(void) {
-    hsm_client *client = make_client(2, 16, 0);
-    uint32_t slot;
-    uint64_t deadline;
-    static const uint32_t keys[] = {HSM_MAX_KEYS, HSM_MAX_KEYS + 1, UINT32_MAX};
-    for (size_t i = 0; i < COUNT_OF(keys); i++) {
-        CHECK_STATUS(hsm_client_submit(client, keys[i], (const uint8_t *)"x", 1, 0, &slot, &deadline),
-                     HSM_BAD_ARGUMENT);
-    }
-    CHECK_INT(hsm_client_free_slots(client), ==, 2);
-    hsm_client_free(client);
-}
-
 static void a_deadline_is_a_point_in_time(void) {
     hsm_client *client = make_client(4, 16, 0);
     uint32_t slot;
@@ -575,7 +562,6 @@ static const struct test tests[] = {
     TEST(a_full_queue_says_so_and_loses_nothing),
     TEST(a_message_may_be_as_long_as_configured),
     TEST(an_empty_message_is_a_message),
-    TEST(a_key_outside_the_table_is_refused),
     TEST(a_deadline_is_a_point_in_time),
     TEST(cancelling_marks_and_reuse_unmarks),
     TEST(a_batch_is_published_at_its_end),

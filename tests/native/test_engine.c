@@ -1,4 +1,6 @@
 /* The engine's life and its keys, on the no-op module. */
+#include <sched.h>
+
 #include "engine.h"
 
 #include "engine_fixture.h"
@@ -196,12 +198,64 @@ static void an_engine_holds_so_many_keys_and_no_more(void) {
     fixture_end(&f);
 }
 
+static void places_are_used_again_and_indices_never(void) {
+    struct fixture f = noop_begin(2);
+    uint32_t before = f.key.index;
+    for (int i = 0; i < 200; i++) {
+        CHECK_STATUS(hsm_engine_retire_key(f.engine, before), HSM_OK);
+        f.key = add_key(f.engine, "noop-key");
+        CHECK_INT(f.key.index, >, before);
+        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+        uint32_t now = f.key.index;
+        f.key.index = before;
+        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_KEY_DEACTIVATED);
+        before = now;
+    }
+    CHECK_INT(before, ==, 200);
+    CHECK_STATUS(hsm_engine_retire_key(f.engine, before - HSM_MAX_KEYS), HSM_OK); /* long retired: not its successor */
+    f.key.index = before;
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+}
+
+static void the_place_of_a_key_that_still_signs_is_not_given_away(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    hsm_key_selector selector = {.label = "noop-key", .handle = -1};
+    for (uint32_t i = 1; i < HSM_MAX_KEYS; i++) {
+        (void)add_key(f.engine, "noop-key");
+    }
+    gate_set(true);
+    uint32_t inside = submit_text(&f, SIGNED, 0);
+    gate_await(1);
+    CHECK_STATUS(hsm_engine_retire_key(f.engine, f.key.index), HSM_OK);
+    gate_set(false);
+    hsm_completion done = finish(&f, inside);
+    CHECK_STATUS(done.status, HSM_OK);
+    hsm_worker *worker = &f.engine->workers[0];
+    while (atomic_load(&worker->serving) != 0) {
+        (void)sched_yield();
+    }
+    atomic_store(&worker->serving, hsm_key_place(f.key.index) + 1U); /* as if it were still inside */
+    check_key_refused(&f, &selector, HSM_BAD_ARGUMENT);
+    atomic_store(&worker->serving, 0);
+    CHECK_INT(add_key(f.engine, "noop-key").index, ==, f.key.index + HSM_MAX_KEYS);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static void a_key_that_was_not_added_signs_nothing(void) {
     struct fixture f = noop_begin(1);
     f.key.index = 1;
     hsm_completion done = finish(&f, submit_text(&f, SIGNED, 0));
     CHECK_STATUS(done.status, HSM_KEY_NOT_FOUND);
     CHECK_INT(done.signature_len, ==, 0);
+    static const uint32_t never[] = {HSM_MAX_KEYS, 2 * HSM_MAX_KEYS,
+                                     UINT32_MAX - HSM_MAX_KEYS + 1}; /* the place of 0 */
+    for (size_t i = 0; i < COUNT_OF(never); i++) {
+        f.key.index = never[i];
+        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_BAD_ARGUMENT);
+    }
     fixture_end(&f);
 }
 
@@ -237,6 +291,8 @@ static const struct test tests[] = {
     TEST(two_engines_share_a_module),
     TEST(a_key_is_found_by_all_that_is_said_of_it),
     TEST(an_engine_holds_so_many_keys_and_no_more),
+    TEST(places_are_used_again_and_indices_never),
+    TEST(the_place_of_a_key_that_still_signs_is_not_given_away),
     TEST(a_key_that_was_not_added_signs_nothing),
     TEST(a_retired_key_signs_nothing_more),
 };

@@ -197,6 +197,61 @@ static void retiring_a_key_under_load(void) {
     intercept_end();
 }
 
+/* Two keys that take turns in the only free place of the table, each added while requests for the other one are under
+ * way: nobody ever gets the signature of a key that he did not ask for. */
+static void a_place_that_changes_hands_under_load(void) {
+    intercept_begin(softhsm.module_path);
+    static const char *const labels[] = {"ed25519", "p256"};
+    hsm_engine_options options = softhsm_options(2);
+    options.verify_every = 3;
+    struct fixture f = fixture_begin(&small_client, &options, labels[0]);
+    for (uint32_t i = 1; i < HSM_MAX_KEYS; i++) {
+        (void)add_key(f.engine, labels[0]);
+    }
+    unsigned refused = 0;
+    unsigned good = 0;
+    for (unsigned round = 0; round < 150; round++) {
+        hsm_key_info keys[2] = {f.key};
+        uint8_t key_of[64] = {0};
+        for (int i = 0; i < 6; i++) {
+            (void)submit_text(&f, "text", 0);
+        }
+        CHECK_STATUS(hsm_engine_retire_key(f.engine, keys[0].index), HSM_OK);
+        hsm_key_selector selector = {.label = labels[(round + 1) % 2], .handle = -1};
+        hsm_error error = {.status = HSM_OK};
+        hsm_status added;
+        do {
+            added = hsm_engine_add_key(f.engine, &selector, &keys[1], &error);
+        } while (added == HSM_BAD_ARGUMENT); /* a worker is still at the other one */
+        REQUIRE_OK(added, error);
+        for (int i = 0; i < 12; i++) {
+            f.key = keys[i % 2];
+            key_of[submit_text(&f, "text", 0)] = (uint8_t)(i % 2);
+        }
+        for (int i = 0; i < 18; i++) {
+            hsm_completion done;
+            await_completion(f.client, &done);
+            f.key = keys[key_of[done.slot]];
+            CHECK_INT(done.key, ==, f.key.index);
+            if (done.status == HSM_OK) {
+                CHECK_STATUS(check_signature(&f, "text", &done), HSM_OK);
+                good++;
+            } else {
+                CHECK_STATUS(done.status, HSM_KEY_DEACTIVATED);
+                CHECK_INT(key_of[done.slot], ==, 0);
+                refused++;
+            }
+            hsm_client_release(f.client, done.slot);
+        }
+        f.key = keys[1];
+    }
+    CHECK_INT(f.key.index, ==, 150 * HSM_MAX_KEYS);
+    CHECK_INT(good, >=, 150 * 6);
+    CHECK_INT(refused, >=, 150 * 6);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static void stopping_under_load_answers_everything(void) {
     intercept_begin(softhsm.module_path);
     for (int round = 0; round < 5; round++) {
@@ -317,6 +372,7 @@ static const struct test tests[] = {
     TEST(one_label_for_two_keys_is_ambiguous),
     TEST(the_wrong_pin_is_tried_once),
     TEST(retiring_a_key_under_load),
+    TEST(a_place_that_changes_hands_under_load),
     TEST(stopping_under_load_answers_everything),
     TEST(a_message_of_any_length_is_signed),
     TEST(a_logout_by_others_is_mended),

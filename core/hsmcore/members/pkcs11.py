@@ -64,7 +64,7 @@ class Pkcs11Member:
             cache_nondeterministic=rules.cache_non_deterministic,
             digests=rules.audit_log_file is not None,
         )
-        self._known: list[KeyVersion] = []
+        self._known: dict[str, KeyVersion] = {}
         self._audit: AuditLog | None = None
         self._spin_seconds = rules.spin_micros / 1e6
         self._warm_seconds = rules.warm_micros / 1e6
@@ -173,12 +173,16 @@ class Pkcs11Member:
         return near_keys(self._settings.key_label, self._settings.key_id, present)
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
-        """Find another key of the token by its CKA_ID."""
+        """Find another key of the token by its CKA_ID. One that is loaded takes no second place in the engine."""
+        known = self._known.get(key_id.hex())
+        if known is not None and self.engine.signs_with(known.index):
+            return known
         return await self._add_key(id=key_id)
 
     async def _add_key(self, **selector: Any) -> KeyVersion:
         version = KeyVersion.of_engine(await self._run(lambda: self.engine.add_key(**selector)))
-        self._known.append(version)
+        self._known = {id_: known for id_, known in self._known.items() if self.engine.signs_with(known.index)}
+        self._known[version.id] = version
         self._name_in_records(version)
         return version
 
@@ -187,7 +191,7 @@ class Pkcs11Member:
         journal = audit.journal
         if journal is not None:
             self._audit = audit
-            for version in self._known:
+            for version in self._known.values():
                 self._name_in_records(version)
             self.engine.record_in(journal)
 

@@ -28,7 +28,7 @@
 #define HSM_MAX_PUBLIC_KEY 65   /* bytes: 0x04 || X || Y (SEC 1 section 2.3.3); Ed25519 uses 32 */
 #define HSM_MAX_KEY_ID 64       /* bytes of CKA_ID that are kept */
 #define HSM_MAX_LABEL 128       /* bytes of a label, the final NUL included */
-#define HSM_MAX_KEYS 64         /* keys per engine, retired ones included */
+#define HSM_MAX_KEYS 64         /* keys per engine at a time; a retired one makes room for another */
 #define HSM_MAX_WORKERS 1024    /* sessions per engine: the most that AWS CloudHSM gives one application */
 #define HSM_MAX_SLOTS 65536     /* requests in flight per client */
 #define HSM_MAX_MESSAGE 1048576 /* bytes: the most that hsm_client_options.max_message may ask for */
@@ -167,7 +167,7 @@ typedef struct hsm_key_selector {
 } hsm_key_selector;
 
 typedef struct hsm_key_info {
-    uint32_t index; /* for hsm_client_submit */
+    uint32_t index; /* for hsm_client_submit: its place, modulo HSM_MAX_KEYS; never given to another key */
     hsm_algorithm algorithm;
     uint32_t id_len;
     uint8_t id[HSM_MAX_KEY_ID];
@@ -196,7 +196,9 @@ uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy);
  * with one verified signature that both halves belong together. Uses the engine's login session, not a worker. */
 HSM_NODISCARD hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                                             hsm_error *error);
-/* From now on requests for this key complete as HSM_KEY_DEACTIVATED; one inside the module still ends. */
+/* From now on requests for this key complete as HSM_KEY_DEACTIVATED; one inside the module still ends. Its place is given
+ * to another key once no worker is at such a request any more. HSM_OK for one that was retired before. Not at the same
+ * time as another call of this function. */
 hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index);
 
 /* ---- the host: an engine in a process of its own ------------------------------------------------------------------- */
