@@ -368,18 +368,16 @@ static bool is_served(hsm_engine *engine, uint32_t place) {
     return false;
 }
 
-/* The index for another key: of the places that are free, the one that was given away least often, so that an index
- * stays unused for as long as it can. HSM_ANY_INDEX if there is none. */
+/* The index for another key, in the first place that is free. HSM_ANY_INDEX if there is none. */
 static uint32_t free_index(hsm_engine *engine) {
-    uint32_t found = HSM_ANY_INDEX;
     for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
         uint32_t state = atomic_load(&engine->area->shared->keys[place].state);
         bool may = state == HSM_KEY_ABSENT || (state == HSM_KEY_RETIRED && !is_served(engine, place));
-        if (may && engine->keys[place].next < found) {
-            found = engine->keys[place].next;
+        if (may && engine->keys[place].next != HSM_ANY_INDEX) {
+            return engine->keys[place].next;
         }
     }
-    return found;
+    return HSM_ANY_INDEX;
 }
 
 static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE handle,

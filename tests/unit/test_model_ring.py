@@ -19,6 +19,7 @@ from tests.native import abi
 SLOTS = 64
 GROUP = 32  # requests after which a batch is shown to the workers in any case
 MAX_MESSAGE = 2000
+MAX_KEYS = 64
 LENGTHS = st.sampled_from([1, 63, 65, 1280, 1281, MAX_MESSAGE])
 PATIENCE_MS = 60_000
 
@@ -53,7 +54,7 @@ class RingMachine(RuleBasedStateMachine):
         self.open: dict[int, Request] = {}
         self.done: list[int] = []  # taken and not given back
         self.batching = False
-        self.keys: list[bool] = []  # by index: whether it may sign
+        self.keys: dict[int, bool] = {}  # by index: whether it may sign
         self.submitted = self.completed = 0
 
     # ---- the engine ----
@@ -75,7 +76,7 @@ class RingMachine(RuleBasedStateMachine):
         self.engine = out[0]
         self.add_key()
 
-    @precondition(lambda self: len(self.keys) < 8)
+    @precondition(lambda self: len(self.keys) < 20)
     @rule()
     def add_key(self) -> None:
         ffi, lib = self.ffi, self.lib
@@ -83,13 +84,14 @@ class RingMachine(RuleBasedStateMachine):
         info = ffi.new("hsm_key_info *")
         error = ffi.new("hsm_error *")
         assert lib.hsm_engine_add_key(self.engine, selector, info, error) == 0, ffi.string(error.detail)
-        assert info.index == len(self.keys)
-        self.keys.append(True)
+        assert info.index not in self.keys, "an index is never given to another key"
+        assert not any(signs for index, signs in self.keys.items() if index % MAX_KEYS == info.index % MAX_KEYS)
+        self.keys[info.index] = True
         self.may_end_as("OK", where="KEY_NOT_FOUND", key=info.index)
 
-    @rule(number=st.integers(0, 7))
+    @rule(number=st.integers(0, 19))
     def retire_key(self, number: int) -> None:
-        index = number % len(self.keys)
+        index = list(self.keys)[number % len(self.keys)]
         assert self.lib.hsm_engine_retire_key(self.engine, index) == 0
         self.keys[index] = False
         self.may_end_as("KEY_DEACTIVATED", where="OK", key=index)
@@ -134,15 +136,16 @@ class RingMachine(RuleBasedStateMachine):
     def verdict(self, request: Request) -> set[str]:
         if request.cancelled:
             return {"CANCELLED"}
-        if request.key >= len(self.keys):
+        if request.key not in self.keys:
             possible = {"KEY_NOT_FOUND"}
         else:
             possible = {"OK" if self.keys[request.key] else "KEY_DEACTIVATED"}
         # A worker that comes from another request goes by the time at which that one ended.
         return possible | {"DEADLINE_EXCEEDED"} if request.late else possible
 
-    @rule(key=st.integers(0, 9), length=LENGTHS, late=st.booleans(), count=st.integers(1, 12))
-    def submit(self, key: int, length: int, late: bool, count: int) -> None:
+    @rule(number=st.integers(0, 21), length=LENGTHS, late=st.booleans(), count=st.integers(1, 12))
+    def submit(self, number: int, length: int, late: bool, count: int) -> None:
+        key = [*self.keys, MAX_KEYS - 2, MAX_KEYS - 1][number % (len(self.keys) + 2)]  # two that no key ever has
         for _ in range(count):
             self.submit_one(key, length, late)
 
