@@ -45,7 +45,8 @@ def canonical(key_id: str) -> str:
 
 def successor_label(label: str, random: bytes) -> str:
     """The label of the key that follows one: its stem and eight hexadecimal digits, 40 bytes at most, which every
-    token takes (YubiHSM 2)."""
+    token takes (YubiHSM 2). Of AWS KMS's names, the last part is the stem."""
+    label = re.sub(r"\A(arn:.*:)?(alias|key)/", "", label)
     stem = re.sub(r"-[0-9a-f]{8}\Z", "", label)
     return f"{stem.encode()[:31].decode(errors='ignore')}-{random[:4].hex()}"
 

@@ -119,10 +119,15 @@ class Provider(Model):
         return value if settings is None else settings.model_validate(value, context=info.context)
 
     _number: int = PrivateAttr(default=1)
+    _kept_name: str | None = PrivateAttr(default=None)
 
     def distinguish(self, number: int) -> None:
         """Add "#NUMBER" to the name, because another member has the same one."""
         self._number = number
+
+    def keep_name(self) -> None:
+        """Keep the present name, whatever key the settings name later."""
+        self._kept_name = self._plain_name
 
     @property
     def name(self) -> str:
@@ -133,6 +138,8 @@ class Provider(Model):
     def _plain_name(self) -> str:
         settings = self.config
         which: object = None
+        if self._kept_name is not None:
+            return self._kept_name
         if isinstance(settings, AwsCloudHsmSettings):
             which = settings.cluster_id or settings.cluster_endpoint
         elif isinstance(settings, YubiHsmSettings):

@@ -67,6 +67,8 @@ class ControlPlane:
     HsmError. Not usable in a forked child.
     """
 
+    makes_whole_keys = False  # two objects, one after the other
+
     def __init__(
         self,
         module_path: str,

@@ -77,6 +77,9 @@ class SigningEngine(Protocol):
 class Control(Protocol):
     """Rare, slow work on a member's keys; see ControlPlane. A member that cannot do one raises NotSupported."""
 
+    makes_whole_keys: bool
+    """Whether a key is there completely or not at all, also where its making was cut off."""
+
     async def list_keys(self) -> list[KeyRecord]: ...
     async def generate_key(
         self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
@@ -100,6 +103,7 @@ class Control(Protocol):
 class KeepsItsKeys:
     """A part of Control for members that make keys, give no copy of one away, and choose their ids by themselves."""
 
+    makes_whole_keys = True
     _keeps = "its keys stay where they are made"
 
     async def sweep(self, key_id: str, *, nameless: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,6 +68,8 @@ class Context:
     approvals: Approvals
     announce: Announce
     handover: Handover | None
+    aliases: Mapping[str, str]
+    """By member of AWS KMS: the alias that the configuration names the key with."""
     drill: Control | None
     """The token for restore drills; None: the key's own."""
     grace_ns: int

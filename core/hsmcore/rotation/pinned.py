@@ -22,6 +22,18 @@ def configured_as(config: Config) -> str:
     return orjson.dumps({name: value for name, value in found.items() if value is not None}).decode()
 
 
+def aliases(config: Config) -> dict[str, str]:
+    """By member of AWS KMS: the alias that the configuration names its key with."""
+    rules = config.key_manager
+    failover = rules.failover
+    more = (*(failover.primary or ()), *(failover.secondary or ())) if failover is not None else ()
+    return {
+        member.name: member.config.key_id
+        for member in all_members((rules, *more))
+        if isinstance(member.config, AwsKmsSettings) and "alias/" in member.config.key_id
+    }
+
+
 def pinned(config: Config, current: StoredKey) -> Config:
     """The configuration, with the members that hold the current key told to sign with it."""
     rules = config.key_manager
@@ -33,19 +45,23 @@ def pinned(config: Config, current: StoredKey) -> Config:
             if (providers := getattr(rules.failover, name)) is not None
         }
         changes["failover"] = rules.failover.model_copy(update=lists)
+    rules.keep_name()
     return config.model_copy(update={"key_manager": rules.model_copy(update=changes)})
 
 
 def _provider(provider: Provider, current: StoredKey) -> Provider:
+    provider.keep_name()  # a member of AWS KMS is named after its key
     return provider.model_copy(update={"config": _settings(provider, current)})
 
 
 def _settings(provider: Provider, current: StoredKey) -> Any:
     settings = provider.config
     holds = any(member.name in current.members for member in all_members((provider,)))
-    if not holds or current.origin == "configured":
+    if not holds:
+        return settings
+    if current.origin == "configured" and isinstance(settings, Pkcs11Settings):
         # The first key goes by the name that the configuration gives it; from then on its public key is known.
-        if holds and isinstance(settings, (Pkcs11Settings, AwsKmsSettings)) and settings.public_key is None:
+        if settings.public_key is None:
             return settings.model_copy(update={"public_key": current.public_key.hex()})
         return settings
     if isinstance(settings, Pkcs11Settings):
@@ -58,7 +74,7 @@ def _settings(provider: Provider, current: StoredKey) -> Any:
                 "algorithm": current.algorithm,
             }
         )
-    if isinstance(settings, AwsKmsSettings):
+    if isinstance(settings, AwsKmsSettings):  # by its id: an alias may have moved on already
         from hsmcore.members.kms.forms import name_of
 
         name = name_of(bytes.fromhex(current.key_id))

@@ -20,7 +20,7 @@ from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
 from hsmcore.rotation import machine
 from hsmcore.rotation.context import Announce, Context, Hands, ceremony_for
-from hsmcore.rotation.pinned import configured_as, pinned
+from hsmcore.rotation.pinned import aliases, configured_as, pinned
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
@@ -286,6 +286,7 @@ class RotationService:
             approvals=self._approvals,
             announce=self._announce,
             handover=self.handover,
+            aliases=aliases(self._config),
             drill=self._drill_token(),
             grace_ns=self._grace_ns,
             clock=self.clock,

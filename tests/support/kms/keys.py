@@ -43,6 +43,7 @@ class Key:
     state: str = "Enabled"
     tags: list[dict[str, str]] = field(default_factory=list)
     private: Any = None
+    description: str = ""
 
     def __post_init__(self) -> None:
         self.replace()
@@ -91,6 +92,7 @@ class Key:
             "KeyState": self.state,
             "KeySpec": self.spec,
             "CustomerMasterKeySpec": self.spec,
+            "Description": self.description,
             "Origin": "AWS_KMS",
             "KeyManager": "CUSTOMER",
             "MultiRegion": False,
@@ -116,6 +118,7 @@ class KeyStore:
             "ListKeys": self._list_keys,
             "ScheduleKeyDeletion": self._schedule_deletion,
             "Sign": self._sign,
+            "UpdateAlias": self._update_alias,
         }
 
     def make(self, spec: str = "ECC_NIST_EDWARDS25519", alias: str | None = None, **details: Any) -> Key:
@@ -147,6 +150,7 @@ class KeyStore:
 
     def _create_key(self, request: dict[str, Any]) -> dict[str, Any]:
         key = self.make(request["KeySpec"], usage=request["KeyUsage"], tags=request.get("Tags", []))
+        key.description = request.get("Description", "")
         return {"KeyMetadata": key.metadata()}
 
     def _create_alias(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -155,8 +159,23 @@ class KeyStore:
         self.aliases[request["AliasName"]] = self.find(request["TargetKeyId"]).id
         return {}
 
+    def _update_alias(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, key = request["AliasName"], self._not_deleted(request["TargetKeyId"])
+        if name not in self.aliases:
+            raise KmsFailure("NotFoundException", f"Alias {name} is not found.")
+        if key.usage != self.keys[self.aliases[name]].usage:
+            raise KmsFailure("ValidationException", "the key usage differs")
+        self.aliases[name] = key.id
+        return {}
+
+    def _not_deleted(self, name: str) -> Key:
+        key = self.find(name)
+        if key.state == "PendingDeletion":
+            raise KmsFailure("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+        return key
+
     def _disable_key(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.find(request["KeyId"]).state = "Disabled"
+        self._not_deleted(request["KeyId"]).state = "Disabled"
         return {}
 
     def _get_public_key(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +205,7 @@ class KeyStore:
         }
 
     def _schedule_deletion(self, request: dict[str, Any]) -> dict[str, Any]:
-        key = self.find(request["KeyId"])
+        key = self._not_deleted(request["KeyId"])
         key.state = "PendingDeletion"
         return {"KeyId": key.arn, "DeletionDate": 1.8e9, "KeyState": key.state}
 

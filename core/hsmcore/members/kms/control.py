@@ -29,7 +29,8 @@ class KmsControl(KeepsItsKeys):
         self._keys, self._member = keys, member
 
     async def list_keys(self) -> list[KeyRecord]:
-        """The account's keys that can sign, by label, then id. Their public keys are not fetched."""
+        """The account's keys for signatures, by label (an alias, else the description), then id. Their public keys are
+        not fetched."""
         labels: dict[str, str] = {}
         for alias in await self._all("ListAliases", "Aliases"):
             labels.setdefault(str(alias.get("TargetKeyId")), str(alias.get("AliasName")).removeprefix("alias/"))
@@ -42,7 +43,9 @@ class KmsControl(KeepsItsKeys):
             if described.get("KeyUsage") == "SIGN_VERIFY" and identity is not None:
                 can_sign = described.get("KeyState") == "Enabled"
                 algorithm = None if form is None else form.algorithm
-                records.append(KeyRecord(identity, labels.get(name, ""), algorithm, None, can_sign, True, False))
+                # A key whose making was cut off has no alias yet, but its description.
+                label = labels.get(name) or str(described.get("Description") or "")
+                records.append(KeyRecord(identity, label, algorithm, None, can_sign, True, False))
         return sorted(records, key=lambda record: (record.label, record.id))
 
     async def _all(self, operation: str, member: str) -> list[dict[str, Any]]:
@@ -101,8 +104,17 @@ class KmsControl(KeepsItsKeys):
         return Deactivation(canonical(key_id), True)
 
     async def destroy(self, key_id: str) -> None:
-        """Schedule the key for deletion in DELETION_DAYS; it signs no more, but until then that can be cancelled."""
-        await self._keys.ask("ScheduleKeyDeletion", {"KeyId": self._name(key_id), "PendingWindowInDays": DELETION_DAYS})
+        """Schedule the key for deletion in DELETION_DAYS; it signs no more, but until then that can be cancelled. Doing
+        it twice is no error."""
+        name = self._name(key_id)
+        described = (await self._keys.ask("DescribeKey", {"KeyId": name})).get("KeyMetadata", {})
+        if described.get("KeyState") != "PendingDeletion":
+            await self._keys.ask("ScheduleKeyDeletion", {"KeyId": name, "PendingWindowInDays": DELETION_DAYS})
+
+    async def move_alias(self, alias: str, key_id: str) -> None:
+        """Have an alias name another key: whoever signs or verifies by the alias follows."""
+        name = "alias/" + alias.partition("alias/")[2]
+        await self._keys.ask("UpdateAlias", {"AliasName": name, "TargetKeyId": self._name(key_id)})
 
     async def export_wrapped(self, key_id: str) -> bytes:
         """Raises KeyNotExportable."""

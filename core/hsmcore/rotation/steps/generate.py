@@ -34,7 +34,8 @@ async def do(ctx: Context) -> Done:
         return await _ceremony(ctx, bytes.fromhex(ctx.ceremony.recovery_public_key))
     member = ctx.first
     found = matching(await member.control.list_keys(), ctx.new)
-    complete = [key for key in found if key.public_key and key.can_sign and key.algorithm == ctx.new.algorithm]
+    whole = member.control.makes_whole_keys
+    complete = [k for k in found if (k.public_key or whole) and k.can_sign and k.algorithm == ctx.new.algorithm]
     if len(complete) == 1 == len(found):
         record = complete[0]
     else:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from sqlalchemy import Connection
 
-from hsmcore.errors import KeyMismatch
+from hsmcore.errors import HsmError, KeyMismatch
+from hsmcore.log import get_logger
 from hsmcore.rotation.context import Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
 from hsmcore.rotation.steps.generate import matching
-from hsmcore.state.keys import activate_key, change_key
+from hsmcore.state.keys import StoredKey, activate_key, change_key
+
+if TYPE_CHECKING:
+    from hsmcore.members.kms.control import KmsControl
 
 _DAY_NS = 86_400_000_000_000
 
@@ -18,6 +24,7 @@ async def activate(ctx: Context) -> Done:
     version = await ctx.hands.load(ctx.new.key_id)
     if version.public_key != ctx.new.public_key:
         raise KeyMismatch(f"key {ctx.new.key_id} is not the one that was pinned")
+    not_moved = await _move_aliases(ctx, ctx.new)
     now = ctx.clock()
     slot = None if ctx.rotation.slot_ns is None else moment(ctx.rotation.slot_ns)
     base = nanoseconds(ctx.schedule.base(slot, moment(ctx.rotation.begun_ns)))
@@ -37,7 +44,22 @@ async def activate(ctx: Context) -> Done:
             rotation_id=str(ctx.rotation.id),
         )
 
-    return Done({"keyId": version.id, "previous": ctx.old.key_id, "overlapUntilNs": retire}, also, then, retire)
+    details = {"keyId": version.id, "previous": ctx.old.key_id, "overlapUntilNs": retire} | not_moved
+    return Done(details, also, then, retire)
+
+
+async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
+    """Have the aliases that the configuration names keys with name `key`. What keeps one from moving must not keep the
+    new key, which the chain obeys by now, from signing: it is said, and tried again before the old key goes."""
+    for member in ctx.hands.holders():
+        if member.name in ctx.aliases:
+            alias = ctx.aliases[member.name]
+            try:
+                await cast("KmsControl", member.control).move_alias(alias, key.key_id)
+            except HsmError as error:
+                get_logger().error("an alias was not moved to the new key", member=member.name, error=str(error))
+                return {"warning": f"{alias} still names another key: {error.args[0]}"}
+    return {}
 
 
 async def deactivate(ctx: Context) -> Done | Pending:
@@ -49,6 +71,10 @@ async def deactivate(ctx: Context) -> Done | Pending:
         return skipped("somebody has made the key current again")
     if old.state == "overlap":
         return Pending(old.retire_ns or now, {"keyId": old.key_id, "overlapUntilNs": old.retire_ns})
+    current = await ctx.keys.current()
+    not_moved = {} if current is None else await _move_aliases(ctx, current)
+    if not_moved:
+        raise HsmError(f"the old key is not disabled: {not_moved['warning']}", hint="Allow kms:UpdateAlias.")
     enforced = await ctx.hands.retire(old.key_id)
     days = ctx.rules.destroy_after_days
     return Done(
