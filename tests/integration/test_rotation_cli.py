@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 
 import pyotp
 import pytest
@@ -185,6 +186,78 @@ def test_two_operators_approve(fresh_token, tmp_path, hsmcore):
             assert (await command("rotate", "abort"))[0] == 0
             with pytest.raises(Exception, match="aborted"):
                 await rotating
+
+    asyncio.run(scenario())
+
+
+def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmcore):
+    """By hand into the tables: rows out of nothing, another rotation's, and the first step left out."""
+    approvers = [{"name": "alice", "totp": ALICE}, {"name": "bob", "publicKey": bytes(BOB.verify_key).hex()}]
+    config = configured(fresh_token(), "ed25519", tmp_path, approvals=2, approvers=approvers, overlapDays=0)
+    (tmp_path / "hsm.json").write_text(json.dumps(config))
+
+    def write(statement, *values):
+        with sqlite3.connect(tmp_path / "state.db", timeout=10) as connection:
+            connection.execute(statement, values)
+        connection.close()
+
+    def forge(rotation, approver, method, step, proof):
+        write("DELETE FROM approval WHERE rotation_id = ? AND approver = ?", rotation, approver)
+        into = "INSERT INTO approval (rotation_id, approver, method, totp_step, time_ns, proof)"
+        write(into + " VALUES (?, ?, ?, ?, 0, ?)", rotation, approver, method, step, proof)
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+
+        async def command(*arguments, **options):
+            return await loop.run_in_executor(None, lambda: hsmcore(*arguments, **options))
+
+        async def approve():
+            text = (await command("rotate", "approve", text=True))[1]
+            signature = tmp_path / "statement.sig"
+            signature.write_bytes(BOB.sign(text.encode()).signature)
+            assert (await command("rotate", "approve", "--as", "bob", "--signature", str(signature)))[0] == 0
+            code = pyotp.TOTP(ALICE).now()
+            return await command("rotate", "approve", "--as", "alice", "--code", code)
+
+        async with opened(config) as manager:
+            rotation = manager._upkeep.rotation
+
+            async def waits():
+                return [r.id for r in await rotation.rotations.open() if r.run.step == "approve"]
+
+            async def refused(number):
+                steps = await rotation.rotations.steps(number, ["approve"])
+                return steps[-1]["details"].get("notGenuine") == ["alice", "bob"]
+
+            old, rotating = await manager.get_current_key_id(), start(manager.rotate_key())
+            await becomes(waits)
+            forge(1, "alice", "totp", 1, "00" * 32)
+            forge(1, "bob", "signature", None, "00" * 64)
+            await becomes(lambda: refused(1))
+            assert (await command("rotate", "status"))[1]["open"][0]["notGenuine"] == ["alice", "bob"]
+            assert (await approve())[1]["approvedBy"] == ["bob", "alice"], "a real one replaces a forged one"
+            new = await rotating
+            assert new != old
+
+            # What was given to the first rotation is worth nothing for the second.
+            rotating = start(manager.rotate_key())
+            await becomes(waits)
+            [second] = await waits()
+            with sqlite3.connect(tmp_path / "state.db") as connection:
+                rows = connection.execute("SELECT approver, method, totp_step, proof FROM approval").fetchall()
+            connection.close()
+            write("DELETE FROM approval")
+            for row in sorted(rows):
+                forge(second, *row)
+            await becomes(lambda: refused(second))
+
+            # Nor is it enough to leave the step out.
+            write("UPDATE rotation SET step = 'backup-old', step_begun = 0, wait_ns = 0 WHERE id = ?", second)
+            with pytest.raises(Exception, match="0 of 2 approvals"):
+                await rotating
+            assert await manager.get_current_key_id() == new
+            assert len(await manager._member.control.list_keys()) == 2
 
     asyncio.run(scenario())
 

@@ -18,7 +18,7 @@ from hsmcore.errors import HsmError
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyRotation, Pkcs11Settings
     from hsmcore.control import KeyRecord
-    from hsmcore.state import Rotation, Store
+    from hsmcore.state import Rotation, Store, StoredKey
 
 app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history.")]
@@ -188,10 +188,13 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
     rotation_rules(loaded)
 
     async def work(store: Store) -> tuple[Rotation, bool]:
+        from hsmcore.rotation.machine import can_abort
         from hsmcore.rotation.service import ABORT
         from hsmcore.state import Desired
 
         found = await _under_way(store, None)
+        if not can_abort(found.run):
+            raise HsmError(f"rotation {found.id} is about to switch the key", hint="See `hsmcore rotate status`.")
         await Desired(store).set(ABORT, "yes", "")
         return found, await rotates_somewhere(store)
 
@@ -320,7 +323,7 @@ async def _last(store: Store) -> dict[str, Any]:
 async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.schedule import Schedule
     from hsmcore.rotation.service import plan
-    from hsmcore.state import Approvals, Keys, Rotations
+    from hsmcore.state import Keys, Rotations
 
     known, rotations = await Keys(store).all(), Rotations(store)
     current = next((key for key in known if key.state == "active"), None)
@@ -333,17 +336,28 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
         "failedInARow": (await rotations.failures_in_a_row())[0],
         "approvals": rules.approvals,
         "open": [
-            entry.to_json() | {"approvedBy": await Approvals(store).of(entry.id)} for entry in await rotations.open()
+            entry.to_json()
+            | dict(zip(("approvedBy", "notGenuine"), await _approvals(store, rules, entry, known), strict=True))
+            for entry in await rotations.open()
         ],
     }
 
 
+async def _approvals(
+    store: Store, rules: KeyRotation, entry: Rotation, known: list[StoredKey]
+) -> tuple[list[str], list[str]]:
+    from hsmcore.rotation.approvals import genuine, statement
+    from hsmcore.state import Approvals
+
+    old = next(key for key in known if key.version == entry.old)
+    return genuine(rules.approvers, statement(entry, old), await Approvals(store).of(entry.id))
+
+
 async def _under_way(store: Store, number: int | None) -> Rotation:
-    from hsmcore.rotation.machine import can_abort
     from hsmcore.state import Rotations
 
     for entry in await Rotations(store).open():
-        if can_abort(entry.run) and number in (None, entry.id):
+        if entry.run.status == "running" and number in (None, entry.id):
             return entry
     what = "no rotation is under way" if number is None else f"rotation {number} is not under way"
     raise HsmError(f"{what}, or its key signs already", hint="See `hsmcore rotate status`.")
@@ -361,20 +375,21 @@ async def _statement(store: Store, number: int | None) -> str:
 async def _approve(
     store: Store, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
 ) -> dict[str, Any]:
-    from hsmcore.rotation.approvals import check_signature, totp_step
-    from hsmcore.state import Approvals
+    from hsmcore.rotation.approvals import by_code, by_signature
+    from hsmcore.state import Approvals, Keys
 
     approver = next((approver for approver in rules.approvers if approver.name == name), None)
     if approver is None:
         known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
         raise BadUsage(f"{name} is no approver; the configuration has {known}")
     entry = await _under_way(store, number)
+    text = (await _statement(store, entry.id)).encode()
     if code is not None:
-        given = await Approvals(store).add(entry.id, name, "totp", totp_step(approver, code))
+        approval = by_code(approver, text, code)
     else:
-        text = (await _statement(store, entry.id)).encode()
-        check_signature(approver, text, _signature(signature))
-        given = await Approvals(store).add(entry.id, name, "signature")
+        approval = by_signature(approver, text, _signature(signature))
+    await Approvals(store).add(entry.id, approval)
+    given, _ = await _approvals(store, rules, entry, await Keys(store).all())
     return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
 
 

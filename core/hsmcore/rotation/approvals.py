@@ -1,10 +1,15 @@
-"""How somebody approves a rotation: with a one-time code, or by signing a text that names it."""
+"""How somebody approves a rotation: with a one-time code, or by signing a text that names it.
+
+What is kept in the store proves itself: the signature, or a MAC that takes the secret of the one-time codes, both of
+the text that names the rotation. Neither the approver's private key nor that secret is in the store, so whoever can
+write it cannot approve, nor have an approval count for another rotation.
+"""
 
 from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nacl.exceptions import BadSignatureError
@@ -12,7 +17,8 @@ from nacl.exceptions import ValueError as NaclValueError
 from nacl.signing import VerifyKey
 
 from hsmcore.config import Approver
-from hsmcore.state import NotApproved, Rotation, StoredKey
+from hsmcore.errors import HsmError
+from hsmcore.state import Approval, NotApproved, Rotation, StoredKey
 
 STEP_SECONDS: Final = 30
 """RFC 6238's default; six digits, SHA-1."""
@@ -32,8 +38,8 @@ def statement(rotation: Rotation, old: StoredKey) -> bytes:
     return "\n".join(lines).encode() + b"\n"
 
 
-def totp_step(approver: Approver, code: str, clock: Callable[[], float] = time.time) -> int:
-    """The time step that a one-time code belongs to. Raises NotApproved."""
+def by_code(approver: Approver, text: bytes, code: str, clock: Callable[[], float] = time.time) -> Approval:
+    """The approval that a one-time code gives to a statement. Raises NotApproved."""
     import pyotp
 
     if approver.totp is None:
@@ -42,10 +48,9 @@ def totp_step(approver: Approver, code: str, clock: Callable[[], float] = time.t
     try:
         codes = pyotp.TOTP(secret.decode("ascii", "replace").replace(" ", ""), interval=STEP_SECONDS)
         now = int(clock())
-        steps = range(now // STEP_SECONDS - _WINDOW, now // STEP_SECONDS + _WINDOW + 1)
-        for step in steps:
+        for step in range(now // STEP_SECONDS - _WINDOW, now // STEP_SECONDS + _WINDOW + 1):
             if hmac.compare_digest(codes.at(step * STEP_SECONDS).encode(), code.encode("utf-8", "replace")):
-                return step
+                return Approval(approver.name, "totp", step, _mac(secret, text, step))
     except ValueError:
         raise NotApproved(f"the totp secret of {approver.name} is not base32") from None
     finally:
@@ -53,11 +58,53 @@ def totp_step(approver: Approver, code: str, clock: Callable[[], float] = time.t
     raise NotApproved(f"this is no code of {approver.name} for now")
 
 
-def check_signature(approver: Approver, text: bytes, signature: bytes) -> None:
-    """Raises NotApproved unless it is the approver's Ed25519 signature (64 bytes) of the statement."""
+def by_signature(approver: Approver, text: bytes, signature: bytes) -> Approval:
+    """The approval that an Ed25519 signature (64 bytes) of a statement is. Raises NotApproved."""
     if approver.public_key is None:
         raise NotApproved(f"{approver.name} has no publicKey", hint="Approve with --code.")
+    if not _signed(approver.public_key, text, signature):
+        raise NotApproved(f"this is no signature of {approver.name} on the statement")
+    return Approval(approver.name, "signature", None, signature.hex())
+
+
+def genuine(approvers: Sequence[Approver], text: bytes, given: Sequence[Approval]) -> tuple[list[str], list[str]]:
+    """Of the approvals of a statement: the names of those who have given one, and of those whose approval is no such
+    thing: nobody of that name is configured (any more), or its proof is not his."""
+    known = {approver.name: approver for approver in approvers}
+    names: tuple[list[str], list[str]] = [], []
+    for approval in given:
+        approver = known.get(approval.approver)
+        names[0 if approver is not None and _is_genuine(approver, text, approval) else 1].append(approval.approver)
+    return names
+
+
+def _is_genuine(approver: Approver, text: bytes, given: Approval) -> bool:
+    if given.method == "signature":
+        try:
+            signature = bytes.fromhex(given.proof)
+        except ValueError:
+            return False
+        return approver.public_key is not None and _signed(approver.public_key, text, signature)
+    if approver.totp is None or given.totp_step is None:
+        return False
     try:
-        VerifyKey(bytes.fromhex(approver.public_key)).verify(text, signature)
+        secret = approver.totp.resolve()
+    except HsmError:
+        return False
+    try:
+        return hmac.compare_digest(_mac(secret, text, given.totp_step).encode(), given.proof.encode())
+    finally:
+        secret[:] = bytes(len(secret))
+
+
+def _signed(public_key: str, text: bytes, signature: bytes) -> bool:
+    try:
+        VerifyKey(bytes.fromhex(public_key)).verify(text, signature)
     except (BadSignatureError, NaclValueError):
-        raise NotApproved(f"this is no signature of {approver.name} on the statement") from None
+        return False
+    return True
+
+
+def _mac(secret: bytearray, text: bytes, step: int) -> str:
+    """HMAC-SHA256 of the statement and the time step of the code, in hexadecimal."""
+    return hmac.digest(secret, b"%scode of step: %d\n" % (text, step), "sha256").hex()

@@ -3,7 +3,7 @@
 Reading order: schema, store, then emergency, history, desired; keys, rotations, backups, approvals, outbox.
 """
 
-from hsmcore.state.approvals import Approvals, NotApproved
+from hsmcore.state.approvals import Approval, Approvals, NotApproved
 from hsmcore.state.backups import Backups
 from hsmcore.state.desired import Desired, Wish
 from hsmcore.state.emergency import Emergency, EmergencyStatus, Limits
@@ -14,6 +14,7 @@ from hsmcore.state.rotations import Rotation, Rotations
 from hsmcore.state.store import Store, StoreBusy, StoreError
 
 __all__ = [
+    "Approval",
     "Approvals",
     "Backups",
     "Desired",

@@ -154,8 +154,10 @@ APPROVAL: Final = Table(
     Column("method", Text, nullable=False),
     Column("totp_step", BigInteger),
     Column("time_ns", BigInteger, nullable=False),
+    Column("proof", Text, nullable=False),
 )
-"""Who approved which rotation, once each; a one-time code counts once."""
+"""Who approved which rotation, once each; a one-time code counts once. `proof` (rotation/approvals.py) is what only the
+approver can have made; without it a row counts for nothing."""
 
 NOTICE: Final = Table(
     "notice",
@@ -256,4 +258,5 @@ MIGRATIONS: Final = (
             "CREATE UNIQUE INDEX notice_delivery_once ON notice_delivery (notice_id, target)",
         ),
     ),
+    Migration(3, ("ALTER TABLE approval ADD COLUMN proof TEXT NOT NULL DEFAULT ''",)),
 )

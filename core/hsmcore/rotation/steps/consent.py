@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from hsmcore.log import get_logger
+from hsmcore.rotation.approvals import genuine, statement
 from hsmcore.rotation.context import Context, Done, Pending, skipped
+from hsmcore.state import NotApproved
 
 _LOOK_AGAIN_NS = 1_000_000_000
 
@@ -11,9 +14,18 @@ async def do(ctx: Context) -> Done | Pending:
     """Count the approvals of those who are configured now."""
     if not ctx.rules.approvals:
         return skipped("no approvals are asked for")
-    known = {approver.name for approver in ctx.rules.approvers}
-    given = [name for name in await ctx.approvals.of(ctx.rotation.id) if name in known]
-    details = {"approvedBy": given, "needed": ctx.rules.approvals}
+    given, refused = await _given(ctx)
+    details: dict[str, object] = {"approvedBy": given, "needed": ctx.rules.approvals}
+    for name in refused:
+        details["notGenuine"] = refused
+        get_logger().error("an approval in the state store is not genuine", rotation=ctx.rotation.id, approver=name)
+        await ctx.announce(
+            "failure",
+            f"rotation {ctx.rotation.id}: an approval is not genuine",
+            f"the state store has an approval by {name} that {name} did not give to this rotation; it does not count. "
+            "Find out who can write the store.",
+            f"rotation-{ctx.rotation.id}-not-genuine-{name}",
+        )
     if len(given) >= ctx.rules.approvals:
         return Done(details)
     await ctx.announce(
@@ -24,3 +36,18 @@ async def do(ctx: Context) -> Done | Pending:
         f"rotation-{ctx.rotation.id}-approval",
     )
     return Pending(ctx.clock() + _LOOK_AGAIN_NS, details)
+
+
+async def require(ctx: Context) -> None:
+    """Before what cannot be taken back: whoever could write the store could have had the first step left out. Raises
+    NotApproved."""
+    if not ctx.rules.approvals:
+        return
+    given, _ = await _given(ctx)
+    if len(given) < ctx.rules.approvals:
+        raise NotApproved(f"rotation {ctx.rotation.id} has {len(given)} of {ctx.rules.approvals} approvals")
+
+
+async def _given(ctx: Context) -> tuple[list[str], list[str]]:
+    text = statement(ctx.rotation, ctx.old)
+    return genuine(ctx.rules.approvers, text, await ctx.approvals.of(ctx.rotation.id))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hsmcore.errors import HsmError
 from hsmcore.handover.base import HandoverKey
 from hsmcore.rotation.context import Context, Done, skipped
+from hsmcore.rotation.steps import consent
 
 
 async def do(ctx: Context) -> Done:
     """Hand over. It may be done again after a crash, so it looks first at what is there."""
+    await consent.require(ctx)
     if ctx.handover is None:
         if ctx.rules.require_handover:
             raise HsmError(

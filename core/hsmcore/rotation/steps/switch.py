@@ -10,6 +10,7 @@ from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.rotation.context import Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
+from hsmcore.rotation.steps import consent
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import StoredKey, activate_key, change_key
 
@@ -21,6 +22,7 @@ _DAY_NS = 86_400_000_000_000
 
 async def activate(ctx: Context) -> Done:
     """Let the new key sign. Whoever was routed to the old one is still answered with it."""
+    await consent.require(ctx)
     version = await ctx.hands.load(ctx.new.key_id)
     if version.public_key != ctx.new.public_key:
         raise KeyMismatch(f"key {ctx.new.key_id} is not the one that was pinned")
