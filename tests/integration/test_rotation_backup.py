@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
 import stat
+from base64 import b64decode, b64encode
 from dataclasses import replace
 
 import orjson
 import pytest
 from nacl.public import PrivateKey
+from nacl.signing import SigningKey
 from tests.integration.test_rotation import M, rules, stored
+from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.softhsm import Token
 
 from hsmcore.backup.desk import look, opens, put_back
-from hsmcore.backup.envelope import BackupInvalid, open_envelope
+from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.backup.places import PlaceError, place_at
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
@@ -167,6 +171,85 @@ async def test_a_yubihsm_s_backup_is_tried_in_place(yubihsm, tmp_path):
         assert await manager.verify(M, await manager.sign(M))
 
 
+WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
+
+
+@one_loop
+@pytest.mark.parametrize("shared", [True, False])
+async def test_another_token_shows_that_it_could_take_over(fresh_token, tmp_path, shared):
+    """The drill token: a backup is tried where it would be restored after the loss of the first one."""
+    p256 = {"name": "p256", "kind": "ecdsa-p256"}
+    token, spare = (
+        fresh_token(dict(p256), dict(WRAPPING)),
+        fresh_token(WRAPPING | ({} if shared else {"label": "other"})),
+    )
+    provider = spare.config(None)["sequencer"]["keyManager"]
+    config = token.config("p256", **with_backups(tmp_path, drill=provider))
+    async with opened(config) as manager, plane(spare.config(None, settings={"keyLabel": "none"})) as there:
+        if shared:
+            new = await manager.rotate_key()
+            assert await manager.verify(M, await manager.sign(M), key_id=new)
+        else:
+            with pytest.raises(HsmError, match="does not hold the wrapping key"):
+                await manager.rotate_key()
+            assert [key.id for key in await manager._member.control.list_keys()] == [token.keys["p256"].id]
+        assert await there.list_keys() == [], "the drill leaves nothing behind"
+    if shared:
+        _, _, steps = await stored(tmp_path)
+        [drilled] = [s["details"] for s in steps if s["step"] == "drill" and s["outcome"] == "done"]
+        assert drilled == {"restored": "under a scratch id", "token": "drill"}
+        [row] = await rows(tmp_path)
+        assert row.drilled_ns
+        async with plane(spare.config(None, settings={"keyLabel": "none"})) as there:  # and so it can
+            record = await put_back(open_envelope((tmp_path / "backups" / row.name).read_bytes()), there, None)
+            assert record.public_key == row.public_key
+
+
+@one_loop
+@pytest.mark.timeout(180)
+async def test_of_a_thousand_damaged_backups_the_token_takes_none(fresh_token, tmp_path):
+    """Each as a file, and each as if nobody had looked at the envelope: then the token itself refuses the key."""
+    config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", **with_backups(tmp_path))
+    async with opened(config) as manager:
+        await manager.rotate_key()
+        current = await manager.get_current_key_id()
+    [row] = await rows(tmp_path)
+    data = (tmp_path / "backups" / row.name).read_bytes()
+    whole = open_envelope(data)
+    inner = orjson.loads(whole.payload)
+    wrapped = b64decode(inner["wrapped"])
+    chance = random.Random(11)
+    async with plane(config) as control:
+        await control.destroy(current)
+        before = await control.list_keys()
+        for number in range(1000):
+            with pytest.raises(BackupInvalid):
+                await put_back(open_envelope(damaged(data, number, chance)), control, None)
+            broken = orjson.dumps(inner | {"wrapped": b64encode(damaged(wrapped, number, chance)).decode()})
+            with pytest.raises(HsmError):
+                await put_back(replace(whole, payload=broken), control, None)
+        assert await control.list_keys() == before
+        assert await control.sweep(current) == 0
+        record = await put_back(whole, control, None)
+        assert record.public_key == row.public_key
+
+
+def damaged(data, number, chance):
+    """One way or the other, never the same as before."""
+    while True:
+        place, changed = chance.randrange(len(data)), bytearray(data)
+        if number % 4 == 0:
+            changed[place] ^= 1 << chance.randrange(8)
+        elif number % 4 == 1:
+            del changed[place : place + chance.randrange(1, 40)]
+        elif number % 4 == 2:
+            changed[place:place] = bytes([chance.randrange(256)])
+        else:
+            changed = changed[:place]
+        if changed != data:
+            return bytes(changed)
+
+
 @pytest.mark.parametrize("policy", ["require", "warn"])
 async def test_a_place_that_cannot_be_written(fresh_token, tmp_path, policy):
     (tmp_path / "a-file").touch()
@@ -211,3 +294,7 @@ async def test_files_are_compared_with_what_is_known(fresh_token, tmp_path):
     (tmp_path / "backups" / "gone.hsmbackup").write_bytes(data)
     assert (await look(place, "gone.hsmbackup", keys, known)).problem is None
     assert (await look(place, "none.hsmbackup", keys, known)).problem == "it is not there"
+    other = SigningKey.generate()
+    forged = Statement(keys[-1].key_id, "x", "ed25519", bytes(other.verify_key), "sealed", "ab" * 32, "m", 1, bytes(80))
+    await place.create("forged.hsmbackup", forged.enclose(other.sign(forged.to_sign()).signature))
+    assert "holds another key" in (await look(place, "forged.hsmbackup", keys, known)).problem

@@ -6,7 +6,7 @@ import datetime
 import difflib
 import re
 import zoneinfo
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, field_validator, model_validator
@@ -62,7 +62,7 @@ class KeyRotation(Model):
     it goes on with a warning."""
     key_ceremony: KeyCeremony | None = None
     drill: Provider | None = None
-    """The token that restore drills use. Default: the key's own."""
+    """The token that restore drills use; no key is named. Default: the key's own."""
     destroy_after_days: Annotated[int, Whole(0, 36500)] | None = None
     """Days between a key's deactivation and its destruction; without it no key is destroyed."""
     require_handover: bool = False
@@ -90,6 +90,15 @@ class KeyRotation(Model):
                 + (f' (did you mean "{near[0]}"?)' if near else "")
             ) from None
         return value
+
+    @field_validator("drill", mode="before")
+    @classmethod
+    def _no_key_is_signed_with(cls, value: Any) -> Any:
+        """A token for drills holds no key between them, so its configuration names none."""
+        config = value.get("config") if isinstance(value, dict) else None
+        if not isinstance(config, dict) or value.get("type") in ("aws-kms", "ephemeral"):
+            return value
+        return value | {"config": {"keyLabel": "hsmcore-drill"} | config}
 
     @field_validator("backup_location")
     @classmethod
