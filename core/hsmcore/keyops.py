@@ -195,9 +195,14 @@ class KeyOperations:
             self._member.engine.retire_key(version.index)
 
     def _forget(self, key_id: str) -> None:
-        if key_id in self._ring:
-            self._refuse_key(self._ring.get(key_id))
-            self._ring.remove(key_id)
+        if key_id not in self._ring:
+            return
+        version = self._ring.get(key_id)
+        if self._failover is not None:
+            self._failover.forget(version)
+        else:
+            self._refuse_key(version)
+        self._ring.remove(key_id)
 
     def _learn(self, keys: Sequence[StoredKey]) -> None:
         """Keys of the store's ring that are not loaded here can still verify."""

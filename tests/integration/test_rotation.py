@@ -7,6 +7,7 @@ import time
 
 import pytest
 from sqlalchemy import delete
+from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
@@ -76,6 +77,7 @@ async def test_a_rotation_from_end_to_end(fresh_token, tmp_path):
         assert await manager.verify(M, first)
 
 
+@one_loop
 async def test_a_key_that_is_chosen_by_hand_signs_after_a_restart_too(fresh_token, tmp_path):
     config = fresh_token().config(**rules(tmp_path, overlapDays=2))
     async with opened(config) as manager:
@@ -102,6 +104,7 @@ def later(monkeypatch):
     return pass_days
 
 
+@one_loop
 async def test_a_key_that_was_displaced_by_hand_ends_like_a_rotated_one(fresh_token, tmp_path, later):
     config = fresh_token().config(**rules(tmp_path, overlapDays=2, destroyAfterDays=1))
     async with opened(config) as manager:
@@ -126,6 +129,7 @@ async def test_a_key_that_was_displaced_by_hand_ends_like_a_rotated_one(fresh_to
     assert [step["step"] for step in steps if step["outcome"] == "done"] == ["activate", "deactivate", "destroy"]
 
 
+@one_loop
 async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_path, later):
     config = fresh_token().config(**rules(tmp_path, overlapDays=2, destroyAfterDays=1))
     async with opened(config) as manager:
@@ -148,6 +152,7 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
     assert [key.state for key in keys] == ["active", "deactivated"]
 
 
+@one_loop
 async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tmp_path, later):
     config = fresh_token().config(**rules(tmp_path, overlapDays=2))
     async with opened(config) as manager:
@@ -164,6 +169,7 @@ async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tm
         await becomes(ended)
 
 
+@one_loop
 async def test_a_current_key_that_was_deactivated_does_not_come_back_with_a_restart(fresh_token, tmp_path):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     async with opened(token.config(**rules(tmp_path))) as manager:
@@ -174,6 +180,7 @@ async def test_a_current_key_that_was_deactivated_does_not_come_back_with_a_rest
         assert await manager.get_current_key_id() == token.keys["other"].id
 
 
+@one_loop
 async def test_a_configuration_that_names_a_key_outside_of_the_ring_is_refused(fresh_token, tmp_path):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     async with opened(token.config(**rules(tmp_path))) as manager:
@@ -185,6 +192,7 @@ async def test_a_configuration_that_names_a_key_outside_of_the_ring_is_refused(f
         assert await manager.get_current_key_id() == new
 
 
+@one_loop
 async def test_without_rotation_nothing_is_rotated_and_no_store_is_made(world, tmp_path):
     config = world.config(maxCacheSize=0, stateFile=str(tmp_path / "state.db"))
     async with opened(config) as manager:
@@ -204,6 +212,7 @@ async def test_one_process_rotates_and_the_others_follow(fresh_token, tmp_path):
         assert await follower.sign(M) == await leader.sign(M)
 
 
+@one_loop
 async def test_an_overdue_key_is_replaced_at_once(fresh_token, tmp_path):
     token = fresh_token()
     config = token.config(**rules(tmp_path, overlapDays=1))
@@ -238,6 +247,7 @@ class Handover:
         self.calls.append(("revert", old.id, new.id))
 
 
+@one_loop
 async def test_a_handover_that_fails_leaves_the_old_key_signing_and_no_other(fresh_token, tmp_path):
     token = fresh_token()
     manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))
@@ -258,6 +268,7 @@ async def test_a_handover_that_fails_leaves_the_old_key_signing_and_no_other(fre
     assert keys[1].note == "the rotation failed; its key was destroyed"
 
 
+@one_loop
 async def test_a_required_handover_that_nobody_registered_stops_the_rotation(fresh_token, tmp_path):
     async with opened(fresh_token().config(**rules(tmp_path, requireHandover=True))) as manager:
         with pytest.raises(HsmError, match="registered no handover"):

@@ -25,7 +25,7 @@ from hsmcore.control import ControlError, ControlPlane
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.state import Backups, Store
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, one_loop]
 RECOVERY = PrivateKey(bytes(range(1, 33)))
 
 
@@ -174,7 +174,6 @@ async def test_a_yubihsm_s_backup_is_tried_in_place(yubihsm, tmp_path):
 WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
 
 
-@one_loop
 @pytest.mark.parametrize("shared", [True, False])
 async def test_another_token_shows_that_it_could_take_over(fresh_token, tmp_path, shared):
     """The drill token: a backup is tried where it would be restored after the loss of the first one."""
@@ -205,7 +204,6 @@ async def test_another_token_shows_that_it_could_take_over(fresh_token, tmp_path
             assert record.public_key == row.public_key
 
 
-@one_loop
 @pytest.mark.timeout(180)
 async def test_of_a_thousand_damaged_backups_the_token_takes_none(fresh_token, tmp_path):
     """Each as a file, and each as if nobody had looked at the envelope: then the token itself refuses the key."""

@@ -114,12 +114,12 @@ RECOVERY = PrivateKey(bytes(range(1, 33)))
 SHARED = {"name": "shared", "kind": "ed25519", "id": "0a0b0c", "seed": RFC8032_SEED, "public_key": RFC8032_PUBLIC}
 
 
-def three_that_cannot_wrap(fresh_token, tmp_path, **rotation):
-    """Tokens that share an Ed25519 key which none of them can wrap; the second one is in a process of its own."""
+def three_that_cannot_wrap(fresh_token, tmp_path, isolation="thread", **rotation):
+    """Tokens that share an Ed25519 key which none of them can wrap."""
     tokens = [fresh_token(dict(SHARED)) for _ in range(3)]
     providers = []
-    for token, isolation in zip(tokens, ("thread", "process", "thread"), strict=True):
-        manager = token.config("shared", settings={"isolation": isolation})["sequencer"]["keyManager"]
+    for token, where in zip(tokens, ("thread", isolation, "thread"), strict=True):
+        manager = token.config("shared", settings={"isolation": where})["sequencer"]["keyManager"]
         providers.append({"type": manager["type"], "config": manager["config"]})
     block = {"primary": providers[1:2], "secondary": providers[2:], "primaryRetryIntervalMs": 50}
     return tokens, {"keyManager": {**providers[0], "failover": block, **rules(tmp_path, overlapDays=2, **rotation)}}
@@ -129,7 +129,7 @@ def three_that_cannot_wrap(fresh_token, tmp_path, **rotation):
 async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_token, tmp_path):
     ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
-    tokens, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
+    tokens, config = three_that_cannot_wrap(fresh_token, tmp_path, "process", keyCeremony=ceremony, **place)
     async with opened(config) as manager:
         new = await manager.rotate_key()
         receipts = await asyncio.gather(*(manager.sign_with_receipt(b"%d" % n) for n in range(200)))

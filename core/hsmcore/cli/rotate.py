@@ -257,17 +257,19 @@ def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
 async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.cli.settings import token_settings
     from hsmcore.control import ControlPlane
+    from hsmcore.rotation.context import ceremony_for
     from hsmcore.rotation.machine import NAMES
     from hsmcore.state import Keys
 
     current = await in_state(config, lambda store: Keys(store).current())
     settings = token_settings(config)
     why = None
-    if rules.backup_enabled and rules.key_ceremony is None:
+    if rules.backup_enabled:
         async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
             named = [key for key in await plane.list_keys() if _is_named(settings, key)]
             algorithm = current.algorithm if current is not None else next((k.algorithm for k in named), None)
-            why = await plane.why_no_backup(algorithm or "")
+            sealed = ceremony_for(rules, algorithm or "") is not None
+            why = None if sealed else await plane.why_no_backup(algorithm or "")
     skipped = {
         "approve": not rules.approvals, "backup-old": not rules.backup_enabled,
         "backup-new": not rules.backup_enabled or why is not None, "drill": not rules.backup_enabled or why is not None,

@@ -200,6 +200,13 @@ class FailoverService:
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 
+    def forget(self, version: KeyVersion) -> None:
+        """A key that never was current is gone: nobody signs with it."""
+        for seat in self.running():
+            own = seat.versions.pop(version.public_key, None)
+            if own is not None:
+                seat.signing.retire_key(own.index)
+
     def retire(self, version: KeyVersion) -> None:
         """Nobody signs with a key any more, nor do members that start later."""
         self.router.retired.add(version.public_key)

@@ -189,7 +189,7 @@ def check_backup(context: Context) -> Iterator[Step]:
             wraps = [context.calls.mechanism_flags(context.token.slot, int(kind)) for kind in quirks.wrap_mechanisms]
         if not any(flags is not None and flags & _CKF_WRAP for flags in wraps):
             why = f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
-    if question.backs_up and question.seals:
+    if question.backs_up and question.seals and key.algorithm == "ed25519":
         yield ok("backup", "keyRotation.keyCeremony: new keys are sealed to the recovery key when they are made")
     elif why is not None and question.backs_up and not question.backup_is_required:
         yield warn("backup", why, 'Keys are rotated without a backup, as keyRotation.backupPolicy "warn" allows.')
