@@ -9,7 +9,7 @@ import pytest
 from nacl.public import PrivateKey
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
-from tests.support.managers import opened
+from tests.support.managers import becomes, opened, start, until
 from tests.support.softhsm import RFC8032_PUBLIC, RFC8032_SEED
 from tests.support.yubihsm import Algorithm, Capability, Device
 from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
@@ -22,6 +22,7 @@ from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
 from hsmcore.errors import HsmError
+from hsmcore.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
 WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
@@ -175,6 +176,59 @@ async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anyw
         assert manager.public_key.hex() == RFC8032_PUBLIC
         for member in manager._holders():
             assert [record.id for record in await member.control.list_keys()] == ["0a0b0c"]
+
+
+CUTS = ["do:generate:begun", "sealed", "imported", "do:generate:effect", "do:generate:recorded", "do:activate:begun"]
+
+
+@one_loop
+@pytest.mark.parametrize("point", CUTS)
+async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys(
+    fresh_token, tmp_path, monkeypatch, point
+):
+    ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
+    place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
+    _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
+    reached = []
+
+    def cut(at):
+        if at == point and not reached:
+            reached.append(at)
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(RotationService, "trace", staticmethod(cut))
+    async with opened(config) as manager:
+        rotation = start(manager.rotate_key())
+        if point in ("sealed", "imported"):
+            control = manager._holders()[1].control
+            take = control.import_transported
+
+            async def taken(*args):
+                if point == "imported":
+                    await take(*args)
+                reached.append(point)
+                raise asyncio.CancelledError
+
+            control.import_transported = taken
+        await until(lambda: bool(reached) and manager._upkeep.rotation._task.done())
+        rotation.cancel()
+        await asyncio.wait({rotation})
+    async with opened(config) as manager:
+
+        async def over():
+            return [r.run.status for r in await manager._upkeep.rotation.rotations.last()] == ["overlap"]
+
+        await becomes(over)
+        new = await manager.get_current_key_id()
+        for member in manager._holders():
+            held = {record.id: record.public_key for record in await member.control.list_keys()}
+            assert held == {"0a0b0c": bytes.fromhex(RFC8032_PUBLIC), new: manager.public_key}
+        assert len(manager._holders()) == 3
+        assert await manager.verify(M, await manager.sign(M), key_id=new)
+    keys, _, _ = await stored(tmp_path)
+    assert [key.state for key in keys] == ["overlap", "active"]
+    [file] = (tmp_path / "backups").iterdir()
+    assert opens(open_envelope(file.read_bytes(), keys[1].public_key), bytearray(bytes(RECOVERY)))
 
 
 @one_loop
