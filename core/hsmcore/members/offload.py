@@ -107,6 +107,10 @@ class OffloadEngine:
         self.clear_cache()
         self._refuse_queued("KEY_DEACTIVATED", index)
 
+    def is_retired(self, index: int) -> bool:
+        """Whether nothing is signed with this key any more."""
+        return self._keys.row(index).retired
+
     def set_down(self, down: bool, status: str = "TOKEN_LOST") -> None:
         """While down, requests fail at once with `status`, also those that are queued."""
         self._down = down

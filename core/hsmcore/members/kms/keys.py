@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,6 +49,8 @@ class KmsKeys:
         self.concurrency = concurrency
         self._client, self._member = client, member
         self.by_index: dict[int, KmsKey] = {}
+        self.retired: Callable[[int], bool] = lambda _index: False
+        """Whether nothing is signed with a key any more."""
 
     async def sign(self, key: int, message: bytes) -> bytes:
         """As Backend."""
@@ -120,8 +122,8 @@ class KmsKeys:
         return public_key
 
     async def prove_again(self) -> None:
-        """Compare every key with what it was. Raises KeyMismatch, or what keeps KMS from answering."""
-        for held in list(self.by_index.values()):
+        """Compare every key that may sign with what it was. Raises KeyMismatch, or what keeps KMS from answering."""
+        for held in [held for index, held in self.by_index.items() if not self.retired(index)]:
             try:
                 public_key = await self._public_key(held.arn, held.form)
             except (AlgorithmUnsupported, PublicKeyMissing) as error:

@@ -116,6 +116,7 @@ class KmsMember:
             cache_nondeterministic=rules.cache_non_deterministic,
             verify_every=VERIFY_EVERY[settings.verify_signatures],
         )
+        self._keys.retired = self._engine.is_retired
         self._recorded = RecordedEngine(self._engine, self.name, self.level)
         self._client.lost = self._lost
         self._client.retried = self._retried
