@@ -21,6 +21,7 @@ EVENTS = (
     "failover",
     "failback",
     "emergency-operation",
+    "operator-action",
 )
 
 Callback = Callable[[Mapping[str, Any]], object]

@@ -21,6 +21,7 @@ from hsmcore.keyops import KeyOperations
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.lifecycle import Lifecycle
 from hsmcore.members import Member, cache_summary, make_member
+from hsmcore.observe import Observable
 from hsmcore.receipt import Receipt
 from hsmcore.recording import Recorder
 from hsmcore.upkeep import Upkeep
@@ -43,7 +44,7 @@ def _not_initialized(*_args: object, **_kwargs: object) -> Any:
     raise NotInitialized("used before initialize()")
 
 
-class KeyManager(KeyOperations):
+class KeyManager(KeyOperations, Observable):
     """Signs with the current key of a key ring on an HSM.
 
     It belongs to the event loop that runs `initialize()` and is for that loop only: every other use raises

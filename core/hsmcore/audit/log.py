@@ -56,6 +56,29 @@ class AuditLog:
         """Whether anything is recorded."""
         return self._layout is not None
 
+    def describe(self) -> dict[str, Any] | None:
+        """How the log stands, as JSON-ready data; None: nothing is recorded, or it is not open. Only in the event
+        loop."""
+        session = self._session
+        if session is None:
+            return None
+        return {
+            "lastSeq": session.last_seq,
+            "durableSeq": session.durable_seq,
+            "sealed": 0 if session.checkpoint is None else session.checkpoint.size,
+            "failure": session.failure,
+            "onFailure": self._settings.on_failure,
+            "shipping": {
+                kind: {"sentSeq": status.sent_seq, "lagRecords": status.lag_records, "error": status.error}
+                for kind, status in self.shipping.items()
+            },
+        }
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where its files are; None if nothing is recorded."""
+        return self._layout
+
     @property
     def waits(self) -> bool:
         """Whether an operation is to wait for its record."""

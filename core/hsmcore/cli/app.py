@@ -20,6 +20,7 @@ from hsmcore.cli import (
     keys,
     replicate,
     rotate,
+    serve,
     signing,
     tokens,
     version,
@@ -55,6 +56,7 @@ def build(*, with_bench: bool) -> typer.Typer:
         app.command()(bench)
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
+    app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
     app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
@@ -103,6 +105,8 @@ def run(arguments: list[str]) -> int:
             "boto3": "aws",
             "obstore": "backup",
             "pyotp": "rotation",
+            "starlette": "serve",
+            "uvicorn": "serve",
         }.get(package)
         if extra is None:
             raise

@@ -1,6 +1,6 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, providers, pkcs11, cloudhsm, policy, rotation, credentials, secret; base, faults, uri and
+Reading order: load, root, providers, pkcs11, cloudhsm, policy, rotation, monitoring, credentials, secret; base, faults, uri and
 secretsmanager are what those stand on.
 """
 
@@ -8,6 +8,7 @@ from hsmcore.config.audit import AuditSettings, AuditSigningKey
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.load import Source, load
 from hsmcore.config.members import all_members, members_of
+from hsmcore.config.monitoring import Monitoring, MonitoringTls
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings, SoftHsmSettings, YubiHsmSettings
 from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover
 from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
@@ -31,6 +32,8 @@ __all__ = [
     "KeyCeremony",
     "KeyManagerConfig",
     "KeyRotation",
+    "Monitoring",
+    "MonitoringTls",
     "Notices",
     "Pkcs11Settings",
     "Provider",

@@ -15,6 +15,7 @@ from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.members import all_members
+from hsmcore.config.monitoring import Monitoring
 from hsmcore.config.policy import CloudWatchLogs, Failover, require_lasting
 from hsmcore.config.providers import Provider
 from hsmcore.config.rotation import KeyRotation, Notices
@@ -67,6 +68,8 @@ class KeyManagerConfig(Provider):
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
     notices: Notices | None = None
+    monitoring: Monitoring | None = None
+    """Where `hsmcore serve` and `hsmcore.serve.attached` listen; the defaults where it is left out."""
 
     @model_validator(mode="after")
     def _possible(self) -> KeyManagerConfig:

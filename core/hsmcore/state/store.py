@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL
@@ -64,6 +65,23 @@ class Store:
         where = Path(path)
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-state")
         opening = asyncio.get_running_loop().run_in_executor(thread, _open, where)
+        try:
+            engine, connection = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda done: _undo(thread, done))
+            raise
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(where, thread, engine, connection)
+
+    @classmethod
+    async def open_to_read(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a database that others write: nothing is made or changed, and nobody waits for whoever reads. Raises
+        StoreError, also where there is none."""
+        where = Path(path)
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-state-read")
+        opening = asyncio.get_running_loop().run_in_executor(thread, _open_to_read, where)
         try:
             engine, connection = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -134,6 +152,30 @@ def _open(path: Path) -> tuple[Engine, Connection]:
         _close(engine, connection)
         raise
     return engine, connection
+
+
+def _open_to_read(path: Path) -> tuple[Engine, Connection]:
+    if not path.is_file():
+        raise StoreError(f"state store {path}: there is none yet", call="open")
+    url = URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query={"mode": "ro", "uri": "true"})
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+    connection = None
+    try:
+        connection = engine.connect()
+        with connection.begin():
+            _require_known(connection, path)
+    except SQLAlchemyError as error:
+        _close(engine, connection)
+        raise StoreError(f"state store {path}: {_reason(error)}") from None
+    except BaseException:
+        _close(engine, connection)
+        raise
+    return engine, connection
+
+
+def _require_known(connection: Connection, path: Path) -> None:
+    if set(connection.execute(select(VERSION.c.version)).scalars()) != {each.number for each in MIGRATIONS}:
+        raise StoreError(f"state store {path}: another version of hsmcore has written it")
 
 
 def _prepare(connection: Any, _record: Any) -> None:

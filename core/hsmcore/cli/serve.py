@@ -1,0 +1,68 @@
+"""The `serve` command."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsmcore.cli.output import note, print_json
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config, Monitoring
+
+
+def serve(
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            help="host:port, [address]:port or unix:/path (default: monitoring.listen, else 127.0.0.1:9464).",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open the key manager of the configuration and show how it stands: /metrics for Prometheus, /healthz and /readyz
+    for the supervisor, and a console for people at /. Ends with Ctrl-C or SIGTERM.
+
+    A sequencer that runs a key manager itself attaches the same server to it: `hsmcore.serve.attached(km)`.
+
+    Beyond this machine, monitoring.tls and monitoring.viewerToken are required in the configuration. Whoever has the
+    token of monitoring.operatorToken may drain members, force a level and rotate; all of that is recorded.
+
+    Examples:
+
+      hsmcore serve
+
+      hsmcore serve --listen 127.0.0.1:0 --json
+
+      hsmcore serve --listen unix:/run/hsmcore/console.sock --config sequencer.json
+    """
+    from hsmcore.serve.attach import settings_of
+
+    loaded = load_config(config, state)
+    asyncio.run(_serve(loaded, settings_of(loaded, listen), as_json=as_json))
+
+
+async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None:
+    import hsmcore
+    from hsmcore.serve import attached
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    manager = hsmcore.create_key_manager(config)
+    async with manager, attached(manager, settings=settings) as site:
+        if as_json:
+            print_json({"address": site.address, "name": config.key_manager.name})
+        else:
+            print(f"{site.address}")
+            note("  the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
+        await stop.wait()

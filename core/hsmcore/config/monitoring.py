@@ -1,0 +1,106 @@
+"""Where a running key manager can be watched: `keyManager.monitoring`."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final, Self
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from hsmcore.config.base import Model, Text, as_tuple, clash, fault
+from hsmcore.config.secret import Secret
+
+DEFAULT_LISTEN: Final = "127.0.0.1:9464"
+_FORM = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
+_SAYS: Final = 'must be "host:port", "[address]:port" or "unix:/path/of/a/socket"'
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host and a port (0: any that is free), or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError, whose text says what it must be."""
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:").removeprefix("//")
+            if not path or len(path.encode()) > 100:  # sun_path has 108 bytes
+                raise ValueError("the path of a Unix socket must have 1 to 100 bytes")
+            return cls(path=path)
+        found = _FORM.fullmatch(text)
+        if found is None or int(found["port"]) > 65535:
+            raise ValueError(_SAYS)
+        return cls(found["six"] or found["host"], int(found["port"]))
+
+    @property
+    def local(self) -> bool:
+        """Whether nobody on another machine can reach it."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class MonitoringTls(Model):
+    """The server's certificate chain and its private key, PEM; the key without a passphrase."""
+
+    certificate_file: Annotated[str, Text(4096)]
+    key_file: Annotated[str, Text(4096)]
+
+
+class Monitoring(Model):
+    """`monitoring`: where `hsmcore serve` and `hsmcore.serve.attached` listen, and who may do what.
+
+    Beyond this machine's loopback TLS and a viewer token are required. Without an operator token nothing can be
+    changed."""
+
+    listen: Annotated[str, Text(256)] = DEFAULT_LISTEN
+    tls: MonitoringTls | None = None
+    viewer_token: Secret | None = None
+    """Needed to see anything. Default, on loopback only: nothing is needed."""
+    operator_token: Secret | None = None
+    """Needed to drain, force and rotate; may see everything, too."""
+    hosts: Annotated[tuple[Annotated[str, Text(253)], ...], BeforeValidator(as_tuple)] = ()
+    """Further names under which it is reached, as in the Host header: for proxies and load balancers."""
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            Address.parse(value)
+        except ValueError as error:
+            problem = str(error)
+        else:
+            return value
+        raise fault(problem)
+
+    @property
+    def address(self) -> Address:
+        """`listen`, taken apart."""
+        return Address.parse(self.listen)
+
+    @model_validator(mode="after")
+    def _safe(self) -> Monitoring:
+        if self.viewer_token is not None and self.viewer_token == self.operator_token:
+            raise clash("viewerToken and operatorToken are the same: whoever may look could act")
+        if self.address.local:
+            return self
+        missing = [
+            name
+            for name, value in (("tls", self.tls), ("viewerToken", self.viewer_token))
+            if value is None
+        ]  # fmt: skip
+        if missing:
+            raise clash(
+                f"listens at {self.listen}, which other machines can reach, without {' and '.join(missing)}: add "
+                f'{"them" if len(missing) > 1 else "it"}, or listen at "127.0.0.1:9464" or "unix:/path"'
+            )
+        return self

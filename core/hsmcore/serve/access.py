@@ -1,0 +1,130 @@
+"""Who may do what: bearer tokens, compared in constant time, and a limit for those who guess."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hsmcore._native import wipe
+from hsmcore.config import Monitoring, Secret
+from hsmcore.errors import ConfigFault, ConfigurationError
+
+Role = Literal["viewer", "operator"]
+MIN_TOKEN_BYTES: Final = 20
+"""A token that is made with `openssl rand -hex 32` has 64; what is shorter than this can be guessed."""
+MAX_TOKEN_BYTES: Final = 4096
+FAILURES: Final = 10
+"""So many refused tokens an address may send at once; then one in REFILL_SECONDS."""
+REFILL_SECONDS: Final = 1.0
+_MAX_PEERS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a request may do. `problem`: "" or why it may not: "missing", "wrong", "forbidden" (the token's role may
+    not) or "limited" (too many refused before)."""
+
+    role: Role | None
+    problem: Literal["", "missing", "wrong", "forbidden", "limited"] = ""
+
+
+class Access:
+    """Knows digests of the tokens only, under a key of this process. For the server's thread."""
+
+    def __init__(self, settings: Monitoring, clock: Callable[[], float] = time.monotonic) -> None:
+        """Fetches the tokens. May block. Raises SecretUnavailable, ConfigurationError for one that is too short."""
+        self._key = os.urandom(32)
+        self._viewer = self._digest_of(settings.viewer_token)
+        self._operator = self._digest_of(settings.operator_token)
+        if self._viewer is not None and self._viewer == self._operator:
+            problem = "is the same token as viewerToken: whoever may look could act"
+            raise ConfigurationError.of([ConfigFault(f"{settings.where}.operatorToken", problem)])
+        self._nobody = os.urandom(32)  # what no token has as its digest
+        self._failures = _Failures(clock)
+
+    @property
+    def open_to_view(self) -> bool:
+        """Whether nothing is needed to look."""
+        return self._viewer is None
+
+    @property
+    def can_operate(self) -> bool:
+        """Whether there is an operator token at all."""
+        return self._operator is not None
+
+    def judge(self, header: str | None, wanted: Role, peer: str) -> Verdict:
+        """Whether a request with this Authorization header may do what `wanted` may. Does the same work whether a token
+        is right, wrong or missing."""
+        presented = self._presented(header)
+        digest = self._digest(presented)
+        is_operator = hmac.compare_digest(digest, self._operator or self._nobody)
+        is_viewer = hmac.compare_digest(digest, self._viewer or self._nobody)
+        limited = self._failures.spent(peer)
+        role: Role | None = None
+        if is_operator and not limited:
+            role = "operator"
+        elif (is_viewer and not limited) or (self._viewer is None and not presented):
+            role = "viewer"
+        if role == "operator" or (role == "viewer" and wanted == "viewer"):
+            return Verdict(role)
+        if role == "viewer":
+            return Verdict(role, "forbidden" if presented else "missing")
+        if limited:
+            return Verdict(None, "limited")
+        if presented:
+            self._failures.note(peer)
+        return Verdict(None, "wrong" if presented else "missing")
+
+    def _presented(self, header: str | None) -> bytes:
+        scheme, _, token = (header or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return b""
+        return token.strip().encode("latin-1", "replace")[:MAX_TOKEN_BYTES]
+
+    def _digest(self, token: bytes | bytearray) -> bytes:
+        return hmac.digest(self._key, token, hashlib.sha256)
+
+    def _digest_of(self, secret: Secret | None) -> bytes | None:
+        if secret is None:
+            return None
+        token = secret.resolve()
+        try:
+            if (
+                len(token) < MIN_TOKEN_BYTES
+                or not token.isascii()
+                or any(byte <= 0x20 or byte == 0x7F for byte in token)
+            ):
+                problem = f"must be at least {MIN_TOKEN_BYTES} printable ASCII characters without spaces"
+                hint = "Make one with: openssl rand -hex 32"
+                raise ConfigurationError.of([ConfigFault(secret.where, problem)], hint=hint)
+            return self._digest(token)
+        finally:
+            wipe(token)
+
+
+class _Failures:
+    """Token buckets, one for each address that has sent a wrong token lately."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """How many more it may send, and when that was so; the latest last."""
+
+    def spent(self, peer: str) -> bool:
+        return self._left(peer) < 1
+
+    def note(self, peer: str) -> None:
+        self._peers[peer] = (self._left(peer) - 1, self._clock())
+        self._peers.move_to_end(peer)
+        if len(self._peers) > _MAX_PEERS:
+            self._peers.popitem(last=False)
+
+    def _left(self, peer: str) -> float:
+        left, then = self._peers.get(peer, (float(FAILURES), 0.0))
+        return min(float(FAILURES), left + (self._clock() - then) / REFILL_SECONDS)

@@ -1,0 +1,115 @@
+"""What an operator may ask for: wishes in the state store, as the command line writes them, and a record of each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from hsmcore.config import Config
+from hsmcore.errors import HsmError
+from hsmcore.rotation.service import ABORT, ROTATE
+from hsmcore.state import Desired, Store
+from hsmcore.state.desired import DRAIN, EMERGENCY, FORCE, READMIT
+
+MAX_REASON: Final = 400
+
+
+class BadRequest(Exception):
+    """The request cannot be carried out; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """`command` is what the record says: the same words as on the command line. `needs`: "member" or "level"."""
+
+    command: str
+    needs: str
+    wish: Callable[[str], tuple[str, str | None]]
+    """From the member or level: the name and the value of the wish; None takes it back."""
+
+
+ACTIONS: Final = {
+    "drain": Action("failover drain", "member", lambda member: (DRAIN + member, "yes")),
+    "resume": Action("failover drain --undo", "member", lambda member: (DRAIN + member, None)),
+    "readmit": Action("failover readmit", "member", lambda member: (READMIT + member, datetime.now(UTC).isoformat())),
+    "force": Action("failover force", "level", lambda level: (FORCE, level)),
+    "release": Action("failover force none", "", lambda _: (FORCE, None)),
+    "emergency-disable": Action("emergency disable", "", lambda _: (EMERGENCY, "disabled")),
+    "emergency-enable": Action("emergency enable", "", lambda _: (EMERGENCY, "enabled")),
+    "rotate": Action("rotate now", "", lambda _: (ROTATE, "now")),
+    "rotate-abort": Action("rotate abort", "", lambda _: (ABORT, "yes")),
+}
+_OF_ROTATION: Final = frozenset({"rotate", "rotate-abort"})
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A checked request."""
+
+    name: str
+    command: str
+    target: str
+    reason: str
+    fields: dict[str, str]
+    """What its record says beside the command."""
+
+
+def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> Order:
+    """The order in a request's body: {"member" or "level": …, "reason": …}. Raises BadRequest."""
+    action = ACTIONS.get(name)
+    if action is None:
+        raise BadRequest(f"there is no action {name!r}; there are {', '.join(ACTIONS)}")
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    unknown = body.keys() - {action.needs, "reason"}
+    if unknown or "" in body:
+        raise BadRequest(f"unknown: {', '.join(sorted(map(repr, unknown)))}")
+    reason = body.get("reason")
+    if not isinstance(reason, str) or not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+        raise BadRequest(f"a reason of 1 to {MAX_REASON} printable characters is needed")
+    target = ""
+    if action.needs:
+        given, known = body.get(action.needs), _known(action.needs, state)
+        if not isinstance(given, str) or given not in known:
+            raise BadRequest(f"{action.needs} must be one of: {', '.join(known) or 'none, there is no failover'}")
+        target = given
+    _require_configured(name, config)
+    fields = {"reason": reason} | ({action.needs: target} if action.needs else {})
+    return Order(name, action.command, target, reason, fields)
+
+
+def _known(what: str, state: Mapping[str, Any]) -> list[str]:
+    failover = state.get("failover")
+    if failover is None:
+        return []
+    return list(failover["levels"]) if what == "level" else [member["member"] for member in state["members"]]
+
+
+def _require_configured(name: str, config: Config) -> None:
+    rules = config.key_manager
+    if name in _OF_ROTATION:
+        if rules.key_rotation is None or not rules.key_rotation.enabled:
+            raise BadRequest("keyRotation is not enabled in the configuration")
+    elif not rules.has_levels:
+        raise BadRequest("failover is not enabled in the configuration")
+    if name == "emergency-enable" and (rules.failover is None or not rules.failover.emergency_mode_enabled):
+        raise BadRequest("emergencyModeEnabled is not true: only the configuration can say that the chain accepts it")
+
+
+async def carry_out(order: Order, config: Config, record: Callable[[str, str], Awaitable[int | None]]) -> int | None:
+    """Record the order, then write the wish; the key manager follows within a second. `record(result, error)`. Returns
+    the record's number. Raises HsmError; what could not be recorded is not done."""
+    number = await record("ok", "")
+    name, value = ACTIONS[order.name].wish(order.target)
+    try:
+        store = await Store.open(config.key_manager.state_path)
+        try:
+            await Desired(store).set(name, value, order.reason)
+        finally:
+            await store.close()
+    except HsmError as error:
+        await record("error", error.status)
+        raise
+    return number

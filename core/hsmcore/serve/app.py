@@ -1,0 +1,356 @@
+"""The routes, and what holds for all of them: headers, hosts, tokens, sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hsmcore.config import Monitoring
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+from hsmcore.serve import trail
+from hsmcore.serve.access import Access, Role, Verdict
+from hsmcore.serve.actions import BadRequest, carry_out, parse
+from hsmcore.serve.checks import ready
+from hsmcore.serve.feed import Full, message
+from hsmcore.serve.monitor import Monitor
+from hsmcore.serve.refusals import Refusals
+from hsmcore.serve.source import Unanswered
+
+MAX_BODY_BYTES: Final = 4096
+SEND_SECONDS: Final = 30.0
+"""A watcher that takes nothing for so long is let go."""
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
+)
+_HEADERS: Final = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    (b"cache-control", b"no-store"),
+)
+_PAGE: Final = "index.html"
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_STATUS: Final = {"missing": 401, "wrong": 401, "forbidden": 403, "limited": 429}
+_SAID: Final = {
+    "missing": "a token is needed: Authorization: Bearer …",
+    "wrong": "this token is not known",
+    "forbidden": "this token may look, but not act",
+    "limited": "too many wrong tokens came from this address: wait a second",
+}
+
+
+class Console:
+    """The handlers. For the server's event loop."""
+
+    def __init__(self, monitor: Monitor, access: Access, settings: Monitoring) -> None:
+        self._monitor, self._access = monitor, access
+        self._refusals = Refusals(monitor.source)
+        self._disk = asyncio.Semaphore(2)
+        address = settings.address
+        self._hosts: frozenset[str] | None = None
+        if address.local and not address.path:
+            self._hosts = _LOOPBACK | {address.host, *settings.hosts}
+        self._static = _static_files()
+
+    def app(self) -> ASGIApp:
+        """The whole application."""
+        get, post = ["GET"], ["POST"]
+        routes = [
+            Route("/healthz", self.healthz, methods=get),
+            Route("/readyz", self.readyz, methods=get),
+            Route("/metrics", self.metrics, methods=get),
+            Route("/api/state", self.state, methods=get),
+            Route("/api/session", self.session, methods=get),
+            Route("/api/events", Stream(self), methods=get),
+            Route("/api/audit", self.records, methods=get),
+            Route("/api/audit/consistency", self.consistency, methods=get),
+            Route("/api/audit/{seq:int}", self.record, methods=get),
+            Route("/api/audit/{seq:int}/proof", self.proof, methods=get),
+            Route("/api/actions/{name}", self.action, methods=post),
+            *(Route(path, self.page, methods=get) for path in self._static),
+        ]
+        return _Guarded(Starlette(routes=routes, exception_handlers={HTTPException: _plain_error}), self._hosts)
+
+    # ---- who may ----
+
+    def verdict(self, request: Request, wanted: Role) -> Verdict:
+        """Whether a request may look or act."""
+        return self._access.judge(request.headers.get("authorization"), wanted, _peer(request))
+
+    async def refusal(self, request: Request, wanted: Role, verdict: Verdict) -> Response:
+        """The answer to who may not, and its record."""
+        problem = verdict.problem
+        if problem in ("wrong", "forbidden", "limited") or wanted == "operator":
+            await self._refusals.note(_peer(request), problem, _path(request))
+        status = _STATUS[problem]
+        headers = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}.get(status, {})
+        return _json({"error": problem, "message": _SAID[problem]}, status, headers)
+
+    async def _may_look(self, request: Request) -> Response | None:
+        verdict = self.verdict(request, "viewer")
+        return None if not verdict.problem else await self.refusal(request, "viewer", verdict)
+
+    # ---- health ----
+
+    async def healthz(self, _request: Request) -> Response:
+        """Whether the process is worth keeping."""
+        alive = self._monitor.alive
+        return _json({"status": "alive" if alive else "stalled"}, 200 if alive else 503)
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether it can sign. Names and details of the checks are for viewers."""
+        await self._monitor.fresh()
+        found = self._monitor.checks()
+        exclude = frozenset(request.query_params.getlist("exclude"))
+        good = ready(found, exclude)
+        body: dict[str, Any] = {"status": "ready" if good else "not ready"}
+        if not self.verdict(request, "viewer").problem:
+            body["checks"] = [check.to_json() for check in found if check.name not in exclude]
+        return _json(body, 200 if good else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        if (refused := await self._may_look(request)) is not None:
+            return refused
+        from hsmcore.serve.exposition import exposition
+
+        text, kind = await exposition(self._monitor.source, request.headers.get("accept", ""))
+        return Response(text, media_type=None, headers={"content-type": kind})
+
+    # ---- looking ----
+
+    async def state(self, request: Request) -> Response:
+        """Everything at once."""
+        if (refused := await self._may_look(request)) is not None:
+            return refused
+        await self._monitor.fresh()
+        return _json(self._monitor.state())
+
+    async def session(self, request: Request) -> Response:
+        """What the token that was sent may do: for the page, before it asks for one."""
+        verdict = self.verdict(request, "viewer")
+        if verdict.problem in ("wrong", "limited"):
+            return await self.refusal(request, "viewer", verdict)
+        return _json({"role": verdict.role, "canOperate": self._access.can_operate, "open": self._access.open_to_view})
+
+    async def records(self, request: Request) -> Response:
+        """The newest records."""
+        return await self._from_disk(request, lambda layout: {"records": trail.tail(layout)})
+
+    async def record(self, request: Request) -> Response:
+        """One record."""
+        return await self._from_disk(request, lambda layout: trail.line_of(layout, request.path_params["seq"]))
+
+    async def proof(self, request: Request) -> Response:
+        """One record with the proof that it is in the log."""
+        return await self._from_disk(request, lambda layout: trail.proof(layout, request.path_params["seq"]))
+
+    async def consistency(self, request: Request) -> Response:
+        """That the log only grew since a checkpoint."""
+        old = request.query_params.get("old", "")
+        if not (old.isascii() and old.isdigit() and len(old) < 20):
+            return _json({"error": "bad request", "message": "old must be the size of a checkpoint"}, 400)
+        return await self._from_disk(request, lambda layout: trail.consistency(layout, int(old)))
+
+    async def _from_disk(self, request: Request, work: Callable[[Any], dict[str, Any]]) -> Response:
+        if (refused := await self._may_look(request)) is not None:
+            return refused
+        layout = self._monitor.layout
+        if layout is None:
+            return _json({"error": "no log", "message": "auditLogFile is not configured"}, 404)
+        try:
+            async with self._disk:
+                return _json(await asyncio.to_thread(work, layout))
+        except trail.NoProof as error:
+            return _json({"error": "no proof", "message": str(error)}, 404)
+
+    # ---- acting ----
+
+    async def action(self, request: Request) -> Response:
+        """Drain, force, rotate and the like."""
+        verdict = self.verdict(request, "operator")
+        if verdict.problem:
+            return await self.refusal(request, "operator", verdict)
+        try:
+            body = orjson.loads(await _body(request))
+            await self._monitor.fresh()
+            name = request.path_params["name"]
+            order = parse(name, body, self._monitor.source.config, self._monitor.state())
+        except (orjson.JSONDecodeError, BadRequest) as error:
+            text = "the body is not JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
+            await self._refusals.note(_peer(request), "bad request", _path(request))
+            return _json({"error": "bad request", "message": text}, 400)
+
+        async def record(result: str, error: str) -> int | None:
+            fields: dict[str, Any] = {**order.fields, "ip": _peer(request)} | ({"error": error} if error else {})
+            return await self._monitor.source.record(order.command, result, fields)
+
+        try:
+            number = await carry_out(order, self._monitor.source.config, record)
+        except (HsmError, Unanswered) as error:
+            return _json({"error": "not done", "message": str(error)}, 503)
+        self._monitor.forget_view()
+        return _json({"asked": order.command, "auditSeq": number, **order.fields}, 202)
+
+    async def page(self, request: Request) -> Response:
+        """HTML, styles and modules of the console."""
+        body, kind = self._static[request.url.path]
+        return Response(body, headers={"content-type": kind})
+
+    # ---- the stream ----
+
+    async def stream(self, request: Request, send: Send) -> None:
+        """Server-sent events until either side ends them."""
+        after = request.headers.get("last-event-id", "0")
+        watcher = self._monitor.feed.watch(int(after) if after.isascii() and after.isdigit() and len(after) < 19 else 0)
+        try:
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            watcher.show("series", message("series", self._monitor.series()))
+            watcher.show("state", message("state", self._monitor.state()))
+            if (layout := self._monitor.layout) is not None:
+                records = await asyncio.to_thread(trail.tail, layout)
+                watcher.show("records", message("records", {"records": records}))
+            async for part in watcher.messages():
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._monitor.feed.forget(watcher)
+
+
+class Stream:
+    """An ASGI application, not a handler: the response has no end that Starlette could wait for."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        verdict = self._console.verdict(request, "viewer")
+        if verdict.problem:
+            response = await self._console.refusal(request, "viewer", verdict)
+            await response(scope, receive, send)
+            return
+        gone = asyncio.ensure_future(_disconnected(receive))
+        sending = asyncio.ensure_future(self._console.stream(request, send))
+        try:
+            await asyncio.wait((gone, sending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            sending.cancel()
+            await asyncio.wait((gone, sending))
+        error = None if sending.cancelled() else sending.exception()
+        if isinstance(error, Full):
+            text = "as many pages are open as may be"
+            await _json({"error": "full", "message": text}, 503, {"retry-after": "10"})(scope, receive, send)
+        elif error is not None and not isinstance(error, TimeoutError):
+            raise error
+
+
+class _Guarded:
+    """Around everything: the Host header, security headers, and no traceback to anybody."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                own = {name for name, _ in message.get("headers", ())}
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *((name, value) for name, value in _HEADERS if name not in own),
+                ]
+            await send(message)
+
+        try:
+            refused = self._refused(scope)
+            await (refused or self._app)(scope, receive, guarded)
+        except Exception:  # noqa: BLE001  # whatever it is: logged here, and nothing of it goes out
+            get_logger().exception("a request to the console failed", path=scope["path"][:200])
+            if not started:
+                await _json({"error": "internal", "message": "see the log"}, 500)(scope, receive, guarded)
+
+    def _refused(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if self._hosts is not None and name not in self._hosts:
+            # Else a page from elsewhere could have its own name point here and read what is shown (DNS rebinding).
+            text = "unknown Host: add it to monitoring.hosts if it is ours"
+            return _json({"error": "host", "message": text}, 421)
+        if scope["method"] == "POST":
+            origin = headers.get(b"origin")
+            if origin is not None and origin.decode("latin-1").partition("://")[2].lower() != host:
+                return _json({"error": "origin", "message": "not from this page"}, 403)
+        return None
+
+
+async def _body(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "0")
+    body = b""
+    if announced.isdigit() and int(announced) <= MAX_BODY_BYTES:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                break
+        else:
+            return body
+    raise HTTPException(413, f"a body has at most {MAX_BODY_BYTES} bytes", {"connection": "close"})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _plain_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    body = {"error": str(error.status_code), "message": error.detail}
+    return _json(body, error.status_code, dict(error.headers or {}))
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+def _peer(request: Request) -> str:
+    return request.client.host if request.client is not None else "unix"
+
+
+def _path(request: Request) -> str:
+    return request.url.path[:100]
+
+
+def _static_files() -> dict[str, tuple[bytes, str]]:
+    """The page's files by their path."""
+    found = {}
+    for item in files("hsmcore.serve").joinpath("static").iterdir():
+        kind = mimetypes.guess_type(item.name)[0] or "application/octet-stream"
+        if kind.startswith("text/"):
+            kind += "; charset=utf-8"
+        found["/" if item.name == _PAGE else f"/{item.name}"] = (item.read_bytes(), kind)
+    return found

@@ -1,0 +1,63 @@
+"""A server beside a key manager that an application runs itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from hsmcore.config import Config, Monitoring
+from hsmcore.config.faults import faults_of
+from hsmcore.errors import ConfigurationError
+from hsmcore.serve.site import Site
+from hsmcore.serve.source import ManagerSource
+
+if TYPE_CHECKING:
+    from hsmcore.manager import KeyManager
+
+
+@asynccontextmanager
+async def attached(
+    manager: KeyManager, listen: str | None = None, settings: Monitoring | None = None
+) -> AsyncIterator[Site]:
+    """Watch `manager`, which belongs to this event loop, while the block runs; it need not be open yet.
+
+    `settings`: instead of the configuration's `monitoring`; `listen`: instead of what they say: "127.0.0.1:9464",
+    "127.0.0.1:0", "unix:/path". The server has a thread and an event loop of its own; once a second it asks the key
+    manager for its state, which costs its loop some 0.1 ms for each member. Raises ConfigurationError.
+    """
+    from hsmcore import __version__
+
+    loop = asyncio.get_running_loop()
+    chosen = settings_of(manager.config, listen, settings)
+    source = ManagerSource(manager, loop)
+    site = await loop.run_in_executor(None, Site, source, chosen, __version__)
+    try:
+        await loop.run_in_executor(None, site.start)
+        yield site
+    finally:
+        # In a thread, for the server may be asking this loop something right now.
+        await asyncio.shield(loop.run_in_executor(None, site.close))
+
+
+def settings_of(config: Config, listen: str | None, settings: Monitoring | None = None) -> Monitoring:
+    """The settings to use. Raises ConfigurationError if `listen` does not go with the rest of them."""
+    rules = config.key_manager
+    chosen = settings or rules.monitoring or Monitoring()
+    if listen is None:
+        return chosen
+    given = {field.alias or name: getattr(chosen, name) for name, field in Monitoring.model_fields.items()}
+    where = f"{rules.where}.monitoring"
+    faults = []
+    made = None
+    try:
+        made = Monitoring.model_validate({**given, "listen": listen})
+    except ValidationError as error:
+        faults = faults_of(error, given, where, {})
+    if made is None:
+        raise ConfigurationError.of(faults)
+    made.locate(where)
+    return made

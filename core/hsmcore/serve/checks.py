@@ -1,0 +1,108 @@
+"""Whether a key manager is ready to sign, as named checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from hsmcore.rotation.schedule import ON_TIME
+
+Outcome = Literal["ok", "warn", "fail"]
+NAMES: Final = ("answers", "open", "members", "login", "key", "audit", "rotation", "store", "emergency")
+_OVERDUE_NS: Final = int(ON_TIME.total_seconds() * 1e9)
+_SERVING: Final = frozenset({"ready", "ramping"})
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`warn`: it signs, but somebody should look."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "outcome": self.outcome, "detail": self.detail}
+
+
+def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, store: str, now_ns: int) -> list[Check]:
+    """All of them. `state`: as Observable.describe; `ledger`: as Ledger.view; `problem`: why the key manager did not
+    answer; `store`: why the state store could not be read."""
+    if problem:
+        return [Check("answers", "fail", problem)]
+    found = [Check("answers", "ok", "the key manager's event loop answers")]
+    life = state["life"]
+    found.append(Check("open", "ok" if life == "open" else "fail", f"the key manager is {life}"))
+    if life != "open":
+        return found
+    found += [_members(state), _login(state), _key(state), _audit(state.get("audit"), state)]
+    found += [_rotation(ledger.get("rotation"), now_ns), Check("store", "warn" if store else "ok", store or "readable")]
+    found.append(_emergency(state["failover"], ledger.get("budget")))
+    return [check for check in found if check.detail]
+
+
+def ready(found: list[Check], exclude: frozenset[str] = frozenset()) -> bool:
+    """Whether nothing fails but what is to be left out."""
+    return all(check.outcome != "fail" or check.name in exclude for check in found)
+
+
+def _members(state: Mapping[str, Any]) -> Check:
+    members, failover = state["members"], state["failover"]
+    serving = [member for member in members if member["condition"] in _SERVING]
+    idle = [member for member in members if member not in serving and member["level"] != "emergency"]
+    out = [f"{member['member']}: {member['reason'] or member['condition']}" for member in idle]
+    said = f"{len(serving)} of {len(members)} can sign"
+    if not serving or (failover is not None and failover["active"] is None):
+        return Check("members", "fail", "; ".join(["nobody can sign", *out]))
+    if failover is not None:
+        said += f"; level {failover['active']} signs"
+    return Check("members", "warn" if out else "ok", "; ".join([said, *out]))
+
+
+def _login(state: Mapping[str, Any]) -> Check:
+    refused = [member["member"] for member in state["members"] if "auth" in member["breakers"]]
+    if not refused:
+        return Check("login", "ok", "no login was refused")
+    stopped = not any(member["condition"] in _SERVING for member in state["members"])
+    return Check("login", "fail" if stopped else "warn", f"refused by {', '.join(refused)}")
+
+
+def _key(state: Mapping[str, Any]) -> Check:
+    current = next((key for key in state["keys"] if key["id"] == state["currentKey"]), None)
+    if current is None:
+        return Check("key", "fail", "no key is current")
+    if current["state"] != "active":
+        return Check("key", "fail", f"key {current['id']} is {current['state']}")
+    return Check("key", "ok", f"key {current['id']} signs")
+
+
+def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> Check:
+    if audit is None:
+        wanted = state.get("auditConfigured", False)
+        return Check("audit", "fail" if wanted else "ok", "the log is closed" if wanted else "no log is configured")
+    if audit["failure"] is not None:
+        closed = audit["onFailure"] == "closed"
+        return Check("audit", "fail" if closed else "warn", f"the log cannot be written: {audit['failure']}")
+    late = [f"{kind}: {status['error']}" for kind, status in audit["shipping"].items() if status["error"]]
+    return Check("audit", "warn" if late else "ok", "; ".join(["written", *late]))
+
+
+def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> Check:
+    if rotation is None or rotation["dueNs"] is None:
+        return Check("rotation", "ok", "no rotation is configured" if rotation is None else "no key has signed yet")
+    due = rotation["dueNs"]
+    when = datetime.fromtimestamp(due / 1e9, UTC).isoformat(timespec="seconds")
+    failed = rotation["failedInARow"]
+    said = f"{failed} failed in a row; " if failed else ""
+    if now_ns > due + _OVERDUE_NS:
+        return Check("rotation", "fail", f"{said}overdue since {when}")
+    return Check("rotation", "warn" if failed else "ok", f"{said}due at {when}")
+
+
+def _emergency(failover: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> Check:
+    if failover is None or failover["active"] != "emergency":
+        return Check("emergency", "ok", "not in use")
+    left = "" if budget is None else f"; {budget['left']} signatures are left"
+    return Check("emergency", "warn", f"the emergency key signs{left}")

@@ -1,0 +1,115 @@
+"""What the state store says: history of failovers, rotations, wishes, budget. Read only, in a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from hsmcore.config import Config, Failover
+from hsmcore.errors import HsmError
+from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
+from hsmcore.rotation.service import plan
+from hsmcore.state import Approvals, Desired, Emergency, History, Keys, Limits, Rotations, Store, StoredKey
+
+EVENTS: Final = 200
+"""Of the history, when a console begins to follow it."""
+_ROTATIONS: Final = 20
+
+
+class Ledger:
+    """Reads one store, once it is there."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._store: Store | None = None
+        self._last_event = 0
+        self.problem = ""
+        """Why it could not be read the last time."""
+
+    @property
+    def used(self) -> bool:
+        """Whether the configuration needs a store at all."""
+        rules = self._config.key_manager
+        rotates = rules.key_rotation is not None and rules.key_rotation.enabled
+        return rules.has_levels or rotates or rules.notices is not None
+
+    async def close(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
+
+    async def _opened(self) -> Store:
+        if self._store is None:
+            self._store = await Store.open_to_read(self._config.key_manager.state_path)
+        return self._store
+
+    async def events(self) -> list[dict[str, Any]]:
+        """The history since the last call; the first one gets the latest EVENTS."""
+        if not self.used:
+            return []
+        try:
+            store = await self._opened()
+            rows = await History(store).query(after=self._last_event or None, limit=EVENTS)
+        except HsmError as error:
+            self.problem = str(error)
+            return []
+        self._last_event = max([self._last_event, *(row["id"] for row in rows)])
+        return rows
+
+    async def view(self) -> dict[str, Any]:
+        """Wishes, rotations, versions of the key, emergency budget."""
+        if not self.used:
+            return {}
+        try:
+            store = await self._opened()
+            found = await self._view(store)
+        except HsmError as error:
+            self.problem = str(error)
+            return {}
+        self.problem = ""
+        return found
+
+    async def _view(self, store: Store) -> dict[str, Any]:
+        rules = self._config.key_manager
+        wishes = await Desired(store).all()
+        found: dict[str, Any] = {
+            "wishes": {
+                name: {"value": wish.value, "reason": wish.reason}
+                for name, wish in wishes.items()
+                if not name.startswith("readmit:")
+            }
+        }
+        if rules.has_levels:
+            limits = (rules.failover or Failover()).emergency_mode_restrictions
+            status = await Emergency(store, Limits(limits.max_transactions, limits.max_time_seconds)).status()
+            found["budget"] = {
+                "left": status.left,
+                "maxTransactions": status.max_transactions,
+                "maxTimeSeconds": status.max_seconds,
+                "expiresNs": status.expires_ns,
+                "usable": status.usable,
+            }
+        if rules.key_rotation is not None and rules.key_rotation.enabled:
+            found["rotation"] = await self._rotation(store, Schedule.of(rules.key_rotation))
+        return found
+
+    async def _rotation(self, store: Store, schedule: Schedule) -> dict[str, Any]:
+        keys, rotations = Keys(store), Rotations(store)
+        current = await keys.current()
+        coming = [] if current is None else plan(schedule, current, time.time_ns(), 1)
+        past = await rotations.last(_ROTATIONS)
+        under_way = [rotation for rotation in past if rotation.run.status in ("running", "undoing")]
+        steps = [step for each in under_way for step in await rotations.steps(each.id)]
+        return {
+            "next": coming[0] if coming else None,
+            "dueNs": None if current is None else _due(schedule, current),
+            "failedInARow": (await rotations.failures_in_a_row())[0],
+            "approvals": {str(each.id): await Approvals(store).of(each.id) for each in under_way},
+            "history": [each.to_json() for each in past],
+            "steps": [{name: step[name] for name in ("rotation_id", "time_ns", "step", "outcome")} for step in steps],
+            "keys": [key.to_json() for key in await keys.all()],
+        }
+
+
+def _due(schedule: Schedule, current: StoredKey) -> int:
+    return nanoseconds(schedule.due(moment(current.base_ns or current.created_ns)))

@@ -1,0 +1,178 @@
+"""The state that all who look are shown: read once a second, however many they are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from hsmcore.audit.layout import Layout
+from hsmcore.log import get_logger
+from hsmcore.serve import trail
+from hsmcore.serve.checks import Check, checks
+from hsmcore.serve.feed import Feed
+from hsmcore.serve.ledger import Ledger
+from hsmcore.serve.series import Series
+from hsmcore.serve.source import Source, Unanswered
+
+LOOK_SECONDS: Final = 1.0
+FRESH_SECONDS: Final = 0.5
+"""An older state is read again for whoever asks a question of health."""
+ALIVE_SECONDS: Final = 10.0
+"""A key manager whose event loop has not answered for so long is not alive."""
+_LEDGER_SECONDS: Final = 10.0
+_WATCHED_LEDGER_SECONDS: Final = 2.0
+
+
+class Monitor:
+    """For the server's event loop. `run` ends when it is cancelled."""
+
+    def __init__(self, source: Source, version: str) -> None:
+        self.source = source
+        self.feed = Feed()
+        self.version = version
+        self._ledger = Ledger(source.config)
+        self._looking = asyncio.Lock()
+        self._state: dict[str, Any] = {}
+        self._view: dict[str, Any] = {}
+        self._series: dict[str, Series] = {}
+        self._problem = "not asked yet"
+        self._looked = self._answered = self._viewed = float("-inf")
+        self._begun = time.monotonic()
+        self._newest = 0
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the audit log is."""
+        manager = self.source.config.key_manager
+        return None if manager.audit_log_file is None else Layout(manager.audit_log_file)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(event: str, details: Mapping[str, Any]) -> None:
+            loop.call_soon_threadsafe(self.told, event, details)
+
+        off = self.source.listen(tell)
+        try:
+            while True:
+                try:
+                    await self.look()
+                except Exception:  # noqa: BLE001  # a mistake of ours must not stop the watching
+                    get_logger().exception("the console could not look")
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            off()
+            await self._ledger.close()
+
+    def told(self, event: str, details: Mapping[str, Any]) -> None:
+        """Something happened in the key manager."""
+        shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in details.items()}
+        self.feed.tell("happened", {"timeNs": time.time_ns(), "kind": event, **_plain(shown)})
+
+    # ---- looking ----
+
+    async def look(self) -> None:
+        """Read everything anew, and show it to all who watch."""
+        async with self._looking:
+            await self._read()
+        self.feed.show("state", self.state())
+        for row in await self._ledger.events():
+            self.feed.tell("happened", _event(row))
+        layout = self.layout
+        if layout is not None and len(self.feed):
+            records = await asyncio.to_thread(trail.tail, layout)
+            newest = records[-1]["seq"] if records else 0
+            if newest != self._newest:
+                self._newest = newest
+                self.feed.show("records", {"records": records})
+
+    async def fresh(self) -> None:
+        """Have a state that is not older than FRESH_SECONDS."""
+        if time.monotonic() - self._looked > FRESH_SECONDS:
+            async with self._looking:
+                if time.monotonic() - self._looked > FRESH_SECONDS:
+                    await self._read()
+
+    async def _read(self) -> None:
+        try:
+            self._state = await self.source.describe()
+        except Unanswered as error:
+            self._problem = str(error)
+        else:
+            self._problem = ""
+            self._answered = time.monotonic()
+            self._measure()
+        self._looked = time.monotonic()
+        pause = _WATCHED_LEDGER_SECONDS if len(self.feed) else _LEDGER_SECONDS
+        if self._looked - self._viewed >= pause:
+            self._view = await self._ledger.view()
+            self._viewed = self._looked
+
+    def _measure(self) -> None:
+        stats = self._state.pop("stats")
+        known = {member["member"]: member for member in self._state["members"]}
+        for name in self._series.keys() - known.keys():
+            del self._series[name]
+        for name, member in known.items():
+            own = stats.get(name)
+            point = self._series.setdefault(name, Series()).add(self._state["atNs"], own)
+            counted = {key: own[key] for key in _COUNTED} if own is not None else {}
+            member |= {"now": point, "counters": counted}
+
+    def forget_view(self) -> None:
+        """The state store was changed: read it at once next time."""
+        self._viewed = float("-inf")
+
+    # ---- showing ----
+
+    @property
+    def alive(self) -> bool:
+        """Whether the key manager's event loop has answered lately."""
+        return time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
+
+    @property
+    def problem(self) -> str:
+        """Why the key manager did not answer; "" if it did."""
+        return self._problem
+
+    def checks(self) -> list[Check]:
+        """As they are now."""
+        return checks(self._state, self._view, self._problem, self._ledger.problem, time.time_ns())
+
+    def state(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "version": self.version,
+            "atNs": time.time_ns(),
+            "problem": self._problem,
+            **{name: value for name, value in self._state.items() if name != "atNs"},
+            **self._view,
+            "checks": [check.to_json() for check in self.checks()],
+            "watchers": len(self.feed),
+        }
+
+    def series(self) -> dict[str, Any]:
+        """The charts' points, by member."""
+        return {"series": {name: list(series.points) for name, series in self._series.items()}}
+
+
+_COUNTED: Final = ("signatures", "failures", "expired", "cancelled", "wrong", "workers", "busy", "stuck", "queued")
+
+
+def _event(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "timeNs": row["time_ns"],
+        "kind": row["kind"],
+        "from_level": row["level_from"],
+        "to_level": row["level_to"],
+        "member": row["member"],
+        "reason": row["reason"],
+    }
+
+
+def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what is text, a number or a truth value: it goes to a page."""
+    return {name: value for name, value in details.items() if isinstance(value, str | int | float | bool)}

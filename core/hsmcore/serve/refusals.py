@@ -1,0 +1,39 @@
+"""Records of what was refused: each is worth one, but whoever guesses must not fill the audit log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+from hsmcore.serve.source import Source, Unanswered
+
+BURST: Final = 20
+REFILL_SECONDS: Final = 1.0
+
+
+class Refusals:
+    """Records up to BURST at once, then one in REFILL_SECONDS, which says how many there were (`count`)."""
+
+    def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source, self._clock = source, clock
+        self._left, self._then = float(BURST), clock()
+        self._unsaid = 0
+
+    async def note(self, peer: str, problem: str, path: str) -> None:
+        """Never raises: a refusal that cannot be recorded is still a refusal."""
+        now = self._clock()
+        self._left = min(float(BURST), self._left + (now - self._then) / REFILL_SECONDS)
+        self._then = now
+        self._unsaid += 1
+        if self._left < 1:
+            return
+        self._left -= 1
+        count, self._unsaid = self._unsaid, 0
+        fields = {"ip": peer, "error": problem, "file": path, "count": count}
+        try:
+            await self._source.record("console", "refused", fields)
+        except (HsmError, Unanswered) as error:
+            get_logger().error("a refusal was not recorded", error=str(error), peer=peer, problem=problem)

@@ -1,0 +1,61 @@
+"""Rates and percentiles by time: what each member did in each second, kept for some minutes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+POINTS: Final = 300
+"""Seconds that are kept: what the charts show."""
+Histogram = Iterable[tuple[int, int]]
+"""(upper bound in ns, count since the start), ascending: Engine.stats()["hsm_ns"]."""
+QUANTILES: Final = (("p50", 500), ("p99", 990), ("p999", 999))
+
+
+class Series:
+    """One member. A point is what was added to its counters since the last one."""
+
+    def __init__(self) -> None:
+        self.points: deque[dict[str, Any]] = deque(maxlen=POINTS)
+        self._at_ns = 0
+        self._before: Mapping[str, Any] = {}
+        self._counts: dict[int, int] = {}
+
+    def add(self, at_ns: int, stats: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Take the counters as they are now; None: the member does not run. Times in the point are microseconds."""
+        if stats is None:
+            self._before, self._counts = {}, {}
+            return self._keep({"t": at_ns // 1_000_000, "rate": 0.0, "failed": 0.0})
+        counts = dict(stats["hsm_ns"])
+        signed, failed = stats["signatures"], stats["failures"] + stats["expired"]
+        seconds = (at_ns - self._at_ns) / 1e9
+        point: dict[str, Any] = {"t": at_ns // 1_000_000, "rate": 0.0, "failed": 0.0}
+        before = self._before
+        # Counters that went back are those of a member that was started anew.
+        if before and seconds > 0 and signed >= before["signed"] and failed >= before["failed"]:
+            point["rate"] = round((signed - before["signed"]) / seconds, 1)
+            point["failed"] = round((failed - before["failed"]) / seconds, 2)
+            added = [(upper, count - self._counts.get(upper, 0)) for upper, count in counts.items()]
+            point |= quantiles(added)
+        self._at_ns, self._before, self._counts = at_ns, {"signed": signed, "failed": failed}, counts
+        return self._keep(point)
+
+    def _keep(self, point: dict[str, Any]) -> dict[str, Any]:
+        self.points.append(point)
+        return point
+
+
+def quantiles(histogram: list[tuple[int, int]]) -> dict[str, float]:
+    """p50, p99 and p99.9 in microseconds, the upper bounds of their buckets; none without a count."""
+    total = sum(count for _, count in histogram)
+    if total <= 0:
+        return {}
+    found: dict[str, float] = {}
+    seen = 0
+    wanted = list(QUANTILES)
+    for upper, count in histogram:
+        seen += count
+        while wanted and seen * 1000 >= total * wanted[0][1]:
+            found[wanted.pop(0)[0]] = round(upper / 1e3, 1)
+    return found

@@ -1,0 +1,162 @@
+"""The server's thread: it listens until it is closed, in an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from hsmcore.config import Monitoring
+from hsmcore.config.monitoring import Address
+from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.log import get_logger
+from hsmcore.serve.access import Access
+from hsmcore.serve.app import Console
+from hsmcore.serve.monitor import Monitor
+from hsmcore.serve.protocol import Server
+from hsmcore.serve.source import Source
+
+
+class Site:
+    """One server. `start` and `close` block for a moment: not for event loops; see `attached`."""
+
+    def __init__(self, source: Source, settings: Monitoring, version: str) -> None:
+        """Fetches tokens and certificate, and binds the address, so that what is wrong is said before anything runs.
+        Raises ConfigurationError."""
+        self._source, self._settings, self._version = source, settings, version
+        self._access = Access(settings)
+        self._tls = _tls(settings)
+        self._socket = _bound(settings)
+        self.address = _shown(settings, self._socket)
+        """Where it listens: "http://127.0.0.1:9464", or "unix:/path"."""
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hsmcore-serve", daemon=True)
+        self._stop: Callable[[], None] = lambda: None
+        self._closed = False
+        self.monitor: Monitor | None = None
+        """Of the running server; for its own thread only."""
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        self._thread.start()
+        self._ready.wait()
+
+    def close(self) -> None:
+        """End: what is being answered is answered, streams end. Doing it twice is no error."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._thread.is_alive():
+            self._stop()
+            self._thread.join()
+        self._socket.close()
+        path = self._settings.address.path
+        if path:
+            with suppress(OSError):
+                Path(path).unlink()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._serve())
+        except Exception:  # noqa: BLE001  # the thread's last word
+            get_logger().exception("the console's server ended")
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        monitor = self.monitor = Monitor(self._source, self._version)
+        console = Console(monitor, self._access, self._settings)
+        server = Server(console.app(), [self._socket], self._tls, self._ready.set)
+
+        def stop() -> None:
+            monitor.feed.end()
+            server.should_exit = True
+
+        self._stop = lambda: _in(loop, stop)
+        looking = loop.create_task(monitor.run())
+        try:
+            await server.serve()
+        finally:
+            looking.cancel()
+            await asyncio.wait({looking})
+
+
+def _in(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(work)
+
+
+def _tls(settings: Monitoring) -> ssl.SSLContext | None:
+    files = settings.tls
+    if files is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # A passphrase would be asked for at the terminal; there is none to ask.
+        context.load_cert_chain(files.certificate_file, files.key_file, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        problem = f"certificate and key cannot be used: {error.strerror or error}"
+        raise ConfigurationError.of([ConfigFault(files.where, problem)]) from None
+    return context
+
+
+def _bound(settings: Monitoring) -> socket.socket:
+    address = settings.address
+    try:
+        return _unix(address.path) if address.path else _tcp(address)
+    except OSError as error:
+        problem = f"cannot listen at {settings.listen}: {error.strerror or error}"
+        hint = "Choose another address, or end what listens there."
+        raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
+
+
+def _tcp(address: Address) -> socket.socket:
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _unix(path: str) -> socket.socket:
+    with suppress(FileNotFoundError):
+        if Path(path).is_socket() and not _answers(path):
+            Path(path).unlink()  # of a process that was killed
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.bind(path)
+        Path(path).chmod(0o600)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _shown(settings: Monitoring, bound: socket.socket) -> str:
+    address = settings.address
+    if address.path:
+        return f"unix:{address.path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{'https' if settings.tls is not None else 'http'}://{host}:{bound.getsockname()[1]}"

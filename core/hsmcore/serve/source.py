@@ -1,0 +1,89 @@
+"""What is watched: a key manager in this process, asked from the server's thread in its own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, Protocol, TypeVar
+
+from hsmcore.config import Config
+from hsmcore.manager import KeyManager
+
+T = TypeVar("T")
+ANSWER_SECONDS: Final = 2.0
+"""How long the key manager's event loop may take to answer."""
+RECORD_SECONDS: Final = 15.0
+TOLD: Final = (
+    "initialized", "closed", "key-generated", "key-changed", "key-deactivated", "key-rotated", "rotation-begun",
+    "rotation-failed", "rotation-aborted", "operator-action",
+)  # fmt: skip
+"""Events that are told as they come. Those of failover are read from its history, which has them all."""
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
+class Unanswered(Exception):
+    """The key manager did not answer; the text says why."""
+
+
+class Source(Protocol):
+    """Used in the server's event loop."""
+
+    config: Config
+    manager: KeyManager | None
+
+    async def describe(self) -> dict[str, Any]:
+        """As Observable.describe. Raises Unanswered."""
+
+    async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
+        """Record what somebody asked for, also what was refused. Raises HsmError, Unanswered."""
+
+    async def in_loop(self, work: Callable[[], T]) -> T:
+        """Call `work` where the key manager lives. Raises Unanswered."""
+
+    def listen(self, tell: Tell) -> Callable[[], None]:
+        """Have `tell` called, in any thread, with each event's name and details. Returns what ends it."""
+
+
+class ManagerSource:
+    """A key manager in another thread's event loop."""
+
+    def __init__(self, manager: KeyManager, loop: asyncio.AbstractEventLoop) -> None:
+        self.manager: KeyManager | None = manager
+        self._manager = manager
+        self.config = manager.config
+        self._loop = loop
+
+    async def describe(self) -> dict[str, Any]:
+        return await self.in_loop(self._manager.describe)
+
+    async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
+        return await self._run(self._manager.operator_action(action, result=result, **fields), RECORD_SECONDS)
+
+    async def in_loop(self, work: Callable[[], T]) -> T:
+        async def call() -> T:
+            return work()
+
+        return await self._run(call(), ANSWER_SECONDS)
+
+    async def _run(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise Unanswered("the key manager's event loop is closed") from None
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise Unanswered(f"the key manager's event loop has not answered for {seconds:g} s") from None
+
+    def listen(self, tell: Tell) -> Callable[[], None]:
+        stack = contextlib.ExitStack()
+        for event in TOLD:
+
+            def told(details: Mapping[str, Any], event: str = event) -> None:
+                tell(event, details)
+
+            stack.callback(self._manager.on(event, told))
+        return stack.close

@@ -1,0 +1,100 @@
+"""The audit log as a console shows it: its newest lines, and proofs that whoever reads can check without us."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Final
+
+from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.prove import latest
+from hsmcore.audit.query import find, parsed
+from hsmcore.audit.segment import SegmentError, segments
+from hsmcore.audit.tiles import TileError, Tiles
+from hsmcore.errors import BadArgument, HsmError
+
+TAIL_LINES: Final = 40
+_TAIL_BYTES: Final = 1 << 16
+
+
+class NoProof(Exception):
+    """There is none; the text says why."""
+
+
+def tail(layout: Layout, count: int = TAIL_LINES) -> list[dict[str, Any]]:
+    """The newest records, oldest first: `seq` and the line as it is in the file. Reads the disk; never raises."""
+    try:
+        lines: list[bytes] = []
+        for segment in reversed(segments(layout)[-2:]):
+            if segment.compressed:
+                break
+            with segment.path.open("rb") as file:
+                start = max(segment.path.stat().st_size - _TAIL_BYTES, 0)
+                file.seek(start)
+                text = file.read(_TAIL_BYTES)
+            found = text.split(b"\n")[:-1]  # what has no newline yet is no record yet
+            lines = (found[1:] if start else found) + lines
+            if len(lines) >= count:
+                break
+    except OSError:
+        return []
+    return [shown for shown in map(_shown, lines[-count:]) if shown is not None]
+
+
+def _shown(line: bytes) -> dict[str, Any] | None:
+    record = parsed(line)
+    return None if record is None else {"seq": record["seq"], "line": line.decode("utf-8", "replace")}
+
+
+def line_of(layout: Layout, seq: int) -> dict[str, Any]:
+    """One record. Raises NoProof."""
+    try:
+        line = find(layout, seq)
+    except (OSError, SegmentError) as error:
+        raise NoProof(f"the log cannot be read: {error}") from None
+    if line is None:
+        raise NoProof(f"there is no record {seq} in the log")
+    return {"seq": seq, "line": line.decode("utf-8", "replace")}
+
+
+def proof(layout: Layout, seq: int) -> dict[str, Any]:
+    """Record, inclusion proof (RFC 6962) against the newest checkpoint, that checkpoint, and the log's verifier keys.
+
+    Nothing is checked here: whoever asks does that, and would have no use for our word. Raises NoProof."""
+    try:
+        checkpoint = latest(layout)
+        if not 1 <= seq <= checkpoint.size:
+            raise NoProof(
+                f"record {seq} is not sealed yet: the newest checkpoint covers {checkpoint.size} records"
+                if seq > checkpoint.size
+                else f"there is no record {seq}"
+            )
+        shown = line_of(layout, seq)
+        path = Tiles(layout, checkpoint.size).inclusion(seq - 1)
+        keys = layout.keys.read_text().split() if layout.keys.exists() else []
+    except (BadArgument, HsmError) as error:
+        raise NoProof(str(error)) from None
+    except (OSError, TileError) as error:
+        raise NoProof(f"the log cannot be read: {error}") from None
+    return {**shown, **_checkpoint(checkpoint), "path": [_base64(item) for item in path], "keys": keys}
+
+
+def consistency(layout: Layout, old: int) -> dict[str, Any]:
+    """That the log only grew since its checkpoint of `old` records: hashes (RFC 6962 section 2.1.2) and the newest
+    checkpoint. Nothing is checked here. Raises NoProof."""
+    try:
+        checkpoint = latest(layout)
+        if not 1 <= old <= checkpoint.size:
+            raise NoProof(f"the newest checkpoint covers {checkpoint.size} records, fewer than {old}")
+        path = Tiles(layout, checkpoint.size).consistency(old)
+    except (OSError, TileError, HsmError) as error:
+        raise NoProof(f"the log cannot be read: {error}") from None
+    return {"old": old, **_checkpoint(checkpoint), "path": [_base64(item) for item in path]}
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"checkpoint": checkpoint.note.decode("utf-8", "replace")}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
