@@ -164,10 +164,10 @@ class Console:
 
     async def consistency(self, request: Request) -> Response:
         """That the log only grew since a checkpoint."""
-        old = request.query_params.get("old", "")
-        if not (old.isascii() and old.isdigit() and len(old) < 20):
-            return _json({"error": "bad request", "message": "old must be the size of a checkpoint"}, 400)
-        return await self._from_disk(request, lambda layout: trail.consistency(layout, int(old)))
+        old, size = (request.query_params.get(name, "") for name in ("old", "size"))
+        if not (_is_number(old) and _is_number(size)):
+            return _json({"error": "bad request", "message": "old and size must be sizes of checkpoints"}, 400)
+        return await self._from_disk(request, lambda layout: trail.consistency(layout, int(old), int(size)))
 
     async def _from_disk(self, request: Request, work: Callable[[Any], dict[str, Any]]) -> Response:
         if (refused := await self._may_look(request)) is not None:
@@ -219,7 +219,7 @@ class Console:
     async def stream(self, request: Request, send: Send) -> None:
         """Server-sent events until either side ends them."""
         after = request.headers.get("last-event-id", "0")
-        watcher = self._monitor.feed.watch(int(after) if after.isascii() and after.isdigit() and len(after) < 19 else 0)
+        watcher = self._monitor.feed.watch(int(after) if _is_number(after) else 0)
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -335,6 +335,10 @@ async def _plain_error(_request: Request, error: Exception) -> Response:
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _peer(request: Request) -> str:

@@ -53,7 +53,8 @@ def _members(state: Mapping[str, Any]) -> Check:
     serving = [member for member in members if member["condition"] in _SERVING]
     idle = [member for member in members if member not in serving and member["level"] != "emergency"]
     out = [f"{member['member']}: {member['reason'] or member['condition']}" for member in idle]
-    said = f"{len(serving)} of {len(members)} can sign"
+    lasting = [member for member in members if member["level"] != "emergency" or member in serving]
+    said = f"{len(serving)} of {len(lasting)} can sign"
     if not serving or (failover is not None and failover["active"] is None):
         return Check("members", "fail", "; ".join(["nobody can sign", *out]))
     if failover is not None:

@@ -40,6 +40,7 @@ class Monitor:
         self._problem = "not asked yet"
         self._looked = self._answered = self._viewed = float("-inf")
         self._begun = time.monotonic()
+        self.loop = asyncio.get_running_loop()
         self._newest = 0
 
     @property

@@ -124,16 +124,16 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
         )
+        self._protocol = protocol
         self._sockets, self._tls, self._ready = sockets, tls, ready
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn's, but with time limits for TLS, which it does not have."""
         del sockets
         loop, state = asyncio.get_running_loop(), self.server_state
-        factory = self.config.http_protocol_class
         self.servers = [
             await loop.create_server(
-                lambda: factory(config=self.config, server_state=state, app_state={}),
+                lambda: self._protocol(config=self.config, server_state=state, app_state={}),
                 sock=each,
                 ssl=self._tls,
                 backlog=_BACKLOG,

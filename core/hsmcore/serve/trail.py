@@ -76,24 +76,21 @@ def proof(layout: Layout, seq: int) -> dict[str, Any]:
         raise NoProof(str(error)) from None
     except (OSError, TileError) as error:
         raise NoProof(f"the log cannot be read: {error}") from None
-    return {**shown, **_checkpoint(checkpoint), "path": [_base64(item) for item in path], "keys": keys}
+    note = checkpoint.note.decode("utf-8", "replace")
+    return {**shown, "checkpoint": note, "path": [_base64(item) for item in path], "keys": keys}
 
 
-def consistency(layout: Layout, old: int) -> dict[str, Any]:
-    """That the log only grew since its checkpoint of `old` records: hashes (RFC 6962 section 2.1.2) and the newest
-    checkpoint. Nothing is checked here. Raises NoProof."""
+def consistency(layout: Layout, old: int, size: int) -> dict[str, Any]:
+    """That the log of `size` records begins with that of `old` ones: hashes (RFC 6962 section 2.1.2). Nothing is checked
+    here. Raises NoProof."""
     try:
-        checkpoint = latest(layout)
-        if not 1 <= old <= checkpoint.size:
-            raise NoProof(f"the newest checkpoint covers {checkpoint.size} records, fewer than {old}")
-        path = Tiles(layout, checkpoint.size).consistency(old)
+        newest = latest(layout).size
+        if not 1 <= old <= size <= newest:
+            raise NoProof(f"the newest checkpoint covers {newest} records: there is no way from {old} to {size}")
+        path = Tiles(layout, size).consistency(old)
     except (OSError, TileError, HsmError) as error:
         raise NoProof(f"the log cannot be read: {error}") from None
-    return {"old": old, **_checkpoint(checkpoint), "path": [_base64(item) for item in path]}
-
-
-def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {"checkpoint": checkpoint.note.decode("utf-8", "replace")}
+    return {"old": old, "size": size, "path": [_base64(item) for item in path]}
 
 
 def _base64(data: bytes) -> str:

@@ -1,0 +1,19 @@
+"""A day of the console: as many events as a day has seconds. Not collected by itself: `make check-deep` names it."""
+
+from __future__ import annotations
+
+import pytest
+from tests.browser.test_console import flood
+from tests.support.chaos import needs_chaos
+
+pytestmark = [pytest.mark.browser, needs_chaos]
+
+
+@pytest.mark.timeout(600)
+def test_a_day_of_events_leaves_page_and_server_as_they_were(scene, page):
+    grown = flood(scene(callers=0), page, 86_400)
+    print(grown)
+    assert grown["rows"] <= 200
+    assert grown["heap_bytes"] < 3 << 20
+    assert grown["nodes"] < 2000
+    assert grown["rss_bytes"] < 16 << 20

@@ -1,0 +1,291 @@
+"""The console in a real Chromium: what it shows, how fast, to whom, and what it lets whom do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from tests.support.chaos import needs_chaos
+
+pytestmark = [pytest.mark.browser, needs_chaos]
+
+SIGNS = "#verdict:has-text('Signing')"
+SERIOUS = {"serious", "critical"}
+
+
+def opened(page, scene, **options):
+    """A page that shows the scene's console, live."""
+    made = page(**options)
+    made.goto(scene.address)
+    made.wait_for_selector(SIGNS)
+    made.wait_for_selector("#live:has-text('live')")
+    return made
+
+
+def as_operator(made, scene):
+    """Give the page the operator's token, by keyboard."""
+    made.focus("#token-button")
+    made.keyboard.press("Enter")
+    made.keyboard.type(scene.operator)
+    made.keyboard.press("Enter")
+    made.wait_for_selector("text=Force secondary")
+
+
+def axe_faults(made):
+    """What axe-core calls serious or critical."""
+    from axe_playwright_python.base import AXE_FILE_PATH
+
+    # Through the debugger and not as an element: the page's own policy allows no script but its own.
+    made.context.new_cdp_session(made).send("Runtime.evaluate", {"expression": AXE_FILE_PATH.read_text()})
+    results = made.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert results["passes"] or results["incomplete"] or results["violations"] is not None
+    return [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in results["violations"] if v["impact"] in SERIOUS]
+
+
+def test_the_first_paint_comes_within_a_second_and_members_are_live(scene, page):
+    running = scene()
+    made, asked = page(color_scheme="light"), []
+    made.on("request", lambda request: asked.append(request.url))
+    made.goto(running.address)
+    made.wait_for_selector(SIGNS)
+    paint = made.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert 0 < paint < 1000
+    assert len(asked) > 5
+    assert all(url.startswith(running.address) for url in asked)  # nothing comes from elsewhere
+    rows = made.locator("#members tbody tr")
+    rows.nth(2).wait_for()
+    assert rows.nth(0).inner_text().split("\t")[:2] == ["primary", running.site.name(0)]
+    assert "ready" in rows.nth(1).inner_text()
+    signed = made.locator("#members tbody tr:first-child td:nth-child(8)")
+    before = signed.inner_text()
+    made.wait_for_function("([cell, before]) => cell.textContent !== before", arg=[signed.element_handle(), before])
+    made.wait_for_function("document.querySelector('#chart-rate path.series').getAttribute('d').includes('L')")
+    back = "getComputedStyle(document.body).backgroundColor"
+    light = made.evaluate(back)
+    made.emulate_media(color_scheme="dark")
+    assert made.evaluate(back) != light
+    fits_a_phone(opened(page, running, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True))
+
+
+def fits_a_phone(made):
+    made.locator("#audit tbody tr").first.wait_for()
+    assert made.evaluate("document.documentElement.scrollWidth") == 360
+    small = made.evaluate(
+        """[...document.querySelectorAll('button')].filter((button) => button.checkVisibility())
+        .map((button) => button.getBoundingClientRect()).filter((box) => Math.min(box.width, box.height) < 24).length"""
+    )
+    assert small == 0  # WCAG 2.2, 2.5.8
+
+
+def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(scene, page):
+    running = scene()
+    made = opened(page, running)
+    running.site.kill(0)
+    made.wait_for_selector("#events .tone:text-is('failover')")
+    made.wait_for_selector("#members tr:has-text('primary') .tone:has-text('out')")
+    made.wait_for_selector("#routing:has-text('Level secondary signs')")
+    assert "look" in made.inner_text("#verdict")
+    running.site.revive(0)
+    made.wait_for_selector("#events .tone:text-is('failback')")
+    made.wait_for_selector("#members tr:has-text('primary') .tone:has-text('ready')")
+    made.allowed += ["ERR_", "Failed to load"]
+    running.end_server()
+    made.wait_for_selector("#live:has-text('not live')")
+    made.wait_for_selector("#verdict:has-text('Not live')")
+    running.begin_server()
+    made.wait_for_selector("#live:text-is('live')")
+    made.wait_for_selector(SIGNS)
+
+
+def test_axe_finds_nothing_serious(scene, page):
+    running = scene()
+    made = opened(page, running)
+    as_operator(made, running)
+    made.click("#audit-hold")
+    made.click("#audit tbody tr:last-child >> text=Check")
+    made.wait_for_selector(".proof[data-outcome]")
+    assert axe_faults(made) == []
+    made.emulate_media(color_scheme="dark")
+    made.set_viewport_size({"width": 360, "height": 800})
+    assert axe_faults(made) == []
+    made.click("text=Rotate now")
+    assert axe_faults(made) == []
+
+
+LIES = {
+    "another path": lambda body: body["path"].__setitem__(0, "A" * 43 + "="),
+    "another record": lambda body: body.update(line=body["line"].replace('"sign"', '"Sign"')),
+    "another size": lambda body: body.update(checkpoint=body["checkpoint"].replace("\n", "\n9", 1)),
+    "another signature": lambda body: body.update(
+        checkpoint=body["checkpoint"][:-20] + "AAAA" + body["checkpoint"][-16:]
+    ),
+}
+
+
+def test_a_proof_is_green_and_goes_red_whoever_lies(scene, page):
+    """The page believes its own arithmetic: answers are changed on their way, then the log itself."""
+    running = scene()
+    made = opened(page, running)
+    made.click("#audit-hold")
+    row = made.locator("#audit tbody tr").nth(10)
+    number = row.locator("td").first.inner_text()
+    running.run(running.manager.audit.checkpoint())
+
+    def check(outcome):
+        row.locator("text=Check").click()
+        made.wait_for_selector(f".proof[data-seq='{number}'][data-outcome='{outcome}']")
+        return made.inner_text(f".proof[data-seq='{number}']")
+
+    assert "is signed by example.com/sequencer-1" in check("proven")
+    for change in LIES.values():
+
+        def changed(route, change=change):
+            answer = route.fetch()
+            body = answer.json()
+            change(body)
+            route.fulfill(response=answer, json=body)
+
+        made.route("**/proof", changed)
+        check("broken")
+        made.unroute("**/proof")
+        assert "continues the one of" in check("proven")
+    # A log that was written anew since this browser has seen it: all its proofs are good, but it is another one.
+    kept = made.evaluate(
+        """() => { const key = Object.keys(localStorage)[0], kept = localStorage.getItem(key);
+        localStorage.setItem(key, JSON.stringify({...JSON.parse(kept), root: 'ab'.repeat(32)})); return [key, kept]; }"""
+    )
+    check("broken")
+    made.evaluate("([key, kept]) => localStorage.setItem(key, kept)", kept)
+    check("proven")
+    tamper(running.log, int(number))
+    assert "another record" in check("broken")
+    # Also when the changed record is all that the page has ever seen of it.
+    made.reload()
+    made.wait_for_selector(SIGNS)
+    made.fill("#audit-seq", number)
+    made.keyboard.press("Enter")
+    made.wait_for_selector(f".proof[data-seq='{number}'][data-outcome='broken']:has-text('it was changed')")
+
+
+def tamper(log, seq):
+    """Change one character of a record, in its place."""
+    with log.open("r+b") as file:
+        text = file.read()
+        at = text.index(b'{"seq":%d,' % seq)
+        spot = text.index(b'"operation":"sign"', at) + len(b'"operation":"')
+        file.seek(spot)
+        file.write(b"S")
+
+
+def test_an_operator_drains_a_member_by_keyboard(scene, page):
+    running = scene()
+    made = opened(page, running)
+    assert made.locator("text=Drain").count() == 0
+    as_operator(made, running)
+    made.focus(f"#members tr:has-text('{running.site.name(1)}') >> text=Drain")
+    made.keyboard.press("Enter")
+    made.keyboard.press("Enter")  # without a reason the dialog stays
+    assert made.is_visible("#ask")
+    made.keyboard.type("firmware update")
+    made.keyboard.press("Enter")
+    made.wait_for_selector("#members .tone:has-text('drained')")
+    made.wait_for_selector("#wishes:has-text('firmware update')")
+    made.wait_for_selector("#events .tone:text-is('operator-action')")
+    made.focus("#members >> text=Resume")
+    made.keyboard.press("Enter")
+    made.keyboard.type("done")
+    made.keyboard.press("Escape")  # thought better of it
+    assert not made.is_visible("#ask")
+    assert made.is_visible("#members .tone:has-text('drained')")
+    said = [json.loads(line) for line in running.log.read_text().splitlines() if '"operator-action"' in line]
+    assert [(one["command"], one["member"], one["reason"], one["result"]) for one in said] == [
+        ("failover drain", running.site.name(1), "firmware update", "ok")
+    ]
+    everything_is_reached_by_keyboard(made)
+
+
+def everything_is_reached_by_keyboard(made):
+    made.click("#audit-hold")
+    wanted = made.evaluate(
+        """() => { document.activeElement.blur(); scrollTo(0, 0); globalThis.reached = new Map();
+        document.addEventListener('focusin', ({target}) => reached.set(target, getComputedStyle(target).outlineStyle));
+        return [...document.querySelectorAll('button, input')]
+            .filter((each) => each.checkVisibility() && !each.disabled).length; }"""
+    )
+    for _ in range(wanted + 20):
+        made.keyboard.press("Tab")
+    reached = made.evaluate("[...reached].filter(([each]) => each.matches('button, input')).map(([, style]) => style)")
+    assert len(reached) == wanted
+    assert set(reached) == {"solid"}  # each shows that it has the focus
+
+
+def test_a_viewer_token_is_asked_for_and_the_policy_holds(scene, page, tmp_path):
+    files = {f"{name}Token": {"file": str(tmp_path / name)} for name in ("viewer", "operator")}
+    running = scene(monitoring={"listen": "127.0.0.1:0", **files})
+    made = page()
+    made.goto(running.address)
+    made.wait_for_selector("#verdict:has-text('Token needed')")
+    assert made.evaluate("document.activeElement.id") == "token"
+    assert not made.is_visible("#sections")
+    made.allowed.append("401")
+    made.keyboard.type("x" * 40)
+    made.keyboard.press("Enter")
+    made.wait_for_selector("#token-error:has-text('not known')")
+    made.keyboard.type(running.viewer)
+    made.keyboard.press("Enter")
+    made.wait_for_selector(SIGNS)
+    assert made.locator("#members >> text=Drain").count() == 0
+    assert running.viewer not in made.content()
+    made.allowed += ["Content Security Policy", "TrustedHTML", "TrustedScript"]
+    ran = made.evaluate(
+        """() => { const script = document.createElement('script');
+        try { script.textContent = 'globalThis.ran = true'; document.body.append(script); } catch { }
+        try { document.body.innerHTML = '<img src=x>'; } catch { }
+        return [globalThis.ran === true, document.body.childElementCount > 3]; }"""
+    )
+    assert ran == [False, True]
+
+
+def test_ten_thousand_events_leave_page_and_server_as_they_were(scene, page):
+    grown = flood(scene(callers=0), page, 10_000)
+    assert grown["rows"] <= 200
+    assert grown["heap_bytes"] < 3 << 20
+    assert grown["nodes"] < 2000
+    assert grown["rss_bytes"] < 16 << 20
+
+
+def flood(running, page, count):
+    """Have `count` events happen, as fast as the page takes them; returns how much page and server have grown."""
+    made = opened(page, running)
+    devtools = made.context.new_cdp_session(made)
+    devtools.send("Performance.enable")
+
+    def measured():
+        devtools.send("HeapProfiler.collectGarbage")
+        found = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            pages = int(file.read().split()[1])
+        return {"heap_bytes": found["JSHeapUsedSize"], "nodes": found["Nodes"], "rss_bytes": pages * 4096}
+
+    def happen(first, last):
+        async def work(monitor):
+            for number in range(first, last):
+                event = {
+                    "timeNs": 1_800_000_000_000_000_000 + number,
+                    "kind": "member-up",
+                    "member": f"member {number}",
+                }
+                monitor.feed.tell("happened", {**event, "reason": "a reason of the usual length, as modules give them"})
+                if number % 100 == 99:
+                    monitor.feed.show("state", monitor.state())
+                    await asyncio.sleep(0.005)
+
+        running.in_server(work)
+        made.wait_for_selector(f"#events li:first-child:has-text('member {last - 1}')")
+
+    happen(0, 2000)  # until all bounded things are full
+    before = measured()
+    happen(2000, 2000 + count)
+    after = measured()
+    return {name: after[name] - before[name] for name in before} | {"rows": made.locator("#events li").count()}
