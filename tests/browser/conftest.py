@@ -16,8 +16,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
-    """The browser. For the package and not the session: while playwright runs, the thread has an event loop, in which no
-    other test could run its own."""
+    """The browser. For the package and not the session: while playwright runs, the thread has an event loop, in which
+    no other test could run its own."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     from playwright.sync_api import sync_playwright

@@ -12,7 +12,6 @@ pytestmark = [pytest.mark.browser, needs_chaos]
 @pytest.mark.timeout(600)
 def test_a_day_of_events_leaves_page_and_server_as_they_were(scene, page):
     grown = flood(scene(callers=0), page, 86_400)
-    print(grown)
     assert grown["rows"] <= 200
     assert grown["heap_bytes"] < 3 << 20
     assert grown["nodes"] < 2000

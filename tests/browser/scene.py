@@ -1,4 +1,4 @@
-"""A signer with its console, in a thread of its own: two SoftHSM members with one key, failover, rotation, audit log."""
+"""A signer with its console, in a thread of its own: two SoftHSM members with one key, failover, rotation, audit."""
 
 from __future__ import annotations
 

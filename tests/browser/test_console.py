@@ -113,6 +113,18 @@ def test_axe_finds_nothing_serious(scene, page):
     assert axe_faults(made) == []
 
 
+def lying(change):
+    """A handler that changes what the server answers."""
+
+    def handle(route):
+        answer = route.fetch()
+        body = answer.json()
+        change(body)
+        route.fulfill(response=answer, json=body)
+
+    return handle
+
+
 LIES = {
     "another path": lambda body: body["path"].__setitem__(0, "A" * 43 + "="),
     "another record": lambda body: body.update(line=body["line"].replace('"sign"', '"Sign"')),
@@ -139,21 +151,15 @@ def test_a_proof_is_green_and_goes_red_whoever_lies(scene, page):
 
     assert "is signed by example.com/sequencer-1" in check("proven")
     for change in LIES.values():
-
-        def changed(route, change=change):
-            answer = route.fetch()
-            body = answer.json()
-            change(body)
-            route.fulfill(response=answer, json=body)
-
-        made.route("**/proof", changed)
+        made.route("**/proof", lying(change))
         check("broken")
         made.unroute("**/proof")
         assert "continues the one of" in check("proven")
     # A log that was written anew since this browser has seen it: all its proofs are good, but it is another one.
     kept = made.evaluate(
         """() => { const key = Object.keys(localStorage)[0], kept = localStorage.getItem(key);
-        localStorage.setItem(key, JSON.stringify({...JSON.parse(kept), root: 'ab'.repeat(32)})); return [key, kept]; }"""
+        localStorage.setItem(key, JSON.stringify({...JSON.parse(kept), root: 'ab'.repeat(32)}));
+        return [key, kept]; }"""
     )
     check("broken")
     made.evaluate("([key, kept]) => localStorage.setItem(key, kept)", kept)

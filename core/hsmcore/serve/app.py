@@ -178,6 +178,8 @@ class Console:
         try:
             async with self._disk:
                 return _json(await asyncio.to_thread(work, layout))
+        except trail.NotSealed as error:
+            return _json({"message": str(error)}, 202, {"retry-after": "10"})
         except trail.NoProof as error:
             return _json({"error": "no proof", "message": str(error)}, 404)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import Any, Final
 
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.prove import latest
 from hsmcore.audit.query import find, parsed
@@ -19,6 +18,10 @@ _TAIL_BYTES: Final = 1 << 16
 
 class NoProof(Exception):
     """There is none; the text says why."""
+
+
+class NotSealed(NoProof):
+    """There will be one: the next checkpoint covers the record."""
 
 
 def tail(layout: Layout, count: int = TAIL_LINES) -> list[dict[str, Any]]:
@@ -60,16 +63,12 @@ def line_of(layout: Layout, seq: int) -> dict[str, Any]:
 def proof(layout: Layout, seq: int) -> dict[str, Any]:
     """Record, inclusion proof (RFC 6962) against the newest checkpoint, that checkpoint, and the log's verifier keys.
 
-    Nothing is checked here: whoever asks does that, and would have no use for our word. Raises NoProof."""
+    Nothing is checked here: whoever asks does that, and would have no use for our word. Raises NoProof, NotSealed."""
     try:
         checkpoint = latest(layout)
-        if not 1 <= seq <= checkpoint.size:
-            raise NoProof(
-                f"record {seq} is not sealed yet: the newest checkpoint covers {checkpoint.size} records"
-                if seq > checkpoint.size
-                else f"there is no record {seq}"
-            )
         shown = line_of(layout, seq)
+        if seq > checkpoint.size:
+            raise NotSealed(f"record {seq} is not sealed yet: the newest checkpoint covers {checkpoint.size} records")
         path = Tiles(layout, checkpoint.size).inclusion(seq - 1)
         keys = layout.keys.read_text().split() if layout.keys.exists() else []
     except (BadArgument, HsmError) as error:
@@ -81,8 +80,8 @@ def proof(layout: Layout, seq: int) -> dict[str, Any]:
 
 
 def consistency(layout: Layout, old: int, size: int) -> dict[str, Any]:
-    """That the log of `size` records begins with that of `old` ones: hashes (RFC 6962 section 2.1.2). Nothing is checked
-    here. Raises NoProof."""
+    """That the log of `size` records begins with that of `old` ones: hashes (RFC 6962 section 2.1.2). Nothing is
+    checked here. Raises NoProof."""
     try:
         newest = latest(layout).size
         if not 1 <= old <= size <= newest:

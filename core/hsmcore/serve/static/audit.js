@@ -58,6 +58,7 @@ export function auditView(ask) {
     open(row.key, box);
     try {
       const answer = await ask(`/api/audit/${row.seq}/proof`);
+      if (!answer.path) throw new Error(answer.message); // not sealed yet
       const found = await check(row.seq, row.line, answer, ask);
       box.dataset.tone = "good";
       box.dataset.outcome = "proven";
