@@ -111,11 +111,6 @@ class Session:
         """The newest record that is kept as `durability` says. From any thread."""
         return self._durable_seq
 
-    @property
-    def failure(self) -> str | None:
-        """Why the log cannot be written at present; None: it can."""
-        return self._failure
-
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign with this key from now on, and say in the log that it is another one than before."""
         opened = self._opened
@@ -159,6 +154,11 @@ class Session:
             self._opened.sealer.close()
         if self._lock is not None:
             self._lock.release()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written at present; None: it can."""
+        return self._failure
 
     # ---- recording ----
 
