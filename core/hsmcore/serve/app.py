@@ -25,6 +25,7 @@ from hsmcore.serve.actions import BadRequest, carry_out, parse
 from hsmcore.serve.checks import ready
 from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
+from hsmcore.serve.protocol import MAX_HEAD_BYTES
 from hsmcore.serve.refusals import Refusals
 from hsmcore.serve.source import Unanswered
 
@@ -296,6 +297,9 @@ class _Guarded:
                 await _json({"error": "internal", "message": "see the log"}, 500)(scope, receive, guarded)
 
     def _refused(self, scope: Scope) -> Response | None:
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+        if size > MAX_HEAD_BYTES:  # the protocol sees only heads that come in several pieces
+            return _json({"error": "too large", "message": f"a head has at most {MAX_HEAD_BYTES} bytes"}, 431)
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host

@@ -1,0 +1,344 @@
+"""`hsmcore serve` and `hsmcore.serve.attached`: health, roles, actions, and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.support.chaos import needs_chaos
+from tests.support.console import Scene
+from tests.support.levels import SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import becomes, opened
+from tests.support.web import ask, asked, happened
+
+import hsmcore
+from hsmcore.cli.app import run as run_command
+from hsmcore.errors import ConfigurationError
+from hsmcore.serve import attached
+
+pytestmark = pytest.mark.integration
+VIEWER, OPERATOR = "v" * 40, "o" * 40
+TOKENS = {"viewerToken": VIEWER, "operatorToken": OPERATOR}
+HERE = {"listen": "127.0.0.1:0"}
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_the_console_shows_a_lone_member_and_ends_without_a_trace(world):
+    async with opened(world.config(maxCacheSize=10)) as manager, attached(manager, "127.0.0.1:0") as site:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", site.address)
+        await asyncio.gather(*(manager.sign(b"%d" % number) for number in range(50)))
+        assert (await asked(site.address, "/healthz")).json() == {"status": "alive"}
+        answer = await asked(site.address, "/readyz")
+        assert answer.status == 200
+        assert {check["outcome"] for check in answer.json()["checks"]} == {"ok"}
+        state = (await asked(site.address, "/api/state")).json()
+        assert state["failover"] is None
+        assert state["keys"][0]["publicKey"] == manager.public_key.hex()
+        await becomes(lambda: _signed(site, 50))
+        for path in ("/", "/main.js", "/console.css"):
+            page = await asked(site.address, path)
+            assert page.status == 200
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+            assert "unsafe" not in page.headers["content-security-policy"]
+
+
+async def _signed(site, count):
+    [member] = (await asked(site.address, "/api/state")).json()["members"]
+    return member["counters"]["signatures"] == count
+
+
+@one_loop
+async def test_before_and_after_the_key_manager_is_open_it_is_alive_but_not_ready(world):
+    manager = hsmcore.create_key_manager(world.config())
+    async with attached(manager, "127.0.0.1:0") as site:
+        for state in ("new", "open", "closed"):
+            if state == "open":
+                await manager.initialize()
+            elif state == "closed":
+                await manager.close()
+            await becomes(lambda state=state: _life(site, state))
+            assert (await asked(site.address, "/healthz")).status == 200
+            answer = await asked(site.address, "/readyz")
+            assert answer.status == (200 if state == "open" else 503)
+        assert {"name": "open", "outcome": "fail", "detail": "the key manager is closed"} in answer.json()["checks"]
+        assert (await asked(site.address, "/readyz?exclude=open")).status == 200
+
+
+async def _life(site, life):
+    return (await asked(site.address, "/api/state")).json()["life"] == life
+
+
+@one_loop
+async def test_a_loop_that_stands_still_is_not_alive(world, monkeypatch):
+    monkeypatch.setattr("hsmcore.serve.monitor.ALIVE_SECONDS", 0.5)
+    monkeypatch.setattr("hsmcore.serve.source.ANSWER_SECONDS", 0.2)
+    async with opened(world.config()) as manager, attached(manager, "127.0.0.1:0") as site:
+        await becomes(lambda: _status(site, 200))
+        statuses = []
+        while 503 not in statuses:  # this very call holds the loop up
+            statuses.append(ask(site.address, "/healthz").status)
+        assert ask(site.address, "/readyz").json()["status"] == "not ready"
+        await becomes(lambda: _status(site, 200))
+
+
+async def _status(site, status):
+    return (await asked(site.address, "/healthz")).status == status
+
+
+@one_loop
+async def test_roles_see_and_do_what_they_may(world, tmp_path):
+    log = tmp_path / "audit.log"
+    config = world.config(auditLogFile=str(log), monitoring={**HERE, **TOKENS})
+    async with opened(config) as manager, attached(manager) as site:
+
+        async def status(path, token=None, method="GET", body=None):
+            return (await asked(site.address, path, method, token=token, body=body)).status
+
+        looking = ("/metrics", "/api/state", "/api/events", "/api/audit", "/api/audit/1", "/api/audit/1/proof")
+        for path in looking:
+            assert await status(path) == 401
+        assert await status("/api/state", VIEWER) == await status("/api/state", OPERATOR) == 200
+        assert await status("/") == 200  # the page asks for the token
+        bare = await asked(site.address, "/readyz")
+        assert (bare.status, bare.json()) == (200, {"status": "ready"})  # a supervisor has none; it learns no more
+        body = b'{"member": "x", "reason": "y"}'
+        assert await status("/api/actions/drain", VIEWER, "POST", body) == 403
+        assert await status("/api/actions/drain", None, "POST", body) == 401
+        assert await status("/api/actions/drain", "w" * 40, "POST", body) == 401
+        assert await status("/api/actions/drain", OPERATOR, "POST", body) == 400  # there is no failover
+        assert await status("/api/actions/drain", OPERATOR) == 405
+        session = (await asked(site.address, "/api/session", token=OPERATOR)).json()
+        assert session == {"role": "operator", "canOperate": True, "open": False}
+        await manager.audit.flush()
+        said = [
+            (one["result"], one["error"], one["ip"]) for one in records(log) if one["operation"] == "operator-action"
+        ]
+        assert said == [("refused", error, "127.0.0.1") for error in ("forbidden", "missing", "wrong", "bad request")]
+    assert VIEWER not in log.read_text()
+    assert OPERATOR not in log.read_text()
+
+
+@needs_chaos
+@one_loop
+async def test_an_action_is_recorded_told_and_followed(tmp_path, fresh_token):
+    site = Site(tmp_path, fresh_token, SAME, SAME)
+    log = tmp_path / "audit.log"
+    config = site.config(
+        auditLogFile=str(log), monitoring={**HERE, **TOKENS}, keyRotation={"intervalDays": 30},
+        failover={"emergencyModeEnabled": True},
+    )  # fmt: skip
+    async with opened(config) as manager, attached(manager) as served:
+        told = []
+        manager.on("operator-action", told.append)
+
+        async def act(name, **body):
+            text = json.dumps({"reason": "a game day", **body}).encode()
+            return await asked(served.address, f"/api/actions/{name}", "POST", token=OPERATOR, body=text)
+
+        async def conditions():
+            state = (await asked(served.address, "/api/state", token=VIEWER)).json()
+            return state["failover"], {one["member"]: one["condition"] for one in state["members"]}
+
+        done = await act("drain", member=site.name(0))
+        assert done.status == 202
+        assert records(log)[done.json()["auditSeq"] - 1]["command"] == "failover drain"
+        await becomes(lambda: _holds(conditions, lambda _, each: each[site.name(0)] == "drained"))
+        assert (await manager.sign_with_receipt(b"m")).member == site.name(1)
+        assert (await act("resume", member=site.name(0))).status == 202
+        await becomes(lambda: _holds(conditions, lambda _, each: each[site.name(0)] != "drained"))
+        assert (await act("force", level="secondary")).status == 202
+        await becomes(lambda: _holds(conditions, lambda levels, _: levels["forced"] == "secondary"))
+        assert (await act("release")).status == 202
+        await becomes(lambda: _holds(conditions, lambda levels, _: levels["forced"] is None))
+        assert (await act("emergency-disable")).status == 202
+        await becomes(lambda: _holds(conditions, lambda levels, _: not levels["emergency"]["permitted"]))
+        assert (await act("emergency-enable")).status == 202
+        assert (await act("readmit", member=site.name(1))).status == 202
+        assert [one["action"] for one in told] == [
+            "failover drain", "failover drain --undo", "failover force", "failover force none", "emergency disable",
+            "emergency enable", "failover readmit",
+        ]  # fmt: skip
+        for name, body in (
+            ("drain", {"member": "nobody"}), ("force", {"level": "third"}), ("drain", {}), ("nonsense", {}),
+            ("drain", {"member": site.name(0), "reason": ""}), ("drain", {"member": site.name(0), "reason": "a\nb"}),
+            ("force", {"level": "primary", "more": 1}), ("release", {"": 1}), ("drain", {"member": [site.name(0)]}),
+        ):  # fmt: skip
+            refused = await act(name, **body)
+            assert refused.status == 400, (name, body)
+            assert refused.json()["message"]
+        assert len({one["action"] for one in told if one["result"] == "ok"}) == 7
+
+
+async def _holds(look, condition):
+    return condition(*await look())
+
+
+@needs_chaos
+@one_loop
+async def test_what_cannot_be_recorded_is_not_done(tmp_path, fresh_token):
+    site = Site(tmp_path, fresh_token, SAME, SAME)
+    config = site.config(auditLogFile=str(tmp_path / "audit.log"), monitoring={**HERE, **TOKENS})
+    async with opened(config) as manager, attached(manager) as served:
+        manager.audit._session._failure = "no space left on device"
+        body = json.dumps({"reason": "x", "member": site.name(0)}).encode()
+        answer = await asked(served.address, "/api/actions/drain", "POST", token=OPERATOR, body=body)
+        assert answer.status == 503
+        assert "no space left" in answer.json()["message"]
+        await asyncio.sleep(1.2)  # longer than a wish takes to be followed
+        state = (await asked(served.address, "/api/state", token=VIEWER)).json()
+        assert [one["condition"] for one in state["members"]] == ["ready", "ready"]
+        assert (await asked(served.address, "/readyz")).status == 503
+        manager.audit._session._failure = None
+
+
+@needs_chaos
+def test_a_rotation_is_asked_for_and_events_come_with_their_history(tmp_path, fresh_token):
+    with Scene(tmp_path, fresh_token) as scene:
+        text = b'{"reason": "an operator has left"}'
+        assert ask(scene.address, "/api/actions/rotate", "POST", token=scene.operator, body=text).status == 202
+        found = asyncio.run(happened(scene.address, 12))
+        kinds = [kind for kind, _ in found]
+        assert {"series", "state", "happened"} <= set(kinds)
+        state = next(value for kind, value in found if kind == "state")
+        assert state["rotation"]["next"] is not None
+        assert len(state["members"]) == 3
+        begun = asyncio.run(_until_event(scene.address, "rotation-begun"))
+        assert begun["reason"] == "an operator has left"
+
+
+async def _until_event(address, kind):
+    for count in range(4, 40):
+        for _, value in await happened(address, count):
+            if value.get("kind") == kind:
+                return value
+    raise AssertionError(kind)
+
+
+# ---- where it listens ----
+
+
+@one_loop
+async def test_a_unix_socket_is_its_owners_and_a_stale_one_is_replaced(world, tmp_path):
+    path = tmp_path / "console.sock"
+    for _ in range(2):
+        async with opened(world.config()) as manager, attached(manager, f"unix:{path}") as site:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert (await asked(site.address, "/readyz")).status == 200
+            with pytest.raises(ConfigurationError, match="cannot listen at"):
+                async with attached(manager, f"unix:{path}"):
+                    pass
+        assert not path.exists()
+        with socket.socket(socket.AF_UNIX) as left:  # as a process leaves it that was killed
+            left.bind(str(path))
+    path.unlink()
+    path.write_text("precious")
+    async with opened(world.config()) as manager:
+        with pytest.raises(ConfigurationError, match="cannot listen at"):
+            async with attached(manager, f"unix:{path}"):
+                pass
+    assert path.read_text() == "precious"
+
+
+def self_signed(folder):
+    """A certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "signer")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(*form))
+    return {"certificateFile": str(folder / "cert.pem"), "keyFile": str(folder / "key.pem")}
+
+
+@one_loop
+async def test_tls(world, tmp_path):
+    files = self_signed(tmp_path)
+    config = world.config(monitoring={**HERE, **TOKENS, "tls": files})
+    trusting = ssl.create_default_context(cafile=files["certificateFile"])
+    async with opened(config) as manager, attached(manager) as site:
+        assert site.address.startswith("https://")
+        answer = await asked(site.address, "/api/state", token=VIEWER, tls=trusting)
+        assert answer.status == 200
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asked(site.address, "/healthz", tls=old)
+
+
+@pytest.mark.parametrize("missing", ["certificateFile", "keyFile"])
+@one_loop
+async def test_a_certificate_that_cannot_be_used_is_said_at_the_start(world, tmp_path, missing):
+    files = {**self_signed(tmp_path), missing: str(tmp_path / "nothing.pem")}
+    manager = hsmcore.create_key_manager(world.config(monitoring={**HERE, **TOKENS, "tls": files}))
+    with pytest.raises(ConfigurationError, match="certificate and key cannot be used"):
+        async with attached(manager):
+            pass
+
+
+@one_loop
+async def test_tokens_come_from_files_and_an_unreadable_one_stops_the_start(world, tmp_path):
+    manager = hsmcore.create_key_manager(
+        world.config(monitoring={**HERE, "viewerToken": {"file": str(tmp_path / "none")}})
+    )
+    with pytest.raises(ConfigurationError, match=r"monitoring\.viewerToken"):
+        async with attached(manager):
+            pass
+
+
+# ---- the command ----
+
+
+def command(config, tmp_path, *arguments):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    line = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())", "serve"]
+    return [*line, "--config", str(path), *arguments]
+
+
+def test_the_command_prints_where_it_listens_and_ends_with_sigterm(world, tmp_path):
+    line = command(world.config(), tmp_path, "--listen", "127.0.0.1:0", "--json")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as running:
+        said = json.loads(running.stdout.readline())
+        assert ask(said["address"], "/readyz").status == 200
+        running.send_signal(signal.SIGTERM)
+        out, err = running.communicate(timeout=30)
+    assert (running.returncode, out, err) == (0, "", "")
+
+
+def test_the_command_refuses_to_show_itself_to_other_machines(world, tmp_path):
+    line = command(world.config(), tmp_path, "--listen", "0.0.0.0:0")
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "without tls and viewerToken" in done.stderr
+
+
+def test_the_help_has_examples(capsys):
+    assert run_command(["serve", "--help"]) == 0
+    assert "hsmcore serve --listen unix:/run/hsmcore/console.sock" in capsys.readouterr().out

@@ -1,0 +1,359 @@
+"""The console's parts without a server: tokens, limits, queues, rates, checks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsmcore.config import Monitoring, Secret
+from hsmcore.config.monitoring import Address
+from hsmcore.errors import ConfigurationError
+from hsmcore.serve.access import FAILURES, Access
+from hsmcore.serve.attach import settings_of
+from hsmcore.serve.checks import checks, ready
+from hsmcore.serve.feed import KEPT, MAX_QUEUED, MAX_WATCHERS, Feed, Full
+from hsmcore.serve.refusals import BURST, Refusals
+from hsmcore.serve.series import POINTS, Series, quantiles
+
+VIEWER, OPERATOR = "v" * 32, "o" * 32
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def access(viewer=VIEWER, operator=OPERATOR, clock=time.monotonic):
+    tokens = {
+        name: Secret.plain(value) for name, value in (("viewerToken", viewer), ("operatorToken", operator)) if value
+    }
+    return Access(Monitoring.model_validate(tokens), clock)
+
+
+# ---- where it listens ----
+
+
+LOCAL = ("127.0.0.1:0", "[::1]:80", "localhost:9464", "unix:/run/x.sock", "unix:///run/x.sock")
+REMOTE = ("0.0.0.0:9464", "[::]:1", "10.0.0.1:1", "signer:1")
+
+
+@pytest.mark.parametrize(("text", "local"), [(text, True) for text in LOCAL] + [(text, False) for text in REMOTE])
+def test_beyond_this_machine_tls_and_a_token_are_required(text, local):
+    assert Address.parse(text).local is local
+    if local:
+        assert Monitoring.model_validate({"listen": text}).listen == text
+        return
+    from hsmcore import load
+
+    base = {"keyManager": {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}}}
+    with pytest.raises(ConfigurationError, match=r"without tls and viewerToken: add them, or listen at"):
+        settings_of(load(base), text)
+    base["keyManager"]["monitoring"] = {
+        "listen": text, "tls": {"certificateFile": "c", "keyFile": "k"}, "viewerToken": {"env": "T"},
+    }  # fmt: skip
+    assert settings_of(load(base), None).listen == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "9464", "host", "host:65536", ":1", "a b:1", "unix:", "unix:/" + "x" * 200, "::1:80"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ValueError, match="must"):
+        Address.parse(text)
+
+
+# ---- tokens ----
+
+
+@pytest.mark.parametrize(
+    "token", ["short", "x" * 19, "with spaces in between it", "ümlauts are not allowed", "tab\t" + "x" * 20]
+)
+def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token):
+    with pytest.raises(ConfigurationError, match="at least 20 printable") as caught:
+        access(viewer=token)
+    assert "openssl rand -hex 32" in caught.value.hint
+    assert token not in str(caught.value)
+
+
+def test_one_token_for_both_roles_is_refused_wherever_it_comes_from(monkeypatch):
+    monkeypatch.setenv("CONSOLE_TOKEN", OPERATOR)
+    same = Monitoring.model_validate({"viewerToken": OPERATOR, "operatorToken": {"env": "CONSOLE_TOKEN"}})
+    with pytest.raises(ConfigurationError, match="whoever may look could act"):
+        Access(same)
+    with pytest.raises(ValueError, match="whoever may look could act"):
+        Monitoring.model_validate({"viewerToken": OPERATOR, "operatorToken": OPERATOR})
+
+
+def judged(found, token, wanted):
+    verdict = found.judge(None if token is None else f"Bearer {token}", wanted, "peer")
+    return verdict.role, verdict.problem
+
+
+def test_roles():
+    both = access()
+    assert judged(both, VIEWER, "viewer") == ("viewer", "")
+    assert judged(both, VIEWER, "operator") == ("viewer", "forbidden")
+    assert judged(both, OPERATOR, "viewer") == judged(both, OPERATOR, "operator") == ("operator", "")
+    assert judged(both, None, "viewer") == judged(both, None, "operator") == (None, "missing")
+    assert judged(both, "w" * 32, "viewer") == (None, "wrong")
+    free = access(viewer=None)
+    assert judged(free, None, "viewer") == ("viewer", "")
+    assert judged(free, None, "operator") == ("viewer", "missing")
+    assert judged(free, "w" * 32, "viewer") == (None, "wrong")  # whoever shows a token wants to be more than anybody
+    nobody = access(viewer=None, operator=None)
+    for token in (None, "", "\0" * 32, "w" * 32):
+        assert judged(nobody, token, "operator")[1] != ""
+
+
+@given(st.text(max_size=200))
+def test_no_header_opens_anything(header):
+    verdict = access().judge(header, "viewer", "peer")
+    assert (verdict.role is None) == (header.strip() not in (f"Bearer {VIEWER}", f"Bearer {OPERATOR}"))
+
+
+def test_whoever_guesses_is_slowed_down_also_when_the_guess_is_right_and_nobody_else_is():
+    clock = Clock()
+    found = access(clock=clock)
+    for _ in range(FAILURES):
+        assert judged(found, "w" * 32, "viewer") == (None, "wrong")
+    assert judged(found, "w" * 32, "viewer") == judged(found, OPERATOR, "operator") == (None, "limited")
+    assert found.judge(f"Bearer {OPERATOR}", "operator", "another peer").problem == ""
+    clock.now += 1.0
+    assert judged(found, OPERATOR, "operator") == ("operator", "")
+    assert judged(found, "w" * 32, "viewer") == (None, "wrong")
+    assert judged(found, "w" * 32, "viewer") == (None, "limited")
+
+
+def test_right_wrong_and_missing_tokens_take_the_same_time():
+    """Nothing like a proof, but an early return or a comparison that stops at the first difference would show."""
+    found = access(clock=lambda: 0.0)
+    found._failures.note = lambda _peer: None
+    times = {name: [] for name in ("right", "wrong", "near", "missing")}
+    headers = {"right": f"Bearer {OPERATOR}", "wrong": "Bearer " + "w" * 32, "near": f"Bearer {OPERATOR[:-1]}x"}
+    headers["missing"] = None
+    for _ in range(400):
+        for name, header in headers.items():
+            begun = time.perf_counter_ns()
+            for _ in range(10):
+                found.judge(header, "operator", "peer")
+            times[name].append(time.perf_counter_ns() - begun)
+    medians = [statistics.median(values) for values in times.values()]
+    assert max(medians) < 1.6 * min(medians)
+
+
+def test_tokens_are_nowhere_in_the_object():
+    found = access()
+    assert VIEWER.encode() not in repr(vars(found)).encode()
+    assert all(VIEWER.encode() != value for value in vars(found).values())
+
+
+# ---- records of refusals ----
+
+
+class Recording:
+    def __init__(self):
+        self.said = []
+
+    async def record(self, action, result, fields):
+        self.said.append((action, result, fields["count"]))
+
+
+@given(st.lists(st.floats(0, 3), max_size=200))
+@settings(max_examples=50)
+def test_a_flood_of_refusals_is_counted_and_not_written_one_by_one(pauses):
+    source, clock = Recording(), Clock()
+    refusals = Refusals(source, clock)
+
+    async def run():
+        for pause in pauses:
+            clock.now += pause
+            await refusals.note("peer", "wrong", "/")
+
+    asyncio.run(run())
+    assert len(source.said) <= BURST + sum(pauses) + 1
+    assert sum(count for _, _, count in source.said) + refusals._unsaid == len(pauses)
+
+
+# ---- the stream ----
+
+
+@given(st.lists(st.one_of(st.integers(1, 400), st.just("read")), max_size=20))
+@settings(max_examples=60)
+def test_a_watcher_gets_everything_in_order_or_is_told_how_much_it_missed(steps):
+    async def run():
+        feed = Feed()
+        watcher = feed.watch()
+        told, got, missed = 0, [], 0
+        messages = watcher.messages()
+
+        async def read():
+            nonlocal missed
+            text = await anext(messages)
+            for block in text.decode().split("\n\n"):
+                lines = dict(line.split(": ", 1) for line in block.splitlines())
+                if lines.get("event") == "missed":
+                    missed += json.loads(lines["data"])["count"]
+                elif lines:
+                    got.append(json.loads(lines["data"])["n"])
+
+        for step in steps:
+            if step == "read":
+                if watcher._queue:
+                    await read()
+            else:
+                for _ in range(step):
+                    feed.tell("happened", {"n": told})
+                    told += 1
+        if watcher._queue:
+            await read()
+        assert got == sorted(set(got))
+        assert len(got) + missed == told
+        assert len(watcher._queue) <= MAX_QUEUED
+        assert len(feed._kept) <= KEPT
+        watcher.end()
+        assert [part async for part in messages] == []
+        feed.forget(watcher)
+
+    asyncio.run(run())
+
+
+def test_a_page_that_comes_back_gets_what_it_missed_and_no_more_pages_than_there_are_places():
+    async def run():
+        feed = Feed()
+        for number in range(10):
+            feed.tell("happened", {"n": number})
+        for after, expected in ((7, 3), (10, 0), (0, 10), (99, 10)):  # 99: of a server that ran before
+            watcher = feed.watch(after)
+            assert len(watcher._queue) == expected
+            feed.forget(watcher)
+        held = [feed.watch() for _ in range(MAX_WATCHERS)]
+        with pytest.raises(Full):
+            feed.watch()
+        for watcher in held:
+            feed.forget(watcher)
+        feed.forget(feed.watch())
+
+    asyncio.run(run())
+
+
+def test_the_newest_state_replaces_one_that_was_not_sent():
+    async def run():
+        feed = Feed()
+        watcher = feed.watch()
+        for number in range(1000):
+            feed.show("state", {"n": number})
+        text = await anext(watcher.messages())
+        assert text.count(b"event: state") == 1
+        assert b'"n":999' in text
+
+    asyncio.run(run())
+
+
+# ---- rates ----
+
+
+def stats(signed, histogram, failed=0):
+    return {"signatures": signed, "failures": failed, "expired": 0, "hsm_ns": histogram}
+
+
+def test_rates_are_differences_by_time_and_begin_anew_with_the_member():
+    series = Series()
+    assert series.add(0, stats(1000, [(10_000, 1000)]))["rate"] == 0.0  # since when is not known
+    point = series.add(2_000_000_000, stats(1500, [(10_000, 1000), (90_000, 495), (5_000_000, 5)], failed=4))
+    assert (point["rate"], point["failed"], point["p50"], point["p99"], point["p999"]) == (
+        250.0,
+        2.0,
+        90.0,
+        90.0,
+        5000.0,
+    )
+    assert series.add(3_000_000_000, stats(3, [(10_000, 3)]))["rate"] == 0.0  # it was started anew
+    assert series.add(4_000_000_000, None) == {"t": 4000, "rate": 0.0, "failed": 0.0}
+    assert series.add(5_000_000_000, stats(9, [(10_000, 9)]))["rate"] == 0.0
+    for second in range(POINTS * 2):
+        series.add((6 + second) * 10**9, stats(second, []))
+    assert len(series.points) == POINTS
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**9), st.integers(0, 50)), min_size=1, max_size=60))
+def test_quantiles_are_those_of_the_values(pairs):
+    histogram = sorted(dict(pairs).items())
+    values = [upper for upper, count in histogram for _ in range(count)]
+    found = quantiles(histogram)
+    if not values:
+        assert found == {}
+        return
+    for name, permille in (("p50", 500), ("p99", 990), ("p999", 999)):
+        rank = -(-len(values) * permille // 1000)
+        assert found[name] == round(values[rank - 1] / 1e3, 1)
+
+
+# ---- readiness ----
+
+
+def state(**changes):
+    member = {"member": "a", "level": "primary", "condition": "ready", "reason": "", "breakers": {}}
+    found = {
+        "life": "open", "members": [member, {**member, "member": "b", "level": "secondary"}],
+        "failover": {"active": "primary", "levels": ["primary", "secondary"]},
+        "keys": [{"id": "01", "state": "active"}], "currentKey": "01", "auditConfigured": True,
+        "audit": {"failure": None, "onFailure": "closed", "shipping": {}},
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def outcome(name, found_state, ledger=None, problem="", store="", now=0):
+    found = checks(found_state, ledger or {}, problem, store, now)
+    return next((check.outcome for check in found if check.name == name), None), ready(found)
+
+
+OUT = {"member": "a", "level": "primary", "condition": "open", "reason": "gone", "breakers": {"down": "open"}}
+OK = {"member": "b", "level": "secondary", "condition": "ready", "reason": "", "breakers": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("members", {}, "ok"),
+        ("members", {"members": [OUT, OK], "failover": {"active": "secondary"}}, "warn"),
+        ("members", {"members": [OUT], "failover": {"active": None}}, "fail"),
+        ("members", {"members": [OUT], "failover": None}, "fail"),
+        ("login", {"members": [{**OUT, "breakers": {"auth": "open"}}], "failover": {"active": None}}, "fail"),
+        ("login", {"members": [{**OUT, "breakers": {"auth": "open"}}, OK]}, "warn"),
+        ("key", {"currentKey": None}, "fail"),
+        ("key", {"keys": [{"id": "01", "state": "deactivated"}]}, "fail"),
+        ("audit", {"audit": {"failure": "no space", "onFailure": "closed", "shipping": {}}}, "fail"),
+        ("audit", {"audit": {"failure": "no space", "onFailure": "open", "shipping": {}}}, "warn"),
+        ("audit", {"audit": {"failure": None, "onFailure": "open", "shipping": {"syslog": {"error": "x"}}}}, "warn"),
+        ("audit", {"audit": None}, "fail"),
+        ("audit", {"audit": None, "auditConfigured": False}, "ok"),
+        ("open", {"life": "closing"}, "fail"),
+        ("emergency", {"failover": {"active": "emergency"}}, "warn"),
+    ],
+)
+def test_each_check(name, changes, expected):
+    found, is_ready = outcome(name, state(**changes))
+    assert found == expected
+    assert is_ready == (expected != "fail")
+
+
+def test_an_overdue_rotation_and_silence_are_not_ready():
+    hour = 3600 * 10**9
+    rotation = {"rotation": {"dueNs": 100 * hour, "failedInARow": 0}}
+    assert outcome("rotation", state(), rotation, now=100 * hour) == ("ok", True)
+    assert outcome("rotation", state(), rotation, now=101 * hour + 1) == ("fail", False)
+    failed = {"rotation": {"dueNs": 100 * hour, "failedInARow": 2}}
+    assert outcome("rotation", state(), failed, now=100 * hour) == ("warn", True)
+    assert outcome("answers", state(), problem="no answer") == ("fail", False)
+    assert outcome("store", state(), store="locked") == ("warn", True)
+    found = checks(state(), rotation, "", "", 102 * hour)
+    assert ready(found, frozenset({"rotation"}))
