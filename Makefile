@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench soak schedules failover-long audit-long native-test sanitize-test clean FORCE
+.PHONY: help run test check check-deep build bench soak schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -38,7 +38,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	printf '%s\0' native/src/*.c native/host/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
-	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
+	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/browser/console_at_length.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(CONFIGURE) build/tsan -DHSMC_SANITIZE=thread
 	cmake --build build/tsan
 	$(CTEST) build/tsan
@@ -72,6 +72,12 @@ sanitize-test: .venv/.setup-test ## Run the native tests under the address and u
 	$(CONFIGURE) build/asan '-DHSMC_SANITIZE=address;undefined'
 	cmake --build build/asan
 	$(CTEST) build/asan
+
+sbom: .venv/.setup-test .venv/.built ## Write the software bill of materials: dist/hsmcore.cdx.json
+	$(BIN)/python scripts/sbom.py dist/hsmcore.cdx.json
+
+screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures anew: docs/console/*.png
+	$(BIN)/python -m tests.browser.screenshots docs/console
 
 clean: ## Delete everything that was built; .venv stays
 	rm -rf build dist core/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # Listed as dependencies so that setuptools puts them into the source distribution.
@@ -52,8 +53,20 @@ class NativeBuildExt(build_ext):
         return translated
 
 
+class WheelWithBill(bdist_wheel):
+    """Packs the software bill of materials that `make sbom` has written, if it has (PEP 770)."""
+
+    def write_wheelfile(self, wheelfile_base: str, *arguments: str) -> None:
+        super().write_wheelfile(wheelfile_base, *arguments)
+        bill = Path("dist", "hsmcore.cdx.json")
+        if bill.is_file():
+            folder = Path(wheelfile_base, "sboms")
+            folder.mkdir(exist_ok=True)
+            shutil.copy(bill, folder)
+
+
 setup(
-    cmdclass={"build_ext": NativeBuildExt},
+    cmdclass={"build_ext": NativeBuildExt, "bdist_wheel": WheelWithBill},
     ext_modules=[
         Extension(
             "hsmcore._native",

@@ -82,7 +82,7 @@ export function auditView(ask) {
       ? `The checkpoint is signed by ${found.signer.name}, key id ${hexOf(found.signer.id)}.`
       : "This browser cannot verify Ed25519, so the checkpoint’s signature was not checked."));
     if (found.signer?.unknown) {
-      lines.push(el("p", {}, "This browser has not seen that key before: compare its id with `hsmcore audit info`."));
+      lines.push(el("p", {}, "This browser has not seen that key before: compare its id with `hsmcore audit show`."));
     }
     if (found.before) {
       lines.push(el("p", {}, `The log continues the one of ${whole(BigInt(found.before.size))} records that this browser saw before.`));
