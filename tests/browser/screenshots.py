@@ -1,5 +1,5 @@
-"""Take the console's pictures: `python -m tests.browser.screenshots docs/console`. A signer is started, its primary member
-pulled and put back, a record checked."""
+"""Take the console's pictures: `python -m tests.browser.screenshots docs/console`. A signer is started, its primary
+member pulled and put back, a record checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 from tests.support.console import Scene
 from tests.support.softhsm import Folder, find_module, make_token
 
-SECONDS = 40
+SECONDS = 100
 """How long it signs before the pictures: for charts that show something."""
 
 
@@ -26,13 +26,12 @@ def main(output: Path) -> None:
     module, folder, place = find_module(), Folder(), Path(tempfile.mkdtemp())
     assert module is not None
     try:
-        with Scene(place, lambda *keys: make_token(folder, module, keys), callers=6) as scene:
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path=shutil.which("chromium"), args=["--no-sandbox", "--font-render-hinting=none"]
-                )
-                take(scene, browser, output)
-                browser.close()
+        scene = Scene(place, lambda *keys: make_token(folder, module, keys), callers=6)
+        with scene, sync_playwright() as playwright:
+            options = ["--no-sandbox", "--font-render-hinting=none"]
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
+            take(scene, browser, output)
+            browser.close()
     finally:
         folder.remove()
         shutil.rmtree(place, ignore_errors=True)

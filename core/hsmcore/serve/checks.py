@@ -94,7 +94,7 @@ def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> Check:
     if rotation is None or rotation["dueNs"] is None:
         return Check("rotation", "ok", "no rotation is configured" if rotation is None else "no key has signed yet")
     due = rotation["dueNs"]
-    when = datetime.fromtimestamp(due / 1e9, UTC).isoformat(timespec="seconds")
+    when = datetime.fromtimestamp(due / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC")
     failed = rotation["failedInARow"]
     said = f"{failed} failed in a row; " if failed else ""
     if now_ns > due + _OVERDUE_NS:

@@ -36,8 +36,9 @@ class Series:
         if before and seconds > 0 and signed >= before["signed"] and failed >= before["failed"]:
             point["rate"] = round((signed - before["signed"]) / seconds, 1)
             point["failed"] = round((failed - before["failed"]) / seconds, 2)
-            added = [(upper, count - self._counts.get(upper, 0)) for upper, count in counts.items()]
-            point |= quantiles(added)
+            if signed > before["signed"]:  # else it is failures that took that long
+                added = [(upper, count - self._counts.get(upper, 0)) for upper, count in counts.items()]
+                point |= quantiles(added)
         self._at_ns, self._before, self._counts = at_ns, {"signed": signed, "failed": failed}, counts
         return self._keep(point)
 

@@ -21,9 +21,9 @@ export function keysView() {
     { title: "State", node: (row) => pill(...stateOf(row)), same: (row) => stateOf(row).join() },
     { title: "Algorithm", text: (row) => row.algorithm },
     { title: "Public key", class: "code", node: (row) => el("span", { title: row.publicKey }, hex(row.publicKey, 20)), same: (row) => row.publicKey },
-    { title: "Label", text: (row) => row.label },
-    { title: "Signs from", text: (row) => when(row.validFromNs) },
-    { title: "Verifies until", text: (row) => when(row.validUntilNs) },
+    { title: "Label", class: "short", text: (row) => row.label },
+    { title: "Signs from", class: "short", text: (row) => when(row.validFromNs) },
+    { title: "Verifies until", class: "short", text: (row) => when(row.validUntilNs) },
   ], "No key.");
   return (state) => {
     const stored = state.rotation?.keys ?? [];
@@ -59,7 +59,7 @@ export function rotationView(act) {
     const { rotation } = state;
     if (!rotation) {
       say(byId("rotation-next"), "No rotation is configured (keyRotation).");
-      table.update([]);
+      byId("rotations").hidden = true;
       actions({ operator: false });
       return;
     }
@@ -71,6 +71,7 @@ export function rotationView(act) {
     if (rotation.failedInARow) parts.push(`${rotation.failedInARow} failed in a row`);
     say(byId("rotation-next"), `${parts.join(" · ") || "No key has signed yet"}.`);
     steps(underWay ? rotation.steps.filter((step) => step.rotation_id === underWay.id).slice(-12) : []);
+    byId("rotations").hidden = !rotation.history.length;
     table.update([...rotation.history].reverse().map((one) => ({ key: one.id, ...one })));
     actions({ operator, underWay: Boolean(underWay) });
   };
