@@ -14,10 +14,10 @@ from tests.support.console import Scene
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 def chromium() -> Iterator[Any]:
-    """The browser. For the package and not the session: while playwright runs, the thread has an event loop, in which
-    no other test could run its own."""
+    """The browser, for one test: while playwright runs, the thread has an event loop, in which no other test could run
+    its own."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     from playwright.sync_api import sync_playwright

@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -84,25 +85,18 @@ def raw(address: str, data: bytes, *, end: bool = True) -> bytes:
         return found
 
 
-async def happened(address: str, count: int, token: str | None = None) -> list[tuple[str, Any]]:
-    """The first `count` messages of the stream."""
-
-    def read() -> list[tuple[str, Any]]:
-        link = connection(address)
-        try:
-            link.request("GET", "/api/events", headers={"Authorization": f"Bearer {token}"} if token else {})
-            answer = link.getresponse()
-            assert answer.status == 200
-            found: list[tuple[str, Any]] = []
-            kind = ""
-            while len(found) < count:
-                line = answer.readline().decode().rstrip("\n")
-                if line.startswith("event: "):
-                    kind = line[7:]
-                elif line.startswith("data: "):
-                    found.append((kind, json.loads(line[6:])))
-            return found
-        finally:
-            link.close()
-
-    return await asyncio.to_thread(read)
+def happenings(address: str) -> Iterator[tuple[str, Any]]:
+    """The messages of the stream, without end. Blocks."""
+    link = connection(address)
+    try:
+        link.request("GET", "/api/events")
+        answer = link.getresponse()
+        assert answer.status == 200
+        kind = ""
+        while line := answer.readline().decode().rstrip("\n") + "\n":
+            if line.startswith("event: "):
+                kind = line[7:-1]
+            elif line.startswith("data: "):
+                yield kind, json.loads(line[6:])
+    finally:
+        link.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_con
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Monitoring
+    from hsmcore.serve import Site
 
 
 def serve(
@@ -24,6 +26,9 @@ def serve(
             help="host:port, [address]:port or unix:/path (default: monitoring.listen, else 127.0.0.1:9464).",
         ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Open no key manager: show those that run, by their state store.")
+    ] = False,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -31,7 +36,9 @@ def serve(
     """Open the key manager of the configuration and show how it stands: /metrics for Prometheus, /healthz and /readyz
     for the supervisor, and a console for people at /. Ends with Ctrl-C or SIGTERM.
 
-    A sequencer that runs a key manager itself attaches the same server to it: `hsmcore.serve.attached(km)`.
+    A sequencer that runs a key manager itself attaches the same server to it: `hsmcore.serve.attached(km)`. With
+    --watch one that does not is shown from outside, if it has failover: its levels, history, rotation and audit log,
+    without rates and metrics; what an operator asks for reaches it, too.
 
     Beyond this machine, monitoring.tls and monitoring.viewerToken are required in the configuration. Whoever has the
     token of monitoring.operatorToken may drain members, force a level and rotate; all of that is recorded.
@@ -42,27 +49,42 @@ def serve(
 
       hsmcore serve --listen 127.0.0.1:0 --json
 
+      hsmcore serve --watch --config sequencer.json
+
       hsmcore serve --listen unix:/run/hsmcore/console.sock --config sequencer.json
     """
     from hsmcore.serve.attach import settings_of
 
     loaded = load_config(config, state)
-    asyncio.run(_serve(loaded, settings_of(loaded, listen), as_json=as_json))
+    settings = settings_of(loaded, listen)
+    asyncio.run((_watch if watch else _serve)(loaded, settings, as_json=as_json))
 
 
 async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None:
     import hsmcore
     from hsmcore.serve import attached
 
+    manager = hsmcore.create_key_manager(config)
+    async with manager, attached(manager, settings=settings) as site:
+        await _until_told(site, config, as_json=as_json)
+
+
+async def _watch(config: Config, settings: Monitoring, *, as_json: bool) -> None:
+    from hsmcore.serve.attach import watching
+
+    async with watching(config, settings) as site:
+        await _until_told(site, config, as_json=as_json)
+
+
+async def _until_told(site: Site, config: Config, *, as_json: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    manager = hsmcore.create_key_manager(config)
-    async with manager, attached(manager, settings=settings) as site:
-        if as_json:
-            print_json({"address": site.address, "name": config.key_manager.name})
-        else:
-            print(f"{site.address}")
-            note("  the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
-        await stop.wait()
+    if as_json:
+        print_json({"address": site.address, "name": config.key_manager.name})
+    else:
+        print(site.address)
+        note("  the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
+    sys.stdout.flush()  # whoever started this waits for the line
+    await stop.wait()

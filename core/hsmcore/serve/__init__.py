@@ -4,7 +4,7 @@
         print(site.address)
 
 Needs the extra `serve`. Reading order: site (the thread), protocol (limits), app (routes), access (who may), monitor
-(the state that all look at) with source, series, ledger and trail; checks, actions, feed. docs/CONSOLE.md says how it
+(the state that all look at) with source or watch, series, ledger, trail; checks, actions, feed. docs/CONSOLE.md: how it
 is used.
 """
 

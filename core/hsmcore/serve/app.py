@@ -23,6 +23,7 @@ from hsmcore.serve import trail
 from hsmcore.serve.access import Access, Role, Verdict
 from hsmcore.serve.actions import BadRequest, carry_out, parse
 from hsmcore.serve.checks import ready
+from hsmcore.serve.exposition import NoMetrics, exposition
 from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.protocol import MAX_HEAD_BYTES
@@ -130,9 +131,10 @@ class Console:
         """For Prometheus."""
         if (refused := await self._may_look(request)) is not None:
             return refused
-        from hsmcore.serve.exposition import exposition
-
-        text, kind = await exposition(self._monitor.source, request.headers.get("accept", ""))
+        try:
+            text, kind = await exposition(self._monitor.source, request.headers.get("accept", ""))
+        except NoMetrics as error:
+            return _json({"error": "no metrics", "message": str(error)}, 404)
         return Response(text, media_type=None, headers={"content-type": kind})
 
     # ---- looking ----

@@ -13,7 +13,7 @@ from hsmcore.config import Config, Monitoring
 from hsmcore.config.faults import faults_of
 from hsmcore.errors import ConfigurationError
 from hsmcore.serve.site import Site
-from hsmcore.serve.source import ManagerSource
+from hsmcore.serve.source import ManagerSource, Source
 
 if TYPE_CHECKING:
     from hsmcore.manager import KeyManager
@@ -31,10 +31,25 @@ async def attached(
     """
     from hsmcore import __version__
 
+    source = ManagerSource(manager, asyncio.get_running_loop())
+    async with _running(source, settings_of(manager.config, listen, settings), __version__) as site:
+        yield site
+
+
+@asynccontextmanager
+async def watching(config: Config, settings: Monitoring | None = None) -> AsyncIterator[Site]:
+    """Show the key managers of a configuration that run in other processes, as WatchSource sees them."""
+    from hsmcore import __version__
+    from hsmcore.serve.watch import WatchSource
+
+    async with _running(WatchSource(config), settings_of(config, None, settings), __version__) as site:
+        yield site
+
+
+@asynccontextmanager
+async def _running(source: Source, settings: Monitoring, version: str) -> AsyncIterator[Site]:
     loop = asyncio.get_running_loop()
-    chosen = settings_of(manager.config, listen, settings)
-    source = ManagerSource(manager, loop)
-    site = await loop.run_in_executor(None, Site, source, chosen, __version__)
+    site = await loop.run_in_executor(None, Site, source, settings, version)
     try:
         await loop.run_in_executor(None, site.start)
         yield site

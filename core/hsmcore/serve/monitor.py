@@ -21,8 +21,8 @@ FRESH_SECONDS: Final = 0.5
 """An older state is read again for whoever asks a question of health."""
 ALIVE_SECONDS: Final = 10.0
 """A key manager whose event loop has not answered for so long is not alive."""
-_LEDGER_SECONDS: Final = 10.0
-_WATCHED_LEDGER_SECONDS: Final = 2.0
+_IDLE_SECONDS: Final = 10.0
+_ASKED_SECONDS: Final = 2.0
 
 
 class Monitor:
@@ -77,7 +77,7 @@ class Monitor:
     async def look(self) -> None:
         """Read everything anew, and show it to all who watch."""
         async with self._looking:
-            await self._read()
+            await self._read(_ASKED_SECONDS if len(self.feed) else _IDLE_SECONDS)
         self.feed.show("state", self.state())
         for row in await self._ledger.events():
             self.feed.tell("happened", _event(row))
@@ -94,9 +94,10 @@ class Monitor:
         if time.monotonic() - self._looked > FRESH_SECONDS:
             async with self._looking:
                 if time.monotonic() - self._looked > FRESH_SECONDS:
-                    await self._read()
+                    await self._read(_ASKED_SECONDS)
 
-    async def _read(self) -> None:
+    async def _read(self, patience: float) -> None:
+        """`patience`: how old what the state store says may be, in seconds."""
         try:
             self._state = await self.source.describe()
         except Unanswered as error:
@@ -106,8 +107,7 @@ class Monitor:
             self._answered = time.monotonic()
             self._measure()
         self._looked = time.monotonic()
-        pause = _WATCHED_LEDGER_SECONDS if len(self.feed) else _LEDGER_SECONDS
-        if self._looked - self._viewed >= pause:
+        if self._looked - self._viewed >= patience:
             self._view = await self._ledger.view()
             self._viewed = self._looked
 
@@ -131,7 +131,7 @@ class Monitor:
     @property
     def alive(self) -> bool:
         """Whether the key manager's event loop has answered lately."""
-        return time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
+        return not self.source.beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
 
     @property
     def problem(self) -> str:

@@ -31,15 +31,14 @@ class Source(Protocol):
 
     config: Config
     manager: KeyManager | None
+    beside: bool
+    """Whether the key manager is in this process: if it is dead, this process is."""
 
     async def describe(self) -> dict[str, Any]:
         """As Observable.describe. Raises Unanswered."""
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
         """Record what somebody asked for, also what was refused. Raises HsmError, Unanswered."""
-
-    async def in_loop(self, work: Callable[[], T]) -> T:
-        """Call `work` where the key manager lives. Raises Unanswered."""
 
     def listen(self, tell: Tell) -> Callable[[], None]:
         """Have `tell` called, in any thread, with each event's name and details. Returns what ends it."""
@@ -48,6 +47,8 @@ class Source(Protocol):
 class ManagerSource:
     """A key manager in another thread's event loop."""
 
+    beside = True
+
     def __init__(self, manager: KeyManager, loop: asyncio.AbstractEventLoop) -> None:
         self.manager: KeyManager | None = manager
         self._manager = manager
@@ -55,16 +56,13 @@ class ManagerSource:
         self._loop = loop
 
     async def describe(self) -> dict[str, Any]:
-        return await self.in_loop(self._manager.describe)
+        async def describe() -> dict[str, Any]:
+            return self._manager.describe()
+
+        return await self._run(describe(), ANSWER_SECONDS)
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
         return await self._run(self._manager.operator_action(action, result=result, **fields), RECORD_SECONDS)
-
-    async def in_loop(self, work: Callable[[], T]) -> T:
-        async def call() -> T:
-            return work()
-
-        return await self._run(call(), ANSWER_SECONDS)
 
     async def _run(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         try:
