@@ -95,6 +95,8 @@ def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(sce
     made.wait_for_selector("#verdict:has-text('Not live')")
     running.begin_server()
     made.wait_for_selector("#live:text-is('live')")
+    made.wait_for_selector("#events .tone:text-is('failover')")
+    assert made.locator("#events .tone:text-is('failover')").count() == 1  # told again, not shown twice
     made.wait_for_selector(SIGNS)
 
 

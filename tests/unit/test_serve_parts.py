@@ -231,9 +231,11 @@ def test_a_page_that_comes_back_gets_what_it_missed_and_no_more_pages_than_there
         feed = Feed()
         for number in range(10):
             feed.tell("happened", {"n": number})
-        for after, expected in ((7, 3), (10, 0), (0, 10), (99, 10)):  # 99: of a server that ran before
+        name = feed._name
+        for after, expected in ((f"{name}-7", 3), (f"{name}-10", 0), ("", 10), ("00000000-7", 10), (f"{name}-x", 10),
+                                (f"{name}-" + "9" * 99, 10), (f"{name}-\u0663", 10)):  # fmt: skip
             watcher = feed.watch(after)
-            assert len(watcher._queue) == expected
+            assert len(watcher._queue) == expected, after
             feed.forget(watcher)
         held = [feed.watch() for _ in range(MAX_WATCHERS)]
         with pytest.raises(Full):

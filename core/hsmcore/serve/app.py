@@ -23,7 +23,7 @@ from hsmcore.serve import trail
 from hsmcore.serve.access import Access, Role, Verdict
 from hsmcore.serve.actions import BadRequest, carry_out, parse
 from hsmcore.serve.checks import ready
-from hsmcore.serve.exposition import NoMetrics, exposition
+from hsmcore.serve.exposition import Exposition, NoMetrics
 from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.protocol import MAX_HEAD_BYTES
@@ -64,6 +64,7 @@ class Console:
     def __init__(self, monitor: Monitor, access: Access, settings: Monitoring) -> None:
         self._monitor, self._access = monitor, access
         self._refusals = Refusals(monitor.source)
+        self._exposition = Exposition(monitor.source)
         self._disk = asyncio.Semaphore(2)
         address = settings.address
         self._hosts: frozenset[str] | None = None
@@ -132,7 +133,7 @@ class Console:
         if (refused := await self._may_look(request)) is not None:
             return refused
         try:
-            text, kind = await exposition(self._monitor.source, request.headers.get("accept", ""))
+            text, kind = await self._exposition.read(request.headers.get("accept", "")[:200])
         except NoMetrics as error:
             return _json({"error": "no metrics", "message": str(error)}, 404)
         return Response(text, media_type=None, headers={"content-type": kind})
@@ -223,8 +224,7 @@ class Console:
 
     async def stream(self, request: Request, send: Send) -> None:
         """Server-sent events until either side ends them."""
-        after = request.headers.get("last-event-id", "0")
-        watcher = self._monitor.feed.watch(int(after) if _is_number(after) else 0)
+        watcher = self._monitor.feed.watch(request.headers.get("last-event-id", ""))
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})

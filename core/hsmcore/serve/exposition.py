@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
+from typing import Final
 
 from hsmcore.serve.source import Source
+
+FRESH_SECONDS: Final = 1.0
+"""Whoever asks sooner gets the same again: reading takes turns with the signing thread."""
 
 
 class NoMetrics(Exception):
     """There are none here; the text says where."""
 
 
-async def exposition(source: Source, accept: str) -> tuple[bytes, str]:
-    """The text, and its content type. Raises NoMetrics."""
-    if source.manager is None:
-        raise NoMetrics("metrics are counted in the process that signs: attach hsmcore.serve there")
-    metrics = importlib.import_module("hsmcore.metrics")
-    found: tuple[bytes, str] = await asyncio.to_thread(metrics.render, source.manager, accept)
-    return found
+class Exposition:
+    """The metrics of one key manager. For the server's event loop."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading = asyncio.Lock()
+        self._last: dict[str, tuple[float, bytes, str]] = {}
+
+    async def read(self, accept: str) -> tuple[bytes, str]:
+        """The text, and its content type. Raises NoMetrics."""
+        if self._source.manager is None:
+            raise NoMetrics("metrics are counted in the process that signs: attach hsmcore.serve there")
+        form = "openmetrics" if "openmetrics" in accept else "text"
+        async with self._reading:
+            at, text, kind = self._last.get(form, (float("-inf"), b"", ""))
+            if time.monotonic() - at > FRESH_SECONDS:
+                metrics = importlib.import_module("hsmcore.metrics")
+                text, kind = await asyncio.to_thread(metrics.render, self._source.manager, accept)
+                self._last[form] = (time.monotonic(), text, kind)
+        return text, kind

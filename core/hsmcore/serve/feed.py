@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -76,22 +77,24 @@ class Feed:
         self._watchers: set[Watcher] = set()
         self._kept: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
         self._number = 0
+        self._name = secrets.token_hex(4)
+        """In the numbers that go out: a server that is started again begins to count anew."""
 
     def __len__(self) -> int:
         return len(self._watchers)
 
-    def watch(self, after: int | None = None) -> Watcher:
-        """A new watcher; with `after`, it first gets the happenings since that one. Raises Full."""
+    def watch(self, after: str = "") -> Watcher:
+        """A new watcher. It first gets the happenings since `after`, the number that it got last; all that are kept
+        where that is none of ours. Raises Full."""
         if len(self._watchers) >= MAX_WATCHERS:
             raise Full
         watcher = Watcher()
         self._watchers.add(watcher)
-        # A number that was never given is of a server that ran before this one: all that is kept is new to the page.
-        if after is not None:
-            begin = after if after <= self._number else 0
-            for number, text in self._kept:
-                if number > begin:
-                    watcher.push(text)
+        name, _, count = after.partition("-")
+        begin = int(count) if name == self._name and count.isascii() and count.isdigit() and len(count) < 19 else 0
+        for number, text in self._kept:
+            if number > begin:
+                watcher.push(text)
         return watcher
 
     def forget(self, watcher: Watcher) -> None:
@@ -100,7 +103,7 @@ class Feed:
     def tell(self, kind: str, value: dict[str, Any]) -> None:
         """Something happened."""
         self._number += 1
-        text = message(kind, value, self._number)
+        text = message(kind, value, f"{self._name}-{self._number}")
         self._kept.append((self._number, text))
         for watcher in self._watchers:
             watcher.push(text)
@@ -118,7 +121,7 @@ class Feed:
             watcher.end()
 
 
-def message(kind: str, value: dict[str, Any], number: int | None = None) -> bytes:
+def message(kind: str, value: dict[str, Any], number: str = "") -> bytes:
     """One event as it goes over the wire."""
-    head = b"" if number is None else b"id: %d\n" % number
+    head = f"id: {number}\n".encode() if number else b""
     return head + b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(value) + b"\n\n"

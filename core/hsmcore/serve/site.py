@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hsmcore.config import Monitoring
 from hsmcore.config.monitoring import Address
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 from hsmcore.log import get_logger
 from hsmcore.serve.access import Access
 from hsmcore.serve.app import Console
@@ -37,13 +37,16 @@ class Site:
         self._thread = threading.Thread(target=self._run, name="hsmcore-serve", daemon=True)
         self._stop: Callable[[], None] = lambda: None
         self._closed = False
+        self._failure: Exception | None = None
         self.monitor: Monitor | None = None
         """Of the running server; for its own thread only."""
 
     def start(self) -> None:
-        """Returns when it listens."""
+        """Returns when it listens. Raises HsmError if it does not come to that."""
         self._thread.start()
         self._ready.wait()
+        if self._failure is not None:
+            raise HsmError(f"the console's server did not start: {self._failure}", status="SYSTEM") from self._failure
 
     def close(self) -> None:
         """End: what is being answered is answered, streams end. Doing it twice is no error."""
@@ -63,7 +66,8 @@ class Site:
         try:
             with asyncio.Runner() as runner:
                 runner.run(self._serve())
-        except Exception:  # noqa: BLE001  # the thread's last word
+        except Exception as error:  # noqa: BLE001  # the thread's last word
+            self._failure = error
             get_logger().exception("the console's server ended")
         finally:
             self._ready.set()

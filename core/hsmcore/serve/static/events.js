@@ -50,7 +50,12 @@ export function eventsView(announce) {
     if (alarming && Date.now() - alarming.timeNs / 1e6 < 10000) announce(`${alarming.kind}: ${text(alarming)}`);
   }
 
-  return (event) => {
+  const clear = () => {
+    waiting = [];
+    list.replaceChildren();
+  };
+
+  const add = (event) => {
     waiting.push(event);
     if (waiting.length > MOST) waiting = waiting.slice(-MOST);
     if (!scheduled) {
@@ -59,4 +64,5 @@ export function eventsView(announce) {
       setTimeout(flush, 50);
     }
   };
+  return { add, clear };
 }

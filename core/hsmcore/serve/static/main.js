@@ -131,9 +131,10 @@ const stream = new Stream({
   token: token.get,
   message(kind, value) {
     if (kind === "state") show(value);
-    else if (kind === "happened") happened(value);
+    else if (kind === "happened") happened.add(value);
+    else if (kind === "anew") happened.clear();
     else if (kind === "records") audit.take(value.records);
-    else if (kind === "missed") happened({ timeNs: Date.now() * 1e6, kind: "missed", reason: `${value.count} events came too fast to be shown` });
+    else if (kind === "missed") happened.add({ timeNs: Date.now() * 1e6, kind: "missed", reason: `${value.count} events came too fast to be shown` });
     else if (kind === "series") {
       series.clear();
       for (const [name, points] of Object.entries(value.series)) for (const one of points) point(name, one);

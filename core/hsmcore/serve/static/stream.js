@@ -63,12 +63,18 @@ export class Stream {
     }
   }
 
+  /** `<server>-<count>`: what another server has kept comes whole, so what this page shows of the old one goes. */
+  number(text) {
+    if (this.last && this.last.split("-")[0] !== text.split("-")[0]) this.message("anew", {});
+    this.last = text;
+  }
+
   dispatch(block) {
     let kind = "message", data = "";
     for (const line of block.split("\n")) {
       if (line.startsWith("event: ")) kind = line.slice(7);
       else if (line.startsWith("data: ")) data += line.slice(6);
-      else if (line.startsWith("id: ")) this.last = line.slice(4);
+      else if (line.startsWith("id: ")) this.number(line.slice(4));
     }
     if (data) this.message(kind, JSON.parse(data));
   }
