@@ -52,7 +52,7 @@ def _members(state: Mapping[str, Any]) -> Check:
     members, failover = state["members"], state["failover"]
     serving = [member for member in members if member["condition"] in _SERVING]
     idle = [member for member in members if member not in serving and member["level"] != "emergency"]
-    out = [f"{member['member']}: {member['reason'] or member['condition']}" for member in idle]
+    out = [_said_of(member["member"], member["reason"] or member["condition"]) for member in idle]
     lasting = [member for member in members if member["level"] != "emergency" or member in serving]
     said = f"{len(serving)} of {len(lasting)} can sign"
     if not serving or (failover is not None and failover["active"] is None):
@@ -60,6 +60,10 @@ def _members(state: Mapping[str, Any]) -> Check:
     if failover is not None:
         said += f"; level {failover['active']} signs"
     return Check("members", "warn" if out else "ok", "; ".join([said, *out]))
+
+
+def _said_of(member: str, reason: str) -> str:
+    return reason if member in reason else f"{member}: {reason}"
 
 
 def _login(state: Mapping[str, Any]) -> Check:
@@ -76,7 +80,7 @@ def _key(state: Mapping[str, Any]) -> Check:
         return Check("key", "fail", "no key is current")
     if current["state"] != "active":
         return Check("key", "fail", f"key {current['id']} is {current['state']}")
-    return Check("key", "ok", f"key {current['id']} signs")
+    return Check("key", "ok", f"key {current['id']} is current")
 
 
 def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> Check:

@@ -2,6 +2,7 @@
 
 import { byId, el, onChange, pill, say, Table } from "./dom.js";
 import { hex, until, when } from "./format.js";
+import { serving } from "./members.js";
 
 const STATES = {
   active: ["active", "good"], overlap: ["verifies still", "idle"], pending: ["being made", "idle"],
@@ -12,6 +13,7 @@ const STATUS = {
 };
 
 function stateOf(row) {
+  if (row.current && !row.signing) return ["current", "warn"];
   return row.current ? ["signs", "good"] : STATES[row.state] ?? [row.state, "idle"];
 }
 
@@ -30,6 +32,7 @@ export function keysView() {
     const byPublic = new Map(stored.map((key) => [key.publicKey, key]));
     const loaded = (state.keys ?? []).map((key) => ({
       ...byPublic.get(key.publicKey), ...key, current: key.id === state.currentKey && key.state === "active",
+      signing: (state.members ?? []).some(serving),
       state: key.state === "active" ? byPublic.get(key.publicKey)?.state ?? key.state : key.state,
     }));
     const known = new Set(loaded.map((key) => key.publicKey));
