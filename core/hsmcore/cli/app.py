@@ -49,6 +49,7 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="Check every provider, step by step.")(doctor.doctor)
     app.command(short_help="Sign one message.")(signing.sign)
     app.command(short_help="Verify a signature in software.")(signing.verify)
+    app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
     app.command(short_help="Run an example sequencer on Solana's own runtime.")(demo.demo)
     if with_bench:
         from hsmcore.bench.cli import bench
@@ -56,7 +57,6 @@ def build(*, with_bench: bool) -> typer.Typer:
         app.command()(bench)
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
-    app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
     app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
