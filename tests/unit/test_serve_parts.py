@@ -71,6 +71,28 @@ def test_what_is_no_address_is_refused(text):
         Address.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("monitoring", "path", "says"),
+    [
+        ({"listen": "nonsense"}, ".listen", "must be"),
+        ({"listen": 9464}, ".listen", "must be a string"),
+        ({"lisen": "127.0.0.1:1"}, ".lisen", "listen"),
+        ({"tls": {"certificateFile": "c"}}, ".tls.keyFile", "is required"),
+        ({"viewerToken": {"env": "A", "file": "b"}}, ".viewerToken", "exactly one"),
+        ({"listen": "0.0.0.0:1", "tls": {"certificateFile": "c", "keyFile": "k"}}, "", "without viewerToken"),
+    ],
+)
+def test_a_fault_is_named_by_its_path(monitoring, path, says):
+    from hsmcore import load
+
+    base = {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}, "monitoring": monitoring}
+    with pytest.raises(ConfigurationError) as caught:
+        load({"sequencer": {"keyManager": base}})
+    [fault] = caught.value.faults
+    assert fault.path == f"$.sequencer.keyManager.monitoring{path}"
+    assert says in fault.problem
+
+
 # ---- tokens ----
 
 
