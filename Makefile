@@ -38,7 +38,8 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	printf '%s\0' native/src/*.c native/host/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
-	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/browser/console_at_length.py tests/chaos/rotation_at_length.py --timeout 1200
+	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
+	$(BIN)/python -m pytest tests/browser/console_at_length.py --timeout 600
 	$(CONFIGURE) build/tsan -DHSMC_SANITIZE=thread
 	cmake --build build/tsan
 	$(CTEST) build/tsan
