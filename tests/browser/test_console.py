@@ -98,6 +98,11 @@ def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(sce
     running.site.kill(1)
     made.wait_for_selector("#verdict:has-text('Emergency key signs')")
     made.wait_for_selector("#alarm:has-text('signatures are left')")
+    made.wait_for_selector("#timeline p:has-text('emergency')")
+    made.wait_for_function(
+        """() => { const bands = [...document.querySelectorAll('#timeline .band')].map((band) => band.classList[1]);
+        return bands[0] === 'good' && bands[1] === 'warn' && bands.at(-1) === 'bad'; }"""
+    )
     running.site.revive(0)
     made.wait_for_selector("#events .tone:text-is('failback')")
     made.wait_for_selector("#members tr:has-text('primary') .tone:has-text('ready')")

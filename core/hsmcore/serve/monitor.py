@@ -78,9 +78,9 @@ class Monitor:
         """Read everything anew, and show it to all who watch."""
         async with self._looking:
             await self._read(_ASKED_SECONDS if len(self.feed) else _IDLE_SECONDS)
-        self.feed.show("state", self.state())
         for row in await self._ledger.events():
             self.feed.tell("happened", _event(row))
+        self.feed.show("state", self.state())
         layout = self.layout
         if layout is not None and len(self.feed):
             records = await asyncio.to_thread(trail.tail, layout)

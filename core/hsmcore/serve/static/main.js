@@ -9,6 +9,7 @@ import { micros, rate, whole } from "./format.js";
 import { keysView, rotationView } from "./keys.js";
 import { membersView, serving } from "./members.js";
 import { Stream } from "./stream.js";
+import { timelineView } from "./timeline.js";
 
 const SECONDS = 300;
 const OUTCOMES = { ok: ["ok", "good"], warn: ["look", "warn"], fail: ["fails", "bad"] };
@@ -22,6 +23,7 @@ const act = actions((text) => announce(text));
 const views = { members: membersView(act), keys: keysView(), rotation: rotationView(act) };
 const audit = auditView(request);
 const happened = eventsView(announce);
+const timeline = timelineView();
 const charts = {
   rate: new Chart(byId("chart-rate"), "Signatures/s", rate, SECONDS),
   latency: new Chart(byId("chart-latency"), "HSM time", micros, SECONDS),
@@ -97,6 +99,7 @@ function show(state) {
   audit.state(state);
   for (const member of members) if (member.now) point(member.member, member.now);
   for (const name of series.keys()) if (members.length && !members.some((member) => member.member === name)) series.delete(name);
+  timeline.draw(state, Math.min(...[...series.values()].map((points) => points[0]?.t ?? arrived)));
   draw();
 }
 
@@ -131,8 +134,13 @@ const stream = new Stream({
   token: token.get,
   message(kind, value) {
     if (kind === "state") show(value);
-    else if (kind === "happened") happened.add(value);
-    else if (kind === "anew") happened.clear();
+    else if (kind === "happened") {
+      happened.add(value);
+      timeline.add(value);
+    } else if (kind === "anew") {
+      happened.clear();
+      timeline.clear();
+    }
     else if (kind === "records") audit.take(value.records);
     else if (kind === "missed") happened.add({ timeNs: Date.now() * 1e6, kind: "missed", reason: `${value.count} events came too fast to be shown` });
     else if (kind === "series") {
