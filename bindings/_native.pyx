@@ -45,6 +45,12 @@ cdef str _text(const char *text):
     return text.decode("utf-8", "replace")
 
 
+cdef list _buckets(const uint64_t *counts):
+    """A histogram as [(upper bound in ns, count)], without what is empty."""
+    cdef uint32_t i
+    return [(hsm_histogram_upper(i), counts[i]) for i in range(HSM_HISTOGRAM_BUCKETS) if counts[i]]
+
+
 cdef object _raised(const hsm_error *error, object member):
     cdef const char *ckr_name = hsm_ckr_name(error.ckr) if error.ckr else NULL
     return error_of(

@@ -21,6 +21,7 @@ from hsmcore.keyops import KeyOperations
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.lifecycle import Lifecycle
 from hsmcore.members import Member, cache_summary, make_member
+from hsmcore.parts import Parts
 from hsmcore.receipt import Receipt
 from hsmcore.recording import Recorder
 from hsmcore.upkeep import Upkeep
@@ -338,6 +339,13 @@ class KeyManager(KeyOperations):
         if self._failover is not None:
             return {seat.name: seat.signing.stats() for seat in self._failover.running()}
         return {member.name: member.engine.stats()}
+
+    def parts(self) -> Parts:
+        """What it is made of now, for monitoring; see hsmcore.metrics. Any thread."""
+        key = self._key if self._failover is None else self._failover.router.version
+        rotation = None if self._upkeep is None else self._upkeep.rotation
+        is_open = self._life.state == "open"
+        return Parts(self.config, is_open, self._member, self._failover, rotation, self.audit, key)
 
     # ---- inside ----
 

@@ -39,8 +39,9 @@ typedef struct hsm_worker {
     /* The place of the key that it serves a request for, plus one; 0: none. No other key gets the place meanwhile. */
     _Atomic uint32_t serving;
     uint64_t signed_count;
-    bool healed;     /* during this request */
-    bool suspicious; /* the last signature that was verified was wrong */
+    uint64_t verifying_ns; /* of the request that it serves */
+    bool healed;           /* during this request */
+    bool suspicious;       /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
 } hsm_worker;

@@ -67,6 +67,14 @@ static void await(hsm_journal *journal, uint64_t kept, int failure) {
     }
 }
 
+static uint64_t commits(const hsm_journal_stats *stats) {
+    uint64_t sum = 0;
+    for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
+        sum += stats->commit_ns[bucket];
+    }
+    return sum;
+}
+
 /* Whether the file holds exactly the lines `first` to `last`. */
 static bool holds(const char *name, uint64_t first, uint64_t last) {
     FILE *file = fopen(name, "re");
@@ -157,8 +165,19 @@ static void a_disk_that_refuses_is_reported_and_used_again(void) {
     await(journal, 1, EFBIG);
     put(journal, 3); /* goes to the next group */
     hsm_journal_flush(journal);
+    hsm_journal_stats stats;
+    hsm_journal_stats_read(journal, &stats);
+    CHECK_INT(commits(&stats), ==, 1);
+    CHECK_INT(stats.oldest_ns, >, 0);
+    uint64_t waited = stats.oldest_ns;
+    hsm_journal_stats_read(journal, &stats);
+    CHECK_INT(stats.oldest_ns, >, waited); /* the same line's age, although another one came */
     REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
     await(journal, 3, 0);
+    hsm_journal_stats_read(journal, &stats);
+    CHECK_INT(commits(&stats), ==, 3);
+    CHECK_INT(stats.commit_sum_ns, >, waited);
+    CHECK_INT(stats.oldest_ns, ==, 0);
     CHECK_INT(hsm_journal_close(journal), ==, 0);
     CHECK(holds(path, 1, 3)); /* and not the part that was torn */
     remove_folder();
