@@ -144,13 +144,12 @@ cdef class Journal:
         return hsm_journal_pending(self._journal)
 
     def stats(self):
-        """How long keeping takes: commit_ns as [(upper bound in ns, count)] of groups, commit_sum_ns, oldest_ns. Any
-        thread that has the interpreter."""
+        """How long keeping takes: commit_octaves of groups (see Engine.stats), commit_sum_ns, oldest_ns. Any thread."""
         cdef hsm_journal_stats stats
         self._check()
         hsm_journal_stats_read(self._journal, &stats)
         return {"oldest_ns": stats.oldest_ns, "commit_sum_ns": stats.commit_sum_ns,
-                "commit_ns": _buckets(stats.commit_ns)}
+                "commit_octaves": _octaves(stats.commit_ns)}
 
     cdef int _check(self) except -1:
         if self._journal == NULL:

@@ -654,7 +654,7 @@ cdef class Requests(Recorder):
 
     def stats(self):
         """Counters, and the histograms of time inside the module, in the queue and verifying as [(upper bound in ns,
-        count)]. Any thread that has the interpreter."""
+        count)], and once more by octaves: place n counts what is below 2^n ns and not below 2^(n-1). Any thread."""
         cdef hsm_stats native
         cdef uint32_t i
         if self._client == NULL:
@@ -685,6 +685,9 @@ cdef class Requests(Recorder):
             "hsm_ns": _buckets(native.hsm_ns),
             "queue_ns": _buckets(native.queue_ns),
             "verify_ns": _buckets(native.verify_ns),
+            "hsm_octaves": _octaves(native.hsm_ns),
+            "queue_octaves": _octaves(native.queue_ns),
+            "verify_octaves": _octaves(native.verify_ns),
         }
 
     def cache_stats(self):

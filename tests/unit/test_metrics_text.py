@@ -23,7 +23,7 @@ def buckets(times):
     histogram = Histogram()
     for ns in times:
         histogram.add(ns)
-    return Buckets.of(histogram.rows(), histogram.sum)
+    return Buckets.of(histogram.octaves(), histogram.sum)
 
 
 @st.composite

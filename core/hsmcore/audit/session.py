@@ -46,8 +46,8 @@ class AuditStatus:
     failing: bool
     oldest_ns: int
     """Age of the oldest record that is not in the file; 0: none."""
-    commits: list[tuple[int, int]]
-    """How long it took to keep a group, from its first record on: (upper bound in ns, count)."""
+    commits: list[int]
+    """How long it took to keep a group, from its first record on, by octaves (see Engine.stats)."""
     commits_ns: int
     """The sum of those times."""
 
@@ -146,7 +146,7 @@ class Session:
             return None
         sealed = 0 if checkpoint is None else checkpoint.size
         return AuditStatus(
-            last, kept, sealed, pending, failing, times["oldest_ns"], times["commit_ns"], times["commit_sum_ns"]
+            last, kept, sealed, pending, failing, times["oldest_ns"], times["commit_octaves"], times["commit_sum_ns"]
         )
 
     async def use(self, signer: CheckpointSigner) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from hsmcore import _native
 from hsmcore.errors import HsmError
 
+OCTAVES: Final = 42
 CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in _native.statuses() if kind != "OK"))
 
 
@@ -27,6 +28,13 @@ class Histogram:
     def rows(self) -> list[tuple[int, int]]:
         """(upper bound in ns, count), by bound; buckets without a count are left out."""
         return sorted(self._counts.items())
+
+    def octaves(self) -> list[int]:
+        """As in Engine.stats."""
+        found = [0] * OCTAVES
+        for upper, count in self.rows():
+            found[min(upper.bit_length(), OCTAVES - 1)] += count
+        return found
 
 
 class Meter:
@@ -66,4 +74,7 @@ class Meter:
             "hsm_ns": self.hsm_ns.rows(),
             "queue_ns": self.queue_ns.rows(),
             "verify_ns": self.verify_ns.rows(),
+            "hsm_octaves": self.hsm_ns.octaves(),
+            "queue_octaves": self.queue_ns.octaves(),
+            "verify_octaves": self.verify_ns.octaves(),
         }

@@ -114,7 +114,7 @@ def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, 
         reading.add(names.DROPPED, stats[name], *labels, name)
     reading.add(names.WRONG, stats["wrong"], *labels)
     for metric, name in ((names.QUEUE, "queue"), (names.HSM, "hsm"), (names.VERIFY, "verify")):
-        reading.add(metric, Buckets.of(stats[f"{name}_ns"], stats[f"{name}_sum_ns"]), *labels)
+        reading.add(metric, Buckets.of(stats[f"{name}_octaves"], stats[f"{name}_sum_ns"]), *labels)
     for metric, name in _GAUGES:
         reading.add(metric, stats[name], *labels)
     reading.add(names.QUEUE_OLDEST, stats["oldest_queued_ns"] / 1e9, *labels)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from hsmcore.metrics.catalog import Metric
@@ -16,7 +17,7 @@ BOUNDS: Final[tuple[float, ...]] = tuple(((1 << octave) - 1) / 1e9 for octave in
 """Upper ends of the buckets in seconds: 8.2 µs to 17.2 s, each twice the one before. An engine's bucket lies in one of
 them wholly (native/src/hist.c), so their counts are exact."""
 
-_AT_A_STRETCH_NS: Final = 200_000
+_AT_A_STRETCH_NS: Final = 500_000
 _PAUSE_S: Final = 50e-6
 
 
@@ -29,16 +30,10 @@ class Buckets:
     seconds: float
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, int]], sum_ns: int) -> Buckets:
-        """From an engine's (upper bound in ns, count)."""
-        octaves = [0] * 65
-        for upper, count in rows:
-            octaves[upper.bit_length()] += count
-        counts, total = [], sum(octaves[:FIRST_OCTAVE])
-        for octave in range(FIRST_OCTAVE, LAST_OCTAVE + 1):
-            total += octaves[octave]
-            counts.append(total)
-        return cls(counts, total + sum(octaves[LAST_OCTAVE + 1 :]), sum_ns / 1e9)
+    def of(cls, octaves: Iterable[int], sum_ns: int) -> Buckets:
+        """From an engine's counts by octaves; see Engine.stats."""
+        running = list(accumulate(octaves))
+        return cls(running[FIRST_OCTAVE : LAST_OCTAVE + 1], running[-1], sum_ns / 1e9)
 
 
 Value = float | Buckets
