@@ -65,6 +65,7 @@ SESSIONS = Metric("hsmcore_sessions", "gauge", "Workers, each with a session of 
 BUSY = Metric("hsmcore_sessions_busy", "gauge", "Workers that are inside the HSM.", _MEMBER)
 QUARANTINED = Metric("hsmcore_sessions_quarantined", "gauge", "Workers whose call hangs.", _MEMBER)
 RECOVERIES = Metric("hsmcore_recoveries_total", "counter", "Attempts to mend a failure, by rung.", (*_MEMBER, "rung"))
+REFUSED = Metric("hsmcore_login_refused", "gauge", "1 while the token's refusal of the login keeps it out.", _MEMBER)
 RESTARTS = Metric("hsmcore_host_restarts_total", "counter", "Restarts of the host process.", _MEMBER)
 CACHE_HITS = Metric("hsmcore_cache_hits_total", "counter", "Requests that the cache answered.", _MEMBER)
 CACHE_MISSES = Metric("hsmcore_cache_misses_total", "counter", "Requests that it did not.", _MEMBER)

@@ -87,13 +87,15 @@ def read_member(reading: Reading, place: Place) -> None:
         reading.add(names.CONDITION, int(name == condition), *labels, name)
     for kind in RULES:
         reading.add(names.BREAKER, _STATES[place.breakers.get(kind, "closed")], *labels, kind)
+    warden = getattr(place.member, "warden", None)
+    refused = place.breakers.get("auth", "closed") != "closed" or (warden is not None and warden.refusal is not None)
+    reading.add(names.REFUSED, int(refused), *labels)
     if stats is None or place.member is None:
         return
     _read_engine(reading, labels, stats)
     cache = place.member.engine.cache_stats()
     for metric, name in _CACHE:
         reading.add(metric, cache[name], *labels)
-    warden = getattr(place.member, "warden", None)
     if warden is not None:
         reading.add(names.RESTARTS, warden.restarts, *labels)
     _read_cluster(reading, place)
