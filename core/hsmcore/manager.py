@@ -24,6 +24,7 @@ from hsmcore.members import Member, cache_summary, make_member
 from hsmcore.parts import Parts
 from hsmcore.receipt import Receipt
 from hsmcore.recording import Recorder
+from hsmcore.tracing import instrument
 from hsmcore.upkeep import Upkeep
 from hsmcore.verification import VerifierPool
 
@@ -85,6 +86,7 @@ class KeyManager(KeyOperations):
         await self._life.close()
 
     async def _open(self) -> None:
+        instrument(self)
         if self._refused is not None:
             raise type(self._refused)(
                 "an earlier initialize() was refused; another attempt could lock the PIN",

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.levels import SAME, Site
-from tests.support.managers import becomes, opened, until
+from tests.support.managers import becomes, counters, opened, until
 from tests.support.scrapes import Scrape
 
 import hsmcore
@@ -29,7 +29,7 @@ async def test_what_is_scraped_is_what_happened(world):
             await manager.sign(b"%d" % number)
         await manager.sign(b"19")
         scrape = await scraped(manager)
-        key = manager.public_key.hex()
+        key, stats = manager.public_key.hex(), counters(manager)
     assert scrape("hsmcore_signatures_total", level="primary") == 20
     assert scrape("hsmcore_cache_hits_total") == 1
     assert scrape("hsmcore_cache_misses_total") == 20
@@ -39,6 +39,11 @@ async def test_what_is_scraped_is_what_happened(world):
         assert scrape(f"hsmcore_{split}_seconds_count") == 20
         assert scrape(f"hsmcore_{split}_seconds_bucket", le="+Inf") == 20
         assert 0 < scrape(f"hsmcore_{split}_seconds_sum") < 20
+    octaves = [0] * 42
+    for upper, count in stats["hsm_ns"]:
+        octaves[upper.bit_length()] += count
+    assert stats["hsm_octaves"] == octaves
+    assert sum(octaves) == 20
     assert scrape("hsmcore_key_info", public_key=key, algorithm="ed25519") == 1
     assert scrape("hsmcore_sessions") == 2
     assert scrape("hsmcore_member_up") == scrape("hsmcore_key_manager_open") == 1

@@ -84,7 +84,7 @@ def test_every_alert_leads_to_a_runbook_and_every_runbook_names_its_alerts():
         assert ROOT / page == RUNBOOKS
         assert anchor in known, rule["alert"]
         _, _, rest = text.partition(
-            f"\n## {next(t for t in re.findall('^## (.+)$', text, re.M) if anchors('# ' + t) == [anchor])}\n"
+            f"\n## {next(t for t in re.findall('^## (.+)$', text, re.MULTILINE) if anchors('# ' + t) == [anchor])}\n"
         )
         assert rule["alert"] in rest.partition("\n## ")[0], rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning")

@@ -18,6 +18,7 @@ from hsmcore.cli import (
     failover,
     init,
     keys,
+    metrics,
     replicate,
     rotate,
     signing,
@@ -55,6 +56,7 @@ def build(*, with_bench: bool) -> typer.Typer:
         app.command()(bench)
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
+    app.command(short_help="List metrics; print alert rules and dashboard; scrape.")(metrics.metrics)
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
     app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)

@@ -42,8 +42,9 @@ def _read_rotation(reading: Reading, parts: Parts) -> None:
     reading.add(names.ROTATION_DUE, seen.due_ns / _NS)
     reading.add(names.ROTATION_RUNNING, int(seen.running))
     reading.add(names.ROTATION_FAILURES, seen.failures)
-    reading.add(names.BACKUP, (seen.backup_ns or 0) / _NS)
-    reading.add(names.DRILL, (seen.drill_ns or 0) / _NS)
+    if seen.backups:
+        reading.add(names.BACKUP, (seen.backup_ns or 0) / _NS)
+        reading.add(names.DRILL, (seen.drill_ns or 0) / _NS)
 
 
 def _read_audit(reading: Reading, parts: Parts) -> None:

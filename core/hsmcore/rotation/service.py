@@ -56,6 +56,8 @@ class Seen:
     running: bool
     failures: int
     """In a row."""
+    backups: bool
+    """Whether there are to be any."""
     backup_ns: int | None
     drill_ns: int | None
 
@@ -355,6 +357,7 @@ class RotationService:
             due_ns=nanoseconds(self.schedule.due(moment(current.base_ns or current.created_ns))),
             running=any(rotation.run.status != "overlap" for rotation in open_),
             failures=(await self.rotations.failures_in_a_row())[0],
+            backups=self._rules.backup_enabled,
             backup_ns=max((row.made_ns for row in backups), default=None),
             drill_ns=max((row.drilled_ns for row in backups if row.drilled_ns is not None), default=None),
         )
