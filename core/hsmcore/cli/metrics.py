@@ -36,7 +36,7 @@ def metrics(
 
       hsmcore metrics --dashboard > dashboard.json
 
-      hsmcore metrics --scrape http://127.0.0.1:9400/metrics --json
+      hsmcore metrics --scrape http://127.0.0.1:9464/metrics --json
     """
     if sum((scrape is not None, rules, dashboard)) > 1:
         raise BadUsage("give one of --scrape, --rules and --dashboard")
@@ -92,7 +92,7 @@ def _fetch(url: str, token_file: Path | None) -> str:
     import urllib.request
 
     if not url.startswith(("http://", "https://")):
-        raise BadUsage("--scrape wants an http:// or https:// URL, such as http://127.0.0.1:9400/metrics")
+        raise BadUsage("--scrape wants an http:// or https:// URL, such as http://127.0.0.1:9464/metrics")
     try:
         request = urllib.request.Request(url, headers={"accept": "text/plain"})  # noqa: S310  # looked at above
         if token_file is not None:
