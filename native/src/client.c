@@ -370,6 +370,14 @@ uint32_t hsm_client_slots(const hsm_client *client) {
     return forked(client) ? 0 : client->area->slots;
 }
 
+/* Whether a worker's histograms may have anything in them. */
+static bool has_served(const hsm_worker_record *record) {
+    return atomic_load_explicit(&record->running, memory_order_relaxed) != 0 ||
+           (atomic_load_explicit(&record->signatures, memory_order_relaxed) |
+            atomic_load_explicit(&record->failures, memory_order_relaxed) |
+            atomic_load_explicit(&record->expired, memory_order_relaxed)) != 0;
+}
+
 void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
     memset(stats, 0, sizeof *stats);
     if (forked(client)) {
@@ -398,6 +406,9 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
             stats->oldest_call_ns = now - since;
         }
         stats->stuck += atomic_load_explicit(&record->quarantined, memory_order_relaxed);
+        if (!has_served(record)) {
+            continue; /* most of the places that there are for workers */
+        }
         hsm_histogram_merge(&record->hsm, stats->hsm_ns, &stats->hsm_sum_ns);
         hsm_histogram_merge(&record->queue, stats->queue_ns, &stats->queue_sum_ns);
         hsm_histogram_merge(&record->verify, stats->verify_ns, &stats->verify_sum_ns);

@@ -5,7 +5,7 @@
 #include "base.h"
 
 typedef struct hsm_histogram {
-    _Atomic uint64_t sum_ns; /* 0: nothing was added */
+    _Atomic uint64_t sum_ns;
     _Atomic uint64_t counts[HSM_HISTOGRAM_BUCKETS];
 } hsm_histogram;
 
@@ -16,15 +16,14 @@ static inline void hsm_add_relaxed(_Atomic uint64_t *counter, uint64_t amount) {
 
 static inline void hsm_histogram_add(hsm_histogram *histogram, uint64_t ns) {
     hsm_add_relaxed(&histogram->counts[hsm_histogram_bucket(ns)], 1);
-    hsm_add_relaxed(&histogram->sum_ns, ns > 0 ? ns : 1);
+    hsm_add_relaxed(&histogram->sum_ns, ns);
 }
 
 /* Add what it holds to plain numbers. */
 static inline void hsm_histogram_merge(const hsm_histogram *histogram, uint64_t counts[HSM_HISTOGRAM_BUCKETS],
                                        uint64_t *sum_ns) {
-    uint64_t sum = atomic_load_explicit(&histogram->sum_ns, memory_order_relaxed);
-    *sum_ns += sum;
-    for (uint32_t bucket = 0; sum != 0 && bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
+    *sum_ns += atomic_load_explicit(&histogram->sum_ns, memory_order_relaxed);
+    for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
         counts[bucket] += atomic_load_explicit(&histogram->counts[bucket], memory_order_relaxed);
     }
 }
