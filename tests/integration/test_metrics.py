@@ -7,12 +7,16 @@ import threading
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from tests.integration.test_cluster_health import described, hsm
 from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.cloudhsm import Cluster
+from tests.support.kms import config as kms_config
 from tests.support.levels import SAME, Site
 from tests.support.managers import becomes, counters, opened, until
 from tests.support.scrapes import Scrape
 
 import hsmcore
+from hsmcore.cloudhsm import poller as polling
 from hsmcore.metrics import collector, render
 
 pytestmark = pytest.mark.integration
@@ -183,3 +187,51 @@ async def test_levels_breakers_and_the_emergency_budget(fresh_token, tmp_path):
         site.revive(0)
         site.revive(1)
         await until(lambda: Scrape.of(manager)("hsmcore_level_active", level="primary") == 1)
+
+
+async def test_members_that_are_no_token_are_measured_alike(kms, tmp_path):
+    """KMS: another engine, in Python, under the same names."""
+    key = kms.store.make("ECC_NIST_P256")
+    rules = {"maxCacheSize": 0, "auditLogFile": str(tmp_path / "audit.log")}
+    async with opened(kms_config(kms, key, {"concurrency": 1, "verifySignatures": "always"}, **rules)) as manager:
+        for number in range(5):
+            await manager.sign(b"%d" % number)
+        kms.faults.latency = 0.5
+        tasks = [asyncio.ensure_future(manager.sign(b"slow %d" % number)) for number in range(3)]
+
+        async def shows() -> bool:
+            scrape = await scraped(manager)
+            return scrape("hsmcore_queue_oldest_seconds") > 0.05 and scrape("hsmcore_call_oldest_seconds") > 0.05
+
+        await becomes(shows)
+        kms.faults.latency = 0.0
+        await asyncio.gather(*tasks)
+        kms.faults.error("DisabledException")
+        with pytest.raises(hsmcore.HsmError) as caught:
+            await manager.sign(b"refused")
+        scrape = await scraped(manager)
+    assert scrape("hsmcore_signature_failures_total", error_class=caught.value.error_class) == 1
+    assert sum(scrape.all("hsmcore_signature_failures_total")) == 1
+    assert scrape("hsmcore_signatures_total") == scrape("hsmcore_verify_seconds_count") == 8
+    assert scrape("hsmcore_hsm_seconds_count") == 9
+    assert scrape("hsmcore_hsm_seconds_sum") > 0.4
+    assert scrape("hsmcore_queue_seconds_sum") > 0.4
+    assert scrape("hsmcore_queue_oldest_seconds") == 0
+
+
+@needs_chaos
+async def test_the_state_of_a_cluster_is_measured(fresh_token, tmp_path, monkeypatch):
+    class Answers:
+        def describe_clusters(self, **_request):
+            return {"Clusters": [described(hsm(1), hsm(2, "DEGRADED"), hsm(3))]}
+
+    monkeypatch.setattr(polling, "make_client", lambda _region: Answers())
+    cluster = Cluster(tmp_path, fresh_token())
+    given = cluster.provider(settings={"isolation": "thread", "clusterHealthIntervalMs": 60_000, "region": "us-east-1"})
+    async with opened(given) as manager:
+        await until(lambda: bool(Scrape.of(manager).all("hsmcore_cloudhsm_hsms")))
+        scrape = Scrape.of(manager)
+    assert scrape("hsmcore_cloudhsm_cluster_ok") == 0
+    assert scrape("hsmcore_cloudhsm_hsms", zone="us-east-1a", state="ACTIVE") == 2
+    assert scrape("hsmcore_cloudhsm_hsms", zone="us-east-1b", state="DEGRADED") == 1
+    assert scrape("hsmcore_cloudhsm_checked_timestamp_seconds") > 1e9
