@@ -238,6 +238,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             break;
         }
         if (attempt == MAX_ATTEMPTS || !hsm_recover(worker, status, attempt)) {
+            status = hsm_verdict(worker, status);
             hsm_token_silent(worker, status, now);
             break;
         }

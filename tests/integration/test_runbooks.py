@@ -129,10 +129,11 @@ def breaker(name: str, kind: str) -> Callable[[Scrape], bool]:
 
 @needs_chaos
 @one_loop
-async def test_pin_refused_or_locked(site, terminal):
-    """The security officer sets another PIN; then the host process ends, and the next login is refused."""
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+async def test_pin_refused_or_locked(site, terminal, isolation):
+    """The security officer sets another PIN; then the module is initialized anew, and the login is refused."""
     config = site.config(failover=LEVELS)
-    config["sequencer"]["keyManager"]["config"]["isolation"] = "process"
+    config["sequencer"]["keyManager"]["config"]["isolation"] = isolation
     token, wrapped = site.tokens[0], site.members[0].wrapped
     operator = site.settle(terminal, config)
     operator.set(MODULE=wrapped.module, TOKEN=token.label, SO_PIN=token.so_pin, PIN=token.pin)
@@ -141,7 +142,10 @@ async def test_pin_refused_or_locked(site, terminal):
 
     async def happens():
         await asyncio.to_thread(subprocess.run, change, check=True, capture_output=True, env=token.environment)
-        site.members[0].fault("C_Sign", "exit")
+        if isolation == "process":
+            site.members[0].fault("C_Sign", "exit")
+        else:
+            site.members[0].fault("C_Sign", "return", every=1, count=3, ckr="CKR_CRYPTOKI_NOT_INITIALIZED")
         assert await manager.sign(b"somebody signs")
 
     async with opened(config) as manager:
