@@ -83,10 +83,11 @@ def read_member(reading: Reading, place: Place) -> None:
     up = place.up if place.up is not None else stats is not None and not stats["down"]
     reading.add(names.UP, int(up), *labels)
     condition = place.condition or ("ready" if up else "open")
-    for name in _CONDITIONS:
-        reading.add(names.CONDITION, int(name == condition), *labels, name)
-    for kind in RULES:
-        reading.add(names.BREAKER, _STATES[place.breakers.get(kind, "closed")], *labels, kind)
+    reading.add_all(names.CONDITION, [((*labels, name), int(name == condition)) for name in _CONDITIONS])
+    breakers = place.breakers
+    reading.add_all(
+        names.BREAKER, [((*labels, kind), _STATES[breakers[kind]] if kind in breakers else 0) for kind in RULES]
+    )
     warden = getattr(place.member, "warden", None)
     refused = place.breakers.get("auth", "closed") != "closed" or (warden is not None and warden.refusal is not None)
     reading.add(names.REFUSED, int(refused), *labels)
@@ -110,8 +111,7 @@ def _stats(member: Member) -> dict[str, Any] | None:
 
 def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, Any]) -> None:
     reading.add(names.SIGNATURES, stats["signatures"], *labels)
-    for name, count in stats["failed"].items():
-        reading.add(names.FAILURES, count, *labels, name)
+    reading.add_all(names.FAILURES, [((*labels, name), count) for name, count in stats["failed"].items()])
     for name in ("expired", "cancelled"):
         reading.add(names.DROPPED, stats[name], *labels, name)
     reading.add(names.WRONG, stats["wrong"], *labels)

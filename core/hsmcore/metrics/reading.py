@@ -48,7 +48,14 @@ class Reading:
 
     def add(self, metric: Metric, value: Value, *labels: str) -> None:
         """`labels`: values for the metric's labels."""
-        self.samples.setdefault(metric, []).append((labels, value))
+        samples = self.samples.get(metric)
+        if samples is None:
+            samples = self.samples[metric] = []
+        samples.append((labels, value))
+
+    def add_all(self, metric: Metric, rows: Iterable[Sample]) -> None:
+        """Many of one metric."""
+        self.samples.setdefault(metric, []).extend(rows)
 
 
 class Pace:

@@ -36,12 +36,15 @@ def encode(reading: Reading, kind: str, pace: Pace) -> bytes:
             continue
         family = metric.name.removesuffix("_total") if strict and metric.kind == "counter" else metric.name
         lines.append(f"# HELP {family} {_escaped(metric.help)}\n# TYPE {family} {metric.kind}\n")
-        for labels, value in samples:
-            if isinstance(value, Buckets):
-                _histogram(lines, metric, labels, value)
-            else:
-                lines.append(f"{metric.name}{_braced(metric.labels, labels)} {value!r}\n")
-            pace()
+        if metric.kind == "histogram":
+            for labels, value in samples:
+                if isinstance(value, Buckets):
+                    _histogram(lines, metric, labels, value)
+                    pace()
+            continue
+        name, names = metric.name, metric.labels
+        lines += [f"{name}{_braced(names, labels)} {value!r}\n" for labels, value in samples]
+        pace()
     if strict:
         lines.append("# EOF\n")
     return "".join(lines).encode()
