@@ -5,7 +5,8 @@
  *   stdin   "go NANOSECONDS" (of CLOCK_MONOTONIC), the plan's time 0; or "plan", which only prints the planned starts
  *   stdout  a line of counts and of histogram buckets in each interval; the last one says "end": true
  *
- * Anything else on standard input, its end included, ends the run: what was started is still answered. Exit code: 0, 1 (it
+ * Anything else on standard input, its end included, ends the run: what was started is still answered. The process, and
+ * with it the module, stays until its input ends. Exit code: 0, 1 (it
  * could not run; standard error says why), 2 (impossible settings). */
 #include "load.h"
 
@@ -154,6 +155,8 @@ int main(void) {
         (void)pthread_mutex_init(&run.plan_lock, NULL);
         run_plan(&run, way);
         (void)pthread_mutex_destroy(&run.plan_lock);
+        while (getline(&line, &room, stdin) > 0) {
+        }
     }
     if (opened) {
         way->close();

@@ -1,6 +1,7 @@
 """`python -m hsmcore.load.facade`: requests through `await km.sign(message)`, one task for each, as a sequencer has.
 
-Speaks as native/load/main.c does: settings as one line of JSON, {"ready": …}, "go NANOSECONDS", a line each interval.
+Speaks as native/load/main.c does: settings as one line of JSON, {"ready": …}, "go NANOSECONDS", a line each interval,
+and stays until its input ends.
 A timer of the kernel's wakes the loop for the next planned start, to the microsecond.
 """
 
@@ -97,7 +98,7 @@ class Run:
         self._corrected, self._uncorrected, self._start = _Series(), _Series(), _Series()
 
     async def run(self, begin: int, stopped: asyncio.Event) -> None:
-        """Start and answer all that is planned, until `stopped`; reports in each interval."""
+        """Start and answer all that is planned, until `stopped`; reports in each interval but the last."""
         self._begin = begin
         reporter = asyncio.create_task(self._report_regularly())
         stopper = asyncio.create_task(stopped.wait())
@@ -116,7 +117,6 @@ class Run:
         stopper.cancel()
         if self._spool is not None:
             self._spool.close()
-        self._report(last=True)
 
     def _next(self) -> bool:
         """Plan the next start; false if there is none."""
@@ -180,9 +180,10 @@ class Run:
         while True:
             at += self._interval
             await asyncio.sleep(at - time.monotonic())
-            self._report(last=False)
+            self.report(last=False)
 
-    def _report(self, *, last: bool) -> None:
+    def report(self, *, last: bool) -> None:
+        """Say what was counted since the last time; `last`: there is no more."""
         line = {
             "end": last, "at": (_now() - self._begin) / 1e9,
             "started": self._started, "signed": self._signed, "cached": 0,
@@ -217,9 +218,12 @@ async def _main(settings: dict[str, Any]) -> None:
                 return
             loop.add_reader(0, _stop, loop, stopped)
             cached = sum(manager.get_cache_stats()[name] for name in ("hits", "joined"))
-            await Run(manager, settings).run(int(words[1]), stopped)
+            run = Run(manager, settings)
+            await run.run(int(words[1]), stopped)
             stats = manager.get_cache_stats()
             _say({"keys": _keys(manager), "cached": stats["hits"] + stats["joined"] - cached})
+            run.report(last=True)
+            await stopped.wait()
     finally:
         loop.remove_reader(0)
 

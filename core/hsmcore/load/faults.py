@@ -58,8 +58,7 @@ def fault_of(text: str) -> Fault:
     if len(what) < 2 or match is None or not when:
         raise UsageProblem(f"--fault {text!r}: expected {_FORM}, such as 5s:C_Sign:hang:200ms")
     every = positive_seconds(match[2], f"--fault {text!r}: every") if match[2] else None
-    first = match[1] if match[1] and match[1] != "every" else None
-    at = seconds_of(first, f"--fault {text!r}: at") if first else every or 0.0
+    at = seconds_of(match[1], f"--fault {text!r}: at") if match[1] else every or 0.0
     return Fault(text, at, every, {"cmd": "fault", **_strike(text, what)})
 
 

@@ -47,6 +47,7 @@ class HdrLog:
             largest = (histogram.percentile(100.0) or 0) / _MS
             payload = made.encode().decode("ascii")
             self._file.write(f"Tag={tag},{start:.3f},{end - start:.3f},{largest:.3f},{payload}\n")
+        self._file.flush()  # for who looks on
 
     def close(self) -> None:
         """Write what is left."""

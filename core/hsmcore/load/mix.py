@@ -19,6 +19,8 @@ SMALLEST: Final = 8
 """Bytes: the request's number."""
 LARGEST: Final = 1 << 20
 POOL: Final = 65_536
+RECENT: Final = 256
+"""How many requests ago a message was that is repeated, at most, where one of these is no repeat itself."""
 _STRIDE: Final = 64
 _REPEATS: Final = "repeats"
 
@@ -90,12 +92,15 @@ def table_of(kinds: Sequence[Kind], seed: int) -> list[int]:
         share_left -= kind.share
     rows += [rows[0] or largest_of(kinds)] * left
     drawn.shuffle(rows)
-    originals = [index for index, row in enumerate(rows) if row]
-    if not originals:
+    repeats = [not row for row in rows]
+    if all(repeats):
         raise UsageProblem(f"--mix: less than one request in {ENTRIES} is no repeat")
     for index, row in enumerate(rows):
         if not row:
-            rows[index] = -((index - drawn.choice(originals)) % ENTRIES)
+            back = drawn.randint(1, RECENT)
+            while repeats[(index - back) % ENTRIES]:
+                back += 1
+            rows[index] = -back
     return rows
 
 

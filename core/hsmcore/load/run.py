@@ -154,7 +154,6 @@ class _Drive:
     def __init__(self, plan: Plan, generators: Sequence[Generator], outcome: Outcome, log: HdrLog | None) -> None:
         self._plan, self._outcome, self._log = plan, outcome, log
         self._running = dict(enumerate(generators))
-        self._finished: set[int] = set()
         self._fresh = {name: Histogram() for name in SERIES}
         self._ticked, self._signed = 0.0, 0
         self.begin = time.monotonic_ns() + round(_LEAD_SECONDS * 1e9)
@@ -162,8 +161,8 @@ class _Drive:
             generator.send(f"go {self.begin}\n".encode())
 
     def run(self, give_up: float, watch: Watcher, interruption: Sequence[int]) -> None:
-        """Until all have ended. Raises HsmError if one ends too early, or not at all by `give_up`, in seconds from the
-        start."""
+        """Until all is answered. Raises HsmError if a process ends before that, or has not answered all by `give_up`,
+        in seconds from the start."""
         with selectors.DefaultSelector() as selector:
             for number, generator in self._running.items():
                 selector.register(generator, selectors.EVENT_READ, number)
@@ -180,16 +179,16 @@ class _Drive:
                     self._tick(now, watch)
 
     def _hear(self, number: int) -> bool:
-        """Take in what a process says; whether that was all."""
+        """Take in what a process says; whether that was all. It stays until it is closed, and so does its module."""
         generator = self._running[number]
+        last = False
         for line in generator.lines():
-            if _take(line, self._outcome, self._fresh):
-                self._finished.add(number)
-        if generator.ended:
-            if number not in self._finished:
-                raise generator.failure()
+            last = _take(line, self._outcome, self._fresh)
+        if last:
             del self._running[number]
-        return generator.ended
+        elif generator.ended:
+            raise generator.failure()
+        return last
 
     def _tick(self, now: float, watch: Watcher) -> None:
         outcome, fresh, seconds = self._outcome, self._fresh, self._plan.seconds

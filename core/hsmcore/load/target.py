@@ -18,11 +18,12 @@ from hsmcore.config import Config, Pkcs11Settings, Provider, load
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import TokenRequest, provision
 from hsmcore.control.state import find_softhsm
-from hsmcore.errors import ModuleMissing
+from hsmcore.errors import HsmError, ModuleMissing
 from hsmcore.load.problems import UsageProblem
 
 TOKEN_LABEL: Final = "hsmcore-load"
 KEY_LABEL: Final = "load-key"
+_CKR_DEVICE_MEMORY: Final = 0x31
 CHAOS_VARIABLE: Final = "HSMCORE_CHAOS_CONFIG"
 ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
 
@@ -69,7 +70,12 @@ def own_token(wanted: Wanted) -> Iterator[Target]:
             settings["modulePath"], TOKEN_LABEL, KEY_LABEL, wanted.algorithm, pin.read_text(), secrets.token_hex(8)
         )
         with _variable(CHAOS_VARIABLE, str(folder / "device.json") if sockets else None):
-            provision(request, conf)
+            try:
+                provision(request, conf)
+            except HsmError as error:
+                if error.ckr == _CKR_DEVICE_MEMORY:
+                    error.hint = "The device has no room for a key; load one that it has already with --config."
+                raise
         document = _document("softhsm", {**settings, "pin": {"file": str(pin)}}, wanted, folder)
         environment = {"SOFTHSM2_CONF": str(conf)}
         yield Target("a SoftHSM token of its own", document, load(document), environment, sockets)
@@ -78,7 +84,7 @@ def own_token(wanted: Wanted) -> Iterator[Target]:
 @contextmanager
 def noop_token(wanted: Wanted) -> Iterator[Target]:
     """The module that does nothing. Raises ModuleMissing."""
-    module = _built(NOOP_MODULE)
+    module = str(_built(NOOP_MODULE))
     with _folder() as folder:
         _write_private(folder / "pin", "0000")
         settings: dict[str, Any] = {"modulePath": module, "tokenLabel": "noop", "keyLabel": "noop-key"}
