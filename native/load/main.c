@@ -26,7 +26,7 @@ void load_fail(const char *format, ...) {
     (void)vfprintf(stderr, format, arguments);
     (void)fputc('\n', stderr);
     va_end(arguments);
-    exit(1);
+    _exit(1); /* other threads may be inside the module */
 }
 
 void *load_alloc(size_t size) {
@@ -115,6 +115,15 @@ static void run_plan(load_run *run, const load_way *way) {
     free(run->tallies);
 }
 
+static bool is_go(const char *line, uint64_t *begin) {
+    char *end;
+    if (strncmp(line, "go ", 3) != 0) {
+        return false;
+    }
+    *begin = strtoull(line + 3, &end, 10);
+    return *end == '\n';
+}
+
 int main(void) {
     pid_t parent = getppid();
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -127,7 +136,7 @@ int main(void) {
     const load_way *way = settings.raw ? &load_raw : &load_ring;
     char *line = NULL;
     size_t room = 0;
-    unsigned long long begin = 0;
+    uint64_t begin = 0;
     bool opened = false;
     bool planned = settings.module[0] == '\0';
     if (!planned) {
@@ -145,7 +154,7 @@ int main(void) {
     }
     if (planned) {
         print_plan(&settings);
-    } else if (getline(&line, &room, stdin) > 0 && sscanf(line, "go %llu", &begin) == 1) {
+    } else if (getline(&line, &room, stdin) > 0 && is_go(line, &begin)) {
         if (settings.spool != NULL) {
             load_spool_open(settings.spool);
         }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 enum kind { TEXT, BYTES, NUMBER32, NUMBER64, SIGNED64, FLAG, SHARE, ALGORITHM, SEGMENT, MIX };
 
@@ -52,7 +53,7 @@ static const struct entry {
 _Noreturn static void refuse(const char *name) {
     /* Never the value: it may be the PIN. */
     (void)fprintf(stderr, "hsmcore-load: the setting %s is unknown or has an impossible value\n", name);
-    exit(2);
+    _exit(2);
 }
 
 static uint64_t number(const char *name, const char *text, uint64_t most) {
@@ -211,7 +212,7 @@ void load_settings_read(load_settings *settings) {
         free(line);
     }
     if (len <= 0) {
-        exit(0); /* whoever started us has gone */
+        _exit(0); /* whoever started us has gone */
     }
     check(settings);
 }

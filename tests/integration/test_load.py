@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -368,3 +369,18 @@ def test_the_help_has_examples_that_are_understood(load):
     for example in examples:  # the last thing that is looked at before anything is made
         code, _, err = load(*shlex.split(example), "--timeout", "0s")
         assert (code, "--timeout '0s': must be more than zero" in err) == (2, True), (example, err)
+
+
+def test_a_terminal_shows_rate_and_percentiles_while_it_runs():
+    ours, theirs = os.openpty()
+    command = [*COMMAND, "--noop", "--path", "ring", "--duration", "2500ms", "--rate", "100"]
+    environment = {**child_environment({}), "TERM": "xterm", "COLUMNS": "160"}
+    shown = b""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # what a terminal's end looks like
+            while piece := os.read(ours, 4096):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(rb"signing.*\d+/s  p50 \d+\.\d+ ms  p99 \d+\.\d+ ms  p99\.9 \d+\.\d+ ms", shown), shown

@@ -31,6 +31,7 @@ def test_a_bucket_holds_its_durations_and_no_others(ns):
 
 
 @given(st.lists(durations, min_size=1, max_size=200))
+@settings(max_examples=25)
 def test_percentiles_are_those_of_hdrhistogram(values):
     ours, theirs = Histogram(), HdrHistogram(1, HIGHEST_NS, SIGNIFICANT_DIGITS)
     for value in values:
