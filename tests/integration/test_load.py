@@ -165,6 +165,20 @@ def test_a_share_of_the_capacity_and_a_simulated_device(load):
     assert result["latency_ns"]["uncorrected"]["p50"] >= 4.9e6
 
 
+def test_beside_raw_c_in_turn(load):
+    code, result, _ = load(
+        *("--path", "ring", "--rate", "200", "--duration", "2s", "--beside-raw", "--rounds", "2", "--verify"),
+        *("--objective", "ratio p50 < 1000x"),
+    )
+    assert code == 0
+    assert result["counts"]["verified"] == 400
+    assert result["reference"]["counts"]["verified"] == 400
+    assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in result["reference"]["rounds"].values())
+    code, result, err = load("--beside-raw", "--shape", "ramp", "--rate", "10", "--peak", "20", "--duration", "2s")
+    assert (code, result) == (2, None)
+    assert "for a constant rate" in json.loads(err)["error"]["message"]
+
+
 def device(rate: float) -> Path:
     """A chaos configuration of a device that makes so many signatures a second."""
     path = Path(tempfile.gettempdir()).parent / f"hsmcore-load-device-{os.getpid()}.json"
@@ -251,6 +265,7 @@ def test_the_configurations_own_chaos_module_is_told(load, world, tmp_path, plac
         (["--shape", "sawtooth"], "expected one of constant, ramp, spike, soak"),
         (["--mix", "transactions"], "expected NAME=SHARE"),
         (["--objective", "p99 < 10"], "needs a unit"),
+        (["--objective", "ratio p99 < 2x"], "needs --beside-raw"),
         (["--objective", "speed < 10ms"], "no figure is named 'speed'"),
         (["--fault", "1s:C_Nothing:hang", "--noop"], 'unknown function "C_Nothing"'),
         (["--fault", "1s:C_Sign:return:CKR_OOPS", "--noop"], 'unknown CKR "CKR_OOPS"'),

@@ -64,6 +64,10 @@ def load(
         typer.Option(metavar="'FIGURE < LIMIT'", help="What must be achieved, such as 'p99 < 10ms'. Repeatable."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify every signature afterwards.")] = False,
+    beside_raw: Annotated[
+        bool, typer.Option("--beside-raw", help="In turn with raw C at the same rate; for the figures 'ratio p99.9'.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Turns of each with --beside-raw.")] = 5,
     hdr: Annotated[Path | None, typer.Option(metavar="FILE", help="Write HdrHistogram logs of each second.")] = None,
     noop: Annotated[
         bool, typer.Option("--noop", help="Load the module that does nothing: the cost of hsmcore.")
@@ -91,9 +95,11 @@ def load(
 
       hsmcore load --rate 80% --duration 60s --objective 'p99.9 < 20ms'
 
+      hsmcore load --rate 80% --beside-raw --objective 'ratio p99.9 <= 2x'
+
       hsmcore load --shape ramp --rate 1000 --peak 20000 --hdr ramp.hlog
 
-      hsmcore load --mix transactions=0.9:180-1232,blocks=0.02:32,repeats=0.08 --cache 10000
+      hsmcore load --mix transactions=0.9:180-1232,repeats=0.1 --cache 9000
 
       hsmcore load --fault 'every 5s:C_Sign:return:CKR_DEVICE_ERROR' --verify
 
@@ -158,6 +164,8 @@ class _Asked:
         seconds = positive_seconds(given["duration"], "--duration") if given["duration"] is not None else shape.seconds
         segments_of(given["shape"], 1.0, None if peak is None else 1.0, seconds)
         objectives = [objective_of(text) for text in given["objective"] or ()]
+        if not given["beside_raw"] and any(objective.metric.startswith("ratio") for objective in objectives):
+            raise BadUsage("--objective: a ratio needs --beside-raw")
         faults = [fault_of(text) for text in given["fault"] or ()]
         if given["timeline"] is not None:
             faults += timeline_of(given["timeline"])
@@ -205,6 +213,7 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
     from dataclasses import replace
 
     from hsmcore.bench.environment import ProcessorTimes, describe
+    from hsmcore.load.beside import run_beside
     from hsmcore.load.capacity import measure
     from hsmcore.load.progress import watcher
     from hsmcore.load.report import result_of
@@ -221,7 +230,11 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
         )
         plan = replace(asked.plan, segments=segments_of(given["shape"], rate or 0.0, peak, asked.seconds))
         environment, before, own = describe(), ProcessorTimes.read(), _own_seconds()
-        outcome = run(plan, target, watch)
+        reference = None
+        if given["beside_raw"]:
+            outcome, reference = run_beside(plan, target, watch, given["rounds"])
+        else:
+            outcome = run(plan, target, watch)
         after, spent = ProcessorTimes.read(), _own_seconds() - own
         environment |= {
             "others": before.others_share(after, spent),
@@ -236,7 +249,7 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
             "sessions": getattr(manager.config, "sessions", None), "queueSize": manager.queue_size,
             "isolation": getattr(manager.config, "isolation", None), "chaos": asked.wanted.chaos,
         }  # fmt: skip
-        return result_of(plan, target, outcome, asked.objectives, settings, environment)
+        return result_of(plan, target, outcome, asked.objectives, settings, environment, reference)
 
 
 def _target(asked: _Asked) -> AbstractContextManager[Target]:

@@ -31,6 +31,7 @@ def _metrics() -> dict[str, tuple[tuple[str, ...], Mapping[str, float]]]:
     }
     found |= {name: (("counts", name), {}) for name in _COUNTS}
     found |= {name: (("rates", name), {"/s": 1}) for name in _RATES}
+    found |= {f"ratio {name}": (("reference", "ratios", name), {"x": 1}) for name in ("p50", "p99", "p99.9")}
     found[_MEMORY] = (("memory", "growth_bytes"), {unit: float(size) for unit, size in BYTES_OF_UNIT.items()})
     return found
 
@@ -92,5 +93,5 @@ def objective_of(text: str) -> Objective:
 def _known() -> str:
     return (
         f"known are {', '.join(_LATENCIES)} (latency from the planned start), the same after 'uncorrected' or 'start', "
-        f"{', '.join((*_COUNTS, *_RATES, _MEMORY))}"
+        f"'ratio p99.9' (p50, p99) with --beside-raw, {', '.join((*_COUNTS, *_RATES, _MEMORY))}"
     )

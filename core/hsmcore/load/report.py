@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from hsmcore.load.beside import Reference
 from hsmcore.load.buckets import PERCENTILES
 from hsmcore.load.objectives import Objective
 from hsmcore.load.run import Outcome, Plan
@@ -17,7 +18,7 @@ _LATE_NS: Final = 10e6
 
 def result_of(
     plan: Plan, target: Target, outcome: Outcome, objectives: Sequence[Objective], settings: Mapping[str, Any],
-    environment: Mapping[str, Any],
+    environment: Mapping[str, Any], reference: Reference | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything. `settings` are those of the command, `environment` that of the machine."""
     counts = {name: outcome.counts[name] for name in _ALWAYS}
@@ -50,6 +51,8 @@ def result_of(
         "memory": outcome.memory.summary(),
         "faults": {"told": outcome.told, "struck": outcome.struck},
     }  # fmt: skip
+    if reference is not None:
+        result["reference"] = reference.summary()
     result["objectives"] = [objective.judge(result) for objective in objectives]
     result["warnings"] = _warnings(plan, result)
     result["ok"] = not result["interrupted"] and all(verdict["met"] for verdict in result["objectives"])
@@ -94,6 +97,8 @@ def text_of(result: Mapping[str, Any]) -> str:
             f"memory   {memory['most_bytes'] / 2**20:.1f} MiB, grew by {memory['growth_bytes'] / 2**20:+.1f} MiB"
         )
     lines += ["", *_latencies(result["latency_ns"])]
+    if "reference" in result:
+        lines += ["", _compared(result["reference"])]
     if result["objectives"]:
         lines.append("")
         lines += [
@@ -104,6 +109,15 @@ def text_of(result: Mapping[str, Any]) -> str:
     if result["interrupted"]:
         lines.append("\ninterrupted: what was started was answered, the rest was not started")
     return "\n".join(lines)
+
+
+def _compared(reference: Mapping[str, Any]) -> str:
+    found = [
+        f"{name} {ratio:.2f}x ({min(reference['rounds'][name]):.2f}-{max(reference['rounds'][name]):.2f})"
+        for name, ratio in reference["ratios"].items()
+        if ratio is not None
+    ]
+    return "beside raw C at the same rate, in turn, median of the rounds (lowest-highest): " + ", ".join(found)
 
 
 def _shown(verdict: Mapping[str, Any]) -> str:

@@ -92,6 +92,19 @@ class Outcome:
     signal: int | None = None
     verdict: Verdict | None = None
 
+    def add(self, other: Outcome) -> None:
+        """Take in another part of the same test. Memory is not added up: each part has processes of its own."""
+        self.counts.update(other.counts)
+        self.errors.update(other.errors)
+        for name, histogram in other.histograms.items():
+            self.histograms[name].add_all(histogram)
+        self.keys += [key for key in other.keys if key not in self.keys]
+        self.last_answer += other.last_answer
+        self.signal = self.signal or other.signal
+        if other.verdict is not None:
+            self.verdict = self.verdict or Verdict()
+            self.verdict.add(other.verdict)
+
     def learn(self, line: dict[str, Any]) -> None:
         """Note the keys that a process names."""
         named = line.get("keys", [line] if "public_key" in line else [])
