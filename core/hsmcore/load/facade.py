@@ -8,7 +8,6 @@ A timer of the kernel's wakes the loop for the next planned start, to the micros
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import struct
@@ -38,7 +37,8 @@ _now = time.monotonic_ns
 
 
 class _Timer:
-    """A timerfd: asyncio's own timers and libuv's are no finer than a millisecond."""
+    """A timerfd: asyncio's own timers and libuv's are no finer than a millisecond. Setting it anew also takes back that
+    it has gone off."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -51,11 +51,6 @@ class _Timer:
         """Go off at `at` nanoseconds of the monotonic clock."""
         self._when[2], self._when[3] = divmod(max(1, at), 1_000_000_000)
         self._libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, self._when, None)
-
-    def clear(self) -> None:
-        """Take note that it has gone off."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fd, 8)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -85,10 +80,13 @@ class Run:
             self._spool = Path(settings["spool"]).open("xb", buffering=1 << 20)  # noqa: SIM115 - closed with the run
         self._loop = asyncio.get_running_loop()
         self._timer = _Timer()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._number = 0
+        self._open = 0
+        """Requests that are started, or about to be, and not answered. What they wait for holds on to their tasks."""
+        self._answered = self._loop.create_future()
         self._planned = 0
         self._begin = 0
+        self._ended = False
         self._over = self._loop.create_future()
         self._fresh()
 
@@ -103,47 +101,37 @@ class Run:
         reporter = asyncio.create_task(self._report_regularly())
         stopper = asyncio.create_task(stopped.wait())
         self._loop.add_reader(self._timer.fd, self._due)
-        self._next()
+        first = next(self._plan, None)
+        if first is None:
+            self._over.set_result(None)
+        else:
+            self._planned = begin + first
+            self._timer.set(self._planned)
         await asyncio.wait({self._over, stopper}, return_when=asyncio.FIRST_COMPLETED)
         self._loop.remove_reader(self._timer.fd)
         self._timer.close()
         self._over.cancel()
-        if self._tasks:
-            _, left = await asyncio.wait(self._tasks, timeout=self._timeout + _GRACE_SECONDS)
-            self._lost = len(left)
-            for task in left:
-                task.cancel()
+        self._ended = True
+        if self._open:
+            await asyncio.wait({self._answered}, timeout=self._timeout + _GRACE_SECONDS)
+            self._lost = self._open
         reporter.cancel()
         stopper.cancel()
         if self._spool is not None:
             self._spool.close()
 
-    def _next(self) -> bool:
-        """Plan the next start; false if there is none."""
-        offset = next(self._plan, None)
-        if offset is None:
-            if not self._over.done():
-                self._over.set_result(None)
-            return False
-        self._planned = self._begin + offset
-        self._timer.set(self._planned)
-        return True
-
     def _due(self) -> None:
         """Start what is due. What is due still then has its turn after the loop has looked at everything else."""
-        self._timer.clear()
-        if self._over.done():
-            return
         plan, now = self._plan, _now()
         for _ in range(_BURST):
             if self._planned > now:
                 break
-            task = self._loop.create_task(self._one(self._number, self._planned))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._loop.create_task(self._one(self._number, self._planned))
+            self._open += 1
             self._number += 1
             offset = next(plan, None)
             if offset is None:
+                self._loop.remove_reader(self._timer.fd)
                 self._over.set_result(None)
                 return
             self._planned = self._begin + offset
@@ -168,7 +156,10 @@ class Run:
                 self._fail(error.status)
         self._corrected.add(ended - planned)
         self._uncorrected.add(ended - begun)
-        if self._spool is not None:
+        self._open -= 1
+        if self._ended and not self._open and not self._answered.done():
+            self._answered.set_result(None)
+        if self._spool is not None and not self._spool.closed:
             self._spool.write(_RECORD.pack(number, 0 if signature else _FAILED, 0, signature))
 
     def _fail(self, status: str) -> None:
