@@ -18,6 +18,7 @@ from hsmcore.cli import (
     failover,
     init,
     keys,
+    load,
     metrics,
     replicate,
     rotate,
@@ -56,6 +57,7 @@ def build(*, with_bench: bool) -> typer.Typer:
         app.command()(bench)
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
+    app.command(short_help="Load a token at a given rate, with faults, and judge how it did.")(load.load)
     app.command(short_help="List metrics; print alert rules and dashboard; scrape.")(metrics.metrics)
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
@@ -105,6 +107,7 @@ def run(arguments: list[str]) -> int:
             "boto3": "aws",
             "obstore": "backup",
             "pyotp": "rotation",
+            "hdrh": "load",
         }.get(package)
         if extra is None:
             raise
