@@ -22,7 +22,7 @@ from hsmcore.bench.failover import CASES
 from hsmcore.bench.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
 from hsmcore.bench.model import HsmToken
 from hsmcore.bench.process import child_environment
-from hsmcore.bench.report import read_json
+from hsmcore.bench.results import read_json
 from hsmcore.cli import app as cli
 
 pytestmark = [

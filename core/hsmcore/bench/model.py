@@ -5,8 +5,8 @@ Times are nanoseconds where the name says `_ns`, seconds where it says `seconds`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
@@ -25,8 +25,13 @@ Kind = Literal[
     "sign-many",  # ours: await km.sign_many
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
+    "sign-open",  # ours: await km.sign of requests that come at random, so many a second
+    "pynacl",  # a key in memory, libsodium
+    "cryptography",  # a key in memory, OpenSSL
 ]
-JSON_FORMAT = 1
+Strike = Literal["host", "token", "hang", "flapping"]
+Durability = Literal["write", "interval", "fsync"]
+JSON_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,61 @@ class Contender:
     device: str | None = None  # a name in devices.DEVICES: the token behind a device that takes its time
     members: int = 0  # of ours: so many in the primary level; 0: no failover block
     slices: float = 1.0  # its slices are so many times as long as the others'
+    message_bytes: int | None = None  # None: as the run says
+    per_second: float | None = None  # of sign-open: requests a second
+    watch_lag: bool = False  # a coroutine looks each millisecond how late the loop is
+    audit: Durability | None = None  # of ours: with an audit log that is as durable
+    series: str = ""  # the line of a picture that it belongs to
+    scenario: str = ""  # the file it comes from
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What one file in `scenarios/` says of all its contenders together."""
+
+    name: str
+    title: str  # of its part of the report; the group of its contenders
+    about: str
+    table: Literal["main", "apart"] = "apart"  # whether its rates are held against raw C on the token
+    chart: Literal["bars", "curve", "parts", "open"] = "bars"
+    x: str | None = None  # the contenders' field that a curve has on its x axis
+    sizes: str | None = None  # a curve over sessions: the device that `bench size` may take from it
+    words: list[str] = field(default_factory=list)  # other names for --only
+    rounds: int | None = None  # at most so many
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryCase:
+    """What is killed, how often, and what the killing is measured by."""
+
+    name: str
+    title: str
+    kind: str  # of the child's job
+    times: int
+    token: TokenName
+    device: str | None = None
+    isolation: Isolation = "thread"
+    sessions: int | None = None  # None: one per processor
+    in_flight: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverCase:
+    """What befalls the primary member, and how often; the secondary one is well."""
+
+    name: Strike
+    title: str
+    times: int
+    device: str
+    isolation: Isolation
+    seconds: float  # of load before and after it; of all of it for the one that comes and goes
+    quick_seconds: float
+    bound_ms: float | None  # of the longest pause
+
+    @property
+    def kind(self) -> str:
+        """Of the child's job."""
+        return f"failover-{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +140,7 @@ class Sample:
     cpu_seconds: float | None = None  # processor time that the contender's process used, all threads
     others: float = 0.0  # share of the machine that other processes and the hypervisor used meanwhile
     ceiling: float | None = None  # signatures per second that the device can make at most
+    parts_ns: Mapping[str, float] | None = None  # of ours: where the mean signature's time went, see child/ours.py
 
     @property
     def rate(self) -> float:
@@ -186,6 +247,8 @@ class Options:
     rounds: int = 15
     seconds: float = 0.25  # of each slice
     only: str | None = None  # comma-separated names or patterns
+    quick: bool = False  # without `only`: leave out what is not part of a quick run
+    files: tuple[str, ...] = ()  # more scenarios
     message_bytes: int = 200
     patience: int = 2  # how often a slice is repeated that others disturbed
     seed: int = 1  # of the order within each round
@@ -205,6 +268,7 @@ class Result:
     slice_seconds: float
     message_bytes: int
     contenders: list[Contender]
+    scenarios: list[Scenario] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     memory: Memory | None = None
     recovery: list[Break] = field(default_factory=list)
@@ -222,7 +286,22 @@ class Result:
         return rounds
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": JSON_FORMAT, **asdict(self)}
+        """Samples are columns by contender: `samples["raw"]["latency_ns.p50"][0]` belongs to `["raw"]["round"][0]`.
+        Contenders are without the fields that have their default."""
+        plain = [
+            {f.name: value for f in fields(c) if (value := getattr(c, f.name)) != f.default} for c in self.contenders
+        ]
+        return {"format": JSON_FORMAT, **asdict(self), "contenders": plain, "samples": self._columns()}
+
+    def _columns(self) -> dict[str, dict[str, list[Any]]]:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for sample in self.samples:
+            rows.setdefault(sample.contender, []).append(_flat(asdict(sample)))
+        columns = {}
+        for contender, own in rows.items():
+            keys = dict.fromkeys(key for row in own for key in row if key != "contender")
+            columns[contender] = {key: [row.get(key) for row in own] for key in keys}
+        return columns
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
@@ -231,7 +310,8 @@ class Result:
             raise ValueError(f"not a benchmark result of format {JSON_FORMAT}")
         fields = {key: value for key, value in data.items() if key != "format"}
         fields["contenders"] = [Contender(**item) for item in data["contenders"]]
-        fields["samples"] = [_sample(item) for item in data["samples"]]
+        fields["scenarios"] = [Scenario(**item) for item in data["scenarios"]]
+        fields["samples"] = [s for name, columns in data["samples"].items() for s in _samples(name, columns)]
         fields["summaries"] = [_summary(item) for item in data["summaries"]]
         fields["recovery"] = [Break(**item) for item in data.get("recovery", ())]
         fields["switches"] = [Switch(**item) for item in data.get("switches", ())]
@@ -249,14 +329,29 @@ def read_percentiles(data: Mapping[str, float] | None) -> Percentiles | None:
     return None if data is None else Percentiles(**data)
 
 
-def _sample(data: Mapping[str, Any]) -> Sample:
-    return Sample(
-        **{
-            **data,
-            "latency_ns": read_percentiles(data["latency_ns"]),
-            "lag_ns": read_percentiles(data["lag_ns"]),
-        }
-    )
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, without what is None; six figures of a measured number, because what is beyond
+    is noise, and most of a file."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in _flat(value).items()}
+        elif value is not None:
+            flat[key] = float(f"{value:.6g}") if isinstance(value, float) else value
+    return flat
+
+
+def _samples(contender: str, columns: Mapping[str, Sequence[Any]]) -> Iterator[Sample]:
+    for row in zip(*columns.values(), strict=True):
+        data: dict[str, Any] = {"latency_ns": None}
+        for key, value in zip(columns, row, strict=True):
+            outer, _, inner = key.partition(".")
+            if inner and value is not None:
+                data[outer] = (data.get(outer) or {}) | {inner: value}
+            elif not inner:
+                data[outer] = value
+        times = {key: read_percentiles(data.get(key)) for key in ("latency_ns", "lag_ns")}
+        yield Sample(contender=contender, **{**data, **times})
 
 
 def _summary(data: Mapping[str, Any]) -> Summary:

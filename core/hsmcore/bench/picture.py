@@ -8,7 +8,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from hsmcore.bench import resilience
 from hsmcore.bench.model import Contender, Result, Summary
 from hsmcore.bench.report import duration, groups
 
@@ -88,7 +87,7 @@ def _draw_rates(axes: Axes, heading: str, rows: list[Row]) -> None:
     if relative:
         axes.axvline(1.0, color=RAW, linewidth=1.0, linestyle="--", zorder=0)
         axes.set_xlim(0, 1.32 * max(1.0, *(s.ratio.high for _, s in rows if s.ratio is not None)))
-        base_name = "its reference" if heading in resilience.GROUPS else "the raw C loop"
+        base_name = "its reference" if rows[0][0].reference != "raw" else "the raw C loop"
         axes.set_xlabel(f"rate, relative to {base_name} of the same round (line: lowest to highest)", fontsize=9)
     else:
         axes.set_xscale("log")

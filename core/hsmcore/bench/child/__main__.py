@@ -9,11 +9,19 @@ from hsmcore.bench.child.protocol import Job, Replies, Signer, die_with_parent, 
 
 def open_signer(job: Job) -> Signer:
     """Only what this contender needs is imported: the others may be missing."""
-    if job.kind in ("sign", "sign-many", "cache-hit"):
+    if job.kind in ("sign", "sign-many", "sign-open", "cache-hit"):
         from hsmcore.bench.child.ours import OurSigner
 
         return OurSigner(job)
-    if job.kind in ("recovery-host", "recovery-sessions"):
+    if job.kind in ("pynacl", "cryptography"):
+        from hsmcore.bench.child.software import SoftwareSigner
+
+        return SoftwareSigner(job)
+    if job.kind == "recovery-rotation":
+        from hsmcore.bench.child.rotation import Rotating
+
+        return Rotating(job)
+    if job.kind.startswith("recovery-"):
         from hsmcore.bench.child.recovery import Recovering
 
         return Recovering(job)

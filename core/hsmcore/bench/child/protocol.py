@@ -47,6 +47,10 @@ class Job:
     control: str | None = None  # the socket of the module that injects faults
     places: list[dict[str, str]] = field(default_factory=list)  # members of levels: module, args, token, control
     state: str = ""  # where levels keep their state
+    audit: str | None = None  # durability of the audit log; None: there is none
+    audit_file: str = ""
+    per_second: float = 0.0  # of sign-open
+    rotate: bool = False  # keys may be rotated; the state is in `state`
 
     def to_json(self) -> str:
         return orjson.dumps(asdict(self)).decode()
