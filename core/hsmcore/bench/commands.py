@@ -37,6 +37,7 @@ class Commands:
     def __init__(self, options: Options, stack: ExitStack) -> None:
         self._options = options
         self._stack = stack
+        self._turn = Path(stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-"))) / "turn"
         self._twins: tuple[list[str], str, Mapping[str, str]] | None = None
         self.hsm: HsmToken | None = None
         self.access: Mapping[str, str] = {}
@@ -161,6 +162,7 @@ class Commands:
             audit_file="" if contender.audit is None else str(self._folder() / "audit.log"),
             per_second=contender.per_second or 0.0,
             rotate=rotate,
+            turn=str(self._turn) if target.module else "",
         )
 
     def _message_bytes(self, contender: Contender) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 from statistics import median
 
 from hsmcore.bench import sizing, svg
@@ -12,7 +13,6 @@ from hsmcore.bench.report import (
     bound,
     disturbance,
     duration,
-    figures,
     headline,
     met,
     precise,
@@ -33,30 +33,7 @@ X_NAMES = {
     "per_second": "requests a second",
 }
 PART_NAMES = {"loop": "event loop", "ring": "ring", "hsm": "HSM", "wake": "wake-up"}
-STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1c1e21;--soft:#5b6068;--grid:#d9dce1;--raw:#6b7079;--ours:#0a66a8;
---others:#c77700;--software:#7a5aa6;--c0:#0a66a8;--c1:#c77700;--c2:#2b8a57;--c3:#b0418f;--c4:#6b7079;--c5:#a05a2c;
---good:#1d7a45;--bad:#b3261e}
-@media (prefers-color-scheme:dark){:root{--paper:#14161a;--ink:#e6e8eb;--soft:#9aa1ab;--grid:#333841;--raw:#9aa1ab;
---ours:#58a9e8;--others:#e8a33d;--software:#b499e0;--c0:#58a9e8;--c1:#e8a33d;--c2:#5cc48d;--c3:#e07fc4;--c4:#9aa1ab;
---c5:#d08a57;--good:#5cc48d;--bad:#f2877f}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1000px;padding:24px 20px 60px;background:var(--paper);
-color:var(--ink);font:15px/1.5 system-ui,sans-serif}h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;
-margin:42px 0 4px;border-top:1px solid var(--grid);padding-top:18px}p{margin:4px 0 12px;max-width:75ch}
-.soft,figcaption{color:var(--soft);font-size:13px}nav a{margin-right:14px;white-space:nowrap}a{color:var(--ours)}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums;
-margin:8px 0 16px;min-width:60%}th,td{text-align:right;padding:3px 10px;border-bottom:1px solid var(--grid);
-white-space:nowrap}th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left;
-white-space:normal}figure{margin:10px 0}svg{width:100%;height:auto;font:13px system-ui,sans-serif;fill:var(--ink)}
-svg .small{font-size:11.5px;fill:var(--soft)}.grid{stroke:var(--grid);fill:none}.ink{stroke:var(--ink);fill:none}
-.mark{stroke:var(--raw);stroke-dasharray:4 4;fill:none}.raw{fill:var(--raw)}.ours{fill:var(--ours)}
-.others{fill:var(--others)}.software{fill:var(--software)}.c0{fill:var(--c0);stroke:var(--c0)}.c1{fill:var(--c1);
-stroke:var(--c1)}.c2{fill:var(--c2);stroke:var(--c2)}.c3{fill:var(--c3);stroke:var(--c3)}.c4{fill:var(--c4);
-stroke:var(--c4)}.c5{fill:var(--c5);stroke:var(--c5)}.line{fill:none;stroke-width:2}.yes{color:var(--good)}
-.no{color:var(--bad);font-weight:600}.warn{border-left:3px solid var(--others);padding-left:12px}
-@media print{:root{--paper:#fff;--ink:#000;--soft:#444;--grid:#bbb;--raw:#666;--ours:#0a66a8}body{max-width:none;
-padding:0;font-size:11px}nav{display:none}h2,figure,tr{break-inside:avoid}h2{break-after:avoid}}
-"""
+STYLE = Path(__file__).with_name("report.css")
 
 
 def page(result: Result) -> str:
@@ -82,7 +59,7 @@ def page(result: Result) -> str:
     body += _conditions(result)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>hsmcore benchmark, {escape(result.started[:10])}</title><style>{STYLE}</style></head>"
+        f"<title>hsmcore benchmark, {escape(result.started[:10])}</title><style>{STYLE.read_text()}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
 
@@ -152,17 +129,17 @@ def _curves(_result: Result, scenario: Scenario, rows: list[Row]) -> Iterator[st
     for contender, summary in rows:
         at = float(getattr(contender, x) or 0)
         rates.setdefault(contender.series, []).append((at, summary.rate.median))
-        for name, value in (("p50", summary.p50_ns), ("p99", summary.p99_ns)):
+        for name, value in ((contender.series, summary.p50_ns), (f"{contender.series}{svg.DASHED}", summary.p99_ns)):
             if value is not None:
-                times.setdefault(f"{contender.series}, {name}", []).append((at, value))
+                times.setdefault(name, []).append((at, value))
     name = X_NAMES[x]
     high = max(rate for own in rates.values() for _, rate in own)
     low = min(rate for own in rates.values() for _, rate in own)
     yield svg.lines(
-        rates, f"Signatures per second against {name}.", name, "signatures per second", figures, log_y=high > 30 * low
+        rates, f"Signatures per second against {name}.", name, "signatures per second", svg.plain, log_y=high > 30 * low
     )
     if times:
-        yield svg.lines(times, f"Latency against {name}.", name, "latency", duration, log_y=True)
+        yield svg.lines(times, f"Latency against {name}.", name, "latency", svg.time_tick, log_y=True)
 
 
 def _parts(result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
@@ -193,13 +170,13 @@ def _open(result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]
         )
         lines.append([contender.title, duration(measured.p50), duration(measured.p99), *cells])
         at = contender.per_second or 0.0
-        for name, value in (("p50", measured.p50), ("p99", measured.p99)):
-            series.setdefault(f"measured, {name}", []).append((at, value))
+        for name, value in (("measured", measured.p50), ("measured, p99", measured.p99)):
+            series.setdefault(name, []).append((at, value))
         if found:
-            series.setdefault("predicted, p50", []).append((at, found.p50 * 1e9))
+            series.setdefault("predicted", []).append((at, found.p50 * 1e9))
             series.setdefault("predicted, p99", []).append((at, found.p99 * 1e9))
     if series:
-        yield svg.lines(series, "Latency against requests a second.", "requests a second", "latency", duration)
+        yield svg.lines(series, "Latency against requests a second.", "requests a second", "latency", svg.time_tick)
     yield table(["", "p50", "p99", "utilisation", "predicted p50", "predicted p99"], lines)
 
 
@@ -220,18 +197,16 @@ def predictions(
 
 
 def _figures(rows: Sequence[Row]) -> str:
-    ceilings = any(summary.of_ceiling for _, summary in rows)
-    headings = ["", "signatures/s", "× reference", *(["× ceiling"] if ceilings else []), "p50", "p99", "p99.9",
-                "lag p99", "CPU"]  # fmt: skip
-    lines = []
-    for contender, summary in rows:
-        note = "" if contender.latency_of == "call" else f" (latency: {contender.latency_of})"
-        times = [summary.p50_ns, summary.p99_ns, summary.p999_ns, summary.lag_p99_ns, summary.cpu_ns]
-        lines.append(
-            [contender.title + note, ranged(summary.rate), precise(summary.ratio),
-             *([precise(summary.of_ceiling)] if ceilings else []), *map(duration, times)]
-        )  # fmt: skip
-    return table(headings, lines)
+    """A row for each contender; columns that nobody has are left out."""
+    columns: dict[str, list[str]] = {"signatures/s": [ranged(summary.rate) for _, summary in rows]}
+    columns["× reference"] = [precise(summary.ratio) for _, summary in rows]
+    columns["× ceiling"] = [precise(summary.of_ceiling) for _, summary in rows]
+    times = {"p50": "p50_ns", "p99": "p99_ns", "p99.9": "p999_ns", "lag p99": "lag_p99_ns", "CPU": "cpu_ns"}
+    columns |= {name: [duration(getattr(summary, field)) for _, summary in rows] for name, field in times.items()}
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    notes = ["" if contender.latency_of == "call" else f" (latency: {contender.latency_of})" for contender, _ in rows]
+    titles = [contender.title + note for (contender, _), note in zip(rows, notes, strict=True)]
+    return table(["", *columns], list(zip(titles, *columns.values(), strict=True)))
 
 
 def _conditions(result: Result) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""The result as a picture: rates on the left, latencies on the right, one row per contender."""
+"""The main table as a picture: rates on the left, latencies on the right, one row per contender. All else is in the
+HTML report."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from hsmcore.bench.model import Contender, Result, Summary
-from hsmcore.bench.report import duration, groups
+from hsmcore.bench.report import duration, groups, split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print.
-RAW, OURS, OTHERS = "#666666", "#0072B2", "#E69F00"
+RAW, OURS, OTHERS, SOFTWARE = "#666666", "#0072B2", "#E69F00", "#7A5AA6"
 MARKS = (("#56B4E9", "o", "p50", 1.22), ("#CC79A7", "D", "p99", 1.44), ("#D55E00", "^", "p99.9", 1.66))
 INK, GRID = "#222222", "#DDDDDD"
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
@@ -32,7 +33,7 @@ def draw(result: Result, path: Path) -> None:
 
     measured = [
         (heading, [(contender, summary) for contender, summary in rows if summary is not None])
-        for heading, rows in groups(result)
+        for heading, rows in (split(result)[0] or groups(result))
     ]
     measured = [(heading, rows) for heading, rows in measured if rows]
     if not measured:
@@ -171,6 +172,8 @@ def _prepare(axes: Axes, rows: list[Row]) -> None:
 def _colour(contender: Contender) -> str:
     if contender.kind == "raw":
         return RAW
+    if contender.kind in ("pynacl", "cryptography"):
+        return SOFTWARE
     return OTHERS if contender.kind.startswith(("pkcs11", "pykcs11")) else OURS
 
 
@@ -179,5 +182,6 @@ def _caption(result: Result) -> str:
     return (
         f"{e['processors']} × {e['processor']} · {e['python']} · {e.get('module', 'no token')} · "
         f"{result.message_bytes}-byte messages · medians of {result.rounds} interleaved slices of "
-        f"{result.slice_seconds:g} s · grey: raw C, blue: hsmcore, orange: other libraries · {result.started[:10]}"
+        f"{result.slice_seconds:g} s · grey: raw C, blue: hsmcore, orange: other libraries, violet: no HSM · "
+        f"{result.started[:10]}"
     )

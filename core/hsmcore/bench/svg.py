@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-from hsmcore.bench.report import duration, figures
+from hsmcore.bench.report import duration
 
-WIDTH = 880
-LABEL = 300  # for the names on the left
+WIDTH = 960
+LABEL = 378  # for the names on the left
 ROW = 26
 COLOURS = 6  # classes c0 .. c5
+DASHED = ", p99"
 Name = Callable[[float], str]
 
 
@@ -41,7 +42,7 @@ def bars(rows: Sequence[Bar], caption: str, *, mark: float | None = None, logari
     left, right = LABEL, WIDTH - 150
     scale = _Scale([v for r in rows for v in (r.low, r.high)] + ([mark] if mark else []), left, right, logarithmic)
     height = ROW * len(rows) + 40
-    parts = list(scale.grid(8, height - 34, figures))
+    parts = list(scale.grid(8, height - 34, plain))
     for place, row in enumerate(rows):
         y = 10 + ROW * place
         parts.append(_text(left - 10, y + 15, row.label, "end"))
@@ -59,20 +60,23 @@ def bars(rows: Sequence[Bar], caption: str, *, mark: float | None = None, logari
 
 
 def lines(series: Series, caption: str, x_name: str, y_name: str, y_tick: Name, *, log_y: bool = False) -> str:
-    """Lines over a logarithmic x axis."""
-    left, right, top, bottom = 84, WIDTH - 230, 26, 250
+    """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians."""
+    left, right, top, bottom = 84, WIDTH - 250, 26, 250
     points = [point for own in series.values() for point in own]
     xs = _Scale([x for x, _ in points], left, right, True)
     ys = _Scale([y for _, y in points], bottom, top, log_y)
     parts = [*ys.rows(left, right, y_tick), *xs.columns(top, bottom, [x for x, _ in points])]
     parts += [_text(left, 14, y_name), _text(right, bottom + 34, x_name, "end")]
+    kin = list(dict.fromkeys(name.removesuffix(DASHED) for name in series))
     for number, (name, own) in enumerate(series.items()):
-        colour = f"c{number % COLOURS}"
+        colour = f"c{kin.index(name.removesuffix(DASHED)) % COLOURS}"
+        dashed = " dashed" if name.endswith(DASHED) else ""
         path = "L".join(f"{xs(x):.1f} {ys(y):.1f}" for x, y in own)
-        parts.append(f'<path class="{colour} line" d="M{path}"/>')
+        parts.append(f'<path class="{colour} line{dashed}" d="M{path}"/>')
         parts += [f'<circle class="{colour}" cx="{xs(x):.1f}" cy="{ys(y):.1f}" r="3.5"/>' for x, y in own]
-        parts.append(f'<rect class="{colour}" x="{right + 22}" y="{top + 22 * number}" width="14" height="10"/>')
-        parts.append(_text(right + 42, top + 10 + 22 * number, name))
+        y = top + 6 + 22 * number
+        parts.append(f'<path class="{colour} line{dashed}" d="M{right + 16} {y}h24"/>')
+        parts.append(_text(right + 46, y + 4, name))
     return _svg(bottom + 42, parts, caption)
 
 
@@ -96,6 +100,15 @@ def stacks(rows: Sequence[Stack], caption: str) -> str:
             edge += wide
         parts.append(_text(right + 8, y + 15, row.note))
     return _svg(30 + ROW * len(rows), parts, caption)
+
+
+def plain(value: float) -> str:
+    return f"{value:,g}" if value < 1e6 else f"{value / 1e6:g} M"
+
+
+def time_tick(ns: float) -> str:
+    unit, size = next(((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)) if ns >= s), ("ns", 1.0))
+    return f"{ns / size:g} {unit}" if ns else "0"
 
 
 class _Scale:

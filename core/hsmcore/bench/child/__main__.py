@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hsmcore.bench.child.protocol import Job, Replies, Signer, die_with_parent, serve
+from hsmcore.bench.child.protocol import Job, Replies, Signer, die_with_parent, one_at_a_time, serve
 
 
 def open_signer(job: Job) -> Signer:
@@ -46,7 +46,9 @@ def main() -> int:
     die_with_parent()
     replies = Replies()
     try:
-        signer = open_signer(Job.from_json(sys.argv[1]))
+        job = Job.from_json(sys.argv[1])
+        with one_at_a_time(job.turn):
+            signer = open_signer(job)
     except ImportError as error:
         replies.send({"missing": str(error)})
         return 1
