@@ -180,8 +180,11 @@ def read(path: Path) -> Entry:
     try:
         return Entry(path.stem, ScenarioFile.model_validate(document))
     except ValidationError as error:
-        problems = [f"{_place(document, e['loc'])}: {_problem(e)}" for e in error.errors()]
-        raise ValueError(f"{path}: {'; '.join(dict.fromkeys(problems))}") from None
+        problems: dict[str, list[str]] = {}
+        for fault in error.errors():
+            problems.setdefault(_place(document, fault["loc"]), []).append(_problem(fault))
+        told = [f"{place}: {', or '.join(dict.fromkeys(own))}" for place, own in problems.items()]
+        raise ValueError(f"{path}: {'; '.join(told)}") from None
 
 
 @cache
@@ -246,4 +249,4 @@ def _problem(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "no such field"
     text: str = error["msg"]
-    return text.removeprefix("Value error, ")
+    return text.removeprefix("Value error, ").replace("Input should", "should")

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from hsmcore.bench.model import Contender, Result, Sample
 from hsmcore.bench.stats import Round, percentile, usable
 
-RESAMPLES: Final = 2_000
+RESAMPLES: Final = 1_000
 CONFIDENCE: Final = 0.99  # of each line: in a table of a hundred lines, about one in a hundred is wrong
 LEAST_ROUNDS: Final = 5
 LEAST_CHANGE: Final = 0.01  # slices of one run differ from those of the next by about as much for no reason
@@ -132,12 +132,17 @@ def interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, fl
     dice = random.Random(len(before) * 1_000 + len(after))
     changes = []
     for _ in range(RESAMPLES):
-        base = median(dice.choices(before, k=len(before)))
+        base = _middle(sorted(dice.choices(before, k=len(before))))
         if base:
-            changes.append(median(dice.choices(after, k=len(after))) / base - 1.0)
+            changes.append(_middle(sorted(dice.choices(after, k=len(after)))) / base - 1.0)
     changes.sort()
     tail = (1.0 - CONFIDENCE) / 2
     return percentile(changes, tail), percentile(changes, 1.0 - tail)
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def _call(low: float, high: float, change: float, *, more_is_better: bool) -> Call:

@@ -160,8 +160,10 @@ def size(
         )
     for members in range(1, MOST_MEMBERS + 1):
         for sessions in range(1, curve.most_sessions + 1):
+            if rate / members > utilisation * curve.rate(sessions):
+                continue
             found = forecast(curve, sessions, rate / members)
-            if found is None or found.utilisation > utilisation or found.p99 > p99:
+            if found is None or found.p99 > p99:
                 continue
             expected = forecast(curve, sessions, rate / (members + spare))
             assert expected is not None

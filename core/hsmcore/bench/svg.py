@@ -159,7 +159,7 @@ class _Scale:
 def _step(most: float) -> float:
     """A round distance of ticks, so that there are four to ten of them."""
     size = 10.0 ** floor(log10(most))
-    return next(size * part for part in (0.1, 0.2, 0.25, 0.5, 1.0) if most / (size * part) <= 8)
+    return next(size * part for part in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if most / (size * part) <= 8)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
