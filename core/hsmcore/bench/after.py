@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from hsmcore.bench import sizing
 from hsmcore.bench.compare import CONFIDENCE, Comparison, Line, compare
@@ -17,7 +15,7 @@ from hsmcore.bench.model import Result
 from hsmcore.bench.readme import table, write
 from hsmcore.bench.report import duration, figures
 from hsmcore.bench.results import newest, read_json
-from hsmcore.cli.output import FAILED, BadUsage, print_fields, print_json
+from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ResultsOption = Annotated[
@@ -57,24 +55,21 @@ def compare_runs(
 
 
 def _print_comparison(found: Comparison, *, everything: bool) -> None:
-    console = Console()
     for key, (one, other) in found.machine.items():
-        console.print(f"other {key}: {one} → {other}; rates and times are not judged", style="yellow", markup=False)
-    shown = [line for line in found.lines if everything or line.call in ("better", "worse")]
+        print(f"other {key}: {one} → {other}; rates and times are not judged")
+    judged = [line for line in found.lines if line.call in ("better", "worse")]
+    shown = found.lines if everything else judged
     if shown:
-        grid = Table(title=f"{found.before} → {found.after}", title_justify="left")
-        for heading in ("name", "figure", "before", "after", f"change ({CONFIDENCE:.0%} interval)", "verdict"):
-            grid.add_column(heading, no_wrap=heading != "verdict")
-        for line in shown:
-            colour = {"better": "green", "worse": "red"}.get(line.call, "dim")
-            cells = (line.contender, line.figure, _value(line, line.before), _value(line, line.after), _change(line))
-            grid.add_row(*cells, f"[{colour}]{line.verdict}[/]")
-        console.print(grid)
-    others = len(found.lines) - len([line for line in found.lines if line.call in ("better", "worse")])
-    console.print(f"{others} of {len(found.lines)} figures: no difference that these runs could show", markup=False)
+        print(f"{found.before} → {found.after}\n")
+        header = ("name", "figure", "before", "after", f"change ({CONFIDENCE:.0%} interval)", "verdict")
+        rows = [(s.contender, s.figure, _value(s, s.before), _value(s, s.after), _change(s), s.verdict) for s in shown]
+        print_table(header, rows)
+        print()
+    others = len(found.lines) - len(judged)
+    print(f"{others} of {len(found.lines)} figures: no difference that these runs could show")
     for names, which in ((found.only_before, "first"), (found.only_after, "second")):
         if names:
-            console.print(f"only in the {which} run: {', '.join(names)}", style="dim", markup=False)
+            print(f"only in the {which} run: {', '.join(names)}")
 
 
 def _value(line: Line, value: float) -> str:
@@ -116,9 +111,21 @@ def size_pool(
             curves[device], rate, seconds, spare=spare, utilisation=utilisation, loop=sizing.loop_rate(result)
         )
     except sizing.NotPossibleError as error:
-        raise BadUsage(f"{error}; ask for less, or choose another --device") from None
+        if as_json:
+            print_json({"possible": False, "reason": str(error), "rate": rate, "p99Target": seconds})
+        note(f"hsmcore: {error}\n  next: ask for less, or choose another --device")
+        raise typer.Exit(FAILED) from None
     if as_json:
-        print_json({**asdict(found), "rate": rate, "p99Target": seconds, "model": sizing.MODEL, "results": str(path)})
+        print_json(
+            {
+                "possible": True,
+                **asdict(found),
+                "rate": rate,
+                "p99Target": seconds,
+                "model": sizing.MODEL,
+                "results": str(path),
+            }
+        )
         return
     members = f"{found.members}" + (f" ({found.spare} of them may be gone)" if found.spare else "")
     print_fields(

@@ -34,7 +34,6 @@ FULL = (15, 0.25, 2, None)
 
 app = typer.Typer(
     name="bench",
-    help="Measure signing beside raw C and other libraries.",
     short_help="Measure signing beside raw C and other libraries.",
     rich_markup_mode=None,
 )
