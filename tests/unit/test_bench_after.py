@@ -14,6 +14,17 @@ from hsmcore.cli import app as cli
 RESULTS = newest(ROOT / KEPT)[0]
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Some contenders of it."""
+    result = read_json(RESULTS)
+    names = {c.name for c in result.contenders if c.scenario in ("signing", "noop")}
+    result.samples = [sample for sample in result.samples if sample.contender in names]
+    path = tmp_path_factory.mktemp("results") / "few.json"
+    path.write_bytes(to_json(result))
+    return path
+
+
 @pytest.fixture
 def invoke(capsys):
     def invoke(*arguments):
@@ -59,22 +70,22 @@ def test_size_refuses_what_it_cannot_read(arguments, reason, invoke):
     assert (done.code, reason in " ".join(done.err.split())) == (2, True)
 
 
-def test_a_run_is_no_better_than_itself(invoke):
-    done = invoke("compare", RESULTS, RESULTS, "--json", "--check")
+def test_a_run_is_no_better_than_itself(invoke, few):
+    done = invoke("compare", few, few, "--json", "--check")
     assert done.code == 0
     found = json.loads(done.out)
     assert {line["call"] for line in found["lines"]} <= {"none", "too few rounds"}
     assert found["only_before"] == found["only_after"] == []
 
 
-def test_what_became_slower_is_exit_code_1(invoke, tmp_path):
-    result = read_json(RESULTS)
+def test_what_became_slower_is_exit_code_1(invoke, few, tmp_path):
+    result = read_json(few)
     slower = tmp_path / "slower.json"
     for sample in result.samples:
         if sample.contender == "noop-256":
             object.__setattr__(sample, "signatures", sample.signatures // 50)
     slower.write_bytes(to_json(result))
-    done = invoke("compare", RESULTS, slower, "--check")
+    done = invoke("compare", few, slower, "--check")
     assert (done.code, "slower" in done.out, "noop-256" in done.out) == (1, True, True)
 
 

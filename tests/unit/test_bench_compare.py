@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hsmcore.bench.compare import LEAST_ROUNDS, NO_DIFFERENCE, compare, interval
-from hsmcore.bench.model import Contender, Percentiles, Result, Sample
+from hsmcore.bench.model import Contender, Percentiles, Sample
+from hsmcore.bench.result import Result
 
 RAW = Contender("raw", "raw C loop", "raw", "g", None)
 OURS = Contender("ours", "hsmcore", "sign", "g", "raw")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hsmcore.bench.catalogue import entries
 from hsmcore.bench.contenders import MEMORY, contenders, select
-from hsmcore.bench.model import Break, Memory, Percentiles, Result, Sample, Spread
+from hsmcore.bench.model import Break, Memory, Percentiles, Sample, Spread
 from hsmcore.bench.report import (
     duration,
     figures,
@@ -21,6 +21,7 @@ from hsmcore.bench.report import (
     ranged,
 )
 from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.result import Result
 from hsmcore.bench.results import read_json, to_json
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import judge

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hsmcore.bench.contenders import MEMORY, blocks, contenders, events, select
 from hsmcore.bench.environment import ProcessorTimes
 from hsmcore.bench.failover import FAILOVER
-from hsmcore.bench.model import Contender, Memory, Percentiles, Result, Sample
+from hsmcore.bench.model import Contender, Memory, Percentiles, Sample
 from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import percentile, percentiles, spread, usable
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import TARGETS, judge

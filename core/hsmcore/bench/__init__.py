@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsmcore.bench.model import HsmToken, Options, Result
+    from hsmcore.bench.model import HsmToken, Options
+    from hsmcore.bench.result import Result
     from hsmcore.bench.runner import Progress, run
 
 __all__ = ["HsmToken", "Options", "Progress", "Result", "run"]
@@ -21,7 +22,11 @@ def __getattr__(name: str) -> Any:
         from hsmcore.bench import runner
 
         return getattr(runner, name)
-    if name in ("HsmToken", "Options", "Result"):
+    if name == "Result":
+        from hsmcore.bench.result import Result
+
+        return Result
+    if name in ("HsmToken", "Options"):
         from hsmcore.bench import model
 
         return getattr(model, name)

@@ -11,9 +11,9 @@ import typer
 
 from hsmcore.bench import sizing
 from hsmcore.bench.compare import CONFIDENCE, Comparison, Line, compare
-from hsmcore.bench.model import Result
 from hsmcore.bench.readme import table, write
 from hsmcore.bench.report import duration, figures
+from hsmcore.bench.result import Result
 from hsmcore.bench.results import newest, read_json
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
 

@@ -19,10 +19,11 @@ from rich.progress import Progress as Bar
 from hsmcore.bench import after, environment, locate
 from hsmcore.bench.catalogue import entries, expand
 from hsmcore.bench.failover import CASES
-from hsmcore.bench.model import Algorithm, HsmToken, Options, Result
+from hsmcore.bench.model import Algorithm, HsmToken, Options
 from hsmcore.bench.process import ChildError
 from hsmcore.bench.report import markdown, print_result
 from hsmcore.bench.resilience import RECOVERY_CASES
+from hsmcore.bench.result import Result
 from hsmcore.bench.results import to_json
 from hsmcore.bench.runner import Progress, run
 from hsmcore.cli.output import FAILED, BadUsage

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
-from hsmcore.bench.model import Contender, Result, Sample
+from hsmcore.bench.model import Contender, Sample
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import Round, percentile, usable
 
 RESAMPLES: Final = 1_000

@@ -10,9 +10,10 @@ from hsmcore.bench.commands import Commands
 from hsmcore.bench.contenders import MEMORY
 from hsmcore.bench.environment import ProcessorTimes
 from hsmcore.bench.failover import CASES, FAILOVER, SERVERS
-from hsmcore.bench.model import Break, Contender, FailoverCase, Memory, Options, RecoveryCase, Result, Switch
+from hsmcore.bench.model import Break, Contender, FailoverCase, Memory, Options, RecoveryCase, Switch
 from hsmcore.bench.process import Child, ChildError, MissingError
 from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import DISTURBED
 
 MEMORY_TIMEOUT_SECONDS = 300.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from hsmcore.bench import sizing, svg
-from hsmcore.bench.model import Contender, Percentiles, Result, Sample, Scenario, Summary, Verdict
+from hsmcore.bench.model import Contender, Percentiles, Sample, Scenario, Summary, Verdict
 from hsmcore.bench.report import (
     bound,
     disturbance,
@@ -21,6 +21,7 @@ from hsmcore.bench.report import (
     recovery_rows,
     switch_rows,
 )
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import usable
 
 Row = tuple[Contender, Summary]

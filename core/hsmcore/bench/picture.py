@@ -9,8 +9,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from hsmcore.bench.model import Contender, Result, Summary
+from hsmcore.bench.model import Contender, Summary
 from hsmcore.bench.report import duration, groups, split
+from hsmcore.bench.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

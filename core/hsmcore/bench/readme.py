@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from hsmcore.bench.model import Result
 from hsmcore.bench.report import markdown
+from hsmcore.bench.result import Result
 
 BEGIN: Final = "<!-- bench:begin -->"
 END: Final = "<!-- bench:end -->"

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hsmcore.bench import failover, resilience
-from hsmcore.bench.model import Contender, Result, Spread, Summary, Verdict
+from hsmcore.bench.model import Contender, Spread, Summary, Verdict
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import DISTURBED, spread, usable_breaks
 
 HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member")

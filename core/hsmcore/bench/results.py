@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from hsmcore.bench.model import Result
+from hsmcore.bench.result import Result
 
 KEPT: Final = Path("bench/results")
 

@@ -24,9 +24,10 @@ from hsmcore.bench.contenders import MEMORY, blocks, contenders, events, select
 from hsmcore.bench.environment import ProcessorTimes
 from hsmcore.bench.events import measure_failover, measure_memory, measure_recovery, steps
 from hsmcore.bench.failover import FAILOVER
-from hsmcore.bench.model import Contender, Options, Result, Sample, read_percentiles
+from hsmcore.bench.model import Contender, Options, Sample
 from hsmcore.bench.process import Child, ChildError, MissingError
 from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.result import Result, read_percentiles
 from hsmcore.bench.softtoken import temporary_token
 from hsmcore.bench.stats import DISTURBED
 from hsmcore.bench.summary import summarise

@@ -16,7 +16,7 @@ from math import exp, log
 from statistics import NormalDist, median
 from typing import Final
 
-from hsmcore.bench.model import Result
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import usable
 
 MOST_MEMBERS: Final = 64
