@@ -84,11 +84,20 @@ def test_raw_signs_with_ecdsa():
 def test_ours_takes_part():
     result = run(
         Options(
-            patience=0, rounds=1, seconds=0.1, only="raw-1,sign-1,sign-64,sign-64-lag,many,sign-p256,sign-secp256k1"
+            patience=0,
+            rounds=1,
+            seconds=0.1,
+            only="raw-1,sign-1,sign-64,sign-64-lag,many,sign-p256,sign-secp256k1,audit-fsync,batch-4,open-960",
         )
     )
     assert result.failed == {}
     assert {"sign-1", "sign-64", "many-256", "sign-p256", "sign-secp256k1"} <= {s.contender for s in result.samples}
+    found = {sample.contender: sample for sample in result.samples}
+    assert {"audit-fsync", "audit-none", "batch-4", "open-960"} <= found.keys()
+    parts = found["sign-1"].parts_ns
+    assert parts.keys() == {"loop", "ring", "hsm", "wake"}
+    assert min(parts.values()) >= 0
+    assert parts["hsm"] > parts["ring"], "with one in flight a worker is always there"
     verdicts = {verdict.name: verdict for verdict in result.targets}
     assert verdicts["sign-64-rate"].value is not None
     assert verdicts["loop-lag"].value is not None

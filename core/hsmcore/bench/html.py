@@ -33,6 +33,7 @@ X_NAMES = {
     "members": "members",
     "per_second": "requests a second",
 }
+CURVE_COLOURS = {"ours": "c0", "others": "c1", "raw": "c4", "software": "c3"}
 PART_NAMES = {"loop": "event loop", "ring": "ring", "hsm": "HSM", "wake": "wake-up"}
 STYLE = Path(__file__).with_name("report.css")
 
@@ -133,14 +134,23 @@ def _curves(_result: Result, scenario: Scenario, rows: list[Row]) -> Iterator[st
         for name, value in ((contender.series, summary.p50_ns), (f"{contender.series}{svg.DASHED}", summary.p99_ns)):
             if value is not None:
                 times.setdefault(name, []).append((at, value))
+    colours = {c.series: CURVE_COLOURS[colour(c)] for c, _ in rows}
+    if len(set(colours.values())) < len(colours):
+        colours = {}
     name = X_NAMES[x]
     high = max(rate for own in rates.values() for _, rate in own)
     low = min(rate for own in rates.values() for _, rate in own)
     yield svg.lines(
-        rates, f"Signatures per second against {name}.", name, "signatures per second", svg.plain, log_y=high > 30 * low
+        rates,
+        f"Signatures per second against {name}.",
+        name,
+        "signatures per second",
+        svg.plain,
+        log_y=high > 30 * low,
+        colours=colours,
     )
     if times:
-        yield svg.lines(times, f"Latency against {name}.", name, "latency", svg.time_tick, log_y=True)
+        yield svg.lines(times, f"Latency against {name}.", name, "latency", svg.time_tick, log_y=True, colours=colours)
 
 
 def _parts(result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
+from types import MappingProxyType
 
 from hsmcore.bench.report import duration
 
@@ -59,8 +60,18 @@ def bars(rows: Sequence[Bar], caption: str, *, mark: float | None = None, logari
     return _svg(height, parts, caption)
 
 
-def lines(series: Series, caption: str, x_name: str, y_name: str, y_tick: Name, *, log_y: bool = False) -> str:
-    """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians."""
+def lines(
+    series: Series,
+    caption: str,
+    x_name: str,
+    y_name: str,
+    y_tick: Name,
+    *,
+    log_y: bool = False,
+    colours: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians. Who is
+    not in `colours` gets the next one."""
     left, right, top, bottom = 84, WIDTH - 250, 26, 250
     points = [point for own in series.values() for point in own]
     xs = _Scale([x for x, _ in points], left, right, True)
@@ -69,7 +80,8 @@ def lines(series: Series, caption: str, x_name: str, y_name: str, y_tick: Name, 
     parts += [_text(left, 14, y_name), _text(right, bottom + 34, x_name, "end")]
     kin = list(dict.fromkeys(name.removesuffix(DASHED) for name in series))
     for number, (name, own) in enumerate(series.items()):
-        colour = f"c{kin.index(name.removesuffix(DASHED)) % COLOURS}"
+        base = name.removesuffix(DASHED)
+        colour = colours.get(base, f"c{kin.index(base) % COLOURS}")
         dashed = " dashed" if name.endswith(DASHED) else ""
         path = "L".join(f"{xs(x):.1f} {ys(y):.1f}" for x, y in own)
         parts.append(f'<path class="{colour} line{dashed}" d="M{path}"/>')
