@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench micro guard guard-update soak schedules failover-long audit-long native-test sanitize-test clean FORCE
+.PHONY: help run test check check-deep build bench reference micro guard guard-update soak schedules failover-long audit-long native-test sanitize-test clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -13,7 +13,7 @@ ARGS ?=
 
 BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bindings -type f)
-C_FILES := $(shell find native tests/native tests/fuzz bench/guard -name '*.[ch]')
+C_FILES := $(shell find native tests/native tests/fuzz tests/reference bench/guard -name '*.[ch]')
 JOBS := $(shell nproc)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
@@ -63,6 +63,9 @@ guard-update: build/guard/hot_path ## Put the instructions of the hot path on re
 build/guard/hot_path: .venv/.setup-test FORCE
 	$(CONFIGURE) build/guard -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	cmake --build build/guard --target hot_path
+
+reference: .venv/.setup-test .venv/.built ## Hold the raw C loop against a second one: make reference ARGS='--rounds 40'
+	$(BIN)/python -m tests.reference.check $(ARGS)
 
 soak: .venv/.setup-test .venv/.built ## Sign for long in every way there is: make soak ARGS='--seconds 600 --isolation process --chaos'
 	$(BIN)/python -m tests.soak.soak $(ARGS)

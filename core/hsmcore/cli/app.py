@@ -52,9 +52,9 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="Verify a signature in software.")(signing.verify)
     app.command(short_help="Run an example sequencer on Solana's own runtime.")(demo.demo)
     if with_bench:
-        from hsmcore.bench.cli import bench
+        from hsmcore.bench.cli import app as bench
 
-        app.command()(bench)
+        app.add_typer(bench)
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
     app.command(short_help="Load a token at a given rate, with faults, and judge how it did.")(load.load)
