@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench soak schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
+.PHONY: help run test check check-deep build bench reference micro guard guard-update soak schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -13,7 +13,7 @@ ARGS ?=
 
 BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bindings -type f)
-C_FILES := $(shell find native tests/native tests/fuzz -name '*.[ch]')
+C_FILES := $(shell find native tests/native tests/fuzz tests/reference bench/guard -name '*.[ch]')
 JOBS := $(shell nproc)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
@@ -35,9 +35,9 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
-	printf '%s\0' native/src/*.c native/host/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
+	printf '%s\0' native/src/*.c native/host/*.c native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
-check-deep: sanitize-test ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
+check-deep: sanitize-test guard ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m pytest tests/browser/console_at_length.py --timeout 600
 	$(CONFIGURE) build/tsan -DHSMC_SANITIZE=thread
@@ -51,6 +51,22 @@ build: .venv/.built ## Build the extension and the tools in place
 
 bench: .venv/.setup-test .venv/.built ## Run the benchmark suite
 	$(BIN)/hsmcore bench $(ARGS)
+
+micro: .venv/.setup-test .venv/.built ## Micro-benchmarks: make micro ARGS='--benchmark-autosave --benchmark-compare'
+	$(BIN)/python -m pytest bench/micro --benchmark-group-by=group --benchmark-columns=median,iqr,ops $(ARGS)
+
+guard: build/guard/hot_path ## Count the instructions of the hot path and compare them with those on record
+	$(BIN)/python -m bench.guard.guard --program $< $(ARGS)
+
+guard-update: build/guard/hot_path ## Put the instructions of the hot path on record
+	$(BIN)/python -m bench.guard.guard --program $< --update
+
+build/guard/hot_path: .venv/.setup-test FORCE
+	$(CONFIGURE) build/guard -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	cmake --build build/guard --target hot_path
+
+reference: .venv/.setup-test .venv/.built ## Hold the raw C loop against a second one: make reference ARGS='--rounds 40'
+	$(BIN)/python -m tests.reference.check $(ARGS)
 
 soak: .venv/.setup-test .venv/.built ## Sign for long in every way there is: make soak ARGS='--seconds 600 --isolation process --chaos'
 	$(BIN)/python -m tests.soak.soak $(ARGS)

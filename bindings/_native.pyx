@@ -36,13 +36,36 @@ from hsmcore.errors import (
     error_of,
 )
 
+cdef extern from *:
+    int __builtin_clzll(unsigned long long) nogil
+
 cdef double NS = 1e9
+# hist.c's times end below 2^40 ns.
+cdef uint32_t OCTAVES = 42
 # Callers may be answered this much after their deadline; it bounds how often deadlines are looked at.
 cdef double SWEEP_INTERVAL = 0.005
 
 
 cdef str _text(const char *text):
     return text.decode("utf-8", "replace")
+
+
+cdef list _buckets(const uint64_t *counts):
+    """A histogram as [(upper bound in ns, count)], without what is empty."""
+    cdef uint32_t i
+    return [(hsm_histogram_upper(i), counts[i]) for i in range(HSM_HISTOGRAM_BUCKETS) if counts[i]]
+
+
+cdef list _octaves(const uint64_t *counts):
+    """The same by the bit length of the time in ns: place n counts those below 2^n that the place before does not."""
+    cdef uint64_t found[65]
+    cdef uint32_t i
+    for i in range(65):
+        found[i] = 0
+    for i in range(HSM_HISTOGRAM_BUCKETS):
+        if counts[i]:
+            found[64 - __builtin_clzll(hsm_histogram_upper(i)) if i else 0] += counts[i]
+    return [found[i] for i in range(OCTAVES)]
 
 
 cdef object _raised(const hsm_error *error, object member):

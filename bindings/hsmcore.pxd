@@ -186,13 +186,20 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t wrong
         uint64_t wakes
         uint64_t recoveries[11]
+        uint64_t failed[11]
         uint32_t workers
         uint32_t busy
         uint32_t stuck
         uint32_t down
         uint32_t queued
+        uint64_t oldest_queued_ns
+        uint64_t oldest_call_ns
+        uint64_t hsm_sum_ns
+        uint64_t queue_sum_ns
+        uint64_t verify_sum_ns
         uint64_t hsm_ns[640]
         uint64_t queue_ns[640]
+        uint64_t verify_ns[640]
 
     uint32_t hsm_client_recover(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
@@ -280,6 +287,12 @@ cdef extern from "hsmcore/journal.h" nogil:
         const char *result
         const char *error
 
+    ctypedef struct hsm_journal_stats:
+        uint64_t oldest_ns
+        uint64_t commit_sum_ns
+        uint64_t commit_ns[640]
+
+    void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats)
     hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal, hsm_error *error)
     uint64_t hsm_journal_close(hsm_journal *journal)
     int hsm_journal_fd(const hsm_journal *journal)

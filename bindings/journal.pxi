@@ -143,6 +143,14 @@ cdef class Journal:
         self._check()
         return hsm_journal_pending(self._journal)
 
+    def stats(self):
+        """How long keeping takes: commit_octaves of groups (see Engine.stats), commit_sum_ns, oldest_ns. Any thread."""
+        cdef hsm_journal_stats stats
+        self._check()
+        hsm_journal_stats_read(self._journal, &stats)
+        return {"oldest_ns": stats.oldest_ns, "commit_sum_ns": stats.commit_sum_ns,
+                "commit_octaves": _octaves(stats.commit_ns)}
+
     cdef int _check(self) except -1:
         if self._journal == NULL:
             raise ValueError("the journal is closed")

@@ -653,7 +653,8 @@ cdef class Requests(Recorder):
     # ---- what it has done ----
 
     def stats(self):
-        """Counters, and the histograms of time inside the module and in the queue as [(upper bound in ns, count)]."""
+        """Counters, and the histograms of time inside the module, in the queue and verifying as [(upper bound in ns,
+        count)], and once more by octaves: place n counts what is below 2^n ns and not below 2^(n-1). Any thread."""
         cdef hsm_stats native
         cdef uint32_t i
         if self._client == NULL:
@@ -668,6 +669,7 @@ cdef class Requests(Recorder):
             "wakes": native.wakes,
             "recoveries": {_text(hsm_class_name(<hsm_class>i)): native.recoveries[i]
                            for i in range(11) if native.recoveries[i]},
+            "failed": {_text(hsm_class_name(<hsm_class>i)): native.failed[i] for i in range(1, 11)},
             "workers": native.workers,
             "busy": native.busy,
             "stuck": native.stuck,
@@ -675,10 +677,17 @@ cdef class Requests(Recorder):
             "queued": native.queued,
             "in_flight": self._in_flight,
             "waiting": len(self._queue),
-            "hsm_ns": [(hsm_histogram_upper(i), native.hsm_ns[i])
-                       for i in range(HSM_HISTOGRAM_BUCKETS) if native.hsm_ns[i]],
-            "queue_ns": [(hsm_histogram_upper(i), native.queue_ns[i])
-                         for i in range(HSM_HISTOGRAM_BUCKETS) if native.queue_ns[i]],
+            "oldest_queued_ns": native.oldest_queued_ns,
+            "oldest_call_ns": native.oldest_call_ns,
+            "hsm_sum_ns": native.hsm_sum_ns,
+            "queue_sum_ns": native.queue_sum_ns,
+            "verify_sum_ns": native.verify_sum_ns,
+            "hsm_ns": _buckets(native.hsm_ns),
+            "queue_ns": _buckets(native.queue_ns),
+            "verify_ns": _buckets(native.verify_ns),
+            "hsm_octaves": _octaves(native.hsm_ns),
+            "queue_octaves": _octaves(native.queue_ns),
+            "verify_octaves": _octaves(native.verify_ns),
         }
 
     def cache_stats(self):

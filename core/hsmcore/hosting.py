@@ -64,6 +64,10 @@ class Warden:
         self._restarting: asyncio.Task[None] | None = None
         self._attempts: deque[float] = deque()
         self.restarts = 0
+        self.refusal: HsmError | None = None
+        """Why the host process was given up: the token refused the login."""
+        self.refused: Callable[[HsmError], None] = lambda _error: None
+        """Told of that."""
         self.lost: Callable[[], None] = lambda: None
         """Told whenever the host process has ended, in the event loop, before it is started again."""
 
@@ -165,6 +169,8 @@ class Warden:
                 if error.error_class == "AUTH_FATAL":
                     self._set_down(True)
                     get_logger().error("member down for good: the login was refused", member=self._name)
+                    self.refusal = error.with_traceback(None)
+                    self.refused(error)
                     return
             else:
                 break

@@ -49,13 +49,23 @@ def _clean(value: object) -> object:
     return value
 
 
+def add_trace(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor that adds `trace_id` and `span_id` inside an OpenTelemetry span, if that is used at all."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is not None:
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return event
+
+
 def get_logger(**bound: Any) -> Any:
     """A structlog logger named "hsmcore" with `bound` key names. Take it when you log, not at import: what it does
     depends on how logging is configured at that moment. Any thread."""
     if structlog.is_configured():
         return structlog.wrap_logger(
             None,
-            processors=[drop_secrets, *structlog.get_config()["processors"]],
+            processors=[add_trace, drop_secrets, *structlog.get_config()["processors"]],
             logger_factory_args=["hsmcore"],
             **bound,
         )
@@ -64,6 +74,7 @@ def get_logger(**bound: Any) -> Any:
         wrapper_class=structlog.stdlib.BoundLogger,
         processors=[
             structlog.stdlib.filter_by_level,
+            add_trace,
             drop_secrets,
             structlog.processors.format_exc_info,
             structlog.processors.KeyValueRenderer(key_order=["event"]),

@@ -22,8 +22,10 @@ from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.lifecycle import Lifecycle
 from hsmcore.members import Member, cache_summary, make_member
 from hsmcore.observe import Observable
+from hsmcore.parts import Parts
 from hsmcore.receipt import Receipt
 from hsmcore.recording import Recorder
+from hsmcore.tracing import instrument
 from hsmcore.upkeep import Upkeep
 from hsmcore.verification import VerifierPool
 
@@ -85,6 +87,7 @@ class KeyManager(KeyOperations, Observable):
         await self._life.close()
 
     async def _open(self) -> None:
+        instrument(self)
         if self._refused is not None:
             raise type(self._refused)(
                 "an earlier initialize() was refused; another attempt could lock the PIN",
@@ -339,6 +342,13 @@ class KeyManager(KeyOperations, Observable):
         if self._failover is not None:
             return {seat.name: seat.signing.stats() for seat in self._failover.running()}
         return {member.name: member.engine.stats()}
+
+    def parts(self) -> Parts:
+        """What it is made of now, for monitoring; see hsmcore.metrics. Any thread."""
+        key = self._key if self._failover is None else self._failover.router.version
+        rotation = None if self._upkeep is None else self._upkeep.rotation
+        is_open = self._life.state == "open"
+        return Parts(self.config, is_open, self._member, self._failover, rotation, self.audit, key)
 
     # ---- inside ----
 

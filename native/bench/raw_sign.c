@@ -361,6 +361,24 @@ static struct options parse(int argc, char **argv) {
     return o;
 }
 
+/* A blank-padded field of the module, without what JSON would have to escape. */
+static void print_field(const CK_UTF8CHAR *field, size_t size) {
+    while (size > 0 && field[size - 1] == ' ')
+        size--;
+    for (size_t i = 0; i < size; i++)
+        putchar(field[i] < ' ' || field[i] > '~' || field[i] == '"' || field[i] == '\\' ? '?' : field[i]);
+}
+
+static void print_module(void) {
+    CK_INFO info;
+    memset(&info, 0, sizeof info);
+    check("C_GetInfo", p11->C_GetInfo(&info));
+    print_field(info.manufacturerID, sizeof info.manufacturerID);
+    fputs(": ", stdout);
+    print_field(info.libraryDescription, sizeof info.libraryDescription);
+    printf(" %u.%u", info.libraryVersion.major, info.libraryVersion.minor);
+}
+
 int main(int argc, char **argv) {
     pid_t parent = getppid();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -378,7 +396,9 @@ int main(int argc, char **argv) {
     load_module(o.module);
     struct signer *signers = allocate(o.threads * sizeof *signers);
     start_signers(signers, &o);
-    fputs("{\"ready\": true, \"signature\": \"", stdout);
+    fputs("{\"ready\": true, \"module\": \"", stdout);
+    print_module();
+    fputs("\", \"signature\": \"", stdout);
     for (size_t i = 0; i < SIGNATURE_BYTES; i++)
         printf("%02x", signers[0].signature[i]);
     puts("\"}");

@@ -160,3 +160,15 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
     }
     atomic_fetch_and(word, ~bit);
 }
+
+uint64_t hsm_area_oldest(hsm_area *area) {
+    uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
+    if (head == atomic_load_explicit(&area->shared->request_tail, memory_order_acquire)) {
+        return 0;
+    }
+    uint32_t slot = atomic_load_explicit(&area->requests[head & (area->slots - 1U)], memory_order_relaxed);
+    uint64_t submitted =
+        atomic_load_explicit(&hsm_area_slot(area, slot & (area->slots - 1U))->submitted_ns, memory_order_acquire);
+    /* Claimed meanwhile: the slot may be another request's by now, and the queue moves. */
+    return atomic_load_explicit(&area->shared->request_head, memory_order_relaxed) == head ? submitted : 0;
+}

@@ -14,6 +14,7 @@
 #define HSM_AREA_H
 
 #include "base.h"
+#include "hist.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
 #define HSM_AREA_VERSION 3U
@@ -29,7 +30,7 @@ enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_FIRED };
 /* One request and its answer. */
 typedef struct hsm_slot {
     /* request: written by the client */
-    HSM_ALIGNED uint64_t submitted_ns;
+    HSM_ALIGNED _Atomic uint64_t submitted_ns; /* atomic, because whoever reads statistics looks at it any time */
     uint64_t deadline_ns;
     uint32_t message_len;
     uint32_t key;
@@ -82,8 +83,10 @@ typedef struct hsm_worker_record {
     _Atomic uint64_t wakes;
     _Atomic uint64_t wrong; /* signatures that did not verify */
     _Atomic uint64_t recoveries[11];
-    HSM_ALIGNED _Atomic uint32_t hsm_histogram[HSM_HISTOGRAM_BUCKETS];
-    _Atomic uint32_t queue_histogram[HSM_HISTOGRAM_BUCKETS];
+    _Atomic uint64_t failed[11]; /* by enum hsm_class */
+    HSM_ALIGNED hsm_histogram hsm;
+    hsm_histogram queue;
+    hsm_histogram verify;
 } hsm_worker_record;
 
 /* What both sides write: at the start of the memory, before rings, slots and worker records. */
@@ -166,6 +169,9 @@ static inline uint64_t hsm_area_queued(hsm_area *area) {
     uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
     return atomic_load_explicit(&area->shared->request_tail, memory_order_acquire) - head;
 }
+
+/* When the oldest request that nobody has claimed was submitted, or 0. Any thread. */
+uint64_t hsm_area_oldest(hsm_area *area);
 
 /* ---- request ring: one producer, many consumers ---- */
 

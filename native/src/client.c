@@ -201,9 +201,9 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
     client->use[index] = USE_TAKEN;
     note_in_flight(client);
     hsm_slot *slot = hsm_area_slot(area, index);
-    slot->submitted_ns = hsm_now_ns();
-    bool bounded = timeout_ns != 0 && timeout_ns <= UINT64_MAX - slot->submitted_ns;
-    slot->deadline_ns = bounded ? slot->submitted_ns + timeout_ns : 0;
+    uint64_t now = hsm_now_ns();
+    atomic_store_explicit(&slot->submitted_ns, now, memory_order_relaxed);
+    slot->deadline_ns = timeout_ns != 0 && timeout_ns <= UINT64_MAX - now ? now + timeout_ns : 0;
     *deadline_ns = slot->deadline_ns;
     slot->message_len = (uint32_t)message_len;
     slot->key = key;
@@ -370,12 +370,21 @@ uint32_t hsm_client_slots(const hsm_client *client) {
     return forked(client) ? 0 : client->area->slots;
 }
 
+/* Whether a worker's histograms may have anything in them. */
+static bool has_served(const hsm_worker_record *record) {
+    return atomic_load_explicit(&record->running, memory_order_relaxed) != 0 ||
+           (atomic_load_explicit(&record->signatures, memory_order_relaxed) |
+            atomic_load_explicit(&record->failures, memory_order_relaxed) |
+            atomic_load_explicit(&record->expired, memory_order_relaxed)) != 0;
+}
+
 void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
     memset(stats, 0, sizeof *stats);
     if (forked(client)) {
         return;
     }
     hsm_area *area = client->area;
+    uint64_t now = hsm_now_ns();
     for (uint32_t i = 0; i < area->max_workers; i++) {
         hsm_worker_record *record = hsm_area_worker(area, i);
 #define ADD(field) stats->field += atomic_load_explicit(&record->field, memory_order_relaxed)
@@ -387,16 +396,25 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
         ADD(wakes);
         for (size_t rung = 0; rung < sizeof stats->recoveries / sizeof stats->recoveries[0]; rung++) {
             ADD(recoveries[rung]);
+            ADD(failed[rung]);
         }
 #undef ADD
         stats->workers += atomic_load_explicit(&record->running, memory_order_relaxed);
-        stats->busy += atomic_load_explicit(&record->call_started_ns, memory_order_relaxed) != 0 ? 1U : 0U;
-        stats->stuck += atomic_load_explicit(&record->quarantined, memory_order_relaxed);
-        for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
-            stats->hsm_ns[bucket] += atomic_load_explicit(&record->hsm_histogram[bucket], memory_order_relaxed);
-            stats->queue_ns[bucket] += atomic_load_explicit(&record->queue_histogram[bucket], memory_order_relaxed);
+        uint64_t since = atomic_load_explicit(&record->call_started_ns, memory_order_relaxed);
+        stats->busy += since != 0 ? 1U : 0U;
+        if (since != 0 && since < now && now - since > stats->oldest_call_ns) {
+            stats->oldest_call_ns = now - since;
         }
+        stats->stuck += atomic_load_explicit(&record->quarantined, memory_order_relaxed);
+        if (!has_served(record)) {
+            continue; /* most of the places that there are for workers */
+        }
+        hsm_histogram_merge(&record->hsm, stats->hsm_ns, &stats->hsm_sum_ns);
+        hsm_histogram_merge(&record->queue, stats->queue_ns, &stats->queue_sum_ns);
+        hsm_histogram_merge(&record->verify, stats->verify_ns, &stats->verify_sum_ns);
     }
+    uint64_t oldest = hsm_area_oldest(area);
+    stats->oldest_queued_ns = oldest != 0 && oldest < now ? now - oldest : 0;
     stats->queued = (uint32_t)hsm_area_queued(area);
     stats->down = atomic_load_explicit(&area->shared->down, memory_order_relaxed);
 }

@@ -39,8 +39,9 @@ typedef struct hsm_worker {
     /* The place of the key that it serves a request for, plus one; 0: none. No other key gets the place meanwhile. */
     _Atomic uint32_t serving;
     uint64_t signed_count;
-    bool healed;     /* during this request */
-    bool suspicious; /* the last signature that was verified was wrong */
+    uint64_t verifying_ns; /* of the request that it serves */
+    bool healed;           /* during this request */
+    bool suspicious;       /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
 } hsm_worker;
@@ -68,7 +69,7 @@ struct hsm_engine {
     pthread_mutex_t control;
     bool login_open;
     CK_SESSION_HANDLE login_session;
-    bool auth_failed; /* a PIN was refused: never log in again */
+    _Atomic uint32_t auth_failure; /* the status with which the login was refused: never log in again. 0: it was not */
     uint64_t last_heal_ns;
     uint64_t last_reinit_ns;
 
@@ -122,6 +123,8 @@ hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement
 /* One step up the ladder after `status`; called inside the module. Returns true if the signature is worth another
  * attempt. */
 bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);
+/* What a request ends with that could not be recovered from `status`: after a login that was refused, that. */
+hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status);
 /* Whether a request may go to the token at all: always while it answers, and else for one probe now and then. */
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t now);
 /* Note that the token answered, or that the ladder ended without an answer. */

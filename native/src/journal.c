@@ -166,6 +166,8 @@ static void take_group(hsm_journal *journal, hsm_journal_buffer *group) {
     hsm_journal_buffer empty = *group;
     *group = journal->filling;
     journal->filling = empty;
+    atomic_store_explicit(&journal->writing_since_ns, group->lines > 0 ? group->begun_ns : 0, memory_order_relaxed);
+    atomic_store_explicit(&journal->filling_since_ns, 0, memory_order_relaxed);
     atomic_store(&journal->flushed, 0);
     (void)pthread_mutex_unlock(&journal->lock);
 }
@@ -202,6 +204,10 @@ static void *run(void *argument) {
         if (group.lines > 0 && last_try && atomic_load(&journal->failure) != 0) {
             break;
         }
+        if (group.lines > 0) {
+            hsm_histogram_add(&journal->commits, hsm_now_ns() - group.begun_ns);
+        }
+        atomic_store_explicit(&journal->writing_since_ns, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
         empty_group(journal, &group);
         atomic_store(&journal->failure, 0);
@@ -333,4 +339,15 @@ int hsm_journal_failure(const hsm_journal *journal) {
 
 uint64_t hsm_journal_pending(const hsm_journal *journal) {
     return atomic_load_explicit(&journal->pending, memory_order_relaxed);
+}
+
+void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats) {
+    memset(stats, 0, sizeof *stats);
+    hsm_histogram_merge(&journal->commits, stats->commit_ns, &stats->commit_sum_ns);
+    uint64_t now = hsm_now_ns();
+    uint64_t since = atomic_load_explicit(&journal->writing_since_ns, memory_order_relaxed);
+    if (since == 0) {
+        since = atomic_load_explicit(&journal->filling_since_ns, memory_order_relaxed);
+    }
+    stats->oldest_ns = since != 0 && since < now ? now - since : 0;
 }

@@ -7,12 +7,14 @@
 #include <hsmcore/journal.h>
 
 #include "base.h"
+#include "hist.h"
 
 typedef struct hsm_journal_buffer {
     char *data;
     size_t used;
     size_t capacity;
     uint64_t lines;
+    uint64_t begun_ns; /* when the first of them came */
 } hsm_journal_buffer;
 
 struct hsm_journal {
@@ -36,6 +38,9 @@ struct hsm_journal {
 
     _Atomic uint64_t kept;
     _Atomic int failure;
+    _Atomic uint64_t filling_since_ns; /* the oldest line in `filling`; 0: none */
+    _Atomic uint64_t writing_since_ns; /* the oldest line of the group that is being written; 0: none */
+    hsm_histogram commits;             /* from a group's first line until the group is kept */
 
     /* the journal's thread's */
     int fd;

@@ -32,6 +32,10 @@ static bool grow(hsm_journal_buffer *buffer, size_t more) {
 
 /* Call with `lock` held, after writing `len` bytes at the end of `filling`. */
 static void count_line(hsm_journal *journal, size_t len) {
+    if (journal->filling.lines == 0) {
+        journal->filling.begun_ns = hsm_now_ns();
+        atomic_store_explicit(&journal->filling_since_ns, journal->filling.begun_ns, memory_order_relaxed);
+    }
     journal->filling.used += len;
     journal->filling.lines++;
     journal->next++;

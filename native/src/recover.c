@@ -30,7 +30,7 @@
 #define PROBE_MAX_NS (1000 * MS)
 
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
-    if (engine->auth_failed) {
+    if (atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
         return hsm_fail(error, HSM_PIN_INCORRECT, "C_Login", "an earlier attempt was refused; none was made now");
     }
     if (!engine->login_open) {
@@ -55,7 +55,7 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
         }
     }
     if (hsm_status_class(status) == HSM_CLASS_AUTH_FATAL) {
-        engine->auth_failed = true;
+        atomic_store_explicit(&engine->auth_failure, status, memory_order_relaxed);
     }
     return status;
 }
@@ -232,7 +232,8 @@ static bool mend(hsm_worker *worker, bool anew) {
         /* Each rung has its own: the one below has just been tried when the one above is needed. */
         uint64_t *last = anew ? &engine->last_reinit_ns : &engine->last_heal_ns;
         uint64_t interval = anew ? reinit_interval(engine) : heal_interval(engine);
-        mended = now - *last >= interval && !engine->auth_failed;
+        bool refused = atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK;
+        mended = now - *last >= interval && !refused;
         if (mended) {
             hsm_error error = {.status = HSM_OK};
             *last = now;
@@ -287,6 +288,19 @@ bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
         return attempt == 1 || mend(worker, true);
     default:
         return false;
+    }
+}
+
+hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status) {
+    hsm_status refusal = (hsm_status)atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed);
+    switch (hsm_status_class(status)) {
+    case HSM_CLASS_REOPEN:
+    case HSM_CLASS_RELOGIN:
+    case HSM_CLASS_REFIND:
+    case HSM_CLASS_REINIT:
+        return refusal != HSM_OK ? refusal : status;
+    default:
+        return status; /* no login would mend it */
     }
 }
 

@@ -84,7 +84,7 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDL
     return HSM_OK;
 }
 
-static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
+static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
     uint32_t place = hsm_key_place(key);
     const hsm_key_record *record = &worker->engine->area->shared->keys[place];
     if (worker->verified_index[place] != key) {
@@ -100,6 +100,15 @@ static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, c
         worker->verified_index[place] = key;
     }
     return hsm_verifier_check(worker->verifiers[place], worker->message, message_len, signature, HSM_MAX_SIGNATURE);
+}
+
+static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
+    uint64_t begun = hsm_now_ns();
+    hsm_status status = check(worker, key, message_len, signature);
+    uint64_t took = hsm_now_ns() - begun;
+    worker->verifying_ns += took;
+    hsm_histogram_add(&worker->record->verify, took);
+    return status;
 }
 
 void hsm_worker_enter(hsm_worker *worker, uint64_t now) {
@@ -189,29 +198,20 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     }
 }
 
-static void add(_Atomic uint64_t *counter) {
-    /* One writer, so a plain load and store do; a locked instruction would cost more than the rest of this. */
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1, memory_order_relaxed);
-}
-
-static void add_sample(_Atomic uint32_t *histogram, uint64_t ns) {
-    _Atomic uint32_t *bucket = &histogram[hsm_histogram_bucket(ns)];
-    atomic_store_explicit(bucket, atomic_load_explicit(bucket, memory_order_relaxed) + 1, memory_order_relaxed);
-}
-
 static void tally(hsm_worker_record *record, hsm_status status) {
     switch (status) {
     case HSM_OK:
-        add(&record->signatures);
+        hsm_add_relaxed(&record->signatures, 1);
         break;
     case HSM_DEADLINE_EXCEEDED:
-        add(&record->expired);
+        hsm_add_relaxed(&record->expired, 1);
         break;
     case HSM_CANCELLED:
-        add(&record->cancelled);
+        hsm_add_relaxed(&record->cancelled, 1);
         break;
     default:
-        add(&record->failures);
+        hsm_add_relaxed(&record->failures, 1);
+        hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
         break;
     }
 }
@@ -238,6 +238,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             break;
         }
         if (attempt == MAX_ATTEMPTS || !hsm_recover(worker, status, attempt)) {
+            status = hsm_verdict(worker, status);
             hsm_token_silent(worker, status, now);
             break;
         }
@@ -252,7 +253,8 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     hsm_area *area = worker->engine->area;
     index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
     hsm_slot *slot = hsm_area_slot(area, index);
-    uint64_t queued = begun > slot->submitted_ns ? begun - slot->submitted_ns : 0;
+    uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
+    uint64_t queued = begun > submitted ? begun - submitted : 0;
     uint64_t ended = begun;
     hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
     uint32_t key = slot->key;
@@ -268,8 +270,8 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         status = sign_or_recover(worker, slot, key, message_len, begun, &outcome);
         ended = hsm_now_ns();
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
-        add_sample(worker->record->hsm_histogram, ended - begun);
-        add_sample(worker->record->queue_histogram, queued);
+        hsm_histogram_add(&worker->record->hsm, ended - begun - worker->verifying_ns);
+        hsm_histogram_add(&worker->record->queue, queued);
     }
     slot->status = status;
     slot->call = outcome.call;

@@ -164,8 +164,9 @@ async def test_a_login_that_is_refused_while_recovering_is_not_tried_again(world
         chaos.fault("C_SignInit", "kill-all-sessions")
         with _native.Module(chaos.module, chaos.args):
             for attempt in range(15):
-                with pytest.raises(hsmcore.HsmError):
+                with pytest.raises(hsmcore.HsmError) as caught:
                     await manager.sign(f"{attempt}".encode())
+                assert caught.value.error_class == "AUTH_FATAL"  # and not what followed from it
                 await asyncio.sleep(0.02)
             assert chaos.calls("C_Login") == 2  # the one at the start, and the one that was refused
 

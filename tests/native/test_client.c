@@ -124,6 +124,7 @@ static void a_full_queue_says_so_and_loses_nothing(void) {
     hsm_client *client = make_client(8, 16, 0);
     uint32_t slots[8];
     bool seen[8] = {false};
+    uint64_t before = hsm_now_ns();
     for (uint8_t i = 0; i < 8; i++) {
         slots[i] = submit(client, &i, 1);
         CHECK(!seen[slots[i]]);
@@ -137,6 +138,8 @@ static void a_full_queue_says_so_and_loses_nothing(void) {
     hsm_stats stats;
     hsm_client_stats(client, &stats);
     CHECK_INT(stats.queued, ==, 8);
+    CHECK_INT(stats.oldest_queued_ns, >, 0);
+    CHECK_INT(stats.oldest_queued_ns, <=, hsm_now_ns() - before);
     for (uint8_t i = 0; i < 8; i++) {
         CHECK_INT(serve(client, i), ==, slots[i]);
     }
@@ -454,8 +457,12 @@ static void statistics_add_up_over_workers(void) {
         atomic_store(&record->wakes, 50 + i);
         atomic_store(&record->running, 1);
         atomic_store(&record->recoveries[HSM_CLASS_PROCESS_FATAL], 60 + i);
-        atomic_store(&record->hsm_histogram[7], 70 + i);
-        atomic_store(&record->queue_histogram[HSM_HISTOGRAM_BUCKETS - 1], 80 + i);
+        atomic_store(&record->failed[HSM_CLASS_RETRY], 70 + i);
+        for (uint32_t n = 0; n <= i; n++) {
+            hsm_histogram_add(&record->hsm, 7);
+            hsm_histogram_add(&record->verify, 100);
+        }
+        hsm_histogram_add(&record->queue, UINT64_MAX / 4);
     }
     atomic_store(&hsm_area_worker(client->area, 1)->call_started_ns, 12345);
     hsm_stats stats;
@@ -471,8 +478,16 @@ static void statistics_add_up_over_workers(void) {
     CHECK_INT(stats.queued, ==, 0);
     CHECK_INT(stats.recoveries[HSM_CLASS_PROCESS_FATAL], ==, 121);
     CHECK_INT(stats.recoveries[HSM_CLASS_RETRY], ==, 0);
-    CHECK_INT(stats.hsm_ns[7], ==, 141);
-    CHECK_INT(stats.queue_ns[HSM_HISTOGRAM_BUCKETS - 1], ==, 161);
+    CHECK_INT(stats.failed[HSM_CLASS_RETRY], ==, 141);
+    CHECK_INT(stats.failed[HSM_CLASS_REOPEN], ==, 0);
+    CHECK_INT(stats.hsm_ns[7], ==, 3);
+    CHECK_INT(stats.hsm_sum_ns, ==, 21);
+    CHECK_INT(stats.verify_ns[hsm_histogram_bucket(100)], ==, 3);
+    CHECK_INT(stats.verify_sum_ns, ==, 300);
+    CHECK_INT(stats.queue_ns[HSM_HISTOGRAM_BUCKETS - 1], ==, 2);
+    CHECK_INT(stats.queue_sum_ns, ==, UINT64_MAX / 4 * 2);
+    CHECK_INT(stats.oldest_queued_ns, ==, 0);
+    CHECK_INT(stats.oldest_call_ns, >, 0);
     hsm_client_free(client);
 }
 

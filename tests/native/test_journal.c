@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,6 +69,14 @@ static void await(hsm_journal *journal, uint64_t kept, int failure) {
     }
 }
 
+static uint64_t commits(const hsm_journal_stats *stats) {
+    uint64_t sum = 0;
+    for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
+        sum += stats->commit_ns[bucket];
+    }
+    return sum;
+}
+
 /* Whether the file holds exactly the lines `first` to `last`. */
 static bool holds(const char *name, uint64_t first, uint64_t last) {
     FILE *file = fopen(name, "re");
@@ -86,11 +96,29 @@ static bool holds(const char *name, uint64_t first, uint64_t last) {
     return good && next == last + 1U;
 }
 
+static _Atomic bool watching;
+
+static void *watch(void *argument) {
+    uint64_t last = 0;
+    while (atomic_load(&watching)) {
+        hsm_journal_stats stats;
+        hsm_journal_stats_read(argument, &stats);
+        REQUIRE(stats.commit_sum_ns >= last);
+        REQUIRE(stats.oldest_ns < 60 * SECOND);
+        last = stats.commit_sum_ns;
+        (void)sched_yield();
+    }
+    return NULL;
+}
+
 static void lines_are_kept_in_their_order(void) {
     static const enum hsm_durability all[] = {HSM_DURABLE_FSYNC, HSM_DURABLE_WRITE, HSM_DURABLE_INTERVAL};
     for (size_t i = 0; i < COUNT_OF(all); i++) {
         make_folder();
         hsm_journal *journal = open_journal(all[i], 1, UINT64_MAX);
+        atomic_store(&watching, true);
+        pthread_t thread;
+        REQUIRE(pthread_create(&thread, NULL, watch, journal) == 0);
         for (uint64_t n = 1; n <= 5000; n++) {
             put(journal, n);
             if (n % 7 == 0) {
@@ -99,6 +127,8 @@ static void lines_are_kept_in_their_order(void) {
         }
         hsm_journal_flush(journal);
         await(journal, 5000, 0);
+        atomic_store(&watching, false);
+        (void)pthread_join(thread, NULL);
         CHECK_INT(hsm_journal_close(journal), ==, 0);
         CHECK(holds(path, 1, 5000));
         remove_folder();
@@ -157,8 +187,19 @@ static void a_disk_that_refuses_is_reported_and_used_again(void) {
     await(journal, 1, EFBIG);
     put(journal, 3); /* goes to the next group */
     hsm_journal_flush(journal);
+    hsm_journal_stats stats;
+    hsm_journal_stats_read(journal, &stats);
+    CHECK_INT(commits(&stats), ==, 1);
+    CHECK_INT(stats.oldest_ns, >, 0);
+    uint64_t waited = stats.oldest_ns;
+    hsm_journal_stats_read(journal, &stats);
+    CHECK_INT(stats.oldest_ns, >, waited); /* the same line's age, although another one came */
     REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
     await(journal, 3, 0);
+    hsm_journal_stats_read(journal, &stats);
+    CHECK_INT(commits(&stats), ==, 3);
+    CHECK_INT(stats.commit_sum_ns, >, waited);
+    CHECK_INT(stats.oldest_ns, ==, 0);
     CHECK_INT(hsm_journal_close(journal), ==, 0);
     CHECK(holds(path, 1, 3)); /* and not the part that was torn */
     remove_folder();

@@ -1,6 +1,7 @@
 /* Requests to an engine on the no-op module: each completes once, whatever comes in between. */
 #include "engine.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include "engine_fixture.h"
@@ -8,11 +9,37 @@
 
 /* ---- requests ---- */
 
+struct watch {
+    const hsm_client *client;
+    _Atomic bool ended;
+    uint64_t reads;
+    bool forward;
+};
+
+/* Read statistics all the time, as a scrape in another thread does. */
+static void *watch(void *argument) {
+    struct watch *watch = argument;
+    uint64_t last = 0;
+    watch->forward = true;
+    while (!atomic_load(&watch->ended)) {
+        hsm_stats stats;
+        hsm_client_stats(watch->client, &stats);
+        watch->forward = watch->forward && stats.signatures >= last && stats.oldest_queued_ns < 60 * SECOND;
+        last = stats.signatures;
+        watch->reads++;
+        (void)sched_yield();
+    }
+    return NULL;
+}
+
 static void every_request_completes_once(void) {
     enum { REQUESTS = 20000 };
     static uint8_t seen[REQUESTS];
     memset(seen, 0, sizeof seen);
     struct fixture f = noop_begin(3);
+    struct watch watcher = {.client = f.client};
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, watch, &watcher) == 0);
     uint32_t request_of[64];
     uint32_t submitted = 0;
     uint32_t completed = 0;
@@ -42,6 +69,10 @@ static void every_request_completes_once(void) {
     for (uint32_t i = 0; i < REQUESTS; i++) {
         CHECK_INT(seen[i], ==, 1);
     }
+    atomic_store(&watcher.ended, true);
+    (void)pthread_join(thread, NULL);
+    CHECK(watcher.forward);
+    CHECK_INT(watcher.reads, >, 0);
     hsm_stats stats = stats_of(&f);
     CHECK_INT(stats.signatures, ==, REQUESTS);
     CHECK_INT(stats.failures, ==, 0);

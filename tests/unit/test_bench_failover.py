@@ -8,8 +8,9 @@ import pytest
 
 from hsmcore.bench.contenders import contenders
 from hsmcore.bench.failover import CASES, FAILOVER, TARGETS
-from hsmcore.bench.model import Result, Switch
+from hsmcore.bench.model import Switch
 from hsmcore.bench.report import markdown, switch_rows
+from hsmcore.bench.result import Result
 from hsmcore.bench.targets import judge
 
 WELL = Switch("token", 0.012, 0.002, 4000, 0, 0, 0, 0, 300_000.0, 0.5, 1)

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from hsmcore.bench.child.protocol import Job, check_message, distinct_messages
-from hsmcore.bench.child.tasks import burst, saturate
+from hsmcore.bench.child.protocol import Job, check_message, distinct_messages, one_at_a_time
+from hsmcore.bench.child.tasks import arrive, burst, saturate
 from hsmcore.bench.child.threads import threaded_slice
 from hsmcore.bench.devices import DEVICES, mean_microseconds, punctual
 from hsmcore.bench.process import Child, ChildError, MissingError, child_environment
@@ -84,6 +85,69 @@ class TestTasks:
 
         with pytest.raises(RuntimeError, match="no signature"):
             asyncio.run(saturate(sign, [[b"m"]], 1.0))
+
+
+class TestArrivals:
+    """Requests that come at random, whatever becomes of the earlier ones."""
+
+    def test_as_many_come_as_should(self):
+        now, most = 0, 0
+
+        async def sign(_message):
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.02)
+            now -= 1
+
+        figures = asyncio.run(arrive(sign, [b"a", b"b"], 0.5, 400.0))
+        assert 150 < figures["signatures"] < 250  # 200 ± 3.5 standard deviations of a Poisson process
+        assert most > 2, "nobody waits for the one before"
+        assert figures["latency_ns"]["p50"] >= 0.02e9
+
+    def test_a_latency_counts_from_when_a_request_was_due(self):
+        """The loop is blocked by each request for longer than the next one takes to come: the last ones are late."""
+
+        async def sign(_message):
+            time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
+
+        figures = asyncio.run(arrive(sign, [b"a"], 0.2, 200.0))
+        assert figures["latency_ns"]["p99"] > 0.1e9
+
+    def test_an_error_ends_it(self):
+        async def sign(_message):
+            raise RuntimeError("no signature")
+
+        with pytest.raises(RuntimeError, match="no signature"):
+            asyncio.run(arrive(sign, [b"a"], 0.1, 100.0))
+
+
+def test_a_histogram_gives_its_sum_to_three_percent():
+    ours = pytest.importorskip("hsmcore.bench.child.ours")
+    rows = [((1 << 14) + (1 << 10) * 3 - 1, 5), (255, 2)]  # 18,432 to 19,455 ns, and 248 to 255 ns
+    number, total = ours.histogram_sum(rows)
+    assert number == 7
+    assert total * 1.03 > 5 * 18_432 + 2 * 248
+    assert total * 0.97 < 5 * 19_455 + 2 * 255
+
+
+def test_the_token_is_opened_in_turn(tmp_path):
+    lock, seen = tmp_path / "turn", []
+
+    def user(name):
+        with one_at_a_time(str(lock)):
+            seen.append(name)
+            time.sleep(0.01)
+            seen.append(name)
+
+    threads = [threading.Thread(target=user, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [seen[i] for i in range(0, 8, 2)] == [seen[i] for i in range(1, 8, 2)]
+    with one_at_a_time(""):
+        assert sorted(set(seen)) == [0, 1, 2, 3]
 
 
 class TestThreads:

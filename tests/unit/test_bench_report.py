@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hsmcore.bench.catalogue import entries
 from hsmcore.bench.contenders import MEMORY, contenders, select
-from hsmcore.bench.model import Break, Memory, Percentiles, Result, Sample, Spread
+from hsmcore.bench.model import Break, Memory, Percentiles, Sample, Spread
 from hsmcore.bench.report import (
     duration,
     figures,
     markdown,
-    markdown_of,
     number,
     print_result,
     ranged,
-    read_json,
-    to_json,
 )
 from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.result import Result
+from hsmcore.bench.results import read_json, to_json
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import judge
 
@@ -56,11 +56,11 @@ def made_up() -> Result:
             if name in ("sign-64", "device-x2-ours")
             else None,
             cpu_seconds=0.9,
-            others=0.01 + number / 10,
+            others=round(0.01 + number / 10, 4),
             ceiling=3_000.0 if name.startswith("device") else None,
         )
-        for number in range(3)
         for name, rate in rates.items()
+        for number in range(3)
     ]
     made = Result(
         started="2026-01-02T03:04:05+00:00",
@@ -79,6 +79,7 @@ def made_up() -> Result:
         slice_seconds=0.5,
         message_bytes=200,
         contenders=chosen,
+        scenarios=[entry.scenario for entry in entries()],
         samples=samples,
         memory=Memory((1_000_000, 2_000_000), (40 << 20, 40 << 20)),
         recovery=[Break("host", again, 16_000.0, 15_200.0, 0, 0) for again in (0.011, 0.012, 0.034)],
@@ -132,7 +133,7 @@ def test_json_reads_back_equal(result, tmp_path):
     again = read_json(path)
     assert again == result
     assert again.samples[0].rate == result.samples[0].rate
-    assert markdown_of(path) == markdown(result)
+    assert markdown(again) == markdown(result)
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b'{"format": 0}', b'{"format": 1}', b"not json"])

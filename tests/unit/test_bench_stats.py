@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
+from hsmcore.bench.contenders import MEMORY, blocks, contenders, events, select
 from hsmcore.bench.environment import ProcessorTimes
 from hsmcore.bench.failover import FAILOVER
-from hsmcore.bench.model import Contender, Memory, Percentiles, Result, Sample
+from hsmcore.bench.model import Contender, Memory, Percentiles, Sample
 from hsmcore.bench.resilience import RECOVERY
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import percentile, percentiles, spread, usable
 from hsmcore.bench.summary import summarise
 from hsmcore.bench.targets import TARGETS, judge
@@ -259,7 +262,7 @@ class TestSelection:
             found
         )
         assert not {"pykcs11", "cache-hit", "noop-1"} & set(found)
-        assert scenarios("resilience") == {RECOVERY}
+        assert events("resilience") == {RECOVERY}
 
     def test_nobody(self):
         assert self.names("nothing-like-it") == []
@@ -276,5 +279,30 @@ class TestSelection:
             ("raw", set()),
         ],
     )
-    def test_scenarios_are_asked_for_like_the_others(self, only, wanted):
-        assert scenarios(only) == wanted
+    def test_events_are_asked_for_like_the_others(self, only, wanted):
+        assert events(only) == wanted
+
+    def test_a_scenario_is_a_word_for_its_contenders(self):
+        assert self.names("audit") == [c.name for c in self.everyone if c.scenario == "audit"]
+        assert self.names("cache,verify") == ["cache-hit", "cache-lookup"] + [
+            c.name for c in self.everyone if c.scenario == "verify"
+        ]
+
+    @given(st.sets(st.sampled_from([c.name for c in everyone])))
+    def test_what_is_compared_is_measured_in_one_block(self, wanted):
+        chosen = select(self.everyone, ",".join(wanted))
+        found = blocks(chosen)
+        assert sorted(c.name for block in found for c in block) == sorted(c.name for c in chosen)
+        place = {c.name: number for number, block in enumerate(found) for c in block}
+        for contender in chosen:
+            assert contender.reference is None or place[contender.reference] == place[contender.name]
+        for scenario in {c.scenario for c in chosen}:
+            assert len({place[c.name] for c in chosen if c.scenario == scenario}) == 1
+        for target in TARGETS:
+            if target.needs[0] in place and set(target.needs) <= place.keys():
+                assert len({place[name] for name in target.needs}) == 1, f"{target.name} needs them in one round"
+
+    def test_a_quick_run_has_what_the_targets_need(self):
+        quick = {c.name for c in contenders(2, quick=True)}
+        assert {need for target in TARGETS for need in target.needs} <= quick
+        assert len(quick) < len(self.everyone) / 2

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.segment import SegmentError
-from hsmcore.audit.session import Session
+from hsmcore.audit.session import AuditStatus, Session
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner
 from hsmcore.audit.tiles import TileError
@@ -50,6 +51,17 @@ class AuditLog:
     def shipping(self) -> dict[str, ShippingStatus]:
         """How far each destination ("cloudWatchLogs", "syslog") is: sent_seq, lag_records, error. From any thread."""
         return {} if self._shipping is None else self._shipping.status
+
+    @property
+    def status(self) -> AuditStatus | None:
+        """How far it is and how long keeping takes; None while it is not open. From any thread."""
+        session = self._session
+        return None if session is None else session.status()
+
+    @property
+    def file(self) -> Path | None:
+        """The newest segment; None: nothing is recorded."""
+        return None if self._layout is None else self._layout.log
 
     @property
     def enabled(self) -> bool:

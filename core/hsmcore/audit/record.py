@@ -41,6 +41,11 @@ def tagged(tag: str) -> Iterator[None]:
         _tag.reset(token)
 
 
+def current_tag() -> str | None:
+    """The tag that what is recorded now would carry."""
+    return _tag.get()
+
+
 def _text(most: int) -> Callable[[object], object]:
     def check(value: object) -> object:
         if isinstance(value, str) and len(value) <= most and value.isprintable():

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,6 +30,27 @@ from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditStatus:
+    """How an open log stands."""
+
+    last_seq: int
+    """The newest record, on the disk or on its way there."""
+    kept_seq: int
+    """The newest record that is kept as `durability` says."""
+    sealed: int
+    """Records that a checkpoint covers."""
+    pending_bytes: int
+    failing: bool
+    oldest_ns: int
+    """Age of the oldest record that is not in the file; 0: none."""
+    commits: list[int]
+    """How long it took to keep a group, from its first record on, by octaves (see Engine.stats)."""
+    commits_ns: int
+    """The sum of those times."""
+
 
 MAX_PENDING: Final = 64 << 20
 """Bytes of records that may wait for the disk."""
@@ -110,6 +132,22 @@ class Session:
     def durable_seq(self) -> int:
         """The newest record that is kept as `durability` says. From any thread."""
         return self._durable_seq
+
+    def status(self) -> AuditStatus | None:
+        """None when it is closed. From any thread."""
+        journal, checkpoint = self.journal, self.checkpoint
+        if journal is None:
+            return None
+        try:
+            times = journal.stats()
+            last, kept, pending = journal.next - 1, journal.kept, journal.pending
+            failing = journal.failure != 0
+        except ValueError:  # closed meanwhile
+            return None
+        sealed = 0 if checkpoint is None else checkpoint.size
+        return AuditStatus(
+            last, kept, sealed, pending, failing, times["oldest_ns"], times["commit_octaves"], times["commit_sum_ns"]
+        )
 
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign with this key from now on, and say in the log that it is another one than before."""

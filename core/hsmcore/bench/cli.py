@@ -1,4 +1,4 @@
-"""The `bench` command."""
+"""The `bench` command. What works on results that are there already is in `after.py`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from hsmcore.bench import environment, locate
-from hsmcore.bench.contenders import GROUPS, MEMORY, contenders
-from hsmcore.bench.failover import CASES, FAILOVER
-from hsmcore.bench.model import Algorithm, HsmToken, Options, Result
+from hsmcore.bench import after, environment, locate
+from hsmcore.bench.catalogue import entries, expand
+from hsmcore.bench.failover import CASES
+from hsmcore.bench.model import Algorithm, HsmToken, Options
 from hsmcore.bench.process import ChildError
-from hsmcore.bench.report import markdown, print_result, to_json
-from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES
+from hsmcore.bench.report import markdown, print_result
+from hsmcore.bench.resilience import RECOVERY_CASES
+from hsmcore.bench.result import Result
+from hsmcore.bench.results import to_json
 from hsmcore.bench.runner import Progress, run
 from hsmcore.cli.output import FAILED, BadUsage
 from hsmcore.errors import MemberDown
 
 NAME = "hsmcore-bench"
-QUICK = (3, 0.3, 0, 1)  # rounds, seconds, patience, kills of each kind
+QUICK = (3, 0.2, 0, 1)  # rounds, seconds, patience, kills of each kind
 FULL = (15, 0.25, 2, None)
 
+app = typer.Typer(
+    name="bench",
+    short_help="Measure signing beside raw C and other libraries.",
+    rich_markup_mode=None,
+)
+after.add_to(app)
 
+
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="3 rounds of 0.3 s, none repeated, instead of 15 of 0.25 s.")
+        bool, typer.Option("--quick", help="3 rounds of 0.2 s, none repeated, and no curves: 3 minutes at most.")
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, max=1000, help="Slices per contender.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.02, max=60, help="Length of a slice.")] = None,
@@ -42,16 +53,21 @@ def bench(
         int | None, typer.Option(min=0, max=100, help="Repeat a slice that other processes disturbed so often.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="PATTERN,…", help="Names (see --list), beginnings of names, or patterns.")
+        str | None,
+        typer.Option(metavar="PATTERN,…", help="Scenarios or contenders (see --list), beginnings of names, patterns."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the JSON, markdown and PNG files go.")] = Path("bench-results"),
+    scenario: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A scenario file of your own; may be given again. Form: docs/BENCHMARKS.md."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the JSON, HTML, markdown and PNG files go.")] = Path("bench-results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
     token: Annotated[str | None, typer.Option(help="Sign on this token instead of a new SoftHSM one.")] = None,
     module: Annotated[str, typer.Option(help="The PKCS#11 module of --token.")] = locate.SOFTHSM_MODULE,
     label: Annotated[str | None, typer.Option(help="The label of the private key on --token.")] = None,
     algorithm: Annotated[str, typer.Option(help=f"Of that key: {', '.join(get_args(Algorithm))}.")] = "ed25519",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
-    show_list: Annotated[bool, typer.Option("--list", help="Print the contenders and end.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Print scenarios and contenders, and end.")] = False,
 ) -> None:
     """Measure signing: hsmcore beside a raw C loop, python-pkcs11 and PyKCS11, in turn on the same key.
 
@@ -64,22 +80,33 @@ def bench(
 
       hsmcore bench --only raw,sign-64,pkcs11-executor --rounds 15
 
-      hsmcore bench --only noop,cache,memory
+      hsmcore bench --only audit,batch
 
       hsmcore bench --only resilience
 
-      hsmcore bench --only failover
+      hsmcore bench --scenario mine.toml --only mine
 
       HSM_PIN=… hsmcore bench --token sequencer --label sequencer-key --out results
+
+      hsmcore bench compare before.json after.json
     """
-    if show_list:
-        _print_list()
+    if context.invoked_subcommand is not None:
         return
+    files = tuple(str(path) for path in scenario or ())
+    try:
+        if show_list:
+            _print_list(files)
+            return
+        entries(files)
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
     default_rounds, default_seconds, default_patience, breaks = QUICK if quick else FULL
     options = Options(
         rounds=rounds or default_rounds,
         seconds=seconds or default_seconds,
         only=only,
+        quick=quick,
+        files=files,
         patience=default_patience if patience is None else patience,
         breaks=breaks,
         token=_token(token, module, label, algorithm),
@@ -113,31 +140,43 @@ def _run(options: Options) -> Result:
 
 
 def _write(result: Result, out: Path) -> None:
-    """The files; the picture only where matplotlib is installed."""
+    """The files; the PNG only where matplotlib is installed."""
+    from hsmcore.bench.html import page
+
     notes = Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{NAME}.json").write_bytes(to_json(result))
-    (out / f"{NAME}.md").write_text(markdown(result))
+    (out / f"{NAME}.md").write_text(markdown(result), encoding="utf-8")
+    (out / f"{NAME}.html").write_text(page(result), encoding="utf-8")
     try:
         from hsmcore.bench.picture import draw
 
         draw(result, out / f"{NAME}.png")
     except ImportError:
-        notes.print("no picture: matplotlib is not installed (pip install 'hsmcore[bench]')", style="yellow")
+        notes.print("no PNG: matplotlib is not installed (pip install 'hsmcore[bench]')", style="yellow", markup=False)
     except ValueError as error:
-        notes.print(f"no picture: {error}", style="yellow", markup=False)
-    notes.print(f"written: {out}/{NAME}.json, .md, .png", style="dim", markup=False)
+        notes.print(f"no PNG: {error}", style="yellow", markup=False)
+    notes.print(f"written: {out}/{NAME}.json, .html, .md, .png", style="dim", markup=False)
 
 
-def _print_list() -> None:
+def _print_list(files: tuple[str, ...]) -> None:
     console = Console()
-    for contender in contenders(environment.cores()):
-        console.print(f"{contender.name:19} {contender.group}: {contender.title}", markup=False, soft_wrap=True)
-    console.print(f"{MEMORY:19} resident memory while signing two million times on the no-op module", markup=False)
-    console.print(f"{RECOVERY:19} kills under load: {', '.join(case.title for case in RECOVERY_CASES)}", markup=False)
-    console.print(f"{FAILOVER:19} primary fails: {', '.join(case.title for case in CASES)}", markup=False)
-    for word, patterns in GROUPS.items():
-        console.print(f"{word:19} stands for {', '.join(patterns)}", markup=False)
+
+    def say(name: str, what: str) -> None:
+        console.print(f"{name:22} {what}", markup=False, soft_wrap=True, highlight=False)
+
+    for entry in entries(files):
+        quick = "" if entry.said.quick else " (not in --quick)"
+        say(entry.name, f"{entry.said.title}{quick}")
+        for contender, _ in expand(entry, environment.cores()):
+            say(f"  {contender.name}", contender.title)
+        if entry.said.event:
+            cases = [
+                case.title for case in (RECOVERY_CASES if entry.said.kill else CASES if entry.said.failure else ())
+            ]
+            say(f"  {entry.said.event}", "; ".join(cases) or entry.said.about)
+    for word in dict.fromkeys(word for entry in entries(files) for word in entry.said.words):
+        say(word, f"stands for {', '.join(e.name for e in entries(files) if word in e.said.words)}")
 
 
 def _token(token: str | None, module: str, label: str | None, algorithm: str) -> HsmToken | None:

@@ -14,11 +14,9 @@ import orjson
 from hsmcore.bench import locate
 from hsmcore.bench.child.protocol import PIN_ENV, Job
 from hsmcore.bench.devices import CONFIG_ENV, DEVICES, punctual
-from hsmcore.bench.failover import FailoverCase
-from hsmcore.bench.model import Contender, HsmToken, Options
+from hsmcore.bench.model import Contender, FailoverCase, HsmToken, Options, RecoveryCase
 from hsmcore.bench.process import Child, MissingError, child_environment, python_child
-from hsmcore.bench.resilience import RecoveryCase
-from hsmcore.bench.softtoken import temporary_twins
+from hsmcore.bench.softtoken import temporary_token, temporary_twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,7 @@ class Commands:
     def __init__(self, options: Options, stack: ExitStack) -> None:
         self._options = options
         self._stack = stack
+        self._turn = Path(stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-"))) / "turn"
         self._twins: tuple[list[str], str, Mapping[str, str]] | None = None
         self.hsm: HsmToken | None = None
         self.access: Mapping[str, str] = {}
@@ -64,6 +63,9 @@ class Commands:
             device=case.device,
         )
         target = self._target(contender, control=True)
+        if case.kind == "recovery-rotation":  # what it makes on the token must meet nobody else
+            hsm, access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
+            target = _Target(hsm.module, hsm.token, hsm.labels["ed25519"], access, "softhsm")
         job = self._job(contender, target, kind=case.kind)
         with _clock(case.device):
             return Child(python_child("hsmcore.bench.child", job.to_json()), child_environment(target.access))
@@ -90,7 +92,10 @@ class Commands:
 
     def _command(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
         if contender.kind == "cache-lookup":
-            return [require(locate.CACHE_LOOKUP), "--message-bytes", str(self._options.message_bytes)], {}
+            return [require(locate.CACHE_LOOKUP), "--message-bytes", str(self._message_bytes(contender))], {}
+        if contender.token == "none":
+            job = self._job(contender, _Target("", "", "", {}, ""))
+            return python_child("hsmcore.bench.child", job.to_json()), {}
         if contender.members:
             return self._with_levels(contender)
         target = self._target(contender)
@@ -99,7 +104,7 @@ class Commands:
                 require(locate.RAW_SIGN),
                 *("--module", target.module, "--token", target.token, "--label", target.label, "--pin-env", PIN_ENV),
                 *("--threads", str(contender.in_flight), "--algorithm", contender.algorithm),
-                *("--message-bytes", str(self._options.message_bytes)),
+                *("--message-bytes", str(self._message_bytes(contender))),
             ], target.access
         return python_child("hsmcore.bench.child", self._job(contender, target).to_json()), target.access
 
@@ -134,6 +139,7 @@ class Commands:
         kind: str | None = None,
         places: Sequence[dict[str, str]] = (),
     ) -> Job:
+        rotate = kind == "recovery-rotation"
         return Job(
             kind=kind or contender.kind,
             module=target.module,
@@ -143,16 +149,24 @@ class Commands:
             in_flight=contender.in_flight,
             sessions=contender.sessions,
             batch=contender.batch,
-            message_bytes=self._options.message_bytes,
+            message_bytes=self._message_bytes(contender),
             timed_every=contender.timed_every,
-            watch_lag=contender.name.endswith("-lag") or contender.device is not None,
+            watch_lag=contender.watch_lag or contender.device is not None,
             provider=target.provider,
             isolation=contender.isolation,
             verify=contender.verify,
             control=target.control,
             places=list(places),
-            state=str(self._folder() / "state.db") if places else "",
+            state=str(self._folder() / "state.db") if places or rotate else "",
+            audit=contender.audit,
+            audit_file="" if contender.audit is None else str(self._folder() / "audit.log"),
+            per_second=contender.per_second or 0.0,
+            rotate=rotate,
+            turn=str(self._turn) if target.module else "",
         )
+
+    def _message_bytes(self, contender: Contender) -> int:
+        return contender.message_bytes or self._options.message_bytes
 
     def _target(self, contender: Contender, *, control: bool = False) -> _Target:
         token = self._token(contender)

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,12 @@ class Device:
 
 
 DEVICES: Mapping[str, Device] = {
-    "x2": Device("cloudhsm-hsm2m-x2"),
     "5ms": Device("network-5ms"),
     "5ms-16": Device("network-5ms", servers=16),
+    "x2": Device("cloudhsm-hsm2m-x2"),
+    "x3": Device("cloudhsm-hsm2m-x3"),
+    "x6": Device("cloudhsm-hsm2m-x6"),
+    "yubihsm2": Device("yubihsm2"),
     "transparent": Device(None),
 }
 
@@ -64,6 +67,10 @@ def mean_microseconds(latency: Mapping[str, Any]) -> float:
         if "meanMicroseconds" in latency:
             return offset + float(latency["meanMicroseconds"])
         return offset + float(latency["medianMicroseconds"]) * exp(latency["sigma"] ** 2 / 2)
+    if kind == "exponential":
+        offset, mean = float(latency.get("offsetMicroseconds", 0.0)), float(latency["meanMicroseconds"])
+        cap = float(latency.get("capMicroseconds", inf))
+        return offset + mean * (1.0 - exp(-(cap - offset) / mean))  # of a message without bytes that cost extra
     raise ValueError(f"no mean is known for the latency {latency!r}")
 
 

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-LIBRARIES = ("hsmcore", "python-pkcs11", "PyKCS11", "uvloop")
+LIBRARIES = ("hsmcore", "python-pkcs11", "PyKCS11", "PyNaCl", "cryptography", "uvloop")
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""What a benchmark run is made of. Plain data: everything here goes into the JSON file as it stands.
+"""What a benchmark run is made of. Plain data, which goes into the JSON file (result.py).
 
 Times are nanoseconds where the name says `_ns`, seconds where it says `seconds`; rates are signatures per second.
 """
@@ -6,8 +6,8 @@ Times are nanoseconds where the name says `_ns`, seconds where it says `seconds`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ed25519", "ecdsa-p256", "ecdsa-secp256k1")
@@ -25,8 +25,12 @@ Kind = Literal[
     "sign-many",  # ours: await km.sign_many
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
+    "sign-open",  # ours: await km.sign of requests that come at random, so many a second
+    "pynacl",  # a key in memory, libsodium
+    "cryptography",  # a key in memory, OpenSSL
 ]
-JSON_FORMAT = 1
+Strike = Literal["host", "token", "hang", "flapping"]
+Durability = Literal["write", "interval", "fsync"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,61 @@ class Contender:
     device: str | None = None  # a name in devices.DEVICES: the token behind a device that takes its time
     members: int = 0  # of ours: so many in the primary level; 0: no failover block
     slices: float = 1.0  # its slices are so many times as long as the others'
+    message_bytes: int | None = None  # None: as the run says
+    per_second: float | None = None  # of sign-open: requests a second
+    watch_lag: bool = False  # a coroutine looks each millisecond how late the loop is
+    audit: Durability | None = None  # of ours: with an audit log that is as durable
+    series: str = ""  # the line of a picture that it belongs to
+    scenario: str = ""  # the file it comes from
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What one file in `scenarios/` says of all its contenders together."""
+
+    name: str
+    title: str  # of its part of the report; the group of its contenders
+    about: str
+    table: Literal["main", "apart"] = "apart"  # whether its rates are held against raw C on the token
+    chart: Literal["bars", "curve", "parts", "open"] = "bars"
+    x: str | None = None  # the contenders' field that a curve has on its x axis
+    sizes: str | None = None  # a curve over sessions: the device that `bench size` may take from it
+    words: list[str] = field(default_factory=list)  # other names for --only
+    rounds: int | None = None  # at most so many
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryCase:
+    """What is killed, how often, and what the killing is measured by."""
+
+    name: str
+    title: str
+    kind: str  # of the child's job
+    times: int
+    token: TokenName
+    device: str | None = None
+    isolation: Isolation = "thread"
+    sessions: int | None = None  # None: one per processor
+    in_flight: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverCase:
+    """What befalls the primary member, and how often; the secondary one is well."""
+
+    name: Strike
+    title: str
+    times: int
+    device: str
+    isolation: Isolation
+    seconds: float  # of load before and after it; of all of it for the one that comes and goes
+    quick_seconds: float
+    bound_ms: float | None  # of the longest pause
+
+    @property
+    def kind(self) -> str:
+        """Of the child's job."""
+        return f"failover-{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +139,7 @@ class Sample:
     cpu_seconds: float | None = None  # processor time that the contender's process used, all threads
     others: float = 0.0  # share of the machine that other processes and the hypervisor used meanwhile
     ceiling: float | None = None  # signatures per second that the device can make at most
+    parts_ns: Mapping[str, float] | None = None  # of ours: where the mean signature's time went, see child/ours.py
 
     @property
     def rate(self) -> float:
@@ -186,6 +246,8 @@ class Options:
     rounds: int = 15
     seconds: float = 0.25  # of each slice
     only: str | None = None  # comma-separated names or patterns
+    quick: bool = False  # without `only`: leave out what is not part of a quick run
+    files: tuple[str, ...] = ()  # more scenarios
     message_bytes: int = 200
     patience: int = 2  # how often a slice is repeated that others disturbed
     seed: int = 1  # of the order within each round
@@ -195,76 +257,3 @@ class Options:
     switch_seconds: float | None = None  # before and after each failure of a primary; None: as its case says
     token: HsmToken | None = None  # None: make one in a temporary directory
     noop_module: str | None = None  # None: the one that was built
-
-
-@dataclass(slots=True)
-class Result:
-    started: str  # ISO 8601, UTC
-    environment: dict[str, Any]
-    rounds: int
-    slice_seconds: float
-    message_bytes: int
-    contenders: list[Contender]
-    samples: list[Sample] = field(default_factory=list)
-    memory: Memory | None = None
-    recovery: list[Break] = field(default_factory=list)
-    switches: list[Switch] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)  # contender -> why it could not run here
-    failed: dict[str, str] = field(default_factory=dict)  # contender -> what went wrong
-    timing_ns: dict[str, float] = field(default_factory=dict)  # contender -> cost of taking one latency
-    summaries: list[Summary] = field(default_factory=list)
-    targets: list[Verdict] = field(default_factory=list)
-
-    def by_round(self) -> dict[int, dict[str, Sample]]:
-        rounds: dict[int, dict[str, Sample]] = {}
-        for sample in self.samples:
-            rounds.setdefault(sample.round, {})[sample.contender] = sample
-        return rounds
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"format": JSON_FORMAT, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Result:
-        """The inverse of to_dict. Raises ValueError for a file of another format."""
-        if data.get("format") != JSON_FORMAT:
-            raise ValueError(f"not a benchmark result of format {JSON_FORMAT}")
-        fields = {key: value for key, value in data.items() if key != "format"}
-        fields["contenders"] = [Contender(**item) for item in data["contenders"]]
-        fields["samples"] = [_sample(item) for item in data["samples"]]
-        fields["summaries"] = [_summary(item) for item in data["summaries"]]
-        fields["recovery"] = [Break(**item) for item in data.get("recovery", ())]
-        fields["switches"] = [Switch(**item) for item in data.get("switches", ())]
-        fields["targets"] = [Verdict(**{**item, "value": _spread(item["value"])}) for item in data["targets"]]
-        if (memory := data["memory"]) is not None:
-            fields["memory"] = Memory(tuple(memory["signatures"]), tuple(memory["rss_bytes"]))
-        return cls(**fields)
-
-
-def _spread(data: Mapping[str, float] | None) -> Spread | None:
-    return None if data is None else Spread(**data)
-
-
-def read_percentiles(data: Mapping[str, float] | None) -> Percentiles | None:
-    return None if data is None else Percentiles(**data)
-
-
-def _sample(data: Mapping[str, Any]) -> Sample:
-    return Sample(
-        **{
-            **data,
-            "latency_ns": read_percentiles(data["latency_ns"]),
-            "lag_ns": read_percentiles(data["lag_ns"]),
-        }
-    )
-
-
-def _summary(data: Mapping[str, Any]) -> Summary:
-    return Summary(
-        **{
-            **data,
-            "rate": Spread(**data["rate"]),
-            "ratio": _spread(data["ratio"]),
-            "of_ceiling": _spread(data.get("of_ceiling")),
-        }
-    )

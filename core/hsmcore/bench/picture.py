@@ -1,4 +1,5 @@
-"""The result as a picture: rates on the left, latencies on the right, one row per contender."""
+"""The main table as a picture: rates on the left, latencies on the right, one row per contender. All else is in the
+HTML report."""
 
 from __future__ import annotations
 
@@ -8,15 +9,15 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from hsmcore.bench import resilience
-from hsmcore.bench.model import Contender, Result, Summary
-from hsmcore.bench.report import duration, groups
+from hsmcore.bench.model import Contender, Summary
+from hsmcore.bench.report import duration, groups, split
+from hsmcore.bench.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print.
-RAW, OURS, OTHERS = "#666666", "#0072B2", "#E69F00"
+RAW, OURS, OTHERS, SOFTWARE = "#666666", "#0072B2", "#E69F00", "#7A5AA6"
 MARKS = (("#56B4E9", "o", "p50", 1.22), ("#CC79A7", "D", "p99", 1.44), ("#D55E00", "^", "p99.9", 1.66))
 INK, GRID = "#222222", "#DDDDDD"
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
@@ -33,7 +34,7 @@ def draw(result: Result, path: Path) -> None:
 
     measured = [
         (heading, [(contender, summary) for contender, summary in rows if summary is not None])
-        for heading, rows in groups(result)
+        for heading, rows in (split(result)[0] or groups(result))
     ]
     measured = [(heading, rows) for heading, rows in measured if rows]
     if not measured:
@@ -88,7 +89,7 @@ def _draw_rates(axes: Axes, heading: str, rows: list[Row]) -> None:
     if relative:
         axes.axvline(1.0, color=RAW, linewidth=1.0, linestyle="--", zorder=0)
         axes.set_xlim(0, 1.32 * max(1.0, *(s.ratio.high for _, s in rows if s.ratio is not None)))
-        base_name = "its reference" if heading in resilience.GROUPS else "the raw C loop"
+        base_name = "its reference" if rows[0][0].reference != "raw" else "the raw C loop"
         axes.set_xlabel(f"rate, relative to {base_name} of the same round (line: lowest to highest)", fontsize=9)
     else:
         axes.set_xscale("log")
@@ -172,6 +173,8 @@ def _prepare(axes: Axes, rows: list[Row]) -> None:
 def _colour(contender: Contender) -> str:
     if contender.kind == "raw":
         return RAW
+    if contender.kind in ("pynacl", "cryptography"):
+        return SOFTWARE
     return OTHERS if contender.kind.startswith(("pkcs11", "pykcs11")) else OURS
 
 
@@ -180,5 +183,6 @@ def _caption(result: Result) -> str:
     return (
         f"{e['processors']} × {e['processor']} · {e['python']} · {e.get('module', 'no token')} · "
         f"{result.message_bytes}-byte messages · medians of {result.rounds} interleaved slices of "
-        f"{result.slice_seconds:g} s · grey: raw C, blue: hsmcore, orange: other libraries · {result.started[:10]}"
+        f"{result.slice_seconds:g} s · grey: raw C, blue: hsmcore, orange: other libraries, violet: no HSM · "
+        f"{result.started[:10]}"
     )

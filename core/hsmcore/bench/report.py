@@ -1,17 +1,15 @@
-"""A result for people: tables on the terminal, the README's markdown, and the JSON file with every sample."""
+"""A result for people: tables on the terminal, and as markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
 from hsmcore.bench import failover, resilience
-from hsmcore.bench.model import Contender, Result, Spread, Summary, Verdict
+from hsmcore.bench.model import Contender, Spread, Summary, Verdict
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import DISTURBED, spread, usable_breaks
 
 HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member")
@@ -65,9 +63,8 @@ def groups(result: Result) -> Iterator[Group]:
 def split(result: Result) -> tuple[list[Group], list[Group]]:
     """The groups that are held against raw C, and those of resilience, which have references of their own."""
     everything = list(groups(result))
-    apart = (*resilience.GROUPS, *failover.GROUPS)
-    main = [group for group in everything if group[0] not in apart]
-    return main, [group for group in everything if group[0] in apart]
+    main = {scenario.title for scenario in result.scenarios if scenario.table == "main"}
+    return [g for g in everything if g[0] in main], [g for g in everything if g[0] not in main]
 
 
 def recovery_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -221,40 +218,39 @@ def _targets_table(targets: list[Verdict], *, wide: bool) -> Table:
         colour = {True: "green", False: "red", None: "dim"}[verdict.met]
         table.add_row(
             verdict.what.replace("`", ""),
-            _bound(verdict),
-            _reached(verdict),
+            bound(verdict),
+            reached(verdict),
             *([] if not wide else [""] if value is None else [f"{figures(value.low)}–{figures(value.high)}"]),
-            f"[{colour}]{_met(verdict)}[/]",
+            f"[{colour}]{met(verdict)}[/]",
         )
     return table
 
 
-def _bound(verdict: Verdict) -> str:
+def bound(verdict: Verdict) -> str:
     return f"{'≥' if verdict.at_least else '≤'} {number(verdict.bound, verdict.unit)}"
 
 
-def _reached(verdict: Verdict) -> str:
+def reached(verdict: Verdict) -> str:
     return "" if verdict.reached is None else number(verdict.reached, verdict.unit)
 
 
-def _met(verdict: Verdict) -> str:
+def met(verdict: Verdict) -> str:
     return {True: "yes", False: "no", None: "not measured"}[verdict.met]
 
 
 # ---- markdown ----
 
 
-def markdown(result: Result) -> str:
-    """The README's tables: contenders with a summary; those of resilience; kills under load; then the targets. Ends
-    with what the numbers depend on."""
+def markdown(result: Result, *, short: bool = False) -> str:
+    """Tables of the contenders with a summary; those with references of their own; kills under load; then the targets.
+    A short one has the first and the last of these. Ends with what the numbers depend on."""
     main, resilient = split(result)
-    parts = [
-        _main_markdown(main),
+    rest = [
         _resilience_markdown(resilient),
         _rows_markdown(*recovery_rows(result)),
         _rows_markdown(*switch_rows(result)),
-        _targets_markdown(result),
     ]
+    parts = [_main_markdown(main), *([] if short else rest), _targets_markdown(result)]
     blocks = ["\n".join(part) for part in parts if part]
     return "\n\n".join([*blocks, headline(result) + "."]) + "\n"
 
@@ -302,25 +298,4 @@ def _targets_markdown(result: Result) -> list[str]:
     if not result.targets:
         return []
     lines = ["| target | bound | reached | met |", "|---|--:|--:|---|"]
-    return lines + [f"| {v.what} | {_bound(v)} | {_reached(v)} | {_met(v)} |" for v in result.targets]
-
-
-def markdown_of(path: Path) -> str:
-    """The README's tables from the JSON file that a run wrote."""
-    return markdown(read_json(path))
-
-
-# ---- JSON ----
-
-
-def to_json(result: Result) -> bytes:
-    return orjson.dumps(result.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
-def read_json(path: Path) -> Result:
-    """Read what to_json wrote. Raises ValueError, which names the file, when it is something else."""
-    try:
-        data: dict[str, Any] = orjson.loads(path.read_bytes())
-        return Result.from_dict(data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no benchmark result: {error}") from error
+    return lines + [f"| {v.what} | {bound(v)} | {reached(v)} | {met(v)} |" for v in result.targets]

@@ -1,134 +1,16 @@
-"""What safety costs and how fast hsmcore heals: contenders, targets and scenarios, as data.
-
-A host process around the module, slow devices on the network, verify-after-sign, and kills under load.
-"""
+"""What safety may cost and how fast hsmcore must heal: targets of a host process around the module, slow devices on the
+network, verify-after-sign, and kills under load."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from hsmcore.bench.catalogue import kills
 from hsmcore.bench.formulas import Target, lag_ms, lost_percent, of_ceiling, rate, tail
-from hsmcore.bench.model import Contender, Isolation, TokenName
-
-ISOLATION = "host process, relative to the same in one process"
-X2 = "device: 12 requests at once, 64 waiting, 4 ms each (cloudhsm-hsm2m-x2)"
-NETWORK = "device: 128 requests at once, 5 ms each (network-5ms)"
-VERIFY = "verify-after-sign: SoftHSM as a device of 16 requests at once, 5 ms each, relative to never"
-GROUPS = (ISOLATION, X2, NETWORK, VERIFY)
 
 RECOVERY = "recovery"  # a scenario of its own beside the contenders
-PATTERNS = ("ours", "noop-process-256", "device", "verify", RECOVERY)  # what `--only resilience` stands for
-SLICES = 4.0  # a device makes a few thousand signatures a second: p99.9 and one percent need more of them
-X2_HOLDS = 12 + 64  # requests that the device takes before it refuses the next
-
-
-def contenders(cores: int) -> list[Contender]:
-    x2 = Contender(
-        "device-x2-raw",
-        f"raw C loop, {X2_HOLDS} threads",
-        "raw",
-        X2,
-        None,
-        token="noop",
-        in_flight=X2_HOLDS,
-        sessions=X2_HOLDS,
-        device="x2",
-        slices=SLICES,
-    )
-    network = replace(
-        x2,
-        name="device-5ms-raw",
-        title="raw C loop, 128 threads",
-        group=NETWORK,
-        in_flight=128,
-        sessions=128,
-        device="5ms",
-    )
-    verify = Contender(
-        "verify-never",
-        "hsmcore sign, 16 sessions, 16 in flight, never",
-        "sign",
-        VERIFY,
-        None,
-        in_flight=16,
-        sessions=16,
-        device="5ms-16",
-        slices=SLICES,
-    )
-    spare = replace(verify, name="verify-spare-never", title="the same, 24 sessions and in flight", sessions=24)
-    spare = replace(spare, in_flight=24)
-    return [
-        Contender(
-            "ours-process-64",
-            "hsmcore sign, 64 in flight",
-            "sign",
-            ISOLATION,
-            "sign-64",
-            in_flight=64,
-            sessions=cores,
-            isolation="process",
-        ),
-        Contender(
-            "noop-process-256",
-            "hsmcore sign, 256 in flight, no-op module",
-            "sign",
-            ISOLATION,
-            "noop-256",
-            token="noop",
-            in_flight=256,
-            timed_every=8,
-            isolation="process",
-        ),
-        x2,
-        replace(x2, name="device-x2-ours", title=f"hsmcore sign, {X2_HOLDS} in flight", kind="sign", reference=x2.name),
-        network,
-        _on_network(network, "device-5ms-ours", 128),
-        _on_network(network, "device-5ms-ours-256", 256),
-        verify,
-        replace(verify, name="verify-always", title="the same, always", verify="always", reference=verify.name),
-        spare,
-        replace(spare, name="verify-spare-always", title="the same, always", verify="always", reference=spare.name),
-    ]
-
-
-def _on_network(raw: Contender, name: str, in_flight: int) -> Contender:
-    title = f"hsmcore sign, 128 sessions, {in_flight} in flight"
-    return replace(raw, name=name, title=title, kind="sign", reference=raw.name, in_flight=in_flight)
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryCase:
-    """What is killed, how often, and what the killing is measured by."""
-
-    name: str
-    title: str
-    kind: str  # of the child's job
-    times: int
-    token: TokenName
-    device: str | None
-    isolation: Isolation
-    sessions: int | None  # None: one per processor
-    in_flight: int = 64
-
-
-RECOVERY_CASES: tuple[RecoveryCase, ...] = (
-    RecoveryCase("host", "host process killed, SoftHSM", "recovery-host", 10, "hsm", None, "process", None),
-    RecoveryCase(
-        "sessions", "all 16 sessions killed, SoftHSM", "recovery-sessions", 5, "hsm", "transparent", "thread", 16
-    ),
-    RecoveryCase(
-        "sessions-5ms",
-        "all 128 sessions killed, network-5ms",
-        "recovery-sessions",
-        5,
-        "noop",
-        "5ms",
-        "thread",
-        128,
-        in_flight=256,
-    ),
-)
+RECOVERY_CASES = kills()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +53,15 @@ RECOVERY_TARGETS: tuple[RecoveryTarget, ...] = (
         0.9,
         True,
         "sessions-5ms",
+    ),
+    RecoveryTarget(
+        "recovery-rotation",
+        "rate in the second in which the key is rotated, SoftHSM, lowest",
+        "rate after / rate before",
+        "× before",
+        0.8,
+        True,
+        "rotation",
     ),
 )
 

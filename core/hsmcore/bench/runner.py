@@ -1,6 +1,7 @@
 """The run: every contender in a process of its own, each signing alone for a short slice, round after round.
 
-The order is shuffled anew in each round, so that a slow second on a shared machine meets everyone alike, and a ratio is
+Contenders that are compared with each other form a block: only its processes are there at the same time. The order is
+shuffled anew in each round, so that a slow second on a shared machine meets everyone alike, and a ratio is
 formed between slices of the same round only. A slice during which other processes took a part of the machine is
 repeated when they seem to have stopped; the least disturbed attempt counts, whatever its rate.
 """
@@ -9,21 +10,24 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from hsmcore.bench import environment, locate
+from hsmcore.bench.catalogue import entries
 from hsmcore.bench.commands import Commands
-from hsmcore.bench.contenders import MEMORY, contenders, scenarios, select
+from hsmcore.bench.contenders import MEMORY, blocks, contenders, events, select
 from hsmcore.bench.environment import ProcessorTimes
+from hsmcore.bench.events import measure_failover, measure_memory, measure_recovery, steps
 from hsmcore.bench.failover import FAILOVER
-from hsmcore.bench.model import Contender, Options, Result, Sample, read_percentiles
+from hsmcore.bench.model import Contender, Options, Sample
 from hsmcore.bench.process import Child, ChildError, MissingError
 from hsmcore.bench.resilience import RECOVERY
-from hsmcore.bench.scenarios import measure_failover, measure_memory, measure_recovery, steps
+from hsmcore.bench.result import Result, read_percentiles
 from hsmcore.bench.softtoken import temporary_token
 from hsmcore.bench.stats import DISTURBED
 from hsmcore.bench.summary import summarise
@@ -62,16 +66,21 @@ class _Run:
         self._options = options
         self._report = report
         self._stack = stack
-        self._chosen = select(contenders(environment.cores()), options.only)
-        self._scenarios = scenarios(options.only)
-        if not self._chosen and not self._scenarios:
+        quick = options.quick and options.only is None
+        everyone = contenders(environment.cores(), options.files, quick=quick)
+        self._chosen = select(everyone, options.only, options.files)
+        self._events = events(options.only, options.files)
+        present = {contender.scenario for contender in self._chosen}
+        self._scenarios = {e.name: e.scenario for e in entries(options.files) if e.name in present}
+        if not self._chosen and not self._events:
             raise ValueError(f"{options.only!r} fits no contender")
         self._children: dict[str, Child] = {}
         self._ceilings: dict[str, float | None] = {}
         self._done = 0
         self._quiet_budget = QUIET_BUDGET_SECONDS
-        self._total = len(self._chosen) * (options.rounds + 2) + steps(self._scenarios, options)
-        self._signatures: dict[tuple[str, str], str] = {}
+        rounds = sum(self._rounds(contender) for contender in self._chosen)
+        self._total = 2 * len(self._chosen) + rounds + steps(self._events, options)
+        self._signatures: dict[tuple[str, int], str] = {}
         self._commands = Commands(options, stack)
         self.result = Result(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,37 +89,51 @@ class _Run:
             slice_seconds=options.seconds,
             message_bytes=options.message_bytes,
             contenders=self._chosen,
+            scenarios=list(self._scenarios.values()),
         )
 
     def measure(self) -> Result:
-        if RECOVERY in self._scenarios or any(contender.token == "hsm" for contender in self._chosen):
+        if RECOVERY in self._events or any(contender.token == "hsm" for contender in self._chosen):
             self._open_token()
-        for contender in self._chosen:
-            self._start(contender)
-        for contender in self._chosen:
-            self._step(f"warming up {contender.name}")
-            self._attempt(contender, -1, WARM_UP_SECONDS)
         before = ProcessorTimes.read()
-        order = random.Random(self._options.seed)
-        for number in range(self._options.rounds):
-            for contender in order.sample(self._chosen, len(self._chosen)):
-                self._step(f"round {number + 1} of {self._options.rounds}: {contender.name}")
-                self._slice(contender, number)
+        for block in blocks(self._chosen):
+            self._measure_block(block)
         stolen = before.stolen_share(ProcessorTimes.read())
         result = self.result
-        if MEMORY in self._scenarios:
+        if MEMORY in self._events:
             measure_memory(self._commands, self._options, result, self._step)
-        if RECOVERY in self._scenarios:
+        if RECOVERY in self._events:
             measure_recovery(self._commands, self._options, result, self._step)
-        if FAILOVER in self._scenarios:
+        if FAILOVER in self._events:
             measure_failover(self._commands, self._options, result, self._step)
         result.environment["stolen_share"] = round(stolen, 4)
         result.environment["load_average_after"] = environment.describe()["load_average"]
+        places = {contender.name: place for place, contender in enumerate(self._chosen)}
+        result.samples.sort(key=lambda sample: (places[sample.contender], sample.round))
         result.summaries = summarise(result)
-        chosen = {contender.name for contender in self._chosen} | self._scenarios
+        chosen = {contender.name for contender in self._chosen} | self._events
         result.targets = judge(result.by_round().values(), result.memory, chosen, result.recovery, result.switches)
         self._report(Progress(self._total, self._total, "done"))
         return result
+
+    def _measure_block(self, block: Sequence[Contender]) -> None:
+        with ExitStack() as children:
+            self._start_all(block, children)
+            for contender in block:
+                self._step(f"warming up {contender.name}")
+                self._attempt(contender, -1, WARM_UP_SECONDS)
+            order = random.Random(self._options.seed)
+            most = max(self._rounds(contender) for contender in block)
+            for number in range(most):
+                for contender in order.sample(block, len(block)):
+                    if number < self._rounds(contender):
+                        self._step(f"round {number + 1} of {most}: {contender.name}")
+                        self._slice(contender, number)
+        self._children.clear()
+
+    def _rounds(self, contender: Contender) -> int:
+        most = self._scenarios[contender.scenario].rounds
+        return self._options.rounds if most is None else min(most, self._options.rounds)
 
     # ---- starting ----
 
@@ -121,11 +144,27 @@ class _Run:
         if commands.hsm is None:
             commands.hsm, commands.access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
 
-    def _start(self, contender: Contender) -> None:
-        self._step(f"starting {contender.name}")
+    def _start_all(self, block: Sequence[Contender], children: ExitStack) -> None:
+        """As many at once as there are processors: most of it is importing. Opening the token they take turns; the raw
+        C loop knows nothing of that and starts alone."""
+        waiting: deque[tuple[Contender, Child]] = deque()
+        for contender in block:
+            alone = contender.kind == "raw" or (bool(waiting) and waiting[-1][0].kind == "raw")
+            while waiting and (alone or len(waiting) >= environment.cores()):
+                self._await_ready(*waiting.popleft())
+            self._step(f"starting {contender.name}")
+            try:
+                self._ceilings[contender.name] = self._commands.ceiling(contender)
+                waiting.append((contender, children.enter_context(self._commands.start(contender))))
+            except MissingError as error:
+                self.result.skipped[contender.name] = str(error)
+            except OSError as error:
+                self.result.failed[contender.name] = str(error)
+        for contender, child in waiting:
+            self._await_ready(contender, child)
+
+    def _await_ready(self, contender: Contender, child: Child) -> None:
         try:
-            self._ceilings[contender.name] = self._commands.ceiling(contender)
-            child = self._stack.enter_context(self._commands.start(contender))
             ready = child.ready()
         except MissingError as error:
             self.result.skipped[contender.name] = str(error)
@@ -144,7 +183,8 @@ class _Run:
                 self.result.environment.setdefault(key, ready[key])
         signature = ready.get("signature")
         if signature is not None and contender.algorithm == "ed25519":
-            expected = self._signatures.setdefault((contender.token, contender.algorithm), signature)
+            size = contender.message_bytes or self._options.message_bytes
+            expected = self._signatures.setdefault((contender.token, size), signature)
             if signature != expected:
                 self._give_up(contender, "its signature differs from the others'")
 
@@ -153,12 +193,12 @@ class _Run:
     def _slice(self, contender: Contender, number: int) -> None:
         """The least disturbed of a few attempts."""
         best: Sample | None = None
-        for _ in range(1 + self._options.patience):
+        for again in reversed(range(1 + self._options.patience)):
             sample = self._attempt(contender, number, self._options.seconds * contender.slices)
             if sample is None:
                 return
             best = sample if best is None or sample.others < best.others else best
-            if best.others <= DISTURBED:
+            if best.others <= DISTURBED or not again:
                 break
             self._wait_for_quiet()
         assert best is not None
@@ -187,6 +227,7 @@ class _Run:
             cpu_seconds=cpu,
             others=round(others, 4),
             ceiling=self._ceilings[contender.name],
+            parts_ns=reply.get("parts_ns"),
         )
 
     def _wait_for_quiet(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hsmcore.bench.model import Contender, Result, Summary
+from hsmcore.bench.model import Contender, Summary
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import Round, median, spread, usable
 
 

@@ -18,6 +18,8 @@ from hsmcore.cli import (
     failover,
     init,
     keys,
+    load,
+    metrics,
     replicate,
     rotate,
     serve,
@@ -52,11 +54,13 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
     app.command(short_help="Run an example sequencer on Solana's own runtime.")(demo.demo)
     if with_bench:
-        from hsmcore.bench.cli import bench
+        from hsmcore.bench.cli import app as bench
 
-        app.command()(bench)
+        app.add_typer(bench)
     else:
         app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
+    app.command(short_help="Load a token at a given rate, with faults, and judge how it did.")(load.load)
+    app.command(short_help="List metrics; print alert rules and dashboard; scrape.")(metrics.metrics)
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
     app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
@@ -107,6 +111,7 @@ def run(arguments: list[str]) -> int:
             "pyotp": "rotation",
             "starlette": "serve",
             "uvicorn": "serve",
+            "hdrh": "load",
         }.get(package)
         if extra is None:
             raise

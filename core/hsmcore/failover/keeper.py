@@ -75,6 +75,7 @@ class Keeper:
         self._ended = False
         for seat in self._levels.members:
             seat.lost = self._host_lost
+            seat.refused = self._login_refused
 
     async def begin(self) -> None:
         """Follow what was asked for before, then look at the members every TICK_S."""
@@ -152,6 +153,12 @@ class Keeper:
             self._levels.failed(seat, "down", "its host process ended", monotonic_ns())
             self._router.settle()
             self._router.move(seat)
+
+    def _login_refused(self, seat: Seat, error: HsmError) -> None:
+        """Probes would only hear that the host process does not run; what brings it back is a person."""
+        if not self._ended:
+            self._levels.failed(seat, "auth", str(error.args[0]), monotonic_ns())
+            self._router.settle()
 
     # ---- probes ----
 

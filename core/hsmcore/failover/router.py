@@ -68,6 +68,8 @@ class Router:
         self.check: Callable[[], object] = lambda: None
         """Raises if it is used when or where it must not be; engines look at that themselves."""
         self.hedges = 0
+        self.unsigned = 0
+        """Requests that no level signed."""
 
     # ---- signing ----
 
@@ -174,6 +176,7 @@ class Router:
                 elif isinstance(step, GiveUp):
                     raise failure_of(request, self.levels, late=False)
         except HsmError:
+            self.unsigned += 1
             bound = request.attempts.bound_to
             if bound is not None and not request.allow_other_key:
                 self._pledges.add(request.message, bound, monotonic_ns())

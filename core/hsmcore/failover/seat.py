@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from hsmcore.errors import NotInitialized
+from hsmcore.errors import HsmError, NotInitialized
 from hsmcore.failover.latency import LatencyWatch
 from hsmcore.failover.member_state import Idle, MemberState
 from hsmcore.keyring import KeyVersion
@@ -26,7 +26,7 @@ class Seat(MemberState):
 
     __slots__ = (
         *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
-        *("probing", "signed", "submit", "traced", "version", "versions", "watch", "where"),
+        *("probing", "refused", "signed", "submit", "traced", "version", "versions", "watch", "where"),
     )
 
     def __init__(
@@ -60,6 +60,8 @@ class Seat(MemberState):
         self.watch = LatencyWatch()
         self.lost: Callable[[Seat], None] = lambda _seat: None
         """Told when the member's host process has ended."""
+        self.refused: Callable[[Seat, HsmError], None] = lambda _seat, _error: None
+        """Told when its host process cannot be started again because the login is refused."""
         self.probing = False
         self.signed = 0
         self.done = 0
@@ -94,6 +96,7 @@ class Seat(MemberState):
         warden = getattr(member, "warden", None)
         if warden is not None:
             warden.lost = lambda: self.lost(self)
+            warden.refused = lambda error: self.refused(self, error)
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
+
+from hsmcore import _native
+from hsmcore.errors import HsmError
+
+OCTAVES: Final = 42
+CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in _native.statuses() if kind != "OK"))
 
 
 class Histogram:
@@ -11,8 +17,10 @@ class Histogram:
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
+        self.sum = 0
 
     def add(self, ns: int) -> None:
+        self.sum += ns
         # The upper end of the bucket that `ns` falls into, which names the bucket.
         shift = max(ns.bit_length() - 5, 0)
         self._counts[ns | ((1 << shift) - 1)] += 1
@@ -20,6 +28,13 @@ class Histogram:
     def rows(self) -> list[tuple[int, int]]:
         """(upper bound in ns, count), by bound; buckets without a count are left out."""
         return sorted(self._counts.items())
+
+    def octaves(self) -> list[int]:
+        """As in Engine.stats."""
+        found = [0] * OCTAVES
+        for upper, count in self.rows():
+            found[min(upper.bit_length(), OCTAVES - 1)] += count
+        return found
 
 
 class Meter:
@@ -31,9 +46,16 @@ class Meter:
         self.expired = 0
         self.cancelled = 0
         self.wrong = 0
+        self.failed: dict[str, int] = dict.fromkeys(CLASSES, 0)
         self.recoveries: Counter[str] = Counter()
         self.hsm_ns = Histogram()
         self.queue_ns = Histogram()
+        self.verify_ns = Histogram()
+
+    def failed_with(self, error: HsmError) -> None:
+        """Count a request that failed."""
+        self.failures += 1
+        self.failed[error.error_class] = self.failed.get(error.error_class, 0) + 1
 
     def rows(self) -> dict[str, Any]:
         """As in Engine.stats. Nothing here needs waking, so `wakes` stays 0."""
@@ -45,6 +67,14 @@ class Meter:
             "wrong": self.wrong,
             "wakes": 0,
             "recoveries": dict(self.recoveries),
+            "failed": dict(self.failed),
+            "hsm_sum_ns": self.hsm_ns.sum,
+            "queue_sum_ns": self.queue_ns.sum,
+            "verify_sum_ns": self.verify_ns.sum,
             "hsm_ns": self.hsm_ns.rows(),
             "queue_ns": self.queue_ns.rows(),
+            "verify_ns": self.verify_ns.rows(),
+            "hsm_octaves": self.hsm_ns.octaves(),
+            "queue_octaves": self.queue_ns.octaves(),
+            "verify_octaves": self.verify_ns.octaves(),
         }

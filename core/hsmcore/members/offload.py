@@ -235,6 +235,8 @@ class OffloadEngine:
             "queued": self._held - runner.busy,
             "in_flight": self.in_flight,
             "waiting": self.waiting,
+            "oldest_queued_ns": self._oldest_queued(),
+            "oldest_call_ns": runner.oldest(),
         }
 
     def cache_stats(self) -> dict[str, int]:
@@ -242,6 +244,13 @@ class OffloadEngine:
         return self._sharing.stats()
 
     # ---- the inside ----
+
+    def _oldest_queued(self) -> int:
+        """Nanoseconds; 0: none waits. From any thread."""
+        for request in self._ready.copy():
+            if request in self._live:
+                return time.monotonic_ns() - request.submitted
+        return 0
 
     @property
     def _held(self) -> int:
@@ -300,14 +309,17 @@ class OffloadEngine:
         """Take what the back end answered. For the runner."""
         self.meter.hsm_ns.add(time.monotonic_ns() - request.begun)
         if isinstance(result, bytes):
+            begun = time.monotonic_ns()
             result = self._keys.judged(request.key, request.message, result)
+            self.meter.verify_ns.add(time.monotonic_ns() - begun)
         if isinstance(result, bytes):
             self.meter.signatures += 1
             self.completed += 1
             if self._keys.row(request.key).shared:
                 self._sharing.keep(request, result)
         else:
-            self.meter.failures += result.status != "CANCELLED"
+            if result.status != "CANCELLED":
+                self.meter.failed_with(result)
             self.meter.wrong += result.status == "SIGNATURE_INVALID"
         self._settle(request, result)
         self._check_idle()

@@ -60,6 +60,11 @@ class TaskRunner:
     def stuck(self) -> int:
         return len(self._expired)
 
+    def oldest(self) -> int:
+        """Nanoseconds that the oldest call has lasted; 0: there is none. From any thread."""
+        request = next(iter(self._tasks.copy()), None)
+        return 0 if request is None else time.monotonic_ns() - request.begun
+
     def has(self, request: Request) -> bool:
         return request in self._tasks
 
@@ -116,6 +121,9 @@ class InstantRunner:
     def __init__(self, backend: InstantBackend, take: Take, finish: Finish) -> None:
         self._sign, self._take, self._finish = backend.sign_now, take, finish
         self._handle: asyncio.Handle | None = None
+
+    def oldest(self) -> int:
+        return 0
 
     def has(self, _request: Request) -> bool:
         return False

@@ -24,7 +24,7 @@ from hsmcore.rotation.pinned import aliases, configured_as, pinned
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
-from hsmcore.state import Approvals, Desired, Keys, Rotation, Rotations, Store, StoreBusy, StoredKey
+from hsmcore.state import Approvals, Backups, Desired, Keys, Rotation, Rotations, Store, StoreBusy, StoredKey
 
 ROLE: Final = "rotation"
 """The store's role: one process rotates, the others follow."""
@@ -47,6 +47,21 @@ class _Asked:
     rotation: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The current key and what is kept of it, for monitoring. Times are Unix nanoseconds; None: never."""
+
+    created_ns: int
+    due_ns: int
+    running: bool
+    failures: int
+    """In a row."""
+    backups: bool
+    """Whether there are to be any."""
+    backup_ns: int | None
+    drill_ns: int | None
+
+
 class RotationService:
     """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` gives Unix
     nanoseconds: both are for tests."""
@@ -59,7 +74,7 @@ class RotationService:
         self._store, self._announce, self._before_ns = store, announce, before_ns
         self.schedule = Schedule.of(rules)
         self.keys, self.rotations = Keys(store), Rotations(store)
-        self._approvals, self._desired = Approvals(store), Desired(store)
+        self._approvals, self._desired, self._backups = Approvals(store), Desired(store), Backups(store)
         self.handover: Handover | None = None
         self._grace_ns = config.key_manager.request_timeout_ms * _MS
         self._runner = Runner(self.rotations, self._context, self._failed, self.clock, self.trace, self._wants_abort)
@@ -71,6 +86,8 @@ class RotationService:
         self._leads = False
         self._drill: ControlPlane | None = None
         self._reported = 0
+        self.seen: Seen | None = None
+        """How the ring stood at the last look."""
         self._hands: Hands
 
     # ---- life ----
@@ -172,6 +189,12 @@ class RotationService:
                     await self._wake.wait()
 
     async def _turn(self) -> None:
+        try:
+            await self._work()
+        finally:
+            await self._see()
+
+    async def _work(self) -> None:
         if not await self._lead():
             await self._follow()
             self._answer(StoreBusy("another process rotates the keys of this state store"))
@@ -322,6 +345,22 @@ class RotationService:
                 self._hands.switch(version)
         self._hands.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
+
+    async def _see(self) -> None:
+        current = await self.keys.current()
+        if current is None:
+            return
+        backups = await self._backups.of(current.public_key)
+        open_ = await self.rotations.open()
+        self.seen = Seen(
+            created_ns=current.created_ns,
+            due_ns=nanoseconds(self.schedule.due(moment(current.base_ns or current.created_ns))),
+            running=any(rotation.run.status != "overlap" for rotation in open_),
+            failures=(await self.rotations.failures_in_a_row())[0],
+            backups=self._rules.backup_enabled,
+            backup_ns=max((row.made_ns for row in backups), default=None),
+            drill_ns=max((row.drilled_ns for row in backups if row.drilled_ns is not None), default=None),
+        )
 
     async def _report(self) -> None:
         now = time.time_ns()

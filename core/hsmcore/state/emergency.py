@@ -77,6 +77,8 @@ class Emergency:
         self._until = 0
         self._latest = 0
         self._latest_at = steady()
+        self.seen: EmergencyStatus | None = None
+        """What `status` last returned."""
 
     async def begin(self) -> EmergencyStatus:
         """Begin an episode, or go on with the one that was begun before. Starts no clock."""
@@ -159,6 +161,7 @@ class Emergency:
         found = await self._store.run(lambda connection: _status(connection, self._limits, now))
         if found.episode != self._episode:
             self._units = 0  # of an episode that was reset meanwhile
+        self.seen = found
         return found
 
     def _now(self) -> int:

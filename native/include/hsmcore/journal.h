@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <hsmcore/status.h>
+#include <hsmcore/hsmcore.h>
 
 typedef struct hsm_journal hsm_journal;
 
@@ -43,6 +43,16 @@ uint64_t hsm_journal_written(const hsm_journal *journal);
 /* 0 while writing succeeds; else why it does not, an errno: ESTALE when the file is no longer the one that was opened. The
  * journal tries again by itself twice a second, and keeps the lines until then. */
 int hsm_journal_failure(const hsm_journal *journal);
+
+/* How long keeping takes. Ages and times in nanoseconds, buckets as in hsm_stats. */
+typedef struct hsm_journal_stats {
+    uint64_t oldest_ns; /* age of the oldest line that is not in the file; 0: none */
+    uint64_t commit_sum_ns;
+    uint64_t commit_ns[HSM_HISTOGRAM_BUCKETS]; /* from a group's first line until the group is in the file */
+} hsm_journal_stats;
+
+/* Any thread, until hsm_journal_close. */
+void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats);
 
 /* ---- appending: one thread, the same that calls hsm_journal_flush ---- */
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 
-from hsmcore.bench.child.protocol import Job, Replies, Signer, die_with_parent, serve
+from hsmcore.bench.child.protocol import Job, Replies, Signer, die_with_parent, one_at_a_time, serve
 
 
 def open_signer(job: Job) -> Signer:
     """Only what this contender needs is imported: the others may be missing."""
-    if job.kind in ("sign", "sign-many", "cache-hit"):
+    if job.kind in ("sign", "sign-many", "sign-open", "cache-hit"):
         from hsmcore.bench.child.ours import OurSigner
 
         return OurSigner(job)
-    if job.kind in ("recovery-host", "recovery-sessions"):
+    if job.kind in ("pynacl", "cryptography"):
+        from hsmcore.bench.child.software import SoftwareSigner
+
+        return SoftwareSigner(job)
+    if job.kind == "recovery-rotation":
+        from hsmcore.bench.child.rotation import Rotating
+
+        return Rotating(job)
+    if job.kind.startswith("recovery-"):
         from hsmcore.bench.child.recovery import Recovering
 
         return Recovering(job)
@@ -38,7 +46,9 @@ def main() -> int:
     die_with_parent()
     replies = Replies()
     try:
-        signer = open_signer(Job.from_json(sys.argv[1]))
+        job = Job.from_json(sys.argv[1])
+        with one_at_a_time(job.turn):
+            signer = open_signer(job)
     except ImportError as error:
         replies.send({"missing": str(error)})
         return 1

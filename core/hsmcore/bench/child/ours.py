@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from time import thread_time_ns
 from types import MappingProxyType
 from typing import Any
 
 import hsmcore
 from hsmcore.bench.child.protocol import PIN_ENV, Job, check_message, distinct_messages
-from hsmcore.bench.child.tasks import burst, event_loop, loop_name, saturate
+from hsmcore.bench.child.tasks import arrive, burst, event_loop, loop_name, saturate
+from hsmcore.members import Pkcs11Member
 
 MESSAGES_PER_CALLER = 16  # nobody else's, so that two equal messages are never in flight together
 BATCHES = 4
 HIT_SET = 512  # messages that the cache holds
+OPEN_MESSAGES = 4096  # the load goes round them
+MIDDLE = 1 - 1 / 48  # of a bucket of 1/16 octave, relative to its upper bound
 
 
 def configuration(job: Job) -> dict[str, Any]:
     """The customer's JSON, with the cache off unless hits are what is measured."""
     manager = {**_provider(job), "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0}
+    if job.audit is not None:
+        manager |= {"auditLogFile": job.audit_file, "audit": {"durability": job.audit}}
+    if job.rotate:
+        manager |= {"stateFile": job.state, "keyRotation": {"backupPolicy": "warn"}}
     if job.places:
         providers = [_provider(job, place) for place in job.places]
         manager |= {**providers[0], "stateFile": job.state, "failover": {"enabled": True}}
@@ -41,6 +49,11 @@ def _provider(job: Job, place: Mapping[str, str] = MappingProxyType({})) -> dict
     if "args" in place:
         config["moduleArgs"] = place["args"]
     return {"type": job.provider, "config": config}
+
+
+def histogram_sum(rows: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Number and sum of what a histogram of the engine holds; of each bucket (1/16 of an octave) the middle counts."""
+    return sum(count for _, count in rows), sum(count * upper * MIDDLE for upper, count in rows)
 
 
 class OurSigner:
@@ -66,6 +79,9 @@ class OurSigner:
             return lambda seconds: saturate(
                 manager.sign_many, [batches] * job.in_flight, seconds, watch_lag=job.watch_lag, weight=job.batch
             )
+        if job.kind == "sign-open":
+            pool = distinct_messages(OPEN_MESSAGES, job.message_bytes)
+            return lambda seconds: arrive(manager.sign, pool, seconds, job.per_second)
         pool = distinct_messages(job.in_flight * MESSAGES_PER_CALLER, job.message_bytes)
         own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
         return lambda seconds: saturate(
@@ -84,7 +100,34 @@ class OurSigner:
         return signature
 
     def run(self, seconds: float) -> Mapping[str, Any]:
-        return self._runner.run(self._slice(seconds))
+        return self._runner.run(self._dissected(seconds))
+
+    async def _dissected(self, seconds: float) -> dict[str, Any]:
+        """A slice, and where the time of its mean signature went: `loop` is processor time of the event loop's thread,
+        callers included; `ring` is the wait for a worker, `hsm` the time in the module, as the engine counts them;
+        `wake` is what is left of the latency: the way back, and the wait for the loop."""
+        before, cpu = self._times(), thread_time_ns()
+        figures = await self._slice(seconds)
+        cpu, after = thread_time_ns() - cpu, self._times()
+        calls = figures["signatures"]
+        if before is None or after is None or self._job.kind == "cache-hit" or not calls:
+            return figures
+        parts = {"loop": cpu / calls}
+        for part in ("ring", "hsm"):
+            number = after[part][0] - before[part][0]
+            parts[part] = (after[part][1] - before[part][1]) / max(number, 1)
+        latency = figures["latency_ns"]
+        if latency is not None and self._job.batch == 1:
+            parts["wake"] = max(0.0, latency["mean"] - sum(parts.values()))
+        return figures | {"parts_ns": parts}
+
+    def _times(self) -> dict[str, tuple[float, float]] | None:
+        """How many signatures, and their nanoseconds, since the start; None where no single engine counts them."""
+        member = self._manager._member  # noqa: SLF001 - nothing public has the sums
+        if not isinstance(member, Pkcs11Member):
+            return None
+        stats = member.engine.stats()
+        return {part: histogram_sum(stats[name]) for part, name in (("ring", "queue_ns"), ("hsm", "hsm_ns"))}
 
     def sign_times(self, count: int) -> None:
         """So many signatures, as many in flight as the job says."""

@@ -8,13 +8,15 @@ with the resident memory; `quit`, or the end of the input, ends it. The PIN come
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import os
 import resource
 import signal
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -47,6 +49,11 @@ class Job:
     control: str | None = None  # the socket of the module that injects faults
     places: list[dict[str, str]] = field(default_factory=list)  # members of levels: module, args, token, control
     state: str = ""  # where levels keep their state
+    audit: str | None = None  # durability of the audit log; None: there is none
+    audit_file: str = ""
+    per_second: float = 0.0  # of sign-open
+    rotate: bool = False  # keys may be rotated; the state is in `state`
+    turn: str = ""  # a file to lock while the token is opened: SoftHSM rewrites its files at each login
 
     def to_json(self) -> str:
         return orjson.dumps(asdict(self)).decode()
@@ -115,6 +122,17 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+@contextmanager
+def one_at_a_time(path: str) -> Iterator[None]:
+    """Hold the lock of a file meanwhile; without a path there is nothing to hold."""
+    if not path:
+        yield
+        return
+    with Path(path).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Replies:

@@ -37,6 +37,10 @@ class Load:
     wrong: int = 0
     over: bool = False
 
+    def unexpected(self, _message: bytes, _signature: bytes) -> bool:
+        """Whether a signature may be right that differs from the one before."""
+        return False
+
     async def caller(self, own: Sequence[bytes]) -> None:
         record, clock = self.ended.append, perf_counter_ns
         for message in cycle(own):
@@ -46,7 +50,7 @@ class Load:
                 self.failed += 1
                 await asyncio.sleep(AFTER_AN_ERROR_SECONDS)
             else:
-                if signature == self.expected[message]:
+                if signature == self.expected[message] or self.unexpected(message, signature):
                     record(clock())
                 else:
                     self.wrong += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -83,6 +84,36 @@ async def burst(sign: Callable[[M], Awaitable[object]], messages: Sequence[M], s
         last = now
         await asyncio.sleep(0)
     return _figures(rounds * len(messages), last - began, latencies, ())
+
+
+async def arrive(
+    sign: Callable[[M], Awaitable[object]], messages: Sequence[M], seconds: float, per_second: float
+) -> dict[str, Any]:
+    """Requests that come at random (a Poisson process of `per_second`), whatever becomes of the earlier ones. A latency
+    counts from when the request was due, so that a loop that is late hides nothing."""
+    latencies, running = array("q"), set[asyncio.Task[None]]()
+    dice = random.Random(per_second)
+
+    async def one(message: M, due: int) -> None:
+        await sign(message)
+        latencies.append(perf_counter_ns() - due)
+
+    began = due = perf_counter_ns()
+    end = began + int(seconds * 1e9)
+    for message in cycle(messages):
+        due += int(dice.expovariate(per_second) * 1e9)
+        if due >= end:
+            break
+        early = due - perf_counter_ns()
+        while early > 0:
+            await asyncio.sleep(max(0.0, (early - LAG_INTERVAL_NS) / 1e9))  # timers are late by as much
+            early = due - perf_counter_ns()
+        task = asyncio.ensure_future(one(message, due))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    while running:
+        await asyncio.gather(*running)
+    return _figures(len(latencies), perf_counter_ns() - began, latencies, ())
 
 
 async def _timed(

@@ -1,4 +1,4 @@
-"""What is measured beside the rounds: memory over a million signatures, recovery from kills under load, failover."""
+"""The events, which are measured beside the rounds: memory over a million signatures, kills under load, failures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from hsmcore.bench import environment
 from hsmcore.bench.commands import Commands
 from hsmcore.bench.contenders import MEMORY
 from hsmcore.bench.environment import ProcessorTimes
-from hsmcore.bench.failover import CASES, FAILOVER, SERVERS, FailoverCase
-from hsmcore.bench.model import Break, Contender, Memory, Options, Result, Switch
+from hsmcore.bench.failover import CASES, FAILOVER, SERVERS
+from hsmcore.bench.model import Break, Contender, FailoverCase, Memory, Options, RecoveryCase, Switch
 from hsmcore.bench.process import Child, ChildError, MissingError
-from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES, RecoveryCase
+from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES
+from hsmcore.bench.result import Result
 from hsmcore.bench.stats import DISTURBED
 
 MEMORY_TIMEOUT_SECONDS = 300.0
@@ -23,8 +24,8 @@ Step = Callable[[str], None]
 
 
 def steps(wanted: set[str], options: Options) -> int:
-    """How many steps the scenarios report."""
-    kills = sum(options.breaks or case.times for case in RECOVERY_CASES)
+    """How many steps the events report."""
+    kills = sum(min(options.breaks or case.times, case.times) for case in RECOVERY_CASES)
     switches = sum(min(options.breaks or case.times, case.times) for case in CASES)
     return 2 * (MEMORY in wanted) + kills * (RECOVERY in wanted) + switches * (FAILOVER in wanted)
 
@@ -58,7 +59,7 @@ def measure_recovery(commands: Commands, options: Options, result: Result, step:
         try:
             with commands.start_recovery(case, case.sessions or environment.cores()) as child:
                 child.ready()
-                times = options.breaks or case.times
+                times = min(options.breaks or case.times, case.times)
                 for number in range(times):
                     step(f"{case.title}: {number + 1} of {times}")
                     result.recovery.append(_break(child, case, options))

@@ -1,0 +1,107 @@
+"""The `metrics` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hsmcore.cli.output import BadUsage, print_json, print_table
+from hsmcore.cli.settings import JsonOption
+from hsmcore.errors import HsmError
+
+_MOST_BYTES = 64 << 20
+_SECONDS = 10.0
+
+
+def metrics(
+    scrape: Annotated[
+        str | None, typer.Option("--scrape", metavar="URL", help="Fetch the metrics of a running process once.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="PATH", help="A file with the bearer token for --scrape.")
+    ] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="Print the alert rules for Prometheus (YAML).")] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Print the dashboard for Grafana (JSON).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the metrics that a key manager has; print alert rules or dashboard; or look at a running process.
+
+    Examples:
+
+      hsmcore metrics
+
+      hsmcore metrics --rules > /etc/prometheus/hsmcore.yml
+
+      hsmcore metrics --dashboard > dashboard.json
+
+      hsmcore metrics --scrape http://127.0.0.1:9464/metrics --json
+    """
+    if sum((scrape is not None, rules, dashboard)) > 1:
+        raise BadUsage("give one of --scrape, --rules and --dashboard")
+    if token_file is not None and scrape is None:
+        raise BadUsage("--token-file belongs to --scrape")
+    if scrape is not None:
+        _print_scrape(_fetch(scrape, token_file), as_json=as_json)
+    elif rules or dashboard:
+        _print_file(dashboard=dashboard, as_json=as_json)
+    else:
+        _print_list(as_json=as_json)
+
+
+def _print_list(*, as_json: bool) -> None:
+    from hsmcore.metrics.catalog import METRICS
+
+    if as_json:
+        print_json([{"name": m.name, "type": m.kind, "labels": list(m.labels), "help": m.help} for m in METRICS])
+        return
+    print_table(
+        ("METRIC", "TYPE", "LABELS", "MEANING"), [(m.name, m.kind, ",".join(m.labels) or "-", m.help) for m in METRICS]
+    )
+
+
+def _print_file(*, dashboard: bool, as_json: bool) -> None:
+    from hsmcore import monitoring
+
+    text = monitoring.dashboard() if dashboard else monitoring.alert_rules()
+    if as_json and not dashboard:
+        raise BadUsage("the rules are YAML; --json cannot print them")
+    print(text, end="")
+
+
+def _print_scrape(text: str, *, as_json: bool) -> None:
+    if not as_json:
+        print(text, end="")
+        return
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        found: list[dict[str, Any]] = [
+            {"name": sample.name, "labels": sample.labels, "value": sample.value}
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        ]
+    except (ValueError, KeyError, IndexError):
+        raise HsmError("what was fetched are no metrics", hint="Name the path too, such as /metrics.") from None
+    print_json(found)
+
+
+def _fetch(url: str, token_file: Path | None) -> str:
+    import urllib.error
+    import urllib.request
+
+    if not url.startswith(("http://", "https://")):
+        raise BadUsage("--scrape wants an http:// or https:// URL, such as http://127.0.0.1:9464/metrics")
+    try:
+        request = urllib.request.Request(url, headers={"accept": "text/plain"})  # noqa: S310  # looked at above
+        if token_file is not None:
+            request.add_unredirected_header("authorization", f"Bearer {token_file.read_text().strip()}")
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+            body: bytes = answer.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise HsmError(f"{url}: {reason}", hint="Is a process running there that shows its metrics?") from None
+    if len(body) > _MOST_BYTES:
+        raise HsmError(f"{url}: more than {_MOST_BYTES >> 20} MiB")
+    return body.decode("utf-8", "replace")

@@ -1,0 +1,46 @@
+"""What a token can do at most, for rates given as a share of it."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from hsmcore.errors import MemberDown
+from hsmcore.load.generator import Share, start
+from hsmcore.load.mix import Kind
+from hsmcore.load.shapes import Segment
+from hsmcore.load.target import Target
+
+_WARM_SECONDS: Final = 0.5
+_SECONDS: Final = 2.0
+_MORE_THAN_ANY: Final = 100e6
+"""Requests per second."""
+
+
+def measure(target: Target, kinds: Sequence[Kind]) -> float:
+    """Signatures per second of plain PKCS#11 in C: a thread that never waits for each session of the configuration.
+    Raises HsmError, UsageProblem."""
+    long = 1000.0
+    share = Share(0, 1, (Segment(long, _MORE_THAN_ANY, _MORE_THAN_ANY),), kinds, 0, False, long, 0.1, None)
+    with start("raw", target, share) as generator:
+        generator.ready()
+        begin = time.monotonic_ns()
+        generator.send(f"go {begin}\n".encode())
+        signed, counted_from, counted_to = 0, 0.0, 0.0
+        while counted_to < _WARM_SECONDS + _SECONDS:
+            select.select([generator], [], [], 1.0)
+            for line in generator.lines():
+                if line["at"] <= _WARM_SECONDS:
+                    counted_from = line["at"]
+                else:
+                    signed += line["signed"]
+                counted_to = line["at"]
+            if generator.ended:
+                raise generator.failure()
+            if time.monotonic_ns() - begin > (_WARM_SECONDS + _SECONDS + 30) * 1e9:
+                raise MemberDown("the token made no signature while its capacity was to be measured")
+    if signed == 0:
+        raise MemberDown("the token made no signature while its capacity was to be measured")
+    return signed / (counted_to - counted_from)

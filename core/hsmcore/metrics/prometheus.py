@@ -1,0 +1,48 @@
+"""The metrics as a collector of prometheus_client, for registries that an application has already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import Metric as Family
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from hsmcore.metrics.catalog import METRICS, Metric
+from hsmcore.metrics.reading import BOUNDS, Buckets, Reading
+
+_LE = tuple(map(repr, BOUNDS))
+
+
+class ManagerCollector(Collector):
+    """Reads anew at each scrape, in whatever thread that happens."""
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterator[Family]:
+        """The names, so that registering reads nothing."""
+        for metric in METRICS:
+            yield _family(metric)
+
+    def collect(self) -> Iterator[Family]:
+        """What there is now."""
+        samples = self._read().samples
+        for metric in METRICS:
+            family = _family(metric)
+            for labels, value in samples.get(metric, ()):
+                if isinstance(value, Buckets):
+                    counts = [*zip(_LE, value.counts, strict=True), ("+Inf", value.total)]
+                    family.add_metric(labels, counts, value.seconds)  # type: ignore[attr-defined]  # a histogram's
+                else:
+                    family.add_metric(labels, value)  # type: ignore[attr-defined]  # a counter's or a gauge's
+            if family.samples:
+                yield family
+
+
+def _family(metric: Metric) -> Family:
+    if metric.kind == "histogram":
+        return HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    if metric.kind == "counter":
+        return CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)

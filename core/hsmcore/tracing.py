@@ -1,0 +1,108 @@
+"""OpenTelemetry: a span for each request to sign, and trace ids in logs and audit records.
+
+Only for applications that have set a tracer provider before `initialize()`. For all others nothing is imported,
+wrapped or looked at for a signature.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hsmcore.audit.record import current_tag, tagged
+from hsmcore.errors import HsmError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer, TracerProvider
+
+    from hsmcore.manager import KeyManager
+
+T = TypeVar("T")
+
+
+def configured_provider() -> TracerProvider | None:
+    """The tracer provider that the application has set; None: none."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    provider: TracerProvider = trace.get_tracer_provider()
+    idle = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+    return None if isinstance(provider, idle) else provider
+
+
+def instrument(manager: KeyManager, provider: TracerProvider | None = None) -> None:
+    """Have `sign`, `sign_many` and `sign_with_receipt` of this manager make spans. `initialize()` does it by itself
+    where a provider is set. Doing it twice is no error."""
+    provider = provider or configured_provider()
+    if provider is None or "sign" in vars(manager):
+        return
+    import hsmcore
+
+    spans = _Spans(provider.get_tracer("hsmcore", hsmcore.__version__), manager)
+    # On the instance: whoever has no provider calls the methods themselves, at no cost.
+    vars(manager).update(sign=spans.sign, sign_many=spans.sign_many, sign_with_receipt=spans.sign_with_receipt)
+
+
+class _Spans:
+    def __init__(self, tracer: Tracer, manager: KeyManager) -> None:
+        self._tracer = tracer
+        self._plain, self._many, self._receipt = manager.sign, manager.sign_many, manager.sign_with_receipt
+
+    async def sign(self, message: Any, timeout: float | None = None, *, allow_other_key: bool = False) -> bytes:
+        """As KeyManager.sign."""
+
+        async def work(span: Span) -> bytes:
+            if not span.is_recording():
+                return await self._plain(message, timeout, allow_other_key=allow_other_key)
+            receipt = await self._receipt(message, timeout, allow_other_key=allow_other_key)
+            _describe(span, receipt)
+            signature: bytes = receipt.signature
+            return signature
+
+        return await self._traced("hsmcore.sign", work)
+
+    async def sign_with_receipt(self, message: Any, timeout: float | None = None, **options: Any) -> Any:
+        """As KeyManager.sign_with_receipt."""
+
+        async def work(span: Span) -> Any:
+            receipt = await self._receipt(message, timeout, **options)
+            _describe(span, receipt)
+            return receipt
+
+        return await self._traced("hsmcore.sign", work)
+
+    async def sign_many(self, messages: Any, *arguments: Any, **options: Any) -> Any:
+        """As KeyManager.sign_many."""
+        messages = list(messages)
+
+        async def work(span: Span) -> Any:
+            span.set_attribute("hsmcore.messages", len(messages))
+            return await self._many(messages, *arguments, **options)
+
+        return await self._traced("hsmcore.sign_many", work)
+
+    async def _traced(self, name: str, work: Callable[[Span], Awaitable[T]]) -> T:
+        with self._tracer.start_as_current_span(name) as span:
+            context = span.get_span_context()
+            own = span.is_recording() and current_tag() is None
+            try:
+                with tagged(f"trace:{context.trace_id:032x}") if own else nullcontext():
+                    return await work(span)
+            except HsmError as error:
+                span.set_attribute("error.type", error.status)
+                raise
+
+
+def _describe(span: Span, receipt: Any) -> None:
+    span.set_attributes(
+        {
+            "hsmcore.member": receipt.member,
+            "hsmcore.level": receipt.level,
+            "hsmcore.key_id": receipt.key_id,
+            "hsmcore.cached": receipt.cached,
+        }
+    )
+    if receipt.audit_seq is not None:
+        span.set_attribute("hsmcore.audit_seq", receipt.audit_seq)

@@ -1,0 +1,320 @@
+"""Every runbook is played: the fault is made where it happens, the alert becomes true on what is scraped, the runbook's
+own commands mend it, the alert ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.test_rotation import rules
+from tests.support.chaos import needs_chaos
+from tests.support.levels import SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.promtool import as_series, check, firing, middle, needs_promtool
+from tests.support.runbooks import Operator, blocks
+from tests.support.scrapes import Scrape
+from tests.support.terminal import Terminal
+
+import hsmcore
+from hsmcore.errors import AuditUnavailable, HsmError
+
+pytestmark = [pytest.mark.integration, needs_promtool]
+LEVELS = {
+    "primaryRetryIntervalMs": 500,
+    "secondaryRetryIntervalMs": 500,
+    "maxPrimaryRetries": 1,
+    "maxSecondaryRetries": 1,
+}
+
+
+class Play:
+    """One incident: scrapes before, during and after it."""
+
+    def __init__(self, manager: hsmcore.KeyManager, folder: Path) -> None:
+        self.manager, self.folder = manager, folder
+        self.scrapes: list[Scrape] = []
+
+    async def scrape(self, condition: Callable[[Scrape], bool] = lambda _scrape: True) -> None:
+        """Take the first scrape of which the condition is true."""
+        await until(lambda: condition(Scrape.of(self.manager)))
+        self.scrapes.append(Scrape.of(self.manager))
+
+    def judge(self, *alerts: str) -> None:
+        """The alerts fired while the incident lasted, and nothing did before and after."""
+        during = [(middle(1), firing(alert), 1.0) for alert in alerts]
+        around = [(middle(0), firing(), None), (middle(len(self.scrapes) - 1), firing(), None)]
+        check(self.folder, as_series(self.scrapes), [*during, *around])
+
+
+class Members(Site):
+    """Two members that hold the same key, and an operator. The commands have a configuration of their own, in which the
+    modules have the same faults and no control socket."""
+
+    def settle(self, terminal: Terminal, config: dict[str, Any]) -> Operator:
+        """Write the commands' configuration, for the first member."""
+        text = json.dumps(config)
+        for number, member in enumerate(self.members):
+            beside = self.folder / f"commands-{number}.json"
+            text = text.replace(member.args, f"config={beside}")
+        self.tell()
+        (self.folder / "config.json").write_text(text)
+        return Operator(terminal, self.folder / "config.json", MEMBER=self.name(0))
+
+    def tell(self) -> None:
+        """The commands meet the faults that are in the members' files."""
+        for number, member in enumerate(self.members):
+            found = json.loads(member.path.read_text())
+            del found["socket"]
+            (self.folder / f"commands-{number}.json").write_text(json.dumps(found))
+
+    def kill(self, number: int, ckr: str = "CKR_DEVICE_REMOVED") -> None:
+        super().kill(number, ckr)
+        self.tell()
+
+    def revive(self, number: int) -> None:
+        super().revive(number)
+        self.tell()
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory):
+    with Terminal(tmp_path_factory.mktemp("terminal")) as terminal:
+        yield terminal
+
+
+@pytest.fixture
+def site(tmp_path, fresh_token):
+    return Members(tmp_path, fresh_token, SAME, SAME)
+
+
+async def incident(
+    play: Play,
+    operator: Operator,
+    title: str,
+    *,
+    happens: Callable[[], Awaitable[object]],
+    shows: Callable[[Scrape], bool],
+    repair: Callable[[], object] = lambda: None,
+    mended: Callable[[Scrape], bool],
+) -> None:
+    """Before, during, and after it. What is mended outside of any command, a device or a network, is `repair`; it comes
+    after the first block of commands, which look."""
+    await play.scrape()
+    await happens()
+    await play.scrape(shows)
+    first, *others = blocks(title)
+    await operator.run(first)
+    repair()
+    for commands in others:
+        await operator.run(commands)
+    await play.scrape(mended)
+
+
+def up(name: str) -> Callable[[Scrape], bool]:
+    """Whether a member is in service."""
+    return lambda scrape: scrape("hsmcore_member_up", member=name) == 1
+
+
+def breaker(name: str, kind: str) -> Callable[[Scrape], bool]:
+    """Whether a member is out for this kind of failure."""
+    return lambda scrape: scrape("hsmcore_breaker_state", member=name, kind=kind) == 2
+
+
+@needs_chaos
+@one_loop
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+async def test_pin_refused_or_locked(site, terminal, isolation):
+    """The security officer sets another PIN; then the module is initialized anew, and the login is refused."""
+    config = site.config(failover=LEVELS)
+    config["sequencer"]["keyManager"]["config"]["isolation"] = isolation
+    token, wrapped = site.tokens[0], site.members[0].wrapped
+    operator = site.settle(terminal, config)
+    operator.set(MODULE=wrapped.module, TOKEN=token.label, SO_PIN=token.so_pin, PIN=token.pin)
+    change = ["pkcs11-tool", "--module", wrapped.module, "--token-label", token.label, "--login", "--login-type", "so",
+              "--so-pin", token.so_pin, "--init-pin", "--new-pin", "another-pin"]  # fmt: skip
+
+    async def happens():
+        await asyncio.to_thread(subprocess.run, change, check=True, capture_output=True, env=token.environment)
+        if isolation == "process":
+            site.members[0].fault("C_Sign", "exit")
+        else:
+            site.members[0].fault("C_Sign", "return", every=1, count=3, ckr="CKR_CRYPTOKI_NOT_INITIALIZED")
+        assert await manager.sign(b"somebody signs")
+
+    async with opened(config) as manager:
+        play = Play(manager, site.folder)
+        await incident(
+            play, operator, "PIN refused or locked",
+            happens=happens, shows=breaker(site.name(0), "auth"), mended=up(site.name(0)),
+        )  # fmt: skip
+    play.judge("HsmcorePinRefused", "HsmcoreMemberDown")
+
+
+@needs_chaos
+@one_loop
+async def test_a_member_is_down(site, terminal):
+    config = site.config(failover=LEVELS)
+    operator = site.settle(terminal, config)
+
+    async def happens():
+        site.kill(0)
+        assert await manager.sign(b"somebody signs")
+
+    async with opened(config) as manager:
+        play = Play(manager, site.folder)
+        await incident(
+            play, operator, "A member is down",
+            happens=happens, shows=breaker(site.name(0), "down"),
+            repair=lambda: site.revive(0), mended=up(site.name(0)),
+        )  # fmt: skip
+    play.judge("HsmcoreMemberDown")
+
+
+@needs_chaos
+@one_loop
+async def test_the_emergency_level_signs(site, terminal):
+    limits = {"emergencyModeEnabled": True, "emergencyModeRestrictions": {"maxTransactions": 20}}
+    config = site.config(failover={**LEVELS, **limits})
+    operator = site.settle(terminal, config)
+
+    async def happens():
+        site.kill(0)
+        site.kill(1)
+        assert await manager.sign(b"somebody signs")
+
+    def repair():
+        site.revive(0)
+        site.revive(1)
+
+    def shows(scrape: Scrape) -> bool:
+        return scrape("hsmcore_emergency_signatures_left") < 5
+
+    def mended(scrape: Scrape) -> bool:
+        whole = scrape("hsmcore_emergency_signatures_left") == 20
+        return whole and scrape("hsmcore_level_active", level="primary") == 1 and up(site.name(1))(scrape)
+
+    async with opened(config) as manager:
+        play = Play(manager, site.folder)
+        await incident(
+            play, operator, "The emergency level signs", happens=happens, shows=shows, repair=repair, mended=mended
+        )
+    play.judge("HsmcoreEmergencyEntered", "HsmcoreEmergencyBudgetLow")
+
+
+@needs_chaos
+@one_loop
+async def test_a_wrong_signature(site, terminal):
+    config = site.config(failover=LEVELS, auditLogFile=str(site.folder / "audit.log"))
+    operator = site.settle(terminal, config)
+    fault = {"function": "C_Sign", "every": 1, "action": "wrong-signature"}
+
+    async def happens():
+        site.members[0].write(faults=[fault])
+        site.members[0].ask("fault", **fault)
+        site.tell()
+        assert await manager.verify(b"m", await manager.sign(b"m"))
+
+    async with opened(config) as manager:
+        play = Play(manager, site.folder)
+        await incident(
+            play, operator, "A wrong signature",
+            happens=happens, shows=breaker(site.name(0), "wrong"),
+            repair=lambda: site.revive(0), mended=up(site.name(0)),
+        )  # fmt: skip
+    assert "SIGNATURE_INVALID" in operator.said["hsmcore audit query --limit 5 --where error=SIGNATURE_INVALID"]
+    play.judge("HsmcoreWrongSignature")
+
+
+@one_loop
+async def test_the_audit_log_cannot_be_written(world, terminal, tmp_path):
+    """A program that rotates all logs has moved the file."""
+    log, moved = tmp_path / "audit.log", tmp_path / "audit.log.1"
+    config = world.config(maxCacheSize=0, auditLogFile=str(log))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    operator = Operator(terminal, tmp_path / "config.json", AUDIT_LOG=str(log), MOVED=str(moved))
+
+    async def happens():
+        log.rename(moved)
+        with pytest.raises(AuditUnavailable):
+            await manager.sign(b"nobody signs")
+
+    async with opened(config) as manager:
+        play = Play(manager, tmp_path)
+        await manager.sign(b"m")
+        await incident(
+            play, operator, "The audit log cannot be written",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_audit_failing") == 1,
+            mended=lambda scrape: scrape("hsmcore_audit_failing") == 0,
+        )  # fmt: skip
+        assert await manager.sign(b"m")
+    play.judge("HsmcoreAuditUnavailable")
+
+
+@one_loop
+async def test_a_rotation_failed(fresh_token, terminal, tmp_path):
+    """The place of the backups cannot be written."""
+    token, backups = fresh_token({"name": "p256", "kind": "ecdsa-p256"}), tmp_path / "backups"
+    config = token.config("p256", **rules(tmp_path, backupEnabled=True, backupLocation=str(backups), overlapDays=2))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    operator = Operator(terminal, tmp_path / "config.json")
+
+    async def happens():
+        backups.write_text("no folder")
+        with pytest.raises(HsmError):
+            await manager.rotate_key("by hand")
+
+    async with opened(config) as manager:
+        play = Play(manager, tmp_path)
+        await until(lambda: bool(Scrape.of(manager).all("hsmcore_rotation_failures")))
+        old = manager.public_key
+        await incident(
+            play, operator, "A rotation failed",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_rotation_failures") == 1, repair=backups.unlink,
+            mended=lambda scrape: scrape("hsmcore_rotation_failures") == 0,
+        )  # fmt: skip
+        assert manager.public_key != old
+        after = play.scrapes[-1]
+        assert after("hsmcore_backup_timestamp_seconds") >= after("hsmcore_key_created_timestamp_seconds") - 1 > 1e9
+        assert after("hsmcore_restore_drill_timestamp_seconds") > 1e9
+    play.judge("HsmcoreRotationFailed")
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A small file system of its own."""
+    place = tmp_path / "volume"
+    place.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=16m", "hsmcore-test", str(place)]
+    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@one_loop
+async def test_the_disk_fills(world, volume, terminal, tmp_path):
+    log, useless = volume / "audit.log", volume / "core.4711"
+    config = world.config(maxCacheSize=0, auditLogFile=str(log))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    operator = Operator(terminal, tmp_path / "config.json", AUDIT_LOG=str(log), USELESS=str(useless))
+
+    async def happens():
+        await asyncio.to_thread(useless.write_bytes, bytes(15 << 20))
+
+    async with opened(config) as manager:
+        play = Play(manager, tmp_path)
+        await manager.sign(b"m")
+        await incident(
+            play, operator, "The disk fills",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_disk_free_bytes", use="audit") < 1 << 20,
+            mended=lambda scrape: scrape("hsmcore_disk_free_bytes", use="audit") > 8 << 20,
+        )  # fmt: skip
+        assert str(useless) in "".join(operator.said.values())
+    play.judge("HsmcoreDiskFilling")

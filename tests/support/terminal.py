@@ -1,0 +1,95 @@
+"""The command line for tests that run many commands: a process that has imported everything forks one child for each.
+What the commands do is the same; only the second that importing takes is spared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).resolve().parents[2]
+# Without the site's packages: it only passes on its arguments, environment and streams.
+_CLIENT = """#!{python} -SE
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as line:
+    line.connect({path!r})
+    asked = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(line, [len(asked).to_bytes(4, "big")], [0, 1, 2])
+    line.sendall(asked)
+    sys.exit(line.recv(1)[0])
+"""
+
+
+class Terminal:
+    """Use as a context manager. `folder` goes to the front of PATH: it holds the command `hsmcore`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "terminal.sock"
+
+    def __enter__(self) -> Self:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'core'}:{ROOT}"}
+        command = [sys.executable, "-m", "tests.support.terminal", str(self._path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+        program = self.folder / "hsmcore"
+        program.write_text(_CLIENT.format(python=sys.executable, path=str(self._path)))
+        program.chmod(0o755)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        (self.folder / "hsmcore").unlink()
+
+
+def _serve(path: str) -> None:
+    from hsmcore.cli import app, doctor, failover  # noqa: F401  # what commands import when they run, too
+    from hsmcore.state import Store  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(16)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            line, _ = server.accept()
+            with line:
+                size, fds, _, _ = socket.recv_fds(line, 4, 3)
+                if os.fork() == 0:
+                    server.close()
+                    _command(line, int.from_bytes(size, "big"), fds)
+                for fd in fds:
+                    os.close(fd)
+
+
+def _command(line: socket.socket, size: int, fds: list[int]) -> None:
+    code = 70
+    try:
+        from hsmcore.cli.app import run
+
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with line.makefile("rb") as stream:
+            arguments, environment, folder = json.loads(stream.read(size))
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        code = run(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        line.sendall(bytes([code]))
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -1,0 +1,46 @@
+"""The README's table is what `hsmcore bench table` makes of the newest kept result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hsmcore.bench.readme import BEGIN, END, placed, table, write
+from hsmcore.bench.results import KEPT, newest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_and_the_results_agree():
+    path, result = newest(ROOT / KEPT)
+    made = table(result, path.relative_to(ROOT).as_posix())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert placed(text, made) == text, "run: hsmcore bench table --write README.md"
+
+
+def test_kept_results_are_small():
+    for path in (ROOT / KEPT).glob("*.json"):
+        assert path.stat().st_size < 400_000, f"{path.name}: keep full runs only, and few of them"
+
+
+def test_writing_changes_what_is_between_the_markers_only(tmp_path):
+    document = tmp_path / "d.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert write(document, "new \\1\n")
+    assert document.read_text() == f"before\n{BEGIN}\nnew \\1\n{END}\nafter\n"
+    assert not write(document, "new \\1\n")
+
+
+@pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
+def test_a_document_without_both_markers_is_refused(text, tmp_path):
+    document = tmp_path / "d.md"
+    document.write_text(text)
+    with pytest.raises(ValueError, match=r"d\.md: needs a line"):
+        write(document, "new")
+    assert document.read_text() == text
+
+
+def test_no_results_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="hsmcore bench"):
+        newest(tmp_path)
