@@ -57,6 +57,10 @@ async def test_the_console_shows_a_lone_member_and_ends_without_a_trace(world):
         assert state["failover"] is None
         assert state["keys"][0]["publicKey"] == manager.public_key.hex()
         await becomes(lambda: _signed(site, 50))
+        for accept, kind in (("", "text/plain"), ("application/openmetrics-text", "application/openmetrics-text")):
+            scraped = await asked(site.address, "/metrics", headers={"Accept": accept})
+            assert (scraped.status, scraped.headers["content-type"].partition(";")[0]) == (200, kind)
+            assert b"\nhsmcore_key_manager_open 1\n" in scraped.body
         for path in ("/", "/main.js", "/console.css"):
             page = await asked(site.address, path)
             assert page.status == 200

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 from typing import Final
 
+from hsmcore.metrics import render
 from hsmcore.serve.source import Source
 
 FRESH_SECONDS: Final = 1.0
@@ -33,7 +33,6 @@ class Exposition:
         async with self._reading:
             at, text, kind = self._last.get(form, (float("-inf"), b"", ""))
             if time.monotonic() - at > FRESH_SECONDS:
-                metrics = importlib.import_module("hsmcore.metrics")
-                text, kind = await asyncio.to_thread(metrics.render, self._source.manager, accept)
+                text, kind = await asyncio.to_thread(render, self._source.manager, accept)
                 self._last[form] = (time.monotonic(), text, kind)
         return text, kind
