@@ -28,6 +28,8 @@ from tests.support.managers import becomes, opened
 from tests.support.web import ask, asked, happenings
 
 import hsmcore
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.errors import ConfigurationError
@@ -394,6 +396,19 @@ def test_the_command_refuses_to_show_itself_to_other_machines(world, tmp_path, c
     path.write_text(json.dumps(world.config()))
     assert run_command(["serve", "--config", str(path), "--listen", "0.0.0.0:0"]) == 2
     assert "without tls and viewerToken" in capsys.readouterr().err
+
+
+def test_beside_a_signer_that_runs_the_command_says_what_to_do(world, tmp_path, capsys):
+    path, config = tmp_path / "config.json", world.config(auditLogFile=str(tmp_path / "audit.log"))
+    path.write_text(json.dumps(config))
+    layout = Layout(tmp_path / "audit.log")
+    layout.folder.mkdir()
+    held = FolderLock(layout.lock)
+    try:
+        assert run_command(["serve", "--config", str(path), "--listen", "127.0.0.1:0"]) == 1
+    finally:
+        held.release()
+    assert "hsmcore serve --watch" in capsys.readouterr().err
 
 
 def test_the_help_has_examples(capsys):

@@ -62,11 +62,21 @@ def serve(
 
 async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None:
     import hsmcore
+    from hsmcore.audit.lock import FolderInUse
+    from hsmcore.errors import AuditUnavailable
     from hsmcore.serve import attached
 
     manager = hsmcore.create_key_manager(config)
-    async with manager, attached(manager, settings=settings) as site:
-        await _until_told(site, config, as_json=as_json)
+    try:
+        await manager.initialize()
+    except FolderInUse as error:
+        hint = "It is a key manager that runs: show that one with `hsmcore serve --watch`, or attach the server to it."
+        raise AuditUnavailable(str(error.args[0]), hint=hint) from None
+    try:
+        async with attached(manager, settings=settings) as site:
+            await _until_told(site, config, as_json=as_json)
+    finally:
+        await manager.close()
 
 
 async def _watch(config: Config, settings: Monitoring, *, as_json: bool) -> None:
