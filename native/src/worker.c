@@ -267,6 +267,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         if (area->digests) {
             hsm_sha256(worker->message, message_len, slot->digest);
         }
+        worker->verifying_ns = 0;
         status = sign_or_recover(worker, slot, key, message_len, begun, &outcome);
         ended = hsm_now_ns();
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
