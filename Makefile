@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench reference micro guard guard-update soak schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
+.PHONY: help run test check check-deep build bench reference micro guard guard-update soak scrape-cost schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -70,6 +70,9 @@ reference: .venv/.setup-test .venv/.built ## Hold the raw C loop against a secon
 
 soak: .venv/.setup-test .venv/.built ## Sign for long in every way there is: make soak ARGS='--seconds 600 --isolation process --chaos'
 	$(BIN)/python -m tests.soak.soak $(ARGS)
+
+scrape-cost: .venv/.setup-test .venv/.built ## What a scrape of the metrics costs: make scrape-cost ARGS='--members 50'
+	$(BIN)/python -m tests.soak.scrape_cost $(ARGS)
 
 schedules: .venv/.setup-test .venv/.built ## Random fault schedules: make schedules ARGS='--seeds 0-9999'
 	$(BIN)/python -m tests.chaos.schedules $(ARGS)
