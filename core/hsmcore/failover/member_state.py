@@ -58,7 +58,8 @@ class MemberState:
 
     @property
     def open_breakers(self) -> list[Breaker]:
-        return [breaker for breaker in self.breakers.values() if breaker.state != "closed"]
+        # A copy: monitoring looks from another thread.
+        return [breaker for breaker in tuple(self.breakers.values()) if breaker.state != "closed"]
 
     @property
     def fenced(self) -> bool:
