@@ -40,8 +40,8 @@ cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
 cdef double NS = 1e9
-# hist.c's times end below 2^40 ns.
-cdef uint32_t OCTAVES = 42
+# hist.c's last bucket ends below 2^43 ns.
+cdef uint32_t OCTAVES = 44
 # Callers may be answered this much after their deadline; it bounds how often deadlines are looked at.
 cdef double SWEEP_INTERVAL = 0.005
 

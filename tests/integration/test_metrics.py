@@ -43,7 +43,7 @@ async def test_what_is_scraped_is_what_happened(world):
         assert scrape(f"hsmcore_{split}_seconds_count") == 20
         assert scrape(f"hsmcore_{split}_seconds_bucket", le="+Inf") == 20
         assert 0 < scrape(f"hsmcore_{split}_seconds_sum") < 20
-    octaves = [0] * 42
+    octaves = [0] * 44
     for upper, count in stats["hsm_ns"]:
         octaves[upper.bit_length()] += count
     assert stats["hsm_octaves"] == octaves

@@ -8,7 +8,7 @@ from typing import Any, Final
 from hsmcore import _native
 from hsmcore.errors import HsmError
 
-OCTAVES: Final = 42
+OCTAVES: Final = 44
 CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in _native.statuses() if kind != "OK"))
 
 

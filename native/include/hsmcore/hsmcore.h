@@ -241,7 +241,7 @@ void hsm_host_stop(hsm_host *host, uint64_t timeout_ns);
 
 /* ---- what the workers have done ------------------------------------------------------------------------------------ */
 
-#define HSM_HISTOGRAM_BUCKETS 640 /* log-linear: 16 steps per octave, 1 ns .. 2^40 ns, relative error < 6.3 % */
+#define HSM_HISTOGRAM_BUCKETS 640 /* log-linear: 16 steps per octave, 1 ns .. 2^43 ns, relative error < 6.3 % */
 
 typedef struct hsm_stats {
     uint64_t signatures; /* good ones */
