@@ -120,6 +120,7 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     )
     for entry in found["open"]:
         waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
+        waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
         print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
     print_table(
         ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
