@@ -1,4 +1,5 @@
-/* The engine's inside, shared by its files: engine.c (life cycle, keys), worker.c (the loop), recover.c (the ladder). */
+/* The engine's inside, shared by its files: engine.c (life cycle), keytable.c (keys), worker.c (the loop), recover.c (the
+ * ladder). */
 #ifndef HSM_ENGINE_H
 #define HSM_ENGINE_H
 
@@ -131,6 +132,8 @@ bool hsm_admit_to_token(hsm_worker *worker, uint64_t now);
 void hsm_token_answered(hsm_worker *worker);
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
 
+/* Before the first key: empty the table, or, where a host goes on for another one, see which indices were given. */
+void hsm_keys_begin(hsm_engine *engine);
 /* As hsm_engine_add_key, under the index that the key had in an engine before this one on the same area. */
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error);

@@ -232,9 +232,10 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
 
 
 @one_loop
-async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path):
+async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path, caplog):
     _, config = three_that_cannot_wrap(fresh_token, tmp_path)
     async with opened(config) as manager:
+        assert "keys cannot be copied to other members: no rotation will succeed" in caplog.text, "said at the start"
         with pytest.raises(HsmError, match=r"cannot get the new key: .*cannot wrap"):
             await manager.rotate_key()
         for member in manager._holders():

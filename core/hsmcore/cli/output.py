@@ -77,3 +77,11 @@ def _print_error(fault: Mapping[str, Any], *, as_json: bool) -> None:
     note(f"hsmcore: {fault['message']}")
     if fault["hint"]:
         note(f"  next: {fault['hint']}")
+
+
+def show(fields: Mapping[str, Any], *, as_json: bool) -> None:
+    """A result, for programs or for people."""
+    if as_json:
+        print_json(fields)
+    else:
+        print_fields({name: ", ".join(v) if isinstance(v, list) else v for name, v in fields.items()})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.approvals import approvals_of, approve, under_way
+from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table, show
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
 from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, when
@@ -18,11 +18,11 @@ from hsmcore.errors import HsmError
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyRotation, Pkcs11Settings
     from hsmcore.control import KeyRecord
-    from hsmcore.state import Rotation, Store, StoredKey
+    from hsmcore.state import Rotation, Store
 
 app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history.")]
-IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
+app.command(name="approve", short_help="Approve a rotation.")(approve)
 
 
 @app.command(short_help="Rotate now.")
@@ -43,7 +43,7 @@ def now(
     rules = rotation_rules(loaded)
     if dry_run:
         found = asyncio.run(_dry_run(loaded, rules))
-        _print(found, as_json=as_json)
+        show(found, as_json=as_json)
         if found["stops"] is not None:
             raise typer.Exit(FAILED)
         return
@@ -55,7 +55,7 @@ def now(
     with recorded(loaded.key_manager, "rotate now", reason=reason) as entry:
         done = asyncio.run(_rotate(loaded, reason, timeout if wait else 0.0))
         entry |= {"rotation_id": str(done.get("id", "")), "status": done["status"]}
-        _print(done, as_json=as_json)
+        show(done, as_json=as_json)
         if done["status"] in ("failed", "aborted"):
             raise typer.Exit(FAILED)
 
@@ -120,6 +120,7 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     )
     for entry in found["open"]:
         waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
+        waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
         print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
     print_table(
         ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
@@ -192,7 +193,7 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
         from hsmcore.rotation.service import ABORT
         from hsmcore.state import Desired
 
-        found = await _under_way(store, None)
+        found = await under_way(store, None)
         if not can_abort(found.run):
             raise HsmError(f"rotation {found.id} is about to switch the key", hint="See `hsmcore rotate status`.")
         await Desired(store).set(ABORT, "yes", "")
@@ -201,42 +202,9 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
     with recorded(loaded.key_manager, "rotate abort") as entry:
         found, running = on_state(loaded, work)
         entry["rotation_id"] = str(found.id)
-    _print({"rotation": found.id, "status": "aborting"}, as_json=as_json)
+    show({"rotation": found.id, "status": "aborting"}, as_json=as_json)
     if not running:
         note("  no key manager is running; it is undone at the next start")
-
-
-@app.command(short_help="Approve a rotation.")
-def approve(
-    rotation: IdArgument = None,
-    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="The approver's name.")] = None,
-    code: Annotated[str | None, typer.Option("--code", help="A one-time code.")] = None,
-    signature: Annotated[
-        Path | None, typer.Option("--signature", metavar="FILE", help="An Ed25519 signature: 64 bytes, or hexadecimal.")
-    ] = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Approve a rotation with a one-time code or a signature; without either, print the text that is to be signed.
-
-    Examples:
-
-      hsmcore rotate approve --as alice --code 123456
-
-      hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
-    """
-    loaded = load_config(config, state)
-    rules = rotation_rules(loaded)
-    if code is None and signature is None:
-        print(on_state(loaded, lambda store: _statement(store, rotation)), end="")
-        return
-    if name is None or (code is not None and signature is not None):
-        raise BadUsage("give --as NAME and one of --code and --signature")
-    with recorded(loaded.key_manager, "rotate approve", approver=name) as entry:
-        given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
-        entry["rotation_id"] = str(given["rotation"])
-    _print(given, as_json=as_json)
 
 
 @app.command(short_help="Go on with the key that the configuration names.")
@@ -251,7 +219,7 @@ def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
     with recorded(loaded.key_manager, "rotate adopt") as entry:
         adopted = asyncio.run(_adopt(loaded, rules))
         entry |= {"key_id": adopted["id"], "public_key": adopted["publicKey"]}
-    _print(adopted, as_json=as_json)
+    show(adopted, as_json=as_json)
 
 
 async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
@@ -339,75 +307,10 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
         "approvals": rules.approvals,
         "open": [
             entry.to_json()
-            | dict(zip(("approvedBy", "notGenuine"), await _approvals(store, rules, entry, known), strict=True))
+            | dict(zip(("approvedBy", "notGenuine"), await approvals_of(store, rules, entry, known), strict=True))
             for entry in await rotations.open()
         ],
     }
-
-
-async def _approvals(
-    store: Store, rules: KeyRotation, entry: Rotation, known: list[StoredKey]
-) -> tuple[list[str], list[str]]:
-    from hsmcore.rotation.approvals import genuine, statement
-    from hsmcore.state import Approvals
-
-    old = next(key for key in known if key.version == entry.old)
-    return genuine(rules.approvers, statement(entry, old), await Approvals(store).of(entry.id))
-
-
-async def _under_way(store: Store, number: int | None) -> Rotation:
-    from hsmcore.state import Rotations
-
-    for entry in await Rotations(store).open():
-        if entry.run.status == "running" and number in (None, entry.id):
-            return entry
-    what = "no rotation is under way" if number is None else f"rotation {number} is not under way"
-    raise HsmError(f"{what}, or its key signs already", hint="See `hsmcore rotate status`.")
-
-
-async def _statement(store: Store, number: int | None) -> str:
-    from hsmcore.rotation.approvals import statement
-    from hsmcore.state import Keys
-
-    entry = await _under_way(store, number)
-    old = next(key for key in await Keys(store).all() if key.version == entry.old)
-    return statement(entry, old).decode()
-
-
-async def _approve(
-    store: Store, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
-) -> dict[str, Any]:
-    from hsmcore.rotation.approvals import by_code, by_signature
-    from hsmcore.state import Approvals, Keys
-
-    approver = next((approver for approver in rules.approvers if approver.name == name), None)
-    if approver is None:
-        known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
-        raise BadUsage(f"{name} is no approver; the configuration has {known}")
-    entry = await _under_way(store, number)
-    text = (await _statement(store, entry.id)).encode()
-    if code is not None:
-        approval = by_code(approver, text, code)
-    else:
-        approval = by_signature(approver, text, _signature(signature))
-    await Approvals(store).add(entry.id, approval)
-    given, _ = await _approvals(store, rules, entry, await Keys(store).all())
-    return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
-
-
-def _signature(path: Path | None) -> bytes:
-    if path is None:
-        return b""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadUsage(f"{path} cannot be read: {error.strerror}") from None
-    if len(raw) == 64:
-        return raw
-    try:
-        return bytes.fromhex(raw.decode("ascii"))
-    except ValueError:
-        return b""
 
 
 def _is_named(settings: Pkcs11Settings, key: KeyRecord) -> bool:
@@ -439,10 +342,3 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
         return chosen.to_json()
 
     return await in_state(config, write)
-
-
-def _print(fields: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(fields)
-    else:
-        print_fields({name: ", ".join(v) if isinstance(v, list) else v for name, v in fields.items()})

@@ -130,15 +130,23 @@ class RotationService:
         return f"rotation:{os.getpid()}"
 
     async def _look_at_backups(self, current: StoredKey) -> None:
-        if not self._rules.backup_enabled or ceremony_for(self._rules, current.algorithm) is not None:
+        """Say at the start what would keep every rotation from succeeding, or leave it without a backup."""
+        holders = self._hands.holders()
+        shares = len(holders) > 1 and not holders[0].control.makes_whole_keys
+        if ceremony_for(self._rules, current.algorithm) is not None or not (self._rules.backup_enabled or shares):
             return
-        why = await self._hands.holders()[0].control.why_no_backup(current.algorithm)
-        if why is not None:
-            stops = self._rules.backup_policy == "require"
-            what = "no rotation will succeed" if stops else "keys will be rotated without a backup"
-            get_logger().error(f"keys cannot be backed up: {what}", reason=why, hint=NO_BACKUP_HINT)
-            title = "keys cannot be backed up"
-            await self._announce("failure", title, f"{why}: {what}", f"no-backup-{current.key_id}")
+        why = await holders[0].control.why_no_backup(current.algorithm)
+        if why is None:
+            return
+        if shares:
+            what = "no rotation will succeed, unless all members reach the same token"
+        elif self._rules.backup_policy == "require":
+            what = "no rotation will succeed"
+        else:
+            what = "keys will be rotated without a backup"
+        title = "keys cannot be copied to other members" if shares else "keys cannot be backed up"
+        get_logger().error(f"{title}: {what}", reason=why, hint=NO_BACKUP_HINT)
+        await self._announce("failure", title, f"{why}: {what}", f"no-backup-{current.key_id}")
 
     # ---- for the key manager ----
 

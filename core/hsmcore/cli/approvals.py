@@ -1,0 +1,120 @@
+"""`hsmcore rotate approve`: agree to a rotation, and who has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hsmcore.cli.output import BadUsage, show
+from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.store import on_state, rotation_rules
+from hsmcore.errors import HsmError
+
+if TYPE_CHECKING:
+    from hsmcore.config import KeyRotation
+    from hsmcore.state import Rotation, Store, StoredKey
+
+IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
+
+
+def approve(
+    rotation: IdArgument = None,
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="The approver's name.")] = None,
+    code: Annotated[str | None, typer.Option("--code", help="A one-time code.")] = None,
+    signature: Annotated[
+        Path | None, typer.Option("--signature", metavar="FILE", help="An Ed25519 signature: 64 bytes, or hexadecimal.")
+    ] = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a rotation with a one-time code or a signature; without either, print the text that is to be signed.
+
+    Examples:
+
+      hsmcore rotate approve --as alice --code 123456
+
+      hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
+    """
+    loaded = load_config(config, state)
+    rules = rotation_rules(loaded)
+    if code is None and signature is None:
+        print(on_state(loaded, lambda store: statement_of(store, rotation)), end="")
+        return
+    if name is None or (code is not None and signature is not None):
+        raise BadUsage("give --as NAME and one of --code and --signature")
+    with recorded(loaded.key_manager, "rotate approve", approver=name) as entry:
+        given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
+        entry["rotation_id"] = str(given["rotation"])
+    show(given, as_json=as_json)
+
+
+async def approvals_of(
+    store: Store, rules: KeyRotation, entry: Rotation, known: list[StoredKey]
+) -> tuple[list[str], list[str]]:
+    """Who has approved a rotation, and whose approval in the store is not genuine."""
+    from hsmcore.rotation.approvals import genuine, statement
+    from hsmcore.state import Approvals
+
+    old = next(key for key in known if key.version == entry.old)
+    return genuine(rules.approvers, statement(entry, old), await Approvals(store).of(entry.id))
+
+
+async def under_way(store: Store, number: int | None) -> Rotation:
+    """The rotation of that number (None: the only one), before its key signs. Raises HsmError."""
+    from hsmcore.state import Rotations
+
+    for entry in await Rotations(store).open():
+        if entry.run.status == "running" and number in (None, entry.id):
+            return entry
+    what = "no rotation is under way" if number is None else f"rotation {number} is not under way"
+    raise HsmError(f"{what}, or its key signs already", hint="See `hsmcore rotate status`.")
+
+
+async def statement_of(store: Store, number: int | None) -> str:
+    """The text that an approver signs."""
+    from hsmcore.rotation.approvals import statement
+    from hsmcore.state import Keys
+
+    entry = await under_way(store, number)
+    old = next(key for key in await Keys(store).all() if key.version == entry.old)
+    return statement(entry, old).decode()
+
+
+async def _approve(
+    store: Store, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
+) -> dict[str, Any]:
+    from hsmcore.rotation.approvals import by_code, by_signature
+    from hsmcore.state import Approvals, Keys
+
+    approver = next((approver for approver in rules.approvers if approver.name == name), None)
+    if approver is None:
+        known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
+        raise BadUsage(f"{name} is no approver; the configuration has {known}")
+    entry = await under_way(store, number)
+    text = (await statement_of(store, entry.id)).encode()
+    if code is not None:
+        approval = by_code(approver, text, code)
+    else:
+        approval = by_signature(approver, text, _signature(signature))
+    await Approvals(store).add(entry.id, approval)
+    given, _ = await approvals_of(store, rules, entry, await Keys(store).all())
+    return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
+
+
+def _signature(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadUsage(f"{path} cannot be read: {error.strerror}") from None
+    if len(raw) == 64:
+        return raw
+    try:
+        return bytes.fromhex(raw.decode("ascii"))
+    except ValueError:
+        return b""

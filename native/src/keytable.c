@@ -1,0 +1,157 @@
+/* The engine's keys: each is found, proved and pinned in a place of the area's key table, until it is retired. */
+#include <sodium.h>
+#include <string.h>
+
+#include "engine.h"
+#include "key.h"
+#include "token.h"
+
+/* The index that follows in the same place; HSM_ANY_INDEX when all are used up (2^26 keys in one place). */
+static uint32_t next_index(uint32_t index) {
+    return index >= HSM_ANY_INDEX - HSM_MAX_KEYS ? HSM_ANY_INDEX : index + HSM_MAX_KEYS;
+}
+
+void hsm_keys_begin(hsm_engine *engine) {
+    for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
+        hsm_key_record *record = &engine->area->shared->keys[place];
+        if (!engine->keep_queued) {
+            atomic_store(&record->state, HSM_KEY_ABSENT); /* nothing of an earlier engine's counts */
+        }
+        bool used = atomic_load(&record->state) != HSM_KEY_ABSENT;
+        engine->keys[place].next = used ? next_index(atomic_load(&record->index)) : place;
+    }
+}
+
+/* Sign something that can be no transaction and verify it: the two halves of the key belong together, and the token
+ * really signs. */
+static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_key_info *info, hsm_error *error) {
+    uint8_t message[48];
+    uint8_t signature[HSM_MAX_SIGNATURE];
+    static const uint8_t title[16] = {'h', 's', 'm', 'c', 'o', 'r', 'e', ' ', 'k', 'e', 'y', ' ', 't', 'e', 's', 't'};
+    memcpy(message, title, sizeof title);
+    randombytes_buf(message + sizeof title, sizeof message - sizeof title);
+    hsm_outcome outcome;
+    hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, message, sizeof message,
+                                 signature, &outcome);
+    if (status != HSM_OK) {
+        /* A signature may still be under way in it. */
+        hsm_session_close(engine->p11, engine->login_session);
+        engine->login_open = false;
+        (void)hsm_fail_ckr(error, outcome.ckr, hsm_call_name(outcome.call), "test signature with '%s'", info->label);
+        if (error != NULL) {
+            error->status = status;
+        }
+        return status;
+    }
+    status = hsm_verify(info->algorithm, info->public_key, info->public_key_len, message, sizeof message, signature,
+                        sizeof signature);
+    if (status != HSM_OK) {
+        return hsm_fail(error, HSM_KEY_MISMATCH, "C_Sign",
+                        "a test signature with '%s' does not verify with its public key", info->label);
+    }
+    return HSM_OK;
+}
+
+/* Whether a worker may still be at a request for the key that has this place. Each says so before it looks at the key's
+ * state: whoever does not say so here will find it retired. */
+static bool is_served(hsm_engine *engine, uint32_t place) {
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
+        if (atomic_load(&engine->workers[i].serving) == place + 1U) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The index for another key, in the first place that is free. HSM_ANY_INDEX if there is none. */
+static uint32_t free_index(hsm_engine *engine) {
+    for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
+        uint32_t state = atomic_load(&engine->area->shared->keys[place].state);
+        bool may = state == HSM_KEY_ABSENT || (state == HSM_KEY_RETIRED && !is_served(engine, place));
+        if (may && engine->keys[place].next != HSM_ANY_INDEX) {
+            return engine->keys[place].next;
+        }
+    }
+    return HSM_ANY_INDEX;
+}
+
+static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE handle,
+                             uint32_t index, hsm_key_info *info, hsm_error *error) {
+    bool again = index != HSM_ANY_INDEX;
+    index = again ? index : free_index(engine);
+    if (index == HSM_ANY_INDEX) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "an engine holds at most %d keys that are not retired",
+                        HSM_MAX_KEYS);
+    }
+    uint32_t place = hsm_key_place(index);
+    hsm_engine_key *key = &engine->keys[place];
+    hsm_key_record *pinned = &engine->area->shared->keys[place];
+    char *label = hsm_strdup(info->label);
+    if (label == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "key");
+    }
+    if (key->label != NULL) {
+        /* Workers may keep the handle of the key that had this place. */
+        atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
+    }
+    hsm_free(key->label);
+    key->label = label;
+    memcpy(key->id, info->id, info->id_len);
+    key->id_len = info->id_len;
+    key->fixed_handle = selector->handle;
+    key->next = next_index(index);
+    atomic_store(&key->handle, handle);
+    atomic_store(&pinned->index, index);
+    pinned->algorithm = (uint32_t)info->algorithm;
+    pinned->public_key_len = info->public_key_len;
+    memcpy(pinned->public_key, info->public_key, info->public_key_len);
+    info->index = index;
+    if (!again) { /* else it is what it was, and may have been retired meanwhile */
+        atomic_store(&pinned->state, HSM_KEY_ACTIVE);
+    }
+    return HSM_OK;
+}
+
+hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
+                              hsm_error *error) {
+    return hsm_engine_add_key_as(engine, selector, HSM_ANY_INDEX, info, error);
+}
+
+hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
+                                 hsm_key_info *info, hsm_error *error) {
+    if (engine->fork_generation != hsm_fork_generation()) {
+        return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
+    }
+    (void)pthread_mutex_lock(&engine->control);
+    CK_OBJECT_HANDLE handle;
+    hsm_status status = hsm_engine_ready(engine, error);
+    if (status == HSM_OK) {
+        status = hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
+    }
+    if (status == HSM_OK) {
+        status = hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
+    }
+    if (status == HSM_OK) {
+        status = prove(engine, handle, info, error);
+    }
+    if (status == HSM_OK) {
+        status = record_key(engine, selector, handle, index, info, error);
+    }
+    (void)pthread_mutex_unlock(&engine->control);
+    return status;
+}
+
+hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index) {
+    if (engine->fork_generation != hsm_fork_generation()) {
+        return HSM_FORKED;
+    }
+    hsm_key_record *pinned = &engine->area->shared->keys[hsm_key_place(index)];
+    uint32_t newest = atomic_load(&pinned->index);
+    if (atomic_load(&pinned->state) == HSM_KEY_ABSENT || index > newest) {
+        return HSM_BAD_ARGUMENT;
+    }
+    if (index == newest) {
+        atomic_store(&pinned->state, HSM_KEY_RETIRED);
+    }
+    return HSM_OK;
+}
