@@ -215,11 +215,12 @@ def test_rates_and_durations():
 
 def test_memory_that_grows_is_seen_and_warming_up_is_not(monkeypatch):
     sizes = iter([*range(0, 20_000, 1000), *[20_000] * 80])
-    monkeypatch.setattr("hsmcore.load.memory.private_bytes", lambda _pids: next(sizes))
+    monkeypatch.setattr("hsmcore.load.memory.private_bytes", lambda _pids: (next(sizes), 7))
     flat = Growth()
     for _ in range(100):
         flat.sample([])
-    assert flat.summary()["growth_bytes"] == 0
+    assert flat.summary()["growth_bytes"] == flat.summary()["hosts"]["growth_bytes"] == 0
+    assert flat.summary()["hosts"]["most_bytes"] == 7
     sizes = iter(range(0, 100_000, 1000))
     growing = Growth()
     for _ in range(100):
