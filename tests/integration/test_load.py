@@ -232,6 +232,38 @@ def test_a_configuration_is_loaded_as_it_is(load, world, tmp_path, path):
     assert result["target"]["keys"][0]["publicKey"] == world.keys["ed25519"].public_key.hex()
 
 
+@pytest.mark.parametrize("path", ["facade", "ring", "raw"])
+def test_a_pin_that_is_refused_is_sent_once(load, world, tmp_path, path):
+    log = tmp_path / "chaos.log"
+    chaos = tmp_path / "chaos.json"
+    seen = {"function": "C_Login", "every": 1, "action": "hang", "milliseconds": 1}
+    chaos.write_text(json.dumps({"module": world.module, "log": str(log), "faults": [seen]}))
+    pin = tmp_path / "pin"
+    pin.touch(mode=0o600)
+    pin.write_text("not-the-pin")
+    settings = {
+        "modulePath": str(native(CHAOS_MODULE)), "moduleArgs": f"config={chaos}", "pin": {"file": str(pin)},
+    }  # fmt: skip
+    config = configuration(world, tmp_path, **settings)
+    code, result, err = load("--config", str(config), "--path", path, "--processes", "3", "--duration", "1s")
+    assert (code, result) == (1, None)
+    assert "CKR_PIN_INCORRECT" in err or "PIN_INCORRECT" in err
+    assert "not-the-pin" not in err
+    assert log.read_text().count("C_Login call") == 1
+
+
+def test_keys_elsewhere_are_loaded_through_the_key_manager_only(load, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"keyManager": {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}}}))
+    arguments = ["--config", str(config), "--duration", "1s"]
+    code, result, _ = load(*arguments, "--rate", "100", "--verify")
+    assert (code, result["counts"]["verified"]) == (0, 100)
+    code, result, err = load(*arguments, "--path", "ring")
+    assert (code, "use --path facade" in err) == (2, True)
+    code, result, err = load(*arguments, "--rate", "50%")
+    assert (code, "give requests per second" in err) == (2, True)
+
+
 def test_faults_need_the_chaos_module(load, world, tmp_path):
     config = configuration(world, tmp_path)
     arguments = ["--config", str(config), "--duration", "1s", "--fault", "200ms:C_Sign:return:CKR_DEVICE_ERROR"]

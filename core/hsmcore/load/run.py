@@ -133,10 +133,13 @@ def run(plan: Plan, target: Target, watch: Watcher) -> Outcome:
             )
             for number in range(plan.processes)
         ]  # fmt: skip
-        generators = [stack.enter_context(start(plan.path, target, share)) for share in shares]
         outcome = Outcome()
         watch(Tick("logging in", 0, plan.seconds))
-        for generator in generators:
+        # The first one alone: a PIN that is refused must not be sent by the others as well.
+        generators = [stack.enter_context(start(plan.path, target, shares[0]))]
+        outcome.learn(generators[0].ready())
+        generators += [stack.enter_context(start(plan.path, target, share)) for share in shares[1:]]
+        for generator in generators[1:]:
             outcome.learn(generator.ready())
         injector = Injector(plan.faults, target.sockets, plan.seconds)
         if plan.faults:
