@@ -133,6 +133,9 @@ def run(plan: Plan, target: Target, watch: Watcher) -> Outcome:
             )
             for number in range(plan.processes)
         ]  # fmt: skip
+        log = HdrLog(plan.hdr) if plan.hdr is not None else None
+        if log is not None:
+            stack.callback(log.close)
         outcome = Outcome()
         watch(Tick("logging in", 0, plan.seconds))
         # The first one alone: a PIN that is refused must not be sent by the others as well.
@@ -145,9 +148,6 @@ def run(plan: Plan, target: Target, watch: Watcher) -> Outcome:
         if plan.faults:
             injector.rehearse(plan.faults)
             stack.callback(injector.end)
-        log = HdrLog(plan.hdr, time.time() + _LEAD_SECONDS) if plan.hdr is not None else None
-        if log is not None:
-            stack.callback(log.close)
         with _interruptible() as interruption:
             drive = _Drive(plan, generators, outcome, log)
             if plan.faults:
@@ -173,6 +173,8 @@ class _Drive:
         self._fresh = {name: Histogram() for name in SERIES}
         self._ticked, self._signed = 0.0, 0
         self.begin = time.monotonic_ns() + round(_LEAD_SECONDS * 1e9)
+        if log is not None:
+            log.begin(time.time() + _LEAD_SECONDS)
         for generator in generators:
             generator.send(f"go {self.begin}\n".encode())
 
