@@ -57,6 +57,7 @@ static void start(uint32_t digests) {
         struct timespec pause = {.tv_nsec = 1000000};
         (void)nanosleep(&pause, NULL);
     }
+    hsm_worker_reap(&engine->workers[0]);
     worker = &engine->workers[1];
     worker->engine = engine;
     worker->index = 1;

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from hsmcore.errors import MemberDown
-from hsmcore.load.generator import Share, start
+from hsmcore.load.generator import Share, has_ring, start
 from hsmcore.load.mix import Kind
+from hsmcore.load.problems import UsageProblem
 from hsmcore.load.shapes import Segment
 from hsmcore.load.target import Target
 
@@ -22,6 +23,8 @@ _MORE_THAN_ANY: Final = 100e6
 def measure(target: Target, kinds: Sequence[Kind]) -> float:
     """Signatures per second of plain PKCS#11 in C: a thread that never waits for each session of the configuration.
     Raises HsmError, UsageProblem."""
+    if not has_ring(target):
+        raise UsageProblem("a rate in % is measured with raw C, on one PKCS#11 member: give requests per second")
     long = 1000.0
     share = Share(0, 1, (Segment(long, _MORE_THAN_ANY, _MORE_THAN_ANY),), kinds, 0, False, long, 0.1, None)
     with start("raw", target, share) as generator:

@@ -235,6 +235,12 @@ def _pin_line(pin: bytearray) -> bytearray:
     return line
 
 
+def has_ring(target: Target) -> bool:
+    """Whether the target is one PKCS#11 member, which the generator in C can drive."""
+    manager = target.config.key_manager
+    return isinstance(manager.config, Pkcs11Settings) and not manager.has_levels
+
+
 def _settings_of(target: Target) -> Pkcs11Settings:
     manager = target.config.key_manager
     if not isinstance(manager.config, Pkcs11Settings):

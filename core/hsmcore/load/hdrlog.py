@@ -20,16 +20,18 @@ _MS = 1e6
 class HdrLog:
     """Writes an interval's histograms, in nanoseconds, each under its tag. Needs the package hdrhistogram."""
 
-    def __init__(self, path: Path, began: float) -> None:
-        """`began`: Unix time of the start. Raises UsageProblem if the file can't be made."""
+    def __init__(self, path: Path) -> None:
+        """Raises UsageProblem if the file can't be made."""
         from hdrh.histogram import HdrHistogram
 
         self._new = HdrHistogram
-        self._began = began
         try:
             self._file: TextIO = path.open("w", encoding="ascii")
         except OSError as error:
             raise UsageProblem(f"--hdr {path}: {error.strerror}") from None
+
+    def begin(self, began: float) -> None:
+        """Write the heading; `began` is the Unix time that intervals are counted from."""
         self._file.write(
             "#[Histogram log format version 1.2]\n"
             f"#[StartTime: {began:.3f} (seconds since epoch)]\n"

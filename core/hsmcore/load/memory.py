@@ -15,9 +15,9 @@ _FEWEST: Final = 8
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def private_bytes(pids: Sequence[int]) -> int:
-    """Resident anonymous memory of these processes and of those that they started, together."""
-    return sum(_anonymous(pid) for pid in _with_children(pids))
+def private_bytes(pids: Sequence[int]) -> tuple[int, int]:
+    """Resident anonymous memory of these processes, and of those that they started."""
+    return sum(map(_anonymous, pids)), sum(map(_anonymous, _children(pids)))
 
 
 def _anonymous(pid: int) -> int:
@@ -28,14 +28,14 @@ def _anonymous(pid: int) -> int:
     return (int(resident) - int(shared)) * _PAGE
 
 
-def _with_children(pids: Sequence[int]) -> list[int]:
+def _children(pids: Sequence[int]) -> list[int]:
     found: list[int] = []
     for pid in pids:
-        found.append(pid)
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 with contextlib.suppress(OSError):
-                    found += _with_children([int(child) for child in (task / "children").read_text().split()])
+                    own = [int(child) for child in (task / "children").read_text().split()]
+                    found += [*own, *_children(own)]
     return found
 
 
@@ -43,23 +43,26 @@ class Growth:
     """Samples over a run, and by how much the end is above the beginning."""
 
     def __init__(self) -> None:
-        self._samples: list[int] = []
+        self._own: list[int] = []
+        self._hosts: list[int] = []
 
     def sample(self, pids: Sequence[int]) -> None:
         """Look once."""
-        self._samples.append(private_bytes(pids))
+        own, hosts = private_bytes(pids)
+        self._own.append(own)
+        self._hosts.append(hosts)
 
     def summary(self) -> dict[str, Any]:
-        """Bytes: at the first and last tenth after warming up, the most, and the difference; None if the run was too
-        short to tell."""
-        steady = self._samples[int(len(self._samples) * _WARM) :]
-        if len(steady) < _FEWEST:
-            return {"most_bytes": max(self._samples, default=0), "growth_bytes": None}
-        tenth = max(1, len(steady) // 10)
-        first, last = median(steady[:tenth]), median(steady[-tenth:])
-        return {
-            "most_bytes": max(self._samples),
-            "first_bytes": first,
-            "last_bytes": last,
-            "growth_bytes": last - first,
-        }
+        """Of the generators themselves, and under "hosts" of their host processes: the most, and what was added from
+        the first to the last tenth after warming up; None if the run was too short to tell."""
+        return {**_summary(self._own), "hosts": _summary(self._hosts)}
+
+
+def _summary(samples: Sequence[int]) -> dict[str, Any]:
+    most = max(samples, default=0)
+    steady = samples[int(len(samples) * _WARM) :]
+    if len(steady) < _FEWEST:
+        return {"most_bytes": most, "growth_bytes": None}
+    tenth = max(1, len(steady) // 10)
+    first, last = median(steady[:tenth]), median(steady[-tenth:])
+    return {"most_bytes": most, "first_bytes": first, "last_bytes": last, "growth_bytes": last - first}

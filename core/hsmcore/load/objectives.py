@@ -16,6 +16,7 @@ _SERIES: Final = {"": "corrected", "uncorrected ": "uncorrected", "start ": "sta
 _COUNTS: Final = ("lost", "wrong", "twice", "failed", "unstarted", "signed", "cached")
 _RATES: Final = ("rate", "offered")
 _MEMORY: Final = "memory-growth"
+_HOST_MEMORY: Final = "host-memory-growth"
 _NS: Final = {unit: seconds * 1e9 for unit, seconds in SECONDS_OF_UNIT.items() if unit not in ("m", "h")}
 
 Compare = Callable[[Any, Any], bool]
@@ -32,7 +33,9 @@ def _metrics() -> dict[str, tuple[tuple[str, ...], Mapping[str, float]]]:
     found |= {name: (("counts", name), {}) for name in _COUNTS}
     found |= {name: (("rates", name), {"/s": 1}) for name in _RATES}
     found |= {f"ratio {name}": (("reference", "ratios", name), {"x": 1}) for name in ("p50", "p99", "p99.9")}
-    found[_MEMORY] = (("memory", "growth_bytes"), {unit: float(size) for unit, size in BYTES_OF_UNIT.items()})
+    sizes = {unit: float(size) for unit, size in BYTES_OF_UNIT.items()}
+    found[_MEMORY] = (("memory", "growth_bytes"), sizes)
+    found[_HOST_MEMORY] = (("memory", "hosts", "growth_bytes"), sizes)
     return found
 
 
@@ -93,5 +96,5 @@ def objective_of(text: str) -> Objective:
 def _known() -> str:
     return (
         f"known are {', '.join(_LATENCIES)} (latency from the planned start), the same after 'uncorrected' or 'start', "
-        f"'ratio p99.9' (p50, p99) with --beside-raw, {', '.join((*_COUNTS, *_RATES, _MEMORY))}"
+        f"'ratio p99.9' (p50, p99) with --beside-raw, {', '.join((*_COUNTS, *_RATES, _MEMORY, _HOST_MEMORY))}"
     )

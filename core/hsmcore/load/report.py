@@ -92,10 +92,10 @@ def text_of(result: Mapping[str, Any]) -> str:
         struck = ", ".join(f"{count} {action}" for action, count in result["faults"]["struck"].items()) or "none"
         lines.append(f"faults   {len(result['faults']['told'])} told, struck: {struck}")
     memory = result["memory"]
-    if memory["growth_bytes"] is not None:
-        lines.append(
-            f"memory   {memory['most_bytes'] / 2**20:.1f} MiB, grew by {memory['growth_bytes'] / 2**20:+.1f} MiB"
-        )
+    for title, found in (("memory", memory), ("hosts", memory["hosts"])):
+        if found["growth_bytes"] is not None and found["most_bytes"]:
+            most, growth = found["most_bytes"] / 2**20, found["growth_bytes"] / 2**20
+            lines.append(f"{title:<8} {most:.1f} MiB of memory, grew by {growth:+.1f} MiB")
     lines += ["", *_latencies(result["latency_ns"])]
     if "reference" in result:
         lines += ["", _compared(result["reference"])]

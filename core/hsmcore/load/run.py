@@ -133,18 +133,21 @@ def run(plan: Plan, target: Target, watch: Watcher) -> Outcome:
             )
             for number in range(plan.processes)
         ]  # fmt: skip
-        generators = [stack.enter_context(start(plan.path, target, share)) for share in shares]
+        log = HdrLog(plan.hdr) if plan.hdr is not None else None
+        if log is not None:
+            stack.callback(log.close)
         outcome = Outcome()
         watch(Tick("logging in", 0, plan.seconds))
-        for generator in generators:
+        # The first one alone: a PIN that is refused must not be sent by the others as well.
+        generators = [stack.enter_context(start(plan.path, target, shares[0]))]
+        outcome.learn(generators[0].ready())
+        generators += [stack.enter_context(start(plan.path, target, share)) for share in shares[1:]]
+        for generator in generators[1:]:
             outcome.learn(generator.ready())
         injector = Injector(plan.faults, target.sockets, plan.seconds)
         if plan.faults:
             injector.rehearse(plan.faults)
             stack.callback(injector.end)
-        log = HdrLog(plan.hdr, time.time() + _LEAD_SECONDS) if plan.hdr is not None else None
-        if log is not None:
-            stack.callback(log.close)
         with _interruptible() as interruption:
             drive = _Drive(plan, generators, outcome, log)
             if plan.faults:
@@ -170,6 +173,8 @@ class _Drive:
         self._fresh = {name: Histogram() for name in SERIES}
         self._ticked, self._signed = 0.0, 0
         self.begin = time.monotonic_ns() + round(_LEAD_SECONDS * 1e9)
+        if log is not None:
+            log.begin(time.time() + _LEAD_SECONDS)
         for generator in generators:
             generator.send(f"go {self.begin}\n".encode())
 
