@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_the_readme_and_the_results_agree():
 def test_kept_results_are_small():
     for path in (ROOT / KEPT).glob("*.json"):
         assert path.stat().st_size < 400_000, f"{path.name}: keep full runs only, and few of them"
+
+
+@pytest.mark.parametrize(("others", "warned"), [(0.01, False), (0.5, True)])
+def test_a_table_from_a_busy_machine_says_so(others, warned):
+    _, result = newest(ROOT / KEPT)
+    result.samples = [replace(sample, others=others) for sample in result.samples]
+    assert ("Not made on an idle machine: others used 50%" in table(result, "r.json")) == warned
 
 
 def test_writing_changes_what_is_between_the_markers_only(tmp_path):

@@ -7,7 +7,7 @@ import heapq
 import random
 from math import exp, factorial
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hsmcore.bench.html import predictions
 from hsmcore.bench.results import KEPT, newest
 from hsmcore.bench.sizing import Curve, NotPossibleError, Point, curves, forecast, loop_rate, size
+from hsmcore.bench.stats import DISTURBED
 
 Z99 = NormalDist().inv_cdf(0.99)
 ROOT = Path(__file__).parents[2]
@@ -112,15 +113,15 @@ def test_one_loop_is_not_asked_for_more_than_it_can():
 
 def test_what_was_measured_was_predicted():
     """The kept result has requests that came at random, and the curve that predicts them. At 90 % of what the device
-    can do the tail depends on its last percent, and is left out."""
+    can do the tail depends on its last percent, and on a machine that was not idle on what others did: left out."""
     _, result = newest(ROOT / KEPT)
     assert {"network-5ms", "cloudhsm-hsm2m-x2", "token"} <= curves(result).keys()
     assert loop_rate(result) > 0
-    compared = 0
+    compared, idle = 0, median(sample.others for sample in result.samples) <= DISTURBED
     for contender, measured, found in predictions(result, result.contenders):
         assert found is not None
         if found.utilisation < 0.85:
             assert found.p50 * 1e9 == pytest.approx(measured.p50, rel=0.25), contender.name
-            assert found.p99 * 1e9 == pytest.approx(measured.p99, rel=0.5), contender.name
+            assert not idle or found.p99 * 1e9 == pytest.approx(measured.p99, rel=0.5), contender.name
             compared += 1
     assert compared >= 2

@@ -162,7 +162,7 @@ def make_table(
     Example: hsmcore bench table --write README.md
     """
     path, result = _result(results)
-    made = table(result, path.as_posix())
+    made = table(result, _from_here(path))
     changed = False
     if document is not None:
         try:
@@ -197,6 +197,12 @@ def make_report(
         print_json({"results": str(path), "out": str(out)})
     else:
         print(f"written: {out}, from {path}")
+
+
+def _from_here(path: Path) -> str:
+    """What a document may say of a file: where it lies below this folder, else its name."""
+    whole, here = path.resolve(), Path.cwd()
+    return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else whole.name
 
 
 def _result(path: Path | None) -> tuple[Path, Result]:

@@ -140,15 +140,8 @@ def _curves(_result: Result, scenario: Scenario, rows: list[Row]) -> Iterator[st
     name = X_NAMES[x]
     high = max(rate for own in rates.values() for _, rate in own)
     low = min(rate for own in rates.values() for _, rate in own)
-    yield svg.lines(
-        rates,
-        f"Signatures per second against {name}.",
-        name,
-        "signatures per second",
-        svg.plain,
-        log_y=high > 30 * low,
-        colours=colours,
-    )
+    what, log_y = f"Signatures per second against {name}.", high > 30 * low
+    yield svg.lines(rates, what, name, "signatures per second", svg.plain, log_y=log_y, colours=colours)
     if times:
         yield svg.lines(times, f"Latency against {name}.", name, "latency", svg.time_tick, log_y=True, colours=colours)
 

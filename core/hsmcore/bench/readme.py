@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from hsmcore.bench.report import markdown
+from hsmcore.bench.report import disturbance, markdown
 from hsmcore.bench.result import Result
+from hsmcore.bench.stats import DISTURBED, spread
 
 BEGIN: Final = "<!-- bench:begin -->"
 END: Final = "<!-- bench:end -->"
@@ -16,7 +17,10 @@ _PLACE: Final = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", 
 
 def table(result: Result, source: str) -> str:
     """What stands between the markers: the main tables, the targets, and the file that they come from."""
-    return f"\n{markdown(result, short=True)}\nFrom `{source}` by `hsmcore bench table`.\n\n"
+    shares = spread([sample.others for sample in result.samples])
+    warning = f"**Not made on an idle machine: {disturbance(result)}. Believe no figure.**\n\n"
+    told = warning if shares is not None and shares.median > DISTURBED else ""
+    return f"\n{told}{markdown(result, short=True)}\nFrom `{source}` by `hsmcore bench table`.\n\n"
 
 
 def placed(text: str, made: str) -> str:
