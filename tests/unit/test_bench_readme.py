@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 
 from hsmcore.bench.readme import BEGIN, END, placed, table, write
-from hsmcore.bench.results import KEPT, newest
+from hsmcore.bench.results import KEPT, newest, to_json
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_and_the_results_agree():
-    path, result = newest(ROOT / KEPT)
-    made = table(result, path.relative_to(ROOT).as_posix())
+    """As soon as a result from an idle machine is kept; figures from a busy one never stand there."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    try:
+        path, result = newest(ROOT / KEPT, idle=True)
+    except ValueError:
+        assert "Not made on an idle machine" not in text
+        assert f"From `{KEPT}" not in text
+        return
+    made = table(result, path.relative_to(ROOT).as_posix())
     assert placed(text, made) == text, "run: hsmcore bench table --write README.md"
 
 
@@ -52,3 +58,9 @@ def test_a_document_without_both_markers_is_refused(text, tmp_path):
 def test_no_results_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="hsmcore bench"):
         newest(tmp_path)
+    _, busy = newest(ROOT / KEPT)
+    busy.samples = [replace(sample, others=0.5) for sample in busy.samples]
+    (tmp_path / "busy.json").write_bytes(to_json(busy))
+    assert newest(tmp_path)[1].started == busy.started
+    with pytest.raises(ValueError, match="from an idle machine"):
+        newest(tmp_path, idle=True)

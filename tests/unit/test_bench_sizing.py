@@ -7,16 +7,15 @@ import heapq
 import random
 from math import exp, factorial
 from pathlib import Path
-from statistics import NormalDist, median
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmcore.bench.html import predictions
-from hsmcore.bench.results import KEPT, newest
+from hsmcore.bench.results import KEPT, newest, was_idle
 from hsmcore.bench.sizing import Curve, NotPossibleError, Point, curves, forecast, loop_rate, size
-from hsmcore.bench.stats import DISTURBED
 
 Z99 = NormalDist().inv_cdf(0.99)
 ROOT = Path(__file__).parents[2]
@@ -117,7 +116,7 @@ def test_what_was_measured_was_predicted():
     _, result = newest(ROOT / KEPT)
     assert {"network-5ms", "cloudhsm-hsm2m-x2", "token"} <= curves(result).keys()
     assert loop_rate(result) > 0
-    compared, idle = 0, median(sample.others for sample in result.samples) <= DISTURBED
+    compared, idle = 0, was_idle(result)
     for contender, measured, found in predictions(result, result.contenders):
         assert found is not None
         if found.utilisation < 0.85:

@@ -157,11 +157,12 @@ def make_table(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the README's table from a result that is kept, so that no figure in it is typed by hand.
+    """Make the README's table from a result that is kept, so that no figure in it is typed by hand: the newest that was
+    made on an idle machine, unless --results names one.
 
     Example: hsmcore bench table --write README.md
     """
-    path, result = _result(results)
+    path, result = _result(results, idle=True)
     made = table(result, _from_here(path))
     changed = False
     if document is not None:
@@ -205,9 +206,9 @@ def _from_here(path: Path) -> str:
     return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else whole.name
 
 
-def _result(path: Path | None) -> tuple[Path, Result]:
+def _result(path: Path | None, *, idle: bool = False) -> tuple[Path, Result]:
     try:
-        return newest() if path is None else (path, read_json(path))
+        return newest(idle=idle) if path is None else (path, read_json(path))
     except ValueError as error:
         raise BadUsage(str(error)) from None
 

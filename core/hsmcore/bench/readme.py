@@ -8,7 +8,7 @@ from typing import Final
 
 from hsmcore.bench.report import disturbance, markdown
 from hsmcore.bench.result import Result
-from hsmcore.bench.stats import DISTURBED, spread
+from hsmcore.bench.results import was_idle
 
 BEGIN: Final = "<!-- bench:begin -->"
 END: Final = "<!-- bench:end -->"
@@ -17,9 +17,8 @@ _PLACE: Final = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", 
 
 def table(result: Result, source: str) -> str:
     """What stands between the markers: the main tables, the targets, and the file that they come from."""
-    shares = spread([sample.others for sample in result.samples])
     warning = f"**Not made on an idle machine: {disturbance(result)}. Believe no figure.**\n\n"
-    told = warning if shares is not None and shares.median > DISTURBED else ""
+    told = "" if was_idle(result) else warning
     return f"\n{told}{markdown(result, short=True)}\nFrom `{source}` by `hsmcore bench table`.\n\n"
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 
 from hsmcore.bench.result import Result
+from hsmcore.bench.stats import DISTURBED, median
 
 KEPT: Final = Path("bench/results")
 
@@ -38,12 +39,21 @@ def read_json(path: Path) -> Result:
         raise ValueError(f"{path} is no benchmark result: {error}") from error
 
 
-def newest(folder: Path = KEPT) -> tuple[Path, Result]:
-    """The latest of the kept results. Raises ValueError when there is none."""
+def newest(folder: Path = KEPT, *, idle: bool = False) -> tuple[Path, Result]:
+    """The latest of the kept results, or of those that were made on an idle machine. Raises ValueError when there is
+    none."""
     found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
+    found = [(path, result) for path, result in found if not idle or was_idle(result)]
     if not found:
-        raise ValueError(f"no results in {folder}: name a file with --results, or measure first (hsmcore bench)")
+        which = "no results from an idle machine" if idle else "no results"
+        raise ValueError(f"{which} in {folder}: name a file with --results, or measure first (hsmcore bench)")
     return max(found, key=lambda pair: pair[1].started)
+
+
+def was_idle(result: Result) -> bool:
+    """Whether others left the machine alone during the median slice."""
+    shares = [sample.others for sample in result.samples]
+    return bool(shares) and median(shares) <= DISTURBED
 
 
 def _dumps(value: object) -> bytes:
