@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from hsmcore.bench.report import duration
 
-WIDTH = 960
-LABEL = 378  # for the names on the left
+WIDTH = 990
+LABEL = 405  # for the names on the left
 ROW = 26
 COLOURS = 6  # classes c0 .. c5
 DASHED = ", p99"

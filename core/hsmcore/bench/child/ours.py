@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from time import thread_time_ns
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,6 @@ MESSAGES_PER_CALLER = 16  # nobody else's, so that two equal messages are never 
 BATCHES = 4
 HIT_SET = 512  # messages that the cache holds
 OPEN_MESSAGES = 4096  # the load goes round them
-MIDDLE = 1 - 1 / 48  # of a bucket of 1/16 octave, relative to its upper bound
 
 
 def configuration(job: Job) -> dict[str, Any]:
@@ -49,11 +48,6 @@ def _provider(job: Job, place: Mapping[str, str] = MappingProxyType({})) -> dict
     if "args" in place:
         config["moduleArgs"] = place["args"]
     return {"type": job.provider, "config": config}
-
-
-def histogram_sum(rows: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """Number and sum of what a histogram of the engine holds; of each bucket (1/16 of an octave) the middle counts."""
-    return sum(count for _, count in rows), sum(count * upper * MIDDLE for upper, count in rows)
 
 
 class OurSigner:
@@ -112,22 +106,19 @@ class OurSigner:
         calls = figures["signatures"]
         if before is None or after is None or self._job.kind == "cache-hit" or not calls:
             return figures
-        parts = {"loop": cpu / calls}
-        for part in ("ring", "hsm"):
-            number = after[part][0] - before[part][0]
-            parts[part] = (after[part][1] - before[part][1]) / max(number, 1)
+        parts = {"loop": cpu / calls} | {part: (after[part] - before[part]) / calls for part in after}
         latency = figures["latency_ns"]
         if latency is not None and self._job.batch == 1:
             parts["wake"] = max(0.0, latency["mean"] - sum(parts.values()))
         return figures | {"parts_ns": parts}
 
-    def _times(self) -> dict[str, tuple[float, float]] | None:
-        """How many signatures, and their nanoseconds, since the start; None where no single engine counts them."""
+    def _times(self) -> dict[str, float] | None:
+        """Nanoseconds of all signatures since the start; None where no single engine counts them."""
         member = self._manager._member  # noqa: SLF001 - nothing public has the sums
         if not isinstance(member, Pkcs11Member):
             return None
         stats = member.engine.stats()
-        return {part: histogram_sum(stats[name]) for part, name in (("ring", "queue_ns"), ("hsm", "hsm_ns"))}
+        return {"ring": stats["queue_sum_ns"], "hsm": stats["hsm_sum_ns"]}
 
     def sign_times(self, count: int) -> None:
         """So many signatures, as many in flight as the job says."""
