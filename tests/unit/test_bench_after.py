@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ def few(tmp_path_factory):
     """Some contenders of it."""
     result = read_json(RESULTS)
     names = {c.name for c in result.contenders if c.scenario in ("signing", "noop")}
-    result.samples = [sample for sample in result.samples if sample.contender in names]
+    result.samples = [replace(sample, others=0.0) for sample in result.samples if sample.contender in names]
     path = tmp_path_factory.mktemp("results") / "few.json"
     path.write_bytes(to_json(result))
     return path

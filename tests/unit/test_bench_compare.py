@@ -65,6 +65,14 @@ def test_rates_of_other_machines_are_not_judged():
     }  # fmt: skip
 
 
+def test_rates_of_a_busy_machine_are_not_judged():
+    busy = run(2, ours=1.2)
+    busy.samples = [replace(sample, others=0.5) for sample in busy.samples]
+    comparison = compare(run(1), busy)
+    assert comparison.busy == ["run 2"]
+    assert (verdicts(comparison)["rate ÷ raw"], verdicts(comparison)["rate"]) == ("faster", "busy machine")
+
+
 def test_few_rounds_prove_nothing():
     found = compare(run(1, rounds=LEAST_ROUNDS - 1), run(2, ours=2.0, rounds=LEAST_ROUNDS - 1))
     assert set(verdicts(found).values()) == {"too few rounds"}

@@ -57,6 +57,8 @@ def compare_runs(
 def _print_comparison(found: Comparison, *, everything: bool) -> None:
     for key, (one, other) in found.machine.items():
         print(f"other {key}: {one} → {other}; rates and times are not judged")
+    for run in found.busy:
+        print(f"{run}: the machine was not idle; rates and times are not judged")
     judged = [line for line in found.lines if line.call in ("better", "worse")]
     shown = found.lines if everything else judged
     if shown:

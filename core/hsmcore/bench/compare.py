@@ -2,7 +2,8 @@
 
 Figures of one run are medians over its rounds; the interval of their change comes from drawing rounds again with
 replacement (a percentile bootstrap), each run by itself: rounds of two runs do not belong together. A contender's rate
-is divided by its reference's of the same round first, which takes the speed of the machine out of it.
+is divided by its reference's of the same round first, which takes the speed of the machine out of it. Rates and times
+themselves are judged only where both runs had one and the same machine for themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final, Literal
 
 from hsmcore.bench.model import Contender, Sample
 from hsmcore.bench.result import Result
+from hsmcore.bench.results import was_idle
 from hsmcore.bench.stats import Round, percentile, usable
 
 RESAMPLES: Final = 1_000
@@ -24,7 +26,7 @@ LEAST_CHANGE: Final = 0.01  # slices of one run differ from those of the next by
 NO_DIFFERENCE: Final = "no difference that this run could show"
 MACHINE: Final = ("processors", "processor", "kernel", "module")
 
-Call = Literal["better", "worse", "none", "too few rounds", "other machine"]
+Call = Literal["better", "worse", "none", "too few rounds", "other machine", "busy machine"]
 Figure = Callable[[Sample], float | None]
 
 
@@ -58,6 +60,7 @@ class Comparison:
     before: str  # when the runs were
     after: str
     machine: dict[str, tuple[object, object]]  # what differs between the machines
+    busy: list[str]  # runs during which others used the machine, too
     lines: list[Line]
     only_before: list[str]
     only_after: list[str]
@@ -70,14 +73,17 @@ def compare(before: Result, after: Result) -> Comparison:
         for key in MACHINE
         if before.environment.get(key) != after.environment.get(key)
     }
+    busy = [run.started for run in (before, after) if not was_idle(run)]
+    unjudged: Call | None = "other machine" if machine else "busy machine" if busy else None
     known = {contender.name: contender for contender in before.contenders}
     measured = [{sample.contender for sample in run.samples} for run in (before, after)]
     shared = [c for c in after.contenders if c.name in known and c.name in measured[0] & measured[1]]
-    lines = [line for c in shared if _same_load(known[c.name], c) for line in _lines(c, before, after, bool(machine))]
+    lines = [line for c in shared if _same_load(known[c.name], c) for line in _lines(c, before, after, unjudged)]
     return Comparison(
         before.started,
         after.started,
         machine,
+        busy,
         lines,
         sorted(measured[0] - measured[1]),
         sorted(measured[1] - measured[0]),
@@ -88,7 +94,7 @@ def _same_load(one: Contender, other: Contender) -> bool:
     return (one.in_flight, one.sessions, one.message_bytes) == (other.in_flight, other.sessions, other.message_bytes)
 
 
-def _lines(contender: Contender, before: Result, after: Result, other_machine: bool) -> Iterator[Line]:
+def _lines(contender: Contender, before: Result, after: Result, unjudged: Call | None) -> Iterator[Line]:
     runs = [list(run.by_round().values()) for run in (before, after)]
     reference = contender.reference
     if reference is not None:
@@ -101,10 +107,10 @@ def _lines(contender: Contender, before: Result, after: Result, other_machine: b
         ("p99", "ns", lambda s: None if s.latency_ns is None else s.latency_ns.p99),
         ("CPU", "ns", lambda s: None if s.cpu_seconds is None else s.cpu_seconds / max(s.signatures, 1) * 1e9),
     )
-    for name, unit, figure in figures:
+    for name, unit, figure in figures[contender.kind == "sign-open" :]:  # whose rate is what was asked for
         values = [_values(rounds, contender.name, figure) for rounds in runs]
         if all(values):
-            yield line(contender, name, unit, values[0], values[1], other_machine=other_machine)
+            yield line(contender, name, unit, values[0], values[1], unjudged=unjudged)
 
 
 def line(
@@ -114,18 +120,19 @@ def line(
     before: Sequence[float],
     after: Sequence[float],
     *,
-    other_machine: bool = False,
+    unjudged: Call | None = None,
 ) -> Line:
     """The medians of two samples, the interval of their change, and what may be said about it."""
     middle = median(before), median(after)
     change = middle[1] / middle[0] - 1.0 if middle[0] else 0.0
-    low, high, call = None, None, "too few rounds"
+    low: float | None = None
+    high: float | None = None
+    call: Call = "too few rounds"
     if min(len(before), len(after)) >= LEAST_ROUNDS and middle[0]:
         low, high = interval(before, after)
         call = _call(low, high, change, more_is_better=unit != "ns")
-        if other_machine:
-            call = "other machine"
-    return Line(contender.name, contender.title, figure, unit, *middle, change, low, high, call)  # type: ignore[arg-type]
+        call = unjudged or call
+    return Line(contender.name, contender.title, figure, unit, *middle, change, low, high, call)
 
 
 def interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
