@@ -183,19 +183,16 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     const hsm_key_record *record = &area->shared->keys[hsm_key_place(key)];
     uint32_t state = atomic_load(&record->state);
     uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
-    if (state != HSM_KEY_ABSENT && newest != key) {
-        return key < newest ? HSM_KEY_DEACTIVATED : HSM_BAD_ARGUMENT; /* another key has its place by now */
-    }
-    switch (state) {
-    case HSM_KEY_ACTIVE:
+    if (state == HSM_KEY_ACTIVE && newest == key) {
         return hsm_admit_to_token(worker, now) ? HSM_OK : HSM_TOKEN_LOST;
-    case HSM_KEY_RETIRED:
-        return HSM_KEY_DEACTIVATED;
-    case HSM_KEY_MISMATCHED:
-        return HSM_KEY_MISMATCH;
-    default:
+    }
+    if (state == HSM_KEY_ABSENT) {
         return HSM_KEY_NOT_FOUND;
     }
+    if (newest != key) { /* another key has its place by now */
+        return key < newest ? HSM_KEY_DEACTIVATED : HSM_BAD_ARGUMENT;
+    }
+    return state == HSM_KEY_RETIRED ? HSM_KEY_DEACTIVATED : HSM_KEY_MISMATCH;
 }
 
 static void tally(hsm_worker_record *record, hsm_status status) {
