@@ -35,7 +35,7 @@ def read(manager: KeyManager, pace: Pace | None = None) -> Reading:
 
 def render(manager: KeyManager, accept: str | None = None) -> tuple[bytes, str]:
     """All metrics now, as (body, content type): Prometheus' text format, or OpenMetrics if `accept`, an Accept header,
-    names it. Any thread; outside the event loop's it lets the loop go first every millisecond."""
+    names it. Any thread; outside the event loop's it lets the loop go first every two milliseconds."""
     pace = Pace()
     kind = content_type(accept)
     return encode(read(manager, pace), kind, pace), kind

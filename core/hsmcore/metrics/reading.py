@@ -17,7 +17,7 @@ BOUNDS: Final[tuple[float, ...]] = tuple(((1 << octave) - 1) / 1e9 for octave in
 """Upper ends of the buckets in seconds: 8.2 µs to 17.2 s, each twice the one before. An engine's bucket lies in one of
 them wholly (native/src/hist.c), so their counts are exact."""
 
-_AT_A_STRETCH_NS: Final = 1_000_000
+_AT_A_STRETCH_NS: Final = 2_000_000
 _PAUSE_S: Final = 50e-6
 
 
