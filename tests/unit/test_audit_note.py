@@ -86,6 +86,18 @@ def test_no_bytes_upset_the_parser(data):
             continue
 
 
+def test_bits_that_mean_nothing_are_refused():
+    note = note_of(b"example.com/log\n5\n" + base64.b64encode(bytes(32)) + b"\n")
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = digits.index(note[-3])
+    assert note.endswith(b"=\n")
+    assert last % 4 == 0
+    changed = note[:-3] + digits[last + 1 : last + 2] + note[-2:]
+    assert base64.b64decode(changed.split()[-1]) == base64.b64decode(note.split()[-1])
+    with pytest.raises(NoteError, match="not base64"):
+        Note.parse(changed)
+
+
 @given(st.data())
 def test_a_note_that_was_changed_is_not_signed(data):
     note = note_of(b"example.com/log\n5\n" + base64.b64encode(bytes(32)) + b"\n")
