@@ -21,10 +21,10 @@ from tests.support.verifiers import is_good
 from hsmcore.bench.locate import CHAOS_MODULE, NOOP_MODULE, SOFTHSM_MODULE, native
 from hsmcore.bench.process import child_environment
 from hsmcore.cli.app import run as command_line
-from hsmcore.load.facade import _RECORD
-from hsmcore.load.generator import PROGRAM
-from hsmcore.load.mix import Messages, kinds_of, table_of
-from hsmcore.load.verify import records, verify
+from hsmcore.loadtest.facade import _RECORD
+from hsmcore.loadtest.generator import PROGRAM
+from hsmcore.loadtest.mix import Messages, kinds_of, table_of
+from hsmcore.loadtest.verify import records, verify
 
 pytestmark = [
     pytest.mark.integration,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import hsmcore
 from hsmcore.errors import EXCEPTION_OF_STATUS
 
 ROOT = Path(__file__).parents[2]
@@ -120,3 +123,9 @@ def test_memory_is_counted():
             code = without_comments(path.read_text())
             calls = set(re.findall(r"(?<![\w>.])(malloc|calloc|realloc|strdup|strndup)\s*\(", code))
             assert not calls, f"{path.relative_to(ROOT)}: {calls}"
+
+
+def test_no_module_hides_what_the_package_offers():
+    """Importing `hsmcore.x` makes x the module, whatever it was before."""
+    modules = {found.name for found in pkgutil.iter_modules(hsmcore.__path__)}
+    assert {name for name in modules & set(hsmcore.__all__) if not inspect.ismodule(getattr(hsmcore, name))} == set()

@@ -17,9 +17,9 @@ from hsmcore.cli.output import FAILED, INTERRUPTED, BadUsage, print_json
 from hsmcore.cli.settings import JsonOption, load_config
 
 if TYPE_CHECKING:
-    from hsmcore.load.objectives import Objective
-    from hsmcore.load.run import Plan
-    from hsmcore.load.target import Target, Wanted
+    from hsmcore.loadtest.objectives import Objective
+    from hsmcore.loadtest.run import Plan
+    from hsmcore.loadtest.target import Target, Wanted
 
 _RATE: Final = "1000"
 
@@ -107,7 +107,7 @@ def load(
 
       hsmcore load --config sequencer.json --rate 50 --objective 'failed = 0'
     """
-    from hsmcore.load.problems import UsageProblem
+    from hsmcore.loadtest.problems import UsageProblem
 
     given = {name: value for name, value in locals().items() if name not in ("UsageProblem", "as_json")}
     try:
@@ -119,7 +119,7 @@ def load(
     if as_json:
         print_json(result)
     else:
-        from hsmcore.load.report import text_of
+        from hsmcore.loadtest.report import text_of
 
         print(text_of(result))
     if result["interrupted"]:
@@ -143,14 +143,14 @@ class _Asked:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> _Asked:
-        from hsmcore.load.faults import fault_of, timeline_of
-        from hsmcore.load.generator import PATHS
-        from hsmcore.load.mix import DEFAULT, kinds_of
-        from hsmcore.load.objectives import objective_of
-        from hsmcore.load.run import Plan
-        from hsmcore.load.shapes import segments_of, shape_of
-        from hsmcore.load.target import ALGORITHMS, Wanted
-        from hsmcore.load.units import positive_seconds, rate_of
+        from hsmcore.loadtest.faults import fault_of, timeline_of
+        from hsmcore.loadtest.generator import PATHS
+        from hsmcore.loadtest.mix import DEFAULT, kinds_of
+        from hsmcore.loadtest.objectives import objective_of
+        from hsmcore.loadtest.run import Plan
+        from hsmcore.loadtest.shapes import segments_of, shape_of
+        from hsmcore.loadtest.target import ALGORITHMS, Wanted
+        from hsmcore.loadtest.units import positive_seconds, rate_of
 
         _choice("--path", given["path"], PATHS)
         _choice("--arrivals", given["arrivals"], ("uniform", "poisson"))
@@ -213,12 +213,12 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
     from dataclasses import replace
 
     from hsmcore.bench.environment import ProcessorTimes, describe
-    from hsmcore.load.beside import run_beside
-    from hsmcore.load.capacity import measure
-    from hsmcore.load.progress import watcher
-    from hsmcore.load.report import result_of
-    from hsmcore.load.run import Tick, run
-    from hsmcore.load.shapes import segments_of
+    from hsmcore.loadtest.beside import run_beside
+    from hsmcore.loadtest.capacity import measure
+    from hsmcore.loadtest.progress import watcher
+    from hsmcore.loadtest.report import result_of
+    from hsmcore.loadtest.run import Tick, run
+    from hsmcore.loadtest.shapes import segments_of
 
     with watcher() as watch, _target(asked) as target:
         capacity = None
@@ -255,8 +255,8 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
 def _target(asked: _Asked) -> AbstractContextManager[Target]:
     import json
 
-    from hsmcore.load.problems import UsageProblem
-    from hsmcore.load.target import configured, noop_token, own_token
+    from hsmcore.loadtest.problems import UsageProblem
+    from hsmcore.loadtest.target import configured, noop_token, own_token
 
     path: Path | None = asked.given["config"]
     if path is None:

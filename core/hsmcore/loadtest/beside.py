@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Final
 
-from hsmcore.load.buckets import Histogram
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.run import Outcome, Plan, Watcher, run
-from hsmcore.load.target import Target
+from hsmcore.loadtest.buckets import Histogram
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.run import Outcome, Plan, Watcher, run
+from hsmcore.loadtest.target import Target
 
 COMPARED: Final = ("p50", "p99", "p99.9")
 _SHORTEST: Final = 0.5

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hsmcore.load.problems import UsageProblem
+from hsmcore.loadtest.problems import UsageProblem
 
 SPIKE_BEGINS: Final = 0.4
 SPIKE_ENDS: Final = 0.6

@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from hsmcore import _native
 from hsmcore.bench.environment import cores
-from hsmcore.load.mix import Messages
+from hsmcore.loadtest.mix import Messages
 
 _RECORD: Final = struct.Struct("<QII64s")
 _CHUNK: Final = 512

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from hsmcore.load.faults import Fault
-from hsmcore.load.problems import UsageProblem
+from hsmcore.loadtest.faults import Fault
+from hsmcore.loadtest.problems import UsageProblem
 
 _ANSWER_SECONDS: Final = 2.0
 _STATS_SECONDS: Final = 1.0

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from hsmcore.errors import MemberDown
-from hsmcore.load.generator import Share, has_ring, start
-from hsmcore.load.mix import Kind
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.shapes import Segment
-from hsmcore.load.target import Target
+from hsmcore.loadtest.generator import Share, has_ring, start
+from hsmcore.loadtest.mix import Kind
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.shapes import Segment
+from hsmcore.loadtest.target import Target
 
 _WARM_SECONDS: Final = 0.5
 _SECONDS: Final = 2.0

@@ -6,13 +6,13 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hsmcore.load.buckets import HIGHEST_NS, SIGNIFICANT_DIGITS
-from hsmcore.load.problems import UsageProblem
+from hsmcore.loadtest.buckets import HIGHEST_NS, SIGNIFICANT_DIGITS
+from hsmcore.loadtest.problems import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hsmcore.load.buckets import Histogram
+    from hsmcore.loadtest.buckets import Histogram
 
 _MS = 1e6
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.units import positive_seconds, seconds_of
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.units import positive_seconds, seconds_of
 
 ACTIONS: Final = (
     "return", "hang", "kill-session", "kill-all-sessions", "logout", "remove-token", "wrong-signature",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.units import BYTES_OF_UNIT, SECONDS_OF_UNIT
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.units import BYTES_OF_UNIT, SECONDS_OF_UNIT
 
 _LATENCIES: Final = ("p50", "p75", "p90", "p95", "p99", "p99.9", "p99.99", "p99.999", "mean", "max")
 _SERIES: Final = {"": "corrected", "uncorrected ": "uncorrected", "start ": "start"}

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from hsmcore.errors import MemberDown
-from hsmcore.load.buckets import Histogram
-from hsmcore.load.faults import Fault
-from hsmcore.load.generator import Generator, Path_, Share, start
-from hsmcore.load.hdrlog import HdrLog
-from hsmcore.load.injector import Injector
-from hsmcore.load.memory import Growth
-from hsmcore.load.mix import Kind, Messages, largest_of
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.shapes import Segment, shared
-from hsmcore.load.target import Target
-from hsmcore.load.verify import Verdict, records, verify
+from hsmcore.loadtest.buckets import Histogram
+from hsmcore.loadtest.faults import Fault
+from hsmcore.loadtest.generator import Generator, Path_, Share, start
+from hsmcore.loadtest.hdrlog import HdrLog
+from hsmcore.loadtest.injector import Injector
+from hsmcore.loadtest.memory import Growth
+from hsmcore.loadtest.mix import Kind, Messages, largest_of
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.shapes import Segment, shared
+from hsmcore.loadtest.target import Target
+from hsmcore.loadtest.verify import Verdict, records, verify
 
 SERIES: Final = ("corrected", "uncorrected", "start")
 _LEAD_SECONDS: Final = 0.3

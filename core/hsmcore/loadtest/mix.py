@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.shapes import Random
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.shapes import Random
 
 DEFAULT: Final = "transactions=1:180-1232"
 """A Solana transaction has at most 1,232 bytes: an IPv6 packet of 1,280 less its headers."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hsmcore.load.run import Tick, Watcher
+from hsmcore.loadtest.run import Tick, Watcher
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from hsmcore.load.problems import UsageProblem
+from hsmcore.loadtest.problems import UsageProblem
 
 SECONDS_OF_UNIT: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 BYTES_OF_UNIT: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

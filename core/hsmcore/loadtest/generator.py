@@ -21,10 +21,10 @@ from hsmcore.bench.locate import native
 from hsmcore.bench.process import child_environment
 from hsmcore.config import Pkcs11Settings
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
-from hsmcore.load.mix import Kind, largest_of, table_of
-from hsmcore.load.problems import UsageProblem
-from hsmcore.load.shapes import Segment
-from hsmcore.load.target import Target
+from hsmcore.loadtest.mix import Kind, largest_of, table_of
+from hsmcore.loadtest.problems import UsageProblem
+from hsmcore.loadtest.shapes import Segment
+from hsmcore.loadtest.target import Target
 from hsmcore.members.pkcs11 import VERIFY_EVERY
 from hsmcore.probe.find import find_token
 
@@ -196,7 +196,9 @@ def _start_facade(target: Target, share: Share) -> Generator:
         "phase": share.number / share.processes, "poisson": share.poisson, "timeout": share.timeout,
         "interval": share.interval, "spool": None if share.spool is None else str(share.spool),
     }  # fmt: skip
-    generator = Generator([sys.executable, "-P", "-m", "hsmcore.load.facade"], child_environment(target.environment))
+    generator = Generator(
+        [sys.executable, "-P", "-m", "hsmcore.loadtest.facade"], child_environment(target.environment)
+    )
     generator.send(orjson.dumps(settings) + b"\n")
     return generator
 

@@ -1,4 +1,4 @@
-"""`python -m hsmcore.load.facade`: requests through `await km.sign(message)`, one task for each, as a sequencer has.
+"""`python -m hsmcore.loadtest.facade`: requests through `await km.sign(message)`, one task for each, as sequencers do.
 
 Speaks as native/load/main.c does: settings as one line of JSON, {"ready": …}, "go NANOSECONDS", a line each interval,
 and stays until its input ends.
@@ -24,8 +24,8 @@ import uvloop
 import hsmcore
 from hsmcore.bench.child.protocol import die_with_parent
 from hsmcore.errors import HsmError
-from hsmcore.load.mix import Messages
-from hsmcore.load.shapes import Segment, starts
+from hsmcore.loadtest.mix import Messages
+from hsmcore.loadtest.shapes import Segment, starts
 
 _BURST: Final = 32
 """Starts between two turns of the loop."""

@@ -19,7 +19,7 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import TokenRequest, provision
 from hsmcore.control.state import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
-from hsmcore.load.problems import UsageProblem
+from hsmcore.loadtest.problems import UsageProblem
 
 TOKEN_LABEL: Final = "hsmcore-load"
 KEY_LABEL: Final = "load-key"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from hsmcore.load.beside import Reference
-from hsmcore.load.buckets import PERCENTILES
-from hsmcore.load.objectives import Objective
-from hsmcore.load.run import Outcome, Plan
-from hsmcore.load.target import Target
+from hsmcore.loadtest.beside import Reference
+from hsmcore.loadtest.buckets import PERCENTILES
+from hsmcore.loadtest.objectives import Objective
+from hsmcore.loadtest.run import Outcome, Plan
+from hsmcore.loadtest.target import Target
 
 _ALWAYS: Final = ("planned", "started", "signed", "failed", "lost", "twice", "cached", "unstarted")
 _LATE_NS: Final = 10e6
