@@ -152,10 +152,10 @@ def test_a_crash_costs_the_host_process_only(load):
     assert result["faults"]["told"][0]["modules"] >= 1
 
 
-def test_a_share_of_the_capacity_and_a_simulated_device(load):
+def test_a_share_of_the_capacity_and_a_simulated_device(load, tmp_path):
     """Five of six signatures a second that the device makes at most: half of the capacity, as raw C measures it."""
     code, result, _ = load(
-        *("--noop", "--chaos", str(device(200)), "--rate", "50%", "--duration", "1s", "--shape", "constant"),
+        *("--noop", "--chaos", str(device(tmp_path, 200)), "--rate", "50%", "--duration", "1s", "--shape", "constant"),
         *("--path", "ring", "--sessions", "1"),
     )
     assert code == 0
@@ -178,9 +178,9 @@ def test_beside_raw_c_in_turn(load):
     assert "for a constant rate" in json.loads(err)["error"]["message"]
 
 
-def device(rate: float) -> Path:
+def device(folder: Path, rate: float) -> Path:
     """A chaos configuration of a device that makes so many signatures a second."""
-    path = Path(tempfile.gettempdir()).parent / f"hsmcore-load-device-{os.getpid()}.json"
+    path = folder / "device.json"
     path.write_text(
         json.dumps(
             {"latency": {"C_Sign": {"kind": "constant", "microseconds": 1e6 / rate}}, "capacity": {"servers": 1}}
@@ -189,17 +189,11 @@ def device(rate: float) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_device():
-    yield
-    Path(f"/tmp/hsmcore-load-device-{os.getpid()}.json").unlink(missing_ok=True)
-
-
-def test_more_than_a_device_can_do_ends_all_the_same(load):
+def test_more_than_a_device_can_do_ends_all_the_same(load, tmp_path):
     """Ten times its rate: what waits too long fails at its deadline, and the run is over soon."""
     begun = time.monotonic()
     code, result, _ = load(
-        *("--noop", "--chaos", str(device(100)), "--rate", "1000", "--duration", "1s", "--path", "raw"),
+        *("--noop", "--chaos", str(device(tmp_path, 100)), "--rate", "1000", "--duration", "1s", "--path", "raw"),
         *("--sessions", "1", "--timeout", "1s"),
     )
     assert code == 1
