@@ -74,6 +74,8 @@ typedef struct load_settings {
 /* Read settings from standard input up to the line "ready". Ends the process with exit code 2 at a line it doesn't know. */
 void load_settings_read(load_settings *settings);
 void load_settings_free(load_settings *settings);
+/* The key to sign with; its texts and bytes stay those of `settings`. */
+hsm_key_selector load_key_selector(const load_settings *settings);
 
 /* ---- the plan ---- */
 

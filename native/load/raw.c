@@ -44,13 +44,7 @@ static void open_raw(const load_settings *settings, hsm_key_info *info) {
         check(hsm_token_login(p11, token.slot_id, raw.login, settings->pin, settings->pin_len, &already, &error),
               &error);
     }
-    hsm_key_selector wanted = {.label = settings->key_label,
-                               .id = settings->key_id,
-                               .id_len = settings->key_id_len,
-                               .handle = settings->key_handle,
-                               .algorithm = settings->algorithm,
-                               .public_key = settings->public_key,
-                               .public_key_len = settings->public_key_len};
+    hsm_key_selector wanted = load_key_selector(settings);
     check(hsm_key_find(p11, raw.login, &wanted, &raw.key, info, &error), &error);
     raw.algorithm = info->algorithm;
     raw.workers = settings->workers;

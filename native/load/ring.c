@@ -74,13 +74,7 @@ static void open_ring(const load_settings *settings, hsm_key_info *info) {
         status = hsm_engine_start(ring.client, &engine, &ring.engine, &error);
     }
     if (status == HSM_OK) {
-        hsm_key_selector wanted = {.label = settings->key_label,
-                                   .id = settings->key_id,
-                                   .id_len = settings->key_id_len,
-                                   .handle = settings->key_handle,
-                                   .algorithm = settings->algorithm,
-                                   .public_key = settings->public_key,
-                                   .public_key_len = settings->public_key_len};
+        hsm_key_selector wanted = load_key_selector(settings);
         status = hsm_engine_add_key(ring.engine, &wanted, info, &error);
     }
     if (status != HSM_OK) {

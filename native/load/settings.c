@@ -217,6 +217,16 @@ void load_settings_read(load_settings *settings) {
     check(settings);
 }
 
+hsm_key_selector load_key_selector(const load_settings *settings) {
+    return (hsm_key_selector){.label = settings->key_label,
+                              .id = settings->key_id,
+                              .id_len = settings->key_id_len,
+                              .handle = settings->key_handle,
+                              .algorithm = settings->algorithm,
+                              .public_key = settings->public_key,
+                              .public_key_len = settings->public_key_len};
+}
+
 void load_settings_free(load_settings *settings) {
     if (settings->pin != NULL) {
         hsm_wipe(settings->pin, settings->pin_len);

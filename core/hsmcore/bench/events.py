@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from hsmcore.bench import environment
 from hsmcore.bench.commands import Commands
@@ -81,11 +82,16 @@ def _break(child: Child, case: RecoveryCase, options: Options) -> Break:
 
 
 def _attempt(child: Child, case: RecoveryCase, seconds: float) -> Break:
+    return Break(case=case.name, **_run(child, seconds, RESTART_SLACK_SECONDS))
+
+
+def _run(child: Child, seconds: float, slack: float) -> dict[str, Any]:
+    """What the child found in two stretches of `seconds`, and `others`: the machine's share that others used."""
     before, own_before, cpu_before = ProcessorTimes.read(), time.process_time(), child.cpu_seconds()
-    reply = child.ask(f"run {seconds}", 2 * seconds + RESTART_SLACK_SECONDS)
+    reply = child.ask(f"run {seconds}", 2 * seconds + slack)
     cpu = child.cpu_seconds() - cpu_before
     others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
-    return Break(case=case.name, others=round(others, 4), **reply)
+    return {**reply, "others": round(others, 4)}
 
 
 def measure_failover(commands: Commands, options: Options, result: Result, step: Step) -> None:
@@ -107,8 +113,4 @@ def measure_failover(commands: Commands, options: Options, result: Result, step:
 
 
 def _switch(child: Child, case: FailoverCase, seconds: float) -> Switch:
-    before, own_before, cpu_before = ProcessorTimes.read(), time.process_time(), child.cpu_seconds()
-    reply = child.ask(f"run {seconds}", 2 * seconds + HEAL_SLACK_SECONDS)
-    cpu = child.cpu_seconds() - cpu_before
-    others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
-    return Switch(case=case.name, others=round(others, 4), **reply)
+    return Switch(case=case.name, **_run(child, seconds, HEAL_SLACK_SECONDS))

@@ -6,9 +6,6 @@ Transactions come at a steady rate, whatever becomes of the earlier ones, and Li
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from dataclasses import dataclass, field
-from itertools import pairwise
 from time import perf_counter
 from typing import Any, Final
 
@@ -18,8 +15,8 @@ from solders.pubkey import Pubkey
 import hsmcore
 from hsmcore.demo.builder import TransferBuilder, Unsigned
 from hsmcore.demo.ledger import Ledger
-from hsmcore.demo.runner import Outcome, Sequencer
-from hsmcore.demo.steady import BLOCK, RATE, Tell, steady_block
+from hsmcore.demo.runner import Sequencer
+from hsmcore.demo.steady import BLOCK, RATE, Played, Tell, steady_block
 from hsmcore.demo.twins import Twins
 
 PULLED_AT: Final = 1.0  # seconds from the first transaction
@@ -28,44 +25,18 @@ CALM_SECONDS: Final = 0.5  # of load after the failback
 LONGEST_SECONDS: Final = 15.0
 
 
-@dataclass(slots=True)
-class Act:
-    """What happened, in seconds from the first transaction."""
+class Act(Played):
+    """`signed_by` member."""
 
-    outcome: Outcome = field(default_factory=Outcome)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    signed_by: Counter[str] = field(default_factory=Counter)
-    signed_at: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def longest_pause(self) -> float:
-        """Without a signature, in seconds."""
-        times = sorted(self.signed_at)
-        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+    __slots__ = ()
 
     def when(self, what: str) -> float | None:
         return next((event["atSeconds"] for event in self.events if event["event"] == what), None)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        outcome = self.outcome
         moved = self.when("failover") is not None and self.when("failback") is not None
-        complete = outcome.executed == outcome.built > 0 and outcome.lost == 0 and outcome.books_balance
-        return {
-            "ok": moved and complete and len(self.signed_by) == 2,
-            "built": outcome.built,
-            "executed": outcome.executed,
-            "refused": outcome.refused,
-            "failed": outcome.failed,
-            "lost": outcome.lost,
-            "booksBalance": outcome.books_balance,
-            "ratePerSecond": RATE,
-            "signedBy": dict(self.signed_by),
-            "events": self.events,
-            "longestPauseMs": round(self.longest_pause * 1e3, 2),
-            "seconds": round(self.seconds, 3),
-        }
+        return {"ok": moved and self.outcome.complete and len(self.signed_by) == 2, **self.summary()}
 
 
 async def play_failover(made: Twins, tell: Tell) -> dict[str, Any]:

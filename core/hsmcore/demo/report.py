@@ -26,12 +26,7 @@ def summary(outcome: Outcome, *, account: str, member: str, sessions: int, in_fl
         "sessions": sessions,
         "cores": os.cpu_count(),
         "inFlight": in_flight,
-        "built": outcome.built,
-        "executed": outcome.executed,
-        "refused": outcome.refused,
-        "failed": outcome.failed,
-        "lost": outcome.lost,
-        "booksBalance": outcome.books_balance,
+        **outcome.counts(),
         "signingRate": round(signed / outcome.signing_ns * 1e9, 1) if outcome.signing_ns else 0.0,
         "latencyMs": {
             name: round(percentile(latencies, share) / 1e6, 3)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final
 
@@ -27,8 +25,8 @@ from solders.transaction import Transaction, VersionedTransaction
 import hsmcore
 from hsmcore.demo.builder import TransferBuilder, Unsigned
 from hsmcore.demo.ledger import Ledger
-from hsmcore.demo.runner import Outcome, Sequencer
-from hsmcore.demo.steady import BLOCK, RATE, Tell, steady_block
+from hsmcore.demo.runner import Sequencer
+from hsmcore.demo.steady import BLOCK, RATE, Played, Tell, steady_block
 from hsmcore.demo.twins import Twins
 from hsmcore.handover import HandoverKey
 from hsmcore.handover.client import Account, ChainRefused
@@ -91,41 +89,24 @@ class Handing:
 
 
 @dataclass(slots=True)
-class Rotated:
-    """What happened, in seconds from the first transaction."""
+class Rotated(Played):
+    """`signed_by` key id."""
 
-    outcome: Outcome = field(default_factory=Outcome)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    signed_by: Counter[str] = field(default_factory=Counter)
-    """By key id."""
-    signed_at: list[float] = field(default_factory=list)
     rebuilt: int = 0
     old_key: str | None = None
     """Why the ledger refused what the old key had signed in advance; None: it did not."""
     new_key: str | None = "not tried"
     """Why it refused the same by the new key; None: it did not."""
-    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        outcome, times = self.outcome, sorted(self.signed_at)
-        complete = outcome.executed == outcome.built > 0 and outcome.lost == 0 and outcome.books_balance
+        judged = self.old_key is not None and self.new_key is None
         return {
-            "ok": complete and len(self.signed_by) == 2 and self.old_key is not None and self.new_key is None,
-            "built": outcome.built,
-            "executed": outcome.executed,
-            "refused": outcome.refused,
-            "failed": outcome.failed,
-            "lost": outcome.lost,
-            "booksBalance": outcome.books_balance,
-            "ratePerSecond": RATE,
-            "signedBy": dict(self.signed_by),
+            "ok": self.outcome.complete and len(self.signed_by) == 2 and judged,
+            **self.summary(),
             "rebuilt": self.rebuilt,
-            "events": self.events,
             "oldKeyRefusedAs": self.old_key,
             "newKeyAccepted": self.new_key is None,
-            "longestPauseMs": round(max((b - a for a, b in pairwise(times)), default=0.0) * 1e3, 2),
-            "seconds": round(self.seconds, 3),
         }
 
 

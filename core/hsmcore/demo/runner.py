@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
@@ -53,14 +53,24 @@ class Outcome:
         return self.built - self.executed - sum(self.refused.values()) - sum(self.failed.values())
 
     @property
+    def complete(self) -> bool:
+        """Whether every transaction was executed, and nothing else happened to the books."""
+        return self.executed == self.built > 0 and self.lost == 0 and self.books_balance
+
+    def counts(self) -> dict[str, Any]:
+        """What became of the transactions, for --json."""
+        return {
+            "built": self.built,
+            "executed": self.executed,
+            "refused": self.refused,
+            "failed": self.failed,
+            "lost": self.lost,
+            "booksBalance": self.books_balance,
+        }
+
+    @property
     def good(self) -> bool:
-        return (
-            self.executed == self.built > 0
-            and self.lost == 0
-            and self.books_balance
-            and self.tampered == "SignatureFailure"
-            and self.intact_accepted
-        )
+        return self.complete and self.tampered == "SignatureFailure" and self.intact_accepted
 
 
 class Sequencer:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from time import perf_counter
 from typing import Any, Final
 
@@ -21,6 +24,34 @@ Tell = Callable[[str], None]
 Sign = Callable[[Hash], Awaitable[tuple[Unsigned, bytes]]]
 """Builds a transaction on a blockhash and has it signed."""
 Execute = Callable[[Unsigned, VersionedTransaction, Outcome], None]
+
+
+@dataclass(slots=True)
+class Played:
+    """What happened in an act, in seconds from the first transaction."""
+
+    outcome: Outcome = field(default_factory=Outcome)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    signed_by: Counter[str] = field(default_factory=Counter)
+    signed_at: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def longest_pause(self) -> float:
+        """Without a signature, in seconds."""
+        times = sorted(self.signed_at)
+        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+    def summary(self) -> dict[str, Any]:
+        """What every act says in --json."""
+        return {
+            **self.outcome.counts(),
+            "ratePerSecond": RATE,
+            "signedBy": dict(self.signed_by),
+            "events": self.events,
+            "longestPauseMs": round(self.longest_pause * 1e3, 2),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 async def steady_block(until: float, blockhash: Hash, outcome: Outcome, sign: Sign, execute: Execute) -> None:

@@ -62,26 +62,18 @@ class Store:
     async def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the database, making it (mode 0600) and its folder (0700) if need be, and bring its tables up to date.
         Raises StoreError, also for a store that a newer version has written."""
-        where = Path(path)
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-state")
-        opening = asyncio.get_running_loop().run_in_executor(thread, _open, where)
-        try:
-            engine, connection = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(lambda done: _undo(thread, done))
-            raise
-        except BaseException:
-            thread.shutdown(wait=False)
-            raise
-        return cls(where, thread, engine, connection)
+        return await cls._opened(Path(path), _open, "hsmcore-state")
 
     @classmethod
     async def open_to_read(cls, path: str | os.PathLike[str]) -> Self:
         """Open a database that others write: nothing is made or changed, and nobody waits for whoever reads. Raises
         StoreError, also where there is none."""
-        where = Path(path)
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-state-read")
-        opening = asyncio.get_running_loop().run_in_executor(thread, _open_to_read, where)
+        return await cls._opened(Path(path), _open_to_read, "hsmcore-state-read")
+
+    @classmethod
+    async def _opened(cls, path: Path, opener: Callable[[Path], tuple[Engine, Connection]], name: str) -> Self:
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        opening = asyncio.get_running_loop().run_in_executor(thread, opener, path)
         try:
             engine, connection = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -90,7 +82,7 @@ class Store:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(where, thread, engine, connection)
+        return cls(path, thread, engine, connection)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in one transaction. It is durable when this returns. Raises StoreError.
@@ -140,18 +132,7 @@ def _open(path: Path) -> tuple[Engine, Connection]:
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
-    connection = None
-    try:
-        connection = engine.connect()
-        with connection.begin():
-            _migrate(connection, path)
-    except SQLAlchemyError as error:
-        _close(engine, connection)
-        raise StoreError(f"state store {path}: {_reason(error)}") from None
-    except BaseException:
-        _close(engine, connection)
-        raise
-    return engine, connection
+    return _connected(engine, path, _migrate)
 
 
 def _open_to_read(path: Path) -> tuple[Engine, Connection]:
@@ -159,11 +140,16 @@ def _open_to_read(path: Path) -> tuple[Engine, Connection]:
         raise StoreError(f"state store {path}: there is none yet", call="open")
     url = URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query={"mode": "ro", "uri": "true"})
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+    return _connected(engine, path, _require_known)
+
+
+def _connected(engine: Engine, path: Path, check: Callable[[Connection, Path], None]) -> tuple[Engine, Connection]:
+    """A connection whose first transaction is `check`; nothing is left open if it raises."""
     connection = None
     try:
         connection = engine.connect()
         with connection.begin():
-            _require_known(connection, path)
+            check(connection, path)
     except SQLAlchemyError as error:
         _close(engine, connection)
         raise StoreError(f"state store {path}: {_reason(error)}") from None
