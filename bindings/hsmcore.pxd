@@ -86,6 +86,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     void hsm_client_free(hsm_client *client)
     void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
     void hsm_client_wake_clear(hsm_client *client)
+    int hsm_client_catch_up(hsm_client *client)
     hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
                                  uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns)
     void hsm_client_batch_begin(hsm_client *client)
@@ -93,6 +94,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     int hsm_client_next(hsm_client *client, hsm_completion *completion)
     void hsm_client_release(hsm_client *client, uint32_t slot)
     void hsm_client_cancel(hsm_client *client, uint32_t slot)
+    uint32_t hsm_client_queued(const hsm_client *client)
     uint32_t hsm_client_free_slots(const hsm_client *client)
     uint32_t hsm_client_slots(const hsm_client *client)
     const char *hsm_call_name(uint64_t call)

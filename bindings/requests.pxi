@@ -55,7 +55,8 @@ cdef class Requests(Recorder):
     cdef dict _future_keywords
     cdef long _thread
     cdef object _member
-    cdef object _queue  # deque of _Waiting and Batch
+    cdef Line _line
+    cdef Pace _pace
     cdef dict _followers  # slot -> [(waiter, position, message, deadline)]
     cdef object _idle
     cdef object _timer
@@ -64,6 +65,7 @@ cdef class Requests(Recorder):
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
+    cdef readonly uint64_t refused  # because they would have waited for too long
 
     def __cinit__(self, *, str member, uint32_t slots, uint32_t max_message, uint32_t max_workers,
                   double coalesce_seconds, double default_timeout, uint64_t cache_size, bint single_flight,
@@ -85,7 +87,8 @@ cdef class Requests(Recorder):
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
         self._member = member
-        self._queue = deque()
+        self._line = Line.__new__(Line)
+        self._pace = Pace.__new__(Pace)
         self._followers = {}
         self._waiters = <PyObject **>PyMem_Calloc(self._slots, sizeof(PyObject *))
         self._positions = <Py_ssize_t *>PyMem_Calloc(self._slots, sizeof(Py_ssize_t))
@@ -162,7 +165,7 @@ cdef class Requests(Recorder):
             for follower in followers:
                 _refuse(follower[0], follower[1], self._failure(HSM_CLOSED))
         self._followers.clear()
-        self._refuse_queue(HSM_CLOSED)
+        self._refuse_line(HSM_CLOSED)
         if self._journal is not None:
             self._refuse_held(0)
             self._journal._engines.remove(self)
@@ -225,6 +228,10 @@ cdef class Requests(Recorder):
                 self._follow(<uint32_t>entry, Traced.__new__(Traced, future) if traced else future, 0, data,
                              hsm_now_ns() + limit, extra)
                 return future
+        if self._pace.is_late(self._in_flight + self._line.messages, limit):
+            if entry:
+                hsm_cache_abandon(self._cache, entry)
+            raise self._full(limit)
         future = self._new_future()
         waiter = Traced.__new__(Traced, future) if traced else future
         if self._send(waiter, 0, data, key, limit, entry, extra) != 0:
@@ -234,21 +241,32 @@ cdef class Requests(Recorder):
             queued.key = key
             queued.deadline = hsm_now_ns() + limit
             queued.extra = extra
-            self._queue.append(queued)
+            self._line.push(queued, queued.deadline, 1)
             self._watch(queued.deadline)
+        if hsm_client_catch_up(self._client):
+            self._take()
         return future
 
     def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0, bytes extra=None):
         """Sign a batch: a future of the list of signatures, in order. `extra` as in `submit`, for each of them."""
         cdef Batch batch
         cdef list data
+        cdef uint64_t limit
+        cdef uint64_t ahead
         self._check()
         self._require_record(extra)
         data = [self._checked(message) for message in messages]
-        batch = Batch.__new__(Batch)
-        batch.deadline = hsm_now_ns() + (self._default_timeout if timeout is None else _timeout_ns(timeout))
+        limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
         if self._refused(key):
             raise self._failure(HSM_KEY_DEACTIVATED)
+        # Whoever takes what there is in time gets that; else the last one must be in time.
+        ahead = self._in_flight + self._line.messages
+        if not return_exceptions and not (self._cache != NULL and self._cacheable[_place(key)]):
+            ahead += PyList_GET_SIZE(data)
+        if data and self._pace.is_late(ahead, limit):
+            raise self._full(limit)
+        batch = Batch.__new__(Batch)
+        batch.deadline = hsm_now_ns() + limit
         batch.messages = data
         batch.remaining = PyList_GET_SIZE(data)
         batch.results = [None] * batch.remaining
@@ -258,11 +276,8 @@ cdef class Requests(Recorder):
         batch.future = future = self._new_future()
         if batch.remaining == 0:
             future.set_result(batch.results)
-        elif self._queue:
-            self._queue.append(batch)  # others wait already: no overtaking
-            self._watch(batch.deadline)
-        elif not self._feed(batch):
-            self._queue.append(batch)
+        elif self._line.messages or not self._feed(batch):  # others wait already: no overtaking
+            self._line.push(batch, batch.deadline, _unsent(batch))
             self._watch(batch.deadline)
         return future
 
@@ -289,7 +304,7 @@ cdef class Requests(Recorder):
     @property
     def waiting(self):
         """Callers that wait for a slot."""
-        return len(self._queue)
+        return len(self._line)
 
     # ---- the inside ----
 
@@ -335,6 +350,11 @@ cdef class Requests(Recorder):
             call=_text(hsm_call_name(call)),
             member=self._member,
         )
+
+    cdef object _full(self, uint64_t limit):
+        self.refused += 1
+        return error_of("QUEUE_FULL", detail=self._pace.describe(self._in_flight + self._line.messages, limit),
+                        member=self._member)
 
     cdef object _late(self):
         return self._failure(HSM_DEADLINE_EXCEEDED)
@@ -423,13 +443,19 @@ cdef class Requests(Recorder):
         return True
 
     def _drain(self):
+        """The loop was woken for completions."""
+        hsm_client_wake_clear(self._client)
+        self._take()
+
+    cdef int _take(self) except -1:
         """Take every completion, resolve its waiters, give its slot to whoever waits for one."""
         cdef hsm_completion done
         cdef bytes signature
         cdef uint32_t slot
         cdef PyObject *held
-        hsm_client_wake_clear(self._client)
+        cdef uint64_t taken = 0
         while hsm_client_next(self._client, &done):
+            taken += 1
             slot = done.slot
             held = self._waiters[slot]
             self._waiters[slot] = NULL
@@ -454,7 +480,8 @@ cdef class Requests(Recorder):
             else:
                 self._settle_failure(&done, held)
         self._flush()
-        if self._queue:
+        self._pace.note(hsm_now_ns(), taken, self._line.messages != 0 or hsm_client_queued(self._client) != 0)
+        if self._line.messages:
             self._refill()
             self._flush()
         if self._idle is not None:
@@ -511,14 +538,13 @@ cdef class Requests(Recorder):
         cdef uint64_t entry
         cdef uint64_t now = hsm_now_ns()
         cdef int found
-        while self._queue and hsm_client_free_slots(self._client) != 0:
-            first = self._queue[0]
+        while self._line.messages and hsm_client_free_slots(self._client) != 0:
+            first = self._line.pop()
             if type(first) is Batch:
                 if not _gone(first) and not self._feed(<Batch>first):
+                    self._line.put_back(first)
                     return 0
-                self._queue.popleft()
                 continue
-            self._queue.popleft()
             queued = <_Waiting>first
             if _gone(queued.waiter):
                 continue
@@ -552,21 +578,13 @@ cdef class Requests(Recorder):
             hsm_client_cancel(self._client, slot)
         return 0
 
-    cdef int _refuse_queue(self, hsm_status status) except -1:
-        cdef Batch batch
-        while self._queue:
-            first = self._queue.popleft()
-            if type(first) is Batch:
-                batch = <Batch>first
-                while batch.next < PyList_GET_SIZE(batch.messages):
-                    batch.fail(batch.next, self._failure(status))
-                    batch.next += 1
-            else:
-                _refuse((<_Waiting>first).waiter, 0, self._failure(status))
+    cdef int _refuse_line(self, hsm_status status) except -1:
+        while self._line.messages:
+            _refuse_entry(self._line.pop(), self._failure(status))
         return 0
 
     cdef int _check_idle(self) except -1:
-        if (self._owed == 0 and not self._queue and not self._followers and self._held.head == self._held.tail
+        if (self._owed == 0 and not self._line.messages and not self._followers and self._held.head == self._held.tail
                 and self._idle is not None
                 and not self._idle.done()):
             self._idle.set_result(None)
@@ -604,7 +622,7 @@ cdef class Requests(Recorder):
             elif soonest == 0 or self._deadlines[slot] < soonest:
                 soonest = self._deadlines[slot]
         soonest = self._sweep_followers(now, soonest)
-        soonest = self._sweep_queue(now, soonest)
+        soonest = self._sweep_line(now, soonest)
         soonest = self._sweep_held(now, soonest)
         if soonest:
             self._watch(soonest)
@@ -629,26 +647,12 @@ cdef class Requests(Recorder):
                 del self._followers[slot]
         return soonest
 
-    cdef uint64_t _sweep_queue(self, uint64_t now, uint64_t soonest) except? 0:
-        cdef uint64_t deadline
-        cdef Batch batch
-        kept = deque()
-        for waiting in self._queue:
-            if type(waiting) is Batch:
-                batch = <Batch>waiting
-                deadline = batch.deadline
-                while deadline <= now and batch.next < PyList_GET_SIZE(batch.messages):
-                    batch.fail(batch.next, self._failure(HSM_DEADLINE_EXCEEDED))
-                    batch.next += 1
-            else:
-                deadline = (<_Waiting>waiting).deadline
-                if deadline <= now:
-                    _refuse((<_Waiting>waiting).waiter, 0, self._failure(HSM_DEADLINE_EXCEEDED))
-            if deadline > now:
-                kept.append(waiting)
-                soonest = deadline if soonest == 0 or deadline < soonest else soonest
-        self._queue = kept
-        return soonest
+    cdef uint64_t _sweep_line(self, uint64_t now, uint64_t soonest) except? 0:
+        cdef uint64_t next_one
+        for entry in self._line.take_overdue(now):
+            _refuse_entry(entry, self._failure(HSM_DEADLINE_EXCEEDED))
+        next_one = self._line.soonest()
+        return next_one if soonest == 0 or 0 < next_one < soonest else soonest
 
     # ---- what it has done ----
 
@@ -665,6 +669,7 @@ cdef class Requests(Recorder):
             "failures": native.failures,
             "expired": native.expired,
             "cancelled": native.cancelled,
+            "refused": self.refused,
             "wrong": native.wrong,
             "wakes": native.wakes,
             "recoveries": {_text(hsm_class_name(<hsm_class>i)): native.recoveries[i]
@@ -676,7 +681,7 @@ cdef class Requests(Recorder):
             "down": native.down != 0,
             "queued": native.queued,
             "in_flight": self._in_flight,
-            "waiting": len(self._queue),
+            "waiting": len(self._line),
             "oldest_queued_ns": native.oldest_queued_ns,
             "oldest_call_ns": native.oldest_call_ns,
             "hsm_sum_ns": native.hsm_sum_ns,

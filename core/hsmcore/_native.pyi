@@ -9,6 +9,7 @@ class Engine:
     completed: int
     rejected: int
     abandoned: int
+    refused: int
     def __init__(
         self,
         *,
@@ -94,6 +95,15 @@ class Engine:
     def stats(self) -> dict[str, Any]: ...
     def cache_stats(self) -> dict[str, int]: ...
     def token(self) -> dict[str, Any]: ...
+
+@final
+class Pace:
+    """How fast requests are answered while others wait. One thread's."""
+
+    each_ns: int
+    def note(self, now: int, answers: int, loaded: bool) -> None: ...
+    def is_late(self, ahead: int, limit_ns: int) -> bool: ...
+    def describe(self, ahead: int, limit_ns: int) -> str: ...
 
 @final
 class Journal:

@@ -235,7 +235,7 @@ class EmptyMessage(InvalidMessage, ValueError):
 
 
 class QueueFull(HsmError):
-    """Every request slot is in use and the caller did not want to wait."""
+    """So many requests wait that this one would not have been answered in time. Nothing was signed."""
 
     default_status = "QUEUE_FULL"
 

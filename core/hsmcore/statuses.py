@@ -161,7 +161,9 @@ STATUSES: dict[str, StatusRow] = {
         "Sign a shorter message, or raise maxMessageBytes.",
     ),
     "QUEUE_FULL": StatusRow(
-        "RETRY", "every request slot is in use", "Wait for signatures in flight, or raise queueSize."
+        "RETRY",
+        "too many requests wait to be answered in time",
+        "Ask again later, for less, or with a longer timeout; if it lasts, the device is too slow for what is asked.",
     ),
     "DEADLINE_EXCEEDED": StatusRow(
         "RETRY",

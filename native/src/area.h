@@ -2,7 +2,8 @@
  * record per worker. It holds no pointer, only offsets and indices, so each side may map it where it likes.
  *
  * Who writes what:
- *   client   free slots' request fields; request ring tail; `in_flight`; clears `notify` and `waiting_since_ns`
+ *   client   free slots' request fields; request ring tail; `in_flight`; `taken_at_ns`; clears `notify` and
+ *            `waiting_since_ns`
  *   worker   request ring head (by compare-and-swap); result fields of the slot it claimed; completion ring; its record
  *   engine   key table; `mode`
  * A slot belongs to the client until its index is published in the request ring, then to the worker that claims it,
@@ -17,7 +18,7 @@
 #include "hist.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
-#define HSM_AREA_VERSION 3U
+#define HSM_AREA_VERSION 4U
 /* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
  * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
 #define HSM_INLINE_MESSAGE 1280U
@@ -108,6 +109,7 @@ typedef struct hsm_shared {
     HSM_ALIGNED _Atomic uint32_t notify;   /* enum hsm_notify */
     _Atomic uint64_t waiting_since_ns;     /* of the oldest completion whose wake was deferred; 0: none */
     _Atomic uint64_t alarm_at_ns;          /* when the timer will wake the client whatever the workers do */
+    _Atomic uint64_t taken_at_ns;          /* when the client last began to take completions */
     _Atomic uint32_t in_flight;            /* slots in use; a hint */
     HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
     _Atomic uint32_t mode;                 /* enum hsm_mode */
@@ -214,6 +216,12 @@ static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) 
     atomic_store_explicit(place, 0, memory_order_relaxed);
     *slot = value - 1U;
     return true;
+}
+
+/* What is a moment to a client that waits for completions: so long after it took some it is not woken for the next one, if
+ * more follow within as long. */
+static inline uint64_t hsm_area_moment(const hsm_area *area) {
+    return area->coalesce_ns / 8U;
 }
 
 /* ---- sleeping workers ---- */

@@ -111,6 +111,14 @@ void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
     *timer_fd = client->timer_fd;
 }
 
+/* From here on workers judge by this moment how long the client has been away. */
+static void begin_taking(hsm_client *client) {
+    hsm_shared *shared = client->area->shared;
+    client->taken_at_ns = hsm_now_ns();
+    atomic_store_explicit(&shared->taken_at_ns, client->taken_at_ns, memory_order_relaxed);
+    atomic_store(&shared->waiting_since_ns, 0);
+}
+
 void hsm_client_wake_clear(hsm_client *client) {
     if (forked(client)) {
         return;
@@ -119,12 +127,26 @@ void hsm_client_wake_clear(hsm_client *client) {
     /* Read before IDLE is said: an event that a worker writes after it must not be swallowed, with FIRED left standing. */
     (void)!read(client->event_fd, &count, sizeof count);
     uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
-    atomic_store(&client->area->shared->waiting_since_ns, 0);
+    begin_taking(client);
     if (was != HSM_NOTIFY_FIRED) {
         (void)!read(client->timer_fd, &count, sizeof count); /* no worker woke us, so the timer did */
     }
     /* A completion published before a worker saw IDLE must be seen by the drain that follows. */
     atomic_thread_fence(memory_order_seq_cst);
+}
+
+int hsm_client_catch_up(hsm_client *client) {
+    if (forked(client)) {
+        return 0;
+    }
+    hsm_area *area = client->area;
+    if (atomic_load_explicit(&area->completions[client->head & (area->slots - 1U)], memory_order_relaxed) == 0 ||
+        hsm_now_ns() - client->taken_at_ns < hsm_area_moment(area) / 4U) {
+        return 0;
+    }
+    begin_taking(client);
+    atomic_thread_fence(memory_order_seq_cst); /* as above */
+    return 1;
 }
 
 static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
@@ -360,6 +382,10 @@ void hsm_client_cancel(hsm_client *client, uint32_t slot) {
     if (!forked(client) && slot < client->area->slots) {
         atomic_store_explicit(&hsm_area_slot(client->area, slot)->cancelled, 1, memory_order_relaxed);
     }
+}
+
+uint32_t hsm_client_queued(const hsm_client *client) {
+    return forked(client) ? 0 : (uint32_t)hsm_area_queued(client->area);
 }
 
 uint32_t hsm_client_free_slots(const hsm_client *client) {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hsmcore.errors import AuditUnavailable, HsmError
+from hsmcore.errors import AuditUnavailable, HsmError, QueueFull
 
 Kind = Literal["busy", "late", "slow", "session", "down", "wrong", "key", "auth", "fatal"]
 State = Literal["closed", "open", "half-open"]
@@ -74,7 +74,7 @@ _SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 def kind_of(error: HsmError) -> Kind | None:
     """Which kind of failure of a member an error is; None: it is the request's own, and no other member helps."""
-    if isinstance(error, AuditUnavailable):
+    if isinstance(error, AuditUnavailable | QueueFull):
         return None  # nothing is wrong with the member
     return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
 

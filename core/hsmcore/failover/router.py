@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, InvalidTimeout
+from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, InvalidTimeout, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.hedge import hedged
@@ -187,6 +187,8 @@ class Router:
         """Try one member. None: it failed, and the levels know."""
         version = seat.key_version
         episode = 0
+        # What it was asked for before it failed says nothing about afterwards, however late the answer comes.
+        suspect = not seat.trusted
         try:
             if seat.level_name == EMERGENCY:
                 episode = await self._spend(seat, request)
@@ -209,7 +211,7 @@ class Router:
                 self.budget.give_back(episode)
             self._failed(seat, error, request)
             return None
-        if not seat.trusted:
+        if suspect and not seat.trusted:
             self.levels.succeeded(seat, monotonic_ns())
             self.settle()
         if request.refused is not None and request.refused[0] is not seat:
@@ -252,6 +254,8 @@ class Router:
     def _failed(self, seat: Seat, error: HsmError, request: Request) -> None:
         """Note a failed attempt. Raises it again if no other member would do better."""
         left = self._left(error)
+        if isinstance(error, QueueFull) and self._has_room(seat, error, request):
+            return
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
                 raise error
@@ -266,6 +270,16 @@ class Router:
         kind = kind_of(error)
         if kind is not None and not left:
             self.report(seat, kind, error)
+
+    def _has_room(self, seat: Seat, error: QueueFull, request: Request) -> bool:
+        """Whether another member of the same level may take what is too much for this one. Another level may not: it is
+        for members that fail."""
+        if self.levels.mode != "smart":
+            return False
+        request.attempts.tried.append(seat)
+        request.causes[seat.level_name] = error
+        other = self.levels.pick_for(request.attempts.bound_to, request.attempts.tried)
+        return other is not None and other.level == seat.level
 
     def report(self, seat: Seat, kind: Kind, error: HsmError) -> None:
         """Tell the levels of a failure."""

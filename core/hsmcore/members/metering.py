@@ -45,6 +45,7 @@ class Meter:
         self.failures = 0
         self.expired = 0
         self.cancelled = 0
+        self.refused = 0
         self.wrong = 0
         self.failed: dict[str, int] = dict.fromkeys(CLASSES, 0)
         self.recoveries: Counter[str] = Counter()
@@ -64,6 +65,7 @@ class Meter:
             "failures": self.failures,
             "expired": self.expired,
             "cancelled": self.cancelled,
+            "refused": self.refused,
             "wrong": self.wrong,
             "wakes": 0,
             "recoveries": dict(self.recoveries),

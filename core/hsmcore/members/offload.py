@@ -80,6 +80,7 @@ class OffloadEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._sweep_at = 0
         self.meter = Meter()
+        self._pace = _native.Pace()
         self.completed = self.rejected = self.abandoned = 0
 
     # ---- life cycle ----
@@ -155,6 +156,8 @@ class OffloadEngine:
         held = self._sharing.look_up(key, data) if row.shared else None
         if isinstance(held, bytes):
             return held
+        if held is None:
+            self._require_time(self._held, limit)
         future: asyncio.Future[bytes] = loop.create_future()
         now = time.monotonic_ns()
         waiter = Waiter(future, now + limit)
@@ -173,9 +176,12 @@ class OffloadEngine:
             raise TypeError(f"{type(messages).__name__!r} object is not iterable")
         row = self._keys.row(key)
         data = [checked_message(message, row.max_message, row.limit, self._member) for message in messages]
-        now = time.monotonic_ns()
-        deadline = now + (self._default_timeout if timeout is None else timeout_ns(timeout))
+        limit = self._default_timeout if timeout is None else timeout_ns(timeout)
         self._keys.check_active(row)
+        if data:  # whoever takes what there is in time gets that; else the last one must be in time
+            self._require_time(self._held + (0 if return_exceptions or row.shared else len(data)), limit)
+        now = time.monotonic_ns()
+        deadline = now + limit
         future: asyncio.Future[list[Any]] = loop.create_future()
         if not data:
             future.set_result([])
@@ -259,6 +265,12 @@ class OffloadEngine:
     def _failure(self, status: str) -> HsmError:
         return error_of(status, member=self._member)
 
+    def _require_time(self, ahead: int, limit: int) -> None:
+        """Raise if a request with so many before it cannot be answered within `limit` nanoseconds."""
+        if self._pace.is_late(ahead, limit):
+            self.meter.refused += 1
+            raise error_of("QUEUE_FULL", detail=self._pace.describe(ahead, limit), member=self._member)
+
     def _attached(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             raise NotInitialized("used before initialize()", member=self._member)
@@ -307,7 +319,9 @@ class OffloadEngine:
 
     def _finish(self, request: Request, result: bytes | HsmError) -> None:
         """Take what the back end answered. For the runner."""
-        self.meter.hsm_ns.add(time.monotonic_ns() - request.begun)
+        now = time.monotonic_ns()
+        self.meter.hsm_ns.add(now - request.begun)
+        self._pace.note(now, 1, bool(self._ready))
         if isinstance(result, bytes):
             begun = time.monotonic_ns()
             result = self._keys.judged(request.key, request.message, result)

@@ -47,7 +47,7 @@ FAILURES = Metric(
 DROPPED = Metric(
     "hsmcore_requests_dropped_total",
     "counter",
-    "Requests that were not begun: their deadline had passed, or nobody waited any more.",
+    "Requests that were not begun: their deadline had passed, nobody waited any more, or too many waited already.",
     (*_MEMBER, "reason"),
 )
 WRONG = Metric("hsmcore_wrong_signatures_total", "counter", "Signatures that did not verify.", _MEMBER)

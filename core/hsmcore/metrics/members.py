@@ -112,7 +112,7 @@ def _stats(member: Member) -> dict[str, Any] | None:
 def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, Any]) -> None:
     reading.add(names.SIGNATURES, stats["signatures"], *labels)
     reading.add_all(names.FAILURES, [((*labels, name), count) for name, count in stats["failed"].items()])
-    for name in ("expired", "cancelled"):
+    for name in ("expired", "cancelled", "refused"):
         reading.add(names.DROPPED, stats[name], *labels, name)
     reading.add(names.WRONG, stats["wrong"], *labels)
     for metric, name in ((names.QUEUE, "queue"), (names.HSM, "hsm"), (names.VERIFY, "verify")):

@@ -93,6 +93,9 @@ void hsm_client_free(hsm_client *client);
 void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd);
 /* Re-arm the wake-up. Call it first, then take completions until hsm_client_next returns 0. */
 void hsm_client_wake_clear(hsm_client *client);
+/* For a client that is awake anyway: whether completions wait, and some time has passed since it took the last ones. If
+ * so (1), take them until hsm_client_next returns 0: that spares waking it for them. */
+int hsm_client_catch_up(hsm_client *client);
 
 /* Copy `message` into a free slot and hand it to the workers. `key` is an index from hsm_engine_add_key. A request
  * that no worker has begun within `timeout_ns` (0: no limit) costs no module call.
@@ -111,6 +114,8 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion);
 void hsm_client_release(hsm_client *client, uint32_t slot);
 /* Ask that a request be dropped. It still completes: as HSM_CANCELLED, or as it was when a worker had begun it. */
 void hsm_client_cancel(hsm_client *client, uint32_t slot);
+/* Requests that no worker has begun. */
+uint32_t hsm_client_queued(const hsm_client *client);
 /* Slots that can be submitted to right now. */
 uint32_t hsm_client_free_slots(const hsm_client *client);
 uint32_t hsm_client_slots(const hsm_client *client);

@@ -1,0 +1,141 @@
+"""Whether a request can be answered in time: the estimate, held against servers whose speed is known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from hsmcore._native import Pace
+
+MS = 1_000_000
+SECOND = 1_000_000_000
+
+
+def serve(pace: Pace, now: int, each: int, answers: int, *, at_once: int = 1, loaded: bool = True) -> int:
+    """So many answers, `each` ns apart, noticed in groups of `at_once`. Returns when that was over."""
+    for _ in range(answers // at_once):
+        now += each * at_once
+        pace.note(now, at_once, loaded)
+    return now
+
+
+def known(each: int) -> Pace:
+    """One that has measured this."""
+    pace = Pace()
+    serve(pace, SECOND, each, max(2000, 2 * 250 * MS // each))
+    return pace
+
+
+@given(
+    each=st.integers(1_000, 500 * MS),
+    at_once=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=20)
+def test_a_steady_server_is_measured(each, at_once, seed):
+    pace, dice = Pace(), random.Random(seed)
+    now = SECOND
+    for _ in range(60):
+        for _ in range(max(1, 6 * MS // (each * at_once))):
+            now += max(1, round(each * at_once * dice.uniform(0.9, 1.1)))
+            pace.note(now, at_once, True)
+    assert each * 0.8 <= pace.each_ns <= each * 1.25
+
+
+@given(each=st.integers(1_000, 100 * MS), ahead=st.integers(0, 100_000), limit=st.integers(1, 100 * SECOND))
+@settings(deadline=None, max_examples=20)
+def test_a_request_is_late_beyond_four_fifths_of_its_time(each, ahead, limit):
+    pace = known(each)
+    assert pace.is_late(ahead, limit) == ((ahead + 1) * pace.each_ns > limit - limit // 5)
+
+
+def test_nothing_is_late_before_anything_was_measured():
+    pace = Pace()
+    assert not pace.is_late(10**6, 1)
+    serve(pace, SECOND, 100_000, 100_000, loaded=False)
+    assert pace.each_ns == 0, "callers that come slowly say nothing about how fast they could be served"
+    assert not pace.is_late(10**6, 1)
+
+
+@given(
+    each=st.integers(1_000, 10 * MS),
+    pause=st.integers(SECOND, 3600 * SECOND),
+    answers=st.integers(1, 64),
+)
+@settings(deadline=None, max_examples=20)
+def test_a_pause_of_the_module_costs_nobody_an_answer(each, pause, answers):
+    """One window counts at most twice what was known, however long it took."""
+    pace = known(each)
+    before = pace.each_ns
+    now = 3600 * SECOND + pause
+    pace.note(now, 0, True)
+    serve(pace, now, each, answers)
+    assert pace.each_ns <= before * 1.25 + 1
+
+
+@given(slow=st.integers(MS, SECOND), fast=st.integers(1_000, 100_000))
+@settings(deadline=None, max_examples=20)
+def test_it_never_stays_slow_for_want_of_load(slow, fast):
+    """While everything but one request at a time is refused, those that come show how fast it has become."""
+    pace = known(slow)
+    now = 7200 * SECOND
+    for _ in range(80):
+        now = serve(pace, now, fast + 50_000, 120, loaded=False)
+    assert pace.each_ns <= 2 * (fast + 50_000)
+
+
+@given(before=st.integers(10_000, MS), factor=st.floats(1.0, 8.0))
+@settings(deadline=None, max_examples=20)
+def test_a_server_that_becomes_slower_is_followed(before, factor):
+    pace = known(before)
+    now, after = 7200 * SECOND, round(before * factor)
+    pace.note(now, 0, True)
+    for _ in range(40):
+        now = serve(pace, now, after, max(16, 6 * MS // after + 1))
+    assert after * 0.7 <= pace.each_ns <= after * 1.3
+
+
+@given(
+    capacity=st.floats(50, 20_000),
+    load=st.floats(0.3, 5.0),
+    timeout=st.floats(0.05, 2.0),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=25)
+def test_of_those_that_are_let_in_nearly_all_are_in_time(capacity, load, timeout, seed):
+    """A queue before one server, callers that come at random, at up to five times its rate."""
+    assume(capacity * timeout > 20)  # a single signature may take half as long again, which a fifth must cover
+    pace, limit, dice = Pace(), int(timeout * SECOND), random.Random(seed)
+    waiting: list[int] = []  # deadlines, in order
+    now, free_at = SECOND, SECOND
+    late = good = refused = 0
+    unmeasured = 0
+    """Callers that were let in before anything was known, which is nobody's mistake."""
+    for _ in range(5_000):
+        now += max(1, int(dice.expovariate(capacity * load) * SECOND))
+        while waiting and free_at <= now:
+            deadline = waiting.pop(0)
+            begun = max(free_at, deadline - limit)
+            if begun >= deadline:  # as a worker does: it is not begun any more
+                late += 1
+                continue
+            free_at = begun + int(SECOND / capacity * dice.uniform(0.5, 1.5))
+            pace.note(free_at, 1, bool(waiting))
+            late, good = late + (free_at > deadline), good + (free_at <= deadline)
+        if pace.is_late(len(waiting) + (free_at > now), limit):
+            refused += 1
+            continue
+        unmeasured += pace.each_ns == 0
+        waiting.append(now + limit)
+    assert late <= unmeasured + 0.02 * (good + late) + 5
+    if load < 0.8 and capacity * timeout > 100:
+        assert refused == 0
+
+
+@pytest.mark.parametrize("ahead", [0, 70])
+def test_the_reason_is_in_words(ahead):
+    text = known(114 * MS).describe(ahead, 2 * SECOND)
+    assert text == f"{ahead} requests wait, which takes about {ahead * 0.114:.3g} s; the timeout is 2 s"
