@@ -383,6 +383,52 @@ static void a_worker_that_was_preempted_does_not_trust_an_alarm_that_has_gone_of
     hsm_client_free(client);
 }
 
+static void a_client_that_is_awake_is_told_what_waits(void) {
+    hsm_client *client = make_client(4, 1, 4 * SECOND); /* an eighth of a second between two looks */
+    hsm_completion done;
+    CHECK(!hsm_client_catch_up(client));
+    for (int round = 0; round < 3; round++) {
+        (void)submit(client, "x", 1);
+        CHECK(!hsm_client_catch_up(client)); /* nothing has completed */
+        (void)serve(client, 1);
+        notify(client, false);
+        while (!hsm_client_catch_up(client)) { /* until some time has passed since the last round */
+        }
+        CHECK(!hsm_client_catch_up(client)); /* it has been told just now */
+        CHECK(hsm_client_next(client, &done));
+        hsm_client_release(client, done.slot);
+        CHECK(!hsm_client_next(client, &done));
+    }
+    /* What was taken needs no wake any more, but one that is under way does no harm. */
+    (void)submit(client, "y", 1);
+    (void)serve(client, 1);
+    notify(client, true);
+    while (!hsm_client_catch_up(client)) {
+    }
+    CHECK(hsm_client_next(client, &done));
+    hsm_client_release(client, done.slot);
+    hsm_client_wake_clear(client);
+    (void)submit(client, "z", 1);
+    (void)serve(client, 1);
+    notify(client, true);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    CHECK(readable(event_fd, 0)); /* the next wake comes */
+    hsm_client_free(client);
+}
+
+static void requests_that_nobody_has_begun_are_counted(void) {
+    hsm_client *client = make_client(4, 1, 0);
+    CHECK_INT(hsm_client_queued(client), ==, 0);
+    (void)submit(client, "x", 1);
+    (void)submit(client, "y", 1);
+    CHECK_INT(hsm_client_queued(client), ==, 2);
+    (void)serve(client, 1);
+    CHECK_INT(hsm_client_queued(client), ==, 1);
+    hsm_client_free(client);
+}
+
 static hsm_client *interrupted;
 
 static void complete_and_notify(void) {
@@ -586,6 +632,8 @@ static const struct test tests[] = {
     TEST(a_deferred_wake_comes_with_the_first_completion_that_finds_it_old),
     TEST(the_timer_wakes_when_the_workers_do_not),
     TEST(an_urgent_wake_overtakes_a_deferred_one),
+    TEST(a_client_that_is_awake_is_told_what_waits),
+    TEST(requests_that_nobody_has_begun_are_counted),
     TEST(a_worker_that_was_preempted_does_not_trust_an_alarm_that_has_gone_off),
     TEST(a_wake_in_the_middle_of_clearing_is_not_swallowed),
     TEST(a_wake_after_clearing_is_a_new_one),

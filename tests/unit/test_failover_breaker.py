@@ -87,6 +87,11 @@ def test_one_that_flaps_for_a_year_comes_back_ever_more_rarely(interval):
             now_and_then.probed(True, now_and_then.retry_at)
 
 
+REQUEST_S_OWN = {
+    *("QUEUE_FULL", "MESSAGE_REJECTED", "MESSAGE_TOO_LARGE", "KEY_DEACTIVATED", "CLOSED", "FORKED", "BAD_ARGUMENT")
+}
+
+
 @pytest.mark.parametrize("status", EXCEPTION_OF_STATUS)
 def test_every_error_has_a_kind_or_is_the_request_s_own(status):
     error = error_of(status, call="C_Sign")
@@ -95,7 +100,7 @@ def test_every_error_has_a_kind_or_is_the_request_s_own(status):
         assert kind == "auth"
     if error.retryable and status != "QUEUE_FULL":  # that is no failure of the member
         assert kind is not None
-    if status in ("QUEUE_FULL", "MESSAGE_REJECTED", "MESSAGE_TOO_LARGE", "KEY_DEACTIVATED", "CLOSED", "BAD_ARGUMENT"):
+    if status in REQUEST_S_OWN:
         assert kind is None
     if status in ("SIGNATURE_INVALID", "DEADLINE_EXCEEDED", "HOST_LOST"):
         assert may_have_signed(error)

@@ -34,6 +34,10 @@ def load(
     rate: Annotated[
         str, typer.Option(help="Requests per second, or a share of what raw C reaches on the token: 80%.")
     ] = _RATE,
+    share_of: Annotated[
+        str,
+        typer.Option(help="What a rate in % is a share of: raw (what raw C signs), path (what --path itself does)."),
+    ] = "raw",
     shape: Annotated[str, typer.Option(help="constant, ramp, spike or soak.")] = "constant",
     peak: Annotated[str | None, typer.Option(help="The rate that a ramp ends with, or that a spike has.")] = None,
     duration: Annotated[
@@ -97,6 +101,8 @@ def load(
 
       hsmcore load --rate 80% --beside-raw --objective 'ratio p99.9 <= 2x'
 
+      hsmcore load --rate 90% --share-of path --shape soak --isolation process --verify
+
       hsmcore load --shape ramp --rate 1000 --peak 20000 --hdr ramp.hlog
 
       hsmcore load --mix transactions=0.9:180-1232,repeats=0.1 --cache 9000
@@ -153,6 +159,7 @@ class _Asked:
         from hsmcore.loadtest.units import positive_seconds, rate_of
 
         _choice("--path", given["path"], PATHS)
+        _choice("--share-of", given["share_of"], ("raw", "path"))
         _choice("--arrivals", given["arrivals"], ("uniform", "poisson"))
         _choice("--algorithm", given["algorithm"], ALGORITHMS)
         if given["isolation"] is not None:
@@ -224,7 +231,7 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
         capacity = None
         if asked.rate[1] or (asked.peak is not None and asked.peak[1]):
             watch(Tick("measuring the token's capacity", 0, 1))
-            capacity = measure(target, asked.plan.kinds)
+            capacity = measure(target, asked.plan.kinds, asked.plan.path if given["share_of"] == "path" else "raw")
         rate, peak = (
             None if r is None else r[0] * (capacity or 1.0) if r[1] else r[0] for r in (asked.rate, asked.peak)
         )

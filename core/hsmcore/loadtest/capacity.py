@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hsmcore.errors import MemberDown
-from hsmcore.loadtest.generator import Share, has_ring, start
+from hsmcore.loadtest.generator import Path_, Share, has_ring, start
 from hsmcore.loadtest.mix import Kind
 from hsmcore.loadtest.problems import UsageProblem
 from hsmcore.loadtest.shapes import Segment
@@ -18,16 +18,24 @@ _WARM_SECONDS: Final = 0.5
 _SECONDS: Final = 2.0
 _MORE_THAN_ANY: Final = 100e6
 """Requests per second."""
+_LONG_SECONDS: Final = 1000.0
+_TIMEOUT_SECONDS: Final = 0.5
+"""Of a request where more is asked for than can be signed: short, so that the queue is soon as long as it will be."""
 
 
-def measure(target: Target, kinds: Sequence[Kind]) -> float:
-    """Signatures per second of plain PKCS#11 in C: a thread that never waits for each session of the configuration.
-    Raises HsmError, UsageProblem."""
+def measure(target: Target, kinds: Sequence[Kind], path: Path_ = "raw") -> float:
+    """Signatures per second of plain PKCS#11 in C: a thread that never waits for each session of the configuration. Of
+    another path: what it signs when it is asked for as many. Raises HsmError, UsageProblem."""
     if not has_ring(target):
         raise UsageProblem("a rate in % is measured with raw C, on one PKCS#11 member: give requests per second")
-    long = 1000.0
-    share = Share(0, 1, (Segment(long, _MORE_THAN_ANY, _MORE_THAN_ANY),), kinds, 0, False, long, 0.1, None)
-    with start("raw", target, share) as generator:
+    most = _signed(target, kinds, "raw", _MORE_THAN_ANY, _LONG_SECONDS)
+    return most if path == "raw" else _signed(target, kinds, path, most, _TIMEOUT_SECONDS)
+
+
+def _signed(target: Target, kinds: Sequence[Kind], path: Path_, rate: float, timeout: float) -> float:
+    segments = (Segment(_LONG_SECONDS, rate, rate),)
+    share = Share(0, 1, segments, kinds, 0, False, timeout, 0.1, None)
+    with start(path, target, share) as generator:
         generator.ready()
         begin = time.monotonic_ns()
         generator.send(f"go {begin}\n".encode())
@@ -35,6 +43,8 @@ def measure(target: Target, kinds: Sequence[Kind]) -> float:
         while counted_to < _WARM_SECONDS + _SECONDS:
             select.select([generator], [], [], 1.0)
             for line in generator.lines():
+                if "at" not in line:
+                    continue
                 if line["at"] <= _WARM_SECONDS:
                     counted_from = line["at"]
                 else:
