@@ -65,7 +65,7 @@ build/guard/hot_path: .venv/.setup-test FORCE
 	$(CONFIGURE) build/guard -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	cmake --build build/guard --target hot_path
 
-reference: .venv/.setup-test .venv/.built ## Hold the raw C loop against a second one: make reference ARGS='--rounds 40'
+reference: .venv/.setup-test .venv/.built ## Hold the raw C loop against a second one: make reference ARGS='--lives 40'
 	$(BIN)/python -m tests.reference.check $(ARGS)
 
 soak: .venv/.setup-test .venv/.built ## Sign for long in every way there is: make soak ARGS='--seconds 600 --isolation process --chaos'

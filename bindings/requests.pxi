@@ -1,20 +1,6 @@
 # Part of _native.pyx: requests on their way to the workers, and their answers on the way back.
 
 
-cdef uint64_t _timeout_ns(object timeout) except? 0:
-    """A timeout in seconds as nanoseconds; anything but a positive, finite number is refused."""
-    cdef double seconds
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
-    try:
-        seconds = timeout
-    except OverflowError:
-        raise InvalidTimeout("a timeout must be positive and finite") from None
-    if not 0 < seconds < inf:
-        raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
-    return <uint64_t>(min(seconds, 1e8) * NS) or 1
-
-
 include "merkle.pxi"
 
 

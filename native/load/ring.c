@@ -185,6 +185,7 @@ static bool start(load_request *request) {
 
 static void drain(void) {
     hsm_completion done;
+    (void)hsm_client_catch_up(ring.client); /* as the event loop does: this thread is awake */
     while (hsm_client_next(ring.client, &done) != 0) {
         place *at = &ring.places[done.slot];
         uint64_t now = hsm_now_ns();

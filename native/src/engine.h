@@ -121,6 +121,9 @@ void hsm_worker_reap(hsm_worker *worker);
 /* Start the worker at this place. */
 hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement);
 
+/* Whether the client is to be woken at once for a request that was begun and completed at these times; see hsm_notify. */
+bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
+
 /* One step up the ladder after `status`; called inside the module. Returns true if the signature is worth another
  * attempt. */
 bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);

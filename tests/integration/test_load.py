@@ -164,6 +164,33 @@ def test_a_share_of_the_capacity_and_a_simulated_device(load, tmp_path):
     assert result["latency_ns"]["uncorrected"]["p50"] >= 4.9e6
 
 
+@pytest.mark.parametrize("path", ["ring", "facade"])
+def test_a_share_of_what_the_path_itself_does(load, tmp_path, path):
+    code, result, _ = load(
+        *("--noop", "--chaos", str(device(tmp_path, 200)), "--rate", "50%", "--share-of", "path", "--duration", "1s"),
+        *("--path", path, "--sessions", "1", "--objective", "failed <= 5%"),
+    )
+    assert code == 0
+    assert 20 <= result["settings"]["capacity"] <= 205
+    assert result["settings"]["rate"] == pytest.approx(result["settings"]["capacity"] / 2)
+    code, _, err = load("--rate", "50%", "--share-of", "everything")
+    assert code == 2
+    assert "expected one of raw, path" in json.loads(err)["error"]["message"]
+
+
+def test_what_is_too_much_is_refused_at_once(load, tmp_path):
+    """Of four times a device's rate it makes what it can, and the others hear so at once."""
+    code, result, _ = load(
+        *("--noop", "--chaos", str(device(tmp_path, 200)), "--rate", "800", "--duration", "3s", "--sessions", "1"),
+        *("--timeout", "250ms", "--objective", "failed < 90%"),
+    )
+    assert code == 0
+    assert result["counts"]["signed"] >= 0.7 * 200 * 3
+    # The first queue fills before anything was measured: what comes in a timeout, and half as much again.
+    assert result["errors"]["QUEUE_FULL"] > result["errors"].get("DEADLINE_EXCEEDED", 0)
+    assert result["counts"]["lost"] == result["counts"]["twice"] == 0
+
+
 def test_beside_raw_c_in_turn(load):
     code, result, _ = load(
         *("--path", "ring", "--rate", "200", "--duration", "1s", "--beside-raw", "--rounds", "2", "--verify"),

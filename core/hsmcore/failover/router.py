@@ -12,14 +12,14 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, InvalidTimeout, QueueFull
+from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.hedge import hedged
 from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, Pledges, Request, failure_of, frozen
+from hsmcore.failover.request import Answer, Pledges, Request, by_module, checked_timeout, failure_of, frozen
 from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.state import Emergency
@@ -391,21 +391,8 @@ class Router:
         return timeout  # the engine says what is wrong with it
 
     def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
-        seconds = self._default if timeout is None else _checked(timeout)
+        seconds = self._default if timeout is None else checked_timeout(timeout)
         return Request(message, begun + int(min(seconds, 1e8) * SECOND), allow_other_key)
-
-
-def by_module(error: HsmError) -> bool:
-    """Whether it was a module that refused a request, not hsmcore: it may be the module that is wrong."""
-    return error.status == "REQUEST_REJECTED" and (error.call or "").startswith("C_")
-
-
-def _checked(timeout: Any) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
-    if not 0 < timeout < float("inf"):
-        raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
-    return float(min(timeout, 1e8))
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
