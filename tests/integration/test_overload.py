@@ -76,6 +76,7 @@ def slow_place(request, tmp_path, world) -> Callable[..., dict]:
     return lambda **rules: kms_config(kms, key, {"concurrency": 2}, **{"maxCacheSize": 0, **rules})
 
 
+@one_loop
 async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsys):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 4 * RATE, 3.0, timeout=0.25)
@@ -99,6 +100,7 @@ async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsy
         print(f"\nfour times its rate: {late[bytes] / 2.0:.0f}/s of {RATE}/s signed, {late}")  # noqa: T201
 
 
+@one_loop
 async def test_nobody_is_refused_while_all_can_be_answered(slow_place):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 0.7 * RATE, 2.0, timeout=0.5)
@@ -109,6 +111,7 @@ async def test_nobody_is_refused_while_all_can_be_answered(slow_place):
         assert all(is_good("ed25519", manager.public_key, b"%d" % n, got) for n, got in enumerate(signatures))
 
 
+@one_loop
 async def test_a_batch_is_refused_as_a_whole_or_served_as_far_as_possible(slow_place):
     async with opened(slow_place()) as manager:
         await manager.sign_many([b"%d" % n for n in range(2 * RATE)], timeout=10)  # now its speed is known
@@ -126,6 +129,7 @@ async def test_a_batch_is_refused_as_a_whole_or_served_as_far_as_possible(slow_p
         assert len(await manager.sign_many([b"z %d" % n for n in range(10)], timeout=0.5)) == 10
 
 
+@one_loop
 async def test_what_the_cache_knows_is_never_refused(slow_place):
     async with opened(slow_place(maxCacheSize=10)) as manager:
         await manager.sign_many([b"%d" % n for n in range(RATE)], timeout=10)  # now its speed is known
@@ -138,6 +142,7 @@ async def test_what_the_cache_knows_is_never_refused(slow_place):
         await asyncio.gather(*waiting)
 
 
+@one_loop
 async def test_a_pause_costs_nobody_an_answer(world, shim):
     settings = {"modulePath": shim.path, "sessions": 2}
     async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
@@ -151,6 +156,7 @@ async def test_a_pause_costs_nobody_an_answer(world, shim):
         assert counters(manager)["refused"] == 0
 
 
+@one_loop
 async def test_each_one_in_the_line_has_its_own_deadline(world, shim):
     """Also where those who came later have less time."""
     async with opened(world.config(settings={"modulePath": shim.path, "sessions": 2}, queueSize=1)) as manager:
@@ -176,6 +182,7 @@ async def test_each_one_in_the_line_has_its_own_deadline(world, shim):
         assert len(await asyncio.gather(first, *patient)) == 6
 
 
+@one_loop
 async def test_a_worker_that_hangs_makes_no_other_answer_late(world, tmp_path, capsys):
     """An answer may wait a moment for another that is about to come, but not for one that does not."""
     chaos = Chaos(tmp_path, wrap(world))

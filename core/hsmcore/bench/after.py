@@ -42,7 +42,7 @@ def compare_runs(
     """Say what changed from one run to another, and only that: a verdict is given where the interval of the change does
     not contain 0, so that noise alone rarely makes one. Rates of different machines are not judged, ratios are.
 
-    Example: hsmcore bench compare bench/results/2026-11-24.json bench-results/hsmcore-bench.json
+    Example: hsmcore bench compare bench/results/2026-11-25.json bench-results/hsmcore-bench.json
     """
     found = compare(_read(before), _read(after))
     if as_json:
