@@ -234,16 +234,17 @@ class EmptyMessage(InvalidMessage, ValueError):
     """The message has no bytes."""
 
 
-class QueueFull(HsmError):
-    """So many requests wait that this one would not have been answered in time. Nothing was signed."""
-
-    default_status = "QUEUE_FULL"
-
-
 class DeadlineExceeded(HsmError, TimeoutError):
     """The deadline passed before a signature was ready."""
 
     default_status = "DEADLINE_EXCEEDED"
+
+
+class QueueFull(DeadlineExceeded):
+    """So many requests wait that this one would not have been answered in time, which is said at once. Nothing was
+    signed. Whoever handles deadlines handles this."""
+
+    default_status = "QUEUE_FULL"
 
 
 class RequestCancelled(HsmError):

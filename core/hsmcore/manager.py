@@ -206,7 +206,8 @@ class KeyManager(KeyOperations, Observable):
 
         `timeout` in seconds; None: `requestTimeoutMs`. Returns 64 bytes. Raises DeadlineExceeded, KeyDeactivated,
         InvalidMessage, MessageTooLarge, InvalidTimeout, MemberDown and other HsmErrors; `.retryable` says whether
-        the same call can succeed later. When the queue is full, it waits for its turn within the timeout.
+        the same call can succeed later. When the queue is full, it waits for its turn within the timeout; who could not
+        have it in time gets QueueFull, a DeadlineExceeded, at once.
 
         With failover, AllLevelsFailed says that no level could sign, and why. `allow_other_key`: another key may sign
         the message although a signature under the first one may exist already.

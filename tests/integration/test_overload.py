@@ -95,6 +95,7 @@ async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsy
     assert flood.took(hsmcore.QueueFull) < 0.05
     refusal = next(result for _, _, result in flood.outcomes if isinstance(result, hsmcore.QueueFull))
     assert refusal.retryable
+    assert isinstance(refusal, hsmcore.DeadlineExceeded), "whoever handles deadlines handles it"
     assert "the timeout is 0.25 s" in str(refusal)
     with capsys.disabled():
         print(f"\nfour times its rate: {late[bytes] / 2.0:.0f}/s of {RATE}/s signed, {late}")  # noqa: T201

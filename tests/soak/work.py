@@ -89,7 +89,8 @@ class Work:
     def _error(self, error: Exception, *, short: bool = False) -> None:
         if isinstance(error, hsmcore.HsmError):
             self.tally.errors[error.status] += 1
-            expected = error.retryable if self.target.faulty else short and error.status == "DEADLINE_EXCEEDED"
+            late = ("DEADLINE_EXCEEDED", "QUEUE_FULL")
+            expected = error.retryable if self.target.faulty else short and error.status in late
             if not expected:
                 self.tally.fault(f"{type(error).__name__}: {error}")
 
