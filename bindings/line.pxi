@@ -15,14 +15,15 @@ cdef class Line:
         self._entries = deque()
         self._ordered = True
 
-    cdef int push(self, object entry, uint64_t deadline, Py_ssize_t messages) except -1:
+    cdef int push(self, object entry) except -1:
+        cdef uint64_t deadline = _deadline_of(entry)
         if not self._entries:
             self._ordered = True
         elif deadline < self._latest:
             self._ordered = False
         self._latest = deadline
         self._entries.append(entry)
-        self.messages += messages
+        self.messages += _unsent(entry)
         return 0
 
     cdef object pop(self):
@@ -52,7 +53,7 @@ cdef class Line:
             if _deadline_of(entry) <= now:
                 overdue.append(entry)
             else:
-                self.push(entry, _deadline_of(entry), _unsent(entry))
+                self.push(entry)
         return overdue
 
     cdef uint64_t soonest(self) except? 0:

@@ -1,6 +1,5 @@
 # Part of _native.pyx: requests on their way to the workers, and their answers on the way back.
 
-
 include "merkle.pxi"
 
 
@@ -214,7 +213,7 @@ cdef class Requests(Recorder):
                 self._follow(<uint32_t>entry, Traced.__new__(Traced, future) if traced else future, 0, data,
                              hsm_now_ns() + limit, extra)
                 return future
-        if self._pace.is_late(self._in_flight + self._line.messages, limit):
+        if self._pace.is_late(self._ahead(), limit):
             if entry:
                 hsm_cache_abandon(self._cache, entry)
             raise self._full(limit)
@@ -227,7 +226,7 @@ cdef class Requests(Recorder):
             queued.key = key
             queued.deadline = hsm_now_ns() + limit
             queued.extra = extra
-            self._line.push(queued, queued.deadline, 1)
+            self._line.push(queued)
             self._watch(queued.deadline)
         if hsm_client_catch_up(self._client):
             self._take()
@@ -246,7 +245,7 @@ cdef class Requests(Recorder):
         if self._refused(key):
             raise self._failure(HSM_KEY_DEACTIVATED)
         # Whoever takes what there is in time gets that; else the last one must be in time.
-        ahead = self._in_flight + self._line.messages
+        ahead = self._ahead()
         if not return_exceptions and not (self._cache != NULL and self._cacheable[_place(key)]):
             ahead += PyList_GET_SIZE(data)
         if data and self._pace.is_late(ahead, limit):
@@ -263,7 +262,7 @@ cdef class Requests(Recorder):
         if batch.remaining == 0:
             future.set_result(batch.results)
         elif self._line.messages or not self._feed(batch):  # others wait already: no overtaking
-            self._line.push(batch, batch.deadline, _unsent(batch))
+            self._line.push(batch)
             self._watch(batch.deadline)
         return future
 
@@ -337,9 +336,13 @@ cdef class Requests(Recorder):
             member=self._member,
         )
 
+    cdef inline uint64_t _ahead(self):
+        """Requests that a new one would have to wait for."""
+        return self._in_flight + self._line.messages
+
     cdef object _full(self, uint64_t limit):
         self.refused += 1
-        return error_of("QUEUE_FULL", detail=self._pace.describe(self._in_flight + self._line.messages, limit),
+        return error_of("QUEUE_FULL", detail=self._pace.describe(self._ahead(), limit),
                         member=self._member)
 
     cdef object _late(self):

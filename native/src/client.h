@@ -12,10 +12,10 @@ struct hsm_client {
     int timer_fd;
     uint32_t fork_generation;
     uint32_t free_count;
-    uint64_t tail;      /* of the request ring; only this thread moves it */
-    uint64_t published; /* the tail that workers can see */
-    uint64_t head;      /* of the completion ring */
-    uint64_t taken_at_ns;
+    uint64_t tail;        /* of the request ring; only this thread moves it */
+    uint64_t published;   /* the tail that workers can see */
+    uint64_t head;        /* of the completion ring */
+    uint64_t taken_at_ns; /* our own copy: what is in the area others may overwrite */
     bool batching;
     uint8_t *use;         /* by slot: whether it is taken, and how often a dead host had begun it */
     uint32_t *free_slots; /* a stack, so that the slots in use stay few and warm */

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 
 import pytest
 from tests.support.chaos import Chaos, needs_chaos, wrap
@@ -211,8 +210,7 @@ async def test_a_worker_that_hangs_makes_no_other_answer_late(world, tmp_path, c
 async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME)
     site.members[0].write(**DEVICE)
-    async with AsyncExitStack() as stack:
-        manager = await stack.enter_async_context(opened(site.config()))
+    async with opened(site.config()) as manager:
         moves: list[dict] = []
         manager.on("failover", moves.append)
         # A first queue fills while nobody knows yet how fast the device is; what is late there is tried elsewhere.

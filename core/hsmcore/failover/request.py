@@ -65,6 +65,11 @@ class Request:
     refused: tuple[Seat, HsmError] | None = None
     """The first member whose module refused the request itself."""
 
+    def failed_at(self, seat: Seat, error: HsmError) -> None:
+        """Note that this member has been tried, and why that was in vain."""
+        self.attempts.tried.append(seat)
+        self.causes[seat.level_name] = error
+
 
 def failure_of(request: Request, levels: Levels[Seat], *, late: bool) -> AllLevelsFailed:
     """The one error that names the cause of each level."""

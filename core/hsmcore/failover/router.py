@@ -260,13 +260,11 @@ class Router:
             if request.refused is not None or not by_module(error):
                 raise error
             request.refused = seat, error  # a second opinion is asked for, if there is anybody to give one
-            request.attempts.tried.append(seat)
-            request.causes[seat.level_name] = error
+            request.failed_at(seat, error)
             return
         if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = seat.key or (seat.version.public_key if seat.version else None)
-        request.attempts.tried.append(seat)
-        request.causes[seat.level_name] = error
+        request.failed_at(seat, error)
         kind = kind_of(error)
         if kind is not None and not left:
             self.report(seat, kind, error)
@@ -276,8 +274,7 @@ class Router:
         for members that fail."""
         if self.levels.mode != "smart":
             return False
-        request.attempts.tried.append(seat)
-        request.causes[seat.level_name] = error
+        request.failed_at(seat, error)
         other = self.levels.pick_for(request.attempts.bound_to, request.attempts.tried)
         return other is not None and other.level == seat.level
 
