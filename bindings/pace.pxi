@@ -16,7 +16,11 @@ cdef class Pace:
 
     cdef readonly uint64_t each_ns
     """Nanoseconds from one answer to the next; 0: not known yet."""
+    cdef public uint64_t servers
+    """How many requests are served at the same time."""
     cdef uint64_t _begun
+    cdef uint64_t _answered
+    """When there was last an answer."""
     cdef uint64_t _answers
     cdef bint _loaded
 
@@ -24,6 +28,8 @@ cdef class Pace:
         """There were so many answers until `now` (monotonic ns) since the last call. `loaded`: more requests wait."""
         cdef uint64_t took
         cdef uint64_t sample
+        if answers:
+            self._answered = now
         if self._begun == 0:
             self._start(now, loaded)
             return
@@ -50,6 +56,18 @@ cdef class Pace:
         """Why a request is refused, in words."""
         return (f"{ahead} requests wait, which takes about {ahead * self.each_ns / NS:.3g} s; the timeout is "
                 f"{limit_ns / NS:.3g} s")
+
+    cpdef bint refuses(self, uint64_t ahead, uint64_t count, uint64_t limit_ns) except -1:
+        """Whether `count` requests with `ahead` others before them are to be refused, since the last one would be late.
+
+        Never while a server has nothing to do for each of them: without an answer there is no newer measurement. For the
+        same reason a measurement does not count when nothing has been served since for as long as `limit_ns`."""
+        if ahead + count <= self.servers or not self.is_late(ahead + count - 1, limit_ns):
+            return False
+        if ahead == 0 and hsm_now_ns() - self._answered > limit_ns:
+            self.each_ns = 0
+            return False
+        return True
 
     cpdef bint is_late(self, uint64_t ahead, uint64_t limit_ns) noexcept:
         """Whether a request with so many others before it would wait for more than four fifths of `limit_ns`: the rest is

@@ -27,6 +27,7 @@ cdef class Requests(Recorder):
     cdef bint _open
     cdef bint _cache_all
     cdef bint _abandoned
+    cdef bint _leaving  # callers have left since the slots were last looked through for that
     cdef bint _down
     cdef bint _isolated  # the workers are in a host process
     # By place in the key table:
@@ -213,7 +214,7 @@ cdef class Requests(Recorder):
                 self._follow(<uint32_t>entry, Traced.__new__(Traced, future) if traced else future, 0, data,
                              hsm_now_ns() + limit, extra)
                 return future
-        if self._pace.is_late(self._ahead(), limit):
+        if self._pace.refuses(self._ahead(), 1, limit):
             if entry:
                 hsm_cache_abandon(self._cache, entry)
             raise self._full(limit)
@@ -237,18 +238,17 @@ cdef class Requests(Recorder):
         cdef Batch batch
         cdef list data
         cdef uint64_t limit
-        cdef uint64_t ahead
+        cdef uint64_t count = 1
         self._check()
         self._require_record(extra)
         data = [self._checked(message) for message in messages]
         limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
         if self._refused(key):
             raise self._failure(HSM_KEY_DEACTIVATED)
-        # Whoever takes what there is in time gets that; else the last one must be in time.
-        ahead = self._ahead()
+        # A caller that takes what there is in time gets that; else the last one must be in time.
         if not return_exceptions and not (self._cache != NULL and self._cacheable[_place(key)]):
-            ahead += PyList_GET_SIZE(data)
-        if data and self._pace.is_late(ahead, limit):
+            count = PyList_GET_SIZE(data)
+        if data and self._pace.refuses(self._ahead(), count, limit):
             raise self._full(limit)
         batch = Batch.__new__(Batch)
         batch.deadline = hsm_now_ns() + limit
@@ -267,9 +267,16 @@ cdef class Requests(Recorder):
         return future
 
     def abandon(self, future):
-        """Nobody waits for `future` any more: drop its requests, unless others follow them or a worker has begun."""
-        cdef uint32_t slot
+        """No caller waits for `future`, which is done: drop its requests, unless others follow them or a worker has begun."""
         self.abandoned += 1
+        # One look for all that leave in the same turn of the loop: each one looks at all slots.
+        if self._open and not self._leaving and self._generation == hsm_fork_generation():
+            self._leaving = True
+            self._loop.call_soon(self._drop_gone)
+
+    def _drop_gone(self):
+        cdef uint32_t slot
+        self._leaving = False
         if not self._open or self._generation != hsm_fork_generation():
             return
         for slot in range(self._slots):

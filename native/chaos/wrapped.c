@@ -43,11 +43,27 @@ static bool is_ours(void *library) {
     return dladdr(&chaos_list_v2, &ours) != 0 && dladdr(symbol, &theirs) != 0 && ours.dli_fbase == theirs.dli_fbase;
 }
 
+/* The wrapped module's interfaces. openCryptoki 3.23 fills three places and leaves the count as it was: hence the count is
+ * asked for first, and what was not filled does not count. */
+static CK_RV their_interfaces(CK_INTERFACE list[INTERFACES], CK_ULONG *count) {
+    *count = 0;
+    if (interface_list(NULL, count) != CKR_OK || *count > INTERFACES) {
+        *count = INTERFACES;
+    }
+    memset(list, 0, INTERFACES * sizeof *list);
+    CK_RV rv = interface_list(list, count);
+    *count = *count < INTERFACES ? *count : INTERFACES;
+    while (*count > 0 && list[*count - 1].pFunctionList == NULL) {
+        (*count)--;
+    }
+    return rv;
+}
+
 static const CK_FUNCTION_LIST_3_0 *best_v3(void) {
     CK_INTERFACE list[INTERFACES];
-    CK_ULONG count = INTERFACES;
+    CK_ULONG count;
     const CK_FUNCTION_LIST_3_0 *best = NULL;
-    if (interface_list == NULL || interface == NULL || interface_list(list, &count) != CKR_OK) {
+    if (interface_list == NULL || interface == NULL || their_interfaces(list, &count) != CKR_OK) {
         return NULL;
     }
     for (CK_ULONG i = 0; i < count; i++) {
@@ -171,10 +187,18 @@ CK_RV chaos_C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
         return CKR_ARGUMENTS_BAD;
     }
     if (chaos_preload() && interface_list != NULL) {
-        CK_RV rv = interface_list(list, count);
-        for (CK_ULONG i = 0; rv == CKR_OK && list != NULL && i < *count; i++) {
-            const CK_INTERFACE *mine = ours(&list[i]);
-            list[i] = mine != NULL ? *mine : list[i];
+        CK_INTERFACE theirs[INTERFACES];
+        CK_ULONG room = *count;
+        CK_RV rv = their_interfaces(theirs, count);
+        if (rv != CKR_OK || list == NULL) {
+            return rv;
+        }
+        if (room < *count) {
+            return CKR_BUFFER_TOO_SMALL;
+        }
+        for (CK_ULONG i = 0; i < *count; i++) {
+            const CK_INTERFACE *mine = ours(&theirs[i]);
+            list[i] = mine != NULL ? *mine : theirs[i];
         }
         return rv;
     }

@@ -144,6 +144,12 @@ void hsm_area_unpark(hsm_area *area, uint64_t count) {
     }
 }
 
+void hsm_area_unpark_all(hsm_area *area) {
+    /* Either a worker that is about to sleep sees what was stored, or its bit is seen here. */
+    atomic_thread_fence(memory_order_seq_cst);
+    hsm_area_unpark(area, HSM_MAX_WORKERS);
+}
+
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
     _Atomic uint64_t *word = &area->shared->parked[worker / 64U];
     uint64_t bit = UINT64_C(1) << (worker % 64U);
@@ -163,7 +169,7 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
 
 uint64_t hsm_area_oldest(hsm_area *area) {
     uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
-    if (head == atomic_load_explicit(&area->shared->request_tail, memory_order_acquire)) {
+    if (hsm_area_queued_from(area, head) == 0) {
         return 0;
     }
     uint32_t slot = atomic_load_explicit(&area->requests[head & (area->slots - 1U)], memory_order_relaxed);

@@ -166,10 +166,15 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
     return deadline != 0 && now >= deadline;
 }
 
+/* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is read
+ * later. Were the tail the older of the two, the head could be past it. */
+static inline uint64_t hsm_area_queued_from(hsm_area *area, uint64_t head) {
+    int64_t count = (int64_t)(atomic_load_explicit(&area->shared->request_tail, memory_order_acquire) - head);
+    return count > 0 ? (uint64_t)count : 0;
+}
+
 static inline uint64_t hsm_area_queued(hsm_area *area) {
-    /* Head first: it can only grow up to a tail that is read later. */
-    uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
-    return atomic_load_explicit(&area->shared->request_tail, memory_order_acquire) - head;
+    return hsm_area_queued_from(area, atomic_load_explicit(&area->shared->request_head, memory_order_acquire));
 }
 
 /* When the oldest request that nobody has claimed was submitted, or 0. Any thread. */
@@ -184,15 +189,15 @@ static inline void hsm_area_publish(hsm_area *area, uint64_t tail, uint32_t slot
 
 /* Claim the oldest request. Returns false when there is none. Any worker. */
 static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
-    uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_relaxed);
+    uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
     for (;;) {
-        if (head == atomic_load_explicit(&area->shared->request_tail, memory_order_acquire)) {
+        if (hsm_area_queued_from(area, head) == 0) {
             return false;
         }
         /* The place cannot be overwritten before the head has passed it: there are no more slots than places. */
         uint32_t candidate = atomic_load_explicit(&area->requests[head & (area->slots - 1U)], memory_order_relaxed);
         if (atomic_compare_exchange_weak_explicit(&area->shared->request_head, &head, head + 1U, memory_order_acq_rel,
-                                                  memory_order_relaxed)) {
+                                                  memory_order_acquire)) {
             *slot = candidate;
             return true;
         }
@@ -228,6 +233,8 @@ static inline uint64_t hsm_area_moment(const hsm_area *area) {
 
 /* Wake up to `count` sleeping workers that are not awake already. Any thread. */
 void hsm_area_unpark(hsm_area *area, uint64_t count);
+/* Wake all of them, so that they see what was stored before. Any thread. */
+void hsm_area_unpark_all(hsm_area *area);
 /* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is stopping. */
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns);
 

@@ -338,6 +338,7 @@ uint32_t hsm_client_recover(hsm_client *client) {
         seen[atomic_load(&area->requests[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
     }
     atomic_store(&area->shared->spinning, 0);
+    atomic_store(&area->shared->down, 0); /* what the host that ended thought of the token is not the next one's */
     atomic_store(&area->shared->notify, HSM_NOTIFY_IDLE);
     for (uint32_t i = 0; i < HSM_PARKED_WORDS; i++) {
         atomic_store(&area->shared->parked[i], 0);

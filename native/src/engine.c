@@ -293,17 +293,17 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
         return 0;
     }
+    atomic_store(&engine->closing, true);
     atomic_store(&engine->area->shared->mode, HSM_MODE_STOPPING);
-    hsm_area_unpark(engine->area, HSM_MAX_WORKERS);
+    hsm_area_unpark_all(engine->area);
+    hsm_probe_waiters_wake(engine);
     hsm_warmer_stop(engine);
     uint32_t left = wait_for_workers(engine, timeout_ns);
     if (!engine->keep_queued) {
         complete_queued(engine);
     }
     if (left > 0) {
-        if (engine->pin != NULL) {
-            hsm_wipe(engine->pin, engine->pin_len); /* a worker may still point to the engine, but needs no PIN */
-        }
+        hsm_engine_wipe_pin(engine); /* a worker may still point to the engine, but logs in no more */
         return left;
     }
     destroy(engine);

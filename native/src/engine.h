@@ -24,6 +24,18 @@ typedef struct hsm_engine_key {
 /* Where a worker's thread is in its life; only `tend` and `stop` join it. */
 enum hsm_thread_state { HSM_THREAD_NONE, HSM_THREAD_STARTED, HSM_THREAD_ENDED };
 
+/* One request's way up the ladder, from its first failure on. */
+typedef struct hsm_ladder {
+    uint64_t failed_ns;  /* when it last failed */
+    uint64_t since_ns;   /* when it failed before that */
+    uint64_t until_ns;   /* when it is given up */
+    enum hsm_class last; /* of the failure before this one */
+    bool last_attempt;
+    bool healed;   /* it was tried to heal the token */
+    bool renewed;  /* this worker has initialized the module anew */
+    bool unhealed; /* the last try to mend the token failed */
+} hsm_ladder;
+
 typedef struct hsm_worker {
     hsm_engine *engine;
     hsm_worker_record *record;
@@ -41,8 +53,10 @@ typedef struct hsm_worker {
     _Atomic uint32_t serving;
     uint64_t signed_count;
     uint64_t verifying_ns; /* of the request that it serves */
-    bool healed;           /* during this request */
-    bool suspicious;       /* the last signature that was verified was wrong */
+    hsm_ladder ladder;
+    uint64_t probing_ns;          /* since when its request is the probe; 0: it is not */
+    _Atomic uint64_t answered_ns; /* when it last signed; read by other workers */
+    bool suspicious;              /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
 } hsm_worker;
@@ -66,8 +80,9 @@ struct hsm_engine {
     bool keep_queued; /* while a host is being started again: requests are not answered if that fails */
 
     /* Held while the login session is used: adding keys, logging in again, finding keys again. A worker takes it only
-     * when its signature has failed already. */
+     * when its signature has failed already. Use hsm_engine_lock and hsm_engine_unlock. */
     pthread_mutex_t control;
+    _Atomic bool closing; /* no login, no mending any more */
     bool login_open;
     CK_SESSION_HANDLE login_session;
     _Atomic uint32_t auth_failure; /* the status with which the login was refused: never log in again. 0: it was not */
@@ -76,11 +91,13 @@ struct hsm_engine {
 
     /* Closed while the module is initialized anew: workers wait outside. A futex. */
     _Atomic uint32_t gate;
-    uint32_t heal_failures; /* since the last success; under `control`, as the next three */
-    uint32_t keys_found;    /* when they were last looked for */
-    uint32_t keys_missing;
-    uint32_t fruitless; /* re-initializations in a row after which keys were still missing */
+    uint32_t heal_failures; /* since the last success; under `control`, as the next two */
+    uint32_t keys_missing;  /* when they were last looked for */
+    uint32_t fruitless;     /* re-initializations in a row after which keys were still missing */
+    _Atomic uint32_t keys_found;
     _Atomic uint32_t probe_failures;
+    _Atomic uint64_t probe_begun_ns; /* when the request that is the probe was begun; 0: there is none */
+    _Atomic uint32_t probes_ended;   /* a futex */
 
     /* Bumped whenever handles became invalid; workers then look their keys up again. */
     _Atomic uint32_t epoch;
@@ -124,13 +141,26 @@ hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement
 /* Whether the client is to be woken at once for a request that was begun and completed at these times; see hsm_notify. */
 bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
 
+/* Take the lock `control`, and give it back: then the PIN is wiped if the engine was stopped meanwhile. */
+void hsm_engine_lock(hsm_engine *engine);
+void hsm_engine_unlock(hsm_engine *engine);
+/* Wipe the PIN if the engine is closing and no thread holds `control`; else its holder does when it gives it back. */
+void hsm_engine_wipe_pin(hsm_engine *engine);
+
+/* A request failed for the first time at `now`. */
+void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
 /* One step up the ladder after `status`; called inside the module. Returns true if the signature is worth another
  * attempt. */
 bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);
 /* What a request ends with that could not be recovered from `status`: after a login that was refused, that. */
 hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status);
-/* Whether a request may go to the token at all: always while it answers, and else for one probe now and then. */
-bool hsm_admit_to_token(hsm_worker *worker, uint64_t now);
+/* Whether a request may go to the token at all: always while it answers, and else for one probe now and then. Waits, within
+ * the request's deadline, for a probe that is under way. */
+bool hsm_admit_to_token(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
+/* The request of this worker was the probe and has ended. */
+void hsm_probe_end(hsm_worker *worker);
+/* Have the workers that wait for a probe look again. Any thread. */
+void hsm_probe_waiters_wake(hsm_engine *engine);
 /* Note that the token answered, or that the ladder ended without an answer. */
 void hsm_token_answered(hsm_worker *worker);
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);

@@ -364,7 +364,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     }
     /* Only now may its workers claim: before, they had no keys to sign with. */
     atomic_store(&host->client->area->shared->mode, HSM_MODE_RUN);
-    hsm_area_unpark(host->client->area, HSM_MAX_WORKERS);
+    hsm_area_unpark_all(host->client->area);
     return HSM_OK;
 }
 

@@ -122,7 +122,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     if (engine->fork_generation != hsm_fork_generation()) {
         return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
     }
-    (void)pthread_mutex_lock(&engine->control);
+    hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
     hsm_status status = hsm_engine_ready(engine, error);
     if (status == HSM_OK) {
@@ -137,7 +137,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
     }
-    (void)pthread_mutex_unlock(&engine->control);
+    hsm_engine_unlock(engine);
     return status;
 }
 

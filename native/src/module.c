@@ -32,13 +32,21 @@ static void load_symbol(void *library, const char *name, void *function, size_t 
 static CK_FUNCTION_LIST *newest_interface(void *library) {
     CK_C_GetInterfaceList get_list;
     load_symbol(library, "C_GetInterfaceList", &get_list, sizeof get_list);
-    CK_INTERFACE interfaces[32];
-    CK_ULONG count = sizeof interfaces / sizeof interfaces[0];
-    if (get_list == NULL || get_list(interfaces, &count) != CKR_OK) {
+    /* Zeroed, and the count asked for first: openCryptoki 3.23 fills three places and leaves the count as it was. */
+    CK_INTERFACE interfaces[32] = {{0}};
+    const CK_ULONG room = sizeof interfaces / sizeof interfaces[0];
+    CK_ULONG count = 0;
+    if (get_list == NULL) {
+        return NULL;
+    }
+    if (get_list(NULL, &count) != CKR_OK || count > room) {
+        count = room;
+    }
+    if (get_list(interfaces, &count) != CKR_OK) {
         return NULL;
     }
     CK_FUNCTION_LIST *best = NULL;
-    for (CK_ULONG i = 0; i < count && i < sizeof interfaces / sizeof interfaces[0]; i++) {
+    for (CK_ULONG i = 0; i < count && i < room; i++) {
         CK_FUNCTION_LIST *list = interfaces[i].pFunctionList;
         if (list == NULL || interfaces[i].pInterfaceName == NULL ||
             strcmp((const char *)interfaces[i].pInterfaceName, "PKCS 11") != 0) {

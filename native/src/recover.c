@@ -4,9 +4,11 @@
  *   reopen    a new session
  *   heal      log in again if need be, look every key up again and compare it with what was pinned
  *   reinit    C_Finalize and C_Initialize, with no call inside the module, then heal
- *   down      fail at once, but for one probe now and then, until the token answers
+ *   down      fail at once between probes, until the token answers
  *
- * Single-flight: whoever comes second finds the work done, by the epoch. Rate-limited. A refused PIN ends all logins. */
+ * Every rung can be reached at any attempt: a failure that repeats takes the next one. A request stays on the ladder until
+ * LADDER_NS have passed or its deadline has. Mending is single-flight (the epoch shows a worker that another one has done
+ * the work) and rate-limited: a request waits for its turn. A refused PIN ends all logins. */
 #include "engine.h"
 
 #include <stdio.h>
@@ -20,16 +22,42 @@
 /* Not more often than this does the engine log in or look its keys up again; it grows while that fails. */
 #define HEAL_INTERVAL_NS (20 * MS)
 #define HEAL_INTERVAL_MAX_NS (1000 * MS)
-/* A key that has been destroyed looks like a token that has gone. While other keys are there, looking for it must not
- * disturb them often. */
-#define REINIT_INTERVAL_MAX_NS (60000 * MS)
+/* How long a request may stay on the ladder; until then its worker serves no other one. */
+#define LADDER_NS (500 * MS)
 #define BACKOFF_NS MS
+#define BACKOFF_MAX_SHIFT 7U
+/* After so many wrong signatures in a row the request fails. */
+#define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
 #define PROBE_FIRST_NS (20 * MS)
 #define PROBE_MAX_NS (1000 * MS)
+/* How long another request waits for the probe to end. */
+#define PROBE_WAIT_NS (500 * MS)
+
+void hsm_engine_wipe_pin(hsm_engine *engine) {
+    if (atomic_load(&engine->closing) && pthread_mutex_trylock(&engine->control) == 0) {
+        if (engine->pin != NULL) {
+            hsm_wipe(engine->pin, engine->pin_len);
+        }
+        (void)pthread_mutex_unlock(&engine->control);
+    }
+}
+
+void hsm_engine_lock(hsm_engine *engine) {
+    (void)pthread_mutex_lock(&engine->control);
+}
+
+void hsm_engine_unlock(hsm_engine *engine) {
+    (void)pthread_mutex_unlock(&engine->control);
+    /* hsm_engine_stop could not wipe the PIN while this thread held the lock. */
+    hsm_engine_wipe_pin(engine);
+}
 
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
+    if (atomic_load(&engine->closing)) {
+        return hsm_fail(error, HSM_CLOSED, "C_Login", "the engine is being stopped; no attempt was made");
+    }
     if (atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
         return hsm_fail(error, HSM_PIN_INCORRECT, "C_Login", "an earlier attempt was refused; none was made now");
     }
@@ -108,7 +136,7 @@ hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
 /* Log in again if need be and find every key again. Call with `control` held. */
 static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     hsm_status status = hsm_engine_ready(engine, error);
-    engine->keys_found = 0;
+    uint32_t keys_found = 0;
     engine->keys_missing = 0;
     for (uint32_t key = 0; key < HSM_MAX_KEYS && status == HSM_OK; key++) {
         if (engine->keys[key].label == NULL || atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {
@@ -118,7 +146,7 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
         hsm_status found = hsm_engine_refind(engine, engine->login_session, key, &handle, error);
         if (found == HSM_OK) {
             atomic_store_explicit(&engine->keys[key].handle, handle, memory_order_release);
-            engine->keys_found++;
+            keys_found++;
         } else if (found == HSM_KEY_NOT_FOUND) {
             atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
             engine->keys_missing++;
@@ -126,6 +154,7 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
             status = found; /* the token, not the key, is at fault: come again */
         }
     }
+    atomic_store(&engine->keys_found, keys_found);
     if (status == HSM_OK) {
         atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
     } else if (engine->login_open) {
@@ -165,6 +194,7 @@ static void forget_handles(hsm_engine *engine) {
     for (uint32_t key = 0; key < HSM_MAX_KEYS; key++) {
         atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
     }
+    atomic_store(&engine->keys_found, 0);
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
@@ -210,82 +240,178 @@ static uint64_t heal_interval(const hsm_engine *engine) {
 }
 
 static uint64_t reinit_interval(const hsm_engine *engine) {
-    unsigned shift = engine->fruitless < 12 ? engine->fruitless : 12;
+    unsigned shift = engine->fruitless < 6 ? engine->fruitless : 6;
     uint64_t interval = HEAL_INTERVAL_NS << shift;
-    uint64_t most = engine->keys_found > 0 ? REINIT_INTERVAL_MAX_NS : HEAL_INTERVAL_MAX_NS;
     uint64_t least = heal_interval(engine);
-    interval = interval < most ? interval : most;
+    interval = interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
     return interval > least ? interval : least;
 }
 
-/* Heal, or with `anew` initialize the module first, unless somebody has done so since this worker last looked.
- * Returns whether another attempt is worth it. */
-static bool mend(hsm_worker *worker, bool anew) {
-    hsm_engine *engine = worker->engine;
-    /* Whoever waits here is not inside: it must not keep the one who mends waiting at the gate. */
+/* Sleep outside the module: who initializes it anew must not wait for a worker that sleeps. */
+static void nap(hsm_worker *worker, uint64_t ns) {
+    struct timespec pause = {.tv_sec = (time_t)(ns / (1000 * MS)), .tv_nsec = (long)(ns % (1000 * MS))};
     hsm_worker_leave(worker);
-    (void)pthread_mutex_lock(&engine->control);
-    bool mended = true;
-    worker->healed = true;
-    if (!hsm_worker_catch_up(worker)) {
-        uint64_t now = hsm_now_ns();
-        /* Each rung has its own: the one below has just been tried when the one above is needed. */
-        uint64_t *last = anew ? &engine->last_reinit_ns : &engine->last_heal_ns;
-        uint64_t interval = anew ? reinit_interval(engine) : heal_interval(engine);
-        bool refused = atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK;
-        mended = now - *last >= interval && !refused;
-        if (mended) {
-            hsm_error error = {.status = HSM_OK};
-            *last = now;
-            atomic_store(&worker->record->call_started_ns, now);
-            hsm_status status = anew ? reinitialize(worker, &error) : heal(engine, &error);
-            atomic_store(&worker->record->call_started_ns, 0);
-            mended = status == HSM_OK;
-            engine->heal_failures = mended ? 0 : engine->heal_failures + 1U;
-            (void)hsm_worker_catch_up(worker); /* with what it has just done itself */
-            if (mended) {
-                engine->fruitless = engine->keys_missing == 0 ? 0 : engine->fruitless + (anew ? 1U : 0U);
-            }
-        }
-    }
-    (void)pthread_mutex_unlock(&engine->control);
+    (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
     hsm_worker_enter(worker, hsm_now_ns());
-    return mended;
 }
 
-static void back_off(unsigned attempt) {
-    struct timespec pause = {.tv_nsec = (long)(BACKOFF_NS << attempt)};
-    (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+/* Sleep longer after each attempt. Returns false when the request's time on the ladder is over; before that there is one
+ * last attempt, halfway between now and then. */
+static bool back_off(hsm_worker *worker, unsigned attempt) {
+    hsm_ladder *ladder = &worker->ladder;
+    uint64_t now = hsm_now_ns();
+    uint64_t pause = BACKOFF_NS << (attempt < BACKOFF_MAX_SHIFT ? attempt : BACKOFF_MAX_SHIFT);
+    if (ladder->last_attempt || now >= ladder->until_ns) {
+        return false;
+    }
+    if (pause > ladder->until_ns - now) {
+        pause = (ladder->until_ns - now) / 2;
+        ladder->last_attempt = true;
+    }
+    nap(worker, pause);
+    return true;
+}
+
+/* Whether a session has signed since this request's failure before the last one: then the token answers. */
+static bool token_answers(const hsm_worker *worker) {
+    const hsm_engine *engine = worker->engine;
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
+        if (atomic_load_explicit(&engine->workers[i].answered_ns, memory_order_relaxed) >= worker->ladder.since_ns) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What came of one try to mend. */
+enum mending { MENDED, NOT_MENDED, TOO_SOON };
+
+/* Heal, or with `anew` initialize the module first, unless another worker has done so since this one last looked. For
+ * TOO_SOON `*wait_ns` says how long until this may be tried again. Call outside the module. */
+static enum mending mend_once(hsm_worker *worker, bool anew, uint64_t *wait_ns) {
+    hsm_engine *engine = worker->engine;
+    if (hsm_worker_catch_up(worker)) {
+        return MENDED;
+    }
+    /* Each rung has its own: the one below has just been tried when the one above is needed. */
+    uint64_t *last = anew ? &engine->last_reinit_ns : &engine->last_heal_ns;
+    uint64_t interval = anew ? reinit_interval(engine) : heal_interval(engine);
+    uint64_t now = hsm_now_ns();
+    if (atomic_load(&engine->closing) || atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
+        return NOT_MENDED;
+    }
+    if (now - *last < interval) {
+        *wait_ns = interval - (now - *last);
+        return engine->heal_failures == 0 ? TOO_SOON : NOT_MENDED;
+    }
+    hsm_error error = {.status = HSM_OK};
+    *last = now;
+    atomic_store(&worker->record->call_started_ns, now);
+    hsm_status status = anew ? reinitialize(worker, &error) : heal(engine, &error);
+    atomic_store(&worker->record->call_started_ns, 0);
+    engine->heal_failures = status == HSM_OK ? 0 : engine->heal_failures + 1U;
+    (void)hsm_worker_catch_up(worker); /* with what it has just done itself */
+    if (status == HSM_OK) {
+        engine->fruitless = engine->keys_missing == 0 ? 0 : engine->fruitless + (anew ? 1U : 0U);
+        worker->ladder.renewed = worker->ladder.renewed || anew;
+    }
+    return status == HSM_OK ? MENDED : NOT_MENDED;
+}
+
+/* The same, waiting where it is `patient` until enough time has passed since the token was last mended. Returns whether
+ * another attempt is worth it. */
+static bool mend(hsm_worker *worker, bool anew, bool patient) {
+    hsm_engine *engine = worker->engine;
+    hsm_ladder *ladder = &worker->ladder;
+    if (anew && ladder->renewed) {
+        return false; /* there is no rung above that one */
+    }
+    ladder->healed = true;
+    for (;;) {
+        uint64_t wait_ns = 0;
+        /* A worker that waits here is not inside: it must not keep the one that mends waiting at the gate. */
+        hsm_worker_leave(worker);
+        hsm_engine_lock(engine);
+        enum mending result = mend_once(worker, anew, &wait_ns);
+        hsm_engine_unlock(engine);
+        hsm_worker_enter(worker, hsm_now_ns());
+        if (result != TOO_SOON) {
+            ladder->unhealed = result == NOT_MENDED;
+            return result == MENDED;
+        }
+        uint64_t now = hsm_now_ns();
+        if (!patient || now >= ladder->until_ns || wait_ns >= ladder->until_ns - now) {
+            return false;
+        }
+        nap(worker, wait_ns < HEAL_INTERVAL_NS ? wait_ns : HEAL_INTERVAL_NS);
+    }
+}
+
+/* Initialize the module anew, unless other sessions sign: then the module is well, and a moment may do. */
+static bool renew(hsm_worker *worker, unsigned attempt) {
+    return token_answers(worker) ? back_off(worker, attempt) : mend(worker, true, true);
+}
+
+/* Heal. Where that is not possible, or has not helped this request before, initialize the module anew. */
+static bool climb(hsm_worker *worker, unsigned attempt) {
+    return (!worker->ladder.healed && mend(worker, false, true)) || renew(worker, attempt);
+}
+
+/* A key that was looked for in vain while others were found is gone, and the token is not. */
+static bool is_gone(const hsm_worker *worker) {
+    uint32_t place = atomic_load_explicit(&worker->serving, memory_order_relaxed) - 1U;
+    return worker->handles[place] == 0 && atomic_load(&worker->engine->keys_found) > 0;
+}
+
+void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
+    uint64_t until = now + LADDER_NS;
+    worker->ladder = (hsm_ladder){
+        .since_ns = now,
+        .failed_ns = now,
+        .until_ns = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until,
+        .last = HSM_CLASS_OK,
+    };
 }
 
 bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
     enum hsm_class class_ = hsm_status_class(status);
     atomic_fetch_add_explicit(&worker->record->recoveries[class_], 1, memory_order_relaxed);
+    hsm_ladder *ladder = &worker->ladder;
+    bool again = class_ == ladder->last; /* the remedy for it did not help */
+    ladder->last = class_;
+    ladder->since_ns = ladder->failed_ns;
+    ladder->failed_ns = hsm_now_ns();
+    if (atomic_load(&worker->engine->closing)) {
+        return false;
+    }
     switch (class_) {
     case HSM_CLASS_RETRY:
-        back_off(attempt);
-        return true;
+        return back_off(worker, attempt);
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
-        /* Where a new session does not help, the login may have gone with the old one. */
+        /* This ends the operation as well. Where a new session does not help, the login may have gone with the old one. */
         hsm_worker_close(worker);
-        return attempt == 1 || mend(worker, false);
-    case HSM_CLASS_RELOGIN:
+        return !again || climb(worker, attempt);
     case HSM_CLASS_REFIND:
-        /* Modules report stale handles when the whole token has gone; only a new start shows it. */
-        return mend(worker, worker->healed);
+        if (is_gone(worker)) {
+            return !ladder->healed && mend(worker, false, false);
+        }
+        return climb(worker, attempt);
+    case HSM_CLASS_RELOGIN:
+        return climb(worker, attempt);
     case HSM_CLASS_REINIT:
         hsm_worker_close(worker);
-        return mend(worker, true);
+        return mend(worker, true, true);
     case HSM_CLASS_MEMBER_DOWN:
         if (status == HSM_KEY_MISMATCH) {
             return false;
         }
         if (status == HSM_SIGNATURE_INVALID) {
-            return mend(worker, false); /* the handle may be another key's by now */
+            (void)mend(worker, false, false); /* the handle may be another key's by now */
+            return attempt < MAX_WRONG;
         }
         hsm_worker_close(worker);
-        return attempt == 1 || mend(worker, true);
+        return !again || renew(worker, attempt);
     default:
         return false;
     }
@@ -306,14 +432,43 @@ hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status) {
 
 /* ---- a token that does not answer ---- */
 
-bool hsm_admit_to_token(hsm_worker *worker, uint64_t now) {
-    hsm_area *area = worker->engine->area;
-    if (atomic_load_explicit(&area->shared->down, memory_order_relaxed) == 0) {
-        return true;
+bool hsm_admit_to_token(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
+    hsm_engine *engine = worker->engine;
+    hsm_shared *shared = engine->area->shared;
+    uint64_t until = now + PROBE_WAIT_NS;
+    until = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until;
+    while (atomic_load_explicit(&shared->down, memory_order_relaxed) != 0) {
+        uint32_t ended = atomic_load(&engine->probes_ended);
+        uint64_t begun = atomic_load(&engine->probe_begun_ns);
+        if (now < atomic_load(&shared->probe_at_ns)) {
+            return false;
+        }
+        /* One request at a time is the probe; the next one may be tried when this one has had its time. */
+        if ((begun == 0 || now - begun >= PROBE_MAX_NS) &&
+            atomic_compare_exchange_strong(&engine->probe_begun_ns, &begun, now)) {
+            worker->probing_ns = now;
+            return true;
+        }
+        if (now >= until || atomic_load(&engine->closing)) {
+            return false;
+        }
+        hsm_futex_wait(&engine->probes_ended, ended, until - now);
+        now = hsm_now_ns();
     }
-    uint64_t at = atomic_load(&area->shared->probe_at_ns);
-    /* One request at a time is the probe; the next one may be tried when this one has had its time. */
-    return now >= at && atomic_compare_exchange_strong(&area->shared->probe_at_ns, &at, now + PROBE_MAX_NS);
+    return true;
+}
+
+void hsm_probe_waiters_wake(hsm_engine *engine) {
+    atomic_fetch_add(&engine->probes_ended, 1);
+    hsm_futex_wake(&engine->probes_ended, INT32_MAX);
+}
+
+void hsm_probe_end(hsm_worker *worker) {
+    hsm_engine *engine = worker->engine;
+    /* Another worker may have taken this one's place as the probe. */
+    (void)atomic_compare_exchange_strong(&engine->probe_begun_ns, &worker->probing_ns, 0);
+    worker->probing_ns = 0;
+    hsm_probe_waiters_wake(engine);
 }
 
 void hsm_token_answered(hsm_worker *worker) {
@@ -326,11 +481,8 @@ void hsm_token_answered(hsm_worker *worker) {
 
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
     hsm_engine *engine = worker->engine;
-    enum hsm_class class_ = hsm_status_class(status);
-    bool silent = status != HSM_KEY_MISMATCH && status != HSM_SIGNATURE_INVALID &&
-                  (class_ == HSM_CLASS_MEMBER_DOWN || class_ == HSM_CLASS_REINIT || class_ == HSM_CLASS_REOPEN ||
-                   class_ == HSM_CLASS_RELOGIN || class_ == HSM_CLASS_REFIND);
-    if (!silent) {
+    /* Where the token could be healed, or has signed meanwhile, the failure is the request's own. */
+    if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || !worker->ladder.unhealed || token_answers(worker)) {
         return;
     }
     uint32_t failures = atomic_fetch_add(&engine->probe_failures, 1);

@@ -17,7 +17,8 @@ static bool wanted(hsm_engine *engine) {
 }
 
 static bool stopping(const hsm_engine *engine) {
-    return atomic_load_explicit(&engine->area->shared->mode, memory_order_relaxed) == HSM_MODE_STOPPING;
+    /* Sequentially consistent, like the stores of `warm`: else this thread could miss both, and sleep for good. */
+    return atomic_load(&engine->area->shared->mode) == HSM_MODE_STOPPING;
 }
 
 static void *keep_warm(void *argument) {

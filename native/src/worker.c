@@ -9,7 +9,6 @@
 #include "key.h"
 #include "token.h"
 
-#define MAX_ATTEMPTS 4U
 /* A parked worker looks round this often even if nobody wakes it, to keep an idle session alive. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
@@ -65,13 +64,13 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDL
             hsm_error error = {.status = HSM_OK};
             /* Outside while waiting for the lock: its holder may be waiting for us to come out of the module. */
             hsm_worker_leave(worker);
-            (void)pthread_mutex_lock(&engine->control);
+            hsm_engine_lock(engine);
             hsm_worker_enter(worker, hsm_now_ns());
             hsm_status status = hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error);
             if (status == HSM_KEY_NOT_FOUND && !session_is_logged_in(worker)) {
                 status = HSM_NOT_LOGGED_IN; /* without a login no private key is seen: that is no missing key */
             }
-            (void)pthread_mutex_unlock(&engine->control);
+            hsm_engine_unlock(engine);
             if (status != HSM_OK) {
                 worker->handles[place] = 0;
                 outcome->call = HSM_CALL_C_FindObjects;
@@ -184,7 +183,7 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     uint32_t state = atomic_load(&record->state);
     uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
     if (state == HSM_KEY_ACTIVE && newest == key) {
-        return hsm_admit_to_token(worker, now) ? HSM_OK : HSM_TOKEN_LOST;
+        return hsm_admit_to_token(worker, now, slot->deadline_ns) ? HSM_OK : HSM_TOKEN_LOST;
     }
     if (state == HSM_KEY_ABSENT) {
         return HSM_KEY_NOT_FOUND;
@@ -222,7 +221,6 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     uint64_t deadline = slot->deadline_ns == 0 || slot->deadline_ns > patience ? slot->deadline_ns : patience;
     atomic_store_explicit(&worker->record->call_deadline_ns, deadline, memory_order_relaxed);
     hsm_worker_enter(worker, begun);
-    worker->healed = false;
     for (unsigned attempt = 1;; attempt++) {
         status = sign_once(worker, key, message_len, slot->signature, outcome);
         if (status == HSM_OK) {
@@ -234,11 +232,17 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             status = HSM_DEADLINE_EXCEEDED; /* the caller has been told so already */
             break;
         }
-        if (attempt == MAX_ATTEMPTS || !hsm_recover(worker, status, attempt)) {
+        if (attempt == 1) {
+            hsm_ladder_begin(worker, now, slot->deadline_ns);
+        }
+        if (!hsm_recover(worker, status, attempt)) {
             status = hsm_verdict(worker, status);
-            hsm_token_silent(worker, status, now);
+            hsm_token_silent(worker, status, hsm_now_ns());
             break;
         }
+    }
+    if (worker->probing_ns != 0) {
+        hsm_probe_end(worker);
     }
     hsm_worker_leave(worker);
     atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
@@ -267,6 +271,9 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         worker->verifying_ns = 0;
         status = sign_or_recover(worker, slot, key, message_len, begun, &outcome);
         ended = hsm_now_ns();
+        if (status == HSM_OK) {
+            atomic_store_explicit(&worker->answered_ns, ended, memory_order_relaxed);
+        }
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
         hsm_histogram_add(&worker->record->hsm, ended - begun - worker->verifying_ns);
         hsm_histogram_add(&worker->record->queue, queued);

@@ -164,20 +164,26 @@ def ends_within(fd: int, seconds: float) -> bool:
     return bool(select.select([fd], [], [], seconds)[0])
 
 
-# ---- a module that a message can kill --------------------------------------------------------------------------------
+# ---- a module that a message can kill, or that refuses one message ---------------------------------------------------
 
 _POISON = r"""
 #include <dlfcn.h>
 #include <string.h>
+#include <time.h>
 #include <p11-kit/pkcs11.h>
 
 static CK_FUNCTION_LIST own;
 static CK_FUNCTION_LIST *theirs;
 
 static CK_RV sign(CK_SESSION_HANDLE session, CK_BYTE_PTR data, CK_ULONG size, CK_BYTE_PTR out, CK_ULONG_PTR room) {
+    const struct timespec pause = {.tv_nsec = MICROSECONDS * 1000L};
     if (memmem(data, size, "poison", 6) != NULL) {
+        if (REFUSAL != 0) {
+            return REFUSAL;
+        }
         *(volatile char *)1 = 0; /* not raise(): the signal may be blocked */
     }
+    (void)nanosleep(&pause, NULL);
     return theirs->C_Sign(session, data, size, out, room);
 }
 
@@ -195,12 +201,14 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
 """
 
 
-def compile_poison(target: str, folder: Path) -> Path:
-    """A module before `target` that dies of every message with "poison" in it."""
+def compile_poison(target: str, folder: Path, *, refusal: int = 0, microseconds: int = 0) -> Path:
+    """A module before `target` that dies of every message with "poison" in it, or refuses it with the CKR `refusal`; a
+    signature of any other message takes so much longer."""
     source, out = folder / "poison.c", folder / "poison.so"
     source.write_text(_POISON)
     asked = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
     command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", *asked.stdout.split()]
+    command += [f"-DREFUSAL={refusal}UL", f"-DMICROSECONDS={microseconds}"]
     subprocess.run([*command, f'-DTARGET="{target}"', str(source), "-o", str(out), "-ldl"], check=True)
     return out
 

@@ -48,6 +48,7 @@ static const char *const names[] = {
 struct knob {
     atomic_long calls;
     atomic_long failures; /* how many calls are still to fail; below 0: all */
+    atomic_long every;    /* each so many-th call fails; 0: none does for that */
     atomic_ulong ckr;
 };
 
@@ -79,7 +80,11 @@ static struct knob *knob_of(const char *name) {
 /* Count the call; the CKR it is to fail with, or CKR_OK. */
 static CK_RV enter(enum function function) {
     struct knob *knob = &state->knobs[function];
-    atomic_fetch_add(&knob->calls, 1);
+    long call = atomic_fetch_add(&knob->calls, 1) + 1;
+    long every = atomic_load(&knob->every);
+    if (every > 0 && call % every == 0) {
+        return atomic_load(&knob->ckr);
+    }
     long left = atomic_load(&knob->failures);
     while (left != 0) {
         if (left < 0 || atomic_compare_exchange_weak(&knob->failures, &left, left - 1)) {
@@ -190,6 +195,17 @@ EXPORT int shim_fail(const char *name, unsigned long ckr, long times) {
     }
     atomic_store(&knob->ckr, ckr);
     atomic_store(&knob->failures, times);
+    return 0;
+}
+
+/* Each n-th call fails, without being passed on; 0: none. */
+EXPORT int shim_fail_each(const char *name, unsigned long ckr, long n) {
+    struct knob *knob = knob_of(name);
+    if (knob == NULL) {
+        return -1;
+    }
+    atomic_store(&knob->ckr, ckr);
+    atomic_store(&knob->every, n);
     return 0;
 }
 

@@ -35,6 +35,7 @@ class Shim:
         self._library.shim_calls.argtypes = [ctypes.c_char_p]
         self._library.shim_calls.restype = ctypes.c_long
         self._library.shim_fail.argtypes = [ctypes.c_char_p, ctypes.c_ulong, ctypes.c_long]
+        self._library.shim_fail_each.argtypes = [ctypes.c_char_p, ctypes.c_ulong, ctypes.c_long]
         self._library.shim_token_flags.argtypes = [ctypes.c_ulong]
         self._library.shim_let.argtypes = [ctypes.c_long]
         self._library.shim_inside.restype = ctypes.c_long
@@ -48,6 +49,10 @@ class Shim:
     def fail(self, name: str, ckr: int, times: int = -1) -> None:
         """Let the next `times` calls (all of them below 0) return `ckr` without being passed on."""
         assert self._library.shim_fail(name.encode(), ckr, times) == 0, f"{name} is not counted by shim.c"
+
+    def fail_each(self, name: str, ckr: int, n: int) -> None:
+        """Let each n-th call return `ckr` without being passed on, so that C_Sign leaves its operation active; 0: none."""
+        assert self._library.shim_fail_each(name.encode(), ckr, n) == 0, f"{name} is not counted by shim.c"
 
     def token_flags(self, flags: int) -> None:
         """Set these bits in every CK_TOKEN_INFO.flags."""

@@ -81,6 +81,7 @@ class OffloadEngine:
         self._sweep_at = 0
         self.meter = Meter()
         self._pace = _native.Pace()
+        self._pace.servers = self._runner.workers
         self.completed = self.rejected = self.abandoned = 0
 
     # ---- life cycle ----
@@ -157,7 +158,7 @@ class OffloadEngine:
         if isinstance(held, bytes):
             return held
         if held is None:
-            self._require_time(self._held, limit)
+            self._require_time(1, limit)
         future: asyncio.Future[bytes] = loop.create_future()
         now = time.monotonic_ns()
         waiter = Waiter(future, now + limit)
@@ -178,8 +179,8 @@ class OffloadEngine:
         data = [checked_message(message, row.max_message, row.limit, self._member) for message in messages]
         limit = self._default_timeout if timeout is None else timeout_ns(timeout)
         self._keys.check_active(row)
-        if data:  # whoever takes what there is in time gets that; else the last one must be in time
-            self._require_time(self._held + (0 if return_exceptions or row.shared else len(data)), limit)
+        if data:  # a caller that takes what there is in time gets that; else the last one must be in time
+            self._require_time(1 if return_exceptions or row.shared else len(data), limit)
         now = time.monotonic_ns()
         deadline = now + limit
         future: asyncio.Future[list[Any]] = loop.create_future()
@@ -265,11 +266,11 @@ class OffloadEngine:
     def _failure(self, status: str) -> HsmError:
         return error_of(status, member=self._member)
 
-    def _require_time(self, ahead: int, limit: int) -> None:
-        """Raise if a request with so many before it cannot be answered within `limit` nanoseconds."""
-        if self._pace.is_late(ahead, limit):
+    def _require_time(self, count: int, limit: int) -> None:
+        """Raise if so many more requests cannot be answered within `limit` nanoseconds."""
+        if self._pace.refuses(self._held, count, limit):
             self.meter.refused += 1
-            raise error_of("QUEUE_FULL", detail=self._pace.describe(ahead, limit), member=self._member)
+            raise error_of("QUEUE_FULL", detail=self._pace.describe(self._held, limit), member=self._member)
 
     def _attached(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:

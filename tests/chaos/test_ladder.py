@@ -1,0 +1,300 @@
+"""The recovery ladder under many requests: what one of them meets costs no other one, and none fails that another attempt
+would have saved."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chaos.load import signs, until_it_signs
+from tests.support.chaos import Chaos, compile_poison, destroy_key, engine_of, needs_chaos, wrap
+from tests.support.loops import one_loop
+from tests.support.managers import counters, opened, settle, start, until
+from tests.support.shim import Shim
+from tests.support.softhsm import Token
+from tests.support.verifiers import is_good
+
+import hsmcore
+
+pytestmark = [pytest.mark.integration, needs_chaos]
+
+CKR_FUNCTION_FAILED = 0x006
+CKR_OPERATION_ACTIVE = 0x090
+REFUSALS = {
+    "CKR_DEVICE_ERROR": 0x030,
+    "CKR_GENERAL_ERROR": 0x005,
+    "CKR_SESSION_HANDLE_INVALID": 0x0B3,
+    "CKR_OBJECT_HANDLE_INVALID": 0x082,
+    "CKR_USER_NOT_LOGGED_IN": 0x101,
+    "CKR_FUNCTION_FAILED": 0x006,
+}
+BOTH = pytest.mark.parametrize("isolation", ["thread", "process"])
+
+
+async def burst(manager: hsmcore.KeyManager, messages: Iterable[bytes], timeout: float = 10.0) -> Counter[str]:
+    """Ask for all of them at once. Returns how often each kind of error came; the signatures are verified."""
+
+    async def one(message: bytes) -> str:
+        try:
+            signature = await manager.sign(message, timeout)
+        except hsmcore.HsmError as error:
+            return f"{type(error).__name__} {error.status} {error.call}"
+        return "" if is_good("ed25519", manager.public_key, message, signature) else "wrong"
+
+    kinds = Counter(await asyncio.gather(*[one(message) for message in messages]))
+    return Counter({kind: count for kind, count in kinds.items() if kind})
+
+
+def numbered(what: str, count: int) -> list[bytes]:
+    """So many messages, all different."""
+    return [f"{what} {number}".encode() for number in range(count)]
+
+
+def has_signed(manager: hsmcore.KeyManager, count: int) -> Callable[[], bool]:
+    """Whether so many more signatures have been made."""
+    wanted = engine_of(manager).completed + count
+    return lambda: engine_of(manager).completed >= wanted
+
+
+# ---- a failure of the module's that the next attempt does not meet ---------------------------------------------------
+
+
+@one_loop
+@BOTH
+async def test_each_fifth_call_fails_and_leaves_its_operation_active(world, shim_library, tmp_path, isolation):
+    shim = Shim(shim_library, tmp_path / "own.so", shared=isolation == "process")
+    settings = {"modulePath": shim.path, "sessions": 4, "isolation": isolation}
+    async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
+        shim.fail_each("C_Sign", CKR_FUNCTION_FAILED, 5)
+        assert await burst(manager, numbered("fifth", 500), timeout=5.0) == {}
+        shim.fail_each("C_Sign", 0, 0)
+        assert counters(manager)["recoveries"].keys() == {"RETRY", "RESET"}
+
+
+@one_loop
+@BOTH
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"action": "return", "ckr": "CKR_FUNCTION_FAILED", "every": 5},
+        {"action": "return", "ckr": "CKR_SESSION_HANDLE_INVALID", "every": 9},
+        {"action": "wrong-signature", "every": 7},
+        {"action": "kill-all-sessions", "nth": 100},
+        {"action": "logout", "nth": 100},
+    ],
+    ids=lambda fault: "-".join(map(str, fault.values())),
+)
+async def test_no_request_fails_of_what_the_next_attempt_does_not_meet(world, tmp_path, fault, isolation):
+    chaos = Chaos(tmp_path, wrap(world))
+    settings = {"sessions": 4, "isolation": isolation, "verifySignatures": "always"}
+    async with opened(chaos.config(settings=settings)) as manager:
+        chaos.fault("C_Sign", **fault)
+        assert await burst(manager, numbered("one", 500), timeout=5.0) == {}
+        assert counters(manager)["recoveries"]
+        assert not counters(manager)["down"]
+        chaos.clear()
+
+
+@one_loop
+async def test_losses_that_follow_on_each_other_cost_no_request(world, tmp_path):
+    """The token was mended a moment ago and may not be mended again so soon: the request waits until it may."""
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 4})) as manager:
+        chaos.fault("C_Sign", "logout", every=60, count=8)
+        assert await burst(manager, numbered("logout", 500), timeout=5.0) == {}
+        assert sum(counters(manager)["recoveries"].values()) >= 4
+        chaos.clear()
+
+
+@one_loop
+async def test_an_operation_that_stays_active_ends_with_its_session(world, shim):
+    """Whichever attempt of a request finds it."""
+    settings = {"modulePath": shim.path, "sessions": 1}
+    async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
+        for number in range(4):
+            opened_before = shim.calls("C_OpenSession")
+            shim.fail("C_Sign", CKR_FUNCTION_FAILED, 2)
+            await signs(manager, b"stays active %d" % number)
+            assert shim.calls("C_OpenSession") - opened_before == 2
+
+
+# ---- one message, one key --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picky(world: Token, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A configuration of a module that takes 2 ms for a signature and refuses one message with a CKR."""
+
+    def configuration(refusal: int, sessions: int = 8) -> dict[str, Any]:
+        module = compile_poison(world.module, tmp_path, refusal=refusal, microseconds=2000)
+        return world.config(settings={"modulePath": str(module), "sessions": sessions}, maxCacheSize=0)
+
+    return configuration
+
+
+@one_loop
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_a_message_that_is_always_refused_fails_alone(picky, name):
+    async with opened(picky(REFUSALS[name])) as manager:
+        mixed = numbered("before", 300) + [b"poison"] + numbered("behind", 500)
+        errors = await burst(manager, mixed)
+        assert errors.total() == 1, errors
+        # Nothing has come meanwhile that could have shown that the token is well.
+        await asyncio.sleep(0.05)
+        assert await burst(manager, numbered("then", 300)) == {}
+        assert not counters(manager)["down"]
+
+
+@one_loop
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_it_fails_alone_with_one_session_too(picky, name):
+    async with opened(picky(REFUSALS[name], sessions=1)) as manager:
+        for round_ in range(3):
+            errors = await burst(manager, [b"poison", *numbered(f"behind {round_}", 100)])
+            assert errors.total() == 1, errors
+        assert not counters(manager)["down"]
+
+
+@one_loop
+async def test_requests_for_a_destroyed_key_cost_no_other_key_an_answer(fresh_token, tmp_path):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "old", "kind": "ed25519"})
+    chaos = Chaos(tmp_path, wrap(token), latency={"C_Sign": {"kind": "constant", "microseconds": 2000}})
+    async with opened(chaos.config(settings={"sessions": 4})) as manager:
+        # The engine holds the key that was current; its index goes on being asked for.
+        await manager.set_current_key_id(token.keys["old"].id)
+        engine, gone = engine_of(manager), manager._key_index
+        await manager.set_current_key_id(token.keys["ed25519"].id)
+        await asyncio.to_thread(destroy_key, token, "old")
+        refused: list[asyncio.Future[Any]] = []
+
+        async def ask_for_the_old_one() -> None:
+            for number in range(20):
+                refused.append(engine.submit(b"old %d" % number, 10.0, gone))
+                await asyncio.sleep(0.01)
+
+        asking = start(ask_for_the_old_one())
+        errors = await burst(manager, numbered("current", 600))
+        await asking
+        results = await asyncio.gather(*refused, return_exceptions=True)
+        assert all(isinstance(result, hsmcore.HsmError) for result in results)
+        assert errors == {}
+        assert await burst(manager, numbered("then", 100)) == {}
+        assert not counters(manager)["down"]
+
+
+# ---- a token that was away -------------------------------------------------------------------------------------------
+
+
+@one_loop
+@BOTH
+async def test_a_burst_after_an_outage_waits_for_the_probe(world, tmp_path, isolation):
+    """The first request finds out whether the token is back; those that come with it do not fail meanwhile."""
+    chaos = Chaos(tmp_path, wrap(world))
+    away = [
+        {"function": function, "action": "return", "ckr": "CKR_DEVICE_REMOVED", "every": 1}
+        for function in ("C_SignInit", "C_OpenSession")
+    ]
+    async with opened(chaos.config(settings={"sessions": 4, "isolation": isolation})) as manager:
+        chaos.write(faults=away)
+        for fault in away:
+            chaos.ask("fault", **fault)
+        while not counters(manager)["down"]:
+            with pytest.raises(hsmcore.HsmError):
+                await manager.sign(b"away", 1.0)
+        chaos.write(latency={"C_Sign": {"kind": "constant", "microseconds": 20_000}})
+        chaos.clear()
+        await asyncio.sleep(1.1)  # the longest pause between two probes
+        assert await burst(manager, numbered("back", 64)) == {}
+
+
+@one_loop
+@BOTH
+async def test_a_module_that_was_broken_when_it_was_initialized_is_initialized_again(world, tmp_path, isolation):
+    """A new start during an outage can leave a library that only another one mends."""
+    chaos = Chaos(tmp_path, wrap(world))
+    broken = [{"function": "C_Login", "action": "return", "ckr": "CKR_GENERAL_ERROR", "every": 1}]
+    async with opened(chaos.config(settings={"isolation": isolation})) as manager:
+        await signs(manager, b"before")
+        chaos.write(faults=broken)  # takes effect with the next C_Initialize
+        chaos.fault("C_SignInit", "return", ckr="CKR_CRYPTOKI_NOT_INITIALIZED")
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            with pytest.raises(hsmcore.HsmError):
+                await manager.sign(b"during %d" % int(end * 1e6), 1.0)
+            await asyncio.sleep(0.01)
+        chaos.write()  # and so does this
+        await until_it_signs(manager, 6.0)
+
+
+@one_loop
+async def test_nothing_but_a_refused_login_ends_the_ladder_for_good(world, tmp_path):
+    """An outage of any form that ends: each call of the ladder fails for a while, after the module was started anew in it."""
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config()) as manager:
+        for function in ("C_GetTokenInfo", "C_GetSlotList", "C_OpenSession", "C_Login", "C_FindObjectsInit"):
+            chaos.write(faults=[{"function": function, "action": "return", "ckr": "CKR_DEVICE_ERROR", "every": 1}])
+            chaos.fault("C_SignInit", "return", ckr="CKR_CRYPTOKI_NOT_INITIALIZED")
+            with pytest.raises(hsmcore.HsmError):
+                for _ in range(20):
+                    await manager.sign(b"during " + function.encode(), 1.0)
+            chaos.write()
+            await until_it_signs(manager, 6.0)
+            await settle(manager)
+            assert not counters(manager)["down"], function
+
+
+# ---- an estimate that is out of date, and callers that leave ---------------------------------------------------------
+
+
+@one_loop
+async def test_nobody_is_refused_while_a_worker_has_nothing_to_do(world, tmp_path):
+    slow, quick = 300_000, 2_000
+    chaos = Chaos(tmp_path, wrap(world))
+
+    def takes(microseconds: int) -> None:
+        chaos.ask("latency", function="C_Sign", kind="constant", microseconds=microseconds)
+
+    async with opened(chaos.config(settings={"sessions": 2})) as manager:
+        takes(slow)
+        await manager.sign_many(numbered("slow", 8), timeout=60)
+        takes(quick)
+        for number in range(20):
+            await manager.sign(b"lone %d" % number, timeout=0.1)
+        takes(slow)
+        await manager.sign_many(numbered("slow again", 8), timeout=60)
+        takes(quick)
+        await asyncio.sleep(0.25)
+        # A batch that would be late by what was measured then; nothing else comes.
+        assert len(await manager.sign_many(numbered("batch", 20), timeout=0.2)) == 20
+        assert counters(manager)["refused"] == 0
+
+
+@one_loop
+async def test_what_many_cancelled_callers_cost_the_loop_grows_with_their_number(world, shim):
+    """And not with its square: the slots are looked through once for all of them."""
+    settings = {"modulePath": shim.path, "sessions": 2}
+    async with opened(world.config(settings=settings, maxCacheSize=0, queueSize=8192)) as manager:
+
+        async def cost(callers: int) -> float:
+            shim.hold()
+            tasks = [start(manager.sign(b"%d of %d" % (n, callers), timeout=60)) for n in range(callers)]
+            await until(lambda: counters(manager)["in_flight"] == callers)
+            begun = time.thread_time()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            took = time.thread_time() - begun
+            assert all(task.cancelled() for task in tasks)
+            shim.release()
+            await settle(manager)
+            return took
+
+        await cost(500)
+        few, many = await cost(1000), await cost(8000)
+        assert counters(manager)["cancelled"] >= 9500 - 3 * 2
+        assert many < 3 * 8 * few
