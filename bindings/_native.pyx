@@ -264,15 +264,18 @@ cdef class Engine(Requests):
         return hsm_client_recover(self._client) if self._client != NULL else 0
 
     def restart_host(self):
-        """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards."""
+        """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards. Returns
+        why a key was not found again while others were, or None."""
         cdef hsm_error error
         cdef hsm_status status
         if self._host == NULL:
             raise NotInitialized("there is no host process", member=self._member)
+        error.status = HSM_OK
         with nogil:
             status = hsm_host_restart(self._host, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
+        return str(_raised(&error, self._member)) if error.status != HSM_OK else None
 
     # ---- looked after by the event loop ----
 

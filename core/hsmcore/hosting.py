@@ -32,7 +32,7 @@ WINDOW_SECONDS = 10.0
 PAUSE_FIRST_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
-Blocking = Callable[[Callable[[], None]], Awaitable[None]]
+Blocking = Callable[[Callable[[], str | None]], Awaitable[str | None]]
 
 
 def child_environment(hidden: frozenset[str]) -> list[bytes]:
@@ -161,7 +161,7 @@ class Warden:
                 self._set_down(True)
                 await asyncio.sleep(pause)
             try:
-                await self._run(self._engine.restart_host)
+                missing = await self._run(self._engine.restart_host)
             except HsmError as error:
                 # Workers of the failed attempt may have begun requests.
                 self._engine.recover()
@@ -173,6 +173,8 @@ class Warden:
                     self.refused(error)
                     return
             else:
+                if missing is not None:
+                    get_logger().error("host process started without a key", member=self._name, error=missing)
                 break
         self.restarts += 1
         self._restarting = None

@@ -167,7 +167,8 @@ void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
 
 /* Before the first key: empty the table, or, where a host goes on for another one, see which indices were given. */
 void hsm_keys_begin(hsm_engine *engine);
-/* As hsm_engine_add_key, under the index that the key had in an engine before this one on the same area. */
+/* As hsm_engine_add_key, under the index that the key had in an engine before this one on the same area. A key that is not
+ * found keeps its place: the ladder looks for it when it is asked for. */
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error);
 /* Start and stop the thread of warm.c; note that a worker has answered a request at `now`. */

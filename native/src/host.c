@@ -316,10 +316,18 @@ uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
     return stuck;
 }
 
-/* Have the new process find a key again, under the index that it had. */
-static hsm_status find_again(hsm_host *host, uint32_t place, hsm_error *error) {
+/* Whether a failure is that of one key: the process, the token and the login may do for others. */
+static bool is_of_one_key(hsm_status status) {
+    return status != HSM_HOST_LOST && status != HSM_HOST_MISMATCH && hsm_status_class(status) != HSM_CLASS_AUTH_FATAL &&
+           hsm_status_class(status) != HSM_CLASS_PROCESS_FATAL;
+}
+
+/* Have the new process find a key again, under the index that it had. HSM_OK also for a key that signs nothing any more;
+ * `*found` says whether it was found. */
+static hsm_status find_again(hsm_host *host, uint32_t place, bool *found, hsm_error *error) {
     const hsm_key_info *pinned = &host->keys[place];
     hsm_key_record *record = &host->client->area->shared->keys[place];
+    *found = false;
     if (pinned->public_key_len == 0 || atomic_load(&host->retired[place]) ||
         atomic_load(&record->state) != HSM_KEY_ACTIVE) {
         return HSM_OK;
@@ -341,7 +349,25 @@ static hsm_status find_again(hsm_host *host, uint32_t place, hsm_error *error) {
         atomic_store(&record->state, HSM_KEY_MISMATCHED);
         return HSM_OK;
     }
+    *found = status == HSM_OK;
     return status;
+}
+
+/* Have the new process find all keys again. One that it does not find fails only the requests for it, unless there is no
+ * other; `error` then still says why it was not found. */
+static hsm_status find_all_again(hsm_host *host, hsm_error *error) {
+    hsm_status missing = HSM_OK;
+    bool any = false;
+    for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
+        bool found;
+        hsm_status status = find_again(host, place, &found, error);
+        if (status != HSM_OK && !is_of_one_key(status)) {
+            return status;
+        }
+        missing = status != HSM_OK ? status : missing;
+        any = any || found;
+    }
+    return any ? HSM_OK : missing;
 }
 
 hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
@@ -355,8 +381,8 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     if (status == HSM_OK) {
         status = begin(host, error);
     }
-    for (uint32_t i = 0; i < HSM_MAX_KEYS && status == HSM_OK; i++) {
-        status = find_again(host, i, error);
+    if (status == HSM_OK) {
+        status = find_all_again(host, error);
     }
     if (status != HSM_OK) {
         hsm_process_end(host);

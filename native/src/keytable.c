@@ -1,5 +1,6 @@
 /* The engine's keys: each is found, proved and pinned in a place of the area's key table, until it is retired. */
 #include <sodium.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "engine.h"
@@ -112,6 +113,23 @@ static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selecto
     return HSM_OK;
 }
 
+/* Note a key of an engine before this one that was not found again: the ladder looks for it when it is asked for. */
+static void record_missing(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index) {
+    hsm_key_info info = {.algorithm = selector->algorithm};
+    if (selector->public_key == NULL || selector->public_key_len > sizeof info.public_key ||
+        selector->id_len > sizeof info.id) {
+        return;
+    }
+    (void)snprintf(info.label, sizeof info.label, "%s", selector->label != NULL ? selector->label : "");
+    if (selector->id != NULL) {
+        memcpy(info.id, selector->id, selector->id_len);
+        info.id_len = (uint32_t)selector->id_len;
+    }
+    memcpy(info.public_key, selector->public_key, selector->public_key_len);
+    info.public_key_len = (uint32_t)selector->public_key_len;
+    (void)record_key(engine, selector, 0, index, &info, NULL);
+}
+
 hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                               hsm_error *error) {
     return hsm_engine_add_key_as(engine, selector, HSM_ANY_INDEX, info, error);
@@ -136,6 +154,8 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     }
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
+    } else if (index != HSM_ANY_INDEX && status != HSM_KEY_MISMATCH) {
+        record_missing(engine, selector, index);
     }
     hsm_engine_unlock(engine);
     return status;

@@ -20,7 +20,9 @@ from tests.chaos.load import Load, tell, until_it_signs
 from tests.support.chaos import (
     ROOT,
     Chaos,
+    allow_signing,
     compile_poison,
+    destroy_key,
     ends_within,
     engine_of,
     needs_chaos,
@@ -194,6 +196,51 @@ async def test_it_is_stopped(world, tmp_path, busy):
             await until_it_signs(manager, 2.0)
         finally:
             send_signal(pid, signal.SIGCONT)
+
+
+# ---- keys that were lost meanwhile -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["destroyed", "deactivated"])
+@one_loop
+async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there(fresh_token, tmp_path, loss):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    chaos = Chaos(tmp_path, wrap(token))
+    async with opened(hosted(chaos)) as manager:
+        await manager.set_current_key_id(token.keys["other"].id)
+        engine, other = engine_of(manager), manager._key_index
+        await manager.set_current_key_id(token.keys["ed25519"].id)
+        await asyncio.to_thread(
+            *((destroy_key, token, "other") if loss == "destroyed" else (allow_signing, token, "other", False))
+        )
+        await asyncio.sleep(1.0)
+        assert send_signal(engine.host_pid, signal.SIGKILL)
+        await until_it_signs(manager, 3.0)
+        await until(lambda: warden_of(manager).restarts == 1)
+        begun = time.monotonic()
+        with pytest.raises(hsmcore.HsmError) as caught:
+            await engine.submit(b"with the key that is gone", 5.0, other)
+        assert not isinstance(caught.value, DeadlineExceeded)
+        assert time.monotonic() - begun < 2.0
+        await until_it_signs(manager, 1.0)
+        if loss == "deactivated":
+            await asyncio.to_thread(allow_signing, token, "other", True)
+            await asyncio.sleep(0.1)
+            signature = await engine.submit(b"once more", 5.0, other)
+            assert is_good("ed25519", token.keys["other"].public_key, b"once more", signature)
+
+
+@one_loop
+async def test_a_host_that_finds_no_key_at_all_is_started_until_it_does(fresh_token, tmp_path):
+    token = fresh_token()
+    chaos = Chaos(tmp_path, wrap(token))
+    async with opened(hosted(chaos)) as manager:
+        await asyncio.to_thread(allow_signing, token, "ed25519", False)
+        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        assert warden_of(manager).restarts == 0
+        await asyncio.to_thread(allow_signing, token, "ed25519", True)
+        await until_it_signs(manager, 5.0)
 
 
 # ---- a message that kills --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #define HSM_TEST_INTERCEPT_H
 
 #include <pthread.h>
+#include <time.h>
 
 #include "harness.h"
 #include "module.h"
@@ -17,6 +18,8 @@ static struct {
     CK_FUNCTION_LIST list;
 
     _Atomic unsigned logins;
+    _Atomic unsigned wrong_pins; /* logins with another PIN than 1234, as read when the login ends */
+    _Atomic bool hold_logins;
     _Atomic unsigned sign_inits;
     _Atomic unsigned signs;
     _Atomic unsigned opened;
@@ -71,7 +74,24 @@ static inline void gate_await(unsigned count) {
 
 static inline CK_RV intercept_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length) {
     atomic_fetch_add(&intercept.logins, 1);
+    while (atomic_load(&intercept.hold_logins)) {
+        const struct timespec pause = {.tv_nsec = 100000};
+        (void)nanosleep(&pause, NULL);
+    }
+    atomic_fetch_add(&intercept.wrong_pins, length == 4 && memcmp(pin, "1234", 4) == 0 ? 0U : 1U);
     return intercept.real->C_Login(session, user, pin, length);
+}
+
+/* From now on a login stays inside until it is let go; wait until the second one, the ladder's, is there. */
+static inline void intercept_hold_logins(bool held) {
+    atomic_store(&intercept.hold_logins, held);
+}
+
+static inline void intercept_await_login(void) {
+    while (atomic_load(&intercept.logins) < 2) {
+        const struct timespec pause = {.tv_nsec = 100000};
+        (void)nanosleep(&pause, NULL);
+    }
 }
 
 static inline CK_RV intercept_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
@@ -134,6 +154,8 @@ static inline void intercept_begin(const char *path) {
     intercept.module->p11 = &intercept.list;
     intercept.closed = false;
     atomic_store(&intercept.logins, 0);
+    atomic_store(&intercept.wrong_pins, 0);
+    atomic_store(&intercept.hold_logins, false);
     atomic_store(&intercept.sign_inits, 0);
     atomic_store(&intercept.signs, 0);
     atomic_store(&intercept.opened, 0);

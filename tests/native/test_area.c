@@ -105,6 +105,24 @@ static void the_order_of_requests_is_kept(void) {
     free_area(area, fd);
 }
 
+/* A head beyond the tail is no request: a worker that reads an old tail beside a new head, or a process that writes what it
+ * likes, must not have places claimed that were never published. */
+static void a_head_beyond_the_tail_is_an_empty_ring(void) {
+    int fd = -1;
+    hsm_area *area = make_area(4, 100, 1, &fd);
+    uint32_t slot = 99;
+    const uint64_t heads[] = {1, 3, 5, UINT64_C(1) << 62};
+    for (size_t i = 0; i < COUNT_OF(heads); i++) {
+        atomic_store(&area->shared->request_head, heads[i]);
+        CHECK(!hsm_area_claim(area, &slot));
+        CHECK_INT(hsm_area_queued(area), ==, 0);
+        CHECK_INT(hsm_area_oldest(area), ==, 0);
+        CHECK_INT(atomic_load(&area->shared->request_head), ==, heads[i]);
+    }
+    hsm_area_park(area, 0, MILLISECOND); /* sleeps, and does not take it for work */
+    free_area(area, fd);
+}
+
 /* ---- contention: one producer, four consumers, one drainer ---- */
 
 static struct {
@@ -323,6 +341,7 @@ static void unpark_wakes_no_more_than_asked(void) {
 static const struct test tests[] = {
     TEST(regions_do_not_overlap),
     TEST(the_order_of_requests_is_kept),
+    TEST(a_head_beyond_the_tail_is_an_empty_ring),
     TEST(no_request_is_lost_or_doubled),
     TEST(no_wake_is_lost),
     TEST(a_worker_does_not_sleep_past_work_or_the_end),

@@ -1,4 +1,6 @@
 /* What the engine does about a PIN in danger and about faults of the module. */
+#include <sched.h>
+
 #include "engine.h"
 
 #include "engine_fixture.h"
@@ -39,6 +41,56 @@ static void one_login_serves_all_workers(void) {
     CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     CHECK_INT(atomic_load(&intercept.logins), ==, 1);
     fixture_end(&f);
+    intercept_end();
+}
+
+/* A worker that comes out of the module when the engine has been stopped and the PIN wiped. */
+static void a_stopped_engine_does_not_log_in_again(void) {
+    static const CK_RV ways[] = {CKR_CRYPTOKI_NOT_INITIALIZED, CKR_USER_NOT_LOGGED_IN, CKR_SESSION_HANDLE_INVALID,
+                                 CKR_DEVICE_ERROR, CKR_KEY_HANDLE_INVALID};
+    for (size_t i = 0; i < COUNT_OF(ways); i++) {
+        intercept_begin(HSMC_NOOP_MODULE);
+        struct fixture f = noop_begin(1);
+        CHECK_INT(atomic_load(&intercept.logins), ==, 1);
+        unsigned signs = atomic_load(&intercept.signs);
+        gate_set(true);
+        uint32_t inside = submit_text(&f, SIGNED, 0);
+        gate_await(1);
+        CHECK_INT(hsm_engine_stop(f.engine, 10 * MILLISECOND), ==, 1);
+        atomic_store(&intercept.ckr, ways[i]);
+        atomic_store(&intercept.fail_sign, UINT32_MAX);
+        gate_set(false);
+        hsm_completion done = finish(&f, inside);
+        CHECK(done.status != HSM_OK);
+        CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
+        CHECK_INT(atomic_load(&intercept.logins), ==, 1);
+        CHECK_INT(atomic_load(&intercept.signs), ==, signs + 1);
+        hsm_client_free(f.client);
+        intercept_end();
+    }
+}
+
+/* A login that hangs reads the PIN: it is wiped when the login has ended, and not under it. */
+static void the_pin_is_not_wiped_under_a_login(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    atomic_store(&intercept.ckr, CKR_CRYPTOKI_NOT_INITIALIZED);
+    atomic_store(&intercept.fail_sign, 1);
+    intercept_hold_logins(true);
+    uint32_t slot = submit_text(&f, SIGNED, 0);
+    intercept_await_login();
+    CHECK_INT(hsm_engine_stop(f.engine, 10 * MILLISECOND), ==, 1);
+    CHECK(memcmp(f.engine->pin, "1234", 4) == 0);
+    intercept_hold_logins(false);
+    (void)finish(&f, slot);
+    while (atomic_load(&hsm_area_worker(f.client->area, 0)->running) != 0) {
+        (void)sched_yield();
+    }
+    static const uint8_t wiped[4];
+    CHECK(memcmp(f.engine->pin, wiped, 4) == 0);
+    CHECK_INT(atomic_load(&intercept.wrong_pins), ==, 0);
+    CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
+    hsm_client_free(f.client);
     intercept_end();
 }
 
@@ -133,6 +185,7 @@ static void sessions_that_were_closed_are_opened_again(void) {
 
 static const struct test tests[] = {
     TEST(a_pin_that_might_lock_is_not_tried),         TEST(one_login_serves_all_workers),
+    TEST(a_stopped_engine_does_not_log_in_again),     TEST(the_pin_is_not_wiped_under_a_login),
     TEST(every_ckr_gets_what_its_class_says),         TEST(what_never_mends_is_given_up),
     TEST(sessions_that_were_closed_are_opened_again),
 };

@@ -233,6 +233,25 @@ def destroy_key(token: Token, key: str) -> None:
     )
 
 
+_ALLOW = """
+import json, sys, pkcs11
+asked = json.load(sys.stdin)
+token = pkcs11.lib(asked["module"]).get_token(token_label=asked["token"])
+with token.open(rw=True, user_pin=asked["pin"]) as session:
+    wanted = {pkcs11.Attribute.ID: bytes.fromhex(asked["id"]), pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY}
+    [found] = list(session.get_objects(wanted))
+    found[pkcs11.Attribute.SIGN] = asked["sign"]
+"""
+
+
+def allow_signing(token: Token, key: str, sign: bool) -> None:
+    """Set CKA_SIGN of a private key, in another process."""
+    asked = {"module": token.module, "token": token.label, "pin": token.pin, "id": token.keys[key].id, "sign": sign}
+    subprocess.run(
+        [sys.executable, "-c", _ALLOW], input=json.dumps(asked), text=True, check=True, env=token.environment
+    )
+
+
 def replace_key(token: Token, key: str) -> None:
     """Put another key pair in the place of one: the same label and id, another secret."""
     old = token.keys[key]

@@ -239,7 +239,8 @@ hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error
  * be stopped or restarted. */
 void hsm_host_kill(hsm_host *host);
 /* After the process has ended and the client has recovered: start another one with the same options, find the same keys
- * again under the same indices, and compare their public keys. */
+ * again under the same indices, and compare their public keys. Requests for a key that is not found fail; the restart fails
+ * only if none is found. With HSM_OK, `error` says why the last such key was not found, or is left as it was. */
 HSM_NODISCARD hsm_status hsm_host_restart(hsm_host *host, hsm_error *error);
 /* Stop the engine and the process, which is killed if it takes longer than `timeout_ns`; free the host. */
 void hsm_host_stop(hsm_host *host, uint64_t timeout_ns);
