@@ -198,7 +198,7 @@ async def test_it_is_stopped(world, tmp_path, busy):
             send_signal(pid, signal.SIGCONT)
 
 
-# ---- keys that were lost meanwhile -------------------------------------------------------------------------------------
+# ---- keys that were lost meanwhile -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["destroyed", "deactivated"])
@@ -210,9 +210,10 @@ async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there
         await manager.set_current_key_id(token.keys["other"].id)
         engine, other = engine_of(manager), manager._key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
-        await asyncio.to_thread(
-            *((destroy_key, token, "other") if loss == "destroyed" else (allow_signing, token, "other", False))
-        )
+        if loss == "destroyed":
+            await asyncio.to_thread(destroy_key, token, "other")
+        else:
+            await asyncio.to_thread(allow_signing, token, "other", False)
         await asyncio.sleep(1.0)
         assert send_signal(engine.host_pid, signal.SIGKILL)
         await until_it_signs(manager, 3.0)

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from tests.support.chaos import Chaos, needs_chaos, wrap
@@ -73,6 +74,41 @@ def slow_place(request, tmp_path, world) -> Callable[..., dict]:
     key = kms.store.make("ECC_NIST_EDWARDS25519")
     kms.faults.latency = 0.005
     return lambda **rules: kms_config(kms, key, {"concurrency": 2}, **{"maxCacheSize": 0, **rules})
+
+
+@pytest.fixture(params=["pkcs11", "aws-kms"])
+def changing_place(request, tmp_path, world) -> tuple[dict, Callable[[float], None]]:
+    """A configuration of a member that makes two signatures at once, and a way to say how many seconds one takes."""
+    if request.param == "pkcs11":
+        chaos = Chaos(tmp_path, wrap(world))
+
+        def takes(seconds: float) -> None:
+            chaos.ask("latency", function="C_Sign", kind="constant", microseconds=round(seconds * 1e6))
+
+        return chaos.config(settings={"sessions": 2}), takes
+    kms = request.getfixturevalue("kms")
+    key = kms.store.make("ECC_NIST_EDWARDS25519")
+    return kms_config(kms, key, {"concurrency": 2}, maxCacheSize=0), partial(setattr, kms.faults, "latency")
+
+
+@one_loop
+async def test_nobody_is_refused_while_nothing_is_under_way(changing_place):
+    """What was measured once does not keep requests from showing that it has changed."""
+    config, takes = changing_place
+    slow, quick = 0.3, 0.005
+    async with opened(config) as manager:
+        takes(slow)
+        await manager.sign_many([b"slow %d" % n for n in range(8)], timeout=60)
+        takes(quick)
+        for number in range(20):
+            await manager.sign(b"lone %d" % number, timeout=0.2)
+        takes(slow)
+        await manager.sign_many([b"slow again %d" % n for n in range(8)], timeout=60)
+        takes(quick)
+        await asyncio.sleep(0.8)
+        # A batch that would be late by what was measured then, and nothing else comes.
+        assert len(await manager.sign_many([b"batch %d" % n for n in range(20)], timeout=0.75)) == 20
+        assert counters(manager)["refused"] == 0
 
 
 @one_loop

@@ -51,7 +51,7 @@ class Shim:
         assert self._library.shim_fail(name.encode(), ckr, times) == 0, f"{name} is not counted by shim.c"
 
     def fail_each(self, name: str, ckr: int, n: int) -> None:
-        """Let each n-th call return `ckr` without being passed on, so that C_Sign leaves its operation active; 0: none."""
+        """Let each n-th call return `ckr` without being passed on: C_Sign leaves its operation active. 0: none."""
         assert self._library.shim_fail_each(name.encode(), ckr, n) == 0, f"{name} is not counted by shim.c"
 
     def token_flags(self, flags: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from hypothesis import assume, given, settings
@@ -85,6 +86,32 @@ def test_it_never_stays_slow_for_want_of_load(slow, fast):
     for _ in range(80):
         now = serve(pace, now, fast + 50_000, 120, loaded=False)
     assert pace.each_ns <= 2 * (fast + 50_000)
+
+
+@given(
+    each=st.integers(200 * MS, SECOND),
+    servers=st.integers(1, 64),
+    ahead=st.integers(0, 200),
+    count=st.integers(1, 200),
+)
+@settings(deadline=None, max_examples=50)
+def test_it_refuses_nobody_whom_an_idle_server_could_serve(each, servers, ahead, count):
+    pace = known(each)
+    pace.servers = servers
+    pace.note(time.monotonic_ns(), 1, False)  # just now
+    fits = ahead + count <= servers
+    assert pace.refuses(ahead, count, each // 2) == (not fits)
+    assert not pace.refuses(ahead, count, each * 1000)
+
+
+def test_a_measurement_ends_when_nothing_is_served_for_as_long_as_the_request_may_wait():
+    pace = known(100 * MS)
+    pace.note(time.monotonic_ns(), 1, False)
+    assert pace.refuses(0, 10, SECOND // 50)
+    time.sleep(0.03)
+    assert pace.refuses(1, 10, SECOND // 50), "one is under way, and its answer will be a measurement"
+    assert not pace.refuses(0, 10, SECOND // 50)
+    assert pace.each_ns == 0
 
 
 @given(before=st.integers(10_000, MS), factor=st.floats(1.0, 8.0))

@@ -1,0 +1,87 @@
+"""Modules whose C_GetInterfaceList does not say how many interfaces it has filled in."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.chaos import Chaos, Wrapped, needs_chaos, wrap
+from tests.support.softhsm import Token
+from tests.support.uncounted import compile_uncounted
+
+pytestmark = [pytest.mark.integration, needs_chaos]
+
+
+def sign(config: dict[str, Any], folder: Path, token: Token) -> subprocess.CompletedProcess[str]:
+    """`hsmcore sign` in a process of its own, which such a module used to end."""
+    path = folder / "hsmcore.json"
+    path.write_text(json.dumps(config))
+    command = [
+        sys.executable,
+        "-c",
+        "from hsmcore.cli import main; main()",
+        "sign",
+        "--config",
+        str(path),
+        "--text",
+        "a message",
+        "--json",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=token.environment, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("through_chaos", [False, True], ids=["alone", "chaos"])
+def test_a_count_that_is_not_written_is_not_believed(world, tmp_path, isolation, through_chaos):
+    module = str(compile_uncounted(world.module, tmp_path))
+    if through_chaos:
+        wrapped = wrap(world)
+        config = Chaos(tmp_path, Wrapped(module, wrapped.settings)).config(settings={"isolation": isolation})
+    else:
+        config = world.config(settings={"modulePath": module, "isolation": isolation})
+    done = sign(config, tmp_path, world)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert json.loads(done.stdout)["signature"]
+
+
+class Interface(ctypes.Structure):
+    """CK_INTERFACE."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("functions", ctypes.c_void_p), ("flags", ctypes.c_ulong))
+
+
+_LIST = """
+import ctypes, sys
+from tests.integration.test_interfaces import Interface
+module = ctypes.CDLL(sys.argv[1])
+count = ctypes.c_ulong(0)
+assert module.C_GetInterfaceList(None, ctypes.byref(count)) == 0
+print(count.value)
+rows = (Interface * 32)()
+ctypes.memset(rows, 0x41, ctypes.sizeof(rows))
+count.value = 32
+assert module.C_GetInterfaceList(rows, ctypes.byref(count)) == 0
+print(count.value, *(row.name.decode() for row in rows[: count.value]))
+count.value = 2
+print(hex(module.C_GetInterfaceList(rows, ctypes.byref(count))), count.value)
+"""
+
+
+def test_the_chaos_module_counts_for_it(world, tmp_path):
+    chaos = Chaos(tmp_path, Wrapped(str(compile_uncounted(world.module, tmp_path)), {}))
+    environment = {**world.environment, "HSMCORE_CHAOS_CONFIG": str(chaos.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _LIST, chaos.module],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["3", "3 PKCS 11 Vendor Vendor", "0x150 3"]
