@@ -154,15 +154,15 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
 bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);
 /* What a request ends with that could not be recovered from `status`: after a login that was refused, that. */
 hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status);
-/* Whether a request may go to the token at all: always while it answers, and else for one probe now and then. Waits, within
- * the request's deadline, for a probe that is under way. */
+/* Whether a request may go to a token that is down: one may now and then, as a probe. Waits, within the request's deadline,
+ * for a probe that is under way. */
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
 /* The request of this worker was the probe and has ended. */
 void hsm_probe_end(hsm_worker *worker);
 /* Have the workers that wait for a probe look again. Any thread. */
 void hsm_probe_waiters_wake(hsm_engine *engine);
-/* Note that the token answered, or that the ladder ended without an answer. */
-void hsm_token_answered(hsm_worker *worker);
+/* Note that a token that was down has answered, or that the ladder ended without an answer. */
+void hsm_token_answered(hsm_engine *engine);
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
 
 /* Before the first key: empty the table, or, where a host goes on for another one, see which indices were given. */

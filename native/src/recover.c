@@ -471,12 +471,9 @@ void hsm_probe_end(hsm_worker *worker) {
     hsm_probe_waiters_wake(engine);
 }
 
-void hsm_token_answered(hsm_worker *worker) {
-    hsm_engine *engine = worker->engine;
-    if (atomic_load_explicit(&engine->area->shared->down, memory_order_relaxed) != 0) {
-        atomic_store(&engine->probe_failures, 0);
-        atomic_store(&engine->area->shared->down, 0);
-    }
+void hsm_token_answered(hsm_engine *engine) {
+    atomic_store(&engine->probe_failures, 0);
+    atomic_store(&engine->area->shared->down, 0);
 }
 
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {

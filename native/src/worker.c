@@ -167,6 +167,10 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
     return hsm_quirks_judge(engine->quirks, status, outcome->ckr, (hsm_algorithm)pinned->algorithm, message_len);
 }
 
+static bool is_down(const hsm_area *area) {
+    return atomic_load_explicit(&area->shared->down, memory_order_relaxed) != 0;
+}
+
 /* Whether the request should be begun at all. */
 static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t now) {
     const hsm_area *area = worker->engine->area;
@@ -183,7 +187,8 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     uint32_t state = atomic_load(&record->state);
     uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
     if (state == HSM_KEY_ACTIVE && newest == key) {
-        return hsm_admit_to_token(worker, now, slot->deadline_ns) ? HSM_OK : HSM_TOKEN_LOST;
+        bool admitted = !is_down(area) || hsm_admit_to_token(worker, now, slot->deadline_ns);
+        return admitted ? HSM_OK : HSM_TOKEN_LOST;
     }
     if (state == HSM_KEY_ABSENT) {
         return HSM_KEY_NOT_FOUND;
@@ -224,7 +229,9 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     for (unsigned attempt = 1;; attempt++) {
         status = sign_once(worker, key, message_len, slot->signature, outcome);
         if (status == HSM_OK) {
-            hsm_token_answered(worker);
+            if (is_down(worker->engine->area)) {
+                hsm_token_answered(worker->engine);
+            }
             break;
         }
         uint64_t now = hsm_now_ns();

@@ -1,4 +1,4 @@
-"""The recovery ladder under many requests: what one meets costs no other, none fails that another attempt would save."""
+"""The recovery ladder under many requests: what one meets costs no other, none fails that another try would save."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ async def test_a_module_that_was_broken_when_it_was_initialized_is_initialized_a
 
 @one_loop
 async def test_nothing_but_a_refused_login_ends_the_ladder_for_good(world, tmp_path):
-    """An outage of any form that ends: each call of the ladder fails for a while, a new start of the module included."""
+    """An outage of any form that ends: each call of the ladder fails for a while, a new start included."""
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config()) as manager:
         for function in ("C_GetTokenInfo", "C_GetSlotList", "C_OpenSession", "C_Login", "C_FindObjectsInit"):
