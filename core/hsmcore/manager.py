@@ -104,7 +104,7 @@ class KeyManager(KeyOperations, Observable):
                 await self._open_levels(config)
                 return
             rules = config.key_manager
-            member = make_member(rules, rules, "primary", config.secret_variables)
+            member = make_member(rules.own, rules, "primary", config.secret_variables)
             key = await self._start(member)
             await self.audit.use_member(member, member.stop)
             self.audit.adopt(member)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import sqlite3
 import stat
+import struct
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.child import in_fork
 from tests.support.loops import one_loop
+from tests.support.managers import until
 
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
@@ -28,6 +34,8 @@ async def test_it_is_private_and_survives(tmp_path):
         history = History(store)
         assert len(await history.query()) == expected
         await history.note(Event("outage", reason="first"))
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        assert modes == dict.fromkeys(("state.db", "state.db-wal", "state.db-shm"), 0o600)
         await store.close()
         await store.close()
         with pytest.raises(StoreError, match="closed"):
@@ -94,6 +102,174 @@ async def test_a_role_is_held_by_one(tmp_path):
         pass
     await first.close()
     await second.close()
+
+
+# ---- several Stores of a process on one file -------------------------------------------------------------------------
+
+
+def lock_holder(path):
+    """Which process keeps others from locking the database as a whole: SQLite's shared lock, which in WAL mode each
+    connection holds as long as it is open. 0: none."""
+
+    def ask():
+        with path.open("r+b") as file:
+            wanted = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0x40000002, 510, 0)
+            kind, _, _, _, holder = struct.unpack("hhqqi0q", fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+        return 0 if kind == fcntl.F_UNLCK else holder
+
+    return in_fork(ask)
+
+
+def noted(path):
+    """What another process reads, and leaves behind: as the last one, it would delete the log that is in use."""
+
+    async def read():
+        store = await Store.open(path)
+        rows = await History(store).query()
+        await store.close()
+        return [row["reason"] for row in rows]
+
+    return in_fork(lambda: asyncio.run(read()))
+
+
+@one_loop
+@pytest.mark.parametrize("opener", [Store.open, Store.open_to_read])
+async def test_the_locks_outlast_a_store_that_comes_and_goes(tmp_path, opener):
+    path = tmp_path / "state.db"
+    first = await Store.open(path)
+    assert lock_holder(path) == os.getpid()
+    await (await opener(path)).close()
+    assert lock_holder(path) == os.getpid()
+    await History(first).note(Event("outage", reason="still here"))
+    await first.close()
+    assert lock_holder(path) == 0
+
+
+def test_threads_that_make_a_store_at_the_same_time_share_it(tmp_path):
+    """Each with a loop of its own, by different names; each may close it while others go on."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    names = [tmp_path / "state.db", tmp_path / "link" / "state.db", f"{tmp_path}/link/../{tmp_path.name}/state.db"]
+    start, opened, closed = threading.Barrier(6), threading.Barrier(7), threading.Barrier(7)
+
+    async def use(number):
+        start.wait(30)
+        store = await Store.open(names[number % 3])
+        await History(store).note(Event("outage", reason=f"{number}"))
+        opened.wait(30)
+        if number % 2:
+            await store.close()
+        closed.wait(30)
+        if not number % 2:
+            await History(store).note(Event("outage", reason=f"{number}"))
+            await store.close()
+
+    users = [threading.Thread(target=lambda number=number: asyncio.run(use(number))) for number in range(6)]
+    for user in users:
+        user.start()
+    opened.wait(30)
+    assert len(connections(tmp_path)) == 1
+    assert lock_holder(names[0]) == os.getpid()
+    closed.wait(30)
+    for user in users:
+        user.join(30)
+    assert sorted(noted(names[0])) == sorted([*"012345", *"024"])
+
+
+def connections(folder):
+    """The descriptors that this process has of the database itself."""
+    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
+    return [link for link in links if link == str(folder.resolve() / "state.db")]
+
+
+def test_processes_that_make_a_store_at_the_same_time_share_it(tmp_path):
+    paths = [tmp_path / f"{number}" / "state.db" for number in range(10)]
+
+    async def use(name):
+        for path in paths:
+            store = await Store.open(path)
+            await History(store).note(Event("outage", reason=name))
+            await store.close()
+
+    reading, writing = os.pipe()
+    children = []
+    for number in range(4):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                os.close(writing)
+                os.read(reading, 1)  # until the last one is there
+                asyncio.run(use(f"{number}"))
+                os._exit(0)
+            finally:
+                os._exit(1)
+    os.close(reading)
+    os.close(writing)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    for path in paths:
+        assert sorted(noted(path)) == [*"0123"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@one_loop
+async def test_a_role_is_held_by_one_whatever_the_file_is_called(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    first, second = await Store.open(tmp_path / "s.db"), await Store.open(tmp_path / "link" / "s.db")
+    async with first.exclusively("rotation"):
+        with pytest.raises(StoreBusy, match="rotation"):
+            async with second.exclusively("rotation"):
+                pass
+    await first.close()
+    await second.close()
+
+
+@one_loop
+async def test_a_forked_child_leaves_an_open_store_alone(tmp_path):
+    """SQLite in the child believes that it holds locks, which only the parent has."""
+    path = tmp_path / "state.db"
+    store = await Store.open(path)
+
+    def inherited():
+        asyncio.run(History(store).query())
+
+    assert in_fork(inherited, 10) == "StoreError"
+    for opener in (Store.open, Store.open_to_read):
+        assert in_fork(lambda opener=opener: asyncio.run(opener(path)), 10) == "StoreError"
+    assert in_fork(lambda: asyncio.run(store.close()), 10) is None
+    await History(store).note(Event("outage", reason="the parent goes on"))
+    await store.close()
+    assert noted(path) == ["the parent goes on"]
+
+
+@one_loop
+async def test_a_file_that_was_replaced_is_another_one(tmp_path):
+    path = tmp_path / "state.db"
+    old = await Store.open(path)
+    await History(old).note(Event("outage", reason="lost"))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    new = await Store.open(path)
+    await History(new).note(Event("outage", reason="kept"))
+    assert [row["reason"] for row in await History(new).query()] == ["kept"]
+    await old.close()
+    await new.close()
+    assert noted(path) == ["kept"]
+
+
+@one_loop
+async def test_closing_that_is_cancelled_closes(tmp_path):
+    path = tmp_path / "state.db"
+    store = await Store.open(path)
+    gate = threading.Event()
+    waiting = asyncio.ensure_future(store.run(lambda _: gate.wait(30)))
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    gate.set()
+    assert await waiting
+    await until(lambda: not connections(tmp_path))
+    assert lock_holder(path) == 0
 
 
 @one_loop

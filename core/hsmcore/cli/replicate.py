@@ -71,7 +71,7 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
     from hsmcore.control import ControlPlane
     from hsmcore.errors import KeyMismatch, KeyNotFound
 
-    [source] = all_members((config.key_manager,))[:1]
+    [source] = all_members((config.key_manager.own,))[:1]
     if not isinstance(source.config, Pkcs11Settings) or not isinstance(target.config, Pkcs11Settings):
         raise BadUsage("only keys behind PKCS#11 modules are copied")
     options: Any = {

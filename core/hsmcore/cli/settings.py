@@ -60,7 +60,7 @@ def token_settings(config: Config) -> Pkcs11Settings:
     """The primary member's settings; an error if it isn't reached through a PKCS#11 module."""
     from hsmcore.config import Pkcs11Settings
 
-    provider = config.key_manager
+    provider = config.key_manager.own
     if not isinstance(provider.config, Pkcs11Settings):
         raise ConfigurationError.of(
             [

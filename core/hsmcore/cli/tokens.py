@@ -70,7 +70,7 @@ def cluster(config: ConfigOption = None, state: StateOption = None, as_json: Jso
     from hsmcore.cloudhsm import check_client
     from hsmcore.config import AwsCloudHsmSettings
 
-    provider = load_config(config, state).key_manager
+    provider = load_config(config, state).key_manager.own
     settings = provider.config
     if not isinstance(settings, AwsCloudHsmSettings):
         problem = f"is {provider.type}: only an aws-cloudhsm provider has a cluster"

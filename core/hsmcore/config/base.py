@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, model_validator
@@ -63,14 +64,23 @@ class Model(BaseModel):
         """Set `where`. For the loader."""
         self._where = path
 
+    def parts(self) -> Iterator[tuple[str, str, object]]:
+        """What the document has here: each field's name, its key in the document, and its value."""
+        for name, field in type(self).model_fields.items():
+            yield name, field.alias or name, getattr(self, name)
+
     @model_validator(mode="before")
     @classmethod
     def _note_known_keys(cls, value: Any, info: ValidationInfo) -> Any:
-        # A "did you mean" needs the keys that were allowed beside the unknown one: they are collected here for the
-        # loader, by the identity of the object that they stand in.
+        cls.note_known_keys(value, info)
+        return value
+
+    @classmethod
+    def note_known_keys(cls, value: object, info: ValidationInfo) -> None:
+        """A "did you mean" needs the keys that were allowed beside the unknown one: they are collected here for the
+        loader, by the identity of the object that they stand in."""
         if isinstance(value, dict) and isinstance(info.context, dict):
             info.context[id(value)] = tuple(field.alias or name for name, field in cls.model_fields.items())
-        return value
 
 
 class Whole:

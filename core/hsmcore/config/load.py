@@ -83,12 +83,10 @@ def _locate(value: object, path: str, plain: list[str]) -> None:
     """Tell every part its JSON path; collect those of secrets given in plain."""
     if isinstance(value, Model):
         value.locate(path)
-        for name, field in type(value).model_fields.items():
-            alias = field.alias or name
+        for name, key, part in value.parts():
             # A PIN that is set without having been given came out of the PKCS#11 URI beside it.
-            if name == "pin" and name not in value.model_fields_set:
-                alias = "uri"
-            _locate(getattr(value, name), child_path(path, alias), plain)
+            from_uri = name == "pin" and name not in value.model_fields_set
+            _locate(part, child_path(path, "uri" if from_uri else key), plain)
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             _locate(item, child_path(path, index), plain)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
@@ -71,6 +71,21 @@ class KeyManagerConfig(Provider):
     monitoring: Monitoring | None = None
     """Where `hsmcore serve` and `hsmcore.serve.attached` listen; the defaults where it is left out."""
 
+    _first_is_listed: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _first_of_primary(
+        cls, value: Any, handler: ModelWrapValidatorHandler[KeyManagerConfig], info: ValidationInfo
+    ) -> KeyManagerConfig:
+        # Without a provider of its own, the first one of failover.primary is the key manager's. It is judged where it
+        # stands; what is filled in here meanwhile cannot be found fault with.
+        if not isinstance(value, dict) or value.keys() & {"type", "config"} or not _lists_primary(value):
+            return handler(value)
+        cls.note_known_keys(value, info)
+        made = handler({**value, "type": "ephemeral", "config": {"allowEphemeralPrimary": True}})
+        return made.with_first_listed()
+
     @model_validator(mode="after")
     def _possible(self) -> KeyManagerConfig:
         if self.queue_size * self.max_message_bytes > MAX_RING_BYTES:
@@ -83,13 +98,16 @@ class KeyManagerConfig(Provider):
         if self.cloud_watch_logs is not None and self.audit_log_file is None:
             raise clash("has cloudWatchLogs, but no auditLogFile, whose records are what is copied there")
         require_lasting(self, "the key manager's own provider")
+        consents = self.failover is not None and "primary" in self.failover.accept_other_keys
+        if consents and self._first_is_listed and len(self._listed_primary) == 1:
+            raise clash('failover.acceptOtherKeys names "primary", but failover.primary lists only one member')
         return self
 
     @model_validator(mode="after")
     def _each_member_once(self) -> KeyManagerConfig:
         seen: list[tuple[Provider, str]] = []
         for name in ("primary", "secondary"):
-            own = [(self, "the key manager itself")] if name == "primary" else []
+            own = [(self, "the key manager itself")] if name == "primary" and not self._first_is_listed else []
             listed = getattr(self.failover, name, None) or ()
             for member, where in (*own, *((m, f"failover.{name}[{i}]") for i, m in enumerate(listed))):
                 for other, there in seen:
@@ -111,13 +129,33 @@ class KeyManagerConfig(Provider):
     @property
     def has_levels(self) -> bool:
         """Whether there is more than one place to sign: failover is on, or the provider has several members."""
-        return (self.failover is not None and self.failover.enabled) or len(all_members((self,))) > 1
+        return (self.failover is not None and self.failover.enabled) or len(all_members((self.own,))) > 1
+
+    @property
+    def own(self) -> Provider:
+        """The provider that signs first, as it stands in the document: this one, or the first one of failover.primary
+        where the key manager names none of its own."""
+        return self._listed_primary[0] if self._first_is_listed else self
 
     @property
     def primary(self) -> tuple[Provider, ...]:
         """The members of the primary level: those of this provider first, then those that failover.primary adds."""
-        more = self.failover.primary if self.failover is not None else None
-        return all_members((self, *(more or ())))
+        return all_members(self._listed_primary if self._first_is_listed else (self, *self._listed_primary))
+
+    def with_first_listed(self) -> KeyManagerConfig:
+        """A copy whose provider is the first one of failover.primary. For the loader."""
+        self._first_is_listed = True
+        first = self._listed_primary[0]
+        return self.model_copy(update={"type": first.type, "config": first.config})
+
+    @property
+    def _listed_primary(self) -> tuple[Provider, ...]:
+        return (self.failover.primary if self.failover is not None else None) or ()
+
+    def parts(self) -> Iterator[tuple[str, str, object]]:
+        """Without type and config where failover.primary has them."""
+        borrowed = ("type", "config") if self._first_is_listed else ()
+        return (part for part in super().parts() if part[0] not in borrowed)
 
 
 class Config(Model):
@@ -127,7 +165,8 @@ class Config(Model):
 
     def redacted(self) -> dict[str, Any]:
         """Everything, defaults included, as JSON-ready data in the document's own names; no secret is in it."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        borrowed = {"type", "config"} if self.key_manager.own is not self.key_manager else set()
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"key_manager": borrowed})
 
     def sha256(self) -> str:
         """The digest of `redacted()`, as hexadecimal: the same configuration has the same one."""
@@ -159,12 +198,18 @@ class Config(Model):
             )
 
 
+def _lists_primary(value: dict[Any, Any]) -> bool:
+    failover = value.get("failover")
+    listed = failover.get("primary") if isinstance(failover, dict) else None
+    return isinstance(listed, (list, tuple)) and len(listed) > 0
+
+
 def _secrets(value: object) -> Iterator[Secret]:
     if isinstance(value, Secret):
         yield value
     elif isinstance(value, Model):
-        for name in type(value).model_fields:
-            yield from _secrets(getattr(value, name))
+        for _, _, part in value.parts():
+            yield from _secrets(part)
     elif isinstance(value, tuple):
         for item in value:
             yield from _secrets(item)
@@ -172,15 +217,14 @@ def _secrets(value: object) -> Iterator[Secret]:
 
 def _has_cluster(value: object) -> bool:
     if isinstance(value, Model):
-        parts = (getattr(value, name) for name in type(value).model_fields)
-        return isinstance(value, AwsCloudHsmSettings) or any(_has_cluster(part) for part in parts)
+        return isinstance(value, AwsCloudHsmSettings) or any(_has_cluster(part) for _, _, part in value.parts())
     return isinstance(value, tuple) and any(_has_cluster(item) for item in value)
 
 
 def _placeholders(value: object, path: str) -> Iterator[str]:
     if isinstance(value, Model):
-        for name, field in type(value).model_fields.items():
-            yield from _placeholders(getattr(value, name), child_path(path, field.alias or name))
+        for _, key, part in value.parts():
+            yield from _placeholders(part, child_path(path, key))
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from _placeholders(item, child_path(path, index))

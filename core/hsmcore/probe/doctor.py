@@ -19,7 +19,7 @@ def levels_of(config: Config) -> Levels:
     rules = config.key_manager
     failover = rules.failover
     if failover is None or not failover.enabled:
-        return (("primary", rules),)
+        return (("primary", rules.own),)
     found: list[tuple[Level, Provider]] = [("primary", member) for member in rules.primary]
     found += [("secondary", member) for member in failover.secondary or ()]
     if failover.emergency_mode_enabled:

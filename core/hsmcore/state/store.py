@@ -3,6 +3,10 @@
 SQLite in WAL mode with synchronous=FULL: what has been committed survives kill -9 and a power cut. Every transaction
 takes the write lock when it begins, so several processes on one file are served one after the other and each sees what
 the one before left. What only one process may do at all takes `exclusively`.
+
+A process has one connection to a file for each mode, whatever number of Stores: POSIX locks belong to the process, so a
+second opener must not be able to undo the first one's. Nothing but SQLite may open the file: closing any descriptor of
+it drops all of SQLite's locks in this process, and the next process to end its work deletes the WAL that is in use.
 """
 
 from __future__ import annotations
@@ -10,13 +14,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import stat
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL
@@ -46,43 +54,39 @@ class StoreBusy(HsmError):
 
 
 class Store:
-    """One database. All work runs in one thread of its own; any task of any loop may use it.
+    """One database. All Stores of a process on one file share a connection and the thread that uses it; any task of any
+    loop may use one. Closing one leaves the others as they are.
 
     `run` is for the classes that know what the tables mean: Emergency, History, Desired.
     """
 
-    def __init__(self, path: Path, thread: ThreadPoolExecutor, engine: Engine, connection: Connection) -> None:
+    def __init__(self, path: Path, database: _Database) -> None:
         self.path = path
-        self._thread = thread
-        self._engine = engine
-        self._connection = connection
+        self._database = database
         self._closed = False
 
     @classmethod
     async def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the database, making it (mode 0600) and its folder (0700) if need be, and bring its tables up to date.
-        Raises StoreError, also for a store that a newer version has written."""
-        return await cls._opened(Path(path), _open, "hsmcore-state")
+        Raises StoreError, also for a store that a newer version has written, and in a forked child for one that was
+        open when it was forked."""
+        return await cls._opened(Path(path), writes=True)
 
     @classmethod
     async def open_to_read(cls, path: str | os.PathLike[str]) -> Self:
         """Open a database that others write: nothing is made or changed, and nobody waits for whoever reads. Raises
         StoreError, also where there is none."""
-        return await cls._opened(Path(path), _open_to_read, "hsmcore-state-read")
+        return await cls._opened(Path(path), writes=False)
 
     @classmethod
-    async def _opened(cls, path: Path, opener: Callable[[Path], tuple[Engine, Connection]], name: str) -> Self:
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        opening = asyncio.get_running_loop().run_in_executor(thread, opener, path)
+    async def _opened(cls, path: Path, *, writes: bool) -> Self:
+        database = _join(await asyncio.to_thread(_file_at, path, writes=writes))
         try:
-            engine, connection = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(lambda done: _undo(thread, done))
-            raise
+            await asyncio.shield(asyncio.wrap_future(database.thread.submit(database.open)))
         except BaseException:
-            thread.shutdown(wait=False)
+            database.leave()
             raise
-        return cls(path, thread, engine, connection)
+        return cls(path, database)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in one transaction. It is durable when this returns. Raises StoreError.
@@ -90,12 +94,12 @@ class Store:
         Cancelling the caller doesn't stop a transaction that has begun."""
         if self._closed:
             raise StoreError(f"state store {self.path}: it is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+        self._database.require_own_process()
+        return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._transact, work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         try:
-            with self._connection.begin():
-                return work(self._connection)
+            return self._database.transact(work)
         except SQLAlchemyError as error:
             raise StoreError(f"state store {self.path}: {_reason(error)}") from None
 
@@ -103,7 +107,8 @@ class Store:
     async def exclusively(self, role: str) -> AsyncIterator[None]:
         """Hold a role that one process at a time may have, such as "rotation". Raises StoreBusy at once if another
         process, or another task of this one, has it. It ends with the process, however that ends."""
-        descriptor = os.open(f"{self.path}.{role}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = f"{self._database.file.path}.{role}.lock"  # the same one, whatever name this Store was opened by
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,33 +119,131 @@ class Store:
             os.close(descriptor)
 
     async def close(self) -> None:
-        """Close it. Doing it twice is no error."""
+        """Close it; what `run` was given before is done first. The last Store on the file closes the connection. Doing
+        it twice is no error, nor is doing it in a forked child, which has nothing to close."""
         if self._closed:
             return
         self._closed = True
-        await asyncio.get_running_loop().run_in_executor(self._thread, _close, self._engine, self._connection)
-        self._thread.shutdown(wait=False)
+        if self._database.is_own_process:
+            await asyncio.shield(asyncio.wrap_future(self._database.leave()))
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file under one name: if it is replaced, another one stands there."""
+
+    path: Path
+    device: int
+    inode: int
+
+
+class _Database:
+    """A file that this process has open: the connection, its thread, and how many Stores use them."""
+
+    def __init__(self, file: _File, *, writes: bool) -> None:
+        self.file, self.writes = file, writes
+        self.users = 0
+        """Changed under _LOCK only."""
+        self.thread = ThreadPoolExecutor(1, "hsmcore-state" if writes else "hsmcore-state-read")
+        self._process = os.getpid()
+        self._opened: tuple[Engine, Connection] | None = None
+
+    @property
+    def is_own_process(self) -> bool:
+        """False in a child that was forked while the file was open."""
+        return self._process == os.getpid()
+
+    def require_own_process(self) -> None:
+        """Raise StoreError in a forked child: SQLite there believes that it holds locks which are the parent's."""
+        if not self.is_own_process:
+            raise StoreError(
+                f"state store {self.file.path}: it was open when this process was forked",
+                hint="Open it after the fork, or start the child with spawn.",
+            )
+
+    def open(self) -> Connection:
+        """Connect, unless another Store has. Runs in the thread."""
+        if self._opened is None:
+            self._opened = (_open if self.writes else _open_to_read)(self.file.path)
+        return self._opened[1]
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in one transaction. Runs in the thread, for a Store that is open."""
+        connection = self.open()
+        with connection.begin():
+            return work(connection)
+
+    def leave(self) -> Future[None]:
+        """One user less, as soon as the thread has done what it was asked before."""
+        return self.thread.submit(self._leave)
+
+    def _leave(self) -> None:
+        with _LOCK:
+            self.users -= 1
+            if self.users > 0:
+                return
+            del _DATABASES[self.file, self.writes]
+        try:
+            if self._opened is not None:
+                _close(*self._opened)
+        finally:
+            self.thread.shutdown(wait=False)
+
+
+_LOCK: Final = threading.Lock()
+_DATABASES: Final[WeakValueDictionary[tuple[_File, bool], _Database]] = WeakValueDictionary()
+"""What this process has open. Stores that are forgotten without `close` take theirs along."""
+# A child that is forked while another thread is in here would find the lock held for ever.
+os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
+def _join(asked: tuple[_File, bool]) -> _Database:
+    """The database that is open already, or a new one; the caller is one of its users and has to `leave` it."""
+    file, writes = asked
+    with _LOCK:
+        for mode in (True, False):
+            inherited = _DATABASES.get((file, mode))
+            if inherited is not None:
+                inherited.require_own_process()
+        database = _DATABASES.get(asked)
+        if database is None:
+            database = _DATABASES[asked] = _Database(file, writes=writes)
+        database.users += 1
+        return database
+
+
+def _file_at(path: Path, *, writes: bool) -> tuple[_File, bool]:
+    """Which file is meant. Makes one that is missing, unless it is only to be read."""
+    real = Path(os.path.realpath(path))
+    if not writes and not real.is_file():
+        raise StoreError(f"state store {path}: there is none yet", call="open")
+    try:
+        if writes:
+            real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Not open(): another thread may have the file open through SQLite before the descriptor is closed here.
+            with suppress(FileExistsError):
+                os.mknod(real, stat.S_IFREG | 0o600)
+        found = real.stat()
+    except OSError as error:
+        raise StoreError(f"state store {path}: {error.strerror}", call="open") from None
+    return _File(real, found.st_dev, found.st_ino), writes
 
 
 def _open(path: Path) -> tuple[Engine, Connection]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise StoreError(f"state store {path}: {error.strerror}", call="open") from None
-    url = URL.create("sqlite", database=str(path))
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+    # Not "rwc": SQLite would make a file that has just been removed with other permissions.
+    engine = _engine(path, "rw")
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return _connected(engine, path, _migrate)
 
 
 def _open_to_read(path: Path) -> tuple[Engine, Connection]:
-    if not path.is_file():
-        raise StoreError(f"state store {path}: there is none yet", call="open")
-    url = URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query={"mode": "ro", "uri": "true"})
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
-    return _connected(engine, path, _require_known)
+    return _connected(_engine(path, "ro"), path, _require_known)
+
+
+def _engine(path: Path, mode: str) -> Engine:
+    url = URL.create("sqlite", database=f"file:{quote(os.fsencode(path))}", query={"mode": mode, "uri": "true"})
+    return create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
 
 
 def _connected(engine: Engine, path: Path, check: Callable[[Connection, Path], None]) -> tuple[Engine, Connection]:
@@ -200,10 +303,3 @@ def _close(engine: Engine, connection: Connection | None) -> None:
     if connection is not None:
         connection.close()
     engine.dispose()
-
-
-def _undo(thread: ThreadPoolExecutor, opening: asyncio.Future[tuple[Engine, Connection]]) -> None:
-    """An opening whose caller was cancelled has ended: close what it opened."""
-    if not opening.cancelled() and opening.exception() is None:
-        thread.submit(_close, *opening.result())
-    thread.shutdown(wait=False)

@@ -1,0 +1,108 @@
+"""Processes that hold a state store and do as they are told, so that a test can look beside them and kill them.
+
+As a program: `python -m tests.support.state_holder store PATH` holds two Stores, `… manager CONFIG` a key manager.
+Each line of standard input is a command, each line of standard output its answer as JSON; the first says that it is
+open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.chaos import ROOT, send_signal
+
+import hsmcore
+from hsmcore.failover.history import Event
+from hsmcore.state import History, Store
+
+Answer = Callable[[str], Awaitable[Any]]
+
+
+async def _obey(answer: Answer) -> None:
+    sys.stdout.write("true\n")
+    sys.stdout.flush()
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        sys.stdout.write(json.dumps(await answer(line.strip())) + "\n")
+        sys.stdout.flush()
+
+
+async def _store(path: str) -> None:
+    first = await Store.open(path)
+    second = await Store.open(path)
+
+    async def note(reason: str) -> bool:
+        await History(first).note(Event("outage", reason=reason))
+        return True
+
+    await _obey(note)
+    await second.close()
+    await first.close()
+
+
+async def _manager(path: str) -> None:
+    async with hsmcore.create_key_manager(path) as manager:
+
+        async def answer(command: str) -> str:
+            verb, _, rest = command.partition(" ")
+            if verb == "rotate":
+                return await manager.rotate_key()
+            if verb == "sign":
+                await asyncio.gather(*(manager.sign(f"{rest} {n}".encode(), 20.0) for n in range(int(rest) - 1)))
+                return (await manager.sign_with_receipt(rest.encode(), 20.0)).level
+            return await manager.get_current_key_id()
+
+        await _obey(answer)
+
+
+class Holder:
+    """Such a process. Use as a context manager; at the end it is killed if it still runs."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        self._command = [sys.executable, "-m", "tests.support.state_holder", kind, str(path)]
+
+    def __enter__(self) -> Self:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
+        assert self._answer() is True
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.kill()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def ask(self, command: str) -> Any:
+        """The answer to a command."""
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline()
+        assert line, f"it ended with {self._process.wait(10)}"
+        return json.loads(line)
+
+    def deleted(self) -> list[str]:
+        """The files that it has open and that nobody else can find any more."""
+        links = [os.readlink(link) for link in Path(f"/proc/{self._process.pid}/fd").iterdir()]  # noqa: PTH115
+        return [link for link in links if link.endswith("(deleted)") and "state.db" in link]
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process.poll() is None:
+            send_signal(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+
+if __name__ == "__main__":
+    asyncio.run({"store": _store, "manager": _manager}[sys.argv[1]](sys.argv[2]))
