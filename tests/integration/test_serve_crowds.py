@@ -36,7 +36,7 @@ def run(stack, folder, *command):
         stderr=complaints,
         text=True,
     )
-    stack.callback(child.wait)
+    stack.enter_context(child)
     stack.callback(child.kill)
     return child
 
