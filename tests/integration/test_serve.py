@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import itertools
 import json
 import os
@@ -17,9 +15,7 @@ import subprocess
 import sys
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from tests.support.certificates import self_signed
 from tests.support.chaos import needs_chaos
 from tests.support.console import Scene
 from tests.support.levels import SAME, Site
@@ -314,24 +310,6 @@ async def test_a_unix_socket_is_its_owners_and_a_stale_one_is_replaced(world, tm
             async with attached(manager, f"unix:{path}"):
                 pass
     assert path.read_text() == "precious"
-
-
-def self_signed(folder):
-    """A certificate for 127.0.0.1 and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "signer")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(key.private_bytes(*form))
-    return {"certificateFile": str(folder / "cert.pem"), "keyFile": str(folder / "key.pem")}
 
 
 @one_loop

@@ -7,14 +7,16 @@ import json
 import os
 import resource
 import socket
+import ssl
 import statistics
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.certificates import self_signed
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.web import ask, asked, raw
@@ -214,6 +216,35 @@ async def test_a_thousand_idle_connections_keep_nobody_out_and_slow_no_signature
             assert max(with_them) > 0.5 * max(without)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@one_loop
+async def test_it_ends_whatever_its_clients_are_at(world, tmp_path):
+    tls = self_signed(tmp_path)
+    trusting = ssl.create_default_context(cafile=tls["certificateFile"])
+    rules = {"monitoring": {**RULES["monitoring"], "viewerToken": "v" * 40, "tls": tls}}
+    with ExitStack() as stack:
+        clients = []
+        async with opened(world.config(**rules)) as manager, attached(manager) as site:
+
+            def come():
+                for text in (None, b"", b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+                    client = stack.enter_context(link(site.address))
+                    clients.append(client)
+                    if text is not None:
+                        clients[-1] = stack.enter_context(trusting.wrap_socket(client, server_hostname="127.0.0.1"))
+                        clients[-1].sendall(text)
+                clients.append(stack.enter_context(link(site.address)))
+                clients[-1].sendall(b"\x16\x03\x01\x00\xc8\x01")  # half a ClientHello
+
+            await asyncio.to_thread(come)
+            assert (await asked(site.address, "/readyz", tls=trusting)).status == 200
+            begun = time.monotonic()
+        assert time.monotonic() - begun < protocol.REQUEST_SECONDS
+        for client in clients:
+            with suppress(ConnectionResetError):
+                while client.recv(4096):
+                    pass
 
 
 @one_loop

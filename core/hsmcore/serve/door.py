@@ -1,0 +1,125 @@
+"""Where connections come in: counted by the gate as soon as they are accepted, before TLS has cost anything.
+
+asyncio's own server accepts at each turn whatever waits, and tells nobody of it before TLS is agreed on. Here a
+connection is a bare socket until its client says something. Such a socket can be closed on the spot; a transport closes
+its own a turn or two after it was told to, so nothing is accepted while several have not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from hsmcore.serve.places import Gate, Place
+
+BACKLOG: Final = 1024
+"""Who waits there holds no descriptor of this process."""
+_AT_A_TURN: Final = 16
+_PAUSE_SECONDS: Final = 0.002
+
+
+class Door:
+    """One listening socket's. For the server's event loop."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        gate: Gate,
+        seconds: float,
+        connect: Callable[[socket.socket, Place], Coroutine[Any, Any, object]],
+    ) -> None:
+        """`seconds`: from accept() to the end of the first request. `connect` makes a transport and a protocol for a
+        socket; the protocol gives the place another `give_way`, and leaves it in the end."""
+        self._loop = asyncio.get_running_loop()
+        self._listening, self._gate, self._seconds, self._connect = listening, gate, seconds, connect
+        self._paused: asyncio.TimerHandle | None = None
+        self._connecting: set[asyncio.Task[object]] = set()
+        self._strangers: set[Place] = set()
+        listening.setblocking(False)
+        listening.listen(BACKLOG)
+        self._loop.add_reader(listening, self._accept)
+
+    async def close(self) -> None:
+        """No more come in; who has no transport yet goes."""
+        if self._paused is not None:
+            self._paused.cancel()
+        else:
+            self._loop.remove_reader(self._listening)
+        self._listening.close()
+        for place in tuple(self._strangers):
+            self._gate.dismiss(place)
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_A_TURN):
+            if self._gate.crowded:
+                self._pause()
+                return
+            try:
+                accepted, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # no descriptor, no memory
+                self._pause()
+                return
+            self._admit(accepted)
+
+    def _pause(self) -> None:
+        self._loop.remove_reader(self._listening)
+        self._paused = self._loop.call_later(_PAUSE_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        self._paused = None
+        self._loop.add_reader(self._listening, self._accept)
+
+    def _admit(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        place = Place(self._gate, lambda: self._shut(accepted, place))
+        self._strangers.add(place)
+        self._loop.add_reader(accepted, self._spoke, accepted, place)
+        place.arm(self._seconds)
+        self._gate.enter(place)
+
+    def _shut(self, accepted: socket.socket, place: Place) -> None:
+        self._loop.remove_reader(accepted)
+        accepted.close()
+        self._strangers.discard(place)
+        place.leave()
+
+    def _spoke(self, accepted: socket.socket, place: Place) -> None:
+        try:
+            said = accepted.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if not said:  # it was only looking
+            self._shut(accepted, place)
+            return
+        self._loop.remove_reader(accepted)
+        task = self._loop.create_task(self._connect(accepted, place))
+        self._connecting.add(task)
+        place.give_way = task.cancel
+        place.idle()
+        task.add_done_callback(lambda task: self._connected(accepted, place, task))
+
+    def _connected(self, accepted: socket.socket, place: Place, task: asyncio.Task[object]) -> None:
+        self._connecting.discard(task)
+        self._strangers.discard(place)
+        if task.cancelled():
+            self._let_go(accepted, place)
+        elif (error := task.exception()) is not None:
+            self._let_go(accepted, place)
+            if not isinstance(error, OSError):  # no client's doing
+                self._loop.call_exception_handler({"message": "a connection was not made", "exception": error})
+
+    def _let_go(self, accepted: socket.socket, place: Place, turns: int = 10) -> None:
+        """Its transport, if it came to that, closes it in a turn or two."""
+        if accepted.fileno() >= 0 and turns:
+            self._loop.call_soon(self._let_go, accepted, place, turns - 1)
+            return
+        accepted.close()
+        place.leave()
