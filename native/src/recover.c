@@ -147,10 +147,13 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
         if (found == HSM_OK) {
             atomic_store_explicit(&engine->keys[key].handle, handle, memory_order_release);
             keys_found++;
-        } else if (found == HSM_KEY_NOT_FOUND) {
+        } else if (found == HSM_KEY_MISMATCH || found == HSM_KEY_DEACTIVATED) {
+            continue; /* its state, or the token, refuses it */
+        } else if (found == HSM_KEY_NOT_FOUND || error->ckr == CKR_OK) {
+            /* What was found is not this key, or not this key alone: no other key's matter. */
             atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
             engine->keys_missing++;
-        } else if (found != HSM_KEY_MISMATCH && found != HSM_KEY_DEACTIVATED) {
+        } else {
             status = found; /* the token, not the key, is at fault: come again */
         }
     }

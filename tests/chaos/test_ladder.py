@@ -187,6 +187,26 @@ async def test_requests_for_a_destroyed_key_cost_no_other_key_an_answer(fresh_to
         assert not counters(manager)["down"]
 
 
+@one_loop
+@BOTH
+async def test_a_key_that_has_a_double_costs_no_other_key_an_answer(fresh_token, tmp_path, isolation):
+    """Which of the two is meant cannot be told: neither signs, and the search for the others goes on."""
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    chaos = Chaos(tmp_path, wrap(token))
+    async with opened(chaos.config(settings={"isolation": isolation})) as manager:
+        await manager.set_current_key_id(token.keys["other"].id)
+        engine, other = engine_of(manager), manager._key_index
+        await manager.set_current_key_id(token.keys["ed25519"].id)
+        double = {"name": "double", "kind": "ed25519", "label": token.keys["other"].label, "id": token.keys["other"].id}
+        await asyncio.to_thread(token.add_keys, [double])
+        for number in range(3):
+            chaos.fault("C_SignInit", "kill-all-sessions")
+            await signs(manager, b"current %d" % number)
+            with pytest.raises(hsmcore.HsmError):
+                await engine.submit(b"other %d" % number, 1.0, other)
+        assert not counters(manager)["down"]
+
+
 # ---- a token that was away -------------------------------------------------------------------------------------------
 
 
