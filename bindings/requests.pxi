@@ -269,16 +269,13 @@ cdef class Requests(Recorder):
     def abandon(self, future):
         """No caller waits for `future`, which is done: drop its requests, unless others follow them or a worker has begun."""
         self.abandoned += 1
-        # One look for all that leave in the same turn of the loop: each one looks at all slots.
         if self._open and not self._leaving and self._generation == hsm_fork_generation():
-            self._leaving = True
+            self._leaving = True  # one look for all that leave in the same turn of the loop: it costs a look at each slot
             self._loop.call_soon(self._drop_gone)
 
     def _drop_gone(self):
         cdef uint32_t slot
         self._leaving = False
-        if not self._open or self._generation != hsm_fork_generation():
-            return
         for slot in range(self._slots):
             if self._waiters[slot] != NULL and slot not in self._followers and _gone(<object>self._waiters[slot]):
                 hsm_client_cancel(self._client, slot)

@@ -154,6 +154,8 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
 bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);
 /* What a request ends with that could not be recovered from `status`: after a login that was refused, that. */
 hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status);
+/* Whether a session has signed since this worker's request failed before the last time: then the token answers. */
+bool hsm_token_answers(const hsm_worker *worker);
 /* Whether a request may go to a token that is down: one may now and then, as a probe. Waits, within the request's deadline,
  * for a probe that is under way. */
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
