@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import orjson
 
-from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint, history
 from hsmcore.audit.files import replace, sync, write_new
@@ -20,7 +19,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.retention import prunes
 from hsmcore.audit.sealer import Damaged, Sealer
-from hsmcore.audit.segment import Segment, consecutive, first_seq, segments
+from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, frame_table, segments
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
 
@@ -151,11 +150,28 @@ def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
         sealer.close()
         raise
     for segment, following in consecutive(ordered):
-        if segment.first < start.first and not segment.compressed and following:
-            blocks = list(index.sane(index.read(layout.index(segment.first)), segment.first))
-            if sum(block.length for block in blocks) == segment.path.stat().st_size:
-                sealer.note_full(segment.first, [block.length for block in blocks], following)
+        if segment.first < start.first and following and (lengths := _mend_index(layout, segment)):
+            sealer.note_full(segment.first, lengths, following)
     return sealer
+
+
+def _mend_index(layout: Layout, segment: Segment) -> list[int]:
+    """Make the index of a full segment again where a crash left it short, as when the last checkpoint ended with the
+    segment and the sealer had not seen yet that it is full. Returns the lengths of its blocks if the segment is to be
+    compressed. Raises OSError."""
+    path = layout.index(segment.first)
+    try:
+        if segment.compressed and index.has_rows(path, len(frame_table(segment.path))):  # a frame for each block
+            return []
+        blocks = [] if segment.compressed else list(index.sane(index.read(path), segment.first))
+        if not blocks or sum(block.length for block in blocks) != segment.path.stat().st_size:
+            blocks, whole = index.made(segment)
+            if not whole:
+                return []
+            replace(path, index.packed(blocks))
+    except SegmentError:
+        return []  # `audit verify` says what is wrong with it
+    return [] if segment.compressed else [block.length for block in blocks]
 
 
 def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
@@ -183,9 +199,16 @@ def pruned(held: list[Segment]) -> int:
 
 
 def rebuild(layout: Layout, size: int) -> None:
-    """Make the tiles of the first `size` records anew from the records. Raises AuditUnavailable, OSError."""
-    writer, tree = TileWriter(layout, Tiles(layout, 0)), MerkleTree()
-    for segment in segments(layout):
+    """Make the tiles of the first `size` records anew from the records; those of pruned records must be there. Raises
+    AuditUnavailable, SegmentError, OSError."""
+    ordered = segments(layout)
+    begin = min(max(ordered[0].first - 1, 0), size) if ordered else 0
+    try:
+        tiles = Tiles(layout, begin)
+        writer, tree = TileWriter(layout, tiles), tiles.tree()
+    except TileError as error:
+        refuse(layout, f"the tiles of records that were pruned cannot be made again ({error})")
+    for segment in ordered:
         for text in segment.chunks():
             used = 0
             while used < len(text) and tree.size < size:

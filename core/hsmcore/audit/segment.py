@@ -10,6 +10,7 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,6 +72,15 @@ class Segment:
 def segments(layout: Layout) -> list[Segment]:
     """The full ones in order, then the current one. A plain file wins over a compressed one beside it: a crash came
     between. Raises OSError."""
+    ordered: list[Segment] = []
+    for _ in range(3):  # the writer renames the current one, and makes the next one only then
+        ordered = _full_segments(layout)
+        with suppress(FileNotFoundError):
+            return [*ordered, Segment(first_seq(layout.log), layout.log)]
+    return ordered
+
+
+def _full_segments(layout: Layout) -> list[Segment]:
     found: dict[int, Segment] = {}
     if layout.segments.is_dir():
         for path in layout.segments.iterdir():
@@ -80,10 +90,7 @@ def segments(layout: Layout) -> list[Segment]:
                 first = int(number)
                 if plain or first not in found:
                     found[first] = Segment(first, path)
-    ordered = [found[first] for first in sorted(found)]
-    if layout.log.exists():
-        ordered.append(Segment(first_seq(layout.log), layout.log))
-    return ordered
+    return [found[first] for first in sorted(found)]
 
 
 def first_seq(path: Path) -> int:

@@ -154,7 +154,7 @@ class _Pass:
 
     def tile_problems(self, problems: Iterator[TileProblem]) -> None:
         for problem in problems:
-            self.trusted.find("tile", problem.problem, problem.first, problem.last, problem.path)
+            self.trusted.find("tile", problem.problem, problem.first, problem.last, problem.path, derived=True)
 
     def bad_line(self, why: str, segment: Segment, offset: int, line: bytes) -> bool:
         """Whether what cannot be read as the next record is no matter."""
@@ -182,7 +182,7 @@ class _Pass:
             while same < min(len(rows), len(expected)) and rows[same] == expected[same]:
                 same += 1
             first = expected[same].first if same < len(expected) else segment.first
-            self.trusted.find("index", f"row {same} is not what the records give", first, None, path)
+            self.trusted.find("index", f"row {same} is not what the records give", first, None, path, derived=True)
 
     def locate(self) -> None:
         """Something differs: say where."""
