@@ -17,7 +17,7 @@ from hsmcore.audit.checkpoint import Checkpoint, history
 from hsmcore.audit.files import replace, sync, write_new
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
-from hsmcore.audit.retention import prunes
+from hsmcore.audit.retention import VOID, pruned
 from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, frame_table, segments
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
@@ -127,6 +127,10 @@ def _remove_leftovers(layout: Layout) -> None:
             path.unlink()
         elif path.name.endswith(".jsonl.zst") and path.with_suffix("").exists():
             path.unlink()  # half of a compression: the plain file is whole
+    held = {segment.first for segment in segments(layout)}
+    for path in layout.segments.glob("*.idx"):
+        if path.stem.isdigit() and int(path.stem) not in held:
+            path.unlink()  # half of a pruning: its segment is gone
 
 
 def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
@@ -149,6 +153,7 @@ def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
     except BaseException:
         sealer.close()
         raise
+    sealer.prunes.clear()  # so far they are sealed
     for segment, following in consecutive(ordered):
         if segment.first < start.first and following and (lengths := _mend_index(layout, segment)):
             sealer.note_full(segment.first, lengths, following)
@@ -183,19 +188,10 @@ def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
     if before:
         end = before[-1].first - 1 + sum(chunk.count(b"\n") for chunk in before[-1].chunks())
     else:
-        end = pruned(held) if start.first > 1 else 0
+        end = pruned(layout, size) if start.first > 1 else 0
     if end != start.first - 1:
         refuse(layout, f"the records from {end + 1} to {start.first - 1} are missing")
     return start
-
-
-def pruned(held: list[Segment]) -> int:
-    """The last record that retention has removed, as the records that are left say; 0 if they say nothing."""
-    last = 0
-    for segment in held:
-        for text in segment.chunks():
-            last = max(last, prunes(text))
-    return last
 
 
 def rebuild(layout: Layout, size: int) -> None:
@@ -251,8 +247,24 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
         os.fsync(file.fileno())
     sealer.advance(sealer.size + count)
     opened.last_time_ns = _last_time(layout.log)
+    _disown_prunes(layout, opened)
     if opened.checkpoint is None and sealer.size:
         opened.events.append(("audit-adopted", {"records": sealer.size}))
+
+
+def _disown_prunes(layout: Layout, opened: Opened) -> None:
+    """Prune records behind the checkpoint led to no deletion, whoever wrote them: they must not count once they are
+    sealed. If records are gone all the same, somebody else has removed them."""
+    found = opened.sealer.prunes.items()
+    if not found:
+        return
+    size = 0 if opened.checkpoint is None else opened.checkpoint.size
+    ordered = segments(layout)
+    first = ordered[0].first if ordered else 0
+    if first - 1 > pruned(layout, size):
+        seq = found[-1][0]
+        refuse(layout, f"records 1 to {first - 1} are gone; record {seq} says so, but no checkpoint covers that record")
+    opened.events += [(VOID, {"first": seq, "last": seq}) for seq, _ in found]
 
 
 def _whole_lines(tail: bytes, seq: int) -> tuple[int, int]:
