@@ -19,9 +19,10 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.retention import VOID, pruned
 from hsmcore.audit.sealer import Damaged, Sealer
-from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, frame_table, segments
+from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, first_seq_of, frame_table, segments
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
+from hsmcore.ownership import adopt, make_folder
 
 
 @dataclass
@@ -49,11 +50,12 @@ def open_log(layout: Layout, origin: str | None) -> Opened:
     name = _origin(layout, origin)
     keys = read_keys(layout)
     checkpoint = _checkpoint(layout, name, keys)
-    layout.segments.mkdir(mode=0o700, exist_ok=True)
+    make_folder(layout.segments)
     _remove_leftovers(layout)
     if not layout.log.exists():
-        write_new(layout.log, b"", flags=os.O_EXCL)
+        write_new(layout.log, b"")
         sync(layout.log.parent)
+    adopt(layout.log, lambda file: not os.fstat(file).st_size or first_seq_of(file) > 0)  # of a crash of ours
     sealer = _sealer(layout, checkpoint)
     try:
         opened = Opened(name, sealer, checkpoint, keys)
@@ -288,7 +290,7 @@ def _is_record(line: bytes, seq: int) -> bool:
 def _set_aside(layout: Layout, rest: bytes, seq: int) -> dict[str, Any]:
     """Keep what a crash left, before it is cut off."""
     digest = hashlib.sha256(rest).hexdigest()
-    layout.lost.mkdir(mode=0o700, exist_ok=True)
+    make_folder(layout.lost)
     kept = layout.lost / f"{seq:020d}-{digest[:8]}"
     replace(kept, rest)
     return {"result": "ok", "bytes": len(rest), "sha256": digest, "file": f"{layout.lost.name}/{kept.name}"}

@@ -18,6 +18,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
+from hsmcore.ownership import adopt
 
 _CHUNK: Final = CHUNK_BYTES
 
@@ -124,6 +125,8 @@ class Sealer:
                 continue
             if first_seq_of(descriptor) == following:
                 self._full_until_here()
+                if path == log:
+                    adopt(log, lambda file: first_seq_of(file) == following)
                 self._use(Segment(following, path), descriptor)
                 return
             os.close(descriptor)

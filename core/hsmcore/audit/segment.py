@@ -20,13 +20,13 @@ import zstandard
 
 from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
+from hsmcore.ownership import make
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_FRAME_BYTES: Final = 1 << 27
 _SKIPPABLE: Final = 0x184D2A5E
 _SEEKABLE: Final = 0x8F92EAB1
 _LEVEL: Final = 3
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class SegmentError(ValueError):
@@ -176,7 +176,8 @@ def compress(layout: Layout, first: int, lengths: list[int]) -> None:
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
     beside = final.with_name(final.name + ".new")
     rows = b""
-    with plain.open("rb") as source, os.fdopen(os.open(beside, _NEW, 0o600), "wb") as target:
+    beside.unlink(missing_ok=True)
+    with plain.open("rb") as source, os.fdopen(make(beside), "wb") as target:
         for length in lengths:
             frame = compressor.compress(source.read(length))
             target.write(frame)

@@ -29,6 +29,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
+from hsmcore.ownership import make_folder
 
 T = TypeVar("T")
 
@@ -106,9 +107,9 @@ class Session:
         await self._intake.begin()
 
     def _open_files(self) -> Opened:
-        self._layout.log.parent.mkdir(parents=True, exist_ok=True)
-        self._layout.folder.mkdir(mode=0o700, exist_ok=True)
-        self._layout.spool.mkdir(mode=0o700, exist_ok=True)  # ours, also when the first command is another user's
+        make_folder(self._layout.log.parent, 0o777, parents=True)
+        make_folder(self._layout.folder)
+        make_folder(self._layout.spool)
         self._lock = FolderLock(self._layout.lock)
         opened = self._opened = open_log(self._layout, self._settings.origin)
         rules, log = self._settings, self._layout.log

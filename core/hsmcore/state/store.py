@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
@@ -24,12 +24,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.errors import HsmError, SystemFailure
+from hsmcore.ownership import make_empty, make_folder, open_or_make
 from hsmcore.state.schema import MIGRATIONS, SERIAL, VERSION
 
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
 """How long a transaction waits for another process's."""
+
+
+OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
 
 
 class StoreError(SystemFailure):
@@ -103,7 +107,10 @@ class Store:
     async def exclusively(self, role: str) -> AsyncIterator[None]:
         """Hold a role that one process at a time may have, such as "rotation". Raises StoreBusy at once if another
         process, or another task of this one, has it. It ends with the process, however that ends."""
-        descriptor = os.open(f"{self.path}.{role}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = open_or_make(Path(f"{self.path}.{role}.lock"))
+        except OSError as error:
+            raise StoreError(f"state store {self.path}: {error.filename}: {error.strerror}", hint=OWNER_HINT) from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,8 +131,9 @@ class Store:
 
 def _open(path: Path) -> tuple[Engine, Connection]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_folder(path.parent, parents=True)
+        with suppress(FileExistsError):
+            make_empty(path)
     except OSError as error:
         raise StoreError(f"state store {path}: {error.strerror}", call="open") from None
     url = URL.create("sqlite", database=str(path))
