@@ -252,6 +252,19 @@ async def test_an_index_that_a_kill_left_empty_is_made_again_and_its_segment_com
 
 
 @one_loop
+async def test_verify_says_which_records_no_checkpoint_vouched_for_at_first(tmp_path):
+    layout = await write_log(tmp_path / "audit.log", 50)
+    kept = layout.checkpoint.read_bytes()
+    layout.log.write_bytes(layout.log.read_bytes().replace(b'"result":"ok"', b'"result":"no"', 1))
+    shutil.rmtree(layout.folder / "tile")
+    layout.checkpoint.unlink()
+    layout.history.unlink()
+    await write_log(layout.log, 5)
+    assert any("the first 50 records" in note for note in verify(layout).notes)
+    assert [finding.kind for finding in verify(layout, Trust(against=[kept])).findings] == ["rewritten"]
+
+
+@one_loop
 async def test_old_records_go_and_proofs_stay(tmp_path, monkeypatch):
     path = tmp_path / "audit.log"
     layout = await write_log(path, 900)
