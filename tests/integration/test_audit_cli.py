@@ -12,6 +12,7 @@ import pytest
 from tests.support.audit_logs import copy_of, keys_of, put_text, text_of, write_log
 
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.segment import segments
 
 
@@ -61,6 +62,47 @@ def test_verify_says_where(original, copy):
     report = json.loads(audit("verify", copy.log, "--json", code=1).stdout)
     assert [(f["kind"], f["firstSeq"]) for f in report["findings"]] == [("changed", 50)]
     assert "CHANGED  record 50" in audit("verify", copy.log, code=1).stdout
+
+
+def full_tile(copy: Layout) -> Path:
+    return copy.tile(0, 1)
+
+
+@pytest.mark.parametrize("damage", ["an empty index", "a wrong index", "no index", "no tile", "a wrong tile"])
+def test_what_can_be_made_again_has_an_exit_code_of_its_own_and_is_made_again(original, copy, damage):
+    path = full_tile(copy) if damage.endswith("tile") else copy.index(segments(copy)[0].first)
+    data = path.read_bytes()
+    path.write_bytes(b"" if "empty" in damage else bytes(reversed(data)))
+    if damage.startswith("no "):
+        path.unlink()
+    [key] = keys_of(original)
+    report = json.loads(audit("verify", copy.log, "--key", key, "--json", code=3).stdout)
+    assert (report["ok"], report["status"], report["next"]) == (False, "derived", f"hsmcore audit mend {copy.log}")
+    mended = json.loads(audit("mend", copy.log, "--key", key, "--json").stdout)
+    assert (mended["ok"], mended["status"], mended["next"]) == (True, "ok", None)
+    assert path.read_bytes() == data
+
+
+def test_verify_says_what_makes_a_file_again(copy):
+    copy.index(segments(copy)[0].first).write_bytes(b"")
+    done = audit("verify", copy.log, code=3)
+    assert "DERIVED: the records are whole and sealed" in done.stdout
+    assert f"next: hsmcore audit mend {copy.log}" in done.stderr
+
+
+def test_nothing_is_made_again_from_records_that_were_changed(copy):
+    first = segments(copy)[0]
+    put_text(copy, first, text_of(first).replace(b'"result":"ok"', b'"result":"no"', 1))
+    copy.index(first.first).write_bytes(b"")
+    full_tile(copy).write_bytes(b"")
+    report = json.loads(audit("verify", copy.log, "--json", code=1).stdout)
+    assert (report["status"], report["next"]) == ("failed", None)
+    before = {path: path.read_bytes() for path in copy.folder.rglob("*") if path.is_file() and path != copy.lock}
+    assert json.loads(audit("mend", copy.log, "--json", code=1).stdout)["status"] == "failed"
+    assert {path: path.read_bytes() for path in before} == before
+    log_lock = FolderLock(copy.lock)
+    assert "is writing it" in audit("mend", copy.log, code=1).stderr
+    log_lock.release()
 
 
 def test_an_older_copy_is_found_with_a_known_checkpoint(original, tmp_path):

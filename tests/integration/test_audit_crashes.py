@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from tests.support.loops import one_loop
 import hsmcore
 from hsmcore._native import Journal
 from hsmcore.audit import AuditLog, session, tagged
+from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.recover import open_log
@@ -222,6 +226,42 @@ async def test_tiles_and_index_are_made_again_from_the_records(tmp_path):
     report = verify(layout)
     assert report.ok, report.findings
     assert report.records == 1200
+
+
+def killed_at_a_segment_s_end(path: Path) -> tuple[Layout, Path]:
+    """A log that ends as in audit_segment_end, and the index of its full segment."""
+    done = subprocess.run([sys.executable, "-m", "tests.support.audit_segment_end", str(path)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    layout = Layout(path)
+    full, newest = segments(layout)
+    assert layout.index(full.first).stat().st_size == 0
+    assert Checkpoint.parse(layout.checkpoint.read_bytes()).size == newest.first - 1
+    return layout, layout.index(full.first)
+
+
+@one_loop
+async def test_an_index_that_a_kill_left_empty_is_made_again_and_its_segment_compressed(tmp_path):
+    layout, path = killed_at_a_segment_s_end(tmp_path / "audit.log")
+    await write_log(layout.log, 10)
+    report = verify(layout)
+    assert report.ok, report.findings
+    assert path.stat().st_size > 0
+    assert segments(layout)[0].compressed
+    await write_log(layout.log, 10)
+    assert verify(layout).ok
+
+
+@one_loop
+async def test_verify_says_which_records_no_checkpoint_vouched_for_at_first(tmp_path):
+    layout = await write_log(tmp_path / "audit.log", 50)
+    kept = layout.checkpoint.read_bytes()
+    layout.log.write_bytes(layout.log.read_bytes().replace(b'"result":"ok"', b'"result":"no"', 1))
+    shutil.rmtree(layout.folder / "tile")
+    layout.checkpoint.unlink()
+    layout.history.unlink()
+    await write_log(layout.log, 5)
+    assert any("the first 50 records" in note for note in verify(layout).notes)
+    assert [finding.kind for finding in verify(layout, Trust(against=[kept])).findings] == ["rewritten"]
 
 
 @one_loop

@@ -295,6 +295,14 @@ async def test_an_empty_file_is_a_new_log(tmp_path):
 
 
 @one_loop
+async def test_a_relative_path_means_the_folder_that_the_process_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("audit.log", "some/where/audit.log"):
+        assert (await reopened(Path(name)))[0] == [1, 2]
+        assert (tmp_path / name).stat().st_size > 0
+
+
+@one_loop
 async def test_a_long_log_is_read_in_pieces(tmp_path):
     path = tmp_path / "audit.log"
     log = AuditLog(str(path))

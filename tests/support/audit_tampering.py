@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import time
 from pathlib import Path
 
+import orjson
 from tests.support.audit_logs import copy_of, keys_of, line_places, put_text, text_of, write_log
 
+from hsmcore.audit import record
 from hsmcore.audit.findings import Report
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.recover import rebuild
@@ -131,11 +134,32 @@ def remove_file(_world: World, copy: Layout, dice: random.Random) -> None:
     dice.choice(needed).unlink()
 
 
+def forge_prune(world: World, copy: Layout, dice: random.Random) -> int:
+    """Delete the oldest segments and say behind the last checkpoint, as the log itself would, that they were pruned."""
+    *full, _newest = segments(copy)
+    gone = dice.randrange(1, len(full) + 1)
+    last = segments(copy)[gone].first - 1
+    for segment in full[:gone]:
+        segment.path.unlink()
+        if dice.random() < 0.5:
+            copy.index(segment.first).unlink()
+    with copy.log.open("ab") as file:
+        file.write(prune_line(world.layout, RECORDS + 1, last))
+    return dice.randrange(1, last + 1)
+
+
+def prune_line(layout: Layout, seq: int, last: int) -> bytes:
+    """What retention would record as number `seq`."""
+    [newest] = layout.log.read_bytes().splitlines()[-1:]
+    origin = {name: value for name, value in orjson.loads(newest).items() if name in ("user", "source")}
+    return record.line(seq, time.time_ns(), "audit-prune", {"first": 1, "last": last, "records": last}, origin)
+
+
 def tamper(world: World, folder: Path, number: int) -> None:
     dice = random.Random(number)
     copy = copy_of(world.layout, folder / "copy")
     before = [text_of(segment) for segment in segments(copy)]
-    kinds = [change_lines, change_lines, change_lines, cut_off, change_file, remove_file, replay]
+    kinds = [change_lines, change_lines, change_lines, cut_off, change_file, remove_file, replay, forge_prune]
     kind = kinds[number % len(kinds)]
     seq = kind(world, copy, dice)
     report = world.verify(copy)

@@ -12,7 +12,7 @@ from hsmcore._native import MerkleTree
 from hsmcore.audit.findings import Finding
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import Segment, SegmentError
-from hsmcore.audit.tiles import WIDTH, TileError, Tiles
+from hsmcore.audit.tiles import HASH, WIDTH, TileError, Tiles
 
 MAX_FINDINGS = 100
 
@@ -51,6 +51,13 @@ class Genuine:
         if not 1 <= seq <= self._tiles.size or not self.tile(0, (seq - 1) // WIDTH):
             return None
         return self._tiles.leaf(seq - 1)
+
+    def leaves(self, first: int, count: int) -> bytes | None:
+        """The hashes of `count` records from `first` on, all of one tile; None if they are not known."""
+        number, place = divmod(first - 1, WIDTH)
+        if not 1 <= first <= first + count - 1 <= self._tiles.size or not self.tile(0, number):
+            return None
+        return self._tiles.read(0, number)[place * HASH : (place + count) * HASH]
 
 
 def _lines(

@@ -1,9 +1,11 @@
-"""Writing so that it is still there after a crash."""
+"""Writing so that it is still there after a crash, and so that the owner of the log's folder can use it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from hsmcore.ownership import make
 
 
 def sync(path: Path) -> None:
@@ -22,19 +24,26 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def write_new(path: Path, data: bytes, *, mode: int = 0o600, flags: int = 0) -> None:
-    """Write a whole file, without making it durable."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | flags, mode)
+def write_new(path: Path, data: bytes) -> None:
+    """Write a whole new file, without making it durable. Raises FileExistsError if anything is there, OSError."""
+    descriptor = make(path)
     try:
         write_all(descriptor, data)
     finally:
         os.close(descriptor)
 
 
+def write_beside(path: Path, data: bytes) -> Path:
+    """The same as <name>.new, which is to take the place of `path`; returns it. One that a crash left is deleted."""
+    beside = path.with_name(path.name + ".new")
+    beside.unlink(missing_ok=True)
+    write_new(beside, data)
+    return beside
+
+
 def replace(path: Path, data: bytes) -> None:
     """Put a new content in the place of the old one: after a crash it is one or the other, whole."""
-    beside = path.with_name(path.name + ".new")
-    write_new(beside, data)
+    beside = write_beside(path, data)
     sync(beside)
     beside.replace(path)
     sync(path.parent)

@@ -9,17 +9,20 @@ Kind = Literal[
     "changed", "removed", "inserted", "reordered", "truncated", "unreadable", "tile", "index", "checkpoint", "key",
     "rewritten", "older", "foreign-log", "witness", "unsealed",
 ]  # fmt: skip
+Status = Literal["ok", "derived", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong: records `first` to `last` (None: no record in particular), in `where`."""
+    """Something that is wrong: records `first` to `last` (None: no record in particular), in `where`. `derived`: if the
+    records are whole, `where` is a file that can be made again from them."""
 
     kind: Kind
     text: str
     first: int | None = None
     last: int | None = None
     where: str | None = None
+    derived: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,10 +58,18 @@ class Report:
         """Whether nothing was found."""
         return not self.findings
 
+    @property
+    def status(self) -> Status:
+        """`derived`: the records are whole and sealed, and only files that are made from them are not."""
+        if self.ok:
+            return "ok"
+        return "derived" if all(finding.derived for finding in self.findings) else "failed"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "ok": self.ok,
+            "status": self.status,
             "origin": self.origin,
             "records": self.records,
             "unsealed": self.unsealed,

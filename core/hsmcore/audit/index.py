@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hsmcore._native import fnv1a
+from hsmcore._native import MerkleTree, fnv1a
+from hsmcore.audit.segment import Segment
 
 BLOCK: Final = 1024
 """Records in a block: sequence numbers from n * BLOCK + 1 on, as far as the segment has them."""
@@ -112,3 +113,34 @@ class BlockBuilder:
     def following(self) -> BlockBuilder:
         """The builder of the next block."""
         return BlockBuilder(self.first + self.count, self.offset + self.length)
+
+
+def packed(blocks: list[Block]) -> bytes:
+    """The rows as the file has them."""
+    return b"".join(block.pack() for block in blocks)
+
+
+def has_rows(path: Path, count: int) -> bool:
+    """Whether an index has so many rows. Raises OSError."""
+    return path.exists() and path.stat().st_size == count * _ROW.size
+
+
+def made(segment: Segment) -> tuple[list[Block], bool]:
+    """The rows that the lines of a segment give, and whether all of its text is records. Raises SegmentError,
+    OSError."""
+    scanner, builder, blocks = MerkleTree(), BlockBuilder(segment.first, 0), []
+    for text in segment.chunks():
+        used = 0
+        while used < len(text):
+            following = builder.first + builder.count
+            why, consumed, _, summary = scanner.scan(text, used, following, builder.room)
+            builder.add(consumed, summary)
+            used += consumed
+            if builder.room == 0:
+                blocks.append(builder.block())
+                builder = builder.following()
+            if why not in ("end", "limit"):
+                return blocks, False
+    if builder.count:
+        blocks.append(builder.block())
+    return blocks, True

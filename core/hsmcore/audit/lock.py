@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from hsmcore.errors import AuditUnavailable
+from hsmcore.ownership import open_or_make
 
 
 class FolderInUse(AuditUnavailable):
@@ -21,7 +22,7 @@ class FolderLock:
     ) -> None:
         """Raises FolderInUse if another process, or another log of this one, has it; it says what that one is
         `doing`. Raises OSError."""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._file = open_or_make(path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
@@ -24,6 +24,15 @@ from hsmcore.members.base import Member
 
 if TYPE_CHECKING:
     from hsmcore.config import KeyManagerConfig
+
+
+_OWNER_HINT: Final = "The log and all files in its folder must belong to the key manager's user: chown them."
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 class AuditLog:
@@ -112,8 +121,9 @@ class AuditLog:
             await session.open()
         except (OSError, TileError, SegmentError) as error:
             await session.close()
-            what = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            raise AuditUnavailable(f"audit log {self._layout.log}: {what}", call="open") from None
+            problem = f"audit log {self._layout.log}: {_reason(error)}"
+            hint = _OWNER_HINT if isinstance(error, PermissionError) else None
+            raise AuditUnavailable(problem, hint=hint, call="open") from None
         except BaseException:
             await session.close()
             raise

@@ -12,17 +12,17 @@ from typing import Any, NoReturn
 
 import orjson
 
-from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint, history
 from hsmcore.audit.files import replace, sync, write_new
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
-from hsmcore.audit.retention import prunes
+from hsmcore.audit.retention import VOID, pruned
 from hsmcore.audit.sealer import Damaged, Sealer
-from hsmcore.audit.segment import Segment, consecutive, first_seq, segments
+from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, first_seq_of, frame_table, segments
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
+from hsmcore.ownership import adopt, make_folder
 
 
 @dataclass
@@ -50,11 +50,12 @@ def open_log(layout: Layout, origin: str | None) -> Opened:
     name = _origin(layout, origin)
     keys = read_keys(layout)
     checkpoint = _checkpoint(layout, name, keys)
-    layout.segments.mkdir(mode=0o700, exist_ok=True)
+    make_folder(layout.segments)
     _remove_leftovers(layout)
     if not layout.log.exists():
-        write_new(layout.log, b"", flags=os.O_EXCL)
+        write_new(layout.log, b"")
         sync(layout.log.parent)
+    adopt(layout.log, lambda file: not os.fstat(file).st_size or first_seq_of(file) > 0)  # of a crash of ours
     sealer = _sealer(layout, checkpoint)
     try:
         opened = Opened(name, sealer, checkpoint, keys)
@@ -128,6 +129,10 @@ def _remove_leftovers(layout: Layout) -> None:
             path.unlink()
         elif path.name.endswith(".jsonl.zst") and path.with_suffix("").exists():
             path.unlink()  # half of a compression: the plain file is whole
+    held = {segment.first for segment in segments(layout)}
+    for path in layout.segments.glob("*.idx"):
+        if path.stem.isdigit() and int(path.stem) not in held:
+            path.unlink()  # half of a pruning: its segment is gone
 
 
 def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
@@ -150,12 +155,30 @@ def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
     except BaseException:
         sealer.close()
         raise
+    sealer.prunes.clear()  # so far they are sealed
     for segment, following in consecutive(ordered):
-        if segment.first < start.first and not segment.compressed and following:
-            blocks = list(index.sane(index.read(layout.index(segment.first)), segment.first))
-            if sum(block.length for block in blocks) == segment.path.stat().st_size:
-                sealer.note_full(segment.first, [block.length for block in blocks], following)
+        if segment.first < start.first and following and (lengths := _mend_index(layout, segment)):
+            sealer.note_full(segment.first, lengths, following)
     return sealer
+
+
+def _mend_index(layout: Layout, segment: Segment) -> list[int]:
+    """Make the index of a full segment again where a crash left it short, as when the last checkpoint ended with the
+    segment and the sealer had not seen yet that it is full. Returns the lengths of its blocks if the segment is to be
+    compressed. Raises OSError."""
+    path = layout.index(segment.first)
+    try:
+        if segment.compressed and index.has_rows(path, len(frame_table(segment.path))):  # a frame for each block
+            return []
+        blocks = [] if segment.compressed else list(index.sane(index.read(path), segment.first))
+        if not blocks or sum(block.length for block in blocks) != segment.path.stat().st_size:
+            blocks, whole = index.made(segment)
+            if not whole:
+                return []
+            replace(path, index.packed(blocks))
+    except SegmentError:
+        return []  # `audit verify` says what is wrong with it
+    return [] if segment.compressed else [block.length for block in blocks]
 
 
 def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
@@ -167,25 +190,23 @@ def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
     if before:
         end = before[-1].first - 1 + sum(chunk.count(b"\n") for chunk in before[-1].chunks())
     else:
-        end = pruned(held) if start.first > 1 else 0
+        end = pruned(layout, size) if start.first > 1 else 0
     if end != start.first - 1:
         refuse(layout, f"the records from {end + 1} to {start.first - 1} are missing")
     return start
 
 
-def pruned(held: list[Segment]) -> int:
-    """The last record that retention has removed, as the records that are left say; 0 if they say nothing."""
-    last = 0
-    for segment in held:
-        for text in segment.chunks():
-            last = max(last, prunes(text))
-    return last
-
-
 def rebuild(layout: Layout, size: int) -> None:
-    """Make the tiles of the first `size` records anew from the records. Raises AuditUnavailable, OSError."""
-    writer, tree = TileWriter(layout, Tiles(layout, 0)), MerkleTree()
-    for segment in segments(layout):
+    """Make the tiles of the first `size` records anew from the records; those of pruned records must be there. Raises
+    AuditUnavailable, SegmentError, OSError."""
+    ordered = segments(layout)
+    begin = min(max(ordered[0].first - 1, 0), size) if ordered else 0
+    try:
+        tiles = Tiles(layout, begin)
+        writer, tree = TileWriter(layout, tiles), tiles.tree()
+    except TileError as error:
+        refuse(layout, f"the tiles of records that were pruned cannot be made again ({error})")
+    for segment in ordered:
         for text in segment.chunks():
             used = 0
             while used < len(text) and tree.size < size:
@@ -228,8 +249,24 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
         os.fsync(file.fileno())
     sealer.advance(sealer.size + count)
     opened.last_time_ns = _last_time(layout.log)
+    _disown_prunes(layout, opened)
     if opened.checkpoint is None and sealer.size:
         opened.events.append(("audit-adopted", {"records": sealer.size}))
+
+
+def _disown_prunes(layout: Layout, opened: Opened) -> None:
+    """Prune records behind the checkpoint led to no deletion, whoever wrote them: they must not count once they are
+    sealed. If records are gone all the same, somebody else has removed them."""
+    found = opened.sealer.prunes.items()
+    if not found:
+        return
+    size = 0 if opened.checkpoint is None else opened.checkpoint.size
+    ordered = segments(layout)
+    first = ordered[0].first if ordered else 0
+    if first - 1 > pruned(layout, size):
+        seq = found[-1][0]
+        refuse(layout, f"records 1 to {first - 1} are gone; record {seq} says so, but no checkpoint covers that record")
+    opened.events += [(VOID, {"first": seq, "last": seq}) for seq, _ in found]
 
 
 def _whole_lines(tail: bytes, seq: int) -> tuple[int, int]:
@@ -253,7 +290,7 @@ def _is_record(line: bytes, seq: int) -> bool:
 def _set_aside(layout: Layout, rest: bytes, seq: int) -> dict[str, Any]:
     """Keep what a crash left, before it is cut off."""
     digest = hashlib.sha256(rest).hexdigest()
-    layout.lost.mkdir(mode=0o700, exist_ok=True)
+    make_folder(layout.lost)
     kept = layout.lost / f"{seq:020d}-{digest[:8]}"
     replace(kept, rest)
     return {"result": "ok", "bytes": len(rest), "sha256": digest, "file": f"{layout.lost.name}/{kept.name}"}

@@ -1,40 +1,79 @@
 """Letting old records go, as C2SP tlog-tiles prunes: whole segments from the beginning, never a hash.
 
 The tiles stay, so the tree, its checkpoints and every proof stay valid, also those of records that are gone.
+
+The order is: `audit-prune` is recorded, then sealed, and only then the files go. So a prune record counts only below a
+checkpoint; one that no checkpoint covers has never led to a deletion. Anybody who can write the files can forge lines
+behind the last checkpoint. Therefore a key manager makes only prune records of its own count: for any other that it is
+about to seal it records `audit-prune-void`, under the same checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
+from hsmcore._native import MerkleTree
 from hsmcore.audit import index
+from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.diagnose import Genuine
 from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.query import parsed
-from hsmcore.audit.segment import segments
+from hsmcore.audit.query import Query, parsed
+from hsmcore.audit.segment import Segment, segments
+from hsmcore.audit.tiles import WIDTH
 
-_MARK = b'"operation":"audit-prune"'
+PRUNE: Final = "audit-prune"
+VOID: Final = "audit-prune-void"
+_MARK: Final = b'"operation":"audit-prune'  # both begin with it
+MOST_SEGMENTS: Final = 8
+"""Segments that one call of `expired` reads: the thread that seals waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Records from `first` to `last` that are all older than they need to be."""
+    """Records from `first` to `last` that are all older than they need to be. `more`: there may be others."""
 
     first: int
     last: int
+    more: bool = False
 
 
-def expired(layout: Layout, before_ns: int) -> Expired | None:
-    """The full segments at the beginning whose records are all older than `before_ns`. Raises OSError."""
-    first = last = 0
+def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired | None:
+    """The full segments at the beginning whose records are all older than `before_ns` and covered by `checkpoint`.
+    Raises SegmentError, OSError."""
+    genuine = Genuine(layout, checkpoint.size, checkpoint.root)
+    first = last = count = 0
     for segment in segments(layout):
         if segment.path == layout.log:
             break
+        if count == MOST_SEGMENTS:
+            return Expired(first, last, more=True)
         blocks = list(index.sane(index.read(layout.index(segment.first)), segment.first))
         if not blocks or any(block.max_time_ns >= before_ns for block in blocks):
             break
-        first, last = first or segment.first, blocks[-1].first + blocks[-1].count - 1
+        # The index is no evidence: it only spares reading a segment that is not old enough.
+        end = _sealed_before(segment, before_ns, genuine)
+        if end is None:
+            break
+        first, last, count = first or segment.first, end, count + 1
     return Expired(first, last) if last else None
+
+
+def _sealed_before(segment: Segment, before_ns: int, genuine: Genuine) -> int | None:
+    """The last record of a segment whose lines are all older and what was sealed; None if one is not."""
+    scanner, following = MerkleTree(), segment.first
+    for text in segment.chunks():
+        used = 0
+        while used < len(text):
+            most = WIDTH - (following - 1) % WIDTH
+            why, consumed, leaves, (count, _, newest, *_rest) = scanner.scan(text, used, following, most)
+            if why not in ("end", "limit") or newest >= before_ns or leaves != genuine.leaves(following, count):
+                return None
+            used += consumed
+            following += count
+    return following - 1
 
 
 def remove(layout: Layout, old: Expired) -> None:
@@ -43,15 +82,55 @@ def remove(layout: Layout, old: Expired) -> None:
         if segment.first <= old.last and segment.path != layout.log:
             segment.path.unlink()
             layout.index(segment.first).unlink(missing_ok=True)
-    sync(layout.segments)
+            sync(layout.segments)  # one after the other: a power failure leaves no hole in the middle
 
 
-def prunes(text: bytes) -> int:
-    """The last record that any record in `text` says was removed; 0 if none does."""
-    last = 0
-    if _MARK in text:
-        for line in text.split(b"\n"):
-            if _MARK in line and (record := parsed(line)) is not None and record.get("operation") == "audit-prune":
-                value = record.get("last")
-                last = max(last, value if type(value) is int else 0)
-    return last
+class Prunes:
+    """The prune records in lines that are taken in order, without those that a later record calls void."""
+
+    def __init__(self) -> None:
+        self._last_of: dict[int, int] = {}
+
+    def take(self, text: bytes) -> None:
+        """Take whole lines."""
+        if _MARK in text:
+            for line in text.split(b"\n"):
+                if _MARK in line and (record := parsed(line)) is not None:
+                    self.add(record)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take one record."""
+        operation, first, last = record.get("operation"), record.get("first"), record.get("last")
+        if operation == PRUNE:
+            self._last_of[record["seq"]] = last if type(last) is int else 0
+        elif operation == VOID and type(first) is int and type(last) is int:
+            self._last_of = {seq: last_of for seq, last_of in self._last_of.items() if not first <= seq <= last}
+
+    def items(self) -> list[tuple[int, int]]:
+        """The number of each record and the last record that it says was removed."""
+        return list(self._last_of.items())
+
+    @property
+    def last(self) -> int:
+        """The last record that any of them says was removed; 0 if there is none."""
+        return max(self._last_of.values(), default=0)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._last_of.clear()
+
+
+def pruned(layout: Layout, size: int) -> int:
+    """The last record that was pruned, as the records below a checkpoint over `size` records say; 0 if they say
+    nothing. The lines are not verified here. Raises SegmentError, OSError."""
+    found = [
+        record
+        for operation in (PRUNE, VOID)
+        for block in Query(layout, None, None, {"operation": operation}).blocks()
+        for record in block
+        if record["seq"] <= size
+    ]
+    prunes = Prunes()
+    for record in sorted(found, key=lambda record: int(record["seq"])):
+        prunes.add(record)
+    return prunes.last

@@ -15,8 +15,10 @@ from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.files import replace, sync, write_all, write_new
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
+from hsmcore.ownership import adopt
 
 _CHUNK: Final = CHUNK_BYTES
 
@@ -49,6 +51,8 @@ class Sealer:
         self.tree: MerkleTree = tiles.tree()
         self._tiles = TileWriter(layout, tiles)
         self._full: list[tuple[int, list[int], int]] = []
+        self.prunes = Prunes()
+        """The prune records that no checkpoint covers yet."""
         self._file = -1
         self._open(segment)
 
@@ -83,8 +87,8 @@ class Sealer:
             self._take(text[: newline + 1], size)
 
     def _take(self, text: bytes, size: int) -> None:
-        used = 0
-        while used < len(text) and self.size < size:
+        used, why = 0, "end"
+        while used < len(text) and self.size < size and why in ("end", "limit"):
             why, consumed, leaves, summary = self.tree.scan(
                 text, used, self.size + 1, min(self._block.room, size - self.size)
             )
@@ -94,8 +98,9 @@ class Sealer:
             self.offset += consumed
             if self._block.room == 0:
                 self._end_block()
-            if why not in ("end", "limit"):
-                raise Damaged(self.segment, self.offset, self.size + 1, why)
+        self.prunes.take(text[:used])
+        if why not in ("end", "limit"):
+            raise Damaged(self.segment, self.offset, self.size + 1, why)
 
     def _end_block(self) -> None:
         if self._block.count:
@@ -120,6 +125,8 @@ class Sealer:
                 continue
             if first_seq_of(descriptor) == following:
                 self._full_until_here()
+                if path == log:
+                    adopt(log, lambda file: first_seq_of(file) == following)
                 self._use(Segment(following, path), descriptor)
                 return
             os.close(descriptor)
@@ -140,7 +147,7 @@ class Sealer:
         self._full.append((first, lengths, following))
 
     def _write_index(self) -> None:
-        rows = b"".join(block.pack() for block in self._blocks[self._indexed :])
+        rows = index.packed(self._blocks[self._indexed :])
         path = self._layout.index(self.segment.first)
         if not self._started:
             replace(path, rows)  # whatever was there is made anew
@@ -175,6 +182,7 @@ class Sealer:
         replace(layout.checkpoint, checkpoint.note)
         if fresh:
             sync(layout.folder)
+        self.prunes.clear()
 
     def compress_full(self, size: int) -> None:
         """Compress the full segments whose records are all among the `size` of a signed checkpoint."""

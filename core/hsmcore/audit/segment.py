@@ -10,6 +10,7 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +20,13 @@ import zstandard
 
 from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
+from hsmcore.ownership import make
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_FRAME_BYTES: Final = 1 << 27
 _SKIPPABLE: Final = 0x184D2A5E
 _SEEKABLE: Final = 0x8F92EAB1
 _LEVEL: Final = 3
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class SegmentError(ValueError):
@@ -71,6 +72,15 @@ class Segment:
 def segments(layout: Layout) -> list[Segment]:
     """The full ones in order, then the current one. A plain file wins over a compressed one beside it: a crash came
     between. Raises OSError."""
+    ordered: list[Segment] = []
+    for _ in range(3):  # the writer renames the current one, and makes the next one only then
+        ordered = _full_segments(layout)
+        with suppress(FileNotFoundError):
+            return [*ordered, Segment(first_seq(layout.log), layout.log)]
+    return ordered
+
+
+def _full_segments(layout: Layout) -> list[Segment]:
     found: dict[int, Segment] = {}
     if layout.segments.is_dir():
         for path in layout.segments.iterdir():
@@ -80,10 +90,7 @@ def segments(layout: Layout) -> list[Segment]:
                 first = int(number)
                 if plain or first not in found:
                     found[first] = Segment(first, path)
-    ordered = [found[first] for first in sorted(found)]
-    if layout.log.exists():
-        ordered.append(Segment(first_seq(layout.log), layout.log))
-    return ordered
+    return [found[first] for first in sorted(found)]
 
 
 def first_seq(path: Path) -> int:
@@ -169,7 +176,8 @@ def compress(layout: Layout, first: int, lengths: list[int]) -> None:
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
     beside = final.with_name(final.name + ".new")
     rows = b""
-    with plain.open("rb") as source, os.fdopen(os.open(beside, _NEW, 0o600), "wb") as target:
+    beside.unlink(missing_ok=True)
+    with plain.open("rb") as source, os.fdopen(make(beside), "wb") as target:
         for length in lengths:
             frame = compressor.compress(source.read(length))
             target.write(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.note import VerifierKey, signed
 from hsmcore.audit.recover import Opened, add_key, open_log
-from hsmcore.audit.sealer import Damaged
+from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import SegmentError, first_seq
 from hsmcore.audit.shipping import Shipping
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
@@ -28,6 +29,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
+from hsmcore.ownership import make_folder
 
 T = TypeVar("T")
 
@@ -77,6 +79,8 @@ class Session:
         self._errno = 0
         self._dropped = 0
         self._pruned_at: float | None = None
+        self._own_prunes: dict[int, int] = {}
+        """The prune records of this session, and up to which record each prunes."""
         self._durable_seq = 0
         self.origin = ""
         self.keep_from: Shipping | None = None
@@ -94,18 +98,18 @@ class Session:
         self._durable_seq = opened.sealer.size
         if self.journal is not None:
             self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
+        for operation, fields in opened.events:
+            self.record(operation, fields)
         key = self._settings.signing_key
         if key is None or key.file is not None:
             path = self._layout.default_key if key is None or key.file is None else Path(key.file)
             await self.use(await self._run(lambda: FileSigner.load(path, self.origin)))
-        for operation, fields in opened.events:
-            self.record(operation, fields)
         await self._intake.begin()
 
     def _open_files(self) -> Opened:
-        self._layout.log.parent.mkdir(parents=True, exist_ok=True)
-        self._layout.folder.mkdir(mode=0o700, exist_ok=True)
-        self._layout.spool.mkdir(mode=0o700, exist_ok=True)  # ours, also when the first command is another user's
+        make_folder(self._layout.log.parent, 0o777, parents=True)
+        make_folder(self._layout.folder)
+        make_folder(self._layout.spool)
         self._lock = FolderLock(self._layout.lock)
         opened = self._opened = open_log(self._layout, self._settings.origin)
         rules, log = self._settings, self._layout.log
@@ -334,6 +338,7 @@ class Session:
                 return
             sealer = opened.sealer
             await self._run(lambda: sealer.advance(size))
+            await self._disown_prunes(sealer)
             bare = await self._run(lambda: sealer.finish(self.origin))
             note = signed(bare.text, signer.key, await signer.sign(bare.text))
             checkpoint = Checkpoint(bare.origin, bare.size, bare.root, note)
@@ -342,22 +347,45 @@ class Session:
             if self._settings.compress:
                 await self._run(lambda: sealer.compress_full(checkpoint.size))
 
+    async def _disown_prunes(self, sealer: Sealer) -> None:
+        """No checkpoint may make a prune record count that this log's own retention did not write: whoever can write
+        the file has put it there. Raises AuditUnavailable."""
+        while foreign := [seq for seq, last in sealer.prunes.items() if self._own_prunes.get(seq) != last]:
+            get_logger().error(
+                "the audit log holds prune records of another's", file=str(self._layout.log), seq=foreign
+            )
+            for seq in foreign:
+                self.record(retention.VOID, {"first": seq, "last": seq})
+            size = self.last_seq
+            await self.durable(size)
+            if self.journal is None or self._durable_seq < size:
+                raise AuditUnavailable(f"audit log {self._layout.log}: record {foreign[0]} cannot be called void")
+            await self._run(functools.partial(sealer.advance, size))
+
     async def _prune(self) -> None:
         days, now = self._settings.retain_days, time.monotonic()
         if days is None or (self._pruned_at is not None and now - self._pruned_at < _PRUNE_SECONDS):
             return
         self._pruned_at = now
         before = time.time_ns() - days * 86_400 * 10**9
-        old = await self._run(lambda: retention.expired(self._layout, before))
+        newest = self.checkpoint
+        if newest is None:
+            return
+        old = await self._run(lambda: retention.expired(self._layout, before, newest))
         shipped = None if self.keep_from is None else self.keep_from.everywhere
         if old is None or (shipped is not None and shipped < old.last):
             return
         # First said and sealed, then done: whoever verifies must find that it was meant.
-        self.record("audit-prune", {"first": old.first, "last": old.last, "records": old.last - old.first + 1})
-        await self.durable(self.last_seq)
+        seq = self.record(retention.PRUNE, {"first": old.first, "last": old.last, "records": old.last - old.first + 1})
+        if seq is None:
+            return
+        self._own_prunes[seq] = old.last
+        await self.durable(seq)
         await self.seal()
-        if self.checkpoint is not None and self.checkpoint.size >= self.last_seq:
+        if self.checkpoint is not None and self.checkpoint.size >= seq:
             await self._run(lambda: retention.remove(self._layout, old))
+            if old.more:
+                self._pruned_at = None
 
     @property
     def keys(self) -> list[VerifierKey]:

@@ -13,6 +13,7 @@ from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
 from hsmcore.members.base import Member
+from hsmcore.ownership import make
 
 _PREFIX = "PRIVATE+KEY+"
 _HSM_SECONDS = 10.0
@@ -65,7 +66,7 @@ class FileSigner:
     def _make(cls, path: Path, name: str) -> FileSigner:
         signer = cls(name, SigningKey.generate())
         secret = base64.b64encode(bytes([ED25519]) + bytes(signer._secret)).decode()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = make(path)
         try:
             write_all(descriptor, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
             os.fsync(descriptor)

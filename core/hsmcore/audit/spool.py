@@ -24,10 +24,11 @@ from typing import Any, Final
 
 import orjson
 
-from hsmcore.audit.files import sync, write_all, write_new
+from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.record import cleaned, this_process
 from hsmcore.log import get_logger
+from hsmcore.ownership import make_folder, owns
 
 OPERATION: Final = "command"
 MAX_BYTES: Final = 1 << 16
@@ -36,20 +37,28 @@ _MODE: Final = 0o644
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
+def _made(path: Path) -> int:
+    # Not given to the folder's owner: the record names the file's own.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 class Intention:
     """What a command is about to do, on the disk. Blocks; for the command's own thread."""
 
     def __init__(self, layout: Layout, command: str, fields: Mapping[str, object]) -> None:
         """Raises OSError."""
-        layout.log.parent.mkdir(parents=True, exist_ok=True)
-        layout.folder.mkdir(mode=0o700, exist_ok=True)
-        layout.spool.mkdir(mode=0o700, exist_ok=True)
+        make_folder(layout.log.parent, 0o777, parents=True)
+        make_folder(layout.folder)
+        make_folder(layout.spool)
         self._begun = time.time_ns()
         self._fields = {"command": command, **fields}
         name = f"{self._begun:020d}-{os.getpid()}-{secrets.token_hex(4)}"
         self._pending = layout.spool / f"{name}.pending"
         self.path = layout.spool / f"{name}.json"
-        self._file = os.open(self._pending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.may_append = owns(layout.folder)
+        """Whether the command may take the record in itself: writing the log is for its folder's owner alone, as what
+        another user makes there may be of no use to that one."""
+        self._file = _made(self._pending)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             os.fchmod(self._file, _MODE)
@@ -69,9 +78,13 @@ class Intention:
         """Say how it ended. Raises OSError; then the record says that the end is not known."""
         try:
             beside = self._pending.with_suffix(".new")
-            write_new(beside, self._text(fields))
-            beside.chmod(_MODE)
-            sync(beside)
+            file = _made(beside)
+            try:
+                os.fchmod(file, _MODE)
+                write_all(file, self._text(fields))
+                os.fsync(file)
+            finally:
+                os.close(file)
             beside.replace(self._pending)
             with suppress(FileNotFoundError):  # taken in between the two
                 self._pending.rename(self.path)

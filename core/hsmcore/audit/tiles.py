@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.files import write_new
+from hsmcore.audit.files import write_beside
 from hsmcore.audit.layout import Layout
+from hsmcore.ownership import make_folder
 
 WIDTH: Final = 256
 HASH: Final = 32
@@ -180,13 +181,11 @@ class TileWriter:
     def _write(self, level: int, width: int, hashes: bytes) -> None:
         path = self._layout.tile(level, self._done[level], width)
         if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, mode=0o700)
+            make_folder(path.parent, parents=True)
             self._written.append(path.parent.parent)
         # What a signed checkpoint may rest on is never touched, and what a crash left half written is replaced whole.
         if not (path.exists() and path.read_bytes() == hashes):
-            beside = path.with_name(path.name + ".new")
-            write_new(beside, hashes)
-            beside.replace(path)
+            write_beside(path, hashes).replace(path)
         self._written += [path, path.parent]
 
     def finish(self) -> None:

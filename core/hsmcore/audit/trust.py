@@ -37,10 +37,18 @@ class Trusted:
             self.find("checkpoint", "there is no checkpoint that can be trusted", where=layout.checkpoint)
 
     def find(
-        self, kind: str, text: str, first: int | None = None, last: int | None = None, where: object = None
+        self,
+        kind: str,
+        text: str,
+        first: int | None = None,
+        last: int | None = None,
+        where: object = None,
+        *,
+        derived: bool = False,
     ) -> None:
+        place = None if where is None else str(where)
         self.report.findings.append(
-            Finding(kind, text, first, last, None if where is None else str(where))  # type: ignore[arg-type]  # literals
+            Finding(kind, text, first, last, place, derived)  # type: ignore[arg-type]  # literals
         )
 
     def _keys(self) -> list[VerifierKey]:

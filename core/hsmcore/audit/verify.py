@@ -17,7 +17,8 @@ from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.diagnose import diagnose
 from hsmcore.audit.findings import Finding, Report
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.retention import prunes
+from hsmcore.audit.query import parsed
+from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import Segment, SegmentError, segments
 from hsmcore.audit.tilecheck import TileCheck, TileProblem
 from hsmcore.audit.tiles import TileError, Tiles
@@ -26,14 +27,18 @@ from hsmcore.audit.trust import Trust, Trusted
 Progress = Callable[[int, int], None]
 """Called with the records done and the records there are."""
 _STEP: Final = 1024
+_ADOPTED: Final = b'"operation":"audit-adopted"'
 
 
 def verify(layout: Layout, trust: Trust | None = None, progress: Progress | None = None) -> Report:
     """Verify a log. Raises OSError where files cannot be read; everything else is in the report."""
     begun = time.perf_counter()
-    report = Report()
-    trusted = Trusted(layout, trust or Trust(), report)
-    _Pass(trusted, segments(layout), progress or (lambda _done, _all: None)).run()
+    while True:
+        before, report = segments(layout)[:1], Report()
+        trusted, ordered = Trusted(layout, trust or Trust(), report), segments(layout)
+        if before == ordered[:1]:
+            break  # else a key manager has pruned meanwhile, which the checkpoint that was read may not know of
+    _Pass(trusted, ordered, progress or (lambda _done, _all: None)).run()
     report.seconds = time.perf_counter() - begun
     return report
 
@@ -57,7 +62,7 @@ class _Pass:
         self.broken = False
         self.failure: tuple[str, str, object] = ("changed", "the records do not give the signed root", None)
         self.tiles = TileCheck(trusted.layout, self.size)
-        self.prunes = 0
+        self.prunes, self.unsealed_prunes = Prunes(), Prunes()
 
     def run(self) -> None:
         self.begin()
@@ -115,7 +120,7 @@ class _Pass:
         blocks: list[index.Block] = []
         offset = 0
         for text in prefetched(segment.chunks()):
-            used = 0
+            used = sealed = 0
             while used < len(text):
                 why, consumed, leaves, summary = self.tree.scan(
                     text, used, self.tree.size + 1, min(builder.room, self.to_stop())
@@ -124,6 +129,7 @@ class _Pass:
                 builder.add(consumed, summary)
                 used += consumed
                 offset += consumed
+                sealed = used if self.tree.size <= self.size else sealed
                 if builder.room == 0:
                     blocks.append(builder.block())
                     builder = builder.following()
@@ -132,11 +138,13 @@ class _Pass:
                     if not self.broken:
                         self.good = (number, offset, self.tree.size + 1)
                         self.tile_problems(self.tiles.partial(newest=self.tree.size == self.size))
-                if why not in ("end", "limit") and not self.bad_line(why, segment, offset, text[used : used + 70000]):
+                if why not in ("end", "limit"):
+                    self.bad_line(why, segment, offset, text[used : used + 70000])
+                    self.take_own(text, sealed, used)
                     return
                 if self.broken:
                     return
-            self.prunes = max(self.prunes, prunes(text))
+            self.take_own(text, sealed, used)
             self.progress(self.tree.size, max(self.size, self.tree.size))
         if builder.count:
             blocks.append(builder.block())
@@ -154,10 +162,23 @@ class _Pass:
 
     def tile_problems(self, problems: Iterator[TileProblem]) -> None:
         for problem in problems:
-            self.trusted.find("tile", problem.problem, problem.first, problem.last, problem.path)
+            self.trusted.find("tile", problem.problem, problem.first, problem.last, problem.path, derived=True)
 
-    def bad_line(self, why: str, segment: Segment, offset: int, line: bytes) -> bool:
-        """Whether what cannot be read as the next record is no matter."""
+    def take_own(self, text: bytes, sealed: int, used: int) -> None:
+        """What the log says of itself. Only records that a checkpoint covers may explain what is gone: anybody can
+        write others."""
+        self.prunes.take(text[:sealed])
+        self.unsealed_prunes.take(text[sealed:used])
+        if _ADOPTED in text:
+            for record in filter(None, map(parsed, text[:sealed].split(b"\n"))):
+                if record.get("operation") == "audit-adopted":
+                    self.report.notes.append(
+                        f"record {record['seq']}: the first {record.get('records')} records were in the log before its "
+                        "first checkpoint, or that was taken away; only a checkpoint kept from before vouches for them"
+                    )
+
+    def bad_line(self, why: str, segment: Segment, offset: int, line: bytes) -> None:
+        """What follows cannot be read as the next record."""
         if self.tree.size < self.size:
             self.fail("changed", f"byte {offset} does not begin record {self.tree.size + 1}", segment.path)
         elif why == "torn" and segment.path == self.trusted.layout.log:
@@ -167,7 +188,6 @@ class _Pass:
         else:
             text = f"after the checkpoint, byte {offset} does not begin record {self.tree.size + 1}"
             self.trusted.find("unsealed", text, self.tree.size + 1, None, segment.path)
-        return False
 
     def check_index(self, segment: Segment, blocks: list[index.Block]) -> None:
         path = self.trusted.layout.index(segment.first)
@@ -182,7 +202,7 @@ class _Pass:
             while same < min(len(rows), len(expected)) and rows[same] == expected[same]:
                 same += 1
             first = expected[same].first if same < len(expected) else segment.first
-            self.trusted.find("index", f"row {same} is not what the records give", first, None, path)
+            self.trusted.find("index", f"row {same} is not what the records give", first, None, path, derived=True)
 
     def locate(self) -> None:
         """Something differs: say where."""
@@ -204,9 +224,14 @@ class _Pass:
         report.unsealed = max(0, size - self.size)
         report.root = self.trusted.latest.root if self.trusted.latest is not None else b""
         report.checkpoints = len(self.trusted.past)
-        if report.pruned and self.prunes < report.pruned and not self.broken:
-            text = f"records 1 to {report.pruned} are gone, and no record says that they were pruned"
+        if report.pruned and self.prunes.last < report.pruned and not self.broken:
+            text = f"records 1 to {report.pruned} are gone, and no sealed record says that they were pruned"
             self.trusted.find("removed", text, 1, report.pruned)
+        for seq, last in self.unsealed_prunes.items():
+            report.notes.append(
+                f"record {seq} says that records up to {last} are to be pruned; it counts for nothing, as no "
+                "checkpoint covers it"
+            )
         for known in self.trusted.known:
             if known.size > max(size, self.size):
                 text = (

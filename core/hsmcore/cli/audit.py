@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hsmcore.cli import audit_support as support
-from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json
+from hsmcore.cli.output import DERIVED, FAILED, BadUsage, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
 from hsmcore.errors import SystemFailure
 
@@ -49,7 +49,10 @@ def verify(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find every record that was changed, removed, inserted, moved or cut off, and say where. Exit code 1 if any was.
+    """Find every record that was changed, removed, inserted, moved or cut off, and say where.
+
+    Exit code 0: nothing was changed. 1: something was, or it cannot be said. 2: wrong usage. 3: the records are whole
+    and sealed, but an index or a tile is not what they give. That is no evidence; `hsmcore audit mend` makes it again.
 
     Keep a copy of a checkpoint elsewhere and give it with --against: only that shows an older copy put in the place of
     the log, or a log that was written anew with a stolen key.
@@ -67,29 +70,35 @@ def verify(
     known = [support.checkpoint(path).note for path in against or []]
     with support.Bar(as_json) as progress:
         report = support.reading(lambda: verify(layout, Trust(keys, witnesses, known), progress))
-    if as_json:
-        print_json(report.as_dict())
-    else:
-        print_fields(
-            {
-                "log": report.origin,
-                "records": report.records,
-                "not yet sealed": report.unsealed,
-                "kept as hashes only": report.pruned,
-                "checkpoints": report.checkpoints,
-                "root": report.root.hex() or "-",
-                "seconds": f"{report.seconds:.2f}",
-            }
-        )
-        for key_text in report.keys:
-            print(f"key  {key_text}")
-        for finding in report.findings:
-            print(f"{finding.kind.upper()}  {finding.text}" + (f"  ({finding.where})" if finding.where else ""))
-        print("OK: nothing was changed" if report.ok else f"FAILED: {len(report.findings)} finding(s)")
-        for text in report.notes:
-            note(f"note: {text}")
+    support.print_report(report, layout, as_json=as_json)
     if not report.ok:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(DERIVED if report.status == "derived" else FAILED)
+
+
+@app.command(short_help="Make index and tiles again from the records.")
+def mend(
+    folder: FolderArgument = None,
+    key: KeyOption = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a log; if only files differ that can be made again from the records, make them. Exit codes as those of
+    `audit verify`. Nothing is touched if the records are not whole, or while a key manager writes the log: that one
+    makes an index that is too short again when it starts.
+
+    Example: hsmcore audit mend /var/lib/hsmcore/audit.log
+    """
+    from hsmcore.audit.mend import mend
+    from hsmcore.audit.trust import Trust
+
+    keys = support.keys(key)
+    layout = support.layout(folder, config, state)
+    with support.Bar(as_json) as progress:
+        report = support.reading(lambda: mend(layout, Trust(keys), progress))
+    support.print_report(report, layout, as_json=as_json)
+    if not report.ok:
+        raise typer.Exit(DERIVED if report.status == "derived" else FAILED)
 
 
 @app.command(short_help="Write a proof that stands alone.")

@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsmcore.cli.output import BadUsage, note, print_json
+from hsmcore.cli.output import BadUsage, note, print_fields, print_json
 from hsmcore.cli.settings import load_config
 from hsmcore.errors import BadArgument, HsmError, SystemFailure
 
 if TYPE_CHECKING:
     from hsmcore.audit.checkpoint import Checkpoint
+    from hsmcore.audit.findings import Report
     from hsmcore.audit.layout import Layout
     from hsmcore.audit.note import VerifierKey
 
@@ -82,6 +83,38 @@ def reading(work: Callable[[], T]) -> T:
         if isinstance(error, BrokenPipeError):
             raise
         raise SystemFailure(f"{error.filename}: {error.strerror}", hint="Check that the log can be read.") from None
+
+
+def print_report(report: Report, layout: Layout, *, as_json: bool) -> None:
+    """What `audit verify` found, and what to do about a file that can be made again."""
+    next_step = f"hsmcore audit mend {layout.log}" if report.status == "derived" else None
+    if as_json:
+        print_json(report.as_dict() | {"next": next_step})
+        return
+    print_fields(
+        {
+            "log": report.origin,
+            "records": report.records,
+            "not yet sealed": report.unsealed,
+            "kept as hashes only": report.pruned,
+            "checkpoints": report.checkpoints,
+            "root": report.root.hex() or "-",
+            "seconds": f"{report.seconds:.2f}",
+        }
+    )
+    for key_text in report.keys:
+        print(f"key  {key_text}")
+    for finding in report.findings:
+        print(f"{finding.kind.upper()}  {finding.text}" + (f"  ({finding.where})" if finding.where else ""))
+    if report.ok:
+        print("OK: nothing was changed")
+    elif next_step is None:
+        print(f"FAILED: {len(report.findings)} finding(s)")
+    else:
+        print(f"DERIVED: the records are whole and sealed; {len(report.findings)} finding(s) in files made from them")
+        note(f"  next: {next_step} makes these files again (not while a key manager writes the log)")
+    for text in report.notes:
+        note(f"note: {text}")
 
 
 def check_proof(path: Path, keys: list[VerifierKey], folder: Path | None, *, as_json: bool) -> None:

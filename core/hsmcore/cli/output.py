@@ -12,6 +12,8 @@ from hsmcore.errors import ConfigurationError, HsmError
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2
+DERIVED: Final = 3
+"""Of `audit verify`: the records are whole and sealed, a file that can be made again from them is not."""
 INTERRUPTED: Final = 130
 
 

@@ -56,7 +56,8 @@ def _complete(rules: KeyManagerConfig, intention: Intention | None, fields: dict
         return
     try:
         intention.complete(fields)
-        asyncio.run(_append(rules))
+        if intention.may_append:
+            asyncio.run(_append(rules))
     except (HsmError, OSError) as error:
         # Not another exception: what was to be done is done.
         note(f"hsmcore: the command's record is not in the audit log yet: {error}")

@@ -23,6 +23,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.devices.yubihsm_chain import Anchor, Finding, LogEntry, verify_chain
 from hsmcore.errors import AuditUnavailable
+from hsmcore.ownership import make_folder, open_or_make
 
 _TAIL_BYTES: Final = 4096
 
@@ -64,7 +65,7 @@ class EntryStore:
 
     def __enter__(self) -> Self:
         """Raises AuditUnavailable if another process drains, or the files are unusable; OSError."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self._folder)
         self._lock = FolderLock(self._lock_path, "draining the device's log", "Wait until it has ended.")
         try:
             self._load()
@@ -123,7 +124,7 @@ class EntryStore:
     def keep(self, entries: Sequence[LogEntry], anchor: Anchor) -> None:
         """Have entries and anchor on the disk: what `drain` wants before the device forgets them. Raises OSError."""
         text = b"".join(orjson.dumps(entry.to_json() | {"serial": anchor.serial}) + b"\n" for entry in entries)
-        descriptor = os.open(self._entries, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = open_or_make(self._entries, os.O_WRONLY | os.O_APPEND)
         try:
             write_all(descriptor, text)
             os.fsync(descriptor)

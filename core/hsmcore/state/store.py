@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -32,12 +31,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.errors import HsmError, SystemFailure
+from hsmcore.ownership import make_empty, make_folder, open_or_make
 from hsmcore.state.schema import MIGRATIONS, SERIAL, VERSION
 
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
 """How long a transaction waits for another process's."""
+
+
+OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
 
 
 class StoreError(SystemFailure):
@@ -107,8 +110,12 @@ class Store:
     async def exclusively(self, role: str) -> AsyncIterator[None]:
         """Hold a role that one process at a time may have, such as "rotation". Raises StoreBusy at once if another
         process, or another task of this one, has it. It ends with the process, however that ends."""
-        lock = f"{self._database.file.path}.{role}.lock"  # the same one, whatever name this Store was opened by
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # The same one, whatever name this Store was opened by.
+        lock = Path(f"{self._database.file.path}.{role}.lock")
+        try:
+            descriptor = open_or_make(lock)
+        except OSError as error:
+            raise StoreError(f"state store {self.path}: {error.filename}: {error.strerror}", hint=OWNER_HINT) from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,10 +226,10 @@ def _file_at(path: Path, *, writes: bool) -> tuple[_File, bool]:
         raise StoreError(f"state store {path}: there is none yet", call="open")
     try:
         if writes:
-            real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(real.parent, parents=True)
             # Not open(): another thread may have the file open through SQLite before the descriptor is closed here.
             with suppress(FileExistsError):
-                os.mknod(real, stat.S_IFREG | 0o600)
+                make_empty(real)
         found = real.stat()
     except OSError as error:
         raise StoreError(f"state store {path}: {error.strerror}", call="open") from None

@@ -17,6 +17,7 @@ from hsmcore.audit.shipping.destination import Destination, ShippingError, Shipp
 from hsmcore.audit.shipping.follow import Follower
 from hsmcore.errors import AuditUnavailable
 from hsmcore.log import get_logger
+from hsmcore.ownership import make_folder
 
 POLL_SECONDS: Final = 0.2
 """How long a record may wait for being looked at."""
@@ -75,7 +76,7 @@ class Shipper:
         if self._follower is not None:
             return
         if self._lock is None:
-            self._layout.shipping.mkdir(mode=0o700, exist_ok=True)
+            make_folder(self._layout.shipping)
             self._lock = FolderLock(
                 self._cursor.lock, f"shipping it to {self.destination.kind}", "It ships what is left; see to that one."
             )

@@ -1,0 +1,223 @@
+"""Old records go only when the log itself says so under a checkpoint; nobody else's word makes it so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.support.audit_logs import copy_of, keys_of, settings, write_log
+from tests.support.audit_tampering import prune_line
+from tests.support.loops import one_loop
+
+import hsmcore
+from hsmcore.audit import AuditLog, index
+from hsmcore.audit.findings import Report
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.query import Query
+from hsmcore.audit.segment import segments
+from hsmcore.audit.trust import Trust
+from hsmcore.audit.verify import verify
+
+pytestmark = pytest.mark.integration
+RECORDS = 900
+LATER_NS = 40 * 86_400 * 10**9
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Layout:
+    return asyncio.run(write_log(tmp_path_factory.mktemp("audit") / "log" / "audit.log", RECORDS))
+
+
+@pytest.fixture
+def layout(original, tmp_path) -> Layout:
+    """A copy that a process can go on with."""
+    copy = copy_of(original, tmp_path / "copy")
+    shutil.copy(original.default_key, copy.log.parent)
+    return copy
+
+
+def operations(layout: Layout, name: str) -> list[dict]:
+    return [record for block in Query(layout, None, None, {"operation": name}).blocks() for record in block]
+
+
+def findings(report: Report) -> list[tuple[str, int | None, int | None]]:
+    return [(finding.kind, finding.first, finding.last) for finding in report.findings]
+
+
+def oldest(layout: Layout) -> int:
+    """The last record of the oldest segment."""
+    return segments(layout)[1].first - 1
+
+
+def forge(layout: Layout, seq: int) -> int:
+    """Say behind the last checkpoint that the oldest segment was pruned; returns its last record."""
+    last = oldest(layout)
+    with layout.log.open("ab") as file:
+        file.write(prune_line(layout, seq, last))
+    return last
+
+
+def remove_oldest(layout: Layout) -> None:
+    segment = segments(layout)[0]
+    segment.path.unlink()
+    layout.index(segment.first).unlink()
+
+
+async def pruned(layout: Layout, monkeypatch) -> None:
+    """Have the log's own retention prune it."""
+    with monkeypatch.context() as clock:
+        later = time.time_ns() + LATER_NS
+        clock.setattr(time, "time_ns", lambda: later)
+        log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
+        await log.open()
+        await log.durable(log.record("sign", result="ok"))
+        first = segments(layout)[0].first
+        async with asyncio.timeout(30):
+            while segments(layout)[0].first == first:  # noqa: ASYNC110  # a thread deletes it
+                await asyncio.sleep(0.01)
+        await log.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_forged_prune_record_explains_nothing(original, layout, tmp_path, kept):
+    last = forge(layout, RECORDS + 1)
+    remove_oldest(layout)
+    [key] = keys_of(original)
+    report = verify(layout, Trust(keys=[key], against=[original.checkpoint.read_bytes()] if kept else []))
+    assert findings(report) == [("removed", 1, last)]
+    assert any("counts for nothing" in note for note in report.notes)
+    command = [
+        sys.executable,
+        "-c",
+        "from hsmcore.cli import main; main()",
+        "audit",
+        "verify",
+        str(layout.log),
+        "--json",
+    ]
+    against = ["--against", str(original.checkpoint)] if kept else []
+    done = subprocess.run([*command, "--key", str(key), *against], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["status"] == "failed"
+
+
+@one_loop
+async def test_a_start_does_not_seal_a_forged_prune_record(layout):
+    last = forge(layout, RECORDS + 1)
+    remove_oldest(layout)
+    before = layout.checkpoint.read_bytes()
+    with pytest.raises(hsmcore.AuditUnavailable, match=f"records 1 to {last} are gone"):
+        await write_log(layout.log, 1)
+    assert layout.checkpoint.read_bytes() == before
+
+
+@one_loop
+async def test_a_start_does_not_believe_a_forged_prune_record_where_every_full_segment_is_gone(layout):
+    *full, newest = segments(layout)
+    with layout.log.open("ab") as file:
+        file.write(prune_line(layout, RECORDS + 1, newest.first - 1))
+    for segment in full:
+        segment.path.unlink()
+    with pytest.raises(hsmcore.AuditUnavailable, match=f"the records from 1 to {newest.first - 1} are missing"):
+        await write_log(layout.log, 1)
+
+
+@one_loop
+async def test_a_prune_record_that_a_crash_left_behind_or_somebody_forged_counts_for_nothing(layout, monkeypatch):
+    """Both look alike: it is there, no checkpoint covers it, and so nothing was deleted for it."""
+    forge(layout, RECORDS + 1)
+    assert verify(layout).ok
+    await write_log(layout.log, 5)
+    assert [(r["first"], r["last"]) for r in operations(layout, "audit-prune-void")] == [(RECORDS + 1, RECORDS + 1)]
+    report = verify(layout)
+    assert (report.findings, report.unsealed) == ([], 0)
+    held = copy_of(layout, layout.log.parent / "held")
+    remove_oldest(held)
+    assert findings(verify(held)) == [("removed", 1, oldest(layout))]
+    await pruned(layout, monkeypatch)
+    assert verify(layout).ok
+
+
+@one_loop
+async def test_a_prune_record_written_into_a_log_that_is_open_counts_for_nothing(layout):
+    log = AuditLog(str(layout.log), settings(checkpointEveryRecords=10**6))
+    await log.open()
+    await log.checkpoint()
+    seq = log.record("sign", result="ok", signature=bytes(300))
+    await log.durable(seq)
+    genuine = layout.log.read_bytes().splitlines(keepends=True)[-1]
+    forged = prune_line(layout, seq, oldest(layout)).removesuffix(b"}\n")
+    padding = b"x" * (len(genuine) - len(forged) - len(b',"tag":""}\n'))
+    forged += b',"tag":"' + padding + b'"}\n'
+    assert len(forged) == len(genuine)
+    with layout.log.open("r+b") as file:
+        file.seek(-len(genuine), os.SEEK_END)
+        file.write(forged)
+    await log.checkpoint()
+    await log.close()
+    assert [record["first"] for record in operations(layout, "audit-prune-void")] == [seq]
+    assert verify(layout).ok
+    last = oldest(layout)
+    remove_oldest(layout)
+    assert findings(verify(layout)) == [("removed", 1, last)]
+
+
+@one_loop
+async def test_a_forged_index_makes_retention_delete_nothing(layout):
+    for segment in segments(layout)[:-1]:
+        path = layout.index(segment.first)
+        rows = index.read(path)
+        old = [index.Block(b.first, b.offset, b.length, b.count, 1, 2, b.operations, b.keys) for b in rows]
+        path.write_bytes(b"".join(row.pack() for row in old))
+    log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
+    await log.open()
+    await log.durable(log.record("sign", result="ok"))
+    await log.close()
+    assert segments(layout)[0].first == 1
+    assert operations(layout, "audit-prune") == []
+
+
+@one_loop
+async def test_retention_goes_on_while_records_come(layout, monkeypatch):
+    later = time.time_ns() + LATER_NS
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
+    await log.open()
+    async with asyncio.timeout(30):
+        while segments(layout)[0].first == 1:
+            log.record("sign", result="ok")
+            await asyncio.sleep(0)
+    await log.close()
+    assert verify(layout).ok
+
+
+def test_after_a_kill_at_each_point_of_a_pruning_the_log_verifies_and_goes_on(original, tmp_path, monkeypatch):
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    program = [sys.executable, "-m", "tests.support.audit_pruning_kills", str(original.log), str(folder)]
+    subprocess.run(program, check=True, timeout=120)
+    *killed, whole = sorted(folder.iterdir())
+    assert len(killed) > 20
+    trust = Trust(keys=keys_of(original), against=[original.checkpoint.read_bytes()])
+    seen = set()
+    for place in killed:
+        log = Layout(place / original.log.name)
+        report = verify(log, trust)
+        assert report.ok, f"{place}: {report.findings}"
+        prunes, gone = len(operations(log, "audit-prune")), report.pruned > 0
+        seen.add((prunes, gone))
+        asyncio.run(write_log(log.log, 3))
+        report = verify(log, trust)
+        assert report.ok, f"{place}, gone on with: {report.findings}"
+        assert report.unsealed == 0
+        assert {int(path.stem) for path in log.segments.glob("*.idx")} == {s.first for s in segments(log)}
+    assert seen == {(0, False), (1, False), (1, True)}
+    report = verify(Layout(whole / original.log.name), trust)
+    assert report.ok
+    assert report.pruned > 0

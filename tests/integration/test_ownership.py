@@ -1,0 +1,204 @@
+"""What root makes beside a service of another user belongs to that user, and nothing else is given away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.as_nobody import USER
+from tests.support.audit_logs import write_log
+from tests.support.loops import one_loop
+
+from hsmcore import ownership
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
+from hsmcore.audit.query import Query
+from hsmcore.audit.segment import segments
+from hsmcore.audit.verify import verify
+from hsmcore.state import Store
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others"),
+]
+NOBODY = pwd.getpwnam(USER)
+PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder of `nobody`, where that one can get to: pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="hsmcore-nobody-"))
+    os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def of_root(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.lstat().st_uid == 0)
+
+
+def run(*command: object, code: int = 0, **environment: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def service(place: Path) -> tuple[Path, Path, str]:
+    """The configuration of a service of `nobody`'s with failover and an audit log, another one for root, and the name
+    of its member."""
+    run(*PROGRAM, "init", "--state", place / "token")
+    [path] = (place / "token").glob("*.json")
+    found = []
+    for name in ("service", "before"):
+        document = json.loads(path.read_bytes())
+        manager = document.get("sequencer", document)["keyManager"]
+        folder = place / name
+        folder.mkdir()
+        manager |= {"auditLogFile": str(folder / "audit.log"), "stateFile": str(folder / "state.db"), "failover": {}}
+        found.append(path.with_name(f"{name}.json"))
+        found[-1].write_text(json.dumps(document))
+    member = f"softhsm:{manager['config']['tokenLabel']}"
+    for path in [place, *place.rglob("*")]:
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    return found[0], found[1], member
+
+
+def start(config: Path, before: Path) -> str:
+    conf = str(config.parent / "softhsm2.conf")
+    return run(sys.executable, "-m", "tests.support.as_nobody", before, config, SOFTHSM2_CONF=conf)
+
+
+def test_a_service_starts_and_signs_whatever_root_did_beside_it(place):
+    config, before, member = service(place)
+    folder = place / "service"
+    layout = Layout(folder / "audit.log")
+    for number in range(2):  # where nothing was made yet, and where the service and a key manager of root's have been
+        run(*PROGRAM, "failover", "drain", member, "--reason", "by root", "--config", config)
+        run(*PROGRAM, "failover", "drain", member, "--undo", "--reason", "by root", "--config", config)
+        waiting = of_root(folder)
+        assert len(waiting) == 2
+        assert all(name.startswith("audit.log.d/spool/") for name in waiting), waiting
+        assert len(start(config, before)) == 128
+        assert of_root(folder) == []
+        if number == 0:
+            run(*PROGRAM, "sign", "--text", "by root", "--config", config)
+            assert of_root(folder) == []
+    commands = [record for block in Query(layout, None, None, {"operation": "command"}).blocks() for record in block]
+    assert [(record["command"], record["user"]) for record in commands] == [("failover drain", "root")] * 4
+    assert verify(layout).ok
+
+
+@one_loop
+async def test_everything_that_root_makes_in_a_log_is_the_folder_s_owner_s(place):
+    layout = await write_log(place / "audit.log", 900)
+    assert len(segments(layout)) > 2
+    assert segments(layout)[0].compressed
+    FolderLock(layout.folder / "other.lock").release()
+    assert of_root(place) == []
+    os.chown(layout.log, 0, 0)  # as when the process was killed right after a new file was begun
+    await write_log(place / "audit.log", 5, begin=900)
+    assert of_root(place) == []
+
+
+@one_loop
+async def test_everything_that_root_makes_for_a_store_is_the_folder_s_owner_s(place):
+    store = await Store.open(place / "state" / "state.db")
+    async with store.exclusively("rotation"):
+        made = {path.name for path in (place / "state").iterdir()}
+        assert made == {"state.db", "state.db-wal", "state.db-shm", "state.db.rotation.lock"}
+        assert of_root(place) == []
+    await store.close()
+
+
+def test_a_role_s_lock_that_another_user_made_is_an_error_of_ours(place):
+    (place / "state.db.rotation.lock").touch(mode=0o600)
+    program = (
+        "import asyncio, sys\nfrom hsmcore.state import Store, StoreError\nfrom tests.support.as_nobody import *\n"
+        "async def main(path):\n"
+        "    store = await Store.open(path)\n"
+        "    try:\n"
+        "        async with store.exclusively('rotation'):\n"
+        "            pass\n"
+        "    finally:\n"
+        "        await store.close()\n"
+        "import sqlalchemy.dialects.sqlite\n"
+        "asyncio.run(main(sys.argv[1]))\n"
+        "become_nobody()\n"
+        "try:\n"
+        "    asyncio.run(main(sys.argv[2]))\n"
+        "except StoreError as error:\n"
+        "    print(error)\n"
+    )
+    before = place.parent / f"{place.name}-before.db"
+    try:
+        said = run(sys.executable, "-c", program, before, place / "state.db")
+    finally:
+        for path in place.parent.glob(f"{before.name}*"):
+            path.unlink()
+    assert "state.db.rotation.lock: Permission denied" in said
+    assert "chown" in said
+
+
+def test_nothing_is_given_away_that_was_not_made_here(place, tmp_path):
+    """The folder's owner puts links where root is about to make a file."""
+    secret = tmp_path / "secret"
+    secret.write_text("root's")
+    link, hard, folder = place / "link", place / "hard", place / "folder"
+    link.symlink_to(secret)
+    os.link(_root_s_own(place), hard)
+    folder.symlink_to(tmp_path)
+    for path in (link, hard, folder):
+        with pytest.raises(FileExistsError):
+            ownership.make(path)
+        with pytest.raises(FileExistsError):
+            ownership.make_empty(path)
+    with pytest.raises(OSError, match="symbolic links"):
+        ownership.open_or_make(link)
+    os.close(ownership.open_or_make(hard))
+    ownership.adopt(hard, lambda _file: True)
+    with pytest.raises(OSError, match="symbolic links"):
+        ownership.adopt(link, lambda _file: True)
+    ownership.make_folder(folder)
+    os.close(ownership.make(folder / "made"))  # behind a link: the owner of that folder has it
+    assert {path.stat().st_uid for path in (secret, hard, tmp_path, tmp_path / "made")} == {0}
+    assert secret.read_text() == "root's"
+    assert sorted(path.name for path in place.iterdir()) == ["folder", "hard", "link", "root-s"]
+
+
+def _root_s_own(place: Path) -> Path:
+    path = place / "root-s"
+    path.write_text('{"seq":1,')
+    return path
+
+
+def test_another_user_is_told_whose_the_files_are(place):
+    asyncio.run(write_log(place / "audit.log", 3))
+    os.chown(place / "audit.log.d" / "checkpoint", 0, 0)
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom tests.support.as_nobody import *\n"
+        "from tests.support.audit_logs import write_log\n"
+        "asyncio.run(write_log(Path(sys.argv[1]), 3))\nbecome_nobody()\n"
+        "try:\n    asyncio.run(write_log(Path(sys.argv[2]), 3))\nexcept hsmcore.AuditUnavailable as error:\n"
+        "    print(error)\n"
+    )
+    (place / "before").mkdir()
+    said = run(sys.executable, "-c", program, place / "before" / "audit.log", place / "audit.log")
+    assert "audit.log.d/checkpoint: Permission denied" in said
+    assert "chown" in said
