@@ -10,11 +10,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from tests.support.audit_logs import files_at_most
 from tests.support.chaos import needs_chaos
 from tests.support.kms import config as kms_config
 from tests.support.levels import OTHER, QUICK, SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import opened, start, until
+from tests.support.managers import becomes, opened, start, until
+from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.failover.errors import AllLevelsFailed
@@ -273,6 +275,69 @@ async def test_a_hedged_request_that_is_given_up_is_bound(site):
 
 
 @one_loop
+@pytest.mark.parametrize("hedging", [False, True])
+async def test_a_receipt_names_the_key_that_was_asked_for_though_another_is_current_by_now(site, hedging):
+    place = site(SAME, SAME)
+    async with opened(place.config(primary=2, failover={"hedging": hedging})) as manager:
+        old, made = await manager.get_current_key_id(), await manager.generate_key()
+        for key_id in (made, old):  # so that the switch below makes no signature
+            await manager.set_current_key_id(key_id)
+        for number in (0, 1):
+            place.members[number].fault("C_Sign", "hang", forever=True, every=1)
+        asked = start(manager.sign_with_receipt(b"m", 20))
+        hung = [0, 1] if hedging else [0]
+        await until(lambda: all(place.members[number].stats()["hung"] for number in hung))
+        await manager.set_current_key_id(made)
+        for number in (0, 1):
+            place.members[number].clear()
+            place.members[number].release()
+        receipt = await asked
+        assert receipt.public_key == key_of(place, 0)
+        assert is_good("ed25519", receipt.public_key, b"m", receipt.signature)
+
+
+@one_loop
+async def test_what_was_given_up_is_bound_to_the_key_it_was_asked_for_with(site):
+    place = site(SAME)
+    async with opened(place.config()) as manager:
+        old, made = await manager.get_current_key_id(), await manager.generate_key()
+        for key_id in (made, old):
+            await manager.set_current_key_id(key_id)
+        place.members[0].fault("C_Sign", "hang", forever=True)
+        asked = start(manager.sign(b"m", 20))
+        await until(lambda: place.members[0].stats()["hung"] == 1)
+        await manager.set_current_key_id(made)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        place.members[0].release()
+        assert (await manager.sign_with_receipt(b"another", 5)).key_id == made
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
+@one_loop
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_was_signed_and_could_not_be_recorded_no_other_key_signs(site, way):
+    place = site(SAME, OTHER)
+    path = place.folder / "audit.log"
+    async with opened(place.config(failover=LEVELS, auditLogFile=str(path))) as manager:
+        await manager.sign(b"before")
+        messages = [b"message %d" % n for n in range(BATCH if way == "sign_many" else 1)]
+        with files_at_most(path.stat().st_size + 10), pytest.raises(hsmcore.AuditUnavailable):
+            await WAYS[way](manager, messages)
+        await becomes(lambda: recorded(manager))
+        await fail_over(manager)
+        assert await signers(manager, messages) == dict.fromkeys(messages, None)
+
+
+async def recorded(manager: hsmcore.KeyManager) -> bool:
+    """Whether the audit log is written again."""
+    with suppress(hsmcore.AuditUnavailable):
+        await manager.sign(b"is it recorded?")
+        return True
+    return False
+
+
+@one_loop
 async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site):
     place = site(SAME, OTHER)
     async with opened(place.config(failover=LEVELS)) as manager:
@@ -284,6 +349,8 @@ async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site)
         place.members[0].release()
         router = manager._failover.router
         assert router.any_bound_elsewhere([b"bound"], b"another key")
+        with pytest.raises(hsmcore.InvalidMessage):
+            await manager.sign_with_receipt("text")
         crossings = []
         inner = router.begin_many
         router.begin_many = lambda seat, batch, *more: crossings.append(len(batch)) or inner(seat, batch, *more)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
 
-from hsmcore.errors import EmptyMessage, HsmError, InvalidMessageType
+from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import may_have_signed
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.request import Answer, Maker, frozen
@@ -129,7 +129,7 @@ class _Part:
         error = self.asked.exception()
         results = self.asked.result() if error is None else [error] * len(own)
         for message, result in zip(own, results, strict=True):
-            if not isinstance(result, HsmError) or may_have_signed(result):
+            if not isinstance(result, HsmError) or isinstance(result, AuditUnavailable) or may_have_signed(result):
                 router.bind((message,), self.key)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, QueueFull
+from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.hedge import hedged
@@ -98,6 +98,10 @@ class Router:
                 if seat.abandon(signed) and not allow_other_key:
                     self.bind((message,), seat.key_at(index))
                 raise
+            except AuditUnavailable:  # of an answer: it is signed, and not handed out
+                if not allow_other_key:
+                    self.bind((message,), seat.key_at(index))
+                raise
             finally:
                 pending.discard(signed)
         except HsmError as error:
@@ -143,6 +147,8 @@ class Router:
         """Go on with a message whose attempt on `seat` with this public key failed; `begun` in monotonic ns."""
         request = self._request(message, begun, timeout, allow_other_key=False)
         request.extra = extra
+        if isinstance(error, AuditUnavailable):
+            self.bind((message,), key)
         self._failed(seat, key, error, request)
         return await self._route(request)
 
@@ -214,7 +220,7 @@ class Router:
                     return self._answered(seat, Answer(signed, seat, version, cached=True), episode)
                 try:
                     signature, seat, version = await hedged(self, seat, version, signed, request.message, share)
-                except asyncio.CancelledError:
+                except (asyncio.CancelledError, AuditUnavailable):
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
@@ -262,6 +268,9 @@ class Router:
         except asyncio.CancelledError:
             if seat.abandon(future):
                 self.bind(messages, key)
+            raise
+        except AuditUnavailable:
+            self.bind(messages, key)
             raise
         finally:
             seat.pending.discard(future)
