@@ -12,7 +12,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
-from hsmcore.errors import HsmError, LoginError, NotInitialized
+from hsmcore.errors import HsmError, LoginError, NotInitialized, WrongEventLoop
 from hsmcore.events import Callback, Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.seat import Seat
@@ -40,6 +40,13 @@ def create_key_manager(config: Source) -> KeyManager:
     JSON path.
     """
     return KeyManager(load(config))
+
+
+async def _a_turn(error: HsmError) -> None:
+    """Give the event loop its turn before an error is raised that may have come without one: what ends an outage runs
+    in that loop, and a caller that repeats at once would keep it to itself."""
+    if not isinstance(error, WrongEventLoop):  # there may be no loop
+        await asyncio.sleep(0)
 
 
 def _not_initialized(*_args: object, **_kwargs: object) -> Any:
@@ -222,6 +229,7 @@ class KeyManager(KeyOperations, Observable):
             signed = self._submit(message, timeout, self._key_index, extra)
         except HsmError as error:
             self._record.failure("sign", message, error)
+            await _a_turn(error)
             raise
         if isinstance(signed, bytes):
             return signed
@@ -229,6 +237,9 @@ class KeyManager(KeyOperations, Observable):
             return await signed
         except asyncio.CancelledError:
             self._abandon(signed)
+            raise
+        except HsmError as error:
+            await _a_turn(error)
             raise
 
     @overload
@@ -257,7 +268,11 @@ class KeyManager(KeyOperations, Observable):
         message is refused before anything is signed. `timeout` is for the whole batch.
         """
         messages = list(messages)
-        self._life.check()
+        try:
+            self._life.check()
+        except HsmError as error:
+            await _a_turn(error)
+            raise
         extra = audit_extra() if self._audited else None
         try:
             if self._failover is not None:
@@ -266,6 +281,7 @@ class KeyManager(KeyOperations, Observable):
             future = engine.submit_many(messages, timeout, return_exceptions, self._current().index, extra)
         except HsmError as error:
             self._record.failure("sign-many", None, error)
+            await _a_turn(error)
             raise
         return await self._awaited(future)
 
@@ -278,7 +294,11 @@ class KeyManager(KeyOperations, Observable):
     ) -> Receipt:
         """Sign one message and say who did it. Errors as `sign`."""
         begun = time.perf_counter_ns()
-        self._life.check()
+        try:
+            self._life.check()
+        except HsmError as error:
+            await _a_turn(error)
+            raise
         extra = audit_extra() if self._audited else None
         try:
             if self._failover is not None:
@@ -288,6 +308,7 @@ class KeyManager(KeyOperations, Observable):
             future = member.engine.submit_traced(message, timeout, key.index, extra)
         except HsmError as error:
             self._record.failure("sign", message, error)
+            await _a_turn(error)
             raise
         signature, sequence, cached = await self._awaited(future)
         latency = time.perf_counter_ns() - begun
@@ -298,6 +319,9 @@ class KeyManager(KeyOperations, Observable):
             return await future
         except asyncio.CancelledError:
             self._abandon(future)
+            raise
+        except HsmError as error:
+            await _a_turn(error)
             raise
 
     def _abandon(self, future: asyncio.Future[Any]) -> None:

@@ -88,7 +88,7 @@ class Asking:
         """Ask for one thing after the other, in every way there is."""
         dice = random.Random(self.plan.seed * CALLERS + number)
         while not self.over:
-            way = dice.choices(["receipt", "plain", "many", "impatient", "liberal"], [50, 25, 10, 5, 10])[0]
+            way = dice.choices(["receipt", "plain", "many", "impatient", "liberal"], [45, 25, 10, 10, 10])[0]
             await getattr(self, f"_{way}")()
             await asyncio.sleep(dice.uniform(0.0, 0.012))
 
@@ -149,19 +149,29 @@ class Asking:
                 self._failed(result)
 
     async def _impatient(self) -> None:
-        """A caller that goes away."""
-        message = self._message()
-        asking = asyncio.ensure_future(self.manager.sign(message, self.plan.timeout))
-        await asyncio.sleep(0.001)
+        """A caller that goes away, and asks again later: what may have been signed must not get a second key."""
+        dice = random.Random(self.asked)
+        way = dice.choice(["sign", "sign_with_receipt", "sign_many"])
+        messages = [self._message() for _ in range(BATCH if way == "sign_many" else 1)]
+        asked = messages if way == "sign_many" else messages[0]
+        asking = asyncio.ensure_future(getattr(self.manager, way)(asked, self.plan.timeout))
+        await asyncio.sleep(dice.choice([0.0, 0.001, 0.01]))
         asking.cancel()
         try:
-            signature = await asking
+            results = await asking
         except asyncio.CancelledError:
-            self.verdict.answers["CANCELLED"] += 1
+            self.verdict.answers["CANCELLED"] += len(messages)
         except HsmError as error:
-            self._failed(error)
+            for _ in messages:
+                self._failed(error)
         else:
-            self._good(message, signature, self._any_key())
+            signatures = results if way == "sign_many" else [getattr(results, "signature", results)]
+            for message, signature in zip(messages, signatures, strict=True):
+                self._good(message, signature, self._any_key())
+            return
+        await asyncio.sleep(dice.choice([0.0, 0.05, 0.2]))
+        for message in messages:
+            await self._again(message, liberal=False)
 
     # ---- judging ----
 

@@ -129,7 +129,9 @@ class Attempts:
         self.exempt: set[bytes] = set()
         """Messages whose callers allow another key."""
         self.count = 0
-        self._bound: dict[bytes, bytes] = {}
+        # Attempts whose outcome nobody knows, each with its key; those that never began are struck out again.
+        self._bound: defaultdict[bytes, dict[object, bytes]] = defaultdict(dict)
+        self._never: set[object] = set()
         self._signed: defaultdict[bytes, set[bytes]] = defaultdict(set)
 
     def begun(self, message: bytes, key: bytes | None) -> None:
@@ -137,20 +139,25 @@ class Attempts:
         self.count += 1
         if key is None or message in self.exempt:
             return
-        bound = self._bound.get(message, key)
-        if bound != key:
+        for bound in set(self._bound[message].values()) - {key}:
             self.fault("second key", f"{message!r} may have a signature by {bound.hex()[:8]}")
         if self._signed[message] - {key}:
             self.fault("second key", f"{message!r} has a signature by another key")
 
-    def ended(self, message: bytes, key: bytes | None, result: object) -> None:
+    def ended(self, attempt: object, message: bytes, key: bytes | None, result: object) -> None:
         """It answered: a signature, an error, or (None) nobody waits any more."""
-        if key is None:
+        if key is None or attempt in self._never:
             return
         if isinstance(result, bytes):
             self._signed[message].add(key)
         elif not isinstance(result, HsmError) or unsure(result):
-            self._bound.setdefault(message, key)
+            self._bound[message][attempt] = key
+
+    def never(self, attempt: object) -> None:
+        """What was given up had not begun, says the engine, and never will."""
+        self._never.add(attempt)
+        for attempts in self._bound.values():
+            attempts.pop(attempt, None)
 
 
 def unsure(error: HsmError) -> bool:
@@ -165,7 +172,7 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
     """Key managers that are made in here are watched: their levels appear in the list."""
     made: list[Watched] = []
     attempts = Attempts(fault)
-    was = (plan.Levels, Seat.bind, Router.begin_many, keeper.TICK_S, breaker.BACKOFF_MAX_NS)
+    was = (plan.Levels, Seat.bind, Router.begin_many, keeper.TICK_S, breaker.BACKOFF_MAX_NS, Seat.abandon)
 
     def levels(*arguments: Any, **named: Any) -> Watched:
         made.append(Watched(*arguments, **named))
@@ -175,20 +182,7 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
     def bind(seat: Seat) -> None:
         was[1](seat)
 
-        def watched(inner: Callable[..., Any]) -> Callable[..., Any]:
-            def submit(message: Any, *more: Any) -> Any:
-                key = seat.key or seat.key_version.public_key
-                attempts.begun(message, key)
-                asked = inner(message, *more)
-                if isinstance(asked, bytes):
-                    attempts.ended(message, key, asked)
-                else:
-                    asked.add_done_callback(lambda done: attempts.ended(message, key, _outcome(done)))
-                return asked
-
-            return submit
-
-        seat.submit, seat.traced = watched(seat.submit), watched(seat.traced)
+        seat.submit, seat.traced = _watched(attempts, seat, seat.submit), _watched(attempts, seat, seat.traced)
 
     def begin_many(router: Router, seat: Seat, batch: list[Any], *more: Any) -> asyncio.Future[list[Any]]:
         key = seat.key
@@ -199,10 +193,16 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
         def ended(done: asyncio.Future[list[Any]]) -> None:
             results = _outcome(done)
             for number, message in enumerate(batch):
-                attempts.ended(message, key, results[number] if isinstance(results, list) else results)
+                attempts.ended(done, message, key, results[number] if isinstance(results, list) else results)
 
         future.add_done_callback(ended)
         return future
+
+    def abandon(seat: Seat, future: asyncio.Future[Any]) -> bool:
+        if was[5](seat, future):
+            return True
+        attempts.never(future)
+        return False
 
     changes: list[tuple[Any, str, Any]] = [
         (plan, "Levels", levels),
@@ -210,6 +210,7 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
         (Router, "begin_many", begin_many),
         (keeper, "TICK_S", TICK_S),
         (breaker, "BACKOFF_MAX_NS", BACKOFF_MAX_NS),
+        (Seat, "abandon", abandon),
     ]
     for owner, name, value in changes:
         setattr(owner, name, value)
@@ -218,6 +219,22 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
     finally:
         for (owner, name, _), value in zip(changes, was, strict=True):
             setattr(owner, name, value)
+
+
+def _watched(attempts: Attempts, seat: Seat, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """A member's submit whose attempts are noted."""
+
+    def submit(message: Any, *more: Any) -> Any:
+        key = seat.key or seat.key_version.public_key
+        attempts.begun(message, key)
+        asked = inner(message, *more)
+        if isinstance(asked, bytes):
+            attempts.ended(None, message, key, asked)
+        else:
+            asked.add_done_callback(lambda done: attempts.ended(done, message, key, _outcome(done)))
+        return asked
+
+    return submit
 
 
 def _outcome(future: asyncio.Future[Any]) -> object:

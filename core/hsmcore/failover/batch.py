@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from hsmcore.errors import EmptyMessage, HsmError, InvalidMessageType
+from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError, InvalidMessageType
+from hsmcore.failover.breaker import may_have_signed
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.request import Answer, Maker, frozen
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
@@ -30,77 +31,140 @@ async def sign_many(
     router.check()
     seat = router.levels.pick()
     begun = monotonic_ns()
-    if seat is None or seat.level_name == EMERGENCY or router.has_pledges:
+    if seat is None or seat.level_name == EMERGENCY or router.any_bound_elsewhere(batch, seat.key):
         return await _one_by_one(router, seat, batch, timeout, return_exceptions, extra)
-    results: list[Any] = []
-    seats: list[Seat] = []
     parts = _parts(router, seat, batch)
-    for part, own in zip(parts, await _signed(router, batch, parts, timeout, extra), strict=True):
-        results += own
-        seats += [part.seat] * len(own)
-    makers = [_maker(seat) for seat in seats]
-    failed = [index for index, result in enumerate(results) if type(result) is not bytes]
-    if failed:
-        again = [router.resume(batch[index], begun, timeout, seats[index], results[index], extra) for index in failed]
-        for index, done in zip(failed, await asyncio.gather(*again, return_exceptions=True), strict=True):
-            if isinstance(done, Answer):
-                results[index], makers[index] = done.signature, done.maker
-            elif isinstance(done, HsmError) and return_exceptions:
-                results[index] = done
-            elif isinstance(done, BaseException):
-                raise done
+    await _ask(router, batch, parts, timeout, extra)
+    results = [result for part in parts for result in part.results]
+    makers = [part.maker for part in parts for _ in part.results]
+    again = {
+        index: asyncio.ensure_future(
+            router.resume(batch[index], begun, timeout, part.seat, part.key, results[index], extra)
+        )
+        for part in parts
+        for index in range(part.first, part.end)
+        if type(results[index]) is not bytes
+    }
+    if not again:
+        return results, makers
+    ended: BaseException | None = None
+    try:
+        answers = await asyncio.gather(*again.values(), return_exceptions=True)
+    except asyncio.CancelledError as error:
+        ended, answers = error, []
+    for index, answer in zip(again, answers, strict=False):
+        if isinstance(answer, Answer):
+            results[index], makers[index] = answer.signature, answer.maker
+        elif isinstance(answer, HsmError) and return_exceptions:
+            results[index] = answer
+        elif ended is None:
+            ended = answer
+    if ended is not None:
+        for part in parts:
+            part.throw_away(router, batch)
+        _throw_away(router, batch, again)
+        raise ended
     return results, makers
 
 
-@dataclass(frozen=True, slots=True)
+def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Task[Answer]]) -> None:
+    """The caller gets none of these answers: bind what they signed. A request that failed, or was cancelled, has bound
+    its message itself."""
+    for index, task in tasks.items():
+        if task.done() and not task.cancelled() and task.exception() is None:
+            router.bind((batch[index],), task.result().version.public_key)
+
+
+@dataclass(slots=True)
 class _Part:
-    """Messages from `first` up to `end`, and who signs them."""
+    """Messages from `first` up to `end`, and who signs them with which key."""
 
     seat: Seat
     first: int
     end: int
+    maker: Maker
+    key: bytes
+    asked: asyncio.Future[list[Any]] | None = None
+    results: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, seat: Seat, first: int, end: int) -> Self:
+        return cls(seat, first, end, _maker(seat), seat.key_version.public_key)
+
+    def begin(self, router: Router, batch: list[Any], timeout: float | None, extra: bytes | None) -> None:
+        """Hand it to the member. Raises the request's own errors."""
+        try:
+            self.asked = router.begin_many(self.seat, batch[self.first : self.end], timeout, extra)
+            self.seat.pending.add(self.asked)
+        except HsmError as error:
+            self.fail(router, error)
+
+    def take(self, router: Router) -> None:
+        """Take the member's answer. Raises the request's own errors."""
+        if self.asked is None:
+            return
+        error = self.asked.exception()
+        if error is None:
+            self.results = self.asked.result()
+        elif isinstance(error, HsmError):
+            self.fail(router, error)
+        else:
+            raise error
+
+    def fail(self, router: Router, error: HsmError) -> None:
+        self.results = [error] * (self.end - self.first)
+        if router.is_request_s_own(error):
+            raise error
+
+    def throw_away(self, router: Router, batch: list[Any]) -> None:
+        """The caller gets nothing of it: bind what is signed, or may be."""
+        if self.asked is None:
+            return
+        own = batch[self.first : self.end]
+        if not self.asked.done() or self.asked.cancelled():
+            self.asked.cancel()
+            if self.seat.abandon(self.asked):
+                router.bind(own, self.key)
+            return
+        error = self.asked.exception()
+        results = self.asked.result() if error is None else [error] * len(own)
+        for message, result in zip(own, results, strict=True):
+            if not isinstance(result, HsmError) or isinstance(result, AuditUnavailable) or may_have_signed(result):
+                router.bind((message,), self.key)
 
 
 def _parts(router: Router, seat: Seat, batch: list[Any]) -> list[_Part]:
     members = router.levels.sharing
     if len(members) < 2 or len(batch) < WORTH_SHARING:
-        return [_Part(seat, 0, len(batch))]
+        return [_Part.of(seat, 0, len(batch))]
     _check(batch)
     parts, first = [], 0
     for member, count in share_out(len(batch), members):
-        parts.append(_Part(member, first, first + count))
+        parts.append(_Part.of(member, first, first + count))
         first += count
     return parts
 
 
-async def _signed(
+async def _ask(
     router: Router, batch: list[Any], parts: list[_Part], timeout: float | None, extra: bytes | None
-) -> list[list[Any]]:
-    """The results of each part. Raises the request's own errors."""
-    started: dict[int, asyncio.Future[list[Any]] | HsmError] = {}
+) -> None:
+    """Have each part signed. Raises the request's own errors."""
     # The one with the longest message first: if that one is refused as too long, nothing is signed.
     longest = max(range(len(batch)), key=lambda index: _length(batch[index]), default=0)
-    for index in sorted(range(len(parts)), key=lambda i: not parts[i].first <= longest < parts[i].end):
-        part = parts[index]
-        try:
-            started[index] = router.begin_many(part.seat, batch[part.first : part.end], timeout, extra)
-        except HsmError as error:
-            if router.is_request_s_own(error):
-                raise
-            started[index] = error
-    waiting = [_result(router, part, started[index]) for index, part in enumerate(parts)]
-    return list(await asyncio.gather(*waiting))
-
-
-async def _result(router: Router, part: _Part, future: asyncio.Future[list[Any]] | HsmError) -> list[Any]:
     try:
-        if isinstance(future, HsmError):
-            raise future
-        return await router.end_many(part.seat, future)
-    except HsmError as error:
-        if router.is_request_s_own(error):
-            raise
-        return [error] * (part.end - part.first)
+        for part in sorted(parts, key=lambda part: not part.first <= longest < part.end):
+            part.begin(router, batch, timeout, extra)
+        await asyncio.gather(*(part.asked for part in parts if part.asked is not None), return_exceptions=True)
+        for part in parts:
+            part.take(router)
+    except BaseException:
+        for part in parts:
+            part.throw_away(router, batch)
+        raise
+    finally:
+        for part in parts:
+            if part.asked is not None:
+                part.seat.pending.discard(part.asked)
 
 
 def _length(message: Any) -> int:
@@ -134,6 +198,7 @@ async def _one_by_one(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        _throw_away(router, batch, dict(enumerate(tasks)))
         raise
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, HsmError):

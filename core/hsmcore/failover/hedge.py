@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import kind_of
+from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
     from hsmcore.failover.router import Router
@@ -18,22 +19,26 @@ UNKNOWN_S: Final = 0.05
 """As long as a member's 99th percentile is not known."""
 
 
+Asked = dict["asyncio.Future[bytes]", tuple["Seat", KeyVersion]]
+
+
 async def hedged(
-    router: Router, seat: Seat, signed: asyncio.Future[bytes], message: bytes, share: float
-) -> tuple[bytes, Seat]:
-    """The first good answer and who gave it. Raises the first member's error if nobody gives one."""
-    asked: dict[asyncio.Future[bytes], Seat] = {signed: seat}
+    router: Router, seat: Seat, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
+) -> tuple[bytes, Seat, KeyVersion]:
+    """The first good answer and who gave it. Raises the first member's error if nobody gives one. `version`: the key
+    that `signed` was asked for with; by now the members may sign with another one."""
+    asked: Asked = {signed: (seat, version)}
     seat.pending.add(signed)
     try:
         after = max(seat.watch.p99 / 1e9, FLOOR_S) if seat.watch.p99 else UNKNOWN_S
         done, _ = await asyncio.wait(asked, timeout=min(after, share))
         if not done:
-            known = _ask_second(router, seat, asked, message, share)
+            known = _ask_second(router, seat, version, asked, message, share)
             if known is not None:
                 return known
         return await _first_good(router, asked)
     finally:
-        for future, who in asked.items():
+        for future, (who, _) in asked.items():
             who.pending.discard(future)
             if not future.done():
                 future.cancel()
@@ -43,26 +48,27 @@ async def hedged(
 
 
 def _ask_second(
-    router: Router, seat: Seat, asked: dict[asyncio.Future[bytes], Seat], message: bytes, share: float
-) -> tuple[bytes, Seat] | None:
-    """Ask another member that holds the key, if there is one. Returns the signature if its cache has it."""
-    second = router.levels.pick_for(seat.key, [seat])
+    router: Router, seat: Seat, version: KeyVersion, asked: Asked, message: bytes, share: float
+) -> tuple[bytes, Seat, KeyVersion] | None:
+    """Ask another member that signs with the key, if there is one. Returns the signature if its cache has it."""
+    second = router.levels.pick_for(version.public_key, [seat])
     if second is None:
         return None
+    own = second.key_version
     try:
-        again = second.submit(message, share, second.key_version.index)
+        again = second.submit(message, share, own.index)
     except HsmError as failure:
         router.report(second, kind_of(failure) or "down", failure)
         return None
     if isinstance(again, bytes):
-        return again, second
+        return again, second, own
     router.hedges += 1
-    asked[again] = second
+    asked[again] = second, own
     second.pending.add(again)
     return None
 
 
-async def _first_good(router: Router, asked: dict[asyncio.Future[bytes], Seat]) -> tuple[bytes, Seat]:
+async def _first_good(router: Router, asked: Asked) -> tuple[bytes, Seat, KeyVersion]:
     first = next(iter(asked))
     waiting = set(asked)
     while waiting:
@@ -70,9 +76,9 @@ async def _first_good(router: Router, asked: dict[asyncio.Future[bytes], Seat]) 
         for future in done:
             ended = future.exception()
             if ended is None:
-                return future.result(), asked[future]
+                return future.result(), *asked[future]
             if not isinstance(ended, HsmError):
                 raise ended
             if future is not first and (kind := kind_of(ended)) is not None:
-                router.report(asked[future], kind, ended)
-    return await first, asked[first]  # raises
+                router.report(asked[future][0], kind, ended)
+    return await first, *asked[first]  # raises

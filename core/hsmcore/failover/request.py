@@ -65,6 +65,11 @@ class Request:
     refused: tuple[Seat, HsmError] | None = None
     """The first member whose module refused the request itself."""
 
+    @property
+    def bindable(self) -> tuple[bytes, ...]:
+        """The message, unless its caller allows another key."""
+        return () if self.allow_other_key else (self.message,)
+
     def failed_at(self, seat: Seat, error: HsmError) -> None:
         """Note that this member has been tried, and why that was in vain."""
         self.attempts.tried.append(seat)
@@ -112,12 +117,16 @@ class Pledges:
 
     def add(self, message: bytes, key: bytes, now: int) -> None:
         """Bind a message to a public key."""
-        self._keys[hashlib.sha256(message).digest()] = key, now + PLEDGE_NS
+        digest = hashlib.sha256(message).digest()
+        self._keys[digest] = key, now + PLEDGE_NS
+        self._keys.move_to_end(digest)  # `forget` begins with the oldest
         while len(self._keys) > PLEDGES_MAX:
             self._keys.popitem(last=False)
 
-    def get(self, message: bytes) -> bytes | None:
+    def get(self, message: Any) -> bytes | None:
         """The key that a message is bound to."""
+        if not isinstance(message, bytes):
+            return None  # no message: the engine says what is wrong with it
         found = self._keys.get(hashlib.sha256(message).digest())
         return None if found is None else found[0]
 

@@ -8,11 +8,11 @@ level's cause. A request is answered once: with the first good signature, or wit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, QueueFull
+from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.hedge import hedged
@@ -52,6 +52,9 @@ class Router:
         self._hedging = hedging
         self._pledges = Pledges()
         self._careful = True
+        """Whether a message may have to be looked at before it is handed to a member."""
+        self._closely = True
+        """Whether each one has to."""
         self._halve = False
         self._version = -1
         self._sole: Seat | None = None
@@ -78,12 +81,13 @@ class Router:
         if type(message) is not bytes:
             message = frozen(message)
         seat = self._sole or self.levels.pick()
-        if seat is None or self._careful:
+        if seat is None or (self._careful and (self._closely or self.any_bound_elsewhere((message,), seat.key))):
             self.check()
             return (await self.sign_traced(message, timeout, allow_other_key)).signature
         begun = monotonic_ns()
+        index = seat.index
         try:
-            signed = seat.submit(message, self._share(timeout) if self._halve else timeout, seat.index)
+            signed = seat.submit(message, self._share(timeout) if self._halve else timeout, index)
             if isinstance(signed, bytes):
                 return signed
             pending = seat.pending
@@ -91,14 +95,19 @@ class Router:
             try:
                 return await signed
             except asyncio.CancelledError:
-                seat.abandon(signed)
+                if seat.abandon(signed) and not allow_other_key:
+                    self.bind((message,), seat.key_at(index))
+                raise
+            except AuditUnavailable:  # of an answer: it is signed, and not handed out
+                if not allow_other_key:
+                    self.bind((message,), seat.key_at(index))
                 raise
             finally:
                 pending.discard(signed)
         except HsmError as error:
             failure = error
         request = self._request(message, begun, timeout, allow_other_key)
-        self._failed(seat, failure, request)
+        self._failed(seat, seat.key_at(index), failure, request)
         return (await self._route(request)).signature
 
     async def sign_traced(
@@ -109,8 +118,7 @@ class Router:
             message = frozen(message)
         request = self._request(message, monotonic_ns(), timeout, allow_other_key)
         request.extra = extra
-        if self._pledges and not allow_other_key:
-            request.attempts.bound_to = self._pledges.get(message)
+        self._look_up(request)
         seat = self.levels.pick()
         if seat is not None and request.attempts.bound_to in (None, seat.key):
             answer = await self._attempt(seat, request)
@@ -126,30 +134,34 @@ class Router:
         """Have one member sign a batch."""
         return seat.signing.submit_many(batch, self._share(timeout), True, seat.index, extra)
 
-    async def end_many(self, seat: Seat, future: asyncio.Future[list[Any]]) -> list[Any]:
-        """Its signatures and errors."""
-        results: list[Any] = await self._pending(seat, future)
-        return results
-
     async def resume(
         self,
         message: bytes,
         begun: int,
         timeout: float | None,
         seat: Seat,
+        key: bytes,
         error: HsmError,
         extra: bytes | None = None,
     ) -> Answer:
-        """Go on with a message whose attempt on `seat` failed; `begun` in monotonic ns."""
+        """Go on with a message whose attempt on `seat` with this public key failed; `begun` in monotonic ns."""
         request = self._request(message, begun, timeout, allow_other_key=False)
         request.extra = extra
-        self._failed(seat, error, request)
+        if isinstance(error, AuditUnavailable):
+            self.bind((message,), key)
+        self._failed(seat, key, error, request)
         return await self._route(request)
 
-    @property
-    def has_pledges(self) -> bool:
-        """Whether messages are bound to keys."""
-        return bool(self._pledges)
+    def bind(self, messages: Iterable[bytes], key: bytes) -> None:
+        """No other key is to sign these for a while: a signature may exist that nobody got."""
+        now = monotonic_ns()
+        for message in messages:
+            self._pledges.add(message, key, now)
+        self._careful |= bool(self._pledges)
+
+    def any_bound_elsewhere(self, messages: Iterable[Any], key: bytes | None) -> bool:
+        """Whether one of the messages is bound to another key."""
+        return bool(self._pledges) and any(self._pledges.get(message) not in (None, key) for message in messages)
 
     def is_request_s_own(self, error: HsmError) -> bool:
         """Whether no other member would do better."""
@@ -165,6 +177,7 @@ class Router:
                 now = monotonic_ns()
                 if now >= request.deadline:
                     raise failure_of(request, self.levels, late=True)
+                self._look_up(request)
                 step = next_step(self.levels, request.attempts, now)
                 self.settle()
                 if isinstance(step, Try):
@@ -175,13 +188,17 @@ class Router:
                     await self._wait(min(step.until, request.deadline), step.eager)
                 elif isinstance(step, GiveUp):
                     raise failure_of(request, self.levels, late=False)
-        except HsmError:
-            self.unsigned += 1
+        except (HsmError, asyncio.CancelledError) as error:
+            self.unsigned += isinstance(error, HsmError)
             bound = request.attempts.bound_to
             if bound is not None and not request.allow_other_key:
-                self._pledges.add(request.message, bound, monotonic_ns())
-                self._careful = True
+                self.bind((request.message,), bound)
             raise
+
+    def _look_up(self, request: Request) -> None:
+        """Bind a request to the key that another one for the same message may have been signed with."""
+        if self._pledges and not request.allow_other_key and request.attempts.bound_to is None:
+            request.attempts.bound_to = self._pledges.get(request.message)
 
     async def _attempt(self, seat: Seat, request: Request) -> Answer | None:
         """Try one member. None: it failed, and the levels know."""
@@ -201,15 +218,18 @@ class Router:
                 signed = seat.submit(request.message, share, version.index, request.extra)
                 if isinstance(signed, bytes):
                     return self._answered(seat, Answer(signed, seat, version, cached=True), episode)
-                signature, seat = await hedged(self, seat, signed, request.message, share)
-                version = seat.version or version
+                try:
+                    signature, seat, version = await hedged(self, seat, version, signed, request.message, share)
+                except (asyncio.CancelledError, AuditUnavailable):
+                    self.bind(request.bindable, version.public_key)
+                    raise
             else:
                 asked = seat.traced(request.message, share, version.index, request.extra)
-                signature, seq, cached = await self._pending(seat, asked)
+                signature, seq, cached = await self._pending(seat, asked, request.bindable, version.public_key)
         except HsmError as error:
             if episode and not may_have_signed(error) and self.budget is not None:
                 self.budget.give_back(episode)
-            self._failed(seat, error, request)
+            self._failed(seat, version.public_key, error, request)
             return None
         if suspect and not seat.trusted:
             self.levels.succeeded(seat, monotonic_ns())
@@ -241,18 +261,22 @@ class Router:
             self.settle()
             raise
 
-    async def _pending(self, seat: Seat, future: asyncio.Future[Any]) -> Any:
+    async def _pending(self, seat: Seat, future: asyncio.Future[Any], messages: Iterable[bytes], key: bytes) -> Any:
         seat.pending.add(future)
         try:
             return await future
         except asyncio.CancelledError:
-            seat.abandon(future)
+            if seat.abandon(future):
+                self.bind(messages, key)
+            raise
+        except AuditUnavailable:
+            self.bind(messages, key)
             raise
         finally:
             seat.pending.discard(future)
 
-    def _failed(self, seat: Seat, error: HsmError, request: Request) -> None:
-        """Note a failed attempt. Raises it again if no other member would do better."""
+    def _failed(self, seat: Seat, key: bytes, error: HsmError, request: Request) -> None:
+        """Note a failed attempt with this public key. Raises it again if no other member would do better."""
         left = self._left(error)
         if isinstance(error, QueueFull) and self._has_room(seat, error, request):
             return
@@ -263,7 +287,7 @@ class Router:
             request.failed_at(seat, error)
             return
         if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
-            request.attempts.bound_to = seat.key or (seat.version.public_key if seat.version else None)
+            request.attempts.bound_to = key
         request.failed_at(seat, error)
         kind = kind_of(error)
         if kind is not None and not left:
@@ -322,7 +346,8 @@ class Router:
         if ready and ready[0].version is not None:
             self._last = ready[0].version
         self._sole = ready[0] if len(levels.sharing) == 1 else None
-        self._careful = bool(self._pledges) or self._hedging or not ready or ready[0].level_name == EMERGENCY
+        self._closely = self._hedging or not ready or ready[0].level_name == EMERGENCY
+        self._careful = self._closely or bool(self._pledges)
         self._halve = levels.mode == "smart" and bool(ready) and sum(
             seat.trusted and seat.key == ready[0].key for seat in levels.members
         ) > 1  # fmt: skip

@@ -118,10 +118,15 @@ class Seat(MemberState):
         if self.key is not None:
             self.key = version.public_key
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        """Nobody waits for `future` any more."""
-        if self.member is not None:
-            self.member.engine.abandon(future)
+    def key_at(self, index: int) -> bytes:
+        """The public key that had this place in the engine when a request was submitted; by now another may sign."""
+        return next(
+            (key for key, version in self.versions.items() if version.index == index), self.key_version.public_key
+        )
+
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
+        """Nobody waits for `future` any more. Whether a signature may exist all the same."""
+        return self.member is None or self.member.engine.abandon(future) is not False
 
     async def stop(self) -> None:
         """Answer everybody and close the member. Doing it twice is no error."""

@@ -52,8 +52,9 @@ class SigningEngine(Protocol):
     ) -> asyncio.Future[list[Any]]:
         """Sign a batch: a future of the list of signatures, in order."""
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        """Nobody waits for `future` any more."""
+    def abandon(self, future: asyncio.Future[Any]) -> bool | None:
+        """Nobody waits for `future` any more. False: nothing was signed for it, and nothing will be; else a signature
+        may exist."""
 
     def retire_key(self, index: int) -> None:
         """Refuse every further request for this key, also those that are queued."""

@@ -202,17 +202,25 @@ class OffloadEngine:
         self._watch(loop, deadline)
         return future
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        """Nobody waits for `future` any more: drop its requests, unless others wait for them or they have begun."""
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
+        """Nobody waits for `future` any more: drop its requests, unless others wait for them or they have begun.
+        Returns whether a signature may exist, or come, all the same."""
         self.abandoned += 1
-        for waiter in self._of.pop(future, ()):
+        waiters = self._of.pop(future, [])
+        signed = not waiters or any(waiter.answered for waiter in waiters)
+        for waiter in waiters:
             request = waiter.request
-            if request is not None and waiter in request.waiters:
-                request.waiters.remove(waiter)
-                if not request.waiters and not self._runner.has(request):
-                    self.meter.cancelled += 1
-                    self._drop(request)
+            if request is None or waiter not in request.waiters:
+                signed = True
+                continue
+            request.waiters.remove(waiter)
+            if request.waiters or self._runner.has(request):
+                signed = True
+            else:
+                self.meter.cancelled += 1
+                self._drop(request)
         self._check_idle()
+        return signed
 
     def clear_cache(self) -> None:
         """Wipe all cached signatures; what is in flight is not kept either, and not joined any more."""

@@ -80,8 +80,8 @@ class RecordedEngine:
         future = self.inner.submit_many(data, timeout, True, key)
         return self._spawn(self._batch(data, future, key, extra, return_exceptions))
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        self.inner.abandon(future)  # of a task of ours it knows nothing: cancelling that has done it already
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
+        return self.inner.abandon(future)  # of a task of ours it knows nothing: cancelling that has done it already
 
     def idle(self) -> asyncio.Future[None]:
         return asyncio.ensure_future(self._idle())

@@ -57,6 +57,11 @@ class Waiter:
         self.request: Request | None = None
 
     @property
+    def answered(self) -> bool:
+        """Whether any of what belongs together has an answer."""
+        return False
+
+    @property
     def gone(self) -> bool:
         """Whether nobody waits any more."""
         return self.future.done()
@@ -104,6 +109,10 @@ class Place(Waiter):
         super().__init__(batch.future, deadline)
         self.batch = batch
         self.position = position
+
+    @property
+    def answered(self) -> bool:
+        return self.batch.remaining < len(self.batch.results)
 
     def answer(self, signature: bytes) -> None:
         self.batch.put(self.position, signature)

@@ -1,0 +1,382 @@
+"""A message that may have been signed under one key is signed under no other, however the wait for it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from tests.support.audit_logs import files_at_most
+from tests.support.chaos import needs_chaos
+from tests.support.kms import config as kms_config
+from tests.support.levels import OTHER, QUICK, SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import becomes, opened, start, until
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.failover.errors import AllLevelsFailed
+
+pytestmark = [pytest.mark.integration, needs_chaos]
+
+LEVELS = {"acceptOtherKeys": ["secondary"]}
+BATCH = 3
+
+Ask = Callable[[hsmcore.KeyManager, list[bytes]], Awaitable[Any]]
+GiveUp = Callable[[Awaitable[Any], asyncio.Event], Awaitable[None]]
+
+WAYS: dict[str, Ask] = {
+    "sign": lambda manager, messages: manager.sign(messages[0], 20),
+    "sign_many": lambda manager, messages: manager.sign_many(messages, 20),
+    "sign_with_receipt": lambda manager, messages: manager.sign_with_receipt(messages[0], 20),
+}
+
+
+async def _timeout(asked: Awaitable[Any], _begun: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await asked
+
+
+async def _wait_for(asked: Awaitable[Any], _begun: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asked, 0.3)
+
+
+async def _task_group(asked: Awaitable[Any], begun: asyncio.Event) -> None:
+    async def fail() -> None:
+        await begun.wait()
+        raise LookupError("another task of the group fails")
+
+    async def ask() -> None:
+        await asked
+
+    with suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask())
+            group.create_task(fail())
+
+
+async def _cancel(asked: Awaitable[Any], begun: asyncio.Event) -> None:
+    task = asyncio.ensure_future(asked)
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+WAYS_TO_GIVE_UP: dict[str, GiveUp] = {
+    "timeout": _timeout,
+    "wait_for": _wait_for,
+    "TaskGroup": _task_group,
+    "cancel": _cancel,
+}
+
+
+@pytest.fixture
+def site(tmp_path, fresh_token):
+    """Makes a site: one member for each key."""
+    return lambda *keys: Site(tmp_path, fresh_token, *keys)
+
+
+def key_of(place: Site, number: int) -> bytes:
+    """The public key of a member."""
+    return place.tokens[number].keys["ed25519"].public_key
+
+
+async def fail_over(manager: hsmcore.KeyManager) -> None:
+    """Have the secondary level sign, and the primary members nothing."""
+    service = manager._failover
+    for seat in service.seats:
+        if seat.level_name == "primary":
+            await service.keeper._desired.set(f"drain:{seat.name}", "yes", "a test")
+    await service.keeper._follow()
+    assert service.levels.active == 1
+
+
+async def fail_back(manager: hsmcore.KeyManager) -> None:
+    """Have the primary level sign again."""
+    service = manager._failover
+    for seat in service.seats:
+        await service.keeper._desired.set(f"drain:{seat.name}", None, "a test")
+    await service.keeper._follow()
+    await until(lambda: service.levels.active == 0)
+
+
+async def signers(manager: hsmcore.KeyManager, messages: list[bytes]) -> dict[bytes, bytes | None]:
+    """Ask again for each message: the public key that signed it, or None where that was refused for its binding."""
+    found: dict[bytes, bytes | None] = {}
+    refusals: set[bool] = set()
+    for message in messages:
+        try:
+            found[message] = (await manager.sign_with_receipt(message, 5)).public_key
+        except AllLevelsFailed as error:
+            found[message] = None
+            refusals.add("allow_other_key" in str(error))
+    assert refusals <= {True}, "refused for something else"
+    return found
+
+
+async def keys_in_the_log(manager: hsmcore.KeyManager) -> dict[str, set[str]]:
+    """By the digest of a message: the keys of all records that have a signature of it."""
+    keys = defaultdict(set)
+    async for record in manager.audit.query(match={"operation": "sign"}):
+        if "signature" in record:
+            keys[record["message_sha256"]].add(record["public_key"])
+    return keys
+
+
+async def test_what_was_given_up_while_it_was_being_signed_no_other_key_signs(site):
+    place = site(SAME, OTHER)
+    config = place.config(failover=LEVELS, auditLogFile=str(place.folder / "audit.log"))
+    config["sequencer"]["keyManager"]["config"]["sessions"] = 20
+    messages = {
+        f"{way}, {end}": [f"{way} {end} {n}".encode() for n in range(BATCH if way == "sign_many" else 1)]
+        for way in WAYS
+        for end in WAYS_TO_GIVE_UP
+    }
+    every = [message for some in messages.values() for message in some]
+    async with opened(config) as manager:
+        place.members[0].fault("C_Sign", "hang", forever=True, every=1)
+        begun = asyncio.Event()
+        asked = [
+            start(WAYS_TO_GIVE_UP[end](WAYS[way](manager, messages[f"{way}, {end}"]), begun))
+            for way in WAYS
+            for end in WAYS_TO_GIVE_UP
+        ]
+        await until(lambda: place.members[0].stats()["hung"] == len(every))
+        begun.set()
+        await asyncio.gather(*asked)
+        place.members[0].clear()
+        place.members[0].release()
+        await until(lambda: not manager._failover.seats[0].engine.in_flight)
+        await fail_over(manager)
+        assert await signers(manager, every) == dict.fromkeys(every, None)
+        assert (await manager.sign_with_receipt(b"another", 5)).public_key == key_of(place, 1)
+        await fail_back(manager)
+        assert await signers(manager, every) == dict.fromkeys(every, key_of(place, 0))
+        await manager.audit.flush()
+        keys = await keys_in_the_log(manager)
+        assert [keys[hashlib.sha256(m).hexdigest()] for m in every] == [{key_of(place, 0).hex()}] * len(every)
+
+
+@one_loop
+async def test_what_was_given_up_between_two_attempts_no_other_key_signs(site):
+    place = site(SAME, OTHER)
+    patient = {**LEVELS, "maxPrimaryRetries": 1000}
+    async with opened(place.config(failover=patient)) as manager:
+        # A signature that does not verify may be one all the same, and its member is waited for: no other may sign it.
+        place.members[0].fault("C_Sign", "wrong-signature", every=1)
+        asked = start(manager.sign(b"m", 20))
+        await until(lambda: bool(manager._failover.router._waiters))
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await fail_over(manager)
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
+@one_loop
+async def test_a_batch_that_is_given_up_is_bound_wherever_its_parts_were(site):
+    place = site(SAME, SAME, OTHER)
+    async with opened(place.config(primary=2, failover=LEVELS)) as manager:
+        place.members[1].fault("C_Sign", "hang", forever=True, every=1)
+        messages = [b"message %d" % n for n in range(32)]
+        asked = start(manager.sign_many(messages, 20))
+        done = manager._failover.seats[0].signing
+        await until(lambda: done.stats()["signatures"] == 16 and place.members[1].stats()["hung"] == 2)
+        await asyncio.sleep(0)  # until the half that is done has been taken
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        place.members[1].clear()
+        place.members[1].release()
+        await fail_over(manager)
+        assert await signers(manager, messages) == dict.fromkeys(messages, None)
+
+
+@one_loop
+async def test_signatures_that_are_thrown_away_bind_their_messages(site):
+    """One message of a batch fails, and its error is all that the caller gets."""
+    place = site(SAME, OTHER)
+    config = place.config(failover=LEVELS)
+    config["sequencer"]["keyManager"]["config"]["sessions"] = 1
+    async with opened(config) as manager:
+        messages = [b"message %d" % n for n in range(4)]
+        for nth in (4, 5):  # the last one, and once more when it gets a second try
+            place.members[0].fault("C_SignInit", "return", ckr="CKR_ARGUMENTS_BAD", nth=nth)
+        with pytest.raises(hsmcore.HsmError, match="CKR_ARGUMENTS_BAD"):
+            await manager.sign_many(messages, 20)
+        await fail_over(manager)
+        # The one that was refused has no signature, so any key may sign it.
+        assert await signers(manager, messages) == dict.fromkeys(messages[:3]) | {messages[3]: key_of(place, 1)}
+
+
+@one_loop
+async def test_a_part_of_a_batch_that_nobody_waits_for_is_bound(site):
+    """One member refuses its part, and the caller gets that error at once."""
+    place = site(SAME, SAME, OTHER)
+    async with opened(place.config(primary=2, failover=LEVELS)) as manager:
+        manager._failover.seats[1].signing.retire_key(0)
+        messages = [b"message %d" % n + b" and a long one" * (n == 0) for n in range(32)]
+        with pytest.raises(hsmcore.KeyDeactivated):
+            await manager.sign_many(messages, 20)
+        await fail_over(manager)
+        found = await signers(manager, messages)
+        assert found == dict.fromkeys(messages[:16]) | dict.fromkeys(messages[16:], key_of(place, 2))
+
+
+@one_loop
+async def test_what_is_signed_one_by_one_and_thrown_away_is_bound(site):
+    place = site(SAME, OTHER)
+    patient = {**LEVELS, "maxPrimaryRetries": 1000}  # the bound one waits for its key's member until its deadline
+    async with opened(place.config(failover=patient)) as manager:
+        place.members[0].fault("C_Sign", "hang", forever=True, every=1)
+        asked = start(manager.sign(b"bound", 20))
+        await until(lambda: place.members[0].stats()["hung"] == 1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        place.members[0].clear()
+        place.members[0].release()
+        place.kill(0)
+        await manager.sign(b"who?", 5)
+        assert manager._failover.levels.active == 1
+        with pytest.raises(AllLevelsFailed):
+            await manager.sign_many([b"x", b"y", b"bound"], 0.5)
+        assert signatures_of(manager, 1) == 3
+        place.revive(0)
+        await until(lambda: manager._failover.levels.active == 0)
+        other, first = key_of(place, 1), key_of(place, 0)
+        assert await signers(manager, [b"x", b"y", b"bound"]) == {b"x": other, b"y": other, b"bound": first}
+
+
+def signatures_of(manager: hsmcore.KeyManager, number: int) -> int:
+    """Signatures that a member has made."""
+    count: int = manager._failover.seats[number].signing.stats()["signatures"]
+    return count
+
+
+@one_loop
+async def test_a_hedged_request_that_is_given_up_is_bound(site):
+    place = site(SAME, SAME, OTHER)
+    async with opened(place.config(primary=2, failover={**LEVELS, "hedging": True})) as manager:
+        for number in (0, 1):
+            place.members[number].fault("C_Sign", "hang", forever=True, every=1)
+        asked = start(manager.sign(b"m", 20))
+        await until(lambda: all(place.members[number].stats()["hung"] for number in (0, 1)))
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        for number in (0, 1):
+            place.members[number].clear()
+            place.members[number].release()
+        await fail_over(manager)
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
+@one_loop
+@pytest.mark.parametrize("hedging", [False, True])
+async def test_a_receipt_names_the_key_that_was_asked_for_though_another_is_current_by_now(site, hedging):
+    place = site(SAME, SAME)
+    async with opened(place.config(primary=2, failover={"hedging": hedging})) as manager:
+        old, made = await manager.get_current_key_id(), await manager.generate_key()
+        for key_id in (made, old):  # so that the switch below makes no signature
+            await manager.set_current_key_id(key_id)
+        for number in (0, 1):
+            place.members[number].fault("C_Sign", "hang", forever=True, every=1)
+        asked = start(manager.sign_with_receipt(b"m", 20))
+        hung = [0, 1] if hedging else [0]
+        await until(lambda: all(place.members[number].stats()["hung"] for number in hung))
+        await manager.set_current_key_id(made)
+        for number in (0, 1):
+            place.members[number].clear()
+            place.members[number].release()
+        receipt = await asked
+        assert receipt.public_key == key_of(place, 0)
+        assert is_good("ed25519", receipt.public_key, b"m", receipt.signature)
+
+
+@one_loop
+async def test_what_was_given_up_is_bound_to_the_key_it_was_asked_for_with(site):
+    place = site(SAME)
+    async with opened(place.config()) as manager:
+        old, made = await manager.get_current_key_id(), await manager.generate_key()
+        for key_id in (made, old):
+            await manager.set_current_key_id(key_id)
+        place.members[0].fault("C_Sign", "hang", forever=True)
+        asked = start(manager.sign(b"m", 20))
+        await until(lambda: place.members[0].stats()["hung"] == 1)
+        await manager.set_current_key_id(made)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        place.members[0].release()
+        assert (await manager.sign_with_receipt(b"another", 5)).key_id == made
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
+@one_loop
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_was_signed_and_could_not_be_recorded_no_other_key_signs(site, way):
+    place = site(SAME, OTHER)
+    path = place.folder / "audit.log"
+    async with opened(place.config(failover=LEVELS, auditLogFile=str(path))) as manager:
+        await manager.sign(b"before")
+        messages = [b"message %d" % n for n in range(BATCH if way == "sign_many" else 1)]
+        with files_at_most(path.stat().st_size + 10), pytest.raises(hsmcore.AuditUnavailable):
+            await WAYS[way](manager, messages)
+        await becomes(lambda: recorded(manager))
+        await fail_over(manager)
+        assert await signers(manager, messages) == dict.fromkeys(messages, None)
+
+
+async def recorded(manager: hsmcore.KeyManager) -> bool:
+    """Whether the audit log is written again."""
+    with suppress(hsmcore.AuditUnavailable):
+        await manager.sign(b"is it recorded?")
+        return True
+    return False
+
+
+@one_loop
+async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site):
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover=LEVELS)) as manager:
+        place.members[0].fault("C_Sign", "hang", forever=True)
+        asked = start(manager.sign(b"bound", 20))
+        await until(lambda: place.members[0].stats()["hung"] == 1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        place.members[0].release()
+        router = manager._failover.router
+        assert router.any_bound_elsewhere([b"bound"], b"another key")
+        with pytest.raises(hsmcore.InvalidMessage):
+            await manager.sign_with_receipt("text")
+        crossings = []
+        inner = router.begin_many
+        router.begin_many = lambda seat, batch, *more: crossings.append(len(batch)) or inner(seat, batch, *more)
+        assert len(await manager.sign_many([b"%d" % n for n in range(20)] + [b"bound"], 5)) == 21
+        assert crossings == [21]
+
+
+@one_loop
+async def test_what_only_stood_in_line_is_free_where_that_is_known(kms, tmp_path):
+    first, second = kms.store.make(), kms.store.make()
+    secondary = kms_config(kms, second)["keyManager"]
+    block = {**QUICK, **LEVELS, "secondary": [secondary]}
+    rules = {"failover": block, "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0, "singleFlight": False}
+    async with opened(kms_config(kms, first, {"concurrency": 1}, **rules)) as manager:
+        kms.calls.clear()
+        kms.hold()
+        begun = start(manager.sign(b"begun", 20))
+        in_line = [start(manager.sign(b"in line", 20)), start(manager.sign_many([b"a", b"b"], 20))]
+        await until(lambda: kms.calls["Sign"] == 1)
+        for task in (begun, *in_line):
+            task.cancel()
+        await asyncio.gather(begun, *in_line, return_exceptions=True)
+        kms.release()
+        service = manager._failover
+        await service.keeper._desired.set("force", "secondary", "a test")
+        await service.keeper._follow()
+        found = await signers(manager, [b"begun", b"in line", b"a", b"b"])
+        other = second.raw_public
+        assert found == {b"begun": first.raw_public, b"in line": other, b"a": other, b"b": other}
