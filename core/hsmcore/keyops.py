@@ -114,8 +114,10 @@ class KeyOperations:
 
     def on_rotation(self, handover: Handover) -> None:
         """Have `handover` tell the chain of each new key before it signs (see hsmcore.handover). Before initialize(),
-        so that a rotation which was cut off finds it."""
+        so that a rotation which was cut off finds it; one that was cut off in its handover waits for it."""
         self._handover = handover
+        if self._upkeep is not None and self._upkeep.rotation is not None:
+            self._upkeep.rotation.handover = handover
 
     async def _begin_upkeep(self, key: KeyVersion, stop: Callable[[], Awaitable[None]]) -> None:
         """If it fails, `stop` is called."""
