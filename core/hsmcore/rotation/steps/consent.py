@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hsmcore.log import get_logger
 from hsmcore.rotation.approvals import genuine, statement
 from hsmcore.rotation.context import Context, Done, Pending, skipped
@@ -22,8 +24,8 @@ async def do(ctx: Context) -> Done | Pending:
         await ctx.announce(
             "failure",
             f"rotation {ctx.rotation.id}: an approval is not genuine",
-            f"the state store has an approval by {name} that {name} did not give to this rotation; it does not count. "
-            "Find out who can write the store.",
+            f"the state store has an approval by {name} that {name} did not give to this rotation, or that repeats "
+            "another one (the same person, key or secret); it does not count. Find out who can write the store.",
             f"rotation-{ctx.rotation.id}-not-genuine-{name}",
         )
     if len(given) >= ctx.rules.approvals:
@@ -50,4 +52,5 @@ async def require(ctx: Context) -> None:
 
 async def _given(ctx: Context) -> tuple[list[str], list[str]]:
     text = statement(ctx.rotation, ctx.old)
-    return genuine(ctx.rules.approvers, text, await ctx.approvals.of(ctx.rotation.id))
+    given = await ctx.approvals.of(ctx.rotation.id)
+    return await asyncio.to_thread(genuine, ctx.rules.approvers, text, given)  # it fetches secrets, also from AWS
