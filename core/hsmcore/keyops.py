@@ -127,6 +127,7 @@ class KeyOperations:
             self._upkeep.rotation.handover = self._handover
         hands = Hands(
             holders=self._holders,
+            signing=self._signing,
             load=self._load,
             sign=self._sign_as,
             retire=self._retire,
@@ -158,6 +159,14 @@ class KeyOperations:
         if not found:
             raise MemberDown("no member that holds the current key is running")
         return found
+
+    def _signing(self) -> list[KeyVersion]:
+        """The current key first, then those of levels with keys of their own."""
+        if self._failover is None:
+            return [self._current()]
+        levels, seats = self._failover.levels.levels, self._failover.running()
+        others = [seat.version for seat in seats if seat.version is not None and levels[seat.level].other_keys]
+        return [self._failover.router.current or self._failover.version, *others]
 
     async def _load(self, key_id: str) -> KeyVersion:
         """Find a key by its id on every member that should hold it, and know it from then on."""
@@ -208,8 +217,10 @@ class KeyOperations:
 
     def _learn(self, keys: Sequence[StoredKey]) -> None:
         """Keys of the store's ring that are not loaded here can still verify."""
+        active = {key.public_key for key in keys if key.state == "active"}
         for key in keys:
-            if key.activated_ns is None or not key.public_key:
+            # A second row for the key that signs says nothing about it.
+            if key.activated_ns is None or not key.public_key or (key.state != "active" and key.public_key in active):
                 continue
             if key.key_id not in self._ring:
                 self._ring.add(KeyVersion(key.key_id, key.label, key.algorithm, key.public_key, -1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC
@@ -89,6 +89,7 @@ class RotationService:
         self._grace_ns = config.key_manager.request_timeout_ms * _MS
         self._runner = Runner(self.rotations, self._context, self._failed, self.clock, self.trace, self._wants_abort)
         self._known: list[StoredKey] = []
+        self._signed: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._asked: _Asked | None = None
@@ -354,6 +355,7 @@ class RotationService:
 
     async def _context(self, rotation: Rotation) -> Context:
         known = {key.version: key for key in await self.keys.all()}
+        self._note_signed(known.values())
         return Context(
             rules=self._rules,
             schedule=self.schedule,
@@ -368,6 +370,7 @@ class RotationService:
             handover=self.handover,
             aliases=aliases(self._config),
             drill=self._drill_token(),
+            signed=frozenset(self._signed),
             grace_ns=self._grace_ns,
             clock=self.clock,
         )
@@ -394,6 +397,7 @@ class RotationService:
         found = await self.keys.all()
         if found == self._known:
             return
+        self._note_signed(found)
         before = next((key for key in self._known if key.state == "active"), None)
         current = next((key for key in found if key.state == "active"), None)
         if current is not None and before is not None and current.version != before.version:
@@ -402,6 +406,12 @@ class RotationService:
                 self._hands.switch(version)
         self._hands.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
+
+    def _note_signed(self, keys: Iterable[StoredKey]) -> None:
+        """Rows that say so no more are remembered."""
+        for key in keys:
+            if key.activated_ns is not None and key.public_key and key.state != "destroyed":
+                self._signed |= {key.key_id, key.public_key.hex()}
 
     async def _see(self) -> None:
         current = await self.keys.current()
