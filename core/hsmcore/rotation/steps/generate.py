@@ -11,7 +11,7 @@ from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.members import Member
 from hsmcore.rotation.context import Context, Done, Pending
-from hsmcore.rotation.steps import destruction, handover
+from hsmcore.rotation.steps import consent, destruction, handover
 from hsmcore.state.keys import StoredKey, change_key, keep_key
 
 
@@ -32,7 +32,8 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done:
-    """Make the key, or find it complete."""
+    """Make the key, or find it complete. Raises NotApproved: what was not approved could not be destroyed again."""
+    await consent.require(ctx)
     if ctx.ceremony is not None:
         return await _ceremony(ctx, bytes.fromhex(ctx.ceremony.recovery_public_key))
     member = ctx.first
