@@ -114,8 +114,10 @@ class KeyOperations:
 
     def on_rotation(self, handover: Handover) -> None:
         """Have `handover` tell the chain of each new key before it signs (see hsmcore.handover). Before initialize(),
-        so that a rotation which was cut off finds it."""
+        so that a rotation which was cut off finds it; one that was cut off in its handover waits for it."""
         self._handover = handover
+        if self._upkeep is not None and self._upkeep.rotation is not None:
+            self._upkeep.rotation.handover = handover
 
     async def _begin_upkeep(self, key: KeyVersion, stop: Callable[[], Awaitable[None]]) -> None:
         """If it fails, `stop` is called."""
@@ -125,6 +127,7 @@ class KeyOperations:
             self._upkeep.rotation.handover = self._handover
         hands = Hands(
             holders=self._holders,
+            signing=self._signing,
             load=self._load,
             sign=self._sign_as,
             retire=self._retire,
@@ -156,6 +159,14 @@ class KeyOperations:
         if not found:
             raise MemberDown("no member that holds the current key is running")
         return found
+
+    def _signing(self) -> list[KeyVersion]:
+        """The current key first, then those of levels with keys of their own."""
+        if self._failover is None:
+            return [self._current()]
+        levels, seats = self._failover.levels.levels, self._failover.running()
+        others = [seat.version for seat in seats if seat.version is not None and levels[seat.level].other_keys]
+        return [self._failover.router.current or self._failover.version, *others]
 
     async def _load(self, key_id: str) -> KeyVersion:
         """Find a key by its id on every member that should hold it, and know it from then on."""
@@ -206,8 +217,10 @@ class KeyOperations:
 
     def _learn(self, keys: Sequence[StoredKey]) -> None:
         """Keys of the store's ring that are not loaded here can still verify."""
+        active = {key.public_key for key in keys if key.state == "active"}
         for key in keys:
-            if key.activated_ns is None or not key.public_key:
+            # A second row for the key that signs says nothing about it.
+            if key.activated_ns is None or not key.public_key or (key.state != "active" and key.public_key in active):
                 continue
             if key.key_id not in self._ring:
                 self._ring.add(KeyVersion(key.key_id, key.label, key.algorithm, key.public_key, -1))

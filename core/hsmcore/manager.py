@@ -33,13 +33,14 @@ T = TypeVar("T")
 Signed = bytes | asyncio.Future[bytes]
 
 
-def create_key_manager(config: Source) -> KeyManager:
+def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
     """Check a configuration and make the key manager for it; nothing is opened before `initialize()`.
 
-    `config` is a dict, the path of a JSON file, or a Config. Raises ConfigurationError, which names each fault by its
-    JSON path.
+    `config` is a dict, the path of a JSON file, or a Config. `rotates`: False leaves `keyRotation` to other processes
+    and only follows the key ring, as the commands that sign, verify and show do. Raises ConfigurationError, which names
+    each fault by its JSON path.
     """
-    return KeyManager(load(config))
+    return KeyManager(load(config), rotates=rotates)
 
 
 async def _a_turn(error: HsmError) -> None:
@@ -61,8 +62,9 @@ class KeyManager(KeyOperations, Observable):
     every signature has a deadline. All errors are HsmError.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, rotates: bool = True) -> None:
         self.config = config
+        self._rotates = rotates
         self.audit = AuditLog.of(config.key_manager)
         self._rules: KeyManagerConfig = config.key_manager
         self._life = Lifecycle(self._open, self._refuse, self._close)
@@ -105,7 +107,7 @@ class KeyManager(KeyOperations, Observable):
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
-            self._upkeep = await Upkeep.open(self.config)
+            self._upkeep = await Upkeep.open(self.config, rotates=self._rotates)
             config = self._upkeep.config
             if self._rules.has_levels:
                 await self._open_levels(config)

@@ -33,8 +33,9 @@ class Upkeep:
         self._subscriptions: list[Callable[[], None]] = []
 
     @classmethod
-    async def open(cls, config: Config) -> Self:
-        """Open the state store if anything needs it. Raises HsmError, and leaves nothing open then."""
+    async def open(cls, config: Config, *, rotates: bool = True) -> Self:
+        """Open the state store if anything needs it. `rotates`: see create_key_manager. Raises HsmError, and leaves
+        nothing open then."""
         upkeep = cls(config)
         rules = config.key_manager
         rotation = rules.key_rotation if rules.key_rotation is not None and rules.key_rotation.enabled else None
@@ -48,7 +49,7 @@ class Upkeep:
             notices = upkeep.notices = NoticeService(store, rules.notices)
             if rotation is not None:
                 before = rules.notices.before_hours * _HOUR_NS if rules.notices is not None else 0
-                upkeep.rotation = RotationService(config, rotation, store, notices.announce, before)
+                upkeep.rotation = RotationService(config, rotation, store, notices.announce, before, rotates=rotates)
                 upkeep.config = await upkeep.rotation.configured()
         except BaseException:
             await store.close()

@@ -16,7 +16,7 @@ from hsmcore import create_key_manager
 from hsmcore.cli.app import run as run_command
 
 pytestmark = pytest.mark.integration
-ALICE, BOB = pyotp.random_base32(), SigningKey(bytes(range(32)))
+ALICE, BOB, TWIN = pyotp.random_base32(), SigningKey(bytes(range(32))), SigningKey(bytes(range(1, 33)))
 
 
 @pytest.fixture
@@ -258,6 +258,63 @@ def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmco
                 await rotating
             assert await manager.get_current_key_id() == new
             assert len(await manager._member.control.list_keys()) == 2
+
+    asyncio.run(scenario())
+
+
+def test_one_approver_is_no_quorum(fresh_token, tmp_path, hsmcore):
+    """Her row twice, and a second approver who has the same one-time codes, as files whose texts differ."""
+    for name, text in (("alice", ALICE), ("twin", " ".join(ALICE.lower()))):
+        (tmp_path / name).touch(0o600)
+        (tmp_path / name).write_text(text)
+    approvers = [
+        {"name": "alice", "totp": {"file": str(tmp_path / "alice")}},
+        {"name": "twin", "totp": {"file": str(tmp_path / "twin")}, "publicKey": bytes(TWIN.verify_key).hex()},
+        {"name": "bob", "publicKey": bytes(BOB.verify_key).hex()},
+    ]
+    config = configured(fresh_token(), "ed25519", tmp_path, approvals=2, approvers=approvers)
+    (tmp_path / "hsm.json").write_text(json.dumps(config))
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+
+        async def command(*arguments, **options):
+            return await loop.run_in_executor(None, lambda: hsmcore(*arguments, **options))
+
+        async def signed(name, key):
+            text = (await command("rotate", "approve", text=True))[1]
+            (tmp_path / "statement.sig").write_bytes(key.sign(text.encode()).signature)
+            return await command("rotate", "approve", "--as", name, "--signature", str(tmp_path / "statement.sig"))
+
+        async with opened(config) as manager:
+            rotation = manager._upkeep.rotation
+            rotating = start(manager.rotate_key())
+
+            async def waits():
+                return [r.id for r in await rotation.rotations.open() if r.run.step == "approve"]
+
+            async def refused(*names):
+                steps = await rotation.rotations.steps(1, ["approve"])
+                assert not rotating.done(), "one person was enough"
+                return any(step["details"].get("notGenuine") == list(names) for step in steps)
+
+            await becomes(waits)
+            code = pyotp.TOTP(ALICE).now()
+            given = await command("rotate", "approve", "--as", "alice", "--code", code)
+            assert given[1].get("approvedBy") == ["alice"], given
+            with sqlite3.connect(tmp_path / "state.db", timeout=10) as connection:
+                connection.execute("DROP INDEX approval_once")
+                connection.execute("DROP INDEX approval_code")
+                connection.execute(
+                    "INSERT INTO approval (rotation_id, approver, method, totp_step, time_ns, proof)"
+                    " SELECT rotation_id, approver, method, totp_step, time_ns, proof FROM approval"
+                )
+            connection.close()
+            await becomes(lambda: refused("alice"))
+            assert (await signed("twin", TWIN))[1]["approvedBy"] == ["alice"]
+            await becomes(lambda: refused("alice", "twin"))
+            assert (await signed("bob", BOB))[1]["approvedBy"] == ["alice", "bob"]
+            await rotating
 
     asyncio.run(scenario())
 

@@ -9,6 +9,7 @@ from hsmcore.errors import ConfigurationError
 
 KEY = "3d" * 32
 ALICE = {"name": "alice", "publicKey": KEY}
+CODES = {"file": "/run/secrets/totp"}
 
 
 def loaded(rotation=None, **rules):
@@ -31,6 +32,21 @@ def loaded(rotation=None, **rules):
         ({"keyCeremony": {"recoveryPublicKey": "aa"}}, "keyRotation.keyCeremony.recoveryPublicKey", "32 bytes"),
         ({"approvals": 1}, "keyRotation", "approvers names 0"),
         ({"approvals": 2, "approvers": [ALICE, ALICE]}, "keyRotation", "different names"),
+        (
+            {"approvals": 2, "approvers": [ALICE, ALICE | {"name": "bob", "publicKey": KEY.upper()}]},
+            "keyRotation",
+            "different publicKeys",
+        ),
+        (
+            {"approvers": [{"name": "a", "totp": CODES}, {"name": "b", "publicKey": KEY, "totp": CODES}]},
+            "keyRotation",
+            "different totp secrets",
+        ),
+        (
+            {"approvers": [{"name": "a", "totp": "JBSWY3DP"}, {"name": "b", "totp": "JBSWY3DP"}]},
+            "keyRotation",
+            "different totp secrets",
+        ),
         ({"approvers": [{"name": "x"}]}, "keyRotation.approvers[0]", "totp or publicKey"),
         ({"destroyAfterDays": -1}, "keyRotation.destroyAfterDays", "whole number"),
     ],

@@ -35,7 +35,8 @@ def now(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace the signing key now. A running key manager does it; if none runs, this command does.
+    """Replace the signing key now. A running key manager does it; if none runs, this command does, unless
+    requireHandover is set or a rotation waits for the application, which has the handover.
 
     Example: hsmcore rotate now --reason "an operator has left"
     """
@@ -121,6 +122,7 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     for entry in found["open"]:
         waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
         waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
+        waits += "; its handover was called, only the application goes on with it" if entry["needsHandover"] else ""
         print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
     print_table(
         ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
@@ -188,23 +190,27 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
     loaded = load_config(config, state)
     rotation_rules(loaded)
 
-    async def work(store: Store) -> tuple[Rotation, bool]:
+    async def work(store: Store) -> tuple[Rotation, str]:
         from hsmcore.rotation.machine import can_abort
         from hsmcore.rotation.service import ABORT
-        from hsmcore.state import Desired
+        from hsmcore.rotation.steps import handover
+        from hsmcore.state import Desired, Rotations
 
         found = await under_way(store, None)
         if not can_abort(found.run):
             raise HsmError(f"rotation {found.id} is about to switch the key", hint="See `hsmcore rotate status`.")
         await Desired(store).set(ABORT, "yes", "")
-        return found, await rotates_somewhere(store)
+        if await handover.waiting(Rotations(store)) is not None:
+            return found, "its handover was called: the application, which has the handover, undoes it"
+        running = await rotates_somewhere(store)
+        return found, "" if running else "no key manager is running; it is undone at the next start"
 
     with recorded(loaded.key_manager, "rotate abort") as entry:
-        found, running = on_state(loaded, work)
+        found, why = on_state(loaded, work)
         entry["rotation_id"] = str(found.id)
     show({"rotation": found.id, "status": "aborting"}, as_json=as_json)
-    if not running:
-        note("  no key manager is running; it is undone at the next start")
+    if why:
+        note(f"  {why}")
 
 
 @app.command(short_help="Go on with the key that the configuration names.")
@@ -255,9 +261,13 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
 
 async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]:
     from hsmcore.rotation.service import ROTATE
+    from hsmcore.rotation.steps import handover
     from hsmcore.state import Desired, Rotations
 
     async def ask(store: Store) -> dict[str, Any] | None:
+        held = await handover.waiting(Rotations(store))
+        if held is not None:
+            raise handover.refusal(held)
         if not await rotates_somewhere(store):
             return None
         rotations, until = Rotations(store), time.monotonic() + seconds
@@ -293,9 +303,11 @@ async def _last(store: Store) -> dict[str, Any]:
 async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.schedule import Schedule
     from hsmcore.rotation.service import plan
+    from hsmcore.rotation.steps import handover
     from hsmcore.state import Keys, Rotations
 
     known, rotations = await Keys(store).all(), Rotations(store)
+    held = await handover.waiting(rotations)
     current = next((key for key in known if key.state == "active"), None)
     coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
     return {
@@ -307,6 +319,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
         "approvals": rules.approvals,
         "open": [
             entry.to_json()
+            | {"needsHandover": held is not None and held.id == entry.id}
             | dict(zip(("approvedBy", "notGenuine"), await approvals_of(store, rules, entry, known), strict=True))
             for entry in await rotations.open()
         ],

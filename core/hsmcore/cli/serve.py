@@ -42,6 +42,7 @@ def serve(
 
     Beyond this machine, monitoring.tls and monitoring.viewerToken are required in the configuration. Whoever has the
     token of monitoring.operatorToken may drain members, force a level and rotate; all of that is recorded.
+    Keys are rotated by the key manager of an application, never by this command.
 
     Examples:
 
@@ -66,7 +67,7 @@ async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None
     from hsmcore.errors import AuditUnavailable
     from hsmcore.serve import attached
 
-    manager = hsmcore.create_key_manager(config)
+    manager = hsmcore.create_key_manager(config, rotates=False)
     try:
         await manager.initialize()
     except FolderInUse as error:

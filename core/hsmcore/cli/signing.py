@@ -115,14 +115,14 @@ def verify(
 async def _sign(config: Config, message: bytes) -> Any:
     import hsmcore
 
-    async with hsmcore.create_key_manager(config) as manager:
+    async with hsmcore.create_key_manager(config, rotates=False) as manager:
         return await manager.sign_with_receipt(message)
 
 
 async def _verify(config: Config, message: bytes, signature: bytes, key_id: str | None) -> bool:
     import hsmcore
 
-    async with hsmcore.create_key_manager(config) as manager:
+    async with hsmcore.create_key_manager(config, rotates=False) as manager:
         return await manager.verify(message, signature, key_id=key_id)
 
 

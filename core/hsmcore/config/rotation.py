@@ -125,6 +125,12 @@ class KeyRotation(Model):
         names = [approver.name for approver in self.approvers]
         if len(set(names)) != len(names):
             raise clash("approvers must have different names")
+        keys = [approver.public_key.lower() for approver in self.approvers if approver.public_key is not None]
+        if len(set(keys)) != len(keys):
+            raise clash("approvers must have different publicKeys: the same key is the same person")
+        secrets = [approver.totp for approver in self.approvers if approver.totp is not None]
+        if len(set(secrets)) != len(secrets):
+            raise clash("approvers must have different totp secrets: the same secret is the same person")
         if self.approvals > len(names):
             raise clash(f"approvals is {self.approvals}, but approvers names {len(names)}")
         return self

@@ -214,7 +214,7 @@ async def _main(settings: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     try:
-        async with hsmcore.create_key_manager(settings["config"]) as manager:
+        async with hsmcore.create_key_manager(settings["config"], rotates=False) as manager:
             _say({"ready": True, "keys": _keys(manager)})
             words = (await asyncio.to_thread(sys.stdin.buffer.readline)).split()
             if len(words) != 2 or words[0] != b"go":

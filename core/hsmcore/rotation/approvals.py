@@ -7,9 +7,12 @@ write it cannot approve, nor have an approval count for another rotation.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from nacl.exceptions import BadSignatureError
@@ -68,14 +71,41 @@ def by_signature(approver: Approver, text: bytes, signature: bytes) -> Approval:
 
 
 def genuine(approvers: Sequence[Approver], text: bytes, given: Sequence[Approval]) -> tuple[list[str], list[str]]:
-    """Of the approvals of a statement: the names of those who have given one, and of those whose approval is no such
-    thing: nobody of that name is configured (any more), or its proof is not his."""
+    """Of the approvals of a statement: the names of those who have given one, and of those whose approval counts for
+    nothing: nobody of that name is configured (any more), its proof is not his, or he counts already, under this name
+    or as another approver with the same key or secret."""
     known = {approver.name: approver for approver in approvers}
     names: tuple[list[str], list[str]] = [], []
+    counted: set[bytes] = set()
     for approval in given:
         approver = known.get(approval.approver)
-        names[0 if approver is not None and _is_genuine(approver, text, approval) else 1].append(approval.approver)
+        good = approver is not None and approval.approver not in names[0] and _is_genuine(approver, text, approval)
+        if good and approver is not None:
+            credentials = _credentials(approver)
+            good = counted.isdisjoint(credentials)
+            counted |= credentials if good else set()
+        if good or approval.approver not in names[1]:
+            names[0 if good else 1].append(approval.approver)
     return names
+
+
+def _credentials(approver: Approver) -> set[bytes]:
+    """What an approver can prove himself with: what two approvers share, one person may have. Digests of secrets."""
+    found = set() if approver.public_key is None else {bytes.fromhex(approver.public_key)}
+    if approver.totp is None:
+        return found
+    try:
+        secret = approver.totp.resolve()
+    except HsmError:
+        return found  # no code of his counts either
+    try:
+        # As it is read: base32 in capitals or small letters, with blanks or without, padded or not.
+        read = bytes(secret).upper().translate(None, b" \t\r\n=")
+        with suppress(ValueError):
+            read = base64.b32decode(read + b"=" * (-len(read) % 8))
+        return found | {hashlib.sha256(b"totp" + read).digest()}
+    finally:
+        secret[:] = bytes(len(secret))
 
 
 def _is_genuine(approver: Approver, text: bytes, given: Approval) -> bool:

@@ -31,6 +31,8 @@ class Hands:
     holders: Callable[[], list[Member]]
     """The running members that hold the current key, in the order of the levels; not those of the emergency level.
     Raises MemberDown if there is none."""
+    signing: Callable[[], Sequence[KeyVersion]]
+    """The current key as this process knows it, then the keys of levels with other keys; nothing from the store."""
     load: Callable[[str], Awaitable[KeyVersion]]
     """Have the members find a key by its id and prove it by a signature."""
     sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
@@ -72,6 +74,8 @@ class Context:
     """By member of AWS KMS: the alias that the configuration names the key with."""
     drill: Control | None
     """The token for restore drills; None: the key's own."""
+    signed: frozenset[str]
+    """Ids and public keys (hexadecimal) of keys that have signed, as far as this process has ever seen in the ring."""
     grace_ns: int
     """The longest that a request which was routed to the old key may still be under way."""
     clock: Callable[[], int]

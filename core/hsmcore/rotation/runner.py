@@ -32,7 +32,7 @@ EFFECTS: Final[Mapping[str, Effects]] = {
     "drill": Effects(backups.drill, backups.end_drill, backups.plan_drill),
     "replicate": Effects(replicate.do),
     "notify": Effects(telling.do),
-    "handover": Effects(handover.do, handover.undo),
+    "handover": Effects(handover.do, handover.undo, handover.plan),
     "activate": Effects(switch.activate),
     "deactivate": Effects(switch.deactivate),
     "destroy": Effects(switch.destroy),

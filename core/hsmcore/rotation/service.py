@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC
@@ -23,6 +23,7 @@ from hsmcore.rotation.context import Announce, Context, Hands, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
+from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
 from hsmcore.state import Approvals, Backups, Desired, Keys, Rotation, Rotations, Store, StoreBusy, StoredKey
 
@@ -69,8 +70,17 @@ class RotationService:
     clock: Callable[[], int] = staticmethod(time.time_ns)
     trace: Callable[[str], None] = staticmethod(lambda _point: None)
 
-    def __init__(self, config: Config, rules: KeyRotation, store: Store, announce: Announce, before_ns: int) -> None:
-        self._config, self._rules = config, rules
+    def __init__(
+        self,
+        config: Config,
+        rules: KeyRotation,
+        store: Store,
+        announce: Announce,
+        before_ns: int,
+        *,
+        rotates: bool = True,
+    ) -> None:
+        self._config, self._rules, self._rotates = config, rules, rotates
         self._store, self._announce, self._before_ns = store, announce, before_ns
         self.schedule = Schedule.of(rules)
         self.keys, self.rotations = Keys(store), Rotations(store)
@@ -79,11 +89,13 @@ class RotationService:
         self._grace_ns = config.key_manager.request_timeout_ms * _MS
         self._runner = Runner(self.rotations, self._context, self._failed, self.clock, self.trace, self._wants_abort)
         self._known: list[StoredKey] = []
+        self._signed: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._asked: _Asked | None = None
         self._role = AsyncExitStack()
         self._leads = False
+        self._held: set[int] = set()
         self._drill: ControlPlane | None = None
         self._reported = 0
         self.seen: Seen | None = None
@@ -111,6 +123,9 @@ class RotationService:
         if current.public_key != started.public_key:
             hands.switch(await hands.load(current.key_id))
         await self._look_at_backups(current)
+        if self._rotates and self._rules.require_handover and self.handover is None:
+            text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
+            get_logger().warning(f"no key is rotated here: {text}", hint=hint)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
@@ -203,9 +218,12 @@ class RotationService:
             await self._see()
 
     async def _work(self) -> None:
-        if not await self._lead():
+        why = await self._must_follow()
+        if why is not None:
+            await self._step_down()
+        if why is not None or not await self._lead():
             await self._follow()
-            self._answer(StoreBusy("another process rotates the keys of this state store"))
+            self._answer(why or StoreBusy("another process rotates the keys of this state store"))
             return
         for rotation in await self.rotations.open():
             await self._advance(rotation)
@@ -224,6 +242,38 @@ class RotationService:
             return LOOK_SECONDS
         soonest = (min(waits, default=0) - self.clock()) / SECOND
         return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits and self._leads else LOOK_SECONDS
+
+    async def _must_follow(self) -> HsmError | None:
+        """Why this process does not lead, whoever else does: only who can end a rotation may lead it."""
+        if self.handover is None:
+            held = await handover.waiting(self.rotations)
+            if held is not None:
+                await self._tell_held(held)
+                return handover.refusal(held)
+        if not self._rotates:
+            return BadArgument("this key manager only follows the key ring", hint="Rotate in the process that does.")
+        if self._rules.require_handover and self.handover is None:
+            return BadArgument(handover.NONE_REGISTERED, hint=handover.NONE_REGISTERED_HINT)
+        return None
+
+    async def _tell_held(self, rotation: Rotation) -> None:
+        """Once, unless the role is taken: then a process that has a handover is at work."""
+        await self._step_down()
+        if rotation.id in self._held:
+            return
+        try:
+            async with self._store.exclusively(ROLE):
+                self._held.add(rotation.id)
+        except StoreBusy:
+            return
+        await handover.tell(rotation, self._announce)
+
+    async def _step_down(self) -> None:
+        """Let another process lead."""
+        if self._leads:
+            self._leads = False
+            await self._role.aclose()
+            await self._desired.report(self._name, None)
 
     async def _lead(self) -> bool:
         if not self._leads:
@@ -305,6 +355,7 @@ class RotationService:
 
     async def _context(self, rotation: Rotation) -> Context:
         known = {key.version: key for key in await self.keys.all()}
+        self._note_signed(known.values())
         return Context(
             rules=self._rules,
             schedule=self.schedule,
@@ -319,6 +370,7 @@ class RotationService:
             handover=self.handover,
             aliases=aliases(self._config),
             drill=self._drill_token(),
+            signed=frozenset(self._signed),
             grace_ns=self._grace_ns,
             clock=self.clock,
         )
@@ -345,6 +397,7 @@ class RotationService:
         found = await self.keys.all()
         if found == self._known:
             return
+        self._note_signed(found)
         before = next((key for key in self._known if key.state == "active"), None)
         current = next((key for key in found if key.state == "active"), None)
         if current is not None and before is not None and current.version != before.version:
@@ -353,6 +406,12 @@ class RotationService:
                 self._hands.switch(version)
         self._hands.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
+
+    def _note_signed(self, keys: Iterable[StoredKey]) -> None:
+        """Rows that say so no more are remembered."""
+        for key in keys:
+            if key.activated_ns is not None and key.public_key and key.state != "destroyed":
+                self._signed |= {key.key_id, key.public_key.hex()}
 
     async def _see(self) -> None:
         current = await self.keys.current()

@@ -144,6 +144,13 @@ def activate_key(
     change_key(connection, version, state="active", activated_ns=now_ns, base_ns=base_ns, retire_ns=None, note="")
 
 
+def keep_key(connection: Connection, version: int, now_ns: int, why: str) -> None:
+    """A key that a rotation made, or is said to have made, stays on the token and never signs. No other version is
+    changed."""
+    if get_key(connection, version).state == "pending":
+        change_key(connection, version, state="deactivated", deactivated_ns=now_ns, note=why)
+
+
 def end_overlap(connection: Connection, version: int, now_ns: int) -> StoredKey:
     """Let a version verify no more if its overlap is over. Returns what it is then: one that somebody has made current
     again goes on signing, or has another end."""

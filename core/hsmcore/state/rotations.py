@@ -166,6 +166,12 @@ class Rotations:
 
         return await self._store.run(work)
 
+    async def note(self, rotation: int, step: str, outcome: str, details: dict[str, Any]) -> None:
+        """Add to the history of a rotation that stays where it is."""
+        await self._store.run(
+            lambda connection: insert_step(connection, rotation, step, outcome, details, time.time_ns())
+        )
+
     async def open(self) -> list[Rotation]:
         """Those that have not ended, oldest first."""
         query = select(ROTATION).where(ROTATION.c.status.in_(OPEN)).order_by(ROTATION.c.id)

@@ -14,7 +14,8 @@ from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
 from hsmcore.members.base import Control
 from hsmcore.rotation.context import Context, Done, skipped
-from hsmcore.rotation.steps.generate import holder_of
+from hsmcore.rotation.steps import destruction
+from hsmcore.rotation.steps.generate import holder_of, matching
 from hsmcore.state.backups import insert_backup, note_drill
 from hsmcore.state.keys import StoredKey
 
@@ -117,8 +118,8 @@ async def plan_drill(ctx: Context) -> Done:
     statement = await _backup_of_new(ctx)
     if statement is None or statement.method == "sealed" or is_whole(statement.payload):
         return Done()
-    scratch = await _token(ctx).new_key_id()
-    return Done({"scratch": scratch.hex() if scratch is not None else None})
+    free = await _token(ctx).new_key_id()
+    return Done({"scratch": destruction.made_id(ctx, _SCRATCH_LABEL, len(free)).hex() if free is not None else None})
 
 
 async def drill(ctx: Context) -> Done:
@@ -133,12 +134,15 @@ async def drill(ctx: Context) -> Done:
     try:
         if not is_whole(statement.payload):
             scratch = await _scratch(ctx)
+            if scratch is not None and not destruction.is_made_id(ctx, _SCRATCH_LABEL, scratch):
+                raise HsmError(f"no drill of this rotation chose the id {scratch}")
             await drills.drill_beside(statement, token, sign, scratch, _SCRATCH_LABEL, resumed=ctx.resumed)
             how = "under a scratch id"
         elif ctx.drill is not None:
             await drills.drill_beside(statement, token, sign, None, "", resumed=ctx.resumed)
             how = "on the drill token"
         else:
+            await destruction.require_made(ctx, ctx.first, matching(await token.list_keys(), ctx.new))
             await drills.drill_in_place(statement, token, _either(ctx))
             how = "in place, before its first use"
     except (BackupInvalid, RequestRejected) as error:
@@ -154,6 +158,9 @@ async def drill(ctx: Context) -> Done:
 async def end_drill(ctx: Context) -> Done:
     """Destroy what the drill may have left."""
     scratch = await _scratch(ctx)
+    if scratch is not None and not destruction.is_made_id(ctx, _SCRATCH_LABEL, scratch):
+        get_logger().error("a key was not destroyed", rotation=ctx.rotation.id, key=scratch, reason="no drill made it")
+        return Done({"kept": scratch, "why": "no drill of this rotation made it"})
     if scratch is not None:
         await drills.end(_token(ctx), scratch, resumed=True)
     return Done({"scratch": scratch})

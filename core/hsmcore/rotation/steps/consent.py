@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hsmcore.log import get_logger
 from hsmcore.rotation.approvals import genuine, statement
 from hsmcore.rotation.context import Context, Done, Pending, skipped
@@ -14,19 +16,19 @@ async def do(ctx: Context) -> Done | Pending:
     """Count the approvals of those who are configured now."""
     if not ctx.rules.approvals:
         return skipped("no approvals are asked for")
-    given, refused = await _given(ctx)
-    details: dict[str, object] = {"approvedBy": given, "needed": ctx.rules.approvals}
+    approved, refused = await _given(ctx)
+    details: dict[str, object] = {"approvedBy": approved, "needed": ctx.rules.approvals}
     for name in refused:
         details["notGenuine"] = refused
         get_logger().error("an approval in the state store is not genuine", rotation=ctx.rotation.id, approver=name)
         await ctx.announce(
             "failure",
             f"rotation {ctx.rotation.id}: an approval is not genuine",
-            f"the state store has an approval by {name} that {name} did not give to this rotation; it does not count. "
-            "Find out who can write the store.",
+            f"the state store has an approval by {name} that {name} did not give to this rotation, or that repeats "
+            "another one (the same person, key or secret); it does not count. Find out who can write the store.",
             f"rotation-{ctx.rotation.id}-not-genuine-{name}",
         )
-    if len(given) >= ctx.rules.approvals:
+    if len(approved) >= ctx.rules.approvals:
         return Done(details)
     await ctx.announce(
         "rotation",
@@ -43,11 +45,17 @@ async def require(ctx: Context) -> None:
     NotApproved."""
     if not ctx.rules.approvals:
         return
-    given, _ = await _given(ctx)
-    if len(given) < ctx.rules.approvals:
-        raise NotApproved(f"rotation {ctx.rotation.id} has {len(given)} of {ctx.rules.approvals} approvals")
+    names = await given(ctx)
+    if len(names) < ctx.rules.approvals:
+        raise NotApproved(f"rotation {ctx.rotation.id} has {len(names)} of {ctx.rules.approvals} approvals")
+
+
+async def given(ctx: Context) -> list[str]:
+    """Who has approved the rotation; each proof is checked again."""
+    return (await _given(ctx))[0]
 
 
 async def _given(ctx: Context) -> tuple[list[str], list[str]]:
     text = statement(ctx.rotation, ctx.old)
-    return genuine(ctx.rules.approvers, text, await ctx.approvals.of(ctx.rotation.id))
+    rows = await ctx.approvals.of(ctx.rotation.id)
+    return await asyncio.to_thread(genuine, ctx.rules.approvers, text, rows)  # it fetches secrets, also from AWS

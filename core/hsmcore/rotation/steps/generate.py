@@ -10,8 +10,9 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.rotation.context import Context, Done
-from hsmcore.state.keys import StoredKey, change_key
+from hsmcore.rotation.context import Context, Done, Pending
+from hsmcore.rotation.steps import consent, destruction, handover
+from hsmcore.state.keys import StoredKey, change_key, keep_key
 
 
 async def plan(ctx: Context) -> Done:
@@ -20,7 +21,9 @@ async def plan(ctx: Context) -> Done:
         return Done({"keyId": ctx.new.key_id, "label": ctx.new.label})
     holders = ctx.everybody()  # who is away would be left behind: better found out before a key is made
     names = [member.name for member in (holders[:1] if ctx.ceremony is None else holders)]
-    chosen = await holders[0].control.new_key_id()
+    if ctx.old.public_key != ctx.hands.signing()[0].public_key:
+        raise KeyMismatch("the rotation is to replace another key than the one that signs")
+    chosen = await destruction.choose_id(ctx, holders[0])
     identity = chosen.hex() if chosen is not None else ""
     return Done(
         {"keyId": identity, "label": ctx.new.label, "members": names},
@@ -29,11 +32,13 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done:
-    """Make the key, or find it complete."""
+    """Make the key, or find it complete. Raises NotApproved: what was not approved could not be destroyed again."""
+    await consent.require(ctx)
     if ctx.ceremony is not None:
         return await _ceremony(ctx, bytes.fromhex(ctx.ceremony.recovery_public_key))
     member = ctx.first
     found = matching(await member.control.list_keys(), ctx.new)
+    await destruction.require_made(ctx, member, found)
     whole = member.control.makes_whole_keys
     complete = [k for k in found if (k.public_key or whole) and k.can_sign and k.algorithm == ctx.new.algorithm]
     if len(complete) == 1 == len(found):
@@ -65,8 +70,10 @@ async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
 
 
 async def _clear(ctx: Context, member: Member) -> None:
-    """Erase what an attempt that was cut off has left."""
-    for key in matching(await member.control.list_keys(), ctx.new):
+    """Erase what an attempt that was cut off has left. Raises KeyMismatch."""
+    found = matching(await member.control.list_keys(), ctx.new)
+    await destruction.require_made(ctx, member, found)
+    for key in found:
         await member.control.destroy(key.id)
     if ctx.resumed:
         await member.control.sweep(ctx.new.key_id, nameless=True)
@@ -80,24 +87,39 @@ def _made(ctx: Context, record: KeyRecord, names: list[str], **details: str) -> 
     )
 
 
-async def undo(ctx: Context) -> Done:
-    """Destroy the key wherever it may be. A member that does not answer is asked again later."""
+async def undo(ctx: Context) -> Done | Pending:
+    """Destroy the key wherever it may be. A member that does not answer is asked again later. What may not be destroyed
+    stays, and people are told."""
+    held = await handover.give_back(ctx)
+    if held is not None:
+        return held
     holders = ctx.hands.holders()
     missing = set(ctx.new.members) - {member.name for member in holders}
     if missing:
         raise HsmError(f"{', '.join(sorted(missing))} may hold the new key and is not running")
-    destroyed = []
-    if ctx.new.key_id:
+    doubt = await destruction.why_not_new(ctx)
+    if ctx.new.key_id and doubt is None:
         ctx.hands.forget(ctx.new.key_id)
+    destroyed, kept = [], []
     for member in holders:
         for key in matching(await member.control.list_keys(), ctx.new):
-            if key.public_key is not None and key.public_key == ctx.old.public_key:
-                raise KeyMismatch("the key that was to be destroyed is the one that signs")
+            why = doubt or await destruction.why_not_this(ctx, member, key)
+            if why is not None:
+                kept.append({"member": member.name, "keyId": key.id, "why": why})
+                continue
             await member.control.destroy(key.id)
             destroyed.append({"member": member.name, "keyId": key.id})
             get_logger().warning("a new key was destroyed again", member=member.name, key=key.id)
-        await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
-    return Done({"destroyed": destroyed})
+        if not (doubt or kept):
+            await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
+    if not kept:
+        return Done({"destroyed": destroyed})
+    why = kept[0]["why"]
+    await destruction.keep(ctx, ctx.new, why)
+    return Done(
+        {"destroyed": destroyed, "kept": kept},
+        also=lambda connection: keep_key(connection, ctx.new.version, ctx.clock(), f"it stays on the token: {why}"),
+    )
 
 
 def matching(records: Sequence[KeyRecord], key: StoredKey) -> list[KeyRecord]:

@@ -6,6 +6,7 @@ from hsmcore.control import KeyNotExportable
 from hsmcore.errors import KeyMismatch
 from hsmcore.members import Member
 from hsmcore.rotation.context import Context, Done, skipped
+from hsmcore.rotation.steps import destruction
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import StoredKey, change_key
 
@@ -21,6 +22,8 @@ async def do(ctx: Context) -> Done:
     names = [member.name for member in holders]
     if len(holders) == 1:
         return skipped("there is one member")
+    for member in holders:
+        await destruction.require_made(ctx, member, matching(await member.control.list_keys(), ctx.new))
     # Noted before the copies are made: whoever destroys the key again asks all of them.
     await ctx.keys.change(ctx.new.version, members=names)
     for member in holders[1:]:

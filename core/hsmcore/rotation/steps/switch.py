@@ -10,7 +10,7 @@ from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.rotation.context import Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
-from hsmcore.rotation.steps import consent
+from hsmcore.rotation.steps import consent, destruction
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import StoredKey, activate_key, change_key
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hsmcore.members.kms.control import KmsControl
 
 _DAY_NS = 86_400_000_000_000
+_LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def activate(ctx: Context) -> Done:
@@ -77,6 +78,10 @@ async def deactivate(ctx: Context) -> Done | Pending:
     not_moved = {} if current is None else await _move_aliases(ctx, current)
     if not_moved:
         raise HsmError(f"the old key is not disabled: {not_moved['warning']}", hint="Allow kms:UpdateAlias.")
+    here = ctx.hands.signing()[0]
+    if here.state == "active" and (old.key_id == here.id or old.public_key == here.public_key):
+        get_logger().error("a key that signs is not deactivated", rotation=ctx.rotation.id, key=old.key_id)
+        return Pending(now + _LOOK_AGAIN_NS, {"keyId": old.key_id, "waitsFor": "another key to sign in this process"})
     enforced = await ctx.hands.retire(old.key_id)
     days = ctx.rules.destroy_after_days
     return Done(
@@ -93,10 +98,14 @@ async def destroy(ctx: Context) -> Done:
         return skipped("what was displaced by hand is destroyed by hand")
     if ctx.old.state not in ("deactivated", "destroyed"):
         return skipped(f"the key is {ctx.old.state}")
+    why = await destruction.why_not_old(ctx)
+    if why is not None:
+        await destruction.keep(ctx, ctx.old, why)
+        return Done({"kept": ctx.old.key_id, "why": why})
     gone = []
     for member in ctx.hands.holders():
         for record in matching(await member.control.list_keys(), ctx.old):
-            if record.public_key in (None, ctx.old.public_key):
+            if destruction.is_old(ctx, member, record):
                 await member.control.destroy(record.id)
                 gone.append(member.name)
         await member.control.sweep(ctx.old.key_id)

@@ -1,0 +1,196 @@
+"""Who leads a rotation: a process that can end it. After a handover was called only one that has a handover can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.integration.test_rotation import Handover, M, rules, stored
+from tests.support.loops import one_loop
+from tests.support.managers import becomes, opened, start
+from tests.support.rotation import Lives
+
+import hsmcore
+from hsmcore.cli.app import run as run_command
+from hsmcore.errors import BadArgument
+from hsmcore.rotation import service
+from hsmcore.state import StoreBusy
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())"]
+
+
+def environment(token):
+    path = f"{ROOT / 'core'}{os.pathsep}{ROOT}"
+    return {**token.environment, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+
+
+@contextmanager
+def serving(token, path, log):
+    """`hsmcore serve` while the body runs; what it logs is in the file `log`."""
+    line = [*COMMAND, "serve", "--config", str(path), "--listen", "127.0.0.1:0", "--json"]
+    with log.open("w") as errors:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, env=environment(token), text=True)
+    try:
+        assert "address" in process.stdout.readline(), log.read_text()
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        process.stdout.close()
+
+
+def read(tmp_path, query):
+    with closing(sqlite3.connect(tmp_path / "state.db", timeout=10)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def command(token, *arguments):
+    """One command in a process of its own: exit code, output and error."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment(token), check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("required", "fails"), [(True, False), (False, False), (False, True)])
+@pytest.mark.timeout(120)
+def test_nobody_without_the_handover_touches_a_rotation_that_was_cut_off_in_it(
+    fresh_token, tmp_path, capsys, required, fails
+):
+    """kill -9 after the chain has obeyed the new key, or after it has failed while the new key is given back."""
+    token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
+    block = {"overlapDays": 0, "destroyAfterDays": 0, "requireHandover": required}
+    config = token.config("p256", settings={"sessions": 1}, **rules(tmp_path, **block) | {"requestTimeoutMs": 1000})
+    path, chain, log = tmp_path / "hsm.json", tmp_path / "authority", tmp_path / "serve.log"
+    path.write_text(json.dumps(config))
+    common = {"config": config, "chain": str(chain)}
+    with Lives(environment(token)) as application:
+        # The chain obeys the new key; the store does not know that yet.
+        kill = "undo:handover:begun" if fails else "do:handover:effect"
+        assert application.live(kill=kill, fails=fails, **common)
+        obeyed = chain.read_text()
+        [(new,)] = read(tmp_path, "SELECT key_id FROM key_version WHERE state = 'pending'")
+        assert obeyed == new
+        with serving(token, path, log):
+            until = time.monotonic() + 30
+            while "waits for the process that has its handover" not in log.read_text() and time.monotonic() < until:
+                assert read(tmp_path, "SELECT status, step FROM rotation") == [
+                    ("undoing" if fails else "running", "handover")
+                ], "another process went on with it, or undid it"
+                time.sleep(0.02)
+            assert run_command(["rotate", "now", "--timeout", "20", "--config", str(path)]) == 1
+            assert "waits for the application" in capsys.readouterr().err
+            if not fails:
+                assert run_command(["rotate", "abort", "--config", str(path)]) == 0
+                assert run_command(["rotate", "status", "--config", str(path)]) == 0
+                assert "only the application goes on with it" in capsys.readouterr().out
+                with closing(sqlite3.connect(tmp_path / "state.db", timeout=10)) as connection, connection:
+                    connection.execute("DELETE FROM desired_state")  # below it is to end, not to be undone
+            assert command(token, "sign", "--text", "m", "--config", str(path))[0] == 0
+        assert "destroyed" not in log.read_text()
+        assert obeyed in command(token, "keys", "--config", str(path), "--json")[1], "the key that the chain obeys"
+        [(status, step)] = read(tmp_path, "SELECT status, step FROM rotation")
+        assert (status, step) == ("undoing" if fails else "running", "handover")
+        # The application comes back: `live` checks that the key which the chain obeys signs, and which keys there are.
+        assert not application.live(kill=None, fails=False, **common)
+    assert chain.read_text() == (obeyed if not fails else token.keys["p256"].id)
+
+
+@one_loop
+async def test_a_key_manager_without_the_handover_gives_the_role_up_to_one_that_has_it(
+    fresh_token, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
+    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
+    hanging = asyncio.Event()
+
+    class Hangs(Handover):
+        async def handover(self, old, new, km):
+            hanging.set()
+            await asyncio.Event().wait()
+
+    first = hsmcore.create_key_manager(config)
+    first.on_rotation(Hangs())
+    async with first:
+        rotating = start(first.rotate_key())
+        await hanging.wait()
+    await asyncio.wait({rotating})
+    assert rotating.exception() is not None
+    async with opened(config) as other:
+        with pytest.raises(StoreBusy, match="waits for the application"):
+            await other.rotate_key()
+        async with opened(config) as second:
+            handover = Handover()
+            second.on_rotation(handover)  # late, and heard all the same
+
+            async def over():
+                return [r.run.status for r in (await stored(tmp_path))[1]] == ["overlap"]
+
+            await becomes(over)
+            assert [call[0] for call in handover.calls] == ["handover"]
+            new = await second.get_current_key_id()
+
+            async def follows():
+                return await other.get_current_key_id() == new
+
+            await becomes(follows)
+            assert await other.verify(M, await other.sign(M), key_id=new)
+    assert "a rotation waits for the process that has its handover" in caplog.text
+
+
+@one_loop
+async def test_a_step_that_an_earlier_version_began_counts_as_a_call(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
+    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
+    stop = "do:handover:begun"
+
+    def cut(point):
+        if point == stop:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(service.RotationService, "trace", staticmethod(cut))
+    async with opened(config) as manager:
+        rotating = start(manager.rotate_key())
+
+        async def cut_off():
+            return manager._upkeep.rotation._task.done()
+
+        await becomes(cut_off)
+    await asyncio.wait({rotating})
+    monkeypatch.undo()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
+        connection.execute("UPDATE rotation_step SET details = '{}' WHERE step = 'handover'")
+    async with opened(config) as manager:
+        with pytest.raises(StoreBusy, match="waits for the application"):
+            await manager.rotate_key()
+
+
+@one_loop
+async def test_a_key_manager_that_only_follows_rotates_nothing(fresh_token, tmp_path):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
+    async with hsmcore.create_key_manager(config, rotates=False) as follower:
+        with pytest.raises(BadArgument, match="only follows"):
+            await follower.rotate_key()
+        async with opened(config) as leader:
+            new = await leader.rotate_key()
+
+            async def follows():
+                return await follower.get_current_key_id() == new
+
+            await becomes(follows)
+
+
+def test_with_a_required_handover_rotate_now_makes_no_key(fresh_token, tmp_path, capsys):
+    config = fresh_token().config(**rules(tmp_path, requireHandover=True))
+    (tmp_path / "hsm.json").write_text(json.dumps(config))
+    assert run_command(["rotate", "now", "--config", str(tmp_path / "hsm.json")]) == 1
+    assert "only the application" in capsys.readouterr().err
