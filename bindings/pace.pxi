@@ -19,8 +19,8 @@ cdef class Pace:
     cdef public uint64_t servers
     """How many requests are served at the same time."""
     cdef uint64_t _begun
-    cdef uint64_t _answered
-    """When there was last an answer."""
+    cdef uint64_t _measured
+    """When it was last seen how fast requests are answered while others wait."""
     cdef uint64_t _answers
     cdef bint _loaded
 
@@ -28,8 +28,6 @@ cdef class Pace:
         """There were so many answers until `now` (monotonic ns) since the last call. `loaded`: more requests wait."""
         cdef uint64_t took
         cdef uint64_t sample
-        if answers:
-            self._answered = now
         if self._begun == 0:
             self._start(now, loaded)
             return
@@ -39,6 +37,8 @@ cdef class Pace:
         if took < PACE_SHORTEST_NS or self._answers == 0 or (self._answers < PACE_ANSWERS and took < PACE_LONGEST_NS):
             return
         sample = took // self._answers
+        if self._loaded:
+            self._measured = now
         if self._loaded and self.each_ns == 0:
             self.each_ns = sample
         elif sample < self.each_ns:  # true whether or not there was always something to do
@@ -61,10 +61,10 @@ cdef class Pace:
         """Whether `count` requests with `ahead` others before them are to be refused, since the last one would be late.
 
         Never while a server has nothing to do for each of them: without an answer there is no newer measurement. For the
-        same reason a measurement does not count when nothing has been served since for as long as `limit_ns`."""
+        same reason a measurement older than `limit_ns` does not count while any server has nothing to do."""
         if ahead + count <= self.servers or not self.is_late(ahead + count - 1, limit_ns):
             return False
-        if ahead == 0 and hsm_now_ns() - self._answered > limit_ns:
+        if ahead < self.servers and hsm_now_ns() - self._measured > limit_ns:
             self.each_ns = 0
             return False
         return True

@@ -28,6 +28,7 @@ cdef class Requests(Recorder):
     cdef bint _cache_all
     cdef bint _abandoned
     cdef bint _leaving  # callers have left since the slots were last looked through for that
+    cdef uint64_t _left_at
     cdef bint _down
     cdef bint _isolated  # the workers are in a host process
     # By place in the key table:
@@ -270,12 +271,13 @@ cdef class Requests(Recorder):
         """No caller waits for `future`, which is done: drop its requests, unless others follow them or a worker has begun."""
         self.abandoned += 1
         if self._open and not self._leaving and self._generation == hsm_fork_generation():
-            self._leaving = True  # one look for all that leave in the same turn of the loop: it costs a look at each slot
-            self._loop.call_soon(self._drop_gone)
+            self._leaving = True  # one look for all that leave meanwhile: it costs a look at each slot
+            self._loop.call_later(SWEEP_INTERVAL if hsm_now_ns() - self._left_at < SWEEP_INTERVAL * NS else 0, self._drop_gone)
 
     def _drop_gone(self):
         cdef uint32_t slot
         self._leaving = False
+        self._left_at = hsm_now_ns()
         for slot in range(self._slots):
             if self._waiters[slot] != NULL and slot not in self._followers and _gone(<object>self._waiters[slot]):
                 hsm_client_cancel(self._client, slot)
@@ -341,8 +343,8 @@ cdef class Requests(Recorder):
         )
 
     cdef inline uint64_t _ahead(self):
-        """Requests that a new one would have to wait for."""
-        return self._in_flight + self._line.messages
+        """Requests that a new one would have to wait for. A call that hangs is none once its caller has been answered."""
+        return self._owed + self._line.messages
 
     cdef object _full(self, uint64_t limit):
         self.refused += 1

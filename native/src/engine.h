@@ -18,7 +18,8 @@ typedef struct hsm_engine_key {
     size_t id_len;
     int64_t fixed_handle; /* chosen by handle, or -1 */
     _Atomic uint64_t handle;
-    uint32_t next; /* the index that the next key in this place gets; under `control` */
+    _Atomic bool gone; /* it was looked for, and is not there */
+    uint32_t next;     /* the index that the next key in this place gets; under `control` */
 } hsm_engine_key;
 
 /* Where a worker's thread is in its life; only `tend` and `stop` join it. */
@@ -29,11 +30,15 @@ typedef struct hsm_ladder {
     uint64_t failed_ns;  /* when it last failed */
     uint64_t since_ns;   /* when it failed before that */
     uint64_t until_ns;   /* when it is given up */
+    uint32_t seen;       /* a bit for each class of failure that it met */
     enum hsm_class last; /* of the failure before this one */
+    unsigned pauses;
+    unsigned wrong;   /* signatures that did not verify */
+    uint64_t wait_ns; /* how long it was too soon to mend the token again; 0: it was tried */
     bool last_attempt;
     bool healed;   /* it was tried to heal the token */
     bool renewed;  /* this worker has initialized the module anew */
-    bool unhealed; /* the last try to mend the token failed */
+    bool unhealed; /* the last try to mend the token failed, or it signs nothing though it could be mended */
 } hsm_ladder;
 
 typedef struct hsm_worker {
@@ -91,10 +96,9 @@ struct hsm_engine {
 
     /* Closed while the module is initialized anew: workers wait outside. A futex. */
     _Atomic uint32_t gate;
-    uint32_t heal_failures; /* since the last success; under `control`, as the next two */
-    uint32_t keys_missing;  /* when they were last looked for */
-    uint32_t fruitless;     /* re-initializations in a row after which keys were still missing */
-    _Atomic uint32_t keys_found;
+    _Atomic uint32_t heal_failures; /* since the last success */
+    uint32_t fruitless;             /* re-initializations in a row after which nothing was signed; under `control` */
+    _Atomic uint32_t keys_found;    /* when they were last looked for */
     _Atomic uint32_t probe_failures;
     _Atomic uint64_t probe_begun_ns; /* when the request that is the probe was begun; 0: there is none */
     _Atomic uint32_t probes_ended;   /* a futex */
@@ -151,14 +155,16 @@ void hsm_engine_wipe_pin(hsm_engine *engine);
 void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
 /* One step up the ladder after `status`; called inside the module. Returns true if the signature is worth another
  * attempt. */
-bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt);
+bool hsm_recover(hsm_worker *worker, hsm_status status);
 /* What a request ends with that could not be recovered from `status`: after a login that was refused, that. */
 hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status);
+/* Whether a session has signed since then. */
+bool hsm_token_answered_since(const hsm_engine *engine, uint64_t since);
 /* Whether a session has signed since this worker's request failed before the last time: then the token answers. */
 bool hsm_token_answers(const hsm_worker *worker);
-/* Whether a request may go to a token that is down: one may now and then, as a probe. Waits, within the request's deadline,
- * for a probe that is under way. */
-bool hsm_admit_to_token(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
+/* Whether a request may go to a token that is down: one may now and then, as a probe. May wait, within the request's
+ * deadline, for a probe; `*now` is then the time afterwards. */
+bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns);
 /* The request of this worker was the probe and has ended. */
 void hsm_probe_end(hsm_worker *worker);
 /* Have the workers that wait for a probe look again. Any thread. */

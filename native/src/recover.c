@@ -7,8 +7,9 @@
  *   down      fail at once between probes, until the token answers (down.c)
  *
  * Every rung can be reached at any attempt: a failure that repeats takes the next one. A request stays on the ladder until
- * LADDER_NS have passed or its deadline has. Mending is single-flight (the epoch shows a worker that another one has done
- * the work) and rate-limited: a request waits for its turn. A refused PIN ends all logins. */
+ * LADDER_NS have passed or its deadline has; while others wait for its worker no longer than a few attempts, since its failure
+ * may be its own. Mending is single-flight (the epoch shows a worker that another one has done the
+ * work) and rate-limited: a request waits for its turn. A refused PIN ends all logins. */
 #include "engine.h"
 
 #include <stdio.h>
@@ -26,63 +27,13 @@
 #define LADDER_NS (500 * MS)
 #define BACKOFF_NS MS
 #define BACKOFF_MAX_SHIFT 7U
-/* After so many wrong signatures in a row the request fails. */
+/* After so many pauses a request gives way to those that wait: they are short ones while other sessions sign. */
+#define MAX_SHORT_PAUSES 8U
+#define MAX_PAUSES 6U
+/* After so many wrong signatures the request fails. */
 #define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
-
-void hsm_engine_wipe_pin(hsm_engine *engine) {
-    if (atomic_load(&engine->closing) && pthread_mutex_trylock(&engine->control) == 0) {
-        if (engine->pin != NULL) {
-            hsm_wipe(engine->pin, engine->pin_len);
-        }
-        (void)pthread_mutex_unlock(&engine->control);
-    }
-}
-
-void hsm_engine_lock(hsm_engine *engine) {
-    (void)pthread_mutex_lock(&engine->control);
-}
-
-void hsm_engine_unlock(hsm_engine *engine) {
-    (void)pthread_mutex_unlock(&engine->control);
-    /* hsm_engine_stop could not wipe the PIN while this thread held the lock. */
-    hsm_engine_wipe_pin(engine);
-}
-
-hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
-    if (atomic_load(&engine->closing)) {
-        return hsm_fail(error, HSM_CLOSED, "C_Login", "the engine is being stopped; no attempt was made");
-    }
-    if (atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
-        return hsm_fail(error, HSM_PIN_INCORRECT, "C_Login", "an earlier attempt was refused; none was made now");
-    }
-    if (!engine->login_open) {
-        hsm_status status = hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions,
-                                             &engine->login_session, error);
-        if (status != HSM_OK) {
-            return status;
-        }
-        engine->login_open = true;
-    }
-    if (engine->pin == NULL) {
-        return HSM_OK;
-    }
-    bool already;
-    hsm_status status = hsm_token_login(engine->p11, engine->slot, engine->login_session, engine->pin, engine->pin_len,
-                                        &already, error);
-    if (status == HSM_KEY_HANDLE_STALE && engine->quirks->users_are_objects) {
-        /* It must not look like a key's stale handle, which would be tried again. */
-        status = HSM_LOGIN_REFUSED;
-        if (error != NULL) {
-            error->status = status;
-        }
-    }
-    if (hsm_status_class(status) == HSM_CLASS_AUTH_FATAL) {
-        atomic_store_explicit(&engine->auth_failure, status, memory_order_relaxed);
-    }
-    return status;
-}
 
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error) {
@@ -110,56 +61,49 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
     return status;
 }
 
-/* Whether the login session exists and is logged in. */
-static bool logged_in(hsm_engine *engine) {
-    CK_SESSION_INFO info;
-    memset(&info, 0, sizeof info);
-    if (!engine->login_open) {
-        return false;
-    }
-    if (engine->p11->C_GetSessionInfo(engine->login_session, &info) != CKR_OK) {
-        hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
-        return false;
-    }
-    return engine->pin == NULL || info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
+/* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is not there, or that signs nothing
+ * any more: only what the token is to blame for is a failure. Call with `control` held. */
+static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_error *error) {
+    hsm_engine_key *key = &engine->keys[place];
+    CK_OBJECT_HANDLE handle = 0;
+    hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
+    *found = status == HSM_OK;
+    /* A deactivated key keeps its handle, and the token refuses it. What is not this key, or not this key alone, has none. */
+    bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
+    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || error->ckr == CKR_OK;
+    atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
+    atomic_store(&key->gone, own && !there);
+    return own ? HSM_OK : status;
 }
 
-hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
-    return logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
-}
-
-/* Log in again if need be and find every key again. Call with `control` held. */
+/* Log in again if need be and find every key again. A key that cannot be looked for is left without a handle; it is a
+ * failure if none could be found. Call with `control` held. */
 static hsm_status heal(hsm_engine *engine, hsm_error *error) {
     hsm_status status = hsm_engine_ready(engine, error);
+    hsm_status failure = HSM_OK;
     uint32_t keys_found = 0;
-    engine->keys_missing = 0;
-    for (uint32_t key = 0; key < HSM_MAX_KEYS && status == HSM_OK; key++) {
-        if (engine->keys[key].label == NULL || atomic_load(&engine->area->shared->keys[key].state) != HSM_KEY_ACTIVE) {
+    for (uint32_t place = 0; place < HSM_MAX_KEYS && status == HSM_OK; place++) {
+        if (engine->keys[place].label == NULL ||
+            atomic_load(&engine->area->shared->keys[place].state) != HSM_KEY_ACTIVE) {
             continue;
         }
-        CK_OBJECT_HANDLE handle;
-        hsm_status found = hsm_engine_refind(engine, engine->login_session, key, &handle, error);
-        if (found == HSM_OK) {
-            atomic_store_explicit(&engine->keys[key].handle, handle, memory_order_release);
-            keys_found++;
-        } else if (found == HSM_KEY_MISMATCH || found == HSM_KEY_DEACTIVATED) {
-            continue; /* its state, or the token, refuses it */
-        } else if (found == HSM_KEY_NOT_FOUND || error->ckr == CKR_OK) {
-            /* What was found is not this key, or not this key alone: no other key's matter. */
-            atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
-            engine->keys_missing++;
-        } else {
-            status = found; /* the token, not the key, is at fault: come again */
+        bool found;
+        hsm_status looked = look_up(engine, place, &found, error);
+        keys_found += found ? 1U : 0U;
+        if (looked != HSM_OK) {
+            /* The session may be stuck in a search, which its state does not show: go on with another one. */
+            failure = looked;
+            hsm_session_close(engine->p11, engine->login_session);
+            engine->login_open = false;
+            status = hsm_engine_ready(engine, error);
         }
     }
-    atomic_store(&engine->keys_found, keys_found);
+    if (status == HSM_OK && keys_found == 0) {
+        status = failure;
+    }
+    atomic_store(&engine->keys_found, status == HSM_OK ? keys_found : 0);
     if (status == HSM_OK) {
         atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
-    } else if (engine->login_open) {
-        /* It may be stuck in a search, which its state does not show: the next attempt begins with another one. */
-        hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
     }
     return status;
 }
@@ -192,6 +136,7 @@ static void open_gate(hsm_engine *engine) {
 static void forget_handles(hsm_engine *engine) {
     for (uint32_t key = 0; key < HSM_MAX_KEYS; key++) {
         atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
+        atomic_store(&engine->keys[key].gone, false);
     }
     atomic_store(&engine->keys_found, 0);
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
@@ -202,7 +147,7 @@ static void forget_handles(hsm_engine *engine) {
 static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
     hsm_engine *engine = worker->engine;
     if (!hsm_module_claim(engine->module)) {
-        return hsm_fail(error, HSM_TOKEN_LOST, "C_Finalize", "others in this process use the module");
+        return heal(engine, error); /* others in this process use the module */
     }
     hsm_status status = HSM_TOKEN_LOST;
     if (close_gate(worker)) {
@@ -233,7 +178,8 @@ static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
 }
 
 static uint64_t heal_interval(const hsm_engine *engine) {
-    unsigned shift = engine->heal_failures < 6 ? engine->heal_failures : 6;
+    uint32_t failures = atomic_load(&engine->heal_failures);
+    unsigned shift = failures < 6 ? failures : 6;
     uint64_t interval = HEAL_INTERVAL_NS << shift;
     return interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
 }
@@ -254,15 +200,23 @@ static void nap(hsm_worker *worker, uint64_t ns) {
     hsm_worker_enter(worker, hsm_now_ns());
 }
 
-/* Sleep longer after each attempt. Returns false when the request's time on the ladder is over; before that there is one
- * last attempt, halfway between now and then. */
-static bool back_off(hsm_worker *worker, unsigned attempt) {
+/* Sleep, longer each time. Returns false when the request's time on the ladder is over; before that there is one last
+ * attempt, halfway between now and then. */
+static bool back_off(hsm_worker *worker) {
     hsm_ladder *ladder = &worker->ladder;
     uint64_t now = hsm_now_ns();
-    uint64_t pause = BACKOFF_NS << (attempt < BACKOFF_MAX_SHIFT ? attempt : BACKOFF_MAX_SHIFT);
     if (ladder->last_attempt || now >= ladder->until_ns) {
         return false;
     }
+    unsigned shift = ++ladder->pauses < BACKOFF_MAX_SHIFT ? ladder->pauses : BACKOFF_MAX_SHIFT;
+    if (hsm_area_queued(worker->engine->area) != 0) {
+        bool others_sign = hsm_token_answers(worker);
+        if (ladder->pauses > (others_sign ? MAX_SHORT_PAUSES : MAX_PAUSES)) {
+            return false;
+        }
+        shift = others_sign ? 0 : shift;
+    }
+    uint64_t pause = BACKOFF_NS << shift;
     if (pause > ladder->until_ns - now) {
         pause = (ladder->until_ns - now) / 2;
         ladder->last_attempt = true;
@@ -275,35 +229,53 @@ static bool back_off(hsm_worker *worker, unsigned attempt) {
 enum mending { MENDED, NOT_MENDED, TOO_SOON };
 
 /* Heal, or with `anew` initialize the module first, unless another worker has done so since this one last looked. For
- * TOO_SOON `*wait_ns` says how long until this may be tried again. Call outside the module. */
-static enum mending mend_once(hsm_worker *worker, bool anew, uint64_t *wait_ns) {
+ * TOO_SOON the ladder's `wait_ns` says how long until this may be tried again. Call outside the module, with `control`
+ * held. */
+static enum mending mend_once(hsm_worker *worker, bool anew) {
     hsm_engine *engine = worker->engine;
+    hsm_ladder *ladder = &worker->ladder;
+    ladder->unhealed = false;
+    ladder->wait_ns = 0;
     if (hsm_worker_catch_up(worker)) {
         return MENDED;
+    }
+    if (atomic_load(&engine->closing) || atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
+        return NOT_MENDED;
     }
     /* Each rung has its own: the one below has just been tried when the one above is needed. */
     uint64_t *last = anew ? &engine->last_reinit_ns : &engine->last_heal_ns;
     uint64_t interval = anew ? reinit_interval(engine) : heal_interval(engine);
     uint64_t now = hsm_now_ns();
-    if (atomic_load(&engine->closing) || atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
-        return NOT_MENDED;
-    }
     if (now - *last < interval) {
-        *wait_ns = interval - (now - *last);
-        return engine->heal_failures == 0 ? TOO_SOON : NOT_MENDED;
+        ladder->wait_ns = interval - (now - *last);
+        /* The last mending has failed, or has not brought one signature. */
+        ladder->unhealed = atomic_load(&engine->heal_failures) != 0 || engine->fruitless != 0;
+        bool declared = atomic_load(&engine->area->shared->down) != 0 && worker->probing_ns == 0;
+        return declared && atomic_load(&engine->heal_failures) != 0 ? NOT_MENDED : TOO_SOON;
+    }
+    if (anew) {
+        bool helped = *last == 0 || hsm_token_answered_since(engine, *last);
+        engine->fruitless = helped ? 0 : engine->fruitless + 1U;
     }
     hsm_error error = {.status = HSM_OK};
     *last = now;
     atomic_store(&worker->record->call_started_ns, now);
     hsm_status status = anew ? reinitialize(worker, &error) : heal(engine, &error);
     atomic_store(&worker->record->call_started_ns, 0);
-    engine->heal_failures = status == HSM_OK ? 0 : engine->heal_failures + 1U;
     (void)hsm_worker_catch_up(worker); /* with what it has just done itself */
+    ladder->renewed = ladder->renewed || anew;
     if (status == HSM_OK) {
-        engine->fruitless = engine->keys_missing == 0 ? 0 : engine->fruitless + (anew ? 1U : 0U);
-        worker->ladder.renewed = worker->ladder.renewed || anew;
+        atomic_store(&engine->heal_failures, 0);
+        ladder->unhealed = anew && engine->fruitless != 0;
+        return MENDED;
     }
-    return status == HSM_OK ? MENDED : NOT_MENDED;
+    atomic_fetch_add(&engine->heal_failures, 1);
+    ladder->unhealed = true;
+    if (hsm_status_class(status) == HSM_CLASS_RETRY) { /* a token that is busy is there */
+        ladder->wait_ns = interval;
+        return TOO_SOON;
+    }
+    return NOT_MENDED;
 }
 
 /* The same, waiting where it is `patient` until enough time has passed since the token was last mended. Returns whether
@@ -316,39 +288,39 @@ static bool mend(hsm_worker *worker, bool anew, bool patient) {
     }
     ladder->healed = true;
     for (;;) {
-        uint64_t wait_ns = 0;
         /* A worker that waits here is not inside: it must not keep the one that mends waiting at the gate. */
         hsm_worker_leave(worker);
         hsm_engine_lock(engine);
-        enum mending result = mend_once(worker, anew, &wait_ns);
+        enum mending result = mend_once(worker, anew && !ladder->renewed);
         hsm_engine_unlock(engine);
         hsm_worker_enter(worker, hsm_now_ns());
+        uint64_t now = hsm_now_ns();
         if (result != TOO_SOON) {
-            ladder->unhealed = result == NOT_MENDED;
             return result == MENDED;
         }
-        uint64_t now = hsm_now_ns();
-        if (!patient || now >= ladder->until_ns || wait_ns >= ladder->until_ns - now) {
+        if (!patient || now >= ladder->until_ns || ladder->wait_ns >= ladder->until_ns - now) {
             return false;
         }
-        nap(worker, wait_ns < HEAL_INTERVAL_NS ? wait_ns : HEAL_INTERVAL_NS);
+        nap(worker, ladder->wait_ns < HEAL_INTERVAL_NS ? ladder->wait_ns : HEAL_INTERVAL_NS);
     }
 }
 
 /* Initialize the module anew, unless other sessions sign: then the module is well, and a moment may do. */
-static bool renew(hsm_worker *worker, unsigned attempt) {
-    return hsm_token_answers(worker) ? back_off(worker, attempt) : mend(worker, true, true);
+static bool renew(hsm_worker *worker) {
+    return hsm_token_answers(worker) ? back_off(worker) : mend(worker, true, true);
 }
 
 /* Heal. Where that is not possible, or has not helped this request before, initialize the module anew. */
-static bool climb(hsm_worker *worker, unsigned attempt) {
-    return (!worker->ladder.healed && mend(worker, false, true)) || renew(worker, attempt);
+static bool climb(hsm_worker *worker) {
+    return (!worker->ladder.healed && mend(worker, false, true)) || renew(worker);
 }
 
 /* A key that was looked for in vain while others were found is gone, and the token is not. */
 static bool is_gone(const hsm_worker *worker) {
     uint32_t place = atomic_load_explicit(&worker->serving, memory_order_relaxed) - 1U;
-    return worker->handles[place] == 0 && atomic_load(&worker->engine->keys_found) > 0;
+    const hsm_engine *engine = worker->engine;
+    return worker->handles[place] == 0 && atomic_load(&engine->keys[place].gone) &&
+           atomic_load(&engine->keys_found) > 0;
 }
 
 void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
@@ -361,32 +333,34 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
     };
 }
 
-bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
+bool hsm_recover(hsm_worker *worker, hsm_status status) {
     enum hsm_class class_ = hsm_status_class(status);
     atomic_fetch_add_explicit(&worker->record->recoveries[class_], 1, memory_order_relaxed);
     hsm_ladder *ladder = &worker->ladder;
-    bool again = class_ == ladder->last; /* the remedy for it did not help */
+    /* The cheap remedy has not helped before. What follows on a RETRY is its consequence: an operation that it left. */
+    bool again = (ladder->seen & (1U << class_)) != 0 && ladder->last != HSM_CLASS_RETRY;
+    ladder->seen |= 1U << class_;
     ladder->last = class_;
     ladder->since_ns = ladder->failed_ns;
     ladder->failed_ns = hsm_now_ns();
-    if (atomic_load(&worker->engine->closing)) {
+    if (atomic_load(&worker->engine->closing) || ladder->failed_ns >= ladder->until_ns) {
         return false;
     }
     switch (class_) {
     case HSM_CLASS_RETRY:
-        return back_off(worker, attempt);
+        return back_off(worker);
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
         /* This ends the operation as well. Where a new session does not help, the login may have gone with the old one. */
         hsm_worker_close(worker);
-        return !again || climb(worker, attempt);
+        return !again || climb(worker);
     case HSM_CLASS_REFIND:
         if (is_gone(worker)) {
             return !ladder->healed && mend(worker, false, false);
         }
-        return climb(worker, attempt);
+        return climb(worker);
     case HSM_CLASS_RELOGIN:
-        return climb(worker, attempt);
+        return climb(worker);
     case HSM_CLASS_REINIT:
         hsm_worker_close(worker);
         return mend(worker, true, true);
@@ -396,10 +370,10 @@ bool hsm_recover(hsm_worker *worker, hsm_status status, unsigned attempt) {
         }
         if (status == HSM_SIGNATURE_INVALID) {
             (void)mend(worker, false, false); /* the handle may be another key's by now */
-            return attempt < MAX_WRONG;
+            return ++ladder->wrong < MAX_WRONG;
         }
         hsm_worker_close(worker);
-        return !again || renew(worker, attempt);
+        return !again || renew(worker);
     default:
         return false;
     }

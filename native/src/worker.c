@@ -146,12 +146,12 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
     }
     CK_OBJECT_HANDLE handle;
     hsm_status status = hsm_worker_handle(worker, place, &handle, outcome);
-    if (status != HSM_OK) {
-        return status;
-    }
     /* Looked at again for each attempt: the ladder may have found that another key answers to the name. */
     if (atomic_load_explicit(&pinned->state, memory_order_acquire) == HSM_KEY_MISMATCHED) {
         return HSM_KEY_MISMATCH;
+    }
+    if (status != HSM_OK) {
+        return status;
     }
     status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)pinned->algorithm, worker->message,
                       message_len, signature, outcome);
@@ -171,13 +171,13 @@ static bool is_down(const hsm_area *area) {
     return atomic_load_explicit(&area->shared->down, memory_order_relaxed) != 0;
 }
 
-/* Whether the request should be begun at all. */
-static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t now) {
+/* Whether the request should be begun at all. `*now` is when; it may have had to wait until then. */
+static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t *now) {
     const hsm_area *area = worker->engine->area;
     if (atomic_load_explicit(&slot->cancelled, memory_order_relaxed) != 0) {
         return HSM_CANCELLED;
     }
-    if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
+    if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
         return HSM_DEADLINE_EXCEEDED;
     }
     if (slot->message_len > area->max_message) {
@@ -187,8 +187,12 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     uint32_t state = atomic_load(&record->state);
     uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
     if (state == HSM_KEY_ACTIVE && newest == key) {
-        bool admitted = !is_down(area) || hsm_admit_to_token(worker, now, slot->deadline_ns);
-        return admitted ? HSM_OK : HSM_TOKEN_LOST;
+        if (!is_down(area)) {
+            return HSM_OK;
+        }
+        bool admitted = hsm_admit_to_token(worker, now, slot->deadline_ns);
+        bool expired = slot->deadline_ns != 0 && *now >= slot->deadline_ns;
+        return expired ? HSM_DEADLINE_EXCEEDED : admitted ? HSM_OK : HSM_TOKEN_LOST;
     }
     if (state == HSM_KEY_ABSENT) {
         return HSM_KEY_NOT_FOUND;
@@ -242,7 +246,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
         if (attempt == 1) {
             hsm_ladder_begin(worker, now, slot->deadline_ns);
         }
-        if (!hsm_recover(worker, status, attempt)) {
+        if (!hsm_recover(worker, status)) {
             status = hsm_verdict(worker, status);
             hsm_token_silent(worker, status, hsm_now_ns());
             break;
@@ -262,12 +266,12 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
     hsm_slot *slot = hsm_area_slot(area, index);
     uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
-    uint64_t queued = begun > submitted ? begun - submitted : 0;
-    uint64_t ended = begun;
     hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
     uint32_t key = slot->key;
     (void)atomic_exchange(&worker->serving, hsm_key_place(key) + 1U); /* before the look at the key, see is_served */
-    hsm_status status = admit(worker, slot, key, begun);
+    hsm_status status = admit(worker, slot, key, &begun);
+    uint64_t queued = begun > submitted ? begun - submitted : 0;
+    uint64_t ended = begun;
     slot->signature_len = 0;
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
@@ -329,8 +333,9 @@ static void keep_alive(hsm_worker *worker) {
     worker->last_used_ns = now;
     atomic_store_explicit(&worker->record->call_deadline_ns, now + KEEP_ALIVE_TIMEOUT_NS, memory_order_relaxed);
     hsm_worker_enter(worker, now);
-    if (hsm_status_class(hsm_status_of_ckr(engine->p11->C_GenerateRandom(worker->session, &random, 1))) ==
-        HSM_CLASS_REOPEN) {
+    /* The session may have been closed meanwhile, and its number given to another one. */
+    if (worker->session_open && hsm_status_class(hsm_status_of_ckr(
+                                    engine->p11->C_GenerateRandom(worker->session, &random, 1))) == HSM_CLASS_REOPEN) {
         hsm_worker_close(worker); /* the next request opens another */
     }
     hsm_worker_leave(worker);

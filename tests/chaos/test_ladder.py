@@ -112,6 +112,40 @@ async def test_losses_that_follow_on_each_other_cost_no_request(world, tmp_path)
 
 
 @one_loop
+@BOTH
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_a_token_that_is_busy_when_it_is_mended_is_mended_a_moment_later(world, tmp_path, count, isolation):
+    chaos = Chaos(tmp_path, wrap(world))
+    busy = {"function": "C_Login", "action": "return", "ckr": "CKR_FUNCTION_FAILED", "every": 1, "count": count}
+    async with opened(chaos.config(settings={"sessions": 4, "isolation": isolation})) as manager:
+        chaos.write(faults=[busy])  # takes effect with the next C_Initialize
+        chaos.fault("C_SignInit", "return", ckr="CKR_CRYPTOKI_NOT_INITIALIZED", nth=50)
+        assert await burst(manager, numbered("busy", 300), timeout=5.0) == {}
+
+
+@one_loop
+@pytest.mark.parametrize("second", ["CKR_DEVICE_ERROR", "CKR_OPERATION_ACTIVE", "CKR_FUNCTION_FAILED"])
+async def test_failures_that_alternate_do_not_keep_a_worker_busy(world, tmp_path, second):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 1})) as manager:
+        faults = [
+            {"function": "C_SignInit", "action": "return", "ckr": ckr, "every": every}
+            for every, ckr in ((2, "CKR_SESSION_HANDLE_INVALID"), (1, second))
+        ]
+        chaos.write(faults=faults)  # for when the module is initialized anew
+        for fault in faults:
+            chaos.ask("fault", **fault)
+        before = sum(counters(manager)["recoveries"].values())
+        with pytest.raises(hsmcore.HsmError) as caught:
+            await manager.sign(b"in vain", 5.0)
+        assert not isinstance(caught.value, hsmcore.DeadlineExceeded)
+        assert sum(counters(manager)["recoveries"].values()) - before < 100
+        chaos.write()
+        chaos.clear()
+        await until_it_signs(manager)
+
+
+@one_loop
 async def test_an_operation_that_stays_active_ends_with_its_session(world, shim):
     """Whichever attempt of a request finds it."""
     settings = {"modulePath": shim.path, "sessions": 1}
@@ -158,6 +192,26 @@ async def test_it_fails_alone_with_one_session_too(picky, name):
             errors = await burst(manager, [b"poison", *numbered(f"behind {round_}", 100)])
             assert errors.total() == 1, errors
         assert not counters(manager)["down"]
+
+
+@one_loop
+async def test_messages_that_are_always_refused_do_not_keep_the_others_waiting(picky):
+    """They are tried again for as long as nobody waits for their worker."""
+    async with opened(picky(CKR_FUNCTION_FAILED, sessions=4)) as manager:
+        mixed = [b"poison %d" % n if n % 25 == 0 else b"good %d" % n for n in range(500)]
+        errors = await burst(manager, mixed, timeout=5.0)
+        assert errors == {"ModuleBusy BUSY C_Sign": 20}
+
+
+@one_loop
+async def test_a_message_fails_alone_where_the_module_cannot_be_initialized_again(picky):
+    """Because another engine of this process uses it."""
+    config = picky(REFUSALS["CKR_DEVICE_ERROR"], sessions=1)
+    async with opened(config), opened(config) as manager:
+        for round_ in range(3):
+            errors = await burst(manager, [b"poison", *numbered(f"good {round_}", 50)])
+            assert errors.total() == 1, errors
+            assert not counters(manager)["down"]
 
 
 @one_loop
@@ -230,6 +284,38 @@ async def test_a_burst_after_an_outage_waits_for_the_probe(world, tmp_path, isol
         chaos.clear()
         await asyncio.sleep(1.1)  # the longest pause between two probes
         assert await burst(manager, numbered("back", 64)) == {}
+
+
+@one_loop
+@BOTH
+async def test_a_token_that_can_be_healed_and_signs_nothing_is_down(world, tmp_path, isolation):
+    """It is probed, and used again when it signs."""
+    chaos = Chaos(tmp_path, wrap(world))
+    dead = {"function": "C_Sign", "action": "return", "ckr": "CKR_DEVICE_ERROR", "every": 1}
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation})) as manager:
+        await signs(manager, b"before")
+        chaos.write(faults=[dead])
+        chaos.ask("fault", **dead)
+        errors = await burst(manager, numbered("dead", 100), timeout=20.0)
+        assert errors.keys() <= {"MemberDown TOKEN_LOST ", "MemberDown TOKEN_LOST C_Sign"}
+        assert counters(manager)["down"]
+        started = time.monotonic()
+        for number in range(50):
+            with pytest.raises(hsmcore.HsmError):
+                await manager.sign(b"at once %d" % number, 20.0)
+        assert time.monotonic() - started < 10.0
+        chaos.write()
+        chaos.clear()
+        await until_it_signs(manager, 6.0)
+
+
+@one_loop
+async def test_an_outage_that_is_over_in_a_moment_costs_those_alone_that_met_it(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 4})) as manager:
+        chaos.fault("C_Sign", "remove-token", nth=100, milliseconds=10)
+        errors = await burst(manager, numbered("blip", 500), timeout=5.0)
+        assert errors.total() <= 4 + 4, errors
 
 
 @one_loop

@@ -112,6 +112,29 @@ async def test_nobody_is_refused_while_nothing_is_under_way(changing_place):
 
 
 @one_loop
+async def test_a_call_that_hangs_is_nobody_to_wait_for(world, tmp_path):
+    """Once its caller has been answered and another worker has taken its place."""
+    chaos = Chaos(tmp_path, wrap(world))
+
+    def takes(seconds: float) -> None:
+        chaos.ask("latency", function="C_Sign", kind="constant", microseconds=round(seconds * 1e6))
+
+    async with opened(chaos.config(settings={"sessions": 1, "hangAfterMs": 100})) as manager:
+        takes(0.3)
+        await manager.sign_many([b"slow %d" % n for n in range(4)], timeout=60)
+        takes(0.002)
+        chaos.fault("C_Sign", "hang", forever=True)
+        with pytest.raises(hsmcore.DeadlineExceeded):
+            await manager.sign(b"hangs", timeout=0.2)
+        await until(lambda: counters(manager)["stuck"] == 1)
+        for number in range(20):
+            await manager.sign(b"beside it %d" % number, timeout=0.25)
+        assert counters(manager)["in_flight"] == 1
+        assert counters(manager)["refused"] == 0
+        assert chaos.release() == 1
+
+
+@one_loop
 async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsys):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 4 * RATE, 3.0, timeout=0.25)

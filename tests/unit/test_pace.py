@@ -23,10 +23,10 @@ def serve(pace: Pace, now: int, each: int, answers: int, *, at_once: int = 1, lo
     return now
 
 
-def known(each: int) -> Pace:
-    """One that has measured this."""
-    pace = Pace()
-    serve(pace, SECOND, each, max(2000, 2 * 250 * MS // each))
+def known(each: int, until: int = 10**13) -> Pace:
+    """One that has measured this, until then."""
+    pace, answers = Pace(), max(2000, 2 * 250 * MS // each)
+    serve(pace, until - each * answers, each, answers)
     return pace
 
 
@@ -96,22 +96,32 @@ def test_it_never_stays_slow_for_want_of_load(slow, fast):
 )
 @settings(deadline=None, max_examples=50)
 def test_it_refuses_nobody_whom_an_idle_server_could_serve(each, servers, ahead, count):
-    pace = known(each)
+    pace = known(each, time.monotonic_ns())
     pace.servers = servers
-    pace.note(time.monotonic_ns(), 1, False)  # just now
-    fits = ahead + count <= servers
-    assert pace.refuses(ahead, count, each // 2) == (not fits)
+    limit = 4 * each  # longer than since the last window
+    late = pace.is_late(ahead + count - 1, limit)
+    assert pace.refuses(ahead, count, limit) == (late and ahead + count > servers)
     assert not pace.refuses(ahead, count, each * 1000)
 
 
-def test_a_measurement_ends_when_nothing_is_served_for_as_long_as_the_request_may_wait():
-    pace = known(100 * MS)
-    pace.note(time.monotonic_ns(), 1, False)
-    assert pace.refuses(0, 10, SECOND // 50)
-    time.sleep(0.03)
-    assert pace.refuses(1, 10, SECOND // 50), "one is under way, and its answer will be a measurement"
-    assert not pace.refuses(0, 10, SECOND // 50)
+def test_a_measurement_ends_with_the_time_that_a_request_may_wait():
+    pace = known(10 * MS, time.monotonic_ns())
+    pace.servers = 2
+    limit = SECOND // 2
+    assert pace.refuses(0, 100, limit)
+    time.sleep(0.6)
+    assert pace.refuses(2, 100, limit), "those that are under way will be a measurement"
+    assert not pace.refuses(1, 100, limit)
     assert pace.each_ns == 0
+
+
+def test_lone_requests_do_not_keep_a_measurement_alive():
+    """They say nothing about how fast requests are answered while others wait."""
+    now = time.monotonic_ns()
+    pace = known(100 * MS, now - SECOND)
+    pace.servers = 1
+    serve(pace, now - SECOND, 20 * MS, 50, loaded=False)
+    assert not pace.refuses(0, 100, SECOND // 2)
 
 
 @given(before=st.integers(10_000, MS), factor=st.floats(1.0, 8.0))

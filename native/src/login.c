@@ -1,0 +1,77 @@
+/* The token's login: one for all workers of an engine, with a PIN that is wiped when the engine is stopped. */
+#include <string.h>
+
+#include "engine.h"
+#include "token.h"
+
+void hsm_engine_wipe_pin(hsm_engine *engine) {
+    if (atomic_load(&engine->closing) && pthread_mutex_trylock(&engine->control) == 0) {
+        if (engine->pin != NULL) {
+            hsm_wipe(engine->pin, engine->pin_len);
+        }
+        (void)pthread_mutex_unlock(&engine->control);
+    }
+}
+
+void hsm_engine_lock(hsm_engine *engine) {
+    (void)pthread_mutex_lock(&engine->control);
+}
+
+void hsm_engine_unlock(hsm_engine *engine) {
+    (void)pthread_mutex_unlock(&engine->control);
+    /* hsm_engine_stop could not wipe the PIN while this thread held the lock. */
+    hsm_engine_wipe_pin(engine);
+}
+
+hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
+    if (atomic_load(&engine->closing)) {
+        return hsm_fail(error, HSM_CLOSED, "C_Login", "the engine is being stopped; no attempt was made");
+    }
+    if (atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
+        return hsm_fail(error, HSM_PIN_INCORRECT, "C_Login", "an earlier attempt was refused; none was made now");
+    }
+    if (!engine->login_open) {
+        hsm_status status = hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions,
+                                             &engine->login_session, error);
+        if (status != HSM_OK) {
+            return status;
+        }
+        engine->login_open = true;
+    }
+    if (engine->pin == NULL) {
+        return HSM_OK;
+    }
+    bool already;
+    hsm_status status = hsm_token_login(engine->p11, engine->slot, engine->login_session, engine->pin, engine->pin_len,
+                                        &already, error);
+    if (status == HSM_KEY_HANDLE_STALE && engine->quirks->users_are_objects) {
+        /* It must not look like a key's stale handle, which would be tried again. */
+        status = HSM_LOGIN_REFUSED;
+        if (error != NULL) {
+            error->status = status;
+        }
+    }
+    if (hsm_status_class(status) == HSM_CLASS_AUTH_FATAL) {
+        atomic_store_explicit(&engine->auth_failure, status, memory_order_relaxed);
+    }
+    return status;
+}
+
+/* Whether the login session exists and is logged in. */
+static bool logged_in(hsm_engine *engine) {
+    CK_SESSION_INFO info;
+    memset(&info, 0, sizeof info);
+    if (!engine->login_open) {
+        return false;
+    }
+    if (engine->p11->C_GetSessionInfo(engine->login_session, &info) != CKR_OK) {
+        hsm_session_close(engine->p11, engine->login_session);
+        engine->login_open = false;
+        return false;
+    }
+    return engine->pin == NULL || info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
+}
+
+hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
+    return logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
+}
