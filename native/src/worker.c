@@ -191,8 +191,10 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
             return HSM_OK;
         }
         bool admitted = hsm_admit_to_token(worker, now, slot->deadline_ns);
-        bool expired = slot->deadline_ns != 0 && *now >= slot->deadline_ns;
-        return expired ? HSM_DEADLINE_EXCEEDED : admitted ? HSM_OK : HSM_TOKEN_LOST;
+        if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
+            return HSM_DEADLINE_EXCEEDED;
+        }
+        return admitted ? HSM_OK : HSM_TOKEN_LOST;
     }
     if (state == HSM_KEY_ABSENT) {
         return HSM_KEY_NOT_FOUND;
