@@ -268,7 +268,7 @@ cdef class Requests(Recorder):
         return future
 
     def abandon(self, future):
-        """No caller waits for `future`, which is done: drop its requests, unless others follow them or a worker has begun."""
+        """No caller waits for `future`, which is done: drop its requests, unless others follow or a worker has begun."""
         self.abandoned += 1
         if self._open and not self._leaving and self._generation == hsm_fork_generation():
             self._leaving = True  # one look for all that leave meanwhile: it costs a look at each slot

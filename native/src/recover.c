@@ -329,7 +329,6 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
         .since_ns = now,
         .failed_ns = now,
         .until_ns = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until,
-        .last = HSM_CLASS_OK,
     };
 }
 

@@ -232,7 +232,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     uint64_t deadline = slot->deadline_ns == 0 || slot->deadline_ns > patience ? slot->deadline_ns : patience;
     atomic_store_explicit(&worker->record->call_deadline_ns, deadline, memory_order_relaxed);
     hsm_worker_enter(worker, begun);
-    for (unsigned attempt = 1;; attempt++) {
+    for (bool first = true;; first = false) {
         status = sign_once(worker, key, message_len, slot->signature, outcome);
         if (status == HSM_OK) {
             if (is_down(worker->engine->area)) {
@@ -245,7 +245,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             status = HSM_DEADLINE_EXCEEDED; /* the caller has been told so already */
             break;
         }
-        if (attempt == 1) {
+        if (first) {
             hsm_ladder_begin(worker, now, slot->deadline_ns);
         }
         if (!hsm_recover(worker, status)) {

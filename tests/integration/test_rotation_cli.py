@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from functools import partial
 
 import pyotp
 import pytest
@@ -152,11 +153,7 @@ def test_two_operators_approve(fresh_token, tmp_path, hsmcore):
     (tmp_path / "hsm.json").write_text(json.dumps(config))
 
     async def scenario():
-        loop = asyncio.get_running_loop()
-
-        async def command(*arguments, **options):
-            return await loop.run_in_executor(None, lambda: hsmcore(*arguments, **options))
-
+        command = partial(asyncio.to_thread, hsmcore)
         async with opened(config) as manager:
             old = await manager.get_current_key_id()
             rotating = start(manager.rotate_key())
@@ -207,10 +204,7 @@ def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmco
         write(into + " VALUES (?, ?, ?, ?, 0, ?)", rotation, approver, method, step, proof)
 
     async def scenario():
-        loop = asyncio.get_running_loop()
-
-        async def command(*arguments, **options):
-            return await loop.run_in_executor(None, lambda: hsmcore(*arguments, **options))
+        command = partial(asyncio.to_thread, hsmcore)
 
         async def approve():
             text = (await command("rotate", "approve", text=True))[1]
@@ -276,10 +270,7 @@ def test_one_approver_is_no_quorum(fresh_token, tmp_path, hsmcore):
     (tmp_path / "hsm.json").write_text(json.dumps(config))
 
     async def scenario():
-        loop = asyncio.get_running_loop()
-
-        async def command(*arguments, **options):
-            return await loop.run_in_executor(None, lambda: hsmcore(*arguments, **options))
+        command = partial(asyncio.to_thread, hsmcore)
 
         async def signed(name, key):
             text = (await command("rotate", "approve", text=True))[1]
@@ -343,7 +334,6 @@ def test_a_running_key_manager_does_it(fresh_token, tmp_path, hsmcore):
     (tmp_path / "hsm.json").write_text(json.dumps(config))
 
     async def scenario():
-        loop = asyncio.get_running_loop()
         async with opened(config) as manager:
             old = await manager.get_current_key_id()
             store = manager._upkeep.rotation._desired
@@ -352,7 +342,7 @@ def test_a_running_key_manager_does_it(fresh_token, tmp_path, hsmcore):
                 return bool(await store.reports())
 
             await becomes(reported)
-            code, done = await loop.run_in_executor(None, lambda: hsmcore("rotate", "now", "--reason", "from outside"))
+            code, done = await asyncio.to_thread(hsmcore, "rotate", "now", "--reason", "from outside")
             assert (code, done["status"], done["reason"]) == (0, "overlap", "from outside")
             assert await manager.get_current_key_id() != old
 

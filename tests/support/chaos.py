@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from tests.support.softhsm import Token
+from tests.support.wrapper import compile_wrapper
 
 import hsmcore
 
@@ -167,14 +168,6 @@ def ends_within(fd: int, seconds: float) -> bool:
 # ---- a module that a message can kill, or that refuses one message ---------------------------------------------------
 
 _POISON = r"""
-#include <dlfcn.h>
-#include <string.h>
-#include <time.h>
-#include <p11-kit/pkcs11.h>
-
-static CK_FUNCTION_LIST own;
-static CK_FUNCTION_LIST *theirs;
-
 static CK_RV sign(CK_SESSION_HANDLE session, CK_BYTE_PTR data, CK_ULONG size, CK_BYTE_PTR out, CK_ULONG_PTR room) {
     const struct timespec pause = {.tv_nsec = MICROSECONDS * 1000L};
     if (memmem(data, size, "poison", 6) != NULL) {
@@ -187,16 +180,8 @@ static CK_RV sign(CK_SESSION_HANDLE session, CK_BYTE_PTR data, CK_ULONG size, CK
     return theirs->C_Sign(session, data, size, out, room);
 }
 
-CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
-    void *library = dlopen(TARGET, RTLD_NOW | RTLD_LOCAL);
-    CK_C_GetFunctionList get = library != NULL ? (CK_C_GetFunctionList)dlsym(library, "C_GetFunctionList") : NULL;
-    if (get == NULL || get(&theirs) != CKR_OK) {
-        return CKR_GENERAL_ERROR;
-    }
-    own = *theirs;
+static void change(void) {
     own.C_Sign = sign;
-    *list = &own;
-    return CKR_OK;
 }
 """
 
@@ -204,13 +189,8 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
 def compile_poison(target: str, folder: Path, *, refusal: int = 0, microseconds: int = 0) -> Path:
     """A module before `target` that dies of every message with "poison" in it, or refuses it with the CKR `refusal`; a
     signature of any other message takes so much longer."""
-    source, out = folder / "poison.c", folder / "poison.so"
-    source.write_text(_POISON)
-    asked = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
-    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", *asked.stdout.split()]
-    command += [f"-DREFUSAL={refusal}UL", f"-DMICROSECONDS={microseconds}"]
-    subprocess.run([*command, f'-DTARGET="{target}"', str(source), "-o", str(out), "-ldl"], check=True)
-    return out
+    numbers = {"REFUSAL": f"{refusal}UL", "MICROSECONDS": str(microseconds)}
+    return compile_wrapper(_POISON, target, folder / "poison.so", **numbers)
 
 
 # ---- a key that is replaced by another one ---------------------------------------------------------------------------
@@ -225,12 +205,16 @@ with token.open(rw=True, user_pin=asked["pin"]) as session:
 """
 
 
+def _run(script: str, token: Token, key: str, **more: Any) -> None:
+    """Do something to a key of a token, in another process."""
+    asked = {"module": token.module, "token": token.label, "pin": token.pin, "id": token.keys[key].id, **more}
+    command = [sys.executable, "-c", script]
+    subprocess.run(command, input=json.dumps(asked), text=True, check=True, env=token.environment)
+
+
 def destroy_key(token: Token, key: str) -> None:
     """Take a key pair off a token, in another process."""
-    asked = {"module": token.module, "token": token.label, "pin": token.pin, "id": token.keys[key].id}
-    subprocess.run(
-        [sys.executable, "-c", _DESTROY], input=json.dumps(asked), text=True, check=True, env=token.environment
-    )
+    _run(_DESTROY, token, key)
 
 
 _ALLOW = """
@@ -246,10 +230,7 @@ with token.open(rw=True, user_pin=asked["pin"]) as session:
 
 def allow_signing(token: Token, key: str, sign: bool) -> None:
     """Set CKA_SIGN of a private key, in another process."""
-    asked = {"module": token.module, "token": token.label, "pin": token.pin, "id": token.keys[key].id, "sign": sign}
-    subprocess.run(
-        [sys.executable, "-c", _ALLOW], input=json.dumps(asked), text=True, check=True, env=token.environment
-    )
+    _run(_ALLOW, token, key, sign=sign)
 
 
 def replace_key(token: Token, key: str) -> None:

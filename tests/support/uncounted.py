@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-_SOURCE = r"""
-#include <dlfcn.h>
-#include <string.h>
-#include <p11-kit/pkcs11.h>
+from tests.support.wrapper import compile_wrapper
 
-static CK_FUNCTION_LIST *theirs;
-static CK_FUNCTION_LIST own;
+_SOURCE = r"""
 static CK_FUNCTION_LIST vendors[2];
 static CK_INTERFACE known[3];
 
@@ -23,15 +18,7 @@ __attribute__((constructor, noinline)) static void leave_a_dirty_stack(void) {
     }
 }
 
-CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
-    void *library = dlopen(TARGET, RTLD_NOW | RTLD_LOCAL);
-    CK_C_GetFunctionList get = library != NULL ? (CK_C_GetFunctionList)dlsym(library, "C_GetFunctionList") : NULL;
-    if (get == NULL || get(&theirs) != CKR_OK) {
-        return CKR_GENERAL_ERROR;
-    }
-    own = *theirs;
-    *list = &own;
-    return CKR_OK;
+static void change(void) {
 }
 
 CK_RV C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
@@ -72,9 +59,4 @@ CK_RV C_GetInterface(CK_UTF8CHAR *name, CK_VERSION *version, CK_INTERFACE **inte
 
 def compile_uncounted(target: str, folder: Path) -> Path:
     """Such a module before `target`."""
-    source, out = folder / "uncounted.c", folder / "uncounted.so"
-    source.write_text(_SOURCE)
-    asked = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
-    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O0", "-shared", "-fPIC", *asked.stdout.split()]
-    subprocess.run([*command, f'-DTARGET="{target}"', str(source), "-o", str(out), "-ldl"], check=True)
-    return out
+    return compile_wrapper(_SOURCE, target, folder / "uncounted.so")
