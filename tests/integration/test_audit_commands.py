@@ -14,10 +14,10 @@ from tests.support.audit_logs import settings, write_log
 from tests.support.loops import one_loop
 
 from hsmcore.audit import AuditLog
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.spool import Intention, spooled
-from hsmcore.audit.verify import verify
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]

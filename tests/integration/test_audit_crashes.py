@@ -20,13 +20,13 @@ from tests.support.loops import one_loop
 import hsmcore
 from hsmcore._native import Journal
 from hsmcore.audit import AuditLog, session, tagged
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.recover import open_log
 from hsmcore.audit.segment import segments
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 
 def records(layout: Layout) -> list[dict]:

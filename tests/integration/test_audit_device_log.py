@@ -11,9 +11,9 @@ import pytest
 from tests.support.managers import opened
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS
 
+from hsmcore.audit.devices import yubihsm_audit
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
-from hsmcore.devices import yubihsm_audit
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
@@ -169,7 +169,7 @@ def test_a_crash_between_keeping_and_forgetting_doubles_nothing(place, monkeypat
         raise OSError("crash")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hsmcore.devices.yubihsm_log._Reader.forget", crash)
+        patch.setattr("hsmcore.audit.devices.yubihsm_log._Reader.forget", crash)
         with pytest.raises(OSError, match="crash"):
             place.examine()
     place.kept.write_text(place.kept.read_text() + '{"torn')

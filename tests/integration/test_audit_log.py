@@ -18,9 +18,9 @@ from tests.support.managers import opened, start
 
 import hsmcore
 from hsmcore.audit import AuditLog
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 pytestmark = pytest.mark.integration
 

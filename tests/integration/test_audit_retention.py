@@ -17,12 +17,12 @@ from tests.support.loops import one_loop
 
 import hsmcore
 from hsmcore.audit import AuditLog, index
-from hsmcore.audit.findings import Report
+from hsmcore.audit.check.findings import Report
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 pytestmark = pytest.mark.integration
 RECORDS = 900

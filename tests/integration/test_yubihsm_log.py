@@ -12,8 +12,8 @@ from tests.support.yubihsm import Command, Error
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS, SIGNER
 
 import hsmcore
-from hsmcore.devices.yubihsm_chain import LogEntry, join, verify_chain
-from hsmcore.devices.yubihsm_log import LogSource, drain
+from hsmcore.audit.devices.yubihsm_chain import LogEntry, join, verify_chain
+from hsmcore.audit.devices.yubihsm_log import LogSource, drain
 from hsmcore.errors import BadArgument, HsmError, LoginError, MemberDown, PinIncorrect, RequestRejected
 
 pytestmark = pytest.mark.integration

@@ -12,12 +12,12 @@ import orjson
 from tests.support.audit_logs import copy_of, keys_of, line_places, put_text, text_of, write_log
 
 from hsmcore.audit import record
-from hsmcore.audit.findings import Report
+from hsmcore.audit.check.findings import Report
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.recover import rebuild
 from hsmcore.audit.segment import segments
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 RECORDS = 1500
 

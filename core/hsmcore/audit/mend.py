@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hsmcore.audit import index
+from hsmcore.audit.check.findings import Report
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.files import replace
-from hsmcore.audit.findings import Report
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.recover import rebuild
 from hsmcore.audit.segment import segments
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 Progress = Callable[[int, int], None]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any, Final
 
+from hsmcore.audit.check.prove import latest
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.prove import latest
 from hsmcore.audit.query import find, parsed
 from hsmcore.audit.segment import SegmentError, segments
 from hsmcore.audit.tiles import TileError, Tiles

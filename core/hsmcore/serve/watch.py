@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from hsmcore.audit.check.prove import latest
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.prove import latest
 from hsmcore.audit.spool import Intention
 from hsmcore.config import Config
 from hsmcore.errors import AuditUnavailable, BadArgument, HsmError

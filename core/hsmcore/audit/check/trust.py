@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hsmcore.audit.check.findings import Finding, Report
 from hsmcore.audit.checkpoint import Checkpoint, history
-from hsmcore.audit.findings import Finding, Report
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import COSIGNATURE, Note, NoteError, VerifierKey
 

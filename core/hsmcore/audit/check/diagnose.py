@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.findings import Finding
+from hsmcore.audit.check.findings import Finding
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import Segment, SegmentError
 from hsmcore.audit.tiles import HASH, WIDTH, TileError, Tiles

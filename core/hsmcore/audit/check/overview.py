@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hsmcore.audit import index
+from hsmcore.audit.check.prove import latest
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.prove import latest
 from hsmcore.audit.query import parsed
 from hsmcore.audit.segment import segments
 from hsmcore.errors import BadArgument

@@ -13,12 +13,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from hsmcore.audit.devices.yubihsm_chain import Finding, Joined, LogEntry, join
+from hsmcore.audit.devices.yubihsm_log import drain
+from hsmcore.audit.devices.yubihsm_store import EntryStore
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import Provider, YubiHsmSettings
-from hsmcore.devices.yubihsm_chain import Finding, Joined, LogEntry, join
-from hsmcore.devices.yubihsm_log import drain
-from hsmcore.devices.yubihsm_store import EntryStore
 
 KEY_TEST_BYTES: Final = 48
 """What the engine signs to prove a key (prove in engine.c); such a signature is not recorded."""

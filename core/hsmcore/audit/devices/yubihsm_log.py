@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+from hsmcore.audit.devices.yubihsm_chain import ENTRY_BYTES, Anchor, Finding, LogEntry, after, verify_chain
 from hsmcore.config import Secret, YubiHsmSettings
-from hsmcore.devices.yubihsm_chain import ENTRY_BYTES, Anchor, Finding, LogEntry, after, verify_chain
 from hsmcore.errors import BadArgument, HsmError, error_of
 
 if TYPE_CHECKING:

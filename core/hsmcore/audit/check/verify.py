@@ -13,16 +13,16 @@ from typing import Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
+from hsmcore.audit.check.diagnose import diagnose
+from hsmcore.audit.check.findings import Finding, Report
+from hsmcore.audit.check.tilecheck import TileCheck, TileProblem
+from hsmcore.audit.check.trust import Trust, Trusted
 from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.diagnose import diagnose
-from hsmcore.audit.findings import Finding, Report
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import parsed
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import Segment, SegmentError, segments
-from hsmcore.audit.tilecheck import TileCheck, TileProblem
 from hsmcore.audit.tiles import TileError, Tiles
-from hsmcore.audit.trust import Trust, Trusted
 
 Progress = Callable[[int, int], None]
 """Called with the records done and the records there are."""

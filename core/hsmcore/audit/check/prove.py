@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from hsmcore._native import MerkleTree
+from hsmcore.audit.check.proofs import ProofError, check_consistency, root_of_inclusion
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
-from hsmcore.audit.proofs import ProofError, check_consistency, root_of_inclusion
 from hsmcore.audit.query import find
 from hsmcore.audit.tiles import Tiles
 from hsmcore.errors import BadArgument

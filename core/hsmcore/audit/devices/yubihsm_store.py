@@ -17,11 +17,11 @@ from typing import Any, Final, Self
 
 import orjson
 
+from hsmcore.audit.devices.yubihsm_chain import Anchor, Finding, LogEntry, verify_chain
 from hsmcore.audit.files import replace as replace_file
 from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
-from hsmcore.devices.yubihsm_chain import Anchor, Finding, LogEntry, verify_chain
 from hsmcore.errors import AuditUnavailable
 from hsmcore.ownership import make_folder, open_or_make
 
