@@ -16,8 +16,8 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
+from hsmcore.doctor import diagnose
 from hsmcore.errors import DeadlineExceeded, KeyDeactivated, KeyNotFound, LoginError
-from hsmcore.probe import diagnose
 
 pytestmark = pytest.mark.integration
 

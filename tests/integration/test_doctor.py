@@ -16,10 +16,10 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.probe import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
-from hsmcore.probe.plan import CHECKS
-from hsmcore.probe.registry import SURROUNDINGS
-from hsmcore.probe.report import ok
+from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
+from hsmcore.doctor.plan import CHECKS
+from hsmcore.doctor.registry import SURROUNDINGS
+from hsmcore.doctor.report import ok
 
 pytestmark = pytest.mark.integration
 

@@ -20,13 +20,13 @@ from hsmcore._native import wipe
 from hsmcore.bench.locate import native
 from hsmcore.bench.process import child_environment
 from hsmcore.config import Pkcs11Settings
+from hsmcore.doctor.find import find_token
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
 from hsmcore.loadtest.mix import Kind, largest_of, table_of
 from hsmcore.loadtest.problems import UsageProblem
 from hsmcore.loadtest.shapes import Segment
 from hsmcore.loadtest.target import Target
 from hsmcore.members.pkcs11 import VERIFY_EVERY
-from hsmcore.probe.find import find_token
 
 Path_ = Literal["facade", "ring", "raw"]
 PATHS: Final[dict[Path_, str]] = {

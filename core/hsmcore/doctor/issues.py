@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hsmcore.probe.report import Step, warn
+from hsmcore.doctor.report import Step, warn
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any, Final
 from hsmcore import _native
 from hsmcore.base58 import base58
 from hsmcore.config import AwsKmsSettings
+from hsmcore.doctor.common import check_configuration
+from hsmcore.doctor.registry import Begun, Subject
+from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
 from hsmcore.members.kms.forms import FORMS, Form, raw_public_key, raw_signature
-from hsmcore.probe.common import check_configuration
-from hsmcore.probe.registry import Begun, Subject
-from hsmcore.probe.report import Identity, Step, fail, ok, printable, skipped, warn
 from hsmcore.statuses import STATUSES
 
 _PLAN: Final = ("sdk", "credentials", "endpoint", "key", "public-key", "signature")

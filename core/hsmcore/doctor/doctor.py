@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 from hsmcore.config import Config, Provider
-from hsmcore.probe.registry import Begun, Options, Subject, probe
-from hsmcore.probe.report import DoctorReport, Identity, Level, ProviderReport, Step
+from hsmcore.doctor.registry import Begun, Options, Subject, probe
+from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step
 
 Levels = tuple[tuple[Level, Provider], ...]
 Watcher = Callable[[Level, Provider, Step | Begun | None], None]

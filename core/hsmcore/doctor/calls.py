@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hsmcore.control.cryptoki import CkrError
-from hsmcore.probe.report import printable
+from hsmcore.doctor.report import printable
 
 # Places in CK_FUNCTION_LIST after its CK_VERSION (PKCS#11 v2.40, pkcs11f.h; the order is the same in v3).
 _PLACES: Final = {

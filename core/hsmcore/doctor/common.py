@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from hsmcore.doctor.registry import Subject
+from hsmcore.doctor.report import Step, failed, ok, warn
 from hsmcore.errors import HsmError
-from hsmcore.probe.registry import Subject
-from hsmcore.probe.report import Step, failed, ok, warn
 
 
 def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] | None) -> Iterator[Step]:

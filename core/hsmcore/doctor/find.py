@@ -9,9 +9,9 @@ from hsmcore import hosting
 from hsmcore.config import Pkcs11Settings
 from hsmcore.control.process import Child, ChildLost
 from hsmcore.control.records import TokenSelector
+from hsmcore.doctor.context import Question
+from hsmcore.doctor.report import Step
 from hsmcore.errors import HsmError, error_of
-from hsmcore.probe.context import Question
-from hsmcore.probe.report import Step
 
 _SECONDS: Final = 30.0
 _STATUS: Final = {"module": "MODULE_INVALID", "token": "TOKEN_NOT_FOUND"}
@@ -24,7 +24,7 @@ def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) ->
     Raises HsmError."""
     variables = (line.partition(b"=") for line in hosting.child_environment(hidden))
     try:
-        with Child({name: value for name, _, value in variables}, main="hsmcore.probe.child") as child:
+        with Child({name: value for name, _, value in variables}, main="hsmcore.doctor.child") as child:
             child.call({"call": "begin", "question": asdict(question(settings, member))}, _SECONDS)
             _asked(child, "module", member)
             token = _asked(child, "token", member).data

@@ -11,7 +11,7 @@ from typing import Any, Final
 from hsmcore.control.adopt import ModuleHolder
 from hsmcore.control.quirks import Quirks
 from hsmcore.control.records import TokenSelector
-from hsmcore.probe.calls import Calls, ModuleInfo, TokenInfo
+from hsmcore.doctor.calls import Calls, ModuleInfo, TokenInfo
 
 _ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hsmcore.probe import checks, keychecks, signing
-from hsmcore.probe.context import Context
-from hsmcore.probe.report import Step
+from hsmcore.doctor import checks, keychecks, signing
+from hsmcore.doctor.context import Context
+from hsmcore.doctor.report import Step
 
 
 @dataclass(frozen=True, slots=True)

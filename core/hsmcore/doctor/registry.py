@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from hsmcore.config import Config, Provider
+from hsmcore.doctor.report import Identity, Step, failed
 from hsmcore.errors import HsmError
-from hsmcore.probe.report import Identity, Step, failed
 
 CHECK_SECONDS = 10.0
 
@@ -46,25 +46,25 @@ Probe = Callable[[Subject], Generator[Step | Begun, None, Identity | None]]
 
 
 def _pkcs11(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
-    from hsmcore.probe.pkcs11 import probe_module
+    from hsmcore.doctor.pkcs11 import probe_module
 
     return (yield from probe_module(subject))
 
 
 def _kms(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
-    from hsmcore.probe.kms import probe_kms
+    from hsmcore.doctor.kms import probe_kms
 
     return (yield from probe_kms(subject))
 
 
 def _ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
-    from hsmcore.probe.ephemeral import probe_ephemeral
+    from hsmcore.doctor.ephemeral import probe_ephemeral
 
     return (yield from probe_ephemeral(subject))
 
 
 def _cluster(subject: Subject) -> Iterator[Step]:
-    from hsmcore.probe.cluster import probe_cluster
+    from hsmcore.doctor.cluster import probe_cluster
 
     return probe_cluster(subject)
 

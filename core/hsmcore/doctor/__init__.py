@@ -3,9 +3,9 @@
 Reading order: report, registry, doctor; then pkcs11 with child, checks, keychecks and signing; ephemeral, kms.
 """
 
-from hsmcore.probe.doctor import Levels, diagnose, levels_of
-from hsmcore.probe.registry import PROBES, Options, Probe, probe
-from hsmcore.probe.report import DoctorReport, Identity, ProviderReport, Step
+from hsmcore.doctor.doctor import Levels, diagnose, levels_of
+from hsmcore.doctor.registry import PROBES, Options, Probe, probe
+from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step
 
 __all__ = [
     "PROBES",

@@ -8,8 +8,8 @@ from hsmcore.cloudhsm import check_client
 from hsmcore.cloudhsm.health import ClusterHealth, Expected
 from hsmcore.cloudhsm.poller import HealthPoller
 from hsmcore.config import AwsCloudHsmSettings
-from hsmcore.probe.registry import Subject
-from hsmcore.probe.report import Step, fail, ok, warn
+from hsmcore.doctor.registry import Subject
+from hsmcore.doctor.report import Step, fail, ok, warn
 
 
 def probe_cluster(subject: Subject) -> Iterator[Step]:

@@ -13,12 +13,12 @@ from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import translated
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenRecord
+from hsmcore.doctor.calls import Calls, TokenInfo
+from hsmcore.doctor.context import Context
+from hsmcore.doctor.issues import Facts, known_issues
+from hsmcore.doctor.nearby import near_tokens
+from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
-from hsmcore.probe.calls import Calls, TokenInfo
-from hsmcore.probe.context import Context
-from hsmcore.probe.issues import Facts, known_issues
-from hsmcore.probe.nearby import near_tokens
-from hsmcore.probe.report import Step, fail, failed, ok, warn
 from hsmcore.statuses import STATUSES
 
 # CK_TOKEN_INFO.flags

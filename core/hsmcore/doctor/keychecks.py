@@ -8,11 +8,11 @@ from typing import Final
 from hsmcore.base58 import base58
 from hsmcore.control.curves import algorithm_of_params, decode_point
 from hsmcore.control.faults import translated
-from hsmcore.probe.checks import writable
-from hsmcore.probe.context import Context, FoundKey
-from hsmcore.probe.issues import cannot_wrap
-from hsmcore.probe.nearby import near_keys
-from hsmcore.probe.report import Step, fail, ok, printable, warn
+from hsmcore.doctor.checks import writable
+from hsmcore.doctor.context import Context, FoundKey
+from hsmcore.doctor.issues import cannot_wrap
+from hsmcore.doctor.nearby import near_keys
+from hsmcore.doctor.report import Step, fail, ok, printable, warn
 from hsmcore.statuses import STATUSES
 
 # CKO_*, CKK_*, CKA_*, CKM_* and CKF_* of PKCS#11 v3.0.

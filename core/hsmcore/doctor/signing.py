@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from hsmcore import _native
+from hsmcore.doctor.context import Context
+from hsmcore.doctor.report import Step, fail, ok
 from hsmcore.errors import DeadlineExceeded
-from hsmcore.probe.context import Context
-from hsmcore.probe.report import Step, fail, ok
 from hsmcore.statuses import STATUSES
 
 SIGNATURES: Final = 20

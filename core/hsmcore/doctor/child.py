@@ -13,10 +13,10 @@ import orjson
 
 from hsmcore.control.child import read_exactly, run
 from hsmcore.control.wire import error_to_json
+from hsmcore.doctor.context import Context, Question
+from hsmcore.doctor.plan import BY_NAME
+from hsmcore.doctor.report import Step, failed
 from hsmcore.errors import HsmError, InternalError
-from hsmcore.probe.context import Context, Question
-from hsmcore.probe.plan import BY_NAME
-from hsmcore.probe.report import Step, failed
 
 
 def main(parent: int) -> NoReturn:

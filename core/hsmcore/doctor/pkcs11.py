@@ -14,13 +14,13 @@ from typing import IO, Any, Final
 from hsmcore import _native, hosting
 from hsmcore.config import Pkcs11Settings
 from hsmcore.control.process import Child, ChildLost
+from hsmcore.doctor.common import check_configuration
+from hsmcore.doctor.context import Question
+from hsmcore.doctor.find import question
+from hsmcore.doctor.plan import CHECKS, Check
+from hsmcore.doctor.registry import Begun, Subject
+from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped
 from hsmcore.errors import HsmError
-from hsmcore.probe.common import check_configuration
-from hsmcore.probe.context import Question
-from hsmcore.probe.find import question
-from hsmcore.probe.plan import CHECKS, Check
-from hsmcore.probe.registry import Begun, Subject
-from hsmcore.probe.report import Identity, Step, fail, failed, ok, printable, skipped
 
 _SIGN_SHARE: Final = 0.8
 """Of a check's time, what a signature gets: so the child reports a hanging C_Sign before it is killed."""
@@ -71,7 +71,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
     seconds = subject.options.timeout
     environment = hosting.child_environment(subject.config.secret_variables)
     variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
-    with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.probe.child") as child:
+    with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.doctor.child") as child:
         lost: ChildLost | None = None
         notes = deque(["the start of the process"], maxlen=1)
         try:
