@@ -13,8 +13,10 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
+from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
-from hsmcore.state import Emergency, History, Limits, Store
+from hsmcore.failover.history import History
+from hsmcore.state import Store
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,8 @@ from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, K
 from hsmcore.rotation import service
 from hsmcore.rotation.machine import NAMES
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import Keys, Rotations, Store, StoreBusy
+from hsmcore.rotation.store import Rotations
+from hsmcore.state import Keys, Store, StoreBusy
 from hsmcore.state.schema import ROTATION
 
 pytestmark = pytest.mark.integration

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.support.chaos import ROOT, send_signal
 from tests.support.softhsm import Token
 
-from hsmcore.state.emergency import BLOCK
+from hsmcore.failover.budget import BLOCK
 
 
 def spend_under_kills(fresh_token: Callable[..., Token], store: Path, most: int, kills: int) -> None:

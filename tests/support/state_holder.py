@@ -20,8 +20,9 @@ from typing import Any, Self
 from tests.support.chaos import ROOT, send_signal
 
 import hsmcore
-from hsmcore.failover.history import Event
-from hsmcore.state import History, Store
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
+from hsmcore.state import Store
 
 Answer = Callable[[str], Awaitable[Any]]
 

@@ -20,10 +20,11 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 
 from hsmcore.errors import BadArgument
+from hsmcore.failover.budget import BLOCK, SECOND, Emergency, Limits
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.history import Event
-from hsmcore.state import Desired, Emergency, History, Limits, Store, StoreBusy, StoreError
-from hsmcore.state.emergency import BLOCK, SECOND
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
+from hsmcore.state import Desired, Store, StoreBusy, StoreError
 from hsmcore.state.schema import METADATA, MIGRATIONS
 
 

@@ -80,7 +80,7 @@ def history(
     """
 
     async def read(store: Store) -> list[dict[str, Any]]:
-        from hsmcore.state import History
+        from hsmcore.failover.history import History
 
         return await History(store).query(kinds=kind or (), member=member, limit=limit)
 

@@ -11,12 +11,12 @@ from hsmcore.config.uri import build_uri
 from hsmcore.control.adopt import hold_module
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import translated
+from hsmcore.control.nearby import near_tokens
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenRecord
 from hsmcore.doctor.calls import Calls, TokenInfo
 from hsmcore.doctor.context import Context
 from hsmcore.doctor.issues import Facts, known_issues
-from hsmcore.doctor.nearby import near_tokens
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
 from hsmcore.statuses import STATUSES

@@ -8,10 +8,10 @@ from typing import Final
 from hsmcore.base58 import base58
 from hsmcore.control.curves import algorithm_of_params, decode_point
 from hsmcore.control.faults import translated
+from hsmcore.control.nearby import near_keys
 from hsmcore.doctor.checks import writable
 from hsmcore.doctor.context import Context, FoundKey
 from hsmcore.doctor.issues import cannot_wrap
-from hsmcore.doctor.nearby import near_keys
 from hsmcore.doctor.report import Step, fail, ok, printable, warn
 from hsmcore.statuses import STATUSES
 

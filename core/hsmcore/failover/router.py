@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
+from hsmcore.failover.budget import Emergency
 from hsmcore.failover.errors import EmergencyRefused
+from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
-from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
 from hsmcore.failover.request import Answer, Pledges, Request, by_module, checked_timeout, failure_of, frozen
 from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
-from hsmcore.state import Emergency
 
 LATE_NS: Final = SECOND // 10
 """A member that has answered somebody within this time is not late, whatever deadlines have passed."""

@@ -12,8 +12,10 @@ from hsmcore.audit import AuditLog
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
-from hsmcore.failover.history import ALARMING, Event
-from hsmcore.failover.keeper import Keeper, Verify
+from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.failover.events import ALARMING, Event
+from hsmcore.failover.health import Keeper, Verify
+from hsmcore.failover.history import History
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.plan import seats_and_levels
 from hsmcore.failover.router import Router
@@ -22,7 +24,7 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
 from hsmcore.rotation.context import SIGN_SECONDS
-from hsmcore.state import Desired, Emergency, History, Limits, Store
+from hsmcore.state import Desired, Store
 
 # A member whose token is not there may come back; what else keeps one from starting is for a person to mend.
 SURVIVABLE = frozenset({"TOKEN_NOT_FOUND"})

@@ -13,8 +13,8 @@ from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
+from hsmcore.control.nearby import near_keys
 from hsmcore.doctor.find import find_token
-from hsmcore.doctor.nearby import near_keys
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion

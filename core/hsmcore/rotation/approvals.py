@@ -21,7 +21,8 @@ from nacl.signing import VerifyKey
 
 from hsmcore.config import Approver
 from hsmcore.errors import HsmError
-from hsmcore.state import Approval, NotApproved, Rotation, StoredKey
+from hsmcore.rotation.store import Rotation
+from hsmcore.state import Approval, NotApproved, StoredKey
 
 STEP_SECONDS: Final = 30
 """RFC 6238's default; six digits, SHA-1."""

@@ -14,7 +14,8 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.members import Member
 from hsmcore.members.base import Control
 from hsmcore.rotation.schedule import Schedule
-from hsmcore.state import Approvals, Keys, Rotation, Rotations, StoredKey
+from hsmcore.rotation.store import Rotation, Rotations
+from hsmcore.state import Approvals, Keys, StoredKey
 
 if TYPE_CHECKING:
     from hsmcore.handover.base import Handover

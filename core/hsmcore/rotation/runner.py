@@ -11,7 +11,8 @@ from hsmcore.log import get_logger
 from hsmcore.rotation import machine
 from hsmcore.rotation.context import Context, Done, Effect, Pending, skipped
 from hsmcore.rotation.steps import backups, consent, generate, handover, pin, replicate, switch, telling
-from hsmcore.state import Rotation, Rotations, StoreError
+from hsmcore.rotation.store import Rotation, Rotations
+from hsmcore.state import StoreError
 
 
 @dataclass(frozen=True, slots=True)

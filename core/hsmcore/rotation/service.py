@@ -25,7 +25,8 @@ from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
-from hsmcore.state import Approvals, Backups, Desired, Keys, Rotation, Rotations, Store, StoreBusy, StoredKey
+from hsmcore.rotation.store import Rotation, Rotations
+from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey
 
 ROLE: Final = "rotation"
 """The store's role: one process rotates, the others follow."""

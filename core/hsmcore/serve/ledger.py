@@ -7,9 +7,12 @@ from typing import Any, Final
 
 from hsmcore.config import Config, Failover
 from hsmcore.errors import HsmError
+from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.failover.history import History
 from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
 from hsmcore.rotation.service import plan
-from hsmcore.state import Approvals, Desired, Emergency, History, Keys, Limits, Rotations, Store, StoredKey
+from hsmcore.rotation.store import Rotations
+from hsmcore.state import Approvals, Desired, Keys, Store, StoredKey
 
 EVENTS: Final = 200
 """Of the history, when a console begins to follow it."""

@@ -14,7 +14,8 @@ from hsmcore.handover.base import HandoverKey
 from hsmcore.log import get_logger
 from hsmcore.rotation.context import Announce, Context, Done, Pending, skipped
 from hsmcore.rotation.steps import consent
-from hsmcore.state import Rotation, Rotations, StoreBusy
+from hsmcore.rotation.store import Rotation, Rotations
+from hsmcore.state import StoreBusy
 
 NONE_REGISTERED: Final = "keyRotation.requireHandover is true, and the application has registered no handover"
 NONE_REGISTERED_HINT: Final = "Rotate in the process that does, or call KeyManager.on_rotation() with one."

@@ -20,8 +20,8 @@ from sqlalchemy import Connection, insert, select, update
 
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.history import Event
-from hsmcore.state.history import insert_events
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import insert_events
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.store import Store
 

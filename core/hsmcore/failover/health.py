@@ -12,8 +12,8 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
-from hsmcore.failover.arming import Arming
 from hsmcore.failover.breaker import SECOND, kind_of
+from hsmcore.failover.emergency import Arming
 from hsmcore.failover.latency import FACTOR, FLOOR_NS
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router

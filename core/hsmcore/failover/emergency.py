@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import SECOND
-from hsmcore.failover.history import Event
+from hsmcore.failover.events import Event
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
 from hsmcore.failover.seat import Seat
