@@ -39,7 +39,7 @@ from hsmcore.errors import (
 )
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.keyring import KeyVersion
-from hsmcore.manager import KeyManager, create_key_manager
+from hsmcore.manager.key_manager import KeyManager, create_key_manager
 from hsmcore.receipt import Receipt
 
 try:

@@ -17,7 +17,7 @@ from hsmcore.errors import HsmError
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-    from hsmcore.manager import KeyManager
+    from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")
 

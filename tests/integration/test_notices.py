@@ -13,8 +13,8 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, until
 
 from hsmcore.config import Notices
-from hsmcore.notices import service
-from hsmcore.notices.service import GIVE_UP_NS, NoticeService
+from hsmcore.manager import notices as service
+from hsmcore.manager.notices import GIVE_UP_NS, NoticeService
 from hsmcore.state import Outbox, Store
 
 pytestmark = pytest.mark.integration

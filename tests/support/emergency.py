@@ -24,9 +24,9 @@ from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.failover.seat import Seat
 from hsmcore.failover.service import FailoverService
+from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import make_member
 from hsmcore.state import Store
-from hsmcore.verification import VerifierPool
 
 INTERVAL = 50_000_000
 

@@ -15,7 +15,7 @@ from hsmcore.metrics.upkeep import read_upkeep
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-    from hsmcore.manager import KeyManager
+    from hsmcore.manager.key_manager import KeyManager
 
 __all__ = ["collector", "read", "render"]
 

@@ -10,10 +10,10 @@ import hsmcore
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import RULES
 from hsmcore.failover.member_state import Condition
+from hsmcore.manager.describe import Parts
 from hsmcore.members import Member
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
-from hsmcore.parts import Parts
 
 _CONDITIONS: Final[tuple[str, ...]] = get_args(Condition)
 _STATES: Final = {"closed": 0, "half-open": 1, "open": 2}

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from hsmcore.manager.describe import Parts
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
-from hsmcore.parts import Parts
 
 _NS: Final = 1_000_000_000
 

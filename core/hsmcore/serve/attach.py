@@ -16,7 +16,7 @@ from hsmcore.serve.site import Site
 from hsmcore.serve.source import ManagerSource, Source
 
 if TYPE_CHECKING:
-    from hsmcore.manager import KeyManager
+    from hsmcore.manager.key_manager import KeyManager
 
 
 @asynccontextmanager

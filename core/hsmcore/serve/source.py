@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from hsmcore.config import Config
-from hsmcore.manager import KeyManager
+from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")
 ANSWER_SECONDS: Final = 2.0

@@ -12,7 +12,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.spool import Intention
 from hsmcore.config import Config
 from hsmcore.errors import AuditUnavailable, BadArgument, HsmError
-from hsmcore.manager import KeyManager
+from hsmcore.manager.key_manager import KeyManager
 from hsmcore.serve import trail
 from hsmcore.serve.source import Tell, Unanswered
 from hsmcore.state import Desired, Keys, Store

@@ -10,7 +10,7 @@ from hsmcore.config import Config, EphemeralSettings
 from hsmcore.events import Events
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.notices import NoticeService
+from hsmcore.manager.notices import NoticeService
 from hsmcore.rotation.context import Hands
 from hsmcore.rotation.service import RotationService
 from hsmcore.state import Store

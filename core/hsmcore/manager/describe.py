@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hsmcore.audit import AuditLog
-from hsmcore.config import KeyManagerConfig
+from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion
-from hsmcore.lifecycle import Lifecycle
+from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.members import cache_summary
 
 if TYPE_CHECKING:
     from hsmcore.failover.service import FailoverService
+    from hsmcore.manager.background import Upkeep
     from hsmcore.members import Member
-    from hsmcore.upkeep import Upkeep
+    from hsmcore.rotation.service import RotationService
+
+
+class Parts(NamedTuple):
+    """References, no copies: whoever reads them in another thread than the event loop's changes and calls nothing that
+    belongs to the loop."""
+
+    config: Config
+    open: bool
+    member: Member | None
+    failover: FailoverService | None
+    rotation: RotationService | None
+    audit: AuditLog
+    key: KeyVersion | None
 
 
 class Observable:

@@ -17,17 +17,16 @@ from hsmcore.events import Callback, Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.seat import Seat
 from hsmcore.failover.service import FailoverService, told_apart
-from hsmcore.keyops import KeyOperations
 from hsmcore.keyring import KeyRing, KeyVersion
-from hsmcore.lifecycle import Lifecycle
+from hsmcore.manager.background import Upkeep
+from hsmcore.manager.describe import Observable, Parts
+from hsmcore.manager.keys import KeyOperations
+from hsmcore.manager.lifecycle import Lifecycle
+from hsmcore.manager.recording import Recorder
+from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import Member, cache_summary, make_member
-from hsmcore.observe import Observable
-from hsmcore.parts import Parts
 from hsmcore.receipt import Receipt
-from hsmcore.recording import Recorder
 from hsmcore.tracing import instrument
-from hsmcore.upkeep import Upkeep
-from hsmcore.verification import VerifierPool
 
 T = TypeVar("T")
 Signed = bytes | asyncio.Future[bytes]

@@ -18,8 +18,8 @@ from hsmcore.state import StoredKey
 if TYPE_CHECKING:
     from hsmcore.failover.service import FailoverService
     from hsmcore.handover import Handover
+    from hsmcore.manager.background import Upkeep
     from hsmcore.members import Member
-    from hsmcore.upkeep import Upkeep
 
 
 class KeyOperations:
