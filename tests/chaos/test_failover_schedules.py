@@ -13,14 +13,14 @@ from tests.chaos.failover_load import Verdict
 from tests.support.chaos import NOOP, ROOT, needs_chaos
 from tests.support.levels_model import Reference
 
-from hsmcore import hosting
 from hsmcore.failover.levels import Level, Levels
 from hsmcore.failover.member_state import MemberState
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.chaos,
     needs_chaos,
-    pytest.mark.skipif(not (NOOP.is_file() and hosting.HOST_PROGRAM.is_file()), reason="the tools are not built"),
+    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 
 

@@ -36,13 +36,13 @@ from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore import hosting
 from hsmcore.errors import DeadlineExceeded, HostUnusable, MemberDown
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
     needs_chaos,
-    pytest.mark.skipif(not hosting.HOST_PROGRAM.is_file(), reason="the host program is not built"),
+    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 
@@ -273,7 +273,7 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
 
 def other_version(folder: Path) -> Path:
     """Our host program, but of another protocol version."""
-    program = Path(shutil.copy(hosting.HOST_PROGRAM, folder / "host"))
+    program = Path(shutil.copy(HOST_PROGRAM, folder / "host"))
     version = (0x68736D2D30303033).to_bytes(8, "little")
     data = program.read_bytes()
     assert version in data
@@ -292,7 +292,7 @@ def script(folder: Path, text: str) -> Path:
 PROGRAMS: dict[str, Any] = {
     "missing": lambda folder: folder / "nothing",
     "a folder": lambda folder: folder,
-    "not executable": lambda folder: Path(shutil.copyfile(hosting.HOST_PROGRAM, folder / "plain")),
+    "not executable": lambda folder: Path(shutil.copyfile(HOST_PROGRAM, folder / "plain")),
     "empty": lambda folder: script(folder, ""),
     "true": lambda folder: Path("/bin/true"),
     "a script": lambda folder: script(folder, "#!/bin/sh\nexit 3\n"),
@@ -304,14 +304,15 @@ PROGRAMS: dict[str, Any] = {
 @pytest.mark.parametrize("program", PROGRAMS)
 @one_loop
 async def test_a_program_that_is_not_ours_is_refused(world, monkeypatch, tmp_path, program):
-    monkeypatch.setattr(hosting, "HOST_PROGRAM", PROGRAMS[program](tmp_path))
+    host = PROGRAMS[program](tmp_path)
+    monkeypatch.setattr("hsmcore.members.pkcs11.HOST_PROGRAM", host)
     manager = hsmcore.create_key_manager(world.config(settings={"isolation": "process"}))
     begun = time.monotonic()
     with pytest.raises(HostUnusable) as caught:
         await manager.initialize()
     assert time.monotonic() - begun < 3
     assert caught.value.status in ("HOST_MISSING", "HOST_MISMATCH")
-    assert str(hosting.HOST_PROGRAM) in str(caught.value)
+    assert str(host) in str(caught.value)
     assert children() == frozenset()
 
 

@@ -11,12 +11,12 @@ import pytest
 from tests.chaos import schedules
 from tests.support.chaos import NOOP, ROOT, needs_chaos
 
-from hsmcore import hosting
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
     needs_chaos,
-    pytest.mark.skipif(not (NOOP.is_file() and hosting.HOST_PROGRAM.is_file()), reason="the tools are not built"),
+    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 
 

@@ -16,7 +16,7 @@ from tests.support.managers import becomes, counters, opened, until
 from tests.support.scrapes import Scrape
 
 import hsmcore
-from hsmcore.cloudhsm import poller as polling
+from hsmcore.members.cloudhsm import poller as polling
 from hsmcore.metrics import collector, render
 
 pytestmark = pytest.mark.integration

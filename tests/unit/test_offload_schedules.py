@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.support.managers import until
 
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, KeyDeactivated, MemberDown, ModuleBusy
-from hsmcore.members.metering import Histogram
-from hsmcore.members.offload import OffloadEngine
+from hsmcore.members.offload.counters import Histogram
+from hsmcore.members.offload.engine import OffloadEngine
 
 
 def answer_for(key: int, message: bytes) -> bytes:

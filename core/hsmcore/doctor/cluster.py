@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hsmcore.cloudhsm import check_client
-from hsmcore.cloudhsm.health import ClusterHealth, Expected
-from hsmcore.cloudhsm.poller import HealthPoller
 from hsmcore.config import AwsCloudHsmSettings
 from hsmcore.doctor.registry import Subject
 from hsmcore.doctor.report import Step, fail, ok, warn
+from hsmcore.members.cloudhsm import check_client
+from hsmcore.members.cloudhsm.health import ClusterHealth, Expected
+from hsmcore.members.cloudhsm.poller import HealthPoller
 
 
 def probe_cluster(subject: Subject) -> Iterator[Step]:

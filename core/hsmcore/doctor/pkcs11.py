@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
-from hsmcore import _native, hosting
+from hsmcore import _native
 from hsmcore.config import Pkcs11Settings
-from hsmcore.control.process import Child, ChildLost
+from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
 from hsmcore.doctor.find import question
@@ -21,6 +21,7 @@ from hsmcore.doctor.plan import CHECKS, Check
 from hsmcore.doctor.registry import Begun, Subject
 from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped
 from hsmcore.errors import HsmError
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 _SIGN_SHARE: Final = 0.8
 """Of a check's time, what a signature gets: so the child reports a hanging C_Sign before it is killed."""
@@ -69,7 +70,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
     """The checks of the plan, in a child process."""
     outcomes: dict[str, bool] = {}
     seconds = subject.options.timeout
-    environment = hosting.child_environment(subject.config.secret_variables)
+    environment = child_environment(subject.config.secret_variables)
     variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
     with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.doctor.child") as child:
         lost: ChildLost | None = None
@@ -139,8 +140,8 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
 
 def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
     """The host process starts, and the module works inside it. Without a login: that was tried once already."""
-    if shutil.which(str(hosting.HOST_PROGRAM)) is None:
-        return fail("host", f"{hosting.HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
+    if shutil.which(str(HOST_PROGRAM)) is None:
+        return fail("host", f"{HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
     engine = _native.Engine(
         member=subject.provider.name,
         slots=8,
@@ -163,8 +164,8 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
             token_serial=token.data["serial"] or None,
             slot_id=-1 if settings.slot_id is None else settings.slot_id,
             workers=1,
-            host_program=str(hosting.HOST_PROGRAM),
-            environment=hosting.child_environment(subject.config.secret_variables),
+            host_program=str(HOST_PROGRAM),
+            environment=child_environment(subject.config.secret_variables),
             memory_limit=settings.host_memory_limit_bytes or 0,
             host_timeout=subject.options.timeout,
         )

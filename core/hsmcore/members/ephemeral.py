@@ -16,8 +16,8 @@ from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
 from hsmcore.members.base import KeepsItsKeys
 from hsmcore.members.locked import LockedKey
-from hsmcore.members.offload import OffloadEngine
-from hsmcore.members.recorded import RecordedEngine
+from hsmcore.members.offload.engine import OffloadEngine
+from hsmcore.members.offload.recorded import RecordedEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsmcore import hosting
 from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
 from hsmcore.control.nearby import near_keys
+from hsmcore.control.process import child_environment
 from hsmcore.doctor.find import find_token
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
-from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
+from hsmcore.members.supervisor import HOST_PROGRAM, Warden
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -129,8 +129,8 @@ class Pkcs11Member:
                 warm_seconds=self._warm_seconds,
                 patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
-                host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
-                environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,
+                host_program=str(HOST_PROGRAM) if self._isolated else None,
+                environment=child_environment(self._hidden_variables) if self._isolated else None,
                 memory_limit=settings.host_memory_limit_bytes or 0,
                 host_timeout=settings.start_timeout_ms / 1e3,
             )

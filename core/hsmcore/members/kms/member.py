@@ -20,9 +20,9 @@ from hsmcore.members.kms.forms import MAX_RAW_MESSAGE, name_of
 from hsmcore.members.kms.http import HttpPool
 from hsmcore.members.kms.keys import KmsKey, KmsKeys
 from hsmcore.members.kms.sigv4 import Credentials, Signer
-from hsmcore.members.offload import OffloadEngine
+from hsmcore.members.offload.engine import OffloadEngine
+from hsmcore.members.offload.recorded import RecordedEngine
 from hsmcore.members.pkcs11 import VERIFY_EVERY
-from hsmcore.members.recorded import RecordedEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

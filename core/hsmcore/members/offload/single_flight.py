@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hsmcore import _native
-from hsmcore.members.requests import Request
+from hsmcore.members.offload.requests import Request
 
 
 class Sharing:

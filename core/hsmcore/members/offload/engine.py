@@ -17,9 +17,9 @@ from typing import Any
 from hsmcore import _native
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import HsmError, NotInitialized, WrongEventLoop, error_of
-from hsmcore.members.keytable import KeyRow, KeyTable
-from hsmcore.members.metering import Meter
-from hsmcore.members.requests import (
+from hsmcore.members.offload.counters import Meter
+from hsmcore.members.offload.keytable import KeyRow, KeyTable
+from hsmcore.members.offload.requests import (
     NS,
     Batch,
     Place,
@@ -28,8 +28,8 @@ from hsmcore.members.requests import (
     checked_message,
     timeout_ns,
 )
-from hsmcore.members.runners import Backend, InstantBackend, InstantRunner, TaskRunner
-from hsmcore.members.sharing import Sharing
+from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
+from hsmcore.members.offload.single_flight import Sharing
 
 SWEEP_SECONDS = 0.005
 """Callers may be answered this much after their deadline."""

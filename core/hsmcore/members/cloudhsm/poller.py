@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final
 
-from hsmcore.cloudhsm.health import ClusterHealth, Expected, describe_cluster
 from hsmcore.log import get_logger
+from hsmcore.members.cloudhsm.health import ClusterHealth, Expected, describe_cluster
 
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 5

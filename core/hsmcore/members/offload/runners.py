@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, runtime_checkable
 
 from hsmcore.errors import HsmError, InternalError, error_of
-from hsmcore.members.requests import Request
+from hsmcore.members.offload.requests import Request
 
 STUCK_SECONDS = 0.05
 """How long a back end has to heed a cancellation before its call counts as stuck for good."""

@@ -11,7 +11,7 @@ import orjson
 
 from hsmcore.errors import HsmError
 from hsmcore.keyring import KeyVersion
-from hsmcore.members.offload import OffloadEngine
+from hsmcore.members.offload.engine import OffloadEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

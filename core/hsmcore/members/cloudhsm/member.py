@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from hsmcore.cloudhsm import ClusterHealth, HealthPoller, check_client
-from hsmcore.cloudhsm.health import Expected
 from hsmcore.config import AwsCloudHsmSettings, KeyManagerConfig, Provider
 from hsmcore.errors import ConfigurationError, KeyNotFound
 from hsmcore.keyring import KeyVersion
+from hsmcore.members.cloudhsm import ClusterHealth, HealthPoller, check_client
+from hsmcore.members.cloudhsm.health import Expected
 from hsmcore.members.pkcs11 import Pkcs11Member
 
 # A new key may not have reached the HSM that is asked: so long is waited, in seconds, before each further look.
