@@ -17,12 +17,12 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.softhsm import Token
 
-from hsmcore.backup.desk import look, opens, put_back
-from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
-from hsmcore.backup.places import PlaceError, place_at
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
 from hsmcore.errors import HsmError, KeyUnusable
+from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.rotation.backup.inspect import look, opens, put_back
+from hsmcore.rotation.backup.places import PlaceError, place_at
 from hsmcore.state import Backups, Store
 
 pytestmark = [pytest.mark.integration, one_loop]

@@ -16,12 +16,12 @@ from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
 from tests.support.yubihsm.objects import Stored
 from tests.support.yubihsm.rig import ADMIN
 
-from hsmcore.backup.desk import opens
-from hsmcore.backup.envelope import open_envelope
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
 from hsmcore.errors import HsmError
+from hsmcore.rotation.backup.envelope import open_envelope
+from hsmcore.rotation.backup.inspect import opens
 from hsmcore.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from hsmcore.backup import drill as drills
-from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
-from hsmcore.backup.places import Place, PlaceError, name_for, place_at
 from hsmcore.control import KeyNotExportable, is_whole
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
 from hsmcore.members.base import Control
+from hsmcore.rotation.backup import drill as drills
+from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.rotation.backup.places import Place, PlaceError, name_for, place_at
 from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps import destruction
 from hsmcore.rotation.steps.generate import holder_of, matching

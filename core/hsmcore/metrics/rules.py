@@ -7,9 +7,9 @@ from importlib.resources import files
 
 def alert_rules() -> str:
     """alerts.yml."""
-    return files(__name__).joinpath("alerts.yml").read_text()
+    return files("hsmcore.metrics").joinpath("alerts.yml").read_text()
 
 
 def dashboard() -> str:
     """dashboard.json."""
-    return files(__name__).joinpath("dashboard.json").read_text()
+    return files("hsmcore.metrics").joinpath("dashboard.json").read_text()

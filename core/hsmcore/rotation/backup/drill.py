@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from hsmcore import _native
-from hsmcore.backup.envelope import BackupInvalid, Statement
 from hsmcore.control import KeyRecord
 from hsmcore.errors import HsmError, KeyNotFound
+from hsmcore.rotation.backup.envelope import BackupInvalid, Statement
 
 DRILL_PREFIX: Final = b"\xffhsmcore drill\x00"
 """Begins what a restored key signs to prove itself."""

@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import dataclass
 
 from hsmcore import _native
-from hsmcore.backup.drill import prove, restore
-from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
-from hsmcore.backup.places import Place
 from hsmcore.control import ControlPlane, KeyRecord
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
+from hsmcore.rotation.backup.drill import prove, restore
+from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.rotation.backup.places import Place
 from hsmcore.state import StoredKey
 from hsmcore.state.backups import BackupRow
 
