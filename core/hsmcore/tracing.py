@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hsmcore._version import __version__
 from hsmcore.audit.record import current_tag, tagged
 from hsmcore.errors import HsmError
 
@@ -38,9 +39,7 @@ def instrument(manager: KeyManager, provider: TracerProvider | None = None) -> N
     provider = provider or configured_provider()
     if provider is None or "sign" in vars(manager):
         return
-    import hsmcore
-
-    spans = _Spans(provider.get_tracer("hsmcore", hsmcore.__version__), manager)
+    spans = _Spans(provider.get_tracer("hsmcore", __version__), manager)
     # On the instance: whoever has no provider calls the methods themselves, at no cost.
     vars(manager).update(sign=spans.sign, sign_many=spans.sign_many, sign_with_receipt=spans.sign_with_receipt)
 

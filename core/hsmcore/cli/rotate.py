@@ -286,9 +286,9 @@ async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]
     asked = await in_state(config, ask)
     if asked is not None:
         return asked
-    import hsmcore
+    from hsmcore.manager.key_manager import create_key_manager
 
-    async with hsmcore.create_key_manager(config) as manager:
+    async with create_key_manager(config) as manager:
         try:
             async with asyncio.timeout(seconds or None):
                 await manager.rotate_key(reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import cast
 
+from hsmcore._version import __version__
 from hsmcore.config import Config, Provider
 from hsmcore.doctor.registry import Begun, Options, Subject, probe
 from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step
@@ -44,8 +45,6 @@ def diagnose(
     """Probe `members` (default: all of them). Blocks: no event loop may run in this thread.
 
     Nothing that is found raises: it stands in the report."""
-    import hsmcore
-
     reports = []
     for level, provider in members if members is not None else levels_of(config):
         watch(level, provider, None)
@@ -59,7 +58,7 @@ def diagnose(
             identity=identity,
         )
         reports.append(report)
-    return DoctorReport.of(hsmcore.__version__, tuple(reports))
+    return DoctorReport.of(__version__, tuple(reports))
 
 
 def _probed(subject: Subject, watch: Watcher) -> tuple[list[Step], Identity | None]:

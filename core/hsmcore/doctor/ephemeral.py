@@ -41,7 +41,7 @@ def probe_ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity 
 
 def _signature(algorithm: str) -> Step:
     """One signature by a throwaway key, verified by the native core, which shares no code with its maker."""
-    from hsmcore import _native
+    from hsmcore._native import verify
 
     message = b"hsmcore doctor"
     try:
@@ -52,6 +52,6 @@ def _signature(algorithm: str) -> Step:
             return ok("signature", f"not tried: {algorithm} keys are made when they are needed")
     except CryptoError as error:
         return fail("signature", f"no key can be made: {type(error).__name__}", "Install PyNaCl again.")
-    if not _native.verify(algorithm, public, message, signature):
+    if not verify(algorithm, public, message, signature):
         return fail("signature", "a throwaway key's signature does not verify", "Install PyNaCl again.")
     return ok("signature", "a throwaway key signed, and its signature verified")

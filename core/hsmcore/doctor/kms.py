@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from typing import Any, Final
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.base58 import base58
 from hsmcore.config import AwsKmsSettings
 from hsmcore.doctor.common import check_configuration
@@ -170,7 +170,7 @@ def _signature(client: Any, settings: AwsKmsSettings, form: Form, public_key: by
     )
     milliseconds = (time.monotonic() - begun) * 1e3
     signature = raw_signature(form, bytes(answer["Signature"]))
-    if signature is None or not _native.verify(form.algorithm, public_key, message, signature):
+    if signature is None or not verify(form.algorithm, public_key, message, signature):
         raise _Stop(fail("signature", "the signature does not verify", STATUSES["SIGNATURE_INVALID"].hint))
     yield ok("signature", f"verified in software, {milliseconds:.0f} ms", milliseconds=round(milliseconds))
     if milliseconds > 1000:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
-from hsmcore import _native
+from hsmcore._native import Engine, wipe
 from hsmcore.config import Pkcs11Settings
 from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.doctor.common import check_configuration
@@ -113,7 +113,7 @@ def _asked(child: Child, check: Check, settings: Pkcs11Settings, seconds: float,
         answer = child.call(request, seconds, pin, notes.append)
     finally:
         if pin is not None:
-            _native.wipe(pin)
+            wipe(pin)
     return [Step.model_validate(step) for step in answer]
 
 
@@ -142,7 +142,7 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
     """The host process starts, and the module works inside it. Without a login: that was tried once already."""
     if shutil.which(str(HOST_PROGRAM)) is None:
         return fail("host", f"{HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
-    engine = _native.Engine(
+    engine = Engine(
         member=subject.provider.name,
         slots=8,
         max_message=64,

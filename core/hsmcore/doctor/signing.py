@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from hsmcore import _native
+from hsmcore._native import Engine, verify
 from hsmcore.doctor.context import Context
 from hsmcore.doctor.report import Step, fail, ok
 from hsmcore.errors import DeadlineExceeded
@@ -24,7 +24,7 @@ _STOP_SECONDS: Final = 1.0
 def check_signature(context: Context) -> Iterator[Step]:
     """One signature that verifies, then the latency of some more, one at a time."""
     question = context.question
-    engine = _native.Engine(
+    engine = Engine(
         member=question.member,
         slots=8,
         max_message=64,
@@ -66,13 +66,13 @@ def check_signature(context: Context) -> Iterator[Step]:
             engine.release()
 
 
-async def _measure(engine: _native.Engine, algorithm: str, public_key: bytes, seconds: float) -> list[Step]:
+async def _measure(engine: Engine, algorithm: str, public_key: bytes, seconds: float) -> list[Step]:
     engine.attach(asyncio.get_running_loop())
     try:
         message = os.urandom(_MESSAGE_BYTES)
         begun = time.monotonic()
         signature = await _signed(engine, message)
-        if not _native.verify(algorithm, public_key, message, signature):
+        if not verify(algorithm, public_key, message, signature):
             return [fail("signature", "the signature does not verify", STATUSES["SIGNATURE_INVALID"].hint)]
         steps = [ok("signature", f"{len(signature)} bytes, verified in software", algorithm=algorithm)]
         times: list[float] = []
@@ -91,6 +91,6 @@ async def _measure(engine: _native.Engine, algorithm: str, public_key: bytes, se
         engine.detach()
 
 
-async def _signed(engine: _native.Engine, message: bytes) -> bytes:
+async def _signed(engine: Engine, message: bytes) -> bytes:
     signed = engine.submit(message)
     return signed if isinstance(signed, bytes) else await signed

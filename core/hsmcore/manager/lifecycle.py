@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from hsmcore import _native
+from hsmcore._native import fork_generation
 from hsmcore.errors import EngineClosed, EngineForked, HsmError, NotInitialized, WrongEventLoop
 
 State = Literal["new", "opening", "open", "closing", "closed"]
@@ -25,7 +25,7 @@ class Lifecycle:
         self._open_step, self._refuse, self._close_step = open_, refuse, close
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._process = _native.fork_generation()
+        self._process = fork_generation()
         self.state: State = "new"
 
     async def open(self) -> None:
@@ -91,7 +91,7 @@ class Lifecycle:
 
     def check_process(self) -> None:
         """Raise EngineForked in a forked child."""
-        if self._process != _native.fork_generation():
+        if self._process != fork_generation():
             raise EngineForked("this key manager belongs to the process that was forked")
 
     def check_loop(self) -> None:

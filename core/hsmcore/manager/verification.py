@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.errors import InvalidMessageType
 from hsmcore.keyring import KeyVersion
 
@@ -35,4 +35,4 @@ class VerifierPool:
 
 
 def _any_good(versions: Sequence[KeyVersion], message: object, signature: bytes) -> bool:
-    return any(_native.verify(key.algorithm, key.public_key, message, signature) for key in versions)
+    return any(verify(key.algorithm, key.public_key, message, signature) for key in versions)

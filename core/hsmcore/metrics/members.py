@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-import hsmcore
+from hsmcore._version import __version__
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import RULES
 from hsmcore.failover.member_state import Condition
@@ -60,7 +60,7 @@ def seats_of(parts: Parts) -> Iterator[Place]:
 
 def read_manager(reading: Reading, parts: Parts) -> None:
     """The key manager as a whole."""
-    reading.add(names.BUILD, 1, hsmcore.__version__)
+    reading.add(names.BUILD, 1, __version__)
     reading.add(names.OPEN, int(parts.open))
     if parts.key is not None:
         reading.add(names.KEY, 1, parts.key.id, parts.key.algorithm, parts.key.public_key.hex())

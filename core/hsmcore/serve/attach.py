@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from hsmcore._version import __version__
 from hsmcore.config import Config, Monitoring
 from hsmcore.config.faults import faults_of
 from hsmcore.errors import ConfigurationError
@@ -29,8 +30,6 @@ async def attached(
     "127.0.0.1:0", "unix:/path". The server has a thread and an event loop of its own; once a second it asks the key
     manager for its state, which costs its loop some 0.1 ms for each member. Raises ConfigurationError.
     """
-    from hsmcore import __version__
-
     source = ManagerSource(manager, asyncio.get_running_loop())
     async with _running(source, settings_of(manager.config, listen, settings), __version__) as site:
         yield site
@@ -39,7 +38,6 @@ async def attached(
 @asynccontextmanager
 async def watching(config: Config, settings: Monitoring | None = None) -> AsyncIterator[Site]:
     """Show the key managers of a configuration that run in other processes, as WatchSource sees them."""
-    from hsmcore import __version__
     from hsmcore.serve.watch import WatchSource
 
     async with _running(WatchSource(config), settings_of(config, None, settings), __version__) as site:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from hsmcore import _native
+from hsmcore._native import statuses
 from hsmcore.errors import HsmError
 
 OCTAVES: Final = 44
-CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in _native.statuses() if kind != "OK"))
+CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in statuses() if kind != "OK"))
 
 
 class Histogram:

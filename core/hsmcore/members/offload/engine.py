@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from hsmcore import _native
+from hsmcore._native import Pace, fork_generation
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import HsmError, NotInitialized, WrongEventLoop, error_of
 from hsmcore.members.offload.counters import Meter
@@ -67,7 +67,7 @@ class OffloadEngine:
         self._default_timeout = int(default_timeout * NS)
         self._sharing = Sharing(cache_size, single_flight)
         self._share_all = cache_nondeterministic
-        self._process = _native.fork_generation()
+        self._process = fork_generation()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._open = self._down = False
@@ -80,7 +80,7 @@ class OffloadEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._sweep_at = 0
         self.meter = Meter()
-        self._pace = _native.Pace()
+        self._pace = Pace()
         self._pace.servers = self._runner.workers
         self.completed = self.rejected = self.abandoned = 0
 
@@ -286,7 +286,7 @@ class OffloadEngine:
         return self._loop
 
     def _checked(self) -> asyncio.AbstractEventLoop:
-        if self._process != _native.fork_generation():
+        if self._process != fork_generation():
             raise self._failure("FORKED")
         loop = self._attached()
         if not self._open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import BadArgument, HsmError, error_of
 
@@ -55,6 +55,6 @@ class KeyTable:
         if self._since_verified == self._verify_every:
             self._since_verified = 0
             key = self._rows[index]
-            if not _native.verify(key.algorithm, key.public_key, message, signature):
+            if not verify(key.algorithm, key.public_key, message, signature):
                 return error_of("SIGNATURE_INVALID", member=self._member)
         return signature

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hsmcore import _native
+from hsmcore._native import Cache
 from hsmcore.members.offload.requests import Request
 
 
@@ -13,7 +13,7 @@ class Sharing:
     def __init__(self, cache_size: int, single_flight: bool) -> None:
         self.enabled = cache_size > 0 or single_flight
         self.generation = 0
-        self._cache = _native.Cache(cache_size) if cache_size > 0 else None
+        self._cache = Cache(cache_size) if cache_size > 0 else None
         self._flights: dict[tuple[int, bytes], Request] = {}
         self._looked = dict.fromkeys(("hits", "misses", "joined"), 0)
 

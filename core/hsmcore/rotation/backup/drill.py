@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.control import KeyRecord
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement
@@ -29,7 +29,7 @@ async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
     """Have a restored key sign, and verify that with the public key of the statement. Raises BackupInvalid."""
     message = DRILL_PREFIX + secrets.token_bytes(32)
     signature = await sign(key_id, message)
-    if not _native.verify(statement.algorithm, statement.public_key, message, signature):
+    if not verify(statement.algorithm, statement.public_key, message, signature):
         raise BackupInvalid("the key that was restored is not the one that the backup names")
 
 

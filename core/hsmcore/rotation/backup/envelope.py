@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore.errors import BadArgument, HsmError
 
@@ -88,7 +88,7 @@ def open_envelope(data: bytes, public_key: bytes | None = None) -> Statement:
     if _dump({"format": FORMAT, "statement": statement._whole(), "signature": signature.hex()}) != data:  # noqa: SLF001
         raise BackupInvalid("the backup was written by somebody else, or changed")
     try:
-        own = _native.verify(statement.algorithm, statement.public_key, statement.to_sign(), signature)
+        own = verify(statement.algorithm, statement.public_key, statement.to_sign(), signature)
     except BadArgument:  # its public key is no point of the curve
         own = False
     if not own:

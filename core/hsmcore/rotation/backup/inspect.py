@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
 from hsmcore.rotation.backup.drill import prove, restore
@@ -87,6 +87,6 @@ def opens(statement: Statement, recovery: bytearray) -> bool:
     try:
         message = b"\xffhsmcore drill\x00opened"
         signature = key.sign(message)
-        return bool(_native.verify(statement.algorithm, statement.public_key, message, signature))
+        return bool(verify(statement.algorithm, statement.public_key, message, signature))
     finally:
         key.wipe()
