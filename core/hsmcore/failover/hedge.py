@@ -4,14 +4,14 @@ the first good answer counts. Only for deterministic signatures, where both answ
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from hsmcore.errors import HsmError
-from hsmcore.failover.breaker import kind_of
+from hsmcore.failover.breaker import Kind, kind_of
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
-    from hsmcore.failover.router import Router
+    from hsmcore.failover.levels import Levels
     from hsmcore.failover.seat import Seat
 
 FLOOR_S: Final = 0.001
@@ -19,11 +19,21 @@ UNKNOWN_S: Final = 0.05
 """As long as a member's 99th percentile is not known."""
 
 
+class Route(Protocol):
+    """What hedging needs of the router."""
+
+    levels: Levels[Seat]
+    hedges: int
+
+    def report(self, seat: Seat, kind: Kind, error: HsmError) -> None:
+        """Count a failure of a member."""
+
+
 Asked = dict["asyncio.Future[bytes]", tuple["Seat", KeyVersion]]
 
 
 async def hedged(
-    router: Router, seat: Seat, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
+    router: Route, seat: Seat, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
 ) -> tuple[bytes, Seat, KeyVersion]:
     """The first good answer and who gave it. Raises the first member's error if nobody gives one. `version`: the key
     that `signed` was asked for with; by now the members may sign with another one."""
@@ -48,7 +58,7 @@ async def hedged(
 
 
 def _ask_second(
-    router: Router, seat: Seat, version: KeyVersion, asked: Asked, message: bytes, share: float
+    router: Route, seat: Seat, version: KeyVersion, asked: Asked, message: bytes, share: float
 ) -> tuple[bytes, Seat, KeyVersion] | None:
     """Ask another member that signs with the key, if there is one. Returns the signature if its cache has it."""
     second = router.levels.pick_for(version.public_key, [seat])
@@ -68,7 +78,7 @@ def _ask_second(
     return None
 
 
-async def _first_good(router: Router, asked: Asked) -> tuple[bytes, Seat, KeyVersion]:
+async def _first_good(router: Route, asked: Asked) -> tuple[bytes, Seat, KeyVersion]:
     first = next(iter(asked))
     waiting = set(asked)
     while waiting:
