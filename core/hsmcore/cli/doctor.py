@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from hsmcore.config import Config, Provider
     from hsmcore.doctor import DoctorReport, Levels, Step
-    from hsmcore.doctor.registry import Begun
     from hsmcore.doctor.report import Level
+    from hsmcore.doctor.subject import Begun
 
 MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
 _NAME_WIDTH: Final = 21

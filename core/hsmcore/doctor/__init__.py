@@ -4,8 +4,9 @@ Reading order: report, registry, doctor; then pkcs11 with child, checks, keychec
 """
 
 from hsmcore.doctor.doctor import Levels, diagnose, levels_of
-from hsmcore.doctor.registry import PROBES, Options, Probe, probe
+from hsmcore.doctor.registry import PROBES, probe
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step
+from hsmcore.doctor.subject import Options, Probe
 
 __all__ = [
     "PROBES",

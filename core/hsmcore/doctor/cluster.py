@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hsmcore.config import AwsCloudHsmSettings
-from hsmcore.doctor.registry import Subject
 from hsmcore.doctor.report import Step, fail, ok, warn
+from hsmcore.doctor.subject import Subject
 from hsmcore.members.cloudhsm import check_client
 from hsmcore.members.cloudhsm.health import ClusterHealth, Expected
 from hsmcore.members.cloudhsm.poller import HealthPoller

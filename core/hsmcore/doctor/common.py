@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from hsmcore.doctor.registry import Subject
 from hsmcore.doctor.report import Step, failed, ok, warn
+from hsmcore.doctor.subject import Subject
 from hsmcore.errors import HsmError
 
 

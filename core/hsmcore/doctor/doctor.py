@@ -7,8 +7,9 @@ from typing import cast
 
 from hsmcore._version import __version__
 from hsmcore.config import Config, Provider
-from hsmcore.doctor.registry import Begun, Options, Subject, probe
+from hsmcore.doctor.registry import probe
 from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step
+from hsmcore.doctor.subject import Begun, Options, Subject
 
 Levels = tuple[tuple[Level, Provider], ...]
 Watcher = Callable[[Level, Provider, Step | Begun | None], None]

@@ -11,8 +11,8 @@ from nacl.signing import SigningKey
 
 from hsmcore.config import EphemeralSettings
 from hsmcore.doctor.common import check_configuration
-from hsmcore.doctor.registry import Begun, Subject
 from hsmcore.doctor.report import Identity, Step, fail, ok, warn
+from hsmcore.doctor.subject import Begun, Subject
 
 _LOCKED_BYTES: Final = 64 << 10
 """Less memory than this to lock, and the key may be written to swap."""

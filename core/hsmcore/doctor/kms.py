@@ -10,8 +10,8 @@ from hsmcore._native import verify
 from hsmcore.base58 import base58
 from hsmcore.config import AwsKmsSettings
 from hsmcore.doctor.common import check_configuration
-from hsmcore.doctor.registry import Begun, Subject
 from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
+from hsmcore.doctor.subject import Begun, Subject
 from hsmcore.members.kms.forms import FORMS, Form, raw_public_key, raw_signature
 from hsmcore.statuses import STATUSES
 

@@ -18,8 +18,8 @@ from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
 from hsmcore.doctor.find import question
 from hsmcore.doctor.plan import CHECKS, Check
-from hsmcore.doctor.registry import Begun, Subject
 from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped
+from hsmcore.doctor.subject import Begun, Subject
 from hsmcore.errors import HsmError
 from hsmcore.members.supervisor import HOST_PROGRAM
 

@@ -1,48 +1,12 @@
-"""Which probe belongs to which type of provider.
-
-A probe is a generator: it yields a `Begun` before anything that may take long, and each `Step` as soon as it is known;
-it returns the identity that the provider signs with, or None. It may block; it runs in a thread of doctor's own.
-"""
+"""Which probe belongs to which type of provider; see subject."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
 
-from hsmcore.config import Config, Provider
 from hsmcore.doctor.report import Identity, Step, failed
+from hsmcore.doctor.subject import Begun, Probe, Subject
 from hsmcore.errors import HsmError
-
-CHECK_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to probe. `timeout`: seconds that one check may take. `force_login`: present the PIN even where the token
-    says that a wrong one would lock it."""
-
-    timeout: float = CHECK_SECONDS
-    force_login: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """Something has begun that may take a while; for whoever shows progress."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is probed: a provider, the configuration around it, and how."""
-
-    provider: Provider
-    config: Config
-    level: str
-    options: Options = field(default_factory=Options)
-
-
-Probe = Callable[[Subject], Generator[Step | Begun, None, Identity | None]]
 
 
 def _pkcs11(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
