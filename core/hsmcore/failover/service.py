@@ -23,7 +23,7 @@ from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.rotation.context import SIGN_SECONDS
+from hsmcore.members.base import SIGN_SECONDS
 from hsmcore.state import Desired, Store
 
 # A member whose token is not there may come back; what else keeps one from starting is for a person to mend.

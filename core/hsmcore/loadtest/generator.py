@@ -26,7 +26,7 @@ from hsmcore.loadtest.mix import Kind, largest_of, table_of
 from hsmcore.loadtest.problems import UsageProblem
 from hsmcore.loadtest.shapes import Segment
 from hsmcore.loadtest.target import Target
-from hsmcore.members.pkcs11 import VERIFY_EVERY
+from hsmcore.members.base import VERIFY_EVERY
 
 Path_ = Literal["facade", "ring", "raw"]
 PATHS: Final[dict[Path_, str]] = {

@@ -12,7 +12,8 @@ from hsmcore.config import KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, KeyNotFound, MemberDown
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
-from hsmcore.rotation.context import SIGN_SECONDS, Hands
+from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.rotation.context import Hands
 from hsmcore.state import StoredKey
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from hsmcore.doctor.find import find_token
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
+from hsmcore.members.base import VERIFY_EVERY
 from hsmcore.members.supervisor import HOST_PROGRAM, Warden
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ T = TypeVar("T")
 
 # How long closing waits for calls that are inside the module, in seconds.
 STOP_TIMEOUT = 5.0
-# With "sample", one in so many signatures of a worker is verified before it is handed out.
-SAMPLE_EVERY = 64
-VERIFY_EVERY = {"always": 1, "sample": SAMPLE_EVERY, "never": 0}
 
 
 class Pkcs11Member:

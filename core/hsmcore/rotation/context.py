@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
@@ -19,10 +19,6 @@ from hsmcore.state import Approvals, Keys, StoredKey
 
 if TYPE_CHECKING:
     from hsmcore.handover.base import Handover
-
-
-SIGN_SECONDS: Final = 30.0
-"""How long a signature that a rotation needs may take: it is in no hurry."""
 
 
 @dataclass(frozen=True, slots=True)
