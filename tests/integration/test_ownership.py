@@ -18,13 +18,12 @@ from tests.support.as_nobody import USER
 from tests.support.audit_logs import write_log
 from tests.support.loops import one_loop
 
-from hsmcore import ownership
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
-from hsmcore.state import Store
+from hsmcore.state import Store, ownership
 
 pytestmark = [
     pytest.mark.integration,

@@ -29,7 +29,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
-from hsmcore.ownership import make_folder
+from hsmcore.state.ownership import make_folder
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """State that survives a crash: one small store, its schema, and the tables that several policies share.
 
-Reading order: schema, store, then keys, desired, backups, approvals, outbox. A policy's own tables lie beside it:
+Reading order: schema, ownership, store, then keys, desired, backups, approvals, outbox. A policy's own tables lie beside it:
 failover.budget, failover.history, rotation.store.
 """
 

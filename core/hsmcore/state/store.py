@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.errors import HsmError, SystemFailure
-from hsmcore.ownership import make_empty, make_folder, open_or_make
+from hsmcore.state.ownership import make_empty, make_folder, open_or_make
 from hsmcore.state.schema import MIGRATIONS, SERIAL, VERSION
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.errors import AuditUnavailable
-from hsmcore.ownership import make_folder, open_or_make
+from hsmcore.state.ownership import make_folder, open_or_make
 
 _TAIL_BYTES: Final = 4096
 
