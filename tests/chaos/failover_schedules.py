@@ -187,7 +187,7 @@ class Schedule:
             manager = hsmcore.create_key_manager(self.config())
             await manager.initialize()
             try:
-                keys = {seat.key for seat in manager._failover.seats if seat.key}
+                keys = {endpoint.key for endpoint in manager._failover.endpoints if endpoint.key}
                 asking = Asking(manager, asked, verdict, attempts, keys)
                 for number in range(asked.members):
                     await self._suffer(number)
@@ -242,22 +242,22 @@ class Schedule:
 
     async def _crash(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
         for isolated in self.plan.isolated:
-            member = manager._failover.seats[isolated].member
+            member = manager._failover.endpoints[isolated].member
             if isinstance(member, Pkcs11Member) and member.engine.host_pid:
                 send_signal(member.engine.host_pid, 9)
 
     # ---- what people do ----
 
     async def _wish(self, manager: hsmcore.KeyManager, name: str, value: str | None) -> None:
-        keeper = manager._failover.keeper
-        await keeper._desired.set(name, value, "a schedule")
-        await keeper._follow()
+        monitor = manager._failover.health
+        await monitor._desired.set(name, value, "a schedule")
+        await monitor._follow()
 
     async def _drain(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"drain:{manager._failover.seats[number].name}", "yes")
+        await self._wish(manager, f"drain:{manager._failover.endpoints[number].name}", "yes")
 
     async def _resume(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"drain:{manager._failover.seats[number].name}", None)
+        await self._wish(manager, f"drain:{manager._failover.endpoints[number].name}", None)
 
     async def _force(self, manager: hsmcore.KeyManager, _number: int, level: Any) -> None:
         await self._wish(manager, "force", level)
@@ -272,7 +272,7 @@ class Schedule:
         await self._wish(manager, "emergency", None)
 
     async def _readmit(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"readmit:{manager._failover.seats[number].name}", str(time.monotonic_ns()))
+        await self._wish(manager, f"readmit:{manager._failover.endpoints[number].name}", str(time.monotonic_ns()))
 
     # ---- afterwards ----
 
@@ -287,13 +287,13 @@ class Schedule:
             await self._resume(manager, number, None)
         await self._release(manager, 0, None)
         while True:
-            for number, seat in enumerate(service.seats):
-                if seat.fenced:
+            for number, endpoint in enumerate(service.endpoints):
+                if endpoint.fenced:
                     await self._readmit(manager, number, None)
-            waiting = [f"{seat.name} {seat.condition} {seat.reason}" for seat in service.seats
-                       if seat.level_name != EMERGENCY and seat.condition != "ready"]  # fmt: skip
-            waiting += [f"{seat.name} still has a key" for seat in service.seats
-                        if seat.level_name == EMERGENCY and seat.member is not None]  # fmt: skip
+            waiting = [f"{endpoint.name} {endpoint.condition} {endpoint.reason}" for endpoint in service.endpoints
+                       if endpoint.level_name != EMERGENCY and endpoint.condition != "ready"]  # fmt: skip
+            waiting += [f"{endpoint.name} still has a key" for endpoint in service.endpoints
+                        if endpoint.level_name == EMERGENCY and endpoint.member is not None]  # fmt: skip
             if not waiting and service.levels.active == 0:
                 break
             if time.monotonic() - begun > HEALS:

@@ -244,8 +244,8 @@ async def run(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
         [stats] = manager.get_stats().values()
         verdict.recoveries.update(stats["recoveries"])
         verdict.caught += stats["wrong"]
-        warden = manager._member and manager._member.warden
-        verdict.restarts = warden.restarts if warden else 0
+        supervisor = manager._member and manager._member.supervisor
+        verdict.restarts = supervisor.restarts if supervisor else 0
     finally:
         await manager.close()
     return verdict

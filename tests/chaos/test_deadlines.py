@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.load import tell, until_it_signs
-from tests.support.chaos import Chaos, engine_of, needs_chaos, warden_of, wrap
+from tests.support.chaos import Chaos, engine_of, needs_chaos, supervisor_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
 from tests.support.verifiers import is_good
@@ -83,7 +83,7 @@ async def test_callers_in_a_hurry_are_no_sign_that_the_module_hangs(world, tmp_p
         await until(lambda: counters(manager)["in_flight"] == 0)
         stats = counters(manager)
         assert (stats["stuck"], stats["workers"], stats["down"]) == (0, 2, False)
-        assert (engine_of(manager).host_pid, warden_of(manager).restarts) == (pid, 0)
+        assert (engine_of(manager).host_pid, supervisor_of(manager).restarts) == (pid, 0)
         await manager.sign(b"after")
 
 

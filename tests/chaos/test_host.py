@@ -27,7 +27,7 @@ from tests.support.chaos import (
     engine_of,
     needs_chaos,
     send_signal,
-    warden_of,
+    supervisor_of,
     wrap,
 )
 from tests.support.leaks import children
@@ -70,7 +70,7 @@ async def test_it_is_killed_at_random_instants_under_load(world, tmp_path, capsy
             pid = engine_of(manager).host_pid
             struck = time.monotonic()
             assert send_signal(pid, signal.SIGKILL)
-            await until(lambda kills=kills: warden_of(manager).restarts == kills)
+            await until(lambda kills=kills: supervisor_of(manager).restarts == kills)
             await load.until_good(50)
             gaps.append(load.gap_around(struck))
             assert engine_of(manager).host_pid != pid
@@ -95,7 +95,7 @@ async def test_the_module_ends_it_while_signing(world, tmp_path, capsys, action,
         await asyncio.sleep(1.0)
         chaos.fault("C_Sign", action, **fields)
         struck = time.monotonic()
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         await load.until_good(100)
         tell(capsys, f"{action}: no signature for {load.gap_around(struck) * 1e3:.0f} ms")
     assert load.errors == []
@@ -130,12 +130,12 @@ async def test_a_new_host_is_not_taken_for_the_one_that_hung(world, tmp_path):
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await signing
         await asyncio.sleep(0.4)
-        assert warden_of(manager).restarts == 1
+        assert supervisor_of(manager).restarts == 1
         chaos.fault("C_Sign", "hang", milliseconds=150)
         with pytest.raises(DeadlineExceeded):
             await manager.sign(b"one of four hangs", 0.05)
         await asyncio.sleep(0.3)
-        assert warden_of(manager).restarts == 1
+        assert supervisor_of(manager).restarts == 1
 
 
 @one_loop
@@ -155,7 +155,7 @@ async def test_when_half_of_the_workers_hang_it_is_killed_and_started_again(worl
         gap = time.monotonic() - begun
         tell(capsys, f"all hang: callers {late * 1e3:.1f} ms late, signing {gap * 1e3:.0f} ms after that")
         # The new host may sign before this loop has noted that it is there.
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         assert engine_of(manager).host_pid not in (pid, None)
 
 
@@ -217,7 +217,7 @@ async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there
         await asyncio.sleep(1.0)
         assert send_signal(engine.host_pid, signal.SIGKILL)
         await until_it_signs(manager, 3.0)
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         begun = time.monotonic()
         with pytest.raises(hsmcore.HsmError) as caught:
             await engine.submit(b"with the key that is gone", 5.0, other)
@@ -239,7 +239,7 @@ async def test_a_host_that_finds_no_key_at_all_is_started_until_it_does(fresh_to
         await asyncio.to_thread(allow_signing, token, "ed25519", False)
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await asyncio.sleep(0.5)
-        assert warden_of(manager).restarts == 0
+        assert supervisor_of(manager).restarts == 0
         await asyncio.to_thread(allow_signing, token, "ed25519", True)
         await until_it_signs(manager, 5.0)
 
@@ -257,7 +257,7 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
         begun = time.monotonic()
         answers = await asyncio.gather(*(manager.sign(message) for message in messages), return_exceptions=True)
         took = time.monotonic() - begun
-        tell(capsys, f"poison: 200 messages took {took:.2f} s, {warden_of(manager).restarts} restart")
+        tell(capsys, f"poison: 200 messages took {took:.2f} s, {supervisor_of(manager).restarts} restart")
         bad = {n: answer for n, answer in enumerate(answers) if not isinstance(answer, bytes)}
         assert isinstance(bad.pop(50), MemberDown)
         # Another one may have been in the module both times.
@@ -405,9 +405,9 @@ async def test_beyond_its_memory_limit_it_is_started_again(world, tmp_path):
         for _attempt in range(20):
             answers = await asyncio.gather(*(manager.sign(message) for message in big), return_exceptions=True)
             assert all(isinstance(a, bytes) or a.retryable for a in answers)
-            if warden_of(manager).restarts:
+            if supervisor_of(manager).restarts:
                 break
-        assert warden_of(manager).restarts >= 1
+        assert supervisor_of(manager).restarts >= 1
         assert engine_of(manager).host_pid != pid
         await until_it_signs(manager)
 

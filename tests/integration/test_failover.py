@@ -77,7 +77,7 @@ def heard(manager):
 
 def conditions(manager):
     """The members' conditions, in the order of the levels."""
-    return [member["condition"] for member in manager._failover.keeper.describe()["members"]]
+    return [member["condition"] for member in manager._failover.health.describe()["members"]]
 
 
 async def test_the_primary_dies_under_load_and_nobody_notices(site, capsys):
@@ -365,13 +365,13 @@ async def test_what_a_dead_host_process_owes_is_done_by_others_at_once(site):
     config["sequencer"]["keyManager"]["config"]["isolation"] = "process"
     async with opened(config) as manager:
         moves = heard(manager)
-        seat = manager._failover.seats[0]
+        endpoint = manager._failover.endpoints[0]
         async with Load(manager) as load:
-            restarts = seat.member.warden.restarts
-            send_signal(seat.member.engine.host_pid, signal.SIGKILL)
+            restarts = endpoint.member.supervisor.restarts
+            send_signal(endpoint.member.engine.host_pid, signal.SIGKILL)
             await until(lambda: moves)
-            assert seat.member.warden.restarts == restarts, "others did not wait for it"
-            assert not seat.pending
+            assert endpoint.member.supervisor.restarts == restarts, "others did not wait for it"
+            assert not endpoint.pending
             await load.more(100)
             await until(lambda: len(moves) == 2)
         assert load.errors == []

@@ -131,14 +131,14 @@ async def test_a_running_key_manager_follows(place, tmp_path):
         kinds = [event["kind"] for event in await ask("failover", "history")]
         assert kinds == ["member-drained", "failover", "member-resumed", "failback", "level-forced", "failover"]
         await ask("failover", "force", "none")
-        seat = manager._failover.seats[0]
-        manager._failover.levels.failed(seat, "auth", "the login was refused", 1)
+        endpoint = manager._failover.endpoints[0]
+        manager._failover.levels.failed(endpoint, "auth", "the login was refused", 1)
         manager._failover.router.settle()
         assert (await manager.sign_with_receipt(b"c")).level == "secondary"
-        first = seat.member
+        first = endpoint.member
         await ask("failover", "readmit", place.name(0), "--reason", "the PIN is right again")
-        await until(lambda: seat.trusted)
-        assert seat.member is not first, "it has logged in anew"
+        await until(lambda: endpoint.trusted)
+        assert endpoint.member is not first, "it has logged in anew"
         await until(lambda: manager._failover.levels.active == 0)
         [order] = await ask("failover", "history", "--kind", "member-readmitted")
         assert order["details"]["why"] == "the PIN is right again"

@@ -283,7 +283,7 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
         assert moves == []
         spilt = manager.get_stats()[site.name(1)]["signatures"] - before
         assert spilt <= 0.05 * kinds[bytes], "the secondary level is for a primary that fails"
-        assert [member["condition"] for member in manager._failover.keeper.describe()["members"]] == ["ready"] * 2
+        assert [member["condition"] for member in manager._failover.health.describe()["members"]] == ["ready"] * 2
 
 
 @one_loop
@@ -293,18 +293,18 @@ async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_
         router = manager._failover.router
         full = {site.name(0)}
 
-        def refuse(seat, submit):
+        def refuse(endpoint, submit):
             def maybe(*arguments):
-                if seat.name in full:
-                    raise hsmcore.QueueFull("too many requests wait", member=seat.name)
+                if endpoint.name in full:
+                    raise hsmcore.QueueFull("too many requests wait", member=endpoint.name)
                 return submit(*arguments)
 
             return maybe
 
         levels: Levels = router.levels
-        for seat in levels.members:
-            monkeypatch.setattr(seat, "submit", refuse(seat, seat.submit))
-            monkeypatch.setattr(seat, "traced", refuse(seat, seat.traced))
+        for endpoint in levels.members:
+            monkeypatch.setattr(endpoint, "submit", refuse(endpoint, endpoint.submit))
+            monkeypatch.setattr(endpoint, "traced", refuse(endpoint, endpoint.traced))
         makers = {(await manager.sign_with_receipt(b"%d" % n)).member for n in range(40)}
         assert makers == {site.name(1)}
         assert len(await asyncio.gather(*[manager.sign(b"x %d" % n) for n in range(40)])) == 40
@@ -313,6 +313,6 @@ async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_
             with pytest.raises(hsmcore.QueueFull):
                 await manager.sign(b"y %d" % n)
         assert manager.get_stats()[site.name(2)]["signatures"] == 0
-        assert all(member["condition"] == "ready" for member in manager._failover.keeper.describe()["members"])
+        assert all(member["condition"] == "ready" for member in manager._failover.health.describe()["members"])
         full.clear()
         assert len({(await manager.sign_with_receipt(b"z %d" % n)).level for n in range(40)}) == 1

@@ -114,7 +114,7 @@ async def test_a_key_that_was_displaced_by_hand_ends_like_a_rotated_one(fresh_to
         later(3)
 
         async def ended():
-            return not await manager._upkeep.rotation.rotations.open()
+            return not await manager._background.rotation.rotations.open()
 
         await becomes(ended)
         with pytest.raises(KeyDeactivated):
@@ -141,7 +141,7 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
         later(5)
 
         async def ended():
-            return not await manager._upkeep.rotation.rotations.open()
+            return not await manager._background.rotation.rotations.open()
 
         await becomes(ended)
         assert await manager.get_current_key_id() == old
@@ -165,7 +165,7 @@ async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tm
     async with opened(config) as manager:
 
         async def ended():
-            return (await manager._upkeep.rotation.keys.all())[0].state == "deactivated"
+            return (await manager._background.rotation.keys.all())[0].state == "deactivated"
 
         await becomes(ended)
 

@@ -215,7 +215,7 @@ def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmco
             return await command("rotate", "approve", "--as", "alice", "--code", code)
 
         async with opened(config) as manager:
-            rotation = manager._upkeep.rotation
+            rotation = manager._background.rotation
 
             async def waits():
                 return [r.id for r in await rotation.rotations.open() if r.run.step == "approve"]
@@ -278,7 +278,7 @@ def test_one_approver_is_no_quorum(fresh_token, tmp_path, hsmcore):
             return await command("rotate", "approve", "--as", name, "--signature", str(tmp_path / "statement.sig"))
 
         async with opened(config) as manager:
-            rotation = manager._upkeep.rotation
+            rotation = manager._background.rotation
             rotating = start(manager.rotate_key())
 
             async def waits():
@@ -336,7 +336,7 @@ def test_a_running_key_manager_does_it(fresh_token, tmp_path, hsmcore):
     async def scenario():
         async with opened(config) as manager:
             old = await manager.get_current_key_id()
-            store = manager._upkeep.rotation._desired
+            store = manager._background.rotation._desired
 
             async def reported():
                 return bool(await store.reports())

@@ -26,7 +26,7 @@ def rotating(kms, tmp_path, name="alias/sequencer", **rotation):
 
 
 async def all_done(manager):
-    return not await manager._upkeep.rotation.rotations.open()
+    return not await manager._background.rotation.rotations.open()
 
 
 @one_loop
@@ -127,7 +127,7 @@ async def test_wherever_it_is_cut_off_it_goes_on_and_forgets_no_key(kms, tmp_pat
         def no_alias(request):
             if not reached:
                 reached.append(request)
-                manager._upkeep.rotation._task.cancel()
+                manager._background.rotation._task.cancel()
                 return {}
             return alias(request)
 
@@ -136,7 +136,7 @@ async def test_wherever_it_is_cut_off_it_goes_on_and_forgets_no_key(kms, tmp_pat
     given["keyManager"]["requestTimeoutMs"] = 500
     async with opened(given) as manager:
         rotation = start(manager.rotate_key())
-        await until(lambda: bool(reached) and manager._upkeep.rotation._task.done())
+        await until(lambda: bool(reached) and manager._background.rotation._task.done())
         if not rotation.done():
             rotation.cancel()
         await asyncio.wait({rotation})

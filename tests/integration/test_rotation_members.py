@@ -210,13 +210,13 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
                 raise asyncio.CancelledError
 
             control.import_transported = taken
-        await until(lambda: bool(reached) and manager._upkeep.rotation._task.done())
+        await until(lambda: bool(reached) and manager._background.rotation._task.done())
         rotation.cancel()
         await asyncio.wait({rotation})
     async with opened(config) as manager:
 
         async def over():
-            return [r.run.status for r in await manager._upkeep.rotation.rotations.last()] == ["overlap"]
+            return [r.run.status for r in await manager._background.rotation.rotations.last()] == ["overlap"]
 
         await becomes(over)
         new = await manager.get_current_key_id()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from tests.chaos.load import Load, signs, until_it_signs
-from tests.support.chaos import engine_of, warden_of
+from tests.support.chaos import engine_of, supervisor_of
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start, until
 from tests.support.yubihsm import Command, Error
@@ -106,7 +106,7 @@ async def test_a_connector_that_hangs_is_left_by_its_host_process(rig):
         assert time.monotonic() - begun < 5.0
         # The module would wait for ever. Its process is killed, and the next one signs while the connector still hangs
         # with the first exchange.
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         await until_it_signs(manager)
         assert rig.device.faults.hanging == 1
         assert engine_of(manager).host_pid != pid
@@ -206,4 +206,4 @@ async def test_a_device_without_a_free_session_is_waited_for(rig):
         assert len(rig.device.sessions) == MAX_SESSIONS
         rig.device.advance(31.0)
         await until_it_signs(manager, seconds=20.0)
-        assert warden_of(manager).restarts == 1
+        assert supervisor_of(manager).restarts == 1

@@ -131,12 +131,12 @@ def engine_of(manager: hsmcore.KeyManager) -> Any:
     return member.engine
 
 
-def warden_of(manager: hsmcore.KeyManager) -> Any:
+def supervisor_of(manager: hsmcore.KeyManager) -> Any:
     """Who restarts the manager's host process."""
     member = manager._member
     assert member is not None
-    assert member.warden is not None
-    return member.warden
+    assert member.supervisor is not None
+    return member.supervisor
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ async def life(request: dict[str, Any]) -> None:
     async with manager:
         if not os.path.exists(chain.path):  # noqa: PTH110, ASYNC240
             chain._set(await manager.get_current_key_id())
-        rotation = manager._upkeep.rotation
+        rotation = manager._background.rotation
         fails, chain.fails = chain.fails, False
         while await rotation.rotations.open():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

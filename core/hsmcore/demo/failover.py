@@ -93,7 +93,7 @@ class _Player:
     def _primary(self) -> Any:
         service = self._manager._failover  # noqa: SLF001 - the host process to kill has no public name
         assert service is not None
-        return service.seats[0]
+        return service.endpoints[0]
 
     async def _block(self, until: float) -> None:
         sequencer = self.sequencer

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import SECOND
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.events import Event
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
-from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 
@@ -21,8 +21,8 @@ IDLE_S: Final = 10.0
 """How long the emergency members may take to end what they do when the level is left."""
 
 
-class Arming:
-    """Belongs to the event loop. `spawn` runs a coroutine that ends with the keeper."""
+class EmergencyLevel:
+    """Belongs to the event loop. `spawn` runs a coroutine that ends with the health monitor."""
 
     def __init__(self, router: Router, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
         self._router = router
@@ -34,34 +34,34 @@ class Arming:
 
     def tend(self, now: int) -> None:
         """Enter or leave the level, if it is time for that."""
-        seats = [seat for seat in self._levels.members if seat.level_name == EMERGENCY]
-        if not seats:
+        endpoints = [endpoint for endpoint in self._levels.members if endpoint.level_name == EMERGENCY]
+        if not endpoints:
             return
         wanted = self._levels.emergency_wanted(now)
         if self._levels.emergency_fault and now >= self._rearm_at:
             self._levels.emergency_failed("", now)
-        elif wanted and not self._arming and any(seat.member is None for seat in seats):
+        elif wanted and not self._arming and any(endpoint.member is None for endpoint in endpoints):
             self._arming = True
-            self._spawn(self._arm(seats))
+            self._spawn(self._arm(endpoints))
         elif not wanted and not self._router.in_emergency and not self._leaving and not self._arming:
-            left = [seat for seat in seats if seat.member is not None]
+            left = [endpoint for endpoint in endpoints if endpoint.member is not None]
             if left:
                 self._leaving = True
                 self._spawn(self._leave(left))
 
-    async def _arm(self, seats: list[Seat]) -> None:
+    async def _arm(self, endpoints: list[Endpoint]) -> None:
         try:
             budget = self._router.budget
             if budget is not None and not (await budget.begin()).usable:
                 self._levels.emergency_used_up(True, "its budget or time is used up", monotonic_ns())
                 return
-            for seat in seats:
-                if seat.member is None and not seat.drained:
-                    version = await seat.start()
-                    self._router.on_key(seat)
-                    self._levels.events.append(Event("emergency-entered", None, EMERGENCY, seat.name,
-                                                     self._levels.causes(seat.level), _key(version)))  # fmt: skip
-                    self._levels.started(seat, version.public_key, monotonic_ns())
+            for endpoint in endpoints:
+                if endpoint.member is None and not endpoint.drained:
+                    version = await endpoint.start()
+                    self._router.on_key(endpoint)
+                    self._levels.events.append(Event("emergency-entered", None, EMERGENCY, endpoint.name,
+                                                     self._levels.causes(endpoint.level), _key(version)))  # fmt: skip
+                    self._levels.started(endpoint, version.public_key, monotonic_ns())
         except HsmError as error:
             if self._complaint != str(error):  # it is tried again each second, and said once
                 self._complaint = str(error)
@@ -72,27 +72,29 @@ class Arming:
             self._arming = False
             self._router.settle()
 
-    async def _leave(self, seats: list[Seat]) -> None:
+    async def _leave(self, endpoints: list[Endpoint]) -> None:
         try:
-            for seat in seats:
-                await self.destroy(seat)
+            for endpoint in endpoints:
+                await self.destroy(endpoint)
         finally:
             self._leaving = False
             self._router.settle()
 
-    async def destroy(self, seat: Seat) -> None:
+    async def destroy(self, endpoint: Endpoint) -> None:
         """End an emergency member, and with it its key; what it is working on is waited for."""
-        version, member = seat.version, seat.member
-        self._levels.stopped(seat, monotonic_ns())
+        version, member = endpoint.version, endpoint.member
+        self._levels.stopped(endpoint, monotonic_ns())
         if member is None:
             return
         try:
             await asyncio.wait_for(member.engine.idle(), IDLE_S)
         except TimeoutError:
-            get_logger().error("an emergency member is ended in the middle of its work", member=seat.name)
-        await seat.stop()
+            get_logger().error("an emergency member is ended in the middle of its work", member=endpoint.name)
+        await endpoint.stop()
         details = _key(version) if version is not None else {}
-        self._levels.events.append(Event("emergency-left", EMERGENCY, None, seat.name, "its key is destroyed", details))
+        self._levels.events.append(
+            Event("emergency-left", EMERGENCY, None, endpoint.name, "its key is destroyed", details)
+        )
         self._router.settle()
 
 

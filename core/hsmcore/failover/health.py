@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
 from hsmcore.failover.breaker import SECOND, kind_of
-from hsmcore.failover.emergency import Arming
+from hsmcore.failover.emergency import EmergencyLevel
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.latency import FACTOR, FLOOR_NS
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
-from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.state import Desired, Wish
@@ -43,7 +43,7 @@ def probe_message() -> bytes:
     return PROBE_PREFIX + secrets.token_bytes(16)
 
 
-class Keeper:
+class HealthMonitor:
     """Works on a router's levels. Belongs to the event loop."""
 
     def __init__(
@@ -71,11 +71,11 @@ class Keeper:
         self._reported_version = -1
         self._following = False
         self._orders: dict[str, str] = {}
-        self.emergency = Arming(router, self._spawn)
+        self.emergency = EmergencyLevel(router, self._spawn)
         self._ended = False
-        for seat in self._levels.members:
-            seat.lost = self._host_lost
-            seat.refused = self._login_refused
+        for endpoint in self._levels.members:
+            endpoint.lost = self._host_lost
+            endpoint.refused = self._login_refused
 
     async def begin(self) -> None:
         """Follow what was asked for before, then look at the members every TICK_S."""
@@ -112,120 +112,120 @@ class Keeper:
         # If the loop itself was held up, members that answered meanwhile look as if they had not.
         late = now - self._looked > 3 * TICK_S * SECOND
         self._looked = now
-        for seat in self._levels.members:
-            if seat.member is not None:
-                self._look(seat, now, judge=not late)
+        for endpoint in self._levels.members:
+            if endpoint.member is not None:
+                self._look(endpoint, now, judge=not late)
         self._levels.tick(now)
-        for seat in self._levels.probes_due(now):
-            if not seat.probing and self._levels.levels[seat.level].name != EMERGENCY:
-                seat.probing = True
-                self._spawn(self._probe(seat))
+        for endpoint in self._levels.probes_due(now):
+            if not endpoint.probing and self._levels.levels[endpoint.level].name != EMERGENCY:
+                endpoint.probing = True
+                self._spawn(self._probe(endpoint))
         self.emergency.tend(now)
-        self._router.forget_pledges(now)
+        self._router.forget_bindings(now)
         self._router.settle()
         if self._desired is not None and not self._following and now - self._followed >= FOLLOW_S * SECOND:
             self._following = True
             self._followed = now
             self._spawn(self._follow_and_report(self._desired, now))
 
-    def _look(self, seat: Seat, now: int, *, judge: bool) -> None:
-        stats = seat.signing.stats()
+    def _look(self, endpoint: Endpoint, now: int, *, judge: bool) -> None:
+        stats = endpoint.signing.stats()
         signed, done = stats["signatures"], stats["signatures"] + stats["failures"]
-        if signed != seat.signed:
-            self._levels.progressed(seat)
-        if done != seat.done or not stats["in_flight"] or not judge:
-            seat.busy_since = now
-        seat.signed, seat.done = signed, done
-        if not seat.trusted:
+        if signed != endpoint.signed:
+            self._levels.progressed(endpoint)
+        if done != endpoint.done or not stats["in_flight"] or not judge:
+            endpoint.busy_since = now
+        endpoint.signed, endpoint.done = signed, done
+        if not endpoint.trusted:
             return
-        if seat.watch.look(stats["hsm_ns"]):
-            seat.watch.forget_outliers()
-            self._levels.failed(seat, "slow", "its signatures take far longer than they used to", now)
-        if now - seat.busy_since > max(STALL_NS, seat.patience, 20 * seat.watch.p99):
-            self._levels.stalled(seat, now)
+        if endpoint.watch.look(stats["hsm_ns"]):
+            endpoint.watch.forget_outliers()
+            self._levels.failed(endpoint, "slow", "its signatures take far longer than they used to", now)
+        if now - endpoint.busy_since > max(STALL_NS, endpoint.patience, 20 * endpoint.watch.p99):
+            self._levels.stalled(endpoint, now)
             self._router.settle()
-            if self._levels.pick_for(seat.key, [seat]) is not None:
-                self._router.move(seat)
+            if self._levels.pick_for(endpoint.key, [endpoint]) is not None:
+                self._router.move(endpoint)
 
-    def _host_lost(self, seat: Seat) -> None:
+    def _host_lost(self, endpoint: Endpoint) -> None:
         """Its host process is started again in a moment and takes up what it owes; but others can have that at once."""
-        if not self._ended and self._levels.pick_for(seat.key, [seat]) is not None:
-            self._levels.failed(seat, "down", "its host process ended", monotonic_ns())
+        if not self._ended and self._levels.pick_for(endpoint.key, [endpoint]) is not None:
+            self._levels.failed(endpoint, "down", "its host process ended", monotonic_ns())
             self._router.settle()
-            self._router.move(seat)
+            self._router.move(endpoint)
 
-    def _login_refused(self, seat: Seat, error: HsmError) -> None:
+    def _login_refused(self, endpoint: Endpoint, error: HsmError) -> None:
         """Probes would only hear that the host process does not run; what brings it back is a person."""
         if not self._ended:
-            self._levels.failed(seat, "auth", str(error.args[0]), monotonic_ns())
+            self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
             self._router.settle()
 
     # ---- probes ----
 
-    async def _probe(self, seat: Seat) -> None:
+    async def _probe(self, endpoint: Endpoint) -> None:
         try:
-            if seat.member is None:
-                await self.start(seat)
-            await self._try(seat)
+            if endpoint.member is None:
+                await self.start(endpoint)
+            await self._try(endpoint)
         except HsmError as error:
             kind = kind_of(error) or "down"
             reason = str(error.args[0])
             if kind in ("auth", "key", "fatal"):
-                self._levels.failed(seat, kind, reason, monotonic_ns())
-            self._levels.probed(seat, False, reason, monotonic_ns(), kind)
+                self._levels.failed(endpoint, kind, reason, monotonic_ns())
+            self._levels.probed(endpoint, False, reason, monotonic_ns(), kind)
         else:
-            self._levels.probed(seat, True, "", monotonic_ns())
+            self._levels.probed(endpoint, True, "", monotonic_ns())
         finally:
-            seat.probing = False
+            endpoint.probing = False
             if not self._ended:
                 self._router.settle()
 
-    async def start(self, seat: Seat) -> None:
+    async def start(self, endpoint: Endpoint) -> None:
         """Start a member that is not running. Raises HsmError."""
-        version = await self._current_key(seat, await seat.start())
+        version = await self._current_key(endpoint, await endpoint.start())
         if version.public_key in self._router.retired:
-            seat.signing.retire_key(version.index)
-        self._levels.started(seat, version.public_key, monotonic_ns())
-        self._router.on_key(seat)
+            endpoint.signing.retire_key(version.index)
+        self._levels.started(endpoint, version.public_key, monotonic_ns())
+        self._router.on_key(endpoint)
         if self._levels.key == version.public_key:
             self._router.current = version
-        if seat.fenced:
-            raise KeyMismatch(seat.reason, member=seat.name)
+        if endpoint.fenced:
+            raise KeyMismatch(endpoint.reason, member=endpoint.name)
 
-    async def _current_key(self, seat: Seat, configured: KeyVersion) -> KeyVersion:
+    async def _current_key(self, endpoint: Endpoint, configured: KeyVersion) -> KeyVersion:
         """The current key on a member that starts late, if it holds it; else the one that is configured for it."""
         current = self._router.current
-        if current is None or current.public_key == configured.public_key or seat.member is None:
+        if current is None or current.public_key == configured.public_key or endpoint.member is None:
             return configured
         try:
-            found = await seat.member.load_key(bytes.fromhex(current.id))
+            found = await endpoint.member.load_key(bytes.fromhex(current.id))
         except (KeyNotFound, ValueError):
             return configured
         if found.public_key != current.public_key:
             return configured
-        seat.use(found)
+        endpoint.use(found)
         return found
 
-    async def _try(self, seat: Seat) -> None:
+    async def _try(self, endpoint: Endpoint) -> None:
         """One signature, judged in software. Raises HsmError."""
-        version = seat.key_version
+        version = endpoint.key_version
         message, begun = probe_message(), monotonic_ns()
-        signed = seat.submit(message, max(0.05, min(seat.interval / SECOND, 2.0)), version.index, b"")
+        signed = endpoint.submit(message, max(0.05, min(endpoint.interval / SECOND, 2.0)), version.index, b"")
         signature = signed if isinstance(signed, bytes) else await signed
         took = monotonic_ns() - begun
         if not await self._verify(version, message, signature):
-            raise SignatureInvalid("a probe's signature does not verify", member=seat.name)
-        if "slow" in seat.breakers and seat.watch.p99 and took > max(FLOOR_NS, FACTOR * seat.watch.p99):
-            raise HsmError("a probe took far longer than signatures used to", status="BUSY", member=seat.name)
+            raise SignatureInvalid("a probe's signature does not verify", member=endpoint.name)
+        if "slow" in endpoint.breakers and endpoint.watch.p99 and took > max(FLOOR_NS, FACTOR * endpoint.watch.p99):
+            raise HsmError("a probe took far longer than signatures used to", status="BUSY", member=endpoint.name)
 
     # ---- what people ask for ----
 
-    async def readmit(self, seat: Seat, reason: str) -> None:
+    async def readmit(self, endpoint: Endpoint, reason: str) -> None:
         """Try a member anew that is out. One that only a person brings back logs in anew and proves its key anew."""
-        if seat.fenced and seat.member is not None and seat.level_name != EMERGENCY:
-            self._levels.stopped(seat, monotonic_ns())
-            await seat.stop()
-        self._levels.readmit(seat, reason, monotonic_ns())
+        if endpoint.fenced and endpoint.member is not None and endpoint.level_name != EMERGENCY:
+            self._levels.stopped(endpoint, monotonic_ns())
+            await endpoint.stop()
+        self._levels.readmit(endpoint, reason, monotonic_ns())
         self._router.settle()
 
     async def _follow_and_report(self, desired: Desired, now: int) -> None:
@@ -245,13 +245,13 @@ class Keeper:
         wishes = await self._desired.all()
         now = monotonic_ns()
         nothing = Wish("", "")
-        for seat in self._levels.members:
-            wish = wishes.get(f"drain:{seat.name}")
-            self._levels.drain(seat, wish is not None, (wish or nothing).reason, now)
-            order = wishes.get(f"readmit:{seat.name}", nothing)
-            if order.value != self._orders.get(f"readmit:{seat.name}", ""):
-                self._orders[f"readmit:{seat.name}"] = order.value
-                await self.readmit(seat, order.reason)
+        for endpoint in self._levels.members:
+            wish = wishes.get(f"drain:{endpoint.name}")
+            self._levels.drain(endpoint, wish is not None, (wish or nothing).reason, now)
+            order = wishes.get(f"readmit:{endpoint.name}", nothing)
+            if order.value != self._orders.get(f"readmit:{endpoint.name}", ""):
+                self._orders[f"readmit:{endpoint.name}"] = order.value
+                await self.readmit(endpoint, order.reason)
         forced = wishes.get("force", nothing)
         names = [level.name for level in self._levels.levels]
         self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)
@@ -275,21 +275,21 @@ class Keeper:
             "emergency": {"permitted": levels.emergency_permitted, "usedUp": levels.emergency_spent},
             "members": [
                 {
-                    "member": seat.name,
-                    "level": seat.level_name,
-                    "condition": seat.condition,
-                    "reason": seat.reason,
-                    "publicKey": seat.key.hex() if seat.key else None,
-                    "inFlight": seat.engine.in_flight + seat.engine.waiting,
-                    "breakers": {b.kind: b.state for b in seat.open_breakers},
-                    "nextProbeSeconds": _seconds_to_probe(seat),
+                    "member": endpoint.name,
+                    "level": endpoint.level_name,
+                    "condition": endpoint.condition,
+                    "reason": endpoint.reason,
+                    "publicKey": endpoint.key.hex() if endpoint.key else None,
+                    "inFlight": endpoint.engine.in_flight + endpoint.engine.waiting,
+                    "breakers": {b.kind: b.state for b in endpoint.open_breakers},
+                    "nextProbeSeconds": _seconds_to_probe(endpoint),
                 }
-                for seat in levels.members
+                for endpoint in levels.members
             ],
             "atNs": time.time_ns(),
         }
 
 
-def _seconds_to_probe(seat: Seat) -> float | None:
-    waits = [breaker.retry_at - monotonic_ns() for breaker in seat.open_breakers if breaker.rule.probed]
+def _seconds_to_probe(endpoint: Endpoint) -> float | None:
+    waits = [breaker.retry_at - monotonic_ns() for breaker in endpoint.open_breakers if breaker.rule.probed]
     return round(max(0, *waits, 0) / SECOND, 3) if waits else None

@@ -11,7 +11,7 @@ from hsmcore.events import Events
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
-from hsmcore.rotation.context import Hands
+from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
 from hsmcore.state import Store
 
@@ -20,7 +20,7 @@ _NOTICED: Final = {"failover": "failover", "failback": "failover", "emergency-op
 """Events of which people are told, and the kind of notice."""
 
 
-class Upkeep:
+class BackgroundServices:
     """Store, rotation and notices of one key manager; without `keyRotation` and `notices` there is nothing in it.
     Belongs to the event loop that opens it."""
 
@@ -36,27 +36,29 @@ class Upkeep:
     async def open(cls, config: Config, *, rotates: bool = True) -> Self:
         """Open the state store if anything needs it. `rotates`: see create_key_manager. Raises HsmError, and leaves
         nothing open then."""
-        upkeep = cls(config)
+        background = cls(config)
         rules = config.key_manager
         rotation = rules.key_rotation if rules.key_rotation is not None and rules.key_rotation.enabled else None
         if rotation is not None and isinstance(rules.config, EphemeralSettings):
             get_logger().warning("an ephemeral key is not rotated", path=f"{rules.where}.keyRotation")
             rotation = None
         if rotation is None and rules.notices is None:
-            return upkeep
-        upkeep._store = store = await Store.open(rules.state_path)
+            return background
+        background._store = store = await Store.open(rules.state_path)
         try:
-            notices = upkeep.notices = NoticeService(store, rules.notices)
+            notices = background.notices = NoticeService(store, rules.notices)
             if rotation is not None:
                 before = rules.notices.before_hours * _HOUR_NS if rules.notices is not None else 0
-                upkeep.rotation = RotationService(config, rotation, store, notices.announce, before, rotates=rotates)
-                upkeep.config = await upkeep.rotation.configured()
+                background.rotation = RotationService(
+                    config, rotation, store, notices.announce, before, rotates=rotates
+                )
+                background.config = await background.rotation.configured()
         except BaseException:
             await store.close()
             raise
-        return upkeep
+        return background
 
-    async def begin(self, hands: Hands, started: KeyVersion, events: Events) -> None:
+    async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: go on with what is unfinished. Raises KeyMismatch (see RotationService.begin)."""
         if self.notices is not None:
             notices = self.notices
@@ -64,7 +66,7 @@ class Upkeep:
                 self._subscriptions.append(events.on(event, partial(notices.note, kind, event)))
             notices.begin()
         if self.rotation is not None:
-            await self.rotation.begin(hands, started)
+            await self.rotation.begin(port, started)
 
     async def close(self) -> None:
         """End everything; what is unfinished goes on at the next start. Doing it twice is no error."""

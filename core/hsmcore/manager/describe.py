@@ -15,12 +15,12 @@ from hsmcore.members import cache_summary
 
 if TYPE_CHECKING:
     from hsmcore.failover.service import FailoverService
-    from hsmcore.manager.background import Upkeep
+    from hsmcore.manager.background import BackgroundServices
     from hsmcore.members import Member
     from hsmcore.rotation.service import RotationService
 
 
-class Parts(NamedTuple):
+class Snapshot(NamedTuple):
     """References, no copies: whoever reads them in another thread than the event loop's changes and calls nothing that
     belongs to the loop."""
 
@@ -43,7 +43,7 @@ class Observable:
     _ring: KeyRing
     _member: Member | None
     _failover: FailoverService | None
-    _upkeep: Upkeep | None
+    _background: BackgroundServices | None
 
     if TYPE_CHECKING:
 
@@ -67,7 +67,7 @@ class Observable:
             "cache": None,
             "audit": self.audit.describe(),
             "auditConfigured": self.audit.enabled,
-            "rotates": self._upkeep is not None and self._upkeep.rotation is not None,
+            "rotates": self._background is not None and self._background.rotation is not None,
         }
         if not running:
             return shown
@@ -77,11 +77,11 @@ class Observable:
         except HsmError:
             shown["currentKey"] = None
         if self._failover is not None:
-            state = self._failover.keeper.describe()
+            state = self._failover.health.describe()
             shown["members"] = state.pop("members")
             levels = [level.name for level in self._failover.levels.levels]
             shown["failover"] = {**state, "levels": levels}
-            engines = {seat.name: seat.signing for seat in self._failover.running()}
+            engines = {endpoint.name: endpoint.signing for endpoint in self._failover.running()}
         elif self._member is not None:
             engines = {self._member.name: self._member.engine}
             shown["members"] = [self._alone(self._member)]
@@ -100,7 +100,7 @@ class Observable:
         return number
 
     def _alone(self, member: Member) -> dict[str, Any]:
-        """A member without failover, in the words of Keeper.describe."""
+        """A member without failover, in the words of HealthMonitor.describe."""
         engine = member.engine
         down = bool(engine.stats()["down"])
         return {

@@ -15,11 +15,11 @@ from hsmcore.config.load import Source
 from hsmcore.errors import HsmError, LoginError, NotInitialized, WrongEventLoop
 from hsmcore.events import Callback, Events
 from hsmcore.failover.batch import sign_many
-from hsmcore.failover.seat import Seat
-from hsmcore.failover.service import FailoverService, told_apart
+from hsmcore.failover.endpoint import Endpoint
+from hsmcore.failover.service import FailoverService, disambiguated
 from hsmcore.keyring import KeyRing, KeyVersion
-from hsmcore.manager.background import Upkeep
-from hsmcore.manager.describe import Observable, Parts
+from hsmcore.manager.background import BackgroundServices
+from hsmcore.manager.describe import Observable, Snapshot
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.manager.recording import Recorder
@@ -73,7 +73,7 @@ class KeyManager(KeyOperations, Observable):
         self._verifiers = VerifierPool()
         self._member: Member | None = None
         self._failover: FailoverService | None = None
-        self._upkeep: Upkeep | None = None
+        self._background: BackgroundServices | None = None
         self._key: KeyVersion | None = None
         self._refused: LoginError | None = None
         # Bound once, so that a signature costs no look-up through the member and its engine.
@@ -106,8 +106,8 @@ class KeyManager(KeyOperations, Observable):
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
-            self._upkeep = await Upkeep.open(self.config, rotates=self._rotates)
-            config = self._upkeep.config
+            self._background = await BackgroundServices.open(self.config, rotates=self._rotates)
+            config = self._background.config
             if self._rules.has_levels:
                 await self._open_levels(config)
                 return
@@ -117,9 +117,9 @@ class KeyManager(KeyOperations, Observable):
             await self.audit.use_member(member, member.stop)
             self.audit.adopt(member)
             self._begin_with(member, key)
-            await self._begin_upkeep(key, member.stop)
+            await self._begin_background(key, member.stop)
         except BaseException as error:
-            await self._end_upkeep()
+            await self._end_background()
             if isinstance(error, LoginError):
                 self._refused = error.with_traceback(None)
             self._record.not_opened(error)
@@ -140,20 +140,20 @@ class KeyManager(KeyOperations, Observable):
         self._ring = KeyRing()
         service.router.on_key = self._learn_key
         service.router.check = self._life.check
-        for seat in service.running():
-            self._learn_key(seat)
+        for endpoint in service.running():
+            self._learn_key(endpoint)
         self._ring.make_current(service.version.id)
         self._failover = service
-        await self._begin_upkeep(service.version, service.close)
-        self._record.opened([(seat.name, seat.level_name) for seat in service.running()], service.version)
+        await self._begin_background(service.version, service.close)
+        self._record.opened([(endpoint.name, endpoint.level_name) for endpoint in service.running()], service.version)
         self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
 
-    def _learn_key(self, seat: Seat) -> None:
-        if seat.member is not None:
-            self.audit.adopt(seat.member)
-            seat.bind()
-        seat.use(told_apart(seat.key_version, list(self._ring), seat.name))
-        self._ring.add(seat.key_version)
+    def _learn_key(self, endpoint: Endpoint) -> None:
+        if endpoint.member is not None:
+            self.audit.adopt(endpoint.member)
+            endpoint.bind()
+        endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
+        self._ring.add(endpoint.key_version)
 
     async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         return await self._verifiers.verify([version], message, signature)
@@ -179,7 +179,7 @@ class KeyManager(KeyOperations, Observable):
             return
         self._refuse()  # an opening that was cancelled too late comes here at once
         name = self._rules.name
-        await self._end_upkeep()
+        await self._end_background()
         if self._member is not None:
             await self._member.engine.idle()
         self.audit.note("close", member=name)
@@ -359,22 +359,24 @@ class KeyManager(KeyOperations, Observable):
     def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the signature cache: size, max_size, hits, misses, joined, evictions, bytes, hit_rate."""
         member = self._opened()
-        engines = [member.engine] if self._failover is None else [seat.signing for seat in self._failover.running()]
+        engines = (
+            [member.engine] if self._failover is None else [endpoint.signing for endpoint in self._failover.running()]
+        )
         return cache_summary(engines, self._rules.max_cache_size)
 
     def get_stats(self) -> dict[str, Any]:
         """Counters and latency histograms of the workers, by member; see Engine.stats."""
         member = self._opened()
         if self._failover is not None:
-            return {seat.name: seat.signing.stats() for seat in self._failover.running()}
+            return {endpoint.name: endpoint.signing.stats() for endpoint in self._failover.running()}
         return {member.name: member.engine.stats()}
 
-    def parts(self) -> Parts:
+    def snapshot(self) -> Snapshot:
         """What it is made of now, for monitoring; see hsmcore.metrics. Any thread."""
         key = self._key if self._failover is None else self._failover.router.version
-        rotation = None if self._upkeep is None else self._upkeep.rotation
+        rotation = None if self._background is None else self._background.rotation
         is_open = self._life.state == "open"
-        return Parts(self.config, is_open, self._member, self._failover, rotation, self.audit, key)
+        return Snapshot(self.config, is_open, self._member, self._failover, rotation, self.audit, key)
 
     # ---- inside ----
 

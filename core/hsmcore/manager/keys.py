@@ -13,13 +13,13 @@ from hsmcore.errors import BadArgument, HsmError, KeyMismatch, KeyNotFound, Memb
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.members.base import SIGN_SECONDS
-from hsmcore.rotation.context import Hands
+from hsmcore.rotation.context import ManagerPort
 from hsmcore.state import StoredKey
 
 if TYPE_CHECKING:
     from hsmcore.failover.service import FailoverService
     from hsmcore.handover import Handover
-    from hsmcore.manager.background import Upkeep
+    from hsmcore.manager.background import BackgroundServices
     from hsmcore.members import Member
 
 
@@ -33,7 +33,7 @@ class KeyOperations:
     _events: Events
     _member: Member | None
     _failover: FailoverService | None
-    _upkeep: Upkeep | None
+    _background: BackgroundServices | None
     _handover: Handover | None = None
 
     if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class KeyOperations:
                 await self._load(key_id)
             previous = self._current().id
             current = self._ring.get(key_id)
-            if current.state == "active" and self._upkeep is not None and self._upkeep.rotation is not None:
-                await self._upkeep.rotation.chosen(current)  # durable before it signs
+            if current.state == "active" and self._background is not None and self._background.rotation is not None:
+                await self._background.rotation.chosen(current)  # durable before it signs
             current = self._ring.make_current(key_id)
             self._use(member, current)
         self.audit.record("set-current-key", result="ok", key_id=current.id, previous=previous, member=member.name)
@@ -80,8 +80,8 @@ class KeyOperations:
         member = self._opened("deactivateKey")
         async with self._changing_keys:
             version = self._ring.get(key_id)
-            if self._upkeep is not None and self._upkeep.rotation is not None:
-                await self._upkeep.rotation.keys.deactivate(version.public_key)
+            if self._background is not None and self._background.rotation is not None:
+                await self._background.rotation.keys.deactivate(version.public_key)
             enforced = await self._retire(version.id)
         self.audit.record("deactivate-key", result="ok", key_id=version.id, enforced=enforced, member=member.name)
         self._events.emit("key-deactivated", key_id=version.id, enforced=enforced)
@@ -109,24 +109,24 @@ class KeyOperations:
         for `overlapDays`. Raises what made it fail (the old key signs on), StoreBusy while another rotation is under
         way, BadArgument without `keyRotation.enabled`."""
         self._opened("rotateKey")
-        if self._upkeep is None or self._upkeep.rotation is None:
+        if self._background is None or self._background.rotation is None:
             raise BadArgument("keyRotation is not enabled", hint="Set keyRotation.enabled in the configuration.")
-        return await self._upkeep.rotation.rotate(reason)
+        return await self._background.rotation.rotate(reason)
 
     def on_rotation(self, handover: Handover) -> None:
         """Have `handover` tell the chain of each new key before it signs (see hsmcore.handover). Before initialize(),
         so that a rotation which was cut off finds it; one that was cut off in its handover waits for it."""
         self._handover = handover
-        if self._upkeep is not None and self._upkeep.rotation is not None:
-            self._upkeep.rotation.handover = handover
+        if self._background is not None and self._background.rotation is not None:
+            self._background.rotation.handover = handover
 
-    async def _begin_upkeep(self, key: KeyVersion, stop: Callable[[], Awaitable[None]]) -> None:
+    async def _begin_background(self, key: KeyVersion, stop: Callable[[], Awaitable[None]]) -> None:
         """If it fails, `stop` is called."""
-        if self._upkeep is None:
+        if self._background is None:
             return
-        if self._upkeep.rotation is not None:
-            self._upkeep.rotation.handover = self._handover
-        hands = Hands(
+        if self._background.rotation is not None:
+            self._background.rotation.handover = self._handover
+        port = ManagerPort(
             holders=self._holders,
             signing=self._signing,
             load=self._load,
@@ -139,17 +139,17 @@ class KeyOperations:
             manager=self,
         )
         try:
-            await self._upkeep.begin(hands, key, self._events)
+            await self._background.begin(port, key, self._events)
         except BaseException:
-            await self._end_upkeep()
+            await self._end_background()
             self._member = self._failover = None
             await stop()
             raise
 
-    async def _end_upkeep(self) -> None:
-        upkeep, self._upkeep = self._upkeep, None
-        if upkeep is not None:
-            await upkeep.close()
+    async def _end_background(self) -> None:
+        background, self._background = self._background, None
+        if background is not None:
+            await background.close()
 
     def _holders(self) -> list[Member]:
         """One at least. Raises MemberDown."""
@@ -165,8 +165,12 @@ class KeyOperations:
         """The current key first, then those of levels with keys of their own."""
         if self._failover is None:
             return [self._current()]
-        levels, seats = self._failover.levels.levels, self._failover.running()
-        others = [seat.version for seat in seats if seat.version is not None and levels[seat.level].other_keys]
+        levels, endpoints = self._failover.levels.levels, self._failover.running()
+        others = [
+            endpoint.version
+            for endpoint in endpoints
+            if endpoint.version is not None and levels[endpoint.level].other_keys
+        ]
         return [self._failover.router.current or self._failover.version, *others]
 
     async def _load(self, key_id: str) -> KeyVersion:

@@ -19,7 +19,7 @@ from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members.base import VERIFY_EVERY
-from hsmcore.members.supervisor import HOST_PROGRAM, Warden
+from hsmcore.members.supervisor import HOST_PROGRAM, Supervisor
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -69,7 +69,7 @@ class Pkcs11Member:
         self._slot_id = -1 if settings.slot_id is None else settings.slot_id
         self._isolated = settings.isolation == "process"
         self._hidden_variables = hidden_variables
-        self.warden: Warden | None = None
+        self.supervisor: Supervisor | None = None
         # Where the module is isolated, it is not loaded here for the control plane either.
         self.control = ControlPlane.for_settings(
             settings, member=self.name, isolated=self._isolated, hidden=hidden_variables
@@ -90,8 +90,8 @@ class Pkcs11Member:
         cancelled, call `stop`. Raises HsmError."""
         await self._run(self._start_engine)
         key = await self.load_configured_key()
-        self.warden = Warden(self.engine, self.name, self._settings.sessions, self._run)
-        self.warden.begin()
+        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run)
+        self.supervisor.begin()
         token = await self._run(self.engine.token)
         get_logger().info(
             "member started",
@@ -200,8 +200,8 @@ class Pkcs11Member:
     async def stop(self) -> None:
         """Answer everybody, stop the workers, let the token and the module go. Doing it twice is no error."""
         self.engine.refuse()
-        if self.warden is not None:
-            await self.warden.end()
+        if self.supervisor is not None:
+            await self.supervisor.end()
         await self.control.close()
         left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
         self.engine.detach()

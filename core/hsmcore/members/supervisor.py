@@ -34,7 +34,7 @@ PAUSE_MAX_SECONDS = 2.0
 Blocking = Callable[[Callable[[], str | None]], Awaitable[str | None]]
 
 
-class Warden:
+class Supervisor:
     """Keeps one engine working. Belongs to the event loop.
 
     `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is

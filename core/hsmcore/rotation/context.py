@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Hands:
+class ManagerPort:
     """What a rotation needs of the key manager that it works for. All in the key manager's event loop."""
 
     holders: Callable[[], list[Member]]
@@ -58,7 +58,7 @@ class Context:
 
     rules: KeyRotation
     schedule: Schedule
-    hands: Hands
+    port: ManagerPort
     keys: Keys
     rotations: Rotations
     rotation: Rotation
@@ -82,7 +82,7 @@ class Context:
     @property
     def first(self) -> Member:
         """The member that makes the key."""
-        return self.hands.holders()[0]
+        return self.port.holders()[0]
 
     @property
     def ceremony(self) -> KeyCeremony | None:
@@ -91,7 +91,7 @@ class Context:
 
     def everybody(self) -> list[Member]:
         """Every member that holds the old key, in the order of the levels. Raises MemberDown if one is not running."""
-        holders = self.hands.holders()
+        holders = self.port.holders()
         missing = sorted(set(self.old.members) - {member.name for member in holders})
         if missing:
             verb = "hold the current key and are" if len(missing) > 1 else "holds the current key and is"

@@ -19,7 +19,7 @@ from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
 from hsmcore.rotation import machine
-from hsmcore.rotation.context import Announce, Context, Hands, ceremony_for
+from hsmcore.rotation.context import Announce, Context, ManagerPort, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
@@ -101,7 +101,7 @@ class RotationService:
         self._reported = 0
         self.seen: Seen | None = None
         """How the ring stood at the last look."""
-        self._hands: Hands
+        self._port: ManagerPort
 
     # ---- life ----
 
@@ -112,17 +112,17 @@ class RotationService:
             return self._config
         return pinned(self._config, current)
 
-    async def begin(self, hands: Hands, started: KeyVersion) -> None:
+    async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
         """The members run and `started` signs: let the ring's current key sign, then go on with what is unfinished.
         Raises KeyMismatch if the ring does not have the configured key."""
-        self._hands = hands
-        holders = [member.name for member in hands.holders()]
+        self._port = port
+        holders = [member.name for member in port.holders()]
         current = await self.keys.begin(
             started.id, started.public_key, started.algorithm, started.label, holders, configured_as(self._config)
         )
         await self._follow()
         if current.public_key != started.public_key:
-            hands.switch(await hands.load(current.key_id))
+            port.switch(await port.load(current.key_id))
         await self._look_at_backups(current)
         if self._rotates and self._rules.require_handover and self.handover is None:
             text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
@@ -147,7 +147,7 @@ class RotationService:
 
     async def _look_at_backups(self, current: StoredKey) -> None:
         """Say at the start what would keep every rotation from succeeding, or leave it without a backup."""
-        holders = self._hands.holders()
+        holders = self._port.holders()
         shares = len(holders) > 1 and not holders[0].control.makes_whole_keys
         if ceremony_for(self._rules, current.algorithm) is not None or not (self._rules.backup_enabled or shares):
             return
@@ -182,7 +182,7 @@ class RotationService:
         """Somebody makes a key current by hand: durable before it signs. Raises StoreBusy during a rotation."""
         now = self.clock()
         retire = max(nanoseconds(self.schedule.overlap_ends(moment(now))), now + self._grace_ns)
-        holders = [member.name for member in self._hands.holders()]
+        holders = [member.name for member in self._port.holders()]
         await self.rotations.choose(
             "chosen", version.id, version.public_key, version.algorithm, version.label, holders, retire
         )
@@ -311,7 +311,7 @@ class RotationService:
         rotation = await self.rotations.begin(cause, current.version, label, slot_ns, reason)
         if self._asked is not None and cause == "manual":
             self._asked.rotation = rotation.id
-        self._hands.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)
+        self._port.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)
         self.trace("begun")
         await self._advance(rotation)
 
@@ -333,7 +333,7 @@ class RotationService:
             )
             self._answer(new.key_id)
         elif status in ("failed", "aborted"):
-            self._hands.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
+            self._port.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
             self._answer(HsmError(f"the rotation {status}: {rotation.error or 'somebody wanted it'}", status="SYSTEM"))
 
     def _answer(self, result: str | HsmError) -> None:
@@ -360,7 +360,7 @@ class RotationService:
         return Context(
             rules=self._rules,
             schedule=self.schedule,
-            hands=self._hands,
+            port=self._port,
             keys=self.keys,
             rotations=self.rotations,
             rotation=rotation,
@@ -402,10 +402,10 @@ class RotationService:
         before = next((key for key in self._known if key.state == "active"), None)
         current = next((key for key in found if key.state == "active"), None)
         if current is not None and before is not None and current.version != before.version:
-            version = await self._hands.load(current.key_id)
+            version = await self._port.load(current.key_id)
             if version.public_key == current.public_key:
-                self._hands.switch(version)
-        self._hands.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
+                self._port.switch(version)
+        self._port.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
 
     def _note_signed(self, keys: Iterable[StoredKey]) -> None:

@@ -140,7 +140,7 @@ class Switching:
 
     async def _strike(self) -> None:
         if self._job.kind == "failover-host":
-            kill_engine_host(_service(self._manager).seats[0].member)
+            kill_engine_host(_service(self._manager).endpoints[0].member)
         elif self._job.kind == "failover-token":
             await self._remove()
         else:
@@ -177,8 +177,8 @@ class Switching:
         if self._job.kind != "failover-host":
             await self._restore()
         service = _service(self._manager)
-        primary = service.seats[0]
-        await service.keeper.readmit(primary, "mended")
+        primary = service.endpoints[0]
+        await service.health.readmit(primary, "mended")
         deadline = perf_counter_ns() + int(HEAL_SECONDS * NS)
         while not (service.levels.active == 0 and primary.condition == "ready"):
             if perf_counter_ns() > deadline:

@@ -22,14 +22,14 @@ from hsmcore.members.offload.keytable import KeyRow, KeyTable
 from hsmcore.members.offload.requests import (
     NS,
     Batch,
-    Place,
+    BatchItem,
     Request,
     Waiter,
     checked_message,
     timeout_ns,
 )
 from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
-from hsmcore.members.offload.single_flight import Sharing
+from hsmcore.members.offload.single_flight import SingleFlight
 
 SWEEP_SECONDS = 0.005
 """Callers may be answered this much after their deadline."""
@@ -65,7 +65,7 @@ class OffloadEngine:
         self._slots = queue_size
         self._max_message = max_message
         self._default_timeout = int(default_timeout * NS)
-        self._sharing = Sharing(cache_size, single_flight)
+        self._sharing = SingleFlight(cache_size, single_flight)
         self._share_all = cache_nondeterministic
         self._process = fork_generation()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -194,7 +194,7 @@ class OffloadEngine:
             if isinstance(held, bytes):
                 batch.put(position, held)
             else:
-                place = Place(batch, position, deadline)
+                place = BatchItem(batch, position, deadline)
                 waiters.append(place)
                 self._enter(place, row, key, message, now, held)
         self._forget_answered((future,))

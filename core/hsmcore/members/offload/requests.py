@@ -85,7 +85,7 @@ class Batch:
         self.results: list[Any] = [None] * count
         self.remaining = count
         self.return_exceptions = return_exceptions
-        self.waiters: list[Place] = []
+        self.waiters: list[BatchItem] = []
 
     def put(self, position: int, result: bytes | HsmError) -> None:
         self.results[position] = result
@@ -100,7 +100,7 @@ class Batch:
             self.future.set_exception(error)
 
 
-class Place(Waiter):
+class BatchItem(Waiter):
     """One position of a Batch."""
 
     __slots__ = ("batch", "position")

@@ -6,7 +6,7 @@ from hsmcore._native import Cache
 from hsmcore.members.offload.requests import Request
 
 
-class Sharing:
+class SingleFlight:
     """What identical requests share: a cache of `cache_size` signatures (0: none), and with a cache or `single_flight`
     also what is in flight."""
 

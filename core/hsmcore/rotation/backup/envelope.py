@@ -20,7 +20,7 @@ from hsmcore.errors import BadArgument, HsmError
 
 FORMAT: Final = "hsmcore-key-backup-1"
 PREFIX: Final = b"\xffhsmcore backup\x00"
-"""Begins what is signed: no transaction begins so (see failover/keeper.py), so an envelope can never be one."""
+"""Begins what is signed: no transaction begins so (see failover/health.py), so an envelope can never be one."""
 MOST_BYTES: Final = 64 * 1024
 Method = Literal["wrapped", "sealed"]
 

@@ -77,7 +77,7 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
 
 async def _envelope(ctx: Context, key: StoredKey) -> bytes:
     sealed = await _sealed(ctx) if key.version == ctx.new.version else None
-    member = await holder_of(ctx.hands.holders(), key)
+    member = await holder_of(ctx.port.holders(), key)
     if member is None:
         raise HsmError(f"no running member holds key {key.key_id}")
     ceremony = ctx.ceremony
@@ -92,7 +92,7 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
         made_ns=ctx.clock(),
         payload=await member.control.export_wrapped(key.key_id) if sealed is None else sealed,
     )
-    return statement.enclose(await ctx.hands.sign(await ctx.hands.load(key.key_id), statement.to_sign()))
+    return statement.enclose(await ctx.port.sign(await ctx.port.load(key.key_id), statement.to_sign()))
 
 
 async def _sealed(ctx: Context) -> bytes | None:
@@ -173,7 +173,7 @@ def _either(ctx: Context) -> drills.Sign:
         try:
             return await ctx.first.control.prove(key_id, message)
         except HsmError:
-            return await ctx.hands.sign(await ctx.hands.load(key_id), message)
+            return await ctx.port.sign(await ctx.port.load(key_id), message)
 
     return sign
 

@@ -47,7 +47,7 @@ async def why_not_new(ctx: Context) -> str | None:
     """Why no key may be destroyed as the one that this rotation has made, going by the ring and by this process."""
     if ctx.new.state != "pending" or ctx.new.activated_ns is not None:
         return f"the ring has it as {ctx.new.state}"
-    if ctx.old.public_key != ctx.hands.signing()[0].public_key:
+    if ctx.old.public_key != ctx.port.signing()[0].public_key:
         return "the rotation replaces another key than the one that signs"
     if _signs(ctx, ctx.new.key_id, ctx.new.public_key):
         return "it signs"
@@ -78,7 +78,7 @@ async def why_not_old(ctx: Context) -> str | None:
     why = await _not_approved(ctx)
     if why is not None:
         return why
-    for member in ctx.hands.holders():
+    for member in ctx.port.holders():
         for record in await member.control.list_keys():
             if record.id == ctx.new.key_id and await _why_not_made(ctx, member, record) is None:
                 return None
@@ -107,7 +107,7 @@ async def keep(ctx: Context, key: StoredKey, why: str) -> None:
 
 def _signs(ctx: Context, key_id: str, public_key: bytes | None) -> bool:
     """Whether this process signs with a key: what it knows in memory, whatever the store says."""
-    return any(version.id == key_id or version.public_key == public_key for version in ctx.hands.signing())
+    return any(version.id == key_id or version.public_key == public_key for version in ctx.port.signing())
 
 
 async def _not_approved(ctx: Context) -> str | None:

@@ -21,7 +21,7 @@ async def plan(ctx: Context) -> Done:
         return Done({"keyId": ctx.new.key_id, "label": ctx.new.label})
     holders = ctx.everybody()  # who is away would be left behind: better found out before a key is made
     names = [member.name for member in (holders[:1] if ctx.ceremony is None else holders)]
-    if ctx.old.public_key != ctx.hands.signing()[0].public_key:
+    if ctx.old.public_key != ctx.port.signing()[0].public_key:
         raise KeyMismatch("the rotation is to replace another key than the one that signs")
     chosen = await destruction.choose_id(ctx, holders[0])
     identity = chosen.hex() if chosen is not None else ""
@@ -49,7 +49,7 @@ async def do(ctx: Context) -> Done:
             cast("Algorithm", ctx.new.algorithm),
             ctx.new.label,
             bytes.fromhex(ctx.new.key_id) or None,
-            extractable=ctx.rules.backup_enabled or len(ctx.hands.holders()) > 1,
+            extractable=ctx.rules.backup_enabled or len(ctx.port.holders()) > 1,
         )
     return _made(ctx, record, [member.name])
 
@@ -93,13 +93,13 @@ async def undo(ctx: Context) -> Done | Pending:
     held = await handover.give_back(ctx)
     if held is not None:
         return held
-    holders = ctx.hands.holders()
+    holders = ctx.port.holders()
     missing = set(ctx.new.members) - {member.name for member in holders}
     if missing:
         raise HsmError(f"{', '.join(sorted(missing))} may hold the new key and is not running")
     doubt = await destruction.why_not_new(ctx)
     if ctx.new.key_id and doubt is None:
-        ctx.hands.forget(ctx.new.key_id)
+        ctx.port.forget(ctx.new.key_id)
     destroyed, kept = [], []
     for member in holders:
         for key in matching(await member.control.list_keys(), ctx.new):

@@ -41,7 +41,7 @@ async def do(ctx: Context) -> Done | Pending:
     if not called:  # a process without a handover had begun the step
         await ctx.rotations.note(ctx.rotation.id, "handover", "begun", {"handover": True})
     old, new = await _keys(ctx)
-    details = await ctx.handover.handover(old, new, ctx.hands.manager)
+    details = await ctx.handover.handover(old, new, ctx.port.manager)
     return Done(dict(details or {}))
 
 
@@ -55,7 +55,7 @@ async def undo(ctx: Context) -> Done | Pending:
             raise HsmError("a handover was called, and the key ring does not say to which key")
         return skipped("nothing was handed over")
     old, new = await _keys(ctx)
-    details = await ctx.handover.revert(old, new, ctx.hands.manager)
+    details = await ctx.handover.revert(old, new, ctx.port.manager)
     return Done(dict(details or {}))
 
 
@@ -119,5 +119,5 @@ async def _held(ctx: Context) -> Pending:
 
 
 async def _keys(ctx: Context) -> tuple[HandoverKey, HandoverKey]:
-    old, new = await ctx.hands.load(ctx.old.key_id), await ctx.hands.load(ctx.new.key_id)
-    return HandoverKey(old, ctx.hands.sign), HandoverKey(new, ctx.hands.sign)
+    old, new = await ctx.port.load(ctx.old.key_id), await ctx.port.load(ctx.new.key_id)
+    return HandoverKey(old, ctx.port.sign), HandoverKey(new, ctx.port.sign)

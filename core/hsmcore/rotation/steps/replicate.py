@@ -32,7 +32,7 @@ async def do(ctx: Context) -> Done:
             await copy_key(ctx.new, holders[0], member)
         except KeyNotExportable as error:
             raise KeyNotExportable(f"{member.name} cannot get the new key: {error.args[0]}", hint=_NO_COPY) from error
-    await ctx.hands.load(ctx.new.key_id)
+    await ctx.port.load(ctx.new.key_id)
     return Done({"members": names}, also=lambda connection: change_key(connection, ctx.new.version, members=names))
 
 

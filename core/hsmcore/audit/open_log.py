@@ -59,7 +59,7 @@ MAX_PENDING: Final = 64 << 20
 _PRUNE_SECONDS: Final = 3600
 
 
-class Session:
+class OpenLog:
     """The open log."""
 
     def __init__(self, layout: Layout, settings: AuditSettings, loop: asyncio.AbstractEventLoop) -> None:

@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hsmcore.manager.describe import Parts
+from hsmcore.manager.describe import Snapshot
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
 
 _NS: Final = 1_000_000_000
 
 
-def read_upkeep(reading: Reading, parts: Parts) -> None:
+def read_background(reading: Reading, snapshot: Snapshot) -> None:
     """All of that."""
-    if parts.open:
-        _read_emergency(reading, parts)
-        _read_rotation(reading, parts)
-    _read_audit(reading, parts)
-    for use, path in _places(parts):
+    if snapshot.open:
+        _read_emergency(reading, snapshot)
+        _read_rotation(reading, snapshot)
+    _read_audit(reading, snapshot)
+    for use, path in _places(snapshot):
         _read_disk(reading, use, path)
 
 
-def _read_emergency(reading: Reading, parts: Parts) -> None:
-    budget = None if parts.failover is None else parts.failover.budget.seen
+def _read_emergency(reading: Reading, snapshot: Snapshot) -> None:
+    budget = None if snapshot.failover is None else snapshot.failover.budget.seen
     if budget is None:
         return
     reading.add(names.EMERGENCY_LEFT, 0 if budget.expired else budget.left)
@@ -34,8 +34,8 @@ def _read_emergency(reading: Reading, parts: Parts) -> None:
         reading.add(names.EMERGENCY_EXPIRES, budget.expires_ns / _NS)
 
 
-def _read_rotation(reading: Reading, parts: Parts) -> None:
-    seen = None if parts.rotation is None else parts.rotation.seen
+def _read_rotation(reading: Reading, snapshot: Snapshot) -> None:
+    seen = None if snapshot.rotation is None else snapshot.rotation.seen
     if seen is None:
         return
     reading.add(names.KEY_CREATED, seen.created_ns / _NS)
@@ -47,8 +47,8 @@ def _read_rotation(reading: Reading, parts: Parts) -> None:
         reading.add(names.DRILL, (seen.drill_ns or 0) / _NS)
 
 
-def _read_audit(reading: Reading, parts: Parts) -> None:
-    status = parts.audit.status
+def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
+    status = snapshot.audit.status
     if status is None:
         return
     reading.add(names.AUDIT_RECORDS, status.last_seq)
@@ -58,17 +58,17 @@ def _read_audit(reading: Reading, parts: Parts) -> None:
     reading.add(names.AUDIT_COMMIT, Buckets.of(status.commits, status.commits_ns))
     reading.add(names.AUDIT_FAILING, int(status.failing))
     reading.add(names.AUDIT_UNSEALED, max(status.kept_seq - status.sealed, 0))
-    for destination, shipped in parts.audit.shipping.items():
+    for destination, shipped in snapshot.audit.shipping.items():
         reading.add(names.SHIPPING_LAG, shipped.lag_records, destination)
         reading.add(names.SHIPPING_FAILING, int(shipped.error is not None), destination)
 
 
-def _places(parts: Parts) -> Iterator[tuple[str, Path]]:
+def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:
     """What is stored where, for what there is."""
-    if parts.audit.file is not None:
-        yield "audit", parts.audit.file
-    rules = parts.config.key_manager
-    if parts.failover is not None or parts.rotation is not None:
+    if snapshot.audit.file is not None:
+        yield "audit", snapshot.audit.file
+    rules = snapshot.config.key_manager
+    if snapshot.failover is not None or snapshot.rotation is not None:
         yield "state", Path(rules.state_path)
 
 

@@ -21,7 +21,7 @@ def _nobody(*_arguments: object) -> Any:
     raise NotInitialized("the member has not started")
 
 
-class Seat(MemberState):
+class Endpoint(MemberState):
     """Belongs to the event loop. `make` gives a new member: one that has been stopped cannot start again."""
 
     __slots__ = (
@@ -58,9 +58,9 @@ class Seat(MemberState):
         self.pending: set[asyncio.Future[Any]] = set()
         """Answers that somebody waits for: they can be moved to another member when this one hangs."""
         self.watch = LatencyWatch()
-        self.lost: Callable[[Seat], None] = lambda _seat: None
+        self.lost: Callable[[Endpoint], None] = lambda _endpoint: None
         """Told when the member's host process has ended."""
-        self.refused: Callable[[Seat, HsmError], None] = lambda _seat, _error: None
+        self.refused: Callable[[Endpoint, HsmError], None] = lambda _endpoint, _error: None
         """Told when its host process cannot be started again because the login is refused."""
         self.probing = False
         self.signed = 0
@@ -93,10 +93,10 @@ class Seat(MemberState):
             raise
         self.member = member
         self.bind()
-        warden = getattr(member, "warden", None)
-        if warden is not None:
-            warden.lost = lambda: self.lost(self)
-            warden.refused = lambda error: self.refused(self, error)
+        supervisor = getattr(member, "supervisor", None)
+        if supervisor is not None:
+            supervisor.lost = lambda: self.lost(self)
+            supervisor.refused = lambda error: self.refused(self, error)
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()
