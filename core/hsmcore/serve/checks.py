@@ -28,7 +28,7 @@ class Check:
 
 
 def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, store: str, now_ns: int) -> list[Check]:
-    """All of them. `state`: as Observable.describe; `ledger`: as Ledger.view; `problem`: why the key manager did not
+    """All of them. `state`: as KeyManager.describe; `ledger`: as Ledger.view; `problem`: why the key manager did not
     answer; `store`: why the state store could not be read."""
     if problem:
         return [Check("answers", "fail", problem)]

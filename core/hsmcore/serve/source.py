@@ -35,7 +35,7 @@ class Source(Protocol):
     """Whether the key manager is in this process: if it is dead, this process is."""
 
     async def describe(self) -> dict[str, Any]:
-        """As Observable.describe. Raises Unanswered."""
+        """As KeyManager.describe. Raises Unanswered."""
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
         """Record what somebody asked for, also what was refused. Raises HsmError, Unanswered."""
