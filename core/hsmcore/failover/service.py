@@ -41,7 +41,6 @@ class FailoverService:
     """
 
     answers_recorded = False
-    key_index = 0
 
     def __init__(
         self, config: Config, levels: Levels[Endpoint], store: Store, verify: Verify, audit: AuditLog, events: Events
@@ -69,6 +68,7 @@ class FailoverService:
         )
         self.members = self.health.members
         # As SigningPath.
+        self.key_index = 0
         self.submit = self.router.sign
         self.submit_any_key = partial(self.router.sign, allow_other_key=True)
         self.check_operation = self.router.check_operation
