@@ -34,6 +34,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 	printf '%s\0' native/src/*.c native/host/*.c native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
