@@ -12,13 +12,11 @@ from hsmcore.cli import (
     audit,
     audit_running,
     backup,
-    demo,
     doctor,
     emergency,
     failover,
     init,
     keys,
-    load,
     metrics,
     replicate,
     rotate,
@@ -30,6 +28,8 @@ from hsmcore.cli import (
 from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
+from hsmcore_bench.demo import cli as demo
+from hsmcore_bench.load import cli as load
 
 # typer has no public name for the root of its usage errors; this one it has, and it is one of them.
 _UsageError: Final[Any] = typer.BadParameter.__base__
@@ -54,7 +54,7 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
     app.command(short_help="Run an example sequencer on Solana's own runtime.")(demo.demo)
     if with_bench:
-        from hsmcore.bench.cli import app as bench
+        from hsmcore_bench.suite.cli import app as bench
 
         app.add_typer(bench)
     else:
