@@ -13,7 +13,10 @@ import typer
 from hsmcore.cli.output import FAILED, note, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, locate
 
+app = typer.Typer()
 
+
+@app.command()
 def demo(
     transactions: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Transactions to sign and execute.")

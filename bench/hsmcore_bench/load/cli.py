@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from hsmcore_bench.load.target import Target, Wanted
 
 _RATE: Final = "1000"
+app = typer.Typer()
 
 
+@app.command()
 def load(
     path: Annotated[
         str,

@@ -34,11 +34,7 @@ NAME = "hsmcore-bench"
 QUICK = (3, 0.2, 0, 1)  # rounds, seconds, patience, kills of each kind
 FULL = (15, 0.25, 2, None)
 
-app = typer.Typer(
-    name="bench",
-    short_help="Measure signing beside raw C and other libraries.",
-    rich_markup_mode=None,
-)
+app = typer.Typer(name="bench", rich_markup_mode=None)
 results_cli.add_to(app)
 
 
