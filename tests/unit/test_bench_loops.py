@@ -277,7 +277,7 @@ class TestChild:
         script = """
             import subprocess, sys
             code = (
-                "from hsmcore_bench.suite.child.protocol import die_with_parent\\n"
+                "from hsmcore_bench.harness.parent import die_with_parent\\n"
                 "die_with_parent()\\n"
                 "print('up', flush=True)\\n"
                 "import time; time.sleep(60)"

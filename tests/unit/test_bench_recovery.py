@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hsmcore_bench.harness import host
 from hsmcore_bench.suite.contenders import MEMORY, contenders
 from hsmcore_bench.suite.model import Break
 from hsmcore_bench.suite.resilience import RECOVERY, RECOVERY_CASES, RECOVERY_TARGETS
@@ -23,13 +24,12 @@ def killed(case: str, again: float = 0.02, kept: float = 1.0, failed: int = 0, o
 class TestRecovery:
     @pytest.mark.parametrize("pid", [None, -1, 0, 1, True, "own", "7"])
     def test_kills_no_process_but_a_host(self, pid, monkeypatch):
-        recovery = pytest.importorskip("hsmcore_bench.suite.child.recovery")
         killed = []
         pid = os.getpid() if pid == "own" else pid
-        monkeypatch.setattr(recovery.os, "kill", lambda *args: killed.append(args))
+        monkeypatch.setattr(host.os, "kill", lambda *args: killed.append(args))
         for member in (None, SimpleNamespace(engine=SimpleNamespace(host_pid=pid))):
             with pytest.raises(RuntimeError, match="no host process"):
-                recovery.kill_host(SimpleNamespace(_member=member))
+                host.kill_host(SimpleNamespace(_member=member))
         assert killed == []
 
     def test_service_is_back_at_the_end_of_the_pause_that_follows_the_kill(self):

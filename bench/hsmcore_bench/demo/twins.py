@@ -14,7 +14,7 @@ from typing import Any, Final
 from hsmcore.control.provision import TokenRequest, provision_twins
 from hsmcore.control.state import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
-from hsmcore_bench.suite.child.recovery import kill_engine_host
+from hsmcore_bench.harness.host import kill_engine_host
 
 LABELS: Final = ("sequencer-a", "sequencer-b")
 RETRY_INTERVAL_MS: Final = 400

@@ -24,9 +24,9 @@ import uvloop
 
 import hsmcore
 from hsmcore.errors import HsmError
+from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.load.mix import Messages
 from hsmcore_bench.load.shapes import Segment, starts
-from hsmcore_bench.suite.child.protocol import die_with_parent
 
 _BURST: Final = 32
 """Starts between two turns of the loop."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from hsmcore_bench.suite.child.protocol import Job, Replies, Signer, die_with_parent, one_at_a_time, serve
+from hsmcore_bench.harness.parent import die_with_parent
+from hsmcore_bench.suite.child.protocol import Job, Replies, Signer, one_at_a_time, serve
 
 
 def open_signer(job: Job) -> Signer:

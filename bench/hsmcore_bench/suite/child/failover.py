@@ -16,9 +16,10 @@ import orjson
 
 import hsmcore
 from hsmcore import HsmError
+from hsmcore_bench.harness.host import kill_engine_host
 from hsmcore_bench.suite.child.ours import configuration
 from hsmcore_bench.suite.child.protocol import Job, distinct_messages
-from hsmcore_bench.suite.child.recovery import kill_engine_host, pause_after
+from hsmcore_bench.suite.child.recovery import pause_after
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name
 from hsmcore_bench.suite.failover import DEADLINE_SECONDS, REQUESTS_PER_SECOND
 

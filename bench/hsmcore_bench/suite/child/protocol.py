@@ -7,12 +7,10 @@ with the resident memory; `quit`, or the end of the input, ends it. The PIN come
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import gc
 import os
 import resource
-import signal
 import sys
 from array import array
 from collections.abc import Iterator, Mapping
@@ -26,7 +24,6 @@ from typing import Any, Protocol
 import orjson
 
 PIN_ENV = "HSM_PIN"
-PR_SET_PDEATHSIG = 1
 TIMING_CALLS = 4_000
 
 
@@ -114,14 +111,6 @@ def rss_bytes() -> int:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import sys
 import pkcs11
 from pkcs11 import Attribute, KeyType, Mechanism
 
+from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.suite.child.module import Module
-from hsmcore_bench.suite.child.protocol import PIN_ENV, die_with_parent
+from hsmcore_bench.suite.child.protocol import PIN_ENV
 from hsmcore_bench.suite.child.pypkcs11 import AdoptingLib
 
 SO_PIN_ENV = "HSM_SO_PIN"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from typing import Any
 import orjson
 
 from hsmcore import HsmError, KeyManager
-from hsmcore.members import Pkcs11Member
+from hsmcore_bench.harness.host import host_pid, kill_host
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, OurSigner
 from hsmcore_bench.suite.child.protocol import Job, distinct_messages
 
@@ -118,32 +116,6 @@ class Recovering(OurSigner):
         if not reply.get("ok"):
             raise RuntimeError(f"{dict(command)}: {reply.get('error')}")
         return reply
-
-
-def host_pid(manager: KeyManager) -> int:
-    """The host process of the manager's member. Raises RuntimeError when there is none: a pid of 0 or -1 would name
-    this process's group, or everybody."""
-    return engine_host_pid(manager._member)  # noqa: SLF001 - nothing public tells the pid
-
-
-def engine_host_pid(member: object) -> int:
-    """The same of one member."""
-    pid = member.engine.host_pid if isinstance(member, Pkcs11Member) else None
-    if type(pid) is not int or pid <= 1 or pid == os.getpid():
-        raise RuntimeError(f"no host process is running (its pid is {pid!r})")
-    return pid
-
-
-def kill_host(manager: KeyManager) -> int:
-    """SIGKILL for the host process. Returns its pid."""
-    return kill_engine_host(manager._member)  # noqa: SLF001 - nothing public tells the pid
-
-
-def kill_engine_host(member: object) -> int:
-    """The same of one member."""
-    pid = engine_host_pid(member)
-    os.kill(pid, signal.SIGKILL)
-    return pid
 
 
 def pause_after(ended: Sequence[int], struck: int, end: int) -> int:
