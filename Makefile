@@ -101,7 +101,7 @@ screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures anew:
 	$(BIN)/python -m tests.browser.screenshots docs/console
 
 clean: ## Delete everything that was built; .venv stays
-	rm -rf build dist core/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built
+	rm -rf build dist core/*.egg-info bench/build bench/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find core bench tests -name __pycache__ -prune -exec rm -rf {} +
 

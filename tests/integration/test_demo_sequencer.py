@@ -13,23 +13,23 @@ from pathlib import Path
 import pytest
 from nacl.signing import SigningKey
 
-from hsmcore.bench.locate import RAW_SIGN, native
 from hsmcore.control.state import SOFTHSM_PATHS
 from hsmcore.errors import MemberDown
+from hsmcore_bench.harness.locate import RAW_SIGN, native
 
 pytest.importorskip("solders")
 from solders.litesvm import LiteSVM
 from solders.message import to_bytes_versioned
 from solders.pubkey import Pubkey
 
-from hsmcore.demo import rawloop, runner
-from hsmcore.demo.builder import TransferBuilder
-from hsmcore.demo.failover import Act, line_of
-from hsmcore.demo.ledger import Ledger, LedgerError
-from hsmcore.demo.rawloop import RawLoop, RawLoopError
-from hsmcore.demo.report import failover_text, percentile, summary, text
-from hsmcore.demo.runner import Outcome, Sequencer, _sizes
-from hsmcore.demo.signing import sign_all
+from hsmcore_bench.demo import rawloop, runner
+from hsmcore_bench.demo.builder import TransferBuilder
+from hsmcore_bench.demo.failover import Act, line_of
+from hsmcore_bench.demo.ledger import Ledger, LedgerError
+from hsmcore_bench.demo.rawloop import RawLoop, RawLoopError
+from hsmcore_bench.demo.report import failover_text, percentile, summary, text
+from hsmcore_bench.demo.runner import Outcome, Sequencer, _sizes
+from hsmcore_bench.demo.signing import sign_all
 
 pytestmark = pytest.mark.integration
 needs_softhsm = pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed")

@@ -14,7 +14,7 @@ from tests.support.verifiers import is_good
 
 from hsmcore.config import load
 from hsmcore.errors import ConfigurationError
-from hsmcore.loadtest import target
+from hsmcore_bench.load import target
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 from tests.support.verifiers import is_good
 
-from hsmcore.bench.locate import CHAOS_MODULE, NOOP_MODULE, SOFTHSM_MODULE, native
-from hsmcore.bench.process import child_environment
 from hsmcore.cli.app import run as command_line
-from hsmcore.loadtest.facade import _RECORD
-from hsmcore.loadtest.generator import PROGRAM
-from hsmcore.loadtest.mix import Messages, kinds_of, table_of
-from hsmcore.loadtest.verify import records, verify
+from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, SOFTHSM_MODULE, native
+from hsmcore_bench.harness.process import child_environment
+from hsmcore_bench.load.facade import _RECORD
+from hsmcore_bench.load.generator import PROGRAM
+from hsmcore_bench.load.mix import Messages, kinds_of, table_of
+from hsmcore_bench.load.verify import records, verify
 
 pytestmark = [
     pytest.mark.integration,

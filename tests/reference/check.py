@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from hsmcore.bench import environment, locate
-from hsmcore.bench.child.protocol import PIN_ENV
-from hsmcore.bench.compare import CONFIDENCE, interval
-from hsmcore.bench.process import Child, child_environment
-from hsmcore.bench.softtoken import temporary_token
+from hsmcore_bench.harness import environment, locate
+from hsmcore_bench.harness.process import Child, child_environment
+from hsmcore_bench.suite.child.protocol import PIN_ENV
+from hsmcore_bench.suite.compare import CONFIDENCE, interval
+from hsmcore_bench.suite.softtoken import temporary_token
 
 SOURCE = Path(__file__).with_name("independent.c")
 WITHIN = 0.02

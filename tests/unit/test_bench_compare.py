@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from hsmcore.bench.compare import LEAST_ROUNDS, NO_DIFFERENCE, compare, interval
-from hsmcore.bench.model import Contender, Percentiles, Sample
-from hsmcore.bench.result import Result
+from hsmcore_bench.suite.compare import LEAST_ROUNDS, NO_DIFFERENCE, compare, interval
+from hsmcore_bench.suite.model import Contender, Percentiles, Sample
+from hsmcore_bench.suite.result import Result
 
 RAW = Contender("raw", "raw C loop", "raw", "g", None)
 OURS = Contender("ours", "hsmcore", "sign", "g", "raw")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from hsmcore.bench.child.protocol import Job, check_message, distinct_messages, one_at_a_time
-from hsmcore.bench.child.tasks import arrive, burst, saturate
-from hsmcore.bench.child.threads import threaded_slice
-from hsmcore.bench.devices import DEVICES, mean_microseconds, punctual
-from hsmcore.bench.process import Child, ChildError, MissingError, child_environment
+from hsmcore_bench.harness.process import Child, ChildError, MissingError, child_environment
+from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages, one_at_a_time
+from hsmcore_bench.suite.child.tasks import arrive, burst, saturate
+from hsmcore_bench.suite.child.threads import threaded_slice
+from hsmcore_bench.suite.devices import DEVICES, mean_microseconds, punctual
 
 
 class TestTasks:
@@ -277,7 +277,7 @@ class TestChild:
         script = """
             import subprocess, sys
             code = (
-                "from hsmcore.bench.child.protocol import die_with_parent\\n"
+                "from hsmcore_bench.harness.parent import die_with_parent\\n"
                 "die_with_parent()\\n"
                 "print('up', flush=True)\\n"
                 "import time; time.sleep(60)"

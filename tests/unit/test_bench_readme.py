@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hsmcore.bench.readme import BEGIN, END, placed, table, write
-from hsmcore.bench.results import KEPT, newest, to_json
+from hsmcore_bench.suite.readme import BEGIN, END, placed, table, write
+from hsmcore_bench.suite.results import KEPT, newest, to_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmcore.bench.html import predictions
-from hsmcore.bench.results import KEPT, newest, was_idle
-from hsmcore.bench.sizing import Curve, NotPossibleError, Point, curves, forecast, loop_rate, size
+from hsmcore_bench.suite.html import predictions
+from hsmcore_bench.suite.results import KEPT, newest, was_idle
+from hsmcore_bench.suite.sizing import Curve, NotPossibleError, Point, curves, forecast, loop_rate, size
 
 Z99 = NormalDist().inv_cdf(0.99)
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ import ast
 import inspect
 import pkgutil
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ PXD = ROOT / "bindings" / "hsmcore.pxd"
 MOST_LINES = 450
 # The binding's classes are extension types, which cannot be spread over files.
 MORE_LINES = {"bindings/requests.pxi": 700}
-PRINTING = ("cli", "demo", "bench")
+PRINTING = ("cli",)
 
 
 def sources(folder: str, *suffixes: str) -> Iterator[Path]:
@@ -90,6 +91,7 @@ def test_no_file_outgrows_its_reader():
         *sources("native/src", ".c", ".h"),
         *sources("bindings", ".pyx", ".pxd", ".pxi"),
         *sources("core", ".py"),
+        *sources("bench", ".py"),
     ):
         name = path.relative_to(ROOT).as_posix()
         lines = len(path.read_text().splitlines())
@@ -109,6 +111,25 @@ def test_the_library_prints_nothing():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         ]
     assert printing == []
+
+
+def test_the_library_does_not_import_the_benchmarks():
+    """Lazy and type-only imports counted: their commands are found by entry points."""
+    importing = []
+    for path in sources("core/hsmcore", ".py", ".pyi"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            importing += [path.relative_to(ROOT) for name in names if name.partition(".")[0] == "hsmcore_bench"]
+    assert importing == []
+
+
+def test_the_two_packages_name_each_other_by_the_version_they_have():
+    library, bench = (
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in (".", "bench")
+    )
+    assert bench["dependencies"] == [f"hsmcore=={library['version']}"]
+    assert library["optional-dependencies"]["bench"] == [f"hsmcore-bench[full]=={bench['version']}"]
 
 
 def test_the_core_knows_nothing_of_python():
