@@ -12,6 +12,8 @@
  * latency.c   distributions, clocks                           schedule.c  generator, call numbers, hung calls
  * vendor.c    what a vendor's module refuses                  vendor_info.c     what it shows otherwise
  * objects.c   the wrappers that make and read objects         vendor_json.c    manners from JSON
+ * settings.c  what all calls look at                          clock.c     the clock
+ * entry.c     lists and interfaces                            functions.c names of functions
  * config.c, parse.c, json.c: the JSON file                    control.c, command.c: the socket
  */
 #ifndef HSMCORE_CHAOS_H
@@ -268,8 +270,10 @@ const struct chaos_user *chaos_user_of(const CK_BYTE *pin, CK_ULONG length);
 const struct chaos_slot_looks *chaos_looks(CK_SLOT_ID slot); /* NULL: as it is */
 void chaos_look_slot(const struct chaos_slot_looks *looks, CK_SLOT_INFO *info);
 
-/* latency.c, schedule.c */
+/* clock.c: nanoseconds of CLOCK_MONOTONIC */
 int64_t chaos_now(void);
+
+/* latency.c, schedule.c */
 int64_t chaos_latency_draw(const struct chaos_latency *latency, uint64_t random, uint64_t size);
 void chaos_sleep_until(int64_t deadline); /* cut short by C_Finalize */
 uint64_t chaos_draw(uint64_t seed, uint64_t stream, uint64_t number);
@@ -280,24 +284,39 @@ uint64_t chaos_hung(void);
 void chaos_hang_reset(void);
 
 /* wrapped.c */
-bool chaos_wrapped_load(const char *path, struct chaos_error *error);
+/* One pointer per function; never NULL: what the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
+#define CHAOS_INTERFACES 32
+struct chaos_wrapped {
+    CK_C_GetInterfaceList list_interfaces; /* NULL: a module of 2.40 */
+    CK_C_GetInterface get_interface;       /* the same */
+#define FUNCTION(version, scope, make, name, parameters, arguments) CK_##name name;
+#include "functions.def"
+#undef FUNCTION
+};
+extern struct chaos_wrapped chaos_wrapped;
+bool chaos_wrapped_load(const char *path, CK_VERSION *version, struct chaos_error *error);
 bool chaos_wrapped_loaded(void);
+/* Its interfaces, at most CHAOS_INTERFACES of them. Only where `list_interfaces` is not NULL. */
+CK_RV chaos_wrapped_interfaces(CK_INTERFACE list[CHAOS_INTERFACES], CK_ULONG *count);
 
-/* dispatch.c, hooks.c */
-extern CK_FUNCTION_LIST chaos_list_v2;
-extern CK_FUNCTION_LIST_3_0 chaos_list_v3;
+/* dispatch.c, hooks.c, objects.c, vendor_info.c, module.c, entry.c: our own functions */
 #define FUNCTION(version, scope, make, name, parameters, arguments) CK_RV chaos_##name parameters;
 #include "functions.def"
 #undef FUNCTION
 
-/* module.c */
+/* settings.c */
 enum chaos_state { CHAOS_DOWN, CHAOS_UP, CHAOS_ENDING };
 extern _Atomic int chaos_state;
 extern atomic_uint_fast64_t chaos_inside; /* calls between enter and leave */
 extern const struct chaos_settings *_Atomic chaos_settings;
 extern struct chaos_config chaos_config; /* seed and profile_dir; the rest is handed on at C_Initialize */
 bool chaos_settings_replace(const struct chaos_settings *settings);
-bool chaos_preload(void); /* loads the module that the environment names, if it can */
+void chaos_settings_reset(bool free_them);
+
+/* module.c */
+/* C_Initialize, and as much of it as the environment allows before it; `version` receives that of the wrapped module. */
+CK_RV chaos_initialize(void *init_args, CK_VERSION *version);
+bool chaos_preload(CK_VERSION *version); /* loads the module that the environment names, if it can */
 
 /* control.c, command.c */
 bool chaos_control_start(const char *path, struct chaos_error *error);

@@ -1,27 +1,6 @@
-/* The wrappers that functions.def describes, and the function lists that clients get. */
-#include <string.h>
-
+/* The wrappers that functions.def describes in full: enter, call the wrapped module, leave. The others are in hooks.c,
+ * objects.c, vendor_info.c, module.c and entry.c. */
 #include "chaos.h"
-
-const char *const chaos_function_names[CHAOS_FUNCTIONS] = {
-#define FUNCTION(version, scope, make, name, parameters, arguments) [CHAOS_##name] = #name,
-#include "functions.def"
-#undef FUNCTION
-};
-
-const enum chaos_scope chaos_function_scopes[CHAOS_FUNCTIONS] = {
-#define FUNCTION(version, scope, make, name, parameters, arguments) [CHAOS_##name] = SCOPE_##scope,
-#include "functions.def"
-#undef FUNCTION
-};
-
-enum chaos_function chaos_function_of_name(const char *name) {
-    int function = 0;
-    while (function < CHAOS_FUNCTIONS && strcmp(chaos_function_names[function], name) != 0) {
-        function++;
-    }
-    return (enum chaos_function)function;
-}
 
 #define OBJECT(given) chaos_object(&call, given)
 #define FIRST_MODULE
@@ -36,19 +15,3 @@ enum chaos_function chaos_function_of_name(const char *name) {
 #define FUNCTION(version, scope, make, name, parameters, arguments) MAKE_##make(scope, name, parameters, arguments)
 #include "functions.def"
 #undef FUNCTION
-
-#define IN_V2_V2(name) .name = chaos_##name,
-#define IN_V2_V3(name)
-CK_FUNCTION_LIST chaos_list_v2 = {
-    .version = {2, 40},
-#define FUNCTION(version, scope, make, name, parameters, arguments) IN_V2_##version(name)
-#include "functions.def"
-#undef FUNCTION
-};
-
-CK_FUNCTION_LIST_3_0 chaos_list_v3 = {
-    .version = {3, 0},
-#define FUNCTION(version, scope, make, name, parameters, arguments) .name = chaos_##name,
-#include "functions.def"
-#undef FUNCTION
-};

@@ -1,13 +1,9 @@
-/* The wrapped module: loading it, its functions, its interfaces. */
+/* The wrapped module: loading it, and the table of its functions. What clients get in their place is in entry.c. */
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "chaos.h"
-
-#define EXPORT __attribute__((visibility("default")))
-#define INTERFACES 32
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -22,9 +18,6 @@
 struct chaos_wrapped chaos_wrapped;
 static atomic_bool loaded;
 static char loaded_path[CHAOS_PATH];
-static CK_VERSION version;
-static CK_C_GetInterfaceList interface_list;
-static CK_C_GetInterface interface;
 
 bool chaos_wrapped_loaded(void) {
     return atomic_load_explicit(&loaded, memory_order_acquire);
@@ -40,19 +33,19 @@ static bool is_ours(void *library) {
     Dl_info ours;
     Dl_info theirs;
     void *symbol = dlsym(library, "C_GetFunctionList");
-    return dladdr(&chaos_list_v2, &ours) != 0 && dladdr(symbol, &theirs) != 0 && ours.dli_fbase == theirs.dli_fbase;
+    return dladdr(&chaos_wrapped, &ours) != 0 && dladdr(symbol, &theirs) != 0 && ours.dli_fbase == theirs.dli_fbase;
 }
 
 /* The wrapped module's interfaces. openCryptoki 3.23 fills three places and leaves the count as it was: hence the count is
  * asked for first, and what was not filled does not count. */
-static CK_RV their_interfaces(CK_INTERFACE list[INTERFACES], CK_ULONG *count) {
+CK_RV chaos_wrapped_interfaces(CK_INTERFACE list[CHAOS_INTERFACES], CK_ULONG *count) {
     *count = 0;
-    if (interface_list(NULL, count) != CKR_OK || *count > INTERFACES) {
-        *count = INTERFACES;
+    if (chaos_wrapped.list_interfaces(NULL, count) != CKR_OK || *count > CHAOS_INTERFACES) {
+        *count = CHAOS_INTERFACES;
     }
-    memset(list, 0, INTERFACES * sizeof *list);
-    CK_RV rv = interface_list(list, count);
-    *count = *count < INTERFACES ? *count : INTERFACES;
+    memset(list, 0, CHAOS_INTERFACES * sizeof *list);
+    CK_RV rv = chaos_wrapped.list_interfaces(list, count);
+    *count = *count < CHAOS_INTERFACES ? *count : CHAOS_INTERFACES;
     while (*count > 0 && list[*count - 1].pFunctionList == NULL) {
         (*count)--;
     }
@@ -60,10 +53,11 @@ static CK_RV their_interfaces(CK_INTERFACE list[INTERFACES], CK_ULONG *count) {
 }
 
 static const CK_FUNCTION_LIST_3_0 *best_v3(void) {
-    CK_INTERFACE list[INTERFACES];
+    CK_INTERFACE list[CHAOS_INTERFACES];
     CK_ULONG count;
     const CK_FUNCTION_LIST_3_0 *best = NULL;
-    if (interface_list == NULL || interface == NULL || their_interfaces(list, &count) != CKR_OK) {
+    if (chaos_wrapped.list_interfaces == NULL || chaos_wrapped.get_interface == NULL ||
+        chaos_wrapped_interfaces(list, &count) != CKR_OK) {
         return NULL;
     }
     for (CK_ULONG i = 0; i < count; i++) {
@@ -87,7 +81,7 @@ static void take_functions(const CK_FUNCTION_LIST *v2, const CK_FUNCTION_LIST_3_
 
 /* Never unloaded again: modules leave exit handlers and thread-local destructors behind that must still find their
  * code, and other threads may be inside. */
-bool chaos_wrapped_load(const char *path, struct chaos_error *error) {
+bool chaos_wrapped_load(const char *path, CK_VERSION *version, struct chaos_error *error) {
     if (chaos_wrapped_loaded() && strcmp(path, loaded_path) == 0) {
         return true;
     }
@@ -114,132 +108,11 @@ bool chaos_wrapped_load(const char *path, struct chaos_error *error) {
                        rv);
         return false;
     }
-    find(library, "C_GetInterfaceList", &interface_list);
-    find(library, "C_GetInterface", &interface);
+    find(library, "C_GetInterfaceList", &chaos_wrapped.list_interfaces);
+    find(library, "C_GetInterface", &chaos_wrapped.get_interface);
     take_functions(v2, best_v3());
-    version = v2->version;
-    chaos_list_v2.version = version;
+    *version = v2->version;
     (void)snprintf(loaded_path, sizeof loaded_path, "%s", path);
     atomic_store_explicit(&loaded, true, memory_order_release);
     return true;
-}
-
-/* ---- function lists and interfaces
- * ----------------------------------------------------------------------------------------
- *
- * They may be asked for before C_Initialize, when only the environment can tell which module is wrapped. If it does
- * not, the client gets the 2.40 list alone.
- */
-
-CK_RV chaos_C_GetFunctionList(CK_FUNCTION_LIST **list) {
-    if (list == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    (void)chaos_preload();
-    *list = &chaos_list_v2;
-    return CKR_OK;
-}
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static char standard_name[] = "PKCS 11";
-static CK_INTERFACE own = {standard_name, &chaos_list_v2, 0};
-
-/* What a client gets in place of one of the wrapped module's interfaces; kept, because clients keep the pointer. */
-static struct {
-    void *of;
-    CK_INTERFACE interface;
-    CK_FUNCTION_LIST_3_0 list;
-} wrapped_interfaces[INTERFACES];
-static size_t interface_count;
-
-/* Standard interfaces get our functions. Others are passed on untouched: their lists have a form that we don't know. A
- * 3.x list has the form of 3.0 up to 3.1; a later one is offered as 3.1. */
-static CK_INTERFACE *ours(const CK_INTERFACE *theirs) {
-    CK_INTERFACE *result = NULL;
-    (void)pthread_mutex_lock(&lock);
-    for (size_t i = 0; i < interface_count && result == NULL; i++) {
-        if (wrapped_interfaces[i].of == theirs->pFunctionList) {
-            result = &wrapped_interfaces[i].interface;
-        }
-    }
-    if (result == NULL && interface_count < INTERFACES) {
-        size_t i = interface_count++;
-        wrapped_interfaces[i].of = theirs->pFunctionList;
-        wrapped_interfaces[i].interface = *theirs;
-        result = &wrapped_interfaces[i].interface;
-        const CK_VERSION *have = theirs->pFunctionList;
-        bool standard = theirs->pInterfaceName != NULL && have != NULL &&
-                        strcmp((const char *)theirs->pInterfaceName, standard_name) == 0;
-        if (standard && have->major == 2) {
-            result->pFunctionList = &chaos_list_v2;
-        } else if (standard && have->major == 3) {
-            wrapped_interfaces[i].list = chaos_list_v3;
-            wrapped_interfaces[i].list.version = (CK_VERSION){3, have->minor > 1 ? 1 : have->minor};
-            result->pFunctionList = &wrapped_interfaces[i].list;
-        }
-    }
-    (void)pthread_mutex_unlock(&lock);
-    return result;
-}
-
-CK_RV chaos_C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
-    if (count == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (chaos_preload() && interface_list != NULL) {
-        CK_INTERFACE theirs[INTERFACES];
-        CK_ULONG room = *count;
-        CK_RV rv = their_interfaces(theirs, count);
-        if (rv != CKR_OK || list == NULL) {
-            return rv;
-        }
-        if (room < *count) {
-            return CKR_BUFFER_TOO_SMALL;
-        }
-        for (CK_ULONG i = 0; i < *count; i++) {
-            const CK_INTERFACE *mine = ours(&theirs[i]);
-            list[i] = mine != NULL ? *mine : theirs[i];
-        }
-        return rv;
-    }
-    CK_RV rv = list != NULL && *count < 1 ? CKR_BUFFER_TOO_SMALL : CKR_OK;
-    if (rv == CKR_OK && list != NULL) {
-        *list = own;
-    }
-    *count = 1;
-    return rv;
-}
-
-CK_RV chaos_C_GetInterface(CK_BYTE *name, CK_VERSION *wanted, CK_INTERFACE **found, CK_FLAGS flags) {
-    if (found == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (chaos_preload() && interface != NULL) {
-        CK_RV rv = interface(name, wanted, found, flags);
-        CK_INTERFACE *mine = rv == CKR_OK && *found != NULL ? ours(*found) : NULL;
-        *found = mine != NULL ? mine : *found;
-        return rv;
-    }
-    bool named = name == NULL || strcmp((const char *)name, standard_name) == 0;
-    bool versioned = wanted == NULL ||
-                     (wanted->major == chaos_list_v2.version.major && wanted->minor == chaos_list_v2.version.minor);
-    if (!named || !versioned || (flags & ~own.flags) != 0) {
-        return CKR_FUNCTION_FAILED;
-    }
-    *found = &own;
-    return CKR_OK;
-}
-
-/* The exported names lead to ours and never the other way: a program may have another module's C_GetFunctionList among
- * its global symbols. */
-EXPORT CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
-    return chaos_C_GetFunctionList(list);
-}
-
-EXPORT CK_RV C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
-    return chaos_C_GetInterfaceList(list, count);
-}
-
-EXPORT CK_RV C_GetInterface(CK_BYTE *name, CK_VERSION *wanted, CK_INTERFACE **found, CK_FLAGS flags) {
-    return chaos_C_GetInterface(name, wanted, found, flags);
 }
