@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
@@ -81,34 +80,6 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
                         "sessions: %u and the login session are more than the token's limit of %llu", options->workers,
                         (unsigned long long)engine->token.max_sessions);
     }
-    return HSM_OK;
-}
-
-hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement) {
-    hsm_worker *worker = &engine->workers[index];
-    worker->engine = engine;
-    worker->index = index;
-    worker->replacement = replacement;
-    worker->record = hsm_area_worker(engine->area, index);
-    if (worker->message == NULL) {
-        worker->message = hsm_alloc(engine->area->max_message);
-    }
-    if (worker->message == NULL) {
-        return HSM_OUT_OF_MEMORY;
-    }
-    /* Signals are the application's: a worker must not be interrupted inside the module. */
-    sigset_t all;
-    sigset_t before;
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int code = pthread_create(&worker->thread, NULL, hsm_worker_main, worker);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code != 0) {
-        errno = code;
-        return HSM_SYSTEM;
-    }
-    atomic_store(&worker->thread_state, HSM_THREAD_STARTED);
-    hsm_count(HSM_RESOURCE_THREAD, 1);
     return HSM_OK;
 }
 

@@ -124,8 +124,15 @@ struct hsm_engine {
     hsm_worker *workers;
 };
 
-/* The thread function of a worker; `argument` is its hsm_worker. */
+/* worker.c: the thread function of a worker; `argument` is its hsm_worker. */
 void *hsm_worker_main(void *argument);
+
+/* thread.c: start the worker at this place; join one whose thread has ended or is about to. */
+hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement);
+void hsm_worker_reap(hsm_worker *worker);
+
+/* session.c */
+
 /* Open the worker's session, if it has none. */
 hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error);
 void hsm_worker_close(hsm_worker *worker);
@@ -133,17 +140,30 @@ void hsm_worker_close(hsm_worker *worker);
 bool hsm_worker_catch_up(hsm_worker *worker);
 /* The key's handle in this worker's session. */
 hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome);
+/* Wait outside the module until its gate is open, and go in. */
+void hsm_worker_wait_at_gate(hsm_worker *worker, uint64_t now);
 
-/* Go into the module: marks the worker as inside, waiting first while the module is initialized anew. */
-void hsm_worker_enter(hsm_worker *worker, uint64_t now);
-void hsm_worker_leave(hsm_worker *worker);
-/* Join a worker whose thread has ended or is about to. */
-void hsm_worker_reap(hsm_worker *worker);
-/* Start the worker at this place. */
-hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement);
+/* Go into the module: marks the worker as inside, waiting first while the module is initialized again. */
+static inline void hsm_worker_enter(hsm_worker *worker, uint64_t now) {
+    /* An exchange, not a store: the thread that closes the gate sees this worker inside, or this one sees the gate closed. */
+    (void)atomic_exchange(&worker->record->call_started_ns, now);
+    if (atomic_load(&worker->engine->gate) != 0) {
+        hsm_worker_wait_at_gate(worker, now);
+    }
+}
+
+static inline void hsm_worker_leave(hsm_worker *worker) {
+    atomic_store_explicit(&worker->record->call_started_ns, 0, memory_order_release);
+}
+
+/* wake.c */
 
 /* Whether the client is to be woken at once for a request that was begun and completed at these times; see hsm_notify. */
 bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
+/* Tell the client that completions wait: at once if `urgent`, else when the oldest of them has waited for the
+ * coalescing time. It is the workers that notice that, at their next completion; should they all hang, a timer of the
+ * kernel's, set a few times as long, does. Any worker; counts into `record`. */
+void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record);
 
 /* Take the lock `control`, and give it back: then the PIN is wiped if the engine was stopped meanwhile. */
 void hsm_engine_lock(hsm_engine *engine);

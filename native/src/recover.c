@@ -16,7 +16,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "key.h"
 #include "token.h"
 
 #define MS UINT64_C(1000000)
@@ -34,32 +33,6 @@
 #define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
-
-hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
-                             hsm_error *error) {
-    hsm_engine_key *own = &engine->keys[place];
-    hsm_key_record *pinned = &engine->area->shared->keys[place];
-    /* The id is the key's identity on the token; its label may be shared by its successors. */
-    hsm_key_selector selector = {
-        .label = own->id_len > 0 ? NULL : own->label,
-        .id = own->id_len > 0 ? own->id : NULL,
-        .id_len = own->id_len,
-        .handle = own->fixed_handle,
-        .algorithm = (hsm_algorithm)pinned->algorithm,
-        .public_key = pinned->public_key,
-        .public_key_len = pinned->public_key_len,
-    };
-    hsm_key_info info;
-    hsm_status status = hsm_key_find(engine->p11, session, &selector, handle, &info, error);
-    bool other_key = status == HSM_KEY_MISMATCH || status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED;
-    /* What a module returned is a failure of the search; only what was read and compared is another key. */
-    if (other_key && error->ckr == CKR_OK) {
-        /* Another key answers to this name: nothing may be signed with it, now or later. */
-        atomic_store(&pinned->state, HSM_KEY_MISMATCHED);
-        return HSM_KEY_MISMATCH;
-    }
-    return status;
-}
 
 /* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is not there, or that signs nothing
  * any more: only what the token is to blame for is a failure. Call with `control` held. */

@@ -31,7 +31,7 @@ CHAOS = BIN / "libhsmcore_chaos.so"
 NOOP = BIN / "libhsmcore_noop.so"
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 NSS = Path("/usr/lib/x86_64-linux-gnu/libsoftokn3.so")
-PROFILES = ROOT / "native" / "chaos" / "profiles"
+PROFILES = ROOT / "bench" / "native" / "chaos" / "profiles"
 PIN = b"1234"
 
 CKR_OK = 0x00
@@ -57,7 +57,7 @@ CKM_EDDSA = 0x1057
 SESSION_FLAGS = 0x4 | 0x2
 
 FUNCTIONS = re.findall(
-    r"^FUNCTION\((V\d), (\w+), \w+, (C_\w+)", (ROOT / "native/chaos/functions.def").read_text(), re.MULTILINE
+    r"^FUNCTION\((V\d), (\w+), \w+, (C_\w+)", (ROOT / "bench/native/chaos/functions.def").read_text(), re.MULTILINE
 )
 
 

@@ -202,7 +202,7 @@ class TestDevices:
         assert (inside.strip(), slack.read_text()) == ("1", before)
 
 
-PROFILES = Path(__file__).parents[2] / "native" / "chaos" / "profiles"
+PROFILES = Path(__file__).parents[2] / "bench" / "native" / "chaos" / "profiles"
 
 
 def child(script: str) -> Child:

@@ -1,7 +1,7 @@
 """`python -m hsmcore_bench.load.facade`: requests through `await km.sign(message)`, a task for each, as sequencers do.
 
-Speaks as native/load/main.c does: settings as one line of JSON, {"ready": …}, "go NANOSECONDS", a line each interval,
-and stays until its input ends.
+Speaks as bench/native/load/main.c does: settings as one line of JSON, {"ready": …}, "go NANOSECONDS", a line each
+interval, and stays until its input ends.
 A timer of the kernel's wakes the loop for the next planned start, to the microsecond.
 """
 

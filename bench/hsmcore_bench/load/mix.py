@@ -105,7 +105,7 @@ def table_of(kinds: Sequence[Kind], seed: int) -> list[int]:
 
 
 class Messages:
-    """Makes the message of each request from its number. As native/load/messages.c."""
+    """Makes the message of each request from its number. As bench/native/load/messages.c."""
 
     __slots__ = ("_pool", "_salt", "_table")
 

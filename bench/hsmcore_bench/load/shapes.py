@@ -97,7 +97,8 @@ class Random:
 
 def starts(segments: Sequence[Segment], *, phase: float = 0.0, poisson: bool = False, seed: int = 0) -> Iterator[int]:
     """The planned starts in nanoseconds from the beginning: the n-th one is where the integral of the rate reaches n +
-    `phase`; with `poisson`, where the n-th event of a Poisson process of that rate falls. As native/load/plan.c."""
+    `phase`; with `poisson`, where the n-th event of a Poisson process of that rate falls. As
+    bench/native/load/plan.c."""
     random = Random(seed)
     target = random.pause() if poisson else phase
     before = began = 0.0

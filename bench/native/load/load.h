@@ -3,7 +3,7 @@
  *
  * ring.c drives the engine through its rings; raw.c is the reference: PKCS#11 in plain threads, without the engine.
  * main.c has the protocol on standard input and output, settings.c the settings, plan.c the planned starts, messages.c
- * what is signed, tally.c what is counted. Times are nanoseconds of CLOCK_MONOTONIC.
+ * what is signed, tally.c what is counted, base.c what all of them need. Times are nanoseconds of CLOCK_MONOTONIC.
  */
 #ifndef HSM_LOAD_H
 #define HSM_LOAD_H
@@ -23,6 +23,15 @@
 #define LOAD_MIN_MESSAGE 8   /* bytes: the request's number, which makes every message another one */
 #define LOAD_NAP 50000000U   /* ns: nobody sleeps longer without a look whether the run was ended */
 #define LOAD_NAMED_ERRORS 64 /* statuses that are told apart */
+
+/* ---- base.c ---- */
+
+/* Say on standard error what went wrong, and end with exit code 1. */
+_Noreturn void load_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Zeroed memory; never NULL. */
+void *load_alloc(size_t size);
+/* Sleep until `when` or the end of a nap, whichever comes first. */
+void load_sleep_until(uint64_t when);
 
 /* ---- settings ---- */
 
@@ -179,12 +188,5 @@ typedef struct load_way {
 
 extern const load_way load_ring;
 extern const load_way load_raw;
-
-/* Say on standard error what went wrong, and end with exit code 1. */
-_Noreturn void load_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* Zeroed memory; never NULL. */
-void *load_alloc(size_t size);
-/* Sleep until `when` or the end of a nap, whichever comes first. */
-void load_sleep_until(uint64_t when);
 
 #endif

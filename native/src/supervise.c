@@ -1,14 +1,6 @@
 /* Looking after workers whose call has overrun: they are quarantined, and others take their place. */
 #include "engine.h"
 
-void hsm_worker_reap(hsm_worker *worker) {
-    if (atomic_load(&worker->thread_state) != HSM_THREAD_NONE) {
-        (void)pthread_join(worker->thread, NULL);
-        hsm_count(HSM_RESOURCE_THREAD, -1);
-        atomic_store(&worker->thread_state, HSM_THREAD_NONE);
-    }
-}
-
 /* Start a worker in a free place. Returns false if there is none. Call with `state` held. */
 static bool replace(hsm_engine *engine) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {

@@ -8,12 +8,6 @@
 #define NS_PER_S INT64_C(1000000000)
 #define SLICE_NS (50 * INT64_C(1000000)) /* how late C_Finalize may be noticed */
 
-int64_t chaos_now(void) {
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * NS_PER_S + now.tv_nsec;
-}
-
 /* A standard normal variable (Box and Muller) from one random word. */
 static double normal(uint64_t random) {
     double u = 1 - chaos_unit(random);

@@ -7,11 +7,13 @@
  * module.c    C_Initialize, C_Finalize, what a fork does      wrapped.c   the wrapped module and its interfaces
  * call.c      enter and leave                                 hooks.c     the wrappers that look at arguments
  * session.c   which session is on which slot, which is dead   slot.c      slots, their servers, absent tokens
- * fault.c     which call is struck                            strike.c    what a fault does
- * impostor.c  another key, for two of the faults              alias.c     recycled object handles
+ * fault.c     which call is struck                            effect.c    what a fault does
+ * other_key.c another key, for two of the faults              handles.c   recycled object handles
  * latency.c   distributions, clocks                           schedule.c  generator, call numbers, hung calls
- * manners.c   what a vendor's module refuses                  looks.c     what it shows otherwise
- * objects.c   the wrappers that make and read objects         polite.c    manners from JSON
+ * vendor.c    what a vendor's module refuses                  vendor_info.c     what it shows otherwise
+ * objects.c   the wrappers that make and read objects         vendor_json.c    manners from JSON
+ * settings.c  what all calls look at                          clock.c     the clock
+ * entry.c     lists and interfaces                            functions.c names of functions
  * config.c, parse.c, json.c: the JSON file                    control.c, command.c: the socket
  */
 #ifndef HSMCORE_CHAOS_H
@@ -25,7 +27,7 @@
 #include <p11-kit/pkcs11.h>
 
 #include "functions.h"
-#include "manners.h"
+#include "vendor.h"
 
 /* ---- faults --------------------------------------------------------------------------------------------------------
  */
@@ -228,7 +230,7 @@ struct chaos_call {
 bool chaos_enter(struct chaos_call *call); /* false: answer call->rv */
 CK_RV chaos_leave(struct chaos_call *call, CK_RV rv);
 
-/* fault.c, strike.c */
+/* fault.c, effect.c */
 bool chaos_fault_pick(const struct chaos_call *call, struct chaos_effect *effect);
 bool chaos_strike(struct chaos_call *call, const struct chaos_effect *effect); /* false: answer call->rv */
 void chaos_alter_signature(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
@@ -243,18 +245,18 @@ void chaos_faults_clear(void);
 void chaos_faults_reset(bool free_them);
 void chaos_random_set(struct chaos_random *random); /* takes it over */
 
-/* impostor.c: both answer false, and say so in the log, if the token has no other key of that type and makes none. */
+/* other_key.c: both answer false, and say so in the log, if the token has no other key of that type and makes none. */
 bool chaos_impostor_sign(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
                          CK_ULONG *signature_len);
 bool chaos_impostor_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK_OBJECT_HANDLE *other);
 
-/* alias.c: handles as the client has them, and those of the wrapped module. */
+/* handles.c: handles as the client has them, and those of the wrapped module. */
 CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE given);
 void chaos_objects_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count);
 void chaos_object_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other);
 void chaos_objects_reset(void);
 
-/* manners.c: CKR_OK, or the refusal, which the log has. */
+/* vendor.c: CKR_OK, or the refusal, which the log has. */
 CK_RV chaos_refused(const struct chaos_call *call);
 CK_RV chaos_refused_session(const struct chaos_call *call, CK_FLAGS flags);
 CK_RV chaos_refused_template(const struct chaos_call *call, const CK_ATTRIBUTE *rows, CK_ULONG count);
@@ -264,12 +266,14 @@ CK_RV chaos_translated(const struct chaos_call *call, CK_MECHANISM **mechanism, 
 /* The user with that PIN, or NULL. */
 const struct chaos_user *chaos_user_of(const CK_BYTE *pin, CK_ULONG length);
 
-/* looks.c */
+/* vendor_info.c */
 const struct chaos_slot_looks *chaos_looks(CK_SLOT_ID slot); /* NULL: as it is */
 void chaos_look_slot(const struct chaos_slot_looks *looks, CK_SLOT_INFO *info);
 
-/* latency.c, schedule.c */
+/* clock.c: nanoseconds of CLOCK_MONOTONIC */
 int64_t chaos_now(void);
+
+/* latency.c, schedule.c */
 int64_t chaos_latency_draw(const struct chaos_latency *latency, uint64_t random, uint64_t size);
 void chaos_sleep_until(int64_t deadline); /* cut short by C_Finalize */
 uint64_t chaos_draw(uint64_t seed, uint64_t stream, uint64_t number);
@@ -280,24 +284,39 @@ uint64_t chaos_hung(void);
 void chaos_hang_reset(void);
 
 /* wrapped.c */
-bool chaos_wrapped_load(const char *path, struct chaos_error *error);
+/* One pointer per function; never NULL: what the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
+#define CHAOS_INTERFACES 32
+struct chaos_wrapped {
+    CK_C_GetInterfaceList list_interfaces; /* NULL: a module of 2.40 */
+    CK_C_GetInterface get_interface;       /* the same */
+#define FUNCTION(version, scope, make, name, parameters, arguments) CK_##name name;
+#include "functions.def"
+#undef FUNCTION
+};
+extern struct chaos_wrapped chaos_wrapped;
+bool chaos_wrapped_load(const char *path, CK_VERSION *version, struct chaos_error *error);
 bool chaos_wrapped_loaded(void);
+/* Its interfaces, at most CHAOS_INTERFACES of them. Only where `list_interfaces` is not NULL. */
+CK_RV chaos_wrapped_interfaces(CK_INTERFACE list[CHAOS_INTERFACES], CK_ULONG *count);
 
-/* dispatch.c, hooks.c */
-extern CK_FUNCTION_LIST chaos_list_v2;
-extern CK_FUNCTION_LIST_3_0 chaos_list_v3;
+/* dispatch.c, hooks.c, objects.c, vendor_info.c, module.c, entry.c: our own functions */
 #define FUNCTION(version, scope, make, name, parameters, arguments) CK_RV chaos_##name parameters;
 #include "functions.def"
 #undef FUNCTION
 
-/* module.c */
+/* settings.c */
 enum chaos_state { CHAOS_DOWN, CHAOS_UP, CHAOS_ENDING };
 extern _Atomic int chaos_state;
 extern atomic_uint_fast64_t chaos_inside; /* calls between enter and leave */
 extern const struct chaos_settings *_Atomic chaos_settings;
 extern struct chaos_config chaos_config; /* seed and profile_dir; the rest is handed on at C_Initialize */
 bool chaos_settings_replace(const struct chaos_settings *settings);
-bool chaos_preload(void); /* loads the module that the environment names, if it can */
+void chaos_settings_reset(bool free_them);
+
+/* module.c */
+/* C_Initialize, and as much of it as the environment allows before it; `version` receives that of the wrapped module. */
+CK_RV chaos_initialize(void *init_args, CK_VERSION *version);
+bool chaos_preload(CK_VERSION *version); /* loads the module that the environment names, if it can */
 
 /* control.c, command.c */
 bool chaos_control_start(const char *path, struct chaos_error *error);

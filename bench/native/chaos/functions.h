@@ -17,14 +17,6 @@ enum chaos_function {
 
 enum chaos_scope { SCOPE_MODULE, SCOPE_SLOT, SCOPE_SESSION };
 
-/* One pointer per function; never NULL: what the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
-struct chaos_wrapped {
-#define FUNCTION(version, scope, make, name, parameters, arguments) CK_##name name;
-#include "functions.def"
-#undef FUNCTION
-};
-extern struct chaos_wrapped chaos_wrapped;
-
 extern const char *const chaos_function_names[CHAOS_FUNCTIONS];
 extern const enum chaos_scope chaos_function_scopes[CHAOS_FUNCTIONS];
 enum chaos_function chaos_function_of_name(const char *name); /* CHAOS_FUNCTIONS if there is none */

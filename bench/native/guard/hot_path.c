@@ -6,7 +6,7 @@
  * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the digest
  * that a record needs), cache-hit, cache-miss (lookup, fill, eviction), audit-line.
  */
-#include "../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
+#include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -10,7 +10,7 @@
 /* The folder "profiles" next to this shared object. */
 static void default_profile_dir(char out[CHAOS_PATH]) {
     Dl_info info;
-    const char *file = dladdr(&chaos_list_v2, &info) != 0 && info.dli_fname != NULL ? info.dli_fname : "";
+    const char *file = dladdr(&chaos_config, &info) != 0 && info.dli_fname != NULL ? info.dli_fname : "";
     const char *slash = strrchr(file, '/');
     int folder = slash == NULL ? 1 : (int)(slash - file);
     (void)snprintf(out, CHAOS_PATH, "%.*s/profiles", folder, slash == NULL ? "." : file);

@@ -47,7 +47,7 @@ bool chaos_parse_capacity(const struct chaos_reader *reader, struct chaos_capaci
 bool chaos_get_ckr(const struct chaos_reader *reader, const char *key, CK_RV *out);
 bool chaos_function_named(const struct chaos_reader *reader, const char *name, enum chaos_function *out);
 
-/* polite.c: the fields of a vendor's manners, each of which replaces what is there. */
+/* vendor_json.c: the fields of a vendor's manners, each of which replaces what is there. */
 #define CHAOS_MANNERS_FIELDS                                                                                           \
     "denied", "sessions", "attributes", "curves", "mechanisms", "library", "slots", "users", "handlesPerSession",      \
         "handlesAtLogin"

@@ -10,36 +10,9 @@
 #define CONFIG_VARIABLE "HSMCORE_CHAOS_CONFIG"
 #define DRAIN_NS (INT64_C(5) * 1000000000)
 
-_Atomic int chaos_state = CHAOS_DOWN;
-atomic_uint_fast64_t chaos_inside;
-const struct chaos_settings *_Atomic chaos_settings;
-struct chaos_config chaos_config;
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* C_Initialize, C_Finalize, loading */
 static bool forked;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-/* ---- settings
- * ---------------------------------------------------------------------------------------------------------- */
-
-/* Replaced settings are kept until C_Finalize: a call may be looking at them. */
-static struct kept {
-    struct kept *next;
-    struct chaos_settings settings;
-} *kept;
-
-/* Called by C_Initialize and by the control thread, which are never at work at the same time. */
-bool chaos_settings_replace(const struct chaos_settings *settings) {
-    struct kept *next = malloc(sizeof *next);
-    if (next == NULL) {
-        return false;
-    }
-    next->settings = *settings;
-    next->next = kept;
-    kept = next;
-    atomic_store_explicit(&chaos_settings, &next->settings, memory_order_release);
-    return true;
-}
 
 /* Back to nothing. With `free_them` false the memory is left alone, because a call may still be in there. */
 static void reset(bool free_them) {
@@ -48,13 +21,7 @@ static void reset(bool free_them) {
     chaos_faults_reset(free_them);
     chaos_objects_reset();
     chaos_hang_reset();
-    atomic_store(&chaos_settings, NULL);
-    while (free_them && kept != NULL) {
-        struct kept *next = kept->next;
-        free(kept);
-        kept = next;
-    }
-    kept = NULL;
+    chaos_settings_reset(free_them);
 }
 
 /* ---- fork
@@ -109,7 +76,7 @@ static CK_RV refuse(const char *reason) {
     return CKR_GENERAL_ERROR;
 }
 
-static CK_RV load(const char *path) {
+static CK_RV load(const char *path, CK_VERSION *version) {
     struct chaos_error error = {""};
     if (path[0] == '\0') {
         return refuse("no configuration: name a file in " CONFIG_VARIABLE " or in pReserved as \"config=/path\"");
@@ -117,7 +84,7 @@ static CK_RV load(const char *path) {
     if (!chaos_config_load(path, &chaos_config, &error)) {
         return refuse(error.text);
     }
-    if (!chaos_wrapped_load(chaos_config.module, &error)) {
+    if (!chaos_wrapped_load(chaos_config.module, version, &error)) {
         struct chaos_error full;
         (void)snprintf(full.text, sizeof full.text, "%.128s: %.880s", path, error.text);
         chaos_config_free(&chaos_config);
@@ -137,7 +104,7 @@ static bool arm(void) {
     return chaos_settings_replace(&chaos_config.settings);
 }
 
-static CK_RV initialize(const CK_C_INITIALIZE_ARGS *given) {
+static CK_RV initialize(const CK_C_INITIALIZE_ARGS *given, CK_VERSION *version) {
     char path[CHAOS_PATH];
     const char *rest = NULL;
     forget_parent();
@@ -147,7 +114,7 @@ static CK_RV initialize(const CK_C_INITIALIZE_ARGS *given) {
     if (!take_reserved(given != NULL ? given->pReserved : NULL, path, &rest)) {
         return refuse("the configuration's path is too long");
     }
-    CK_RV rv = load(path);
+    CK_RV rv = load(path, version);
     if (rv != CKR_OK) {
         return rv;
     }
@@ -181,10 +148,10 @@ static CK_RV initialize(const CK_C_INITIALIZE_ARGS *given) {
     return CKR_OK;
 }
 
-CK_RV chaos_C_Initialize(void *init_args) {
+CK_RV chaos_initialize(void *init_args, CK_VERSION *version) {
     (void)pthread_once(&once, prepare_once);
     (void)pthread_mutex_lock(&lock);
-    CK_RV rv = initialize(init_args);
+    CK_RV rv = initialize(init_args, version);
     if (rv != CKR_OK && rv != CKR_CRYPTOKI_ALREADY_INITIALIZED) {
         chaos_log_close();
     }
@@ -194,7 +161,7 @@ CK_RV chaos_C_Initialize(void *init_args) {
 
 /* So that version and interfaces are the wrapped module's before C_Initialize. What is wrong with the configuration,
  * C_Initialize says. */
-bool chaos_preload(void) {
+bool chaos_preload(CK_VERSION *version) {
     if (chaos_wrapped_loaded()) {
         return true;
     }
@@ -203,7 +170,7 @@ bool chaos_preload(void) {
     struct chaos_config *config = path == NULL ? NULL : malloc(sizeof *config);
     struct chaos_error error;
     if (config != NULL && !chaos_wrapped_loaded() && chaos_config_load(path, config, &error)) {
-        (void)chaos_wrapped_load(config->module, &error);
+        (void)chaos_wrapped_load(config->module, version, &error);
         chaos_config_free(config);
     }
     if (config != NULL) {
