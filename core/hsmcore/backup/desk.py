@@ -10,6 +10,7 @@ from hsmcore.backup.drill import prove, restore
 from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.backup.places import Place
 from hsmcore.control import ControlPlane, KeyRecord
+from hsmcore.control.locked import LockedKey
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
 from hsmcore.state import StoredKey
 from hsmcore.state.backups import BackupRow
@@ -76,8 +77,6 @@ async def put_back(
 def opens(statement: Statement, recovery: bytearray) -> bool:
     """Whether a recovery key (wiped) opens a sealed backup, and the key in it is the one that the backup names. Nothing
     is imported."""
-    from hsmcore.members.locked import LockedKey
-
     try:
         key = LockedKey("backup", (statement.payload, recovery))
     except HsmError:
