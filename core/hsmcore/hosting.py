@@ -6,7 +6,6 @@ Nothing here blocks the event loop. The native core finds calls that overran; th
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -33,12 +32,6 @@ PAUSE_FIRST_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
 Blocking = Callable[[Callable[[], str | None]], Awaitable[str | None]]
-
-
-def child_environment(hidden: frozenset[str]) -> list[bytes]:
-    """This process's environment as NAME=value, without the variables that hold secrets."""
-    unwanted = {os.fsencode(name) for name in hidden}
-    return [name + b"=" + value for name, value in os.environb.items() if name not in unwanted]
 
 
 class Warden:

@@ -13,6 +13,7 @@ from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
+from hsmcore.control.process import child_environment
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
@@ -130,7 +131,7 @@ class Pkcs11Member:
                 patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
                 host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
-                environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,
+                environment=child_environment(self._hidden_variables) if self._isolated else None,
                 memory_limit=settings.host_memory_limit_bytes or 0,
                 host_timeout=settings.start_timeout_ms / 1e3,
             )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Final
 
-from hsmcore import hosting
 from hsmcore.config import Pkcs11Settings
-from hsmcore.control.process import Child, ChildLost
+from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import TokenSelector
 from hsmcore.errors import HsmError, error_of
 from hsmcore.probe.context import Question
@@ -22,7 +21,7 @@ def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) ->
 
     Blocks: a child process loads the module, without logging in and without the environment variables `hidden`.
     Raises HsmError."""
-    variables = (line.partition(b"=") for line in hosting.child_environment(hidden))
+    variables = (line.partition(b"=") for line in child_environment(hidden))
     try:
         with Child({name: value for name, _, value in variables}, main="hsmcore.probe.child") as child:
             child.call({"call": "begin", "question": asdict(question(settings, member))}, _SECONDS)

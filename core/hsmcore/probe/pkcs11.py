@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 from hsmcore import _native, hosting
 from hsmcore.config import Pkcs11Settings
-from hsmcore.control.process import Child, ChildLost
+from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.errors import HsmError
 from hsmcore.probe.common import check_configuration
 from hsmcore.probe.context import Question
@@ -69,7 +69,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
     """The checks of the plan, in a child process."""
     outcomes: dict[str, bool] = {}
     seconds = subject.options.timeout
-    environment = hosting.child_environment(subject.config.secret_variables)
+    environment = child_environment(subject.config.secret_variables)
     variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
     with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.probe.child") as child:
         lost: ChildLost | None = None
@@ -164,7 +164,7 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
             slot_id=-1 if settings.slot_id is None else settings.slot_id,
             workers=1,
             host_program=str(hosting.HOST_PROGRAM),
-            environment=hosting.child_environment(subject.config.secret_variables),
+            environment=child_environment(subject.config.secret_variables),
             memory_limit=settings.host_memory_limit_bytes or 0,
             host_timeout=subject.options.timeout,
         )
