@@ -14,7 +14,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from hsmcore.bench.locate import RAW_SIGN, native
-from hsmcore.control.state import SOFTHSM_PATHS
+from hsmcore.control.softhsm import SOFTHSM_PATHS
 from hsmcore.errors import MemberDown
 
 pytest.importorskip("solders")

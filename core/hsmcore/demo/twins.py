@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hsmcore.bench.child.recovery import kill_engine_host
 from hsmcore.control.provision import TokenRequest, provision_twins
-from hsmcore.control.state import KEY_LABEL, find_softhsm
+from hsmcore.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
 
 LABELS: Final = ("sequencer-a", "sequencer-b")

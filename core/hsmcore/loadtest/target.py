@@ -17,7 +17,7 @@ from hsmcore.bench.locate import CHAOS_MODULE, NOOP_MODULE, native
 from hsmcore.config import Config, Pkcs11Settings, Provider, load
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import TokenRequest, provision
-from hsmcore.control.state import find_softhsm
+from hsmcore.control.softhsm import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
 from hsmcore.loadtest.problems import UsageProblem
 

@@ -13,13 +13,13 @@ from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
+from hsmcore.control.nearby import near_keys
 from hsmcore.control.process import child_environment
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.probe.find import find_token
-from hsmcore.probe.nearby import near_keys
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

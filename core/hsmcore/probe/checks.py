@@ -11,13 +11,13 @@ from hsmcore.config.uri import build_uri
 from hsmcore.control.adopt import hold_module
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import translated
+from hsmcore.control.nearby import near_tokens
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenRecord
 from hsmcore.errors import HsmError
 from hsmcore.probe.calls import Calls, TokenInfo
 from hsmcore.probe.context import Context
 from hsmcore.probe.issues import Facts, known_issues
-from hsmcore.probe.nearby import near_tokens
 from hsmcore.probe.report import Step, fail, failed, ok, warn
 from hsmcore.statuses import STATUSES
 

@@ -8,9 +8,9 @@ from typing import Final
 from hsmcore.base58 import base58
 from hsmcore.control.curves import algorithm_of_params, decode_point
 from hsmcore.control.faults import translated
+from hsmcore.control.nearby import near_keys
 from hsmcore.probe.checks import writable
 from hsmcore.probe.context import Context, FoundKey
-from hsmcore.probe.nearby import near_keys
 from hsmcore.probe.report import Step, fail, ok, printable, warn
 from hsmcore.statuses import STATUSES
 
