@@ -25,7 +25,7 @@ from hsmcore.cli.settings import load_config, token_settings
 from hsmcore.control import TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.provision import TokenRequest, provision
-from hsmcore.control.state import SOFTHSM_PATHS, StateFolder, default_state, find_softhsm
+from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, default_state, find_softhsm
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
 
 pytestmark = [
@@ -209,7 +209,7 @@ def test_where_things_are(monkeypatch, tmp_path):
     assert default_state() == tmp_path / "hsmcore"
     monkeypatch.setenv("XDG_STATE_HOME", "")
     assert default_state() == Path.home() / ".local" / "state" / "hsmcore"
-    monkeypatch.setattr("hsmcore.control.state.SOFTHSM_PATHS", ())
+    monkeypatch.setattr("hsmcore.control.softhsm.SOFTHSM_PATHS", ())
     with pytest.raises(ModuleMissing, match="not installed"):
         find_softhsm()
 

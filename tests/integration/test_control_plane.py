@@ -19,7 +19,7 @@ from hsmcore.config import load
 from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
-from hsmcore.control.state import SOFTHSM_PATHS, StateFolder
+from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder
 from hsmcore.errors import (
     EngineClosed,
     EngineForked,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from nacl.signing import SigningKey
 
-from hsmcore.control.state import SOFTHSM_PATHS
+from hsmcore.control.softhsm import SOFTHSM_PATHS
 from hsmcore.errors import MemberDown
 from hsmcore_bench.harness.locate import RAW_SIGN, native
 

@@ -85,7 +85,7 @@ def _later_acts(*, failover: bool, rotation: bool, quiet: bool) -> dict[str, Any
 
 
 def _make_state(folder: Path, *, quiet: bool) -> None:
-    from hsmcore.control.state import StateFolder
+    from hsmcore.control.softhsm import StateFolder
 
     if StateFolder(folder).create() is not None and not quiet:
         note(f"made a SoftHSM token, a key and a configuration in {folder}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hsmcore.control.provision import TokenRequest, provision_twins
-from hsmcore.control.state import KEY_LABEL, find_softhsm
+from hsmcore.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
 from hsmcore_bench.harness.host import kill_engine_host
 

@@ -16,7 +16,7 @@ from typing import Any, Final, get_args
 from hsmcore.config import Config, Pkcs11Settings, Provider, load
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import TokenRequest, provision
-from hsmcore.control.state import find_softhsm
+from hsmcore.control.softhsm import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
 from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, native
 from hsmcore_bench.load.problems import UsageProblem

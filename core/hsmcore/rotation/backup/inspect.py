@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
+from hsmcore.control.locked import LockedKey
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
 from hsmcore.rotation.backup.drill import prove, restore
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
@@ -76,8 +77,6 @@ async def put_back(
 def opens(statement: Statement, recovery: bytearray) -> bool:
     """Whether a recovery key (wiped) opens a sealed backup, and the key in it is the one that the backup names. Nothing
     is imported."""
-    from hsmcore.members.locked import LockedKey
-
     try:
         key = LockedKey("backup", (statement.payload, recovery))
     except HsmError:
