@@ -81,8 +81,8 @@ cdef object _raised(const hsm_error *error, object member):
 
 
 include "waiters.pxi"
-include "line.pxi"
-include "pace.pxi"
+include "wait_queue.pxi"
+include "admission.pxi"
 include "journal.pxi"
 include "records.pxi"
 include "requests.pxi"
