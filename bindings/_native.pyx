@@ -81,8 +81,8 @@ cdef object _raised(const hsm_error *error, object member):
 
 
 include "waiters.pxi"
-include "line.pxi"
-include "pace.pxi"
+include "wait_queue.pxi"
+include "admission.pxi"
 include "journal.pxi"
 include "records.pxi"
 include "requests.pxi"
@@ -166,7 +166,7 @@ cdef class Engine(Requests):
         self._engine = engine
         self._host = host
         self._isolated = host != NULL
-        self._pace.servers = workers
+        self._admission.servers = workers
 
     def add_key(self, *, str label=None, bytes id=None, int64_t handle=-1, str algorithm=None, bytes public_key=None):
         """Find, pin and prove a private key. Returns a dict: index, label, id, algorithm, public_key."""

@@ -42,8 +42,8 @@ cdef class Requests(Recorder):
     cdef dict _future_keywords
     cdef long _thread
     cdef object _member
-    cdef Line _line
-    cdef Pace _pace
+    cdef WaitQueue _queue
+    cdef AdmissionControl _admission
     cdef dict _followers  # slot -> [(waiter, position, message, deadline)]
     cdef object _idle
     cdef object _timer
@@ -74,8 +74,8 @@ cdef class Requests(Recorder):
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
         self._member = member
-        self._line = Line.__new__(Line)
-        self._pace = Pace.__new__(Pace)
+        self._queue = WaitQueue.__new__(WaitQueue)
+        self._admission = AdmissionControl.__new__(AdmissionControl)
         self._followers = {}
         self._waiters = <PyObject **>PyMem_Calloc(self._slots, sizeof(PyObject *))
         self._positions = <Py_ssize_t *>PyMem_Calloc(self._slots, sizeof(Py_ssize_t))
@@ -152,7 +152,7 @@ cdef class Requests(Recorder):
             for follower in followers:
                 _refuse(follower[0], follower[1], self._failure(HSM_CLOSED))
         self._followers.clear()
-        self._refuse_line(HSM_CLOSED)
+        self._refuse_queue(HSM_CLOSED)
         if self._journal is not None:
             self._refuse_held(0)
             self._journal._engines.remove(self)
@@ -215,7 +215,7 @@ cdef class Requests(Recorder):
                 self._follow(<uint32_t>entry, Traced.__new__(Traced, future) if traced else future, 0, data,
                              hsm_now_ns() + limit, extra)
                 return future
-        if self._pace.refuses(self._ahead(), 1, limit):
+        if self._admission.refuses(self._ahead(), 1, limit):
             if entry:
                 hsm_cache_abandon(self._cache, entry)
             raise self._full(limit)
@@ -228,7 +228,7 @@ cdef class Requests(Recorder):
             queued.key = key
             queued.deadline = hsm_now_ns() + limit
             queued.extra = extra
-            self._line.push(queued)
+            self._queue.push(queued)
             self._watch(queued.deadline)
         if hsm_client_catch_up(self._client):
             self._take()
@@ -249,7 +249,7 @@ cdef class Requests(Recorder):
         # A caller that takes what there is in time gets that; else the last one must be in time.
         if not return_exceptions and not (self._cache != NULL and self._cacheable[_place(key)]):
             count = PyList_GET_SIZE(data)
-        if data and self._pace.refuses(self._ahead(), count, limit):
+        if data and self._admission.refuses(self._ahead(), count, limit):
             raise self._full(limit)
         batch = Batch.__new__(Batch)
         batch.deadline = hsm_now_ns() + limit
@@ -262,8 +262,8 @@ cdef class Requests(Recorder):
         batch.future = future = self._new_future()
         if batch.remaining == 0:
             future.set_result(batch.results)
-        elif self._line.messages or not self._feed(batch):  # others wait already: no overtaking
-            self._line.push(batch)
+        elif self._queue.messages or not self._feed(batch):  # others wait already: no overtaking
+            self._queue.push(batch)
             self._watch(batch.deadline)
         return future
 
@@ -295,7 +295,7 @@ cdef class Requests(Recorder):
     @property
     def waiting(self):
         """Callers that wait for a slot."""
-        return len(self._line)
+        return len(self._queue)
 
     # ---- the inside ----
 
@@ -344,11 +344,11 @@ cdef class Requests(Recorder):
 
     cdef inline uint64_t _ahead(self):
         """Requests that a new one would have to wait for. A call that hangs is none once its caller has been answered."""
-        return self._owed + self._line.messages
+        return self._owed + self._queue.messages
 
     cdef object _full(self, uint64_t limit):
         self.refused += 1
-        return error_of("QUEUE_FULL", detail=self._pace.describe(self._ahead(), limit),
+        return error_of("QUEUE_FULL", detail=self._admission.describe(self._ahead(), limit),
                         member=self._member)
 
     cdef object _late(self):
@@ -475,8 +475,8 @@ cdef class Requests(Recorder):
             else:
                 self._settle_failure(&done, held)
         self._flush()
-        self._pace.note(hsm_now_ns(), taken, self._line.messages != 0 or hsm_client_queued(self._client) != 0)
-        if self._line.messages:
+        self._admission.note(hsm_now_ns(), taken, self._queue.messages != 0 or hsm_client_queued(self._client) != 0)
+        if self._queue.messages:
             self._refill()
             self._flush()
         if self._idle is not None:
@@ -533,11 +533,11 @@ cdef class Requests(Recorder):
         cdef uint64_t entry
         cdef uint64_t now = hsm_now_ns()
         cdef int found
-        while self._line.messages and hsm_client_free_slots(self._client) != 0:
-            first = self._line.pop()
+        while self._queue.messages and hsm_client_free_slots(self._client) != 0:
+            first = self._queue.pop()
             if type(first) is Batch:
                 if not _gone(first) and not self._feed(<Batch>first):
-                    self._line.put_back(first)
+                    self._queue.put_back(first)
                     return 0
                 continue
             queued = <_Waiting>first
@@ -573,13 +573,13 @@ cdef class Requests(Recorder):
             hsm_client_cancel(self._client, slot)
         return 0
 
-    cdef int _refuse_line(self, hsm_status status) except -1:
-        while self._line.messages:
-            _refuse_entry(self._line.pop(), self._failure(status))
+    cdef int _refuse_queue(self, hsm_status status) except -1:
+        while self._queue.messages:
+            _refuse_entry(self._queue.pop(), self._failure(status))
         return 0
 
     cdef int _check_idle(self) except -1:
-        if (self._owed == 0 and not self._line.messages and not self._followers and self._held.head == self._held.tail
+        if (self._owed == 0 and not self._queue.messages and not self._followers and self._held.head == self._held.tail
                 and self._idle is not None
                 and not self._idle.done()):
             self._idle.set_result(None)
@@ -617,7 +617,7 @@ cdef class Requests(Recorder):
             elif soonest == 0 or self._deadlines[slot] < soonest:
                 soonest = self._deadlines[slot]
         soonest = self._sweep_followers(now, soonest)
-        soonest = self._sweep_line(now, soonest)
+        soonest = self._sweep_queue(now, soonest)
         soonest = self._sweep_held(now, soonest)
         if soonest:
             self._watch(soonest)
@@ -642,11 +642,11 @@ cdef class Requests(Recorder):
                 del self._followers[slot]
         return soonest
 
-    cdef uint64_t _sweep_line(self, uint64_t now, uint64_t soonest) except? 0:
+    cdef uint64_t _sweep_queue(self, uint64_t now, uint64_t soonest) except? 0:
         cdef uint64_t next_one
-        for entry in self._line.take_overdue(now):
+        for entry in self._queue.take_overdue(now):
             _refuse_entry(entry, self._failure(HSM_DEADLINE_EXCEEDED))
-        next_one = self._line.soonest()
+        next_one = self._queue.soonest()
         return next_one if soonest == 0 or 0 < next_one < soonest else soonest
 
     # ---- what it has done ----
@@ -676,7 +676,7 @@ cdef class Requests(Recorder):
             "down": native.down != 0,
             "queued": native.queued,
             "in_flight": self._in_flight,
-            "waiting": len(self._line),
+            "waiting": len(self._queue),
             "oldest_queued_ns": native.oldest_queued_ns,
             "oldest_call_ns": native.oldest_call_ns,
             "hsm_sum_ns": native.hsm_sum_ns,

@@ -97,7 +97,7 @@ class Engine:
     def token(self) -> dict[str, Any]: ...
 
 @final
-class Pace:
+class AdmissionControl:
     """How fast requests are answered while others wait. One thread's."""
 
     each_ns: int

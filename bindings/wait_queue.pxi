@@ -2,7 +2,7 @@
 
 
 @cython.final
-cdef class Line:
+cdef class WaitQueue:
     """Those who wait for a slot, in their order: _Waiting and Batch, whose rest counts as one entry."""
 
     cdef object _entries

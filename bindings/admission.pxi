@@ -1,13 +1,13 @@
 # Part of _native.pyx: whether a request that comes now can be answered in time.
 
 # A window of a measurement has so many answers, or lasts so long; and never less than this.
-cdef uint64_t PACE_ANSWERS = 16
-cdef uint64_t PACE_LONGEST_NS = 250000000
-cdef uint64_t PACE_SHORTEST_NS = 5000000
+cdef uint64_t WINDOW_ANSWERS = 16
+cdef uint64_t WINDOW_LONGEST_NS = 250000000
+cdef uint64_t WINDOW_SHORTEST_NS = 5000000
 
 
 @cython.final
-cdef class Pace:
+cdef class AdmissionControl:
     """How fast requests are answered while others wait. One thread's.
 
     A module that stands still for a while is not taken for one that has become slow, so that its pause costs nobody an
@@ -34,7 +34,7 @@ cdef class Pace:
         self._answers += answers
         self._loaded = self._loaded and loaded
         took = now - self._begun
-        if took < PACE_SHORTEST_NS or self._answers == 0 or (self._answers < PACE_ANSWERS and took < PACE_LONGEST_NS):
+        if took < WINDOW_SHORTEST_NS or self._answers == 0 or (self._answers < WINDOW_ANSWERS and took < WINDOW_LONGEST_NS):
             return
         sample = took // self._answers
         if self._loaded:
