@@ -105,6 +105,10 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
 
 
 def _bars(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
+    yield rate_bars(rows)
+
+
+def rate_bars(rows: Sequence[Row]) -> str:
     """Relative to the reference where there is one, else a point on a logarithmic axis."""
     relative = any(summary.ratio is not None for _, summary in rows)
     drawn = []
@@ -118,7 +122,7 @@ def _bars(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str
             shown = type(rate)(1.0, rate.low / one, rate.high / one)
         drawn.append(svg.Bar(contender.title, shown.median, shown.low, shown.high, text, colour(contender)))
     caption = "Rate relative to the reference of the same round" if relative else "Signatures per second"
-    yield svg.bars(
+    return svg.bars(
         drawn, f"{caption}; the line goes from the lowest round to the highest.",
         mark=1.0 if relative else None, logarithmic=not relative,
     )  # fmt: skip

@@ -28,7 +28,7 @@ _SECONDS: Final = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 def add_to(app: typer.Typer) -> None:
     app.command("compare", short_help="Hold one run against another.")(compare_runs)
     app.command("size", short_help="How many sessions and members a rate needs.")(size_pool)
-    app.command("table", short_help="Make the README's table from a result.")(make_table)
+    app.command("table", short_help="Make the documents' tables from a result.")(make_table)
     app.command("report", short_help="Make the HTML report from a result.")(make_report)
 
 
@@ -154,30 +154,30 @@ def size_pool(
 
 def make_table(
     results: ResultsOption = None,
-    document: Annotated[
-        Path | None, typer.Option("--write", metavar="FILE", help="Put it between the markers of this document.")
+    documents: Annotated[
+        list[Path] | None,
+        typer.Option("--write", metavar="FILE", help="Bring this up to date: a document with markers, or an .svg."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the README's table from a result that is kept, so that no figure in it is typed by hand: the newest that was
-    made on an idle machine, unless --results names one.
+    """Make tables and picture of the documents from a result that is kept, so that no figure is typed by hand: the
+    newest that was made on an idle machine, unless --results names one.
 
-    Example: hsmcore bench table --write README.md
+    Example: hsmcore bench table --write README.md --write docs/RESULTS.md --write docs/results.svg
     """
     path, result = _result(results, idle=True)
-    made = table(result, _from_here(path))
-    changed = False
-    if document is not None:
-        try:
-            changed = write(document, made)
-        except ValueError as error:
-            raise BadUsage(str(error)) from None
+    source = _from_here(path)
+    try:
+        changed = {document: write(document, result, source) for document in documents or ()}
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    made = table(result, source)
     if as_json:
-        print_json({"results": str(path), "table": made, "changed": changed})
-    elif document is None:
+        print_json({"results": str(path), "table": made, "changed": any(changed.values())})
+    elif not changed:
         print(made.strip())
-    else:
-        print(f"{document}: {'written' if changed else 'up to date'}, from {path}")
+    for document, new in changed.items() if not as_json else ():
+        print(f"{document}: {'written' if new else 'up to date'}, from {path}")
 
 
 def make_report(

@@ -4,8 +4,8 @@
         print(site.address)
 
 Needs the extra `serve`. Reading order: site (the thread), protocol (limits), app (routes), access (who may), monitor
-(the state that all look at) with source or watch, series, ledger, trail; checks, actions, feed. docs/CONSOLE.md: how it
-is used.
+(the state that all look at) with source or watch, series, ledger, trail; checks, actions, feed. docs/CONSOLE.md says
+how it is used.
 """
 
 from hsmcore.serve.attach import attached
