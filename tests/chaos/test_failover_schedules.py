@@ -10,8 +10,9 @@ from collections import Counter
 import pytest
 from tests.chaos import failover_schedules as schedules
 from tests.chaos.failover_load import Verdict
-from tests.support.chaos import NOOP, ROOT, needs_chaos
+from tests.support.chaos import needs_chaos
 from tests.support.levels_model import Reference
+from tests.support.paths import NOOP, ROOT
 
 from hsmcore import hosting
 from hsmcore.failover.levels import Level, Levels

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 from tests.chaos import schedules
-from tests.support.chaos import NOOP, ROOT, needs_chaos
+from tests.support.chaos import needs_chaos
+from tests.support.paths import NOOP, ROOT
 
 from hsmcore import hosting
 
