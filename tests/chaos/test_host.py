@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from tests.chaos.load import Load, tell, until_it_signs
 from tests.support.chaos import (
-    ROOT,
     Chaos,
     allow_signing,
     compile_poison,
@@ -33,6 +32,7 @@ from tests.support.chaos import (
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.paths import ROOT
 from tests.support.verifiers import is_good
 
 import hsmcore

@@ -18,15 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.paths import CHAOS, NOOP
 from tests.support.softhsm import Token
 from tests.support.wrapper import compile_wrapper
 
 import hsmcore
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(os.environ.get("HSMCORE_BUILD_DIR") or ROOT / "core" / "hsmcore" / "_bin")
-CHAOS = BIN / "libhsmcore_chaos.so"
-NOOP = BIN / "libhsmcore_noop.so"
 
 needs_chaos = pytest.mark.skipif(not CHAOS.is_file(), reason="the fault-injecting module is not built")
 

@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.chaos import ROOT, send_signal
+from tests.support.chaos import send_signal
+from tests.support.paths import ROOT
 
 import hsmcore
 from hsmcore.failover.events import Event
