@@ -1,4 +1,4 @@
-"""The restore drill: a backup is worth what a restored key can sign."""
+"""The restore drill: it proves a backup by a signature of the restored key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement
 
 DRILL_PREFIX: Final = b"\xffhsmcore drill\x00"
-"""Begins what a restored key signs to prove itself."""
+"""Prefix of the text that a restored key signs."""
 Sign = Callable[[str, bytes], Awaitable[bytes]]
 
 
@@ -26,7 +26,7 @@ class Restorer(Protocol):
 
 
 async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
-    """Have a restored key sign, and verify that with the public key of the statement. Raises BackupInvalid."""
+    """Have a restored key sign, and verify the signature with the public key of the statement. Raises BackupInvalid."""
     message = DRILL_PREFIX + secrets.token_bytes(32)
     signature = await sign(key_id, message)
     if not verify(statement.algorithm, statement.public_key, message, signature):
@@ -36,8 +36,8 @@ async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
 async def drill_beside(
     statement: Statement, token: Restorer, sign: Sign, scratch: str | None, label: str, *, resumed: bool = False
 ) -> None:
-    """Restore under a scratch id and label (None: the token keeps the backup's own), prove the key, destroy it.
-    Repeating it after a crash (`resumed`) first destroys what was left."""
+    """Restore under a scratch id and label (None: the token keeps the backup's own), prove the key, destroy it. A
+    repetition after a crash (`resumed`) first destroys what was left."""
     identity = scratch or statement.key_id
     await end(token, identity, resumed=resumed)
     record = await token.import_wrapped(statement.payload, scratch, label if scratch is not None else None)
@@ -50,8 +50,8 @@ async def drill_beside(
 
 
 async def drill_in_place(statement: Statement, token: Restorer, sign: Sign) -> None:
-    """For tokens whose backups bring their id along: destroy the key itself and put it back. Only for a key that is not
-    in use yet. After a crash the key may be gone: it is put back."""
+    """For tokens whose backups keep their id: destroy the key itself and restore it. Only for a key that is not in use
+    yet. After a crash the key may be gone: it is restored."""
     await end(token, statement.key_id)
     record = await token.import_wrapped(statement.payload)
     if record.public_key is not None and record.public_key != statement.public_key:
@@ -60,7 +60,7 @@ async def drill_in_place(statement: Statement, token: Restorer, sign: Sign) -> N
 
 
 async def end(token: Restorer, key_id: str, *, resumed: bool = False) -> None:
-    """Destroy a key if it is there, and what a crash left of it."""
+    """Destroy a key if it is there, and the remains of a crash."""
     for record in await token.list_keys():
         if record.id == key_id:
             await token.destroy(key_id)
@@ -68,7 +68,7 @@ async def end(token: Restorer, key_id: str, *, resumed: bool = False) -> None:
 
 
 async def restore(statement: Statement, token: Restorer, sign: Sign) -> KeyRecord:
-    """Put a key back for good; it is destroyed again if it is not what the backup says. Raises HsmError."""
+    """Restore a key for good; it is destroyed again if it differs from the backup's statement. Raises HsmError."""
     record = await token.import_wrapped(statement.payload)
     try:
         await prove(statement, record.id, sign)

@@ -1,4 +1,4 @@
-"""Back up the old key and the new one, and restore the new one's backup for a try."""
+"""Back up the old key and the new one, and restore the new one's backup as a test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SCRATCH_LABEL: Final = "hsmcore-drill"
 
 
 async def back_up_old(ctx: Context) -> Done:
-    """The key that is to be replaced. One that cannot leave its token is no reason to keep it."""
+    """The key that is replaced. A key that cannot leave its token is rotated all the same."""
     if not ctx.rules.backup_enabled:
         return skipped("backupEnabled is false")
     why = await ctx.first.control.why_no_backup(ctx.old.algorithm)
@@ -64,7 +64,7 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
         there = await place.read(name)
         if there != data:
             raise PlaceError(f"backups at {place.location}: {name} does not read back as it was written")
-    # What was there already is that of an earlier rotation, or of an attempt that a crash cut off.
+    # An existing file is that of an earlier rotation, or of an attempt that a crash cut off.
     statement = open_envelope(there, key.public_key)
     digest = hashlib.sha256(there).hexdigest()
     return Done(
@@ -96,7 +96,7 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
 
 
 async def _sealed(ctx: Context) -> bytes | None:
-    """What the ceremony that made the new key sealed."""
+    """Return the copies that the ceremony of the new key sealed."""
     for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["generate"])):
         if "sealed" in step["details"]:
             return bytes.fromhex(step["details"]["sealed"])
@@ -156,7 +156,7 @@ async def drill(ctx: Context) -> Done:
 
 
 async def end_drill(ctx: Context) -> Done:
-    """Destroy what the drill may have left."""
+    """Destroy the keys that the drill may have left."""
     scratch = await _scratch(ctx)
     if scratch is not None and not destruction.is_made_id(ctx, _SCRATCH_LABEL, scratch):
         get_logger().error("a key was not destroyed", rotation=ctx.rotation.id, key=scratch, reason="no drill made it")
@@ -167,7 +167,7 @@ async def end_drill(ctx: Context) -> Done:
 
 
 def _either(ctx: Context) -> drills.Sign:
-    """Sign with the administrator's login or, where that may not, through the engine."""
+    """Sign with the administrator's login or, where that login may not sign, through the engine."""
 
     async def sign(key_id: str, message: bytes) -> bytes:
         try:

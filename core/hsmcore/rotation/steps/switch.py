@@ -1,4 +1,4 @@
-"""The switch, and what becomes of the old key: overlap, deactivation, destruction."""
+"""The switch, and the end of the old key: overlap, deactivation, destruction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def activate(ctx: Context) -> Done:
-    """Let the new key sign. Whoever was routed to the old one is still answered with it."""
+    """Let the new key sign. Requests routed to the old one are still answered with it."""
     await consent.require(ctx)
     version = await ctx.port.load(ctx.new.key_id)
     if version.public_key != ctx.new.public_key:
@@ -52,8 +52,8 @@ async def activate(ctx: Context) -> Done:
 
 
 async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
-    """Have the aliases that the configuration names keys with name `key`. What keeps one from moving must not keep the
-    new key, which the chain obeys by now, from signing: it is said, and tried again before the old key goes."""
+    """Point the aliases that the configuration names keys with at `key`. A failure must not keep the new key, which the
+    chain obeys by now, from signing: it is logged, and tried again before the old key goes."""
     for member in ctx.port.holders():
         if member.name in ctx.aliases:
             alias = ctx.aliases[member.name]
@@ -66,8 +66,8 @@ async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
 
 
 async def deactivate(ctx: Context) -> Done | Pending:
-    """End the overlap: the old key signs no more, and tokens that can refuse it. It is deactivated in the store first,
-    so that from then on nobody can make it current."""
+    """End the overlap: the old key signs no more, and tokens that can do so refuse it. The store deactivates it first,
+    so that from then on no caller can make it current."""
     now = ctx.clock()
     old = await ctx.keys.end_overlap(ctx.old.version, now)
     if old.state == "active":
@@ -91,7 +91,7 @@ async def deactivate(ctx: Context) -> Done | Pending:
 
 
 async def destroy(ctx: Context) -> Done:
-    """Erase the old key, where that is configured."""
+    """Erase the old key, if that is configured."""
     if ctx.rules.destroy_after_days is None:
         return skipped("destroyAfterDays is not set")
     if ctx.rotation.by_hand:
