@@ -230,7 +230,7 @@ def insert_step(
 
 
 def _account(connection: Connection, version: int, now: int, status: str) -> None:
-    """Release the key that a failed rotation had reserved a place for, or made and destroyed again."""
+    """Mark as destroyed the key that a failed rotation reserved, or made and destroyed again."""
     key = get_key(connection, version)
     if key.state == "pending":
         note = f"the rotation {status}; " + ("its key was destroyed" if key.key_id else "no key was made")

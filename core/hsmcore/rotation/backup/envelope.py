@@ -128,7 +128,7 @@ def _statement(body: Any) -> Statement:
 
 
 def _agree(statement: Statement) -> None:
-    """Check that the statement inside agrees."""
+    """Check that the statement beside the wrapped key is the same. Raises BackupInvalid."""
     try:
         inner = orjson.loads(statement.payload)
         same = (inner["id"], inner["algorithm"], inner["publicKey"]) == (

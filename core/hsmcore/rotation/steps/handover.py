@@ -80,7 +80,7 @@ async def waiting(rotations: Rotations) -> Rotation | None:
 
 
 def refusal(rotation: Rotation) -> HsmError:
-    """Return the answer of a process without a handover until then."""
+    """Return the error that a process without the handover raises."""
     text = f"rotation {rotation.id} was cut off in its handover and waits for the application, which has the handover"
     return StoreBusy(text, hint=HELD_HINT)
 
