@@ -1,5 +1,5 @@
 /* The client's side of the host process: start it, talk to it, notice its end, start it again. */
-#include "host.h"
+#include "process.h"
 #include "wire.h"
 
 #include <errno.h>

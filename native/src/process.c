@@ -1,4 +1,4 @@
-#include "host.h"
+#include "process.h"
 #include "wire.h"
 
 #include <errno.h>

@@ -10,7 +10,7 @@
  * LADDER_NS have passed or its deadline has; while others wait for its worker no longer than a few attempts, since its failure
  * may be its own. Mending is single-flight (the epoch shows a worker that another one has done the
  * work) and rate-limited: a request waits for its turn. A refused PIN ends all logins. */
-#include "engine.h"
+#include "session.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* A worker: one thread, one session. It claims a request, signs, completes, wakes the client; and sleeps when there is
  * nothing to claim. */
-#include "engine.h"
+#include "session.h"
 
 #include <string.h>
 #include <sys/prctl.h>

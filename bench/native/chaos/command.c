@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
+#include "parse.h"
 
 static json_t *count_of(uint64_t number) {
     return json_integer((json_int_t)number);

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "json.h"
+#include "parse.h"
+#include "vendor_json.h"
 
 /* The folder "profiles" next to this shared object. */
 static void default_profile_dir(char out[CHAOS_PATH]) {

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
+#include "parse.h"
 
 #define DAY_MS 86400000.0
 #define DAY_US 86400000000.0

@@ -2,7 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
+#include "vendor_json.h"
+
+#include "parse.h"
 
 struct name {
     const char *name;

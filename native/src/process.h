@@ -1,6 +1,6 @@
-/* The client's side of the host process, shared by host.c (calls, life cycle) and process.c (the process itself). */
-#ifndef HSM_HOST_H
-#define HSM_HOST_H
+/* The host's process: start it, end it. What is said to it is in host.c, which shares the structure. */
+#ifndef HSM_PROCESS_H
+#define HSM_PROCESS_H
 
 #include <pthread.h>
 #include <sys/types.h>
