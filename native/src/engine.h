@@ -23,7 +23,7 @@ typedef struct hsm_engine_key {
     uint32_t next;     /* the index that the next key in this place gets; under `control` */
 } hsm_engine_key;
 
-/* Where a worker's thread is in its life; only `tend` and `stop` join it. */
+/* Where a worker's thread is in its life; only `supervise` and `stop` join it. */
 enum hsm_thread_state { HSM_THREAD_NONE, HSM_THREAD_STARTED, HSM_THREAD_ENDED };
 
 /* One request's way up the ladder, from its first failure on. */

@@ -289,7 +289,7 @@ static bool unattended(hsm_host *host, uint64_t now) {
     return now - host->head_seen_ns >= UNATTENDED_NS;
 }
 
-uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
+uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
     *healthy = 0;
     if (host == NULL || host->fork_generation != hsm_fork_generation()) {
         return 0;
@@ -310,7 +310,7 @@ uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
         hsm_request_message message;
         memset(&message, 0, sizeof message);
         message.version = HSM_WIRE_VERSION;
-        message.operation = HSM_OP_TEND;
+        message.operation = HSM_OP_SUPERVISE;
         (void)send(host->control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
     return stuck;

@@ -31,7 +31,7 @@ static void close_completions(hsm_client *client, uint8_t *seen) {
     atomic_store(&area->shared->completion_tail, end);
 }
 
-uint32_t hsm_client_recover(hsm_client *client) {
+uint32_t hsm_client_replay(hsm_client *client) {
     if (hsm_client_forked(client)) {
         return 0;
     }

@@ -90,8 +90,7 @@ static bool get_functions(const struct chaos_reader *reader, const char *key, bo
     return true;
 }
 
-/* ---- actions
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- actions ---- */
 
 /* The fields that one action takes, beside "action". */
 static const char *const fields_return[] = {"ckr", NULL};
@@ -262,8 +261,7 @@ bool chaos_parse_random(const struct chaos_reader *reader, struct chaos_random *
     return true;
 }
 
-/* ---- latency and capacity
- * ---------------------------------------------------------------------------------------------- */
+/* ---- latency and capacity ---- */
 
 bool chaos_parse_latency(const struct chaos_reader *reader, enum chaos_function function,
                          struct chaos_latency *latency) {

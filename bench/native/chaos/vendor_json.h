@@ -4,9 +4,9 @@
 
 #include "json.h"
 
-#define CHAOS_MANNERS_FIELDS                                                                                           \
+#define CHAOS_VENDOR_FIELDS                                                                                            \
     "denied", "sessions", "attributes", "curves", "mechanisms", "library", "slots", "users", "handlesPerSession",      \
         "handlesAtLogin"
-bool chaos_parse_manners(const struct chaos_reader *reader, struct chaos_manners *manners);
+bool chaos_parse_vendor(const struct chaos_reader *reader, struct chaos_vendor *vendor);
 
 #endif
