@@ -20,7 +20,7 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_STATUS_COUNT
 
     enum hsm_class:
-        pass
+        HSM_CLASS_COUNT
 
     ctypedef struct hsm_error:
         hsm_status status
@@ -187,8 +187,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t cancelled
         uint64_t wrong
         uint64_t wakes
-        uint64_t recoveries[11]
-        uint64_t failed[11]
+        uint64_t recoveries[HSM_CLASS_COUNT]
+        uint64_t failed[HSM_CLASS_COUNT]
         uint32_t workers
         uint32_t busy
         uint32_t stuck
@@ -205,7 +205,6 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
 
     uint32_t hsm_client_replay(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
-    uint32_t hsm_histogram_bucket(uint64_t ns)
     uint64_t hsm_histogram_upper(uint32_t bucket)
 
     ctypedef struct hsm_cache:

@@ -287,7 +287,7 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
         ADD(cancelled);
         ADD(wrong);
         ADD(wakes);
-        for (size_t rung = 0; rung < sizeof stats->recoveries / sizeof stats->recoveries[0]; rung++) {
+        for (size_t rung = 0; rung < HSM_CLASS_COUNT; rung++) {
             ADD(recoveries[rung]);
             ADD(failed[rung]);
         }
