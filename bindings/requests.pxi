@@ -669,8 +669,7 @@ cdef class Requests(Recorder):
             "wakes": native.wakes,
             "recoveries": {_text(hsm_class_name(<hsm_class>i)): native.recoveries[i]
                            for i in range(HSM_CLASS_COUNT) if native.recoveries[i]},
-            "failed": {_text(hsm_class_name(<hsm_class>i)): native.failed[i]
-                       for i in range(1, HSM_CLASS_COUNT)},
+            "failed": {_text(hsm_class_name(<hsm_class>i)): native.failed[i] for i in range(1, HSM_CLASS_COUNT)},
             "workers": native.workers,
             "busy": native.busy,
             "stuck": native.stuck,

@@ -116,8 +116,8 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uin
 /* ---- life cycle ---- */
 
 static void free_host(hsm_host *host) {
-    hsm_close_counted(&host->control);
-    hsm_close_counted(&host->pidfd);
+    hsm_close(&host->control);
+    hsm_close(&host->pidfd);
     if (host->pin != NULL) {
         sodium_free(host->pin);
     }
@@ -376,7 +376,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
         return status;
     }
     hsm_process_end(host);
-    hsm_close_counted(&host->control);
+    hsm_close(&host->control);
     status = hsm_process_start(host, error);
     if (status == HSM_OK) {
         status = begin(host, error);

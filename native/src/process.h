@@ -29,7 +29,5 @@ struct hsm_host {
 hsm_status hsm_process_start(hsm_host *host, hsm_error *error);
 /* Kill the process, if there is one, and take its exit status, so that no zombie is left. */
 void hsm_process_end(hsm_host *host);
-/* Close a descriptor that was counted, if it is open. */
-void hsm_close_counted(int *fd);
 
 #endif
