@@ -232,9 +232,7 @@ static void destroy(hsm_engine *engine) {
     hsm_free(engine->workers);
     /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
      * the token in this process. */
-    if (engine->login_open) {
-        hsm_session_close(engine->p11, engine->login_session);
-    }
+    hsm_engine_close_login(engine);
     if (engine->module != NULL) {
         hsm_module_leave(engine->module);
         hsm_module_release(engine->module);

@@ -156,8 +156,8 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
         if (first) {
             hsm_ladder_begin(worker, now, slot->deadline_ns);
         }
-        if (!hsm_recover(worker, status)) {
-            status = hsm_verdict(worker, status);
+        if (!hsm_ladder_climb(worker, status)) {
+            status = hsm_ladder_verdict(worker, status);
             hsm_token_silent(worker, status, hsm_now_ns());
             break;
         }
