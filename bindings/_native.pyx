@@ -261,7 +261,7 @@ cdef class Engine(Requests):
     def recover(self):
         """After the host process has ended: queue what it had begun again, or answer it with an error. In the event
         loop. Returns how many requests were queued again."""
-        return hsm_client_recover(self._client) if self._client != NULL else 0
+        return hsm_client_replay(self._client) if self._client != NULL else 0
 
     def restart_host(self):
         """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards. Returns
@@ -284,9 +284,9 @@ cdef class Engine(Requests):
         cdef uint32_t stuck
         cdef uint32_t healthy = 0
         if self._host != NULL:
-            stuck = hsm_host_tend(self._host, &healthy)
+            stuck = hsm_host_supervise(self._host, &healthy)
         else:
-            stuck = hsm_engine_tend(self._engine, &healthy)
+            stuck = hsm_engine_supervise(self._engine, &healthy)
         return stuck, healthy
 
     def release(self):

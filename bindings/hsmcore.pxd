@@ -20,7 +20,7 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_STATUS_COUNT
 
     enum hsm_class:
-        pass
+        HSM_CLASS_COUNT
 
     ctypedef struct hsm_error:
         hsm_status status
@@ -152,7 +152,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
                                 hsm_error *error)
     uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns)
-    uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy)
+    uint32_t hsm_engine_supervise(hsm_engine *engine, uint32_t *healthy)
     void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info)
     hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                                   hsm_error *error)
@@ -174,7 +174,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                 hsm_error *error)
     hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index)
-    uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy)
+    uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy)
     hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error)
     void hsm_host_kill(hsm_host *host)
     hsm_status hsm_host_restart(hsm_host *host, hsm_error *error)
@@ -187,8 +187,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t cancelled
         uint64_t wrong
         uint64_t wakes
-        uint64_t recoveries[11]
-        uint64_t failed[11]
+        uint64_t recoveries[HSM_CLASS_COUNT]
+        uint64_t failed[HSM_CLASS_COUNT]
         uint32_t workers
         uint32_t busy
         uint32_t stuck
@@ -203,9 +203,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t queue_ns[640]
         uint64_t verify_ns[640]
 
-    uint32_t hsm_client_recover(hsm_client *client)
+    uint32_t hsm_client_replay(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
-    uint32_t hsm_histogram_bucket(uint64_t ns)
     uint64_t hsm_histogram_upper(uint32_t bucket)
 
     ctypedef struct hsm_cache:

@@ -668,8 +668,8 @@ cdef class Requests(Recorder):
             "wrong": native.wrong,
             "wakes": native.wakes,
             "recoveries": {_text(hsm_class_name(<hsm_class>i)): native.recoveries[i]
-                           for i in range(11) if native.recoveries[i]},
-            "failed": {_text(hsm_class_name(<hsm_class>i)): native.failed[i] for i in range(1, 11)},
+                           for i in range(HSM_CLASS_COUNT) if native.recoveries[i]},
+            "failed": {_text(hsm_class_name(<hsm_class>i)): native.failed[i] for i in range(1, HSM_CLASS_COUNT)},
             "workers": native.workers,
             "busy": native.busy,
             "stuck": native.stuck,
