@@ -83,8 +83,8 @@ typedef struct hsm_worker_record {
     _Atomic uint64_t cancelled;
     _Atomic uint64_t wakes;
     _Atomic uint64_t wrong; /* signatures that did not verify */
-    _Atomic uint64_t recoveries[11];
-    _Atomic uint64_t failed[11]; /* by enum hsm_class */
+    _Atomic uint64_t recoveries[HSM_CLASS_COUNT];
+    _Atomic uint64_t failed[HSM_CLASS_COUNT]; /* by enum hsm_class */
     HSM_ALIGNED hsm_histogram hsm;
     hsm_histogram queue;
     hsm_histogram verify;

@@ -254,18 +254,18 @@ typedef struct hsm_stats {
     uint64_t failures;   /* completed with any other status */
     uint64_t expired;    /* dropped in the queue because their deadline had passed */
     uint64_t cancelled;
-    uint64_t wrong;            /* signatures that did not verify, and were not handed out */
-    uint64_t wakes;            /* times the client was woken */
-    uint64_t recoveries[11];   /* by enum hsm_class: how often that rung was climbed */
-    uint64_t failed[11];       /* `failures` by the class of their status */
-    uint32_t workers;          /* running */
-    uint32_t busy;             /* inside the module now */
-    uint32_t stuck;            /* inside the module past their request's deadline */
-    uint32_t down;             /* 1: the token does not answer */
-    uint32_t queued;           /* submitted, not begun */
-    uint64_t oldest_queued_ns; /* age of the oldest request that is not begun; 0: none */
-    uint64_t oldest_call_ns;   /* for how long the oldest call is inside the module; 0: none */
-    uint64_t hsm_sum_ns;       /* the sums of the samples below */
+    uint64_t wrong;                       /* signatures that did not verify, and were not handed out */
+    uint64_t wakes;                       /* times the client was woken */
+    uint64_t recoveries[HSM_CLASS_COUNT]; /* by enum hsm_class: how often that rung was climbed */
+    uint64_t failed[HSM_CLASS_COUNT];     /* `failures` by the class of their status */
+    uint32_t workers;                     /* running */
+    uint32_t busy;                        /* inside the module now */
+    uint32_t stuck;                       /* inside the module past their request's deadline */
+    uint32_t down;                        /* 1: the token does not answer */
+    uint32_t queued;                      /* submitted, not begun */
+    uint64_t oldest_queued_ns;            /* age of the oldest request that is not begun; 0: none */
+    uint64_t oldest_call_ns;              /* for how long the oldest call is inside the module; 0: none */
+    uint64_t hsm_sum_ns;                  /* the sums of the samples below */
     uint64_t queue_sum_ns;
     uint64_t verify_sum_ns;
     uint64_t hsm_ns[HSM_HISTOGRAM_BUCKETS];    /* time from claim to end but for verification, by bucket */
