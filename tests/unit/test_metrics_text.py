@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from tests.support.scrapes import Scrape
 
-from hsmcore.members.metering import Histogram
+from hsmcore._native import Histogram
 from hsmcore.metrics.catalog import METRICS
 from hsmcore.metrics.prometheus import ManagerCollector
 from hsmcore.metrics.reading import BOUNDS, Buckets, Pace, Reading
