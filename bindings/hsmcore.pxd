@@ -38,15 +38,13 @@ cdef extern from "hsmcore/status.h" nogil:
 
 
 cdef extern from "hsmcore/hsmcore.h" nogil:
-    const uint32_t HSM_MAX_SIGNATURE
-    const uint32_t HSM_MAX_PUBLIC_KEY
-    const uint32_t HSM_MAX_KEY_ID
-    const uint32_t HSM_MAX_LABEL
-    const uint32_t HSM_MAX_KEYS
-    const uint32_t HSM_MAX_WORKERS
-    const uint32_t HSM_MAX_SLOTS
-    const uint32_t HSM_MAX_MESSAGE
-    const uint32_t HSM_HISTOGRAM_BUCKETS
+    enum:
+        HSM_MAX_SIGNATURE
+        HSM_MAX_PUBLIC_KEY
+        HSM_MAX_KEY_ID
+        HSM_MAX_LABEL
+        HSM_MAX_KEYS
+        HSM_HISTOGRAM_BUCKETS
 
     ctypedef enum hsm_algorithm:
         HSM_ALGORITHM_NONE
@@ -124,11 +122,11 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t slot_id
         uint64_t flags
         uint64_t max_sessions
-        char label[128]
-        char serial[128]
-        char manufacturer[128]
-        char model[128]
-        char library[128]
+        char label[HSM_MAX_LABEL]
+        char serial[HSM_MAX_LABEL]
+        char manufacturer[HSM_MAX_LABEL]
+        char model[HSM_MAX_LABEL]
+        char library[HSM_MAX_LABEL]
         char quirks[32]
 
     ctypedef struct hsm_key_selector:
@@ -144,10 +142,10 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint32_t index
         hsm_algorithm algorithm
         uint32_t id_len
-        uint8_t id[64]
+        uint8_t id[HSM_MAX_KEY_ID]
         uint32_t public_key_len
-        uint8_t public_key[65]
-        char label[128]
+        uint8_t public_key[HSM_MAX_PUBLIC_KEY]
+        char label[HSM_MAX_LABEL]
 
     hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
                                 hsm_error *error)
@@ -199,12 +197,13 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t hsm_sum_ns
         uint64_t queue_sum_ns
         uint64_t verify_sum_ns
-        uint64_t hsm_ns[640]
-        uint64_t queue_ns[640]
-        uint64_t verify_ns[640]
+        uint64_t hsm_ns[HSM_HISTOGRAM_BUCKETS]
+        uint64_t queue_ns[HSM_HISTOGRAM_BUCKETS]
+        uint64_t verify_ns[HSM_HISTOGRAM_BUCKETS]
 
     uint32_t hsm_client_replay(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
+    uint32_t hsm_histogram_bucket(uint64_t ns)
     uint64_t hsm_histogram_upper(uint32_t bucket)
 
     ctypedef struct hsm_cache:
@@ -291,7 +290,7 @@ cdef extern from "hsmcore/journal.h" nogil:
     ctypedef struct hsm_journal_stats:
         uint64_t oldest_ns
         uint64_t commit_sum_ns
-        uint64_t commit_ns[640]
+        uint64_t commit_ns[HSM_HISTOGRAM_BUCKETS]
 
     void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats)
     hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal, hsm_error *error)

@@ -9,9 +9,6 @@ typedef struct hsm_histogram {
     _Atomic uint64_t counts[HSM_HISTOGRAM_BUCKETS];
 } hsm_histogram;
 
-/* The bucket that a duration falls into. */
-uint32_t hsm_histogram_bucket(uint64_t ns);
-
 /* One writer, so a plain load and store do; a locked instruction would cost more than the rest of this. */
 static inline void hsm_add_relaxed(_Atomic uint64_t *counter, uint64_t amount) {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + amount, memory_order_relaxed);

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.managers import until
 
+from hsmcore._native import Histogram
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, KeyDeactivated, MemberDown, ModuleBusy
-from hsmcore.members.offload.counters import Histogram
 from hsmcore.members.offload.engine import OffloadEngine
 
 

@@ -189,9 +189,9 @@ class Pkcs11Member:
         journal = audit.journal
         if journal is not None:
             self._audit = audit
+            self.engine.record_in(journal)
             for version in self._known.values():
                 self._name_in_records(version)
-            self.engine.record_in(journal)
 
     def _name_in_records(self, version: KeyVersion) -> None:
         if self._audit is not None:

@@ -279,7 +279,8 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats);
  * key is deterministic, and that have not been taken back before, are queued again; the others complete as
  * HSM_HOST_LOST. Nobody may be working on the area. The thread that submits. Returns how many were queued again. */
 uint32_t hsm_client_replay(hsm_client *client);
-/* The largest duration of a bucket. */
+/* The bucket that a duration in ns falls into, and the largest duration of a bucket. Any thread. */
+uint32_t hsm_histogram_bucket(uint64_t ns);
 uint64_t hsm_histogram_upper(uint32_t bucket);
 
 /* ---- the signature cache ---- */
