@@ -9,9 +9,9 @@ from tests.integration.test_rotation import Handover, M, later, rules, stored  #
 from tests.support.kms import config
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
+from tests.support.rotation import cancel_rotation_at
 
 from hsmcore.errors import HsmError
-from hsmcore.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
 
@@ -113,14 +113,7 @@ POINTS = ["do:generate:begun", "between", "do:generate:effect", "do:pin:effect",
 @pytest.mark.parametrize("point", POINTS)
 async def test_wherever_it_is_cut_off_it_goes_on_and_forgets_no_key(kms, tmp_path, monkeypatch, later, point):  # noqa: F811
     old = kms.store.make(alias="sequencer")
-    reached = []
-
-    def cut(at):
-        if at == point and not reached:
-            reached.append(at)
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(RotationService, "trace", staticmethod(cut))
+    reached = cancel_rotation_at(monkeypatch, point)
     if point == "between":  # the key is there, its alias is not
         alias = kms.store.operations["CreateAlias"]
 

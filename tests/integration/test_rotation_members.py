@@ -10,6 +10,7 @@ from nacl.public import PrivateKey
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
+from tests.support.rotation import cancel_rotation_at
 from tests.support.softhsm import RFC8032_PUBLIC, RFC8032_SEED
 from tests.support.yubihsm import Algorithm, Capability, Device
 from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
@@ -22,7 +23,6 @@ from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
 from hsmcore.errors import HsmError
-from hsmcore.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
 WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
@@ -189,14 +189,7 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
     ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
-    reached = []
-
-    def cut(at):
-        if at == point and not reached:
-            reached.append(at)
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(RotationService, "trace", staticmethod(cut))
+    reached = cancel_rotation_at(monkeypatch, point)
     async with opened(config) as manager:
         rotation = start(manager.rotate_key())
         if point in ("sealed", "imported"):

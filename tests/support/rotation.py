@@ -18,6 +18,8 @@ import threading
 import traceback
 from typing import Any, Self
 
+import pytest
+
 import hsmcore
 from hsmcore.errors import HsmError
 from hsmcore.rotation import service
@@ -26,6 +28,20 @@ from hsmcore.rotation.service import RotationService
 from hsmcore.state import Backups, StoredKey
 
 DONE = "everything was done"
+
+
+def cancel_rotation_at(monkeypatch: pytest.MonkeyPatch, point: str) -> list[str]:
+    """Cancel the rotation when it first reaches a point of `RotationService.trace`. The list that is returned then
+    holds the point."""
+    reached: list[str] = []
+
+    def cancel(at: str) -> None:
+        if at == point and not reached:
+            reached.append(at)
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(RotationService, "trace", staticmethod(cancel))
+    return reached
 
 
 class Chain:
