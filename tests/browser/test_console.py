@@ -155,7 +155,7 @@ LIES = {
 }
 
 
-def test_a_proof_is_green_and_goes_red_whoever_lies(scene, page):
+def test_a_proof_turns_red_for_changed_answers_and_for_a_changed_log(scene, page):
     """The page believes its own arithmetic: answers are changed on their way, then the log itself."""
     running = scene()
     made = opened(page, running)

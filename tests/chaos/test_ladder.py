@@ -114,7 +114,7 @@ async def test_losses_that_follow_on_each_other_cost_no_request(world, tmp_path)
 @one_loop
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_a_token_that_is_busy_when_it_is_mended_is_mended_a_moment_later(world, tmp_path, count, isolation):
+async def test_healing_is_repeated_while_the_token_is_busy(world, tmp_path, count, isolation):
     chaos = Chaos(tmp_path, wrap(world))
     busy = {"function": "C_Login", "action": "return", "ckr": "CKR_FUNCTION_FAILED", "every": 1, "count": count}
     async with opened(chaos.config(settings={"sessions": 4, "isolation": isolation})) as manager:
@@ -173,7 +173,7 @@ def picky(world: Token, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @one_loop
 @pytest.mark.parametrize("name", REFUSALS)
-async def test_a_message_that_is_always_refused_fails_alone(picky, name):
+async def test_a_message_that_is_always_refused_fails_no_other(picky, name):
     async with opened(picky(REFUSALS[name])) as manager:
         mixed = [*numbered("before", 300), b"poison", *numbered("behind", 500)]
         errors = await burst(manager, mixed)

@@ -238,7 +238,7 @@ async def test_a_wrong_signature_never_reaches_the_caller(world, tmp_path, actio
 
 @one_loop
 @pytest.mark.parametrize("action", ["other-key-signature", "recycle-handle"])
-async def test_a_key_that_may_not_sign_never_stands_in_for_another(fresh_token, tmp_path, action):
+async def test_a_key_that_may_not_sign_never_replaces_another(fresh_token, tmp_path, action):
     token = fresh_token(
         {"name": "ed25519", "kind": "ed25519"}, *({"name": f"no-{n}", "kind": "ed25519", "sign": False} for n in "12")
     )
@@ -317,7 +317,7 @@ async def test_the_request_that_finds_another_key_does_not_sign_with_it(fresh_to
 
 
 @one_loop
-async def test_a_key_that_is_gone_is_said_to_be(fresh_token, tmp_path):
+async def test_a_destroyed_key_fails_its_own_requests_as_not_found(fresh_token, tmp_path):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(chaos.config()) as manager:
@@ -338,7 +338,7 @@ async def test_a_key_that_is_gone_is_said_to_be(fresh_token, tmp_path):
 
 
 @one_loop
-async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_is_back(world, tmp_path):
+async def test_an_absent_token_is_only_probed_and_used_again_when_it_is_back(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     away = [
         {"function": function, "action": "return", "ckr": "CKR_DEVICE_REMOVED", "every": 1}
@@ -364,7 +364,7 @@ async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 @one_loop
-async def test_a_token_whose_folder_goes_is_used_again_when_it_is_back(fresh_token, tmp_path, capsys, isolation):
+async def test_a_token_whose_folder_disappears_is_used_again_when_it_is_back(fresh_token, tmp_path, capsys, isolation):
     token = fresh_token()
     async with opened(token.config(settings={"isolation": isolation}, maxCacheSize=0)) as manager:
         for number in range(3):

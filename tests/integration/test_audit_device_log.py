@@ -101,7 +101,7 @@ def test_all_signatures_are_matched(place):
     assert "OK: nothing to explain" in words.stdout
 
 
-def test_a_signature_of_somebody_else_is_found(place):
+def test_a_signature_by_another_client_is_found(place):
     place.sign([b"1"])
     place.read()
     place.sign([b"2", b"3"])

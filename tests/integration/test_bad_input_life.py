@@ -221,7 +221,7 @@ async def test_a_child_cannot_initialize_beside_its_parent_but_a_fresh_process_c
 
 
 @pytest.mark.parametrize(("queue", "cache"), [(4096, 0), (64, 0), (8, 100)])
-async def test_close_answers_everybody(world, shim, queue, cache):
+async def test_close_answers_all_requests(world, shim, queue, cache):
     manager = hsmcore.create_key_manager(slow(world, shim, queueSize=queue, maxCacheSize=cache))
     await manager.initialize()
     shim.hold()
@@ -249,7 +249,7 @@ async def test_close_answers_everybody(world, shim, queue, cache):
             assert is_good("ed25519", manager.public_key, b"%d %d" % (n, m), signature)
 
 
-async def test_close_with_nobody_waiting_any_more(world, shim):
+async def test_close_after_all_callers_have_cancelled(world, shim):
     manager = hsmcore.create_key_manager(slow(world, shim))
     await manager.initialize()
     shim.hold()
@@ -405,7 +405,7 @@ async def test_a_full_queue_makes_callers_wait_and_loses_none(world, shim):
         assert counters(manager)["waiting"] == counters(manager)["in_flight"] == 0
 
 
-async def test_those_who_wait_are_served_in_their_order(world, shim):
+async def test_waiting_requests_are_served_in_order(world, shim):
     order: list[int] = []
 
     async def caller(number: int) -> None:

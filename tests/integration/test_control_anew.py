@@ -89,7 +89,7 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
 
 
 @one_loop
-async def test_it_is_not_initialized_anew_while_others_are_inside(chaos):
+async def test_the_module_is_not_reinitialized_while_calls_are_inside(chaos):
     async with opened(chaos.config()) as manager:
         with administrator(chaos, pin=False) as admin:
             with admin.session("looking") as session:

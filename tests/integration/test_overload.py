@@ -92,7 +92,7 @@ def changing_place(request, tmp_path, world) -> tuple[dict, Callable[[float], No
 
 
 @one_loop
-async def test_nobody_is_refused_while_nothing_is_under_way(changing_place):
+async def test_no_request_is_refused_while_nothing_is_in_flight(changing_place):
     """What was measured once does not keep requests from showing that it has changed."""
     config, takes = changing_place
     slow, quick = 0.3, 0.005
@@ -112,7 +112,7 @@ async def test_nobody_is_refused_while_nothing_is_under_way(changing_place):
 
 
 @one_loop
-async def test_a_call_that_hangs_is_nobody_to_wait_for(world, tmp_path):
+async def test_admission_does_not_count_a_call_that_hangs(world, tmp_path):
     """Once its caller has been answered and another worker has taken its place."""
     chaos = Chaos(tmp_path, wrap(world))
 
@@ -135,7 +135,7 @@ async def test_a_call_that_hangs_is_nobody_to_wait_for(world, tmp_path):
 
 
 @one_loop
-async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsys):
+async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_place, capsys):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 4 * RATE, 3.0, timeout=0.25)
         await flood.run()
@@ -160,7 +160,7 @@ async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsy
 
 
 @one_loop
-async def test_nobody_is_refused_while_all_can_be_answered(slow_place):
+async def test_no_request_is_refused_while_all_can_be_answered(slow_place):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 0.7 * RATE, 2.0, timeout=0.5)
         await flood.run()
@@ -171,7 +171,7 @@ async def test_nobody_is_refused_while_all_can_be_answered(slow_place):
 
 
 @one_loop
-async def test_a_batch_is_refused_as_a_whole_or_served_as_far_as_possible(slow_place):
+async def test_a_batch_is_refused_as_a_whole_or_served_in_part(slow_place):
     async with opened(slow_place()) as manager:
         await manager.sign_many([b"%d" % n for n in range(2 * RATE)], timeout=10)  # now its speed is known
         calls = counters(manager)["signatures"]
@@ -202,7 +202,7 @@ async def test_what_the_cache_knows_is_never_refused(slow_place):
 
 
 @one_loop
-async def test_a_pause_costs_nobody_an_answer(world, shim):
+async def test_a_pause_refuses_no_request(world, shim):
     settings = {"modulePath": shim.path, "sessions": 2}
     async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
         await manager.sign_many([b"%d" % n for n in range(3000)])
@@ -216,7 +216,7 @@ async def test_a_pause_costs_nobody_an_answer(world, shim):
 
 
 @one_loop
-async def test_each_one_in_the_line_has_its_own_deadline(world, shim):
+async def test_each_queued_request_has_its_own_deadline(world, shim):
     """Also where those who came later have less time."""
     async with opened(world.config(settings={"modulePath": shim.path, "sessions": 2}, queueSize=1)) as manager:
         shim.hold()

@@ -187,7 +187,7 @@ def test_two_operators_approve(fresh_token, tmp_path, hsmcore):
     asyncio.run(scenario())
 
 
-def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmcore):
+def test_write_access_to_the_store_does_not_approve(fresh_token, tmp_path, hsmcore):
     """By hand into the tables: rows out of nothing, another rotation's, and the first step left out."""
     approvers = [{"name": "alice", "totp": ALICE}, {"name": "bob", "publicKey": bytes(BOB.verify_key).hex()}]
     config = configured(fresh_token(), "ed25519", tmp_path, approvals=2, approvers=approvers, overlapDays=0)

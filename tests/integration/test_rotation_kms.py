@@ -94,7 +94,7 @@ async def test_a_rotation_that_fails_leaves_no_key_that_signs(kms, tmp_path):
 
 
 @one_loop
-async def test_a_backup_that_kms_cannot_give_stops_the_rotation_or_is_said(kms, tmp_path):
+async def test_a_backup_that_kms_cannot_give_stops_the_rotation_or_is_warned_about(kms, tmp_path):
     kms.store.make(alias="sequencer")
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     async with opened(rotating(kms, tmp_path, **place)) as manager:
@@ -111,7 +111,7 @@ POINTS = ["do:generate:begun", "between", "do:generate:effect", "do:pin:effect",
 
 @one_loop
 @pytest.mark.parametrize("point", POINTS)
-async def test_wherever_it_is_cut_off_it_goes_on_and_forgets_no_key(kms, tmp_path, monkeypatch, later, point):  # noqa: F811
+async def test_a_rotation_cancelled_at_any_step_resumes_and_loses_no_key(kms, tmp_path, monkeypatch, later, point):  # noqa: F811
     old = kms.store.make(alias="sequencer")
     reached = cancel_rotation_at(monkeypatch, point)
     if point == "between":  # the key is there, its alias is not

@@ -63,7 +63,7 @@ def command(token, *arguments):
 
 @pytest.mark.parametrize(("required", "fails"), [(True, False), (False, False), (False, True)])
 @pytest.mark.timeout(120)
-def test_nobody_without_the_handover_touches_a_rotation_that_was_cut_off_in_it(
+def test_a_process_without_the_handover_does_not_resume_a_rotation_killed_in_it(
     fresh_token, tmp_path, capsys, required, fails
 ):
     """kill -9 after the chain has obeyed the new key, or after it has failed while the new key is given back."""

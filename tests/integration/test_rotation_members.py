@@ -183,7 +183,7 @@ CUTS = ["do:generate:begun", "sealed", "imported", "do:generate:effect", "do:gen
 
 @one_loop
 @pytest.mark.parametrize("point", CUTS)
-async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys(
+async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_members(
     fresh_token, tmp_path, monkeypatch, point
 ):
     ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
@@ -225,7 +225,7 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
 
 
 @one_loop
-async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path, caplog):
+async def test_without_a_ceremony_the_rotation_names_the_member_that_cannot_get_the_key(fresh_token, tmp_path, caplog):
     _, config = three_that_cannot_wrap(fresh_token, tmp_path)
     async with opened(config) as manager:
         assert "keys cannot be copied to other members: no rotation will succeed" in caplog.text, "said at the start"

@@ -119,7 +119,7 @@ def secret_file(folder, name, value):
 
 @one_loop
 @pytest.mark.parametrize("isolation", ["thread", "process"])
-async def test_a_life_shows_no_secret(fresh_token, tmp_path, monkeypatch, caplog, capfd, isolation):
+async def test_no_secret_shows_from_opening_to_closing(fresh_token, tmp_path, monkeypatch, caplog, capfd, isolation):
     outputs = Outputs()
     caplog.set_level(logging.DEBUG)
     token = fresh_token()

@@ -62,7 +62,7 @@ async def test_the_connector_goes_and_comes_back_under_load(rig, isolation):
 
 @isolations
 @one_loop
-async def test_a_connector_that_is_down_at_the_start_is_said_to_be(rig, isolation):
+async def test_a_connector_that_is_down_fails_the_start(rig, isolation):
     rig.connector.stop()
     config = rig.config(settings={"isolation": isolation})
     with pytest.raises(HsmError):
