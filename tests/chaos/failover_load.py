@@ -180,7 +180,7 @@ class Asking:
 
     def _failed(self, error: HsmError) -> None:
         self.verdict.answers[error.status] += 1
-        # RequestRejected: a module refused the same request twice, and nobody else was there to ask. AuditUnavailable:
+        # RequestRejected: a module refused the same request twice, and no other was there to ask. AuditUnavailable:
         # on a busy machine the disk is late, and what is not recorded is not handed out.
         if not isinstance(error, (AllLevelsFailed, RequestRejected, AuditUnavailable)):
             self.verdict.fault("unfit errors", repr(error))

@@ -169,7 +169,7 @@ class Schedule:
         return faults
 
     async def _suffer(self, number: int, *, down: bool = False) -> None:
-        """From now on, also a module that is initialized anew."""
+        """From now on, also for a module that is initialized again."""
         faults = self.faults(number, down=down)
         self.modules.members[number].write(faults=faults)
         for fault in faults:

@@ -129,7 +129,7 @@ class Attempts:
         self.exempt: set[bytes] = set()
         """Messages whose callers allow another key."""
         self.count = 0
-        # Attempts whose outcome nobody knows, each with its key; those that never began are struck out again.
+        # Attempts with an unknown outcome, each with its key; those that never began are struck out again.
         self._bound: defaultdict[bytes, dict[object, bytes]] = defaultdict(dict)
         self._never: set[object] = set()
         self._signed: defaultdict[bytes, set[bytes]] = defaultdict(set)
@@ -145,7 +145,7 @@ class Attempts:
             self.fault("second key", f"{message!r} has a signature by another key")
 
     def ended(self, attempt: object, message: bytes, key: bytes | None, result: object) -> None:
-        """It answered: a signature, an error, or (None) nobody waits any more."""
+        """It answered: a signature, an error, or None when no caller waits any more."""
         if key is None or attempt in self._never:
             return
         if isinstance(result, bytes):

@@ -201,7 +201,7 @@ async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict) -> 
     chaos.write()
     begun = time.monotonic()
     errors: Counter[str] = Counter()
-    # A module that is being initialized anew, or whose host is, has no socket and reads the new file.
+    # A module that is being initialized again, or whose host is, has no socket and reads the new file.
     while verdict.healed < HEALS:
         verdict.healed = time.monotonic() - begun
         try:

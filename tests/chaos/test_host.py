@@ -198,7 +198,7 @@ async def test_it_is_stopped(world, tmp_path, busy):
             send_signal(pid, signal.SIGCONT)
 
 
-# ---- keys that were lost meanwhile -----------------------------------------------------------------------------------
+# ---- keys that were lost while the host was down ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["destroyed", "deactivated"])

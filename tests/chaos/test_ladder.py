@@ -132,7 +132,7 @@ async def test_failures_that_alternate_do_not_keep_a_worker_busy(world, tmp_path
             {"function": "C_SignInit", "action": "return", "ckr": ckr, "every": every}
             for every, ckr in ((2, "CKR_SESSION_HANDLE_INVALID"), (1, second))
         ]
-        chaos.write(faults=faults)  # for when the module is initialized anew
+        chaos.write(faults=faults)  # for when the module is initialized again
         for fault in faults:
             chaos.ask("fault", **fault)
         before = sum(counters(manager)["recoveries"].values())
@@ -178,7 +178,7 @@ async def test_a_message_that_is_always_refused_fails_no_other(picky, name):
         mixed = [*numbered("before", 300), b"poison", *numbered("behind", 500)]
         errors = await burst(manager, mixed)
         assert errors.total() == 1, errors
-        # Nothing has come meanwhile that could have shown that the token is well.
+        # No request has shown since then that the token is well.
         await asyncio.sleep(0.05)
         assert await burst(manager, numbered("then", 300)) == {}
         assert not counters(manager)["down"]
@@ -196,7 +196,7 @@ async def test_it_fails_alone_with_one_session_too(picky, name):
 
 @one_loop
 async def test_messages_that_are_always_refused_do_not_keep_the_others_waiting(picky):
-    """They are tried again for as long as nobody waits for their worker."""
+    """They are tried again for as long as no request waits for their worker."""
     async with opened(picky(CKR_FUNCTION_FAILED, sessions=4)) as manager:
         mixed = [b"poison %d" % n if n % 25 == 0 else b"good %d" % n for n in range(500)]
         errors = await burst(manager, mixed, timeout=5.0)
@@ -267,7 +267,7 @@ async def test_a_key_that_has_a_double_costs_no_other_key_an_answer(fresh_token,
 @one_loop
 @BOTH
 async def test_a_burst_after_an_outage_waits_for_the_probe(world, tmp_path, isolation):
-    """The first request finds out whether the token is back; those that come with it do not fail meanwhile."""
+    """The first request finds out whether the token is back; requests that arrive with it do not fail."""
     chaos = Chaos(tmp_path, wrap(world))
     away = [
         {"function": function, "action": "return", "ckr": "CKR_DEVICE_REMOVED", "every": 1}

@@ -65,7 +65,7 @@ async def test_each_ckr_of_a_signature_has_its_class_s_action(world, tmp_path, c
             message = f"{function} {name}".encode()
             if class_ in MENDED:
                 await signs(manager, message)
-                # C_Initialize starts the module's own counts anew.
+                # C_Initialize resets the module's own counts.
                 assert chaos.calls(function) == (1 if class_ == "REINIT" else calls + 2), name
             else:
                 with pytest.raises(EXCEPTION_OF_STATUS[status]) as caught:
@@ -346,7 +346,7 @@ async def test_an_absent_token_is_only_probed_and_used_again_when_it_is_back(wor
     ]
     async with opened(chaos.config()) as manager, Load(manager, callers=16) as load:
         await load.until_good(20)
-        chaos.write(faults=away)  # for when the module is initialized anew
+        chaos.write(faults=away)  # for when the module is initialized again
         for fault in away:
             chaos.ask("fault", **fault)
         await until(lambda: counters(manager)["down"])

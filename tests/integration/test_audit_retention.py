@@ -1,4 +1,4 @@
-"""Old records go only when the log itself says so under a checkpoint; nobody else's word makes it so."""
+"""Old records are deleted only for a prune record that a checkpoint of the log covers."""
 
 from __future__ import annotations
 

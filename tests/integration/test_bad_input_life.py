@@ -337,7 +337,7 @@ async def test_a_cancelled_batch_is_accounted_for(world, shim):
         shim.release()
         assert is_good("ed25519", manager.public_key, b"other", await other)
         await settle(manager)
-        assert counters(manager)["signatures"] < 20, "the rest of the batch was not signed for nobody"
+        assert counters(manager)["signatures"] < 20, "the rest of the batch was not signed in vain"
 
 
 async def test_cancelling_what_is_done_changes_nothing(world):
@@ -367,7 +367,7 @@ async def test_a_deadline_is_kept_while_the_token_hangs(world, shim):
         shim.release()
         assert is_good("ed25519", manager.public_key, b"patient", await patient)
         await settle(manager)
-        assert shim.calls("C_Sign") - calls == 2, "what nobody waits for was not signed"
+        assert shim.calls("C_Sign") - calls == 2, "cancelled requests were not signed"
         assert counters(manager)["expired"] + counters(manager)["cancelled"] == 12
 
 
@@ -397,7 +397,7 @@ async def test_a_full_queue_makes_callers_wait_and_loses_none(world, shim):
         await shim.until_inside(1)
         await until(lambda: counters(manager)["waiting"] == 992)
         assert counters(manager)["in_flight"] == 8
-        assert _native.leaks()["allocations"] == allocations, "those who wait cost nothing in the core"
+        assert _native.leaks()["allocations"] == allocations, "waiting requests cost nothing in the core"
         shim.release()
         for message, signature in zip(messages, await asyncio.gather(*tasks), strict=True):
             assert is_good("ed25519", manager.public_key, message, signature)

@@ -364,7 +364,7 @@ def test_a_wrong_pin_is_an_error_that_does_not_show_it(state, cli, tmp_path):
 
 
 def test_an_interrupted_demonstration_ends_at_once(state):
-    # Whoever starts these tests in the background makes their children ignore the interrupt.
+    # A shell that starts these tests in the background makes their children ignore the interrupt.
     minding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     child = subprocess.Popen(
         [*PROGRAM[:-1], minding + PROGRAM[-1], "demo", "--state", state[0], "--transactions", "1000000"],

@@ -144,7 +144,7 @@ async def test_sessions_are_opened_with_pauses_and_within_the_limit(fresh_token,
         assert caught.value.path == "$.sequencer.keyManager.config.sessions"
 
 
-# ---- who may do what ----
+# ---- rights of users ----
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)

@@ -1,4 +1,4 @@
-"""The control plane beside an engine that initializes the module anew: nothing stale is used, nobody waits for ever."""
+"""The control plane beside an engine that reinitializes the module: no stale handle is used, no call waits for ever."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def administrator(chaos, *, pin=True, given=None):
 
 
 def initializations(chaos):
-    """How often the module has been initialized anew since somebody holds it."""
+    """How often the module has been initialized again since the first holder."""
     holder = hold_module(chaos.module, chaos.args)
     try:
         count = holder.enter()
@@ -165,7 +165,7 @@ async def test_under_load(chaos):
         signers = [start(sign(worker)) for worker in range(8)]
         made = worked = 0
         while worked < 12 or initializations(chaos) < 5:
-            await asyncio.sleep(0.02)  # else hardly a moment would be left in which nobody is inside
+            await asyncio.sleep(0.02)  # else hardly a moment would be left in which no call is inside
             try:
                 key = await plane.generate_key("ed25519", f"loaded-{made}")
                 made += 1

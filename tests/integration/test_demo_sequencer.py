@@ -1,4 +1,4 @@
-"""The example sequencer: that it counts honestly, and that LiteSVM is a judge who says no."""
+"""The example sequencer: it counts honestly, and LiteSVM refuses wrong transactions."""
 
 from __future__ import annotations
 

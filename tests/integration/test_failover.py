@@ -288,7 +288,7 @@ async def test_what_one_key_may_have_signed_no_other_one_signs_unless_allowed(si
     config = place.config(failover={"acceptOtherKeys": ["secondary"], "maxPrimaryRetries": 1})
     async with opened(config) as manager:
         place.members[0].fault("C_Sign", "hang", forever=True, every=1, count=2)
-        # Both workers hang inside C_Sign: nobody can say whether there are signatures.
+        # Both workers hang inside C_Sign: whether there are signatures is unknown.
         hung = [asyncio.ensure_future(manager.sign(b"%d" % n, 1.0)) for n in range(2)]
         for error in await asyncio.gather(*hung, return_exceptions=True):
             assert isinstance(error, AllLevelsFailed), error
@@ -351,7 +351,7 @@ async def test_a_refusal_by_one_module_gets_a_second_opinion(site):
         assert [(await manager.sign_with_receipt(f"{n}".encode(), 5.0)).level for n in range(3)] == ["secondary"] * 3
         # Three good requests refused in a row, and it is asked no more.
         assert conditions(manager)[0] == "open"
-        # What everybody refuses is the request's own fault, and harms nobody.
+        # A request that all members refuse is at fault itself; no breaker opens.
         place.members[1].ask("fault", **refusal, count=4)
         with pytest.raises(RequestRejected):
             await manager.sign(b"refused", 5.0)

@@ -138,7 +138,7 @@ async def test_a_running_key_manager_follows(place, tmp_path):
         first = seat.member
         await ask("failover", "readmit", place.name(0), "--reason", "the PIN is right again")
         await until(lambda: seat.trusted)
-        assert seat.member is not first, "it has logged in anew"
+        assert seat.member is not first, "it has logged in again"
         await until(lambda: manager._failover.levels.active == 0)
         [order] = await ask("failover", "history", "--kind", "member-readmitted")
         assert order["details"]["why"] == "the PIN is right again"

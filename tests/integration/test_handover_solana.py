@@ -69,7 +69,7 @@ async def test_a_handover_that_fails_half_way_is_given_back(fresh_token, tmp_pat
     token = fresh_token()
     manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))
     chain = chain_for(token.keys["ed25519"].public_key)
-    chain.mint(MINT, bytes(32))  # somebody else's: the second authority cannot be moved
+    chain.mint(MINT, bytes(32))  # of another owner: the second authority cannot be moved
 
     class Rich(SolanaHandover):
         async def revert(self, old, new, km):

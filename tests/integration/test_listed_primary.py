@@ -1,4 +1,4 @@
-"""A key manager whose providers stand in `failover.primary` alone: it signs, and every command copes."""
+"""A key manager whose providers stand in `failover.primary` alone: it signs, and every command works."""
 
 from __future__ import annotations
 

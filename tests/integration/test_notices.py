@@ -1,4 +1,4 @@
-"""Notices: delivered to a webhook, kept while it is away, never in anybody's way."""
+"""Notices: delivered to a webhook, kept while it is away, never in the way of a signature."""
 
 from __future__ import annotations
 

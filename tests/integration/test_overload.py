@@ -1,4 +1,4 @@
-"""More is asked for than can be signed: who cannot be answered in time hears it at once, the others are served."""
+"""Overload: a request that cannot meet its deadline is rejected at once, the others are served."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_
         await flood.run()
         await settle(manager)
         stats = counters(manager)
-        # A first queue fills while nobody knows yet how fast the device is.
+        # A first queue fills before the service rate is known.
         late = flood.kinds(since=1.0)
         all_of_them = flood.kinds()
     # On a busy machine the simulated service of KMS, which is Python, is slower; what is late was all the rest once.
@@ -153,7 +153,7 @@ async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_
     assert flood.took(hsmcore.QueueFull) < 0.05
     refusal = next(result for _, _, result in flood.outcomes if isinstance(result, hsmcore.QueueFull))
     assert refusal.retryable
-    assert isinstance(refusal, hsmcore.DeadlineExceeded), "whoever handles deadlines handles it"
+    assert isinstance(refusal, hsmcore.DeadlineExceeded), "a caller that handles deadlines handles it"
     assert "the timeout is 0.25 s" in str(refusal)
     with capsys.disabled():
         print(f"\nfour times its rate: {late[bytes] / 2.0:.0f}/s of {RATE}/s signed, {late}")  # noqa: T201
@@ -217,7 +217,7 @@ async def test_a_pause_refuses_no_request(world, shim):
 
 @one_loop
 async def test_each_queued_request_has_its_own_deadline(world, shim):
-    """Also where those who came later have less time."""
+    """Also where later requests have less time."""
     async with opened(world.config(settings={"modulePath": shim.path, "sessions": 2}, queueSize=1)) as manager:
         shim.hold()
         first = start(manager.sign(b"first", timeout=30))
@@ -272,7 +272,7 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
     async with opened(site.config()) as manager:
         moves: list[dict] = []
         manager.on("failover", moves.append)
-        # A first queue fills while nobody knows yet how fast the device is; what is late there is tried elsewhere.
+        # A first queue fills before the service rate is known; requests that are late there are tried elsewhere.
         await Flood(manager, 4 * RATE, 1.0, timeout=0.25).run()
         before = manager.get_stats()[site.name(1)]["signatures"]
         flood = Flood(manager, 4 * RATE, 2.0, timeout=0.25)

@@ -208,7 +208,7 @@ async def test_another_token_shows_that_it_could_take_over(fresh_token, tmp_path
 
 @pytest.mark.timeout(180)
 async def test_the_token_accepts_none_of_a_thousand_damaged_backups(fresh_token, tmp_path):
-    """Each as a file, and each as if nobody had looked at the envelope: then the token itself refuses the key."""
+    """Each as a file, and each past the check of the envelope: then the token itself refuses the key."""
     config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", **with_backups(tmp_path))
     async with opened(config) as manager:
         await manager.rotate_key()

@@ -1,5 +1,5 @@
-"""Rows that somebody writes into the state store of a running key manager: no key is destroyed for them, and it signs
-on. What was forged is told: in the log, in the history, in a notice."""
+"""Rows that an attacker writes into the state store of a running key manager: no key is destroyed for them, and
+signing goes on. A forged row is reported in the log, in the history and in a notice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def token(fresh_token):
 
 
 class Forger:
-    """Writes the store as anybody can who may write its file."""
+    """Write the store as any process can that may write its file."""
 
     def __init__(self, tmp_path):
         self.path = tmp_path / "state.db"

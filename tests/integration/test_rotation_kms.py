@@ -74,7 +74,7 @@ async def test_an_alias_that_may_not_be_moved_holds_up_the_end_of_the_old_key_on
             return any(s["step"] == "deactivate" and s["outcome"] == "failed" for s in (await stored(tmp_path))[2])
 
         await becomes(tried)
-        assert old.state == "Enabled", "whoever goes by the alias needs it"
+        assert old.state == "Enabled", "clients that use the alias need it"
         kms.store.operations["UpdateAlias"] = moves
         later(1)
         await until(lambda: old.state == "Disabled")

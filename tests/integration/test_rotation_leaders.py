@@ -1,4 +1,4 @@
-"""Who leads a rotation: a process that can end it. After a handover was called only one that has a handover can."""
+"""A process leads a rotation if it can end it. After a handover was called, only a process with a handover can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotation where several members hold the key: all of them get the new one, or nobody signs with it."""
+"""Rotation where several members hold the key: all of them get the new one, or none signs with it."""
 
 from __future__ import annotations
 

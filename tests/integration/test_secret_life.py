@@ -91,7 +91,7 @@ class Outputs:
         limits = (folder / "limits").read_text()
         [line] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert line.split()[4:6] == ["0", "0"], line
-        if os.geteuid() != 0:  # not dumpable: nobody of this user attaches to it or reads its memory
+        if os.geteuid() != 0:  # not dumpable: no process of this user attaches to it or reads its memory
             assert (folder / "environ").stat().st_uid == 0
 
     def check(self, *secrets: str) -> None:

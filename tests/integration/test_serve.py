@@ -244,7 +244,7 @@ def test_a_rotation_is_asked_for_and_events_come_with_their_history(tmp_path, fr
         assert found["rotation-begun"]["reason"] == "an operator has left"
         assert found["state"]["rotation"]["next"] is not None
         assert len(found["state"]["members"]) == 3
-        # Whoever comes later is told, too.
+        # A later watcher gets it, too.
         kinds = [value["kind"] for kind, value in itertools.islice(happenings(scene.address), 6) if kind == "happened"]
         assert "rotation-begun" in kinds
 
@@ -262,7 +262,7 @@ async def test_a_signer_of_another_process_is_watched_and_operated(tmp_path, fre
             return (await asked(watched.address, "/api/state", token=VIEWER)).json()
 
         assert (await asked(watched.address, "/healthz")).status == 200
-        assert (await asked(watched.address, "/readyz")).status == 503  # nobody signs yet
+        assert (await asked(watched.address, "/readyz")).status == 503  # no member signs yet
         async with opened(config) as manager:
             await manager.sign(b"m")
             await manager.audit.checkpoint()

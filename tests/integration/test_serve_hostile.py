@@ -1,4 +1,4 @@
-"""Whatever is sent to the console: nothing leaks, nothing is held up, everybody else is served."""
+"""Hostile requests to the console: nothing leaks, nothing is held up, all other clients are served."""
 
 from __future__ import annotations
 

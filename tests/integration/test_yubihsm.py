@@ -1,4 +1,4 @@
-"""YubiHSM 2: the vendor's module against a simulated device. What works, and who may do what."""
+"""YubiHSM 2: the vendor's module against a simulated device. What works, and the rights of users."""
 
 from __future__ import annotations
 

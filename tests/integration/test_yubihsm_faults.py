@@ -137,7 +137,7 @@ async def test_a_connector_that_hangs_for_a_module_in_this_process_holds_no_dead
             with pytest.raises((DeadlineExceeded, MemberDown)):
                 await manager.sign(f"hangs {number}".encode(), 0.3)
             assert time.monotonic() - begun < 5.0
-        # The module keeps its slot locked while a call hangs, so nobody signs until it returns.
+        # The module keeps its slot locked while a call hangs, so no session signs until it returns.
         await until(lambda: rig.device.faults.hanging == 1)
         rig.device.faults.release()
         await until_it_signs(manager, seconds=20.0)

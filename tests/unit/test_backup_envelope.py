@@ -1,4 +1,4 @@
-"""The envelope around a wrapped key: what is damaged, another key's or written by somebody else is refused."""
+"""The envelope around a wrapped key: a damaged one, another key's and another writer's are refused."""
 
 from __future__ import annotations
 

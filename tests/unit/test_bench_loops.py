@@ -102,7 +102,7 @@ class TestArrivals:
 
         figures = asyncio.run(arrive(sign, [b"a", b"b"], 0.5, 400.0))
         assert 150 < figures["signatures"] < 250  # 200 ± 3.5 standard deviations of a Poisson process
-        assert most > 2, "nobody waits for the one before"
+        assert most > 2, "no call waits for the one before"
         assert figures["latency_ns"]["p50"] >= 0.02e9
 
     def test_a_latency_counts_from_when_a_request_was_due(self):

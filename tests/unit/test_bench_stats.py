@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, who is selected."""
+"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, selected contenders."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def plan(mode, sizes, retries, interval, *, emergency=False, other=frozenset()):
 
 
 def serve(machine, attempts, now, fails, deadline):
-    """Play the router: returns (who signed or None, the attempts made, the time at the end)."""
+    """Play the router: returns (the member that signed or None, the attempts made, the time at the end)."""
     made = []
     while now < deadline:
         step = next_step(machine, attempts, now)
@@ -125,7 +125,7 @@ def test_smart_mode_gives_all_members_up_after_their_retries(kind, retries, inte
     assert end <= (retries + 1) * interval + len(made) + 2
     for member in machine.members:
         assert 1 <= [m for _, m in made].count(member) <= retries + 1
-    # Whoever comes later is told at once, until something changes.
+    # A later request fails at once, until something changes.
     if all(not m.trusted for m in machine.members):
         assert serve(machine, Attempts(), end + 1, lambda _member: kind, 10**18) == (None, [], end + 1)
 

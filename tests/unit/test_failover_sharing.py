@@ -37,7 +37,7 @@ def test_all_requests_are_shared_out_evenly(count, team):
     def height(m, more=0):
         return (m.engine.in_flight + given_.get(id(m), 0) + more) * FULL / m.weight
 
-    # Nobody who got something would have been better served by somebody else: not by more than one request.
+    # No request would have been better served by another member: not by more than one request.
     for m, _ in shares:
         for other in team:
             assert height(m, -1) <= height(other, 1) + 1e-6

@@ -1,4 +1,4 @@
-"""The forms of AWS, judged by those who know them: botocore for signed requests, cryptography for DER."""
+"""The forms of AWS, judged by independent code: botocore for signed requests, cryptography for DER."""
 
 from __future__ import annotations
 

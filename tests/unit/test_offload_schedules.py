@@ -1,4 +1,4 @@
-"""OffloadEngine under random schedules: everybody gets one answer, the right one, and nothing is left."""
+"""OffloadEngine under random schedules: each request gets one answer, the right one, and nothing is left."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def schedule(steps: Any, seed: int, cache: int, shared: bool, concurrency:
     await asyncio.wait_for(engine.idle(), 10)
     for one in asked:
         one.check()
-    await until(lambda: engine.in_flight == 0)  # what was begun for those who are gone
+    await until(lambda: engine.in_flight == 0)  # what was begun for requests that are gone
     assert await engine.stop(5) == 0
     assert backend.inside == 0
     assert backend.most <= concurrency

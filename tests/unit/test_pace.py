@@ -150,7 +150,7 @@ def test_nearly_all_admitted_requests_meet_their_deadline(capacity, load, timeou
     now, free_at = SECOND, SECOND
     late = good = refused = 0
     unmeasured = 0
-    """Callers that were let in before anything was known, which is nobody's mistake."""
+    """Callers that were admitted before anything was known, which is no mistake."""
     for _ in range(5_000):
         now += max(1, int(dice.expovariate(capacity * load) * SECOND))
         while waiting and free_at <= now:

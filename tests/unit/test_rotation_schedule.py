@@ -1,4 +1,4 @@
-"""When keys are rotated: ten years in two dozen time zones, whatever is late, down or shifted meanwhile."""
+"""When keys are rotated: ten years in two dozen time zones, whatever is late, down or shifted."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_roles():
     free = access(viewer=None)
     assert judged(free, None, "viewer") == ("viewer", "")
     assert judged(free, None, "operator") == ("viewer", "missing")
-    assert judged(free, "w" * 32, "viewer") == (None, "wrong")  # whoever shows a token wants to be more than anybody
+    assert judged(free, "w" * 32, "viewer") == (None, "wrong")  # a client with a token wants more rights
     nobody = access(viewer=None, operator=None)
     for token in (None, "", "\0" * 32, "w" * 32):
         assert judged(nobody, token, "operator")[1] != ""
@@ -300,7 +300,7 @@ def test_rates_are_differences_by_time_and_restart_with_the_member():
         90.0,
         5000.0,
     )
-    assert series.add(3_000_000_000, stats(3, [(10_000, 3)]))["rate"] == 0.0  # it was started anew
+    assert series.add(3_000_000_000, stats(3, [(10_000, 3)]))["rate"] == 0.0  # it was restarted
     assert series.add(4_000_000_000, None) == {"t": 4000, "rate": 0.0, "failed": 0.0}
     assert series.add(5_000_000_000, stats(9, [(10_000, 9)]))["rate"] == 0.0
     for second in range(POINTS * 2):

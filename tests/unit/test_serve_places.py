@@ -1,4 +1,4 @@
-"""Who gives way to whom at the console's door, and how many descriptors are left to the signer."""
+"""Which connections the console closes for others, and how many descriptors are left to the signer."""
 
 from __future__ import annotations
 
