@@ -24,7 +24,7 @@ def opened(page, scene, **options):
 
 
 def as_operator(made, scene):
-    """Give the page the operator's token, by keyboard."""
+    """Type the operator's token into the page."""
     made.focus("#token-button")
     made.keyboard.press("Enter")
     made.keyboard.type(scene.operator)

@@ -39,7 +39,7 @@ class Verdict:
         self.latest = self.healed = 0.0
 
     def fault(self, kind: str, note: str, count: int = 1) -> None:
-        """Note something that must not be."""
+        """Note a fault."""
         if count:
             self.faults[kind] += count
             if self.faults[kind] == count:  # the first of its kind tells enough
@@ -202,7 +202,7 @@ class Asking:
         self.verdict.fault("hangs", f"answered {late:.2f} s late", late > LATEST)
 
     async def judge(self) -> None:
-        """When it is over: does everything add up?"""
+        """Check the counts at the end."""
         verdict, manager = self.verdict, self.manager
         answered = sum(verdict.answers.values())
         verdict.fault("lost", f"{self.asked} asked, {answered} answered", max(self.asked - answered, 0))

@@ -1,4 +1,4 @@
-"""Calls that hang: every caller is answered on time, others go on, and nothing of it is left when they come back."""
+"""Calls that hang: every caller is answered on time, others go on, and nothing is left when the calls return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recovery ladder under many requests: what one meets costs no other, none fails that another try would save."""
+"""The recovery ladder under many requests: a failure of one fails no other, and none fails that a retry would save."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_no_request_fails_of_what_the_next_attempt_does_not_meet(world, tm
 
 @one_loop
 async def test_losses_that_follow_on_each_other_cost_no_request(world, tmp_path):
-    """The token was mended a moment ago and may not be mended again so soon: the request waits until it may."""
+    """The token was healed a moment ago and may not be healed again so soon: the request waits until it may."""
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config(settings={"sessions": 4})) as manager:
         chaos.fault("C_Sign", "logout", every=60, count=8)
@@ -244,7 +244,7 @@ async def test_requests_for_a_destroyed_key_cost_no_other_key_an_answer(fresh_to
 @one_loop
 @BOTH
 async def test_a_key_that_has_a_double_costs_no_other_key_an_answer(fresh_token, tmp_path, isolation):
-    """Which of the two is meant cannot be told: neither signs, and the search for the others goes on."""
+    """Which of the two is meant is ambiguous: neither signs, and the search for the others goes on."""
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(chaos.config(settings={"isolation": isolation})) as manager:
@@ -321,7 +321,7 @@ async def test_an_outage_that_is_over_in_a_moment_costs_those_alone_that_met_it(
 @one_loop
 @BOTH
 async def test_a_module_that_was_broken_when_it_was_initialized_is_initialized_again(world, tmp_path, isolation):
-    """A new start during an outage can leave a library that only another one mends."""
+    """A new start during an outage can leave a library that only another start heals."""
     chaos = Chaos(tmp_path, wrap(world))
     broken = [{"function": "C_Login", "action": "return", "ckr": "CKR_GENERAL_ERROR", "every": 1}]
     async with opened(chaos.config(settings={"isolation": isolation})) as manager:
@@ -359,7 +359,7 @@ async def test_nothing_but_a_refused_login_ends_the_ladder_for_good(world, tmp_p
 
 @one_loop
 async def test_what_many_cancelled_callers_cost_the_loop_grows_with_their_number(world, shim):
-    """And not with its square: the slots are looked through once for all of them."""
+    """Not with its square: the slots are scanned once for all of them."""
     settings = {"modulePath": shim.path, "sessions": 2}
     async with opened(world.config(settings=settings, maxCacheSize=0, queueSize=8192)) as manager:
 

@@ -1,4 +1,4 @@
-"""What every provider has to do, whatever it is made of. One suite over all rigs (rig.py)."""
+"""What every provider has to do. One suite over all rigs (rig.py)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def signs_within(rig: Rig, manager: hsmcore.KeyManager) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """The test's own timeout ends a wait in vain."""
+    """Wait; the test's own timeout ends a wait in vain."""
     while not condition():  # noqa: ASYNC110  # what is waited for happens in another process
         await asyncio.sleep(0.005)
 

@@ -29,7 +29,7 @@ def site(tmp_path, fresh_token):
 
 
 class Load:
-    """Callers that never rest; every answer is judged, and every request has exactly one."""
+    """Callers that sign without a pause; every answer is verified, and every request has exactly one."""
 
     def __init__(self, manager, callers=16, timeout=5.0):
         self.manager, self.callers, self.timeout = manager, callers, timeout

@@ -1,4 +1,4 @@
-"""Handovers judged by Solana's own runtime: the new key is obeyed, the old one refused, and a failure undone."""
+"""Handovers on Solana's own runtime: it accepts the new key, refuses the old one, and a failure is undone."""
 
 from __future__ import annotations
 

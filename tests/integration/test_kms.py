@@ -117,7 +117,7 @@ async def test_an_endpoint_must_have_a_trusted_certificate_for_its_name(monkeypa
 
 @pytest.fixture
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """moto's server: another's idea of what AWS answers."""
+    """moto's server: an independent imitation of AWS."""
     set_credentials(monkeypatch)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -1,4 +1,4 @@
-"""Opening and closing: as often as one likes, two at a time, interrupted, and never with anything left."""
+"""Opening and closing: repeatedly, two at a time, interrupted, and always with nothing left."""
 
 from __future__ import annotations
 

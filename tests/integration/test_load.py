@@ -179,7 +179,7 @@ def test_a_share_of_what_the_path_itself_does(load, tmp_path, path):
 
 
 def test_what_is_too_much_is_refused_at_once(load, tmp_path):
-    """Of four times a device's rate it makes what it can, and the others hear so at once."""
+    """At four times its rate the device signs what it can, and the other requests are rejected at once."""
     code, result, _ = load(
         *("--noop", "--chaos", str(device(tmp_path, 200)), "--rate", "800", "--duration", "3s", "--sessions", "1"),
         *("--timeout", "250ms", "--objective", "failed < 90%"),
@@ -399,7 +399,7 @@ def test_an_interruption_ends_it_in_good_order_and_nothing_secret_was_shown(plac
 
 
 def test_the_verifier_counts_what_is_wrong_twice_or_missing(world, tmp_path):
-    """Answers that were tampered with: it must find exactly those."""
+    """It must find exactly the answers that were changed."""
     from nacl.signing import SigningKey
 
     key = SigningKey(bytes(range(32)))

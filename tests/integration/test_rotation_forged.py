@@ -168,7 +168,7 @@ async def test_a_rotation_that_replaces_another_key_than_the_one_that_signs_make
 
 
 async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, tmp_path):
-    """The row says that it is the new key's turn to be undone; the history says that a handover was called."""
+    """The row says that the new key is to be undone; the history says that a handover was called."""
     forger, given = Forger(tmp_path), token.config(**rules(tmp_path, overlapDays=1))
     manager = hsmcore.create_key_manager(given)
     manager.on_rotation(Handover())

@@ -1,4 +1,4 @@
-"""A whole life with secrets in it, and then a search for them in everything that came out: logs, errors, pickles, the
+"""Open, use and close with secrets, then search for them in all output: logs, errors, pickles, the
 audit file, the command line, and the processes that were started."""
 
 from __future__ import annotations

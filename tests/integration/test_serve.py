@@ -198,7 +198,7 @@ async def test_an_operator_action_is_recorded_emitted_and_obeyed(tmp_path, fresh
 
 
 async def wishes(config):
-    """What is asked for in the state store."""
+    """The desired state in the state store."""
     store = await Store.open_to_read(load(config).key_manager.state_path)
     try:
         return {name: wish.value for name, wish in (await Desired(store).all()).items()}

@@ -106,7 +106,7 @@ class TestArrivals:
         assert figures["latency_ns"]["p50"] >= 0.02e9
 
     def test_a_latency_counts_from_when_a_request_was_due(self):
-        """The loop is blocked by each request for longer than the next one takes to come: the last ones are late."""
+        """Each request blocks the loop for longer than the next one takes to arrive: the last ones are late."""
 
         async def sign(_message):
             time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point

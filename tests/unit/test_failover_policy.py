@@ -1,4 +1,4 @@
-"""What becomes of one request: simulated to its end, with a clock of the test's own."""
+"""The policy for one request: simulated to its end, with a clock of the test's own."""
 
 from __future__ import annotations
 

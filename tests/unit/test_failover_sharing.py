@@ -1,4 +1,4 @@
-"""How a batch is shared out, whatever the members have to do already."""
+"""How a batch is shared out over members with any load."""
 
 from __future__ import annotations
 

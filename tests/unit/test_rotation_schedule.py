@@ -35,7 +35,7 @@ def shows(plan, when):
 
 
 def expected(plan, first):
-    """Date by date, as a person would count them."""
+    """Dates, counted one by one."""
     day = first.astimezone(plan.zone).date()
     while True:
         day += plan.interval_days * DAY

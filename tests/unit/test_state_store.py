@@ -1,4 +1,4 @@
-"""The state store: migrations, two users at once, budgets against a reference model, history and wishes."""
+"""The state store: migrations, two users at once, budgets against a reference model, history and desired state."""
 
 from __future__ import annotations
 
