@@ -44,7 +44,7 @@ def scenario_kill(module: Module) -> Any:
 
 
 def scenario_kill_under_load(module: Module, control: str) -> Any:
-    """All sessions die while threads are inside; nobody crashes, and all recover by opening again."""
+    """All sessions die while threads are inside; no thread crashes, and all recover by opening again."""
     slot, main_session, _key = ready(module)
     public = module.public_key(main_session, "k1")
     stop = time.monotonic() + 1.0

@@ -50,7 +50,7 @@ def temporary_directory(tmp_path, monkeypatch):
 
 
 @needs_raw
-def test_raw_and_the_peers_sign_the_same_in_turn():
+def test_raw_and_peers_sign_the_same_messages_interleaved():
     before = dict(os.environ)
     steps: list[Progress] = []
     result = run(Options(patience=0, rounds=2, seconds=0.05, only="raw-1,pkcs11"), steps.append)
@@ -164,7 +164,7 @@ def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
 
 
 @needs_raw
-def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
+def test_a_wrong_key_fails_only_the_contenders_that_need_it(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "no such token", {"ed25519": "key"})
     result = run(Options(patience=0, rounds=1, seconds=0.02, only="raw,raw-p256", token=token))
@@ -174,7 +174,7 @@ def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
 
 
 @needs_raw
-def test_a_missing_library_is_said_and_the_rest_runs(monkeypatch, tmp_path):
+def test_a_missing_library_is_reported_and_the_other_contenders_run(monkeypatch, tmp_path):
     for name in ("PyKCS11", "cryptography"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

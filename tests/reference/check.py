@@ -1,6 +1,6 @@
 """Is the raw C loop a fair reference? It is held against a second one that shares no line with it: P-256, in turn, in
 processes of their own on one token. Where a process has its memory makes a difference of some percent for as long as it
-lives, so both are started anew again and again, and what counts is the median of each life.
+lives, so both are started again and again, and what counts is the median of each life.
 
     python -m tests.reference.check --lives 16 --rounds 4 --seconds 0.5
 

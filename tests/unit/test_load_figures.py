@@ -96,7 +96,7 @@ def result(**counts):
         ("rate >= 950/s", True),
         ("offered > 1000/s", False),
         ("memory-growth < 4MiB", True),
-        ("wrong = 0", False),  # nobody has verified anything
+        ("wrong = 0", False),  # nothing was verified
         ("p50 < 1s", False),  # there is none
     ],
 )

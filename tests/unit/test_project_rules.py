@@ -1,4 +1,4 @@
-"""Rules of the project that a reviewer would otherwise have to remember."""
+"""Rules of the project that a reviewer would otherwise check."""
 
 from __future__ import annotations
 

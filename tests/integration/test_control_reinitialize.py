@@ -1,4 +1,4 @@
-"""The control plane beside an engine that initializes the module anew: nothing stale is used, nobody waits for ever."""
+"""The control plane beside an engine that reinitializes the module: no stale handle is used, no call waits for ever."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def administrator(chaos, *, pin=True, given=None):
 
 
 def initializations(chaos):
-    """How often the module has been initialized anew since somebody holds it."""
+    """How often the module has been initialized again since the first holder."""
     holder = hold_module(chaos.module, chaos.args)
     try:
         count = holder.enter()
@@ -54,12 +54,12 @@ def initializations(chaos):
         holder.close()
 
 
-async def initialize_anew(chaos, manager):
+async def reinitialize(chaos, manager):
     """Have the engine initialize the module once more."""
     before = initializations(chaos)
     await asyncio.sleep(PAUSE)
     chaos.fault("C_SignInit", "return", ckr=NOT_INITIALIZED)
-    assert is_good("ed25519", manager.public_key, b"anew", await manager.sign(b"anew"))
+    assert is_good("ed25519", manager.public_key, b"again", await manager.sign(b"again"))
     assert initializations(chaos) == before + 1
 
 
@@ -69,7 +69,7 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
     admin = administrator(chaos, given=given).open()  # first: the login is its own, in a session of its own
     async with opened(chaos.config()) as manager:
         assert [key.label for key in admin.list_keys()] == ["ed25519-key"]
-        await initialize_anew(chaos, manager)
+        await reinitialize(chaos, manager)
         # The module numbers its sessions from the start again: to close the old one would be to close the engine's.
         sessions = chaos.stats()["sessions"]
         assert [key.label for key in admin.list_keys()] == ["ed25519-key"]
@@ -77,7 +77,7 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
         assert admin.deactivate(made.id).enforced
         admin.destroy(made.id)
         assert chaos.stats()["sessions"] == sessions
-        await initialize_anew(chaos, manager)
+        await reinitialize(chaos, manager)
         sessions = chaos.stats()["sessions"]
         admin.close()
         assert chaos.stats()["sessions"] == sessions
@@ -89,7 +89,7 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
 
 
 @one_loop
-async def test_it_is_not_initialized_anew_while_others_are_inside(chaos):
+async def test_the_module_is_not_reinitialized_while_calls_are_inside(chaos):
     async with opened(chaos.config()) as manager:
         with administrator(chaos, pin=False) as admin:
             with admin.session("looking") as session:
@@ -103,7 +103,7 @@ async def test_it_is_not_initialized_anew_while_others_are_inside(chaos):
             assert initializations(chaos) == 0
             await asyncio.sleep(1.1)  # the member is down until its next probe
             assert is_good("ed25519", manager.public_key, b"y", await manager.sign(b"y"))
-            await initialize_anew(chaos, manager)
+            await reinitialize(chaos, manager)
             assert len(admin.list_keys()) == 1
 
 
@@ -114,7 +114,7 @@ async def test_it_logs_in_when_the_login_went_with_the_engine(chaos):
     async with opened(chaos.config()) as manager:
         assert len(admin.open().list_keys()) == 1
         assert given == []
-        await initialize_anew(chaos, manager)
+        await reinitialize(chaos, manager)
         assert len(admin.list_keys()) == 1
         assert given == []
     assert len(admin.list_keys()) == 1
@@ -165,7 +165,7 @@ async def test_under_load(chaos):
         signers = [start(sign(worker)) for worker in range(8)]
         made = worked = 0
         while worked < 12 or initializations(chaos) < 5:
-            await asyncio.sleep(0.02)  # else hardly a moment would be left in which nobody is inside
+            await asyncio.sleep(0.02)  # else hardly a moment would be left in which no call is inside
             try:
                 key = await plane.generate_key("ed25519", f"loaded-{made}")
                 made += 1
