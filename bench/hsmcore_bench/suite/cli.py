@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from hsmcore.cli.output import FAILED, BadUsage
+from hsmcore.control.curves import ALGORITHMS
 from hsmcore.errors import MemberDown
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.process import ChildError
 from hsmcore_bench.suite import results_cli
 from hsmcore_bench.suite.catalogue import entries, expand
 from hsmcore_bench.suite.failover import CASES
-from hsmcore_bench.suite.model import Algorithm, HsmToken, Options
+from hsmcore_bench.suite.model import HsmToken, Options
 from hsmcore_bench.suite.report import markdown, print_result
 from hsmcore_bench.suite.resilience import RECOVERY_CASES
 from hsmcore_bench.suite.result import Result
@@ -62,7 +63,7 @@ def bench(
     token: Annotated[str | None, typer.Option(help="Sign on this token instead of a new SoftHSM one.")] = None,
     module: Annotated[str, typer.Option(help="The PKCS#11 module of --token.")] = locate.SOFTHSM_MODULE,
     label: Annotated[str | None, typer.Option(help="The label of the private key on --token.")] = None,
-    algorithm: Annotated[str, typer.Option(help=f"Of that key: {', '.join(get_args(Algorithm))}.")] = "ed25519",
+    algorithm: Annotated[str, typer.Option(help=f"Of that key: {', '.join(ALGORITHMS)}.")] = "ed25519",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Print scenarios and contenders, and end.")] = False,
 ) -> None:
@@ -178,8 +179,8 @@ def _print_list(files: tuple[str, ...]) -> None:
 
 def _token(token: str | None, module: str, label: str | None, algorithm: str) -> HsmToken | None:
     """The token that the options name, or None for one of our own."""
-    if algorithm not in get_args(Algorithm):
-        raise BadUsage(f"--algorithm {algorithm}: expected one of {', '.join(get_args(Algorithm))}")
+    if algorithm not in ALGORITHMS:
+        raise BadUsage(f"--algorithm {algorithm}: expected one of {', '.join(ALGORITHMS)}")
     if token is None:
         if label is not None:
             raise BadUsage("--label needs --token")
