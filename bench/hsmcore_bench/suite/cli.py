@@ -58,7 +58,7 @@ def bench(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A scenario file of your own; may be given again. Form: docs/BENCHMARKS.md."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the JSON, HTML, markdown and PNG files go.")] = Path("bench-results"),
+    out: Annotated[Path, typer.Option(help="Where the JSON, HTML, markdown and SVG files go.")] = Path("bench-results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
     token: Annotated[str | None, typer.Option(help="Sign on this token instead of a new SoftHSM one.")] = None,
     module: Annotated[str, typer.Option(help="The PKCS#11 module of --token.")] = locate.SOFTHSM_MODULE,
@@ -138,8 +138,9 @@ def _run(options: Options) -> Result:
 
 
 def _write(result: Result, out: Path) -> None:
-    """The files; the PNG only where matplotlib is installed."""
-    from hsmcore_bench.suite.html import page
+    """The files; no picture where nothing was measured."""
+    from hsmcore_bench.suite.html import STYLE, page
+    from hsmcore_bench.suite.picture import picture
 
     notes = Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -147,14 +148,10 @@ def _write(result: Result, out: Path) -> None:
     (out / f"{NAME}.md").write_text(markdown(result), encoding="utf-8")
     (out / f"{NAME}.html").write_text(page(result), encoding="utf-8")
     try:
-        from hsmcore_bench.suite.picture import draw
-
-        draw(result, out / f"{NAME}.png")
-    except ImportError:
-        notes.print("no PNG: matplotlib is not installed (pip install 'hsmcore[bench]')", style="yellow", markup=False)
+        (out / f"{NAME}.svg").write_text(picture(result, STYLE.read_text()), encoding="utf-8")
     except ValueError as error:
-        notes.print(f"no PNG: {error}", style="yellow", markup=False)
-    notes.print(f"written: {out}/{NAME}.json, .html, .md, .png", style="dim", markup=False)
+        notes.print(f"no SVG: {error}", style="yellow", markup=False)
+    notes.print(f"written: {out}/{NAME}.json, .html, .md, .svg", style="dim", markup=False)
 
 
 def _print_list(files: tuple[str, ...]) -> None:
