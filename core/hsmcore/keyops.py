@@ -12,6 +12,7 @@ from hsmcore.config import KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, KeyNotFound, MemberDown
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
+from hsmcore.members.tokens import export_key
 from hsmcore.rotation.context import SIGN_SECONDS, Hands
 from hsmcore.state import StoredKey
 
@@ -90,7 +91,7 @@ class KeyOperations:
         the token does not allow it."""
         member = self._opened("exportKeyBackup")
         try:
-            blob = await member.control.export_wrapped(key_id)
+            blob = await export_key(member, key_id)
         except HsmError as error:
             self.audit.record("backup", result="error", error=error.status, key_id=key_id, member=member.name)
             raise

@@ -26,6 +26,7 @@ from hsmcore.control import TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.provision import TokenRequest, provision
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, default_state, find_softhsm
+from hsmcore.control.verbs import Destroy
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
 
 pytestmark = [
@@ -400,4 +401,4 @@ def _children(pid: int) -> bytes:
 def _destroy(key_id: str) -> None:
     settings = token_settings(load_config(None, Path(os.environ["SOFTHSM2_CONF"]).parent))
     with TokenAdmin(settings.module_path, TokenSelector(label="sequencer"), pin=settings.resolve_pin) as admin:
-        admin.destroy(key_id)
+        Destroy(key_id).run(admin)

@@ -22,6 +22,7 @@ from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.backup.places import PlaceError, place_at
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
+from hsmcore.control.verbs import Sweep
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.state import Backups, Store
 
@@ -227,7 +228,7 @@ async def test_of_a_thousand_damaged_backups_the_token_takes_none(fresh_token, t
             with pytest.raises(HsmError):
                 await put_back(replace(whole, payload=broken), control, None)
         assert await control.list_keys() == before
-        assert await control.sweep(current) == 0
+        assert await control.do(Sweep(current)) == 0
         record = await put_back(whole, control, None)
         assert record.public_key == row.public_key
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pkcs11 import TokenFlag
 from pkcs11.types import Token
@@ -25,16 +25,18 @@ from hsmcore.control.faults import ControlError, translated
 from hsmcore.control.process import Child, ChildLost
 from hsmcore.control.records import KeyRecord, TokenSelector
 from hsmcore.control.seeded import import_seed
-from hsmcore.control.wire import record_of_json
+from hsmcore.control.verb import Verb
+from hsmcore.control.verbs import GenerateKey, ListKeys
 from hsmcore.errors import SystemFailure
 
 CHILD_SECONDS: Final = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
-    """What the token should be; what is there already is left as it is."""
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenRequest(Verb[KeyRecord]):
+    """Make a token, its user PIN and its key, as far as they are missing. What is there already stays as it is."""
 
+    needs_token: ClassVar[bool] = False
     module_path: str
     token_label: str
     key_label: str
@@ -46,8 +48,8 @@ class TokenRequest:
     key_id: str = ""
     """CKA_ID of a key that is put there, in hexadecimal."""
 
-    def __repr__(self) -> str:
-        return f"TokenRequest({self.token_label!r}, {self.key_label!r})"
+    def run(self, _admin: TokenAdmin) -> KeyRecord:
+        return _make_token(self)
 
 
 def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
@@ -58,12 +60,11 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
     environment = {**os.environb, b"SOFTHSM2_CONF": os.fsencode(softhsm_conf)}
     with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
         try:
-            made = child.call({"call": "provision", **asdict(request)}, CHILD_SECONDS)
+            return request.result_of_json(child.call(request.to_json(), CHILD_SECONDS))
         except ChildLost as lost:
             errors.seek(0)
             last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
             raise SystemFailure(f"making the token failed: {lost}{': ' if last else ''}{last}") from None
-    return record_of_json(made)
 
 
 def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> list[KeyRecord]:
@@ -73,8 +74,7 @@ def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> lis
     return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
 
 
-def make_token(request: TokenRequest) -> KeyRecord:
-    """What the child does, in this process."""
+def _make_token(request: TokenRequest) -> KeyRecord:
     holder = hold_module(request.module_path)
     try:
         library = adopt(request.module_path)
@@ -86,14 +86,14 @@ def make_token(request: TokenRequest) -> KeyRecord:
         with TokenAdmin(
             request.module_path, TokenSelector(label=request.token_label), pin=lambda: bytearray(request.pin.encode())
         ) as admin:
-            found = [key for key in admin.list_keys() if key.label == request.key_label]
+            found = [key for key in ListKeys().run(admin) if key.label == request.key_label]
             if found:
                 return found[0]
             if not request.seed:
-                return admin.generate_key(request.algorithm, request.key_label)
+                return GenerateKey(request.algorithm, request.key_label).run(admin)[0]
             with admin.session("putting a key on the token") as session:
                 import_seed(session, request.key_label, bytes.fromhex(request.key_id), bytes.fromhex(request.seed))
-            return next(key for key in admin.list_keys() if key.label == request.key_label)
+            return next(key for key in ListKeys().run(admin) if key.label == request.key_label)
     finally:
         holder.close()
 

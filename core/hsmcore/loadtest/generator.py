@@ -20,13 +20,13 @@ from hsmcore._native import wipe
 from hsmcore.bench.locate import native
 from hsmcore.bench.process import child_environment
 from hsmcore.config import Pkcs11Settings
+from hsmcore.control.plane import find_token
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
 from hsmcore.loadtest.mix import Kind, largest_of, table_of
 from hsmcore.loadtest.problems import UsageProblem
 from hsmcore.loadtest.shapes import Segment
 from hsmcore.loadtest.target import Target
 from hsmcore.members.pkcs11 import VERIFY_EVERY
-from hsmcore.probe.find import find_token
 
 Path_ = Literal["facade", "ring", "raw"]
 PATHS: Final[dict[Path_, str]] = {
@@ -257,7 +257,8 @@ def _member_settings(target: Target) -> list[tuple[str, object]]:
     settings, rules = _settings_of(target), target.config.key_manager
     label, serial = settings.token_label, settings.token_serial
     if settings.token_manufacturer is not None or settings.token_model is not None:
-        label, serial = find_token(settings, rules.name, target.config.secret_variables)
+        found = find_token(settings, rules.name, target.config.secret_variables)
+        label, serial = found.label or None, found.serial or None
     optional = {
         "module-args": settings.initialize_args, "quirks": settings.quirks,
         "token-label": label, "token-serial": serial, "slot-id": settings.slot_id, "key-label": settings.key_label,
