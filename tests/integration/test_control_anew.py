@@ -14,7 +14,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlPlane, TokenSelector
+from hsmcore.control import ControlPlane, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import hold_module
 from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys
@@ -41,7 +41,7 @@ def administrator(chaos, *, pin=True, given=None):
         return secret
 
     selector = TokenSelector(label=chaos.wrapped.settings["tokenLabel"])
-    return TokenAdmin(chaos.module, selector, pin=source if pin else None, module_args=chaos.args)
+    return TokenAdmin(TokenAccess(chaos.module, selector, chaos.args), pin=source if pin else None)
 
 
 def initializations(chaos):
@@ -131,7 +131,7 @@ def test_a_refused_pin_is_not_tried_again(chaos):
         return given[-1]
 
     admin = TokenAdmin(
-        chaos.module, TokenSelector(label=chaos.wrapped.settings["tokenLabel"]), pin=wrong, module_args=chaos.args
+        TokenAccess(chaos.module, TokenSelector(label=chaos.wrapped.settings["tokenLabel"]), chaos.args), pin=wrong
     )
     for match in ("PIN", "earlier attempt", "earlier attempt"):
         with pytest.raises(PinIncorrect, match=match):

@@ -18,9 +18,8 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenSelector, wire
-from hsmcore.control.verb import VERBS, Verb
-from hsmcore.control.verbs import Deactivate, Destroy, ExportWrapped, ImportWrapped
+from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector, wire
+from hsmcore.control.verbs import VERBS, Deactivate, Destroy, ExportWrapped, ImportWrapped, Verb
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
     InternalError,
@@ -151,12 +150,12 @@ async def test_errors_are_what_they_would_be_in_this_process(fresh_token):
         assert await control.list_keys()
         assert [child] != sorted(children()), "after a fault of its own a child is replaced"
     for selector, error in ((TokenSelector(label="elsewhere"), TokenNotFound), (TokenSelector(), TokenAmbiguous)):
-        control = ControlPlane(token.module, selector, isolated=True)
+        control = ControlPlane(TokenAccess(token.module, selector), isolated=True)
         with pytest.raises(error):
             await control.list_keys()
         assert children() == frozenset()
         await control.close()
-    control = ControlPlane("/nowhere/libmissing.so", TokenSelector(), isolated=True)
+    control = ControlPlane(TokenAccess("/nowhere/libmissing.so", TokenSelector()), isolated=True)
     with pytest.raises(ModuleMissing):
         await control.list_keys()
     await control.close()
@@ -215,7 +214,9 @@ async def test_a_refused_pin_is_sent_once(fresh_token):
         given.append(bytearray(b"wrong-pin"))
         return given[-1]
 
-    control = ControlPlane(token.module, TokenSelector(label=token.label), pin=wrong, isolated=True, member="m")
+    control = ControlPlane(
+        TokenAccess(token.module, TokenSelector(label=token.label), member="m"), pin=wrong, isolated=True
+    )
     for match in ("PIN", "earlier attempt", "earlier attempt"):
         with pytest.raises(PinIncorrect, match=match) as caught:
             await control.list_keys()

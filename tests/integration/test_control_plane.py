@@ -16,7 +16,7 @@ from pkcs11.exceptions import PKCS11Error
 import hsmcore
 from hsmcore import _native
 from hsmcore.config import load
-from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenSelector
+from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder
@@ -59,7 +59,7 @@ def settings(folder, monkeypatch):
 @pytest.fixture
 def admin(settings):
     selector = TokenSelector(label=settings.token_label)
-    with TokenAdmin(settings.module_path, selector, pin=settings.resolve_pin) as admin:
+    with TokenAdmin(TokenAccess(settings.module_path, selector), pin=settings.resolve_pin) as admin:
         yield admin
 
 
@@ -284,17 +284,17 @@ def test_adopting_neither_initializes_nor_finalizes(settings):
     ],
 )
 def test_exactly_one_token_must_match(settings, selector, error):
-    with pytest.raises(error), TokenAdmin(settings.module_path, selector, pin=settings.resolve_pin):
+    with pytest.raises(error), TokenAdmin(TokenAccess(settings.module_path, selector), pin=settings.resolve_pin):
         pytest.fail("it opened")
 
 
 def test_a_module_that_is_missing(settings):
     with pytest.raises(ModuleMissing):
-        TokenAdmin("/nowhere/libmissing.so", TokenSelector(label="a")).open()
+        TokenAdmin(TokenAccess("/nowhere/libmissing.so", TokenSelector(label="a"))).open()
 
 
 def test_without_a_login_a_token_does_not_look_empty(settings):
-    with TokenAdmin(settings.module_path, TokenSelector(label=settings.token_label)) as admin:
+    with TokenAdmin(TokenAccess(settings.module_path, TokenSelector(label=settings.token_label))) as admin:
         with pytest.raises(SessionFailed, match="no longer logged in") as caught:
             ListKeys().run(admin)
         assert "Start the signing engine" in caught.value.hint
@@ -309,7 +309,7 @@ def test_a_wrong_pin_is_tried_once_and_wiped(settings):
 
     selector = TokenSelector(label=settings.token_label)
     with pytest.raises(PinIncorrect) as caught:
-        TokenAdmin(settings.module_path, selector, pin=wrong).open()
+        TokenAdmin(TokenAccess(settings.module_path, selector), pin=wrong).open()
     assert given == [bytearray(len("wrong-pin"))]
     assert "wrong-pin" not in repr(caught.value) + str(caught.value.__cause__)
 
@@ -319,7 +319,7 @@ def test_a_locked_pin_is_not_tried(settings, monkeypatch):
     monkeypatch.setattr("hsmcore.control.admin.TokenFlag", flags)
     selector = TokenSelector(label=settings.token_label)
     with pytest.raises(PinLocked):
-        TokenAdmin(settings.module_path, selector, pin=lambda: pytest.fail("the PIN was fetched")).open()
+        TokenAdmin(TokenAccess(settings.module_path, selector), pin=lambda: pytest.fail("the PIN was fetched")).open()
 
 
 # ---- the event loop ----
@@ -363,7 +363,7 @@ def test_a_plane_that_is_closed_or_belongs_to_the_parent(settings):
 
 def test_a_token_that_cannot_be_opened_leaves_nothing_open(settings):
     async def run():
-        plane = ControlPlane(settings.module_path, TokenSelector(label="elsewhere"))
+        plane = ControlPlane(TokenAccess(settings.module_path, TokenSelector(label="elsewhere")))
         with pytest.raises(TokenNotFound):
             async with plane:
                 pytest.fail("it opened")
@@ -424,6 +424,8 @@ def test_the_key_manager_rotates_through_it(folder, settings):
             return new
 
     new = asyncio.run(run())
-    with TokenAdmin(settings.module_path, TokenSelector(label=settings.token_label), pin=settings.resolve_pin) as admin:
+    with TokenAdmin(
+        TokenAccess(settings.module_path, TokenSelector(label=settings.token_label)), pin=settings.resolve_pin
+    ) as admin:
         assert [key.can_sign for key in ListKeys().run(admin) if key.id == new] == [False]
         Destroy(new).run(admin)

@@ -16,7 +16,7 @@ from hsmcore.control import child, verbs
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.quirks import KeyForm
 from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord
-from hsmcore.control.verb import VERBS
+from hsmcore.control.verbs import VERBS, Verb
 from hsmcore.control.wire import pack, unpack
 from hsmcore.errors import EngineClosed, InternalError
 
@@ -45,7 +45,7 @@ def value_of(kind):
 
 
 def test_the_child_knows_them_all():
-    kinds = {kind for kind in vars(verbs).values() if isinstance(kind, type) and kind.__module__ == verbs.__name__}
+    kinds = {kind for kind in vars(verbs).values() if isinstance(kind, type) and issubclass(kind, Verb)} - {Verb}
     assert kinds == {kind for kind in child.VERBS.values() if kind.__module__ == verbs.__name__}
     assert len(kinds) == 15
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Self
 
@@ -10,13 +10,14 @@ from pkcs11 import TokenFlag
 from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Session, Token
 
-from hsmcore.control.adopt import AdoptedLibrary, ModuleHolder, adopt, hold_module
+from hsmcore._native import Module
+from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.faults import refused_before, translated
 from hsmcore.control.keys import Attributes
 from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import quirks_for
-from hsmcore.control.records import TokenSelector
+from hsmcore.control.records import TokenAccess
 from hsmcore.control.tokens import choose_one, present
 from hsmcore.errors import EngineClosed, LoginError, error_of
 
@@ -37,25 +38,12 @@ class TokenAdmin:
     are forgotten rather than closed; it logs in again if that is needed and it has a PIN.
     """
 
-    def __init__(
-        self,
-        module_path: str,
-        token: TokenSelector,
-        *,
-        quirks: str | None = None,
-        pin: PinSource | None = None,
-        module_args: str | None = None,
-        member: str | None = None,
-        mechanisms: Mapping[str, int] | None = None,
-    ) -> None:
-        self.member = member
-        self._mechanisms = mechanisms
-        self._path, self._args = module_path, module_args
-        self._selector = token
-        self._quirks_name = quirks
-        self.quirks = quirks_for(quirks, mechanisms=mechanisms)
+    def __init__(self, access: TokenAccess, *, pin: PinSource | None = None) -> None:
+        self._access = access
+        self.member = access.member
+        self.quirks = quirks_for(access.quirks, mechanisms=access.mechanisms)
         self._pin = pin
-        self._holder: ModuleHolder | None = None
+        self._holder: Module | None = None
         self._library: AdoptedLibrary | None = None
         self._login: Session | None = None
         self._refused: LoginError | None = None
@@ -66,12 +54,12 @@ class TokenAdmin:
     def open(self) -> Self:
         """Hold the module, find the token, log in if that is needed. Idempotent."""
         if self._holder is None:
-            self._holder = hold_module(self._path, self._args)
+            self._holder = hold_module(self._access.module_path, self._access.module_args)
             try:
                 with self._series("opening the token"):
-                    library = self._library = adopt(self._path)
+                    library = self._library = adopt(self._access.module_path)
                     described = f"{library.manufacturer_id} {library.library_description}"
-                    self.quirks = quirks_for(self._quirks_name, described, self._mechanisms)
+                    self.quirks = quirks_for(self._access.quirks, described, self._access.mechanisms)
                     self._log_in(self.token())
             except BaseException:
                 self.close()
@@ -105,8 +93,8 @@ class TokenAdmin:
         library = self._library
         if library is None:
             raise EngineClosed("the token is closed", member=self.member)
-        tokens = dict(present(library, self._selector.slot_id))
-        return tokens[choose_one(self._selector, list(tokens), self.member)]
+        tokens = dict(present(library, self._access.token.slot_id))
+        return tokens[choose_one(self._access, list(tokens))]
 
     @contextmanager
     def session(self, what: str) -> Iterator[Session]:
@@ -151,7 +139,7 @@ class TokenAdmin:
 
     @property
     def cryptoki(self) -> Cryptoki:
-        return Cryptoki(self._path)
+        return Cryptoki(self._access.module_path)
 
     def make_transport_key(self) -> TransportKey:
         """A new transport key in the place of the last one."""

@@ -21,11 +21,11 @@ from typing import IO, Any, Final, NoReturn, cast
 
 import orjson
 
-from hsmcore.control import provision, verbs  # noqa: F401  # they fill VERBS
+from hsmcore.control import provision  # noqa: F401  # its verb is one of VERBS
 from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.records import TokenSelector
-from hsmcore.control.verb import VERBS, Verb
-from hsmcore.control.wire import error_to_json
+from hsmcore.control.records import TokenAccess
+from hsmcore.control.verbs import VERBS, Verb
+from hsmcore.control.wire import error_to_json, unpack
 from hsmcore.errors import EngineClosed, HsmError, InternalError
 
 _GRACE_SECONDS: Final = 2.0
@@ -99,29 +99,13 @@ def _done(
             secret[:] = bytes(len(secret))
 
 
-def _opened(
-    requests: io.FileIO,
-    pin_bytes: int | None,
-    module_path: str,
-    token: dict[str, Any],
-    quirks: str | None,
-    module_args: str | None,
-    member: str | None,
-    mechanisms: dict[str, int],
-) -> TokenAdmin:
+def _opened(requests: io.FileIO, access: Any, pin_bytes: int | None) -> TokenAdmin:
     """The token, logged in with the PIN that follows the request on the same stream."""
     pin = None if pin_bytes is None else read_exactly(requests, pin_bytes)
     left = [pin]  # given out once: what was wiped after its use is no PIN
     try:
-        return TokenAdmin(
-            module_path,
-            TokenSelector(**token),
-            quirks=quirks,
-            pin=None if pin is None else lambda: left.pop() if left else None,
-            module_args=module_args,
-            member=member,
-            mechanisms=mechanisms,
-        ).open()
+        source = None if pin is None else lambda: left.pop() if left else None
+        return TokenAdmin(unpack(TokenAccess, access), pin=source).open()
     finally:
         if pin is not None:
             pin[:] = bytes(len(pin))

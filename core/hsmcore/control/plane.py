@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 from hsmcore.control.admin import PinSource, TokenAdmin
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.quirks import KeyForm
-from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
+from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord
 from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
 from hsmcore.control.tokens import choose_one
-from hsmcore.control.verb import Verb
-from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys, ListTokens
+from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys, ListTokens, Verb
 from hsmcore.errors import EngineClosed, EngineForked, PinIncorrect
 
 if TYPE_CHECKING:
@@ -38,60 +37,30 @@ class ControlPlane:
     first one opens the token. Cancelling an await does not stop the token: a key that was being generated exists
     afterwards.
 
-    `quirks` is a name from the native core's table, `pin` fetches the PIN if the process is not logged in yet (see
-    TokenAdmin), `member` goes into errors. With `isolated`, a child process loads the module and this one does not
-    (see RemoteAdmin): it does not inherit the environment variables `hidden`, and a call ends after `timeout` seconds
-    even if the module hangs. `secret` says where the PIN is, for the hint of a refused login. All errors are HsmError.
-    Not usable in a forked child.
+    `pin` fetches the PIN if the process is not logged in yet (see TokenAdmin). With `isolated`, a child process loads
+    the module and this one does not (see RemoteAdmin): it does not inherit the environment variables `hidden`, and a
+    call ends after `timeout` seconds even if the module hangs. `secret` says where the PIN is, for the hint of a
+    refused login. All errors are HsmError. Not usable in a forked child.
     """
 
     def __init__(
         self,
-        module_path: str,
-        token: TokenSelector,
-        quirks: str | None = None,
+        access: TokenAccess,
         *,
         pin: PinSource | None = None,
-        module_args: str | None = None,
-        member: str | None = None,
         isolated: bool = False,
         hidden: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
-        mechanisms: Mapping[str, int] | None = None,
         secret: str | None = None,
     ) -> None:
+        self._access = access
         self._secret = secret
-        self._selector = token
-        self._member = member
-        self._module_path, self._module_args = module_path, module_args
         self._forms: dict[str, KeyForm] = {}  # by algorithm: what the token accepted
         self._resting: asyncio.TimerHandle | None = None
-        self._admin: TokenAdmin | RemoteAdmin
-        self._remote: RemoteAdmin | None = None
-        if isolated:
-            self._admin = self._remote = RemoteAdmin(
-                module_path,
-                token,
-                quirks=quirks,
-                pin=pin,
-                module_args=module_args,
-                member=member,
-                hidden=hidden,
-                timeout=timeout,
-                mechanisms=mechanisms,
-            )
-        else:
-            self._admin = TokenAdmin(
-                module_path,
-                token,
-                quirks=quirks,
-                pin=pin,
-                module_args=module_args,
-                member=member,
-                mechanisms=mechanisms,
-            )
+        self._remote = RemoteAdmin(access, pin=pin, hidden=hidden, timeout=timeout) if isolated else None
+        self._admin = self._remote or TokenAdmin(access, pin=pin)
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=f"hsmcore-control-{member or 'token'}"
+            max_workers=1, thread_name_prefix=f"hsmcore-control-{access.member or 'token'}"
         )
         self._process = os.getpid()
 
@@ -114,16 +83,11 @@ class ControlPlane:
         pin: PinSource | None = settings.resolve_pin if log_in or isolated else None
         secret = settings.pin_secret if admin is None else admin.secret
         return cls(
-            settings.module_path,
-            TokenSelector.of(settings),
-            settings.quirks,
+            TokenAccess.of(settings, member),
             pin=pin if admin is None else admin.resolve_pin,
-            module_args=settings.initialize_args,
-            member=member,
             isolated=isolated,
             hidden=hidden,
             timeout=timeout,
-            mechanisms=settings.vendor_mechanisms,
             secret=None if secret is None else secret.describe(),
         )
 
@@ -173,11 +137,11 @@ class ControlPlane:
     async def find_token(self) -> TokenRecord:
         """The one token that is meant, found without a login. Raises TokenNotFound and TokenAmbiguous, which list the
         candidates."""
-        return choose_one(self._selector, await self.list_tokens(), self._member)
+        return choose_one(self._access, await self.list_tokens())
 
     async def list_tokens(self) -> list[TokenRecord]:
         """As ListTokens, for this plane's module."""
-        return await self.do(ListTokens(self._module_path, self._module_args))
+        return await self.do(ListTokens(self._access.module_path, self._access.module_args))
 
     # ---- what the keys of every kind of member have (members/base.py) ----
 
@@ -232,6 +196,6 @@ class ControlPlane:
 def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) -> TokenRecord:
     """The one token that matches all of a configuration's selectors. Blocks: a child process loads the module, without
     a login and without the environment variables `hidden`. Raises HsmError."""
-    path, args, selector = settings.module_path, settings.initialize_args, TokenSelector.of(settings)
-    admin = RemoteAdmin(path, selector, member=member, hidden=hidden)
-    return choose_one(selector, admin.do(ListTokens(path, args)), member)
+    access = TokenAccess.of(settings, member)
+    admin = RemoteAdmin(access, hidden=hidden)
+    return choose_one(access, admin.do(ListTokens(access.module_path, access.module_args)))

@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Final
 
+from nacl.signing import SigningKey
 from pkcs11 import TokenFlag
 from pkcs11.types import Token
 
+from hsmcore.control import sealed
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import ControlError, translated
 from hsmcore.control.process import Child, ChildLost
-from hsmcore.control.records import KeyRecord, TokenSelector
-from hsmcore.control.seeded import import_seed
-from hsmcore.control.verb import Verb
-from hsmcore.control.verbs import GenerateKey, ListKeys
+from hsmcore.control.records import KeyRecord, TokenAccess, TokenSelector
+from hsmcore.control.verbs import GenerateKey, ListKeys, Verb
 from hsmcore.errors import SystemFailure
 
 CHILD_SECONDS: Final = 120.0
@@ -68,8 +68,9 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
 
 
 def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> list[KeyRecord]:
-    """Make SoftHSM tokens that hold one and the same new Ed25519 key; see control/seeded.py for what that is good for.
-    Blocks for about a second for each."""
+    """Make SoftHSM tokens that hold one and the same new Ed25519 key, for demonstrations, benchmarks and tests of
+    failover: the private key is outside of a token until then. A production key is copied by the vendor's way of
+    cloning or wrapped backups, never like this. Blocks for about a second for each."""
     seed, key_id = os.urandom(32).hex(), os.urandom(16).hex()
     return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
 
@@ -83,16 +84,17 @@ def _make_token(request: TokenRequest) -> KeyRecord:
             if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
                 with token.open(rw=True, so_pin=request.so_pin) as officer:
                     officer.init_pin(request.pin)
-        with TokenAdmin(
-            request.module_path, TokenSelector(label=request.token_label), pin=lambda: bytearray(request.pin.encode())
-        ) as admin:
+        access = TokenAccess(request.module_path, TokenSelector(label=request.token_label))
+        with TokenAdmin(access, pin=lambda: bytearray(request.pin.encode())) as admin:
             found = [key for key in ListKeys().run(admin) if key.label == request.key_label]
             if found:
                 return found[0]
             if not request.seed:
                 return GenerateKey(request.algorithm, request.key_label).run(admin)[0]
+            key_id, seed = bytes.fromhex(request.key_id), bytes.fromhex(request.seed)
+            public_key = bytes(SigningKey(seed).verify_key)
             with admin.session("putting a key on the token") as session:
-                import_seed(session, request.key_label, bytes.fromhex(request.key_id), bytes.fromhex(request.seed))
+                sealed.create_pair(session, admin.cryptoki, admin.quirks, request.key_label, key_id, public_key, seed)
             return next(key for key in ListKeys().run(admin) if key.label == request.key_label)
     finally:
         holder.close()

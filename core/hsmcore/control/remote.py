@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Final, Self, TypeVar
 
 from hsmcore.control.admin import PinSource
 from hsmcore.control.faults import refused_before
 from hsmcore.control.process import Child, ChildLost, child_environment
-from hsmcore.control.records import TokenSelector
-from hsmcore.control.verb import Verb
+from hsmcore.control.records import TokenAccess
+from hsmcore.control.verbs import Verb
+from hsmcore.control.wire import pack
 from hsmcore.errors import EngineClosed, HostUnusable, HsmError, LoginError, error_of
 
 T = TypeVar("T")
@@ -30,30 +29,17 @@ class RemoteAdmin:
 
     def __init__(
         self,
-        module_path: str,
-        token: TokenSelector,
+        access: TokenAccess,
         *,
-        quirks: str | None = None,
         pin: PinSource | None = None,
-        module_args: str | None = None,
-        member: str | None = None,
         hidden: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
-        mechanisms: Mapping[str, int] | None = None,
     ) -> None:
-        self._request = {
-            "call": "open",
-            "module_path": module_path,
-            "token": asdict(token),
-            "quirks": quirks,
-            "module_args": module_args,
-            "member": member,
-            "mechanisms": dict(mechanisms or {}),
-        }
+        self._access = access
+        self._member = access.member
         self._pin = pin
         self._hidden = hidden
         self._seconds = timeout
-        self._member = member
         self._refused: LoginError | None = None
         self._child: Child | None = None
         self._abandoned = False
@@ -102,7 +88,9 @@ class RemoteAdmin:
         pin = self._pin() if self._pin is not None else None
         try:
             child = self._child = self._started()
-            self._ask(child, {**self._request, "pin_bytes": None if pin is None else len(pin)}, until, pin)
+            size = None if pin is None else len(pin)
+            request = {"call": "open", "access": pack(TokenAccess, self._access), "pin_bytes": size}
+            self._ask(child, request, until, pin)
         except LoginError as error:
             self._refused = error
             raise

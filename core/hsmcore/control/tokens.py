@@ -11,7 +11,7 @@ from pkcs11.types import Token
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.faults import translated
 from hsmcore.control.nearby import near_tokens
-from hsmcore.control.records import TokenRecord, TokenSelector
+from hsmcore.control.records import TokenAccess, TokenRecord
 from hsmcore.errors import TokenAmbiguous, TokenNotFound
 
 
@@ -49,8 +49,9 @@ def list_tokens(module_path: str, module_args: str | None = None) -> list[TokenR
         holder.close()
 
 
-def choose_one(selector: TokenSelector, tokens: list[TokenRecord], member: str | None) -> TokenRecord:
-    """The token that the selector names. Raises TokenNotFound and TokenAmbiguous, which list the candidates."""
+def choose_one(access: TokenAccess, tokens: list[TokenRecord]) -> TokenRecord:
+    """The token that is meant. Raises TokenNotFound and TokenAmbiguous, which list the candidates."""
+    selector, member = access.token, access.member
     found = selector.choose(tokens)
     if len(found) == 1:
         return found[0]

@@ -1,12 +1,18 @@
-"""The verbs of the control plane. Each is here and nowhere else; see verb.py for what a verb is."""
+"""The verbs of the control plane: what can be done with a token and its keys. Each is one class.
+
+ControlPlane.do runs a verb in this process (`run`), or sends it as JSON to a child (remote.py, child.py), which looks
+its class up in VERBS. The types of its fields and of its result decide the JSON (wire.py); a value of another type is
+refused on both sides.
+"""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar, get_args
 
 from hsmcore.control import backup, keys, sealed
 from hsmcore.control.admin import TokenAdmin
@@ -16,11 +22,74 @@ from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import KeyForm
 from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord
 from hsmcore.control.tokens import list_tokens
-from hsmcore.control.verb import Verb
+from hsmcore.control.wire import pack, secret_of, unpack, unpack_fields
 from hsmcore.errors import EngineClosed, HsmError, MemberDown, ModuleBusy
 
 _GENERATE_ATTEMPTS: Final = 4
 _GENERATE_PAUSE: Final = 0.02  # seconds, more with each attempt
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+VERBS: Final[dict[str, type[Verb[Any]]]] = {}
+"""Every verb by its name."""
+
+
+class Verb(ABC, Generic[T_co]):
+    """Base class of the verbs. Its parameter is the type of the result.
+
+    Decorate a subclass with `@dataclass(frozen=True, slots=True, repr=False)`. A field of type bytearray is a secret:
+    it follows the request to a child and is not in it. The child wipes its copy, the caller the original.
+    """
+
+    __slots__ = ()
+    needs_token: ClassVar[bool] = True
+    """Whether the token has to be opened first. Without it, `run` uses nothing of `admin`."""
+
+    def __init_subclass__(cls) -> None:
+        VERBS[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"  # an argument may be a secret
+
+    @abstractmethod
+    def run(self, admin: TokenAdmin, /) -> T_co:
+        """Do it. Blocks as long as the module does. Raises HsmError."""
+
+    @property
+    def secret(self) -> bytearray | None:
+        """The secret among the arguments."""
+        name = secret_of(type(self))
+        return None if name is None else getattr(self, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The request to a child, without the secret. Raises TypeError for an argument of a wrong type."""
+        size = None if self.secret is None else len(self.secret)
+        return {"call": type(self).__name__, "arguments": pack(type(self), self), "secret_bytes": size}
+
+    @classmethod
+    def of_json(cls, arguments: Any, secret: bytearray | None = None) -> Self:
+        """The verb with what `to_json` wrote. Raises TypeError or ValueError for anything else."""
+        name = secret_of(cls)
+        if (name is None) != (secret is None):
+            raise TypeError("a secret is missing or is one too many")
+        return cls(**unpack_fields(cls, arguments), **({} if name is None else {name: secret}))
+
+    @classmethod
+    def result_to_json(cls, result: Any) -> Any:
+        """The answer to the parent."""
+        return pack(cls._result(), result)
+
+    @classmethod
+    def result_of_json(cls, data: Any) -> T_co:
+        """The result in a child's answer. Raises TypeError or ValueError for anything else."""
+        result: T_co = unpack(cls._result(), data)
+        return result
+
+    @classmethod
+    def _result(cls) -> Any:
+        [base] = cls.__orig_bases__  # type: ignore[attr-defined]  # of every class with a generic base
+        return get_args(base)[0]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,7 +6,7 @@ parent sends is checked against the type, and refused unless it fits exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -41,6 +41,8 @@ def pack(kind: Any, value: Any) -> Any:
         return None if value is None else pack(inner[0], value)
     if origin in (list, Sequence):
         return [pack(inner[0], each) for each in value]
+    if origin is Mapping:
+        return {pack(inner[0], key): pack(inner[1], each) for key, each in value.items()}
     if origin is tuple:
         return [pack(each, part) for each, part in zip(inner, value, strict=True)]
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, kind):
@@ -61,6 +63,8 @@ def unpack(kind: Any, data: Any) -> Any:
         return None if data is None else unpack(inner[0], data)
     if origin in (list, Sequence) and isinstance(data, list):
         return [unpack(inner[0], each) for each in data]
+    if origin is Mapping and isinstance(data, dict):
+        return {unpack(inner[0], key): unpack(inner[1], each) for key, each in data.items()}
     if origin is tuple and isinstance(data, list):
         return tuple(unpack(each, part) for each, part in zip(inner, data, strict=True))
     if is_dataclass(kind) and isinstance(kind, type):
