@@ -20,6 +20,7 @@ from tests.support.yubihsm.rig import ADMIN
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
+from hsmcore.control.verbs import ExportWrapped, ImportTransported, ImportWrapped
 from hsmcore.errors import HsmError
 from hsmcore.rotation.backup.envelope import open_envelope
 from hsmcore.rotation.backup.inspect import opens
@@ -35,8 +36,20 @@ async def same_p256(first, second):
     ]
     async with planes[0] as one, planes[1] as two:
         record = await one.generate_key("ecdsa-p256", "shared", b"\x0a\x0b\x0c", extractable=True)
-        await two.import_wrapped(await one.export_wrapped(record.id))
+        await two.do(ImportWrapped(await one.do(ExportWrapped(record.id))))
     return record
+
+
+def refuse(token, kind):
+    """Have a token refuse one kind of verb."""
+    do = token.do
+
+    async def refusing(verb):
+        if isinstance(verb, kind):
+            raise HsmError("this device is full", status="REQUEST_REJECTED")
+        return await do(verb)
+
+    token.do = refusing
 
 
 @pytest.fixture
@@ -84,12 +97,7 @@ async def test_a_member_that_cannot_get_the_key_stops_the_rotation(pair, tmp_pat
     async with opened(config) as manager:
         for member in manager._holders():
             assert len(await member.control.list_keys()) == 2
-        blocked = manager._holders()[1].control
-
-        async def refuse(*args):
-            raise HsmError("this device is full", status="REQUEST_REJECTED")
-
-        blocked.import_wrapped = refuse
+        refuse(manager._holders()[1].token, ImportWrapped)
         with pytest.raises(HsmError, match="full"):
             await manager.rotate_key()
         assert manager.public_key == record.public_key
@@ -166,11 +174,7 @@ async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anyw
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
     async with opened(config) as manager:
-
-        async def refuse(*args):
-            raise HsmError("this device is full", status="REQUEST_REJECTED")
-
-        manager._holders()[2].control.import_transported = refuse
+        refuse(manager._holders()[2].token, ImportTransported)
         with pytest.raises(HsmError, match="full"):
             await manager.rotate_key()
         assert manager.public_key.hex() == RFC8032_PUBLIC
@@ -193,16 +197,18 @@ async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_m
     async with opened(config) as manager:
         rotation = start(manager.rotate_key())
         if point in ("sealed", "imported"):
-            control = manager._holders()[1].control
-            take = control.import_transported
+            token = manager._holders()[1].token
+            do = token.do
 
-            async def taken(*args):
+            async def taken(verb):
+                if not isinstance(verb, ImportTransported):
+                    return await do(verb)
                 if point == "imported":
-                    await take(*args)
+                    await do(verb)
                 reached.append(point)
                 raise asyncio.CancelledError
 
-            control.import_transported = taken
+            token.do = taken
         await until(lambda: bool(reached) and manager._background.rotation._task.done())
         rotation.cancel()
         await asyncio.wait({rotation})
