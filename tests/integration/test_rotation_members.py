@@ -95,13 +95,13 @@ async def test_a_member_that_cannot_get_the_key_stops_the_rotation(pair, tmp_pat
     record = await same_p256(*pair)
     config = two_members(pair, tmp_path)
     async with opened(config) as manager:
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert len(await member.control.list_keys()) == 2
-        refuse(manager._holders()[1].token, ImportWrapped)
+        refuse(manager._keys._holders()[1].token, ImportWrapped)
         with pytest.raises(HsmError, match="full"):
             await manager.rotate_key()
         assert manager.public_key == record.public_key
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert len(await member.control.list_keys()) == 2, "the new key is destroyed everywhere"
 
 
@@ -144,10 +144,10 @@ async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_tok
         receipts = await asyncio.gather(*(manager.sign_with_receipt(b"%d" % n) for n in range(200)))
         assert {receipt.key_id for receipt in receipts} == {new}
         assert len({receipt.member for receipt in receipts}) == 2, "both of the primary level sign with it"
-        for member in manager._holders():
+        for member in manager._keys._holders():
             [record] = [record for record in await member.control.list_keys() if record.id == new]
             assert (record.public_key, record.sensitive, record.extractable) == (manager.public_key, True, False)
-        assert len(manager._holders()) == 3
+        assert len(manager._keys._holders()) == 3
         public_key = manager.public_key
     keys, _, _ = await stored(tmp_path)
     assert len(keys[-1].members) == 3
@@ -165,7 +165,7 @@ async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_tok
     assert await asyncio.get_running_loop().run_in_executor(None, run_command, command) == 0
     async with opened(config) as manager:
         assert manager.public_key == public_key
-        assert len(manager._holders()) == 3
+        assert len(manager._keys._holders()) == 3
 
 
 @one_loop
@@ -174,11 +174,11 @@ async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anyw
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
     async with opened(config) as manager:
-        refuse(manager._holders()[2].token, ImportTransported)
+        refuse(manager._keys._holders()[2].token, ImportTransported)
         with pytest.raises(HsmError, match="full"):
             await manager.rotate_key()
         assert manager.public_key.hex() == RFC8032_PUBLIC
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert [record.id for record in await member.control.list_keys()] == ["0a0b0c"]
 
 
@@ -197,7 +197,7 @@ async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_m
     async with opened(config) as manager:
         rotation = start(manager.rotate_key())
         if point in ("sealed", "imported"):
-            token = manager._holders()[1].token
+            token = manager._keys._holders()[1].token
             do = token.do
 
             async def taken(verb):
@@ -219,10 +219,10 @@ async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_m
 
         await becomes(over)
         new = await manager.get_current_key_id()
-        for member in manager._holders():
+        for member in manager._keys._holders():
             held = {record.id: record.public_key for record in await member.control.list_keys()}
             assert held == {"0a0b0c": bytes.fromhex(RFC8032_PUBLIC), new: manager.public_key}
-        assert len(manager._holders()) == 3
+        assert len(manager._keys._holders()) == 3
         assert await manager.verify(M, await manager.sign(M), key_id=new)
     keys, _, _ = await stored(tmp_path)
     assert [key.state for key in keys] == ["overlap", "active"]
@@ -237,7 +237,7 @@ async def test_without_a_ceremony_the_rotation_names_the_member_that_cannot_get_
         assert "keys cannot be copied to other members: no rotation will succeed" in caplog.text, "said at the start"
         with pytest.raises(HsmError, match=r"cannot get the new key: .*cannot wrap"):
             await manager.rotate_key()
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert len(await member.control.list_keys()) == 1
     _, [rotation], _ = await stored(tmp_path)
     assert rotation.error.startswith("replicate: softhsm:")
