@@ -4,7 +4,7 @@
     async with km:
         signature = await km.sign(message)
 
-Reading order for the curious: manager, member, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
+Reading order: manager, members, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
 """
 
 from hsmcore._version import __version__

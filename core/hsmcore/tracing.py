@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Signer(Protocol):
+class _Signer(Protocol):
     """What is traced: a key manager's methods that sign."""
 
     @property
@@ -47,7 +47,7 @@ def configured_provider() -> TracerProvider | None:
     return None if isinstance(provider, idle) else provider
 
 
-def instrument(manager: Signer, provider: TracerProvider | None = None) -> None:
+def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None:
     """Have `sign`, `sign_many` and `sign_with_receipt` of this manager make spans. `initialize()` does it by itself
     where a provider is set. Doing it twice is no error."""
     provider = provider or configured_provider()
@@ -59,7 +59,7 @@ def instrument(manager: Signer, provider: TracerProvider | None = None) -> None:
 
 
 class _Spans:
-    def __init__(self, tracer: Tracer, manager: Signer) -> None:
+    def __init__(self, tracer: Tracer, manager: _Signer) -> None:
         self._tracer = tracer
         self._plain, self._many, self._receipt = manager.sign, manager.sign_many, manager.sign_with_receipt
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from tests.chaos.load import Load, tell, until_it_signs
 from tests.support.chaos import (
-    ROOT,
     Chaos,
     allow_signing,
     compile_poison,
@@ -33,6 +32,7 @@ from tests.support.chaos import (
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.paths import ROOT
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -198,7 +198,7 @@ async def test_it_is_stopped(world, tmp_path, busy):
             send_signal(pid, signal.SIGCONT)
 
 
-# ---- keys that were lost meanwhile -----------------------------------------------------------------------------------
+# ---- keys that were lost while the host was down ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["destroyed", "deactivated"])
@@ -208,7 +208,7 @@ async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(hosted(chaos)) as manager:
         await manager.set_current_key_id(token.keys["other"].id)
-        engine, other = engine_of(manager), manager._key_index
+        engine, other = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         if loss == "destroyed":
             await asyncio.to_thread(destroy_key, token, "other")
@@ -272,7 +272,7 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
 
 
 def other_version(folder: Path) -> Path:
-    """Our host program, but of another protocol version."""
+    """Our host program with another protocol version."""
     program = Path(shutil.copy(HOST_PROGRAM, folder / "host"))
     version = (0x68736D2D30303033).to_bytes(8, "little")
     data = program.read_bytes()

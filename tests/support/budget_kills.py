@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.chaos import ROOT, send_signal
+from tests.support.chaos import send_signal
+from tests.support.paths import ROOT
 from tests.support.softhsm import Token
 
 from hsmcore.failover.budget import BLOCK

@@ -1,29 +1,67 @@
-"""The README's table is what `hsmcore bench table` makes of the newest kept result."""
+"""What README and docs/RESULTS.md say of the newest kept result is what `hsmcore bench table` makes of it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from hsmcore.bench.readme import BEGIN, END, placed, table, write
-from hsmcore.bench.results import KEPT, newest, to_json
+from hsmcore_bench.suite.readme import (
+    BEGIN,
+    END,
+    ROWS,
+    ROWS_BEGIN,
+    ROWS_END,
+    chart,
+    placed,
+    rows,
+    table,
+    updated,
+    write,
+)
+from hsmcore_bench.suite.results import KEPT, newest, to_json
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/RESULTS.md", "docs/results.svg")
 
 
-def test_the_readme_and_the_results_agree():
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_documents_and_the_results_agree(name):
     """As soon as a result from an idle machine is kept; figures from a busy one never stand there."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / name).read_text(encoding="utf-8")
     try:
         path, result = newest(ROOT / KEPT, idle=True)
     except ValueError:
         assert "Not made on an idle machine" not in text
         assert f"From `{KEPT}" not in text
         return
-    made = table(result, path.relative_to(ROOT).as_posix())
-    assert placed(text, made) == text, "run: hsmcore bench table --write README.md"
+    command = "run: hsmcore bench table " + " ".join(f"--write {document}" for document in DOCUMENTS)
+    assert updated(ROOT / name, result, path.relative_to(ROOT).as_posix()) == text, command
+
+
+def test_the_readme_has_its_rows_and_every_missed_target():
+    _, result = newest(ROOT / KEPT)
+    made = rows(result, "r.json")
+    titles = {contender.name: contender.title for contender in result.contenders}
+    assert all(f"| {titles[name]}" in made for name in ROWS)
+    lines = [line for line in made.splitlines() if line.startswith("- ")]
+    missed = [verdict for verdict in result.targets if verdict.met is False]
+    assert len(lines) == len(missed)
+    for line, verdict in zip(lines, missed, strict=True):
+        assert verdict.what in line
+        assert not line.startswith("- the same")
+    result.targets = [replace(verdict, met=True) for verdict in result.targets]
+    assert re.search(r"Of \d+ targets 0 are missed\.\n\nFrom", rows(result, "r.json"))
+
+
+def test_the_picture_is_a_whole_document():
+    root = ElementTree.fromstring(chart(newest(ROOT / KEPT)[1]))  # noqa: S314 - our own
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.findtext("{http://www.w3.org/2000/svg}title")
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}rect"))) > len(ROWS)
 
 
 def test_kept_results_are_small():
@@ -35,15 +73,20 @@ def test_kept_results_are_small():
 def test_a_table_from_a_busy_machine_says_so(others, warned):
     _, result = newest(ROOT / KEPT)
     result.samples = [replace(sample, others=others) for sample in result.samples]
-    assert ("Not made on an idle machine: others used 50%" in table(result, "r.json")) == warned
+    for made in (table(result, "r.json"), rows(result, "r.json")):
+        assert ("Not made on an idle machine: others used 50%" in made) == warned
 
 
 def test_writing_changes_what_is_between_the_markers_only(tmp_path):
     document = tmp_path / "d.md"
-    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert write(document, "new \\1\n")
-    assert document.read_text() == f"before\n{BEGIN}\nnew \\1\n{END}\nafter\n"
-    assert not write(document, "new \\1\n")
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert placed(text, "new \\1\n") == f"before\n{BEGIN}\nnew \\1\n{END}\nafter\n"
+    _, result = newest(ROOT / KEPT)
+    for begin, end, made in ((BEGIN, END, table(result, "r")), (ROWS_BEGIN, ROWS_END, rows(result, "r"))):
+        document.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+        assert write(document, result, "r")
+        assert document.read_text() == f"before\n{begin}\n{made}{end}\nafter\n"
+        assert not write(document, result, "r")
 
 
 @pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
@@ -51,7 +94,7 @@ def test_a_document_without_both_markers_is_refused(text, tmp_path):
     document = tmp_path / "d.md"
     document.write_text(text)
     with pytest.raises(ValueError, match=r"d\.md: needs a line"):
-        write(document, "new")
+        write(document, newest(ROOT / KEPT)[1], "r")
     assert document.read_text() == text
 
 

@@ -89,8 +89,8 @@ def mend(
 
     Example: hsmcore audit mend /var/lib/hsmcore/audit.log
     """
+    from hsmcore.audit.check.mend import mend
     from hsmcore.audit.check.trust import Trust
-    from hsmcore.audit.mend import mend
 
     keys = support.keys(key)
     layout = support.layout(folder, config, state)

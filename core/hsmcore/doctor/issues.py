@@ -100,15 +100,3 @@ def known_issues(facts: Facts) -> Iterator[Step]:
     for issue in ISSUES:
         if issue.concerns(facts):
             yield warn("known-issues", issue.text, issue.hint, issue=issue.name)
-
-
-# What a token lists a wrapping mechanism for and yet cannot wrap: module, algorithm, versions before.
-_CANNOT_WRAP: Final = (("softhsm", "ed25519", (2, 7)),)
-
-
-def cannot_wrap(quirks: str, version: tuple[int, int], algorithm: str) -> str | None:
-    """Why a module can't wrap keys of an algorithm although it can wrap; None where nothing of the kind is known."""
-    for module, of, below in _CANNOT_WRAP:
-        if module == quirks and of == algorithm and version < below:
-            return f"{module} before {below[0]}.{below[1]} cannot wrap {of} keys"
-    return None

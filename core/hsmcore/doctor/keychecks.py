@@ -11,7 +11,6 @@ from hsmcore.control.faults import translated
 from hsmcore.control.nearby import near_keys
 from hsmcore.doctor.checks import writable
 from hsmcore.doctor.context import Context, FoundKey
-from hsmcore.doctor.issues import cannot_wrap
 from hsmcore.doctor.report import Step, fail, ok, printable, warn
 from hsmcore.statuses import STATUSES
 
@@ -183,7 +182,7 @@ def check_privileges(context: Context) -> Iterator[Step]:
 def check_backup(context: Context) -> Iterator[Step]:
     """Whether a key of this kind could be backed up, wrapped by the token."""
     key, quirks, question = context.key, context.quirks, context.question
-    why = cannot_wrap(quirks.name, context.info.library, key.algorithm or "")
+    why = quirks.why_not_wrapped(context.info.library, key.algorithm or "")
     if why is None:
         with translated("asking for mechanisms that wrap", question.member):
             wraps = [context.calls.mechanism_flags(context.token.slot, int(kind)) for kind in quirks.wrap_mechanisms]

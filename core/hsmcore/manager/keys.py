@@ -14,6 +14,7 @@ from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.manager.path import SigningPath
 from hsmcore.members import Member
+from hsmcore.members.tokens import export_key
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
 from hsmcore.state import StoredKey
@@ -100,7 +101,7 @@ class KeyOperations:
         """As KeyManager.export_key_backup."""
         member = self._member_for("exportKeyBackup")
         try:
-            blob = await member.control.export_wrapped(key_id)
+            blob = await export_key(member, key_id)
         except HsmError as error:
             self._audit.record("backup", result="error", error=error.status, key_id=key_id, member=member.name)
             raise

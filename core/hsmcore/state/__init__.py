@@ -1,7 +1,8 @@
 """State that survives a crash: one small store, its schema, and the tables that several policies share.
 
-Reading order: schema, ownership, store, then keys, desired, backups, approvals, outbox. A policy's own tables lie
-beside it: failover.budget, failover.history, rotation.store.
+A policy's own tables lie beside it: failover/budget.py, failover/history.py, rotation/store.py.
+
+Reading order: schema, ownership, store, then keys, desired, backups, approvals, outbox.
 """
 
 from hsmcore.state.approvals import Approval, Approvals, NotApproved

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from hsmcore._native import Pace, fork_generation
+from hsmcore._native import AdmissionControl, fork_generation
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import HsmError, NotInitialized, WrongEventLoop, error_of
 from hsmcore.members.offload.counters import Meter
@@ -80,8 +80,8 @@ class OffloadEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._sweep_at = 0
         self.meter = Meter()
-        self._pace = Pace()
-        self._pace.servers = self._runner.workers
+        self._admission = AdmissionControl()
+        self._admission.servers = self._runner.workers
         self.completed = self.rejected = self.abandoned = 0
 
     # ---- life cycle ----
@@ -276,9 +276,9 @@ class OffloadEngine:
 
     def _require_time(self, count: int, limit: int) -> None:
         """Raise if so many more requests cannot be answered within `limit` nanoseconds."""
-        if self._pace.refuses(self._held, count, limit):
+        if self._admission.refuses(self._held, count, limit):
             self.meter.refused += 1
-            raise error_of("QUEUE_FULL", detail=self._pace.describe(self._held, limit), member=self._member)
+            raise error_of("QUEUE_FULL", detail=self._admission.describe(self._held, limit), member=self._member)
 
     def _attached(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -330,7 +330,7 @@ class OffloadEngine:
         """Take what the back end answered. For the runner."""
         now = time.monotonic_ns()
         self.meter.hsm_ns.add(now - request.begun)
-        self._pace.note(now, 1, bool(self._ready))
+        self._admission.note(now, 1, bool(self._ready))
         if isinstance(result, bytes):
             begun = time.monotonic_ns()
             result = self._keys.judged(request.key, request.message, result)

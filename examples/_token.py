@@ -1,0 +1,72 @@
+"""A SoftHSM token for one run of an example, in a temporary folder.
+
+The key is made here, in software, so that two tokens can hold the same one. Generate a production key inside its HSM:
+`hsmcore init`, `hsmcore keys generate`, or the vendor's own tool.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KEY_LABEL = "example-key"
+PKCS8_ED25519 = bytes.fromhex("302e020100300506032b657004220420")  # RFC 8410: the 32 bytes of the key follow
+
+
+@dataclass
+class Tokens:
+    """Where the tokens are, and how a configuration names one."""
+
+    folder: Path
+    pin: str
+
+    def provider(self, label: str, **settings: Any) -> dict[str, Any]:
+        """The `type` and `config` of a provider that signs with the token's key."""
+        config = {"tokenLabel": label, "keyLabel": KEY_LABEL, "pin": {"file": str(self.folder / "pin")}, "sessions": 2}
+        return {"type": "softhsm", "config": config | settings}
+
+    def files(self, label: str) -> Path:
+        """The folder that holds the token's objects."""
+        padded = label.encode().ljust(32)
+        return next(path for path in self._all.iterdir() if padded in (path / "token.object").read_bytes())
+
+    @property
+    def _all(self) -> Path:
+        return self.folder / "tokens"
+
+    def make(self, label: str, key: Path) -> None:
+        """Initialize a token and import the key."""
+        _softhsm("--init-token", "--free", "--label", label, "--pin", self.pin, "--so-pin", secrets.token_hex(8))
+        _softhsm("--import", str(key), "--token", label, "--label", KEY_LABEL, "--id", "01", "--pin", self.pin)
+
+
+@contextmanager
+def tokens(*labels: str) -> Iterator[Tokens]:
+    """Make SoftHSM tokens with these labels that hold one and the same Ed25519 key; delete them at the end."""
+    with tempfile.TemporaryDirectory(prefix="hsmcore-example-") as name:
+        made = Tokens(Path(name), pin=secrets.token_hex(8))
+        (made.folder / "tokens").mkdir()
+        conf, pin, key = (made.folder / file for file in ("softhsm2.conf", "pin", "key.pem"))
+        conf.write_text(f"directories.tokendir = {made.folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
+        os.environ["SOFTHSM2_CONF"] = str(conf)  # before the module is loaded
+        pin.touch(mode=0o600)
+        pin.write_text(made.pin)
+        body = base64.b64encode(PKCS8_ED25519 + secrets.token_bytes(32)).decode()
+        key.touch(mode=0o600)
+        key.write_text(f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")
+        for label in labels:
+            made.make(label, key)
+        key.unlink()
+        yield made
+
+
+def _softhsm(*arguments: str) -> None:
+    subprocess.run(["softhsm2-util", *arguments], check=True, capture_output=True, timeout=60)

@@ -1,0 +1,137 @@
+"""Documents point to what exists: links, anchors, paths in backticks, and every name in a reading order."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("native", "bindings", "core", "bench", "clients", "examples", "tests", "docs", "scripts", "requirements")
+BUILT = ("core/hsmcore/_bin",)  # what only a build makes
+PATH = re.compile(rf"`((?:{'|'.join(ROOMS)})/[^`\s]*)`")
+
+
+def files(suffix: str, *rooms: str) -> list[str]:
+    """Files below these folders, by their path in the repository; none that a build or a tool made."""
+    found = {path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).rglob(f"*{suffix}")}
+    return sorted(name for name in found if not re.search(r"(^|/)(\.|build/|node_modules/)", name))
+
+
+DOCUMENTS = sorted([path.name for path in ROOT.glob("*.md")] + files(".md", *ROOMS))
+
+
+def prose(text: str) -> str:
+    """A document without its code blocks."""
+    return re.sub(r"^(`{3,}).*?^\1`*$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to headings."""
+    found: dict[str, int] = {}
+    names = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", prose(text), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        count = found[slug] = found.get(slug, -1) + 1
+        names.add(f"{slug}-{count}" if count else slug)
+    return names
+
+
+def exists(path: str) -> bool:
+    """Whether a path of the repository is there: with `*` and `{a,b}` as a shell has them, or as `FILE::test`."""
+    path = re.sub(r"(::\w+|:\d+)$", "", path)
+    if path.startswith(BUILT):
+        return True
+    alternatives = re.search(r"\{([^}]*)\}", path)
+    if alternatives is not None:
+        return all(exists(path.replace(alternatives[0], part.strip(), 1)) for part in alternatives[1].split(","))
+    if re.search(r"[<…]|[A-Z]{2,}(?!\w*\.)", Path(path).name):  # a placeholder, as in docs/decisions/NNNN-title.md
+        return True
+    return any(True for _ in ROOT.glob(path)) if "*" in path else (ROOT / path).exists()
+
+
+def test_there_are_documents():
+    for name in ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/operations/runbooks.md"):
+        assert name in DOCUMENTS
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name):
+    document = ROOT / name
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        found = document if not path else (document.parent / path).resolve()
+        inside = found.exists() and found.is_relative_to(ROOT)
+        if not inside or (anchor and found.suffix == ".md" and anchor not in anchors(found.read_text())):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_path_exists(name):
+    assert [path for path in PATH.findall(prose((ROOT / name).read_text())) if not exists(path)] == []
+
+
+def read_in_order(text: str) -> list[str]:
+    """What the sections called "Reading order" of a document name as files or folders."""
+    sections = re.findall(r"^#+ [^\n]*[Rr]eading order[^\n]*\n(.*?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE)
+    return [name for section in sections for name in re.findall(r"`([\w./-]+(?:\.\w+|/))`", section)]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_reading_orders_of_documents_name_files(name):
+    document = ROOT / name
+    listed = read_in_order(prose(document.read_text()))
+    assert [path for path in listed if not (ROOT / path).exists() and not (document.parent / path).exists()] == []
+    if name == "docs/ARCHITECTURE.md":
+        assert len(listed) >= 6
+
+
+def docstring_orders() -> Iterator[tuple[str, list[str]]]:
+    """Each Python file whose docstring has a reading order, and what that lists: after a colon, up to the full stop."""
+    for name in files(".py", "core", "bench"):
+        text = ast.get_docstring(ast.parse((ROOT / name).read_text())) or ""
+        found = re.search(r"Reading order.*?(?=\n\n|\Z)", text, re.DOTALL)
+        if found is not None:
+            plain = re.sub(r"\([^)]*\)", "", " ".join(found[0].split()))
+            lists = re.findall(r": (.+?)(?:\.(?= |$)|$)", plain)
+            items = [item for part in lists for item in re.split(r"[,;]|\b(?:and|then|with|or)\b", part)]
+            words = [(item.rpartition(":")[2].split() or [""])[0].strip("`") for item in items]
+            yield name, [word for word in words if word]
+
+
+ORDERS = dict(docstring_orders())
+
+
+def test_there_are_reading_orders():
+    assert len(ORDERS) >= 6
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_reading_orders_of_packages_name_modules(name):
+    folder = (ROOT / name).parent
+    missing = [
+        word
+        for word in ORDERS[name]
+        if not any(
+            path.exists() for path in (folder / word, folder / f"{word}.py", folder / f"{word}.pyi", ROOT / word)
+        )
+    ]
+    assert missing == []
+
+
+def test_the_readme_is_short_and_its_programs_parse():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    programs = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert programs
+    for program in programs:
+        ast.parse(program)
