@@ -361,7 +361,7 @@ class KeyManager:
 
     @property
     def _member(self) -> Any:
-        return self._path.member
+        return None if self._path.failover else self._path.member
 
     @property
     def _failover(self) -> Any:
