@@ -223,6 +223,8 @@ class FailoverService:
         found: list[KeyVersion] = []
         missing = KeyNotFound(f"no member holds a key with id {identity.hex()}")
         for endpoint, member in self._lasting():
+            if endpoint.member is not member:
+                continue  # it stopped while another member loaded the key
             try:
                 version = await member.load_key(identity)
             except KeyNotFound as error:
