@@ -12,8 +12,8 @@ CLANG_TIDY ?= clang-tidy-19
 ARGS ?=
 
 BIN := .venv/bin
-SOURCES := CMakeLists.txt setup.py $(shell find native bindings -type f)
-C_FILES := $(shell find native tests/native tests/fuzz tests/reference bench/guard -name '*.[ch]')
+SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
+C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference -name '*.[ch]')
 JOBS := $(shell nproc)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
@@ -34,8 +34,9 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
-	printf '%s\0' native/src/*.c native/host/*.c native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
+	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test guard ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
@@ -100,7 +101,7 @@ screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures anew:
 	$(BIN)/python -m tests.browser.screenshots docs/console
 
 clean: ## Delete everything that was built; .venv stays
-	rm -rf build dist core/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built
+	rm -rf build dist core/*.egg-info bench/build bench/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find core bench tests -name __pycache__ -prune -exec rm -rf {} +
 

@@ -12,7 +12,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # Listed as dependencies so that setuptools puts them into the source distribution.
-NATIVE = [str(path) for folder in ("native", "bindings") for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+FOLDERS = ("native", "bench/native", "bindings")
+NATIVE = [str(path) for folder in FOLDERS for path in sorted(Path(folder).rglob("*")) if path.is_file()]
 
 
 class NativeBuildExt(build_ext):

@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import hsmcore
 from hsmcore import KeyManager
-from hsmcore.bench.locate import NOOP_MODULE, native
+from hsmcore_bench.harness.locate import NOOP_MODULE, native
 
 ROUNDS = 20
 MESSAGE = bytes(range(200))

@@ -7,8 +7,7 @@
 Reading order: manager, members, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
+from hsmcore._version import __version__
 from hsmcore.audit import tagged as audit_tag
 from hsmcore.config import Config, load
 from hsmcore.errors import (
@@ -39,13 +38,8 @@ from hsmcore.errors import (
 )
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.keyring import KeyVersion
-from hsmcore.manager import KeyManager, create_key_manager
+from hsmcore.manager.key_manager import KeyManager, create_key_manager
 from hsmcore.receipt import Receipt
-
-try:
-    __version__ = version("hsmcore")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
 
 __all__ = [
     "AllLevelsFailed",

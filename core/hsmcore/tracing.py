@@ -9,17 +9,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from hsmcore._version import __version__
 from hsmcore.audit.record import current_tag, tagged
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-    from hsmcore.manager import KeyManager
-
 T = TypeVar("T")
+
+
+class _Signer(Protocol):
+    """What is traced: a key manager's methods that sign."""
+
+    @property
+    def sign(self) -> Callable[..., Awaitable[bytes]]:
+        """See KeyManager."""
+
+    @property
+    def sign_many(self) -> Callable[..., Awaitable[Any]]:
+        """See KeyManager."""
+
+    @property
+    def sign_with_receipt(self) -> Callable[..., Awaitable[Any]]:
+        """See KeyManager."""
 
 
 def configured_provider() -> TracerProvider | None:
@@ -32,21 +47,19 @@ def configured_provider() -> TracerProvider | None:
     return None if isinstance(provider, idle) else provider
 
 
-def instrument(manager: KeyManager, provider: TracerProvider | None = None) -> None:
+def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None:
     """Have `sign`, `sign_many` and `sign_with_receipt` of this manager make spans. `initialize()` does it by itself
     where a provider is set. Doing it twice is no error."""
     provider = provider or configured_provider()
     if provider is None or "sign" in vars(manager):
         return
-    import hsmcore
-
-    spans = _Spans(provider.get_tracer("hsmcore", hsmcore.__version__), manager)
+    spans = _Spans(provider.get_tracer("hsmcore", __version__), manager)
     # On the instance: whoever has no provider calls the methods themselves, at no cost.
     vars(manager).update(sign=spans.sign, sign_many=spans.sign_many, sign_with_receipt=spans.sign_with_receipt)
 
 
 class _Spans:
-    def __init__(self, tracer: Tracer, manager: KeyManager) -> None:
+    def __init__(self, tracer: Tracer, manager: _Signer) -> None:
         self._tracer = tracer
         self._plain, self._many, self._receipt = manager.sign, manager.sign_many, manager.sign_with_receipt
 

@@ -3,60 +3,25 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
 
 /* In a batch, workers are shown requests in groups of this size, so that they start while the rest is being copied. */
 #define BATCH_GROUP 32U
-/* How many coalescing times the timer waits for the workers to wake the client themselves. */
-#define ALARM_FACTOR 4U
 
-enum slot_use { USE_FREE, USE_TAKEN, USE_REPLAYED, USE_ANSWERED };
-
-static bool forked(const hsm_client *client) {
-    return client->fork_generation != hsm_fork_generation();
-}
-
-static void close_fd(int fd) {
-    if (fd >= 0) {
-        (void)close(fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-    }
-}
-
-static hsm_status open_wake_fds(hsm_client *client, hsm_error *error) {
-    client->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (client->event_fd < 0) {
-        return hsm_fail_errno(error, "eventfd", "wake-up");
-    }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    client->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    if (client->timer_fd < 0) {
-        return hsm_fail_errno(error, "timerfd_create", "wake-up");
-    }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    return HSM_OK;
-}
-
-static hsm_status check_options(const hsm_client_options *options, hsm_error *error) {
-    if (options->slots < 1 || options->slots > HSM_MAX_SLOTS) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "slots: %u is not within 1..%u", options->slots,
-                        (unsigned)HSM_MAX_SLOTS);
-    }
-    if (options->max_message < 1 || options->max_message > HSM_MAX_MESSAGE) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "max_message: %u is not within 1..%u", options->max_message,
-                        (unsigned)HSM_MAX_MESSAGE);
-    }
-    if (options->max_workers < 1 || options->max_workers > HSM_MAX_WORKERS) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "max_workers: %u is not within 1..%u", options->max_workers,
-                        (unsigned)HSM_MAX_WORKERS);
-    }
-    return HSM_OK;
+static hsm_status check_range(const char *name, uint32_t value, uint32_t most, hsm_error *error) {
+    return value >= 1 && value <= most
+               ? HSM_OK
+               : hsm_fail(error, HSM_BAD_ARGUMENT, "", "%s: %u is not within 1..%u", name, value, most);
 }
 
 hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, hsm_error *error) {
     *out = NULL;
-    hsm_status status = check_options(options, error);
+    hsm_status status = check_range("slots", options->slots, HSM_MAX_SLOTS, error);
+    if (status == HSM_OK) {
+        status = check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
+    }
+    if (status == HSM_OK) {
+        status = check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
+    }
     if (status != HSM_OK) {
         return status;
     }
@@ -69,24 +34,27 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     client->area = &client->own_area;
     status = hsm_area_create(options, client->area, &client->area_fd, error);
     if (status == HSM_OK) {
-        status = open_wake_fds(client, error);
+        client->event_fd = hsm_counted(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+        client->timer_fd =
+            client->event_fd < 0 ? -1 : hsm_counted(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+        if (client->timer_fd < 0) {
+            status = hsm_fail_errno(error, client->event_fd < 0 ? "eventfd" : "timerfd_create", "wake-up");
+        }
     }
     if (status == HSM_OK) {
-        uint32_t slots = client->area->slots;
-        client->free_slots = hsm_alloc(slots * sizeof *client->free_slots);
-        client->use = hsm_alloc(slots);
+        client->free_slots = hsm_alloc(client->area->slots * sizeof *client->free_slots);
+        client->use = hsm_alloc(client->area->slots);
         if (client->free_slots == NULL || client->use == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
-        } else {
-            for (uint32_t i = 0; i < slots; i++) {
-                client->free_slots[i] = slots - 1U - i;
-            }
-            client->free_count = slots;
         }
     }
     if (status != HSM_OK) {
         hsm_client_free(client);
         return status;
+    }
+    while (client->free_count < client->area->slots) {
+        client->free_slots[client->free_count] = client->area->slots - 1U - client->free_count;
+        client->free_count++;
     }
     *out = client;
     return HSM_OK;
@@ -96,10 +64,11 @@ void hsm_client_free(hsm_client *client) {
     if (client == NULL) {
         return;
     }
-    if (!forked(client)) { /* a child has no mapping of the area, and the descriptors are its parent's to close */
-        hsm_area_destroy(client->area, client->area_fd);
-        close_fd(client->event_fd);
-        close_fd(client->timer_fd);
+    /* A forked child has no mapping of the area, and the descriptors are its parent's to close. */
+    if (!hsm_client_forked(client)) {
+        hsm_area_destroy(client->area, &client->area_fd);
+        hsm_close(&client->event_fd);
+        hsm_close(&client->timer_fd);
     }
     hsm_free(client->free_slots);
     hsm_free(client->use);
@@ -120,23 +89,22 @@ static void begin_taking(hsm_client *client) {
 }
 
 void hsm_client_wake_clear(hsm_client *client) {
-    if (forked(client)) {
+    if (hsm_client_forked(client)) {
         return;
     }
-    uint64_t count;
     /* Read before IDLE is said: an event that a worker writes after it must not be swallowed, with FIRED left standing. */
-    (void)!read(client->event_fd, &count, sizeof count);
+    hsm_event_clear(client->event_fd);
     uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
     begin_taking(client);
     if (was != HSM_NOTIFY_FIRED) {
-        (void)!read(client->timer_fd, &count, sizeof count); /* no worker woke us, so the timer did */
+        hsm_event_clear(client->timer_fd); /* no worker woke us, so the timer did */
     }
     /* A completion published before a worker saw IDLE must be seen by the drain that follows. */
     atomic_thread_fence(memory_order_seq_cst);
 }
 
 int hsm_client_catch_up(hsm_client *client) {
-    if (forked(client)) {
+    if (hsm_client_forked(client)) {
         return 0;
     }
     hsm_area *area = client->area;
@@ -149,49 +117,12 @@ int hsm_client_catch_up(hsm_client *client) {
     return 1;
 }
 
-static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
-    if (atomic_exchange(&area->shared->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
-        uint64_t one = 1;
-        (void)!write(event_fd, &one, sizeof one);
-        atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
-    }
-}
-
-/* Arming a timer costs far more than looking at the time, hence not for each group of completions. */
-static void set_alarm(hsm_area *area, int timer_fd) {
-    /* The time after the completion was published, not before: a worker that was preempted in between would trust an
-     * alarm that has gone off already. */
-    uint64_t now = hsm_now_ns();
-    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
-    uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
-    if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
-        struct itimerspec when = {
-            .it_value = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)}};
-        (void)timerfd_settime(timer_fd, 0, &when, NULL);
-    }
-}
-
-void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record) {
-    atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&area->shared->notify, memory_order_relaxed) == HSM_NOTIFY_FIRED) {
-        return;
-    }
-    uint64_t since = 0;
-    if (urgent || (!atomic_compare_exchange_strong(&area->shared->waiting_since_ns, &since, now) && now > since &&
-                   now - since >= area->coalesce_ns)) {
-        fire(area, event_fd, record);
-    } else {
-        set_alarm(area, timer_fd);
-    }
-}
-
 static void note_in_flight(hsm_client *client) {
     atomic_store_explicit(&client->area->shared->in_flight, client->area->slots - client->free_count,
                           memory_order_relaxed);
 }
 
-/* Let workers see what was queued, and wake as many as there is work for. */
-static void publish(hsm_client *client) {
+void hsm_client_publish(hsm_client *client) {
     hsm_area *area = client->area;
     uint64_t count = client->tail - client->published;
     if (count == 0) {
@@ -209,7 +140,7 @@ static void publish(hsm_client *client) {
 
 hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
                              uint64_t timeout_ns, uint32_t *slot_out, uint64_t *deadline_ns) {
-    if (forked(client)) {
+    if (hsm_client_forked(client)) {
         return HSM_FORKED;
     }
     hsm_area *area = client->area;
@@ -220,7 +151,7 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
         return HSM_QUEUE_FULL;
     }
     uint32_t index = client->free_slots[--client->free_count];
-    client->use[index] = USE_TAKEN;
+    client->use[index] = HSM_USE_TAKEN;
     note_in_flight(client);
     hsm_slot *slot = hsm_area_slot(area, index);
     uint64_t now = hsm_now_ns();
@@ -235,7 +166,7 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
     }
     hsm_area_publish(area, client->tail++, index);
     if (!client->batching || client->tail - client->published >= BATCH_GROUP) {
-        publish(client);
+        hsm_client_publish(client);
     }
     *slot_out = index;
     return HSM_OK;
@@ -247,13 +178,13 @@ void hsm_client_batch_begin(hsm_client *client) {
 
 void hsm_client_batch_end(hsm_client *client) {
     client->batching = false;
-    if (!forked(client)) {
-        publish(client);
+    if (!hsm_client_forked(client)) {
+        hsm_client_publish(client);
     }
 }
 
 int hsm_client_next(hsm_client *client, hsm_completion *completion) {
-    if (forked(client)) {
+    if (hsm_client_forked(client)) {
         return 0;
     }
     hsm_area *area = client->area;
@@ -264,8 +195,8 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
         }
         client->head++;
         /* The area may be shared with a process that misbehaves: what was not asked for cannot be answered. */
-    } while (index >= area->slots || client->use[index] == USE_FREE || client->use[index] == USE_ANSWERED);
-    client->use[index] = USE_ANSWERED;
+    } while (index >= area->slots || client->use[index] == HSM_USE_FREE || client->use[index] == HSM_USE_ANSWERED);
+    client->use[index] = HSM_USE_ANSWERED;
     hsm_slot *slot = hsm_area_slot(area, index);
     completion->slot = index;
     completion->key = slot->key;
@@ -283,118 +214,29 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
 }
 
 void hsm_client_release(hsm_client *client, uint32_t slot) {
-    if (!forked(client) && slot < client->area->slots && client->use[slot] != USE_FREE) {
-        client->use[slot] = USE_FREE;
+    if (!hsm_client_forked(client) && slot < client->area->slots && client->use[slot] != HSM_USE_FREE) {
+        client->use[slot] = HSM_USE_FREE;
         client->free_slots[client->free_count++] = slot;
         note_in_flight(client);
     }
 }
 
-static void answer_lost(hsm_slot *slot) {
-    slot->status = HSM_HOST_LOST;
-    slot->signature_len = 0;
-    slot->ckr = 0;
-    slot->call = 0;
-    slot->hsm_ns = 0;
-}
-
-/* Take what was answered before the end out of a completion ring that may have holes: places that a worker had
- * reserved and not filled. Marks the slots in `seen` and closes the ring up. */
-static void close_completions(hsm_client *client, uint8_t *seen) {
-    hsm_area *area = client->area;
-    _Atomic uint32_t *ring = area->completions;
-    uint64_t end = client->head;
-    for (uint64_t i = 0; i < area->slots; i++) {
-        uint32_t index;
-        if (hsm_area_take(area, client->head + i, &index)) {
-            index &= area->slots - 1U;
-            if (seen[index] == 0 && client->use[index] != USE_FREE && client->use[index] != USE_ANSWERED) {
-                seen[index] = 1;
-                atomic_store(&ring[end & (area->slots - 1U)], index + 1U);
-                end++;
-            }
-        }
-    }
-    atomic_store(&area->shared->completion_tail, end);
-}
-
-uint32_t hsm_client_recover(hsm_client *client) {
-    if (forked(client)) {
-        return 0;
-    }
-    hsm_area *area = client->area;
-    uint8_t *seen = hsm_alloc(area->slots);
-    if (seen == NULL) {
-        return 0; /* their deadlines will answer them */
-    }
-    atomic_store(&area->shared->mode, HSM_MODE_PAUSED);
-    close_completions(client, seen);
-    uint64_t head = atomic_load(&area->shared->request_head);
-    if (client->published - head > area->slots) {
-        head = client->published; /* not what a worker of ours leaves behind */
-        atomic_store(&area->shared->request_head, head);
-    }
-    for (uint64_t i = head; i != client->tail; i++) { /* an open batch included */
-        seen[atomic_load(&area->requests[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
-    }
-    atomic_store(&area->shared->spinning, 0);
-    atomic_store(&area->shared->down, 0); /* what the host that ended thought of the token is not the next one's */
-    atomic_store(&area->shared->notify, HSM_NOTIFY_IDLE);
-    for (uint32_t i = 0; i < HSM_PARKED_WORDS; i++) {
-        atomic_store(&area->shared->parked[i], 0);
-    }
-    for (uint32_t i = 0; i < area->max_workers; i++) {
-        hsm_worker_record *record = hsm_area_worker(area, i);
-        atomic_store(&record->running, 0);
-        atomic_store(&record->quarantined, 0);
-        atomic_store(&record->call_started_ns, 0);
-        atomic_store(&record->call_deadline_ns, 0);
-    }
-    uint32_t again = 0;
-    bool answers = atomic_load(&area->shared->completion_tail) != client->head;
-    for (uint32_t index = 0; index < area->slots; index++) {
-        if (seen[index] != 0 || client->use[index] == USE_FREE || client->use[index] == USE_ANSWERED) {
-            continue;
-        }
-        hsm_slot *slot = hsm_area_slot(area, index);
-        const hsm_key_record *key = &area->shared->keys[hsm_key_place(slot->key)];
-        /* Once only: a message that crashes the module must not do so for ever. */
-        if (client->use[index] == USE_TAKEN && hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm)) {
-            client->use[index] = USE_REPLAYED;
-            hsm_area_publish(area, client->tail++, index);
-            again++;
-        } else {
-            answer_lost(slot);
-            hsm_area_complete(area, index);
-            answers = true;
-        }
-    }
-    publish(client);
-    hsm_free(seen);
-    if (answers) {
-        uint64_t one = 1;
-        atomic_store(&area->shared->notify, HSM_NOTIFY_FIRED);
-        (void)!write(client->event_fd, &one, sizeof one);
-    }
-    return again;
-}
-
 void hsm_client_cancel(hsm_client *client, uint32_t slot) {
-    if (!forked(client) && slot < client->area->slots) {
+    if (!hsm_client_forked(client) && slot < client->area->slots) {
         atomic_store_explicit(&hsm_area_slot(client->area, slot)->cancelled, 1, memory_order_relaxed);
     }
 }
 
 uint32_t hsm_client_queued(const hsm_client *client) {
-    return forked(client) ? 0 : (uint32_t)hsm_area_queued(client->area);
+    return hsm_client_forked(client) ? 0 : (uint32_t)hsm_area_queued(client->area);
 }
 
 uint32_t hsm_client_free_slots(const hsm_client *client) {
-    return forked(client) ? 0 : client->free_count;
+    return hsm_client_forked(client) ? 0 : client->free_count;
 }
 
 uint32_t hsm_client_slots(const hsm_client *client) {
-    return forked(client) ? 0 : client->area->slots;
+    return hsm_client_forked(client) ? 0 : client->area->slots;
 }
 
 /* Whether a worker's histograms may have anything in them. */
@@ -407,7 +249,7 @@ static bool has_served(const hsm_worker_record *record) {
 
 void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
     memset(stats, 0, sizeof *stats);
-    if (forked(client)) {
+    if (hsm_client_forked(client)) {
         return;
     }
     hsm_area *area = client->area;
@@ -421,7 +263,7 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
         ADD(cancelled);
         ADD(wrong);
         ADD(wakes);
-        for (size_t rung = 0; rung < sizeof stats->recoveries / sizeof stats->recoveries[0]; rung++) {
+        for (size_t rung = 0; rung < HSM_CLASS_COUNT; rung++) {
             ADD(recoveries[rung]);
             ADD(failed[rung]);
         }

@@ -1,8 +1,11 @@
-/* What the engine needs of a client: where the rings are and how to wake it. */
+/* The client, for the engine and for replay.c. */
 #ifndef HSM_CLIENT_H
 #define HSM_CLIENT_H
 
 #include "area.h"
+
+/* What a slot is to the client: REPLAYED is taken, and was begun by a host that died. */
+enum hsm_slot_use { HSM_USE_FREE, HSM_USE_TAKEN, HSM_USE_REPLAYED, HSM_USE_ANSWERED };
 
 struct hsm_client {
     hsm_area *area; /* &own_area, or in a host process that of its own */
@@ -17,13 +20,15 @@ struct hsm_client {
     uint64_t head;        /* of the completion ring */
     uint64_t taken_at_ns; /* our own copy: what is in the area others may overwrite */
     bool batching;
-    uint8_t *use;         /* by slot: whether it is taken, and how often a dead host had begun it */
+    uint8_t *use;         /* by slot: enum hsm_slot_use */
     uint32_t *free_slots; /* a stack, so that the slots in use stay few and warm */
 };
 
-/* Tell the client that completions wait: at once if `urgent`, else when the oldest of them has waited for the
- * coalescing time. It is the workers that notice that, at their next completion; should they all hang, a timer of the
- * kernel's, set a few times as long, does. Any worker; counts into `record`. */
-void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record);
+static inline bool hsm_client_forked(const hsm_client *client) {
+    return client->fork_generation != hsm_fork_generation();
+}
+
+/* Let workers see what was queued, and wake as many as there is work for. */
+void hsm_client_publish(hsm_client *client);
 
 #endif

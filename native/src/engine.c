@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
@@ -81,34 +80,6 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
                         "sessions: %u and the login session are more than the token's limit of %llu", options->workers,
                         (unsigned long long)engine->token.max_sessions);
     }
-    return HSM_OK;
-}
-
-hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement) {
-    hsm_worker *worker = &engine->workers[index];
-    worker->engine = engine;
-    worker->index = index;
-    worker->replacement = replacement;
-    worker->record = hsm_area_worker(engine->area, index);
-    if (worker->message == NULL) {
-        worker->message = hsm_alloc(engine->area->max_message);
-    }
-    if (worker->message == NULL) {
-        return HSM_OUT_OF_MEMORY;
-    }
-    /* Signals are the application's: a worker must not be interrupted inside the module. */
-    sigset_t all;
-    sigset_t before;
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int code = pthread_create(&worker->thread, NULL, hsm_worker_main, worker);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code != 0) {
-        errno = code;
-        return HSM_SYSTEM;
-    }
-    atomic_store(&worker->thread_state, HSM_THREAD_STARTED);
-    hsm_count(HSM_RESOURCE_THREAD, 1);
     return HSM_OK;
 }
 
@@ -238,17 +209,10 @@ static void complete_queued(hsm_engine *engine) {
     }
 }
 
-static struct timespec at(uint64_t ns) {
-    /* Far enough for "no limit", and within time_t. */
-    uint64_t seconds = ns / 1000000000U;
-    return (struct timespec){.tv_sec = (time_t)(seconds < UINT32_MAX ? seconds : UINT32_MAX),
-                             .tv_nsec = (long)(ns % 1000000000U)};
-}
-
 /* Wait until every worker has left its loop, or until the timeout. Returns how many have not. */
 static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
     uint64_t now = hsm_now_ns();
-    struct timespec until = at(timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns);
+    struct timespec until = hsm_timespec(timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns);
     (void)pthread_mutex_lock(&engine->state);
     while (engine->running + engine->starting > 0) {
         if (pthread_cond_timedwait(&engine->changed, &engine->state, &until) == ETIMEDOUT) {
@@ -268,9 +232,7 @@ static void destroy(hsm_engine *engine) {
     hsm_free(engine->workers);
     /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
      * the token in this process. */
-    if (engine->login_open) {
-        hsm_session_close(engine->p11, engine->login_session);
-    }
+    hsm_engine_close_login(engine);
     if (engine->module != NULL) {
         hsm_module_leave(engine->module);
         hsm_module_release(engine->module);

@@ -1,7 +1,9 @@
-/* The token's login: one for all workers of an engine, with a PIN that is wiped when the engine is stopped. */
+/* The token's login: one for all workers of an engine, with a PIN that is wiped when the engine is stopped; and what can be
+ * found only behind it: the keys. */
 #include <string.h>
 
 #include "engine.h"
+#include "key.h"
 #include "token.h"
 
 void hsm_engine_wipe_pin(hsm_engine *engine) {
@@ -57,6 +59,13 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
     return status;
 }
 
+void hsm_engine_close_login(hsm_engine *engine) {
+    if (engine->login_open) {
+        hsm_session_close(engine->p11, engine->login_session);
+        engine->login_open = false;
+    }
+}
+
 /* Whether the login session exists and is logged in. */
 static bool logged_in(hsm_engine *engine) {
     CK_SESSION_INFO info;
@@ -65,8 +74,7 @@ static bool logged_in(hsm_engine *engine) {
         return false;
     }
     if (engine->p11->C_GetSessionInfo(engine->login_session, &info) != CKR_OK) {
-        hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
+        hsm_engine_close_login(engine);
         return false;
     }
     return engine->pin == NULL || info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
@@ -74,4 +82,30 @@ static bool logged_in(hsm_engine *engine) {
 
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
     return logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
+}
+
+hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
+                             hsm_error *error) {
+    hsm_engine_key *own = &engine->keys[place];
+    hsm_key_record *pinned = &engine->area->shared->keys[place];
+    /* The id is the key's identity on the token; its label may be shared by its successors. */
+    hsm_key_selector selector = {
+        .label = own->id_len > 0 ? NULL : own->label,
+        .id = own->id_len > 0 ? own->id : NULL,
+        .id_len = own->id_len,
+        .handle = own->fixed_handle,
+        .algorithm = (hsm_algorithm)pinned->algorithm,
+        .public_key = pinned->public_key,
+        .public_key_len = pinned->public_key_len,
+    };
+    hsm_key_info info;
+    hsm_status status = hsm_key_find(engine->p11, session, &selector, handle, &info, error);
+    bool other_key = status == HSM_KEY_MISMATCH || status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED;
+    /* What a module returned is a failure of the search; only what was read and compared is another key. */
+    if (other_key && error->ckr == CKR_OK) {
+        /* Another key answers to this name: nothing may be signed with it, now or later. */
+        atomic_store(&pinned->state, HSM_KEY_MISMATCHED);
+        return HSM_KEY_MISMATCH;
+    }
+    return status;
 }

@@ -1,87 +1,13 @@
 /* A worker: one thread, one session. It claims a request, signs, completes, wakes the client; and sleeps when there is
  * nothing to claim. */
-#include "engine.h"
+#include "session.h"
 
 #include <string.h>
 #include <sys/prctl.h>
-#include <time.h>
-
-#include "key.h"
-#include "token.h"
 
 /* A parked worker looks round this often even if nobody wakes it, to keep an idle session alive. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
-
-hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error) {
-    if (worker->session_open) {
-        return HSM_OK;
-    }
-    hsm_engine *engine = worker->engine;
-    hsm_status status =
-        hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions, &worker->session, error);
-    worker->session_open = status == HSM_OK;
-    memset(worker->handles, 0, sizeof worker->handles);
-    return status;
-}
-
-void hsm_worker_close(hsm_worker *worker) {
-    if (worker->session_open) {
-        hsm_session_close(worker->engine->p11, worker->session);
-        worker->session_open = false;
-    }
-}
-
-bool hsm_worker_catch_up(hsm_worker *worker) {
-    uint32_t epoch = atomic_load_explicit(&worker->engine->epoch, memory_order_acquire);
-    if (worker->epoch == epoch) {
-        return false;
-    }
-    memset(worker->handles, 0, sizeof worker->handles);
-    worker->epoch = epoch;
-    return true;
-}
-
-static bool session_is_logged_in(const hsm_worker *worker) {
-    CK_SESSION_INFO info;
-    memset(&info, 0, sizeof info);
-    CK_RV rv = worker->engine->p11->C_GetSessionInfo(worker->session, &info);
-    return worker->engine->pin == NULL ||
-           (rv == CKR_OK && (info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS));
-}
-
-hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
-    hsm_engine *engine = worker->engine;
-    (void)hsm_worker_catch_up(worker);
-    if (worker->handles[place] == 0) {
-        if (!engine->quirks->handles_per_session) {
-            worker->handles[place] =
-                (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[place].handle, memory_order_acquire);
-            if (worker->handles[place] == 0) {
-                return HSM_KEY_HANDLE_STALE; /* it was looked for and not found */
-            }
-        } else {
-            hsm_error error = {.status = HSM_OK};
-            /* Outside while waiting for the lock: its holder may be waiting for us to come out of the module. */
-            hsm_worker_leave(worker);
-            hsm_engine_lock(engine);
-            hsm_worker_enter(worker, hsm_now_ns());
-            hsm_status status = hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error);
-            if (status == HSM_KEY_NOT_FOUND && !session_is_logged_in(worker)) {
-                status = HSM_NOT_LOGGED_IN; /* without a login no private key is seen: that is no missing key */
-            }
-            hsm_engine_unlock(engine);
-            if (status != HSM_OK) {
-                worker->handles[place] = 0;
-                outcome->call = HSM_CALL_C_FindObjects;
-                outcome->ckr = error.ckr;
-                return status;
-            }
-        }
-    }
-    *handle = worker->handles[place];
-    return HSM_OK;
-}
 
 static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
     uint32_t place = hsm_key_place(key);
@@ -108,24 +34,6 @@ static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, c
     worker->verifying_ns += took;
     hsm_histogram_add(&worker->record->verify, took);
     return status;
-}
-
-void hsm_worker_enter(hsm_worker *worker, uint64_t now) {
-    hsm_engine *engine = worker->engine;
-    for (;;) {
-        /* An exchange, not a store: whoever closes the gate sees us inside, or we see the gate closed. */
-        (void)atomic_exchange(&worker->record->call_started_ns, now);
-        uint32_t gate = atomic_load(&engine->gate);
-        if (gate == 0) {
-            return;
-        }
-        atomic_store(&worker->record->call_started_ns, 0);
-        hsm_futex_wait(&engine->gate, gate, 0);
-    }
-}
-
-void hsm_worker_leave(hsm_worker *worker) {
-    atomic_store_explicit(&worker->record->call_started_ns, 0, memory_order_release);
 }
 
 static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len, uint8_t *signature,
@@ -248,8 +156,8 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
         if (first) {
             hsm_ladder_begin(worker, now, slot->deadline_ns);
         }
-        if (!hsm_recover(worker, status)) {
-            status = hsm_verdict(worker, status);
+        if (!hsm_ladder_climb(worker, status)) {
+            status = hsm_ladder_verdict(worker, status);
             hsm_token_silent(worker, status, hsm_now_ns());
             break;
         }
@@ -425,9 +333,7 @@ void *hsm_worker_main(void *argument) {
     hsm_error error = {.status = HSM_OK};
     (void)prctl(PR_SET_NAME, "hsm-worker");
     if (engine->quirks->open_pause_ms != 0) {
-        uint64_t pause = (uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U;
-        struct timespec when = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)};
-        (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &when, NULL);
+        hsm_sleep((uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U);
     }
     hsm_worker_enter(worker, hsm_now_ns());
     hsm_status status = hsm_worker_open(worker, &error);

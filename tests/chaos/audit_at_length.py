@@ -12,9 +12,9 @@ from tests.support.audit_tampering import World, tamper
 from tests.support.audit_volume import BEGIN_NS, write_volume
 from tests.support.signing_kills import kill_signers
 
-from hsmcore.audit.prove import inclusion_proof
+from hsmcore.audit.check.prove import inclusion_proof
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.query import Query
-from hsmcore.audit.verify import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

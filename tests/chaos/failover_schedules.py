@@ -10,19 +10,16 @@ key. The summary is JSON on standard output; the exit code is 1 if anything was 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
 import logging
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +28,9 @@ import structlog
 import uvloop
 from tests.chaos.failover_load import CALLERS, Asking, Verdict
 from tests.chaos.failover_site import Modules, watching
-from tests.chaos.schedules import LADDER_CKRS, LIES, LOSSES, SIGN_CKRS, _seeds, added
+from tests.chaos.schedules import LADDER_CKRS, LIES, LOSSES, SIGN_CKRS
 from tests.support.chaos import send_signal
+from tests.support.seeds import added, parse, run_seeds
 
 import hsmcore
 from hsmcore import _native
@@ -44,7 +42,6 @@ CHUNK = 6
 HANGS, HEALS = 40.0, 15.0
 """A schedule, and its healing, that take longer hang."""
 MEMBERS = 4
-MOST_NOTES = 40
 DOWN = ["C_SignInit", "C_OpenSession"]
 # Weights: what happens to members, and what people do.
 DOINGS = {"down": 6, "up": 6, "hang": 3, "lie": 2, "stumble": 3, "crash": 2, "drain": 2, "resume": 2, "force": 2,
@@ -160,7 +157,7 @@ class Schedule:
         return {"sequencer": {"keyManager": manager}}
 
     def faults(self, number: int, *, down: bool = False) -> list[dict[str, Any]]:
-        """What a member suffers from: an outage, and what strikes now and then."""
+        """The faults of a member: an outage, and faults with a probability."""
         faults: list[dict[str, Any]] = []
         if down:
             faults += [{"function": name, "every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"} for name in DOWN]
@@ -172,7 +169,7 @@ class Schedule:
         return faults
 
     async def _suffer(self, number: int, *, down: bool = False) -> None:
-        """From now on, also a module that is initialized anew."""
+        """From now on, also for a module that is initialized again."""
         faults = self.faults(number, down=down)
         self.modules.members[number].write(faults=faults)
         for fault in faults:
@@ -187,7 +184,7 @@ class Schedule:
             manager = hsmcore.create_key_manager(self.config())
             await manager.initialize()
             try:
-                keys = {seat.key for seat in manager._failover.seats if seat.key}
+                keys = {endpoint.key for endpoint in manager._failover.endpoints if endpoint.key}
                 asking = Asking(manager, asked, verdict, attempts, keys)
                 for number in range(asked.members):
                     await self._suffer(number)
@@ -242,22 +239,22 @@ class Schedule:
 
     async def _crash(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
         for isolated in self.plan.isolated:
-            member = manager._failover.seats[isolated].member
+            member = manager._failover.endpoints[isolated].member
             if isinstance(member, Pkcs11Member) and member.engine.host_pid:
                 send_signal(member.engine.host_pid, 9)
 
     # ---- what people do ----
 
     async def _wish(self, manager: hsmcore.KeyManager, name: str, value: str | None) -> None:
-        keeper = manager._failover.keeper
-        await keeper._desired.set(name, value, "a schedule")
-        await keeper._follow()
+        monitor = manager._failover.health
+        await monitor._desired.set(name, value, "a schedule")
+        await monitor._follow()
 
     async def _drain(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"drain:{manager._failover.seats[number].name}", "yes")
+        await self._wish(manager, f"drain:{manager._failover.endpoints[number].name}", "yes")
 
     async def _resume(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"drain:{manager._failover.seats[number].name}", None)
+        await self._wish(manager, f"drain:{manager._failover.endpoints[number].name}", None)
 
     async def _force(self, manager: hsmcore.KeyManager, _number: int, level: Any) -> None:
         await self._wish(manager, "force", level)
@@ -272,7 +269,7 @@ class Schedule:
         await self._wish(manager, "emergency", None)
 
     async def _readmit(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"readmit:{manager._failover.seats[number].name}", str(time.monotonic_ns()))
+        await self._wish(manager, f"readmit:{manager._failover.endpoints[number].name}", str(time.monotonic_ns()))
 
     # ---- afterwards ----
 
@@ -287,13 +284,13 @@ class Schedule:
             await self._resume(manager, number, None)
         await self._release(manager, 0, None)
         while True:
-            for number, seat in enumerate(service.seats):
-                if seat.fenced:
+            for number, endpoint in enumerate(service.endpoints):
+                if endpoint.fenced:
                     await self._readmit(manager, number, None)
-            waiting = [f"{seat.name} {seat.condition} {seat.reason}" for seat in service.seats
-                       if seat.level_name != EMERGENCY and seat.condition != "ready"]  # fmt: skip
-            waiting += [f"{seat.name} still has a key" for seat in service.seats
-                        if seat.level_name == EMERGENCY and seat.member is not None]  # fmt: skip
+            waiting = [f"{endpoint.name} {endpoint.condition} {endpoint.reason}" for endpoint in service.endpoints
+                       if endpoint.level_name != EMERGENCY and endpoint.condition != "ready"]  # fmt: skip
+            waiting += [f"{endpoint.name} still has a key" for endpoint in service.endpoints
+                        if endpoint.level_name == EMERGENCY and endpoint.member is not None]  # fmt: skip
             if not waiting and service.levels.active == 0:
                 break
             if time.monotonic() - begun > HEALS:
@@ -335,44 +332,14 @@ def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
     return added(verdicts)
 
 
-def run_apart(seeds: list[int]) -> dict[str, Any]:
-    """The same in a process of its own: its modules are its own."""
-    command = [sys.executable, "-m", "tests.chaos.failover_schedules", "--chunk"]
-    done = subprocess.run(command, input=json.dumps(seeds), stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-    return {"faults": {"crashes": 1}, "notes": [f"seeds {seeds[0]}-{seeds[-1]}: ended with {done.returncode}"]}
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the schedules of a range of seeds."""
-    parser = argparse.ArgumentParser(description="Seeded random schedules over levels of members.")
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("0-999"), help="such as 0-999")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
+    asked = parse("Seeded random schedules over levels of members.", arguments)
     if asked.chunk:
-        json.dump(run_chunk(json.load(sys.stdin)), sys.stdout)
+        [seeds] = json.load(sys.stdin)
+        json.dump(run_chunk(seeds), sys.stdout)
         return 0
-    begun = time.monotonic()
-    total: dict[str, Any] = {}
-    chunks = [asked.seeds[i : i + CHUNK] for i in range(0, len(asked.seeds), CHUNK)]
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        for future in as_completed([pool.submit(run_apart, chunk) for chunk in chunks]):
-            for note in future.result().get("notes", []):
-                sys.stderr.write(f"\r{note}\n")
-            total = added([total, future.result()])
-            took = time.monotonic() - begun
-            done = total.get("schedules", 0)
-            sys.stderr.write(f"\r{done} schedules, {done / took:.1f}/s, {dict(total['faults'])} ")
-            sys.stderr.flush()
-    total["notes"] = total.get("notes", [])[:MOST_NOTES]
-    total |= {"requests": sum(total.get("answers", {}).values()), "seconds": round(time.monotonic() - begun, 1)}
-    sys.stderr.write("\n")
-    json.dump(total, sys.stdout, indent=1)
-    sys.stdout.write("\n")
-    return 1 if total.get("faults") else 0
+    return run_seeds(asked, "tests.chaos.failover_schedules", CHUNK)
 
 
 if __name__ == "__main__":

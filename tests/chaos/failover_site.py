@@ -1,4 +1,4 @@
-"""What a failover schedule runs on: up to four members on the no-op module, and watchers that nothing escapes.
+"""What a failover schedule runs on: up to four members on the no-op module, and watchers of all their calls.
 
 Watched      the levels' state machine, each of whose transitions is compared with the reference model
 Attempts     every attempt on a member: which message, under which key, how it ended
@@ -18,10 +18,10 @@ from tests.support.chaos import CHAOS, Chaos, copy_of, wrap_noop
 from tests.support.levels_model import Reference
 
 from hsmcore.errors import HsmError
-from hsmcore.failover import breaker, keeper, plan
+from hsmcore.failover import breaker, health, plan
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import Levels
 from hsmcore.failover.router import Router
-from hsmcore.failover.seat import Seat
 
 Fault = Callable[[str, str], None]
 
@@ -31,7 +31,7 @@ BACKOFF_MAX_NS = 200_000_000
 
 
 class Watched(Levels[Any]):
-    """Compares with the reference after each thing that it is told."""
+    """Compares with the reference after each event."""
 
     fault: Fault
 
@@ -129,7 +129,7 @@ class Attempts:
         self.exempt: set[bytes] = set()
         """Messages whose callers allow another key."""
         self.count = 0
-        # Attempts whose outcome nobody knows, each with its key; those that never began are struck out again.
+        # Attempts with an unknown outcome, each with its key; those that never began are struck out again.
         self._bound: defaultdict[bytes, dict[object, bytes]] = defaultdict(dict)
         self._never: set[object] = set()
         self._signed: defaultdict[bytes, set[bytes]] = defaultdict(set)
@@ -145,7 +145,7 @@ class Attempts:
             self.fault("second key", f"{message!r} has a signature by another key")
 
     def ended(self, attempt: object, message: bytes, key: bytes | None, result: object) -> None:
-        """It answered: a signature, an error, or (None) nobody waits any more."""
+        """It answered: a signature, an error, or None when no caller waits any more."""
         if key is None or attempt in self._never:
             return
         if isinstance(result, bytes):
@@ -154,7 +154,7 @@ class Attempts:
             self._bound[message][attempt] = key
 
     def never(self, attempt: object) -> None:
-        """What was given up had not begun, says the engine, and never will."""
+        """The engine says that the abandoned request had not begun and never will."""
         self._never.add(attempt)
         for attempts in self._bound.values():
             attempts.pop(attempt, None)
@@ -172,23 +172,26 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
     """Key managers that are made in here are watched: their levels appear in the list."""
     made: list[Watched] = []
     attempts = Attempts(fault)
-    was = (plan.Levels, Seat.bind, Router.begin_many, keeper.TICK_S, breaker.BACKOFF_MAX_NS, Seat.abandon)
+    was = (plan.Levels, Endpoint.bind, Router.begin_many, health.TICK_S, breaker.BACKOFF_MAX_NS, Endpoint.abandon)
 
     def levels(*arguments: Any, **named: Any) -> Watched:
         made.append(Watched(*arguments, **named))
         made[-1].attach(fault)
         return made[-1]
 
-    def bind(seat: Seat) -> None:
-        was[1](seat)
+    def bind(endpoint: Endpoint) -> None:
+        was[1](endpoint)
 
-        seat.submit, seat.traced = _watched(attempts, seat, seat.submit), _watched(attempts, seat, seat.traced)
+        endpoint.submit, endpoint.traced = (
+            _watched(attempts, endpoint, endpoint.submit),
+            _watched(attempts, endpoint, endpoint.traced),
+        )
 
-    def begin_many(router: Router, seat: Seat, batch: list[Any], *more: Any) -> asyncio.Future[list[Any]]:
-        key = seat.key
+    def begin_many(router: Router, endpoint: Endpoint, batch: list[Any], *more: Any) -> asyncio.Future[list[Any]]:
+        key = endpoint.key
         for message in batch:
             attempts.begun(message, key)
-        future = was[2](router, seat, batch, *more)
+        future = was[2](router, endpoint, batch, *more)
 
         def ended(done: asyncio.Future[list[Any]]) -> None:
             results = _outcome(done)
@@ -198,19 +201,19 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
         future.add_done_callback(ended)
         return future
 
-    def abandon(seat: Seat, future: asyncio.Future[Any]) -> bool:
-        if was[5](seat, future):
+    def abandon(endpoint: Endpoint, future: asyncio.Future[Any]) -> bool:
+        if was[5](endpoint, future):
             return True
         attempts.never(future)
         return False
 
     changes: list[tuple[Any, str, Any]] = [
         (plan, "Levels", levels),
-        (Seat, "bind", bind),
+        (Endpoint, "bind", bind),
         (Router, "begin_many", begin_many),
-        (keeper, "TICK_S", TICK_S),
+        (health, "TICK_S", TICK_S),
         (breaker, "BACKOFF_MAX_NS", BACKOFF_MAX_NS),
-        (Seat, "abandon", abandon),
+        (Endpoint, "abandon", abandon),
     ]
     for owner, name, value in changes:
         setattr(owner, name, value)
@@ -221,11 +224,11 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
             setattr(owner, name, value)
 
 
-def _watched(attempts: Attempts, seat: Seat, inner: Callable[..., Any]) -> Callable[..., Any]:
+def _watched(attempts: Attempts, endpoint: Endpoint, inner: Callable[..., Any]) -> Callable[..., Any]:
     """A member's submit whose attempts are noted."""
 
     def submit(message: Any, *more: Any) -> Any:
-        key = seat.key or seat.key_version.public_key
+        key = endpoint.key or endpoint.key_version.public_key
         attempts.begun(message, key)
         asked = inner(message, *more)
         if isinstance(asked, bytes):

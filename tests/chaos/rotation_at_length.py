@@ -28,7 +28,7 @@ async def rotate(manager, times):
 
 
 async def ended(manager):
-    return not await manager._upkeep.rotation.rotations.open()
+    return not await manager._background.rotation.rotations.open()
 
 
 async def two_hundred(config):
@@ -38,7 +38,7 @@ async def two_hundred(config):
         await rotate(manager, 197)
         assert surplus_since(before) == []
         assert len(await manager._member.control.list_keys()) == 1
-        keys = await manager._upkeep.rotation.keys.all()
+        keys = await manager._background.rotation.keys.all()
         assert [key.state for key in keys] == ["destroyed"] * 200 + ["active"]
         assert len(manager._member._known) <= 2
 

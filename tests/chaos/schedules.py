@@ -1,4 +1,4 @@
-"""Seeded random fault schedules: from a number follows what goes wrong, and when; nothing may be lost by it.
+"""Seeded random fault schedules: the seed determines the faults and their times; no request may be lost.
 
     python -m tests.chaos.schedules --seeds 0-9999 --jobs 2
 
@@ -9,19 +9,16 @@ anything was lost, answered twice, wrong, hung, or left behind.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ import uvloop
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.chaos import Chaos, Wrapped, engine_of, wrap, wrap_noop
+from tests.support.seeds import added, parse, run_seeds
 from tests.support.softhsm import Folder, find_module, make_token
 
 import hsmcore
@@ -44,7 +42,6 @@ LATEST = 1.0
 """An answer that comes so many seconds after its deadline counts as a hang; so does a schedule of HANGS seconds."""
 HANGS = 30.0
 HEALS = 10.0
-MOST_NOTES = 40
 PAUSE = 0.02
 PAUSES = 5
 """How long, and how often in a schedule, callers wait for a member that is down."""
@@ -127,7 +124,7 @@ class Verdict:
         self.restarts = 0
 
     def fault(self, kind: str, note: str, count: int = 1) -> None:
-        """Note something that must not be."""
+        """Note a fault."""
         if count:
             self.faults[kind] += count
             if self.faults[kind] == count:  # the first of its kind tells enough
@@ -204,7 +201,7 @@ async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict) -> 
     chaos.write()
     begun = time.monotonic()
     errors: Counter[str] = Counter()
-    # A module that is being initialized anew, or whose host is, has no socket and reads the new file.
+    # A module that is being initialized again, or whose host is, has no socket and reads the new file.
     while verdict.healed < HEALS:
         verdict.healed = time.monotonic() - begun
         try:
@@ -244,8 +241,8 @@ async def run(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
         [stats] = manager.get_stats().values()
         verdict.recoveries.update(stats["recoveries"])
         verdict.caught += stats["wrong"]
-        warden = manager._member and manager._member.warden
-        verdict.restarts = warden.restarts if warden else 0
+        supervisor = manager._member and manager._member.supervisor
+        verdict.restarts = supervisor.restarts if supervisor else 0
     finally:
         await manager.close()
     return verdict
@@ -273,83 +270,23 @@ def run_chunk(seeds: Iterable[int], module: Wrapped) -> dict[str, Any]:
         )
 
 
-def run_apart(seeds: list[int], module: Wrapped) -> dict[str, Any]:
-    """The same in a process of its own: what runs in the caller's process can crash with the module."""
-    asked = json.dumps([seeds, module.module, dict(module.settings)])
-    command = [sys.executable, "-m", "tests.chaos.schedules", "--chunk"]
-    done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-    return {"faults": {"crashes": 1}, "notes": [f"seeds {seeds[0]}-{seeds[-1]}: ended with {done.returncode}"]}
-
-
-def added(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum of verdicts, or of sums."""
-    total: dict[str, Any] = {}
-    for verdict in verdicts:
-        for name, value in verdict.items():
-            if name in ("latest", "slowest to heal"):
-                total[name] = max(total.get(name, 0.0), value)
-            elif isinstance(value, Mapping):
-                total[name] = total.get(name, Counter()) + Counter(value)
-            else:
-                total[name] = total.get(name, type(value)()) + value
-    return total
-
-
-def _seeds(text: str) -> list[int]:
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the schedules of a range of seeds."""
-    parser = argparse.ArgumentParser(description="Seeded random fault schedules.")
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("0-999"), help="such as 0-9999")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
-    parser.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
+    asked = parse("Seeded random fault schedules.", arguments)
     if asked.chunk:
         seeds, path, settings = json.load(sys.stdin)
         json.dump(run_chunk(seeds, Wrapped(path, settings)), sys.stdout)
         return 0
     softhsm = find_module()
     if softhsm is None:
-        parser.error("SoftHSM is not installed")
+        raise SystemExit("SoftHSM is not installed")
     folder = Folder()
-    begun = time.monotonic()
-    total: dict[str, Any] = {}
     try:
         token = make_token(folder, softhsm, [{"name": "ed25519", "kind": "ed25519"}, {"name": "2", "kind": "ed25519"}])
-        chunks = [asked.seeds[i : i + CHUNK] for i in range(0, len(asked.seeds), CHUNK)]
-        with ThreadPoolExecutor(asked.jobs) as pool:
-            running = [pool.submit(run_apart, chunk, wrap(token)) for chunk in chunks]
-            for future in as_completed(running):
-                if future.cancelled():
-                    continue
-                total = added([total, future.result()])
-                took = time.monotonic() - begun
-                done = total.get("schedules", 0)
-                sys.stderr.write(f"\r{done} schedules, {done / took:.1f}/s, {dict(total['faults'])} ")
-                sys.stderr.flush()
-                if took > asked.seconds:
-                    for other in running:
-                        other.cancel()
+        wrapped = wrap(token)
+        return run_seeds(asked, "tests.chaos.schedules", CHUNK, wrapped.module, dict(wrapped.settings))
     finally:
         folder.remove()
-    seconds = time.monotonic() - begun
-    total["notes"] = total.get("notes", [])[:MOST_NOTES]
-    total |= {
-        "requests": sum(total.get("answers", {}).values()),
-        "seconds": round(seconds, 1),
-        "schedules per second": round(total.get("schedules", 0) / seconds, 1),
-    }
-    sys.stderr.write("\n")
-    json.dump(total, sys.stdout, indent=1)
-    sys.stdout.write("\n")
-    return 1 if total.get("faults") else 0
 
 
 if __name__ == "__main__":

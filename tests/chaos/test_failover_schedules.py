@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 from tests.chaos import failover_schedules as schedules
 from tests.chaos.failover_load import Verdict
-from tests.support.chaos import NOOP, ROOT, needs_chaos
+from tests.support.chaos import needs_chaos
 from tests.support.levels_model import Reference
+from tests.support.paths import NOOP
+from tests.support.seeds import added, run_command
 
-from hsmcore import hosting
 from hsmcore.failover.levels import Level, Levels
 from hsmcore.failover.member_state import MemberState
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.chaos,
     needs_chaos,
-    pytest.mark.skipif(not (NOOP.is_file() and hosting.HOST_PROGRAM.is_file()), reason="the tools are not built"),
+    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 
 
-def test_a_seed_stands_for_one_schedule():
+def test_a_seed_determines_the_schedule():
     assert schedules.plan(7) == schedules.plan(7)
     assert schedules.plan(7) != schedules.plan(8)
 
@@ -55,28 +54,19 @@ def test_the_checker_sees_a_level_that_is_not_what_the_facts_say():
     assert reference.differences(machine) == []
 
 
-def test_what_is_found_is_counted():
+def test_faults_of_verdicts_are_added():
     verdict = Verdict("seed 1")
     verdict.fault("lost", "nothing", 0)
     verdict.fault("lost", "two", 2)
-    total = schedules.added([verdict.as_dict(), verdict.as_dict()])
+    total = added([verdict.as_dict(), verdict.as_dict()])
     assert (total["faults"], total["schedules"]) == ({"lost": 4}, 2)
     assert total["notes"] == ["seed 1: lost: two"] * 2
 
 
 def test_nothing_is_lost_over_the_levels():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.failover_schedules", "--seeds", "0-11", "--jobs", "2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=110,
-    )
-    assert done.stdout, done.stderr
-    total = json.loads(done.stdout)
+    code, total = run_command("tests.chaos.failover_schedules", "0-11", 110)
     assert total["faults"] == {}, total["notes"]
-    assert (done.returncode, total["schedules"]) == (0, 12)
+    assert (code, total["schedules"]) == (0, 12)
     # There was something to lose, every level has signed, and not all was well.
     assert total["schedules by level used"].keys() == {"primary", "secondary", "emergency"}
     assert total["answers"]["signed"] > 12 * 100

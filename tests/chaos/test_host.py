@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from tests.chaos.load import Load, tell, until_it_signs
 from tests.support.chaos import (
-    ROOT,
     Chaos,
     allow_signing,
     compile_poison,
@@ -27,22 +26,23 @@ from tests.support.chaos import (
     engine_of,
     needs_chaos,
     send_signal,
-    warden_of,
+    supervisor_of,
     wrap,
 )
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.paths import ROOT
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore import hosting
 from hsmcore.errors import DeadlineExceeded, HostUnusable, MemberDown
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
     needs_chaos,
-    pytest.mark.skipif(not hosting.HOST_PROGRAM.is_file(), reason="the host program is not built"),
+    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 
@@ -70,7 +70,7 @@ async def test_it_is_killed_at_random_instants_under_load(world, tmp_path, capsy
             pid = engine_of(manager).host_pid
             struck = time.monotonic()
             assert send_signal(pid, signal.SIGKILL)
-            await until(lambda kills=kills: warden_of(manager).restarts == kills)
+            await until(lambda kills=kills: supervisor_of(manager).restarts == kills)
             await load.until_good(50)
             gaps.append(load.gap_around(struck))
             assert engine_of(manager).host_pid != pid
@@ -95,7 +95,7 @@ async def test_the_module_ends_it_while_signing(world, tmp_path, capsys, action,
         await asyncio.sleep(1.0)
         chaos.fault("C_Sign", action, **fields)
         struck = time.monotonic()
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         await load.until_good(100)
         tell(capsys, f"{action}: no signature for {load.gap_around(struck) * 1e3:.0f} ms")
     assert load.errors == []
@@ -130,12 +130,12 @@ async def test_a_new_host_is_not_taken_for_the_one_that_hung(world, tmp_path):
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await signing
         await asyncio.sleep(0.4)
-        assert warden_of(manager).restarts == 1
+        assert supervisor_of(manager).restarts == 1
         chaos.fault("C_Sign", "hang", milliseconds=150)
         with pytest.raises(DeadlineExceeded):
             await manager.sign(b"one of four hangs", 0.05)
         await asyncio.sleep(0.3)
-        assert warden_of(manager).restarts == 1
+        assert supervisor_of(manager).restarts == 1
 
 
 @one_loop
@@ -155,7 +155,7 @@ async def test_when_half_of_the_workers_hang_it_is_killed_and_started_again(worl
         gap = time.monotonic() - begun
         tell(capsys, f"all hang: callers {late * 1e3:.1f} ms late, signing {gap * 1e3:.0f} ms after that")
         # The new host may sign before this loop has noted that it is there.
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         assert engine_of(manager).host_pid not in (pid, None)
 
 
@@ -198,7 +198,7 @@ async def test_it_is_stopped(world, tmp_path, busy):
             send_signal(pid, signal.SIGCONT)
 
 
-# ---- keys that were lost meanwhile -----------------------------------------------------------------------------------
+# ---- keys that were lost while the host was down ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["destroyed", "deactivated"])
@@ -217,7 +217,7 @@ async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there
         await asyncio.sleep(1.0)
         assert send_signal(engine.host_pid, signal.SIGKILL)
         await until_it_signs(manager, 3.0)
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         begun = time.monotonic()
         with pytest.raises(hsmcore.HsmError) as caught:
             await engine.submit(b"with the key that is gone", 5.0, other)
@@ -239,7 +239,7 @@ async def test_a_host_that_finds_no_key_at_all_is_started_until_it_does(fresh_to
         await asyncio.to_thread(allow_signing, token, "ed25519", False)
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await asyncio.sleep(0.5)
-        assert warden_of(manager).restarts == 0
+        assert supervisor_of(manager).restarts == 0
         await asyncio.to_thread(allow_signing, token, "ed25519", True)
         await until_it_signs(manager, 5.0)
 
@@ -257,7 +257,7 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
         begun = time.monotonic()
         answers = await asyncio.gather(*(manager.sign(message) for message in messages), return_exceptions=True)
         took = time.monotonic() - begun
-        tell(capsys, f"poison: 200 messages took {took:.2f} s, {warden_of(manager).restarts} restart")
+        tell(capsys, f"poison: 200 messages took {took:.2f} s, {supervisor_of(manager).restarts} restart")
         bad = {n: answer for n, answer in enumerate(answers) if not isinstance(answer, bytes)}
         assert isinstance(bad.pop(50), MemberDown)
         # Another one may have been in the module both times.
@@ -272,8 +272,8 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
 
 
 def other_version(folder: Path) -> Path:
-    """Our host program, but of another protocol version."""
-    program = Path(shutil.copy(hosting.HOST_PROGRAM, folder / "host"))
+    """Our host program with another protocol version."""
+    program = Path(shutil.copy(HOST_PROGRAM, folder / "host"))
     version = (0x68736D2D30303033).to_bytes(8, "little")
     data = program.read_bytes()
     assert version in data
@@ -292,7 +292,7 @@ def script(folder: Path, text: str) -> Path:
 PROGRAMS: dict[str, Any] = {
     "missing": lambda folder: folder / "nothing",
     "a folder": lambda folder: folder,
-    "not executable": lambda folder: Path(shutil.copyfile(hosting.HOST_PROGRAM, folder / "plain")),
+    "not executable": lambda folder: Path(shutil.copyfile(HOST_PROGRAM, folder / "plain")),
     "empty": lambda folder: script(folder, ""),
     "true": lambda folder: Path("/bin/true"),
     "a script": lambda folder: script(folder, "#!/bin/sh\nexit 3\n"),
@@ -304,14 +304,15 @@ PROGRAMS: dict[str, Any] = {
 @pytest.mark.parametrize("program", PROGRAMS)
 @one_loop
 async def test_a_program_that_is_not_ours_is_refused(world, monkeypatch, tmp_path, program):
-    monkeypatch.setattr(hosting, "HOST_PROGRAM", PROGRAMS[program](tmp_path))
+    host = PROGRAMS[program](tmp_path)
+    monkeypatch.setattr("hsmcore.members.pkcs11.HOST_PROGRAM", host)
     manager = hsmcore.create_key_manager(world.config(settings={"isolation": "process"}))
     begun = time.monotonic()
     with pytest.raises(HostUnusable) as caught:
         await manager.initialize()
     assert time.monotonic() - begun < 3
     assert caught.value.status in ("HOST_MISSING", "HOST_MISMATCH")
-    assert str(hosting.HOST_PROGRAM) in str(caught.value)
+    assert str(host) in str(caught.value)
     assert children() == frozenset()
 
 
@@ -404,9 +405,9 @@ async def test_beyond_its_memory_limit_it_is_started_again(world, tmp_path):
         for _attempt in range(20):
             answers = await asyncio.gather(*(manager.sign(message) for message in big), return_exceptions=True)
             assert all(isinstance(a, bytes) or a.retryable for a in answers)
-            if warden_of(manager).restarts:
+            if supervisor_of(manager).restarts:
                 break
-        assert warden_of(manager).restarts >= 1
+        assert supervisor_of(manager).restarts >= 1
         assert engine_of(manager).host_pid != pid
         await until_it_signs(manager)
 

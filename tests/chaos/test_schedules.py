@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 from tests.chaos import schedules
-from tests.support.chaos import NOOP, ROOT, needs_chaos
+from tests.support.chaos import needs_chaos
+from tests.support.paths import NOOP
+from tests.support.seeds import added, run_command
 
-from hsmcore import hosting
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
     needs_chaos,
-    pytest.mark.skipif(not (NOOP.is_file() and hosting.HOST_PROGRAM.is_file()), reason="the tools are not built"),
+    pytest.mark.skipif(not (NOOP.is_file() and HOST_PROGRAM.is_file()), reason="the tools are not built"),
 ]
 
 
-def test_a_seed_stands_for_one_schedule():
+def test_a_seed_determines_the_schedule():
     assert schedules.plan(7) == schedules.plan(7)
     assert schedules.plan(7) != schedules.plan(9)
 
@@ -36,29 +35,20 @@ def test_the_schedules_are_of_every_kind():
     assert {plan.noop for plan in plans} == {True, False}
 
 
-def test_what_is_found_is_counted():
+def test_faults_of_verdicts_are_added():
     verdict = schedules.Verdict(schedules.plan(1))
     verdict.fault("lost", "nothing", 0)
     verdict.fault("lost", "two", 2)
-    total = schedules.added([verdict.as_dict(), verdict.as_dict()])
+    total = added([verdict.as_dict(), verdict.as_dict()])
     assert total["faults"] == {"lost": 4}
     assert total["schedules"] == 2
     assert total["notes"] == ["seed 1 (process): lost: two"] * 2
 
 
 def test_nothing_is_lost_by_random_faults(softhsm):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.schedules", "--seeds", "0-23", "--jobs", "2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.stdout, done.stderr
-    total = json.loads(done.stdout)
+    code, total = run_command("tests.chaos.schedules", "0-23", 120)
     assert total["faults"] == {}, total["notes"]
-    assert done.returncode == 0
+    assert code == 0
     assert (total["schedules"], total["requests"]) == (24, 24 * schedules.REQUESTS)
     assert total["modes"] == {"thread": 12, "process": 12}
     # The faults did strike, and there was something left to lose.

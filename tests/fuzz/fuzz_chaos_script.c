@@ -1,6 +1,6 @@
 /* The fault-injecting module's file and its control socket's commands: whatever is in them is taken or refused with a
  * reason. The first byte chooses between the two. */
-#include "../../native/chaos/chaos.h"
+#include "../../bench/native/chaos/chaos.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-"""What administrators do on the command line stands in the audit log, whoever holds it at that time."""
+"""Commands of administrators are in the audit log, whichever process holds it at that time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support.audit_logs import settings, write_log
 from tests.support.loops import one_loop
 
 from hsmcore.audit import AuditLog
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.spool import Intention, spooled
-from hsmcore.audit.verify import verify
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]

@@ -19,14 +19,15 @@ from tests.support.loops import one_loop
 
 import hsmcore
 from hsmcore._native import Journal
-from hsmcore.audit import AuditLog, session, tagged
+from hsmcore.audit import AuditLog, tagged
+from hsmcore.audit import open_log as audit_open_log
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.recover import open_log
 from hsmcore.audit.segment import segments
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 
 def records(layout: Layout) -> list[dict]:
@@ -78,7 +79,7 @@ async def test_while_nothing_can_be_written_nothing_goes_unrecorded(tmp_path):
 
 @one_loop
 async def test_an_open_log_goes_on_and_says_what_it_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr("hsmcore.audit.session.MAX_PENDING", 100)
+    monkeypatch.setattr("hsmcore.audit.open_log.MAX_PENDING", 100)
     log = await opened(tmp_path / "audit.log", rotateBytes=1 << 20, onFailure="open")
     given = 0
     with files_at_most(60_000):
@@ -116,7 +117,7 @@ async def test_a_clock_that_jumps_back_is_recorded(tmp_path, monkeypatch):
     log.record("sign")
     await log.close()
     later = time.time_ns() + 10**15
-    monkeypatch.setattr(session, "open_log", lambda *given: replace(open_log(*given), last_time_ns=later))
+    monkeypatch.setattr(audit_open_log, "open_log", lambda *given: replace(open_log(*given), last_time_ns=later))
     log = await opened(path)
     log.record("sign")
     log.record("sign")
@@ -252,7 +253,7 @@ async def test_an_index_that_a_kill_left_empty_is_made_again_and_its_segment_com
 
 
 @one_loop
-async def test_verify_says_which_records_no_checkpoint_vouched_for_at_first(tmp_path):
+async def test_verify_reports_records_that_no_checkpoint_covered_at_first(tmp_path):
     layout = await write_log(tmp_path / "audit.log", 50)
     kept = layout.checkpoint.read_bytes()
     layout.log.write_bytes(layout.log.read_bytes().replace(b'"result":"ok"', b'"result":"no"', 1))

@@ -11,9 +11,9 @@ import pytest
 from tests.support.managers import opened
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS
 
+from hsmcore.audit.devices import yubihsm_audit
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
-from hsmcore.devices import yubihsm_audit
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
@@ -69,7 +69,7 @@ class Place:
         return path
 
     def sign_beside(self, message):
-        """Somebody else's session signs with the same key."""
+        """Another client's session signs with the same key."""
         from yubihsm.core import YubiHsm
         from yubihsm.objects import AsymmetricKey
 
@@ -101,11 +101,11 @@ def test_all_signatures_are_matched(place):
     assert "OK: nothing to explain" in words.stdout
 
 
-def test_a_signature_of_somebody_else_is_found(place):
+def test_a_signature_by_another_client_is_found(place):
     place.sign([b"1"])
     place.read()
     place.sign([b"2", b"3"])
-    place.sign_beside(b"a transaction of somebody who knows the password")
+    place.sign_beside(b"a transaction of an attacker with the password")
     place.sign_beside(b"4" * 100)
     report = place.command(1)
     assert kinds(report)[-1:] == ["unrecorded"]
@@ -169,7 +169,7 @@ def test_a_crash_between_keeping_and_forgetting_doubles_nothing(place, monkeypat
         raise OSError("crash")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hsmcore.devices.yubihsm_log._Reader.forget", crash)
+        patch.setattr("hsmcore.audit.devices.yubihsm_log._Reader.forget", crash)
         with pytest.raises(OSError, match="crash"):
             place.examine()
     place.kept.write_text(place.kept.read_text() + '{"torn')

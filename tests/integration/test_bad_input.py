@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.configs import SEED
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened
 from tests.support.softhsm import ALGORITHMS
@@ -33,46 +34,6 @@ CKF_USER_PIN_COUNT_LOW = 0x10000
 CKF_USER_PIN_FINAL_TRY = 0x20000
 CKF_USER_PIN_LOCKED = 0x40000
 WRONG_PIN = "wrong-pin-12345"
-
-# The customer's configuration, to the letter.
-SEED: dict[str, Any] = {
-    "sequencer": {
-        "keyManager": {
-            "type": "aws-cloudhsm",
-            "config": {
-                "clusterEndpoint": "<cluster-ip>",
-                "username": "sequencer-user",
-                "password": "password",
-                "keyHandle": "<key-handle>",
-                "region": "us-east-1",
-            },
-            "maxCacheSize": 10000,
-            "auditLogFile": "audit/audit.log",
-            "failover": {
-                "enabled": True,
-                "primaryRetryIntervalMs": 5000,
-                "maxPrimaryRetries": 3,
-                "secondaryRetryIntervalMs": 10000,
-                "maxSecondaryRetries": 3,
-                "emergencyModeEnabled": True,
-                "emergencyModeRestrictions": {
-                    "maxTransactions": 1000,
-                    "maxTimeSeconds": 3600,
-                    "allowedOperations": ["sign"],
-                },
-            },
-            "keyRotation": {
-                "enabled": True,
-                "intervalDays": 30,
-                "overlapDays": 2,
-                "rotationTime": "00:00:00",
-                "timeZone": "UTC",
-                "backupEnabled": True,
-                "backupLocation": "s3://layer2-key-backups",
-            },
-        }
-    }
-}
 
 
 async def refusal(config: dict[str, Any], kind: type[hsmcore.HsmError]) -> hsmcore.HsmError:
@@ -243,7 +204,7 @@ async def test_label_and_id_must_both_match(world):
 
 
 @one_loop
-async def test_two_keys_under_one_label(world):
+async def test_two_keys_with_one_label(world):
     error = await refusal(world.config("twin-1"), hsmcore.KeyAmbiguous)
     assert "twin-key" in str(error)
     assert "keyId" in str(error), "it says how to choose"
@@ -460,7 +421,7 @@ async def test_verifying_what_is_no_message(world):
 
 def changed(path: str, value: object, base: dict[str, Any] | None = None) -> dict[str, Any]:
     """SEED with one thing set."""
-    config = copy.deepcopy(SEED if base is None else base)
+    config = copy.deepcopy(json.loads(SEED) if base is None else base)
     *folders, name = path.removeprefix("$.").split(".")
     place: Any = config
     for folder in folders:
@@ -517,7 +478,7 @@ def test_what_is_no_configuration(source):
 
 async def test_the_customers_configuration_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    manager = hsmcore.create_key_manager(SEED)
+    manager = hsmcore.create_key_manager(json.loads(SEED))
     with pytest.raises(hsmcore.ModuleMissing) as caught:
         await manager.initialize()
     assert "libcloudhsm_pkcs11.so" in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.reference.check import Figures, judge, measure
 
-from hsmcore.bench.locate import RAW_SIGN, SOFTHSM_MODULE, native
+from hsmcore_bench.harness.locate import RAW_SIGN, SOFTHSM_MODULE, native
 
 pytestmark = pytest.mark.integration
 

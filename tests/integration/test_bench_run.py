@@ -17,14 +17,14 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from hsmcore.bench import Options, Progress, run
-from hsmcore.bench.failover import CASES
-from hsmcore.bench.html import page
-from hsmcore.bench.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
-from hsmcore.bench.model import HsmToken
-from hsmcore.bench.process import child_environment
-from hsmcore.bench.results import read_json
 from hsmcore.cli import app as cli
+from hsmcore_bench.harness.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
+from hsmcore_bench.harness.process import child_environment
+from hsmcore_bench.suite import Options, Progress, run
+from hsmcore_bench.suite.failover import CASES
+from hsmcore_bench.suite.html import page
+from hsmcore_bench.suite.model import HsmToken
+from hsmcore_bench.suite.results import read_json
 
 pytestmark = [
     pytest.mark.integration,
@@ -50,7 +50,7 @@ def temporary_directory(tmp_path, monkeypatch):
 
 
 @needs_raw
-def test_raw_and_the_peers_sign_the_same_in_turn():
+def test_raw_and_peers_sign_the_same_messages_interleaved():
     before = dict(os.environ)
     steps: list[Progress] = []
     result = run(Options(patience=0, rounds=2, seconds=0.05, only="raw-1,pkcs11"), steps.append)
@@ -164,7 +164,7 @@ def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
 
 
 @needs_raw
-def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
+def test_a_wrong_key_fails_only_the_contenders_that_need_it(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "no such token", {"ed25519": "key"})
     result = run(Options(patience=0, rounds=1, seconds=0.02, only="raw,raw-p256", token=token))
@@ -174,7 +174,7 @@ def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
 
 
 @needs_raw
-def test_a_missing_library_is_said_and_the_rest_runs(monkeypatch, tmp_path):
+def test_a_missing_library_is_reported_and_the_other_contenders_run(monkeypatch, tmp_path):
     for name in ("PyKCS11", "cryptography"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -187,7 +187,7 @@ def test_a_missing_library_is_said_and_the_rest_runs(monkeypatch, tmp_path):
 
 def test_what_was_not_built_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setenv(BIN_DIR_ENV, str(tmp_path))
-    monkeypatch.setattr("hsmcore.bench.locate.PACKAGE", tmp_path)
+    monkeypatch.setattr("hsmcore_bench.harness.locate.PACKAGE", tmp_path)
     result = run(Options(patience=0, rounds=1, seconds=0.02, only="cache-lookup"))
     assert result.skipped == {"cache-lookup": "hsmcore-cachebench was not built"}
 
@@ -273,7 +273,7 @@ class TestCommand:
         config = tmp_path / "full.json"
         config.write_text(json.dumps({"module": SOFTHSM_MODULE, "faults": [fault]}))
         monkeypatch.setenv("HSMCORE_CHAOS_CONFIG", str(config))
-        monkeypatch.setattr("hsmcore.bench.locate.SOFTHSM_MODULE", str(native(CHAOS_MODULE)))
+        monkeypatch.setattr("hsmcore_bench.harness.locate.SOFTHSM_MODULE", str(native(CHAOS_MODULE)))
         done = invoke("--only", "raw", "--out", tmp_path / "out")
         assert (done.exit_code, "no token could be made: pkcs11.exceptions.DeviceMemory" in done.stderr) == (1, True)
 
@@ -288,7 +288,7 @@ class TestCommand:
         assert "fits no contender" in json.loads(done.stderr.splitlines()[-1])["error"]["message"]
 
     def test_no_module_is_an_error_that_says_so(self, invoke, monkeypatch, tmp_path):
-        monkeypatch.setattr("hsmcore.bench.locate.SOFTHSM_MODULE", "/nowhere/libsofthsm2.so")
+        monkeypatch.setattr("hsmcore_bench.harness.locate.SOFTHSM_MODULE", "/nowhere/libsofthsm2.so")
         done = invoke("--only", "raw", "--out", tmp_path / "out")
         assert (done.exit_code, "install softhsm2" in done.stderr) == (1, True)
 
@@ -302,7 +302,7 @@ class TestCommand:
 
 @needs_raw
 def test_terminating_it_leaves_nothing(temporary_directory):
-    script = "import typer; from hsmcore.bench.cli import bench; typer.run(bench)"
+    script = "import typer; from hsmcore_bench.suite.cli import bench; typer.run(bench)"
     command = [sys.executable, "-c", script, "--only", "raw", "--rounds", "50", "--seconds", "1"]
     process = subprocess.Popen(command, env=child_environment({}), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

@@ -144,7 +144,7 @@ async def test_sessions_are_opened_with_pauses_and_within_the_limit(fresh_token,
         assert caught.value.path == "$.sequencer.keyManager.config.sessions"
 
 
-# ---- who may do what ----
+# ---- rights of users ----
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
@@ -242,7 +242,7 @@ async def test_the_way_to_make_an_ed25519_key_is_found_and_remembered(fresh_toke
 
 
 @one_loop
-async def test_where_no_way_works_the_first_refusal_is_told(fresh_token, tmp_path):
+async def test_the_first_refusal_is_raised_when_every_way_fails(fresh_token, tmp_path):
     cluster = Cluster(tmp_path, fresh_token(), curves={"refused": [OID, NAME]})
     async with plane(cluster.provider()) as control:
         with pytest.raises(hsmcore.HsmError) as caught:
@@ -291,7 +291,7 @@ async def test_the_cluster_is_chosen_by_its_id_among_several(fresh_token, tmp_pa
 
 
 @one_loop
-async def test_slots_that_name_no_cluster_are_told_apart_by_serial(fresh_token, tmp_path):
+async def test_slots_that_name_no_cluster_are_selected_by_serial(fresh_token, tmp_path):
     one, two = fresh_token(), fresh_token()
     slots = [{"token": t.label, "label": "hsm1", "serial": f"{i}"} for i, t in enumerate((one, two))]
     cluster = Cluster(tmp_path, two, slots=slots)

@@ -19,7 +19,7 @@ from hsmcore.config import load
 from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
-from hsmcore.control.state import SOFTHSM_PATHS, StateFolder
+from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder
 from hsmcore.errors import (
     EngineClosed,
     EngineForked,
@@ -252,7 +252,7 @@ def test_a_backup_needs_its_wrapping_key(admin):
 # ---- the module, the token, the login ----
 
 
-def test_a_module_that_nobody_holds_is_refused(settings):
+def test_a_module_that_the_core_does_not_hold_is_refused(settings):
     with pytest.raises(ControlError, match="not held by the native core"):
         adopt(settings.module_path)
 

@@ -16,10 +16,10 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.probe import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
-from hsmcore.probe.plan import CHECKS
-from hsmcore.probe.registry import SURROUNDINGS
-from hsmcore.probe.report import ok
+from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
+from hsmcore.doctor.plan import CHECKS
+from hsmcore.doctor.registry import SURROUNDINGS
+from hsmcore.doctor.report import ok
 
 pytestmark = pytest.mark.integration
 
@@ -307,7 +307,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_module_that_lies_hurts_nobody(world, tmp_path, lie):
+def test_doctor_survives_a_module_that_lies(world, tmp_path, lie):
     source, module = tmp_path / "liar.c", tmp_path / "liar.so"
     source.write_text(LIAR)
     flags = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
@@ -322,7 +322,7 @@ def test_a_module_that_lies_hurts_nobody(world, tmp_path, lie):
     assert all(step.found.isprintable() for step in report.steps)
 
 
-def test_what_stands_around_a_provider_comes_first(world, monkeypatch):
+def test_checks_of_a_providers_surroundings_come_first(world, monkeypatch):
     monkeypatch.setitem(SURROUNDINGS, "softhsm", lambda subject: iter([ok("cluster", f"around {subject.level}")]))
     report = probed(world.config())
     assert (report.steps[0].name, report.steps[0].found) == ("cluster", "around primary")

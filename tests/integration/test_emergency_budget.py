@@ -13,8 +13,10 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
+from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
-from hsmcore.state import Emergency, History, Limits, Store
+from hsmcore.failover.history import History
+from hsmcore.state import Store
 
 pytestmark = pytest.mark.integration
 
@@ -37,9 +39,9 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
             await rig.drop()
             for number in range(5):
                 answer = await router.sign_traced(f"{round_} {number}".encode())
-                assert answer.seat.level_name == "emergency"
+                assert answer.endpoint.level_name == "emergency"
             await rig.restore()
-            assert (await router.sign_traced(b"back")).seat.level_name == "primary"
+            assert (await router.sign_traced(b"back")).endpoint.level_name == "primary"
         assert len(operations) == 10
         assert {o["operation"] for o in operations} == {"sign"}
         assert (await rig.service.budget.status()).left <= 10
@@ -65,7 +67,7 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
 
 
 @one_loop
-async def test_a_store_that_is_slow_holds_nobody_beyond_its_deadline(fresh_token, tmp_path, monkeypatch):
+async def test_a_slow_store_delays_no_request_beyond_its_deadline(fresh_token, tmp_path, monkeypatch):
     token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
     async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
         await rig.drop()
@@ -129,7 +131,7 @@ async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fre
             place.revive(0)
             await until(lambda m=manager: m._failover.levels.active == 0)
             assert manager.public_key == usual
-            await until(lambda m=manager: not m._failover.seats[-1].member)
+            await until(lambda m=manager: not m._failover.endpoints[-1].member)
             records = [record async for record in manager.audit.query(match={"operation": "emergency-left"})]
             assert [record["public_key"] for record in records] == [key.hex() for key in keys]
     assert keys[0] != keys[1]
@@ -151,7 +153,7 @@ async def test_a_signature_is_credited_to_the_key_that_made_it(fresh_token, tmp_
     """Also if the emergency key is destroyed, and another one made, while a request waits for its unit."""
     place = Site(tmp_path, fresh_token, SAME)
     async with opened(place.config(failover={"emergencyModeEnabled": True})) as manager:
-        router, emergency = manager._failover.router, manager._failover.seats[-1]
+        router, emergency = manager._failover.router, manager._failover.endpoints[-1]
         place.kill(0)
         first = (await manager.sign_with_receipt(b"first", 20.0)).public_key
         begun, gate = asyncio.Event(), asyncio.Event()

@@ -20,7 +20,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.control import KeyNotExportable
-from hsmcore.members.locked import LockedKey
+from hsmcore.control.locked import LockedKey
 
 pytestmark = pytest.mark.integration
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -49,15 +48,9 @@ def test_a_count_that_is_not_written_is_not_believed(world, tmp_path, isolation,
     assert json.loads(done.stdout)["signature"]
 
 
-class Interface(ctypes.Structure):
-    """CK_INTERFACE."""
-
-    _fields_ = (("name", ctypes.c_char_p), ("functions", ctypes.c_void_p), ("flags", ctypes.c_ulong))
-
-
 _LIST = """
 import ctypes, sys
-from tests.integration.test_interfaces import Interface
+from tests.support.pkcs11_client import Interface
 module = ctypes.CDLL(sys.argv[1])
 count = ctypes.c_ulong(0)
 assert module.C_GetInterfaceList(None, ctypes.byref(count)) == 0

@@ -90,19 +90,19 @@ def key_of(place: Site, number: int) -> bytes:
 async def fail_over(manager: hsmcore.KeyManager) -> None:
     """Have the secondary level sign, and the primary members nothing."""
     service = manager._failover
-    for seat in service.seats:
-        if seat.level_name == "primary":
-            await service.keeper._desired.set(f"drain:{seat.name}", "yes", "a test")
-    await service.keeper._follow()
+    for endpoint in service.endpoints:
+        if endpoint.level_name == "primary":
+            await service.health._desired.set(f"drain:{endpoint.name}", "yes", "a test")
+    await service.health._follow()
     assert service.levels.active == 1
 
 
 async def fail_back(manager: hsmcore.KeyManager) -> None:
     """Have the primary level sign again."""
     service = manager._failover
-    for seat in service.seats:
-        await service.keeper._desired.set(f"drain:{seat.name}", None, "a test")
-    await service.keeper._follow()
+    for endpoint in service.endpoints:
+        await service.health._desired.set(f"drain:{endpoint.name}", None, "a test")
+    await service.health._follow()
     await until(lambda: service.levels.active == 0)
 
 
@@ -129,7 +129,7 @@ async def keys_in_the_log(manager: hsmcore.KeyManager) -> dict[str, set[str]]:
     return keys
 
 
-async def test_what_was_given_up_while_it_was_being_signed_no_other_key_signs(site):
+async def test_a_request_abandoned_while_being_signed_is_bound(site):
     place = site(SAME, OTHER)
     config = place.config(failover=LEVELS, auditLogFile=str(place.folder / "audit.log"))
     config["sequencer"]["keyManager"]["config"]["sessions"] = 20
@@ -152,7 +152,7 @@ async def test_what_was_given_up_while_it_was_being_signed_no_other_key_signs(si
         await asyncio.gather(*asked)
         place.members[0].clear()
         place.members[0].release()
-        await until(lambda: not manager._failover.seats[0].engine.in_flight)
+        await until(lambda: not manager._failover.endpoints[0].engine.in_flight)
         await fail_over(manager)
         assert await signers(manager, every) == dict.fromkeys(every, None)
         assert (await manager.sign_with_receipt(b"another", 5)).public_key == key_of(place, 1)
@@ -164,7 +164,7 @@ async def test_what_was_given_up_while_it_was_being_signed_no_other_key_signs(si
 
 
 @one_loop
-async def test_what_was_given_up_between_two_attempts_no_other_key_signs(site):
+async def test_a_request_abandoned_between_two_attempts_is_bound(site):
     place = site(SAME, OTHER)
     patient = {**LEVELS, "maxPrimaryRetries": 1000}
     async with opened(place.config(failover=patient)) as manager:
@@ -179,13 +179,13 @@ async def test_what_was_given_up_between_two_attempts_no_other_key_signs(site):
 
 
 @one_loop
-async def test_a_batch_that_is_given_up_is_bound_wherever_its_parts_were(site):
+async def test_an_abandoned_batch_is_bound_wherever_its_parts_were(site):
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
         place.members[1].fault("C_Sign", "hang", forever=True, every=1)
         messages = [b"message %d" % n for n in range(32)]
         asked = start(manager.sign_many(messages, 20))
-        done = manager._failover.seats[0].signing
+        done = manager._failover.endpoints[0].signing
         await until(lambda: done.stats()["signatures"] == 16 and place.members[1].stats()["hung"] == 2)
         await asyncio.sleep(0)  # until the half that is done has been taken
         asked.cancel()
@@ -214,11 +214,11 @@ async def test_signatures_that_are_thrown_away_bind_their_messages(site):
 
 
 @one_loop
-async def test_a_part_of_a_batch_that_nobody_waits_for_is_bound(site):
+async def test_an_abandoned_part_of_a_batch_is_bound(site):
     """One member refuses its part, and the caller gets that error at once."""
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
-        manager._failover.seats[1].signing.retire_key(0)
+        manager._failover.endpoints[1].signing.retire_key(0)
         messages = [b"message %d" % n + b" and a long one" * (n == 0) for n in range(32)]
         with pytest.raises(hsmcore.KeyDeactivated):
             await manager.sign_many(messages, 20)
@@ -253,12 +253,12 @@ async def test_what_is_signed_one_by_one_and_thrown_away_is_bound(site):
 
 def signatures_of(manager: hsmcore.KeyManager, number: int) -> int:
     """Signatures that a member has made."""
-    count: int = manager._failover.seats[number].signing.stats()["signatures"]
+    count: int = manager._failover.endpoints[number].signing.stats()["signatures"]
     return count
 
 
 @one_loop
-async def test_a_hedged_request_that_is_given_up_is_bound(site):
+async def test_an_abandoned_hedged_request_is_bound(site):
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover={**LEVELS, "hedging": True})) as manager:
         for number in (0, 1):
@@ -297,7 +297,7 @@ async def test_a_receipt_names_the_key_that_was_asked_for_though_another_is_curr
 
 
 @one_loop
-async def test_what_was_given_up_is_bound_to_the_key_it_was_asked_for_with(site):
+async def test_an_abandoned_request_is_bound_to_the_key_that_it_asked_for(site):
     place = site(SAME)
     async with opened(place.config()) as manager:
         old, made = await manager.get_current_key_id(), await manager.generate_key()
@@ -353,13 +353,13 @@ async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site)
             await manager.sign_with_receipt("text")
         crossings = []
         inner = router.begin_many
-        router.begin_many = lambda seat, batch, *more: crossings.append(len(batch)) or inner(seat, batch, *more)
+        router.begin_many = lambda endpoint, batch, *more: crossings.append(len(batch)) or inner(endpoint, batch, *more)
         assert len(await manager.sign_many([b"%d" % n for n in range(20)] + [b"bound"], 5)) == 21
         assert crossings == [21]
 
 
 @one_loop
-async def test_what_only_stood_in_line_is_free_where_that_is_known(kms, tmp_path):
+async def test_requests_that_only_queued_are_not_bound_where_that_is_known(kms, tmp_path):
     first, second = kms.store.make(), kms.store.make()
     secondary = kms_config(kms, second)["keyManager"]
     block = {**QUICK, **LEVELS, "secondary": [secondary]}
@@ -375,8 +375,8 @@ async def test_what_only_stood_in_line_is_free_where_that_is_known(kms, tmp_path
         await asyncio.gather(begun, *in_line, return_exceptions=True)
         kms.release()
         service = manager._failover
-        await service.keeper._desired.set("force", "secondary", "a test")
-        await service.keeper._follow()
+        await service.health._desired.set("force", "secondary", "a test")
+        await service.health._follow()
         found = await signers(manager, [b"begun", b"in line", b"a", b"b"])
         other = second.raw_public
         assert found == {b"begun": first.raw_public, b"in line": other, b"a": other, b"b": other}

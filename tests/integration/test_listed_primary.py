@@ -1,4 +1,4 @@
-"""A key manager whose providers stand in `failover.primary` alone: it signs, and every command copes."""
+"""A key manager whose providers stand in `failover.primary` alone: it signs, and every command works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.verifiers import is_good
 
 from hsmcore.config import load
 from hsmcore.errors import ConfigurationError
-from hsmcore.loadtest import target
+from hsmcore_bench.load import target
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
@@ -60,7 +60,7 @@ async def test_it_signs_and_keeps_its_members(configured, tokens):
         receipt = await manager.sign_with_receipt(M)
         assert is_good("ed25519", tokens[0].keys["ed25519"].public_key, M, receipt.signature)
         assert (receipt.level, receipt.member) == ("primary", names[0])
-        assert [seat.name for seat in manager._failover.seats] == names
+        assert [endpoint.name for endpoint in manager._failover.endpoints] == names
         assert manager.describe()["name"] == names[0]
     async with opened(configured(enabled=False)) as manager:  # pinned to the key that the ring has
         assert manager.public_key == tokens[0].keys["ed25519"].public_key
@@ -89,7 +89,7 @@ async def test_a_member_with_another_key_is_named_where_it_stands(configured, to
     assert [fault.path for fault in caught.value.faults] == ["$.sequencer.keyManager.failover.primary[1]"]
 
 
-def test_every_command_copes(configured, hsmcore, tokens):
+def test_every_command_works_with_a_listed_primary(configured, hsmcore, tokens):
     configured()
     names = [f"softhsm:{token.label}" for token in tokens]
     places = [f"$.sequencer.keyManager.failover.primary[{number}]" for number in range(2)]

@@ -15,7 +15,8 @@ from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, K
 from hsmcore.rotation import service
 from hsmcore.rotation.machine import NAMES
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import Keys, Rotations, Store, StoreBusy
+from hsmcore.rotation.store import Rotations
+from hsmcore.state import Keys, Store, StoreBusy
 from hsmcore.state.schema import ROTATION
 
 pytestmark = pytest.mark.integration
@@ -113,7 +114,7 @@ async def test_a_key_that_was_displaced_by_hand_ends_like_a_rotated_one(fresh_to
         later(3)
 
         async def ended():
-            return not await manager._upkeep.rotation.rotations.open()
+            return not await manager._background.rotation.rotations.open()
 
         await becomes(ended)
         with pytest.raises(KeyDeactivated):
@@ -140,7 +141,7 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
         later(5)
 
         async def ended():
-            return not await manager._upkeep.rotation.rotations.open()
+            return not await manager._background.rotation.rotations.open()
 
         await becomes(ended)
         assert await manager.get_current_key_id() == old
@@ -153,7 +154,7 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
 
 
 @one_loop
-async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tmp_path, later):
+async def test_an_old_key_without_a_rotation_is_deactivated_at_the_start(fresh_token, tmp_path, later):
     config = fresh_token().config(**rules(tmp_path, overlapDays=2))
     async with opened(config) as manager:
         await manager.set_current_key_id(await manager.generate_key())
@@ -164,7 +165,7 @@ async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tm
     async with opened(config) as manager:
 
         async def ended():
-            return (await manager._upkeep.rotation.keys.all())[0].state == "deactivated"
+            return (await manager._background.rotation.keys.all())[0].state == "deactivated"
 
         await becomes(ended)
 
@@ -269,7 +270,7 @@ async def test_a_handover_that_fails_leaves_the_old_key_signing_and_no_other(fre
 
 
 @one_loop
-async def test_a_required_handover_that_nobody_registered_stops_the_rotation(fresh_token, tmp_path):
+async def test_a_required_handover_that_is_not_registered_stops_the_rotation(fresh_token, tmp_path):
     async with opened(fresh_token().config(**rules(tmp_path, requireHandover=True))) as manager:
         with pytest.raises(HsmError, match="registered no handover"):
             await manager.rotate_key()

@@ -1,5 +1,5 @@
-"""Rows that somebody writes into the state store of a running key manager: no key is destroyed for them, and it signs
-on. What was forged is told: in the log, in the history, in a notice."""
+"""Rows that an attacker writes into the state store of a running key manager: no key is destroyed for them, and
+signing goes on. A forged row is reported in the log, in the history and in a notice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def token(fresh_token):
 
 
 class Forger:
-    """Writes the store as anybody can who may write its file."""
+    """Write the store as any process can that may write its file."""
 
     def __init__(self, tmp_path):
         self.path = tmp_path / "state.db"
@@ -127,12 +127,12 @@ async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, caplog, for
             number = forge(forger, token.keys[name])
 
             async def ended(number=number):
-                return (await manager._upkeep.rotation.rotations.get(number)).run.status in ("failed", "done")
+                return (await manager._background.rotation.rotations.get(number)).run.status in ("failed", "done")
 
             await becomes(ended)
             assert {record.id for record in await manager._member.control.list_keys()} == before, name
             assert await manager.verify(M, await manager.sign(M), key_id=token.keys["ed25519"].id)
-            steps = await manager._upkeep.rotation.rotations.steps(number)
+            steps = await manager._background.rotation.rotations.steps(number)
             assert any("kept" in step["details"] or step["outcome"] == "failed" for step in steps), "told"
         assert caplog.text.count("was not destroyed") >= 2
         assert await manager.get_current_key_id() == token.keys["ed25519"].id
@@ -145,7 +145,7 @@ async def test_the_key_that_signs_is_not_deactivated_for_a_forged_row(token, tmp
         number = forger.rotation(version, 1, "overlap", "deactivate")
 
         async def waits():
-            steps = await manager._upkeep.rotation.rotations.steps(number)
+            steps = await manager._background.rotation.rotations.steps(number)
             return any(step["outcome"] in ("waiting", "done") for step in steps)
 
         await becomes(waits)
@@ -161,14 +161,14 @@ async def test_a_rotation_that_replaces_another_key_than_the_one_that_signs_make
         number = forger.rotation(old, forger.key(key, "pending", key_id=""), "running", "approve")
 
         async def ended():
-            return (await manager._upkeep.rotation.rotations.get(number)).run.status in ("failed", "done")
+            return (await manager._background.rotation.rotations.get(number)).run.status in ("failed", "done")
 
         await becomes(ended)
         assert len(await manager._member.control.list_keys()) == 3
 
 
 async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, tmp_path):
-    """The row says that it is the new key's turn to be undone; the history says that a handover was called."""
+    """The row says that the new key is to be undone; the history says that a handover was called."""
     forger, given = Forger(tmp_path), token.config(**rules(tmp_path, overlapDays=1))
     manager = hsmcore.create_key_manager(given)
     manager.on_rotation(Handover())
@@ -178,10 +178,10 @@ async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, t
     async with opened(given) as other:
 
         async def looked():
-            return other._upkeep.rotation.seen is not None
+            return other._background.rotation.seen is not None
 
         await becomes(looked)
-        assert (await other._upkeep.rotation.rotations.get(1)).run.status == "undoing"
+        assert (await other._background.rotation.rotations.get(1)).run.status == "undoing"
         assert new in {record.id for record in await other._member.control.list_keys()}
 
 
@@ -200,7 +200,7 @@ async def test_an_undo_asks_for_the_approvals_again(token, tmp_path, given):
 
     manager.on_rotation(Fails())
     async with manager:
-        rotation = manager._upkeep.rotation
+        rotation = manager._background.rotation
         rotating = start(manager.rotate_key())
 
         async def waits():

@@ -1,4 +1,4 @@
-"""Rotation where several members hold the key: all of them get the new one, or nobody signs with it."""
+"""Rotation where several members hold the key: all of them get the new one, or none signs with it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from nacl.public import PrivateKey
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
+from tests.support.rotation import cancel_rotation_at
 from tests.support.softhsm import RFC8032_PUBLIC, RFC8032_SEED
 from tests.support.yubihsm import Algorithm, Capability, Device
 from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
 from tests.support.yubihsm.objects import Stored
 from tests.support.yubihsm.rig import ADMIN
 
-from hsmcore.backup.desk import opens
-from hsmcore.backup.envelope import open_envelope
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
 from hsmcore.errors import HsmError
-from hsmcore.rotation.service import RotationService
+from hsmcore.rotation.backup.envelope import open_envelope
+from hsmcore.rotation.backup.inspect import opens
 
 pytestmark = pytest.mark.integration
 WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
@@ -183,20 +183,13 @@ CUTS = ["do:generate:begun", "sealed", "imported", "do:generate:effect", "do:gen
 
 @one_loop
 @pytest.mark.parametrize("point", CUTS)
-async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys(
+async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_members(
     fresh_token, tmp_path, monkeypatch, point
 ):
     ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
-    reached = []
-
-    def cut(at):
-        if at == point and not reached:
-            reached.append(at)
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(RotationService, "trace", staticmethod(cut))
+    reached = cancel_rotation_at(monkeypatch, point)
     async with opened(config) as manager:
         rotation = start(manager.rotate_key())
         if point in ("sealed", "imported"):
@@ -210,13 +203,13 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
                 raise asyncio.CancelledError
 
             control.import_transported = taken
-        await until(lambda: bool(reached) and manager._upkeep.rotation._task.done())
+        await until(lambda: bool(reached) and manager._background.rotation._task.done())
         rotation.cancel()
         await asyncio.wait({rotation})
     async with opened(config) as manager:
 
         async def over():
-            return [r.run.status for r in await manager._upkeep.rotation.rotations.last()] == ["overlap"]
+            return [r.run.status for r in await manager._background.rotation.rotations.last()] == ["overlap"]
 
         await becomes(over)
         new = await manager.get_current_key_id()
@@ -232,7 +225,7 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
 
 
 @one_loop
-async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path, caplog):
+async def test_without_a_ceremony_the_rotation_names_the_member_that_cannot_get_the_key(fresh_token, tmp_path, caplog):
     _, config = three_that_cannot_wrap(fresh_token, tmp_path)
     async with opened(config) as manager:
         assert "keys cannot be copied to other members: no rotation will succeed" in caplog.text, "said at the start"

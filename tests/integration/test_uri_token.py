@@ -12,8 +12,8 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load
 from hsmcore.config.uri import build_uri
+from hsmcore.doctor import diagnose
 from hsmcore.errors import KeyNotFound, TokenNotFound
-from hsmcore.probe import diagnose
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""YubiHSM 2: the vendor's module against a simulated device. What works, and who may do what."""
+"""YubiHSM 2: the vendor's module against a simulated device. What works, and the rights of users."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_key_in_another_domain_is_not_seen(rig):
 
 
 @one_loop
-async def test_a_user_that_may_not_sign_is_told_at_the_start(rig):
+async def test_a_user_without_the_right_to_sign_fails_the_start(rig):
     rig.device.put_user(0x0009, "no-such-user", capabilities=Capability.GET_PSEUDO_RANDOM, delegated=0)
     with pytest.raises(HsmError) as caught:
         async with opened(rig.config(0x0009)):

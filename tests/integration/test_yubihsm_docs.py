@@ -15,9 +15,9 @@ from tests.support.verifiers import is_good
 from tests.support.yubihsm import Connector, Device, Kind
 
 import hsmcore
+from hsmcore.audit.devices.yubihsm_log import drain
 from hsmcore.config.pkcs11 import default_yubihsm_module
 from hsmcore.control import ControlPlane
-from hsmcore.devices.yubihsm_log import drain
 from hsmcore.errors import HsmError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "yubihsm.md").read_text()

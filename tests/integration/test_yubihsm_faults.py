@@ -8,19 +8,19 @@ from dataclasses import replace
 
 import pytest
 from tests.chaos.load import Load, signs, until_it_signs
-from tests.support.chaos import engine_of, warden_of
+from tests.support.chaos import engine_of, supervisor_of
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start, until
 from tests.support.yubihsm import Command, Error
 from tests.support.yubihsm.device import MAX_SESSIONS
 from tests.support.yubihsm.rig import DOMAIN, KEY_ID, KEY_LABEL
 
-from hsmcore import hosting
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyMismatch, MemberDown
+from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not hosting.HOST_PROGRAM.is_file(), reason="the host program is not built"),
+    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
 isolations = pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -62,7 +62,7 @@ async def test_the_connector_goes_and_comes_back_under_load(rig, isolation):
 
 @isolations
 @one_loop
-async def test_a_connector_that_is_down_at_the_start_is_said_to_be(rig, isolation):
+async def test_a_connector_that_is_down_fails_the_start(rig, isolation):
     rig.connector.stop()
     config = rig.config(settings={"isolation": isolation})
     with pytest.raises(HsmError):
@@ -106,7 +106,7 @@ async def test_a_connector_that_hangs_is_left_by_its_host_process(rig):
         assert time.monotonic() - begun < 5.0
         # The module would wait for ever. Its process is killed, and the next one signs while the connector still hangs
         # with the first exchange.
-        await until(lambda: warden_of(manager).restarts == 1)
+        await until(lambda: supervisor_of(manager).restarts == 1)
         await until_it_signs(manager)
         assert rig.device.faults.hanging == 1
         assert engine_of(manager).host_pid != pid
@@ -137,7 +137,7 @@ async def test_a_connector_that_hangs_for_a_module_in_this_process_holds_no_dead
             with pytest.raises((DeadlineExceeded, MemberDown)):
                 await manager.sign(f"hangs {number}".encode(), 0.3)
             assert time.monotonic() - begun < 5.0
-        # The module keeps its slot locked while a call hangs, so nobody signs until it returns.
+        # The module keeps its slot locked while a call hangs, so no session signs until it returns.
         await until(lambda: rig.device.faults.hanging == 1)
         rig.device.faults.release()
         await until_it_signs(manager, seconds=20.0)
@@ -206,4 +206,4 @@ async def test_a_device_without_a_free_session_is_waited_for(rig):
         assert len(rig.device.sessions) == MAX_SESSIONS
         rig.device.advance(31.0)
         await until_it_signs(manager, seconds=20.0)
-        assert warden_of(manager).restarts == 1
+        assert supervisor_of(manager).restarts == 1

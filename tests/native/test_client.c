@@ -4,7 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "client.h"
+#include "engine.h"
 #include "harness.h"
 #include "pkcs11.h"
 

@@ -1,6 +1,6 @@
 """Is the raw C loop a fair reference? It is held against a second one that shares no line with it: P-256, in turn, in
 processes of their own on one token. Where a process has its memory makes a difference of some percent for as long as it
-lives, so both are started anew again and again, and what counts is the median of each life.
+lives, so both are started again and again, and what counts is the median of each life.
 
     python -m tests.reference.check --lives 16 --rounds 4 --seconds 0.5
 
@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from hsmcore.bench import environment, locate
-from hsmcore.bench.child.protocol import PIN_ENV
-from hsmcore.bench.compare import CONFIDENCE, interval
-from hsmcore.bench.process import Child, child_environment
-from hsmcore.bench.softtoken import temporary_token
+from hsmcore_bench.harness import environment, locate
+from hsmcore_bench.harness.process import Child, child_environment
+from hsmcore_bench.suite.child.protocol import PIN_ENV
+from hsmcore_bench.suite.compare import CONFIDENCE, interval
+from hsmcore_bench.suite.softtoken import temporary_token
 
 SOURCE = Path(__file__).with_name("independent.c")
 WITHIN = 0.02

@@ -1,4 +1,4 @@
-/* A second signing loop, to hold the first one (native/bench/raw_sign.c) against. It shares nothing with it but the
+/* A second signing loop, to hold the first one (bench/native/raw/raw_sign.c) against. It shares nothing with it but the
  * standard's header: no histogram, no clock reading per signature, no hashing. Each thread opens a session, finds the key
  * and signs one 32-byte digest with CKM_ECDSA, as load generators for PKCS#11 do.
  *

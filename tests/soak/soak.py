@@ -139,7 +139,7 @@ async def one_round(
         await work
         [stats] = manager.get_stats().values()
         recoveries.update(stats["recoveries"])
-        recoveries["host restarts"] += manager._member.warden.restarts  # type: ignore[union-attr]  # it is open
+        recoveries["host restarts"] += manager._member.supervisor.restarts  # type: ignore[union-attr]  # it is open
     finally:
         await manager.close()
     return growth

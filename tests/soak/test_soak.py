@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from tests.support.chaos import BIN
+from tests.support.paths import BIN, ROOT
 from tests.support.softhsm import find_module
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 5
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, again and again, on one log."""
+"""kill -9 at any moment, repeatedly, on one log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tests.support.audit_logs import keys_of
 
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 
 def kill_again_and_again(path: Path, kills: int, seed: int) -> None:

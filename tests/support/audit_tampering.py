@@ -12,12 +12,12 @@ import orjson
 from tests.support.audit_logs import copy_of, keys_of, line_places, put_text, text_of, write_log
 
 from hsmcore.audit import record
-from hsmcore.audit.findings import Report
+from hsmcore.audit.check.findings import Report
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.recover import rebuild
 from hsmcore.audit.segment import segments
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 RECORDS = 1500
 
@@ -90,7 +90,7 @@ def change_lines(world: World, copy: Layout, dice: random.Random) -> int:
     lines = text_of(segment).splitlines()
     changed = dice.choice(ON_LINES)(lines, at, dice)
     put_text(copy, segment, b"".join(line + b"\n" for line in changed))
-    if dice.random() < 0.3:  # by somebody who makes tiles that fit
+    if dice.random() < 0.3:  # by an attacker that makes tiles that fit
         shutil.rmtree(copy.folder / "tile")
         try:
             rebuild(copy, RECORDS)

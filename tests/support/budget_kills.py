@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.chaos import ROOT, send_signal
+from tests.support.chaos import send_signal
+from tests.support.paths import ROOT
 from tests.support.softhsm import Token
 
-from hsmcore.state.emergency import BLOCK
+from hsmcore.failover.budget import BLOCK
 
 
 def spend_under_kills(fresh_token: Callable[..., Token], store: Path, most: int, kills: int) -> None:

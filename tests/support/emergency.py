@@ -20,13 +20,13 @@ from tests.support.managers import until
 from hsmcore.audit import AuditLog
 from hsmcore.config import load
 from hsmcore.events import Events
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
-from hsmcore.failover.seat import Seat
 from hsmcore.failover.service import FailoverService
+from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import make_member
 from hsmcore.state import Store
-from hsmcore.verification import VerifierPool
 
 INTERVAL = 50_000_000
 
@@ -44,8 +44,8 @@ class Rig:
         ]
         self.config, self.store_path = loaded[0], store
         names = ["primary", EMERGENCY]
-        self.seats = [
-            Seat(
+        self.endpoints = [
+            Endpoint(
                 f"{names[n]}-member",
                 n,
                 INTERVAL,
@@ -61,14 +61,14 @@ class Rig:
     async def __aenter__(self) -> Self:
         levels = Levels(
             [Level("primary", 2, INTERVAL), Level(EMERGENCY, 1, INTERVAL, other_keys=True)],
-            self.seats,
+            self.endpoints,
         )
         store = await Store.open(self.store_path)
         self.service = FailoverService(
             self.config, levels, store, lambda v, m, s: self.verifiers.verify([v], m, s), AuditLog(None), self.events
         )
         await self.service._start()
-        await self.service.keeper.begin()
+        await self.service.health.begin()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -77,13 +77,13 @@ class Rig:
 
     async def drop(self) -> None:
         """The primary is drained, as the store says; the emergency level follows."""
-        await self.service.keeper._desired.set(f"drain:{self.seats[0].name}", "yes", "test")
+        await self.service.health._desired.set(f"drain:{self.endpoints[0].name}", "yes", "test")
         await until(lambda: self.service.router.in_emergency or self.service.levels.emergency_spent)
 
     async def restore(self) -> None:
         """The primary signs again, and the emergency key is gone."""
-        await self.service.keeper._desired.set(f"drain:{self.seats[0].name}", None, "")
-        await until(lambda: self.service.levels.active == 0 and self.seats[1].member is None)
+        await self.service.health._desired.set(f"drain:{self.endpoints[0].name}", None, "")
+        await until(lambda: self.service.levels.active == 0 and self.endpoints[1].member is None)
 
 
 async def _child(store: str, configs: str, most: int) -> None:

@@ -1,4 +1,5 @@
-"""NSS softoken: a database with a token and its keys, made in a child process."""
+"""NSS softoken: a database with a token and its keys, made in a child process by the client of ctypes, since
+python-pkcs11 has no way to hand NSS its parameters."""
 
 from __future__ import annotations
 
@@ -11,71 +12,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.paths import ROOT
+from tests.support.pkcs11_client import (
+    CKA_EC_PARAMS,
+    CKA_EC_POINT,
+    CKA_ID,
+    CKA_LABEL,
+    CKA_PRIVATE,
+    CKA_SENSITIVE,
+    CKA_SIGN,
+    CKA_TOKEN,
+    CKA_VERIFY,
+    CKM_EC_EDWARDS_KEY_PAIR_GEN,
+    CKM_EC_KEY_PAIR_GEN,
+    CKR_OK,
+    Module,
+)
 from tests.support.verifiers import is_good
 
-PATHS = ("/usr/lib/x86_64-linux-gnu/libsoftokn3.so", "/usr/lib/aarch64-linux-gnu/libsoftokn3.so")
-PATHS += ("/usr/lib64/libsoftokn3.so", "/usr/lib/libsoftokn3.so")
+PATHS = (
+    "/usr/lib/x86_64-linux-gnu/libsoftokn3.so",
+    "/usr/lib/aarch64-linux-gnu/libsoftokn3.so",
+    "/usr/lib64/libsoftokn3.so",
+    "/usr/lib/libsoftokn3.so",
+)
 LABEL = "NSS Certificate DB"
 KEYS = {"ed25519": "0a01", "ecdsa-p256": "0a02"}
 
-# With ctypes, since python-pkcs11 has no way to hand NSS its parameters.
-MAKE = """
-import ctypes, json, sys
-asked = json.load(sys.stdin)
+HOW = {
+    "ed25519": (CKM_EC_EDWARDS_KEY_PAIR_GEN, "06032b6570"),
+    "ecdsa-p256": (CKM_EC_KEY_PAIR_GEN, "06082a8648ce3d030107"),
+}
 
-class Arguments(ctypes.Structure):
-    _fields_ = [("mutexes", ctypes.c_void_p * 4), ("flags", ctypes.c_ulong), ("reserved", ctypes.c_char_p)]
 
-class Mechanism(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_ulong), ("parameter", ctypes.c_void_p), ("length", ctypes.c_ulong)]
-
-class Attribute(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_ulong), ("value", ctypes.c_void_p), ("length", ctypes.c_ulong)]
-
-kept = []
-
-def template(**values):
-    names = dict(token=0x1, private=0x2, label=0x3, verify=0x10A, sign=0x108, id=0x102, params=0x180, sensitive=0x103)
-    rows = []
-    for name, value in values.items():
-        buffer = ctypes.create_string_buffer(value, len(value))
-        kept.append(buffer)
-        rows.append(Attribute(names[name], ctypes.cast(buffer, ctypes.c_void_p), len(value)))
-    return (Attribute * len(rows))(*rows), ctypes.c_ulong(len(rows))
-
-listed = ctypes.c_void_p()
-ctypes.CDLL(asked["module"]).C_GetFunctionList(ctypes.byref(listed))
-functions = (ctypes.c_void_p * 68).from_address(listed.value + 8)
-# Places in CK_FUNCTION_LIST.
-PLACES = dict(C_Initialize=0, C_Finalize=1, C_GetSlotList=4, C_OpenSession=12, C_Login=18, C_GetAttributeValue=24)
-PLACES |= dict(C_GenerateKeyPair=59)
-
-def call(name, *arguments):
-    code = ctypes.CFUNCTYPE(ctypes.c_ulong)(functions[PLACES[name]])(*arguments)
-    assert code == 0, f"{name}: {code:#x}"
-
-call("C_Initialize", ctypes.byref(Arguments(flags=2, reserved=asked["args"].encode())))
-slots, count, session = (ctypes.c_ulong * 8)(), ctypes.c_ulong(8), ctypes.c_ulong()
-call("C_GetSlotList", ctypes.c_ubyte(1), slots, ctypes.byref(count))
-call("C_OpenSession", ctypes.c_ulong(slots[1]), ctypes.c_ulong(6), None, None, ctypes.byref(session))
-pin = asked["pin"].encode()
-call("C_Login", session, ctypes.c_ulong(1), pin, ctypes.c_ulong(len(pin)))
-made = {}
-for name, (identity, mechanism, oid) in asked["keys"].items():
-    common = {"token": b"\\1", "id": bytes.fromhex(identity), "label": name.encode()}
-    public = template(**common, params=bytes.fromhex(oid), verify=b"\\1")
-    private = template(**common, private=b"\\1", sensitive=b"\\1", sign=b"\\1")
-    handles = ctypes.c_ulong(), ctypes.c_ulong()
-    how = Mechanism(mechanism, None, 0)
-    call("C_GenerateKeyPair", session, ctypes.byref(how), *public, *private, *map(ctypes.byref, handles))
-    room = ctypes.create_string_buffer(256)
-    point = Attribute(0x181, ctypes.cast(room, ctypes.c_void_p), 256)
-    call("C_GetAttributeValue", session, handles[0], ctypes.byref(point), ctypes.c_ulong(1))
-    made[name] = room.raw[: point.length].hex()
-call("C_Finalize", None)
-json.dump(made, sys.stdout)
-"""
-HOW = {"ed25519": (0x1055, "06032b6570"), "ecdsa-p256": (0x1040, "06082a8648ce3d030107")}
+def find_nss() -> Path | None:
+    """NSS softoken, or None where it is not installed."""
+    return next((Path(path) for path in PATHS if Path(path).is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -107,7 +79,7 @@ class Nss:
 
 def make_nss(folder: Path) -> Nss:
     """A new database in a folder; skips the test where NSS is not installed."""
-    module = next((path for path in PATHS if Path(path).is_file()), None)
+    module = find_nss()
     if module is None:
         pytest.skip("NSS is not installed")
     pin_file = folder / "pin"
@@ -119,10 +91,35 @@ def make_nss(folder: Path) -> Nss:
     except FileNotFoundError:
         pytest.skip("certutil is not installed")
     args = f"configdir='sql:{folder}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=noModDB"
-    keys = {name: (KEYS[name], *HOW[name]) for name in KEYS}
-    asked = {"module": module, "args": args, "pin": pin_file.read_text(), "keys": keys}
+    asked = {"path": str(module), "args": args, "pin": pin_file.read_text()}
+    command = [sys.executable, "-c", "from tests.support.nss import main; main()"]
     done = subprocess.run(
-        [sys.executable, "-c", MAKE], input=json.dumps(asked), capture_output=True, text=True, check=False, timeout=60
+        command, input=json.dumps(asked), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    return Nss(module, args, pin_file, {name: bytes.fromhex(point) for name, point in json.loads(done.stdout).items()})
+    points = {name: bytes.fromhex(point) for name, point in json.loads(done.stdout).items()}
+    return Nss(str(module), args, pin_file, points)
+
+
+def main() -> None:
+    """Make the keys that stdin asks for and print their CKA_EC_POINT: the child's part of `make_nss`."""
+    json.dump(_make_keys(**json.load(sys.stdin)), sys.stdout)
+
+
+def _make_keys(path: str, args: str, pin: str) -> dict[str, str]:
+    module = Module(path)
+    assert module.initialize(reserved=args.encode()) == CKR_OK
+    session = module.session(module.slots()[1])
+    assert module.login(session, pin.encode()) == CKR_OK
+    made = {}
+    for name, (mechanism, params) in HOW.items():
+        common = {CKA_TOKEN: b"\1", CKA_ID: bytes.fromhex(KEYS[name]), CKA_LABEL: name.encode()}
+        public = {**common, CKA_EC_PARAMS: bytes.fromhex(params), CKA_VERIFY: b"\1"}
+        private = {**common, CKA_PRIVATE: b"\1", CKA_SENSITIVE: b"\1", CKA_SIGN: b"\1"}
+        rv, handle, _ = module.generate(session, mechanism, public, private)
+        assert rv == CKR_OK, hex(rv)
+        rv, point = module.attribute(session, handle, CKA_EC_POINT)
+        assert rv == CKR_OK, hex(rv)
+        made[name] = point.hex()
+    assert module("C_Finalize", None) == CKR_OK
+    return made

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from tests.support.scrapes import Key, Scrape
 
-import hsmcore.monitoring
+import hsmcore.metrics.rules
 
-ALERTS = Path(hsmcore.monitoring.__file__).with_name("alerts.yml")
+ALERTS = Path(hsmcore.metrics.rules.__file__).with_name("alerts.yml")
 TARGET = {"instance": "sequencer", "job": "hsmcore"}
 STEP = 15
 STEPS = 60

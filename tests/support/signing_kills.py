@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tests.support.audit_logs import keys_of
 
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
 
 
 def run_and_kill(config: Path, signatures: int) -> list[tuple[bytes, str]]:

@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.chaos import ROOT, send_signal
+from tests.support.chaos import send_signal
+from tests.support.paths import ROOT
 
 import hsmcore
-from hsmcore.failover.history import Event
-from hsmcore.state import History, Store
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
+from hsmcore.state import Store
 
 Answer = Callable[[str], Awaitable[Any]]
 
@@ -93,7 +95,7 @@ class Holder:
         return json.loads(line)
 
     def deleted(self) -> list[str]:
-        """The files that it has open and that nobody else can find any more."""
+        """The files that it has open and that have no name any more."""
         links = [os.readlink(link) for link in Path(f"/proc/{self._process.pid}/fd").iterdir()]  # noqa: PTH115
         return [link for link in links if link.endswith("(deleted)") and "state.db" in link]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pymerkle import InclusionProof, InmemoryTree
 
 from hsmcore._native import MerkleTree
+from hsmcore.audit.check.proofs import ProofError, check_consistency, root_of_inclusion
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.proofs import ProofError, check_consistency, root_of_inclusion
 from hsmcore.audit.tiles import Tiles, TileWriter, split
 
 MOST = 1500

@@ -1,4 +1,4 @@
-"""Whatever is done to a log, verification finds it and says where."""
+"""Verification finds and locates every change of a log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from tests.support.audit_logs import copy_of
 from tests.support.audit_tampering import RECORDS, World, tamper
 
-from hsmcore.audit.trust import Trust
-from hsmcore.audit.verify import verify
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
 
 FEW = 120
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from tests.unit.test_bench_readme import ROOT
 
-from hsmcore.bench.results import KEPT, newest, read_json, to_json
 from hsmcore.cli import app as cli
+from hsmcore_bench.suite.results import KEPT, newest, read_json, to_json
 
 RESULTS = newest(ROOT / KEPT)[0]
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmcore.bench.catalogue import FOLDER, ContenderRow, entries, expand, failures, kills, read, shipped
-from hsmcore.bench.contenders import contenders
-from hsmcore.bench.devices import DEVICES
-from hsmcore.bench.failover import REQUESTS_PER_SECOND
+from hsmcore_bench.suite.catalogue import FOLDER, ContenderRow, entries, expand, failures, kills, read, shipped
+from hsmcore_bench.suite.contenders import contenders
+from hsmcore_bench.suite.devices import DEVICES
+from hsmcore_bench.suite.failover import REQUESTS_PER_SECOND
 
 HEAD = 'title = "t"\nabout = "a"\norder = 1\n'
 ROW = '[[contender]]\nname = "mine"\ntitle = "Mine"\nkind = "sign"\n'
@@ -29,7 +29,7 @@ def written(tmp_path):
     return write
 
 
-def test_what_is_shipped_is_whole():
+def test_the_shipped_catalogue_is_consistent():
     everyone = contenders(2)
     assert len({c.name for c in everyone}) == len(everyone)
     assert {c.reference for c in everyone} - {None} <= {c.name for c in everyone}

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from hsmcore.bench.contenders import contenders
-from hsmcore.bench.failover import CASES, FAILOVER, TARGETS
-from hsmcore.bench.model import Switch
-from hsmcore.bench.report import markdown, switch_rows
-from hsmcore.bench.result import Result
-from hsmcore.bench.targets import judge
+from hsmcore_bench.suite.contenders import contenders
+from hsmcore_bench.suite.failover import CASES, FAILOVER, TARGETS
+from hsmcore_bench.suite.model import Switch
+from hsmcore_bench.suite.report import markdown, switch_rows
+from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.targets import judge
 
 WELL = Switch("token", 0.012, 0.002, 4000, 0, 0, 0, 0, 300_000.0, 0.5, 1)
 
@@ -65,7 +65,7 @@ def test_every_target_has_its_contenders():
 
 
 def test_answers_are_counted_one_by_one():
-    load_of = pytest.importorskip("hsmcore.bench.child.failover")
+    load_of = pytest.importorskip("hsmcore_bench.suite.child.failover")
     load = load_of.Load(None, [])
     load.asked = 5
     load.answers.update([0, 1, 1, 2])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hsmcore.bench import svg
-from hsmcore.bench.html import page
-from hsmcore.bench.results import KEPT, newest
+from hsmcore_bench.suite import svg
+from hsmcore_bench.suite.html import page
+from hsmcore_bench.suite.results import KEPT, newest
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from hsmcore.bench.child.protocol import Job, check_message, distinct_messages, one_at_a_time
-from hsmcore.bench.child.tasks import arrive, burst, saturate
-from hsmcore.bench.child.threads import threaded_slice
-from hsmcore.bench.devices import DEVICES, mean_microseconds, punctual
-from hsmcore.bench.process import Child, ChildError, MissingError, child_environment
+from hsmcore_bench.harness.process import Child, ChildError, MissingError, child_environment
+from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages, one_at_a_time
+from hsmcore_bench.suite.child.tasks import arrive, burst, saturate
+from hsmcore_bench.suite.child.threads import threaded_slice
+from hsmcore_bench.suite.devices import DEVICES, mean_microseconds, punctual
 
 
 class TestTasks:
@@ -102,11 +102,11 @@ class TestArrivals:
 
         figures = asyncio.run(arrive(sign, [b"a", b"b"], 0.5, 400.0))
         assert 150 < figures["signatures"] < 250  # 200 ± 3.5 standard deviations of a Poisson process
-        assert most > 2, "nobody waits for the one before"
+        assert most > 2, "no call waits for the one before"
         assert figures["latency_ns"]["p50"] >= 0.02e9
 
     def test_a_latency_counts_from_when_a_request_was_due(self):
-        """The loop is blocked by each request for longer than the next one takes to come: the last ones are late."""
+        """Each request blocks the loop for longer than the next one takes to arrive: the last ones are late."""
 
         async def sign(_message):
             time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
@@ -202,7 +202,7 @@ class TestDevices:
         assert (inside.strip(), slack.read_text()) == ("1", before)
 
 
-PROFILES = Path(__file__).parents[2] / "native" / "chaos" / "profiles"
+PROFILES = Path(__file__).parents[2] / "bench" / "native" / "chaos" / "profiles"
 
 
 def child(script: str) -> Child:
@@ -277,7 +277,7 @@ class TestChild:
         script = """
             import subprocess, sys
             code = (
-                "from hsmcore.bench.child.protocol import die_with_parent\\n"
+                "from hsmcore_bench.harness.parent import die_with_parent\\n"
                 "die_with_parent()\\n"
                 "print('up', flush=True)\\n"
                 "import time; time.sleep(60)"

@@ -9,8 +9,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hsmcore.bench.readme import BEGIN, END, ROWS, ROWS_BEGIN, ROWS_END, picture, placed, rows, table, updated, write
-from hsmcore.bench.results import KEPT, newest, to_json
+from hsmcore_bench.suite.readme import (
+    BEGIN,
+    END,
+    ROWS,
+    ROWS_BEGIN,
+    ROWS_END,
+    picture,
+    placed,
+    rows,
+    table,
+    updated,
+    write,
+)
+from hsmcore_bench.suite.results import KEPT, newest, to_json
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/RESULTS.md", "docs/results.svg")

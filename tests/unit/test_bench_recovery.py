@@ -1,4 +1,4 @@
-"""Kills under load: who may be killed, what the times of the signatures say, and what is held against the targets."""
+"""Kills under load: what may be killed, what the times of the signatures say, and the verdicts on the targets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from hsmcore.bench.contenders import MEMORY, contenders
-from hsmcore.bench.model import Break
-from hsmcore.bench.resilience import RECOVERY, RECOVERY_CASES, RECOVERY_TARGETS
-from hsmcore.bench.stats import usable_breaks
-from hsmcore.bench.targets import judge
+from hsmcore_bench.harness import host
+from hsmcore_bench.suite.contenders import MEMORY, contenders
+from hsmcore_bench.suite.model import Break
+from hsmcore_bench.suite.resilience import RECOVERY, RECOVERY_CASES, RECOVERY_TARGETS
+from hsmcore_bench.suite.stats import usable_breaks
+from hsmcore_bench.suite.targets import judge
 
 EVERYONE = {contender.name for contender in contenders(2)} | {MEMORY, RECOVERY}
 
@@ -23,17 +24,16 @@ def killed(case: str, again: float = 0.02, kept: float = 1.0, failed: int = 0, o
 class TestRecovery:
     @pytest.mark.parametrize("pid", [None, -1, 0, 1, True, "own", "7"])
     def test_kills_no_process_but_a_host(self, pid, monkeypatch):
-        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
         killed = []
         pid = os.getpid() if pid == "own" else pid
-        monkeypatch.setattr(recovery.os, "kill", lambda *args: killed.append(args))
+        monkeypatch.setattr(host.os, "kill", lambda *args: killed.append(args))
         for member in (None, SimpleNamespace(engine=SimpleNamespace(host_pid=pid))):
             with pytest.raises(RuntimeError, match="no host process"):
-                recovery.kill_host(SimpleNamespace(_member=member))
+                host.kill_host(SimpleNamespace(_member=member))
         assert killed == []
 
     def test_service_is_back_at_the_end_of_the_pause_that_follows_the_kill(self):
-        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
+        recovery = pytest.importorskip("hsmcore_bench.suite.child.recovery")
         ms = 1_000_000
         steady = [at * ms for at in range(0, 1000, 10)]  # 100/s, killed at 1 s
         again = [
@@ -46,7 +46,7 @@ class TestRecovery:
         assert figures == {"again_seconds": 0.05, "rate_before": 100.0, "rate_after": 67.0}
 
     def test_service_that_never_comes_back_took_all_of_the_time(self):
-        recovery = pytest.importorskip("hsmcore.bench.child.recovery")
+        recovery = pytest.importorskip("hsmcore_bench.suite.child.recovery")
         assert recovery.figures([5, 6], 10, 2.0) == {"again_seconds": 2.0, "rate_before": 1.0, "rate_after": 0.0}
 
 

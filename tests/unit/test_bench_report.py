@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hsmcore.bench.catalogue import entries
-from hsmcore.bench.contenders import MEMORY, contenders, select
-from hsmcore.bench.model import Break, Memory, Percentiles, Sample, Spread
-from hsmcore.bench.report import (
+from hsmcore_bench.suite.catalogue import entries
+from hsmcore_bench.suite.contenders import MEMORY, contenders, select
+from hsmcore_bench.suite.model import Break, Memory, Percentiles, Sample, Spread
+from hsmcore_bench.suite.report import (
     duration,
     figures,
     markdown,
@@ -20,11 +20,11 @@ from hsmcore.bench.report import (
     print_result,
     ranged,
 )
-from hsmcore.bench.resilience import RECOVERY
-from hsmcore.bench.result import Result
-from hsmcore.bench.results import read_json, to_json
-from hsmcore.bench.summary import summarise
-from hsmcore.bench.targets import judge
+from hsmcore_bench.suite.resilience import RECOVERY
+from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.results import read_json, to_json
+from hsmcore_bench.suite.summary import summarise
+from hsmcore_bench.suite.targets import judge
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def result() -> Result:
 def fonts(tmp_path_factory):
     """matplotlib keeps every font open that it has used once."""
     pytest.importorskip("matplotlib")
-    from hsmcore.bench.picture import draw
+    from hsmcore_bench.suite.picture import draw
 
     draw(made_up(), tmp_path_factory.mktemp("fonts") / "first.png")
 
@@ -208,7 +208,7 @@ def test_terminal_of_eighty_columns_keeps_names_and_medians(result):
 def test_picture_is_a_png_of_a_sensible_size(fonts, result, tmp_path):
     from matplotlib import image
 
-    from hsmcore.bench.picture import draw
+    from hsmcore_bench.suite.picture import draw
 
     path = Path(tmp_path, "result.png")
     draw(result, path)
@@ -219,7 +219,7 @@ def test_picture_is_a_png_of_a_sensible_size(fonts, result, tmp_path):
 
 def test_picture_of_nothing_is_refused(result, tmp_path):
     pytest.importorskip("matplotlib")
-    from hsmcore.bench.picture import draw
+    from hsmcore_bench.suite.picture import draw
 
     result.summaries = []
     with pytest.raises(ValueError, match="nothing was measured"):

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, who is selected."""
+"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, selected contenders."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsmcore.bench.contenders import MEMORY, blocks, contenders, events, select
-from hsmcore.bench.environment import ProcessorTimes
-from hsmcore.bench.failover import FAILOVER
-from hsmcore.bench.model import Contender, Memory, Percentiles, Sample
-from hsmcore.bench.resilience import RECOVERY
-from hsmcore.bench.result import Result
-from hsmcore.bench.stats import percentile, percentiles, spread, usable
-from hsmcore.bench.summary import summarise
-from hsmcore.bench.targets import TARGETS, judge
+from hsmcore_bench.harness.environment import ProcessorTimes
+from hsmcore_bench.suite.contenders import MEMORY, blocks, contenders, events, select
+from hsmcore_bench.suite.failover import FAILOVER
+from hsmcore_bench.suite.model import Contender, Memory, Percentiles, Sample
+from hsmcore_bench.suite.resilience import RECOVERY
+from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.stats import percentile, percentiles, spread, usable
+from hsmcore_bench.suite.summary import summarise
+from hsmcore_bench.suite.targets import TARGETS, judge
 
 EVERYONE = {contender.name for contender in contenders(2)} | {MEMORY, RECOVERY}
 
@@ -74,7 +74,7 @@ class TestPercentile:
         assert percentiles([]) is None
 
 
-def test_what_others_used_is_all_but_ours():
+def test_processor_time_of_others_excludes_our_own():
     before, after = (
         ProcessorTimes(total=100.0, busy=50.0, stolen=1.0),
         ProcessorTimes(total=102.0, busy=51.6, stolen=1.1),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import structlog
 
+import hsmcore
 from hsmcore.cli import app
 from hsmcore.cli.app import run
 from hsmcore.errors import HsmError, PinLocked
 
 COMMANDS = ["init", "doctor", "keys", "sign", "verify", "demo", "bench", "version"]
 SIGNATURE = "00" * 64
+OF_THE_BENCHMARKS = ["demo", "bench", "load"]
+MAIN = "from hsmcore.cli import main; main()"
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +159,7 @@ def test_an_error_does_not_say_what_to_do_twice(monkeypatch, capsys):
         (HsmError("it broke"), 1, "hsmcore: it broke\n  next: See `hsmcore demo --help`."),
     ],
 )
-def test_how_a_command_may_end(raised, code, says, monkeypatch, capsys):
+def test_exit_codes_of_a_command(raised, code, says, monkeypatch, capsys):
     def fail(**_):
         raise raised
 
@@ -167,3 +175,45 @@ def test_a_bug_is_not_hidden(monkeypatch):
     monkeypatch.setattr(app, "build", fail)
     with pytest.raises(ZeroDivisionError):
         run(["sign"])
+
+
+@pytest.fixture
+def without_benchmarks(tmp_path):
+    """Runs the program where everything is installed that is installed here, but for hsmcore-bench."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "hsmcore").symlink_to(Path(hsmcore.__file__).parent)
+    for installed in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for path in Path(installed).iterdir():
+            if not path.name.startswith("hsmcore") and path.suffix != ".pth":
+                (folder / path.name).symlink_to(path)
+
+    def invoke(*arguments):
+        # Without site (-S), no .pth file and no other folder of packages counts.
+        return subprocess.run(
+            [sys.executable, "-S", "-P", "-c", MAIN, *arguments], env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    return invoke
+
+
+def test_commands_of_a_package_that_is_not_installed_say_what_to_install(without_benchmarks):
+    for command in OF_THE_BENCHMARKS:
+        for arguments in ([], ["--help"]):
+            ran = without_benchmarks(command, *arguments)
+            assert (ran.returncode, ran.stdout) == (2, "")
+            assert ran.stderr == (
+                "hsmcore: hsmcore_bench is not installed\n  next: Install it with: pip install 'hsmcore[bench]'\n"
+            )
+    ran = without_benchmarks("--help")
+    assert ran.returncode == 0
+    assert all(f"\n  {command} " in ran.stdout for command in OF_THE_BENCHMARKS)
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["sign", "--help"]])
+def test_other_commands_load_nothing_of_the_benchmarks(arguments):
+    loaded = "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'hsmcore_bench'))"
+    program = f"import sys; from hsmcore.cli.app import run; run({arguments}); {loaded}"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -11,13 +11,13 @@ from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmcore.loadtest.buckets import HIGHEST_NS, PERCENTILES, SIGNIFICANT_DIGITS, Histogram, bounds_of, bucket_of
-from hsmcore.loadtest.faults import fault_of, timeline_of
-from hsmcore.loadtest.hdrlog import HdrLog
-from hsmcore.loadtest.memory import Growth
-from hsmcore.loadtest.objectives import METRICS, objective_of
-from hsmcore.loadtest.problems import UsageProblem
-from hsmcore.loadtest.units import positive_seconds, rate_of, seconds_of
+from hsmcore_bench.load.buckets import HIGHEST_NS, PERCENTILES, SIGNIFICANT_DIGITS, Histogram, bounds_of, bucket_of
+from hsmcore_bench.load.faults import fault_of, timeline_of
+from hsmcore_bench.load.hdrlog import HdrLog
+from hsmcore_bench.load.memory import Growth
+from hsmcore_bench.load.objectives import METRICS, objective_of
+from hsmcore_bench.load.problems import UsageProblem
+from hsmcore_bench.load.units import positive_seconds, rate_of, seconds_of
 
 durations = st.integers(min_value=1, max_value=HIGHEST_NS)
 
@@ -96,7 +96,7 @@ def result(**counts):
         ("rate >= 950/s", True),
         ("offered > 1000/s", False),
         ("memory-growth < 4MiB", True),
-        ("wrong = 0", False),  # nobody has verified anything
+        ("wrong = 0", False),  # nothing was verified
         ("p50 < 1s", False),  # there is none
     ],
 )
@@ -216,7 +216,7 @@ def test_rates_and_durations():
 
 def test_memory_that_grows_is_seen_and_warming_up_is_not(monkeypatch):
     sizes = iter([*range(0, 20_000, 1000), *[20_000] * 80])
-    monkeypatch.setattr("hsmcore.loadtest.memory.private_bytes", lambda _pids: (next(sizes), 7))
+    monkeypatch.setattr("hsmcore_bench.load.memory.private_bytes", lambda _pids: (next(sizes), 7))
     flat = Growth()
     for _ in range(100):
         flat.sample([])

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmcore.bench.locate import native
-from hsmcore.loadtest.generator import PROGRAM
-from hsmcore.loadtest.mix import ENTRIES, RECENT, SMALLEST, Messages, kinds_of, largest_of, table_of
-from hsmcore.loadtest.problems import UsageProblem
-from hsmcore.loadtest.shapes import SHAPES, Segment, segments_of, shared, starts
+from hsmcore_bench.harness.locate import native
+from hsmcore_bench.load.generator import PROGRAM
+from hsmcore_bench.load.mix import ENTRIES, RECENT, SMALLEST, Messages, kinds_of, largest_of, table_of
+from hsmcore_bench.load.problems import UsageProblem
+from hsmcore_bench.load.shapes import SHAPES, Segment, segments_of, shared, starts
 
 MOST = 3_000
 rates = st.floats(min_value=0.1, max_value=5_000)

@@ -14,7 +14,7 @@ from tests.support.promtool import ALERTS, check, firing, needs_promtool, run
 from tests.support.runbooks import RUNBOOKS, anchors
 
 from hsmcore.metrics.catalog import METRICS
-from hsmcore.monitoring import alert_rules, dashboard
+from hsmcore.metrics.rules import alert_rules, dashboard
 
 ROOT = Path(__file__).parents[2]
 DOC = ROOT / "docs" / "MONITORING.md"

@@ -31,7 +31,7 @@ Worker = tuple[int, View]  # `head` after a failed compare-and-swap, and the vie
 START: View = (0,) * (SLOT + SLOTS)
 
 # For text without comments and white space. @name stands for a memory order.
-PUBLISH = r"voidpublish\(.*?&area->shared->request_tail,client->tail,@tail_store\);"
+PUBLISH = r"voidhsm_client_publish\(.*?&area->shared->request_tail,client->tail,@tail_store\);"
 CLAIM = r"""boolhsm_area_claim\([^;]*=atomic_load_explicit\(&area->shared->request_head,@head_load\);
     for\(;;\)\{if\((?P<empty>[^{]*)\)\{returnfalse;\}[^;]*=atomic_load_explicit\(&area->requests\[[^;]*;
     if\(atomic_compare_exchange_weak_explicit\(&area->shared->request_head,&head,head\+1U,@cas_success,@cas_failure\)\)"""

@@ -1,4 +1,4 @@
-"""The state store: migrations, two users at once, budgets against a reference model, history and wishes."""
+"""The state store: migrations, two users at once, budgets against a reference model, history and desired state."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 
 from hsmcore.errors import BadArgument
+from hsmcore.failover.budget import BLOCK, SECOND, Emergency, Limits
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.history import Event
-from hsmcore.state import Desired, Emergency, History, Limits, Store, StoreBusy, StoreError
-from hsmcore.state.emergency import BLOCK, SECOND
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
+from hsmcore.state import Desired, Store, StoreBusy, StoreError
 from hsmcore.state.schema import METADATA, MIGRATIONS
 
 
@@ -451,7 +452,7 @@ async def test_history_is_queried_by_time_kind_and_member(tmp_path):
 
 
 @one_loop
-async def test_wishes_and_reports(tmp_path):
+async def test_desired_state_and_reports_are_stored(tmp_path):
     store = await Store.open(tmp_path / "state.db")
     desired = Desired(store)
     await desired.set("force", "secondary", "game day")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hsmcore.ownership import make
+from hsmcore.state.ownership import make
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from hsmcore.errors import AuditUnavailable
-from hsmcore.ownership import open_or_make
+from hsmcore.state.ownership import open_or_make
 
 
 class FolderInUse(AuditUnavailable):

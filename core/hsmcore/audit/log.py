@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.segment import SegmentError
-from hsmcore.audit.session import AuditStatus, Session
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner
 from hsmcore.audit.tiles import TileError
@@ -48,7 +48,7 @@ class AuditLog:
         self._layout = None if path is None else Layout(path)
         self._settings = settings or AuditSettings()
         self._places = tuple(places)
-        self._session: Session | None = None
+        self._open: OpenLog | None = None
         self._shipping: Shipping | None = None
 
     @classmethod
@@ -64,8 +64,8 @@ class AuditLog:
     @property
     def status(self) -> AuditStatus | None:
         """How far it is and how long keeping takes; None while it is not open. From any thread."""
-        session = self._session
-        return None if session is None else session.status()
+        log = self._open
+        return None if log is None else log.status()
 
     @property
     def file(self) -> Path | None:
@@ -80,14 +80,14 @@ class AuditLog:
     def describe(self) -> dict[str, Any] | None:
         """How the log stands, as JSON-ready data; None: nothing is recorded, or it is not open. Only in the event
         loop."""
-        session = self._session
-        if session is None:
+        log = self._open
+        if log is None:
             return None
         return {
-            "lastSeq": session.last_seq,
-            "durableSeq": session.durable_seq,
-            "sealed": 0 if session.checkpoint is None else session.checkpoint.size,
-            "failure": session.failure,
+            "lastSeq": log.last_seq,
+            "durableSeq": log.durable_seq,
+            "sealed": 0 if log.checkpoint is None else log.checkpoint.size,
+            "failure": log.failure,
             "onFailure": self._settings.on_failure,
             "shipping": {
                 kind: {"sentSeq": status.sent_seq, "lagRecords": status.lag_records, "error": status.error}
@@ -116,32 +116,32 @@ class AuditLog:
         damaged, in use, or cannot be written."""
         if self._layout is None:
             return
-        session = Session(self._layout, self._settings, asyncio.get_running_loop())
+        log = OpenLog(self._layout, self._settings, asyncio.get_running_loop())
         try:
-            await session.open()
+            await log.open()
         except (OSError, TileError, SegmentError) as error:
-            await session.close()
+            await log.close()
             problem = f"audit log {self._layout.log}: {_reason(error)}"
             hint = _OWNER_HINT if isinstance(error, PermissionError) else None
             raise AuditUnavailable(problem, hint=hint, call="open") from None
         except BaseException:
-            await session.close()
+            await log.close()
             raise
-        self._session = session
+        self._open = log
         if self._places:
-            self._shipping = Shipping(self._layout, self._places, lambda: session.durable_seq)
-            session.keep_from = self._shipping
+            self._shipping = Shipping(self._layout, self._places, lambda: log.durable_seq)
+            log.keep_from = self._shipping
             self._shipping.start()
 
     async def use_member(self, member: Member, stop: Callable[[], Awaitable[None]]) -> None:
         """Sign checkpoints with a key of this member, if the configuration names one. If that cannot be, `stop` is
         called. Raises HsmError."""
         key = self._settings.signing_key
-        if self._session is None or key is None or key.hsm_key_id is None:
+        if self._open is None or key is None or key.hsm_key_id is None:
             return
         try:
-            signer = await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._session.origin)
-            await self._session.use(signer)
+            signer = await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._open.origin)
+            await self._open.use(signer)
         except BaseException:
             await stop()
             raise
@@ -149,31 +149,31 @@ class AuditLog:
     def adopt(self, member: Member) -> None:
         """From now on a member that has started records what it signs, and hands no signature out before its record is
         kept."""
-        if self._session is not None:
+        if self._open is not None:
             member.record_in(self)
 
     @property
     def journal(self) -> Journal | None:
         """Where the native engine puts its records; None if nothing is recorded."""
-        return None if self._session is None else self._session.journal
+        return None if self._open is None else self._open.journal
 
     def tail(self, key: KeyVersion, member: str, level: str) -> bytes:
         """What is the same in all records of a key's signatures, as Engine.set_tail wants it."""
-        if self._session is None:
+        if self._open is None:
             return b"}"
         fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level}
-        return self._session.tail(fields)
+        return self._open.tail(fields)
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Note an operation. Returns its sequence number, or None if nothing is recorded. Which fields may be shown,
         and in what form, is in record.ALLOWED; others become digests. Raises AuditUnavailable if the log cannot be
         written and `onFailure` is "closed"."""
-        if self._session is None:
+        if self._open is None:
             return None
         if message is not None:
             fields["message_sha256"] = hashlib.sha256(message).hexdigest()
             fields["message_bytes"] = len(message)
-        return self._session.record(operation, fields)
+        return self._open.record(operation, fields)
 
     def note(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Record what has happened already, which a log that cannot be written must not stop: that is only logged."""
@@ -186,39 +186,39 @@ class AuditLog:
     async def durable(self, seq: int | None) -> None:
         """Wait until record `seq` is kept as `durability` says. Raises AuditUnavailable when that fails or takes longer
         than `waitMs`, unless `onFailure` is "open". May be waited for by many; None: nothing to wait for."""
-        if self._session is not None and seq is not None:
-            await self._session.durable(seq)
+        if self._open is not None and seq is not None:
+            await self._open.durable(seq)
 
     async def flush(self) -> None:
         """Have everything recorded so far in the file."""
-        if self._session is not None:
-            await self._session.durable(self._session.last_seq)
+        if self._open is not None:
+            await self._open.durable(self._open.last_seq)
 
     async def checkpoint(self) -> bytes | None:
         """Sign the tree as it is now, if it grew. Returns the newest checkpoint, or None before the first."""
-        if self._session is None:
+        if self._open is None:
             return None
-        await self._session.seal()
-        newest = self._session.checkpoint
+        await self._open.seal()
+        newest = self._open.checkpoint
         return None if newest is None else newest.note
 
     async def seal(self) -> None:
         """Write what is left and sign a checkpoint over it; what fails is only logged. For whoever is closing."""
-        if self._session is not None:
+        if self._open is not None:
             try:
                 await self.flush()
             except AuditUnavailable as error:
                 get_logger().error("not all was recorded", error=str(error))
-            await self._session.seal_or_say(prune=False)
+            await self._open.seal_or_say(prune=False)
 
     async def close(self) -> None:
         """Write what is left, sign a last checkpoint, ship what can be shipped at once and let the files go. Doing it
         twice is no error."""
-        session, self._session = self._session, None
+        log, self._open = self._open, None
         shipping, self._shipping = self._shipping, None
         try:
-            if session is not None:
-                await session.close()
+            if log is not None:
+                await log.close()
         finally:
             if shipping is not None:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)

@@ -22,7 +22,7 @@ from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, first_seq_of, frame_table, segments
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
-from hsmcore.ownership import adopt, make_folder
+from hsmcore.state.ownership import adopt, make_folder
 
 
 @dataclass

@@ -17,8 +17,8 @@ from typing import Any, Final
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.diagnose import Genuine
 from hsmcore.audit.files import sync
+from hsmcore.audit.genuine import Genuine
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query, parsed
 from hsmcore.audit.segment import Segment, segments

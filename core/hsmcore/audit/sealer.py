@@ -18,7 +18,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
-from hsmcore.ownership import adopt
+from hsmcore.state.ownership import adopt
 
 _CHUNK: Final = CHUNK_BYTES
 

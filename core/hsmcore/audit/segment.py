@@ -20,7 +20,7 @@ import zstandard
 
 from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
-from hsmcore.ownership import make
+from hsmcore.state.ownership import make
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_FRAME_BYTES: Final = 1 << 27

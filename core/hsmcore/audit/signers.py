@@ -13,7 +13,7 @@ from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
 from hsmcore.members.base import Member
-from hsmcore.ownership import make
+from hsmcore.state.ownership import make
 
 _PREFIX = "PRIVATE+KEY+"
 _HSM_SECONDS = 10.0

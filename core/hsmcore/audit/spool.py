@@ -28,7 +28,7 @@ from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.record import cleaned, this_process
 from hsmcore.log import get_logger
-from hsmcore.ownership import make_folder, owns
+from hsmcore.state.ownership import make_folder, owns
 
 OPERATION: Final = "command"
 MAX_BYTES: Final = 1 << 16

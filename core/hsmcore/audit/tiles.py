@@ -10,7 +10,7 @@ from typing import Final
 from hsmcore._native import MerkleTree
 from hsmcore.audit.files import write_beside
 from hsmcore.audit.layout import Layout
-from hsmcore.ownership import make_folder
+from hsmcore.state.ownership import make_folder
 
 WIDTH: Final = 256
 HASH: Final = 32

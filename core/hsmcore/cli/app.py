@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 import typer
@@ -12,13 +13,11 @@ from hsmcore.cli import (
     audit,
     audit_running,
     backup,
-    demo,
     doctor,
     emergency,
     failover,
     init,
     keys,
-    load,
     metrics,
     replicate,
     rotate,
@@ -33,10 +32,16 @@ from hsmcore.log import configure
 
 # typer has no public name for the root of its usage errors; this one it has, and it is one of them.
 _UsageError: Final[Any] = typer.BadParameter.__base__
+# The commands of the package hsmcore-bench, which this one does not import: they are found by entry points.
+_BENCH_COMMANDS: Final = {
+    "demo": "Run an example sequencer on Solana's own runtime.",
+    "bench": "Measure signing beside raw C and other libraries.",
+    "load": "Load a token at a given rate, with faults, and judge how it did.",
+}
 
 
-def build(*, with_bench: bool) -> typer.Typer:
-    """The whole application. The benchmark suite is loaded only on request: it takes longer than all the rest."""
+def build(*, command: str) -> typer.Typer:
+    """The whole application. Of the package hsmcore-bench, only `command` is loaded: it is slower than all the rest."""
     app = typer.Typer(
         name="hsmcore",
         help="Sign with hardware security modules, at the speed of the hardware.",
@@ -52,14 +57,11 @@ def build(*, with_bench: bool) -> typer.Typer:
     app.command(short_help="Sign one message.")(signing.sign)
     app.command(short_help="Verify a signature in software.")(signing.verify)
     app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
-    app.command(short_help="Run an example sequencer on Solana's own runtime.")(demo.demo)
-    if with_bench:
-        from hsmcore.bench.cli import app as bench
-
-        app.add_typer(bench)
-    else:
-        app.command("bench", help="Measure signing beside raw C and other libraries.")(_nothing)
-    app.command(short_help="Load a token at a given rate, with faults, and judge how it did.")(load.load)
+    for name, short_help in _BENCH_COMMANDS.items():
+        if name == command:
+            app.add_typer(_bench_command(name))
+        else:
+            app.command(name, short_help=short_help)(_nothing)
     app.command(short_help="List metrics; print alert rules and dashboard; scrape.")(metrics.metrics)
     app.command(short_help="Print versions.")(version.version)
     app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
@@ -85,7 +87,7 @@ def run(arguments: list[str]) -> int:
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     see_help = f"See `hsmcore {command} --help`."
     try:
-        result = build(with_bench=command == "bench")(arguments, prog_name="hsmcore", standalone_mode=False)
+        result = build(command=command)(arguments, prog_name="hsmcore", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that has gone is dealt with, and not when the interpreter ends
     except HsmError as error:
         return report(error, see_help, as_json=as_json)
@@ -103,6 +105,7 @@ def run(arguments: list[str]) -> int:
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
         extra = {
+            "hsmcore_bench": "bench",
             "solders": "solana",
             "matplotlib": "bench",
             "PyKCS11": "bench",
@@ -111,7 +114,7 @@ def run(arguments: list[str]) -> int:
             "pyotp": "rotation",
             "starlette": "serve",
             "uvicorn": "serve",
-            "hdrh": "load",
+            "hdrh": "bench",
         }.get(package)
         if extra is None:
             raise
@@ -126,6 +129,14 @@ def run(arguments: list[str]) -> int:
 def _no_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
+
+
+def _bench_command(name: str) -> typer.Typer:
+    """Raise ModuleNotFoundError when the package is not installed."""
+    for point in entry_points(group="hsmcore.commands", name=name):
+        app: typer.Typer = point.load()
+        return app
+    raise ModuleNotFoundError(name="hsmcore_bench")
 
 
 def _nothing() -> None:

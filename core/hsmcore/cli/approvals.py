@@ -15,7 +15,8 @@ from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
     from hsmcore.config import KeyRotation
-    from hsmcore.state import Rotation, Store, StoredKey
+    from hsmcore.rotation.store import Rotation
+    from hsmcore.state import Store, StoredKey
 
 IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
 
@@ -65,7 +66,7 @@ async def approvals_of(
 
 async def under_way(store: Store, number: int | None) -> Rotation:
     """The rotation of that number (None: the only one), before its key signs. Raises HsmError."""
-    from hsmcore.state import Rotations
+    from hsmcore.rotation.store import Rotations
 
     for entry in await Rotations(store).open():
         if entry.run.status == "running" and number in (None, entry.id):

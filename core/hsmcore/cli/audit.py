@@ -59,8 +59,8 @@ def verify(
 
     Example: hsmcore audit verify /mnt/copy/audit --key "$(cat audit.vkey)" --against last-week.checkpoint
     """
-    from hsmcore.audit.trust import Trust
-    from hsmcore.audit.verify import verify
+    from hsmcore.audit.check.trust import Trust
+    from hsmcore.audit.check.verify import verify
 
     keys, witnesses = support.keys(key), support.keys(witness)
     if proof is not None:
@@ -89,8 +89,8 @@ def mend(
 
     Example: hsmcore audit mend /var/lib/hsmcore/audit.log
     """
-    from hsmcore.audit.mend import mend
-    from hsmcore.audit.trust import Trust
+    from hsmcore.audit.check.mend import mend
+    from hsmcore.audit.check.trust import Trust
 
     keys = support.keys(key)
     layout = support.layout(folder, config, state)
@@ -121,7 +121,7 @@ def prove(
 
     Example: hsmcore audit prove 1234 --output 1234.tlog-proof
     """
-    from hsmcore.audit.prove import consistency_proof, inclusion_proof
+    from hsmcore.audit.check.prove import consistency_proof, inclusion_proof
 
     if (seq is None) == (since is None):
         raise BadUsage("give either SEQ or --since")
@@ -200,7 +200,7 @@ def checkpoint(
 
     Example: hsmcore audit checkpoint --output /mnt/worm/today.checkpoint
     """
-    from hsmcore.audit.prove import latest
+    from hsmcore.audit.check.prove import latest
 
     newest = latest(support.layout(folder, config, state))
     if output is not None:
@@ -227,7 +227,7 @@ def show(
 
     Example: hsmcore audit show 1234
     """
-    from hsmcore.audit.overview import overview
+    from hsmcore.audit.check.overview import overview
     from hsmcore.audit.query import find
 
     layout = support.layout(folder, config, state)

@@ -13,9 +13,9 @@ from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_con
 from hsmcore.errors import AuditUnavailable, ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
+    from hsmcore.audit.devices.yubihsm_audit import DeviceReport
     from hsmcore.audit.layout import Layout
     from hsmcore.config import Config, Provider
-    from hsmcore.devices.yubihsm_audit import DeviceReport
 
 
 def add_to(app: typer.Typer) -> None:
@@ -101,7 +101,7 @@ def _members(config: Config) -> list[Provider]:
 
 
 def _examined(member: Provider, layout: Layout) -> DeviceReport:
-    from hsmcore.devices.yubihsm_audit import examine
+    from hsmcore.audit.devices.yubihsm_audit import examine
 
     return support.reading(lambda: asyncio.run(examine(member, layout)))
 

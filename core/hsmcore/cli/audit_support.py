@@ -14,8 +14,8 @@ from hsmcore.cli.settings import load_config
 from hsmcore.errors import BadArgument, HsmError, SystemFailure
 
 if TYPE_CHECKING:
+    from hsmcore.audit.check.findings import Report
     from hsmcore.audit.checkpoint import Checkpoint
-    from hsmcore.audit.findings import Report
     from hsmcore.audit.layout import Layout
     from hsmcore.audit.note import VerifierKey
 
@@ -69,7 +69,7 @@ def write(path: Path, data: bytes) -> None:
 
 def reading(work: Callable[[], T]) -> T:
     """Run what reads a log; what may be wrong with its files becomes an error of ours."""
-    from hsmcore.audit.proofs import ProofError
+    from hsmcore.audit.check.proofs import ProofError
     from hsmcore.audit.segment import SegmentError
     from hsmcore.audit.tiles import TileError
 
@@ -118,7 +118,7 @@ def print_report(report: Report, layout: Layout, *, as_json: bool) -> None:
 
 
 def check_proof(path: Path, keys: list[VerifierKey], folder: Path | None, *, as_json: bool) -> None:
-    from hsmcore.audit.prove import check_inclusion
+    from hsmcore.audit.check.prove import check_inclusion
     from hsmcore.audit.recover import read_keys
 
     if not keys:

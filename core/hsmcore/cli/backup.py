@@ -15,9 +15,9 @@ from hsmcore.cli.store import in_state, when
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 
 if TYPE_CHECKING:
-    from hsmcore.backup.desk import Found
-    from hsmcore.backup.places import Place
     from hsmcore.config import Config
+    from hsmcore.rotation.backup.inspect import Found
+    from hsmcore.rotation.backup.places import Place
     from hsmcore.state import Store, StoredKey
     from hsmcore.state.backups import BackupRow
 
@@ -57,7 +57,7 @@ def verify(
 
     Example: hsmcore backup verify --recovery-key recovery.key
     """
-    from hsmcore.backup.desk import Found, opens
+    from hsmcore.rotation.backup.inspect import Found, opens
 
     loaded = load_config(config, state)
     found, rows = asyncio.run(_look(loaded, name))
@@ -116,7 +116,7 @@ async def _known(store: Store) -> tuple[list[StoredKey], list[BackupRow]]:
 
 
 async def _look(config: Config, name: str | None) -> tuple[list[Found], list[BackupRow]]:
-    from hsmcore.backup.desk import look
+    from hsmcore.rotation.backup.inspect import look
 
     place = _place(config)
     keys, rows = await in_state(config, _known)
@@ -126,10 +126,10 @@ async def _look(config: Config, name: str | None) -> tuple[list[Found], list[Bac
 
 
 async def _restore(config: Config, name: str, recovery_key: Path | None, to: str | None) -> Any:
-    from hsmcore.backup.desk import put_back
-    from hsmcore.backup.envelope import BackupInvalid
     from hsmcore.cli.replicate import note_holder, pkcs11_member
     from hsmcore.control import ControlPlane
+    from hsmcore.rotation.backup.envelope import BackupInvalid
+    from hsmcore.rotation.backup.inspect import put_back
 
     [found], _ = await _look(config, name)
     if found.problem is not None or found.statement is None:
@@ -144,7 +144,7 @@ async def _restore(config: Config, name: str, recovery_key: Path | None, to: str
 
 
 def _place(config: Config) -> Place:
-    from hsmcore.backup.places import place_at
+    from hsmcore.rotation.backup.places import place_at
 
     rules = config.key_manager.key_rotation
     if rules is None or rules.backup_location is None:

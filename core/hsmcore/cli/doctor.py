@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from hsmcore.config import Config, Provider
-    from hsmcore.probe import DoctorReport, Levels, Step
-    from hsmcore.probe.registry import Begun
-    from hsmcore.probe.report import Level
+    from hsmcore.doctor import DoctorReport, Levels, Step
+    from hsmcore.doctor.report import Level
+    from hsmcore.doctor.subject import Begun
 
 MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
 _NAME_WIDTH: Final = 21
@@ -54,7 +54,7 @@ def doctor(
 
       hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
     """
-    from hsmcore.probe import DoctorReport, Options, diagnose, levels_of
+    from hsmcore.doctor import DoctorReport, Options, diagnose, levels_of
 
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -85,7 +85,7 @@ def _shown(config: Config, options: object, members: Levels) -> DoctorReport:
     """Each step as soon as it is known, and what is being done meanwhile on a terminal's last line."""
     from rich.console import Console
 
-    from hsmcore.probe import Step, diagnose
+    from hsmcore.doctor import Step, diagnose
 
     console = Console(stderr=True)
     with console.status("") as status:

@@ -133,7 +133,7 @@ def _permit(config: Config, value: str, reason: str, *, as_json: bool) -> None:
 
 def _budget(config: Config, store: Store) -> Any:
     from hsmcore.config import Failover
-    from hsmcore.state import Emergency, Limits
+    from hsmcore.failover.budget import Emergency, Limits
 
     limits = (config.key_manager.failover or Failover()).emergency_mode_restrictions
     return Emergency(store, Limits(limits.max_transactions, limits.max_time_seconds))

@@ -80,7 +80,7 @@ def history(
     """
 
     async def read(store: Store) -> list[dict[str, Any]]:
-        from hsmcore.state import History
+        from hsmcore.failover.history import History
 
         return await History(store).query(kinds=kind or (), member=member, limit=limit)
 
@@ -180,11 +180,12 @@ def on_store(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
 
 def configured_levels(config: Config) -> list[tuple[str, list[str]]]:
     """Levels' names, each with its members'."""
-    from hsmcore.failover.plan import seats_and_levels
+    from hsmcore.failover.plan import endpoints_and_levels
 
-    levels = seats_and_levels(config)
+    levels = endpoints_and_levels(config)
     return [
-        (level.name, [seat.name for seat in levels.members if seat.level_name == level.name]) for level in levels.levels
+        (level.name, [endpoint.name for endpoint in levels.members if endpoint.level_name == level.name])
+        for level in levels.levels
     ]
 
 

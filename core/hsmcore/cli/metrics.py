@@ -62,9 +62,10 @@ def _print_list(*, as_json: bool) -> None:
 
 
 def _print_file(*, dashboard: bool, as_json: bool) -> None:
-    from hsmcore import monitoring
 
-    text = monitoring.dashboard() if dashboard else monitoring.alert_rules()
+    from hsmcore.metrics import rules
+
+    text = rules.dashboard() if dashboard else rules.alert_rules()
     if as_json and not dashboard:
         raise BadUsage("the rules are YAML; --json cannot print them")
     print(text, end="")

@@ -18,7 +18,8 @@ from hsmcore.errors import HsmError
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyRotation, Pkcs11Settings
     from hsmcore.control import KeyRecord
-    from hsmcore.state import Rotation, Store
+    from hsmcore.rotation.store import Rotation
+    from hsmcore.state import Store
 
 app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history.")]
@@ -150,7 +151,7 @@ def history(
     rotation_rules(loaded)
 
     async def read(store: Store) -> list[dict[str, Any]]:
-        from hsmcore.state import Rotations
+        from hsmcore.rotation.store import Rotations
 
         rotations = Rotations(store)
         if rotation is not None:
@@ -194,7 +195,8 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
         from hsmcore.rotation.machine import can_abort
         from hsmcore.rotation.service import ABORT
         from hsmcore.rotation.steps import handover
-        from hsmcore.state import Desired, Rotations
+        from hsmcore.rotation.store import Rotations
+        from hsmcore.state import Desired
 
         found = await under_way(store, None)
         if not can_abort(found.run):
@@ -262,7 +264,8 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
 async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]:
     from hsmcore.rotation.service import ROTATE
     from hsmcore.rotation.steps import handover
-    from hsmcore.state import Desired, Rotations
+    from hsmcore.rotation.store import Rotations
+    from hsmcore.state import Desired
 
     async def ask(store: Store) -> dict[str, Any] | None:
         held = await handover.waiting(Rotations(store))
@@ -283,9 +286,9 @@ async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]
     asked = await in_state(config, ask)
     if asked is not None:
         return asked
-    import hsmcore
+    from hsmcore.manager.key_manager import create_key_manager
 
-    async with hsmcore.create_key_manager(config) as manager:
+    async with create_key_manager(config) as manager:
         try:
             async with asyncio.timeout(seconds or None):
                 await manager.rotate_key(reason)
@@ -295,7 +298,7 @@ async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]
 
 
 async def _last(store: Store) -> dict[str, Any]:
-    from hsmcore.state import Rotations
+    from hsmcore.rotation.store import Rotations
 
     return (await Rotations(store).last(1))[0].to_json()
 
@@ -304,7 +307,8 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.schedule import Schedule
     from hsmcore.rotation.service import plan
     from hsmcore.rotation.steps import handover
-    from hsmcore.state import Keys, Rotations
+    from hsmcore.rotation.store import Rotations
+    from hsmcore.state import Keys
 
     known, rotations = await Keys(store).all(), Rotations(store)
     held = await handover.waiting(rotations)
@@ -336,7 +340,8 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.errors import KeyNotFound
     from hsmcore.rotation.pinned import configured_as
     from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
-    from hsmcore.state import Keys, Rotations
+    from hsmcore.rotation.store import Rotations
+    from hsmcore.state import Keys
 
     settings = token_settings(config)
     async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:

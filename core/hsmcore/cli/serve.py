@@ -62,12 +62,12 @@ def serve(
 
 
 async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None:
-    import hsmcore
     from hsmcore.audit.lock import FolderInUse
     from hsmcore.errors import AuditUnavailable
+    from hsmcore.manager.key_manager import create_key_manager
     from hsmcore.serve import attached
 
-    manager = hsmcore.create_key_manager(config, rotates=False)
+    manager = create_key_manager(config, rotates=False)
     try:
         await manager.initialize()
     except FolderInUse as error:

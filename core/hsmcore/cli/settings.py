@@ -28,7 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and 
 
 def locate(config: Path | None, state: Path | None) -> Path:
     """The configuration file to use: --config, else the state folder's."""
-    from hsmcore.control.state import StateFolder, default_state
+    from hsmcore.control.softhsm import StateFolder, default_state
 
     if state is not None:  # the more specific one: HSMCORE_CONFIG may be set for all commands
         return StateFolder(state).config

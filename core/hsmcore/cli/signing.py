@@ -113,24 +113,24 @@ def verify(
 
 
 async def _sign(config: Config, message: bytes) -> Any:
-    import hsmcore
+    from hsmcore.manager.key_manager import create_key_manager
 
-    async with hsmcore.create_key_manager(config, rotates=False) as manager:
+    async with create_key_manager(config, rotates=False) as manager:
         return await manager.sign_with_receipt(message)
 
 
 async def _verify(config: Config, message: bytes, signature: bytes, key_id: str | None) -> bool:
-    import hsmcore
+    from hsmcore.manager.key_manager import create_key_manager
 
-    async with hsmcore.create_key_manager(config, rotates=False) as manager:
+    async with create_key_manager(config, rotates=False) as manager:
         return await manager.verify(message, signature, key_id=key_id)
 
 
 def _verify_here(algorithm: Algorithm, public_key: str, message: bytes, signature: bytes) -> bool:
-    from hsmcore import _native
+    from hsmcore._native import verify as verify_signature
 
     try:
-        return _native.verify(algorithm, _from_hex(public_key, "--public-key"), message, signature)
+        return verify_signature(algorithm, _from_hex(public_key, "--public-key"), message, signature)
     except BadArgument as error:
         raise BadUsage(f"--public-key: {error}") from None
 

@@ -13,8 +13,8 @@ from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_con
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
-    from hsmcore.cloudhsm import ClusterHealth
     from hsmcore.config import AwsCloudHsmSettings
+    from hsmcore.members.cloudhsm import ClusterHealth
 
 
 def tokens(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
@@ -67,8 +67,8 @@ def cluster(config: ConfigOption = None, state: StateOption = None, as_json: Jso
 
     Example: hsmcore cluster --config hsm.json --json
     """
-    from hsmcore.cloudhsm import check_client
     from hsmcore.config import AwsCloudHsmSettings
+    from hsmcore.members.cloudhsm import check_client
 
     provider = load_config(config, state).key_manager.own
     settings = provider.config
@@ -95,8 +95,8 @@ def cluster(config: ConfigOption = None, state: StateOption = None, as_json: Jso
 
 
 def _asked(settings: AwsCloudHsmSettings) -> ClusterHealth:
-    from hsmcore.cloudhsm.health import Expected
-    from hsmcore.cloudhsm.poller import HealthPoller
+    from hsmcore.members.cloudhsm.health import Expected
+    from hsmcore.members.cloudhsm.poller import HealthPoller
 
     expected = Expected(settings.cluster_id, settings.cluster_endpoint, settings.algorithm, settings.region)
     poller = HealthPoller(expected, 1.0, member="cluster")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
+from hsmcore._version import __version__
 from hsmcore.cli.output import print_json
 from hsmcore.cli.settings import JsonOption
 
@@ -14,9 +15,7 @@ def version(as_json: JsonOption = False) -> None:
 
     Example: hsmcore version --json
     """
-    import hsmcore
-
-    versions = {"hsmcore": hsmcore.__version__, "python": platform.python_version()}
+    versions = {"hsmcore": __version__, "python": platform.python_version()}
     for package in ("python-pkcs11", "uvloop", "solders"):
         try:
             versions[package] = metadata.version(package)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from pkcs11 import TokenFlag
 from pkcs11.exceptions import PKCS11Error
@@ -16,13 +16,11 @@ from hsmcore.control.adopt import AdoptedLibrary, ModuleHolder, adopt, hold_modu
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import refused_before, translated
+from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import KeyForm, quirks_for
 from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
 from hsmcore.control.tokens import list_tokens, none_or_several, present
 from hsmcore.errors import EngineClosed, HsmError, LoginError, MemberDown, ModuleBusy, error_of
-
-if TYPE_CHECKING:
-    from hsmcore.members.locked import TransportKey
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
@@ -235,8 +233,6 @@ class TokenAdmin:
             return keys.describe_key(*keys.find_key(session, key_id.hex()))
 
     def transport_key(self) -> bytes:
-        from hsmcore.members.locked import TransportKey
-
         self._wipe_transport()
         self._transport = TransportKey(self.member or "token")
         return self._transport.public_key

@@ -35,9 +35,9 @@ def hold_module(path: str, args: str | None = None) -> ModuleHolder:
 
     `args` is CK_C_INITIALIZE_ARGS.pReserved. Raises an HsmError that says what is wrong with the path.
     """
-    from hsmcore import _native
+    from hsmcore._native import Module
 
-    holder: ModuleHolder = _native.Module(path, args)
+    holder: ModuleHolder = Module(path, args)
     return holder
 
 

@@ -78,9 +78,7 @@ def is_whole(backup: bytes) -> bool:
 
 def why_not(session: Session, quirks: Quirks, version: tuple[int, int], algorithm: str) -> str | None:
     """Why the token cannot wrap keys of an algorithm; None if it can, as far as is known."""
-    from hsmcore.probe.issues import cannot_wrap  # the probe stands on the control plane
-
-    known = cannot_wrap(quirks.name, version, algorithm)
+    known = quirks.why_not_wrapped(version, algorithm)
     if known is not None:
         return known
     offered = session.token.slot.get_mechanisms()

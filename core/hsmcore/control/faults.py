@@ -135,9 +135,9 @@ def several_keys(key_id: str, count: int) -> KeyAmbiguous:
 
 
 def _of_ckr(number: int, call: str, what: str, member: str | None) -> HsmError:
-    from hsmcore import _native
+    from hsmcore._native import ckr_table
 
-    rows = {ckr: (name, status) for ckr, name, status in _native.ckr_table()}
+    rows = {ckr: (name, status) for ckr, name, status in ckr_table()}
     name, status = rows.get(number, (None, "CKR_UNKNOWN"))
     if call == "C_Login" and number == _OBJECT_HANDLE_INVALID:
         status = "LOGIN_REFUSED"  # C_Login takes no object: this is a user that the token does not have

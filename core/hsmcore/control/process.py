@@ -36,6 +36,12 @@ importlib.import_module(main).main(parent)
 """
 
 
+def child_environment(hidden: frozenset[str]) -> list[bytes]:
+    """This process's environment as NAME=value, without the variables that hold secrets."""
+    unwanted = {os.fsencode(name) for name in hidden}
+    return [name + b"=" + value for name, value in os.environb.items() if name not in unwanted]
+
+
 class ChildLost(Exception):
     """The child ended, did not answer in time or answered nonsense. It is gone; what it was doing may be done."""
 

@@ -73,13 +73,21 @@ class Quirks:
     wrapping_key: WrappingKey = WrappingKey()
     backup_is_whole: bool = False
     """Whether a wrapped key brings its id, label, uses and public half along, and no template may repeat them."""
+    cannot_wrap: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Algorithms whose keys the library cannot wrap although the token lists a mechanism for it, and the first version
+    of the library that can."""
+
+    def why_not_wrapped(self, version: tuple[int, int], algorithm: str) -> str | None:
+        """Why this version of the library cannot wrap keys of an algorithm; None: no reason is known."""
+        since = self.cannot_wrap.get(algorithm, version)
+        return f"{self.name} before {since[0]}.{since[1]} cannot wrap {algorithm} keys" if version < since else None
 
 
 _TABLE: Final[dict[str, Quirks]] = {
     quirks.name: quirks
     for quirks in (
         Quirks("generic", ed25519_forms=(_EDWARDS_OID, _EDWARDS_NAME, _EC_OID, _EC_NAME)),
-        Quirks("softhsm", "SoftHSM"),
+        Quirks("softhsm", "SoftHSM", cannot_wrap={"ed25519": (2, 7)}),
         # Asked for the size of a wrapped key, NSS names one that is too small for it, and python-pkcs11 gives up.
         Quirks("nss", "Mozilla Foundation", wrap_mechanisms=()),
         Quirks(

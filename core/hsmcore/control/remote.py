@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final, Self
 
-from hsmcore import hosting
 from hsmcore.control import tokens
 from hsmcore.control.admin import PinSource
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import refused_before
-from hsmcore.control.process import Child, ChildLost
+from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
 from hsmcore.control.wire import record_of_json
 from hsmcore.errors import EngineClosed, HostUnusable, HsmError, LoginError, error_of
@@ -177,7 +176,7 @@ class RemoteAdmin:
         return child
 
     def _started(self) -> Child:
-        environment = hosting.child_environment(self._hidden)
+        environment = child_environment(self._hidden)
         try:
             return Child({name: value for name, _, value in (v.partition(b"=") for v in environment)})
         except OSError as error:

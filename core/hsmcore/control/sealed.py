@@ -1,6 +1,6 @@
 """Key ceremonies: Ed25519 keys that are made outside of the token, for tokens that give no wrapped copy away.
 
-The key is made in locked memory (members/locked.py), sealed to a recovery key that is somewhere else, imported so that
+The key is made in locked memory (control/locked.py), sealed to a recovery key that is somewhere else, imported so that
 it cannot leave the token any more, and wiped. Blocking; the session belongs to the calling thread.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import c_ulong
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pkcs11 import Attribute, KeyType, ObjectClass
 from pkcs11.types import Session
@@ -16,10 +16,8 @@ from pkcs11.types import Session
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.faults import ControlError
 from hsmcore.control.keys import key_forms
+from hsmcore.control.locked import LockedKey, TransportKey
 from hsmcore.control.quirks import Quirks
-
-if TYPE_CHECKING:
-    from hsmcore.members.locked import LockedKey, TransportKey
 
 _SEED_BYTES: Final = 32
 _RECOVERY_BYTES: Final = 32
@@ -30,8 +28,6 @@ def generate(
     session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, key_id: bytes, seal_to: Sequence[bytes]
 ) -> list[bytes]:
     """Make a key and import it. Returns its seed, sealed to each of the X25519 public keys (80 bytes each)."""
-    from hsmcore.members.locked import LockedKey
-
     if any(len(public_key) != _RECOVERY_BYTES for public_key in seal_to):
         raise ControlError("a key is sealed to X25519 public keys of 32 bytes")
     key = LockedKey("ceremony")
@@ -53,8 +49,6 @@ def restore(
     recovery: bytearray | TransportKey,
 ) -> None:
     """Import a key from what it was sealed into. Raises KeyUnusable for a wrong recovery or transport key."""
-    from hsmcore.members.locked import LockedKey
-
     if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):
         raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
     key = LockedKey("ceremony", (sealed, recovery))

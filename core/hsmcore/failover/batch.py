@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import may_have_signed
 from hsmcore.failover.levels import EMERGENCY
-from hsmcore.failover.request import Answer, Maker, frozen
+from hsmcore.failover.request import Answer, SignedBy, frozen
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
 
 if TYPE_CHECKING:
+    from hsmcore.failover.endpoint import Endpoint
     from hsmcore.failover.router import Router
-    from hsmcore.failover.seat import Seat
 
 
 async def sign_many(
@@ -25,28 +25,28 @@ async def sign_many(
     timeout: float | None,
     return_exceptions: bool,
     extra: bytes | None = None,
-) -> tuple[list[Any], list[Maker]]:
+) -> tuple[list[Any], list[SignedBy]]:
     """Signatures or errors, and of each who made it, or should have. `extra` goes into the audit records."""
     batch = [message if type(message) is bytes else frozen(message) for message in messages]
     router.check()
-    seat = router.levels.pick()
+    endpoint = router.levels.pick()
     begun = monotonic_ns()
-    if seat is None or seat.level_name == EMERGENCY or router.any_bound_elsewhere(batch, seat.key):
-        return await _one_by_one(router, seat, batch, timeout, return_exceptions, extra)
-    parts = _parts(router, seat, batch)
+    if endpoint is None or endpoint.level_name == EMERGENCY or router.any_bound_elsewhere(batch, endpoint.key):
+        return await _one_by_one(router, endpoint, batch, timeout, return_exceptions, extra)
+    parts = _parts(router, endpoint, batch)
     await _ask(router, batch, parts, timeout, extra)
     results = [result for part in parts for result in part.results]
-    makers = [part.maker for part in parts for _ in part.results]
+    signers = [part.signed_by for part in parts for _ in part.results]
     again = {
         index: asyncio.ensure_future(
-            router.resume(batch[index], begun, timeout, part.seat, part.key, results[index], extra)
+            router.resume(batch[index], begun, timeout, part.endpoint, part.key, results[index], extra)
         )
         for part in parts
         for index in range(part.first, part.end)
         if type(results[index]) is not bytes
     }
     if not again:
-        return results, makers
+        return results, signers
     ended: BaseException | None = None
     try:
         answers = await asyncio.gather(*again.values(), return_exceptions=True)
@@ -54,7 +54,7 @@ async def sign_many(
         ended, answers = error, []
     for index, answer in zip(again, answers, strict=False):
         if isinstance(answer, Answer):
-            results[index], makers[index] = answer.signature, answer.maker
+            results[index], signers[index] = answer.signature, answer.signed_by
         elif isinstance(answer, HsmError) and return_exceptions:
             results[index] = answer
         elif ended is None:
@@ -64,7 +64,7 @@ async def sign_many(
             part.throw_away(router, batch)
         _throw_away(router, batch, again)
         raise ended
-    return results, makers
+    return results, signers
 
 
 def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Task[Answer]]) -> None:
@@ -79,23 +79,23 @@ def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Ta
 class _Part:
     """Messages from `first` up to `end`, and who signs them with which key."""
 
-    seat: Seat
+    endpoint: Endpoint
     first: int
     end: int
-    maker: Maker
+    signed_by: SignedBy
     key: bytes
     asked: asyncio.Future[list[Any]] | None = None
     results: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, seat: Seat, first: int, end: int) -> Self:
-        return cls(seat, first, end, _maker(seat), seat.key_version.public_key)
+    def of(cls, endpoint: Endpoint, first: int, end: int) -> Self:
+        return cls(endpoint, first, end, _signed_by(endpoint), endpoint.key_version.public_key)
 
     def begin(self, router: Router, batch: list[Any], timeout: float | None, extra: bytes | None) -> None:
         """Hand it to the member. Raises the request's own errors."""
         try:
-            self.asked = router.begin_many(self.seat, batch[self.first : self.end], timeout, extra)
-            self.seat.pending.add(self.asked)
+            self.asked = router.begin_many(self.endpoint, batch[self.first : self.end], timeout, extra)
+            self.endpoint.pending.add(self.asked)
         except HsmError as error:
             self.fail(router, error)
 
@@ -123,7 +123,7 @@ class _Part:
         own = batch[self.first : self.end]
         if not self.asked.done() or self.asked.cancelled():
             self.asked.cancel()
-            if self.seat.abandon(self.asked):
+            if self.endpoint.abandon(self.asked):
                 router.bind(own, self.key)
             return
         error = self.asked.exception()
@@ -133,10 +133,10 @@ class _Part:
                 router.bind((message,), self.key)
 
 
-def _parts(router: Router, seat: Seat, batch: list[Any]) -> list[_Part]:
+def _parts(router: Router, endpoint: Endpoint, batch: list[Any]) -> list[_Part]:
     members = router.levels.sharing
     if len(members) < 2 or len(batch) < WORTH_SHARING:
-        return [_Part.of(seat, 0, len(batch))]
+        return [_Part.of(endpoint, 0, len(batch))]
     _check(batch)
     parts, first = [], 0
     for member, count in share_out(len(batch), members):
@@ -164,7 +164,7 @@ async def _ask(
     finally:
         for part in parts:
             if part.asked is not None:
-                part.seat.pending.discard(part.asked)
+                part.endpoint.pending.discard(part.asked)
 
 
 def _length(message: Any) -> int:
@@ -182,15 +182,15 @@ def _check(batch: list[Any]) -> None:
 
 async def _one_by_one(
     router: Router,
-    seat: Seat | None,
+    endpoint: Endpoint | None,
     batch: list[Any],
     timeout: float | None,
     return_exceptions: bool,
     extra: bytes | None,
-) -> tuple[list[Any], list[Maker]]:
+) -> tuple[list[Any], list[SignedBy]]:
     """Where each message has to be looked at: whether it is bound to a key, or may have a unit of the budget."""
     _check(batch)
-    nobody = _maker(seat) if seat is not None else Maker("", "", router.version)
+    nobody = _signed_by(endpoint) if endpoint is not None else SignedBy("", "", router.version)
     tasks = [asyncio.ensure_future(router.sign_traced(message, timeout, extra=extra)) for message in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
@@ -205,9 +205,9 @@ async def _one_by_one(
             raise answer
     return (
         [answer.signature if isinstance(answer, Answer) else answer for answer in answers],
-        [answer.maker if isinstance(answer, Answer) else nobody for answer in answers],
+        [answer.signed_by if isinstance(answer, Answer) else nobody for answer in answers],
     )
 
 
-def _maker(seat: Seat) -> Maker:
-    return Maker(seat.name, seat.level_name, seat.key_version)
+def _signed_by(endpoint: Endpoint) -> SignedBy:
+    return SignedBy(endpoint.name, endpoint.level_name, endpoint.key_version)

@@ -4,36 +4,46 @@ the first good answer counts. Only for deterministic signatures, where both answ
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from hsmcore.errors import HsmError
-from hsmcore.failover.breaker import kind_of
+from hsmcore.failover.breaker import Kind, kind_of
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
-    from hsmcore.failover.router import Router
-    from hsmcore.failover.seat import Seat
+    from hsmcore.failover.endpoint import Endpoint
+    from hsmcore.failover.levels import Levels
 
 FLOOR_S: Final = 0.001
 UNKNOWN_S: Final = 0.05
 """As long as a member's 99th percentile is not known."""
 
 
-Asked = dict["asyncio.Future[bytes]", tuple["Seat", KeyVersion]]
+class Route(Protocol):
+    """What hedging needs of the router."""
+
+    levels: Levels[Endpoint]
+    hedges: int
+
+    def report(self, endpoint: Endpoint, kind: Kind, error: HsmError) -> None:
+        """Count a failure of a member."""
+
+
+Asked = dict["asyncio.Future[bytes]", tuple["Endpoint", KeyVersion]]
 
 
 async def hedged(
-    router: Router, seat: Seat, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
-) -> tuple[bytes, Seat, KeyVersion]:
+    router: Route, endpoint: Endpoint, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
+) -> tuple[bytes, Endpoint, KeyVersion]:
     """The first good answer and who gave it. Raises the first member's error if nobody gives one. `version`: the key
     that `signed` was asked for with; by now the members may sign with another one."""
-    asked: Asked = {signed: (seat, version)}
-    seat.pending.add(signed)
+    asked: Asked = {signed: (endpoint, version)}
+    endpoint.pending.add(signed)
     try:
-        after = max(seat.watch.p99 / 1e9, FLOOR_S) if seat.watch.p99 else UNKNOWN_S
+        after = max(endpoint.watch.p99 / 1e9, FLOOR_S) if endpoint.watch.p99 else UNKNOWN_S
         done, _ = await asyncio.wait(asked, timeout=min(after, share))
         if not done:
-            known = _ask_second(router, seat, version, asked, message, share)
+            known = _ask_second(router, endpoint, version, asked, message, share)
             if known is not None:
                 return known
         return await _first_good(router, asked)
@@ -48,10 +58,10 @@ async def hedged(
 
 
 def _ask_second(
-    router: Router, seat: Seat, version: KeyVersion, asked: Asked, message: bytes, share: float
-) -> tuple[bytes, Seat, KeyVersion] | None:
+    router: Route, endpoint: Endpoint, version: KeyVersion, asked: Asked, message: bytes, share: float
+) -> tuple[bytes, Endpoint, KeyVersion] | None:
     """Ask another member that signs with the key, if there is one. Returns the signature if its cache has it."""
-    second = router.levels.pick_for(version.public_key, [seat])
+    second = router.levels.pick_for(version.public_key, [endpoint])
     if second is None:
         return None
     own = second.key_version
@@ -68,7 +78,7 @@ def _ask_second(
     return None
 
 
-async def _first_good(router: Router, asked: Asked) -> tuple[bytes, Seat, KeyVersion]:
+async def _first_good(router: Route, asked: Asked) -> tuple[bytes, Endpoint, KeyVersion]:
     first = next(iter(asked))
     waiting = set(asked)
     while waiting:

@@ -1,42 +1,85 @@
-"""What happened, as data: transitions of levels and members, and of the emergency level."""
+"""The history of transitions: appended as they happen, read back by time, kind and member."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+import time
+from collections.abc import Sequence
+from typing import Any
 
-EventKind = Literal[
-    "failover",
-    "failback",
-    "outage",
-    "recovered",
-    "member-down",
-    "member-up",
-    "member-drained",
-    "member-resumed",
-    "member-readmitted",
-    "level-forced",
-    "level-released",
-    "emergency-entered",
-    "emergency-left",
-    "emergency-exhausted",
-    "emergency-enabled",
-    "emergency-disabled",
-    "emergency-reset",
-]
+import orjson
+from sqlalchemy import Connection, delete, insert, select
 
-ALARMING: Final = frozenset({"failover", "outage", "member-down", "emergency-entered", "emergency-exhausted"})
-"""These are logged as warnings, the others as information."""
+from hsmcore.failover.events import Event
+from hsmcore.state.schema import FAILOVER_EVENT as EVENT
+from hsmcore.state.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One transition. `level_from` and `level_to` are levels' names, or None where no level could sign. Holds no
-    secret: `details` has public keys in hexadecimal, counts and texts of errors."""
+def insert_events(connection: Connection, events: Sequence[tuple[int, Event]]) -> None:
+    """Add events in a transaction that does something else, too."""
+    rows = [
+        {
+            "time_ns": when,
+            "kind": event.kind,
+            "level_from": event.level_from,
+            "level_to": event.level_to,
+            "member": event.member,
+            "reason": event.reason,
+            "details": orjson.dumps(event.details).decode(),
+        }
+        for when, event in events
+    ]
+    connection.execute(insert(EVENT), rows)
 
-    kind: EventKind
-    level_from: str | None = None
-    level_to: str | None = None
-    member: str | None = None
-    reason: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
+
+class History:
+    """Reads and writes `failover_event`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def append(self, events: Sequence[tuple[int, Event]]) -> None:
+        """Add events, each with the Unix nanoseconds at which it happened, in one transaction."""
+        if events:
+            await self._store.run(lambda connection: insert_events(connection, events))
+
+    async def note(self, event: Event) -> None:
+        """Add one event that happens now."""
+        await self.append([(time.time_ns(), event)])
+
+    async def query(
+        self,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        *,
+        after: int | None = None,
+        kinds: Sequence[str] = (),
+        member: str | None = None,
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Events from `since_ns` to `until_ns` (Unix ns, inclusive), oldest first; with `limit`, the latest ones;
+        with `after`, those with a greater id."""
+        query = select(EVENT).order_by(EVENT.c.time_ns.desc(), EVENT.c.id.desc())
+        if since_ns is not None:
+            query = query.where(EVENT.c.time_ns >= since_ns)
+        if until_ns is not None:
+            query = query.where(EVENT.c.time_ns <= until_ns)
+        if after is not None:
+            query = query.where(EVENT.c.id > after)
+        if kinds:
+            query = query.where(EVENT.c.kind.in_(kinds))
+        if member is not None:
+            query = query.where(EVENT.c.member == member)
+        if limit is not None:
+            query = query.limit(limit)
+
+        def work(connection: Connection) -> list[dict[str, Any]]:
+            # The names are SQLAlchemy's own kind of str, which orjson does not take for a key.
+            return [{str(name): value for name, value in row.items()} for row in connection.execute(query).mappings()]
+
+        rows = await self._store.run(work)
+        return [row | {"details": orjson.loads(row["details"])} for row in reversed(rows)]
+
+    async def forget(self, before_ns: int) -> int:
+        """Delete what is older; returns how many rows."""
+        old = delete(EVENT).where(EVENT.c.time_ns < before_ns)
+        return await self._store.run(lambda connection: int(connection.execute(old).rowcount))

@@ -1,4 +1,4 @@
-"""From the configuration to levels and seats. Nothing is opened."""
+"""From the configuration to levels and endpoints. Nothing is opened."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from functools import partial
 
 from hsmcore.config import Config, Failover, Provider, all_members
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
-from hsmcore.failover.seat import Seat
 from hsmcore.members import make_member
 
 MS = 1_000_000
 
 
-def seats_and_levels(config: Config) -> Levels[Seat]:
+def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
     """The state machine for a configuration with an enabled `failover`, or whose provider has several members."""
     rules = config.key_manager
     configured = rules.failover
@@ -28,8 +28,8 @@ def seats_and_levels(config: Config) -> Levels[Seat]:
         )
     _name(provider for _, providers in plan for provider in providers)
     hidden = config.secret_variables
-    seats = [
-        Seat(
+    endpoints = [
+        Endpoint(
             provider.name,
             index,
             level.interval,
@@ -44,7 +44,7 @@ def seats_and_levels(config: Config) -> Levels[Seat]:
     ]
     return Levels(
         [level for level, _ in plan],
-        seats,
+        endpoints,
         mode=failover.mode,
         ramp=failover.failback_ramp_ms * MS,
         emergency_delay=failover.emergency_delay_ms * MS,

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from hsmcore.errors import HsmError, InvalidTimeout, MemberDown
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts
-from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.receipt import Receipt
 
-PLEDGE_NS: Final = 120_000_000_000
+BINDING_NS: Final = 120_000_000_000
 """How long a message stays bound to the key of an attempt whose outcome nobody knows: longer than a Solana transaction
 is valid (150 slots, 60 to 90 s)."""
-PLEDGES_MAX: Final = 100_000
+BINDINGS_MAX: Final = 100_000
 
 
-class Maker(NamedTuple):
+class SignedBy(NamedTuple):
     """Who made a signature: member, level, key."""
 
     member: str
@@ -34,20 +34,27 @@ class Answer:
     """A signature and who made it."""
 
     signature: bytes
-    seat: Seat
+    endpoint: Endpoint
     version: KeyVersion
     cached: bool
     audit_seq: int | None = None
 
     @property
-    def maker(self) -> Maker:
-        return Maker(self.seat.name, self.seat.level_name, self.version)
+    def signed_by(self) -> SignedBy:
+        return SignedBy(self.endpoint.name, self.endpoint.level_name, self.version)
 
     def receipt(self, latency_ns: int) -> Receipt:
         """For the caller."""
-        key, seat = self.version, self.seat
+        key, endpoint = self.version, self.endpoint
         return Receipt(
-            self.signature, key.id, key.public_key, seat.name, seat.level_name, self.cached, latency_ns, self.audit_seq
+            self.signature,
+            key.id,
+            key.public_key,
+            endpoint.name,
+            endpoint.level_name,
+            self.cached,
+            latency_ns,
+            self.audit_seq,
         )
 
 
@@ -60,9 +67,9 @@ class Request:
     allow_other_key: bool
     extra: bytes | None = None
     """What the caller adds to its audit records."""
-    attempts: Attempts[Seat] = field(default_factory=Attempts)
+    attempts: Attempts[Endpoint] = field(default_factory=Attempts)
     causes: dict[str, HsmError] = field(default_factory=dict)
-    refused: tuple[Seat, HsmError] | None = None
+    refused: tuple[Endpoint, HsmError] | None = None
     """The first member whose module refused the request itself."""
 
     @property
@@ -70,13 +77,13 @@ class Request:
         """The message, unless its caller allows another key."""
         return () if self.allow_other_key else (self.message,)
 
-    def failed_at(self, seat: Seat, error: HsmError) -> None:
+    def failed_at(self, endpoint: Endpoint, error: HsmError) -> None:
         """Note that this member has been tried, and why that was in vain."""
-        self.attempts.tried.append(seat)
-        self.causes[seat.level_name] = error
+        self.attempts.tried.append(endpoint)
+        self.causes[endpoint.level_name] = error
 
 
-def failure_of(request: Request, levels: Levels[Seat], *, late: bool) -> AllLevelsFailed:
+def failure_of(request: Request, levels: Levels[Endpoint], *, late: bool) -> AllLevelsFailed:
     """The one error that names the cause of each level."""
     causes: dict[str, HsmError] = {}
     for index, level in enumerate(levels.levels):
@@ -85,10 +92,10 @@ def failure_of(request: Request, levels: Levels[Seat], *, late: bool) -> AllLeve
     return (AllLevelsLate if late else AllLevelsFailed).of(causes)
 
 
-def _cause(level: int, request: Request, levels: Levels[Seat]) -> HsmError:
-    seats = [seat for seat in levels.members if seat.level == level]
+def _cause(level: int, request: Request, levels: Levels[Endpoint]) -> HsmError:
+    endpoints = [endpoint for endpoint in levels.members if endpoint.level == level]
     bound = request.attempts.bound_to
-    if bound is not None and any(seat.trusted and seat.key != bound for seat in seats):
+    if bound is not None and any(endpoint.trusted and endpoint.key != bound for endpoint in endpoints):
         return MemberDown(
             "it holds another key, and a signature of this message may exist already",
             hint="Call again with allow_other_key=True if signing it under a second key does no harm.",
@@ -100,14 +107,15 @@ def _cause(level: int, request: Request, levels: Levels[Seat]) -> HsmError:
             return EmergencyRefused("its budget or time is used up")
         if levels.emergency_fault:
             return MemberDown(levels.emergency_fault, hint="")
-    reasons = "; ".join(f"{seat.name} is {seat.condition}" + (f" ({seat.reason})" if seat.reason else "")
-                        for seat in seats)  # fmt: skip
+    reasons = "; ".join(
+        f"{one.name} is {one.condition}" + (f" ({one.reason})" if one.reason else "") for one in endpoints
+    )
     return MemberDown(reasons or "it has no member", hint="")
 
 
-class Pledges:
+class KeyBindings:
     """Messages of which a signature by one key may exist although nobody got it: no other key must sign them when the
-    caller asks again. Kept as digests, for PLEDGE_NS."""
+    caller asks again. Kept as digests, for BINDING_NS."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
@@ -118,9 +126,9 @@ class Pledges:
     def add(self, message: bytes, key: bytes, now: int) -> None:
         """Bind a message to a public key."""
         digest = hashlib.sha256(message).digest()
-        self._keys[digest] = key, now + PLEDGE_NS
+        self._keys[digest] = key, now + BINDING_NS
         self._keys.move_to_end(digest)  # `forget` begins with the oldest
-        while len(self._keys) > PLEDGES_MAX:
+        while len(self._keys) > BINDINGS_MAX:
             self._keys.popitem(last=False)
 
     def get(self, message: Any) -> bytes | None:

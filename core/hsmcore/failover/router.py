@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
+from hsmcore.failover.budget import Emergency
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import EmergencyRefused
+from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
-from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, Pledges, Request, by_module, checked_timeout, failure_of, frozen
-from hsmcore.failover.seat import Seat
+from hsmcore.failover.request import Answer, KeyBindings, Request, by_module, checked_timeout, failure_of, frozen
 from hsmcore.keyring import KeyVersion
-from hsmcore.state import Emergency
 
 LATE_NS: Final = SECOND // 10
 """A member that has answered somebody within this time is not late, whatever deadlines have passed."""
@@ -34,14 +34,14 @@ class Router:
 
     def __init__(
         self,
-        levels: Levels[Seat],
+        levels: Levels[Endpoint],
         *,
         default_timeout: float,
         sink: Sink,
         budget: Emergency | None = None,
         operations: frozenset[str] = frozenset({"sign"}),
         hedging: bool = False,
-        on_emergency: Callable[[str, Seat], None] = lambda _operation, _seat: None,
+        on_emergency: Callable[[str, Endpoint], None] = lambda _operation, _endpoint: None,
     ) -> None:
         self.levels = levels
         self.budget = budget
@@ -50,14 +50,14 @@ class Router:
         self._on_emergency = on_emergency
         self._default = default_timeout
         self._hedging = hedging
-        self._pledges = Pledges()
+        self._bindings = KeyBindings()
         self._careful = True
         """Whether a message may have to be looked at before it is handed to a member."""
         self._closely = True
         """Whether each one has to."""
         self._halve = False
         self._version = -1
-        self._sole: Seat | None = None
+        self._sole: Endpoint | None = None
         """Whom `pick` would choose in any case."""
         self._waiters: set[asyncio.Future[None]] = set()
         self._last: KeyVersion | None = None
@@ -65,7 +65,7 @@ class Router:
         """The key that all members are to sign with."""
         self.retired: set[bytes] = set()
         """Public keys that were deactivated."""
-        self.on_key: Callable[[Seat], object] = lambda _seat: None
+        self.on_key: Callable[[Endpoint], object] = lambda _endpoint: None
         """Told of each member that starts later."""
         self.closing = False
         self.check: Callable[[], object] = lambda: None
@@ -80,34 +80,36 @@ class Router:
         """As KeyManager.sign."""
         if type(message) is not bytes:
             message = frozen(message)
-        seat = self._sole or self.levels.pick()
-        if seat is None or (self._careful and (self._closely or self.any_bound_elsewhere((message,), seat.key))):
+        endpoint = self._sole or self.levels.pick()
+        if endpoint is None or (
+            self._careful and (self._closely or self.any_bound_elsewhere((message,), endpoint.key))
+        ):
             self.check()
             return (await self.sign_traced(message, timeout, allow_other_key)).signature
         begun = monotonic_ns()
-        index = seat.index
+        index = endpoint.index
         try:
-            signed = seat.submit(message, self._share(timeout) if self._halve else timeout, index)
+            signed = endpoint.submit(message, self._share(timeout) if self._halve else timeout, index)
             if isinstance(signed, bytes):
                 return signed
-            pending = seat.pending
+            pending = endpoint.pending
             pending.add(signed)
             try:
                 return await signed
             except asyncio.CancelledError:
-                if seat.abandon(signed) and not allow_other_key:
-                    self.bind((message,), seat.key_at(index))
+                if endpoint.abandon(signed) and not allow_other_key:
+                    self.bind((message,), endpoint.key_at(index))
                 raise
             except AuditUnavailable:  # of an answer: it is signed, and not handed out
                 if not allow_other_key:
-                    self.bind((message,), seat.key_at(index))
+                    self.bind((message,), endpoint.key_at(index))
                 raise
             finally:
                 pending.discard(signed)
         except HsmError as error:
             failure = error
         request = self._request(message, begun, timeout, allow_other_key)
-        self._failed(seat, seat.key_at(index), failure, request)
+        self._failed(endpoint, endpoint.key_at(index), failure, request)
         return (await self._route(request)).signature
 
     async def sign_traced(
@@ -119,9 +121,9 @@ class Router:
         request = self._request(message, monotonic_ns(), timeout, allow_other_key)
         request.extra = extra
         self._look_up(request)
-        seat = self.levels.pick()
-        if seat is not None and request.attempts.bound_to in (None, seat.key):
-            answer = await self._attempt(seat, request)
+        endpoint = self.levels.pick()
+        if endpoint is not None and request.attempts.bound_to in (None, endpoint.key):
+            answer = await self._attempt(endpoint, request)
             if answer is not None:
                 return answer
         return await self._route(request)
@@ -129,39 +131,39 @@ class Router:
     # ---- for batches; see batch.sign_many ----
 
     def begin_many(
-        self, seat: Seat, batch: list[Any], timeout: float | None, extra: bytes | None = None
+        self, endpoint: Endpoint, batch: list[Any], timeout: float | None, extra: bytes | None = None
     ) -> asyncio.Future[list[Any]]:
         """Have one member sign a batch."""
-        return seat.signing.submit_many(batch, self._share(timeout), True, seat.index, extra)
+        return endpoint.signing.submit_many(batch, self._share(timeout), True, endpoint.index, extra)
 
     async def resume(
         self,
         message: bytes,
         begun: int,
         timeout: float | None,
-        seat: Seat,
+        endpoint: Endpoint,
         key: bytes,
         error: HsmError,
         extra: bytes | None = None,
     ) -> Answer:
-        """Go on with a message whose attempt on `seat` with this public key failed; `begun` in monotonic ns."""
+        """Go on with a message whose attempt on `endpoint` with this public key failed; `begun` in monotonic ns."""
         request = self._request(message, begun, timeout, allow_other_key=False)
         request.extra = extra
         if isinstance(error, AuditUnavailable):
             self.bind((message,), key)
-        self._failed(seat, key, error, request)
+        self._failed(endpoint, key, error, request)
         return await self._route(request)
 
     def bind(self, messages: Iterable[bytes], key: bytes) -> None:
         """No other key is to sign these for a while: a signature may exist that nobody got."""
         now = monotonic_ns()
         for message in messages:
-            self._pledges.add(message, key, now)
-        self._careful |= bool(self._pledges)
+            self._bindings.add(message, key, now)
+        self._careful |= bool(self._bindings)
 
     def any_bound_elsewhere(self, messages: Iterable[Any], key: bytes | None) -> bool:
         """Whether one of the messages is bound to another key."""
-        return bool(self._pledges) and any(self._pledges.get(message) not in (None, key) for message in messages)
+        return bool(self._bindings) and any(self._bindings.get(message) not in (None, key) for message in messages)
 
     def is_request_s_own(self, error: HsmError) -> bool:
         """Whether no other member would do better."""
@@ -197,56 +199,56 @@ class Router:
 
     def _look_up(self, request: Request) -> None:
         """Bind a request to the key that another one for the same message may have been signed with."""
-        if self._pledges and not request.allow_other_key and request.attempts.bound_to is None:
-            request.attempts.bound_to = self._pledges.get(request.message)
+        if self._bindings and not request.allow_other_key and request.attempts.bound_to is None:
+            request.attempts.bound_to = self._bindings.get(request.message)
 
-    async def _attempt(self, seat: Seat, request: Request) -> Answer | None:
+    async def _attempt(self, endpoint: Endpoint, request: Request) -> Answer | None:
         """Try one member. None: it failed, and the levels know."""
-        version = seat.key_version
+        version = endpoint.key_version
         episode = 0
         # What it was asked for before it failed says nothing about afterwards, however late the answer comes.
-        suspect = not seat.trusted
+        suspect = not endpoint.trusted
         try:
-            if seat.level_name == EMERGENCY:
-                episode = await self._spend(seat, request)
-                if seat.key != version.public_key:
-                    raise EngineClosed("the emergency key was destroyed meanwhile", member=seat.name)
+            if endpoint.level_name == EMERGENCY:
+                episode = await self._spend(endpoint, request)
+                if endpoint.key != version.public_key:
+                    raise EngineClosed("the emergency key was destroyed meanwhile", member=endpoint.name)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
             share = left / 2 if self._halve else left
             seq, cached = None, False
             if self._hedging and version.algorithm == "ed25519":
-                signed = seat.submit(request.message, share, version.index, request.extra)
+                signed = endpoint.submit(request.message, share, version.index, request.extra)
                 if isinstance(signed, bytes):
-                    return self._answered(seat, Answer(signed, seat, version, cached=True), episode)
+                    return self._answered(endpoint, Answer(signed, endpoint, version, cached=True), episode)
                 try:
-                    signature, seat, version = await hedged(self, seat, version, signed, request.message, share)
+                    signature, endpoint, version = await hedged(self, endpoint, version, signed, request.message, share)
                 except (asyncio.CancelledError, AuditUnavailable):
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
-                asked = seat.traced(request.message, share, version.index, request.extra)
-                signature, seq, cached = await self._pending(seat, asked, request.bindable, version.public_key)
+                asked = endpoint.traced(request.message, share, version.index, request.extra)
+                signature, seq, cached = await self._pending(endpoint, asked, request.bindable, version.public_key)
         except HsmError as error:
             if episode and not may_have_signed(error) and self.budget is not None:
                 self.budget.give_back(episode)
-            self._failed(seat, version.public_key, error, request)
+            self._failed(endpoint, version.public_key, error, request)
             return None
-        if suspect and not seat.trusted:
-            self.levels.succeeded(seat, monotonic_ns())
+        if suspect and not endpoint.trusted:
+            self.levels.succeeded(endpoint, monotonic_ns())
             self.settle()
-        if request.refused is not None and request.refused[0] is not seat:
+        if request.refused is not None and request.refused[0] is not endpoint:
             refuser, refusal = request.refused
             self.report(refuser, "session", refusal)  # nothing was wrong with the request
-        return self._answered(seat, Answer(signature, seat, version, cached, seq), episode)
+        return self._answered(endpoint, Answer(signature, endpoint, version, cached, seq), episode)
 
-    def _answered(self, seat: Seat, answer: Answer, episode: int) -> Answer:
+    def _answered(self, endpoint: Endpoint, answer: Answer, episode: int) -> Answer:
         if episode:
-            self._on_emergency("sign", seat)
+            self._on_emergency("sign", endpoint)
         return answer
 
-    async def _spend(self, seat: Seat, request: Request) -> int:
+    async def _spend(self, endpoint: Endpoint, request: Request) -> int:
         if self.budget is None:
-            raise EmergencyRefused("there is no emergency budget", member=seat.name)
+            raise EmergencyRefused("there is no emergency budget", member=endpoint.name)
         self.check_operation("sign")
         if episode := self.budget.try_spend():
             return episode
@@ -255,59 +257,61 @@ class Router:
                 return await self.budget.spend()
         except TimeoutError:
             request.deadline = monotonic_ns()  # a loop's timer may be a little early, and no level is tried after it
-            raise EmergencyRefused("its budget was not reserved in time", member=seat.name, hint="") from None
+            raise EmergencyRefused("its budget was not reserved in time", member=endpoint.name, hint="") from None
         except EmergencyRefused as error:
             self.levels.emergency_used_up(True, str(error.args[0]), monotonic_ns())
             self.settle()
             raise
 
-    async def _pending(self, seat: Seat, future: asyncio.Future[Any], messages: Iterable[bytes], key: bytes) -> Any:
-        seat.pending.add(future)
+    async def _pending(
+        self, endpoint: Endpoint, future: asyncio.Future[Any], messages: Iterable[bytes], key: bytes
+    ) -> Any:
+        endpoint.pending.add(future)
         try:
             return await future
         except asyncio.CancelledError:
-            if seat.abandon(future):
+            if endpoint.abandon(future):
                 self.bind(messages, key)
             raise
         except AuditUnavailable:
             self.bind(messages, key)
             raise
         finally:
-            seat.pending.discard(future)
+            endpoint.pending.discard(future)
 
-    def _failed(self, seat: Seat, key: bytes, error: HsmError, request: Request) -> None:
+    def _failed(self, endpoint: Endpoint, key: bytes, error: HsmError, request: Request) -> None:
         """Note a failed attempt with this public key. Raises it again if no other member would do better."""
         left = self._left(error)
-        if isinstance(error, QueueFull) and self._has_room(seat, error, request):
+        if isinstance(error, QueueFull) and self._has_room(endpoint, error, request):
             return
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
                 raise error
-            request.refused = seat, error  # a second opinion is asked for, if there is anybody to give one
-            request.failed_at(seat, error)
+            request.refused = endpoint, error  # a second opinion is asked for, if there is anybody to give one
+            request.failed_at(endpoint, error)
             return
         if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = key
-        request.failed_at(seat, error)
+        request.failed_at(endpoint, error)
         kind = kind_of(error)
         if kind is not None and not left:
-            self.report(seat, kind, error)
+            self.report(endpoint, kind, error)
 
-    def _has_room(self, seat: Seat, error: QueueFull, request: Request) -> bool:
+    def _has_room(self, endpoint: Endpoint, error: QueueFull, request: Request) -> bool:
         """Whether another member of the same level may take what is too much for this one. Another level may not: it is
         for members that fail."""
         if self.levels.mode != "smart":
             return False
-        request.failed_at(seat, error)
+        request.failed_at(endpoint, error)
         other = self.levels.pick_for(request.attempts.bound_to, request.attempts.tried)
-        return other is not None and other.level == seat.level
+        return other is not None and other.level == endpoint.level
 
-    def report(self, seat: Seat, kind: Kind, error: HsmError) -> None:
+    def report(self, endpoint: Endpoint, kind: Kind, error: HsmError) -> None:
         """Tell the levels of a failure."""
         now = monotonic_ns()
-        if kind == "late" and now - seat.busy_since < LATE_NS:
+        if kind == "late" and now - endpoint.busy_since < LATE_NS:
             return  # the caller gave it too little time: it has been signing for others
-        self.levels.failed(seat, kind, str(error.args[0]), now)
+        self.levels.failed(endpoint, kind, str(error.args[0]), now)
         self.settle()
 
     def _left(self, error: HsmError) -> bool:
@@ -347,9 +351,9 @@ class Router:
             self._last = ready[0].version
         self._sole = ready[0] if len(levels.sharing) == 1 else None
         self._closely = self._hedging or not ready or ready[0].level_name == EMERGENCY
-        self._careful = self._closely or bool(self._pledges)
+        self._careful = self._closely or bool(self._bindings)
         self._halve = levels.mode == "smart" and bool(ready) and sum(
-            seat.trusted and seat.key == ready[0].key for seat in levels.members
+            endpoint.trusted and endpoint.key == ready[0].key for endpoint in levels.members
         ) > 1  # fmt: skip
         self.wake()
 
@@ -363,11 +367,11 @@ class Router:
         for waiter in tuple(self._waiters):
             _wake(waiter)
 
-    def forget_pledges(self, now: int) -> None:
+    def forget_bindings(self, now: int) -> None:
         """Let go what is too old; without any, requests take the short way again."""
-        if self._pledges:
-            self._pledges.forget(now)
-            if not self._pledges:
+        if self._bindings:
+            self._bindings.forget(now)
+            if not self._bindings:
                 self._version = -1
                 self.settle()
 
@@ -392,14 +396,14 @@ class Router:
                 hint="Wait until a primary or secondary member is back.",
             )
 
-    def move(self, seat: Seat) -> int:
+    def move(self, endpoint: Endpoint) -> int:
         """Take from a member that answers no more what it owes, so that others do it. Returns how many requests that
         were."""
-        taken = [future for future in seat.pending if not future.done()]
+        taken = [future for future in endpoint.pending if not future.done()]
         for future in taken:
-            future.set_exception(DeadlineExceeded("the member answers no more", member=seat.name))
+            future.set_exception(DeadlineExceeded("the member answers no more", member=endpoint.name))
         if taken:
-            seat.abandon(taken[0])  # looks for all that nobody waits for any more
+            endpoint.abandon(taken[0])  # looks for all that nobody waits for any more
         return len(taken)
 
     def _share(self, timeout: float | None) -> Any:

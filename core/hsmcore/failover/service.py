@@ -12,17 +12,19 @@ from hsmcore.audit import AuditLog
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
-from hsmcore.failover.history import ALARMING, Event
-from hsmcore.failover.keeper import Keeper, Verify
+from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.failover.endpoint import Endpoint
+from hsmcore.failover.events import ALARMING, Event
+from hsmcore.failover.health import HealthMonitor, Verify
+from hsmcore.failover.history import History
 from hsmcore.failover.levels import EMERGENCY, Levels
-from hsmcore.failover.plan import seats_and_levels
+from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
-from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.rotation.context import SIGN_SECONDS
-from hsmcore.state import Desired, Emergency, History, Limits, Store
+from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.state import Desired, Store
 
 # A member whose token is not there may come back; what else keeps one from starting is for a person to mend.
 SURVIVABLE = frozenset({"TOKEN_NOT_FOUND"})
@@ -33,7 +35,7 @@ class FailoverService:
     """Levels, router, keeper and state store of one key manager. Belongs to the event loop that opens it."""
 
     def __init__(
-        self, config: Config, levels: Levels[Seat], store: Store, verify: Verify, audit: AuditLog, events: Events
+        self, config: Config, levels: Levels[Endpoint], store: Store, verify: Verify, audit: AuditLog, events: Events
     ) -> None:
         rules = config.key_manager
         failover = rules.failover or Failover()
@@ -53,7 +55,7 @@ class FailoverService:
             on_emergency=self._emergency_operation,
         )
         self._desired = Desired(store)
-        self.keeper = Keeper(
+        self.health = HealthMonitor(
             self.router, verify, self._desired, rules.name, failover.emergency_mode_enabled, self._audit_resets
         )
         self._unwritten: list[tuple[int, Event]] = []
@@ -65,66 +67,66 @@ class FailoverService:
         left out and tried again later, if another one can sign. Raises HsmError, and leaves nothing open then."""
         store = await Store.open(config.key_manager.state_path)
         try:
-            service = cls(config, seats_and_levels(config), store, verify, audit, events)
+            service = cls(config, endpoints_and_levels(config), store, verify, audit, events)
         except BaseException:
             await store.close()
             raise
         try:
             await service._start()
-            await service.keeper.begin()
+            await service.health.begin()
         except BaseException:
             await service.close()
             raise
         return service
 
     @property
-    def seats(self) -> Sequence[Seat]:
+    def endpoints(self) -> Sequence[Endpoint]:
         """Every member, in the order of the levels."""
         return self.levels.members
 
     async def _start(self) -> None:
-        seats = [seat for seat in self.seats if seat.level_name != EMERGENCY]
+        endpoints = [endpoint for endpoint in self.endpoints if endpoint.level_name != EMERGENCY]
         await self._check_emergency()
-        done = await asyncio.gather(*(seat.start() for seat in seats), return_exceptions=True)
+        done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
         failures = [result for result in done if isinstance(result, BaseException)]
         for failure in failures:
             survivable = isinstance(failure, HsmError) and (failure.retryable or failure.status in SURVIVABLE)
-            if not survivable or len(failures) == len(seats):
+            if not survivable or len(failures) == len(endpoints):
                 raise failure
         now = time.monotonic_ns()
-        self._require_consent([seat for seat in seats if seat.version is not None])
+        self._require_consent([endpoint for endpoint in endpoints if endpoint.version is not None])
         self.router.current = next(result for result in done if isinstance(result, KeyVersion))
-        for seat, result in zip(seats, done, strict=True):
+        for endpoint, result in zip(endpoints, done, strict=True):
             if isinstance(result, KeyVersion):
-                self.levels.started(seat, result.public_key, now)
-        for seat, result in zip(seats, done, strict=True):
+                self.levels.started(endpoint, result.public_key, now)
+        for endpoint, result in zip(endpoints, done, strict=True):
             if isinstance(result, HsmError):
-                self.levels.failed(seat, "down", f"it did not start: {result.args[0]}", now)
+                self.levels.failed(endpoint, "down", f"it did not start: {result.args[0]}", now)
         self.router.settle()
 
     async def _check_emergency(self) -> None:
         """Better known now than in the emergency: software that its members need and that is not there."""
-        for seat in self.seats:
-            if seat.level_name == EMERGENCY:
-                member = seat.make()
+        for endpoint in self.endpoints:
+            if endpoint.level_name == EMERGENCY:
+                member = endpoint.make()
                 try:
                     member.require_ready()
                 finally:
                     await member.stop()
 
-    def _require_consent(self, started: list[Seat]) -> None:
+    def _require_consent(self, started: list[Endpoint]) -> None:
         first = started[0]
         key = first.key_version.public_key
         faults = []
-        for seat in started[1:]:
-            own = seat.key_version.public_key
-            if own != key and not self.levels.levels[seat.level].other_keys:
+        for endpoint in started[1:]:
+            own = endpoint.key_version.public_key
+            if own != key and not self.levels.levels[endpoint.level].other_keys:
                 problem = (
-                    f"the key of {seat.name} ({own.hex()}) is another one than that of {first.name} ({key.hex()}): "
-                    f'configure the same key, or list "{seat.level_name}" in failover.acceptOtherKeys if the chain '
+                    f"the key of {endpoint.name} ({own.hex()}) is another one than that of {first.name} ({key.hex()}): "
+                    f'configure the same key, or list "{endpoint.level_name}" in failover.acceptOtherKeys if the chain '
                     "accepts both"
                 )
-                faults.append(ConfigFault(seat.where, problem))
+                faults.append(ConfigFault(endpoint.where, problem))
         if faults:
             raise ConfigurationError.of(faults)
 
@@ -141,29 +143,29 @@ class FailoverService:
     @property
     def member(self) -> Member:
         """The member for rare work on keys: the first one that signs now."""
-        for seat in (*self.levels.ready, *self.seats):
-            if seat.member is not None:
-                return seat.member
+        for endpoint in (*self.levels.ready, *self.endpoints):
+            if endpoint.member is not None:
+                return endpoint.member
         raise HsmError("no member has started", status="TOKEN_LOST")
 
-    def running(self) -> list[Seat]:
+    def running(self) -> list[Endpoint]:
         """The members that have started."""
-        return [seat for seat in self.seats if seat.member is not None]
+        return [endpoint for endpoint in self.endpoints if endpoint.member is not None]
 
     async def load_key(self, identity: bytes) -> KeyVersion:
         """Have every member that holds a key find it. Raises KeyNotFound if none does, KeyMismatch if that id does not
         mean the same key everywhere."""
         found: list[KeyVersion] = []
         missing = KeyNotFound(f"no member holds a key with id {identity.hex()}")
-        for seat in self.running():
-            if seat.level_name == EMERGENCY or seat.member is None:
+        for endpoint in self.running():
+            if endpoint.level_name == EMERGENCY or endpoint.member is None:
                 continue
             try:
-                version = await seat.member.load_key(identity)
+                version = await endpoint.member.load_key(identity)
             except KeyNotFound as error:
                 missing = error
                 continue
-            seat.versions[version.public_key] = version
+            endpoint.versions[version.public_key] = version
             found.append(version)
         if not found:
             raise missing
@@ -174,11 +176,11 @@ class FailoverService:
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on, where a member holds it."""
         self.router.use(version)
-        for seat in self.running():
-            own = seat.versions.get(version.public_key)
+        for endpoint in self.running():
+            own = endpoint.versions.get(version.public_key)
             if own is not None:
-                seat.use(own)
-            seat.signing.clear_cache()
+                endpoint.use(own)
+            endpoint.signing.clear_cache()
         self.levels.use_key(version.public_key, time.monotonic_ns())
         self.router.settle()
 
@@ -186,49 +188,53 @@ class FailoverService:
         """The running members that hold the current key, in the order of the levels; no emergency key is one."""
         key = self.version.public_key if self.router.current is None else self.router.current.public_key
         return [
-            seat.member
-            for seat in self.running()
-            if seat.member is not None and seat.level_name != EMERGENCY and key in seat.versions
+            endpoint.member
+            for endpoint in self.running()
+            if endpoint.member is not None and endpoint.level_name != EMERGENCY and key in endpoint.versions
         ]
 
     async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
         """Sign with a key that need not be the current one, on the first member that has loaded it."""
-        for seat in self.running():
-            own = seat.versions.get(version.public_key)
-            if own is not None and seat.level_name != EMERGENCY:
-                signed = seat.signing.submit(message, SIGN_SECONDS, own.index)
+        for endpoint in self.running():
+            own = endpoint.versions.get(version.public_key)
+            if own is not None and endpoint.level_name != EMERGENCY:
+                signed = endpoint.signing.submit(message, SIGN_SECONDS, own.index)
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 
     def forget(self, version: KeyVersion) -> None:
         """A key that never was current is gone: nobody signs with it."""
-        for seat in self.running():
-            own = seat.versions.pop(version.public_key, None)
+        for endpoint in self.running():
+            own = endpoint.versions.pop(version.public_key, None)
             if own is not None:
-                seat.signing.retire_key(own.index)
+                endpoint.signing.retire_key(own.index)
 
     def retire(self, version: KeyVersion) -> None:
         """Nobody signs with a key any more, nor do members that start later."""
         self.router.retired.add(version.public_key)
-        for seat in self.running():
-            own = seat.versions.get(version.public_key)
+        for endpoint in self.running():
+            own = endpoint.versions.get(version.public_key)
             if own is not None:
-                seat.signing.retire_key(own.index)
+                endpoint.signing.retire_key(own.index)
 
     async def deactivate(self, version: KeyVersion) -> bool:
         """Retire a key on every member that holds it. Whether all their tokens refuse it, too: one that does not answer
         now will not have been told."""
         self.retire(version)
-        holders = [(seat, own) for seat in self.running() if (own := seat.versions.get(version.public_key)) is not None]
-        enforced = all(seat.member is not None for seat in self.seats if seat.level_name != EMERGENCY)
-        for seat, own in holders:
-            if seat.member is None:
+        holders = [
+            (endpoint, own)
+            for endpoint in self.running()
+            if (own := endpoint.versions.get(version.public_key)) is not None
+        ]
+        enforced = all(endpoint.member is not None for endpoint in self.endpoints if endpoint.level_name != EMERGENCY)
+        for endpoint, own in holders:
+            if endpoint.member is None:
                 continue
             try:
-                enforced &= (await seat.member.control.deactivate(own.id)).enforced
+                enforced &= (await endpoint.member.control.deactivate(own.id)).enforced
             except HsmError as error:
                 enforced = False
-                get_logger().error("the token was not told to refuse a key", member=seat.name, error=str(error))
+                get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
         return enforced
 
     # ---- closing ----
@@ -237,20 +243,20 @@ class FailoverService:
         """Take no further requests; those that wait for a member end with EngineClosed."""
         self.router.closing = True
         if not self._audit.needs_member:  # else one of them signs the last checkpoint, and stopping refuses
-            for seat in self.running():
-                seat.signing.refuse()
+            for endpoint in self.running():
+                endpoint.signing.refuse()
         self.router.wake()
 
     async def close(self) -> None:
         """Answer everybody, end what goes on, close members and store."""
         self.refuse()
         try:
-            await self.keeper.end()
-            for seat in self.running():
-                await seat.signing.idle()
-                if seat.level_name == EMERGENCY:
-                    await self.keeper.emergency.destroy(seat)
-            await asyncio.gather(*(seat.stop() for seat in self.running()))
+            await self.health.end()
+            for endpoint in self.running():
+                await endpoint.signing.idle()
+                if endpoint.level_name == EMERGENCY:
+                    await self.health.emergency.destroy(endpoint)
+            await asyncio.gather(*(endpoint.stop() for endpoint in self.running()))
             await self.budget.close()
             await self._write()
             if self._writing is not None:
@@ -271,12 +277,12 @@ class FailoverService:
         if event.kind in _EMITTED:
             self._events.emit(event.kind, **details)
 
-    def _emergency_operation(self, operation: str, seat: Seat) -> None:
-        key = seat.version
+    def _emergency_operation(self, operation: str, endpoint: Endpoint) -> None:
+        key = endpoint.version
         self._events.emit(
             "emergency-operation",
             operation=operation,
-            member=seat.name,
+            member=endpoint.name,
             key_id=key.id if key else None,
             public_key=key.public_key if key else None,
         )
@@ -309,7 +315,7 @@ def vars_of(event: Event) -> dict[str, Any]:
             "reason": event.reason, **event.details}  # fmt: skip
 
 
-def told_apart(version: KeyVersion, others: Sequence[KeyVersion], member: str) -> KeyVersion:
+def disambiguated(version: KeyVersion, others: Sequence[KeyVersion], member: str) -> KeyVersion:
     """The version under a name of its own, if another key has the same id on another member."""
     same_id = any(other.id == version.id and other.public_key != version.public_key for other in others)
     return replace(version, id=f"{version.id}@{member}") if same_id else version

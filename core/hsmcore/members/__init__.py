@@ -9,7 +9,7 @@ from typing import Any
 from hsmcore.config import AwsCloudHsmSettings, AwsKmsSettings, EphemeralSettings, KeyManagerConfig, Provider
 from hsmcore.errors import ModuleMissing
 from hsmcore.members.base import Member, SigningEngine
-from hsmcore.members.cloudhsm import CloudHsmMember
+from hsmcore.members.cloudhsm.member import CloudHsmMember
 from hsmcore.members.ephemeral import EphemeralMember
 from hsmcore.members.pkcs11 import Pkcs11Member
 

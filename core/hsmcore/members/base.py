@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import KeyNotExportable
@@ -14,6 +14,13 @@ from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
+
+SIGN_SECONDS: Final = 30.0
+"""Timeout, in seconds, of a signature that rare work on keys needs."""
+SAMPLE_EVERY: Final = 64
+"""With "sample", a worker verifies one in so many of its signatures before it hands it out."""
+VERIFY_EVERY: Final = {"always": 1, "sample": SAMPLE_EVERY, "never": 0}
+"""`verifySignatures` as the engine takes it: one signature in so many; 0: none."""
 
 
 class SigningEngine(Protocol):

@@ -11,13 +11,13 @@ from hsmcore.config import EphemeralSettings, KeyManagerConfig, Provider
 from hsmcore.control import ControlError, Deactivation, KeyNotExportable, KeyRecord
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import no_such_key
+from hsmcore.control.locked import LockedKey
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, KeyDeactivated
 from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
 from hsmcore.members.base import KeepsItsKeys
-from hsmcore.members.locked import LockedKey
-from hsmcore.members.offload import OffloadEngine
-from hsmcore.members.recorded import RecordedEngine
+from hsmcore.members.offload.engine import OffloadEngine
+from hsmcore.members.offload.recorded import RecordedEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsmcore import hosting
 from hsmcore._native import Engine, wipe
 from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
+from hsmcore.control.nearby import near_keys
+from hsmcore.control.process import child_environment
+from hsmcore.doctor.find import find_token
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
-from hsmcore.hosting import Warden
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.probe.find import find_token
-from hsmcore.probe.nearby import near_keys
+from hsmcore.members.base import VERIFY_EVERY
+from hsmcore.members.supervisor import HOST_PROGRAM, Supervisor
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -27,9 +28,6 @@ T = TypeVar("T")
 
 # How long closing waits for calls that are inside the module, in seconds.
 STOP_TIMEOUT = 5.0
-# With "sample", one in so many signatures of a worker is verified before it is handed out.
-SAMPLE_EVERY = 64
-VERIFY_EVERY = {"always": 1, "sample": SAMPLE_EVERY, "never": 0}
 
 
 class Pkcs11Member:
@@ -71,7 +69,7 @@ class Pkcs11Member:
         self._slot_id = -1 if settings.slot_id is None else settings.slot_id
         self._isolated = settings.isolation == "process"
         self._hidden_variables = hidden_variables
-        self.warden: Warden | None = None
+        self.supervisor: Supervisor | None = None
         # Where the module is isolated, it is not loaded here for the control plane either.
         self.control = ControlPlane.for_settings(
             settings, member=self.name, isolated=self._isolated, hidden=hidden_variables
@@ -92,8 +90,8 @@ class Pkcs11Member:
         cancelled, call `stop`. Raises HsmError."""
         await self._run(self._start_engine)
         key = await self.load_configured_key()
-        self.warden = Warden(self.engine, self.name, self._settings.sessions, self._run)
-        self.warden.begin()
+        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run)
+        self.supervisor.begin()
         token = await self._run(self.engine.token)
         get_logger().info(
             "member started",
@@ -129,8 +127,8 @@ class Pkcs11Member:
                 warm_seconds=self._warm_seconds,
                 patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
-                host_program=str(hosting.HOST_PROGRAM) if self._isolated else None,
-                environment=hosting.child_environment(self._hidden_variables) if self._isolated else None,
+                host_program=str(HOST_PROGRAM) if self._isolated else None,
+                environment=child_environment(self._hidden_variables) if self._isolated else None,
                 memory_limit=settings.host_memory_limit_bytes or 0,
                 host_timeout=settings.start_timeout_ms / 1e3,
             )
@@ -191,9 +189,9 @@ class Pkcs11Member:
         journal = audit.journal
         if journal is not None:
             self._audit = audit
+            self.engine.record_in(journal)
             for version in self._known.values():
                 self._name_in_records(version)
-            self.engine.record_in(journal)
 
     def _name_in_records(self, version: KeyVersion) -> None:
         if self._audit is not None:
@@ -202,8 +200,8 @@ class Pkcs11Member:
     async def stop(self) -> None:
         """Answer everybody, stop the workers, let the token and the module go. Doing it twice is no error."""
         self.engine.refuse()
-        if self.warden is not None:
-            await self.warden.end()
+        if self.supervisor is not None:
+            await self.supervisor.end()
         await self.control.close()
         left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
         self.engine.detach()

@@ -1,44 +1,44 @@
 """Metrics of a key manager for Prometheus: read when somebody asks, from what the engines count in any case.
 
-`catalog.py` says what there is, `members.py` and `upkeep.py` read it, `text.py` and `prometheus.py` hand it out.
+`catalog.py` says what there is, `members.py` and `background.py` read it, `text.py` and `prometheus.py` hand it out.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsmcore.metrics.members import read_manager, read_member, seats_of
-from hsmcore.metrics.reading import Pace, Reading
+from hsmcore.metrics.background import read_background
+from hsmcore.metrics.members import members_of, read_manager, read_member
+from hsmcore.metrics.reading import Reading, TimeSlice
 from hsmcore.metrics.text import content_type, encode
-from hsmcore.metrics.upkeep import read_upkeep
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-    from hsmcore.manager import KeyManager
+    from hsmcore.manager.key_manager import KeyManager
 
 __all__ = ["collector", "read", "render"]
 
 
-def read(manager: KeyManager, pace: Pace | None = None) -> Reading:
+def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
     """All metrics now. Any thread, before and after the manager is open, too."""
-    pace = pace or Pace()
+    time_slice = time_slice or TimeSlice()
     reading = Reading()
-    parts = manager.parts()
-    read_manager(reading, parts)
-    for seat in seats_of(parts):
-        read_member(reading, seat)
-        pace()
-    read_upkeep(reading, parts)
+    snapshot = manager.snapshot()
+    read_manager(reading, snapshot)
+    for endpoint in members_of(snapshot):
+        read_member(reading, endpoint)
+        time_slice()
+    read_background(reading, snapshot)
     return reading
 
 
 def render(manager: KeyManager, accept: str | None = None) -> tuple[bytes, str]:
     """All metrics now, as (body, content type): Prometheus' text format, or OpenMetrics if `accept`, an Accept header,
     names it. Any thread; outside the event loop's it lets the loop go first every two milliseconds."""
-    pace = Pace()
+    time_slice = TimeSlice()
     kind = content_type(accept)
-    return encode(read(manager, pace), kind, pace), kind
+    return encode(read(manager, time_slice), kind, time_slice), kind
 
 
 def collector(manager: KeyManager) -> Collector:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-import hsmcore
+from hsmcore._version import __version__
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import RULES
 from hsmcore.failover.member_state import Condition
+from hsmcore.manager.describe import Snapshot
 from hsmcore.members import Member
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
-from hsmcore.parts import Parts
 
 _CONDITIONS: Final[tuple[str, ...]] = get_args(Condition)
 _STATES: Final = {"closed": 0, "half-open": 1, "open": 2}
@@ -36,7 +36,7 @@ _CACHE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MemberView:
     """A member and how it stands."""
 
     name: str
@@ -48,27 +48,29 @@ class Place:
     breakers: Mapping[str, str]
 
 
-def seats_of(parts: Parts) -> Iterator[Place]:
+def members_of(snapshot: Snapshot) -> Iterator[MemberView]:
     """Every member, those that do not run, too."""
-    if parts.failover is not None:
-        for seat in parts.failover.seats:
-            breakers: dict[str, str] = {kind: breaker.state for kind, breaker in list(seat.breakers.items())}
-            yield Place(seat.name, seat.level_name, seat.member, seat.condition, seat.trusted, breakers)
-    elif parts.member is not None:
-        yield Place(parts.member.name, parts.member.level, parts.member, "", None, {})
+    if snapshot.failover is not None:
+        for endpoint in snapshot.failover.endpoints:
+            breakers: dict[str, str] = {kind: breaker.state for kind, breaker in list(endpoint.breakers.items())}
+            yield MemberView(
+                endpoint.name, endpoint.level_name, endpoint.member, endpoint.condition, endpoint.trusted, breakers
+            )
+    elif snapshot.member is not None:
+        yield MemberView(snapshot.member.name, snapshot.member.level, snapshot.member, "", None, {})
 
 
-def read_manager(reading: Reading, parts: Parts) -> None:
+def read_manager(reading: Reading, snapshot: Snapshot) -> None:
     """The key manager as a whole."""
-    reading.add(names.BUILD, 1, hsmcore.__version__)
-    reading.add(names.OPEN, int(parts.open))
-    if parts.key is not None:
-        reading.add(names.KEY, 1, parts.key.id, parts.key.algorithm, parts.key.public_key.hex())
-    if parts.failover is None:
-        if parts.member is not None:
-            reading.add(names.LEVEL, int(parts.open), parts.member.level)
+    reading.add(names.BUILD, 1, __version__)
+    reading.add(names.OPEN, int(snapshot.open))
+    if snapshot.key is not None:
+        reading.add(names.KEY, 1, snapshot.key.id, snapshot.key.algorithm, snapshot.key.public_key.hex())
+    if snapshot.failover is None:
+        if snapshot.member is not None:
+            reading.add(names.LEVEL, int(snapshot.open), snapshot.member.level)
         return
-    levels, router = parts.failover.levels, parts.failover.router
+    levels, router = snapshot.failover.levels, snapshot.failover.router
     for index, level in enumerate(levels.levels):
         reading.add(names.LEVEL, int(index == levels.active), level.name)
     reading.add(names.UNSIGNED, router.unsigned)
@@ -76,30 +78,32 @@ def read_manager(reading: Reading, parts: Parts) -> None:
     reading.add(names.EMERGENCY_ALLOWED, int(levels.emergency_permitted))
 
 
-def read_member(reading: Reading, place: Place) -> None:
+def read_member(reading: Reading, view: MemberView) -> None:
     """One member."""
-    labels = (place.name, place.level)
-    stats = None if place.member is None else _stats(place.member)
-    up = place.up if place.up is not None else stats is not None and not stats["down"]
+    labels = (view.name, view.level)
+    stats = None if view.member is None else _stats(view.member)
+    up = view.up if view.up is not None else stats is not None and not stats["down"]
     reading.add(names.UP, int(up), *labels)
-    condition = place.condition or ("ready" if up else "open")
+    condition = view.condition or ("ready" if up else "open")
     reading.add_all(names.CONDITION, [((*labels, name), int(name == condition)) for name in _CONDITIONS])
-    breakers = place.breakers
+    breakers = view.breakers
     reading.add_all(
         names.BREAKER, [((*labels, kind), _STATES[breakers[kind]] if kind in breakers else 0) for kind in RULES]
     )
-    warden = getattr(place.member, "warden", None)
-    refused = place.breakers.get("auth", "closed") != "closed" or (warden is not None and warden.refusal is not None)
+    supervisor = getattr(view.member, "supervisor", None)
+    refused = view.breakers.get("auth", "closed") != "closed" or (
+        supervisor is not None and supervisor.refusal is not None
+    )
     reading.add(names.REFUSED, int(refused), *labels)
-    if stats is None or place.member is None:
+    if stats is None or view.member is None:
         return
     _read_engine(reading, labels, stats)
-    cache = place.member.engine.cache_stats()
+    cache = view.member.engine.cache_stats()
     for metric, name in _CACHE:
         reading.add(metric, cache[name], *labels)
-    if warden is not None:
-        reading.add(names.RESTARTS, warden.restarts, *labels)
-    _read_cluster(reading, place)
+    if supervisor is not None:
+        reading.add(names.RESTARTS, supervisor.restarts, *labels)
+    _read_cluster(reading, view)
 
 
 def _stats(member: Member) -> dict[str, Any] | None:
@@ -125,13 +129,13 @@ def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, 
         reading.add(names.RECOVERIES, count, *labels, rung)
 
 
-def _read_cluster(reading: Reading, place: Place) -> None:
-    health = getattr(place.member, "cluster_health", None)
+def _read_cluster(reading: Reading, view: MemberView) -> None:
+    health = getattr(view.member, "cluster_health", None)
     if health is None:
         return
-    reading.add(names.CLUSTER_OK, int(health.ok), place.name)
+    reading.add(names.CLUSTER_OK, int(health.ok), view.name)
     if health.checked_at is not None:
-        reading.add(names.CLUSTER_CHECKED, health.checked_at, place.name)
+        reading.add(names.CLUSTER_CHECKED, health.checked_at, view.name)
     for zone, states in health.zones.items():
         for state, count in states.items():
-            reading.add(names.CLUSTER_HSMS, count, place.name, zone, state)
+            reading.add(names.CLUSTER_HSMS, count, view.name, zone, state)

@@ -58,7 +58,7 @@ class Reading:
         self.samples.setdefault(metric, []).extend(rows)
 
 
-class Pace:
+class TimeSlice:
     """Lets other threads have the interpreter now and then; the event loop itself is not held up by its own scrape
     any longer than that takes."""
 

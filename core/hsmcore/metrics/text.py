@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from hsmcore.metrics.catalog import METRICS, Metric
-from hsmcore.metrics.reading import BOUNDS, Buckets, Pace, Reading
+from hsmcore.metrics.reading import BOUNDS, Buckets, Reading, TimeSlice
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -26,7 +26,7 @@ def content_type(accept: str | None) -> str:
     return TEXT
 
 
-def encode(reading: Reading, kind: str, pace: Pace) -> bytes:
+def encode(reading: Reading, kind: str, time_slice: TimeSlice) -> bytes:
     """The text, in the catalogue's order."""
     strict = kind == OPENMETRICS
     lines: list[str] = []
@@ -40,11 +40,11 @@ def encode(reading: Reading, kind: str, pace: Pace) -> bytes:
             for labels, value in samples:
                 if isinstance(value, Buckets):
                     _histogram(lines, metric, labels, value)
-                    pace()
+                    time_slice()
             continue
         name, names = metric.name, metric.labels
         lines += [f"{name}{_braced(names, labels)} {value!r}\n" for labels, value in samples]
-        pace()
+        time_slice()
     if strict:
         lines.append("# EOF\n")
     return "".join(lines).encode()

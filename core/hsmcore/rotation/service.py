@@ -1,4 +1,4 @@
-"""Rotation as a key manager uses it: keeps the ring, rotates when it is time or somebody asks, follows others."""
+"""Rotation as a key manager uses it: keeps the ring, rotates on schedule or on request, follows other processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
 from hsmcore.rotation import machine
-from hsmcore.rotation.context import Announce, Context, Hands, ceremony_for
+from hsmcore.rotation.context import Announce, Context, ManagerPort, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
-from hsmcore.state import Approvals, Backups, Desired, Keys, Rotation, Rotations, Store, StoreBusy, StoredKey
+from hsmcore.rotation.store import Rotation, Rotations
+from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey
 
 ROLE: Final = "rotation"
 """The store's role: one process rotates, the others follow."""
@@ -41,7 +42,7 @@ _MS: Final = 1_000_000
 
 @dataclass(slots=True)
 class _Asked:
-    """Somebody in this process waits for a rotation; `rotation` is its number once it has begun."""
+    """A caller in this process that waits for a rotation; `rotation` is its number once it has begun."""
 
     reason: str
     answer: asyncio.Future[str]
@@ -50,21 +51,21 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The current key and what is kept of it, for monitoring. Times are Unix nanoseconds; None: never."""
+    """The current key and its dates, for monitoring. Times are Unix nanoseconds; None: never."""
 
     created_ns: int
     due_ns: int
     running: bool
     failures: int
-    """In a row."""
+    """Failures in a row."""
     backups: bool
-    """Whether there are to be any."""
+    """Whether rotations are configured."""
     backup_ns: int | None
     drill_ns: int | None
 
 
 class RotationService:
-    """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` gives Unix
+    """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` returns Unix
     nanoseconds: both are for tests."""
 
     clock: Callable[[], int] = staticmethod(time.time_ns)
@@ -99,29 +100,29 @@ class RotationService:
         self._drill: ControlPlane | None = None
         self._reported = 0
         self.seen: Seen | None = None
-        """How the ring stood at the last look."""
-        self._hands: Hands
+        """The ring at the last look."""
+        self._port: ManagerPort
 
     # ---- life ----
 
     async def configured(self) -> Config:
-        """The configuration to start with: that of the current key, unless the configured key was changed."""
+        """Return the configuration to start with: that of the current key, unless the configured key was changed."""
         current = await self.keys.current()
         if current is None or await self.keys.setting("configured") != configured_as(self._config):
             return self._config
         return pinned(self._config, current)
 
-    async def begin(self, hands: Hands, started: KeyVersion) -> None:
-        """The members run and `started` signs: let the ring's current key sign, then go on with what is unfinished.
+    async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
+        """The members run and `started` signs: let the ring's current key sign, then continue an unfinished rotation.
         Raises KeyMismatch if the ring does not have the configured key."""
-        self._hands = hands
-        holders = [member.name for member in hands.holders()]
+        self._port = port
+        holders = [member.name for member in port.holders()]
         current = await self.keys.begin(
             started.id, started.public_key, started.algorithm, started.label, holders, configured_as(self._config)
         )
         await self._follow()
         if current.public_key != started.public_key:
-            hands.switch(await hands.load(current.key_id))
+            port.switch(await port.load(current.key_id))
         await self._look_at_backups(current)
         if self._rotates and self._rules.require_handover and self.handover is None:
             text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
@@ -129,7 +130,7 @@ class RotationService:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """End; a rotation under way goes on at the next start. Doing it twice is no error."""
+        """End; a rotation under way continues at the next start. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -145,8 +146,8 @@ class RotationService:
         return f"rotation:{os.getpid()}"
 
     async def _look_at_backups(self, current: StoredKey) -> None:
-        """Say at the start what would keep every rotation from succeeding, or leave it without a backup."""
-        holders = self._hands.holders()
+        """Log at the start what would make every rotation fail, or leave it without a backup."""
+        holders = self._port.holders()
         shares = len(holders) > 1 and not holders[0].control.makes_whole_keys
         if ceremony_for(self._rules, current.algorithm) is not None or not (self._rules.backup_enabled or shares):
             return
@@ -166,8 +167,8 @@ class RotationService:
     # ---- for the key manager ----
 
     async def rotate(self, reason: str) -> str:
-        """Rotate now; the new key's id once it signs. Raises what made it fail, StoreBusy if another process rotates,
-        or if a rotation is under way."""
+        """Rotate now; return the new key's id once it signs. Raises the error that made it fail, StoreBusy if another
+        process rotates, or if a rotation is under way."""
         if self._asked is not None:
             raise StoreBusy("a rotation is under way", hint="See `hsmcore rotate status`.")
         asked = self._asked = _Asked(reason, asyncio.get_running_loop().create_future())
@@ -178,17 +179,17 @@ class RotationService:
             self._asked = None
 
     async def chosen(self, version: KeyVersion) -> None:
-        """Somebody makes a key current by hand: durable before it signs. Raises StoreBusy during a rotation."""
+        """Make a key current on request: durable before it signs. Raises StoreBusy during a rotation."""
         now = self.clock()
         retire = max(nanoseconds(self.schedule.overlap_ends(moment(now))), now + self._grace_ns)
-        holders = [member.name for member in self._hands.holders()]
+        holders = [member.name for member in self._port.holders()]
         await self.rotations.choose(
             "chosen", version.id, version.public_key, version.algorithm, version.label, holders, retire
         )
         self._wake.set()
 
     async def calendar(self, count: int) -> list[dict[str, Any]]:
-        """The coming rotations."""
+        """Return the coming rotations."""
         current = await self.keys.current()
         return [] if current is None else plan(self.schedule, current, self.clock(), count)
 
@@ -235,7 +236,7 @@ class RotationService:
         await self._report()
 
     async def _pause(self) -> float:
-        """Seconds until somebody has to look again."""
+        """Return the seconds until the next look."""
         try:
             waits = [rotation.run.wait_ns for rotation in await self.rotations.open()]
         except HsmError:
@@ -244,7 +245,7 @@ class RotationService:
         return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits and self._leads else LOOK_SECONDS
 
     async def _must_follow(self) -> HsmError | None:
-        """Why this process does not lead, whoever else does: only who can end a rotation may lead it."""
+        """Return why this process does not lead: only a process that can end a rotation may lead it."""
         if self.handover is None:
             held = await handover.waiting(self.rotations)
             if held is not None:
@@ -257,7 +258,7 @@ class RotationService:
         return None
 
     async def _tell_held(self, rotation: Rotation) -> None:
-        """Once, unless the role is taken: then a process that has a handover is at work."""
+        """Note it once, unless the role is taken: then a process with a handover is at work."""
         await self._step_down()
         if rotation.id in self._held:
             return
@@ -310,7 +311,7 @@ class RotationService:
         rotation = await self.rotations.begin(cause, current.version, label, slot_ns, reason)
         if self._asked is not None and cause == "manual":
             self._asked.rotation = rotation.id
-        self._hands.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)
+        self._port.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)
         self.trace("begun")
         await self._advance(rotation)
 
@@ -332,7 +333,7 @@ class RotationService:
             )
             self._answer(new.key_id)
         elif status in ("failed", "aborted"):
-            self._hands.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
+            self._port.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
             self._answer(HsmError(f"the rotation {status}: {rotation.error or 'somebody wanted it'}", status="SYSTEM"))
 
     def _answer(self, result: str | HsmError) -> None:
@@ -359,7 +360,7 @@ class RotationService:
         return Context(
             rules=self._rules,
             schedule=self.schedule,
-            hands=self._hands,
+            port=self._port,
             keys=self.keys,
             rotations=self.rotations,
             rotation=rotation,
@@ -393,7 +394,7 @@ class RotationService:
     # ---- what others see and do ----
 
     async def _follow(self) -> None:
-        """Know what the store's ring knows, and sign with its current key."""
+        """Learn the keys of the store's ring, and sign with its current key."""
         found = await self.keys.all()
         if found == self._known:
             return
@@ -401,14 +402,14 @@ class RotationService:
         before = next((key for key in self._known if key.state == "active"), None)
         current = next((key for key in found if key.state == "active"), None)
         if current is not None and before is not None and current.version != before.version:
-            version = await self._hands.load(current.key_id)
+            version = await self._port.load(current.key_id)
             if version.public_key == current.public_key:
-                self._hands.switch(version)
-        self._hands.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
+                self._port.switch(version)
+        self._port.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
 
     def _note_signed(self, keys: Iterable[StoredKey]) -> None:
-        """Rows that say so no more are remembered."""
+        """Remember keys that have signed, also when the store says so no more."""
         for key in keys:
             if key.activated_ns is not None and key.public_key and key.state != "destroyed":
                 self._signed |= {key.key_id, key.public_key.hex()}
@@ -437,7 +438,7 @@ class RotationService:
 
 
 def plan(schedule: Schedule, current: StoredKey, now_ns: int, count: int) -> list[dict[str, Any]]:
-    """The coming rotations: when, and until when the key that is replaced verifies."""
+    """Return the coming rotations: when each begins, and until when the replaced key verifies."""
     base = moment(current.base_ns or current.created_ns)
     return [
         {

@@ -1,16 +1,15 @@
-"""State that survives a crash: one small store, and what its tables mean.
+"""State that survives a crash: one small store, its schema, and the tables that several policies share.
 
-Reading order: schema, store, then emergency, history, desired; keys, rotations, backups, approvals, outbox.
+A policy's own tables lie beside it: failover/budget.py, failover/history.py, rotation/store.py.
+
+Reading order: schema, ownership, store, then keys, desired, backups, approvals, outbox.
 """
 
 from hsmcore.state.approvals import Approval, Approvals, NotApproved
 from hsmcore.state.backups import Backups
 from hsmcore.state.desired import Desired, Wish
-from hsmcore.state.emergency import Emergency, EmergencyStatus, Limits
-from hsmcore.state.history import History
 from hsmcore.state.keys import Keys, StoredKey
 from hsmcore.state.outbox import Outbox
-from hsmcore.state.rotations import Rotation, Rotations
 from hsmcore.state.store import Store, StoreBusy, StoreError
 
 __all__ = [
@@ -18,15 +17,9 @@ __all__ = [
     "Approvals",
     "Backups",
     "Desired",
-    "Emergency",
-    "EmergencyStatus",
-    "History",
     "Keys",
-    "Limits",
     "NotApproved",
     "Outbox",
-    "Rotation",
-    "Rotations",
     "Store",
     "StoreBusy",
     "StoreError",

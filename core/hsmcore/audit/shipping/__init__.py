@@ -4,7 +4,7 @@ Reading order: follow (lines out of the files), cursor (how far each place is), 
 destination (what a place is), cloudwatch and syslog (the two there are), service (all of a log's).
 """
 
-from hsmcore.audit.shipping.destination import Destination, ShippingStatus, destinations
-from hsmcore.audit.shipping.service import Shipping
+from hsmcore.audit.shipping.destination import Destination, ShippingStatus
+from hsmcore.audit.shipping.service import Shipping, destinations
 
 __all__ = ["Destination", "Shipping", "ShippingStatus", "destinations"]

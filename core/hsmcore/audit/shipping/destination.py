@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from hsmcore.config import KeyManagerConfig
+from typing import Any, Protocol
 
 
 class ShippingError(Exception):
@@ -59,17 +56,3 @@ class Destination(Protocol):
 
     def close(self) -> None:
         """Let connections go. It may be used again after that."""
-
-
-def destinations(rules: KeyManagerConfig) -> list[Destination]:
-    """Those of a configuration."""
-    found: list[Destination] = []
-    if rules.cloud_watch_logs is not None:
-        from hsmcore.audit.shipping.cloudwatch import CloudWatch
-
-        found.append(CloudWatch(rules.cloud_watch_logs))
-    if rules.audit is not None and rules.audit.syslog is not None:
-        from hsmcore.audit.shipping.syslog import SyslogDestination
-
-        found.append(SyslogDestination(rules.audit.syslog))
-    return found

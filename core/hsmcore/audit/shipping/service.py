@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.shipping.destination import Destination, ShippingError, ShippingStatus
 from hsmcore.audit.shipping.follow import last_seq
 from hsmcore.audit.shipping.shipper import Shipper
+
+if TYPE_CHECKING:
+    from hsmcore.config import KeyManagerConfig
 
 CLOSE_SECONDS = 2.0
 """How long closing waits for what is left to be shipped. The next start, or `audit ship`, goes on."""
@@ -70,3 +74,17 @@ class ShipNow:
         finally:
             self._shipper.end()
         return None
+
+
+def destinations(rules: KeyManagerConfig) -> list[Destination]:
+    """Those of a configuration."""
+    found: list[Destination] = []
+    if rules.cloud_watch_logs is not None:
+        from hsmcore.audit.shipping.cloudwatch import CloudWatch
+
+        found.append(CloudWatch(rules.cloud_watch_logs))
+    if rules.audit is not None and rules.audit.syslog is not None:
+        from hsmcore.audit.shipping.syslog import SyslogDestination
+
+        found.append(SyslogDestination(rules.audit.syslog))
+    return found

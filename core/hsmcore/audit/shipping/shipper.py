@@ -17,7 +17,7 @@ from hsmcore.audit.shipping.destination import Destination, ShippingError, Shipp
 from hsmcore.audit.shipping.follow import Follower
 from hsmcore.errors import AuditUnavailable
 from hsmcore.log import get_logger
-from hsmcore.ownership import make_folder
+from hsmcore.state.ownership import make_folder
 
 POLL_SECONDS: Final = 0.2
 """How long a record may wait for being looked at."""

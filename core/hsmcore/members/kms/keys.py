@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hsmcore import _native
+from hsmcore._native import verify
 from hsmcore.errors import (
     AlgorithmUnsupported,
     HsmError,
@@ -104,7 +104,7 @@ class KmsKeys:
         message = PROOF + secrets.token_bytes(32)
         async with self._within("Sign"):
             signature = await self._sign(key, message)
-        if not _native.verify(key.form.algorithm, key.public_key, message, signature):
+        if not verify(key.form.algorithm, key.public_key, message, signature):
             text = f"key {key.arn} made a signature that its public key does not verify"
             raise KeyMismatch(text, call="kms:Sign", member=self._member)
 

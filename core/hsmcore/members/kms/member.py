@@ -13,6 +13,7 @@ from hsmcore.config import AwsKmsSettings, KeyManagerConfig, Provider
 from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFound, NotInitialized
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
+from hsmcore.members.base import VERIFY_EVERY
 from hsmcore.members.kms.aws import AwsSession, Surroundings, require_installed
 from hsmcore.members.kms.client import LOST, KmsClient
 from hsmcore.members.kms.control import KmsControl
@@ -20,9 +21,8 @@ from hsmcore.members.kms.forms import MAX_RAW_MESSAGE, name_of
 from hsmcore.members.kms.http import HttpPool
 from hsmcore.members.kms.keys import KmsKey, KmsKeys
 from hsmcore.members.kms.sigv4 import Credentials, Signer
-from hsmcore.members.offload import OffloadEngine
-from hsmcore.members.pkcs11 import VERIFY_EVERY
-from hsmcore.members.recorded import RecordedEngine
+from hsmcore.members.offload.engine import OffloadEngine
+from hsmcore.members.offload.recorded import RecordedEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

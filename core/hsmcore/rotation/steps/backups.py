@@ -1,18 +1,18 @@
-"""Back up the old key and the new one, and restore the new one's backup for a try."""
+"""Back up the old key and the new one, and restore the new one's backup as a test."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Final
 
-from hsmcore.backup import drill as drills
-from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
-from hsmcore.backup.places import Place, PlaceError, name_for, place_at
 from hsmcore.control import KeyNotExportable, is_whole
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
 from hsmcore.members.base import Control
+from hsmcore.rotation.backup import drill as drills
+from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.rotation.backup.places import Place, PlaceError, name_for, place_at
 from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps import destruction
 from hsmcore.rotation.steps.generate import holder_of, matching
@@ -23,7 +23,7 @@ _SCRATCH_LABEL: Final = "hsmcore-drill"
 
 
 async def back_up_old(ctx: Context) -> Done:
-    """The key that is to be replaced. One that cannot leave its token is no reason to keep it."""
+    """The key that is replaced. A key that cannot leave its token is rotated all the same."""
     if not ctx.rules.backup_enabled:
         return skipped("backupEnabled is false")
     why = await ctx.first.control.why_no_backup(ctx.old.algorithm)
@@ -64,7 +64,7 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
         there = await place.read(name)
         if there != data:
             raise PlaceError(f"backups at {place.location}: {name} does not read back as it was written")
-    # What was there already is that of an earlier rotation, or of an attempt that a crash cut off.
+    # An existing file is that of an earlier rotation, or of an attempt that a crash cut off.
     statement = open_envelope(there, key.public_key)
     digest = hashlib.sha256(there).hexdigest()
     return Done(
@@ -77,7 +77,7 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
 
 async def _envelope(ctx: Context, key: StoredKey) -> bytes:
     sealed = await _sealed(ctx) if key.version == ctx.new.version else None
-    member = await holder_of(ctx.hands.holders(), key)
+    member = await holder_of(ctx.port.holders(), key)
     if member is None:
         raise HsmError(f"no running member holds key {key.key_id}")
     ceremony = ctx.ceremony
@@ -92,11 +92,11 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
         made_ns=ctx.clock(),
         payload=await member.control.export_wrapped(key.key_id) if sealed is None else sealed,
     )
-    return statement.enclose(await ctx.hands.sign(await ctx.hands.load(key.key_id), statement.to_sign()))
+    return statement.enclose(await ctx.port.sign(await ctx.port.load(key.key_id), statement.to_sign()))
 
 
 async def _sealed(ctx: Context) -> bytes | None:
-    """What the ceremony that made the new key sealed."""
+    """Return the copies that the ceremony of the new key sealed."""
     for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["generate"])):
         if "sealed" in step["details"]:
             return bytes.fromhex(step["details"]["sealed"])
@@ -156,7 +156,7 @@ async def drill(ctx: Context) -> Done:
 
 
 async def end_drill(ctx: Context) -> Done:
-    """Destroy what the drill may have left."""
+    """Destroy the keys that the drill may have left."""
     scratch = await _scratch(ctx)
     if scratch is not None and not destruction.is_made_id(ctx, _SCRATCH_LABEL, scratch):
         get_logger().error("a key was not destroyed", rotation=ctx.rotation.id, key=scratch, reason="no drill made it")
@@ -167,13 +167,13 @@ async def end_drill(ctx: Context) -> Done:
 
 
 def _either(ctx: Context) -> drills.Sign:
-    """Sign with the administrator's login or, where that may not, through the engine."""
+    """Sign with the administrator's login or, where that login may not sign, through the engine."""
 
     async def sign(key_id: str, message: bytes) -> bytes:
         try:
             return await ctx.first.control.prove(key_id, message)
         except HsmError:
-            return await ctx.hands.sign(await ctx.hands.load(key_id), message)
+            return await ctx.port.sign(await ctx.port.load(key_id), message)
 
     return sign
 

@@ -1,4 +1,4 @@
-"""A new key: its id and label are in the store before the token is asked for it, so a crash leaves nothing unknown."""
+"""A new key: its id and label are in the store before the token makes it, so a crash leaves no unknown key."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hsmcore.state.keys import StoredKey, change_key, keep_key
 
 
 async def plan(ctx: Context) -> Done:
-    """Choose the id, and say who will hold the key."""
+    """Choose the id, and the members that will hold the key."""
     if ctx.new.key_id or ctx.new.members:
         return Done({"keyId": ctx.new.key_id, "label": ctx.new.label})
-    holders = ctx.everybody()  # who is away would be left behind: better found out before a key is made
+    holders = ctx.everybody()  # a member that is down would not get the key: it fails before a key is made
     names = [member.name for member in (holders[:1] if ctx.ceremony is None else holders)]
-    if ctx.old.public_key != ctx.hands.signing()[0].public_key:
+    if ctx.old.public_key != ctx.port.signing()[0].public_key:
         raise KeyMismatch("the rotation is to replace another key than the one that signs")
     chosen = await destruction.choose_id(ctx, holders[0])
     identity = chosen.hex() if chosen is not None else ""
@@ -32,7 +32,7 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done:
-    """Make the key, or find it complete. Raises NotApproved: what was not approved could not be destroyed again."""
+    """Make the key, or find it complete. Raises NotApproved: a key without approvals could not be destroyed again."""
     await consent.require(ctx)
     if ctx.ceremony is not None:
         return await _ceremony(ctx, bytes.fromhex(ctx.ceremony.recovery_public_key))
@@ -49,14 +49,14 @@ async def do(ctx: Context) -> Done:
             cast("Algorithm", ctx.new.algorithm),
             ctx.new.label,
             bytes.fromhex(ctx.new.key_id) or None,
-            extractable=ctx.rules.backup_enabled or len(ctx.hands.holders()) > 1,
+            extractable=ctx.rules.backup_enabled or len(ctx.port.holders()) > 1,
         )
     return _made(ctx, record, [member.name])
 
 
 async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
     """Make the key in locked memory and import it on every member: a key that cannot leave its token cannot be copied
-    later. What an earlier attempt left is destroyed, since nobody has kept its sealed copy."""
+    later. Keys of an earlier attempt are destroyed, since their sealed copies are lost."""
     first, *others = holders = ctx.everybody()
     for member in holders:
         await _clear(ctx, member)
@@ -70,7 +70,7 @@ async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
 
 
 async def _clear(ctx: Context, member: Member) -> None:
-    """Erase what an attempt that was cut off has left. Raises KeyMismatch."""
+    """Erase the keys of an attempt that was cut off. Raises KeyMismatch."""
     found = matching(await member.control.list_keys(), ctx.new)
     await destruction.require_made(ctx, member, found)
     for key in found:
@@ -88,18 +88,18 @@ def _made(ctx: Context, record: KeyRecord, names: list[str], **details: str) -> 
 
 
 async def undo(ctx: Context) -> Done | Pending:
-    """Destroy the key wherever it may be. A member that does not answer is asked again later. What may not be destroyed
-    stays, and people are told."""
+    """Destroy the key on every member that may hold it. A member that does not answer is asked again later. A key that
+    may not be destroyed stays, and a notice says so."""
     held = await handover.give_back(ctx)
     if held is not None:
         return held
-    holders = ctx.hands.holders()
+    holders = ctx.port.holders()
     missing = set(ctx.new.members) - {member.name for member in holders}
     if missing:
         raise HsmError(f"{', '.join(sorted(missing))} may hold the new key and is not running")
     doubt = await destruction.why_not_new(ctx)
     if ctx.new.key_id and doubt is None:
-        ctx.hands.forget(ctx.new.key_id)
+        ctx.port.forget(ctx.new.key_id)
     destroyed, kept = [], []
     for member in holders:
         for key in matching(await member.control.list_keys(), ctx.new):
@@ -123,12 +123,12 @@ async def undo(ctx: Context) -> Done | Pending:
 
 
 def matching(records: Sequence[KeyRecord], key: StoredKey) -> list[KeyRecord]:
-    """Those that are the key, by its id or by its label, which no other key has."""
+    """Return the objects that are the key, by its id or by its label, which no other key has."""
     return [record for record in records if (key.key_id and record.id == key.key_id) or record.label == key.label]
 
 
 async def holder_of(members: Sequence[Member], key: StoredKey) -> Member | None:
-    """The first member that holds the key."""
+    """Return the first member that holds the key."""
     for member in members:
         if matching(await member.control.list_keys(), key):
             return member

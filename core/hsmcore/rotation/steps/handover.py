@@ -1,4 +1,4 @@
-"""Tell the chain which key is to be obeyed, while the old one still signs.
+"""Tell the chain which key to obey, while the old one still signs.
 
 From the moment that a handover is called the chain may obey either key, until the handover itself says otherwise. The
 call is noted before it is made; from then on only a process with a handover does or undoes this step.
@@ -14,7 +14,8 @@ from hsmcore.handover.base import HandoverKey
 from hsmcore.log import get_logger
 from hsmcore.rotation.context import Announce, Context, Done, Pending, skipped
 from hsmcore.rotation.steps import consent
-from hsmcore.state import Rotation, Rotations, StoreBusy
+from hsmcore.rotation.store import Rotation, Rotations
+from hsmcore.state import StoreBusy
 
 NONE_REGISTERED: Final = "keyRotation.requireHandover is true, and the application has registered no handover"
 NONE_REGISTERED_HINT: Final = "Rotate in the process that does, or call KeyManager.on_rotation() with one."
@@ -28,7 +29,7 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done | Pending:
-    """Hand over. It may be done again after a crash, so it looks first at what is there."""
+    """Hand over. After a crash it runs again, so it looks at the present state first."""
     await consent.require(ctx)
     called = await _called(ctx)
     if ctx.handover is None:
@@ -40,12 +41,12 @@ async def do(ctx: Context) -> Done | Pending:
     if not called:  # a process without a handover had begun the step
         await ctx.rotations.note(ctx.rotation.id, "handover", "begun", {"handover": True})
     old, new = await _keys(ctx)
-    details = await ctx.handover.handover(old, new, ctx.hands.manager)
+    details = await ctx.handover.handover(old, new, ctx.port.manager)
     return Done(dict(details or {}))
 
 
 async def undo(ctx: Context) -> Done | Pending:
-    """Give everything back to the old key."""
+    """Give every authority back to the old key."""
     called = await _called(ctx)
     if ctx.handover is None:
         return await _held(ctx) if called else skipped("nothing was handed over")
@@ -54,13 +55,13 @@ async def undo(ctx: Context) -> Done | Pending:
             raise HsmError("a handover was called, and the key ring does not say to which key")
         return skipped("nothing was handed over")
     old, new = await _keys(ctx)
-    details = await ctx.handover.revert(old, new, ctx.hands.manager)
+    details = await ctx.handover.revert(old, new, ctx.port.manager)
     return Done(dict(details or {}))
 
 
 async def give_back(ctx: Context) -> Pending | None:
-    """Before the new key is destroyed: whatever the rotation's row says, a handover that was called is undone first.
-    None: the chain does not obey the new key."""
+    """Before the new key is destroyed: undo a handover that was called, whatever the rotation's row says. None: the
+    chain does not obey the new key."""
     if not await _called(ctx):
         return None
     outcome = await undo(ctx)
@@ -68,7 +69,8 @@ async def give_back(ctx: Context) -> Pending | None:
 
 
 async def waiting(rotations: Rotations) -> Rotation | None:
-    """The rotation that only a process with a handover can go on with: its handover was called, and did not end."""
+    """Return the rotation that only a process with a handover can continue: its handover was called, and did not
+    end."""
     for rotation in await rotations.open():
         run = rotation.run
         before = run.status == "undoing" or (run.status == "running" and run.step == "handover")
@@ -78,13 +80,13 @@ async def waiting(rotations: Rotations) -> Rotation | None:
 
 
 def refusal(rotation: Rotation) -> HsmError:
-    """What a process without a handover answers meanwhile."""
+    """Return the error that a process without the handover raises."""
     text = f"rotation {rotation.id} was cut off in its handover and waits for the application, which has the handover"
     return StoreBusy(text, hint=HELD_HINT)
 
 
 async def tell(rotation: Rotation, announce: Announce) -> None:
-    """Say that a rotation waits for the process with the handover, and what to do."""
+    """Log that a rotation waits for the process with the handover, and what to do."""
     get_logger().error("a rotation waits for the process that has its handover", rotation=rotation.id, hint=HELD_HINT)
     await announce(
         "failure",
@@ -118,5 +120,5 @@ async def _held(ctx: Context) -> Pending:
 
 
 async def _keys(ctx: Context) -> tuple[HandoverKey, HandoverKey]:
-    old, new = await ctx.hands.load(ctx.old.key_id), await ctx.hands.load(ctx.new.key_id)
-    return HandoverKey(old, ctx.hands.sign), HandoverKey(new, ctx.hands.sign)
+    old, new = await ctx.port.load(ctx.old.key_id), await ctx.port.load(ctx.new.key_id)
+    return HandoverKey(old, ctx.port.sign), HandoverKey(new, ctx.port.sign)

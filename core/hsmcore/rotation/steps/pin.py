@@ -1,4 +1,4 @@
-"""Pin the new key: from here on it is known by its public key, and nothing else under its id is ever taken for it."""
+"""Pin the new key: from here on its public key identifies it, and no other key under its id is taken for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hsmcore.state.keys import change_key
 
 async def do(ctx: Context) -> Done:
     """Load the key, which proves it by a verified signature, and note its public key."""
-    version = await ctx.hands.load(ctx.new.key_id)
+    version = await ctx.port.load(ctx.new.key_id)
     known = ctx.new.public_key or _generated(await ctx.rotations.steps(ctx.rotation.id, ["generate"]))
     if version.public_key == ctx.old.public_key:
         raise KeyMismatch("the token handed out the current key for the new one")

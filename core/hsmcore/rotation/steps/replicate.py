@@ -1,4 +1,4 @@
-"""Every member that holds the old key gets the new one, before anything depends on it."""
+"""Give the new key to every member that holds the old one, before anything depends on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def do(ctx: Context) -> Done:
         return skipped("there is one member")
     for member in holders:
         await destruction.require_made(ctx, member, matching(await member.control.list_keys(), ctx.new))
-    # Noted before the copies are made: whoever destroys the key again asks all of them.
+    # Noted before the copies are made: destroying the key asks all of these members.
     await ctx.keys.change(ctx.new.version, members=names)
     for member in holders[1:]:
         await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
@@ -32,13 +32,13 @@ async def do(ctx: Context) -> Done:
             await copy_key(ctx.new, holders[0], member)
         except KeyNotExportable as error:
             raise KeyNotExportable(f"{member.name} cannot get the new key: {error.args[0]}", hint=_NO_COPY) from error
-    await ctx.hands.load(ctx.new.key_id)
+    await ctx.port.load(ctx.new.key_id)
     return Done({"members": names}, also=lambda connection: change_key(connection, ctx.new.version, members=names))
 
 
 async def copy_key(key: StoredKey, source: Member, target: Member) -> bool:
-    """Put a key on another member that holds the same wrapping key. False if it was there. Raises KeyMismatch if
-    something else is there under its id."""
+    """Put a key on another member that holds the same wrapping key. Returns False if it was there. Raises KeyMismatch
+    if another object has its id."""
     there = matching(await target.control.list_keys(), key)
     copied = not there
     if copied:

@@ -1,4 +1,4 @@
-"""The switch, and what becomes of the old key: overlap, deactivation, destruction."""
+"""The switch, and the end of the old key: overlap, deactivation, destruction."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def activate(ctx: Context) -> Done:
-    """Let the new key sign. Whoever was routed to the old one is still answered with it."""
+    """Let the new key sign. Requests routed to the old one are still answered with it."""
     await consent.require(ctx)
-    version = await ctx.hands.load(ctx.new.key_id)
+    version = await ctx.port.load(ctx.new.key_id)
     if version.public_key != ctx.new.public_key:
         raise KeyMismatch(f"key {ctx.new.key_id} is not the one that was pinned")
     not_moved = await _move_aliases(ctx, ctx.new)
@@ -37,8 +37,8 @@ async def activate(ctx: Context) -> Done:
         activate_key(connection, ctx.new.version, now, base, retire, f"replaced by rotation {ctx.rotation.id}")
 
     def then() -> None:
-        ctx.hands.switch(version)
-        ctx.hands.tell(
+        ctx.port.switch(version)
+        ctx.port.tell(
             "key-rotated",
             key_id=version.id,
             previous=ctx.old.key_id,
@@ -52,9 +52,9 @@ async def activate(ctx: Context) -> Done:
 
 
 async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
-    """Have the aliases that the configuration names keys with name `key`. What keeps one from moving must not keep the
-    new key, which the chain obeys by now, from signing: it is said, and tried again before the old key goes."""
-    for member in ctx.hands.holders():
+    """Point the aliases that the configuration names keys with at `key`. A failure must not keep the new key, which the
+    chain obeys by now, from signing: it is logged, and tried again before the old key goes."""
+    for member in ctx.port.holders():
         if member.name in ctx.aliases:
             alias = ctx.aliases[member.name]
             try:
@@ -66,8 +66,8 @@ async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
 
 
 async def deactivate(ctx: Context) -> Done | Pending:
-    """End the overlap: the old key signs no more, and tokens that can refuse it. It is deactivated in the store first,
-    so that from then on nobody can make it current."""
+    """End the overlap: the old key signs no more, and tokens that can do so refuse it. The store deactivates it first,
+    so that from then on no caller can make it current."""
     now = ctx.clock()
     old = await ctx.keys.end_overlap(ctx.old.version, now)
     if old.state == "active":
@@ -78,11 +78,11 @@ async def deactivate(ctx: Context) -> Done | Pending:
     not_moved = {} if current is None else await _move_aliases(ctx, current)
     if not_moved:
         raise HsmError(f"the old key is not disabled: {not_moved['warning']}", hint="Allow kms:UpdateAlias.")
-    here = ctx.hands.signing()[0]
+    here = ctx.port.signing()[0]
     if here.state == "active" and (old.key_id == here.id or old.public_key == here.public_key):
         get_logger().error("a key that signs is not deactivated", rotation=ctx.rotation.id, key=old.key_id)
         return Pending(now + _LOOK_AGAIN_NS, {"keyId": old.key_id, "waitsFor": "another key to sign in this process"})
-    enforced = await ctx.hands.retire(old.key_id)
+    enforced = await ctx.port.retire(old.key_id)
     days = ctx.rules.destroy_after_days
     return Done(
         {"keyId": old.key_id, "enforced": enforced},
@@ -91,7 +91,7 @@ async def deactivate(ctx: Context) -> Done | Pending:
 
 
 async def destroy(ctx: Context) -> Done:
-    """Erase the old key, where that is configured."""
+    """Erase the old key, if that is configured."""
     if ctx.rules.destroy_after_days is None:
         return skipped("destroyAfterDays is not set")
     if ctx.rotation.by_hand:
@@ -103,7 +103,7 @@ async def destroy(ctx: Context) -> Done:
         await destruction.keep(ctx, ctx.old, why)
         return Done({"kept": ctx.old.key_id, "why": why})
     gone = []
-    for member in ctx.hands.holders():
+    for member in ctx.port.holders():
         for record in matching(await member.control.list_keys(), ctx.old):
             if destruction.is_old(ctx, member, record):
                 await member.control.destroy(record.id)

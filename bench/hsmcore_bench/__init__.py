@@ -1,0 +1,1 @@
+"""What measures hsmcore and what breaks it: the benchmark suite, the load generator and the demonstration."""

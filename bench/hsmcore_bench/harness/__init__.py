@@ -1,0 +1,1 @@
+"""What the suite, the load generator and the demonstration share."""

@@ -1,0 +1,311 @@
+"""The processes that make the load: how they are told what to do, and what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Literal, Self
+
+import orjson
+
+from hsmcore._native import wipe
+from hsmcore.config import Pkcs11Settings
+from hsmcore.doctor.find import find_token
+from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
+from hsmcore.members.base import VERIFY_EVERY
+from hsmcore_bench.harness.locate import native
+from hsmcore_bench.harness.process import child_environment
+from hsmcore_bench.load.mix import Kind, largest_of, table_of
+from hsmcore_bench.load.problems import UsageProblem
+from hsmcore_bench.load.shapes import Segment
+from hsmcore_bench.load.target import Target
+
+Path_ = Literal["facade", "ring", "raw"]
+PATHS: Final[dict[Path_, str]] = {
+    "facade": "await km.sign(message): the whole of hsmcore, Python and event loop included",
+    "ring": "the engine alone: a generator in C submits straight into its request ring",
+    "raw": "the reference: PKCS#11 in plain threads, without hsmcore",
+}
+PROGRAM: Final = "hsmcore-load"
+_READY_SECONDS: Final = 60.0
+_EXIT_SECONDS: Final = 15.0
+_PIPE_BYTES: Final = 1 << 20
+_F_SETPIPE_SZ: Final = 1031
+_DIGITS: Final = b"0123456789abcdef"
+_SEED_STEP: Final = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process does."""
+
+    number: int
+    processes: int
+    segments: Sequence[Segment]
+    kinds: Sequence[Kind]
+    seed: int
+    poisson: bool
+    timeout: float
+    """Seconds for each request."""
+    interval: float
+    spool: Path | None
+
+    @property
+    def own_seed(self) -> int:
+        """Other messages, and other moments, than any other process has."""
+        return (self.seed + self.number * _SEED_STEP) & ((1 << 64) - 1)
+
+    def table(self) -> list[int]:
+        """Its mix."""
+        return table_of(self.kinds, self.own_seed)
+
+
+class Generator:
+    """One process. Use it as a context manager: leaving ends it, whatever state it is in."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=dict(environment),
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is for the parent, which ends its children in good order
+            )
+        except OSError as error:
+            self._errors.close()
+            raise SystemFailure(f"{command[0]} can't be started: {error.strerror}") from None
+        with contextlib.suppress(OSError):  # more than a user may have
+            fcntl.fcntl(self._out, _F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(self._out.fileno(), False)
+        self._pending = b""
+        self.ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def _in(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _out(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def fileno(self) -> int:
+        """Readable when it says something."""
+        return self._out.fileno()
+
+    def send(self, text: bytes | bytearray) -> None:
+        """Write to its standard input. Raises MemberDown, with its last words, if it has ended."""
+        rest = memoryview(text)
+        try:
+            while rest:
+                rest = rest[self._in.write(rest) or 0 :]
+        except BrokenPipeError:
+            raise self.failure() from None
+
+    def stop(self) -> None:
+        """Tell it to start nothing more: it answers what it has started, and ends."""
+        if not self._in.closed:
+            self._in.close()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has said since the last time. `ended` becomes true at the end of its output."""
+        while True:
+            try:
+                chunk = os.read(self.fileno(), 1 << 18)
+            except BlockingIOError:
+                break
+            if not chunk:
+                self.ended = True
+                break
+            self._pending += chunk
+        *whole, self._pending = self._pending.split(b"\n")
+        return [orjson.loads(line) for line in whole if line]
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until it can sign. Raises HsmError."""
+        until = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < until:
+            for line in self.lines():
+                if "error" in line:
+                    raise MemberDown(line["error"], status=line["status"], hint=line["hint"])
+                return line
+            if self.ended:
+                raise self.failure()
+            time.sleep(0.002)
+        raise MemberDown(f"a generator could not log in within {_READY_SECONDS:.0f} s")
+
+    def failure(self) -> HsmError:
+        """Why it ended before it should have."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        reason = lines[-1].removeprefix(f"{PROGRAM}: ") if lines else f"exit code {self._process.returncode}"
+        return MemberDown(f"a generator ended: {reason}")
+
+    def close(self) -> None:
+        """End it; it is killed if it takes too long. Doing it twice is no error."""
+        if self._errors.closed:
+            return
+        self.stop()
+        try:
+            os.set_blocking(self._out.fileno(), True)
+            self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            self._out.close()
+            self._errors.close()
+
+
+def start(path: Path_, target: Target, share: Share) -> Generator:
+    """Start a process and tell it what it will do. Raises HsmError, UsageProblem."""
+    return _STARTERS[path](target, share)
+
+
+def _start_facade(target: Target, share: Share) -> Generator:
+    settings = {
+        "config": target.document, "segments": [[s.seconds, s.start, s.end] for s in share.segments],
+        "mix": share.table(), "maxMessage": largest_of(share.kinds), "seed": share.own_seed,
+        "phase": share.number / share.processes, "poisson": share.poisson, "timeout": share.timeout,
+        "interval": share.interval, "spool": None if share.spool is None else str(share.spool),
+    }  # fmt: skip
+    generator = Generator(
+        [sys.executable, "-P", "-m", "hsmcore_bench.load.facade"], child_environment(target.environment)
+    )
+    generator.send(orjson.dumps(settings) + b"\n")
+    return generator
+
+
+def _start_native(target: Target, share: Share, *, raw: bool) -> Generator:
+    program = native(PROGRAM)
+    if program is None:
+        raise ModuleMissing(f"{PROGRAM} was not built", hint="Build hsmcore again: make build.")
+    lines = [*_member_settings(target), ("raw", "1" if raw else "0"), *_plan_settings(share)]
+    hidden = target.config.secret_variables
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | dict(target.environment)
+    pin = _settings_of(target).resolve_pin()
+    generator = Generator([str(program)], environment)
+    try:
+        generator.send("".join(f"{name} {value}\n" for name, value in lines).encode())
+        if pin is not None:
+            secret = _pin_line(pin)
+            generator.send(secret)
+            wipe(secret)
+        generator.send(b"ready\n")
+    except BaseException:
+        generator.close()
+        raise
+    finally:
+        if pin is not None:
+            wipe(pin)
+    return generator
+
+
+def _pin_line(pin: bytearray) -> bytearray:
+    """Nothing that can't be wiped is made of the PIN on the way."""
+    line = bytearray(2 * len(pin) + 5)
+    line[:4], line[-1:] = b"pin ", b"\n"
+    for place, byte in enumerate(pin):
+        line[4 + 2 * place], line[5 + 2 * place] = _DIGITS[byte >> 4], _DIGITS[byte & 15]
+    return line
+
+
+def has_ring(target: Target) -> bool:
+    """Whether the target is one PKCS#11 member, which the generator in C can drive."""
+    manager = target.config.key_manager
+    return isinstance(manager.config, Pkcs11Settings) and not manager.has_levels
+
+
+def _settings_of(target: Target) -> Pkcs11Settings:
+    manager = target.config.key_manager
+    if not isinstance(manager.config, Pkcs11Settings):
+        raise UsageProblem(f"a provider of type {manager.type} has no ring: use --path facade")
+    if manager.has_levels:
+        raise UsageProblem("with several members only the key manager as a whole can be loaded: use --path facade")
+    return manager.config
+
+
+def _member_settings(target: Target) -> list[tuple[str, object]]:
+    """As members/pkcs11.py gives them to the engine."""
+    settings, rules = _settings_of(target), target.config.key_manager
+    label, serial = settings.token_label, settings.token_serial
+    if settings.token_manufacturer is not None or settings.token_model is not None:
+        label, serial = find_token(settings, rules.name, target.config.secret_variables)
+    optional = {
+        "module-args": settings.initialize_args, "quirks": settings.quirks,
+        "token-label": label, "token-serial": serial, "slot-id": settings.slot_id, "key-label": settings.key_label,
+        "key-id": None if settings.key_id is None else settings.key_id.lower(),
+        "key-handle": settings.key_handle_number(), "algorithm": settings.algorithm,
+        "public-key": None if settings.public_key is None else settings.public_key.lower(),
+    }  # fmt: skip
+    return [
+        ("module", settings.module_path),
+        *((name, value) for name, value in optional.items() if value is not None),
+        ("workers", settings.sessions),
+        ("slots", rules.queue_size),
+        ("verify-every", VERIFY_EVERY[settings.verify_signatures]),
+        ("digests", 1 if rules.audit_log_file is not None else 0),
+        ("coalesce-ns", rules.wake_coalesce_micros * 1000),
+        ("spin-ns", rules.spin_micros * 1000),
+        ("warm-ns", rules.warm_micros * 1000),
+        ("patience-ns", (settings.hang_after_ms or 0) * 1_000_000),
+        ("cache", rules.max_cache_size),
+    ]
+
+
+def _plan_settings(share: Share) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = [
+        ("timeout-ns", max(1, round(share.timeout * 1e9))),
+        ("interval-ns", round(share.interval * 1e9)),
+        ("seed", share.own_seed),
+        ("poisson", int(share.poisson)),
+        ("phase", share.number / share.processes),
+        ("max-message", largest_of(share.kinds)),
+        ("mix", " ".join(map(str, share.table()))),
+    ]
+    lines += [("segment", f"{part.seconds!r} {part.start!r} {part.end!r}") for part in share.segments]
+    if share.spool is not None:
+        lines.append(("spool", share.spool))
+    return lines
+
+
+def _start_ring(target: Target, share: Share) -> Generator:
+    return _start_native(target, share, raw=False)
+
+
+def _start_raw(target: Target, share: Share) -> Generator:
+    return _start_native(target, share, raw=True)
+
+
+_STARTERS: Final[dict[Path_, Callable[[Target, Share], Generator]]] = {
+    "facade": _start_facade,
+    "ring": _start_ring,
+    "raw": _start_raw,
+}

@@ -1,0 +1,147 @@
+"""hsmcore, through its public interface only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from time import thread_time_ns
+from types import MappingProxyType
+from typing import Any
+
+import hsmcore
+from hsmcore.members import Pkcs11Member
+from hsmcore_bench.suite.child.protocol import PIN_ENV, Job, check_message, distinct_messages
+from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, loop_name, saturate
+
+MESSAGES_PER_CALLER = 16  # nobody else's, so that two equal messages are never in flight together
+BATCHES = 4
+HIT_SET = 512  # messages that the cache holds
+OPEN_MESSAGES = 4096  # the load goes round them
+
+
+def configuration(job: Job) -> dict[str, Any]:
+    """The customer's JSON, with the cache off unless hits are what is measured."""
+    manager = {**_provider(job), "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0}
+    if job.audit is not None:
+        manager |= {"auditLogFile": job.audit_file, "audit": {"durability": job.audit}}
+    if job.rotate:
+        manager |= {"stateFile": job.state, "keyRotation": {"backupPolicy": "warn"}}
+    if job.places:
+        providers = [_provider(job, place) for place in job.places]
+        manager |= {**providers[0], "stateFile": job.state, "failover": {"enabled": True}}
+        if providers[1:]:
+            level = "secondary" if job.kind.startswith("failover-") else "primary"
+            manager["failover"][level] = providers[1:]
+    return {"sequencer": {"keyManager": manager}}
+
+
+def _provider(job: Job, place: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    config = {
+        "modulePath": place.get("module", job.module),
+        "tokenLabel": place.get("token", job.token),
+        "pin": {"env": PIN_ENV},
+        "keyLabel": job.label,
+        "sessions": job.sessions,
+        "isolation": place.get("isolation", job.isolation),
+        "verifySignatures": job.verify,
+    }
+    if "args" in place:
+        config["moduleArgs"] = place["args"]
+    return {"type": job.provider, "config": config}
+
+
+class OurSigner:
+    """One key manager on one event loop, which stands still between two slices."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._runner = asyncio.Runner(loop_factory=event_loop())
+        self._manager = hsmcore.create_key_manager(configuration(job))
+        self._runner.run(self._manager.initialize())
+        self._slice = self._workload()
+
+    def _workload(self) -> Callable[[float], Coroutine[Any, Any, dict[str, Any]]]:
+        """What a slice does; messages are made before it begins."""
+        job, manager = self._job, self._manager
+        if job.kind == "cache-hit":
+            hits = distinct_messages(HIT_SET, job.message_bytes)
+            self._runner.run(manager.sign_many(hits))
+            return lambda seconds: burst(manager.sign, hits, seconds)
+        if job.kind == "sign-many":
+            pool = distinct_messages(BATCHES * job.batch, job.message_bytes)
+            batches = [pool[i * job.batch : (i + 1) * job.batch] for i in range(BATCHES)]
+            return lambda seconds: saturate(
+                manager.sign_many, [batches] * job.in_flight, seconds, watch_lag=job.watch_lag, weight=job.batch
+            )
+        if job.kind == "sign-open":
+            pool = distinct_messages(OPEN_MESSAGES, job.message_bytes)
+            return lambda seconds: arrive(manager.sign, pool, seconds, job.per_second)
+        pool = distinct_messages(job.in_flight * MESSAGES_PER_CALLER, job.message_bytes)
+        own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
+        return lambda seconds: saturate(
+            manager.sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"signature": self._runner.run(self._checked_signature()).hex(), "loop": loop_name()}
+
+    async def _checked_signature(self) -> bytes:
+        """The check message's signature. Raises AssertionError when it doesn't verify (the no-op module's never do)."""
+        message = check_message(self._job.message_bytes)
+        signature: bytes = await self._manager.sign(message)
+        if self._job.token != "noop" and not await self._manager.verify(message, signature):
+            raise AssertionError("the signature does not verify")
+        return signature
+
+    def run(self, seconds: float) -> Mapping[str, Any]:
+        return self._runner.run(self._dissected(seconds))
+
+    async def _dissected(self, seconds: float) -> dict[str, Any]:
+        """A slice, and where the time of its mean signature went: `loop` is processor time of the event loop's thread,
+        callers included; `ring` is the wait for a worker, `hsm` the time in the module, as the engine counts them;
+        `wake` is what is left of the latency: the way back, and the wait for the loop."""
+        before, cpu = self._times(), thread_time_ns()
+        figures = await self._slice(seconds)
+        cpu, after = thread_time_ns() - cpu, self._times()
+        calls = figures["signatures"]
+        if before is None or after is None or self._job.kind == "cache-hit" or not calls:
+            return figures
+        parts = {"loop": cpu / calls} | {part: (after[part] - before[part]) / calls for part in after}
+        latency = figures["latency_ns"]
+        if latency is not None and self._job.batch == 1:
+            parts["wake"] = max(0.0, latency["mean"] - sum(parts.values()))
+        return figures | {"parts_ns": parts}
+
+    def _times(self) -> dict[str, float] | None:
+        """Nanoseconds of all signatures since the start; None where no single engine counts them."""
+        member = self._manager._member  # noqa: SLF001 - nothing public has the sums
+        if not isinstance(member, Pkcs11Member):
+            return None
+        stats = member.engine.stats()
+        return {"ring": stats["queue_sum_ns"], "hsm": stats["hsm_sum_ns"]}
+
+    def sign_times(self, count: int) -> None:
+        """So many signatures, as many in flight as the job says."""
+        self._runner.run(self._sign_times(count))
+
+    async def _sign_times(self, count: int) -> None:
+        pool = distinct_messages(self._job.in_flight * MESSAGES_PER_CALLER, self._job.message_bytes)
+        left = count
+
+        async def caller(number: int) -> None:
+            nonlocal left
+            own = pool[number :: self._job.in_flight]
+            while left > 0:
+                for message in own:
+                    if left <= 0:
+                        return
+                    left -= 1
+                    await self._manager.sign(message)
+
+        await asyncio.gather(*(caller(number) for number in range(self._job.in_flight)))
+
+    def close(self) -> None:
+        try:
+            self._runner.run(self._manager.close())
+        finally:
+            self._runner.close()

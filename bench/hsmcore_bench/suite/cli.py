@@ -1,0 +1,207 @@
+"""The `bench` command. What works on results that are there already is in `results_cli.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from hsmcore.cli.output import FAILED, BadUsage
+from hsmcore.errors import MemberDown
+from hsmcore_bench.harness import environment, locate
+from hsmcore_bench.harness.process import ChildError
+from hsmcore_bench.suite import results_cli
+from hsmcore_bench.suite.catalogue import entries, expand
+from hsmcore_bench.suite.failover import CASES
+from hsmcore_bench.suite.model import Algorithm, HsmToken, Options
+from hsmcore_bench.suite.report import markdown, print_result
+from hsmcore_bench.suite.resilience import RECOVERY_CASES
+from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.results import to_json
+from hsmcore_bench.suite.runner import Progress, run
+
+NAME = "hsmcore-bench"
+QUICK = (3, 0.2, 0, 1)  # rounds, seconds, patience, kills of each kind
+FULL = (15, 0.25, 2, None)
+
+app = typer.Typer(name="bench", rich_markup_mode=None)
+results_cli.add_to(app)
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="3 rounds of 0.2 s, none repeated, and no curves: 3 minutes at most.")
+    ] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, max=1000, help="Slices per contender.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.02, max=60, help="Length of a slice.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Repeat a slice that other processes disturbed so often.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN,…", help="Scenarios or contenders (see --list), beginnings of names, patterns."),
+    ] = None,
+    scenario: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A scenario file of your own; may be given again. Form: docs/BENCHMARKS.md."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the JSON, HTML, markdown and PNG files go.")] = Path("bench-results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
+    token: Annotated[str | None, typer.Option(help="Sign on this token instead of a new SoftHSM one.")] = None,
+    module: Annotated[str, typer.Option(help="The PKCS#11 module of --token.")] = locate.SOFTHSM_MODULE,
+    label: Annotated[str | None, typer.Option(help="The label of the private key on --token.")] = None,
+    algorithm: Annotated[str, typer.Option(help=f"Of that key: {', '.join(get_args(Algorithm))}.")] = "ed25519",
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Print scenarios and contenders, and end.")] = False,
+) -> None:
+    """Measure signing: hsmcore beside a raw C loop, python-pkcs11 and PyKCS11, in turn on the same key.
+
+    Without --token it makes a SoftHSM token in a temporary directory and removes it. With --token, the PIN is read from
+    the environment variable HSM_PIN. Exit code: 0, 1 (a contender broke, or --check failed), 2 (bad usage).
+
+    Examples:
+
+      hsmcore bench --quick
+
+      hsmcore bench --only raw,sign-64,pkcs11-executor --rounds 15
+
+      hsmcore bench --only audit,batch
+
+      hsmcore bench --only resilience
+
+      hsmcore bench --scenario mine.toml --only mine
+
+      HSM_PIN=… hsmcore bench --token sequencer --label sequencer-key --out results
+
+      hsmcore bench compare before.json after.json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    files = tuple(str(path) for path in scenario or ())
+    try:
+        if show_list:
+            _print_list(files)
+            return
+        entries(files)
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    default_rounds, default_seconds, default_patience, breaks = QUICK if quick else FULL
+    options = Options(
+        rounds=rounds or default_rounds,
+        seconds=seconds or default_seconds,
+        only=only,
+        quick=quick,
+        files=files,
+        patience=default_patience if patience is None else patience,
+        breaks=breaks,
+        token=_token(token, module, label, algorithm),
+    )
+    try:
+        with _terminate_cleanly():
+            result = _run(options)
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    except ChildError as error:
+        raise MemberDown(str(error), hint="Name a token that works with --token, or leave it out.") from error
+    _write(result, out)
+    if as_json:
+        sys.stdout.write(to_json(result).decode())
+    else:
+        print_result(result, Console())
+    if result.failed or (check and any(verdict.met is False for verdict in result.targets)):
+        raise typer.Exit(FAILED)
+
+
+def _run(options: Options) -> Result:
+    """Measure under a progress bar on standard error."""
+    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total, description=progress.doing)
+
+        return run(options, report)
+
+
+def _write(result: Result, out: Path) -> None:
+    """The files; the PNG only where matplotlib is installed."""
+    from hsmcore_bench.suite.html import page
+
+    notes = Console(stderr=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{NAME}.json").write_bytes(to_json(result))
+    (out / f"{NAME}.md").write_text(markdown(result), encoding="utf-8")
+    (out / f"{NAME}.html").write_text(page(result), encoding="utf-8")
+    try:
+        from hsmcore_bench.suite.picture import draw
+
+        draw(result, out / f"{NAME}.png")
+    except ImportError:
+        notes.print("no PNG: matplotlib is not installed (pip install 'hsmcore[bench]')", style="yellow", markup=False)
+    except ValueError as error:
+        notes.print(f"no PNG: {error}", style="yellow", markup=False)
+    notes.print(f"written: {out}/{NAME}.json, .html, .md, .png", style="dim", markup=False)
+
+
+def _print_list(files: tuple[str, ...]) -> None:
+    console = Console()
+
+    def say(name: str, what: str) -> None:
+        console.print(f"{name:22} {what}", markup=False, soft_wrap=True, highlight=False)
+
+    for entry in entries(files):
+        quick = "" if entry.said.quick else " (not in --quick)"
+        say(entry.name, f"{entry.said.title}{quick}")
+        for contender, _ in expand(entry, environment.cores()):
+            say(f"  {contender.name}", contender.title)
+        if entry.said.event:
+            cases = [
+                case.title for case in (RECOVERY_CASES if entry.said.kill else CASES if entry.said.failure else ())
+            ]
+            say(f"  {entry.said.event}", "; ".join(cases) or entry.said.about)
+    for word in dict.fromkeys(word for entry in entries(files) for word in entry.said.words):
+        say(word, f"stands for {', '.join(e.name for e in entries(files) if word in e.said.words)}")
+
+
+def _token(token: str | None, module: str, label: str | None, algorithm: str) -> HsmToken | None:
+    """The token that the options name, or None for one of our own."""
+    if algorithm not in get_args(Algorithm):
+        raise BadUsage(f"--algorithm {algorithm}: expected one of {', '.join(get_args(Algorithm))}")
+    if token is None:
+        if label is not None:
+            raise BadUsage("--label needs --token")
+        return None
+    if label is None:
+        raise BadUsage("--token needs --label")
+    if "HSM_PIN" not in os.environ:
+        raise BadUsage("--token needs the PIN in the environment variable HSM_PIN")
+    if not Path(module).is_file():
+        raise BadUsage(f"--module {module}: no such file")
+    return HsmToken(module, token, {algorithm: label})
+
+
+@contextmanager
+def _terminate_cleanly() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that the token and the children go away."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

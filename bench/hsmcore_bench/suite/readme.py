@@ -1,0 +1,107 @@
+"""What documents say of a kept result: the README's rows, the whole table of docs/RESULTS.md, the picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from hsmcore_bench.suite.html import STYLE, rate_bars
+from hsmcore_bench.suite.model import Verdict
+from hsmcore_bench.suite.report import bound, disturbance, duration, markdown, reached
+from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.results import was_idle
+
+BEGIN: Final = "<!-- bench:begin -->"
+END: Final = "<!-- bench:end -->"
+ROWS_BEGIN: Final = "<!-- bench-rows:begin -->"
+ROWS_END: Final = "<!-- bench-rows:end -->"
+ROWS: Final = ("raw", "sign-64", "many-256", "pkcs11-executor", "noop-256")
+PICTURED: Final = ("raw", "sign-64", "sign-256", "many-256", "pkcs11-executor", "pkcs11-shared", "pykcs11")
+
+
+def table(result: Result, source: str) -> str:
+    """The main tables, the targets, and the file that they come from."""
+    return f"\n{_warning(result)}{markdown(result, short=True)}\n{_origin(source)}\n\n"
+
+
+def rows(result: Result, source: str) -> str:
+    """A few rows of the main table, every target that was missed, and the file that they come from."""
+    summaries = {summary.contender: summary for summary in result.summaries}
+    lines = ["| | signatures/s | × raw C | p50 | p99 |", "|---|--:|--:|--:|--:|"]
+    for contender in result.contenders:
+        if contender.name in ROWS and (summary := summaries.get(contender.name)) is not None:
+            where = "" if contender.token == "hsm" else ", no-op module"
+            ratio = "" if summary.ratio is None else f"{summary.ratio.median:.2f}"
+            cells = [f"{summary.rate.median:,.0f}", ratio, duration(summary.p50_ns), duration(summary.p99_ns)]
+            lines.append(f"| {contender.title}{where} | {' | '.join(cells)} |")
+    missed = [f"- {what}: {reached(v)}, target {bound(v)}" for what, v in _named(result.targets) if v.met is False]
+    said = f"Of {len(result.targets)} targets {len(missed)} are missed{':' if missed else '.'}"
+    blocks = ["\n".join(lines), said, *(["\n".join(missed)] if missed else []), _origin(source)]
+    return f"\n{_warning(result)}" + "\n\n".join(blocks) + "\n\n"
+
+
+def _named(targets: Sequence[Verdict]) -> Iterator[tuple[str, Verdict]]:
+    """What each is about, also where the table says "the same" as above."""
+    subject = ""
+    for verdict in targets:
+        if verdict.what.startswith("the same"):
+            yield f"{subject}; {verdict.what}", verdict
+        else:
+            subject = verdict.what
+            yield subject, verdict
+
+
+def picture(result: Result) -> str:
+    """Rates beside a raw C loop, as an SVG file that needs nothing else."""
+    summaries = {summary.contender: summary for summary in result.summaries}
+    chosen = [(c, summaries[c.name]) for c in result.contenders if c.name in PICTURED and c.name in summaries]
+    found = re.search('<svg viewBox="0 0 ([0-9]+) ([0-9]+)"(.*)</svg>', rate_bars(chosen), re.DOTALL)
+    if not chosen or found is None:
+        raise ValueError("nothing was measured")
+    width, height, (attributes, inside) = found[1], found[2], found[3].split(">", 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        f"{attributes}><style>{STYLE.read_text(encoding='utf-8')}</style>"
+        f'<rect width="100%" height="100%" style="fill: var(--paper)"/>{inside}</svg>\n'
+    )
+
+
+def placed(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
+    """The document with `made` between the markers. Raises ValueError when it does not have both, once each."""
+    place = re.compile(f"(?<={re.escape(begin)}\n).*?(?={re.escape(end)})", re.DOTALL)
+    if text.count(begin) != 1 or text.count(end) != 1 or place.search(text) is None:
+        raise ValueError(f"needs a line {begin} and, after it, a line {end}, once each")
+    return place.sub(lambda _: made, text)
+
+
+def updated(document: Path, result: Result, source: str) -> str:
+    """What the file should contain: the picture if it is an SVG, else rows or table between its markers. Raises
+    ValueError, which names the file."""
+    try:
+        if document.suffix == ".svg":
+            return picture(result)
+        text = document.read_text(encoding="utf-8")
+        if ROWS_BEGIN in text:
+            return placed(text, rows(result, source), ROWS_BEGIN, ROWS_END)
+        return placed(text, table(result, source))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{document}: {error}") from None
+
+
+def write(document: Path, result: Result, source: str) -> bool:
+    """Bring the file up to date; whether that changed it. Raises ValueError."""
+    after = updated(document, result, source)
+    if document.is_file() and document.read_text(encoding="utf-8") == after:
+        return False
+    document.write_text(after, encoding="utf-8")
+    return True
+
+
+def _warning(result: Result) -> str:
+    return "" if was_idle(result) else f"**Not made on an idle machine: {disturbance(result)}. Believe no figure.**\n\n"
+
+
+def _origin(source: str) -> str:
+    return f"From `{source}` by `hsmcore bench table`."

@@ -1,0 +1,301 @@
+"""A result for people: tables on the terminal, and as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from hsmcore_bench.suite import failover, resilience
+from hsmcore_bench.suite.model import Contender, Spread, Summary, Verdict
+from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.stats import DISTURBED, spread, usable_breaks
+
+HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member")
+Group = tuple[str, list[tuple[Contender, Summary | None]]]  # a heading, and the contenders under it
+
+
+def duration(ns: float | None) -> str:
+    """Three figures and a unit: 117 ns, 41.3 µs, 3.41 ms."""
+    if ns is None:
+        return ""
+    for unit, size in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+        if ns < size * 999.5:
+            return f"{figures(ns / size)} {unit}"
+    return f"{figures(ns / 1e9)} s"
+
+
+def figures(value: float) -> str:
+    """Three significant figures, no exponent, thousands grouped."""
+    size = abs(value)
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{value:,.{digits}f}"
+
+
+def number(value: float, unit: str) -> str:
+    """A value of a target in its unit."""
+    if unit == "/s":
+        return f"{value:,.0f}/s"
+    if unit == "requests":
+        return f"{value:,.0f} requests"
+    return f"{value:.3f} {unit}" if unit in HUNDREDTHS_MATTER else f"{value:.2f} {unit}"
+
+
+def ranged(value: Spread | None) -> str:
+    """Median, lowest and highest: 0.98 (0.95-1.01)."""
+    return "" if value is None else f"{figures(value.median)} ({figures(value.low)}–{figures(value.high)})"
+
+
+def precise(value: Spread | None) -> str:
+    """A ratio whose hundredths matter: 0.985 (0.981-0.990)."""
+    return "" if value is None else f"{value.median:.3f} ({value.low:.3f}–{value.high:.3f})"
+
+
+def groups(result: Result) -> Iterator[Group]:
+    """The contenders under their headings, in order, each with its summary if it has one."""
+    summaries = {summary.contender: summary for summary in result.summaries}
+    headings = dict.fromkeys(contender.group for contender in result.contenders)
+    for heading in headings:
+        yield heading, [(c, summaries.get(c.name)) for c in result.contenders if c.group == heading]
+
+
+def split(result: Result) -> tuple[list[Group], list[Group]]:
+    """The groups that are held against raw C, and those of resilience, which have references of their own."""
+    everything = list(groups(result))
+    main = {scenario.title for scenario in result.scenarios if scenario.table == "main"}
+    return [g for g in everything if g[0] in main], [g for g in everything if g[0] not in main]
+
+
+def recovery_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row for each thing that was killed."""
+    headings = ["killed under load", "times", "signing again after", "rate before", "rate after ÷ before", "lost"]
+    rows = []
+    for case in resilience.RECOVERY_CASES:
+        own = usable_breaks(result.recovery, case.name)
+        again = spread([b.again_seconds * 1e3 for b in own])
+        before, kept = spread([b.rate_before for b in own]), spread([b.kept for b in own])
+        if again is None or before is None:
+            continue
+        lost = sum(b.failed + b.wrong for b in result.recovery if b.case == case.name)
+        rows.append(
+            [case.title, str(len(own)), f"{ranged(again)} ms", f"{before.median:,.0f}/s", ranged(kept), f"{lost:,}"]
+        )
+    return headings, rows
+
+
+def switch_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row for each thing that befell the primary."""
+    headings = [
+        f"primary, at {failover.REQUESTS_PER_SECOND:,} requests/s",
+        *("times", "signing again after", "after it was known", "requests", "failed, lost, wrong, twice"),
+        "slower than 2 × median",
+    ]
+    rows = []
+    for case in failover.CASES:
+        own = [s for s in result.switches if s.case == case.name]
+        if not own:
+            continue
+        quiet = usable_breaks(own, case.name)  # requests are counted of all, times of those that nobody disturbed
+        again = spread([s.pause_seconds * 1e3 for s in quiet if s.pause_seconds is not None])
+        known = spread([s.known_seconds * 1e3 for s in quiet if s.known_seconds is not None])
+        sums = [sum(counts) for counts in zip(*((s.failed, s.lost, s.wrong, s.twice) for s in own), strict=True)]
+        slow = spread([s.slow_percent for s in quiet])
+        rows.append(
+            [
+                case.title,
+                str(len(own)),
+                f"{ranged(again)} ms" if again else "",
+                f"{ranged(known)} ms" if known else "",
+                f"{sum(s.asked for s in own):,}",
+                ", ".join(f"{count:,}" for count in sums),
+                f"{ranged(slow)} %",
+            ]
+        )
+    return headings, rows
+
+
+def headline(result: Result) -> str:
+    """What the numbers depend on, in one sentence."""
+    e = result.environment
+    parts = [f"{name} {version}" for name, version in e["versions"].items()] + [e.get("module")]
+    versions = ", ".join(filter(None, parts))
+    return (
+        f"{e['processors']} × {e['processor']}, Linux {e['kernel']}, {e['python']}, {versions}; "
+        f"{result.message_bytes}-byte messages; medians of {result.rounds} interleaved slices of "
+        f"{result.slice_seconds:g} s; load average {e['load_average'][0]} before and "
+        f"{e['load_average_after'][0]} after, {disturbance(result)}; {result.started}"
+    )
+
+
+def disturbance(result: Result) -> str:
+    """How much of the machine others used while the slices ran."""
+    shares = spread([sample.others for sample in result.samples])
+    if shares is None:
+        return "nothing measured"
+    disturbed = sum(sample.others > DISTURBED for sample in result.samples)
+    return (
+        f"others used {shares.median:.0%} of the machine in the median slice and more than {DISTURBED:.0%} in "
+        f"{disturbed} of {len(result.samples)}"
+    )
+
+
+# ---- terminal ----
+
+WIDE = 150  # columns that the full tables take
+
+
+def print_result(result: Result, console: Console) -> None:
+    """All tables, then who could not take part and why."""
+    wide = console.width >= WIDE
+    main, resilient = split(result)
+    if main:
+        console.print(_table("Signatures per second, and how long each took", "× raw C", main, wide=wide))
+    if resilient:
+        console.print(_table("Isolation, devices, verify-after-sign, failover", "× reference", resilient, wide=wide))
+    if result.recovery:
+        console.print(_rows_table("Kills under load: median (lowest–highest)", *recovery_rows(result)))
+    if result.switches:
+        console.print(_rows_table("Failures of the primary: median (lowest–highest)", *switch_rows(result)))
+    if result.targets:
+        console.print(_targets_table(result.targets, wide=wide))
+    for name, reason in result.skipped.items():
+        console.print(f"skipped {name}: {reason}", style="yellow", markup=False)
+    for name, reason in result.failed.items():
+        console.print(f"failed {name}: {reason}", style="bold red", markup=False)
+    if (shares := spread([sample.others for sample in result.samples])) and shares.median > DISTURBED:
+        console.print(f"The machine was not idle: {disturbance(result)}. Ratios suffer, rates more.", style="yellow")
+    console.print(headline(result), style="dim", markup=False)
+
+
+def _table(title: str, relative_to: str, rows_of: list[Group], *, wide: bool) -> Table:
+    """Everything where there is room for it; else the names and medians."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("name", no_wrap=True)
+    if wide:
+        table.add_column("what")
+    for heading in ("per second", relative_to, "p50", "p99", "p99.9", *(("lag p99", "CPU") if wide else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading, rows in rows_of:
+        table.add_section()
+        if wide:
+            table.add_row("", f"[bold]{heading}[/]")
+        for contender, summary in rows:
+            what = [contender.title] if wide else []
+            table.add_row(contender.name, *what, *_cells(summary, wide=wide))
+    return table
+
+
+def _rows_table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(headings[0])
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cells(summary: Summary | None, *, wide: bool) -> list[str]:
+    if summary is None:
+        return ["not measured" if wide else ""]
+    latencies = [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
+    if wide:
+        more = [duration(summary.lag_p99_ns), duration(summary.cpu_ns)]
+        return [ranged(summary.rate), ranged(summary.ratio), *latencies, *more]
+    ratio = "" if summary.ratio is None else figures(summary.ratio.median)
+    return [figures(summary.rate.median), ratio, *latencies]
+
+
+def _targets_table(targets: list[Verdict], *, wide: bool) -> Table:
+    table = Table(title="Targets", title_justify="left")
+    table.add_column("what")
+    for heading in ("target", "reached", *(("lowest–highest",) if wide else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("met", no_wrap=True)
+    for verdict in targets:
+        value = verdict.value
+        colour = {True: "green", False: "red", None: "dim"}[verdict.met]
+        table.add_row(
+            verdict.what.replace("`", ""),
+            bound(verdict),
+            reached(verdict),
+            *([] if not wide else [""] if value is None else [f"{figures(value.low)}–{figures(value.high)}"]),
+            f"[{colour}]{met(verdict)}[/]",
+        )
+    return table
+
+
+def bound(verdict: Verdict) -> str:
+    return f"{'≥' if verdict.at_least else '≤'} {number(verdict.bound, verdict.unit)}"
+
+
+def reached(verdict: Verdict) -> str:
+    return "" if verdict.reached is None else number(verdict.reached, verdict.unit)
+
+
+def met(verdict: Verdict) -> str:
+    return {True: "yes", False: "no", None: "not measured"}[verdict.met]
+
+
+# ---- markdown ----
+
+
+def markdown(result: Result, *, short: bool = False) -> str:
+    """Tables of the contenders with a summary; those with references of their own; kills under load; then the targets.
+    A short one has the first and the last of these. Ends with what the numbers depend on."""
+    main, resilient = split(result)
+    rest = [
+        _resilience_markdown(resilient),
+        _rows_markdown(*recovery_rows(result)),
+        _rows_markdown(*switch_rows(result)),
+    ]
+    parts = [_main_markdown(main), *([] if short else rest), _targets_markdown(result)]
+    blocks = ["\n".join(part) for part in parts if part]
+    return "\n\n".join([*blocks, headline(result) + "."]) + "\n"
+
+
+def _main_markdown(rows_of: list[Group]) -> list[str]:
+    lines = ["| | signatures/s | × raw C | p50 | p99 | p99.9 |", "|---|--:|--:|--:|--:|--:|"]
+    for contender, summary in _under_headings(rows_of, lines, 5):
+        cells = [f"{summary.rate.median:,.0f}", "" if summary.ratio is None else f"{summary.ratio.median:.2f}"]
+        cells += [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
+        note = "" if contender.latency_of == "call" else f" (latency: {contender.latency_of})"
+        lines.append(f"| {contender.title}{note} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _resilience_markdown(rows_of: list[Group]) -> list[str]:
+    lines = [
+        "| | signatures/s | × ceiling | × reference | p50 | p99 | p99.9 | loop lag p99 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for contender, summary in _under_headings(rows_of, lines, 7):
+        ratios = [precise(summary.of_ceiling), precise(summary.ratio)]
+        times = [summary.p50_ns, summary.p99_ns, summary.p999_ns, summary.lag_p99_ns]
+        cells = [f"{summary.rate.median:,.0f}", *ratios, *map(duration, times)]
+        lines.append(f"| {contender.title} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _under_headings(rows_of: list[Group], lines: list[str], cells: int) -> Iterator[tuple[Contender, Summary]]:
+    """Those that were measured; a line for each heading goes into `lines` before its first one."""
+    for heading, rows in rows_of:
+        measured = [(contender, summary) for contender, summary in rows if summary is not None]
+        if measured:
+            lines.append(f"| **{heading}** |{' |' * cells}")
+        yield from measured
+
+
+def _rows_markdown(headings: list[str], rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [f"| {' | '.join(headings)} |", f"|---|{'--:|' * (len(headings) - 1)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _targets_markdown(result: Result) -> list[str]:
+    if not result.targets:
+        return []
+    lines = ["| target | bound | reached | met |", "|---|--:|--:|---|"]
+    return lines + [f"| {v.what} | {bound(v)} | {reached(v)} | {met(v)} |" for v in result.targets]

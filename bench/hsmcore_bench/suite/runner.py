@@ -1,0 +1,250 @@
+"""The run: every contender in a process of its own, each signing alone for a short slice, round after round.
+
+Contenders that are compared with each other form a block: only its processes are there at the same time. The order is
+shuffled anew in each round, so that a slow second on a shared machine meets everyone alike, and a ratio is
+formed between slices of the same round only. A slice during which other processes took a part of the machine is
+repeated when they seem to have stopped; the least disturbed attempt counts, whatever its rate.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from hsmcore_bench.harness import environment, locate
+from hsmcore_bench.harness.environment import ProcessorTimes
+from hsmcore_bench.harness.process import Child, ChildError, MissingError
+from hsmcore_bench.suite.catalogue import entries
+from hsmcore_bench.suite.commands import Commands
+from hsmcore_bench.suite.contenders import MEMORY, blocks, contenders, events, select
+from hsmcore_bench.suite.events import measure_failover, measure_memory, measure_recovery, steps
+from hsmcore_bench.suite.failover import FAILOVER
+from hsmcore_bench.suite.model import Contender, Options, Sample
+from hsmcore_bench.suite.resilience import RECOVERY
+from hsmcore_bench.suite.result import Result, read_percentiles
+from hsmcore_bench.suite.softtoken import temporary_token
+from hsmcore_bench.suite.stats import DISTURBED
+from hsmcore_bench.suite.summary import summarise
+from hsmcore_bench.suite.targets import judge
+
+WARM_UP_SECONDS = 0.15
+QUIET_PROBE_SECONDS = 0.1
+QUIET_WAIT_SECONDS = 2.0  # at once
+QUIET_BUDGET_SECONDS = 60.0  # in a whole run
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: `done` of `total` steps, and what it does now."""
+
+    done: int
+    total: int
+    doing: str
+
+
+Report = Callable[[Progress], None]
+
+
+def run(options: Options, report: Report = lambda _: None) -> Result:
+    """Measure. Blocks for about rounds x seconds x contenders; ends every process and file that it made.
+
+    A contender that can't run here is in `skipped` with the reason, one that broke is in `failed`; the others go on.
+    Raises ChildError when there is no token to sign on, ValueError when `only` fits nobody.
+    """
+    with ExitStack() as stack:
+        return _Run(options, report, stack).measure()
+
+
+class _Run:
+    def __init__(self, options: Options, report: Report, stack: ExitStack) -> None:
+        self._options = options
+        self._report = report
+        self._stack = stack
+        quick = options.quick and options.only is None
+        everyone = contenders(environment.cores(), options.files, quick=quick)
+        self._chosen = select(everyone, options.only, options.files)
+        self._events = events(options.only, options.files)
+        present = {contender.scenario for contender in self._chosen}
+        self._scenarios = {e.name: e.scenario for e in entries(options.files) if e.name in present}
+        if not self._chosen and not self._events:
+            raise ValueError(f"{options.only!r} fits no contender")
+        self._children: dict[str, Child] = {}
+        self._ceilings: dict[str, float | None] = {}
+        self._done = 0
+        self._quiet_budget = QUIET_BUDGET_SECONDS
+        rounds = sum(self._rounds(contender) for contender in self._chosen)
+        self._total = 2 * len(self._chosen) + rounds + steps(self._events, options)
+        self._signatures: dict[tuple[str, int], str] = {}
+        self._commands = Commands(options, stack)
+        self.result = Result(
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment=environment.describe(),
+            rounds=options.rounds,
+            slice_seconds=options.seconds,
+            message_bytes=options.message_bytes,
+            contenders=self._chosen,
+            scenarios=list(self._scenarios.values()),
+        )
+
+    def measure(self) -> Result:
+        if RECOVERY in self._events or any(contender.token == "hsm" for contender in self._chosen):
+            self._open_token()
+        before = ProcessorTimes.read()
+        for block in blocks(self._chosen):
+            self._measure_block(block)
+        stolen = before.stolen_share(ProcessorTimes.read())
+        result = self.result
+        if MEMORY in self._events:
+            measure_memory(self._commands, self._options, result, self._step)
+        if RECOVERY in self._events:
+            measure_recovery(self._commands, self._options, result, self._step)
+        if FAILOVER in self._events:
+            measure_failover(self._commands, self._options, result, self._step)
+        result.environment["stolen_share"] = round(stolen, 4)
+        result.environment["load_average_after"] = environment.describe()["load_average"]
+        places = {contender.name: place for place, contender in enumerate(self._chosen)}
+        result.samples.sort(key=lambda sample: (places[sample.contender], sample.round))
+        result.summaries = summarise(result)
+        chosen = {contender.name for contender in self._chosen} | self._events
+        result.targets = judge(result.by_round().values(), result.memory, chosen, result.recovery, result.switches)
+        self._report(Progress(self._total, self._total, "done"))
+        return result
+
+    def _measure_block(self, block: Sequence[Contender]) -> None:
+        with ExitStack() as children:
+            self._start_all(block, children)
+            for contender in block:
+                self._step(f"warming up {contender.name}")
+                self._attempt(contender, -1, WARM_UP_SECONDS)
+            order = random.Random(self._options.seed)
+            most = max(self._rounds(contender) for contender in block)
+            for number in range(most):
+                for contender in order.sample(block, len(block)):
+                    if number < self._rounds(contender):
+                        self._step(f"round {number + 1} of {most}: {contender.name}")
+                        self._slice(contender, number)
+        self._children.clear()
+
+    def _rounds(self, contender: Contender) -> int:
+        most = self._scenarios[contender.scenario].rounds
+        return self._options.rounds if most is None else min(most, self._options.rounds)
+
+    # ---- starting ----
+
+    def _open_token(self) -> None:
+        self._report(Progress(0, self._total, "making a token"))
+        commands = self._commands
+        commands.hsm = self._options.token
+        if commands.hsm is None:
+            commands.hsm, commands.access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
+
+    def _start_all(self, block: Sequence[Contender], children: ExitStack) -> None:
+        """As many at once as there are processors: most of it is importing. Opening the token they take turns; the raw
+        C loop knows nothing of that and starts alone."""
+        waiting: deque[tuple[Contender, Child]] = deque()
+        for contender in block:
+            alone = contender.kind == "raw" or (bool(waiting) and waiting[-1][0].kind == "raw")
+            while waiting and (alone or len(waiting) >= environment.cores()):
+                self._await_ready(*waiting.popleft())
+            self._step(f"starting {contender.name}")
+            try:
+                self._ceilings[contender.name] = self._commands.ceiling(contender)
+                waiting.append((contender, children.enter_context(self._commands.start(contender))))
+            except MissingError as error:
+                self.result.skipped[contender.name] = str(error)
+            except OSError as error:
+                self.result.failed[contender.name] = str(error)
+        for contender, child in waiting:
+            self._await_ready(contender, child)
+
+    def _await_ready(self, contender: Contender, child: Child) -> None:
+        try:
+            ready = child.ready()
+        except MissingError as error:
+            self.result.skipped[contender.name] = str(error)
+        except (ChildError, OSError) as error:
+            self.result.failed[contender.name] = str(error)
+        else:
+            self._children[contender.name] = child
+            self._take_down(contender, ready)
+
+    def _take_down(self, contender: Contender, ready: Mapping[str, Any]) -> None:
+        """Keep what a child tells of itself. All Ed25519 signatures of one token over one message must be the same."""
+        if "timing_ns" in ready:
+            self.result.timing_ns[contender.name] = round(ready["timing_ns"], 1)
+        for key in ("module", "loop"):
+            if key in ready and contender.token != "noop" and contender.device is None:
+                self.result.environment.setdefault(key, ready[key])
+        signature = ready.get("signature")
+        if signature is not None and contender.algorithm == "ed25519":
+            size = contender.message_bytes or self._options.message_bytes
+            expected = self._signatures.setdefault((contender.token, size), signature)
+            if signature != expected:
+                self._give_up(contender, "its signature differs from the others'")
+
+    # ---- measuring ----
+
+    def _slice(self, contender: Contender, number: int) -> None:
+        """The least disturbed of a few attempts."""
+        best: Sample | None = None
+        for again in reversed(range(1 + self._options.patience)):
+            sample = self._attempt(contender, number, self._options.seconds * contender.slices)
+            if sample is None:
+                return
+            best = sample if best is None or sample.others < best.others else best
+            if best.others <= DISTURBED or not again:
+                break
+            self._wait_for_quiet()
+        assert best is not None
+        self.result.samples.append(best)
+
+    def _attempt(self, contender: Contender, number: int, seconds: float) -> Sample | None:
+        """Let it sign for so long; None when it broke, now or before."""
+        child = self._children.get(contender.name)
+        if child is None:
+            return None
+        try:
+            before, own_before, cpu_before = ProcessorTimes.read(), time.process_time(), child.cpu_seconds()
+            reply = child.run(seconds)
+            cpu = child.cpu_seconds() - cpu_before
+            others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
+        except (ChildError, OSError) as error:
+            self._give_up(contender, str(error))
+            return None
+        return Sample(
+            contender=contender.name,
+            round=number,
+            signatures=reply["signatures"],
+            seconds=reply["seconds"],
+            latency_ns=read_percentiles(reply["latency_ns"]),
+            lag_ns=read_percentiles(reply.get("lag_ns")),
+            cpu_seconds=cpu,
+            others=round(others, 4),
+            ceiling=self._ceilings[contender.name],
+            parts_ns=reply.get("parts_ns"),
+        )
+
+    def _wait_for_quiet(self) -> None:
+        """Return when the others leave the machine alone, after QUIET_WAIT_SECONDS, or when the budget is spent."""
+        begun = time.monotonic()
+        limit = min(QUIET_WAIT_SECONDS, self._quiet_budget)
+        while (waited := time.monotonic() - begun) < limit:
+            before = ProcessorTimes.read()
+            time.sleep(QUIET_PROBE_SECONDS)
+            if before.others_share(ProcessorTimes.read(), 0.0) <= DISTURBED:
+                break
+        self._quiet_budget -= waited
+
+    def _give_up(self, contender: Contender, why: str) -> None:
+        self.result.failed[contender.name] = why
+        self._children.pop(contender.name).close()
+
+    def _step(self, doing: str) -> None:
+        self._report(Progress(self._done, self._total, doing))
+        self._done += 1

@@ -1,0 +1,66 @@
+"""The few statistics that the benchmark states: percentiles, and medians with their lowest and highest value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import median
+from typing import TypeVar
+
+from hsmcore_bench.suite.model import Break, Percentiles, Sample, Spread, Switch
+
+__all__ = ["DISTURBED", "median", "percentile", "percentiles", "spread", "usable", "usable_breaks"]
+
+B = TypeVar("B", Break, Switch)
+Round = Mapping[str, Sample]
+
+DISTURBED = 0.05  # share of the machine that others may use during a slice that counts
+ENOUGH_ROUNDS = 3
+
+
+def usable(rounds: Iterable[Round], names: Collection[str]) -> list[Round]:
+    """The rounds in which all of `names` were measured undisturbed; if these are too few, all that have them.
+
+    A slice is judged by what others did meanwhile, never by its rate.
+    """
+    present = [r for r in rounds if all(name in r for name in names)]
+    quiet = [r for r in present if all(r[name].others <= DISTURBED for name in names)]
+    return quiet if len(quiet) >= ENOUGH_ROUNDS else present
+
+
+def usable_breaks(breaks: Iterable[B], case: str) -> list[B]:
+    """The failures of this case during which others left the machine alone; if these are too few, all of them."""
+    own = [b for b in breaks if b.case == case]
+    quiet = [b for b in own if b.others <= DISTURBED]
+    return quiet if len(quiet) >= ENOUGH_ROUNDS else own
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which `share` (0..1) of the ascending `ordered` lie, interpolated between neighbours."""
+    if not ordered:
+        raise ValueError("no values")
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"a share lies between 0 and 1, not {share}")
+    position = share * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def percentiles(values: Iterable[float]) -> Percentiles | None:
+    """p50, p99, p99.9 and mean of `values`, in their unit; None when there are none."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return Percentiles(
+        p50=percentile(ordered, 0.5),
+        p99=percentile(ordered, 0.99),
+        p999=percentile(ordered, 0.999),
+        mean=sum(ordered) / len(ordered),
+    )
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Median, lowest and highest of `values`; None when there are none."""
+    if not values:
+        return None
+    return Spread(median=median(values), low=min(values), high=max(values))

@@ -1,0 +1,10 @@
+/* The clock that everything here goes by. */
+#include <time.h>
+
+#include "chaos.h"
+
+int64_t chaos_now(void) {
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}

@@ -1,0 +1,203 @@
+/* The hot path, step by step in one thread, so that every run executes the same instructions: guard.py counts those between
+ * the beginning and the end of `hot_section` under callgrind.
+ *
+ *   hot_path SECTION SIGNATURES
+ *
+ * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the digest
+ * that a record needs), cache-hit, cache-miss (lookup, fill, eviction), audit-line.
+ */
+#include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "journal.h"
+
+#define MESSAGE_BYTES 200U /* a Solana transfer */
+#define BATCH 16U          /* completions behind one wake-up */
+#define CACHE 1024U
+#define COALESCE_NS UINT64_C(60000000000) /* so long that the clock decides nothing */
+
+static hsm_client *client;
+static hsm_engine *engine;
+static hsm_worker *worker;
+static hsm_key_info key;
+static hsm_cache *cache;
+static hsm_journal journal;
+static uint8_t message[MESSAGE_BYTES];
+
+_Noreturn static void fail(const char *what) {
+    (void)fprintf(stderr, "hot_path: %s\n", what);
+    exit(1);
+}
+
+static void require(bool good, const char *what) {
+    if (!good) {
+        fail(what);
+    }
+}
+
+/* An engine whose only worker has ended, and a worker that this thread plays. */
+static void start(uint32_t digests) {
+    hsm_error error;
+    hsm_client_options options = {
+        .slots = 64, .max_message = 4096, .max_workers = 2, .digests = digests, .coalesce_ns = COALESCE_NS};
+    require(hsm_client_new(&options, &client, &error) == HSM_OK, "hsm_client_new");
+    hsm_engine_options how = {.module_path = HSMC_NOOP_MODULE,
+                              .token = {.label = "noop", .slot_id = -1},
+                              .pin = (const uint8_t *)"1234",
+                              .pin_len = 4,
+                              .workers = 1};
+    require(hsm_engine_start(client, &how, &engine, &error) == HSM_OK, "hsm_engine_start");
+    hsm_key_selector selector = {.label = "noop-key", .handle = -1};
+    require(hsm_engine_add_key(engine, &selector, &key, &error) == HSM_OK, "hsm_engine_add_key");
+    atomic_store(&hsm_area_worker(engine->area, 0)->quarantined, 1);
+    hsm_area_unpark(engine->area, 1);
+    while (atomic_load(&engine->workers[0].thread_state) != HSM_THREAD_ENDED) {
+        struct timespec pause = {.tv_nsec = 1000000};
+        (void)nanosleep(&pause, NULL);
+    }
+    hsm_worker_reap(&engine->workers[0]);
+    worker = &engine->workers[1];
+    worker->engine = engine;
+    worker->index = 1;
+    worker->record = hsm_area_worker(engine->area, 1);
+    worker->message = hsm_alloc(engine->area->max_message);
+    require(worker->message != NULL && hsm_worker_open(worker, &error) == HSM_OK, "hsm_worker_open");
+}
+
+static void number_message(uint64_t number) {
+    memcpy(message, &number, sizeof number);
+}
+
+static void ring(uint64_t signatures) {
+    hsm_area *area = engine->area;
+    hsm_completion done;
+    for (uint64_t number = 0; number < signatures; number += BATCH) {
+        hsm_client_batch_begin(client);
+        for (uint64_t i = 0; i < BATCH; i++) {
+            uint32_t slot;
+            uint64_t deadline;
+            number_message(number + i);
+            require(hsm_client_submit(client, key.index, message, sizeof message, 0, &slot, &deadline) == HSM_OK,
+                    "hsm_client_submit");
+        }
+        hsm_client_batch_end(client);
+        uint64_t now = hsm_now_ns();
+        uint32_t index;
+        while (hsm_area_claim(area, &index)) {
+            now = serve(worker, index, now);
+            hsm_notify(area, client->event_fd, client->timer_fd, hsm_area_queued(area) == 0, now, worker->record);
+            hsm_warmer_note(engine, now);
+        }
+        hsm_client_wake_clear(client);
+        uint64_t answered = 0;
+        while (hsm_client_next(client, &done) != 0) {
+            require(done.status == HSM_OK, "a signature failed");
+            hsm_client_release(client, done.slot);
+            answered++;
+        }
+        require(answered == BATCH, "completions are missing");
+    }
+}
+
+static void look_up(enum hsm_cache_result expected) {
+    uint8_t signature[HSM_MAX_SIGNATURE];
+    uint32_t len;
+    uint64_t leader;
+    uint64_t entry;
+    enum hsm_cache_result found =
+        hsm_cache_lookup(cache, 0, HSM_ED25519, message, sizeof message, signature, &len, &leader, &entry);
+    require(found == expected, "the cache holds something else");
+    if (found == HSM_CACHE_MISS) {
+        memset(signature, 1, sizeof signature);
+        hsm_cache_set_leader(cache, entry, 1);
+        hsm_cache_fill(cache, entry, signature, sizeof signature, 1);
+    }
+}
+
+static void cache_hit(uint64_t signatures) {
+    for (uint64_t number = 0; number < signatures; number++) {
+        number_message(number % CACHE);
+        look_up(HSM_CACHE_HIT);
+    }
+}
+
+static void cache_miss(uint64_t signatures) {
+    static uint64_t next = CACHE;
+    for (uint64_t number = 0; number < signatures; number++) {
+        number_message(next++);
+        look_up(HSM_CACHE_MISS);
+    }
+}
+
+static void audit_line(uint64_t signatures) {
+    static const char tail[] =
+        ",\"key_id\":\"0123456789abcdef0123456789abcdef\",\"member\":\"softhsm:sequencer\",\"level\":"
+        "\"primary\"}";
+    static const uint8_t digest[32] = {1, 2, 3};
+    static const uint8_t signature[HSM_MAX_SIGNATURE] = {4, 5, 6};
+    hsm_journal_sign sign = {.time_ns = UINT64_C(1764000000000000000),
+                             .latency_ns = 123456,
+                             .message_len = MESSAGE_BYTES,
+                             .digest = digest,
+                             .signature = signature,
+                             .signature_len = sizeof signature,
+                             .result = "ok"};
+    for (uint64_t number = 0; number < signatures; number++) {
+        require(hsm_journal_put_sign(&journal, &sign, tail, sizeof tail - 1) != 0, "hsm_journal_put_sign");
+        journal.filling.used = 0;
+    }
+}
+
+static void prepare_ring(void) {
+    start(0);
+}
+
+static void prepare_digest(void) {
+    start(1);
+}
+
+static void prepare_cache(void) {
+    require(hsm_cache_new(CACHE, &cache) == HSM_OK, "hsm_cache_new");
+    for (uint64_t number = 0; number < CACHE; number++) {
+        number_message(number);
+        look_up(HSM_CACHE_MISS);
+    }
+}
+
+static void prepare_journal(void) {
+    require(pthread_mutex_init(&journal.lock, NULL) == 0, "pthread_mutex_init");
+    journal.next = 1000000; /* numbers of one length */
+}
+
+static const struct section {
+    const char *name;
+    void (*prepare)(void);
+    void (*run)(uint64_t signatures);
+} sections[] = {
+    {"ring", prepare_ring, ring},
+    {"ring-digest", prepare_digest, ring},
+    {"cache-hit", prepare_cache, cache_hit},
+    {"cache-miss", prepare_cache, cache_miss},
+    {"audit-line", prepare_journal, audit_line},
+};
+
+__attribute__((noinline)) static void hot_section(const struct section *section, uint64_t signatures) {
+    section->run(signatures);
+    __asm__ volatile("" ::: "memory"); /* or the call would become a jump, and nothing would mark the end */
+}
+
+int main(int argc, char **argv) {
+    uint64_t signatures = argc == 3 ? strtoull(argv[2], NULL, 10) : 0;
+    require(signatures > 0 && signatures % BATCH == 0, "usage: hot_path SECTION SIGNATURES, a multiple of 16");
+    for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
+        if (strcmp(argv[1], sections[i].name) == 0) {
+            sections[i].prepare();
+            sections[i].run(BATCH); /* what happens only once */
+            hot_section(&sections[i], signatures);
+            exit(0); /* the worker's thread has ended; nothing is worth putting back */
+        }
+    }
+    fail("no such section");
+}

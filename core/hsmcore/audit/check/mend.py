@@ -1,0 +1,45 @@
+"""Making again what is no evidence: index and tiles, from records that are whole and sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hsmcore.audit import index
+from hsmcore.audit.check.findings import Report
+from hsmcore.audit.check.trust import Trust
+from hsmcore.audit.check.verify import verify
+from hsmcore.audit.files import replace
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
+from hsmcore.audit.recover import rebuild
+from hsmcore.audit.segment import segments
+
+Progress = Callable[[int, int], None]
+
+
+def mend(layout: Layout, trust: Trust, progress: Progress) -> Report:
+    """Verify a log; where only derived files differ, make them again from the records and verify once more. Nothing is
+    touched if the records are not whole: tiles that do not fit them may be what shows where they were changed. Raises
+    AuditUnavailable if a process writes the log, SegmentError, OSError."""
+    lock = FolderLock(layout.lock)
+    try:
+        report = verify(layout, trust, progress)
+        if report.status != "derived":
+            return report
+        _make_index(layout)
+        rebuild(layout, report.records)
+        return verify(layout, trust, progress)
+    finally:
+        lock.release()
+
+
+def _make_index(layout: Layout) -> None:
+    for segment in segments(layout):
+        if not segment.first:
+            continue  # a log without a record yet
+        blocks, _ = index.made(segment)
+        if segment.path == layout.log:  # it grows: only whole blocks have a row
+            blocks = [block for block in blocks if (block.first + block.count - 1) % index.BLOCK == 0]
+        path = layout.index(segment.first)
+        if index.read(path) != blocks or not path.exists():
+            replace(path, index.packed(blocks))

@@ -1,0 +1,143 @@
+"""Which checkpoints of a log may be believed: what the verifier brings along, and the signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hsmcore.audit.check.findings import Finding, Report
+from hsmcore.audit.checkpoint import Checkpoint, history
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.note import COSIGNATURE, Note, NoteError, VerifierKey
+
+_MOST = 100
+"""Findings after which older checkpoints are not looked at."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the verifier brings along. Without `keys` the folder's own are taken."""
+
+    keys: Sequence[VerifierKey] = ()
+    witnesses: Sequence[VerifierKey] = ()
+    against: Sequence[bytes] = ()
+
+
+class Trusted:
+    """What may be believed of a log: keys and checkpoints, and what is wrong with them."""
+
+    def __init__(self, layout: Layout, trust: Trust, report: Report) -> None:
+        self.layout, self.trust, self.report = layout, trust, report
+        self.past: list[Checkpoint] = []
+        self.sound: list[Checkpoint] = []  # those that are signed
+        self.known: list[Checkpoint] = []
+        self.latest: Checkpoint | None = None
+        self._checkpoints(self._keys())
+        if self.latest is None:
+            self.find("checkpoint", "there is no checkpoint that can be trusted", where=layout.checkpoint)
+
+    def find(
+        self,
+        kind: str,
+        text: str,
+        first: int | None = None,
+        last: int | None = None,
+        where: object = None,
+        *,
+        derived: bool = False,
+    ) -> None:
+        place = None if where is None else str(where)
+        self.report.findings.append(
+            Finding(kind, text, first, last, place, derived)  # type: ignore[arg-type]  # literals
+        )
+
+    def _keys(self) -> list[VerifierKey]:
+        own = []
+        try:
+            own = [VerifierKey.parse(line) for line in self.layout.keys.read_text().splitlines()]
+        except FileNotFoundError:
+            self.find("key", "the file of keys is missing", where=self.layout.keys)
+        except (NoteError, UnicodeDecodeError) as error:
+            self.find("key", str(error), where=self.layout.keys)
+        self.report.own_keys = not self.trust.keys
+        if not self.trust.keys:
+            self.report.notes.append(
+                "the keys were taken from the log's own folder: compare them with what you know, or give --key"
+            )
+        return own
+
+    def _checkpoints(self, own: list[VerifierKey]) -> None:
+        layout, trusted = self.layout, list(self.trust.keys) or own
+        self.report.keys = [str(key) for key in trusted]
+        try:
+            origin = layout.origin.read_text().strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            origin = ""
+            self.find("foreign-log", "the file with the log's name is missing or damaged", where=layout.origin)
+        self.report.origin = origin
+        try:
+            self.past, whole = history(layout.history)
+            if layout.history.exists() and layout.history.stat().st_size > whole:
+                self.report.notes.append(f"{layout.history} ends in the middle of a checkpoint")
+        except (NoteError, UnicodeDecodeError) as error:
+            self.find("checkpoint", str(error), where=layout.history)
+        for one in self.past:
+            if self._signed(one, [*own, *trusted], f"{layout.history}, at {one.size} records"):
+                self.sound.append(one)
+        for one, following in zip(self.past, self.past[1:], strict=False):
+            if following.size <= one.size:
+                self.find("checkpoint", f"size {following.size} follows {one.size}", where=layout.history)
+        self.latest = self._newest(trusted)
+        for data in self.trust.against:
+            self._add_known(data, [*own, *trusted])
+
+    def _newest(self, trusted: list[VerifierKey]) -> Checkpoint | None:
+        path = self.layout.checkpoint
+        newest: Checkpoint | None = None
+        try:
+            newest = Checkpoint.parse(path.read_bytes())
+        except FileNotFoundError:
+            if len(self.past) > 1:
+                self.find("checkpoint", "the newest checkpoint is missing", where=path)
+        except (NoteError, UnicodeDecodeError) as error:
+            self.find("checkpoint", str(error), where=path)
+        # Of the two files, that of all checkpoints is written first: a crash may leave it one ahead.
+        if newest is not None and newest.note not in [one.note for one in self.past[-2:]]:
+            self.find("checkpoint", "it is not the last in the file of all checkpoints", where=path)
+        for one in [*reversed(self.past), newest]:
+            if one is not None and self._signed(one, trusted, str(path)):
+                self._witnessed(one)
+                return one
+            if len(self.report.findings) > _MOST:
+                break
+        return None
+
+    def _signed(self, checkpoint: Checkpoint, keys: list[VerifierKey], where: str) -> bool:
+        if self.report.origin and checkpoint.origin != self.report.origin:
+            self.find("foreign-log", f"the checkpoint is of another log, {checkpoint.origin}", where=where)
+            return False
+        try:
+            if Note.parse(checkpoint.note).signers(keys):
+                return True
+            self.find("key", "the checkpoint is not signed by a key that is trusted", where=where)
+        except NoteError as error:
+            self.find("checkpoint", str(error), where=where)
+        return False
+
+    def _witnessed(self, checkpoint: Checkpoint) -> None:
+        for witness in self.trust.witnesses:
+            try:
+                if witness.kind != COSIGNATURE or not Note.parse(checkpoint.note).signers([witness]):
+                    self.find("witness", f"the checkpoint has no cosignature of {witness.name}")
+            except NoteError as error:
+                self.find("witness", str(error))
+
+    def _add_known(self, data: bytes, keys: list[VerifierKey]) -> None:
+        """A checkpoint that the verifier kept from before."""
+        try:
+            known = Checkpoint.parse(data)
+        except (NoteError, UnicodeDecodeError) as error:
+            self.find("checkpoint", f"the checkpoint to compare with: {error}")
+            return
+        if self._signed(known, keys, "the checkpoint to compare with"):
+            self.known.append(known)

@@ -1,0 +1,249 @@
+"""Verifying a whole log from a plain copy of its files: every record, tile, checkpoint and index row.
+
+One pass hashes all lines and compares the root at every checkpoint that was ever signed. Only when something differs is
+the place looked for (diagnose). Memory does not grow with the log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from hsmcore._native import MerkleTree
+from hsmcore.audit import index
+from hsmcore.audit.check.diagnose import diagnose
+from hsmcore.audit.check.findings import Finding, Report
+from hsmcore.audit.check.tilecheck import TileCheck, TileProblem
+from hsmcore.audit.check.trust import Trust, Trusted
+from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.query import parsed
+from hsmcore.audit.retention import Prunes
+from hsmcore.audit.segment import Segment, SegmentError, segments
+from hsmcore.audit.tiles import TileError, Tiles
+
+Progress = Callable[[int, int], None]
+"""Called with the records done and the records there are."""
+_STEP: Final = 1024
+_ADOPTED: Final = b'"operation":"audit-adopted"'
+
+
+def verify(layout: Layout, trust: Trust | None = None, progress: Progress | None = None) -> Report:
+    """Verify a log. Raises OSError where files cannot be read; everything else is in the report."""
+    begun = time.perf_counter()
+    while True:
+        before, report = segments(layout)[:1], Report()
+        trusted, ordered = Trusted(layout, trust or Trust(), report), segments(layout)
+        if before == ordered[:1]:
+            break  # else a key manager has pruned meanwhile, which the checkpoint that was read may not know of
+    _Pass(trusted, ordered, progress or (lambda _done, _all: None)).run()
+    report.seconds = time.perf_counter() - begun
+    return report
+
+
+class _Pass:
+    """The one pass over all lines."""
+
+    def __init__(self, trusted: Trusted, ordered: list[Segment], progress: Progress) -> None:
+        self.trusted, self.ordered, self.report, self.progress = trusted, ordered, trusted.report, progress
+        self.size = trusted.latest.size if trusted.latest is not None else 0
+        self.roots: dict[int, list[tuple[Checkpoint, bool]]] = {}
+        for one in trusted.sound:
+            self.roots.setdefault(one.size, []).append((one, False))
+        for one in trusted.known:
+            self.roots.setdefault(one.size, []).append((one, True))
+        if trusted.latest is not None:
+            self.roots.setdefault(trusted.latest.size, []).append((trusted.latest, False))
+        self.stops = sorted(self.roots)
+        self.tree = MerkleTree()
+        self.good = (0, 0, 1)
+        self.broken = False
+        self.failure: tuple[str, str, object] = ("changed", "the records do not give the signed root", None)
+        self.tiles = TileCheck(trusted.layout, self.size)
+        self.prunes, self.unsealed_prunes = Prunes(), Prunes()
+
+    def run(self) -> None:
+        self.begin()
+        self.check_roots()
+        for number, segment in enumerate(self.ordered):
+            if self.broken:
+                break
+            try:
+                self.segment(number, segment)
+            except SegmentError as error:
+                self.fail("unreadable", str(error), segment.path)
+        if self.broken or self.tree.size < self.size:
+            self.locate()
+        self.finish()
+
+    def begin(self) -> None:
+        """Where retention has removed records, their hashes are taken from the tiles."""
+        first = self.ordered[0].first if self.ordered else 1
+        if first <= 1 or first - 1 > self.size:
+            return
+        layout, pruned = self.trusted.layout, first - 1
+        try:
+            self.tree = Tiles(layout, pruned).tree()
+            self.tiles.begin(pruned)
+            for size in [size for size in self.stops if size < pruned]:
+                self.compare(size, Tiles(layout, size).root())
+        except TileError as error:
+            self.trusted.find("tile", str(error), 1, pruned, error.path)
+        self.report.pruned = pruned
+        self.good = (0, 0, first)
+
+    def check_roots(self) -> None:
+        if self.tree.size in self.roots:
+            self.compare(self.tree.size, self.tree.root())
+
+    def compare(self, size: int, root: bytes) -> None:
+        for checkpoint, known in self.roots[size]:
+            if checkpoint.root == root:
+                continue
+            if known:
+                text = f"the first {size} records are not those of the checkpoint to compare with"
+                self.trusted.find("rewritten", text, 1, size)
+            else:
+                self.broken = True
+
+    def fail(self, kind: str, text: str, where: object) -> None:
+        self.broken = True
+        self.failure = (kind, text, where)
+
+    def segment(self, number: int, segment: Segment) -> None:
+        if segment.first != self.tree.size + 1 and (segment.first or segment.path != self.trusted.layout.log):
+            self.fail("removed", f"record {self.tree.size + 1} should be first in it", segment.path)
+            return
+        builder = index.BlockBuilder(self.tree.size + 1, 0)
+        blocks: list[index.Block] = []
+        offset = 0
+        for text in prefetched(segment.chunks()):
+            used = sealed = 0
+            while used < len(text):
+                why, consumed, leaves, summary = self.tree.scan(
+                    text, used, self.tree.size + 1, min(builder.room, self.to_stop())
+                )
+                self.take(leaves)
+                builder.add(consumed, summary)
+                used += consumed
+                offset += consumed
+                sealed = used if self.tree.size <= self.size else sealed
+                if builder.room == 0:
+                    blocks.append(builder.block())
+                    builder = builder.following()
+                if self.tree.size in self.roots and leaves:
+                    self.check_roots()
+                    if not self.broken:
+                        self.good = (number, offset, self.tree.size + 1)
+                        self.tile_problems(self.tiles.partial(newest=self.tree.size == self.size))
+                if why not in ("end", "limit"):
+                    self.bad_line(why, segment, offset, text[used : used + 70000])
+                    self.take_own(text, sealed, used)
+                    return
+                if self.broken:
+                    return
+            self.take_own(text, sealed, used)
+            self.progress(self.tree.size, max(self.size, self.tree.size))
+        if builder.count:
+            blocks.append(builder.block())
+        self.check_index(segment, blocks)
+
+    def to_stop(self) -> int:
+        size = self.tree.size
+        while self.stops and self.stops[0] <= size:
+            self.stops.pop(0)
+        return min(self.stops[0] - size if self.stops else _STEP, _STEP)
+
+    def take(self, leaves: bytes) -> None:
+        if self.tree.size <= self.size:  # tiles are there for what is sealed
+            self.tile_problems(self.tiles.append(leaves))
+
+    def tile_problems(self, problems: Iterator[TileProblem]) -> None:
+        for problem in problems:
+            self.trusted.find("tile", problem.problem, problem.first, problem.last, problem.path, derived=True)
+
+    def take_own(self, text: bytes, sealed: int, used: int) -> None:
+        """What the log says of itself. Only records that a checkpoint covers may explain what is gone: anybody can
+        write others."""
+        self.prunes.take(text[:sealed])
+        self.unsealed_prunes.take(text[sealed:used])
+        if _ADOPTED in text:
+            for record in filter(None, map(parsed, text[:sealed].split(b"\n"))):
+                if record.get("operation") == "audit-adopted":
+                    self.report.notes.append(
+                        f"record {record['seq']}: the first {record.get('records')} records were in the log before its "
+                        "first checkpoint, or that was taken away; only a checkpoint kept from before vouches for them"
+                    )
+
+    def bad_line(self, why: str, segment: Segment, offset: int, line: bytes) -> None:
+        """What follows cannot be read as the next record."""
+        if self.tree.size < self.size:
+            self.fail("changed", f"byte {offset} does not begin record {self.tree.size + 1}", segment.path)
+        elif why == "torn" and segment.path == self.trusted.layout.log:
+            self.report.notes.append(
+                f"{segment.path} ends in an unfinished line of {len(line)} bytes: a crash, or a copy of a log in use"
+            )
+        else:
+            text = f"after the checkpoint, byte {offset} does not begin record {self.tree.size + 1}"
+            self.trusted.find("unsealed", text, self.tree.size + 1, None, segment.path)
+
+    def check_index(self, segment: Segment, blocks: list[index.Block]) -> None:
+        path = self.trusted.layout.index(segment.first)
+        rows = index.read(path)
+        growing = segment.path == self.trusted.layout.log or self.tree.size >= self.size
+        # In a segment that grows, or that the checkpoint ends with, the whole blocks that the checkpoint covers must be
+        # there, and more may be: the sealer has not seen its end yet.
+        sealed = sum((b.first + b.count - 1) % index.BLOCK == 0 and b.first + b.count - 1 <= self.size for b in blocks)
+        expected = blocks[: max(len(rows), sealed)] if growing else blocks
+        if rows != expected:
+            same = 0
+            while same < min(len(rows), len(expected)) and rows[same] == expected[same]:
+                same += 1
+            first = expected[same].first if same < len(expected) else segment.first
+            self.trusted.find("index", f"row {same} is not what the records give", first, None, path, derived=True)
+
+    def locate(self) -> None:
+        """Something differs: say where."""
+        latest = self.trusted.latest
+        number, offset, first = self.good
+        found: list[Finding] = []
+        if latest is not None:
+            found = diagnose(self.trusted.layout, self.ordered, self.size, latest.root, (number, offset), first)
+        if found:
+            self.report.findings += found
+            return
+        kind, text, where = self.failure
+        last = next((size for size in sorted(self.roots) if size >= first), self.size)
+        self.trusted.find(kind, f"between records {first} and {last}: {text}", first, last, where)
+
+    def finish(self) -> None:
+        report, size = self.report, self.tree.size
+        report.records = self.size
+        report.unsealed = max(0, size - self.size)
+        report.root = self.trusted.latest.root if self.trusted.latest is not None else b""
+        report.checkpoints = len(self.trusted.past)
+        if report.pruned and self.prunes.last < report.pruned and not self.broken:
+            text = f"records 1 to {report.pruned} are gone, and no sealed record says that they were pruned"
+            self.trusted.find("removed", text, 1, report.pruned)
+        for seq, last in self.unsealed_prunes.items():
+            report.notes.append(
+                f"record {seq} says that records up to {last} are to be pruned; it counts for nothing, as no "
+                "checkpoint covers it"
+            )
+        for known in self.trusted.known:
+            if known.size > max(size, self.size):
+                text = (
+                    f"the log has {max(size, self.size)} records, but had {known.size}: it is an older copy, or was cut"
+                )
+                self.trusted.find("older", text, max(size, self.size) + 1, known.size)
+
+
+def prefetched(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, each read (and decompressed) while the one before is being worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="hsmcore-audit-read") as thread:
+        ahead = thread.submit(next, chunks, None)
+        while (chunk := ahead.result()) is not None:
+            ahead = thread.submit(next, chunks, None)
+            yield chunk

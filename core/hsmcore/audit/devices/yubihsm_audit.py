@@ -1,0 +1,158 @@
+"""A YubiHSM's own log beside ours: drained, kept, its chain verified, each signature matched with a record.
+
+Device and records are matched by key, length and order; the device notes no message and no time. Records are written
+after the signature, so while a key manager signs, the newest of both sides may miss each other: they wait for the next
+reading. What is missing or too much on one side shows, at the latest, at a reading while nothing is being signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hsmcore.audit.devices.yubihsm_chain import Finding, Joined, LogEntry, join
+from hsmcore.audit.devices.yubihsm_log import drain
+from hsmcore.audit.devices.yubihsm_store import EntryStore
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.query import Query
+from hsmcore.config import Provider, YubiHsmSettings
+
+KEY_TEST_BYTES: Final = 48
+"""What the engine signs to prove a key (prove in engine.c); such a signature is not recorded."""
+_EDDSA: Final = 0x6A
+_KEY_ID_BYTES: Final = 2
+WAIT_SECONDS: Final = 2.0
+"""How long after a reading the record of a signature may take."""
+GRACE_NS: Final = 10 * 10**9
+"""How much the clocks of record and reading may be apart."""
+_KEPT: Final = ("seq", "time_ns", "operation", "result", "key_id", "message_bytes")
+
+
+@dataclass
+class DeviceReport:
+    """What one reading showed."""
+
+    member: str
+    serial: int | None = None
+    first_reading: bool = False
+    new_entries: int = 0
+    matched: int = 0
+    key_tests: int = 0
+    """Signatures that have the form of the engine's own tests of the key."""
+    waiting: int = 0
+    """Records whose entry is expected with the next reading."""
+    commands: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "member": self.member,
+            "serial": self.serial,
+            "firstReading": self.first_reading,
+            "newEntries": self.new_entries,
+            "matched": self.matched,
+            "keyTests": self.key_tests,
+            "waiting": self.waiting,
+            "commands": dict(sorted(self.commands.items())),
+            "findings": [{"kind": f.kind, "number": f.number, "detail": f.detail} for f in self.findings],
+        }
+
+
+async def examine(provider: Provider, layout: Layout) -> DeviceReport:
+    """Drain the log of a member with one device, and judge it. Raises HsmError, SegmentError, OSError."""
+    settings = provider.config
+    if not isinstance(settings, YubiHsmSettings):
+        raise TypeError(provider.type)
+    report = DeviceReport(provider.name)
+    with EntryStore(layout, provider.name) as store:
+        begun_ns = time.time_ns()
+        report.findings += store.findings
+        result = await drain(settings, store.anchor, store.keep)
+        report.serial = None if result.anchor is None else result.anchor.serial
+        report.new_entries = len(result.entries)
+        report.commands.update(entry.name for entry in result.entries)
+        # The new stretch was judged with the anchor; what was kept is judged as a whole, which finds the same again.
+        lines, known = store.verify()
+        report.findings += known + [found for found in result.findings if found not in known]
+        examiner = _Joiner(store, layout, provider.name, settings, begun_ns)
+        await examiner.run(report, lines)
+    return report
+
+
+class _Joiner:
+    def __init__(
+        self, store: EntryStore, layout: Layout, member: str, settings: YubiHsmSettings, begun_ns: int
+    ) -> None:
+        self._store, self._layout, self._member, self._settings = store, layout, member, settings
+        self._begun_ns = begun_ns
+
+    async def run(self, report: DeviceReport, lines: int) -> None:
+        store = self._store
+        if store.progress.begun_ns == 0:
+            await self._begin(report, lines)
+            return
+        entries = list(store.entries(store.progress.joined))
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            records = await asyncio.to_thread(self._records)
+            joined = join(entries, records, auth_key_id=self._settings.auth_key_id)
+            unexplained = [entry for entry in joined.only_device if not self._explained(entry)]
+            if not unexplained or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
+        report.matched = len(joined.pairs)
+        report.key_tests = len(joined.only_device) - len(unexplained)
+        report.findings += map(self._unrecorded, unexplained)
+        late = self._missing(joined, report)
+        store.advance(
+            joined=lines,
+            seq=max([store.progress.seq, *(record["seq"] for record in records)]),
+            since_ns=self._begun_ns - GRACE_NS,
+            left=tuple({name: record.get(name) for name in _KEPT} for record in late),
+        )
+
+    async def _begin(self, report: DeviceReport, lines: int) -> None:
+        """The first reading: everything so far is taken on trust."""
+        report.first_reading = True
+        self._store.advance(begun_ns=self._begun_ns, since_ns=self._begun_ns)
+        await asyncio.sleep(WAIT_SECONDS)
+        under_way = len(await asyncio.to_thread(self._records))
+        self._store.advance(joined=lines, slack=min(under_way, int(self._settings.sessions)))
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Ours that were not joined yet, oldest first."""
+        progress = self._store.progress
+        query = Query(
+            self._layout, progress.since_ns / 1e9, None, {"operation": "sign", "result": "ok", "member": self._member}
+        )
+        found = [record for block in query.blocks() for record in block]
+        begun = progress.begun_ns
+        return [
+            *map(dict, progress.left),
+            *(record for record in found if record["seq"] > progress.seq and record["time_ns"] >= begun),
+        ]
+
+    def _explained(self, entry: LogEntry) -> bool:
+        """Whether it may be a test of the key by the engine."""
+        own = entry.session_key == self._settings.auth_key_id
+        return own and (entry.command != _EDDSA or entry.length == KEY_TEST_BYTES + _KEY_ID_BYTES)
+
+    def _unrecorded(self, entry: LogEntry) -> Finding:
+        who = f"user {entry.session_key:#06x} signed with key {entry.target_key:#06x}"
+        if entry.session_key != self._settings.auth_key_id:
+            return Finding("foreign", entry.number, f"{who}, which is not the user of the configuration")
+        return Finding("unrecorded", entry.number, f"{who}, and there is no record of it")
+
+    def _missing(self, joined: Joined, report: DeviceReport) -> list[Any]:
+        """Report records that should have an entry by now. Returns those that may get one."""
+        settled = [r for r in joined.only_ours if r["time_ns"] <= self._begun_ns - GRACE_NS]
+        late = [r for r in joined.only_ours if r["time_ns"] > self._begun_ns - GRACE_NS]
+        for record in settled[self._store.progress.slack :]:
+            detail = f"record {record['seq']} speaks of a signature that the device's log does not have"
+            report.findings.append(Finding("missing", 0, detail))
+        report.waiting = len(late)
+        return late

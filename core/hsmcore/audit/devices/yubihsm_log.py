@@ -1,0 +1,224 @@
+"""Drain the audit log of a YubiHSM 2: read it, check its chain, have it kept, and only then let the device forget it.
+
+The log holds 62 entries and is out of PKCS#11's reach, so this goes through python-yubihsm (extra `hsmcore[yubihsm]`)
+with a user that may do no more than read the log (capability get-log-entries). With force-audit the device refuses to
+sign while its log is full: drain at least every 40 signatures.
+
+    anchor = Anchor.from_json(…) or None
+    result = await drain(settings, anchor, keep)      # keep(entries, anchor) makes both durable before it returns
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+from hsmcore.audit.devices.yubihsm_chain import ENTRY_BYTES, Anchor, Finding, LogEntry, after, verify_chain
+from hsmcore.config import Secret, YubiHsmSettings
+from hsmcore.errors import BadArgument, HsmError, error_of
+
+if TYPE_CHECKING:
+    from yubihsm.core import AuthSession, YubiHsm
+
+TIMEOUT_SECONDS: Final = 5
+"""For the connection, and for each answer."""
+
+# Yubico, "Core Concepts": how a password becomes K-ENC and K-MAC.
+_SALT: Final = b"Yubico"
+_ITERATIONS: Final = 10_000
+_KEY_BYTES: Final = 16
+_HEAD: Final = struct.Struct("!HHB")  # unlogged boots, unlogged authentications, number of entries
+
+Keep = Callable[[Sequence[LogEntry], Anchor], Awaitable[None] | None]
+"""Makes entries, and the anchor they lead to, durable. The device forgets them once it has returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSource:
+    """One device and the user that reads its log."""
+
+    connector: str
+    auth_key_id: int
+    password: Secret
+    member: str | None = None
+
+    @classmethod
+    def of(cls, settings: YubiHsmSettings) -> LogSource:
+        """From the settings of a member with one connector: auditAuthKeyId if it is given, else the signing user."""
+        if len(settings.connector_urls) != 1:
+            raise BadArgument("several connectors are several logs: drain each of config.members_of(provider)")
+        [connector] = settings.connector_urls
+        member = f"yubihsm:{connector}"
+        if settings.audit_auth_key_id is not None and settings.audit_password is not None:
+            return cls(connector, settings.audit_auth_key_id, settings.audit_password, member)
+        return cls(connector, settings.auth_key_id, settings.password, member)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainResult:
+    """What one reading brought. `entries` are new ones only, all kept by then."""
+
+    entries: Sequence[LogEntry]
+    anchor: Anchor | None
+    """For the next reading; None while the log has never held anything."""
+    findings: Sequence[Finding] = field(default=())
+    """What is wrong with the chain. The entries are kept nevertheless: they are the evidence."""
+    unlogged_boots: int = 0
+    unlogged_authentications: int = 0
+    """Events that found no room in a full log under force-audit."""
+
+
+async def drain(settings: YubiHsmSettings | LogSource, since: Anchor | None, keep: Keep) -> DrainResult:
+    """Read, check, keep, clear. Blocks nothing; takes a few exchanges with the device.
+
+    `since` is the anchor of the last reading, None for the first one, which is taken on trust. If `keep` raises, the
+    device keeps the entries and the next reading brings them again. Raises HsmError: LoginError (not to be repeated),
+    RequestRejected when the user may not read the log, MemberDown when the device does not answer.
+    """
+    source = settings if isinstance(settings, LogSource) else LogSource.of(settings)
+    reader = _Reader(source)
+    loop = asyncio.get_running_loop()
+    # One thread, so that closing comes after a call that a cancelled drain left behind.
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-device-log")
+    try:
+        reading = await loop.run_in_executor(thread, reader.read)
+        result = _judge(reading, since, source)
+        if result.entries and result.anchor is not None:
+            kept = keep(result.entries, result.anchor)
+            if inspect.isawaitable(kept):
+                await kept
+        if reading.entries:
+            await loop.run_in_executor(thread, reader.forget, reading.entries[-1].number)
+        return result
+    finally:
+        closing = loop.run_in_executor(thread, reader.close)
+        thread.shutdown(wait=False)
+        await asyncio.shield(closing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    serial: int
+    unlogged_boots: int
+    unlogged_authentications: int
+    entries: Sequence[LogEntry]
+
+
+def _judge(reading: _Reading, since: Anchor | None, source: LogSource) -> DrainResult:
+    serial, boots, authentications = reading.serial, reading.unlogged_boots, reading.unlogged_authentications
+    if since is not None and since.serial != serial:
+        detail = f"the device has serial number {serial}, the kept log is that of {since.serial}"
+        raise error_of("TOKEN_NOT_FOUND", detail=detail, member=source.member)
+    entries = after(reading.entries, since)
+    findings = verify_chain(entries, since)
+    if boots or authentications:
+        number = entries[-1].number if entries else 0
+        missed = f"{boots} boots and {authentications} authentications found the log full"
+        findings.append(Finding("unlogged", number, missed))
+    anchor = Anchor(serial, entries[-1].number, entries[-1].digest) if entries else since
+    return DrainResult(entries, anchor, findings, boots, authentications)
+
+
+class _Reader:
+    """The session with the device. Blocking; one thread at a time."""
+
+    def __init__(self, source: LogSource) -> None:
+        self._source = source
+        self._hsm: YubiHsm | None = None
+        self._session: AuthSession | None = None
+
+    def read(self) -> _Reading:
+        """Log in and read everything there is, oldest first."""
+        with self._translated("logging in to read the device's log"):
+            self._hsm = _connected(self._source.connector)
+            serial = int(self._hsm.get_device_info().serial)
+            self._session = _logged_in(self._hsm, self._source)
+        with self._translated("reading the device's log"):
+            from yubihsm.defs import COMMAND
+
+            # Not get_log_entries(): it refuses a log whose chain is broken, which is the one to be looked at.
+            reply = self._session.send_secure_cmd(COMMAND.GET_LOG_ENTRIES)
+            boots, authentications, count = _HEAD.unpack_from(reply)
+            rest = reply[_HEAD.size :]
+            if len(rest) != count * ENTRY_BYTES:
+                raise ValueError("wrong length")
+            entries = [LogEntry.parse(rest[at : at + ENTRY_BYTES]) for at in range(0, len(rest), ENTRY_BYTES)]
+            return _Reading(serial, boots, authentications, entries)
+
+    def forget(self, number: int) -> None:
+        """Let the device forget everything up to this entry."""
+        if self._session is not None:
+            with self._translated("clearing the device's log"):
+                self._session.set_log_index(number)
+
+    def close(self) -> None:
+        """End the session, or leave it to expire."""
+        session, self._session = self._session, None
+        hsm, self._hsm = self._hsm, None
+        with suppress(Exception):
+            if session is not None:
+                session.close()
+        if hsm is not None:
+            hsm.close()
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        exceptions, member = _exceptions(), self._source.member
+        try:
+            yield
+        except exceptions.YubiHsmAuthenticationError as error:
+            raise error_of("PIN_INCORRECT", detail=what, member=member) from error
+        except exceptions.YubiHsmDeviceError as error:
+            raise _of_device(error.code, what, member, logging_in=self._session is None) from error
+        except (exceptions.YubiHsmError, struct.error, ValueError, IndexError) as error:
+            problem = f"{what}: {type(error).__name__}"
+            raise error_of("TOKEN_LOST", detail=problem, member=member) from error
+
+
+def _of_device(code: int, what: str, member: str | None, *, logging_in: bool) -> HsmError:
+    from yubihsm.defs import ERROR
+
+    detail = f"{what}: the device says {ERROR(code).name}"
+    if code == ERROR.OBJECT_NOT_FOUND and logging_in:
+        return error_of("LOGIN_REFUSED", detail=detail, member=member)
+    if code == ERROR.AUTHENTICATION_FAILED and logging_in:
+        return error_of("PIN_INCORRECT", detail=detail, member=member)
+    if code == ERROR.INSUFFICIENT_PERMISSIONS:
+        hint = "Give the user the capability get-log-entries, or name one that has it as auditAuthKeyId."
+        return error_of("REQUEST_REJECTED", detail=detail, member=member, hint=hint)
+    return error_of("BUSY" if code == ERROR.SESSIONS_FULL else "TOKEN_LOST", detail=detail, member=member)
+
+
+def _exceptions() -> ModuleType:
+    try:
+        from yubihsm import exceptions
+    except ImportError as error:
+        hint = "Install it: pip install 'hsmcore[yubihsm]'."
+        raise error_of("MODULE_MISSING", detail="python-yubihsm is not installed", hint=hint) from error
+    return exceptions
+
+
+def _connected(url: str) -> YubiHsm:
+    from yubihsm.backends import get_backend
+    from yubihsm.backends.http import HttpBackend
+    from yubihsm.core import YubiHsm
+
+    web = url.startswith(("http://", "https://"))
+    return YubiHsm(HttpBackend(url, TIMEOUT_SECONDS) if web else get_backend(url))
+
+
+def _logged_in(hsm: YubiHsm, source: LogSource) -> AuthSession:
+    password = source.password.resolve()
+    try:
+        keys = hashlib.pbkdf2_hmac("sha256", password, _SALT, _ITERATIONS, 2 * _KEY_BYTES)
+    finally:
+        password[:] = bytes(len(password))
+    return hsm.create_session(source.auth_key_id, keys[:_KEY_BYTES], keys[_KEY_BYTES:])

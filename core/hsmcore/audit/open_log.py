@@ -1,0 +1,393 @@
+"""An audit log that is open: its writer, its sealer, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from hsmcore._native import Journal
+from hsmcore.audit import record, retention
+from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.intake import Intake
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.lock import FolderLock
+from hsmcore.audit.note import VerifierKey, signed
+from hsmcore.audit.recover import Opened, add_key, open_log
+from hsmcore.audit.sealer import Damaged, Sealer
+from hsmcore.audit.segment import SegmentError, first_seq
+from hsmcore.audit.shipping import Shipping
+from hsmcore.audit.signers import CheckpointSigner, FileSigner
+from hsmcore.audit.tiles import TileError
+from hsmcore.config.audit import AuditSettings
+from hsmcore.errors import AuditUnavailable, HsmError
+from hsmcore.log import get_logger
+from hsmcore.state.ownership import make_folder
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditStatus:
+    """How an open log stands."""
+
+    last_seq: int
+    """The newest record, on the disk or on its way there."""
+    kept_seq: int
+    """The newest record that is kept as `durability` says."""
+    sealed: int
+    """Records that a checkpoint covers."""
+    pending_bytes: int
+    failing: bool
+    oldest_ns: int
+    """Age of the oldest record that is not in the file; 0: none."""
+    commits: list[int]
+    """How long it took to keep a group, from its first record on, by octaves (see Engine.stats)."""
+    commits_ns: int
+    """The sum of those times."""
+
+
+MAX_PENDING: Final = 64 << 20
+"""Bytes of records that may wait for the disk."""
+_PRUNE_SECONDS: Final = 3600
+
+
+class OpenLog:
+    """The open log."""
+
+    def __init__(self, layout: Layout, settings: AuditSettings, loop: asyncio.AbstractEventLoop) -> None:
+        self._layout, self._settings, self._loop = layout, settings, loop
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit-seal")
+        self._intake = Intake(layout, self.record, self.durable)
+        self._sealing = asyncio.Lock()
+        self._lock: FolderLock | None = None
+        self._opened: Opened | None = None
+        self.journal: Journal | None = None
+        self._signer: CheckpointSigner | None = None
+        self._process = record.this_process()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: str | None = None
+        self._errno = 0
+        self._dropped = 0
+        self._pruned_at: float | None = None
+        self._own_prunes: dict[int, int] = {}
+        """The prune records of this session, and up to which record each prunes."""
+        self._durable_seq = 0
+        self.origin = ""
+        self.keep_from: Shipping | None = None
+        """Records that it has not shipped yet are not pruned."""
+        self.checkpoint: Checkpoint | None = None
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._thread, work)
+
+    # ---- opening and closing ----
+
+    async def open(self) -> None:
+        opened = await self._run(self._open_files)
+        self.origin, self.checkpoint = opened.origin, opened.checkpoint
+        self._durable_seq = opened.sealer.size
+        if self.journal is not None:
+            self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
+        for operation, fields in opened.events:
+            self.record(operation, fields)
+        key = self._settings.signing_key
+        if key is None or key.file is not None:
+            path = self._layout.default_key if key is None or key.file is None else Path(key.file)
+            await self.use(await self._run(lambda: FileSigner.load(path, self.origin)))
+        await self._intake.begin()
+
+    def _open_files(self) -> Opened:
+        make_folder(self._layout.log.parent, 0o777, parents=True)
+        make_folder(self._layout.folder)
+        make_folder(self._layout.spool)
+        self._lock = FolderLock(self._layout.lock)
+        opened = self._opened = open_log(self._layout, self._settings.origin)
+        rules, log = self._settings, self._layout.log
+        following = opened.sealer.size + 1
+        self.journal = Journal(
+            path=str(log),
+            archive=str(self._layout.segments),
+            first_seq=first_seq(log) if log.exists() and log.stat().st_size else following,
+            next_seq=following,
+            rotate_bytes=rules.rotate_bytes,
+            interval_seconds=rules.flush_interval_ms / 1e3,
+            durability=rules.durability,
+            fail_open=rules.on_failure == "open",
+            last_time_ns=opened.last_time_ns,
+        )
+        return opened
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the newest record, on the disk or on its way there."""
+        return self._durable_seq if self.journal is None else self.journal.next - 1
+
+    @property
+    def durable_seq(self) -> int:
+        """The newest record that is kept as `durability` says. From any thread."""
+        return self._durable_seq
+
+    def status(self) -> AuditStatus | None:
+        """None when it is closed. From any thread."""
+        journal, checkpoint = self.journal, self.checkpoint
+        if journal is None:
+            return None
+        try:
+            times = journal.stats()
+            last, kept, pending = journal.next - 1, journal.kept, journal.pending
+            failing = journal.failure != 0
+        except ValueError:  # closed meanwhile
+            return None
+        sealed = 0 if checkpoint is None else checkpoint.size
+        return AuditStatus(
+            last, kept, sealed, pending, failing, times["oldest_ns"], times["commit_octaves"], times["commit_sum_ns"]
+        )
+
+    async def use(self, signer: CheckpointSigner) -> None:
+        """Sign with this key from now on, and say in the log that it is another one than before."""
+        opened = self._opened
+        if opened is None:
+            return
+        previous = opened.keys[-1] if opened.keys else None
+        if signer.key not in opened.keys:
+            await self._run(lambda: add_key(self._layout, signer.key))
+            opened.keys.append(signer.key)
+        self._signer = signer
+        if previous is not None and previous != signer.key:
+            self.record("audit-key", {"verifier_key": str(signer.key), "previous_verifier_key": str(previous)})
+        if self.checkpoint is None:
+            await self.seal()
+
+    async def close(self) -> None:
+        await self._intake.end()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        try:
+            self._note_dropped()
+            last = self.last_seq
+            journal, self.journal = self.journal, None
+            if journal is not None:
+                journal.detach()
+                left = await self._run(journal.close)
+                if left:
+                    get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
+                self._durable_seq = last - left
+                self._release_waiting()
+                self._fail_waiting("it was closed before the record was written")
+                await self.seal_or_say(prune=False)
+        finally:
+            await self._run(self._close_files)
+            self._thread.shutdown(wait=False)
+
+    def _close_files(self) -> None:
+        if self._opened is not None:
+            self._opened.sealer.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written at present; None: it can."""
+        return self._failure
+
+    # ---- recording ----
+
+    def record(
+        self, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
+    ) -> int | None:
+        """`process`: who did it, as `record.this_process` says it; default: this process."""
+        journal = self.journal
+        if journal is None:
+            return None
+        full = journal.pending >= MAX_PENDING
+        if self._failure is not None or full:
+            if self._settings.on_failure == "closed":
+                raise AuditUnavailable(
+                    f"audit log {self._layout.log}: {self._failure or 'too many records wait for the disk'}"
+                )
+            if full:
+                self._dropped += 1
+                return None
+        if self._failure is None:
+            self._note_dropped()
+        self._put(journal.stamp(), operation, fields, process)
+        return self.last_seq
+
+    def _note_dropped(self) -> None:
+        if self._dropped and self.journal is not None:
+            dropped, self._dropped = self._dropped, 0
+            self._put(self.journal.stamp(), "audit-lost", {"records": dropped})
+
+    def _put(
+        self, now: int, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
+    ) -> None:
+        if self.journal is not None:
+            self.journal.put(record.line(self.journal.next, now, operation, fields, process or self._process))
+
+    def _note_clock_step(self, before: int, now: int) -> None:
+        self._put(now, "clock-step", {"from_ns": before, "to_ns": now})
+
+    def tail(self, fields: Mapping[str, object]) -> bytes:
+        """What the records of one key say beside each signature, as Engine.set_tail wants it."""
+        return record.tail(fields, self._process)
+
+    async def durable(self, seq: int) -> None:
+        if seq <= self._durable_seq or self.journal is None:
+            return
+        if self._failure is None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append((seq, future))
+            try:
+                async with asyncio.timeout(self._settings.wait_ms / 1e3):
+                    await future
+            except TimeoutError:
+                self._fail_wait("the disk does not answer")
+            except AuditUnavailable:
+                if self._settings.on_failure == "closed":
+                    raise
+        else:
+            self._fail_wait(self._failure)
+
+    def _fail_wait(self, problem: str) -> None:
+        if self._settings.on_failure == "closed":
+            raise AuditUnavailable(f"audit log {self._layout.log}: {problem}")
+
+    def _changed(self, written: int, failure: int) -> None:
+        if failure != self._errno:
+            self._errno = failure
+            self._note_failure(failure)
+        self._durable_seq = max(written, self._durable_seq)
+        self._release_waiting()
+        self._schedule()
+
+    def _refusal(self, failure: int) -> AuditUnavailable:
+        problem = os.strerror(failure) if failure else "the disk does not answer"
+        return AuditUnavailable(f"audit log {self._layout.log}: {problem}")
+
+    def _release_waiting(self) -> None:
+        waiting = self._waiting
+        # Whoever asked for an early one late waits for a later one: never wrong, and hardly ever.
+        while waiting and waiting[0][0] <= self._durable_seq:
+            future = waiting.popleft()[1]
+            if not future.done():
+                future.set_result(None)
+
+    def _note_failure(self, failure: int) -> None:
+        if not failure:
+            self._failure = None
+            get_logger().warning("the audit log is written again", file=str(self._layout.log))
+            return
+        self._failure = os.strerror(failure)
+        get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self._failure)
+        self._fail_waiting(self._failure)
+
+    def _fail_waiting(self, problem: str) -> None:
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(AuditUnavailable(f"audit log {self._layout.log}: {problem}"))
+        self._waiting.clear()
+
+    # ---- sealing ----
+
+    def _schedule(self) -> None:
+        """Have a checkpoint made when there are enough records, or when the first of them is old enough."""
+        sealed = self.checkpoint.size if self.checkpoint is not None else 0
+        due = self._durable_seq - sealed >= self._settings.checkpoint_every_records
+        if self._task is not None and not self._task.done():
+            return
+        if due:
+            self._begin_seal()
+        elif self._timer is None and self._durable_seq > sealed:
+            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+
+    def _begin_seal(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.journal is not None and (self._task is None or self._task.done()):
+            self._task = self._loop.create_task(self.seal_or_say(prune=True))
+
+    async def seal_or_say(self, *, prune: bool) -> None:
+        try:
+            await self.seal()
+            if prune:
+                await self._prune()
+        except (HsmError, OSError, Damaged, TileError, SegmentError) as error:
+            get_logger().error("no audit checkpoint could be made", file=str(self._layout.log), error=str(error))
+
+    async def seal(self) -> None:
+        """Sign the tree over all that is durable. Raises HsmError, Damaged, OSError."""
+        async with self._sealing:
+            opened, signer = self._opened, self._signer
+            size = self._durable_seq
+            if opened is None or signer is None:
+                return
+            if self.checkpoint is not None and self.checkpoint.size >= size:
+                return
+            sealer = opened.sealer
+            await self._run(lambda: sealer.advance(size))
+            await self._disown_prunes(sealer)
+            bare = await self._run(lambda: sealer.finish(self.origin))
+            note = signed(bare.text, signer.key, await signer.sign(bare.text))
+            checkpoint = Checkpoint(bare.origin, bare.size, bare.root, note)
+            await self._run(lambda: sealer.store(checkpoint))
+            self.checkpoint = checkpoint
+            if self._settings.compress:
+                await self._run(lambda: sealer.compress_full(checkpoint.size))
+
+    async def _disown_prunes(self, sealer: Sealer) -> None:
+        """No checkpoint may make a prune record count that this log's own retention did not write: whoever can write
+        the file has put it there. Raises AuditUnavailable."""
+        while foreign := [seq for seq, last in sealer.prunes.items() if self._own_prunes.get(seq) != last]:
+            get_logger().error(
+                "the audit log holds prune records of another's", file=str(self._layout.log), seq=foreign
+            )
+            for seq in foreign:
+                self.record(retention.VOID, {"first": seq, "last": seq})
+            size = self.last_seq
+            await self.durable(size)
+            if self.journal is None or self._durable_seq < size:
+                raise AuditUnavailable(f"audit log {self._layout.log}: record {foreign[0]} cannot be called void")
+            await self._run(functools.partial(sealer.advance, size))
+
+    async def _prune(self) -> None:
+        days, now = self._settings.retain_days, time.monotonic()
+        if days is None or (self._pruned_at is not None and now - self._pruned_at < _PRUNE_SECONDS):
+            return
+        self._pruned_at = now
+        before = time.time_ns() - days * 86_400 * 10**9
+        newest = self.checkpoint
+        if newest is None:
+            return
+        old = await self._run(lambda: retention.expired(self._layout, before, newest))
+        shipped = None if self.keep_from is None else self.keep_from.everywhere
+        if old is None or (shipped is not None and shipped < old.last):
+            return
+        # First said and sealed, then done: whoever verifies must find that it was meant.
+        seq = self.record(retention.PRUNE, {"first": old.first, "last": old.last, "records": old.last - old.first + 1})
+        if seq is None:
+            return
+        self._own_prunes[seq] = old.last
+        await self.durable(seq)
+        await self.seal()
+        if self.checkpoint is not None and self.checkpoint.size >= seq:
+            await self._run(lambda: retention.remove(self._layout, old))
+            if old.more:
+                self._pruned_at = None
+
+    @property
+    def keys(self) -> list[VerifierKey]:
+        """Those that have signed checkpoints, oldest first."""
+        return [] if self._opened is None else list(self._opened.keys)

@@ -1,0 +1,232 @@
+"""The checks of a module and its token, up to the login: each a function from what is known to steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from hsmcore.config.uri import build_uri
+from hsmcore.control.adopt import hold_module
+from hsmcore.control.cryptoki import CkrError
+from hsmcore.control.faults import translated
+from hsmcore.control.nearby import near_tokens
+from hsmcore.control.quirks import quirks_for
+from hsmcore.control.records import TokenRecord
+from hsmcore.doctor.calls import Calls, TokenInfo
+from hsmcore.doctor.context import Context
+from hsmcore.doctor.issues import Facts, known_issues
+from hsmcore.doctor.report import Step, fail, failed, ok, warn
+from hsmcore.errors import HsmError
+from hsmcore.statuses import STATUSES
+
+# CK_TOKEN_INFO.flags
+_WRITE_PROTECTED: Final = 0x2
+_LOGIN_REQUIRED: Final = 0x4
+_USER_PIN_INITIALIZED: Final = 0x8
+_PROTECTED_PATH: Final = 0x100
+_INITIALIZED: Final = 0x400
+_PIN_COUNT_LOW: Final = 0x10000
+_PIN_FINAL_TRY: Final = 0x20000
+_PIN_LOCKED: Final = 0x40000
+_PIN_TO_BE_CHANGED: Final = 0x80000
+
+_SESSION_COUNT: Final = 0x0B1
+_OPEN_PAUSE: Final = {"aws-cloudhsm": 0.05}
+"""Seconds between two sessions that are opened, where opening them at once throttles others."""
+
+
+def check_module(context: Context) -> Iterator[Step]:
+    """It loads, initializes, and says who it is."""
+    question = context.question
+    context.announce("C_Initialize")
+    context.holder = hold_module(question.module_path, question.module_args)
+    with translated("asking the module who it is", question.member):
+        context.calls = Calls(question.module_path, context.announce)
+        info = context.info = context.calls.info()
+    recognized = quirks_for(None, f"{info.manufacturer} {info.description}").name
+    context.quirks = quirks_for(question.quirks or recognized)
+    version = ".".join(map(str, info.library))
+    found = (
+        f"{info.description or 'no description'} {version} by {info.manufacturer or 'nobody'}, "
+        f"PKCS#11 {'.'.join(map(str, info.cryptoki))}, quirks {context.quirks.name}"
+    )
+    data = {
+        "cryptokiVersion": ".".join(map(str, info.cryptoki)),
+        "manufacturer": info.manufacturer,
+        "description": info.description,
+        "libraryVersion": version,
+        "quirks": context.quirks.name,
+        "recognizedQuirks": recognized,
+    }
+    if question.quirks is not None and recognized not in ("generic", question.quirks):
+        hint = f'Leave quirks out, or set it to "{recognized}", unless you know better.'
+        yield warn("module", f"{found}; the module looks like {recognized}", hint, **data)
+    else:
+        yield ok("module", found, **data)
+
+
+def check_issues(context: Context) -> Iterator[Step]:
+    """What is known of this module in this configuration."""
+    question = context.question
+    issues = list(
+        known_issues(
+            Facts(
+                quirks=context.quirks.name,
+                version=context.info.library,
+                isolation=question.isolation,
+                algorithm=question.algorithm or "ed25519",
+                sessions=question.sessions,
+            )
+        )
+    )
+    yield from issues or (ok("known-issues", "none is known"),)
+
+
+def check_token(context: Context) -> Iterator[Step]:
+    """The one token that the selectors name."""
+    question = context.question
+    seen: list[TokenInfo] = []
+    with translated("looking for the token", question.member):
+        for slot in context.calls.slots():
+            with suppress(CkrError):  # a slot whose token does not answer is no candidate
+                seen.append(context.calls.token(slot))
+    wanted = question.selector
+    records = [TokenRecord(t.slot, t.label, t.serial, t.manufacturer, t.model, t.slot_description) for t in seen]
+    chosen = wanted.choose(records)
+    matching = [token for token, record in zip(seen, records, strict=True) if record in chosen]
+    present = [_token_data(token) for token in seen if token.flags & _INITIALIZED]
+    if len(matching) == 1:
+        token = context.token = matching[0]
+        place = f"{token.label!r}, serial {token.serial or '-'}, slot {token.slot}"
+        yield ok("token", f"{place}, {token.manufacturer} {token.model}".rstrip(), **_token_data(token))
+    elif matching:
+        yield fail(
+            "token",
+            f"{len(matching)} tokens match {wanted}",
+            STATUSES["TOKEN_AMBIGUOUS"].hint,
+            candidates=[_token_data(token) for token in matching],
+        )
+    else:
+        yield fail(
+            "token",
+            f"no slot holds a token with {wanted}",
+            near_tokens(wanted, present) or STATUSES["TOKEN_NOT_FOUND"].hint,
+            candidates=present,
+        )
+
+
+def check_token_state(context: Context) -> Iterator[Step]:
+    """What the token's flags say, before any attempt to log in."""
+    flags = context.token.flags
+    problems = [
+        (_INITIALIZED, False, "fail", "the token is not initialized", "Initialize it and give its user a PIN."),
+        (_USER_PIN_INITIALIZED, False, "fail", "the user's PIN is not set", "Have the security officer set it."),
+        (_PIN_LOCKED, True, "fail", "the user's PIN is locked", STATUSES["PIN_LOCKED"].hint),
+        (_PIN_FINAL_TRY, True, "warn", "one more wrong PIN locks the user out", "Check the PIN by hand first."),
+        (_PIN_TO_BE_CHANGED, True, "warn", "the user's PIN has to be changed", "Change it with the vendor's tool."),
+        (_PIN_COUNT_LOW, True, "warn", "a wrong PIN was given since the last login", "Find out who gave it."),
+        (_PROTECTED_PATH, True, "warn", "the token takes its PIN from a keypad, too", ""),
+    ]
+    initialized = bool(flags & _INITIALIZED)
+    login_required = bool(flags & _LOGIN_REQUIRED)
+    found = [
+        Step(name="token-state", outcome=outcome, found=text, hint=hint)
+        for bit, bad, outcome, text, hint in problems
+        if bool(flags & bit) is bad
+        # A token that asks for no login needs no PIN; one that is not initialized has none.
+        and not (bit == _USER_PIN_INITIALIZED and not (login_required and initialized))
+    ]
+    login = "required" if login_required else "not required"
+    state = f"initialized, login {login}"
+    yield from found or (ok("token-state", state, flags=flags, loginRequired=login_required),)
+
+
+def check_login(context: Context) -> Iterator[Step]:
+    """One attempt, or none where the token's flags speak against it."""
+    question, flags = context.question, context.token.flags
+    with translated("opening a session", question.member):
+        context.session = context.calls.open(context.token.slot, read_write=context.quirks.name == "aws-cloudhsm")
+    if not question.has_pin:
+        if flags & _LOGIN_REQUIRED:
+            yield fail(
+                "login", "the token requires a login, and no PIN is configured", "Give pin, or pin-source in uri."
+            )
+        else:
+            yield ok("login", "none is needed", attempts=0)
+        return
+    if flags & _PIN_FINAL_TRY and not question.force_login:
+        yield fail(
+            "login",
+            "not tried: the token says that one more wrong PIN locks it",
+            "Make sure that the PIN is right, then repeat with --force-login.",
+            attempts=0,
+        )
+        return
+    try:
+        with translated("logging in", question.member):
+            context.calls.login(context.session, context.pin)
+    except HsmError as error:
+        step = failed("login", error)
+        yield step.model_copy(update={"data": {**step.data, "attempts": 1}})
+    else:
+        yield ok("login", "the token took the PIN (one attempt)", attempts=1)
+
+
+def check_sessions(context: Context) -> Iterator[Step]:
+    """As many sessions as the configuration asks for, beside the one that is logged in."""
+    wanted, token = context.question.sessions + 1, context.token
+    most, used = token.max_sessions or None, token.sessions
+    data = {"wanted": wanted, "most": most, "inUse": used}
+    if most is not None and most < wanted:
+        hint = f"Set sessions to {max(1, most - 1)} or less."
+        yield fail(
+            "sessions", f"the token has {most} sessions; {wanted} are needed (one of them logs in)", hint, **data
+        )
+        return
+    if most is not None and used is not None and used + wanted > most:
+        hint = "Not opened, so as not to take them from whoever uses them; stop it, or set sessions lower."
+        yield warn("sessions", f"{used} of the token's {most} sessions are in use; {wanted} are needed", hint, **data)
+        return
+    opened: list[int] = []
+    refused: CkrError | None = None
+    pause = _OPEN_PAUSE.get(context.quirks.name, 0.0)
+    try:
+        while len(opened) + 1 < wanted:
+            opened.append(context.calls.open(token.slot, read_write=context.quirks.name == "aws-cloudhsm"))
+            time.sleep(pause)
+    except CkrError as error:
+        refused = error
+    finally:
+        for session in opened:
+            context.calls.close(session)
+    data["opened"] = len(opened) + 1
+    limit = "no limit" if most is None else f"limit {most}"
+    if refused is None:
+        yield ok("sessions", f"{wanted} opened at once ({limit})", **data)
+    elif refused.ckr == _SESSION_COUNT:
+        found = f"the token opened {len(opened) + 1} sessions of {wanted}"
+        yield fail("sessions", found, f"Set sessions to {max(1, len(opened))} or less.", **data)
+    else:
+        with translated("opening sessions", context.question.member):
+            raise refused
+
+
+def writable(context: Context) -> bool:
+    """Whether the token takes new objects at all."""
+    return not context.token.flags & _WRITE_PROTECTED
+
+
+def _token_data(token: TokenInfo) -> dict[str, object]:
+    names = {"token": token.label or None, "serial": token.serial or None, "manufacturer": token.manufacturer or None}
+    return {
+        "uri": build_uri({**names, "model": token.model or None}),
+        "label": token.label,
+        "serial": token.serial,
+        "slotId": token.slot,
+        "slotDescription": token.slot_description,
+        "manufacturer": token.manufacturer,
+        "model": token.model,
+        "firmware": ".".join(map(str, token.firmware)),
+    }

@@ -1,0 +1,65 @@
+"""The probe's child: the vendor's module is loaded here and nowhere else, so it may hang or crash.
+
+Beside its answers it sends a note with the name of each C_* call before the call, so that its parent can say where it
+got stuck.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import IO, Any, NoReturn
+
+import orjson
+
+from hsmcore.control.child import read_exactly, run
+from hsmcore.control.wire import error_to_json
+from hsmcore.doctor.context import Context, Question
+from hsmcore.doctor.plan import BY_NAME
+from hsmcore.doctor.report import Step, failed
+from hsmcore.errors import HsmError, InternalError
+
+
+def main(parent: int) -> NoReturn:
+    """What the child does from its start, given its parent's process id."""
+    run(parent, serve)
+
+
+def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
+    """Carry out one check for each line of `requests`, until the last or the request to close."""
+
+    def send(line: Any) -> None:
+        answers.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        answers.flush()
+
+    context: Context | None = None
+    try:
+        while line := requests.readline():
+            request = orjson.loads(line)
+            if request["call"] == "close":
+                break
+            if request["call"] == "begin":
+                context = Context(Question(**request["question"]), announce=lambda call: send({"note": call}))
+                send({"result": None})
+                continue
+            pin = read_exactly(requests, request["pin_bytes"])
+            try:
+                send({"result": _steps(context, request["call"], pin)})
+            except Exception as error:  # noqa: BLE001  # the parent is told, whatever it was
+                send({"error": error_to_json(InternalError(f"{type(error).__name__}: {error}"))})
+            finally:
+                pin[:] = bytes(len(pin))
+    finally:
+        if context is not None and not context.hung:
+            context.close()
+
+
+def _steps(context: Context | None, name: str, pin: bytearray) -> list[dict[str, Any]]:
+    if context is None:
+        raise LookupError("a check before the question")
+    context.pin = pin
+    steps: list[Step] = []
+    try:
+        steps += BY_NAME[name].work(context)
+    except HsmError as error:
+        steps.append(failed(name, error))
+    return [step.model_dump(by_alias=True) for step in steps]

@@ -1,0 +1,43 @@
+"""What stands around a CloudHSM cluster: the vendor library's own configuration, and what AWS says of the HSMs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hsmcore.config import AwsCloudHsmSettings
+from hsmcore.doctor.report import Step, fail, ok, warn
+from hsmcore.doctor.subject import Subject
+from hsmcore.members.cloudhsm import check_client
+from hsmcore.members.cloudhsm.health import ClusterHealth, Expected
+from hsmcore.members.cloudhsm.poller import HealthPoller
+
+
+def probe_cluster(subject: Subject) -> Iterator[Step]:
+    """Two steps; AWS is not asked where clusterHealthIntervalMs is 0."""
+    settings = subject.provider.config
+    if not isinstance(settings, AwsCloudHsmSettings):
+        return
+    faults = check_client(settings)
+    if faults:
+        found = "; ".join(f"{fault.path} {fault.problem}" for fault in faults)
+        yield fail("client-config", found, "Correct the configuration, or run configure-pkcs11 for this cluster.")
+    else:
+        yield ok("client-config", f"{settings.client_config} does not contradict the configuration")
+    if settings.cluster_health_interval_ms:
+        expected = Expected(settings.cluster_id, settings.cluster_endpoint, settings.algorithm, settings.region)
+        yield _judged(HealthPoller(expected, 1.0, member=subject.provider.name).ask())
+
+
+def _judged(health: ClusterHealth) -> Step:
+    data = health.to_json()
+    if health.error is not None:
+        hint = "Give the process cloudhsm:DescribeClusters, or set clusterHealthIntervalMs to 0."
+        return warn("cluster", health.error, hint, **data)
+    zones = ", ".join(
+        f"{zone}: {' and '.join(f'{count} {state}' for state, count in states.items())}"
+        for zone, states in health.zones.items()
+    )
+    found = f"{health.cluster_id} is {health.state} ({zones or 'no HSMs'})"
+    if health.problems:
+        return warn("cluster", f"{found}: {'; '.join(health.problems)}", "See docs/operations/aws-cloudhsm.md.", **data)
+    return ok("cluster", found, **data)

@@ -1,0 +1,75 @@
+"""All providers of a configuration, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from hsmcore._version import __version__
+from hsmcore.config import Config, Provider
+from hsmcore.doctor.registry import probe
+from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step
+from hsmcore.doctor.subject import Begun, Options, Subject
+
+Levels = tuple[tuple[Level, Provider], ...]
+Watcher = Callable[[Level, Provider, Step | Begun | None], None]
+"""Hears of each provider (None) and then of each of its steps, as they come."""
+
+
+def levels_of(config: Config) -> Levels:
+    """Every provider that may come to sign, in the order in which they do."""
+    rules = config.key_manager
+    failover = rules.failover
+    if failover is None or not failover.enabled:
+        return (("primary", rules.own),)
+    found: list[tuple[Level, Provider]] = [("primary", member) for member in rules.primary]
+    found += [("secondary", member) for member in failover.secondary or ()]
+    if failover.emergency_mode_enabled:
+        emergency = failover.emergency or (_default_emergency(failover.where),)
+        found += [("emergency", member) for member in emergency]
+    return tuple(found)
+
+
+def _default_emergency(where: str) -> Provider:
+    made = Provider.model_validate({"type": "ephemeral", "config": {}})
+    made.locate(f"{where}.emergency")
+    return made
+
+
+def diagnose(
+    config: Config,
+    options: Options | None = None,
+    *,
+    members: Iterable[tuple[Level, Provider]] | None = None,
+    watch: Watcher = lambda _level, _provider, _event: None,
+) -> DoctorReport:
+    """Probe `members` (default: all of them). Blocks: no event loop may run in this thread.
+
+    Nothing that is found raises: it stands in the report."""
+    reports = []
+    for level, provider in members if members is not None else levels_of(config):
+        watch(level, provider, None)
+        steps, identity = _probed(Subject(provider, config, level, options or Options()), watch)
+        report = ProviderReport(
+            name=provider.name,
+            type=provider.type,
+            level=level,
+            where=provider.where,
+            steps=tuple(steps),
+            identity=identity,
+        )
+        reports.append(report)
+    return DoctorReport.of(__version__, tuple(reports))
+
+
+def _probed(subject: Subject, watch: Watcher) -> tuple[list[Step], Identity | None]:
+    steps: list[Step] = []
+    running = probe(subject)
+    while True:
+        try:
+            event = next(running)
+        except StopIteration as end:
+            return steps, cast("Identity | None", end.value)
+        if isinstance(event, Step):
+            steps.append(event)
+        watch(cast("Level", subject.level), subject.provider, event)

@@ -1,0 +1,102 @@
+"""What is known of modules and must be known by whoever runs them: data, one row for each issue.
+
+Each row was measured on the module, read in its source, or is documented by its vendor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hsmcore.doctor.report import Step, warn
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides whether an issue concerns somebody."""
+
+    quirks: str
+    version: tuple[int, int]
+    isolation: str
+    algorithm: str | None
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One issue. A condition that is None or 0 always holds."""
+
+    module: str
+    name: str
+    text: str
+    hint: str = ""
+    below: tuple[int, int] | None = None
+    """Only versions of the library before this one."""
+    isolation: str | None = None
+    algorithm: str | None = None
+    more_sessions_than: int = 0
+
+    def concerns(self, facts: Facts) -> bool:
+        return (
+            self.module == facts.quirks
+            and (self.below is None or facts.version < self.below)
+            and self.isolation in (None, facts.isolation)
+            and self.algorithm in (None, facts.algorithm)
+            and facts.sessions > self.more_sessions_than
+        )
+
+
+ISSUES: Final = (
+    Issue(
+        "softhsm",
+        "signature-leak",
+        "SoftHSM before 2.7 leaks some 64 bytes of memory with each Ed25519 signature: 64 MB a million",
+        'Use isolation "process" with hostMemoryLimitBytes, which starts the host again when it has grown, or 2.7.',
+        below=(2, 7),
+        algorithm="ed25519",
+    ),
+    Issue(
+        "softhsm",
+        "logout-crash",
+        "SoftHSM before 2.7 can crash in C_Logout while another thread is inside the module",
+        'Use isolation "process": a crash then costs a restart of the host and not of the application.',
+        below=(2, 7),
+        isolation="thread",
+    ),
+    Issue(
+        "softhsm",
+        "truncated-object",
+        "SoftHSM before 2.7 may leave a truncated token.object if its process is killed while it logs in",
+        "Keep a copy of the token's folder, and stop processes with SIGTERM rather than SIGKILL.",
+        below=(2, 7),
+    ),
+    Issue(
+        "yubihsm",
+        "no-read-timeout",
+        "yubihsm_pkcs11 has no read timeout: a connector that hangs keeps C_Sign from ever returning",
+        'Use isolation "process": the host is killed when its calls overrun, and started again.',
+        isolation="thread",
+    ),
+    Issue(
+        "yubihsm",
+        "one-at-a-time",
+        "a YubiHSM 2 signs one message at a time; more sessions on one connector only wait",
+        "Set sessions to the number of connectors.",
+        more_sessions_than=16,
+    ),
+    Issue(
+        "aws-cloudhsm",
+        "ed25519-mode",
+        "AWS CloudHSM signs Ed25519 on hsm2m.medium in non-FIPS mode only, and messages of 16,000 bytes at most",
+        "Check the cluster's HsmType and Mode (aws cloudhsmv2 describe-clusters).",
+        algorithm="ed25519",
+    ),
+)
+
+
+def known_issues(facts: Facts) -> Iterator[Step]:
+    """A warning for each issue that concerns this module in this configuration."""
+    for issue in ISSUES:
+        if issue.concerns(facts):
+            yield warn("known-issues", issue.text, issue.hint, issue=issue.name)

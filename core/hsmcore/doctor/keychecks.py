@@ -1,0 +1,234 @@
+"""The checks of the key: found, of a type that can be signed with, kept as it should be, and the one that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from hsmcore.base58 import base58
+from hsmcore.control.curves import algorithm_of_params, decode_point
+from hsmcore.control.faults import translated
+from hsmcore.control.nearby import near_keys
+from hsmcore.doctor.checks import writable
+from hsmcore.doctor.context import Context, FoundKey
+from hsmcore.doctor.report import Step, fail, ok, printable, warn
+from hsmcore.statuses import STATUSES
+
+# CKO_*, CKK_*, CKA_*, CKM_* and CKF_* of PKCS#11 v3.0.
+_PUBLIC_KEY: Final = 2
+_PRIVATE_KEY: Final = 3
+_EC: Final = 0x3
+_EC_EDWARDS: Final = 0x40
+_LABEL: Final = 0x003
+_KEY_TYPE: Final = 0x100
+_ID: Final = 0x102
+_SENSITIVE: Final = 0x103
+_DECRYPT: Final = 0x105
+_UNWRAP: Final = 0x107
+_SIGN: Final = 0x108
+_DERIVE: Final = 0x10C
+_EXTRACTABLE: Final = 0x162
+_NEVER_EXTRACTABLE: Final = 0x164
+_DESTROYABLE: Final = 0x172
+_EC_PARAMS: Final = 0x180
+_EC_POINT: Final = 0x181
+_ALWAYS_AUTHENTICATE: Final = 0x202
+_CKM_EDDSA: Final = 0x1057
+_CKM_ECDSA: Final = 0x1041
+_CKM_EDWARDS_GENERATE: Final = 0x1055
+_CKM_EC_GENERATE: Final = 0x1040
+_CKF_SIGN: Final = 0x800
+_CKF_GENERATE_PAIR: Final = 0x10000
+_CKF_WRAP: Final = 0x20000
+
+_CANDIDATES: Final = 64
+_MECHANISM: Final = {"ed25519": (_CKM_EDDSA, "CKM_EDDSA")}
+_ECDSA: Final = (_CKM_ECDSA, "CKM_ECDSA")
+
+
+def check_key(context: Context) -> Iterator[Step]:
+    """Exactly one private key matches what the configuration says."""
+    question = context.question
+    with translated("looking for the key", question.member):
+        if question.key_handle is not None:
+            matching = [question.key_handle]
+        else:
+            label = question.key_label.encode() if question.key_label is not None else None
+            identity = bytes.fromhex(question.key_id) if question.key_id is not None else None
+            matching = context.calls.find(context.session, _PRIVATE_KEY, label, identity)
+        if len(matching) != 1:
+            yield _not_one(context, matching)
+            return
+        key = context.key = _read(context, matching[0])
+    data = {"label": key.label, "id": key.id, "algorithm": key.algorithm, "keyType": key.key_type}
+    if key.algorithm is None:
+        kind = f"0x{key.key_type:x}" if key.key_type is not None else "unknown"
+        text = f"{key.label!r} has key type {kind}, or a curve that is not supported"
+        yield fail("key", text, STATUSES["ALGORITHM_UNSUPPORTED"].hint, **data)
+    elif question.algorithm not in (None, key.algorithm):
+        text = f"{key.label!r} is an {key.algorithm} key, and algorithm says {question.algorithm}"
+        yield fail("key", text, "Correct algorithm, or name another key.", **data)
+    else:
+        yield ok("key", f"{key.label!r}, id {key.id or '-'}, {key.algorithm}", **data)
+
+
+def _not_one(context: Context, matching: list[int]) -> Step:
+    """None or several match: which ones there are, and what may have been meant."""
+    question = context.question
+    names = {"label": question.key_label, "id": question.key_id}
+    wanted = ", ".join(f"{name} {value!r}" for name, value in names.items() if value is not None)
+    handles = matching or context.calls.find(context.session, _PRIVATE_KEY)
+    present = [(_label(context, handle), _identity(context, handle).hex()) for handle in handles[:_CANDIDATES]]
+    candidates = [{"label": label, "id": identity} for label, identity in present]
+    if matching:
+        hint = STATUSES["KEY_AMBIGUOUS"].hint
+        return fail("key", f"{len(matching)} private keys match {wanted}", hint, candidates=candidates)
+    hint = near_keys(question.key_label, question.key_id, present)
+    return fail("key", f"no private key with {wanted}", hint, candidates=candidates)
+
+
+def check_mechanism(context: Context) -> Iterator[Step]:
+    """The token signs with the key's mechanism."""
+    number, name = _MECHANISM.get(context.key.algorithm or "", _ECDSA)
+    with translated("asking for the mechanism", context.question.member):
+        flags = context.calls.mechanism_flags(context.token.slot, number)
+    if flags is None or not flags & _CKF_SIGN:
+        yield fail("mechanism", f"the token does not sign with {name}", STATUSES["MECHANISM_UNSUPPORTED"].hint)
+    else:
+        yield ok("mechanism", f"{name} signs", mechanism=name)
+
+
+def check_attributes(context: Context) -> Iterator[Step]:
+    """The private key cannot leave the token in the clear, and is good for signing alone."""
+    handle, question = context.key.handle, context.question
+    with translated("reading the key's attributes", question.member):
+        sensitive, extractable = context.flag(handle, _SENSITIVE), context.flag(handle, _EXTRACTABLE)
+        never = context.flag(handle, _NEVER_EXTRACTABLE)
+        signs, always = context.flag(handle, _SIGN), context.flag(handle, _ALWAYS_AUTHENTICATE)
+        uses = {"CKA_DECRYPT": _DECRYPT, "CKA_UNWRAP": _UNWRAP, "CKA_DERIVE": _DERIVE}
+        others = [name for name, kind in uses.items() if context.flag(handle, kind)]
+    if sensitive is False:
+        yield fail("sensitive", "CKA_SENSITIVE is false: whoever logs in can read the private key", "Make another key.")
+    else:
+        yield ok("sensitive", "CKA_SENSITIVE is true" if sensitive else "the token does not show CKA_SENSITIVE")
+    if extractable and not question.backs_up:
+        hint = "Use a key that is not extractable, unless it is to be backed up (keyRotation.backupEnabled)."
+        yield warn("extractable", "CKA_EXTRACTABLE is true: the token gives the key out, wrapped", hint)
+    elif extractable:
+        yield ok("extractable", "CKA_EXTRACTABLE is true, which its backups need")
+    elif never is False:
+        hint = "It was imported or could be taken out before: make a key on the token for what matters."
+        yield warn("extractable", "not extractable now, but CKA_NEVER_EXTRACTABLE is false", hint)
+    else:
+        yield ok("extractable", "not extractable")
+    if signs is False:
+        yield fail("usage", "CKA_SIGN is false: the key was deactivated, or made for another use", "Name another key.")
+    elif others:
+        hint = "Make keys that can sign and nothing else (`hsmcore keys generate` does)."
+        yield warn("usage", f"beside signing, the key may be used for {', '.join(others)}", hint)
+    else:
+        yield ok("usage", "signing only")
+    if always:
+        hint = "Make a key without it: hsmcore does not present the PIN for each signature."
+        yield fail("always-authenticate", "CKA_ALWAYS_AUTHENTICATE is true: each signature wants the PIN", hint)
+    else:
+        yield ok("always-authenticate", "signs without asking for the PIN again")
+
+
+def check_public_key(context: Context) -> Iterator[Step]:
+    """The public half is there, and is the one that was pinned."""
+    key, pinned = context.key, context.question.public_key
+    shown = key.public_key.hex() if key.public_key is not None else None
+    if shown is None and pinned is None:
+        yield fail("public-key", "the token does not hold the public half", STATUSES["PUBLIC_KEY_MISSING"].hint)
+        return
+    if shown is None:
+        yield warn(
+            "public-key", "only publicKey of the configuration says what it is", "Put the public half on the token."
+        )
+        return
+    data = {"publicKey": shown}
+    if key.public_key is not None and key.algorithm == "ed25519":
+        data["address"] = base58(key.public_key)
+    if pinned is not None and pinned.lower() != shown:
+        text = f"{shown}, and publicKey pins {pinned.lower()}"
+        yield fail("public-key", text, STATUSES["KEY_MISMATCH"].hint, **data)
+    elif pinned is not None:
+        yield ok("public-key", f"{data.get('address', shown)}, as pinned", **data)
+    else:
+        yield ok("public-key", f"{data.get('address', shown)} (not pinned: publicKey would)", **data)
+
+
+def check_privileges(context: Context) -> Iterator[Step]:
+    """What else this login may do. PKCS#11 does not say it outright, so nothing is tried: flags are read."""
+    mechanisms = (_CKM_EDWARDS_GENERATE, _CKM_EC_GENERATE)
+    generates, destroys = False, False
+    if writable(context):
+        with translated("asking what the login may do", context.question.member):
+            flags = [context.calls.mechanism_flags(context.token.slot, mechanism) for mechanism in mechanisms]
+            generates = any(flag is not None and flag & _CKF_GENERATE_PAIR for flag in flags)
+            destroys = context.flag(context.key.handle, _DESTROYABLE) is not False
+    data = {"mayGenerate": generates, "mayDestroy": destroys}
+    rights = " and ".join(name for name, has in (("make", generates), ("destroy", destroys)) if has)
+    if not rights:
+        yield ok("privileges", "the login can neither make nor destroy keys", **data)
+    elif context.question.rotates:
+        yield ok("privileges", f"as far as the token shows, the login may {rights} keys, which rotation needs", **data)
+    else:
+        hint = "Least privilege: where the vendor can, give the signing user the right to sign and no other."
+        yield warn("privileges", f"as far as the token shows, the login may {rights} keys", hint, **data)
+
+
+def check_backup(context: Context) -> Iterator[Step]:
+    """Whether a key of this kind could be backed up, wrapped by the token."""
+    key, quirks, question = context.key, context.quirks, context.question
+    why = quirks.why_not_wrapped(context.info.library, key.algorithm or "")
+    if why is None:
+        with translated("asking for mechanisms that wrap", question.member):
+            wraps = [context.calls.mechanism_flags(context.token.slot, int(kind)) for kind in quirks.wrap_mechanisms]
+        if not any(flags is not None and flags & _CKF_WRAP for flags in wraps):
+            why = f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
+    if question.backs_up and question.seals and key.algorithm == "ed25519":
+        yield ok("backup", "keyRotation.keyCeremony: new keys are sealed to the recovery key when they are made")
+    elif why is not None and question.backs_up and not question.backup_is_required:
+        yield warn("backup", why, 'Keys are rotated without a backup, as keyRotation.backupPolicy "warn" allows.')
+    elif why is not None and question.backs_up:
+        hint = (
+            "Rotations will fail. Give keyRotation.keyCeremony a recovery key, or set keyRotation.backupPolicy to "
+            '"warn" or backupEnabled to false and back the device up by its vendor\'s means.'
+        )
+        yield fail("backup", f"{why}, and keyRotation.backupEnabled asks for it", hint)
+    elif why is not None:
+        yield ok("backup", f"none asked for; {why}", possible=False)
+    elif not context.flag(key.handle, _EXTRACTABLE):
+        found = "the token wraps keys, but not this one: it is not extractable"
+        if question.backs_up:
+            yield warn("backup", found, "Keys that rotation makes from now on are; rotate to get one.", possible=False)
+        else:
+            yield ok("backup", f"none asked for; {found}", possible=False)
+    else:
+        yield ok("backup", "the token can wrap this key", possible=True)
+
+
+def _label(context: Context, handle: int) -> str:
+    raw = context.calls.attribute(context.session, handle, _LABEL) or b""
+    return printable(raw.decode("utf-8", "replace"), 128)
+
+
+def _identity(context: Context, handle: int) -> bytes:
+    return context.calls.attribute(context.session, handle, _ID) or b""
+
+
+def _read(context: Context, handle: int) -> FoundKey:
+    calls, session = context.calls, context.session
+    identity, key_type = _identity(context, handle), context.number(handle, _KEY_TYPE)
+    algorithm = algorithm_of_params(calls.attribute(session, handle, _EC_PARAMS) or b"")
+    if key_type != (_EC_EDWARDS if algorithm == "ed25519" else _EC):
+        algorithm = None
+    point = calls.attribute(session, handle, _EC_POINT) if algorithm is not None else None
+    if algorithm is not None and not point:
+        raw = {"identity": identity} if identity else {"label": calls.attribute(session, handle, _LABEL) or b""}
+        halves = calls.find(session, _PUBLIC_KEY, **raw)
+        point = calls.attribute(session, halves[0], _EC_POINT) if len(halves) == 1 else None
+    public_key = decode_point(algorithm, point) if algorithm is not None and point else None
+    return FoundKey(handle, _label(context, handle), identity.hex(), algorithm, key_type, public_key)

@@ -1,0 +1,196 @@
+"""The probe of a PKCS#11 module: what can be seen from here, and what a child process finds inside the module."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, Any, Final
+
+from hsmcore._native import Engine, wipe
+from hsmcore.config import Pkcs11Settings
+from hsmcore.control.process import Child, ChildLost, child_environment
+from hsmcore.doctor.common import check_configuration
+from hsmcore.doctor.context import Question
+from hsmcore.doctor.find import question
+from hsmcore.doctor.plan import CHECKS, Check
+from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped
+from hsmcore.doctor.subject import Begun, Subject
+from hsmcore.errors import HsmError
+from hsmcore.members.supervisor import HOST_PROGRAM
+
+_SIGN_SHARE: Final = 0.8
+"""Of a check's time, what a signature gets: so the child reports a hanging C_Sign before it is killed."""
+_START_SECONDS: Final = 30.0
+"""How long the child may take to start: that is the machine's time and not the module's."""
+_NEEDED_BY_KEY: Final = ("key", "public-key")
+
+
+def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+    """All steps of one PKCS#11 provider. The module is never loaded into this process."""
+    settings = subject.provider.config
+    if not isinstance(settings, Pkcs11Settings):  # by the registry it is
+        raise TypeError(f"{subject.provider.type} is not reached through PKCS#11")
+    yield Begun("configuration")
+    steps = list(check_configuration(subject, settings.resolve_pin if settings.pin_secret is not None else None))
+    steps.append(_module_file(subject, settings))
+    yield from steps
+    if any(step.outcome == "fail" for step in steps):
+        yield from (skipped(check.name, "something before it failed") for check in CHECKS)
+        return None
+    found: dict[str, Step] = {}
+    for event in _inside(subject, settings):
+        if isinstance(event, Step):
+            found.setdefault(event.name, event)
+        yield event
+    if found["token"].outcome != "fail" and settings.isolation == "process":
+        yield Begun("host")
+        yield _host(subject, settings, found["token"])
+    return _identity(found)
+
+
+def _module_file(subject: Subject, settings: Pkcs11Settings) -> Step:
+    path = Path(settings.module_path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        hint = subject.provider.install_hint
+        return fail("module-file", f"{path}: {error.strerror}", hint, path=str(path))
+    if magic != b"\x7fELF":
+        return fail("module-file", f"{path} is no shared library", "Correct modulePath.", path=str(path))
+    return ok("module-file", str(path), path=str(path))
+
+
+def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun]:
+    """The checks of the plan, in a child process."""
+    outcomes: dict[str, bool] = {}
+    seconds = subject.options.timeout
+    environment = child_environment(subject.config.secret_variables)
+    variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
+    with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.doctor.child") as child:
+        lost: ChildLost | None = None
+        notes = deque(["the start of the process"], maxlen=1)
+        try:
+            child.call({"call": "begin", "question": asdict(_question(subject, settings))}, _START_SECONDS)
+        except ChildLost as error:
+            lost = error
+            yield fail("module", _how_it_was_lost(error, notes, errors), "Look at the process's memory limits.")
+            outcomes["module"] = False
+        for check in CHECKS:
+            if check.name in outcomes:
+                continue
+            missing = [need for need in check.needs if not outcomes.get(need, False)]
+            if missing or lost is not None:
+                outcomes[check.name] = False
+                yield skipped(check.name, f"needs {', '.join(missing)}" if missing else "the module's process is gone")
+                continue
+            yield Begun(check.name)
+            steps: list[Step] = []
+            try:
+                steps = _asked(child, check, settings, seconds, notes)
+            except ChildLost as error:
+                lost = error
+                hint = (
+                    'Look at the device and its connection; isolation "process" keeps this away from the application.'
+                )
+                data = {"call": notes[-1]}
+                steps = [fail(check.name, _how_it_was_lost(error, notes, errors), hint, **data)]
+            except HsmError as error:
+                steps = [failed(check.name, error)]
+            outcomes[check.name] = all(step.outcome != "fail" for step in steps)
+            yield from steps
+
+
+def _asked(child: Child, check: Check, settings: Pkcs11Settings, seconds: float, notes: deque[str]) -> list[Step]:
+    pin = settings.resolve_pin() if check.wants_pin else None
+    try:
+        request = {"call": check.name, "pin_bytes": 0 if pin is None else len(pin)}
+        answer = child.call(request, seconds, pin, notes.append)
+    finally:
+        if pin is not None:
+            wipe(pin)
+    return [Step.model_validate(step) for step in answer]
+
+
+def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> str:
+    """Where, how, and the last that was written to standard error."""
+    errors.seek(0)
+    last = errors.read(1 << 16).decode(errors="replace").strip().rpartition("\n")[2]
+    return f"in {notes[-1]}: {printable(str(lost))}" + (f" ({printable(last, 200)})" if last else "")
+
+
+def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
+    rotation = subject.config.key_manager.key_rotation
+    rotates = rotation is not None and rotation.enabled
+    return replace(
+        question(settings, subject.provider.name),
+        rotates=rotates,
+        backs_up=rotates and rotation is not None and rotation.backup_enabled,
+        backup_is_required=rotation is None or rotation.backup_policy == "require",
+        seals=rotation is not None and rotation.key_ceremony is not None,
+        force_login=subject.options.force_login,
+        seconds=subject.options.timeout * _SIGN_SHARE,
+    )
+
+
+def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
+    """The host process starts, and the module works inside it. Without a login: that was tried once already."""
+    if shutil.which(str(HOST_PROGRAM)) is None:
+        return fail("host", f"{HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
+    engine = Engine(
+        member=subject.provider.name,
+        slots=8,
+        max_message=64,
+        max_workers=1,
+        coalesce_seconds=0.0,
+        default_timeout=subject.options.timeout,
+        cache_size=0,
+        single_flight=False,
+        cache_nondeterministic=False,
+    )
+    begun = time.monotonic()
+    try:
+        engine.start(
+            module_path=settings.module_path,
+            module_args=settings.initialize_args,
+            quirks=settings.quirks,
+            # Found a moment ago, by more than the engine selects by.
+            token_label=token.data["label"],
+            token_serial=token.data["serial"] or None,
+            slot_id=-1 if settings.slot_id is None else settings.slot_id,
+            workers=1,
+            host_program=str(HOST_PROGRAM),
+            environment=child_environment(subject.config.secret_variables),
+            memory_limit=settings.host_memory_limit_bytes or 0,
+            host_timeout=subject.options.timeout,
+        )
+    except HsmError as error:
+        return failed("host", error)
+    finally:
+        engine.refuse()
+        engine.stop(1.0)
+        engine.release()
+    milliseconds = (time.monotonic() - begun) * 1e3
+    return ok(
+        "host", f"starts, finds the token and ends within {milliseconds:.0f} ms", milliseconds=round(milliseconds)
+    )
+
+
+def _identity(found: dict[str, Step]) -> Identity | None:
+    key, public = (found.get(name) for name in _NEEDED_BY_KEY)
+    if key is None or public is None or not isinstance(key.data.get("algorithm"), str):
+        return None
+    data: dict[str, Any] = key.data
+    return Identity(
+        fixed=True,
+        algorithm=data["algorithm"],
+        key_id=data["id"] or None,
+        label=data["label"] or None,
+        public_key=public.data.get("publicKey"),
+        address=public.data.get("address"),
+    )

@@ -1,0 +1,235 @@
+"""The emergency budget: so many signatures within so many seconds, whatever crashes meanwhile.
+
+An episode begins when the emergency level is first used and ends only by `reset`; leaving and entering the level again,
+and restarting the process, go on with the same episode. Its time counts from its first signature. Its limits are those
+of its beginning; a configuration that has become stricter holds at once, a laxer one after the next reset.
+
+Units are reserved durably in blocks of at most BLOCK before any of them is used, so no crash and no number of processes
+can spend more than there are; a crash wastes what is left of a block, at most BLOCK - 1 units.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, insert, select, update
+
+from hsmcore.errors import BadArgument
+from hsmcore.failover.errors import EmergencyRefused
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import insert_events
+from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
+from hsmcore.state.store import Store
+
+BLOCK: Final = 16
+SECOND: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`emergencyModeRestrictions`: signatures, and seconds from the first one on."""
+
+    max_transactions: int
+    max_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyStatus:
+    """The present episode. Times are Unix nanoseconds; `reserved` is at least what was used."""
+
+    episode: int | None
+    began_ns: int | None
+    first_ns: int | None
+    expires_ns: int | None
+    max_transactions: int
+    max_seconds: int
+    reserved: int
+    left: int
+    expired: bool
+
+    @property
+    def usable(self) -> bool:
+        """Whether another signature is allowed."""
+        return self.left > 0 and not self.expired
+
+
+class Emergency:
+    """Spends one budget. Belongs to one event loop. `clock`: Unix nanoseconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Callable[[], int] = time.time_ns,
+        steady: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._clock = clock
+        self._steady = steady
+        self._reserving = asyncio.Lock()
+        self._episode = 0
+        self._units = 0  # of the present block: reserved durably, not used
+        self._until = 0
+        self._latest = 0
+        self._latest_at = steady()
+        self.seen: EmergencyStatus | None = None
+        """What `status` last returned."""
+
+    async def begin(self) -> EmergencyStatus:
+        """Begin an episode, or go on with the one that was begun before. Starts no clock."""
+        now = self._now()
+        return await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
+
+    def try_spend(self, units: int = 1) -> int:
+        """Use units of the block that is reserved. Returns the episode's number; 0: `spend` has to reserve more, or
+        refuses."""
+        if self._units < units or self._now() >= self._until:
+            return 0
+        self._units -= units
+        return self._episode
+
+    async def spend(self, units: int = 1) -> int:
+        """Use units; they are reserved durably when this returns. Returns the episode's number, for `give_back`. Raises
+        EmergencyRefused, and then uses none; StoreError. When the caller is cancelled, what was reserved meanwhile is
+        there for the next one."""
+        while not (episode := self.try_spend(units)):
+            async with self._reserving:
+                if not (episode := self.try_spend(units)):
+                    await asyncio.shield(self._reserve(units))
+                    continue
+            break
+        return episode
+
+    async def _reserve(self, units: int) -> None:
+        now, own, left = self._now(), self._episode, self._units
+        found = await self._store.run(lambda connection: _reserve(connection, self._limits, now, units, own, left))
+        self._saw(found.latest)
+        if found.episode != self._episode:
+            self._episode, self._units = found.episode, 0  # the old one was reset, and its units with it
+        if found.refusal:
+            raise EmergencyRefused(found.refusal)
+        # Added and not set: a caller that was cancelled may have left another reservation running beside this one.
+        self._units += found.taken
+        self._until = found.until
+
+    def give_back(self, episode: int, units: int = 1) -> None:
+        """Units that were used for nothing: the attempt is known to have made no signature."""
+        if episode == self._episode:
+            self._units += units
+
+    async def close(self) -> None:
+        """Return what is left of the block to the store."""
+        units, self._units = self._units, 0
+        if units:
+            own = self._episode
+            await self._store.run(
+                lambda connection: connection.execute(
+                    update(EPISODE)
+                    .where(EPISODE.c.id == own, EPISODE.c.ended_ns.is_(None))
+                    .values(reserved=EPISODE.c.reserved - units)
+                )
+            )
+
+    async def reset(self, reason: str) -> EmergencyStatus:
+        """End the episode; the next use begins another one with a whole budget. Returns how the one that ended stood.
+        The history has it in the same transaction, so there is no reset without a record; a key manager copies it into
+        its audit log. Raises BadArgument without a reason."""
+        if not reason.strip():
+            raise BadArgument("a reset of the emergency budget needs a reason")
+        now = self._now()
+
+        def work(connection: Connection) -> EmergencyStatus:
+            before = _status(connection, self._limits, now)
+            connection.execute(
+                update(EPISODE).where(EPISODE.c.ended_ns.is_(None)).values(ended_ns=now, end_reason=reason)
+            )
+            details = {"episode": before.episode, "reserved": before.reserved, "first_ns": before.first_ns}
+            insert_events(connection, [(time.time_ns(), Event("emergency-reset", reason=reason, details=details))])
+            return before
+
+        self._units = 0
+        return await self._store.run(work)
+
+    async def status(self) -> EmergencyStatus:
+        """How the episode stands. Units of the present block count as reserved."""
+        now = self._now()
+        found = await self._store.run(lambda connection: _status(connection, self._limits, now))
+        if found.episode != self._episode:
+            self._units = 0  # of an episode that was reset meanwhile
+        self.seen = found
+        return found
+
+    def _now(self) -> int:
+        # A clock that was set back must not stop the time: since the latest moment it has run on steadily.
+        steady = self._steady()
+        now = max(self._clock(), self._latest + steady - self._latest_at)
+        self._latest, self._latest_at = now, steady
+        return now
+
+    def _saw(self, moment: int) -> None:
+        if moment > self._now():
+            self._latest = moment
+
+
+@dataclass(frozen=True, slots=True)
+class _Reserved:
+    episode: int
+    latest: int
+    refusal: str = ""
+    taken: int = 0
+    until: int = 0
+
+
+def _reserve(connection: Connection, limits: Limits, now: int, units: int, own: int, left: int) -> _Reserved:
+    row = _row(connection, limits, now, begin=True)
+    wanted = units - (left if row.id == own else 0)
+    most, seconds = min(row.max_transactions, limits.max_transactions), min(row.max_seconds, limits.max_seconds)
+    now = max(now, row.latest_ns)
+    first = now if row.first_ns is None else row.first_ns
+    until = first + seconds * SECOND
+    if now >= until:
+        return _Reserved(row.id, now, f"the emergency key's time of {seconds} s is over")
+    free = most - row.reserved
+    if free < wanted:
+        return _Reserved(row.id, now, f"the emergency budget of {most} signatures is used up")
+    taken = min(max(wanted, BLOCK), free)
+    connection.execute(
+        update(EPISODE)
+        .where(EPISODE.c.id == row.id)
+        .values(reserved=EPISODE.c.reserved + taken, first_ns=first, latest_ns=now)
+    )
+    return _Reserved(row.id, now, "", taken, until)
+
+
+def _row(connection: Connection, limits: Limits, now: int, *, begin: bool) -> Any:
+    query = select(EPISODE).where(EPISODE.c.ended_ns.is_(None))
+    row = connection.execute(query).one_or_none()
+    if row is None and begin:
+        connection.execute(
+            insert(EPISODE).values(
+                began_ns=now,
+                latest_ns=now,
+                max_transactions=limits.max_transactions,
+                max_seconds=limits.max_seconds,
+                reserved=0,
+            )
+        )
+        row = connection.execute(query).one()
+    return row
+
+
+def _status(connection: Connection, limits: Limits, now: int, *, begin: bool = False) -> EmergencyStatus:
+    row = _row(connection, limits, now, begin=begin)
+    if row is None:
+        most, seconds = limits.max_transactions, limits.max_seconds
+        return EmergencyStatus(None, None, None, None, most, seconds, 0, most, expired=False)
+    most, seconds = min(row.max_transactions, limits.max_transactions), min(row.max_seconds, limits.max_seconds)
+    expires = None if row.first_ns is None else row.first_ns + seconds * SECOND
+    expired = expires is not None and max(now, row.latest_ns) >= expires
+    left = max(most - row.reserved, 0)
+    return EmergencyStatus(row.id, row.began_ns, row.first_ns, expires, most, seconds, row.reserved, left, expired)

@@ -1,0 +1,137 @@
+"""One place of a level: a member, started or not, and what the router needs of it without looking further."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+from hsmcore.errors import HsmError, NotInitialized
+from hsmcore.failover.latency import LatencyWatch
+from hsmcore.failover.member_state import Idle, MemberState
+from hsmcore.keyring import KeyVersion
+from hsmcore.members.base import Member, SigningEngine
+
+Submit = Callable[..., bytes | asyncio.Future[bytes]]
+Traced = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
+
+
+def _nobody(*_arguments: object) -> Any:
+    raise NotInitialized("the member has not started")
+
+
+class Endpoint(MemberState):
+    """Belongs to the event loop. `make` gives a new member: one that has been stopped cannot start again."""
+
+    __slots__ = (
+        *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
+        *("probing", "refused", "signed", "submit", "traced", "version", "versions", "watch", "where"),
+    )
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        interval: int,
+        level_name: str,
+        make: Callable[[], Member],
+        where: str = "$",
+        complete: Callable[[], None] = lambda: None,
+        patience: int = 0,
+    ) -> None:
+        super().__init__(name, level, interval)
+        self.patience = patience
+        """Nanoseconds without an answer that are nothing unusual for this kind of device."""
+        self.level_name = level_name
+        self.make = make
+        self.where = where
+        self._complete = complete
+        self.member: Member | None = None
+        self.version: KeyVersion | None = None
+        """The key that it signs with now."""
+        self.versions: dict[bytes, KeyVersion] = {}
+        """Its keys by public key; `index` is the key's place in its engine."""
+        self.index = 0
+        self.submit: Submit = _nobody
+        self.traced: Traced = _nobody
+        self.pending: set[asyncio.Future[Any]] = set()
+        """Answers that somebody waits for: they can be moved to another member when this one hangs."""
+        self.watch = LatencyWatch()
+        self.lost: Callable[[Endpoint], None] = lambda _endpoint: None
+        """Told when the member's host process has ended."""
+        self.refused: Callable[[Endpoint, HsmError], None] = lambda _endpoint, _error: None
+        """Told when its host process cannot be started again because the login is refused."""
+        self.probing = False
+        self.signed = 0
+        self.done = 0
+        self.busy_since = 0
+
+    @property
+    def signing(self) -> SigningEngine:
+        """The engine. Raises NotInitialized."""
+        if self.member is None:
+            raise NotInitialized("the member has not started", member=self.name)
+        return self.member.engine
+
+    @property
+    def key_version(self) -> KeyVersion:
+        """The key that it signs with. Raises NotInitialized."""
+        if self.version is None:
+            raise NotInitialized("the member has not started", member=self.name)
+        return self.version
+
+    async def start(self) -> KeyVersion:
+        """Make the member and start it. When it fails, nothing is left open."""
+        member = self.make()
+        try:
+            member.require_ready()  # before the blanks of an example: what to install comes first
+            self._complete()
+            version = await member.start()
+        except BaseException:
+            await member.stop()
+            raise
+        self.member = member
+        self.bind()
+        supervisor = getattr(member, "supervisor", None)
+        if supervisor is not None:
+            supervisor.lost = lambda: self.lost(self)
+            supervisor.refused = lambda error: self.refused(self, error)
+        self.signed = self.done = 0
+        self.busy_since = monotonic_ns()
+        self.watch = LatencyWatch()
+        self.versions = {version.public_key: version}
+        self.use(version)
+        return version
+
+    def bind(self) -> None:
+        """Take the member's engine, which is another object once the member records."""
+        if self.member is not None:
+            self.engine = engine = self.member.engine
+            self.submit, self.traced = engine.submit, engine.submit_traced
+
+    def use(self, version: KeyVersion) -> None:
+        """Sign with this key from now on."""
+        self.versions[version.public_key] = version
+        self.version = version
+        self.index = version.index
+        if self.key is not None:
+            self.key = version.public_key
+
+    def key_at(self, index: int) -> bytes:
+        """The public key that had this place in the engine when a request was submitted; by now another may sign."""
+        return next(
+            (key for key, version in self.versions.items() if version.index == index), self.key_version.public_key
+        )
+
+    def abandon(self, future: asyncio.Future[Any]) -> bool:
+        """Nobody waits for `future` any more. Whether a signature may exist all the same."""
+        return self.member is None or self.member.engine.abandon(future) is not False
+
+    async def stop(self) -> None:
+        """Answer everybody and close the member. Doing it twice is no error."""
+        member, self.member = self.member, None
+        self.submit = self.traced = _nobody
+        self.engine = Idle()
+        if member is not None:
+            await member.stop()

@@ -1,0 +1,295 @@
+"""What goes on beside the requests: looking at members, probing those that are out, starting and ending the emergency
+level, and following what people ask for through the state store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from time import monotonic_ns
+from typing import Any, Final
+
+from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
+from hsmcore.failover.breaker import SECOND, kind_of
+from hsmcore.failover.emergency import EmergencyLevel
+from hsmcore.failover.endpoint import Endpoint
+from hsmcore.failover.latency import FACTOR, FLOOR_NS
+from hsmcore.failover.levels import EMERGENCY
+from hsmcore.failover.router import Router
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+from hsmcore.state import Desired, Wish
+
+TICK_S: Final = 0.1
+"""How often members are looked at."""
+STALL_NS: Final = SECOND // 4
+"""A member that has requests and ends none for this long, or as its kind of device may take, or 20 times its 99th
+percentile, hangs."""
+FOLLOW_S: Final = 1.0
+"""How often wishes are read from the state store."""
+REPORT_S: Final = 5.0
+"""How often the state is written there, if nothing changes."""
+PROBE_PREFIX: Final = b"\xffhsmcore probe\x00"
+"""A Solana message begins with a count of signatures below 0x80, or with 0x80 plus its version (0 or 1 so far); an
+off-chain message with 0xff and "solana offchain". No probe can be taken for any of them."""
+
+Verify = Callable[[KeyVersion, bytes, bytes], Awaitable[bool]]
+
+
+def probe_message() -> bytes:
+    """A message to try a member with: new each time, so no cache answers it."""
+    return PROBE_PREFIX + secrets.token_bytes(16)
+
+
+class HealthMonitor:
+    """Works on a router's levels. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        router: Router,
+        verify: Verify,
+        desired: Desired | None,
+        name: str,
+        permitted: bool,
+        each_second: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._router = router
+        self._levels = router.levels
+        self._verify = verify
+        self._desired = desired
+        self._report_name = f"{name}:{os.getpid()}"
+        self._permitted = permitted
+        self._each_second = each_second
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looked = monotonic_ns()
+        self._followed = self._looked
+        self._reported = 0
+        self._reported_version = -1
+        self._following = False
+        self._orders: dict[str, str] = {}
+        self.emergency = EmergencyLevel(router, self._spawn)
+        self._ended = False
+        for endpoint in self._levels.members:
+            endpoint.lost = self._host_lost
+            endpoint.refused = self._login_refused
+
+    async def begin(self) -> None:
+        """Follow what was asked for before, then look at the members every TICK_S."""
+        if self._desired is not None:  # orders that were given to those who ran before
+            self._orders = {name: wish.value for name, wish in (await self._desired.all()).items()}
+        await self._follow()
+        self._later()
+
+    async def end(self) -> None:
+        """Look no longer; what is under way is cancelled and waited for. The members stay as they are."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        if self._desired is not None:
+            await self._desired.report(self._report_name, None)
+
+    def _later(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- looking ----
+
+    def _tick(self) -> None:
+        self._later()  # first, so that nothing in here can end it
+        now = monotonic_ns()
+        # If the loop itself was held up, members that answered meanwhile look as if they had not.
+        late = now - self._looked > 3 * TICK_S * SECOND
+        self._looked = now
+        for endpoint in self._levels.members:
+            if endpoint.member is not None:
+                self._look(endpoint, now, judge=not late)
+        self._levels.tick(now)
+        for endpoint in self._levels.probes_due(now):
+            if not endpoint.probing and self._levels.levels[endpoint.level].name != EMERGENCY:
+                endpoint.probing = True
+                self._spawn(self._probe(endpoint))
+        self.emergency.tend(now)
+        self._router.forget_bindings(now)
+        self._router.settle()
+        if self._desired is not None and not self._following and now - self._followed >= FOLLOW_S * SECOND:
+            self._following = True
+            self._followed = now
+            self._spawn(self._follow_and_report(self._desired, now))
+
+    def _look(self, endpoint: Endpoint, now: int, *, judge: bool) -> None:
+        stats = endpoint.signing.stats()
+        signed, done = stats["signatures"], stats["signatures"] + stats["failures"]
+        if signed != endpoint.signed:
+            self._levels.progressed(endpoint)
+        if done != endpoint.done or not stats["in_flight"] or not judge:
+            endpoint.busy_since = now
+        endpoint.signed, endpoint.done = signed, done
+        if not endpoint.trusted:
+            return
+        if endpoint.watch.look(stats["hsm_ns"]):
+            endpoint.watch.forget_outliers()
+            self._levels.failed(endpoint, "slow", "its signatures take far longer than they used to", now)
+        if now - endpoint.busy_since > max(STALL_NS, endpoint.patience, 20 * endpoint.watch.p99):
+            self._levels.stalled(endpoint, now)
+            self._router.settle()
+            if self._levels.pick_for(endpoint.key, [endpoint]) is not None:
+                self._router.move(endpoint)
+
+    def _host_lost(self, endpoint: Endpoint) -> None:
+        """Its host process is started again in a moment and takes up what it owes; but others can have that at once."""
+        if not self._ended and self._levels.pick_for(endpoint.key, [endpoint]) is not None:
+            self._levels.failed(endpoint, "down", "its host process ended", monotonic_ns())
+            self._router.settle()
+            self._router.move(endpoint)
+
+    def _login_refused(self, endpoint: Endpoint, error: HsmError) -> None:
+        """Probes would only hear that the host process does not run; what brings it back is a person."""
+        if not self._ended:
+            self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
+            self._router.settle()
+
+    # ---- probes ----
+
+    async def _probe(self, endpoint: Endpoint) -> None:
+        try:
+            if endpoint.member is None:
+                await self.start(endpoint)
+            await self._try(endpoint)
+        except HsmError as error:
+            kind = kind_of(error) or "down"
+            reason = str(error.args[0])
+            if kind in ("auth", "key", "fatal"):
+                self._levels.failed(endpoint, kind, reason, monotonic_ns())
+            self._levels.probed(endpoint, False, reason, monotonic_ns(), kind)
+        else:
+            self._levels.probed(endpoint, True, "", monotonic_ns())
+        finally:
+            endpoint.probing = False
+            if not self._ended:
+                self._router.settle()
+
+    async def start(self, endpoint: Endpoint) -> None:
+        """Start a member that is not running. Raises HsmError."""
+        version = await self._current_key(endpoint, await endpoint.start())
+        if version.public_key in self._router.retired:
+            endpoint.signing.retire_key(version.index)
+        self._levels.started(endpoint, version.public_key, monotonic_ns())
+        self._router.on_key(endpoint)
+        if self._levels.key == version.public_key:
+            self._router.current = version
+        if endpoint.fenced:
+            raise KeyMismatch(endpoint.reason, member=endpoint.name)
+
+    async def _current_key(self, endpoint: Endpoint, configured: KeyVersion) -> KeyVersion:
+        """The current key on a member that starts late, if it holds it; else the one that is configured for it."""
+        current = self._router.current
+        if current is None or current.public_key == configured.public_key or endpoint.member is None:
+            return configured
+        try:
+            found = await endpoint.member.load_key(bytes.fromhex(current.id))
+        except (KeyNotFound, ValueError):
+            return configured
+        if found.public_key != current.public_key:
+            return configured
+        endpoint.use(found)
+        return found
+
+    async def _try(self, endpoint: Endpoint) -> None:
+        """One signature, judged in software. Raises HsmError."""
+        version = endpoint.key_version
+        message, begun = probe_message(), monotonic_ns()
+        signed = endpoint.submit(message, max(0.05, min(endpoint.interval / SECOND, 2.0)), version.index, b"")
+        signature = signed if isinstance(signed, bytes) else await signed
+        took = monotonic_ns() - begun
+        if not await self._verify(version, message, signature):
+            raise SignatureInvalid("a probe's signature does not verify", member=endpoint.name)
+        if "slow" in endpoint.breakers and endpoint.watch.p99 and took > max(FLOOR_NS, FACTOR * endpoint.watch.p99):
+            raise HsmError("a probe took far longer than signatures used to", status="BUSY", member=endpoint.name)
+
+    # ---- what people ask for ----
+
+    async def readmit(self, endpoint: Endpoint, reason: str) -> None:
+        """Try a member anew that is out. One that only a person brings back logs in anew and proves its key anew."""
+        if endpoint.fenced and endpoint.member is not None and endpoint.level_name != EMERGENCY:
+            self._levels.stopped(endpoint, monotonic_ns())
+            await endpoint.stop()
+        self._levels.readmit(endpoint, reason, monotonic_ns())
+        self._router.settle()
+
+    async def _follow_and_report(self, desired: Desired, now: int) -> None:
+        try:
+            await self._follow()
+            if self._levels.version != self._reported_version or now - self._reported >= REPORT_S * SECOND:
+                self._reported, self._reported_version = now, self._levels.version
+                await desired.report(self._report_name, self.describe())
+        except HsmError as error:
+            get_logger().error("the state store cannot be followed", error=str(error))
+        finally:
+            self._following = False
+
+    async def _follow(self) -> None:
+        if self._desired is None:
+            return
+        wishes = await self._desired.all()
+        now = monotonic_ns()
+        nothing = Wish("", "")
+        for endpoint in self._levels.members:
+            wish = wishes.get(f"drain:{endpoint.name}")
+            self._levels.drain(endpoint, wish is not None, (wish or nothing).reason, now)
+            order = wishes.get(f"readmit:{endpoint.name}", nothing)
+            if order.value != self._orders.get(f"readmit:{endpoint.name}", ""):
+                self._orders[f"readmit:{endpoint.name}"] = order.value
+                await self.readmit(endpoint, order.reason)
+        forced = wishes.get("force", nothing)
+        names = [level.name for level in self._levels.levels]
+        self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)
+        emergency = wishes.get("emergency", nothing)
+        self._levels.permit_emergency(self._permitted and emergency.value != "disabled", emergency.reason, now)
+        if self._router.budget is not None and EMERGENCY in names:
+            status = await self._router.budget.status()
+            self._levels.emergency_used_up(not status.usable, "its budget or time is used up", now)
+        await self._each_second()
+        self._router.settle()
+
+    def describe(self) -> dict[str, Any]:
+        """How everything stands, as JSON-ready data."""
+        levels = self._levels
+        return {
+            "process": os.getpid(),
+            "mode": levels.mode,
+            "active": None if levels.active is None else levels.levels[levels.active].name,
+            "forced": None if levels.forced is None else levels.levels[levels.forced].name,
+            "publicKey": self._router.version.public_key.hex() if self._router.version else None,
+            "emergency": {"permitted": levels.emergency_permitted, "usedUp": levels.emergency_spent},
+            "members": [
+                {
+                    "member": endpoint.name,
+                    "level": endpoint.level_name,
+                    "condition": endpoint.condition,
+                    "reason": endpoint.reason,
+                    "publicKey": endpoint.key.hex() if endpoint.key else None,
+                    "inFlight": endpoint.engine.in_flight + endpoint.engine.waiting,
+                    "breakers": {b.kind: b.state for b in endpoint.open_breakers},
+                    "nextProbeSeconds": _seconds_to_probe(endpoint),
+                }
+                for endpoint in levels.members
+            ],
+            "atNs": time.time_ns(),
+        }
+
+
+def _seconds_to_probe(endpoint: Endpoint) -> float | None:
+    waits = [breaker.retry_at - monotonic_ns() for breaker in endpoint.open_breakers if breaker.rule.probed]
+    return round(max(0, *waits, 0) / SECOND, 3) if waits else None

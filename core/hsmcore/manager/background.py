@@ -1,0 +1,80 @@
+"""What goes on beside signing and survives a restart: the key ring, its rotation, notices to people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Self
+
+from hsmcore.config import Config, EphemeralSettings
+from hsmcore.events import Events
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+from hsmcore.manager.notices import NoticeService
+from hsmcore.rotation.context import ManagerPort
+from hsmcore.rotation.service import RotationService
+from hsmcore.state import Store
+
+_HOUR_NS: Final = 3_600_000_000_000
+_NOTICED: Final = {"failover": "failover", "failback": "failover", "emergency-operation": "emergency"}
+"""Events of which people are told, and the kind of notice."""
+
+
+class BackgroundServices:
+    """Store, rotation and notices of one key manager; without `keyRotation` and `notices` there is nothing in it.
+    Belongs to the event loop that opens it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        """What to start the members with."""
+        self.rotation: RotationService | None = None
+        self.notices: NoticeService | None = None
+        self._store: Store | None = None
+        self._subscriptions: list[Callable[[], None]] = []
+
+    @classmethod
+    async def open(cls, config: Config, *, rotates: bool = True) -> Self:
+        """Open the state store if anything needs it. `rotates`: see create_key_manager. Raises HsmError, and leaves
+        nothing open then."""
+        background = cls(config)
+        rules = config.key_manager
+        rotation = rules.key_rotation if rules.key_rotation is not None and rules.key_rotation.enabled else None
+        if rotation is not None and isinstance(rules.config, EphemeralSettings):
+            get_logger().warning("an ephemeral key is not rotated", path=f"{rules.where}.keyRotation")
+            rotation = None
+        if rotation is None and rules.notices is None:
+            return background
+        background._store = store = await Store.open(rules.state_path)
+        try:
+            notices = background.notices = NoticeService(store, rules.notices)
+            if rotation is not None:
+                before = rules.notices.before_hours * _HOUR_NS if rules.notices is not None else 0
+                background.rotation = RotationService(
+                    config, rotation, store, notices.announce, before, rotates=rotates
+                )
+                background.config = await background.rotation.configured()
+        except BaseException:
+            await store.close()
+            raise
+        return background
+
+    async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
+        """The members run: go on with what is unfinished. Raises KeyMismatch (see RotationService.begin)."""
+        if self.notices is not None:
+            notices = self.notices
+            for event, kind in _NOTICED.items():
+                self._subscriptions.append(events.on(event, partial(notices.note, kind, event)))
+            notices.begin()
+        if self.rotation is not None:
+            await self.rotation.begin(port, started)
+
+    async def close(self) -> None:
+        """End everything; what is unfinished goes on at the next start. Doing it twice is no error."""
+        for end in self._subscriptions:
+            end()
+        if self.rotation is not None:
+            await self.rotation.close()
+        if self.notices is not None:
+            await self.notices.close()
+        if self._store is not None:
+            await self._store.close()

@@ -1,0 +1,113 @@
+"""Opening once and closing once, whoever asks, however often, and whatever is cancelled meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+from hsmcore._native import fork_generation
+from hsmcore.errors import EngineClosed, EngineForked, HsmError, NotInitialized, WrongEventLoop
+
+State = Literal["new", "opening", "open", "closing", "closed"]
+Step = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Lifecycle:
+    """Runs `open` and `close` of its owner, each in a task of its own; `refuse` is called as soon as closing begins.
+
+    Cancelling whoever waits for the opening undoes it and waits until nothing is left; cancelling whoever waits for the
+    closing does not stop it, and the next one to close waits for its end. `open` must leave nothing behind when it
+    fails or is cancelled. Belongs to the event loop that opens.
+    """
+
+    def __init__(self, open_: Step, refuse: Callable[[], None], close: Step) -> None:
+        self._open_step, self._refuse, self._close_step = open_, refuse, close
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._process = fork_generation()
+        self.state: State = "new"
+
+    async def open(self) -> None:
+        """Raises what opening raises; HsmError if it was done already; EngineClosed if it was closed meanwhile."""
+        self.check_process()
+        if self.state in ("opening", "open", "closing"):
+            raise HsmError(f"initialize() was called already; it is {self.state}", status="BAD_ARGUMENT")
+        self._loop = asyncio.get_running_loop()
+        self.state = "opening"
+        task = self._task = self._loop.create_task(self._open_step())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            closed_meanwhile = task.cancelled()
+            task.cancel()
+            await _finished(task)
+            if not task.cancelled() and task.exception() is None:
+                await self._close_step()  # the cancellation came too late for it
+            self.state = "closed"
+            if closed_meanwhile:
+                raise EngineClosed("closed while it was being initialized") from None
+            raise
+        except BaseException:
+            self.state = "new"
+            raise
+        self.state = "open"
+
+    async def close(self) -> None:
+        """Returns when everything is closed. Doing it twice, or without having opened, is no error."""
+        self.check_process()
+        if self.state in ("new", "closed"):
+            return
+        self.check_loop()
+        if self.state == "opening" and self._task is not None:
+            self._task.cancel()
+            await _finished(self._task)
+            return
+        if self.state == "open" and self._loop is not None:
+            self.state = "closing"
+            self._refuse()
+            self._task = self._loop.create_task(self._close_and_note())
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _close_and_note(self) -> None:
+        try:
+            await self._close_step()
+        finally:
+            self.state = "closed"
+
+    def check(self) -> None:
+        """Raise unless it is open, and used in the right process and event loop."""
+        self.check_open()
+        self.check_loop()
+
+    def check_open(self) -> None:
+        """Raise unless it is open, and in the right process."""
+        self.check_process()
+        if self.state in ("new", "opening"):
+            raise NotInitialized("used before initialize()")
+        if self.state != "open":
+            raise EngineClosed("the key manager is closed")
+
+    def check_process(self) -> None:
+        """Raise EngineForked in a forked child."""
+        if self._process != fork_generation():
+            raise EngineForked("this key manager belongs to the process that was forked")
+
+    def check_loop(self) -> None:
+        """Raise WrongEventLoop outside the event loop that opened."""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            raise WrongEventLoop("used outside the event loop that initialized it")
+
+
+async def _finished(task: asyncio.Task[None]) -> None:
+    """Wait for the end of a task, however often the one who waits is cancelled."""
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            continue

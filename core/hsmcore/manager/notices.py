@@ -1,0 +1,169 @@
+"""Notices: written to the state store first, delivered when the targets can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Final
+
+from hsmcore.config import Notices, Secret
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+from hsmcore.state import Outbox, Store
+from hsmcore.state.outbox import Delivery
+
+SECOND: Final = 1_000_000_000
+GIVE_UP_NS: Final = 3 * 86400 * SECOND
+"""A notice that no attempt has delivered for so long is given up, and that is logged."""
+_FIRST_RETRY_NS: Final = 5 * SECOND
+_LAST_RETRY_NS: Final = 3600 * SECOND
+_LOOK_SECONDS: Final = 5.0
+
+Send = Callable[[bytearray, str, str], str]
+
+
+class NoticeService:
+    """Puts notices into the outbox and delivers them, one at a time, in a thread of its own. Belongs to the event loop.
+    A failure here is logged and disturbs nobody."""
+
+    clock: Callable[[], int] = staticmethod(time.time_ns)
+
+    def __init__(self, store: Store, rules: Notices | None) -> None:
+        self.outbox = Outbox(store)
+        self._rules = rules
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._noting: set[asyncio.Task[bool]] = set()
+        self._targets: dict[str, Secret] | None = None
+
+    def begin(self) -> None:
+        """Deliver what there is from now on."""
+        if self._rules is not None and self._task is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-notices")
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop delivering; an attempt under way is waited for (at most some seconds). What is left stays in the outbox.
+        Doing it twice is no error."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        if self._noting:
+            await asyncio.wait(tuple(self._noting))
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
+
+    async def announce(self, kind: str, title: str, body: str, occasion: str) -> bool:
+        """Put a notice in, once for each occasion. Whether it was new."""
+        rules = self._rules
+        if rules is None or kind not in rules.kinds:
+            return False
+        new = await self.outbox.add(kind, occasion, f"hsmcore: {title}", body, await self._names())
+        if new:
+            self._wake.set()
+        return new
+
+    def note(self, kind: str, event: str, details: Mapping[str, Any]) -> None:
+        """As `announce`, from a callback: an event and what is known of it."""
+        lines = [f"{name}: {value.hex() if isinstance(value, bytes) else value}" for name, value in details.items()]
+        task = asyncio.get_running_loop().create_task(
+            self.announce(kind, event, "\n".join(lines) or event, f"{event}-{time.time_ns()}")
+        )
+        self._noting.add(task)
+        task.add_done_callback(self._noted)
+
+    def _noted(self, task: asyncio.Task[bool]) -> None:
+        self._noting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            get_logger().error("a notice was not written", error=str(error))
+
+    async def _names(self) -> list[str]:
+        """The targets' fingerprints. Fetching a secret may take long: not on the event loop."""
+        if self._targets is None and self._rules is not None:
+            secrets = self._rules.targets
+            self._targets = await asyncio.get_running_loop().run_in_executor(
+                None, lambda: {_fingerprint(secret): secret for secret in secrets}
+            )
+        return list(self._targets or ())
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._deliver()
+            except HsmError as error:
+                get_logger().error("notices are not delivered", error=str(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()
+
+    async def _deliver(self) -> None:
+        await self._names()
+        while due := await self.outbox.due(self.clock()):
+            for delivery in due:
+                await self._attempt(delivery, (self._targets or {}).get(delivery.target))
+
+    async def _attempt(self, delivery: Delivery, target: Secret | None) -> None:
+        if target is None:
+            error = "the configuration does not have this target any more"
+        else:
+            loop = asyncio.get_running_loop()
+            error = await loop.run_in_executor(self._thread, _sent, target, delivery.title, delivery.body)
+        now, attempts = self.clock(), delivery.attempts + 1
+        values: dict[str, Any] = {"attempts": attempts, "error": error}
+        if not error:
+            values["done_ns"] = now
+        elif now - delivery.time_ns > GIVE_UP_NS or target is None:
+            values["given_up_ns"] = now
+            get_logger().error("a notice was given up", title=delivery.title, target=delivery.target, error=error)
+        else:
+            values["next_ns"] = now + min(_FIRST_RETRY_NS * 2 ** min(attempts - 1, 12), _LAST_RETRY_NS)
+            get_logger().warning("a notice was not taken", title=delivery.title, target=delivery.target, error=error)
+        await self.outbox.change(delivery.id, **values)
+
+
+def _fingerprint(secret: Secret) -> str:
+    """Names a target without its address, and stays the same while that does."""
+    try:
+        value = secret.resolve()
+    except HsmError:
+        return f"unresolved-{secret.where}"
+    try:
+        return hashlib.sha256(b"hsmcore notice target\x00" + value).hexdigest()[:16]
+    finally:
+        value[:] = bytes(len(value))
+
+
+def _sent(target: Secret, title: str, body: str) -> str:
+    try:
+        return send(target.resolve(), title, body)
+    except HsmError as error:
+        return str(error.args[0])
+
+
+def send(url: bytearray, title: str, body: str) -> str:
+    """Send to an apprise URL, which is wiped. Return "" if it was taken, else why not; never any part of the URL.
+
+    Blocks; apprise knows the services and their time limits."""
+    try:
+        import apprise
+    except ImportError:
+        return "apprise is not installed: pip install 'hsmcore[notices]'"
+    try:
+        # The plug-in itself, in this thread: apprise.Apprise would start threads that never end.
+        asset = apprise.AppriseAsset(app_id="hsmcore", async_mode=False)
+        target = apprise.Apprise.instantiate(url.decode("utf-8", "replace"), asset=asset)
+        if target is None:
+            return "apprise does not understand the target's URL"
+        return "" if target.notify(title=title, body=body) else "the target did not take it"
+    except Exception as error:  # noqa: BLE001  # a plug-in's, whatever it is; its text may hold the URL
+        return f"sending failed: {type(error).__name__}"
+    finally:
+        url[:] = bytes(len(url))

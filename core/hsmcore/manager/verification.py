@@ -1,0 +1,38 @@
+"""Verification in software, off the event loop: never a call to the HSM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from hsmcore._native import verify
+from hsmcore.errors import InvalidMessageType
+from hsmcore.keyring import KeyVersion
+
+
+class VerifierPool:
+    """A thread for each processor, made with the first verification. The native core lets the GIL go."""
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def verify(self, versions: Sequence[KeyVersion], message: object, signature: object) -> bool:
+        """Whether the signature is good by any of the keys."""
+        if not isinstance(signature, (bytes, bytearray, memoryview)):
+            raise InvalidMessageType(f"a signature must be bytes-like, not {type(signature).__name__}")
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hsmcore-verify")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _any_good, versions, message, bytes(signature))
+
+    def close(self) -> None:
+        """End the threads; another verification makes new ones."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+            self._threads = None
+
+
+def _any_good(versions: Sequence[KeyVersion], message: object, signature: bytes) -> bool:
+    return any(verify(key.algorithm, key.public_key, message, signature) for key in versions)

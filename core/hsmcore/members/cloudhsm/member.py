@@ -1,0 +1,76 @@
+"""An AWS CloudHSM cluster: a PKCS#11 member whose library has a configuration of its own, and AWS an opinion."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from hsmcore.config import AwsCloudHsmSettings, KeyManagerConfig, Provider
+from hsmcore.errors import ConfigurationError, KeyNotFound
+from hsmcore.keyring import KeyVersion
+from hsmcore.members.cloudhsm import ClusterHealth, HealthPoller, check_client
+from hsmcore.members.cloudhsm.health import Expected
+from hsmcore.members.pkcs11 import Pkcs11Member
+
+# A new key may not have reached the HSM that is asked: so long is waited, in seconds, before each further look.
+_SYNC_PAUSES: Final = (0.1, 0.3, 0.9)
+_SHARE_HINT: Final = (
+    "A key belongs to the crypto user that made it. Share it with the one that signs: cloudhsm-cli key share "
+    "--filter attr.id=0x… --username SIGNER --role crypto-user."
+)
+
+
+class CloudHsmMember(Pkcs11Member):
+    """One cluster. `cluster_health` is what AWS last said of it; None: it is not asked."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        settings: AwsCloudHsmSettings,
+        rules: KeyManagerConfig,
+        level: str,
+        hidden_variables: frozenset[str],
+    ) -> None:
+        super().__init__(provider, settings, rules, level, hidden_variables)
+        self._cluster = settings
+        self._poller: HealthPoller | None = None
+
+    @property
+    def cluster_health(self) -> ClusterHealth | None:
+        """Data for health checks and metrics; no call is made for it."""
+        return None if self._poller is None else self._poller.health
+
+    async def start(self) -> KeyVersion:
+        """As Pkcs11Member.start. Raises ConfigurationError where the library is configured for another cluster."""
+        faults = await self._run(lambda: check_client(self._cluster))
+        if faults:
+            raise ConfigurationError.of(faults)
+        settings = self._cluster
+        if settings.cluster_id and (settings.slot_id, settings.token_label, settings.token_serial) == (None,) * 3:
+            self._slot_id = (await self.control.find_token()).slot_id
+        key = await super().start()
+        if settings.cluster_health_interval_ms and (settings.cluster_id or settings.cluster_endpoint):
+            expected = Expected(settings.cluster_id, settings.cluster_endpoint, key.algorithm, settings.region)
+            self._poller = HealthPoller(expected, settings.cluster_health_interval_ms / 1e3, member=self.name)
+            self._poller.start()
+        return key
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """As Pkcs11Member.load_key, with patience for the cluster's synchronization of new keys."""
+        for pause in _SYNC_PAUSES:
+            try:
+                return await super().load_key(key_id)
+            except KeyNotFound:
+                await asyncio.sleep(pause)
+        try:
+            return await super().load_key(key_id)
+        except KeyNotFound as error:
+            if self._cluster.admin_credentials is not None:
+                error.hint = _SHARE_HINT
+            raise
+
+    async def stop(self) -> None:
+        """As Pkcs11Member.stop."""
+        if self._poller is not None:
+            await self._poller.stop()
+        await super().stop()

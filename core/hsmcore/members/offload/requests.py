@@ -1,0 +1,169 @@
+"""What waits in an OffloadEngine, and the checks on what callers hand in; the native Engine's rules, in Python."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from typing import Any
+
+from hsmcore.errors import EmptyMessage, HsmError, InvalidMessageType, InvalidTimeout, error_of
+
+NS = 1_000_000_000
+_LONGEST_SECONDS = 1e8
+
+
+def checked_message(message: object, most: int, limit: str, member: str) -> bytes:
+    """The message as bytes that nobody else can change; `limit` names what allows `most` bytes."""
+    if type(message) is bytes:
+        data = message
+    else:
+        try:
+            with memoryview(message):  # type: ignore[arg-type]  # finding out is the point
+                pass
+            data = bytes(message)  # type: ignore[call-overload]
+        except (BufferError, ValueError) as error:
+            raise InvalidMessageType(f"the message's buffer cannot be read: {error}") from None
+        except TypeError:
+            raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}") from None
+    if not data:
+        raise EmptyMessage("a message must have at least one byte", member=member)
+    if len(data) > most:
+        raise error_of("MESSAGE_TOO_LARGE", detail=f"{len(data)} bytes; {limit} is {most}", member=member)
+    return data
+
+
+def timeout_ns(timeout: object) -> int:
+    """A timeout in seconds as nanoseconds; anything but a positive, finite number is refused."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = math.inf
+    if not 0 < seconds < math.inf:
+        raise InvalidTimeout("a timeout must be positive and finite")
+    return int(min(seconds, _LONGEST_SECONDS) * NS) or 1
+
+
+class Waiter:
+    """Who gets one answer: the future of a `submit`."""
+
+    __slots__ = ("deadline", "future", "request")
+
+    def __init__(self, future: asyncio.Future[Any], deadline: int) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.request: Request | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether any of what belongs together has an answer."""
+        return False
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.future.done()
+
+    def answer(self, signature: bytes) -> None:
+        if not self.future.done():
+            self.future.set_result(signature)
+
+    def refuse(self, error: HsmError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Batch:
+    """The answers of one `submit_many`, as they come in."""
+
+    __slots__ = ("future", "remaining", "results", "return_exceptions", "waiters")
+
+    def __init__(self, future: asyncio.Future[list[Any]], count: int, return_exceptions: bool) -> None:
+        self.future = future
+        self.results: list[Any] = [None] * count
+        self.remaining = count
+        self.return_exceptions = return_exceptions
+        self.waiters: list[BatchItem] = []
+
+    def put(self, position: int, result: bytes | HsmError) -> None:
+        self.results[position] = result
+        self.remaining -= 1
+        if self.remaining == 0 and not self.future.done():
+            self.future.set_result(self.results)
+
+    def fail(self, position: int, error: HsmError) -> None:
+        if self.return_exceptions:
+            self.put(position, error)
+        elif not self.future.done():
+            self.future.set_exception(error)
+
+
+class BatchItem(Waiter):
+    """One position of a Batch."""
+
+    __slots__ = ("batch", "position")
+
+    def __init__(self, batch: Batch, position: int, deadline: int) -> None:
+        super().__init__(batch.future, deadline)
+        self.batch = batch
+        self.position = position
+
+    @property
+    def answered(self) -> bool:
+        return self.batch.remaining < len(self.batch.results)
+
+    def answer(self, signature: bytes) -> None:
+        self.batch.put(self.position, signature)
+
+    def refuse(self, error: HsmError) -> None:
+        self.batch.fail(self.position, error)
+
+
+class Request:
+    """One call to the back end, and everybody who waits for its answer.
+
+    `deadline` is the latest one among its waiters'; `generation` is the cache's at the beginning. Times are those of
+    time.monotonic_ns.
+    """
+
+    __slots__ = ("begun", "deadline", "generation", "key", "message", "submitted", "task", "waiters")
+
+    def __init__(self, key: int, message: bytes, submitted: int, generation: int) -> None:
+        self.key = key
+        self.message = message
+        self.submitted = submitted
+        self.generation = generation
+        self.begun = 0
+        self.deadline = 0
+        self.task: asyncio.Task[None] | None = None
+        self.waiters: list[Waiter] = []
+
+    def add(self, waiter: Waiter) -> None:
+        waiter.request = self
+        self.waiters.append(waiter)
+        self.deadline = max(self.deadline, waiter.deadline)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more."""
+        return all(waiter.gone for waiter in self.waiters)
+
+    def take_overdue(self, now: int) -> list[Waiter]:
+        """Part from those whose deadline has passed."""
+        overdue = [waiter for waiter in self.waiters if waiter.deadline <= now]
+        if overdue:
+            self.waiters = [waiter for waiter in self.waiters if waiter.deadline > now]
+        return overdue
+
+    def settle(self, result: bytes | HsmError) -> list[asyncio.Future[Any]]:
+        """Give everybody the result. Returns their futures; a batch's may still wait for others."""
+        waiters, self.waiters = self.waiters, []
+        for position, waiter in enumerate(waiters):
+            if isinstance(result, bytes):
+                waiter.answer(result)
+            else:
+                # One exception raised in several tasks would collect the tracebacks of all of them.
+                waiter.refuse(copy.copy(result) if position else result)
+        return [waiter.future for waiter in waiters]

@@ -1,0 +1,176 @@
+"""Watching over a member's workers: quarantine in this process, kill and restart of a host process.
+
+Nothing here blocks the event loop. The native core finds calls that overran; this decides what follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+
+if TYPE_CHECKING:
+    from hsmcore._native import Engine
+
+HOST_PROGRAM = Path(__file__).parents[1] / "_bin" / "hsmcore-host"
+
+TEND_SECONDS = 0.1
+"""How often workers are looked at while some are stuck, and for WATCH_SECONDS after a deadline has passed."""
+WATCH_SECONDS = 2.5
+"""Longer than the patience that the native core has with any module's calls."""
+HEARTBEAT_SECONDS = 0.25
+"""How often a host process with requests in flight is looked at, deadlines or not."""
+RESTARTS_AT_ONCE = 5
+"""So many restarts within WINDOW_SECONDS begin at once; then each waits twice as long as the one before."""
+WINDOW_SECONDS = 10.0
+PAUSE_FIRST_SECONDS = 0.05
+PAUSE_MAX_SECONDS = 2.0
+
+Blocking = Callable[[Callable[[], str | None]], Awaitable[str | None]]
+
+
+class Supervisor:
+    """Keeps one engine working. Belongs to the event loop.
+
+    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is
+    room, and when all are stuck the member is down until one comes back. A host process is killed when half of its
+    workers are stuck, and started again whenever it has ended.
+    """
+
+    def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking) -> None:
+        self._engine = engine
+        self._name = name
+        self._sessions = sessions
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        self._tending: asyncio.TimerHandle | None = None
+        self._watch_until = 0.0
+        self._stuck = 0
+        self._down = False
+        self._heartbeat: asyncio.TimerHandle | None = None
+        self._watched = -1
+        self._restarting: asyncio.Task[None] | None = None
+        self._attempts: deque[float] = deque()
+        self.restarts = 0
+        self.refusal: HsmError | None = None
+        """Why the host process was given up: the token refused the login."""
+        self.refused: Callable[[HsmError], None] = lambda _error: None
+        """Told of that."""
+        self.lost: Callable[[], None] = lambda: None
+        """Told whenever the host process has ended, in the event loop, before it is started again."""
+
+    def begin(self) -> None:
+        """Attach the engine to the loop and watch it."""
+        self._engine.attach(self._loop, self._overdue)
+        if self._engine.host_fd >= 0:
+            self._beat()
+        self._watch_host()
+
+    async def end(self) -> None:
+        """Watch no longer. A restart that is under way is waited for."""
+        for timer in (self._tending, self._heartbeat):
+            if timer is not None:
+                timer.cancel()
+        self._tending = self._heartbeat = None
+        self._unwatch_host()
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
+
+    # ---- stuck workers ----
+
+    def _overdue(self) -> None:
+        """A request has passed its deadline. Whether its call hangs may show only later."""
+        self._watch_until = self._loop.time() + WATCH_SECONDS
+        self._look()
+
+    def _beat(self) -> None:
+        """A host process that was stopped ends no call and misses no deadline that this side would hear of soon."""
+        self._heartbeat = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
+        if self._engine.in_flight and self._tending is None:
+            self._look()
+
+    def _look(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            self._tending = None
+        if self._restarting is not None:
+            return
+        stuck, healthy = self._engine.tend()
+        if stuck > self._stuck:
+            get_logger().warning("calls hang", member=self._name, stuck=stuck, healthy=healthy)
+        self._stuck = stuck
+        if self._engine.host_pid and stuck * 2 >= self._sessions:
+            get_logger().error("host process killed: it hangs", member=self._name, pid=self._engine.host_pid)
+            self._engine.kill_host()
+        else:
+            self._set_down(healthy == 0)
+        if stuck or self._loop.time() < self._watch_until:
+            self._tending = self._loop.call_later(TEND_SECONDS, self._look)
+
+    def _set_down(self, down: bool) -> None:
+        if down and not self._down:
+            get_logger().error("member down: nothing can be signed there for now", member=self._name)
+        self._down = down
+        self._engine.set_down(down)
+
+    # ---- the host process ----
+
+    def _watch_host(self) -> None:
+        if self._engine.host_fd >= 0:
+            self._watched = self._engine.host_fd
+            self._loop.add_reader(self._watched, self._host_ended)
+
+    def _unwatch_host(self) -> None:
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
+
+    def _host_ended(self) -> None:
+        self._unwatch_host()
+        replayed = self._engine.recover()
+        self.lost()
+        get_logger().error("host process ended; starting it again", member=self._name, replayed=replayed)
+        self._restarting = self._loop.create_task(self._restart())
+
+    def _pause(self) -> float:
+        """How long the next attempt has to wait, in seconds."""
+        now = self._loop.time()
+        while self._attempts and self._attempts[0] < now - WINDOW_SECONDS:
+            self._attempts.popleft()
+        self._attempts.append(now)
+        surplus = len(self._attempts) - RESTARTS_AT_ONCE
+        return 0.0 if surplus <= 0 else min(PAUSE_FIRST_SECONDS * 2.0 ** (surplus - 1), PAUSE_MAX_SECONDS)
+
+    async def _restart(self) -> None:
+        while True:
+            pause = self._pause()
+            if pause:
+                self._set_down(True)
+                await asyncio.sleep(pause)
+            try:
+                missing = await self._run(self._engine.restart_host)
+            except HsmError as error:
+                # Workers of the failed attempt may have begun requests.
+                self._engine.recover()
+                get_logger().error("host process does not start", member=self._name, error=str(error))
+                if error.error_class == "AUTH_FATAL":
+                    self._set_down(True)
+                    get_logger().error("member down for good: the login was refused", member=self._name)
+                    self.refusal = error.with_traceback(None)
+                    self.refused(error)
+                    return
+            else:
+                if missing is not None:
+                    get_logger().error("host process started without a key", member=self._name, error=missing)
+                break
+        self.restarts += 1
+        self._restarting = None
+        self._stuck = 0
+        self._set_down(False)
+        self._watch_host()

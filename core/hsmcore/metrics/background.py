@@ -1,0 +1,81 @@
+"""What goes on beside signing: emergency budget, rotation, backups, the audit log and the disks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hsmcore.manager.describe import Snapshot
+from hsmcore.metrics import catalog as names
+from hsmcore.metrics.reading import Buckets, Reading
+
+_NS: Final = 1_000_000_000
+
+
+def read_background(reading: Reading, snapshot: Snapshot) -> None:
+    """All of that."""
+    if snapshot.open:
+        _read_emergency(reading, snapshot)
+        _read_rotation(reading, snapshot)
+    _read_audit(reading, snapshot)
+    for use, path in _places(snapshot):
+        _read_disk(reading, use, path)
+
+
+def _read_emergency(reading: Reading, snapshot: Snapshot) -> None:
+    budget = None if snapshot.failover is None else snapshot.failover.budget.seen
+    if budget is None:
+        return
+    reading.add(names.EMERGENCY_LEFT, 0 if budget.expired else budget.left)
+    reading.add(names.EMERGENCY_LIMIT, budget.max_transactions)
+    if budget.expires_ns is not None:
+        reading.add(names.EMERGENCY_EXPIRES, budget.expires_ns / _NS)
+
+
+def _read_rotation(reading: Reading, snapshot: Snapshot) -> None:
+    seen = None if snapshot.rotation is None else snapshot.rotation.seen
+    if seen is None:
+        return
+    reading.add(names.KEY_CREATED, seen.created_ns / _NS)
+    reading.add(names.ROTATION_DUE, seen.due_ns / _NS)
+    reading.add(names.ROTATION_RUNNING, int(seen.running))
+    reading.add(names.ROTATION_FAILURES, seen.failures)
+    if seen.backups:
+        reading.add(names.BACKUP, (seen.backup_ns or 0) / _NS)
+        reading.add(names.DRILL, (seen.drill_ns or 0) / _NS)
+
+
+def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
+    status = snapshot.audit.status
+    if status is None:
+        return
+    reading.add(names.AUDIT_RECORDS, status.last_seq)
+    reading.add(names.AUDIT_LAG, status.last_seq - status.kept_seq)
+    reading.add(names.AUDIT_LAG_SECONDS, status.oldest_ns / _NS)
+    reading.add(names.AUDIT_PENDING, status.pending_bytes)
+    reading.add(names.AUDIT_COMMIT, Buckets.of(status.commits, status.commits_ns))
+    reading.add(names.AUDIT_FAILING, int(status.failing))
+    reading.add(names.AUDIT_UNSEALED, max(status.kept_seq - status.sealed, 0))
+    for destination, shipped in snapshot.audit.shipping.items():
+        reading.add(names.SHIPPING_LAG, shipped.lag_records, destination)
+        reading.add(names.SHIPPING_FAILING, int(shipped.error is not None), destination)
+
+
+def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:
+    """What is stored where, for what there is."""
+    if snapshot.audit.file is not None:
+        yield "audit", snapshot.audit.file
+    rules = snapshot.config.key_manager
+    if snapshot.failover is not None or snapshot.rotation is not None:
+        yield "state", Path(rules.state_path)
+
+
+def _read_disk(reading: Reading, use: str, path: Path) -> None:
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return  # what cannot be reached cannot be written either, and other metrics say so
+    reading.add(names.DISK_FREE, found.f_bavail * found.f_frsize, use)
+    reading.add(names.DISK_SIZE, found.f_blocks * found.f_frsize, use)

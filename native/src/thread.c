@@ -1,0 +1,32 @@
+/* A worker's thread: start it, join it. */
+#include "engine.h"
+
+#include <errno.h>
+
+hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement) {
+    hsm_worker *worker = &engine->workers[index];
+    worker->engine = engine;
+    worker->index = index;
+    worker->replacement = replacement;
+    worker->record = hsm_area_worker(engine->area, index);
+    if (worker->message == NULL) {
+        worker->message = hsm_alloc(engine->area->max_message);
+    }
+    if (worker->message == NULL) {
+        return HSM_OUT_OF_MEMORY;
+    }
+    int code = hsm_thread_start(&worker->thread, hsm_worker_main, worker);
+    if (code != 0) {
+        errno = code;
+        return HSM_SYSTEM;
+    }
+    atomic_store(&worker->thread_state, HSM_THREAD_STARTED);
+    return HSM_OK;
+}
+
+void hsm_worker_reap(hsm_worker *worker) {
+    if (atomic_load(&worker->thread_state) != HSM_THREAD_NONE) {
+        hsm_thread_join(worker->thread);
+        atomic_store(&worker->thread_state, HSM_THREAD_NONE);
+    }
+}

@@ -1,0 +1,71 @@
+/* When a worker wakes the client: for each completion at once, or for several together. */
+#include "engine.h"
+
+#include <sys/timerfd.h>
+
+/* How many coalescing times the timer waits for the workers to wake the client themselves. */
+#define ALARM_FACTOR 4U
+
+/* Whether another worker is about to complete a request as well, so that one wake will do for both. One that hangs, or whose
+ * module is slow, is not waited for: it has been inside for too long. */
+static bool has_company(const hsm_worker *worker, uint64_t now) {
+    hsm_area *area = worker->engine->area;
+    atomic_thread_fence(memory_order_seq_cst); /* of two that end together one must see that the other has left */
+    for (uint32_t i = 0; i < worker->engine->worker_count; i++) {
+        uint64_t since = atomic_load_explicit(&hsm_area_worker(area, i)->call_started_ns, memory_order_relaxed);
+        if (i != worker->index && since != 0 && now < since + hsm_area_moment(area)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether the client should be woken at once. Waiting pays only while more completions follow soon and nobody is about to
+ * run out of work: the client needs the time of about one signature to come round with more. If there is little to do, it
+ * may still be spared a wake where it has just been awake and others are about to complete. */
+bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now) {
+    hsm_area *area = worker->engine->area;
+    uint64_t took = now - begun;
+    if (took >= area->coalesce_ns) {
+        return true;
+    }
+    if (hsm_area_queued(area) >= worker->engine->worker_count) {
+        return false;
+    }
+    uint64_t taken = atomic_load_explicit(&area->shared->taken_at_ns, memory_order_relaxed);
+    return took >= hsm_area_moment(area) || now >= taken + hsm_area_moment(area) || !has_company(worker, now);
+}
+
+static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
+    if (atomic_exchange(&area->shared->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
+        hsm_event_set(event_fd);
+        atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
+    }
+}
+
+/* Arming a timer costs far more than looking at the time, hence not for each group of completions. */
+static void set_alarm(hsm_area *area, int timer_fd) {
+    /* The time after the completion was published, not before: a worker that was preempted in between would trust an
+     * alarm that has gone off already. */
+    uint64_t now = hsm_now_ns();
+    uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
+    uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
+    if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
+        struct itimerspec when = {.it_value = hsm_timespec(pause)};
+        (void)timerfd_settime(timer_fd, 0, &when, NULL);
+    }
+}
+
+void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record) {
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&area->shared->notify, memory_order_relaxed) == HSM_NOTIFY_FIRED) {
+        return;
+    }
+    uint64_t since = 0;
+    if (urgent || (!atomic_compare_exchange_strong(&area->shared->waiting_since_ns, &since, now) && now > since &&
+                   now - since >= area->coalesce_ns)) {
+        fire(area, event_fd, record);
+    } else {
+        set_alarm(area, timer_fd);
+    }
+}

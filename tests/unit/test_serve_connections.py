@@ -1,0 +1,126 @@
+"""Which connections the console closes for others, and how many descriptors are left to the signer."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from hsmcore.serve.connections import FEW, RESERVE, Connection, Gate, spare_descriptors
+
+
+class Client(Connection):
+    """One that closes when `close` is called, as a transport does a turn after it was told to."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate, self.told)
+        self.gone = False
+
+    def told(self) -> None:
+        self.gone = True
+
+    def close(self) -> None:
+        self.leave()
+
+
+def entered(gate: Gate, count: int) -> list[Client]:
+    clients = [Client(gate) for _ in range(count)]
+    for client in clients:
+        gate.enter(client)
+    return clients
+
+
+def test_the_longest_idle_connection_is_closed_first() -> None:
+    gate = Gate(3)
+    first, second, third = entered(gate, 3)
+    first.busy()
+    first.idle()
+    entered(gate, 1)
+    assert [client.gone for client in (first, second, third)] == [False, True, False]
+    second.close()
+    third.busy()
+    entered(gate, 1)
+    assert first.gone
+    assert not third.gone
+
+
+def test_a_new_connection_is_closed_when_all_others_are_busy() -> None:
+    gate = Gate(3)
+    for client in entered(gate, 3):
+        client.busy()
+    [late] = entered(gate, 1)
+    assert late.gone
+
+
+def test_no_more_connections_are_accepted_while_many_are_closing() -> None:
+    gate = Gate(16)
+    clients = entered(gate, 16)
+    newer: list[Client] = []
+    while not gate.crowded:
+        newer += entered(gate, 1)
+    assert len(newer) <= 8
+    assert sum(client.gone for client in clients) == len(newer)
+    for client in clients:
+        client.close()
+    assert not gate.crowded
+
+
+def test_a_closed_connection_frees_its_place_once() -> None:
+    gate = Gate(1)
+    [client] = entered(gate, 1)
+    client.close()
+    client.close()
+    client.idle()
+    entered(gate, 1)
+    assert not client.gone
+
+
+@contextmanager
+def files(count: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        yield
+
+
+@contextmanager
+def limit(count: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("folder", ["/proc/self/fd", "/proc/self/fdinfo"])  # the other one has no size, as in Linux 6.1
+def test_descriptors_are_counted(folder: str) -> None:
+    with limit(1024):
+        before = spare_descriptors(folder)
+        used = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208
+        assert before - (1024 - RESERVE - used) in (0, -1)
+        with files(40):
+            assert spare_descriptors(folder) == before - 40
+    assert spare_descriptors("/proc/nothing") < 0
+
+
+def test_a_few_places_remain_when_descriptors_are_short() -> None:
+    with limit(1024):
+        with files(spare_descriptors() + 20):
+            gate = Gate()
+            for client in entered(gate, 4):
+                client.busy()
+            gate = rested(gate)
+            clients = entered(gate, 3 * FEW)
+            assert sum(not client.gone for client in clients) == FEW
+        gate = rested(gate)
+        assert not any(client.gone for client in entered(gate, 3 * FEW))
+
+
+def rested(gate: Gate) -> Gate:
+    """Once it looks at the descriptors again."""
+    gate._looked -= 1
+    return gate
