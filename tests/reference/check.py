@@ -87,7 +87,7 @@ def measure(lives: int, rounds: int, seconds: float, threads: int) -> Verdict:
     """Both loops in turn, each first in every second round, in so many pairs of processes."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hsmcore-reference-")))
-        token, access = stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
+        token, access = stack.enter_context(temporary_token(locate.SOFTHSM_MODULE, ("ecdsa-p256",)))
         label, raw = token.labels["ecdsa-p256"], locate.native(locate.RAW_SIGN)
         if raw is None:
             raise FileNotFoundError(f"{locate.RAW_SIGN} was not built")

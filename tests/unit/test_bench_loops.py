@@ -259,7 +259,7 @@ class TestChild:
         with child(ECHO) as echo:
             echo.ready()
             with pytest.raises(ChildError, match="no answer within 0 s"):
-                echo._read(0.05)
+                echo.answer(0.05)
 
     def test_one_that_died_between_two_questions(self):
         with child("print('{}', flush=True)") as brief:

@@ -132,7 +132,7 @@ def test_the_two_packages_name_each_other_by_the_version_they_have():
     library, bench = (
         tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in (".", "bench")
     )
-    assert bench["dependencies"] == [f"hsmcore=={library['version']}"]
+    assert bench["dependencies"][0] == f"hsmcore=={library['version']}"
     assert library["optional-dependencies"]["bench"] == [f"hsmcore-bench[full]=={bench['version']}"]
 
 
