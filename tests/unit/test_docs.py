@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -78,6 +79,14 @@ def test_every_link_leads_somewhere(name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_path_exists(name):
     assert [path for path in PATH.findall(prose((ROOT / name).read_text())) if not exists(path)] == []
+
+
+def test_the_layers_of_the_architecture_are_those_that_are_enforced():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [layers] = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
+    section = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("\n## Layers\n")[2].partition("\n## ")[0]
+    lines = [line.partition(":")[0] for line in re.findall(r"^\d+\. (.+)$", section, re.MULTILINE)]
+    assert [re.findall(r"`(\w+)`", line) for line in lines] == [layer.split(" | ") for layer in layers]
 
 
 def read_in_order(text: str) -> list[str]:
