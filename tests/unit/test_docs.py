@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from hsmcore.config import KeyManagerConfig
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("native", "bindings", "core", "bench", "clients", "examples", "tests", "docs", "scripts", "requirements")
@@ -87,6 +90,15 @@ def test_the_layers_of_the_architecture_are_those_that_are_enforced():
     section = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("\n## Layers\n")[2].partition("\n## ")[0]
     lines = [line.partition(":")[0] for line in re.findall(r"^\d+\. (.+)$", section, re.MULTILINE)]
     assert [re.findall(r"`(\w+)`", line) for line in lines] == [layer.split(" | ") for layer in layers]
+
+
+def test_the_defaults_of_the_key_manager_are_those_of_the_configuration():
+    page = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    section = page.partition("\nUnder `keyManager`:\n")[2].partition("\nUnder ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE)
+    assert len(rows) > 5
+    known = {field.alias: field.default for field in KeyManagerConfig.model_fields.values()}
+    assert [(key, json.loads(default)) for key, default in rows] == [(key, known[key]) for key, _ in rows]
 
 
 def read_in_order(text: str) -> list[str]:
