@@ -158,7 +158,7 @@ async def _ask(manager: hsmcore.KeyManager, plan_: Plan, verdict: Verdict) -> No
         message = f"hsmcore {plan_.seed} {number}".encode()
         begun = time.monotonic()
         try:
-            future = engine.submit(message, plan_.timeout, manager._key_index)
+            future = engine.submit(message, plan_.timeout, manager._path.key_index)
             taken += 1
             signature = await future
         except hsmcore.HsmError as error:

@@ -208,7 +208,7 @@ async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(hosted(chaos)) as manager:
         await manager.set_current_key_id(token.keys["other"].id)
-        engine, other = engine_of(manager), manager._key_index
+        engine, other = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         if loss == "destroyed":
             await asyncio.to_thread(destroy_key, token, "other")

@@ -221,7 +221,7 @@ async def test_requests_for_a_destroyed_key_cost_no_other_key_an_answer(fresh_to
     async with opened(chaos.config(settings={"sessions": 4})) as manager:
         # The engine holds the key that was current; its index goes on being asked for.
         await manager.set_current_key_id(token.keys["old"].id)
-        engine, gone = engine_of(manager), manager._key_index
+        engine, gone = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         await asyncio.to_thread(destroy_key, token, "old")
         refused: list[asyncio.Future[Any]] = []
@@ -249,7 +249,7 @@ async def test_a_key_that_has_a_double_costs_no_other_key_an_answer(fresh_token,
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(chaos.config(settings={"isolation": isolation})) as manager:
         await manager.set_current_key_id(token.keys["other"].id)
-        engine, other = engine_of(manager), manager._key_index
+        engine, other = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         double = {"name": "double", "kind": "ed25519", "label": token.keys["other"].label, "id": token.keys["other"].id}
         await asyncio.to_thread(token.add_keys, [double])

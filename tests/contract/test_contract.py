@@ -16,6 +16,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
+from hsmcore.control.verbs import ImportWrapped
 from hsmcore.doctor import diagnose
 from hsmcore.errors import DeadlineExceeded, KeyDeactivated, KeyNotFound, LoginError
 
@@ -298,7 +299,7 @@ async def test_a_key_comes_back_from_its_backup(rig):
     async with opened(rig.config(keyRotation=rotation)) as manager:
         with pytest.raises(KeyNotFound):
             await manager.set_current_key_id(made)
-        restored = await control_of(manager).import_wrapped(backup)
+        restored = await control_of(manager).do(ImportWrapped(backup))
         try:
             assert (restored.id, restored.public_key) == (made, key)
             await manager.set_current_key_id(made)

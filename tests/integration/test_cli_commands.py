@@ -22,10 +22,11 @@ from hsmcore import _native
 from hsmcore.cli.app import run
 from hsmcore.cli.encoding import decode_signature
 from hsmcore.cli.settings import load_config, token_settings
-from hsmcore.control import TokenSelector
+from hsmcore.control import TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.provision import TokenRequest, provision
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, default_state, find_softhsm
+from hsmcore.control.verbs import Destroy
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
 
 pytestmark = [
@@ -399,5 +400,7 @@ def _children(pid: int) -> bytes:
 
 def _destroy(key_id: str) -> None:
     settings = token_settings(load_config(None, Path(os.environ["SOFTHSM2_CONF"]).parent))
-    with TokenAdmin(settings.module_path, TokenSelector(label="sequencer"), pin=settings.resolve_pin) as admin:
-        admin.destroy(key_id)
+    with TokenAdmin(
+        TokenAccess(settings.module_path, TokenSelector(label="sequencer")), pin=settings.resolve_pin
+    ) as admin:
+        Destroy(key_id).run(admin)

@@ -16,6 +16,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
+from hsmcore.control.verbs import ExportWrapped, ImportWrapped
 from hsmcore.errors import (
     BadArgument,
     ConfigurationError,
@@ -262,9 +263,9 @@ async def test_backups_are_wrapped_with_the_vendors_mechanism(fresh_token, tmp_p
     settings = {"mechanisms": {"aesKeyWrapZeroPad": hex(number)}} if number != 0x8000216F else {}
     async with plane(cluster.provider(settings=settings)) as control:
         made = await control.generate_key("ecdsa-p256", "kept", extractable=True)
-        backup = await control.export_wrapped(made.id)
+        backup = await control.do(ExportWrapped(made.id))
         await control.destroy(made.id)
-        restored = await control.import_wrapped(backup)
+        restored = await control.do(ImportWrapped(backup))
         assert (restored.id, restored.public_key) == (made.id, made.public_key)
 
 

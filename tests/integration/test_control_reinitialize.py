@@ -14,9 +14,10 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlPlane, TokenSelector
+from hsmcore.control import ControlPlane, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import hold_module
+from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys
 from hsmcore.errors import MemberDown, PinIncorrect, SessionFailed
 
 pytestmark = [pytest.mark.integration, needs_chaos]
@@ -40,7 +41,7 @@ def administrator(chaos, *, pin=True, given=None):
         return secret
 
     selector = TokenSelector(label=chaos.wrapped.settings["tokenLabel"])
-    return TokenAdmin(chaos.module, selector, pin=source if pin else None, module_args=chaos.args)
+    return TokenAdmin(TokenAccess(chaos.module, selector, chaos.args), pin=source if pin else None)
 
 
 def initializations(chaos):
@@ -68,14 +69,14 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
     given = []
     admin = administrator(chaos, given=given).open()  # first: the login is its own, in a session of its own
     async with opened(chaos.config()) as manager:
-        assert [key.label for key in admin.list_keys()] == ["ed25519-key"]
+        assert [key.label for key in ListKeys().run(admin)] == ["ed25519-key"]
         await reinitialize(chaos, manager)
         # The module numbers its sessions from the start again: to close the old one would be to close the engine's.
         sessions = chaos.stats()["sessions"]
-        assert [key.label for key in admin.list_keys()] == ["ed25519-key"]
-        made = admin.generate_key("ed25519", "later")
-        assert admin.deactivate(made.id).enforced
-        admin.destroy(made.id)
+        assert [key.label for key in ListKeys().run(admin)] == ["ed25519-key"]
+        made = GenerateKey("ed25519", "later").run(admin)[0]
+        assert Deactivate(made.id).run(admin).enforced
+        Destroy(made.id).run(admin)
         assert chaos.stats()["sessions"] == sessions
         await reinitialize(chaos, manager)
         sessions = chaos.stats()["sessions"]
@@ -93,7 +94,7 @@ async def test_the_module_is_not_reinitialized_while_calls_are_inside(chaos):
     async with opened(chaos.config()) as manager:
         with administrator(chaos, pin=False) as admin:
             with admin.session("looking") as session:
-                admin.list_keys()  # nested: still one series
+                ListKeys().run(admin)  # nested: still one series
                 chaos.fault("C_SignInit", "return", ckr=NOT_INITIALIZED, every=1)
                 with pytest.raises((SessionFailed, MemberDown)) as caught:
                     await manager.sign(b"x")
@@ -104,7 +105,7 @@ async def test_the_module_is_not_reinitialized_while_calls_are_inside(chaos):
             await asyncio.sleep(1.1)  # the member is down until its next probe
             assert is_good("ed25519", manager.public_key, b"y", await manager.sign(b"y"))
             await reinitialize(chaos, manager)
-            assert len(admin.list_keys()) == 1
+            assert len(ListKeys().run(admin)) == 1
 
 
 @one_loop
@@ -112,12 +113,12 @@ async def test_it_logs_in_when_the_login_went_with_the_engine(chaos):
     given = []
     admin = administrator(chaos, given=given)
     async with opened(chaos.config()) as manager:
-        assert len(admin.open().list_keys()) == 1
+        assert len(ListKeys().run(admin.open())) == 1
         assert given == []
         await reinitialize(chaos, manager)
-        assert len(admin.list_keys()) == 1
+        assert len(ListKeys().run(admin)) == 1
         assert given == []
-    assert len(admin.list_keys()) == 1
+    assert len(ListKeys().run(admin)) == 1
     assert len(given) == 1
     admin.close()
 
@@ -130,11 +131,11 @@ def test_a_refused_pin_is_not_tried_again(chaos):
         return given[-1]
 
     admin = TokenAdmin(
-        chaos.module, TokenSelector(label=chaos.wrapped.settings["tokenLabel"]), pin=wrong, module_args=chaos.args
+        TokenAccess(chaos.module, TokenSelector(label=chaos.wrapped.settings["tokenLabel"]), chaos.args), pin=wrong
     )
     for match in ("PIN", "earlier attempt", "earlier attempt"):
         with pytest.raises(PinIncorrect, match=match):
-            admin.list_keys()
+            ListKeys().run(admin)
     assert given == [bytearray(len("wrong-pin"))]
 
 

@@ -38,13 +38,13 @@ async def holders(chain):
 
 async def takes(chain, manager, key_id, authority, to):
     """Whether the chain lets a key of the ring move an authority."""
-    version = await manager._load(key_id)
+    version = await manager._keys._load(key_id)
     me = Pubkey(version.public_key)
     account = await chain.account(bytes(authority.address))
     message = Message.new_with_blockhash(
         [authority.move(account, me, Pubkey(to))], me, Hash.from_bytes(await chain.blockhash())
     )
-    signature = Signature.from_bytes(await manager._sign_as(version, bytes(message)))
+    signature = Signature.from_bytes(await manager._path.sign_as(version, bytes(message)))
     return chain.send(bytes(Transaction.populate(message, [signature]))) is None
 
 

@@ -19,6 +19,7 @@ from tests.support.softhsm import Token
 
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
+from hsmcore.control.verbs import Sweep
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.inspect import look, opens, put_back
@@ -229,7 +230,7 @@ async def test_the_token_accepts_none_of_a_thousand_damaged_backups(fresh_token,
             with pytest.raises(HsmError):
                 await put_back(replace(whole, payload=broken), control, None)
         assert await control.list_keys() == before
-        assert await control.sweep(current) == 0
+        assert await control.do(Sweep(current)) == 0
         record = await put_back(whole, control, None)
         assert record.public_key == row.public_key
 

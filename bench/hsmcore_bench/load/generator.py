@@ -15,7 +15,7 @@ import orjson
 
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
-from hsmcore.doctor.find import find_token
+from hsmcore.control.plane import find_token
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
 from hsmcore.members.base import VERIFY_EVERY
 from hsmcore_bench.harness.locate import native
@@ -166,7 +166,8 @@ def _member_settings(target: Target) -> list[tuple[str, object]]:
     settings, rules = _settings_of(target), target.config.key_manager
     label, serial = settings.token_label, settings.token_serial
     if settings.token_manufacturer is not None or settings.token_model is not None:
-        label, serial = find_token(settings, rules.name, target.config.secret_variables)
+        found = find_token(settings, rules.name, target.config.secret_variables)
+        label, serial = found.label or None, found.serial or None
     optional = {
         "module-args": settings.initialize_args, "quirks": settings.quirks,
         "token-label": label, "token-serial": serial, "slot-id": settings.slot_id, "key-label": settings.key_label,

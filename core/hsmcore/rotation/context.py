@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from hsmcore.config import KeyCeremony, KeyRotation
+from hsmcore.control import ControlPlane
 from hsmcore.errors import MemberDown
 from hsmcore.keyring import KeyVersion
 from hsmcore.members import Member
-from hsmcore.members.base import Control
 from hsmcore.rotation.schedule import Schedule
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Keys, StoredKey
@@ -69,7 +69,7 @@ class Context:
     handover: Handover | None
     aliases: Mapping[str, str]
     """By member of AWS KMS: the alias that the configuration names the key with."""
-    drill: Control | None
+    drill: ControlPlane | None
     """The token for restore drills; None: the key's own."""
     signed: frozenset[str]
     """Ids and public keys (hexadecimal) of keys that have signed, as far as this process has seen them in the ring."""

@@ -18,6 +18,7 @@ from hsmcore.errors import BadArgument, EngineClosed, HsmError, InternalError
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
+from hsmcore.members.tokens import why_no_backup
 from hsmcore.rotation import machine
 from hsmcore.rotation.context import Announce, Context, ManagerPort, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned
@@ -148,10 +149,10 @@ class RotationService:
     async def _look_at_backups(self, current: StoredKey) -> None:
         """Log at the start what would make every rotation fail, or leave it without a backup."""
         holders = self._port.holders()
-        shares = len(holders) > 1 and not holders[0].control.makes_whole_keys
+        shares = len(holders) > 1 and isinstance(holders[0].token, ControlPlane)
         if ceremony_for(self._rules, current.algorithm) is not None or not (self._rules.backup_enabled or shares):
             return
-        why = await holders[0].control.why_no_backup(current.algorithm)
+        why = await why_no_backup(holders[0], current.algorithm)
         if why is None:
             return
         if shares:

@@ -28,8 +28,8 @@ class Check:
 
 
 def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, store: str, now_ns: int) -> list[Check]:
-    """Run all checks. `state`: see Describer; `ledger`: see Ledger.view; `problem`: why the key manager did not answer;
-    `store`: why the state store could not be read."""
+    """Run all checks. `state`: see KeyManager.describe; `ledger`: see Ledger.view; `problem`: why the key manager did
+    not answer; `store`: why the state store could not be read."""
     if problem:
         return [Check("answers", "fail", problem)]
     found = [Check("answers", "ok", "the key manager's event loop answers")]

@@ -36,7 +36,7 @@ class Source(Protocol):
     """Whether the key manager runs in this process, which is then as alive as the manager."""
 
     async def describe(self) -> dict[str, Any]:
-        """As Observable.describe. Raises Unanswered."""
+        """As KeyManager.describe. Raises Unanswered."""
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
         """Record an operator's action, or its refusal. Raises HsmError, Unanswered."""

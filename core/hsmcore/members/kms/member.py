@@ -13,7 +13,7 @@ from hsmcore.config import AwsKmsSettings, KeyManagerConfig, Provider
 from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFound, NotInitialized
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.members.base import VERIFY_EVERY
+from hsmcore.members.base import VERIFY_EVERY, NonExportable
 from hsmcore.members.kms.aws import AwsSession, Surroundings, require_installed
 from hsmcore.members.kms.client import LOST, KmsClient
 from hsmcore.members.kms.control import KmsControl
@@ -41,6 +41,12 @@ class KmsMember:
 
     Requests run on the loop, without threads; the AWS SDK is asked in a thread, at the start and for new credentials.
     """
+
+    token = NonExportable(
+        "KMS gives no copy of key {} away",
+        "no key of KMS can be put back from a backup",
+        "KMS keeps its keys; for a second region use a multi-Region key.",
+    )
 
     def __init__(self, provider: Provider, settings: AwsKmsSettings, rules: KeyManagerConfig, level: str) -> None:
         self.name = provider.name

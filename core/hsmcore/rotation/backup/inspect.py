@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
 from hsmcore.control.locked import LockedKey
+from hsmcore.control.verbs import ImportSealed
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
-from hsmcore.rotation.backup.drill import prove, restore
+from hsmcore.rotation.backup.drill import prove, restore, signer
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.places import Place
 from hsmcore.state import StoredKey
@@ -59,16 +60,16 @@ async def put_back(
     if public_key is not None and statement.public_key != public_key:
         raise KeyMismatch("the backup is that of another key")
     if statement.method == "wrapped":
-        return await restore(statement, token, token.prove)
+        return await restore(statement, token, signer(token))
     if recovery is None:
         raise BadArgument("a sealed backup needs the recovery key", hint="Name its file with --recovery-key.")
     identity = bytes.fromhex(statement.key_id)
     try:
-        record = await token.import_sealed(statement.label, identity, statement.payload, recovery)
+        record = await token.do(ImportSealed(statement.label, identity, statement.payload, recovery))
     finally:
         recovery[:] = bytes(len(recovery))
     try:
-        await prove(statement, record.id, token.prove)
+        await prove(statement, record.id, signer(token))
     except HsmError:
         await token.destroy(record.id)
         raise

@@ -16,6 +16,8 @@ from hsmcore.errors import KeyMismatch
 from hsmcore.keyring import successor_label
 from hsmcore.log import get_logger
 from hsmcore.members import Member
+from hsmcore.members.base import NonExportable
+from hsmcore.members.tokens import free_id
 from hsmcore.rotation.approvals import statement
 from hsmcore.rotation.context import Context
 from hsmcore.rotation.steps import consent
@@ -39,7 +41,7 @@ def is_made_id(ctx: Context, purpose: str, key_id: str) -> bool:
 
 async def choose_id(ctx: Context, member: Member) -> bytes | None:
     """Return the new key's id; None: the member chooses it."""
-    free = await member.control.new_key_id()
+    free = await free_id(member.token)
     return free if free is None or len(free) < _LEAST_ID else made_id(ctx, ctx.new.label, len(free))
 
 
@@ -90,7 +92,7 @@ def is_old(ctx: Context, member: Member, record: KeyRecord) -> bool:
     """Return whether a key of a token is the one that the rotation replaced. A missing public half proves nothing,
     unless the member lists none and uses each id once."""
     if record.public_key is None:
-        return member.control.makes_whole_keys and record.id == ctx.old.key_id
+        return isinstance(member.token, NonExportable) and record.id == ctx.old.key_id
     return record.public_key == ctx.old.public_key and not _signs(ctx, record.id, record.public_key)
 
 
@@ -120,7 +122,7 @@ async def _not_approved(ctx: Context) -> str | None:
 
 
 async def _why_not_made(ctx: Context, member: Member, record: KeyRecord) -> str | None:
-    free = await member.control.new_key_id()
+    free = await free_id(member.token)
     if free is not None and len(free) >= _LEAST_ID:
         return None if is_made_id(ctx, ctx.new.label, record.id) else "its id is not this rotation's"
     follows = re.search(r"-[0-9a-f]{8}\Z", ctx.new.label) and _stem(ctx.new.label) == _stem(ctx.old.label)

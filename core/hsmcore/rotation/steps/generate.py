@@ -7,9 +7,12 @@ from typing import cast
 
 from hsmcore.control import KeyRecord
 from hsmcore.control.curves import Algorithm
+from hsmcore.control.verbs import GenerateSealed, ImportTransported, MakeTransportKey
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.members import Member
+from hsmcore.members.base import NonExportable
+from hsmcore.members.tokens import sweep, token_of
 from hsmcore.rotation.context import Context, Done, Pending
 from hsmcore.rotation.steps import consent, destruction, handover
 from hsmcore.state.keys import StoredKey, change_key, keep_key
@@ -39,7 +42,7 @@ async def do(ctx: Context) -> Done:
     member = ctx.first
     found = matching(await member.control.list_keys(), ctx.new)
     await destruction.require_made(ctx, member, found)
-    whole = member.control.makes_whole_keys
+    whole = isinstance(member.token, NonExportable)
     complete = [k for k in found if (k.public_key or whole) and k.can_sign and k.algorithm == ctx.new.algorithm]
     if len(complete) == 1 == len(found):
         record = complete[0]
@@ -61,11 +64,11 @@ async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
     for member in holders:
         await _clear(ctx, member)
     identity = bytes.fromhex(ctx.new.key_id)
-    transports = [await member.control.transport_key() for member in others]
-    record, sealed = await first.control.generate_sealed(ctx.new.label, identity, [recovery_key, *transports])
+    transports = [await token_of(member).do(MakeTransportKey()) for member in others]
+    record, sealed = await token_of(first).do(GenerateSealed(ctx.new.label, identity, [recovery_key, *transports]))
     for member, blob in zip(others, sealed[1:], strict=True):
         if not matching(await member.control.list_keys(), ctx.new):  # another way to the same token has it already
-            await member.control.import_transported(ctx.new.label, identity, blob)
+            await token_of(member).do(ImportTransported(ctx.new.label, identity, blob))
     return _made(ctx, record, [member.name for member in holders], sealed=sealed[0].hex())
 
 
@@ -76,7 +79,7 @@ async def _clear(ctx: Context, member: Member) -> None:
     for key in found:
         await member.control.destroy(key.id)
     if ctx.resumed:
-        await member.control.sweep(ctx.new.key_id, nameless=True)
+        await sweep(member, ctx.new.key_id, nameless=True)
 
 
 def _made(ctx: Context, record: KeyRecord, names: list[str], **details: str) -> Done:
@@ -111,7 +114,7 @@ async def undo(ctx: Context) -> Done | Pending:
             destroyed.append({"member": member.name, "keyId": key.id})
             get_logger().warning("a new key was destroyed again", member=member.name, key=key.id)
         if not (doubt or kept):
-            await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
+            await sweep(member, ctx.new.key_id, nameless=ctx.resumed)
     if not kept:
         return Done({"destroyed": destroyed})
     why = kept[0]["why"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsmcore.control import KeyNotExportable
 from hsmcore.errors import KeyMismatch
 from hsmcore.members import Member
+from hsmcore.members.tokens import export_key, import_key, sweep
 from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps import destruction
 from hsmcore.rotation.steps.generate import matching
@@ -27,7 +28,7 @@ async def do(ctx: Context) -> Done:
     # Noted before the copies are made: destroying the key asks all of these members.
     await ctx.keys.change(ctx.new.version, members=names)
     for member in holders[1:]:
-        await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
+        await sweep(member, ctx.new.key_id, nameless=ctx.resumed)
         try:
             await copy_key(ctx.new, holders[0], member)
         except KeyNotExportable as error:
@@ -42,7 +43,7 @@ async def copy_key(key: StoredKey, source: Member, target: Member) -> bool:
     there = matching(await target.control.list_keys(), key)
     copied = not there
     if copied:
-        there = [await target.control.import_wrapped(await source.control.export_wrapped(key.key_id))]
+        there = [await import_key(target, await export_key(source, key.key_id))]
     if any(record.public_key not in (None, key.public_key) for record in there):
         if copied:
             await target.control.destroy(there[0].id)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
+from hsmcore.members.tokens import sweep
 from hsmcore.rotation.context import Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
 from hsmcore.rotation.steps import consent, destruction
@@ -108,7 +109,7 @@ async def destroy(ctx: Context) -> Done:
             if destruction.is_old(ctx, member, record):
                 await member.control.destroy(record.id)
                 gone.append(member.name)
-        await member.control.sweep(ctx.old.key_id)
+        await sweep(member, ctx.old.key_id)
     now = ctx.clock()
     return Done(
         {"keyId": ctx.old.key_id, "members": gone},
