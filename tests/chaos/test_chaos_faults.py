@@ -22,7 +22,7 @@ from tests.support.verifiers import is_good
 
 
 def scenario_sign(module: Module, count: int = 4, message: str = "message") -> Any:
-    """Signs `count` times, each time from C_SignInit on, and says how each went."""
+    """Sign `count` times, each time from C_SignInit on. Return the outcome of each."""
     _slot, session, key = ready(module)
     publics = {label: module.public_key(session, label) for label in ("k1", "k2")}
     results = []

@@ -1,4 +1,4 @@
-"""A vendor's manners (docs/CHAOS.md), through the module's C ABI: all of the profile "cloudhsm", and every field."""
+"""Imitation of a vendor's module (docs/CHAOS.md): the profile "cloudhsm" and every field, through the C ABI."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_users_have_pins_and_rights_of_their_own(cluster):
     assert cluster.token.pin not in text
 
 
-# ---- looks ----
+# ---- what the vendor's module shows ----
 
 
 def padded(raw: bytes, start: int, size: int) -> str:

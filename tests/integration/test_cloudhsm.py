@@ -1,4 +1,4 @@
-"""The aws-cloudhsm provider against a module with the manners of the vendor's: SoftHSM behind docs/CHAOS.md's."""
+"""The aws-cloudhsm provider against an imitation of the vendor's module: SoftHSM behind the fault-injecting module."""
 
 from __future__ import annotations
 
