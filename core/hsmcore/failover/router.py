@@ -82,7 +82,6 @@ class Router:
         timeout: float | None = None,
         _key: int = 0,
         extra: bytes | None = None,
-        *,
         allow_other_key: bool = False,
     ) -> bytes:
         """As SigningEngine.submit and KeyManager.sign; each member has its own key index."""

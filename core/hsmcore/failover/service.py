@@ -41,7 +41,6 @@ class FailoverService:
     """
 
     answers_recorded = False
-    key_index = 0
 
     def __init__(
         self, config: Config, levels: Levels[Endpoint], store: Store, verify: Verify, audit: AuditLog, events: Events
@@ -69,8 +68,10 @@ class FailoverService:
         )
         self.members = self.health.members
         # As SigningPath.
+        self.key_index = 0
         self.submit = self.router.sign
         self.submit_any_key = partial(self.router.sign, allow_other_key=True)
+        self.submit_many = partial(sign_many, self.router)
         self.check_operation = self.router.check_operation
         self._unwritten: list[tuple[int, Event]] = []
         self._writing: asyncio.Task[None] | None = None
@@ -164,12 +165,6 @@ class FailoverService:
 
     def abandon(self, _answer: object) -> None:
         """The router gives up requests itself."""
-
-    async def submit_many(
-        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
-    ) -> list[Any]:
-        """As SigningPath."""
-        return (await sign_many(self.router, messages, timeout, return_exceptions, extra))[0]
 
     async def submit_with_receipt(
         self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
