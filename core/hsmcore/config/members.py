@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hsmcore.config.pkcs11 import YubiHsmSettings
 from hsmcore.config.providers import Provider
+from hsmcore.config.yubihsm import YubiHsmSettings
 
 
 def members_of(provider: Provider) -> tuple[Provider, ...]:

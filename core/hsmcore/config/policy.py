@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
+from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash
+from hsmcore.config.ephemeral import EphemeralSettings
 from hsmcore.config.pkcs11 import Region
-from hsmcore.config.providers import EndpointUrl, EphemeralSettings, Provider
+from hsmcore.config.providers import Provider
 
 Operation = Literal[
     "sign", "verify", "generateKey", "getCurrentKeyId", "setCurrentKeyId", "deactivateKey", "exportKeyBackup"

@@ -2,80 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from pydantic import (
-    AfterValidator,
     Field,
     PrivateAttr,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
-    model_validator,
 )
 
-from hsmcore.config.base import Model, Text, Whole, clash, fault
+from hsmcore.config.base import Model
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
-from hsmcore.config.pkcs11 import (
-    GenericPkcs11Settings,
-    KeyPin,
-    Pkcs11Settings,
-    Region,
-    SoftHsmSettings,
-    VerifySignatures,
-    YubiHsmSettings,
-)
+from hsmcore.config.ephemeral import EphemeralSettings
+from hsmcore.config.kms import AwsKmsSettings
+from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
+from hsmcore.config.softhsm import SoftHsmSettings
+from hsmcore.config.yubihsm import YubiHsmSettings
 
 ProviderType = Literal["softhsm", "aws-cloudhsm", "yubihsm", "pkcs11", "aws-kms", "ephemeral"]
-
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-def _no_clear_text(value: str) -> str:
-    if not value.startswith("https:") and urlsplit(value).hostname not in _LOOPBACK:
-        raise fault("must begin with https://, except on this machine's own loopback")
-    return value
-
-
-EndpointUrl = Annotated[
-    str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL"), AfterValidator(_no_clear_text)
-]
-"""Where an AWS service is asked."""
-
-
-class AwsKmsSettings(KeyPin):
-    """A signing key in AWS KMS, by id, ARN or alias; credentials come from the AWS SDK's own chain."""
-
-    key_id: Annotated[str, Text(2048)]
-    region: Region | None = None
-    """Default: the AWS SDK's own settings, or what a key ARN says."""
-    endpoint_url: EndpointUrl | None = None
-    """Another endpoint than the region's public one, such as that of a VPC endpoint."""
-    concurrency: Annotated[int, Whole(1, 1024)] = 64
-    """Requests to KMS at once, each on a connection of its own."""
-    connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
-    verify_signatures: VerifySignatures = "sample"
-
-    @model_validator(mode="after")
-    def _one_region(self) -> AwsKmsSettings:
-        if self.region is not None and self.arn_region not in (None, self.region):
-            raise clash(f"region is {self.region}, but the ARN in keyId says {self.arn_region}")
-        return self
-
-    @property
-    def arn_region(self) -> str | None:
-        """The region that an ARN in keyId names."""
-        parts = self.key_id.split(":")
-        return parts[3] if len(parts) >= 6 and parts[0] == "arn" and parts[3] else None
-
-
-class EphemeralSettings(Model):
-    """A key that lives in this process's locked memory only, made for the emergency level."""
-
-    algorithm: Literal["ed25519"] = "ed25519"
-    allow_ephemeral_primary: bool = False
-
 
 ProviderSettings = (
     SoftHsmSettings | AwsCloudHsmSettings | YubiHsmSettings | GenericPkcs11Settings | AwsKmsSettings | EphemeralSettings
