@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import core_schema
 
-from hsmcore.config.base import Model, Text, Whole, clash, fault, is_placeholder
+from hsmcore.config.base import Text, Whole, clash, fault, is_placeholder
 from hsmcore.config.credentials import Credentials, PinCredentials
+from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.modules import locate_module
 from hsmcore.config.secret import Secret
 from hsmcore.config.uri import UriParts, parse_uri
@@ -66,7 +67,7 @@ def default_sessions() -> int:
     return max(1, min(os.cpu_count() or 1, MAX_SESSIONS))
 
 
-class KeyPin(Model):
+class KeyPin(ProviderSettings):
     """What is known of a key beforehand. Where given, a key that differs is refused before it signs."""
 
     public_key: PublicKeyHex | None = None
@@ -125,6 +126,16 @@ class Pkcs11Settings(KeyPin):
 
     def _merge(self) -> None:
         """For a provider that can say the same thing in two ways."""
+
+    @property
+    def name_part(self) -> object:
+        return self.token_label or self.token_serial or self.slot_id
+
+    def pinned(self, key_id: str, public_key: str, algorithm: str, *, configured: bool) -> Self:
+        if configured:  # it goes by the configured name; from its first start on, the public key is known
+            return self if self.public_key is not None else self.model_copy(update={"public_key": public_key})
+        named = {"key_id": key_id, "key_label": None, "key_handle": None}
+        return self.model_copy(update=named | {"public_key": public_key, "algorithm": algorithm})
 
     @property
     def key_id_bytes(self) -> bytes | None:
@@ -216,6 +227,11 @@ class GenericPkcs11Settings(Pkcs11Settings):
     @property
     def pin_secret(self) -> Secret | None:
         return self.pin
+
+
+PROVIDER: Final = ProviderDescriptor(
+    "pkcs11", GenericPkcs11Settings, "Install the vendor's PKCS#11 module, or correct modulePath."
+)
 
 
 def _module_of(parts: UriParts) -> str | None:

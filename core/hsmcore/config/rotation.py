@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash, fault, hidden_fault
 from hsmcore.config.providers import Provider
+from hsmcore.config.registry import descriptor_of, known_types
 from hsmcore.config.secret import Secret
 
 BackupPolicy = Literal["require", "warn"]
@@ -94,9 +95,14 @@ class KeyRotation(Model):
     def _no_key_is_signed_with(cls, value: Any) -> Any:
         """A token for drills holds no key between them, so its configuration names none."""
         config = value.get("config") if isinstance(value, dict) else None
-        if not isinstance(config, dict) or value.get("type") in ("aws-kms", "ephemeral"):
+        if not isinstance(config, dict) or value.get("type") not in known_types():
             return value
-        return value | {"config": {"keyLabel": "hsmcore-drill"} | config}
+        settings = descriptor_of(value["type"]).settings
+        return (
+            value | {"config": {"keyLabel": "hsmcore-drill"} | config}
+            if "key_label" in settings.model_fields
+            else value
+        )
 
     @field_validator("backup_location")
     @classmethod

@@ -1,8 +1,11 @@
-"""SoftHSM 2."""
+"""The provider SoftHSM 2."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from hsmcore.config.credentials import PinCredentials
+from hsmcore.config.descriptor import ProviderDescriptor
 from hsmcore.config.pkcs11 import ModulePath, Pkcs11Settings, Quirks
 from hsmcore.config.secret import Secret
 
@@ -18,3 +21,8 @@ class SoftHsmSettings(Pkcs11Settings):
     @property
     def pin_secret(self) -> Secret | None:
         return self.pin
+
+
+PROVIDER: Final = ProviderDescriptor(
+    "softhsm", SoftHsmSettings, "Install SoftHSM (apt-get install softhsm2), or correct modulePath."
+)

@@ -1,14 +1,15 @@
-"""YubiHSM 2."""
+"""The provider YubiHSM 2."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Final, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hsmcore.config.base import Whole, as_tuple, clash, hidden_fault
 from hsmcore.config.credentials import AuthKeyCredentials, AuthKeyId, joined
+from hsmcore.config.descriptor import ProviderDescriptor
 from hsmcore.config.modules import debian_triplet
 from hsmcore.config.pkcs11 import Isolation, ModulePath, Pkcs11Settings, Quirks, Sessions, VerifySignatures
 from hsmcore.config.secret import Secret
@@ -22,7 +23,7 @@ def default_yubihsm_module() -> str:
 class YubiHsmSettings(Pkcs11Settings):
     """YubiHSM 2. The PIN is the authentication key's id in four hexadecimal digits and its password.
 
-    Several connectors, each with a device that holds the same key, are as many members; see `config.members`."""
+    Several connectors, each with a device that holds the same key, are as many members."""
 
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"
@@ -71,6 +72,14 @@ class YubiHsmSettings(Pkcs11Settings):
         return self.connectors or (self.connector or "http://127.0.0.1:12345",)
 
     @property
+    def name_part(self) -> object:
+        return ",".join(self.connector_urls)
+
+    def split(self) -> tuple[Self, ...]:
+        """One member for each connector: the module works on one call at a time for each, and so does each device."""
+        return tuple(self.model_copy(update={"connector": url, "connectors": None}) for url in self.connector_urls)
+
+    @property
     def initialize_args(self) -> str | None:
         parts = [f"connector={url}" for url in self.connector_urls]
         return " ".join([*parts, self.module_args] if self.module_args else parts)
@@ -81,6 +90,15 @@ class YubiHsmSettings(Pkcs11Settings):
 
     def resolve_pin(self) -> bytearray | None:
         return joined(f"{self.auth_key_id:04x}", self.password)
+
+
+PROVIDER: Final = ProviderDescriptor(
+    "yubihsm",
+    YubiHsmSettings,
+    "Install the YubiHSM module (apt-get install yubihsm-pkcs11 yubihsm-connector), or correct modulePath.",
+    patience_ms=2000,  # as the native core's quirks have it
+    device_log="hsmcore.audit.devices.yubihsm_audit:examine",
+)
 
 
 def _connector_url(url: str) -> str:

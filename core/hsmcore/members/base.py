@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
+from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import KeyNotExportable
 from hsmcore.control.records import Deactivation, KeyRecord
@@ -145,6 +147,22 @@ class KeepsItsKeys:
     async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:
         del label, key_id, sealed, recovery
         raise KeyNotExportable(self._keeps)
+
+
+S_co = TypeVar("S_co", bound=ProviderSettings, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec(Generic[S_co]):
+    """What a member is made from. A class of members is called with one of these; it loads and connects nothing."""
+
+    provider: Provider
+    settings: S_co
+    """`config` of the provider."""
+    rules: KeyManagerConfig
+    level: str
+    hidden_variables: frozenset[str] = frozenset()
+    """Environment variables that no child process inherits."""
 
 
 class Member(Protocol):
