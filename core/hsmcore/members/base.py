@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
+from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.control import ControlPlane, KeyNotExportable
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.records import Deactivation, KeyRecord
@@ -104,6 +105,22 @@ class NonExportable:
 
     def error(self, text: str, member: str) -> KeyNotExportable:
         return KeyNotExportable(text, member=member, hint=self.hint)
+
+
+S_co = TypeVar("S_co", bound=ProviderSettings, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec(Generic[S_co]):
+    """What a member is made from. A class of members is called with one of these; it loads and connects nothing."""
+
+    provider: Provider
+    settings: S_co
+    """`config` of the provider."""
+    rules: KeyManagerConfig
+    level: str
+    hidden_variables: frozenset[str] = frozenset()
+    """Environment variables that no child process inherits."""
 
 
 class Member(Protocol):
