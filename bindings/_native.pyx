@@ -99,7 +99,6 @@ cdef class Engine(Requests):
         with nogil:
             hsm_host_stop(self._host, 1000000000)
 
-    # ---- life cycle: blocking, in a thread ----
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
@@ -231,7 +230,6 @@ cdef class Engine(Requests):
         self._abandoned = self._abandoned or left != 0
         return left
 
-    # ---- a host process ----
 
     @property
     def host_fd(self):
@@ -268,7 +266,6 @@ cdef class Engine(Requests):
             raise _raised(&error, self._member)
         return str(_raised(&error, self._member)) if error.status != HSM_OK else None
 
-    # ---- looked after by the event loop ----
 
     def tend(self):
         """Quarantine workers that overran, start others. Returns (stuck, healthy)."""

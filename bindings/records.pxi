@@ -71,7 +71,6 @@ cdef class DurableAnswers:
                 raise self.journal._refusal(failure)
         return 0
 
-    # ---- records ----
 
     cdef int completed(self, const hsm_completion *done, PyObject *waiter, Py_ssize_t position, bytes signature,
                        uint64_t deadline, bytes extra) except -1:
@@ -143,7 +142,6 @@ cdef class DurableAnswers:
             return True
         return False
 
-    # ---- held answers ----
 
     cdef int _hold(self, uint64_t seq, object waiter, Py_ssize_t position, bytes signature, uint64_t deadline,
                    bint cached) except -1:

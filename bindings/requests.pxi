@@ -79,7 +79,6 @@ cdef class Requests:
         if not self._abandoned:
             hsm_client_free(self._client)
 
-    # ---- life cycle, in the event loop ----
 
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, there only. `on_overdue()` is called when requests have
@@ -154,7 +153,6 @@ cdef class Requests:
         self._check_idle()
         return self._idle
 
-    # ---- requests in ----
 
     def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
@@ -257,7 +255,6 @@ cdef class Requests:
         """Callers that wait for a slot."""
         return len(self._queue)
 
-    # ---- checks ----
 
     cdef int _check(self, bytes extra) except -1:
         """Raise if no request can be taken, or none can be recorded that is to be."""
@@ -308,7 +305,6 @@ cdef class Requests:
         self.refused += 1
         return error_of("QUEUE_FULL", detail=self._admission.describe(self._ahead(), limit), member=self._member)
 
-    # ---- one request: cache, single-flight, slot ----
 
     cdef inline object _new_future(self):
         # With the keywords made beforehand; Future takes its loop by keyword only.
@@ -407,7 +403,6 @@ cdef class Requests:
             self._flush()
         return True
 
-    # ---- answers out ----
 
     def _drain(self):
         """The loop was woken for completions."""
@@ -536,7 +531,6 @@ cdef class Requests:
             self._idle.set_result(None)
         return 0
 
-    # ---- deadlines ----
 
     def _sweep(self):
         """Answer every waiter whose deadline has passed, and plan the next look."""
@@ -575,7 +569,6 @@ cdef class Requests:
                 self._slots.follow(slot, follower)
         return soonest
 
-    # ---- what it has done ----
 
     def stats(self):
         """Counters, and the histograms of time inside the module, in the queue and verifying as [(upper bound in ns,

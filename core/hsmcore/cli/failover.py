@@ -154,9 +154,6 @@ def force(
     _wish(loaded, "force", None if level == "none" else level, reason, as_json=as_json)
 
 
-# ---- shared with `hsmcore emergency` ----
-
-
 def on_store(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
     """Do something with the state store that a configuration names. Raises ConfigurationError without failover."""
     from hsmcore.state import Store

@@ -74,8 +74,6 @@ class Router:
         self.unsigned = 0
         """Requests that no level signed."""
 
-    # ---- signing ----
-
     async def sign(
         self,
         message: Any,
@@ -137,8 +135,6 @@ class Router:
                 return answer
         return await self._route(request)
 
-    # ---- for batches; see batch.sign_many ----
-
     def begin_many(
         self, endpoint: Endpoint, batch: list[Any], timeout: float | None, extra: bytes | None = None
     ) -> asyncio.Future[list[Any]]:
@@ -177,8 +173,6 @@ class Router:
     def is_request_s_own(self, error: HsmError) -> bool:
         """Whether no other member would do better."""
         return kind_of(error) is None and not self._left(error)
-
-    # ---- one request, after the first failure ----
 
     async def _route(self, request: Request) -> Answer:
         try:
@@ -327,8 +321,6 @@ class Router:
         """Whether it was a member, and not this router, that was closed under a request."""
         return (isinstance(error, EngineClosed) and not self.closing) or isinstance(error, EmergencyRefused)
 
-    # ---- waiting ----
-
     async def _wait(self, until: int, eager: bool) -> None:
         """Until then (monotonic ns); eagerly: or until the levels change."""
         seconds = (until - monotonic_ns()) / SECOND
@@ -383,8 +375,6 @@ class Router:
             if not self._bindings:
                 self._version = -1
                 self.settle()
-
-    # ---- small things ----
 
     @property
     def version(self) -> KeyVersion | None:

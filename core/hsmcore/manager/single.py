@@ -55,8 +55,6 @@ class SingleMember:
         self._use_engine(ring.add(self.version))
         ring.make_current(self.version.id)
 
-    # ---- signing ----
-
     def submit_many(
         self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
     ) -> Awaitable[list[Any]]:
@@ -81,8 +79,6 @@ class SingleMember:
         except asyncio.CancelledError:
             self.abandon(answer)
             raise
-
-    # ---- keys ----
 
     def check_operation(self, operation: str) -> None:
         """There is no emergency level."""
@@ -118,8 +114,6 @@ class SingleMember:
             return (await self.member.control.deactivate(version.id)).enforced
         except KeyNotFound:
             return True  # a key that is gone signs nothing
-
-    # ---- state ----
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         member, engine, version = self.member, self._engine, self.version

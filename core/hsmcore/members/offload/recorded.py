@@ -91,8 +91,6 @@ class RecordedEngine:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    # ---- inside ----
-
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """A future of what the coroutine returns. Whoever settles the future first ends the work."""
         loop = asyncio.get_running_loop()
