@@ -116,7 +116,8 @@ class KeyManager(KeyOperations, Observable):
             member = make_member(rules.own, rules, "primary", config.secret_variables)
             key = await self._start(member)
             await self.audit.use_member(member, member.stop)
-            self.audit.adopt(member)
+            if self._audited:
+                member.record_in(self.audit)
             self._begin_with(member, key)
             await self._begin_upkeep(key, member.stop)
         except BaseException as error:
@@ -150,9 +151,8 @@ class KeyManager(KeyOperations, Observable):
         self._events.emit("initialized", member=service.member.name, key_id=service.version.id)
 
     def _learn_key(self, seat: Seat) -> None:
-        if seat.member is not None:
-            self.audit.adopt(seat.member)
-            seat.bind()
+        if self._audited and seat.member is not None:
+            seat.member.record_in(self.audit)
         seat.use(told_apart(seat.key_version, list(self._ring), seat.name))
         self._ring.add(seat.key_version)
 

@@ -92,7 +92,8 @@ class Seat(MemberState):
             await member.stop()
             raise
         self.member = member
-        self.bind()
+        self.engine = engine = member.engine
+        self.submit, self.traced = engine.submit, engine.submit_traced
         warden = getattr(member, "warden", None)
         if warden is not None:
             warden.lost = lambda: self.lost(self)
@@ -103,12 +104,6 @@ class Seat(MemberState):
         self.versions = {version.public_key: version}
         self.use(version)
         return version
-
-    def bind(self) -> None:
-        """Take the member's engine, which is another object once the member records."""
-        if self.member is not None:
-            self.engine = engine = self.member.engine
-            self.submit, self.traced = engine.submit, engine.submit_traced
 
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on."""

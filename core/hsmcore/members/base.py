@@ -159,8 +159,7 @@ class Member(Protocol):
         """Connect, find and prove the configured key. When it fails or is cancelled, call `stop`."""
 
     def record_in(self, audit: AuditLog) -> None:
-        """After `start`, once: record every signature, and hand it out when its record is kept. `engine` may be another
-        object afterwards."""
+        """After `start`, once, with an open log: record every signature, and hand it out when its record is durable."""
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the member by its id. Raises KeyNotFound."""
