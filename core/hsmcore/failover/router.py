@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
+from hsmcore._native import freeze, timeout_ns
 from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.errors import EmergencyRefused
@@ -19,7 +20,7 @@ from hsmcore.failover.hedge import hedged
 from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, Pledges, Request, by_module, checked_timeout, failure_of, frozen
+from hsmcore.failover.request import Answer, Pledges, Request, by_module, failure_of
 from hsmcore.failover.seat import Seat
 from hsmcore.keyring import KeyVersion
 from hsmcore.state import Emergency
@@ -79,7 +80,7 @@ class Router:
     async def sign(self, message: Any, timeout: float | None = None, allow_other_key: bool = False) -> bytes:
         """As KeyManager.sign."""
         if type(message) is not bytes:
-            message = frozen(message)
+            message = freeze(message)
         seat = self._sole or self.levels.pick()
         if seat is None or (self._careful and (self._closely or self.any_bound_elsewhere((message,), seat.key))):
             self.check()
@@ -115,7 +116,7 @@ class Router:
     ) -> Answer:
         """Sign, and say who did it. `extra` goes into the audit records."""
         if type(message) is not bytes:
-            message = frozen(message)
+            message = freeze(message)
         request = self._request(message, monotonic_ns(), timeout, allow_other_key)
         request.extra = extra
         self._look_up(request)
@@ -413,8 +414,7 @@ class Router:
         return timeout  # the engine says what is wrong with it
 
     def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
-        seconds = self._default if timeout is None else checked_timeout(timeout)
-        return Request(message, begun + int(min(seconds, 1e8) * SECOND), allow_other_key)
+        return Request(message, begun + timeout_ns(self._default if timeout is None else timeout), allow_other_key)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

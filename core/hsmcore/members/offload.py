@@ -26,7 +26,6 @@ from hsmcore.members.requests import (
     Request,
     Waiter,
     checked_message,
-    timeout_ns,
 )
 from hsmcore.members.runners import Backend, InstantBackend, InstantRunner, TaskRunner
 from hsmcore.members.sharing import Sharing
@@ -150,7 +149,7 @@ class OffloadEngine:
     def submit(self, message: object, timeout: float | None = None, key: int = 0) -> bytes | asyncio.Future[bytes]:
         """Sign one message: its signature if the cache holds it, else a future of it."""
         loop = self._checked()
-        limit = self._default_timeout if timeout is None else timeout_ns(timeout)
+        limit = self._default_timeout if timeout is None else _native.timeout_ns(timeout)
         row = self._keys.row(key)
         data = checked_message(message, row.max_message, row.limit, self._member)
         self._keys.check_active(row)
@@ -177,7 +176,7 @@ class OffloadEngine:
             raise TypeError(f"{type(messages).__name__!r} object is not iterable")
         row = self._keys.row(key)
         data = [checked_message(message, row.max_message, row.limit, self._member) for message in messages]
-        limit = self._default_timeout if timeout is None else timeout_ns(timeout)
+        limit = self._default_timeout if timeout is None else _native.timeout_ns(timeout)
         self._keys.check_active(row)
         if data:  # a caller that takes what there is in time gets that; else the last one must be in time
             self._require_time(1 if return_exceptions or row.shared else len(data), limit)
