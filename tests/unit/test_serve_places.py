@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from hsmcore.serve.places import FEW, RESERVE, Gate, Place, spare_descriptors
+from hsmcore.serve.places import FEW, RESERVE, ConnectionSlot, Gate, spare_descriptors
 
 
-class Client(Place):
+class Client(ConnectionSlot):
     """One that closes when `close` is called, as a transport does a turn after it was told to."""
 
     def __init__(self, gate: Gate) -> None:

@@ -22,7 +22,7 @@ from hsmcore.members.metering import Meter
 from hsmcore.members.requests import (
     NS,
     Batch,
-    Place,
+    BatchPosition,
     Request,
     Waiter,
     checked_message,
@@ -193,7 +193,7 @@ class OffloadEngine:
             if isinstance(held, bytes):
                 batch.put(position, held)
             else:
-                place = Place(batch, position, deadline)
+                place = BatchPosition(batch, position, deadline)
                 waiters.append(place)
                 self._enter(place, row, key, message, now, held)
         self._forget_answered((future,))

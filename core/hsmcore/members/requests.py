@@ -61,7 +61,7 @@ class Batch:
         self.results: list[Any] = [None] * count
         self.remaining = count
         self.return_exceptions = return_exceptions
-        self.waiters: list[Place] = []
+        self.waiters: list[BatchPosition] = []
 
     def put(self, position: int, result: bytes | HsmError) -> None:
         self.results[position] = result
@@ -76,7 +76,7 @@ class Batch:
             self.future.set_exception(error)
 
 
-class Place(Waiter):
+class BatchPosition(Waiter):
     """One position of a Batch."""
 
     __slots__ = ("batch", "position")

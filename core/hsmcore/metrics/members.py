@@ -36,7 +36,7 @@ _CACHE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MemberReading:
     """A member and how it stands."""
 
     name: str
@@ -48,14 +48,14 @@ class Place:
     breakers: Mapping[str, str]
 
 
-def seats_of(parts: Parts) -> Iterator[Place]:
+def seats_of(parts: Parts) -> Iterator[MemberReading]:
     """Every member, those that do not run, too."""
     if parts.failover is not None:
         for seat in parts.failover.seats:
             breakers: dict[str, str] = {kind: breaker.state for kind, breaker in list(seat.breakers.items())}
-            yield Place(seat.name, seat.level_name, seat.member, seat.condition, seat.trusted, breakers)
+            yield MemberReading(seat.name, seat.level_name, seat.member, seat.condition, seat.trusted, breakers)
     elif parts.member is not None:
-        yield Place(parts.member.name, parts.member.level, parts.member, "", None, {})
+        yield MemberReading(parts.member.name, parts.member.level, parts.member, "", None, {})
 
 
 def read_manager(reading: Reading, parts: Parts) -> None:
@@ -76,7 +76,7 @@ def read_manager(reading: Reading, parts: Parts) -> None:
     reading.add(names.EMERGENCY_ALLOWED, int(levels.emergency_permitted))
 
 
-def read_member(reading: Reading, place: Place) -> None:
+def read_member(reading: Reading, place: MemberReading) -> None:
     """One member."""
     labels = (place.name, place.level)
     stats = None if place.member is None else _stats(place.member)
@@ -125,7 +125,7 @@ def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, 
         reading.add(names.RECOVERIES, count, *labels, rung)
 
 
-def _read_cluster(reading: Reading, place: Place) -> None:
+def _read_cluster(reading: Reading, place: MemberReading) -> None:
     health = getattr(place.member, "cluster_health", None)
     if health is None:
         return

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from hsmcore.serve.places import Gate, Place
+from hsmcore.serve.places import ConnectionSlot, Gate
 
 BACKLOG: Final = 1024
 """Who waits there holds no descriptor of this process."""
@@ -28,7 +28,7 @@ class Door:
         listening: socket.socket,
         gate: Gate,
         seconds: float,
-        connect: Callable[[socket.socket, Place], Coroutine[Any, Any, object]],
+        connect: Callable[[socket.socket, ConnectionSlot], Coroutine[Any, Any, object]],
     ) -> None:
         """`seconds`: from accept() to the end of the first request. `connect` makes a transport and a protocol for a
         socket; the protocol gives the place another `give_way`, and leaves it in the end."""
@@ -36,7 +36,7 @@ class Door:
         self._listening, self._gate, self._seconds, self._connect = listening, gate, seconds, connect
         self._paused: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[object]] = set()
-        self._strangers: set[Place] = set()
+        self._strangers: set[ConnectionSlot] = set()
         listening.setblocking(False)
         listening.listen(BACKLOG)
         self._loop.add_reader(listening, self._accept)
@@ -77,19 +77,19 @@ class Door:
 
     def _admit(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        place = Place(self._gate, lambda: self._shut(accepted, place))
+        place = ConnectionSlot(self._gate, lambda: self._shut(accepted, place))
         self._strangers.add(place)
         self._loop.add_reader(accepted, self._spoke, accepted, place)
         place.arm(self._seconds)
         self._gate.enter(place)
 
-    def _shut(self, accepted: socket.socket, place: Place) -> None:
+    def _shut(self, accepted: socket.socket, place: ConnectionSlot) -> None:
         self._loop.remove_reader(accepted)
         accepted.close()
         self._strangers.discard(place)
         place.leave()
 
-    def _spoke(self, accepted: socket.socket, place: Place) -> None:
+    def _spoke(self, accepted: socket.socket, place: ConnectionSlot) -> None:
         try:
             said = accepted.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -106,7 +106,7 @@ class Door:
         place.idle()
         task.add_done_callback(lambda task: self._connected(accepted, place, task))
 
-    def _connected(self, accepted: socket.socket, place: Place, task: asyncio.Task[object]) -> None:
+    def _connected(self, accepted: socket.socket, place: ConnectionSlot, task: asyncio.Task[object]) -> None:
         self._connecting.discard(task)
         self._strangers.discard(place)
         if task.cancelled():
@@ -116,7 +116,7 @@ class Door:
             if not isinstance(error, OSError):  # no client's doing
                 self._loop.call_exception_handler({"message": "a connection was not made", "exception": error})
 
-    def _let_go(self, accepted: socket.socket, place: Place, turns: int = 10) -> None:
+    def _let_go(self, accepted: socket.socket, place: ConnectionSlot, turns: int = 10) -> None:
         """Its transport, if it came to that, closes it in a turn or two."""
         if accepted.fileno() >= 0 and turns:
             self._loop.call_soon(self._let_go, accepted, place, turns - 1)

@@ -26,7 +26,7 @@ _LEAVING: Final = 8
 _LOOK_SECONDS: Final = 0.1
 
 
-class Place:
+class ConnectionSlot:
     """What one connection takes, until its descriptor is closed."""
 
     def __init__(self, gate: Gate, give_way: Callable[[], object]) -> None:
@@ -67,9 +67,9 @@ class Gate:
 
     def __init__(self, most: int = MAX_CONNECTIONS) -> None:
         self._most = most
-        self._open: set[Place] = set()
-        self._leaving: set[Place] = set()
-        self._idle: dict[Place, None] = {}
+        self._open: set[ConnectionSlot] = set()
+        self._leaving: set[ConnectionSlot] = set()
+        self._idle: dict[ConnectionSlot, None] = {}
         self._limit, self._looked = FEW, -_LOOK_SECONDS
 
     @property
@@ -77,7 +77,7 @@ class Gate:
         """Whether some that were told to give way have to be closed before another is accepted."""
         return len(self._leaving) >= _LEAVING
 
-    def enter(self, place: Place) -> None:
+    def enter(self, place: ConnectionSlot) -> None:
         """One was accepted. What is too much gives way; that may be itself, if all others are busy."""
         self._open.add(place)
         self._idle[place] = None
@@ -85,25 +85,25 @@ class Gate:
         for oldest in list(islice(self._idle, max(surplus, 0))):
             self.dismiss(oldest)
 
-    def dismiss(self, place: Place) -> None:
+    def dismiss(self, place: ConnectionSlot) -> None:
         """Have it give way."""
         self._idle.pop(place, None)
         if place in self._open:
             self._leaving.add(place)
             place.give_way()
 
-    def idle(self, place: Place) -> None:
-        """See Place."""
+    def idle(self, place: ConnectionSlot) -> None:
+        """See ConnectionSlot."""
         self._idle.pop(place, None)
         if place in self._open and place not in self._leaving:
             self._idle[place] = None
 
-    def busy(self, place: Place) -> None:
-        """See Place."""
+    def busy(self, place: ConnectionSlot) -> None:
+        """See ConnectionSlot."""
         self._idle.pop(place, None)
 
-    def leave(self, place: Place) -> None:
-        """See Place."""
+    def leave(self, place: ConnectionSlot) -> None:
+        """See ConnectionSlot."""
         self._idle.pop(place, None)
         self._leaving.discard(place)
         self._open.discard(place)

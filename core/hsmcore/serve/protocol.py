@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hsmcore.serve.door import Door
-from hsmcore.serve.places import Gate, Place
+from hsmcore.serve.places import ConnectionSlot, Gate
 
 MAX_HEAD_BYTES: Final = 16_384
 REQUEST_SECONDS: Final = 10.0
@@ -32,7 +32,7 @@ SHUTDOWN_SECONDS: Final = 2
 class LimitedProtocol(H11Protocol):
     """One connection's HTTP, once its handshake is done. Its time runs since it was accepted."""
 
-    def __init__(self, place: Place, config: uvicorn.Config, server_state: ServerState) -> None:
+    def __init__(self, place: ConnectionSlot, config: uvicorn.Config, server_state: ServerState) -> None:
         super().__init__(config, server_state, app_state={})
         self._place = place
 
@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
             await door.close()
         await super().shutdown(sockets)
 
-    async def _connect(self, accepted: socket, place: Place) -> None:
+    async def _connect(self, accepted: socket, place: ConnectionSlot) -> None:
         tls = self._tls is not None
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: LimitedProtocol(place, self.config, self.server_state),
