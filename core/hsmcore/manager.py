@@ -307,7 +307,7 @@ class KeyManager(KeyOperations, Observable):
                 made = await self._failover.router.sign_traced(message, timeout, allow_other_key, extra)
                 return made.receipt(time.perf_counter_ns() - begun)
             member, key = self._opened(), self._current()
-            future = member.engine.submit_traced(message, timeout, key.index, extra)
+            future = member.engine.submit_with_receipt(message, timeout, key.index, extra)
         except HsmError as error:
             self._record.failure("sign", message, error)
             await _a_turn(error)

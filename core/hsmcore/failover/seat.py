@@ -93,7 +93,7 @@ class Seat(MemberState):
             raise
         self.member = member
         self.engine = engine = member.engine
-        self.submit, self.traced = engine.submit, engine.submit_traced
+        self.submit, self.traced = engine.submit, engine.submit_with_receipt
         warden = getattr(member, "warden", None)
         if warden is not None:
             warden.lost = lambda: self.lost(self)

@@ -37,7 +37,7 @@ class SigningEngine(Protocol):
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
         goes into its audit record: members of a JSON object, beginning with a comma; b"": there is to be none."""
 
-    def submit_traced(
+    def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
         """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""

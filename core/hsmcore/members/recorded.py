@@ -58,13 +58,13 @@ class RecordedEngine:
         signed = self.inner.submit(message, timeout, key)
         if self._audit is None or extra == b"":
             return signed
-        return self._spawn(self._first(self._traced(freeze(message), signed, key, extra)))
+        return self._spawn(self._first(self._with_receipt(freeze(message), signed, key, extra)))
 
-    def submit_traced(
+    def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
         signed = self.inner.submit(message, timeout, key)
-        return self._spawn(self._traced(freeze(message), signed, key, extra))
+        return self._spawn(self._with_receipt(freeze(message), signed, key, extra))
 
     def submit_many(
         self,
@@ -117,8 +117,8 @@ class RecordedEngine:
         outer.add_done_callback(lambda _outer: task.cancel())  # nothing, if it has ended
         return outer
 
-    async def _first(self, traced: Awaitable[tuple[bytes, int | None, bool]]) -> bytes:
-        return (await traced)[0]
+    async def _first(self, receipt: Awaitable[tuple[bytes, int | None, bool]]) -> bytes:
+        return (await receipt)[0]
 
     async def _awaited(self, future: asyncio.Future[T]) -> T:
         try:
@@ -127,7 +127,7 @@ class RecordedEngine:
             self.inner.abandon(future)
             raise
 
-    async def _traced(
+    async def _with_receipt(
         self, message: bytes, signed: bytes | asyncio.Future[bytes], key: int, extra: bytes | None
     ) -> tuple[bytes, int | None, bool]:
         begun = time.perf_counter_ns()
