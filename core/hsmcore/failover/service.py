@@ -155,9 +155,8 @@ class FailoverService:
         ring.make_current(self.version.id)
 
     def _learn_key(self, endpoint: Endpoint) -> None:
-        if endpoint.member is not None:
-            self._audit.adopt(endpoint.member)
-            endpoint.bind()
+        if self._audit.enabled and endpoint.member is not None:
+            endpoint.member.record_in(self._audit)
         endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
         self._ring.add(endpoint.key_version)
 

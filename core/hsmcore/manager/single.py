@@ -51,7 +51,8 @@ class SingleMember:
 
     def begin(self, ring: KeyRing, _check: Callable[[], object]) -> None:
         """The engine checks process and event loop itself."""
-        self._audit.adopt(self.member)
+        if self._audit.enabled:
+            self.member.record_in(self._audit)
         self._use_engine(ring.add(self.version))
         ring.make_current(self.version.id)
 
@@ -64,7 +65,7 @@ class SingleMember:
         self, message: Any, timeout: float | None, _allow_other_key: bool, extra: bytes | None
     ) -> Awaitable[Receipt]:
         begun, version = perf_counter_ns(), self.version
-        return self._receipt(self._engine.submit_traced(message, timeout, version.index, extra), begun, version)
+        return self._receipt(self._engine.submit_with_receipt(message, timeout, version.index, extra), begun, version)
 
     async def _receipt(
         self, answer: asyncio.Future[tuple[bytes, int | None, bool]], begun: int, version: KeyVersion

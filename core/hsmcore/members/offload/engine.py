@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from hsmcore._native import AdmissionControl, fork_generation
+from hsmcore._native import AdmissionControl, fork_generation, timeout_ns
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import HsmError, NotInitialized, WrongEventLoop, error_of
 from hsmcore.members.offload.counters import Meter
@@ -26,7 +26,6 @@ from hsmcore.members.offload.requests import (
     Request,
     Waiter,
     checked_message,
-    timeout_ns,
 )
 from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
 from hsmcore.members.offload.single_flight import SingleFlight
