@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from tests.support.shim import Shim
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.config import load
+from hsmcore.config import load, providers, softhsm
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
 from hsmcore.doctor.plan import CHECKS
-from hsmcore.doctor.registry import SURROUNDINGS
 from hsmcore.doctor.report import ok
 
 pytestmark = pytest.mark.integration
@@ -322,8 +322,13 @@ def test_doctor_survives_a_module_that_lies(world, tmp_path, lie):
     assert all(step.found.isprintable() for step in report.steps)
 
 
+def around(subject):
+    yield ok("cluster", f"around {subject.level}")
+
+
 def test_checks_of_a_providers_surroundings_come_first(world, monkeypatch):
-    monkeypatch.setitem(SURROUNDINGS, "softhsm", lambda subject: iter([ok("cluster", f"around {subject.level}")]))
+    mine = replace(softhsm.PROVIDER, surroundings=f"{__name__}:around")
+    monkeypatch.setattr(providers, "descriptor_of", lambda _type: mine)
     report = probed(world.config())
     assert (report.steps[0].name, report.steps[0].found) == ("cluster", "around primary")
     assert failures(report) == []

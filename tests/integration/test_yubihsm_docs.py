@@ -16,7 +16,7 @@ from tests.support.yubihsm import Connector, Device, Kind
 
 import hsmcore
 from hsmcore.audit.devices.yubihsm_log import drain
-from hsmcore.config.pkcs11 import default_yubihsm_module
+from hsmcore.config.yubihsm import default_yubihsm_module
 from hsmcore.control import ControlPlane
 from hsmcore.control.verbs import ExportWrapped, ImportWrapped
 from hsmcore.errors import HsmError

@@ -17,8 +17,9 @@ from tests.support.kms import sigv4
 from tests.support.kms.keys import Key
 from tests.support.verifiers import is_low_s
 
+from hsmcore.config.kms import identity_of, name_of
 from hsmcore.members.kms.errors import ROWS, row_for
-from hsmcore.members.kms.forms import FORMS, identity_of, name_of, raw_public_key, raw_signature
+from hsmcore.members.kms.forms import FORMS, raw_public_key, raw_signature
 from hsmcore.members.kms.sigv4 import CONTENT_TYPE, Credentials, Signer
 from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
 

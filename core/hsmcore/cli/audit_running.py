@@ -77,9 +77,9 @@ def device_log(config: ConfigOption = None, state: StateOption = None, as_json: 
     """
     loaded = load_config(config, state)
     layout = log_of(loaded)
-    members = [member for member in _members(loaded) if member.type == "yubihsm"]
+    members = [member for member in _members(loaded) if member.descriptor.device_log is not None]
     if not members:
-        fault = ConfigFault(loaded.key_manager.where, "names no member of type yubihsm: no other keeps a log")
+        fault = ConfigFault(loaded.key_manager.where, "names no member of a type whose devices keep a log")
         raise ConfigurationError.of([fault])
     loaded.require_complete()
     reports = [_examined(member, layout) for member in members]
@@ -101,9 +101,9 @@ def _members(config: Config) -> list[Provider]:
 
 
 def _examined(member: Provider, layout: Layout) -> DeviceReport:
-    from hsmcore.audit.devices.yubihsm_audit import examine
-
-    return support.reading(lambda: asyncio.run(examine(member, layout)))
+    examine = member.resolve(member.descriptor.device_log or "")
+    report: DeviceReport = support.reading(lambda: asyncio.run(examine(member, layout)))
+    return report
 
 
 def _print_report(report: DeviceReport) -> None:

@@ -13,7 +13,6 @@ from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_con
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
-    from hsmcore.config import AwsCloudHsmSettings
     from hsmcore.members.cloudhsm import ClusterHealth
 
 
@@ -67,18 +66,12 @@ def cluster(config: ConfigOption = None, state: StateOption = None, as_json: Jso
 
     Example: hsmcore cluster --config hsm.json --json
     """
-    from hsmcore.config import AwsCloudHsmSettings
-    from hsmcore.members.cloudhsm import check_client
-
     provider = load_config(config, state).key_manager.own
-    settings = provider.config
-    if not isinstance(settings, AwsCloudHsmSettings):
-        problem = f"is {provider.type}: only an aws-cloudhsm provider has a cluster"
+    ask = provider.descriptor.cluster
+    if ask is None:
+        problem = f"is {provider.type}: a provider of this type has no cluster"
         raise ConfigurationError.of([ConfigFault(f"{provider.where}.type", problem)])
-    faults = check_client(settings)
-    if faults:
-        raise ConfigurationError.of(faults)
-    health = _asked(settings)
+    health: ClusterHealth = provider.resolve(ask)(provider.config)
     shown = health.to_json()
     if as_json:
         print_json(shown)
@@ -92,12 +85,3 @@ def cluster(config: ConfigOption = None, state: StateOption = None, as_json: Jso
             note(f"hsmcore: {problem}")
     if not health.ok:
         raise typer.Exit(FAILED)
-
-
-def _asked(settings: AwsCloudHsmSettings) -> ClusterHealth:
-    from hsmcore.members.cloudhsm.health import Expected
-    from hsmcore.members.cloudhsm.poller import HealthPoller
-
-    expected = Expected(settings.cluster_id, settings.cluster_endpoint, settings.algorithm, settings.region)
-    poller = HealthPoller(expected, 1.0, member="cluster")
-    return poller.ask()

@@ -6,15 +6,19 @@ uri and secretsmanager are what those stand on.
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
+from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
+from hsmcore.config.ephemeral import EphemeralSettings
+from hsmcore.config.kms import AwsKmsSettings
 from hsmcore.config.load import Source, load
-from hsmcore.config.members import all_members, members_of
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
-from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings, SoftHsmSettings, YubiHsmSettings
+from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
 from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover
-from hsmcore.config.providers import AwsKmsSettings, EphemeralSettings, Provider, ProviderSettings
+from hsmcore.config.providers import Provider, all_members, members_of
 from hsmcore.config.root import Config, KeyManagerConfig
 from hsmcore.config.rotation import Approver, KeyCeremony, KeyRotation, Notices
 from hsmcore.config.secret import AwsSecretsManagerReference, Secret
+from hsmcore.config.softhsm import SoftHsmSettings
+from hsmcore.config.yubihsm import YubiHsmSettings
 
 __all__ = [
     "Approver",
@@ -37,6 +41,7 @@ __all__ = [
     "Notices",
     "Pkcs11Settings",
     "Provider",
+    "ProviderDescriptor",
     "ProviderSettings",
     "Secret",
     "SoftHsmSettings",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -118,6 +119,21 @@ class Text:
         ):
             raise (hidden_fault if self.hidden else fault)(self.problem)
         return value
+
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def _no_clear_text(value: str) -> str:
+    if not value.startswith("https:") and urlsplit(value).hostname not in _LOOPBACK:
+        raise fault("must begin with https://, except on this machine's own loopback")
+    return value
+
+
+EndpointUrl = Annotated[
+    str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL"), AfterValidator(_no_clear_text)
+]
+"""Where an AWS service is asked."""
 
 
 def as_tuple(value: object) -> object:

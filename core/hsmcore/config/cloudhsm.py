@@ -1,4 +1,4 @@
-"""AWS CloudHSM: clusters, users and what the vendor's library wants."""
+"""The provider AWS CloudHSM: clusters, users and what the vendor's library wants."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pydantic_core import core_schema
 
 from hsmcore.config.base import Model, Text, Whole, fault
 from hsmcore.config.credentials import UserCredentials, Username, joined
+from hsmcore.config.descriptor import ProviderDescriptor
 from hsmcore.config.pkcs11 import Isolation, ModulePath, Pkcs11Settings, Quirks, Region, Sessions
-from hsmcore.config.secret import Secret
+from hsmcore.config.secret import AWS_VARIABLES, Secret
 
 CLIENT_CONFIG: Final = "/opt/cloudhsm/etc/cloudhsm-pkcs11.cfg"
 """Where configure-pkcs11 of Client SDK 5 writes which clusters the library connects to."""
@@ -73,6 +74,10 @@ class AwsCloudHsmSettings(Pkcs11Settings):
     sessions: Sessions = 32
 
     @property
+    def name_part(self) -> object:
+        return self.cluster_id or self.cluster_endpoint or super().name_part
+
+    @property
     def pin_secret(self) -> Secret | None:
         return self.password
 
@@ -90,3 +95,16 @@ class AwsCloudHsmSettings(Pkcs11Settings):
             "ed25519_key_pair_gen": self.mechanisms.ed25519_key_pair_gen,
         }
         return {name: number for name, number in given.items() if number is not None}
+
+
+PROVIDER: Final = ProviderDescriptor(
+    "aws-cloudhsm",
+    AwsCloudHsmSettings,
+    "Install the PKCS#11 library of AWS CloudHSM Client SDK 5 (package cloudhsm-pkcs11, from AWS) "
+    "and run /opt/cloudhsm/bin/configure-pkcs11 for the cluster, or correct modulePath.",
+    patience_ms=1000,  # as the native core's quirks have it
+    member="hsmcore.members.cloudhsm.member:CloudHsmMember",
+    surroundings="hsmcore.doctor.cluster:probe_cluster",
+    cluster="hsmcore.members.cloudhsm:cluster_health",
+    secret_variables=AWS_VARIABLES,
+)

@@ -111,9 +111,6 @@ def _refuse(path: str, problem: str, source: str) -> NoReturn:
     raise ConfigurationError.of([ConfigFault(path, problem)], source=source)
 
 
-# ---- JSON ----------------------------------------------------------------------------------------------------------
-
-
 class _Object(dict[str, Any]):
     """A JSON object that remembers which of its keys were given twice: JSON lets the last one win in silence."""
 

@@ -1,4 +1,4 @@
-"""Providers that are reached through a PKCS#11 module: SoftHSM, YubiHSM 2, any other; cloudhsm.py has AWS CloudHSM."""
+"""What all PKCS#11 modules need, and the provider for any module that has no file of its own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import core_schema
 
-from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault, is_placeholder
-from hsmcore.config.credentials import AuthKeyCredentials, AuthKeyId, Credentials, PinCredentials, joined
-from hsmcore.config.modules import debian_triplet, locate_module
+from hsmcore.config.base import Text, Whole, clash, fault, is_placeholder
+from hsmcore.config.credentials import Credentials, PinCredentials
+from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
+from hsmcore.config.modules import locate_module
 from hsmcore.config.secret import Secret
 from hsmcore.config.uri import UriParts, parse_uri
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -66,12 +67,7 @@ def default_sessions() -> int:
     return max(1, min(os.cpu_count() or 1, MAX_SESSIONS))
 
 
-def default_yubihsm_module() -> str:
-    """Where Debian puts yubihsm_pkcs11.so on this machine's architecture."""
-    return f"/usr/lib/{debian_triplet()}/pkcs11/yubihsm_pkcs11.so"
-
-
-class KeyPin(Model):
+class KeyPin(ProviderSettings):
     """What is known of a key beforehand. Where given, a key that differs is refused before it signs."""
 
     public_key: PublicKeyHex | None = None
@@ -132,6 +128,16 @@ class Pkcs11Settings(KeyPin):
         """For a provider that can say the same thing in two ways."""
 
     @property
+    def name_part(self) -> object:
+        return self.token_label or self.token_serial or self.slot_id
+
+    def pinned(self, key_id: str, public_key: str, algorithm: str, *, configured: bool) -> Self:
+        if configured:  # it goes by the configured name; from its first start on, the public key is known
+            return self if self.public_key is not None else self.model_copy(update={"public_key": public_key})
+        named = {"key_id": key_id, "key_label": None, "key_handle": None}
+        return self.model_copy(update=named | {"public_key": public_key, "algorithm": algorithm})
+
+    @property
     def key_id_bytes(self) -> bytes | None:
         """CKA_ID, or None."""
         return None if self.key_id is None else bytes.fromhex(self.key_id)
@@ -169,83 +175,6 @@ class Pkcs11Settings(KeyPin):
     def vendor_mechanisms(self) -> Mapping[str, int]:
         """Mechanism numbers that replace those of the quirks, by the name of the quirk."""
         return {}
-
-
-class SoftHsmSettings(Pkcs11Settings):
-    """SoftHSM 2, the embedded default."""
-
-    module_path: ModulePath = "/usr/lib/softhsm/libsofthsm2.so"
-    quirks: Quirks | None = "softhsm"
-    pin: Secret
-    admin_credentials: PinCredentials | None = None
-
-    @property
-    def pin_secret(self) -> Secret | None:
-        return self.pin
-
-
-class YubiHsmSettings(Pkcs11Settings):
-    """YubiHSM 2. The PIN is the authentication key's id in four hexadecimal digits and its password.
-
-    Several connectors, each with a device that holds the same key, are as many members; see `config.members`."""
-
-    module_path: ModulePath = Field(default_factory=default_yubihsm_module)
-    quirks: Quirks | None = "yubihsm"
-    isolation: Isolation = "process"
-    connector: str | None = None
-    connectors: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
-    auth_key_id: AuthKeyId
-    password: Secret
-    admin_credentials: AuthKeyCredentials | None = None
-    # The module keeps its slot locked for the whole of a call: more sessions would only wait.
-    sessions: Sessions = 1
-    # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it,
-    # and costs a thousandth of what the device takes.
-    verify_signatures: VerifySignatures = "always"
-    audit_auth_key_id: Annotated[int, Whole(1, 0xFFFF)] | None = None
-    """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""
-    audit_password: Secret | None = None
-
-    @field_validator("connector")
-    @classmethod
-    def _one_url(cls, value: str | None) -> str | None:
-        return value if value is None else _connector_url(value)
-
-    @field_validator("connectors")
-    @classmethod
-    def _all_urls(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and not 1 <= len(set(value)) == len(value) <= 64:
-            raise hidden_fault("must list 1 to 64 connectors, each once")
-        return None if value is None else tuple(_connector_url(url) for url in value)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> YubiHsmSettings:
-        if self.connector is not None and self.connectors is not None:
-            raise clash("give connector or connectors, not both")
-        if len(self.connector_urls) > 1 and (self.slot_id, self.token_serial) != (None, None):
-            raise clash("slotId and tokenSerial name one device; with several connectors give neither")
-        if len(self.connector_urls) > 1 and self.isolation == "thread":
-            raise clash('several connectors need isolation "process": a process holds one connection of the module')
-        if (self.audit_auth_key_id is None) != (self.audit_password is None):
-            raise clash("auditAuthKeyId and auditPassword belong together: give both or neither")
-        return self
-
-    @property
-    def connector_urls(self) -> tuple[str, ...]:
-        """The connectors in slot order."""
-        return self.connectors or (self.connector or "http://127.0.0.1:12345",)
-
-    @property
-    def initialize_args(self) -> str | None:
-        parts = [f"connector={url}" for url in self.connector_urls]
-        return " ".join([*parts, self.module_args] if self.module_args else parts)
-
-    @property
-    def pin_secret(self) -> Secret | None:
-        return self.password
-
-    def resolve_pin(self) -> bytearray | None:
-        return joined(f"{self.auth_key_id:04x}", self.password)
 
 
 _SAID_BY_URI = (
@@ -300,14 +229,13 @@ class GenericPkcs11Settings(Pkcs11Settings):
         return self.pin
 
 
+PROVIDER: Final = ProviderDescriptor(
+    "pkcs11", GenericPkcs11Settings, "Install the vendor's PKCS#11 module, or correct modulePath."
+)
+
+
 def _module_of(parts: UriParts) -> str | None:
     """module-path may be a folder when module-name says which of its modules."""
     if parts.module_name is None or (parts.module_path is not None and not Path(parts.module_path).is_dir()):
         return parts.module_path
     return locate_module(parts.module_name, parts.module_path)
-
-
-def _connector_url(url: str) -> str:
-    if not re.fullmatch(r"(https?://[^\s@]+|yhusb://[^\s@]*)", url) or len(url) > 1024:
-        raise hidden_fault("must be a connector such as http://127.0.0.1:12345 or yhusb://, without user or password")
-    return url

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
+from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash
 from hsmcore.config.pkcs11 import Region
-from hsmcore.config.providers import EndpointUrl, EphemeralSettings, Provider
+from hsmcore.config.providers import Provider
 
 Operation = Literal[
     "sign", "verify", "generateKey", "getCurrentKeyId", "setCurrentKeyId", "deactivateKey", "exportKeyBackup"
@@ -92,8 +92,8 @@ class Failover(Model):
     @field_validator("emergency")
     @classmethod
     def _ephemeral_only(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
-        if value is not None and any(member.type != "ephemeral" for member in value):
-            raise clash('must list only providers of type "ephemeral"')
+        if value is not None and any(not member.descriptor.ephemeral for member in value):
+            raise clash('must list only providers of type "ephemeral", or of another type with keys made at each start')
         return value
 
     @field_validator("accept_other_keys")
@@ -117,11 +117,20 @@ class Failover(Model):
             raise clash("lists an emergency level, but emergencyModeEnabled is false")
         return self
 
+    @property
+    def emergency_level(self) -> tuple[Provider, ...]:
+        """The providers of the emergency level, if there is one."""
+        if self.emergency is not None:
+            return self.emergency
+        default = Provider(type="ephemeral")
+        default.locate(f"{self.where}.emergency")
+        return (default,)
+
 
 def require_lasting(member: Provider, what: str) -> None:
     """Refuse an ephemeral key outside the emergency level unless its own configuration consents."""
-    if isinstance(member.config, EphemeralSettings) and not member.config.allow_ephemeral_primary:
+    if member.descriptor.ephemeral and not getattr(member.config, "allow_ephemeral_primary", False):
         raise clash(
-            f'{what} is of type "ephemeral": its key is lost when the process ends, so it is for emergencies only; '
+            f'{what} is of type "{member.type}": its key is lost when the process ends, so it is for emergencies only; '
             'set "allowEphemeralPrimary": true in its config if that is what you want'
         )

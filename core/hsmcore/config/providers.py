@@ -1,122 +1,51 @@
-"""A provider, `{"type": …, "config": {…}}`, wherever the configuration names one."""
+"""A provider, `{"type": …, "config": {…}}`, wherever the configuration names one, and the members that it becomes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from pkgutil import resolve_name
+from typing import Any
 
 from pydantic import (
-    AfterValidator,
     Field,
     PrivateAttr,
+    SerializeAsAny,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
-    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from hsmcore.config.base import Model, Text, Whole, clash, fault
-from hsmcore.config.cloudhsm import AwsCloudHsmSettings
-from hsmcore.config.pkcs11 import (
-    GenericPkcs11Settings,
-    KeyPin,
-    Pkcs11Settings,
-    Region,
-    SoftHsmSettings,
-    VerifySignatures,
-    YubiHsmSettings,
-)
-
-ProviderType = Literal["softhsm", "aws-cloudhsm", "yubihsm", "pkcs11", "aws-kms", "ephemeral"]
-
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-def _no_clear_text(value: str) -> str:
-    if not value.startswith("https:") and urlsplit(value).hostname not in _LOOPBACK:
-        raise fault("must begin with https://, except on this machine's own loopback")
-    return value
-
-
-EndpointUrl = Annotated[
-    str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL"), AfterValidator(_no_clear_text)
-]
-"""Where an AWS service is asked."""
-
-
-class AwsKmsSettings(KeyPin):
-    """A signing key in AWS KMS, by id, ARN or alias; credentials come from the AWS SDK's own chain."""
-
-    key_id: Annotated[str, Text(2048)]
-    region: Region | None = None
-    """Default: the AWS SDK's own settings, or what a key ARN says."""
-    endpoint_url: EndpointUrl | None = None
-    """Another endpoint than the region's public one, such as that of a VPC endpoint."""
-    concurrency: Annotated[int, Whole(1, 1024)] = 64
-    """Requests to KMS at once, each on a connection of its own."""
-    connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
-    verify_signatures: VerifySignatures = "sample"
-
-    @model_validator(mode="after")
-    def _one_region(self) -> AwsKmsSettings:
-        if self.region is not None and self.arn_region not in (None, self.region):
-            raise clash(f"region is {self.region}, but the ARN in keyId says {self.arn_region}")
-        return self
-
-    @property
-    def arn_region(self) -> str | None:
-        """The region that an ARN in keyId names."""
-        parts = self.key_id.split(":")
-        return parts[3] if len(parts) >= 6 and parts[0] == "arn" and parts[3] else None
-
-
-class EphemeralSettings(Model):
-    """A key that lives in this process's locked memory only, made for the emergency level."""
-
-    algorithm: Literal["ed25519"] = "ed25519"
-    allow_ephemeral_primary: bool = False
-
-
-ProviderSettings = (
-    SoftHsmSettings | AwsCloudHsmSettings | YubiHsmSettings | GenericPkcs11Settings | AwsKmsSettings | EphemeralSettings
-)
-
-SETTINGS_OF_TYPE: dict[str, type[ProviderSettings]] = {
-    "softhsm": SoftHsmSettings,
-    "aws-cloudhsm": AwsCloudHsmSettings,
-    "yubihsm": YubiHsmSettings,
-    "pkcs11": GenericPkcs11Settings,
-    "aws-kms": AwsKmsSettings,
-    "ephemeral": EphemeralSettings,
-}
-
-# As the native core's quirks have it; and for KMS, a service far away.
-PATIENCE_MS_OF_TYPE: dict[str, int] = {"yubihsm": 2000, "aws-cloudhsm": 1000, "aws-kms": 2000}
-
-# What to do when the provider's software is not on the machine.
-INSTALL_HINT_OF_TYPE: dict[str, str] = {
-    "softhsm": "Install SoftHSM (apt-get install softhsm2), or correct modulePath.",
-    "aws-cloudhsm": "Install the PKCS#11 library of AWS CloudHSM Client SDK 5 (package cloudhsm-pkcs11, from AWS) "
-    "and run /opt/cloudhsm/bin/configure-pkcs11 for the cluster, or correct modulePath.",
-    "yubihsm": "Install the YubiHSM module (apt-get install yubihsm-pkcs11 yubihsm-connector), or correct modulePath.",
-    "pkcs11": "Install the vendor's PKCS#11 module, or correct modulePath.",
-    "aws-kms": "Install what signing with AWS KMS needs: pip install 'hsmcore[aws]'.",
-    "ephemeral": "Install hsmcore again: PyNaCl, which it depends on, is missing.",
-}
+from hsmcore.config.base import Model
+from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
+from hsmcore.config.registry import descriptor_of, known_types
+from hsmcore.errors import ModuleMissing
 
 
 class Provider(Model):
     """One provider. `type` decides which keys `config` may have."""
 
-    type: ProviderType
-    config: ProviderSettings = Field(default_factory=dict, validate_default=True)
+    type: str
+    config: SerializeAsAny[ProviderSettings] = Field(default_factory=dict, validate_default=True)
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        known = known_types()
+        if value not in known:
+            names = [f"'{name}'" for name in known]
+            expected = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
+        descriptor_of(value)
+        return value
 
     @field_validator("config", mode="wrap")
     @classmethod
     def _by_type(cls, value: Any, _handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        settings = SETTINGS_OF_TYPE.get(info.data.get("type", ""))
-        # Without a type nothing can be said about the rest; the fault in `type` is reported by itself.
-        return value if settings is None else settings.model_validate(value, context=info.context)
+        # Without a type there is nothing to check the rest against; the fault in `type` is reported by itself.
+        if "type" not in info.data:
+            return value
+        return descriptor_of(info.data["type"]).settings.model_validate(value, context=info.context)
 
     _number: int = PrivateAttr(default=1)
     _kept_name: str | None = PrivateAttr(default=None)
@@ -136,27 +65,49 @@ class Provider(Model):
 
     @property
     def _plain_name(self) -> str:
-        settings = self.config
-        which: object = None
         if self._kept_name is not None:
             return self._kept_name
-        if isinstance(settings, AwsCloudHsmSettings):
-            which = settings.cluster_id or settings.cluster_endpoint
-        elif isinstance(settings, YubiHsmSettings):
-            which = ",".join(settings.connector_urls)
-        elif isinstance(settings, AwsKmsSettings):
-            which = settings.key_id
-        if which is None and isinstance(settings, Pkcs11Settings):
-            which = settings.token_label or settings.token_serial or settings.slot_id
-        return self.type if which is None else f"{self.type}:{which}"
+        part = self.config.name_part
+        return self.type if part is None else f"{self.type}:{part}"
+
+    @property
+    def descriptor(self) -> ProviderDescriptor:
+        """What is known of the type."""
+        return descriptor_of(self.type)
 
     @property
     def patience_ms(self) -> int:
-        """How long this kind of device may take for one answer before that means anything; 0: no time worth naming."""
+        """The longest usual time of one answer of the device, in milliseconds; 0: too short to matter."""
         configured = getattr(self.config, "hang_after_ms", None)
-        return PATIENCE_MS_OF_TYPE.get(self.type, 0) if configured is None else int(configured)
+        return self.descriptor.patience_ms if configured is None else int(configured)
 
     @property
     def install_hint(self) -> str:
         """What to install when the provider's software is missing."""
-        return INSTALL_HINT_OF_TYPE[self.type]
+        return self.descriptor.install_hint
+
+    def resolve(self, reference: str) -> Any:
+        """Import what a reference of the descriptor names. Raises ModuleMissing if a package for it is missing."""
+        try:
+            return resolve_name(reference)
+        except ModuleNotFoundError as error:
+            text = f"member {self.name!r}: a provider of type {self.type} needs the package {error.name}"
+            raise ModuleMissing(text, member=self.name, hint=self.install_hint) from None
+
+
+def members_of(provider: Provider) -> tuple[Provider, ...]:
+    """One provider for each member, in the order of the configuration."""
+    parts = provider.config.split()
+    if len(parts) == 1:
+        return (provider,)
+    members = []
+    for settings in parts:
+        member = Provider.model_construct(type=provider.type, config=settings)
+        member.locate(provider.where)
+        members.append(member)
+    return tuple(members)
+
+
+def all_members(providers: Iterable[Provider]) -> tuple[Provider, ...]:
+    """The members of a level."""
+    return tuple(member for provider in providers for member in members_of(provider))

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
-from hsmcore.config.cloudhsm import AwsCloudHsmSettings
-from hsmcore.config.members import all_members
 from hsmcore.config.monitoring import Monitoring
 from hsmcore.config.policy import CloudWatchLogs, Failover, require_lasting
-from hsmcore.config.providers import Provider
+from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
-from hsmcore.config.secret import Secret
+from hsmcore.config.secret import AWS_VARIABLES, Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 STATE_FILE = "hsmcore-state.db"
@@ -28,10 +26,7 @@ MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: more than this is a mistake, not a wish.
 MAX_RING_BYTES = 4 << 30
 
-AWS_VARIABLES = frozenset(
-    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"}
-)
-"""Where the AWS SDK looks for credentials in the environment."""
+T = TypeVar("T")
 
 
 def _single_flight_default(validated: dict[str, Any]) -> bool:
@@ -181,14 +176,11 @@ class Config(Model):
     def secret_variables(self) -> frozenset[str]:
         """The environment variables that hold secrets of this configuration. No child process may inherit them. AWS
         credentials are among them where this process uses them itself: the modules that it starts need none."""
-        secrets = list(_secrets(self))
+        secrets = list(_all(Secret, self))
         found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
-        asks_aws = (
-            any(secret.kind == "awsSecretsManager" for secret in secrets)
-            or _has_cluster(self)
-            or self.key_manager.cloud_watch_logs is not None
-        )
-        return found | AWS_VARIABLES if asks_aws else found
+        found = found.union(*(provider.descriptor.secret_variables for provider in _all(Provider, self)))
+        asks_aws = any(secret.kind == "awsSecretsManager" for secret in secrets)
+        return found | AWS_VARIABLES if asks_aws or self.key_manager.cloud_watch_logs is not None else found
 
     def require_complete(self) -> None:
         """Raise ConfigurationError if placeholders are left. For whoever is about to connect."""
@@ -204,21 +196,18 @@ def _lists_primary(value: dict[Any, Any]) -> bool:
     return isinstance(listed, (list, tuple)) and len(listed) > 0
 
 
-def _secrets(value: object) -> Iterator[Secret]:
-    if isinstance(value, Secret):
+def _all(kind: type[T], value: object) -> Iterator[T]:
+    """Every part of that kind."""
+    if isinstance(value, kind):
         yield value
-    elif isinstance(value, Model):
-        for _, _, part in value.parts():
-            yield from _secrets(part)
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _secrets(item)
+    for part in (part for _, _, part in value.parts()) if isinstance(value, Model) else _items(value):
+        yield from _all(kind, part)
 
 
-def _has_cluster(value: object) -> bool:
-    if isinstance(value, Model):
-        return isinstance(value, AwsCloudHsmSettings) or any(_has_cluster(part) for _, _, part in value.parts())
-    return isinstance(value, tuple) and any(_has_cluster(item) for item in value)
+def _items(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (tuple, list, frozenset)) else ()
 
 
 def _placeholders(value: object, path: str) -> Iterator[str]:

@@ -7,18 +7,17 @@ import difflib
 import re
 import zoneinfo
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault, hidden_fault
+from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash, fault, hidden_fault
 from hsmcore.config.providers import Provider
+from hsmcore.config.registry import descriptor_of, known_types
 from hsmcore.config.secret import Secret
 
 BackupPolicy = Literal["require", "warn"]
 NoticeKind = Literal["before", "rotation", "failure", "failover", "emergency"]
 
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _KEY = Text(64, form=r"[0-9a-fA-F]{64}", says="32 bytes in hexadecimal")
 
 
@@ -55,7 +54,7 @@ class KeyRotation(Model):
     time_zone: str = "UTC"
     backup_enabled: bool = False
     backup_location: Annotated[str, Text(2048, hidden=True)] | None = None
-    backup_endpoint_url: Annotated[str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL")] | None = None
+    backup_endpoint_url: EndpointUrl | None = None
     """Another S3 endpoint than the region's public one."""
     backup_policy: BackupPolicy = "require"
     """What becomes of a rotation whose new key cannot be backed up, or whose backup cannot be restored: it fails, or
@@ -96,22 +95,20 @@ class KeyRotation(Model):
     def _no_key_is_signed_with(cls, value: Any) -> Any:
         """A token for drills holds no key between them, so its configuration names none."""
         config = value.get("config") if isinstance(value, dict) else None
-        if not isinstance(config, dict) or value.get("type") in ("aws-kms", "ephemeral"):
+        if not isinstance(config, dict) or value.get("type") not in known_types():
             return value
-        return value | {"config": {"keyLabel": "hsmcore-drill"} | config}
+        settings = descriptor_of(value["type"]).settings
+        return (
+            value | {"config": {"keyLabel": "hsmcore-drill"} | config}
+            if "key_label" in settings.model_fields
+            else value
+        )
 
     @field_validator("backup_location")
     @classmethod
     def _place_is_known(cls, value: str | None) -> str | None:
         if value is not None and "://" in value and re.fullmatch(r"(s3|gs|az|file)://[^\s@?]+", value) is None:
             raise hidden_fault("must be a folder, or s3://, gs://, az:// or file:// with a place and no credentials")
-        return value
-
-    @field_validator("backup_endpoint_url")
-    @classmethod
-    def _no_clear_text(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("https:") and urlsplit(value).hostname not in _LOOPBACK:
-            raise fault("must begin with https://, except on this machine's own loopback")
         return value
 
     @model_validator(mode="after")

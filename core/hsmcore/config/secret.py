@@ -14,6 +14,10 @@ from hsmcore.errors import ConfigFault, SecretUnavailable
 from hsmcore.log import get_logger
 
 MAX_SECRET_BYTES = 4096
+AWS_VARIABLES = frozenset(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"}
+)
+"""Where the AWS SDK looks for credentials in the environment."""
 
 _NAME = Text(256, form=r"[A-Za-z_][A-Za-z0-9_]*", says="the name of an environment variable", hidden=True)
 _ALLOWED = 'must be {"env": "NAME"}, {"file": "path"}, {"awsSecretsManager": {…}} or a string that is not empty'

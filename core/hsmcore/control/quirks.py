@@ -71,6 +71,10 @@ class Quirks:
     wrap_mechanisms: tuple[Mechanism, ...] = _WRAP_STANDARD
     """Mechanisms for backups, the best first; the first one that the token lists is used."""
     wrapping_key: WrappingKey = WrappingKey()
+    opens_read_write: bool = False
+    """Whether a session that logs in must be opened for writing."""
+    open_pause: float = 0.0
+    """Seconds between two sessions that are opened; opening them at once throttles the device's other users."""
     backup_is_whole: bool = False
     """Whether a wrapped key brings its id, label, uses and public half along, and no template may repeat them."""
     cannot_wrap: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -114,6 +118,8 @@ _TABLE: Final[dict[str, Quirks]] = {
         Quirks(
             "aws-cloudhsm",
             "CloudHSM",
+            opens_read_write=True,
+            open_pause=0.05,
             ed25519_forms=(_EC_OID, _EDWARDS_OID, _EC_NAME, _EDWARDS_NAME),
             names_private=False,
             wrap_mechanisms=(_CLOUDHSM_ZERO_PAD,),

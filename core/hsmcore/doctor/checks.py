@@ -33,8 +33,6 @@ _PIN_LOCKED: Final = 0x40000
 _PIN_TO_BE_CHANGED: Final = 0x80000
 
 _SESSION_COUNT: Final = 0x0B1
-_OPEN_PAUSE: Final = {"aws-cloudhsm": 0.05}
-"""Seconds between two sessions that are opened, where opening them at once throttles others."""
 
 
 def check_module(context: Context) -> Iterator[Step]:
@@ -147,7 +145,7 @@ def check_login(context: Context) -> Iterator[Step]:
     """One attempt, or none where the token's flags speak against it."""
     question, flags = context.question, context.token.flags
     with translated("opening a session", question.member):
-        context.session = context.calls.open(context.token.slot, read_write=context.quirks.name == "aws-cloudhsm")
+        context.session = context.calls.open(context.token.slot, read_write=context.quirks.opens_read_write)
     if not question.has_pin:
         if flags & _LOGIN_REQUIRED:
             yield fail(
@@ -191,11 +189,10 @@ def check_sessions(context: Context) -> Iterator[Step]:
         return
     opened: list[int] = []
     refused: CkrError | None = None
-    pause = _OPEN_PAUSE.get(context.quirks.name, 0.0)
     try:
         while len(opened) + 1 < wanted:
-            opened.append(context.calls.open(token.slot, read_write=context.quirks.name == "aws-cloudhsm"))
-            time.sleep(pause)
+            opened.append(context.calls.open(token.slot, read_write=context.quirks.opens_read_write))
+            time.sleep(context.quirks.open_pause)
     except CkrError as error:
         refused = error
     finally:

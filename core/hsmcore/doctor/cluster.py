@@ -24,8 +24,7 @@ def probe_cluster(subject: Subject) -> Iterator[Step]:
     else:
         yield ok("client-config", f"{settings.client_config} does not contradict the configuration")
     if settings.cluster_health_interval_ms:
-        expected = Expected(settings.cluster_id, settings.cluster_endpoint, settings.algorithm, settings.region)
-        yield _judged(HealthPoller(expected, 1.0, member=subject.provider.name).ask())
+        yield _judged(HealthPoller(Expected.of(settings), 1.0, member=subject.provider.name).ask())
 
 
 def _judged(health: ClusterHealth) -> Step:

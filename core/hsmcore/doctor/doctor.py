@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import cast
 
 from hsmcore._version import __version__
 from hsmcore.config import Config, Provider
-from hsmcore.doctor.registry import probe
-from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step
-from hsmcore.doctor.subject import Begun, Options, Subject
+from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step, failed
+from hsmcore.doctor.subject import Begun, Options, Probe, Subject
+from hsmcore.errors import HsmError
 
 Levels = tuple[tuple[Level, Provider], ...]
 Watcher = Callable[[Level, Provider, Step | Begun | None], None]
@@ -25,15 +25,8 @@ def levels_of(config: Config) -> Levels:
     found: list[tuple[Level, Provider]] = [("primary", member) for member in rules.primary]
     found += [("secondary", member) for member in failover.secondary or ()]
     if failover.emergency_mode_enabled:
-        emergency = failover.emergency or (_default_emergency(failover.where),)
-        found += [("emergency", member) for member in emergency]
+        found += [("emergency", member) for member in failover.emergency_level]
     return tuple(found)
-
-
-def _default_emergency(where: str) -> Provider:
-    made = Provider.model_validate({"type": "ephemeral", "config": {}})
-    made.locate(f"{where}.emergency")
-    return made
 
 
 def diagnose(
@@ -60,6 +53,24 @@ def diagnose(
         )
         reports.append(report)
     return DoctorReport.of(__version__, tuple(reports))
+
+
+def probe(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+    """All steps of one provider, its surroundings first."""
+    provider = subject.provider
+    around = provider.descriptor.surroundings
+    if around is not None:
+        yield Begun("surroundings")
+        try:
+            yield from provider.resolve(around)(subject)
+        except HsmError as error:
+            yield failed("surroundings", error)
+    try:
+        work: Probe = provider.resolve(provider.descriptor.probe)
+    except HsmError as error:
+        yield failed("configuration", error)
+        return None
+    return (yield from work(subject))
 
 
 def _probed(subject: Subject, watch: Watcher) -> tuple[list[Step], Identity | None]:

@@ -64,8 +64,6 @@ class Levels(Generic[M]):
     _why: str = ""
     _key_level: int = 0
 
-    # ---- on the way of every signature ----
-
     def pick(self) -> M | None:
         """The least loaded member of the active level; None: no member may sign."""
         if self._ramping:
@@ -91,8 +89,6 @@ class Levels(Generic[M]):
         """The members that `pick` chooses among."""
         return (*self._steady, *self._ramping) if self._ramping else self.ready
 
-    # ---- for a request that has failed once ----
-
     def pick_for(self, key: bytes | None, tried: Collection[M]) -> M | None:
         """The member for the next attempt: none of `tried`; with `key`, if a signature under that key may exist.
         While no member is trusted, a member whose last probe was good may sign."""
@@ -108,8 +104,6 @@ class Levels(Generic[M]):
             if found:
                 return least_loaded(found)
         return None
-
-    # ---- what is reported ----
 
     def started(self, member: M, key: bytes, now: int) -> None:
         """The member has started, with this public key."""
@@ -204,8 +198,6 @@ class Levels(Generic[M]):
             and now >= member.checked_at + member.interval
         )
 
-    # ---- operators' orders ----
-
     def drain(self, member: M, on: bool, reason: str, now: int) -> None:
         """Stop or resume sending requests to a member. Requests in flight end on that member."""
         if member.drained != on:
@@ -255,8 +247,6 @@ class Levels(Generic[M]):
             self.refresh(now)
             self.version += 1
 
-    # ---- time ----
-
     def tick(self, now: int) -> None:
         """Increase the weight of ramping members."""
         changed = False
@@ -300,8 +290,6 @@ class Levels(Generic[M]):
         self.ready, self._ramping, self._steady = ready, ramping, steady
         if active != self.active:
             self._moved(active, before)
-
-    # ---- inside ----
 
     def _moved(self, active: int | None, before: tuple[M, ...]) -> None:
         was, self.active = self.active, active

@@ -24,7 +24,7 @@ def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
         plan.append((_secondary(failover), all_members(failover.secondary)))
     if failover.emergency_mode_enabled:
         plan.append(
-            (Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True), _emergency(failover))
+            (Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True), failover.emergency_level)
         )
     _name(provider for _, providers in plan for provider in providers)
     hidden = config.secret_variables
@@ -68,10 +68,6 @@ def _secondary(failover: Failover) -> Level:
         failover.secondary_retry_interval_ms * MS,
         other_keys="secondary" in failover.accept_other_keys,
     )
-
-
-def _emergency(failover: Failover) -> tuple[Provider, ...]:
-    return failover.emergency or (Provider(type="ephemeral"),)
 
 
 def _name(providers: Iterable[Provider]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Self
 
-from hsmcore.config import Config, EphemeralSettings
+from hsmcore.config import Config
 from hsmcore.events import Events
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion
@@ -40,8 +40,8 @@ class BackgroundServices:
         background = cls(config)
         rules = config.key_manager
         rotation = rules.key_rotation if rules.key_rotation is not None and rules.key_rotation.enabled else None
-        if rotation is not None and isinstance(rules.config, EphemeralSettings):
-            get_logger().warning("an ephemeral key is not rotated", path=f"{rules.where}.keyRotation")
+        if rotation is not None and not rules.descriptor.rotates:
+            get_logger().warning(f"an {rules.type} key is not rotated", path=f"{rules.where}.keyRotation")
             rotation = None
         if rotation is None and rules.notices is None:
             return background

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
+from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.control import ControlPlane, KeyNotExportable
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.records import Deactivation, KeyRecord
@@ -43,7 +44,7 @@ class SigningEngine(Protocol):
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
         goes into its audit record: members of a JSON object, beginning with a comma; b"": there is to be none."""
 
-    def submit_traced(
+    def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
         """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
@@ -106,6 +107,22 @@ class NonExportable:
         return KeyNotExportable(text, member=member, hint=self.hint)
 
 
+S_co = TypeVar("S_co", bound=ProviderSettings, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec(Generic[S_co]):
+    """What a member is made from. A class of members is called with one of these; it loads and connects nothing."""
+
+    provider: Provider
+    settings: S_co
+    """`config` of the provider."""
+    rules: KeyManagerConfig
+    level: str
+    hidden_variables: frozenset[str] = frozenset()
+    """Environment variables that no child process inherits."""
+
+
 class Member(Protocol):
     """One place that can sign. Belongs to the event loop that starts it."""
 
@@ -129,8 +146,7 @@ class Member(Protocol):
         """Connect, find and prove the configured key. When it fails or is cancelled, call `stop`."""
 
     def record_in(self, audit: AuditLog) -> None:
-        """After `start`, once: record every signature, and hand it out when its record is kept. `engine` may be another
-        object afterwards."""
+        """After `start`, once, with an open log: record every signature, and hand it out when its record is durable."""
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the member by its id. Raises KeyNotFound."""

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hsmcore.config import EphemeralSettings, KeyManagerConfig, Provider
+from hsmcore.config import EphemeralSettings
 from hsmcore.control import ControlError, Deactivation, KeyRecord
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import no_such_key
@@ -15,7 +15,7 @@ from hsmcore.control.locked import LockedKey
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, KeyDeactivated
 from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
-from hsmcore.members.base import NonExportable
+from hsmcore.members.base import MemberSpec, NonExportable
 from hsmcore.members.offload.engine import OffloadEngine
 from hsmcore.members.offload.recorded import RecordedEngine
 
@@ -63,8 +63,6 @@ class EphemeralKeys:
         self._closed = True
         for held in self._held.values():
             held.key.wipe()
-
-    # ---- the control plane ----
 
     async def list_keys(self) -> list[KeyRecord]:
         """Every key, also those that were wiped, by label, then id."""
@@ -116,10 +114,11 @@ class EphemeralMember:
         "Keys that must survive belong on an HSM; an ephemeral one is for emergencies.",
     )
 
-    def __init__(self, provider: Provider, settings: EphemeralSettings, rules: KeyManagerConfig, level: str) -> None:
-        self.name = provider.name
-        self.level = level
-        self._settings = settings
+    def __init__(self, spec: MemberSpec[EphemeralSettings]) -> None:
+        rules = spec.rules
+        self.name = spec.provider.name
+        self.level = spec.level
+        self._settings = spec.settings
         self.control = EphemeralKeys(self.name)
         self._engine = OffloadEngine(
             self.control,
@@ -132,7 +131,7 @@ class EphemeralMember:
             cache_nondeterministic=rules.cache_non_deterministic,
         )
 
-        self._recorded = RecordedEngine(self._engine, self.name, level)
+        self._recorded = RecordedEngine(self._engine, self.name, self.level)
 
     @property
     def engine(self) -> RecordedEngine:

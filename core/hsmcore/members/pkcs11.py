@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsmcore._native import Engine, wipe
-from hsmcore.config import KeyManagerConfig, Pkcs11Settings, Provider
+from hsmcore.config import Pkcs11Settings
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
 from hsmcore.control.nearby import near_keys
@@ -18,7 +18,7 @@ from hsmcore.control.process import child_environment
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.members.base import VERIFY_EVERY
+from hsmcore.members.base import VERIFY_EVERY, MemberSpec
 from hsmcore.members.supervisor import HOST_PROGRAM, Supervisor
 
 if TYPE_CHECKING:
@@ -36,17 +36,11 @@ class Pkcs11Member:
     Whatever blocks on the module runs on one thread of the member's own, so nothing here stalls the loop.
     """
 
-    def __init__(
-        self,
-        provider: Provider,
-        settings: Pkcs11Settings,
-        rules: KeyManagerConfig,
-        level: str,
-        hidden_variables: frozenset[str],
-    ) -> None:
-        self.name = provider.name
-        self.level = level
-        self._provider = provider
+    def __init__(self, spec: MemberSpec[Pkcs11Settings]) -> None:
+        settings, rules = spec.settings, spec.rules
+        self.name = spec.provider.name
+        self.level = spec.level
+        self._provider = spec.provider
         self._settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
         self.engine = Engine(
@@ -68,11 +62,11 @@ class Pkcs11Member:
         self._warm_seconds = rules.warm_micros / 1e6
         self._slot_id = -1 if settings.slot_id is None else settings.slot_id
         self._isolated = settings.isolation == "process"
-        self._hidden_variables = hidden_variables
+        self._hidden_variables = spec.hidden_variables
         self.supervisor: Supervisor | None = None
         # Where the module is isolated, it is not loaded here for the control plane either.
         self.control = self.token = ControlPlane.for_settings(
-            settings, member=self.name, isolated=self._isolated, hidden=hidden_variables
+            settings, member=self.name, isolated=self._isolated, hidden=spec.hidden_variables
         )
 
     def require_ready(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from hsmcore.config import AwsKmsSettings, Config, Pkcs11Settings, Provider, all_members
+from hsmcore.config import Config, Provider, ProviderSettings, all_members
 from hsmcore.state import StoredKey
 
 
@@ -23,14 +23,14 @@ def configured_as(config: Config) -> str:
 
 
 def aliases(config: Config) -> dict[str, str]:
-    """Return the alias that the configuration names its key with, by member of AWS KMS."""
+    """Return the alias that the configuration names its key with, by member."""
     rules = config.key_manager
     failover = rules.failover
     more = (*(failover.primary or ()), *(failover.secondary or ())) if failover is not None else ()
     return {
-        member.name: member.config.key_id
+        member.name: member.config.key_alias
         for member in all_members((rules, *more))
-        if isinstance(member.config, AwsKmsSettings) and "alias/" in member.config.key_id
+        if member.config.key_alias is not None
     }
 
 
@@ -50,40 +50,15 @@ def pinned(config: Config, current: StoredKey) -> Config:
 
 
 def _provider(provider: Provider, current: StoredKey) -> Provider:
-    provider.keep_name()  # a member of AWS KMS is named after its key
+    provider.keep_name()  # some are named after their key
     return provider.model_copy(update={"config": _settings(provider, current)})
 
 
-def _settings(provider: Provider, current: StoredKey) -> Any:
+def _settings(provider: Provider, current: StoredKey) -> ProviderSettings:
     settings = provider.config
     holds = any(member.name in current.members for member in all_members((provider,)))
     if not holds:
         return settings
-    if current.origin == "configured" and isinstance(settings, Pkcs11Settings):
-        # The first key keeps the configuration's name for it; from then on its public key is known.
-        if settings.public_key is None:
-            return settings.model_copy(update={"public_key": current.public_key.hex()})
-        return settings
-    if isinstance(settings, Pkcs11Settings):
-        return settings.model_copy(
-            update={
-                "key_id": current.key_id,
-                "key_label": None,
-                "key_handle": None,
-                "public_key": current.public_key.hex(),
-                "algorithm": current.algorithm,
-            }
-        )
-    if isinstance(settings, AwsKmsSettings):  # by id: an alias may have moved already
-        from hsmcore.members.kms.forms import name_of
-
-        name = name_of(bytes.fromhex(current.key_id))
-        return settings.model_copy(
-            update={
-                "key_id": name or settings.key_id,
-                "region": settings.region or settings.arn_region,
-                "public_key": current.public_key.hex(),
-                "algorithm": current.algorithm,
-            }
-        )
-    return settings
+    return settings.pinned(
+        current.key_id, current.public_key.hex(), current.algorithm, configured=current.origin == "configured"
+    )

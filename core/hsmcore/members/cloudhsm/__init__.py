@@ -1,8 +1,10 @@
 """What is known of an AWS CloudHSM cluster beside its PKCS#11 library: the library's own configuration file, and what
 AWS says of the cluster's HSMs. Nothing here takes part in signing."""
 
+from hsmcore.config import AwsCloudHsmSettings
+from hsmcore.errors import ConfigurationError
 from hsmcore.members.cloudhsm.client import ClientCluster, check_client, read_client
-from hsmcore.members.cloudhsm.health import ClusterHealth, HsmHealth, describe_cluster
+from hsmcore.members.cloudhsm.health import ClusterHealth, Expected, HsmHealth, describe_cluster
 from hsmcore.members.cloudhsm.poller import HealthPoller
 
 __all__ = [
@@ -11,6 +13,15 @@ __all__ = [
     "HealthPoller",
     "HsmHealth",
     "check_client",
+    "cluster_health",
     "describe_cluster",
     "read_client",
 ]
+
+
+def cluster_health(settings: AwsCloudHsmSettings) -> ClusterHealth:
+    """Ask AWS once. Blocks. Raises ConfigurationError if the library is configured for another cluster."""
+    faults = check_client(settings)
+    if faults:
+        raise ConfigurationError.of(faults)
+    return HealthPoller(Expected.of(settings), 1.0, member="cluster").ask()

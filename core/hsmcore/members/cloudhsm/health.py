@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Self
+
+from hsmcore.config import AwsCloudHsmSettings
 
 ACTIVE: Final = "ACTIVE"
 _FEWEST_ACTIVE: Final = 2
@@ -89,6 +91,10 @@ class Expected:
     endpoint: str | None = None
     algorithm: str | None = None
     region: str | None = None
+
+    @classmethod
+    def of(cls, settings: AwsCloudHsmSettings) -> Self:
+        return cls(settings.cluster_id, settings.cluster_endpoint, settings.algorithm, settings.region)
 
 
 def describe_cluster(client: Any, expected: Expected) -> ClusterHealth:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Final
 
-from hsmcore.config import AwsCloudHsmSettings, KeyManagerConfig, Provider
+from hsmcore.config import AwsCloudHsmSettings
 from hsmcore.errors import ConfigurationError, KeyNotFound
 from hsmcore.keyring import KeyVersion
+from hsmcore.members.base import MemberSpec
 from hsmcore.members.cloudhsm import ClusterHealth, HealthPoller, check_client
 from hsmcore.members.cloudhsm.health import Expected
 from hsmcore.members.pkcs11 import Pkcs11Member
@@ -23,16 +25,9 @@ _SHARE_HINT: Final = (
 class CloudHsmMember(Pkcs11Member):
     """One cluster. `cluster_health` is what AWS last said of it; None: it is not asked."""
 
-    def __init__(
-        self,
-        provider: Provider,
-        settings: AwsCloudHsmSettings,
-        rules: KeyManagerConfig,
-        level: str,
-        hidden_variables: frozenset[str],
-    ) -> None:
-        super().__init__(provider, settings, rules, level, hidden_variables)
-        self._cluster = settings
+    def __init__(self, spec: MemberSpec[AwsCloudHsmSettings]) -> None:
+        super().__init__(spec)
+        self._cluster = spec.settings
         self._poller: HealthPoller | None = None
 
     @property
@@ -50,7 +45,7 @@ class CloudHsmMember(Pkcs11Member):
             self._slot_id = (await self.control.find_token()).slot_id
         key = await super().start()
         if settings.cluster_health_interval_ms and (settings.cluster_id or settings.cluster_endpoint):
-            expected = Expected(settings.cluster_id, settings.cluster_endpoint, key.algorithm, settings.region)
+            expected = replace(Expected.of(settings), algorithm=key.algorithm)
             self._poller = HealthPoller(expected, settings.cluster_health_interval_ms / 1e3, member=self.name)
             self._poller.start()
         return key

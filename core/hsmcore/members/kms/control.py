@@ -6,13 +6,14 @@ import asyncio
 import re
 from typing import Any, Final
 
+from hsmcore.config.kms import identity_of, name_of
 from hsmcore.control import ControlError, Deactivation, KeyRecord
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import no_such_key
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.keyring import canonical
 from hsmcore.log import get_logger
-from hsmcore.members.kms.forms import FORMS, SPEC_OF, identity_of, name_of
+from hsmcore.members.kms.forms import FORMS, SPEC_OF
 from hsmcore.members.kms.keys import KmsKeys
 
 APPEAR_SECONDS: Final = 20.0

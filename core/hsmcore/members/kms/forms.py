@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, NamedTuple
 
 from hsmcore.control.curves import Algorithm
@@ -43,9 +42,6 @@ FORMS: Final[dict[str, Form]] = {
 }
 SPEC_OF: Final[dict[Algorithm, str]] = {form.algorithm: spec for spec, form in FORMS.items()}
 
-_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_MULTI_REGION: Final = re.compile(r"mrk-[0-9a-f]{32}")
-
 
 def raw_public_key(form: Form, spki: bytes) -> bytes | None:
     """The public key in a SubjectPublicKeyInfo: 32 bytes or 0x04 || X || Y; None if it is not of that form."""
@@ -81,20 +77,3 @@ def _der_integers(data: bytes) -> tuple[int, int] | None:
             return None  # negative, or longer than need be
         numbers.append(int.from_bytes(value))
     return None if rest else (numbers[0], numbers[1])
-
-
-def identity_of(arn: str) -> str | None:
-    """A key's id in hexadecimal, as the key ring spells it, from its ARN or KMS id; None if it is neither."""
-    name = arn.rpartition("/")[2]
-    if _UUID.fullmatch(name):
-        return name.replace("-", "")
-    return name.encode().hex() if _MULTI_REGION.fullmatch(name) else None
-
-
-def name_of(identity: bytes) -> str | None:
-    """The KMS id that `identity_of` was made from; None if there is none."""
-    if len(identity) == 16:
-        text = identity.hex()
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-    name = identity.decode("ascii", "replace")
-    return name if _MULTI_REGION.fullmatch(name) else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hsmcore._native import verify
+from hsmcore.config.kms import identity_of
 from hsmcore.errors import (
     AlgorithmUnsupported,
     HsmError,
@@ -25,7 +26,7 @@ from hsmcore.errors import (
     SignatureMalformed,
 )
 from hsmcore.members.kms.client import KmsClient
-from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, identity_of, raw_public_key, raw_signature
+from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, raw_public_key, raw_signature
 
 CALL_SECONDS: Final = 30.0
 """How long anything but a signature may take, repetitions included."""

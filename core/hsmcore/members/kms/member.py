@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from hsmcore.config import AwsKmsSettings, KeyManagerConfig, Provider
+from hsmcore.config import AwsKmsSettings
+from hsmcore.config.kms import name_of
 from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFound, NotInitialized
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.members.base import VERIFY_EVERY, NonExportable
+from hsmcore.members.base import VERIFY_EVERY, MemberSpec, NonExportable
 from hsmcore.members.kms.aws import AwsSession, Surroundings, require_installed
 from hsmcore.members.kms.client import LOST, KmsClient
 from hsmcore.members.kms.control import KmsControl
-from hsmcore.members.kms.forms import MAX_RAW_MESSAGE, name_of
+from hsmcore.members.kms.forms import MAX_RAW_MESSAGE
 from hsmcore.members.kms.http import HttpPool
 from hsmcore.members.kms.keys import KmsKey, KmsKeys
 from hsmcore.members.kms.sigv4 import Credentials, Signer
@@ -48,11 +49,11 @@ class KmsMember:
         "KMS keeps its keys; for a second region use a multi-Region key.",
     )
 
-    def __init__(self, provider: Provider, settings: AwsKmsSettings, rules: KeyManagerConfig, level: str) -> None:
-        self.name = provider.name
-        self.level = level
-        self._provider, self._settings, self._rules = provider, settings, rules
-        self._session = AwsSession(settings, self.name)
+    def __init__(self, spec: MemberSpec[AwsKmsSettings]) -> None:
+        self.name = spec.provider.name
+        self.level = spec.level
+        self._provider, self._settings, self._rules = spec.provider, spec.settings, spec.rules
+        self._session = AwsSession(spec.settings, self.name)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
         self._pool: HttpPool | None = None
         self._client: KmsClient | None = None
@@ -155,8 +156,6 @@ class KmsMember:
             raise AlgorithmUnsupported(text, member=self.name, hint="Correct algorithm or keyId.")
         if pin.public_key_bytes is not None and pin.public_key_bytes != key.public_key:
             raise KeyMismatch(f"key {pin.key_id!r} is not the one that publicKey names", member=self.name)
-
-    # ---- when something fails ----
 
     def _retried(self, name: str) -> None:
         _made(self._engine).meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1

@@ -1,0 +1,76 @@
+"""What a provider is to hsmcore: one descriptor. `registry` finds it; docs/PROVIDERS.md says how to add one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self, TypeAlias
+
+from hsmcore.config.base import Model
+
+_STRICT: Final = {"extra": "forbid", "strict": True, "frozen": True}
+
+
+class ProviderSettings(Model):
+    """The base of a provider's `config`."""
+
+    @property
+    def name_part(self) -> object:
+        """The part of the member's name after the type, such as a token's label; None: no part. Holds no secret."""
+        return None
+
+    @property
+    def key_alias(self) -> str | None:
+        """The alias that names the key, if a rotation can point it to another key."""
+        return None
+
+    def split(self) -> tuple[Self, ...]:
+        """The settings of each member, in order. Most providers are one member."""
+        return (self,)
+
+    def pinned(self, key_id: str, public_key: str, algorithm: str, *, configured: bool) -> Self:
+        """The settings with the key ring's current key in place of the configured one. `key_id` and `public_key` are
+        hexadecimal. `configured`: the current key is the one that the configuration names."""
+        del key_id, public_key, algorithm, configured
+        return self
+
+
+SettingsClass: TypeAlias = type[ProviderSettings]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderDescriptor:
+    """One type of provider. References are "module:attribute"; they are imported when they are used, so a descriptor
+    imports no more than its settings. The defaults are those of a PKCS#11 module."""
+
+    type: str
+    """`type` in the configuration, and the name of the entry point."""
+    settings: SettingsClass
+    install_hint: str
+    """What to do if the provider's software is not on the machine."""
+    patience_ms: int = 0
+    """The longest usual time of one answer, in milliseconds; 0: too short to matter. `hang_after_ms` of the settings
+    goes before it."""
+    member: str = "hsmcore.members.pkcs11:Pkcs11Member"
+    """A class of `members.base.Member`, called with a `members.base.MemberSpec`."""
+    probe: str = "hsmcore.doctor.pkcs11:probe_module"
+    """The checks of `hsmcore doctor`: a `doctor.subject.Probe`."""
+    surroundings: str | None = None
+    """Checks that come before those of `probe`: a function from `doctor.subject.Subject` to steps. They are about what
+    stands around the device, and say more than the device when it cannot be reached."""
+    cluster: str | None = None
+    """For `hsmcore cluster`: a function from settings to `members.cloudhsm.ClusterHealth`."""
+    device_log: str | None = None
+    """For `hsmcore audit device-log`: a coroutine function from provider and `audit.layout.Layout` to a report."""
+    secret_variables: frozenset[str] = frozenset()
+    """Environment variables with secrets that the provider uses in this process. No child process inherits them."""
+    ephemeral: bool = False
+    """Whether a key is made at each start and lost with the process. Such a provider stands at the emergency level, at
+    another one only with `allow_ephemeral_primary` in its settings; no other provider stands at the emergency level."""
+    rotates: bool = True
+    """Whether `keyRotation` can replace the key."""
+
+    def __post_init__(self) -> None:
+        """Raise TypeError for settings that would accept what ours refuse."""
+        rules = self.settings.model_config
+        if any(rules.get(name) != value for name, value in _STRICT.items()):
+            raise TypeError(f"the settings of provider {self.type!r} are not strict and frozen")

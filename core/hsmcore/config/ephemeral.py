@@ -1,0 +1,25 @@
+"""The provider of keys that live in this process's memory."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
+
+
+class EphemeralSettings(ProviderSettings):
+    """A key that lives in this process's locked memory only, made for the emergency level."""
+
+    algorithm: Literal["ed25519"] = "ed25519"
+    allow_ephemeral_primary: bool = False
+
+
+PROVIDER: Final = ProviderDescriptor(
+    "ephemeral",
+    EphemeralSettings,
+    "Install hsmcore again: PyNaCl, which it depends on, is missing.",
+    member="hsmcore.members.ephemeral:EphemeralMember",
+    probe="hsmcore.doctor.ephemeral:probe_ephemeral",
+    ephemeral=True,
+    rotates=False,
+)

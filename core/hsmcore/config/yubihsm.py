@@ -1,0 +1,107 @@
+"""The provider YubiHSM 2."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from hsmcore.config.base import Whole, as_tuple, clash, hidden_fault
+from hsmcore.config.credentials import AuthKeyCredentials, AuthKeyId, joined
+from hsmcore.config.descriptor import ProviderDescriptor
+from hsmcore.config.modules import debian_triplet
+from hsmcore.config.pkcs11 import Isolation, ModulePath, Pkcs11Settings, Quirks, Sessions, VerifySignatures
+from hsmcore.config.secret import Secret
+
+
+def default_yubihsm_module() -> str:
+    """Where Debian puts yubihsm_pkcs11.so on this machine's architecture."""
+    return f"/usr/lib/{debian_triplet()}/pkcs11/yubihsm_pkcs11.so"
+
+
+class YubiHsmSettings(Pkcs11Settings):
+    """YubiHSM 2. The PIN is the authentication key's id in four hexadecimal digits and its password.
+
+    Several connectors, each with a device that holds the same key, are as many members."""
+
+    module_path: ModulePath = Field(default_factory=default_yubihsm_module)
+    quirks: Quirks | None = "yubihsm"
+    isolation: Isolation = "process"
+    connector: str | None = None
+    connectors: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
+    auth_key_id: AuthKeyId
+    password: Secret
+    admin_credentials: AuthKeyCredentials | None = None
+    # The module keeps its slot locked for the whole of a call: more sessions would only wait.
+    sessions: Sessions = 1
+    # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it,
+    # and costs a thousandth of what the device takes.
+    verify_signatures: VerifySignatures = "always"
+    audit_auth_key_id: Annotated[int, Whole(1, 0xFFFF)] | None = None
+    """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""
+    audit_password: Secret | None = None
+
+    @field_validator("connector")
+    @classmethod
+    def _one_url(cls, value: str | None) -> str | None:
+        return value if value is None else _connector_url(value)
+
+    @field_validator("connectors")
+    @classmethod
+    def _all_urls(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not 1 <= len(set(value)) == len(value) <= 64:
+            raise hidden_fault("must list 1 to 64 connectors, each once")
+        return None if value is None else tuple(_connector_url(url) for url in value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> YubiHsmSettings:
+        if self.connector is not None and self.connectors is not None:
+            raise clash("give connector or connectors, not both")
+        if len(self.connector_urls) > 1 and (self.slot_id, self.token_serial) != (None, None):
+            raise clash("slotId and tokenSerial name one device; with several connectors give neither")
+        if len(self.connector_urls) > 1 and self.isolation == "thread":
+            raise clash('several connectors need isolation "process": a process holds one connection of the module')
+        if (self.audit_auth_key_id is None) != (self.audit_password is None):
+            raise clash("auditAuthKeyId and auditPassword belong together: give both or neither")
+        return self
+
+    @property
+    def connector_urls(self) -> tuple[str, ...]:
+        """The connectors in slot order."""
+        return self.connectors or (self.connector or "http://127.0.0.1:12345",)
+
+    @property
+    def name_part(self) -> object:
+        return ",".join(self.connector_urls)
+
+    def split(self) -> tuple[Self, ...]:
+        """One member for each connector: the module works on one call at a time for each, and so does each device."""
+        return tuple(self.model_copy(update={"connector": url, "connectors": None}) for url in self.connector_urls)
+
+    @property
+    def initialize_args(self) -> str | None:
+        parts = [f"connector={url}" for url in self.connector_urls]
+        return " ".join([*parts, self.module_args] if self.module_args else parts)
+
+    @property
+    def pin_secret(self) -> Secret | None:
+        return self.password
+
+    def resolve_pin(self) -> bytearray | None:
+        return joined(f"{self.auth_key_id:04x}", self.password)
+
+
+PROVIDER: Final = ProviderDescriptor(
+    "yubihsm",
+    YubiHsmSettings,
+    "Install the YubiHSM module (apt-get install yubihsm-pkcs11 yubihsm-connector), or correct modulePath.",
+    patience_ms=2000,  # as the native core's quirks have it
+    device_log="hsmcore.audit.devices.yubihsm_audit:examine",
+)
+
+
+def _connector_url(url: str) -> str:
+    if not re.fullmatch(r"(https?://[^\s@]+|yhusb://[^\s@]*)", url) or len(url) > 1024:
+        raise hidden_fault("must be a connector such as http://127.0.0.1:12345 or yhusb://, without user or password")
+    return url
