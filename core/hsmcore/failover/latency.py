@@ -1,7 +1,7 @@
-"""Is a member slow by its own standards? From the histograms that the engine keeps anyway, so a signature pays nothing.
+"""Is a member slower than usual? From the histograms that the engine keeps anyway, so a signature pays nothing.
 
-A window is what was added to the histogram since the last look. Its median is compared with the median that this
-member used to have; a member that is always slow is no outlier.
+A window is the difference of the histogram since the last look. Its median is compared with the member's usual median;
+a member that is always slow is no outlier.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Final
 from hsmcore.members.histograms import Rows, added, quantile
 
 WINDOW_MIN: Final = 20
-"""Signatures that a window must have to say anything."""
+"""Signatures that a window needs to count."""
 HISTORY_MIN: Final = 10
-"""Windows before the history says anything."""
+"""Windows that the history needs to count."""
 FACTOR: Final = 8
 """A window whose median is this many times the usual one is an outlier."""
 FLOOR_NS: Final = 5_000_000
-"""Nothing faster than this is an outlier, whatever the history: it may be the machine and not the member."""
+"""A faster median is never an outlier: the cause may be the machine and not the member."""
 WINDOWS: Final = 3
-"""So many outliers in a row make a member slow."""
+"""Outliers in a row that make a member slow."""
 SMOOTHING: Final = 16
 """The usual value moves by 1/16 of the difference with each window."""
 
@@ -31,14 +31,14 @@ class LatencyWatch:
 
     def __init__(self) -> None:
         self.p99 = 0
-        """The usual 99th percentile; 0: not known yet."""
+        """The usual 99th percentile; 0: unknown."""
         self._median = 0
         self._windows = 0
         self._outliers = 0
         self._before: dict[int, int] = {}
 
     def look(self, histogram: Rows) -> bool:
-        """Take the histogram as it is now. Returns whether the member has become slow."""
+        """Add the present histogram. Returns whether the member has become slow."""
         counts = dict(histogram)
         window = added(self._before, counts)
         total = sum(count for _, count in window)
@@ -59,7 +59,7 @@ class LatencyWatch:
         return False
 
     def forget_outliers(self) -> None:
-        """It has been dealt with; what comes next is judged anew."""
+        """Reset the count of outliers."""
         self._outliers = 0
 
 

@@ -1,4 +1,4 @@
-"""From the configuration to levels and endpoints. Nothing is opened."""
+"""Levels and endpoints of a configuration. Opens nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MS = 1_000_000
 
 
 def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
-    """The state machine for a configuration with an enabled `failover`, or whose provider has several members."""
+    """The state machine for a configuration with `failover`, or with several members of one provider."""
     rules = config.key_manager
     configured = rules.failover
     failover = configured if configured is not None and configured.enabled else Failover()

@@ -27,14 +27,11 @@ class SingleMember:
 
     def __init__(self, member: Member, version: KeyVersion, audit: AuditLog) -> None:
         self.member = member
-        self._audit = audit
-        self._use_engine(version)
-
-    def _use_engine(self, version: KeyVersion) -> None:
-        self._engine = self.member.engine  # another object once the member records
-        self.submit = self.submit_any_key = self._engine.submit
-        self.abandon = self._engine.abandon
         self.version, self.key_index = version, version.index
+        self._audit = audit
+        self._engine = engine = member.engine
+        self.submit = self.submit_any_key = engine.submit
+        self.abandon, self.idle, self.close = engine.abandon, engine.idle, member.stop
 
     @classmethod
     async def open(cls, config: Config, audit: AuditLog) -> Self:
@@ -53,7 +50,7 @@ class SingleMember:
         """The engine checks process and event loop itself."""
         if self._audit.enabled:
             self.member.record_in(self._audit)
-        self._use_engine(ring.add(self.version))
+        ring.add(self.version)
         ring.make_current(self.version.id)
 
     def submit_many(
@@ -139,9 +136,3 @@ class SingleMember:
     def refuse(self) -> None:
         if not self._audit.needs_member:
             self._engine.refuse()
-
-    async def idle(self) -> None:
-        await self._engine.idle()
-
-    async def close(self) -> None:
-        await self.member.stop()
