@@ -93,11 +93,8 @@ class Monitoring(Model):
             raise clash("viewerToken and operatorToken are the same: whoever may look could act")
         if self.address.local:
             return self
-        missing = [
-            name
-            for name, value in (("tls", self.tls), ("viewerToken", self.viewer_token))
-            if value is None
-        ]  # fmt: skip
+        wanted = (("tls", self.tls), ("viewerToken", self.viewer_token))
+        missing = [name for name, value in wanted if value is None]
         if missing:
             raise clash(
                 f"listens at {self.listen}, which other machines can reach, without {' and '.join(missing)}: add "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -177,17 +178,8 @@ class Pkcs11Settings(KeyPin):
         return {}
 
 
-_SAID_BY_URI = (
-    "module_path",
-    "token_label",
-    "token_serial",
-    "token_manufacturer",
-    "token_model",
-    "slot_id",
-    "key_label",
-    "key_id",
-    "pin",
-)
+_SAID_BY_URI = tuple(field.name for field in fields(UriParts) if field.name not in ("text", "module_name", "ignored"))
+"""The keys of the settings that a URI can give."""
 
 
 class GenericPkcs11Settings(Pkcs11Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash
 from hsmcore.config.pkcs11 import Region
@@ -77,23 +77,14 @@ class Failover(Model):
 
     @field_validator("primary", "secondary", "emergency")
     @classmethod
-    def _not_empty(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
+    def _fit_the_level(cls, value: Members | None, info: ValidationInfo) -> Members | None:
         if value is not None and not value:
             raise clash("must list at least one provider; leave the key out for none")
-        return value
-
-    @field_validator("primary", "secondary")
-    @classmethod
-    def _keys_that_last(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
         for index, member in enumerate(value or ()):
-            require_lasting(member, f"member {index}")
-        return value
-
-    @field_validator("emergency")
-    @classmethod
-    def _ephemeral_only(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
-        if value is not None and any(not member.descriptor.ephemeral for member in value):
-            raise clash('must list only providers of type "ephemeral", or of another type with keys made at each start')
+            if info.field_name != "emergency":
+                require_lasting(member, f"member {index}")
+            elif not member.descriptor.ephemeral:
+                raise clash('must list only providers of type "ephemeral", or others whose keys end with the process')
         return value
 
     @field_validator("accept_other_keys")
@@ -104,15 +95,11 @@ class Failover(Model):
         return value
 
     @model_validator(mode="after")
-    def _consent_has_an_object(self) -> Failover:
+    def _fits_together(self) -> Failover:
         if "secondary" in self.accept_other_keys and self.secondary is None:
             raise clash('acceptOtherKeys names "secondary", but there is no secondary level')
         if "primary" in self.accept_other_keys and self.primary is None:
             raise clash('acceptOtherKeys names "primary", but failover.primary adds no member to that level')
-        return self
-
-    @model_validator(mode="after")
-    def _emergency_is_on(self) -> Failover:
         if self.emergency is not None and not self.emergency_mode_enabled:
             raise clash("lists an emergency level, but emergencyModeEnabled is false")
         return self

@@ -6,7 +6,7 @@ import datetime
 import difflib
 import re
 import zoneinfo
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
@@ -148,13 +148,7 @@ class Notices(Model):
     "mailto://…", "slack://…", "sns://…" or "jsons://host/path" for a webhook: a secret, since it holds credentials."""
 
     targets: Annotated[tuple[Secret, ...], BeforeValidator(as_tuple)]
-    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = (
-        "before",
-        "rotation",
-        "failure",
-        "failover",
-        "emergency",
-    )
+    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = get_args(NoticeKind)
     before_hours: Annotated[int, Whole(1, 8760)] = 24
     """How long before a rotation it is announced."""
 

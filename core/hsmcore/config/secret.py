@@ -238,13 +238,7 @@ def _validated(value: object, info: ValidationInfo) -> Secret:
     if isinstance(value, Secret):
         return value
     if isinstance(value, str) and value:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            unencodable = True
-        else:
-            unencodable = False
-        if unencodable:
+        if any(0xD800 <= ord(character) < 0xE000 for character in value):
             raise hidden_fault("must be a string that can be written as UTF-8")
         return Secret.plain(value)
     if not isinstance(value, dict):
