@@ -20,6 +20,7 @@ from cpython.object cimport PyObject, PyObject_Call
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 cimport cython
@@ -40,8 +41,6 @@ cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
 cdef double NS = 1e9
-# hist.c's last bucket ends below 2^43 ns.
-cdef uint32_t OCTAVES = 44
 # Callers may be answered this much after their deadline; it bounds how often deadlines are looked at.
 cdef double SWEEP_INTERVAL = 0.005
 
@@ -50,38 +49,30 @@ cdef str _text(const char *text):
     return text.decode("utf-8", "replace")
 
 
-cdef list _buckets(const uint64_t *counts):
-    """A histogram as [(upper bound in ns, count)], without what is empty."""
-    cdef uint32_t i
-    return [(hsm_histogram_upper(i), counts[i]) for i in range(HSM_HISTOGRAM_BUCKETS) if counts[i]]
-
-
-cdef list _octaves(const uint64_t *counts):
-    """The same by the bit length of the time in ns: place n counts those below 2^n that the place before does not."""
-    cdef uint64_t found[65]
-    cdef uint32_t i
-    for i in range(65):
-        found[i] = 0
-    for i in range(HSM_HISTOGRAM_BUCKETS):
-        if counts[i]:
-            found[64 - __builtin_clzll(hsm_histogram_upper(i)) if i else 0] += counts[i]
-    return [found[i] for i in range(OCTAVES)]
-
-
-cdef object _raised(const hsm_error *error, object member):
-    cdef const char *ckr_name = hsm_ckr_name(error.ckr) if error.ckr else NULL
+cdef object _exception(hsm_status status, object member, uint64_t ckr=0, const char *call="", const char *detail=""):
+    """The exception for a status of the native core."""
+    cdef const char *ckr_name = hsm_ckr_name(ckr) if ckr else NULL
     return error_of(
-        _text(hsm_status_name(error.status)),
-        ckr=error.ckr,
+        _text(hsm_status_name(status)),
+        ckr=ckr,
         ckr_name=_text(ckr_name) if ckr_name != NULL else None,
-        call=_text(error.call),
-        detail=_text(error.detail),
+        call=_text(call),
+        detail=_text(detail),
         member=member,
     )
 
 
+cdef object _raised(const hsm_error *error, object member):
+    return _exception(error.status, member, error.ckr, error.call, error.detail)
+
+
+include "arguments.pxi"
+include "histogram.pxi"
+include "deadlines.pxi"
 include "waiters.pxi"
+include "cache.pxi"
 include "wait_queue.pxi"
+include "slots.pxi"
 include "admission.pxi"
 include "journal.pxi"
 include "records.pxi"
@@ -174,7 +165,7 @@ cdef class Engine(Requests):
         cdef hsm_key_selector selector
         cdef hsm_key_info info
         cdef hsm_status status
-        cdef uint32_t place
+        cdef _Key *row
         if self._engine == NULL and self._host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
         name = None if label is None else label.encode()
@@ -192,11 +183,11 @@ cdef class Engine(Requests):
                 status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
-        place = _place(info.index)
-        self._algorithms[place] = info.algorithm
-        self._cacheable[place] = self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0
-        self._retired[place] = 0
-        self._indices[place] = info.index
+        row = &self._keys[_place(info.index)]
+        row.algorithm = info.algorithm
+        row.cacheable = self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0
+        row.retired = False
+        row.index = info.index
         return {
             "index": info.index,
             "label": _text(info.label),
@@ -209,8 +200,8 @@ cdef class Engine(Requests):
         """Refuse every further request for this key, also those that are queued, and forget its cached signatures. Its
         index is never another key's. Doing it twice is no error."""
         cdef hsm_status status
-        cdef uint32_t place = _place(index)
-        if self._retired[place] and index <= self._indices[place]:
+        cdef _Key *row = &self._keys[_place(index)]
+        if row.retired and index <= row.index:
             return
         if self._host != NULL:
             status = hsm_host_retire_key(self._host, index)
@@ -218,7 +209,7 @@ cdef class Engine(Requests):
             status = hsm_engine_retire_key(self._engine, index) if self._engine != NULL else HSM_CLOSED
         if status != HSM_OK:
             raise BadArgument(f"no key with index {index}", member=self._member)
-        self._retired[place] = 1
+        row.retired = True
         self.clear_cache()
 
     def signs_with(self, uint32_t index):
@@ -261,7 +252,7 @@ cdef class Engine(Requests):
     def recover(self):
         """After the host process has ended: queue what it had begun again, or answer it with an error. In the event
         loop. Returns how many requests were queued again."""
-        return hsm_client_recover(self._client) if self._client != NULL else 0
+        return hsm_client_replay(self._client) if self._client != NULL else 0
 
     def restart_host(self):
         """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards. Returns
@@ -284,9 +275,9 @@ cdef class Engine(Requests):
         cdef uint32_t stuck
         cdef uint32_t healthy = 0
         if self._host != NULL:
-            stuck = hsm_host_tend(self._host, &healthy)
+            stuck = hsm_host_supervise(self._host, &healthy)
         else:
-            stuck = hsm_engine_tend(self._engine, &healthy)
+            stuck = hsm_engine_supervise(self._engine, &healthy)
         return stuck, healthy
 
     def release(self):
@@ -295,8 +286,7 @@ cdef class Engine(Requests):
         if self._engine == NULL and self._host == NULL and self._fds is None and not self._abandoned:
             hsm_client_free(self._client)
             self._client = NULL
-            hsm_cache_free(self._cache)
-            self._cache = NULL
+            self._cache = None
 
     def token(self):
         """What the token and the module say of themselves."""
@@ -317,4 +307,5 @@ cdef class Engine(Requests):
                 "model": _text(info.model), "library": _text(info.library), "quirks": _text(info.quirks)}
 
 
+include "merkle.pxi"
 include "tables.pxi"

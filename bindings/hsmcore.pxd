@@ -20,7 +20,7 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_STATUS_COUNT
 
     enum hsm_class:
-        pass
+        HSM_CLASS_COUNT
 
     ctypedef struct hsm_error:
         hsm_status status
@@ -38,15 +38,13 @@ cdef extern from "hsmcore/status.h" nogil:
 
 
 cdef extern from "hsmcore/hsmcore.h" nogil:
-    const uint32_t HSM_MAX_SIGNATURE
-    const uint32_t HSM_MAX_PUBLIC_KEY
-    const uint32_t HSM_MAX_KEY_ID
-    const uint32_t HSM_MAX_LABEL
-    const uint32_t HSM_MAX_KEYS
-    const uint32_t HSM_MAX_WORKERS
-    const uint32_t HSM_MAX_SLOTS
-    const uint32_t HSM_MAX_MESSAGE
-    const uint32_t HSM_HISTOGRAM_BUCKETS
+    enum:
+        HSM_MAX_SIGNATURE
+        HSM_MAX_PUBLIC_KEY
+        HSM_MAX_KEY_ID
+        HSM_MAX_LABEL
+        HSM_MAX_KEYS
+        HSM_HISTOGRAM_BUCKETS
 
     ctypedef enum hsm_algorithm:
         HSM_ALGORITHM_NONE
@@ -124,11 +122,11 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t slot_id
         uint64_t flags
         uint64_t max_sessions
-        char label[128]
-        char serial[128]
-        char manufacturer[128]
-        char model[128]
-        char library[128]
+        char label[HSM_MAX_LABEL]
+        char serial[HSM_MAX_LABEL]
+        char manufacturer[HSM_MAX_LABEL]
+        char model[HSM_MAX_LABEL]
+        char library[HSM_MAX_LABEL]
         char quirks[32]
 
     ctypedef struct hsm_key_selector:
@@ -144,15 +142,15 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint32_t index
         hsm_algorithm algorithm
         uint32_t id_len
-        uint8_t id[64]
+        uint8_t id[HSM_MAX_KEY_ID]
         uint32_t public_key_len
-        uint8_t public_key[65]
-        char label[128]
+        uint8_t public_key[HSM_MAX_PUBLIC_KEY]
+        char label[HSM_MAX_LABEL]
 
     hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
                                 hsm_error *error)
     uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns)
-    uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy)
+    uint32_t hsm_engine_supervise(hsm_engine *engine, uint32_t *healthy)
     void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info)
     hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                                   hsm_error *error)
@@ -174,7 +172,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                 hsm_error *error)
     hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index)
-    uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy)
+    uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy)
     hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error)
     void hsm_host_kill(hsm_host *host)
     hsm_status hsm_host_restart(hsm_host *host, hsm_error *error)
@@ -187,8 +185,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t cancelled
         uint64_t wrong
         uint64_t wakes
-        uint64_t recoveries[11]
-        uint64_t failed[11]
+        uint64_t recoveries[HSM_CLASS_COUNT]
+        uint64_t failed[HSM_CLASS_COUNT]
         uint32_t workers
         uint32_t busy
         uint32_t stuck
@@ -199,11 +197,11 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t hsm_sum_ns
         uint64_t queue_sum_ns
         uint64_t verify_sum_ns
-        uint64_t hsm_ns[640]
-        uint64_t queue_ns[640]
-        uint64_t verify_ns[640]
+        uint64_t hsm_ns[HSM_HISTOGRAM_BUCKETS]
+        uint64_t queue_ns[HSM_HISTOGRAM_BUCKETS]
+        uint64_t verify_ns[HSM_HISTOGRAM_BUCKETS]
 
-    uint32_t hsm_client_recover(hsm_client *client)
+    uint32_t hsm_client_replay(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
     uint32_t hsm_histogram_bucket(uint64_t ns)
     uint64_t hsm_histogram_upper(uint32_t bucket)
@@ -292,7 +290,7 @@ cdef extern from "hsmcore/journal.h" nogil:
     ctypedef struct hsm_journal_stats:
         uint64_t oldest_ns
         uint64_t commit_sum_ns
-        uint64_t commit_ns[640]
+        uint64_t commit_ns[HSM_HISTOGRAM_BUCKETS]
 
     void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats)
     hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal, hsm_error *error)

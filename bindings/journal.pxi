@@ -1,15 +1,6 @@
 # Part of _native.pyx: signatures wait here until their records are kept.
 
 
-cdef struct _Entry:
-    uint64_t seq
-    uint64_t deadline
-    PyObject *waiter  # a strong reference; NULL when it has been answered
-    PyObject *signature
-    Py_ssize_t position
-    bint cached
-
-
 cdef uint64_t _real_time_ns():
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
@@ -81,7 +72,7 @@ cdef class Journal:
             self._loop.remove_reader(self._fd)
             self._fd = -1
         for engine in self._engines:
-            (<Recorder>engine)._refuse_held(0)
+            (<Requests>engine)._refuse_durable(0)
         self._engines.clear()
 
     def close(self):
@@ -162,48 +153,10 @@ cdef class Journal:
         hsm_journal_clear(self._journal)
         kept = hsm_journal_kept(self._journal)
         failure = hsm_journal_failure(self._journal)
+        if failure and self.fail_open:
+            kept = <uint64_t>-1
         for engine in self._engines:
-            (<Recorder>engine)._release_kept(kept)
-            if failure:
-                if self.fail_open:
-                    (<Recorder>engine)._release_kept(<uint64_t>-1)
-                else:
-                    (<Recorder>engine)._refuse_held(failure)
+            (<Requests>engine)._release_durable(kept)
+            if failure and not self.fail_open:
+                (<Requests>engine)._refuse_durable(failure)
         self._changed(hsm_journal_written(self._journal), failure)
-
-
-cdef class _Held:
-    """Answers in the order of their records: a queue in one block of memory."""
-
-    cdef _Entry *entries
-    cdef size_t capacity  # a power of two, or 0
-    cdef size_t head
-    cdef size_t tail
-
-    def __dealloc__(self):
-        cdef _Entry *entry
-        while self.head != self.tail:
-            entry = self.first()
-            Py_XDECREF(entry.waiter)
-            Py_XDECREF(entry.signature)
-            self.head += 1
-        PyMem_Free(self.entries)
-
-    cdef inline _Entry *first(self):
-        return &self.entries[self.head & (self.capacity - 1)]
-
-    cdef _Entry *add(self) except NULL:
-        cdef size_t count = self.tail - self.head
-        cdef size_t capacity = self.capacity * 2 if self.capacity else 256
-        cdef size_t i
-        cdef _Entry *moved
-        if count == self.capacity:
-            moved = <_Entry *>PyMem_Calloc(capacity, sizeof(_Entry))
-            if moved == NULL:
-                raise MemoryError()
-            for i in range(count):
-                moved[i] = self.entries[(self.head + i) & (self.capacity - 1)]
-            PyMem_Free(self.entries)
-            self.entries, self.capacity, self.head, self.tail = moved, capacity, 0, count
-        self.tail += 1
-        return &self.entries[(self.tail - 1) & (self.capacity - 1)]

@@ -1,71 +1,4 @@
-# Part of _native.pyx: what needs no engine. The cache on its own, modules, verification, the tables.
-
-
-@cython.final
-cdef class Cache:
-    """The signature cache on its own, for benchmarks and tests. One thread at a time."""
-
-    cdef hsm_cache *_cache
-
-    def __cinit__(self, uint64_t capacity):
-        if hsm_cache_new(capacity, &self._cache) != HSM_OK:
-            raise BadArgument(f"capacity {capacity}")
-
-    def __dealloc__(self):
-        hsm_cache_free(self._cache)
-
-    def put(self, uint32_t key, bytes message, bytes signature):
-        """Look up and, on a miss, store. Returns whether it was stored."""
-        cdef uint8_t found[64]
-        cdef uint32_t found_len
-        cdef uint64_t leader
-        cdef uint64_t entry
-        if len(signature) > 64:
-            raise BadArgument("a signature has at most 64 bytes")
-        if hsm_cache_lookup(self._cache, key, HSM_ED25519, <const uint8_t *><char *>message, len(message), found,
-                            &found_len, &leader, &entry) != HSM_CACHE_MISS:
-            return False
-        hsm_cache_fill(self._cache, entry, <const uint8_t *><char *>signature, <uint32_t>len(signature), 1)
-        return True
-
-    def get(self, uint32_t key, bytes message):
-        """The signature, or None."""
-        cdef uint8_t found[64]
-        cdef uint32_t found_len
-        cdef uint64_t leader
-        cdef uint64_t entry
-        cdef int result = hsm_cache_lookup(self._cache, key, HSM_ED25519, <const uint8_t *><char *>message,
-                                           len(message), found, &found_len, &leader, &entry)
-        if result == HSM_CACHE_HIT:
-            return PyBytes_FromStringAndSize(<char *>found, found_len)
-        if result == HSM_CACHE_MISS:
-            hsm_cache_abandon(self._cache, entry)
-        return None
-
-    def time_hits(self, uint32_t key, bytes message, uint64_t rounds):
-        """Nanoseconds that `rounds` lookups of one held message take in C."""
-        cdef uint8_t found[64]
-        cdef uint32_t found_len
-        cdef uint64_t leader
-        cdef uint64_t entry
-        cdef uint64_t i
-        cdef const uint8_t *data = <const uint8_t *><char *>message
-        cdef size_t size = len(message)
-        if self.get(key, message) is None:
-            raise BadArgument("the message is not in the cache")
-        cdef uint64_t begun = hsm_now_ns()
-        for i in range(rounds):
-            hsm_cache_lookup(self._cache, key, HSM_ED25519, data, size, found, &found_len, &leader, &entry)
-        return hsm_now_ns() - begun
-
-    def clear(self):
-        hsm_cache_clear(self._cache)
-
-    def stats(self):
-        cdef hsm_cache_stats stats
-        hsm_cache_stats_read(self._cache, &stats)
-        return {"hits": stats.hits, "misses": stats.misses, "evictions": stats.evictions, "entries": stats.entries,
-                "bytes": stats.bytes}
+# Part of _native.pyx: what needs no engine. Modules, verification, the tables.
 
 
 @cython.final
@@ -123,7 +56,7 @@ cdef class Module:
 
 def verify(str algorithm, bytes public_key, message, bytes signature):
     """Whether `signature` is good, by libsodium or libcrypto with the GIL released. Any thread."""
-    cdef bytes data = _snapshot(message)
+    cdef bytes data = _frozen(message)
     cdef const uint8_t *data_ptr = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef size_t data_len = <size_t>PyBytes_GET_SIZE(data)
     cdef const uint8_t *key_ptr = <const uint8_t *>PyBytes_AS_STRING(public_key)

@@ -1,15 +1,40 @@
-# Part of _native.pyx: callers that wait for a slot.
+# Part of _native.pyx: requests that hold no slot.
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Pending:
+    """A request that holds no slot: it waits for a free one, or follows an identical request that is in flight."""
+
+    cdef object waiter
+    cdef Py_ssize_t position
+    cdef bytes message
+    cdef bytes extra
+    cdef uint32_t key
+    cdef uint64_t deadline
+
+
+cdef Pending _pending(object waiter, Py_ssize_t position, bytes message, uint32_t key, uint64_t deadline, bytes extra):
+    cdef Pending made = Pending.__new__(Pending)
+    made.waiter = waiter
+    made.position = position
+    made.message = message
+    made.key = key
+    made.deadline = deadline
+    made.extra = extra
+    return made
 
 
 @cython.final
 cdef class WaitQueue:
-    """Those who wait for a slot, in their order: _Waiting and Batch, whose rest counts as one entry."""
+    """Requests that wait for a slot, first come, first served. An entry is a Pending, or a Batch: those of its messages
+    that are not sent yet."""
 
     cdef object _entries
     cdef Py_ssize_t messages
-    """That have not been sent."""
+    """Messages that are not sent yet."""
     cdef uint64_t _latest
-    cdef bint _ordered  # nobody's deadline is before that of one who came earlier
+    cdef bint _ordered  # the deadlines ascend
 
     def __cinit__(self):
         self._entries = deque()
@@ -27,19 +52,20 @@ cdef class WaitQueue:
         return 0
 
     cdef object pop(self):
-        """The first one, who is to be served as far as possible."""
+        """Take the first entry."""
         cdef object first = self._entries.popleft()
         self.messages -= _unsent(first)
         return first
 
     cdef int put_back(self, object entry) except -1:
-        """Whose batch could not be sent as a whole."""
+        """Make an entry the first one again: a batch of which not all could be sent."""
         self._entries.appendleft(entry)
         self.messages += _unsent(entry)
         return 0
 
     cdef list take_overdue(self, uint64_t now):
-        """Those whose deadline has passed. As a rule all callers have the same timeout, and nobody else is looked at."""
+        """Take the entries whose deadline has passed. As a rule all callers have the same timeout: then the deadlines
+        ascend, and only overdue entries are looked at."""
         cdef list overdue = []
         cdef list kept
         if self._ordered:
@@ -57,7 +83,7 @@ cdef class WaitQueue:
         return overdue
 
     cdef uint64_t soonest(self) except? 0:
-        """The next deadline; 0: nobody waits."""
+        """The next deadline; 0: the queue is empty."""
         if not self._entries:
             return 0
         if self._ordered:
@@ -69,7 +95,7 @@ cdef class WaitQueue:
 
 
 cdef inline uint64_t _deadline_of(object entry) except? 0:
-    return (<Batch>entry).deadline if type(entry) is Batch else (<_Waiting>entry).deadline
+    return (<Batch>entry).deadline if type(entry) is Batch else (<Pending>entry).deadline
 
 
 cdef inline Py_ssize_t _unsent(object entry) except -1:
@@ -77,10 +103,10 @@ cdef inline Py_ssize_t _unsent(object entry) except -1:
 
 
 cdef int _refuse_entry(object entry, object error) except -1:
-    """Refuse all of it that has not been sent."""
+    """Give the error to every message of the entry that is not sent yet."""
     cdef Batch batch
     if type(entry) is not Batch:
-        return _refuse((<_Waiting>entry).waiter, 0, error)
+        return _refuse((<Pending>entry).waiter, (<Pending>entry).position, error)
     batch = <Batch>entry
     while batch.next < PyList_GET_SIZE(batch.messages):
         batch.fail(batch.next, error)

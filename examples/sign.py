@@ -1,4 +1,4 @@
-"""Sign one message with a key that stays on a token, verify the signature, and see who made it."""
+"""Sign one message with a key that stays on a token, verify the signature, and see which member made it."""
 
 from __future__ import annotations
 

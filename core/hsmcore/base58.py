@@ -8,7 +8,7 @@ _ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def base58(data: bytes) -> str:
-    """Bytes as base58; each leading zero byte is a 1."""
+    """Return bytes as base58; each leading zero byte is a 1."""
     number, text = int.from_bytes(data), ""
     while number:
         number, digit = divmod(number, 58)
@@ -17,7 +17,7 @@ def base58(data: bytes) -> str:
 
 
 def from_base58(text: str) -> bytes:
-    """The inverse of base58; ValueError for a character outside its alphabet."""
+    """Decode base58. Raises ValueError for a character outside its alphabet."""
     number = 0
     for character in text:
         number = number * 58 + _ALPHABET.index(character)

@@ -28,7 +28,7 @@ _SECRET_PAIRS = frozenset({("private", "key"), ("secret", "key"), ("api", "key")
 
 
 def looks_secret(key: str) -> bool:
-    """Whether a secret may stand under a name, in snake_case or camelCase: "userPin" yes, "spinMicros" no."""
+    """Return whether a name in snake_case or camelCase may hold a secret: "userPin" yes, "spinMicros" no."""
     words = [word.lower() for word in _WORD.findall(key)]
     return not _SECRET_WORDS.isdisjoint(words) or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
 
@@ -36,7 +36,7 @@ def looks_secret(key: str) -> bool:
 def drop_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """A structlog processor that replaces the value of every secret-looking key, at any depth, by `DROPPED`.
 
-    Nothing in hsmcore logs a secret; this is for the day when somebody makes that mistake.
+    hsmcore logs no secret; this is for a mistake.
     """
     return {key: DROPPED if looks_secret(str(key)) else _clean(value) for key, value in event.items()}
 
@@ -50,7 +50,7 @@ def _clean(value: object) -> object:
 
 
 def add_trace(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """A structlog processor that adds `trace_id` and `span_id` inside an OpenTelemetry span, if that is used at all."""
+    """A structlog processor that adds `trace_id` and `span_id` inside an OpenTelemetry span."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is not None:
         context = trace.get_current_span().get_span_context()
@@ -60,8 +60,8 @@ def add_trace(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def get_logger(**bound: Any) -> Any:
-    """A structlog logger named "hsmcore" with `bound` key names. Take it when you log, not at import: what it does
-    depends on how logging is configured at that moment. Any thread."""
+    """Return a structlog logger named "hsmcore" with `bound` key names. Call it for each event, not at import: the
+    result depends on the logging configuration of that moment. Any thread."""
     if structlog.is_configured():
         return structlog.wrap_logger(
             None,
@@ -84,10 +84,11 @@ def get_logger(**bound: Any) -> Any:
 
 
 def configure(*, json: bool = False, level: str | int = "INFO") -> None:
-    """Set structlog up for a process of ours: events on stderr, as JSON lines or for a person.
+    """Configure structlog for a process of ours: events on stderr, as JSON lines or for a person.
 
-    `level` is a name such as "WARNING" or a number; an unknown name raises ValueError."""
-    # Tracebacks are rendered plainly: the rich ones print local variables, among which a PIN may be.
+    `level` is a name such as "WARNING" or a number; an unknown name raises ValueError.
+    """
+    # Plain tracebacks: the rich ones print local variables, and a PIN may be among them.
     renderer: list[Processor]
     if json:
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]

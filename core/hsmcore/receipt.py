@@ -1,4 +1,4 @@
-"""Who made a signature."""
+"""The receipt of a signature."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A signature with its circumstances. Holds no secret."""
+    """A signature and its circumstances. Holds no secret."""
 
     signature: bytes
     """64 bytes: Ed25519 (RFC 8032), or ECDSA r || s with a low s."""
@@ -22,6 +22,6 @@ class Receipt:
     cached: bool
     """True if the signature came from the cache, without asking the token."""
     latency_ns: int
-    """From the call to the answer, as the caller saw it."""
+    """Nanoseconds from the call to the answer, as the caller saw them."""
     audit_seq: int | None
     """The sequence number of the audit record; None if nothing is recorded."""

@@ -1,4 +1,4 @@
-"""Every status of the native core, as a table: its class, its text, and what a person may do about it.
+"""Every status of the native core, as a table: its class, its text, and what to do about it.
 
 Names, classes and texts are those of native/include/hsmcore/status.def; a test compares the two.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# What a class of statuses means for a caller: may the same call succeed later, or elsewhere?
+# Whether the same call may succeed later, or on another member, by the class of the status.
 RETRYABLE_CLASSES: dict[str, bool] = {
     "OK": False,
     "RETRY": True,
@@ -24,7 +24,7 @@ RETRYABLE_CLASSES: dict[str, bool] = {
 
 
 class StatusRow(NamedTuple):
-    """A row of status.def, and a hint: what to do next ("" where nothing can be said in general)."""
+    """A row of status.def, and a hint: what to do next ("" if there is no general advice)."""
 
     class_: str
     text: str

@@ -102,8 +102,8 @@ static bool handle(host *self, hsm_request_message *message) {
             status = HSM_CLOSED;
         }
         break;
-    case HSM_OP_TEND:
-        (void)hsm_engine_tend(self->engine, &healthy);
+    case HSM_OP_SUPERVISE:
+        (void)hsm_engine_supervise(self->engine, &healthy);
         return true; /* nobody waits for an answer */
     case HSM_OP_STOP:
         (void)hsm_engine_stop(self->engine, message->timeout_ns);

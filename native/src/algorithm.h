@@ -1,4 +1,4 @@
-/* The signature algorithms: names, curve parameters, digest, low-s form, software verification. */
+/* The signature algorithms: names, curve parameters, digest, low-s form. */
 #ifndef HSM_ALGORITHM_H
 #define HSM_ALGORITHM_H
 
@@ -32,12 +32,5 @@ size_t hsm_decode_ec_point(hsm_algorithm algorithm, const uint8_t *point, size_t
 void hsm_sha256(const uint8_t *message, size_t message_len, uint8_t digest[HSM_SHA256_SIZE]);
 /* Replace s by n - s if it is above n / 2, in r || s. Ed25519 is left alone. Returns false if r or s is not in 1..n-1. */
 bool hsm_normalize_s(hsm_algorithm algorithm, uint8_t signature[HSM_MAX_SIGNATURE]);
-
-/* A public key prepared for many verifications. One thread at a time. */
-typedef struct hsm_verifier hsm_verifier;
-hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len);
-void hsm_verifier_free(hsm_verifier *verifier);
-hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
-                              const uint8_t *signature, size_t signature_len);
 
 #endif

@@ -61,11 +61,10 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
     area->coalesce_ns = options->coalesce_ns;
     area->shared = NULL;
     offsets at = lay_out(area);
-    int file = memfd_create("hsmcore", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int file = hsm_counted(memfd_create("hsmcore", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (file < 0) {
         return hsm_fail_errno(error, "memfd_create", "shared area");
     }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
     char *memory = NULL;
     /* Sealed, so that the other side cannot shrink the file under our mapping. */
     if (ftruncate(file, (off_t)area->size) == 0 && fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0) {
@@ -73,7 +72,7 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
     }
     if (memory == NULL) {
         hsm_status status = hsm_fail_errno(error, "mmap", "shared area");
-        hsm_area_destroy(area, file);
+        hsm_area_destroy(area, &file);
         return status;
     }
     describe(area, &at, memory);
@@ -110,15 +109,12 @@ hsm_status hsm_area_attach(int fd, hsm_area *area) {
     return HSM_OK;
 }
 
-void hsm_area_destroy(hsm_area *area, int fd) {
+void hsm_area_destroy(hsm_area *area, int *fd) {
     if (area->shared != NULL) {
         (void)munmap(area->shared, area->size);
         area->shared = NULL;
     }
-    if (fd >= 0) {
-        (void)close(fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-    }
+    hsm_close(fd);
 }
 
 void hsm_area_unpark(hsm_area *area, uint64_t count) {

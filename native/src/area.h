@@ -83,8 +83,8 @@ typedef struct hsm_worker_record {
     _Atomic uint64_t cancelled;
     _Atomic uint64_t wakes;
     _Atomic uint64_t wrong; /* signatures that did not verify */
-    _Atomic uint64_t recoveries[11];
-    _Atomic uint64_t failed[11]; /* by enum hsm_class */
+    _Atomic uint64_t recoveries[HSM_CLASS_COUNT];
+    _Atomic uint64_t failed[HSM_CLASS_COUNT];
     HSM_ALIGNED hsm_histogram hsm;
     hsm_histogram queue;
     hsm_histogram verify;
@@ -142,7 +142,7 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
 /* Map the memory of another process and describe it in `area`. */
 hsm_status hsm_area_attach(int fd, hsm_area *area);
 /* Unmap the memory, if there is any, and close the file, if it is open. */
-void hsm_area_destroy(hsm_area *area, int fd);
+void hsm_area_destroy(hsm_area *area, int *fd);
 
 static inline hsm_slot *hsm_area_slot(hsm_area *area, uint32_t index) {
     return area->slot_table + index;

@@ -1,13 +1,10 @@
 #include "base.h"
 
-#include <errno.h>
-#include <limits.h>
 #include <linux/futex.h>
-#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 static _Atomic int64_t allocations;
@@ -58,6 +55,45 @@ void hsm_count(enum hsm_resource resource, int64_t change) {
     atomic_fetch_add_explicit(&resources[resource], change, memory_order_relaxed);
 }
 
+int hsm_counted(int fd) {
+    hsm_count(HSM_RESOURCE_DESCRIPTOR, fd >= 0 ? 1 : 0);
+    return fd;
+}
+
+void hsm_close(int *fd) {
+    if (*fd >= 0) {
+        (void)close(*fd);
+        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
+        *fd = -1;
+    }
+}
+
+int hsm_thread_start(pthread_t *thread, void *(*run)(void *argument), void *argument) {
+    sigset_t all;
+    sigset_t before;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int code = pthread_create(thread, NULL, run, argument);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    hsm_count(HSM_RESOURCE_THREAD, code == 0 ? 1 : 0);
+    return code;
+}
+
+void hsm_thread_join(pthread_t thread) {
+    (void)pthread_join(thread, NULL);
+    hsm_count(HSM_RESOURCE_THREAD, -1);
+}
+
+void hsm_event_set(int event_fd) {
+    const uint64_t one = 1;
+    (void)!write(event_fd, &one, sizeof one);
+}
+
+void hsm_event_clear(int event_fd) {
+    uint64_t count;
+    (void)!read(event_fd, &count, sizeof count);
+}
+
 void hsm_leaks_read(hsm_leaks *leaks) {
     leaks->allocations = atomic_load(&allocations);
     leaks->threads = atomic_load(&resources[HSM_RESOURCE_THREAD]);
@@ -75,9 +111,13 @@ void hsm_wipe(void *memory, size_t size) {
     explicit_bzero(memory, size);
 }
 
+void hsm_sleep(uint64_t ns) {
+    struct timespec pause = hsm_timespec(ns);
+    (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+}
+
 void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns) {
-    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000U),
-                               .tv_nsec = (long)(timeout_ns % 1000000000U)};
+    struct timespec timeout = hsm_timespec(timeout_ns);
     (void)syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns == 0 ? NULL : &timeout, NULL, 0);
 }
 

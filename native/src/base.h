@@ -1,4 +1,4 @@
-/* What every module needs from the platform: counted memory, time, futexes, fork detection. Linux only. */
+/* What every file here needs of the platform: counted memory, descriptors and threads, time, futexes. Linux only. */
 #ifndef HSM_BASE_H
 #define HSM_BASE_H
 
@@ -6,6 +6,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <pthread.h>
+#include <time.h>
 
 #include <hsmcore/hsmcore.h>
 
@@ -21,7 +24,24 @@ char *hsm_strdup(const char *text);
 /* Counters behind hsm_leaks_read, for resources that are not memory. */
 enum hsm_resource { HSM_RESOURCE_THREAD, HSM_RESOURCE_SESSION, HSM_RESOURCE_DESCRIPTOR, HSM_RESOURCE_COUNT };
 void hsm_count(enum hsm_resource resource, int64_t change);
+/* Count a descriptor that a system call returned, unless that failed. Returns it. */
+int hsm_counted(int fd);
+/* Close a counted descriptor, unless it is -1, which it is afterwards. */
+void hsm_close(int *fd);
+/* Start a thread, which is counted, with all signals blocked: they are the application's, and must not interrupt a call
+ * inside a module. Returns 0 or an errno. */
+int hsm_thread_start(pthread_t *thread, void *(*run)(void *argument), void *argument);
+void hsm_thread_join(pthread_t thread);
 
+/* Make an eventfd readable, and unreadable again. Neither blocks. */
+void hsm_event_set(int event_fd);
+void hsm_event_clear(int event_fd);
+
+static inline struct timespec hsm_timespec(uint64_t ns) {
+    return (struct timespec){.tv_sec = (time_t)(ns / 1000000000U), .tv_nsec = (long)(ns % 1000000000U)};
+}
+
+void hsm_sleep(uint64_t ns);
 /* Sleep while *word == expected, until woken or `timeout_ns` has passed (0: no limit). May return early. The word may
  * lie in memory that processes share. */
 void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns);

@@ -3,51 +3,25 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
-#include <unistd.h>
 
 /* In a batch, workers are shown requests in groups of this size, so that they start while the rest is being copied. */
 #define BATCH_GROUP 32U
 
-static void close_fd(int fd) {
-    if (fd >= 0) {
-        (void)close(fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-    }
-}
-
-static hsm_status open_wake_fds(hsm_client *client, hsm_error *error) {
-    client->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (client->event_fd < 0) {
-        return hsm_fail_errno(error, "eventfd", "wake-up");
-    }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    client->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    if (client->timer_fd < 0) {
-        return hsm_fail_errno(error, "timerfd_create", "wake-up");
-    }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    return HSM_OK;
-}
-
-static hsm_status check_options(const hsm_client_options *options, hsm_error *error) {
-    if (options->slots < 1 || options->slots > HSM_MAX_SLOTS) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "slots: %u is not within 1..%u", options->slots,
-                        (unsigned)HSM_MAX_SLOTS);
-    }
-    if (options->max_message < 1 || options->max_message > HSM_MAX_MESSAGE) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "max_message: %u is not within 1..%u", options->max_message,
-                        (unsigned)HSM_MAX_MESSAGE);
-    }
-    if (options->max_workers < 1 || options->max_workers > HSM_MAX_WORKERS) {
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "max_workers: %u is not within 1..%u", options->max_workers,
-                        (unsigned)HSM_MAX_WORKERS);
-    }
-    return HSM_OK;
+static hsm_status check_range(const char *name, uint32_t value, uint32_t most, hsm_error *error) {
+    return value >= 1 && value <= most
+               ? HSM_OK
+               : hsm_fail(error, HSM_BAD_ARGUMENT, "", "%s: %u is not within 1..%u", name, value, most);
 }
 
 hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, hsm_error *error) {
     *out = NULL;
-    hsm_status status = check_options(options, error);
+    hsm_status status = check_range("slots", options->slots, HSM_MAX_SLOTS, error);
+    if (status == HSM_OK) {
+        status = check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
+    }
+    if (status == HSM_OK) {
+        status = check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
+    }
     if (status != HSM_OK) {
         return status;
     }
@@ -60,24 +34,27 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     client->area = &client->own_area;
     status = hsm_area_create(options, client->area, &client->area_fd, error);
     if (status == HSM_OK) {
-        status = open_wake_fds(client, error);
+        client->event_fd = hsm_counted(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+        client->timer_fd =
+            client->event_fd < 0 ? -1 : hsm_counted(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+        if (client->timer_fd < 0) {
+            status = hsm_fail_errno(error, client->event_fd < 0 ? "eventfd" : "timerfd_create", "wake-up");
+        }
     }
     if (status == HSM_OK) {
-        uint32_t slots = client->area->slots;
-        client->free_slots = hsm_alloc(slots * sizeof *client->free_slots);
-        client->use = hsm_alloc(slots);
+        client->free_slots = hsm_alloc(client->area->slots * sizeof *client->free_slots);
+        client->use = hsm_alloc(client->area->slots);
         if (client->free_slots == NULL || client->use == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
-        } else {
-            for (uint32_t i = 0; i < slots; i++) {
-                client->free_slots[i] = slots - 1U - i;
-            }
-            client->free_count = slots;
         }
     }
     if (status != HSM_OK) {
         hsm_client_free(client);
         return status;
+    }
+    while (client->free_count < client->area->slots) {
+        client->free_slots[client->free_count] = client->area->slots - 1U - client->free_count;
+        client->free_count++;
     }
     *out = client;
     return HSM_OK;
@@ -87,11 +64,11 @@ void hsm_client_free(hsm_client *client) {
     if (client == NULL) {
         return;
     }
-    if (!hsm_client_forked(
-            client)) { /* a child has no mapping of the area, and the descriptors are its parent's to close */
-        hsm_area_destroy(client->area, client->area_fd);
-        close_fd(client->event_fd);
-        close_fd(client->timer_fd);
+    /* A forked child has no mapping of the area, and the descriptors are its parent's to close. */
+    if (!hsm_client_forked(client)) {
+        hsm_area_destroy(client->area, &client->area_fd);
+        hsm_close(&client->event_fd);
+        hsm_close(&client->timer_fd);
     }
     hsm_free(client->free_slots);
     hsm_free(client->use);
@@ -115,13 +92,12 @@ void hsm_client_wake_clear(hsm_client *client) {
     if (hsm_client_forked(client)) {
         return;
     }
-    uint64_t count;
     /* Read before IDLE is said: an event that a worker writes after it must not be swallowed, with FIRED left standing. */
-    (void)!read(client->event_fd, &count, sizeof count);
+    hsm_event_clear(client->event_fd);
     uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
     begin_taking(client);
     if (was != HSM_NOTIFY_FIRED) {
-        (void)!read(client->timer_fd, &count, sizeof count); /* no worker woke us, so the timer did */
+        hsm_event_clear(client->timer_fd); /* no worker woke us, so the timer did */
     }
     /* A completion published before a worker saw IDLE must be seen by the drain that follows. */
     atomic_thread_fence(memory_order_seq_cst);
@@ -287,7 +263,7 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats) {
         ADD(cancelled);
         ADD(wrong);
         ADD(wakes);
-        for (size_t rung = 0; rung < sizeof stats->recoveries / sizeof stats->recoveries[0]; rung++) {
+        for (size_t rung = 0; rung < HSM_CLASS_COUNT; rung++) {
             ADD(recoveries[rung]);
             ADD(failed[rung]);
         }

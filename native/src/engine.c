@@ -209,17 +209,10 @@ static void complete_queued(hsm_engine *engine) {
     }
 }
 
-static struct timespec at(uint64_t ns) {
-    /* Far enough for "no limit", and within time_t. */
-    uint64_t seconds = ns / 1000000000U;
-    return (struct timespec){.tv_sec = (time_t)(seconds < UINT32_MAX ? seconds : UINT32_MAX),
-                             .tv_nsec = (long)(ns % 1000000000U)};
-}
-
 /* Wait until every worker has left its loop, or until the timeout. Returns how many have not. */
 static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
     uint64_t now = hsm_now_ns();
-    struct timespec until = at(timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns);
+    struct timespec until = hsm_timespec(timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns);
     (void)pthread_mutex_lock(&engine->state);
     while (engine->running + engine->starting > 0) {
         if (pthread_cond_timedwait(&engine->changed, &engine->state, &until) == ETIMEDOUT) {
@@ -239,9 +232,7 @@ static void destroy(hsm_engine *engine) {
     hsm_free(engine->workers);
     /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
      * the token in this process. */
-    if (engine->login_open) {
-        hsm_session_close(engine->p11, engine->login_session);
-    }
+    hsm_engine_close_login(engine);
     if (engine->module != NULL) {
         hsm_module_leave(engine->module);
         hsm_module_release(engine->module);

@@ -1,6 +1,6 @@
 /* Log-linear histogram: the top four bits below the leading one choose one of 16 steps in an octave, so a bucket is
  * at most 1/16 wide whatever the magnitude. Values below 16 ns have a bucket each. */
-#include "base.h"
+#include "hist.h"
 
 #define STEP_BITS 4U
 #define STEPS (1U << STEP_BITS)

@@ -1,5 +1,5 @@
 /* The client's side of the host process: start it, talk to it, notice its end, start it again. */
-#include "host.h"
+#include "process.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -116,8 +116,8 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uin
 /* ---- life cycle ---- */
 
 static void free_host(hsm_host *host) {
-    hsm_close_counted(&host->control);
-    hsm_close_counted(&host->pidfd);
+    hsm_close(&host->control);
+    hsm_close(&host->pidfd);
     if (host->pin != NULL) {
         sodium_free(host->pin);
     }
@@ -289,7 +289,7 @@ static bool unattended(hsm_host *host, uint64_t now) {
     return now - host->head_seen_ns >= UNATTENDED_NS;
 }
 
-uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
+uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
     *healthy = 0;
     if (host == NULL || host->fork_generation != hsm_fork_generation()) {
         return 0;
@@ -310,7 +310,7 @@ uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy) {
         hsm_request_message message;
         memset(&message, 0, sizeof message);
         message.version = HSM_WIRE_VERSION;
-        message.operation = HSM_OP_TEND;
+        message.operation = HSM_OP_SUPERVISE;
         (void)send(host->control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
     return stuck;
@@ -376,7 +376,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
         return status;
     }
     hsm_process_end(host);
-    hsm_close_counted(&host->control);
+    hsm_close(&host->control);
     status = hsm_process_start(host, error);
     if (status == HSM_OK) {
         status = begin(host, error);

@@ -123,14 +123,9 @@ static int write_group(hsm_journal *journal, const hsm_journal_buffer *group) {
 
 /* ---- the thread ---- */
 
-static void tell(hsm_journal *journal) {
-    uint64_t one = 1;
-    (void)!write(journal->event_fd, &one, sizeof one);
-}
-
 static void note_failure(hsm_journal *journal, int failure) {
     if (atomic_exchange(&journal->failure, failure) != failure) {
-        tell(journal);
+        hsm_event_set(journal->event_fd);
     }
 }
 
@@ -211,7 +206,7 @@ static void *run(void *argument) {
         atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
         empty_group(journal, &group);
         atomic_store(&journal->failure, 0);
-        tell(journal);
+        hsm_event_set(journal->event_fd);
     }
     journal->lost = group.lines;
     hsm_free(group.data);
@@ -221,14 +216,8 @@ static void *run(void *argument) {
 /* ---- opening and closing ---- */
 
 static void release(hsm_journal *journal) {
-    if (journal->fd >= 0) {
-        (void)close(journal->fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-    }
-    if (journal->event_fd >= 0) {
-        (void)close(journal->event_fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-    }
+    hsm_close(&journal->fd);
+    hsm_close(&journal->event_fd);
     (void)pthread_mutex_destroy(&journal->lock);
     hsm_free(journal->filling.data);
     hsm_free(journal->path);
@@ -238,16 +227,14 @@ static void release(hsm_journal *journal) {
 
 static hsm_status open_files(hsm_journal *journal, hsm_error *error) {
     struct stat status;
-    journal->fd = open(journal->path, OPEN_FLAGS | O_CREAT, 0600);
+    journal->fd = hsm_counted(open(journal->path, OPEN_FLAGS | O_CREAT, 0600));
     if (journal->fd < 0) {
         return hsm_fail_errno(error, "open", journal->path);
     }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
-    journal->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    journal->event_fd = hsm_counted(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     if (journal->event_fd < 0) {
         return hsm_fail_errno(error, "eventfd", "journal");
     }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
     if (fstat(journal->fd, &status) != 0) {
         return hsm_fail_errno(error, "fstat", journal->path);
     }
@@ -286,7 +273,7 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
         status = open_files(journal, error);
     }
     if (status == HSM_OK) {
-        int failure = pthread_create(&journal->thread, NULL, run, journal);
+        int failure = hsm_thread_start(&journal->thread, run, journal);
         if (failure != 0) {
             errno = failure;
             status = hsm_fail_errno(error, "pthread_create", "journal");
@@ -296,7 +283,6 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
         release(journal);
         return status;
     }
-    hsm_count(HSM_RESOURCE_THREAD, 1);
     *journal_out = journal;
     return HSM_OK;
 }
@@ -309,8 +295,7 @@ uint64_t hsm_journal_close(hsm_journal *journal) {
     atomic_store(&journal->closing, 1);
     atomic_fetch_add(&journal->turn, 1);
     hsm_futex_wake(&journal->turn, 1);
-    (void)pthread_join(journal->thread, NULL);
-    hsm_count(HSM_RESOURCE_THREAD, -1);
+    hsm_thread_join(journal->thread);
     uint64_t lost = journal->lost + journal->filling.lines;
     release(journal);
     return lost;
@@ -321,8 +306,7 @@ int hsm_journal_fd(const hsm_journal *journal) {
 }
 
 void hsm_journal_clear(hsm_journal *journal) {
-    uint64_t count;
-    (void)!read(journal->event_fd, &count, sizeof count);
+    hsm_event_clear(journal->event_fd);
 }
 
 uint64_t hsm_journal_kept(const hsm_journal *journal) {

@@ -36,8 +36,7 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
                                  signature, &outcome);
     if (status != HSM_OK) {
         /* A signature may still be under way in it. */
-        hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
+        hsm_engine_close_login(engine);
         (void)hsm_fail_ckr(error, outcome.ckr, hsm_call_name(outcome.call), "test signature with '%s'", info->label);
         if (error != NULL) {
             error->status = status;

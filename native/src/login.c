@@ -59,6 +59,13 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
     return status;
 }
 
+void hsm_engine_close_login(hsm_engine *engine) {
+    if (engine->login_open) {
+        hsm_session_close(engine->p11, engine->login_session);
+        engine->login_open = false;
+    }
+}
+
 /* Whether the login session exists and is logged in. */
 static bool logged_in(hsm_engine *engine) {
     CK_SESSION_INFO info;
@@ -67,8 +74,7 @@ static bool logged_in(hsm_engine *engine) {
         return false;
     }
     if (engine->p11->C_GetSessionInfo(engine->login_session, &info) != CKR_OK) {
-        hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
+        hsm_engine_close_login(engine);
         return false;
     }
     return engine->pin == NULL || info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;

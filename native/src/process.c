@@ -1,4 +1,4 @@
-#include "host.h"
+#include "process.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -10,14 +10,6 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-void hsm_close_counted(int *fd) {
-    if (*fd >= 0) {
-        (void)close(*fd);
-        hsm_count(HSM_RESOURCE_DESCRIPTOR, -1);
-        *fd = -1;
-    }
-}
 
 void hsm_host_kill(hsm_host *host) {
     (void)pthread_mutex_lock(&host->lock);
@@ -74,17 +66,15 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
         (void)close(pair[0]);
         return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
     }
-    host->control = pair[0];
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
+    host->control = hsm_counted(pair[0]);
     (void)pthread_mutex_lock(&host->lock);
     host->pid = pid;
-    hsm_close_counted(&host->pidfd);
-    host->pidfd = pidfd_open(pid, 0);
+    hsm_close(&host->pidfd);
+    host->pidfd = hsm_counted(pidfd_open(pid, 0));
     (void)pthread_mutex_unlock(&host->lock);
     if (host->pidfd < 0) {
         (void)kill(pid, SIGKILL);
         return hsm_fail_errno(error, "pidfd_open", "host");
     }
-    hsm_count(HSM_RESOURCE_DESCRIPTOR, 1);
     return HSM_OK;
 }

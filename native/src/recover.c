@@ -1,47 +1,43 @@
-/* The recovery ladder: what is tried, in order of cost, before a signature is given up.
+/* The recovery ladder: what a worker tries, in order of cost, before it gives a signature up.
  *
  *   retry     the same session, a moment later
  *   reopen    a new session
- *   heal      log in again if need be, look every key up again and compare it with what was pinned
+ *   heal      log in again if need be, look every key up again and compare it with the pinned one
  *   reinit    C_Finalize and C_Initialize, with no call inside the module, then heal
  *   down      fail at once between probes, until the token answers (down.c)
  *
- * Every rung can be reached at any attempt: a failure that repeats takes the next one. A request stays on the ladder until
- * LADDER_NS have passed or its deadline has; while others wait for its worker no longer than a few attempts, since its failure
- * may be its own. Mending is single-flight (the epoch shows a worker that another one has done the
- * work) and rate-limited: a request waits for its turn. A refused PIN ends all logins. */
-#include "engine.h"
-
-#include <stdio.h>
-#include <string.h>
-#include <time.h>
+ * The class of a failure chooses the rung; a failure that repeats takes the next one. A request leaves the ladder after
+ * LADDER_NS or at its deadline, and after a few attempts while others wait for its worker, since the failure may be its
+ * own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and rate-limited:
+ * a request waits for its turn. A refused PIN ends all logins. */
+#include "session.h"
 
 #include "token.h"
 
 #define MS UINT64_C(1000000)
-/* Not more often than this does the engine log in or look its keys up again; it grows while that fails. */
+/* The shortest time between two attempts to heal, and to reinitialize; it doubles with each failure in a row. */
 #define HEAL_INTERVAL_NS (20 * MS)
 #define HEAL_INTERVAL_MAX_NS (1000 * MS)
-/* How long a request may stay on the ladder; until then its worker serves no other one. */
+/* The longest time of a request on the ladder, during which its worker serves no other. */
 #define LADDER_NS (500 * MS)
 #define BACKOFF_NS MS
 #define BACKOFF_MAX_SHIFT 7U
-/* After so many pauses a request gives way to those that wait: they are short ones while other sessions sign. */
+/* Pauses after which a request gives way to those that wait. While other sessions sign, its pauses are short. */
 #define MAX_SHORT_PAUSES 8U
 #define MAX_PAUSES 6U
-/* After so many wrong signatures the request fails. */
+/* Wrong signatures after which the request fails. */
 #define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
 
-/* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is not there, or that signs nothing
- * any more: only what the token is to blame for is a failure. Call with `control` held. */
+/* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is missing or deactivated: only a
+ * fault of the token is a failure. Call with `control` held. */
 static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_error *error) {
     hsm_engine_key *key = &engine->keys[place];
     CK_OBJECT_HANDLE handle = 0;
     hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
     *found = status == HSM_OK;
-    /* A deactivated key keeps its handle, and the token refuses it. What is not this key, or not this key alone, has none. */
+    /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without one. */
     bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
     bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || error->ckr == CKR_OK;
     atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
@@ -49,9 +45,9 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     return own ? HSM_OK : status;
 }
 
-/* Log in again if need be and find every key again. A key that cannot be looked for is left without a handle; it is a
- * failure if none could be found. Call with `control` held. */
-static hsm_status heal(hsm_engine *engine, hsm_error *error) {
+/* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is found,
+ * that failure is returned. Call with `control` held. */
+static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
     hsm_status status = hsm_engine_ready(engine, error);
     hsm_status failure = HSM_OK;
     uint32_t keys_found = 0;
@@ -66,8 +62,7 @@ static hsm_status heal(hsm_engine *engine, hsm_error *error) {
         if (looked != HSM_OK) {
             /* The session may be stuck in a search, which its state does not show: go on with another one. */
             failure = looked;
-            hsm_session_close(engine->p11, engine->login_session);
-            engine->login_open = false;
+            hsm_engine_close_login(engine);
             status = hsm_engine_ready(engine, error);
         }
     }
@@ -93,8 +88,7 @@ static bool close_gate(hsm_worker *worker) {
             if (hsm_now_ns() >= until) {
                 return false;
             }
-            struct timespec pause = {.tv_nsec = 100000};
-            (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+            hsm_sleep(MS / 10);
         }
     }
     return true;
@@ -115,26 +109,20 @@ static void forget_handles(hsm_engine *engine) {
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
-/* Initialize the module anew, if nobody else in this process uses it and no call is inside, and heal. Call with
- * `control` held. */
-static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
+/* Initialize the module again, with no call inside, and heal. If others in this process use the module, only heal. Call
+ * with `control` held. */
+static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
     hsm_engine *engine = worker->engine;
     if (!hsm_module_claim(engine->module)) {
-        return heal(engine, error); /* others in this process use the module */
+        return heal_token(engine, error);
     }
     hsm_status status = HSM_TOKEN_LOST;
     if (close_gate(worker)) {
         for (uint32_t i = 0; i < engine->worker_slots; i++) {
-            /* C_Finalize ends all sessions; nobody else is inside, so their flags may be cleared from here. */
-            hsm_worker *other = &engine->workers[i];
-            if (other->session_open) {
-                hsm_worker_close(other);
-            }
+            /* C_Finalize ends all sessions. No worker is inside, so this thread may close their sessions. */
+            hsm_worker_close(&engine->workers[i]);
         }
-        if (engine->login_open) {
-            hsm_session_close(engine->p11, engine->login_session);
-            engine->login_open = false;
-        }
+        hsm_engine_close_login(engine);
         forget_handles(engine);
         status = hsm_module_reinitialize(engine->module, error);
         if (status == HSM_OK) {
@@ -142,7 +130,7 @@ static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
             engine->slot = status == HSM_OK ? engine->token_now.slot_id : engine->slot;
         }
         if (status == HSM_OK) {
-            status = heal(engine, error);
+            status = heal_token(engine, error);
         }
     }
     open_gate(engine);
@@ -150,32 +138,28 @@ static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
     return status;
 }
 
-static uint64_t heal_interval(const hsm_engine *engine) {
+enum rung { HEAL, REINIT };
+
+/* The shortest time between two attempts at a rung. */
+static uint64_t interval_of(const hsm_engine *engine, enum rung rung) {
     uint32_t failures = atomic_load(&engine->heal_failures);
-    unsigned shift = failures < 6 ? failures : 6;
-    uint64_t interval = HEAL_INTERVAL_NS << shift;
+    if (rung == REINIT && engine->fruitless > failures) {
+        failures = engine->fruitless;
+    }
+    uint64_t interval = HEAL_INTERVAL_NS << (failures < 6 ? failures : 6);
     return interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
 }
 
-static uint64_t reinit_interval(const hsm_engine *engine) {
-    unsigned shift = engine->fruitless < 6 ? engine->fruitless : 6;
-    uint64_t interval = HEAL_INTERVAL_NS << shift;
-    uint64_t least = heal_interval(engine);
-    interval = interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
-    return interval > least ? interval : least;
-}
-
-/* Sleep outside the module: who initializes it anew must not wait for a worker that sleeps. */
+/* Sleep outside the module, so that no reinit waits for a worker that sleeps. */
 static void nap(hsm_worker *worker, uint64_t ns) {
-    struct timespec pause = {.tv_sec = (time_t)(ns / (1000 * MS)), .tv_nsec = (long)(ns % (1000 * MS))};
     hsm_worker_leave(worker);
-    (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+    hsm_sleep(ns);
     hsm_worker_enter(worker, hsm_now_ns());
 }
 
-/* Sleep, longer each time. Returns false when the request's time on the ladder is over; before that there is one last
- * attempt, halfway between now and then. */
-static bool back_off(hsm_worker *worker) {
+/* The rung "retry": sleep, longer each time. Returns false when the request's time on the ladder is over; before that there
+ * is one last attempt, halfway between now and then. */
+static bool retry(hsm_worker *worker) {
     hsm_ladder *ladder = &worker->ladder;
     uint64_t now = hsm_now_ns();
     if (ladder->last_attempt || now >= ladder->until_ns) {
@@ -198,49 +182,47 @@ static bool back_off(hsm_worker *worker) {
     return true;
 }
 
-/* What came of one try to mend. */
-enum mending { MENDED, NOT_MENDED, TOO_SOON };
+enum result { DONE, FAILED, TOO_SOON };
 
-/* Heal, or with `anew` initialize the module first, unless another worker has done so since this one last looked. For
- * TOO_SOON the ladder's `wait_ns` says how long until this may be tried again. Call outside the module, with `control`
- * held. */
-static enum mending mend_once(hsm_worker *worker, bool anew) {
+/* One attempt at a rung, unless another worker has made one since this one last looked. For TOO_SOON the ladder's `wait_ns`
+ * says how long until the next attempt is allowed. Call outside the module, with `control` held. */
+static enum result attempt(hsm_worker *worker, enum rung rung) {
     hsm_engine *engine = worker->engine;
     hsm_ladder *ladder = &worker->ladder;
     ladder->unhealed = false;
     ladder->wait_ns = 0;
     if (hsm_worker_catch_up(worker)) {
-        return MENDED;
+        return DONE;
     }
     if (atomic_load(&engine->closing) || atomic_load_explicit(&engine->auth_failure, memory_order_relaxed) != HSM_OK) {
-        return NOT_MENDED;
+        return FAILED;
     }
-    /* Each rung has its own: the one below has just been tried when the one above is needed. */
-    uint64_t *last = anew ? &engine->last_reinit_ns : &engine->last_heal_ns;
-    uint64_t interval = anew ? reinit_interval(engine) : heal_interval(engine);
+    /* Each rung has its own time: the one below has just been tried when the one above is needed. */
+    uint64_t *last = rung == REINIT ? &engine->last_reinit_ns : &engine->last_heal_ns;
+    uint64_t interval = interval_of(engine, rung);
     uint64_t now = hsm_now_ns();
     if (now - *last < interval) {
         ladder->wait_ns = interval - (now - *last);
-        /* The last mending has failed, or has not brought one signature. */
+        /* The last attempt has failed, or has not brought one signature. */
         ladder->unhealed = atomic_load(&engine->heal_failures) != 0 || engine->fruitless != 0;
         bool declared = atomic_load(&engine->area->shared->down) != 0 && worker->probing_ns == 0;
-        return declared && atomic_load(&engine->heal_failures) != 0 ? NOT_MENDED : TOO_SOON;
+        return declared && atomic_load(&engine->heal_failures) != 0 ? FAILED : TOO_SOON;
     }
-    if (anew) {
+    if (rung == REINIT) {
         bool helped = *last == 0 || hsm_token_answered_since(engine, *last);
         engine->fruitless = helped ? 0 : engine->fruitless + 1U;
     }
     hsm_error error = {.status = HSM_OK};
     *last = now;
     atomic_store(&worker->record->call_started_ns, now);
-    hsm_status status = anew ? reinitialize(worker, &error) : heal(engine, &error);
+    hsm_status status = rung == REINIT ? reinit_module(worker, &error) : heal_token(engine, &error);
     atomic_store(&worker->record->call_started_ns, 0);
-    (void)hsm_worker_catch_up(worker); /* with what it has just done itself */
-    ladder->renewed = ladder->renewed || anew;
+    (void)hsm_worker_catch_up(worker); /* with its own work */
+    ladder->reinitialized = ladder->reinitialized || rung == REINIT;
     if (status == HSM_OK) {
         atomic_store(&engine->heal_failures, 0);
-        ladder->unhealed = anew && engine->fruitless != 0;
-        return MENDED;
+        ladder->unhealed = rung == REINIT && engine->fruitless != 0;
+        return DONE;
     }
     atomic_fetch_add(&engine->heal_failures, 1);
     ladder->unhealed = true;
@@ -248,28 +230,24 @@ static enum mending mend_once(hsm_worker *worker, bool anew) {
         ladder->wait_ns = interval;
         return TOO_SOON;
     }
-    return NOT_MENDED;
+    return FAILED;
 }
 
-/* The same, waiting where it is `patient` until enough time has passed since the token was last mended. Returns whether
- * another attempt is worth it. */
-static bool mend(hsm_worker *worker, bool anew, bool patient) {
+/* Take a rung; a `patient` request waits for its turn. Returns whether another attempt to sign is worth it. */
+static bool take(hsm_worker *worker, enum rung rung, bool patient) {
     hsm_engine *engine = worker->engine;
     hsm_ladder *ladder = &worker->ladder;
-    if (anew && ladder->renewed) {
-        return false; /* there is no rung above that one */
-    }
     ladder->healed = true;
     for (;;) {
-        /* A worker that waits here is not inside: it must not keep the one that mends waiting at the gate. */
+        /* A worker that waits for the lock is not inside: its holder may be waiting at the gate for all to come out. */
         hsm_worker_leave(worker);
         hsm_engine_lock(engine);
-        enum mending result = mend_once(worker, anew && !ladder->renewed);
+        enum result result = attempt(worker, ladder->reinitialized ? HEAL : rung);
         hsm_engine_unlock(engine);
         hsm_worker_enter(worker, hsm_now_ns());
         uint64_t now = hsm_now_ns();
         if (result != TOO_SOON) {
-            return result == MENDED;
+            return result == DONE;
         }
         if (!patient || now >= ladder->until_ns || ladder->wait_ns >= ladder->until_ns - now) {
             return false;
@@ -278,17 +256,26 @@ static bool mend(hsm_worker *worker, bool anew, bool patient) {
     }
 }
 
-/* Initialize the module anew, unless other sessions sign: then the module is well, and a moment may do. */
-static bool renew(hsm_worker *worker) {
-    return hsm_token_answers(worker) ? back_off(worker) : mend(worker, true, true);
+static bool heal(hsm_worker *worker, bool patient) {
+    return take(worker, HEAL, patient);
 }
 
-/* Heal. Where that is not possible, or has not helped this request before, initialize the module anew. */
-static bool climb(hsm_worker *worker) {
-    return (!worker->ladder.healed && mend(worker, false, true)) || renew(worker);
+/* Once for each request: there is no rung above. */
+static bool reinit(hsm_worker *worker) {
+    return !worker->ladder.reinitialized && take(worker, REINIT, true);
 }
 
-/* A key that was looked for in vain while others were found is gone, and the token is not. */
+/* While other sessions sign, the module is well, and a moment may do. */
+static bool retry_or_reinit(hsm_worker *worker) {
+    return hsm_token_answers(worker) ? retry(worker) : reinit(worker);
+}
+
+/* Where healing fails, or has not helped this request before, take the next rung. */
+static bool heal_or_more(hsm_worker *worker) {
+    return (!worker->ladder.healed && heal(worker, true)) || retry_or_reinit(worker);
+}
+
+/* Whether the key alone is gone, and the token is not: the search found other keys and not this one. */
 static bool is_gone(const hsm_worker *worker) {
     uint32_t place = atomic_load_explicit(&worker->serving, memory_order_relaxed) - 1U;
     const hsm_engine *engine = worker->engine;
@@ -305,11 +292,11 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
     };
 }
 
-bool hsm_recover(hsm_worker *worker, hsm_status status) {
+bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
     enum hsm_class class_ = hsm_status_class(status);
     atomic_fetch_add_explicit(&worker->record->recoveries[class_], 1, memory_order_relaxed);
     hsm_ladder *ladder = &worker->ladder;
-    /* The cheap remedy has not helped before. What follows on a RETRY is its consequence: an operation that it left. */
+    /* The cheap remedy has not helped before. A failure after a RETRY does not count: that one left an operation behind. */
     bool again = (ladder->seen & (1U << class_)) != 0 && ladder->last != HSM_CLASS_RETRY;
     ladder->seen |= 1U << class_;
     ladder->last = class_;
@@ -320,38 +307,38 @@ bool hsm_recover(hsm_worker *worker, hsm_status status) {
     }
     switch (class_) {
     case HSM_CLASS_RETRY:
-        return back_off(worker);
+        return retry(worker);
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
-        /* This ends the operation as well. Where a new session does not help, the login may have gone with the old one. */
+        /* Closing ends the operation as well. Where a new session does not help, the login may have gone with the old one. */
         hsm_worker_close(worker);
-        return !again || climb(worker);
+        return !again || heal_or_more(worker);
     case HSM_CLASS_REFIND:
         if (is_gone(worker)) {
-            return !ladder->healed && mend(worker, false, false);
+            return !ladder->healed && heal(worker, false);
         }
-        return climb(worker);
+        return heal_or_more(worker);
     case HSM_CLASS_RELOGIN:
-        return climb(worker);
+        return heal_or_more(worker);
     case HSM_CLASS_REINIT:
         hsm_worker_close(worker);
-        return mend(worker, true, true);
+        return reinit(worker);
     case HSM_CLASS_MEMBER_DOWN:
         if (status == HSM_KEY_MISMATCH) {
             return false;
         }
         if (status == HSM_SIGNATURE_INVALID) {
-            (void)mend(worker, false, false); /* the handle may be another key's by now */
+            (void)heal(worker, false); /* the handle may be another key's by now */
             return ++ladder->wrong < MAX_WRONG;
         }
         hsm_worker_close(worker);
-        return !again || renew(worker);
+        return !again || retry_or_reinit(worker);
     default:
         return false;
     }
 }
 
-hsm_status hsm_verdict(const hsm_worker *worker, hsm_status status) {
+hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status) {
     hsm_status refusal = (hsm_status)atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed);
     switch (hsm_status_class(status)) {
     case HSM_CLASS_REOPEN:

@@ -1,8 +1,6 @@
 /* After a host process has died: what it had begun and not answered goes back to the workers of the next one, or fails. */
 #include "client.h"
 
-#include <unistd.h>
-
 static void answer_lost(hsm_slot *slot) {
     slot->status = HSM_HOST_LOST;
     slot->signature_len = 0;
@@ -31,7 +29,7 @@ static void close_completions(hsm_client *client, uint8_t *seen) {
     atomic_store(&area->shared->completion_tail, end);
 }
 
-uint32_t hsm_client_recover(hsm_client *client) {
+uint32_t hsm_client_replay(hsm_client *client) {
     if (hsm_client_forked(client)) {
         return 0;
     }
@@ -85,9 +83,8 @@ uint32_t hsm_client_recover(hsm_client *client) {
     hsm_client_publish(client);
     hsm_free(seen);
     if (answers) {
-        uint64_t one = 1;
         atomic_store(&area->shared->notify, HSM_NOTIFY_FIRED);
-        (void)!write(client->event_fd, &one, sizeof one);
+        hsm_event_set(client->event_fd);
     }
     return again;
 }

@@ -1,5 +1,5 @@
 /* A worker's session: open it, close it, the handles that keys have in it, and going into the module and out. */
-#include "engine.h"
+#include "session.h"
 
 #include <string.h>
 

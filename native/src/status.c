@@ -25,9 +25,9 @@ static const struct {
 #undef HSM_CKR
 };
 
-static const char *const class_names[] = {"OK",         "RETRY",         "RESET",        "REOPEN",
-                                          "RELOGIN",    "REFIND",        "MEMBER_DOWN",  "REINIT",
-                                          "AUTH_FATAL", "REQUEST_FATAL", "PROCESS_FATAL"};
+static const char *const class_names[HSM_CLASS_COUNT] = {"OK",         "RETRY",         "RESET",        "REOPEN",
+                                                         "RELOGIN",    "REFIND",        "MEMBER_DOWN",  "REINIT",
+                                                         "AUTH_FATAL", "REQUEST_FATAL", "PROCESS_FATAL"};
 
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
 
@@ -52,7 +52,7 @@ enum hsm_class hsm_status_class(hsm_status status) {
 }
 
 const char *hsm_class_name(enum hsm_class class_) {
-    return (size_t)class_ < COUNT(class_names) ? class_names[class_] : "INVALID";
+    return (size_t)class_ < HSM_CLASS_COUNT ? class_names[class_] : "INVALID";
 }
 
 hsm_status hsm_status_of_ckr(uint64_t ckr) {

@@ -21,7 +21,7 @@ static bool replace(hsm_engine *engine) {
     return false;
 }
 
-uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy) {
+uint32_t hsm_engine_supervise(hsm_engine *engine, uint32_t *healthy) {
     *healthy = 0;
     if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
         return 0;

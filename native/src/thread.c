@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <signal.h>
 
 hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement) {
     hsm_worker *worker = &engine->workers[index];
@@ -16,26 +15,18 @@ hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement
     if (worker->message == NULL) {
         return HSM_OUT_OF_MEMORY;
     }
-    /* Signals are the application's: a worker must not be interrupted inside the module. */
-    sigset_t all;
-    sigset_t before;
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int code = pthread_create(&worker->thread, NULL, hsm_worker_main, worker);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int code = hsm_thread_start(&worker->thread, hsm_worker_main, worker);
     if (code != 0) {
         errno = code;
         return HSM_SYSTEM;
     }
     atomic_store(&worker->thread_state, HSM_THREAD_STARTED);
-    hsm_count(HSM_RESOURCE_THREAD, 1);
     return HSM_OK;
 }
 
 void hsm_worker_reap(hsm_worker *worker) {
     if (atomic_load(&worker->thread_state) != HSM_THREAD_NONE) {
-        (void)pthread_join(worker->thread, NULL);
-        hsm_count(HSM_RESOURCE_THREAD, -1);
+        hsm_thread_join(worker->thread);
         atomic_store(&worker->thread_state, HSM_THREAD_NONE);
     }
 }

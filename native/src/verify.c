@@ -1,4 +1,4 @@
-#include "algorithm.h"
+#include "verify.h"
 
 #include <openssl/core_names.h>
 #include <openssl/ec.h>
@@ -8,6 +8,8 @@
 #include <openssl/param_build.h>
 #include <sodium.h>
 #include <string.h>
+
+#include "algorithm.h"
 
 struct hsm_verifier {
     hsm_algorithm algorithm;

@@ -2,8 +2,6 @@
 #include "engine.h"
 
 #include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
 
 /* How many coalescing times the timer waits for the workers to wake the client themselves. */
 #define ALARM_FACTOR 4U
@@ -40,8 +38,7 @@ bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now) {
 
 static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
     if (atomic_exchange(&area->shared->notify, HSM_NOTIFY_FIRED) != HSM_NOTIFY_FIRED) {
-        uint64_t one = 1;
-        (void)!write(event_fd, &one, sizeof one);
+        hsm_event_set(event_fd);
         atomic_fetch_add_explicit(&record->wakes, 1, memory_order_relaxed);
     }
 }
@@ -54,8 +51,7 @@ static void set_alarm(hsm_area *area, int timer_fd) {
     uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
     uint64_t pause = area->coalesce_ns * ALARM_FACTOR;
     if (now >= at && atomic_compare_exchange_strong(&area->shared->alarm_at_ns, &at, now + pause)) {
-        struct itimerspec when = {
-            .it_value = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)}};
+        struct itimerspec when = {.it_value = hsm_timespec(pause)};
         (void)timerfd_settime(timer_fd, 0, &when, NULL);
     }
 }

@@ -7,7 +7,6 @@
 #include "engine.h"
 
 #include <sched.h>
-#include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -44,16 +43,7 @@ void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns) {
     if (warm_ns == 0 || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
         return;
     }
-    sigset_t all;
-    sigset_t before;
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    bool started = pthread_create(&engine->warmer, NULL, keep_warm, engine) == 0;
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (started) {
-        hsm_count(HSM_RESOURCE_THREAD, 1);
-        engine->warm_ns = warm_ns;
-    }
+    engine->warm_ns = hsm_thread_start(&engine->warmer, keep_warm, engine) == 0 ? warm_ns : 0;
 }
 
 void hsm_warmer_stop(hsm_engine *engine) {
@@ -62,8 +52,7 @@ void hsm_warmer_stop(hsm_engine *engine) {
     }
     atomic_store(&engine->warm, 1);
     hsm_futex_wake(&engine->warm, 1);
-    (void)pthread_join(engine->warmer, NULL);
-    hsm_count(HSM_RESOURCE_THREAD, -1);
+    hsm_thread_join(engine->warmer);
     engine->warm_ns = 0;
 }
 

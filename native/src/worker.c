@@ -1,10 +1,9 @@
 /* A worker: one thread, one session. It claims a request, signs, completes, wakes the client; and sleeps when there is
  * nothing to claim. */
-#include "engine.h"
+#include "session.h"
 
 #include <string.h>
 #include <sys/prctl.h>
-#include <time.h>
 
 /* A parked worker looks round this often even if nobody wakes it, to keep an idle session alive. */
 #define PARK_NS UINT64_C(1000000000)
@@ -157,8 +156,8 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
         if (first) {
             hsm_ladder_begin(worker, now, slot->deadline_ns);
         }
-        if (!hsm_recover(worker, status)) {
-            status = hsm_verdict(worker, status);
+        if (!hsm_ladder_climb(worker, status)) {
+            status = hsm_ladder_verdict(worker, status);
             hsm_token_silent(worker, status, hsm_now_ns());
             break;
         }
@@ -334,9 +333,7 @@ void *hsm_worker_main(void *argument) {
     hsm_error error = {.status = HSM_OK};
     (void)prctl(PR_SET_NAME, "hsm-worker");
     if (engine->quirks->open_pause_ms != 0) {
-        uint64_t pause = (uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U;
-        struct timespec when = {.tv_sec = (time_t)(pause / 1000000000U), .tv_nsec = (long)(pause % 1000000000U)};
-        (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &when, NULL);
+        hsm_sleep((uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U);
     }
     hsm_worker_enter(worker, hsm_now_ns());
     hsm_status status = hsm_worker_open(worker, &error);

@@ -1,4 +1,4 @@
-"""The console in a real Chromium: what it shows, how fast, to whom, and what it lets whom do."""
+"""The console in a real Chromium: what it shows, how fast, and what each role may see and do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def opened(page, scene, **options):
 
 
 def as_operator(made, scene):
-    """Give the page the operator's token, by keyboard."""
+    """Type the operator's token into the page."""
     made.focus("#token-button")
     made.keyboard.press("Enter")
     made.keyboard.type(scene.operator)
@@ -155,7 +155,7 @@ LIES = {
 }
 
 
-def test_a_proof_is_green_and_goes_red_whoever_lies(scene, page):
+def test_a_proof_turns_red_for_changed_answers_and_for_a_changed_log(scene, page):
     """The page believes its own arithmetic: answers are changed on their way, then the log itself."""
     running = scene()
     made = opened(page, running)
@@ -175,7 +175,7 @@ def test_a_proof_is_green_and_goes_red_whoever_lies(scene, page):
         check("broken")
         made.unroute("**/proof")
         assert "continues the one of" in check("proven")
-    # A log that was written anew since this browser has seen it: all its proofs are good, but it is another one.
+    # A log that was rewritten since this browser has seen it: all its proofs are good, but it is another one.
     kept = made.evaluate(
         """() => { const key = Object.keys(localStorage)[0], kept = localStorage.getItem(key);
         localStorage.setItem(key, JSON.stringify({...JSON.parse(kept), root: 'ab'.repeat(32)}));

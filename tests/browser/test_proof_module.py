@@ -1,4 +1,4 @@
-"""static/proof.js against the definitions of RFC 6962: it accepts every true proof, and none that is bent."""
+"""static/proof.js against the definitions of RFC 6962: it accepts every valid proof and no changed one."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Verdict:
         self.latest = self.healed = 0.0
 
     def fault(self, kind: str, note: str, count: int = 1) -> None:
-        """Note something that must not be."""
+        """Note a fault."""
         if count:
             self.faults[kind] += count
             if self.faults[kind] == count:  # the first of its kind tells enough
@@ -180,7 +180,7 @@ class Asking:
 
     def _failed(self, error: HsmError) -> None:
         self.verdict.answers[error.status] += 1
-        # RequestRejected: a module refused the same request twice, and nobody else was there to ask. AuditUnavailable:
+        # RequestRejected: a module refused the same request twice, and no other was there to ask. AuditUnavailable:
         # on a busy machine the disk is late, and what is not recorded is not handed out.
         if not isinstance(error, (AllLevelsFailed, RequestRejected, AuditUnavailable)):
             self.verdict.fault("unfit errors", repr(error))
@@ -202,7 +202,7 @@ class Asking:
         self.verdict.fault("hangs", f"answered {late:.2f} s late", late > LATEST)
 
     async def judge(self) -> None:
-        """When it is over: does everything add up?"""
+        """Check the counts at the end."""
         verdict, manager = self.verdict, self.manager
         answered = sum(verdict.answers.values())
         verdict.fault("lost", f"{self.asked} asked, {answered} answered", max(self.asked - answered, 0))

@@ -157,7 +157,7 @@ class Schedule:
         return {"sequencer": {"keyManager": manager}}
 
     def faults(self, number: int, *, down: bool = False) -> list[dict[str, Any]]:
-        """What a member suffers from: an outage, and what strikes now and then."""
+        """The faults of a member: an outage, and faults with a probability."""
         faults: list[dict[str, Any]] = []
         if down:
             faults += [{"function": name, "every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"} for name in DOWN]
@@ -169,7 +169,7 @@ class Schedule:
         return faults
 
     async def _suffer(self, number: int, *, down: bool = False) -> None:
-        """From now on, also a module that is initialized anew."""
+        """From now on, also for a module that is initialized again."""
         faults = self.faults(number, down=down)
         self.modules.members[number].write(faults=faults)
         for fault in faults:

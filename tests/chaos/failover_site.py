@@ -1,4 +1,4 @@
-"""What a failover schedule runs on: up to four members on the no-op module, and watchers that nothing escapes.
+"""What a failover schedule runs on: up to four members on the no-op module, and watchers of all their calls.
 
 Watched      the levels' state machine, each of whose transitions is compared with the reference model
 Attempts     every attempt on a member: which message, under which key, how it ended
@@ -31,7 +31,7 @@ BACKOFF_MAX_NS = 200_000_000
 
 
 class Watched(Levels[Any]):
-    """Compares with the reference after each thing that it is told."""
+    """Compares with the reference after each event."""
 
     fault: Fault
 
@@ -129,7 +129,7 @@ class Attempts:
         self.exempt: set[bytes] = set()
         """Messages whose callers allow another key."""
         self.count = 0
-        # Attempts whose outcome nobody knows, each with its key; those that never began are struck out again.
+        # Attempts with an unknown outcome, each with its key; those that never began are struck out again.
         self._bound: defaultdict[bytes, dict[object, bytes]] = defaultdict(dict)
         self._never: set[object] = set()
         self._signed: defaultdict[bytes, set[bytes]] = defaultdict(set)
@@ -145,7 +145,7 @@ class Attempts:
             self.fault("second key", f"{message!r} has a signature by another key")
 
     def ended(self, attempt: object, message: bytes, key: bytes | None, result: object) -> None:
-        """It answered: a signature, an error, or (None) nobody waits any more."""
+        """It answered: a signature, an error, or None when no caller waits any more."""
         if key is None or attempt in self._never:
             return
         if isinstance(result, bytes):
@@ -154,7 +154,7 @@ class Attempts:
             self._bound[message][attempt] = key
 
     def never(self, attempt: object) -> None:
-        """What was given up had not begun, says the engine, and never will."""
+        """The engine says that the abandoned request had not begun and never will."""
         self._never.add(attempt)
         for attempts in self._bound.values():
             attempts.pop(attempt, None)

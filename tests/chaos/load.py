@@ -1,4 +1,4 @@
-"""Load on a key manager: callers that never rest, and a count that shows whether an answer was lost."""
+"""Load on a key manager: callers that sign without a pause, and a count of lost answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tell(capsys: Any, text: str) -> None:
 
 
 async def signs(manager: hsmcore.KeyManager, message: bytes, timeout: float | None = None) -> None:
-    """Sign with an Ed25519 key, and judge the signature independently."""
+    """Sign with an Ed25519 key, and verify the signature independently."""
     assert is_good("ed25519", manager.public_key, message, await manager.sign(message, timeout))
 
 
@@ -44,7 +44,7 @@ async def until_it_signs(
 
 
 class Load:
-    """So many callers that sign one message after the other. Every answer is judged; each request has exactly one."""
+    """Callers that sign one message after the other. Every answer is verified; each request has exactly one."""
 
     def __init__(self, manager: hsmcore.KeyManager, callers: int = 64, timeout: float = 5.0) -> None:
         self.manager, self.callers, self.timeout = manager, callers, timeout

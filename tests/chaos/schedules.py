@@ -1,4 +1,4 @@
-"""Seeded random fault schedules: from a number follows what goes wrong, and when; nothing may be lost by it.
+"""Seeded random fault schedules: the seed determines the faults and their times; no request may be lost.
 
     python -m tests.chaos.schedules --seeds 0-9999 --jobs 2
 
@@ -124,7 +124,7 @@ class Verdict:
         self.restarts = 0
 
     def fault(self, kind: str, note: str, count: int = 1) -> None:
-        """Note something that must not be."""
+        """Note a fault."""
         if count:
             self.faults[kind] += count
             if self.faults[kind] == count:  # the first of its kind tells enough
@@ -158,7 +158,7 @@ async def _ask(manager: hsmcore.KeyManager, plan_: Plan, verdict: Verdict) -> No
         message = f"hsmcore {plan_.seed} {number}".encode()
         begun = time.monotonic()
         try:
-            future = engine.submit(message, plan_.timeout, manager._key_index)
+            future = engine.submit(message, plan_.timeout, manager._path.key_index)
             taken += 1
             signature = await future
         except hsmcore.HsmError as error:
@@ -201,7 +201,7 @@ async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict) -> 
     chaos.write()
     begun = time.monotonic()
     errors: Counter[str] = Counter()
-    # A module that is being initialized anew, or whose host is, has no socket and reads the new file.
+    # A module that is being initialized again, or whose host is, has no socket and reads the new file.
     while verdict.healed < HEALS:
         verdict.healed = time.monotonic() - begun
         try:

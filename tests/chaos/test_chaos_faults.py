@@ -22,7 +22,7 @@ from tests.support.verifiers import is_good
 
 
 def scenario_sign(module: Module, count: int = 4, message: str = "message") -> Any:
-    """Signs `count` times, each time from C_SignInit on, and says how each went."""
+    """Sign `count` times, each time from C_SignInit on. Return the outcome of each."""
     _slot, session, key = ready(module)
     publics = {label: module.public_key(session, label) for label in ("k1", "k2")}
     results = []
@@ -137,7 +137,7 @@ def test_signature_faults(bench: Bench, action: str, signer: str | None, length:
     assert all(r["guard"] for r in results), "nothing may be written beyond the caller's buffer"
 
 
-def test_a_hang_ends_in_time_and_holds_nobody_else_up(bench: Bench) -> None:
+def test_a_hang_ends_in_time_and_blocks_no_other_session(bench: Bench) -> None:
     result = bench.softhsm(scenario_hang, {"function": "C_Sign", "nth": 1, "action": "hang", "milliseconds": 500})
     assert result["rv"] == CKR_OK
     assert 0.5 <= result["seconds"] < 1.5
@@ -145,13 +145,13 @@ def test_a_hang_ends_in_time_and_holds_nobody_else_up(bench: Bench) -> None:
     assert result["other_seconds"] < 0.35
 
 
-def test_a_hang_for_ever_is_released_by_command(bench: Bench) -> None:
+def test_an_endless_hang_is_released_by_command(bench: Bench) -> None:
     fault = {"function": "C_Sign", "nth": 1, "action": "hang", "forever": True}
     result = bench.softhsm(scenario_hang, fault, socket=str(bench.socket), arguments={"control": str(bench.socket)})
     assert (result["hung"], result["released"], result["ended"], result["rv"]) == (1, 1, True, CKR_OK)
 
 
-def test_a_hang_for_ever_is_released_by_finalize(bench: Bench) -> None:
+def test_an_endless_hang_is_released_by_finalize(bench: Bench) -> None:
     fault = {"function": "C_Sign", "nth": 1, "action": "hang", "forever": True}
     result = bench.softhsm(scenario_hang, fault, socket=str(bench.socket), arguments={"finalize": True})
     assert result["alive"]

@@ -1,4 +1,4 @@
-"""libhsmcore_noop.so alone."""
+"""The no-op module alone."""
 
 from __future__ import annotations
 

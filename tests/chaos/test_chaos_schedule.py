@@ -1,4 +1,4 @@
-"""Random faults: a seed gives a schedule."""
+"""Random faults: a seed determines a schedule."""
 
 from __future__ import annotations
 

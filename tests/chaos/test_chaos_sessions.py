@@ -25,7 +25,7 @@ from tests.support.verifiers import is_good
 
 
 def scenario_kill(module: Module) -> Any:
-    """The 2nd C_SignInit of the first session is struck; three sessions look on."""
+    """The 2nd C_SignInit of the first session is struck; three sessions are checked."""
     slot, first, key = ready(module)
     others = [module.session(slot) for _ in range(2)]
     before = module.sign_init(first, key)
@@ -44,7 +44,7 @@ def scenario_kill(module: Module) -> Any:
 
 
 def scenario_kill_under_load(module: Module, control: str) -> Any:
-    """All sessions die while threads are inside; nobody crashes, and all recover by opening again."""
+    """All sessions die while threads are inside; no thread crashes, and all recover by opening again."""
     slot, main_session, _key = ready(module)
     public = module.public_key(main_session, "k1")
     stop = time.monotonic() + 1.0
@@ -132,7 +132,7 @@ def scenario_logout(module: Module) -> Any:
 
 
 def scenario_recycle(module: Module) -> Any:
-    """Signs with one handle throughout, then finds the key again."""
+    """Sign with one handle throughout, then find the key again."""
     _slot, session, key = ready(module)
     publics = {label: module.public_key(session, label) for label in ("k1", "k2")}
 

@@ -40,7 +40,7 @@ NSS = find_nss() or Path("libsoftokn3.so")
 
 
 def scenario_conformance(module: Module) -> Any:
-    """One call of everything, right and wrong, with what came back; handles get numbers of ours."""
+    """Call every function, rightly and wrongly, and return the answers; handles get numbers of ours."""
     trace: list[Any] = []
     names: dict[int, str] = {}
 
@@ -120,7 +120,7 @@ def scenario_conformance(module: Module) -> Any:
     note("random", module("C_GenerateRandom", sessions[1], info, 32))
     note("seed", module("C_SeedRandom", sessions[1], message, len(message)))
     note("data-object", *make_data_object(module, sessions[1]))
-    # Whatever is not meant for this session, with arguments that must be refused.
+    # Every session function, with arguments that must be refused.
     for _version, scope, function in [row for row in FUNCTIONS if row[2] in module.functions]:
         if scope == "SESSION":
             note(function, module(function, 0xBADBAD, *[None] * 9))

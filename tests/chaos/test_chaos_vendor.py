@@ -1,4 +1,4 @@
-"""A vendor's manners (docs/CHAOS.md), through the module's C ABI: all of the profile "cloudhsm", and every field."""
+"""Imitation of a vendor's module (docs/CHAOS.md): the profile "cloudhsm" and every field, through the C ABI."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def generate(
 # ---- the profile ----
 
 
-def test_what_the_vendor_lacks_is_lacking(cluster):
+def test_functions_that_the_vendor_lacks_are_not_supported(cluster):
     denied = json.loads((PROFILES / "cloudhsm.json").read_text())["denied"]
     with session_of(cluster) as (module, slot, session):
         for function in denied:
@@ -116,7 +116,7 @@ def test_sessions_are_read_write_and_counted(fresh_token, tmp_path):
         assert module.open(slot)[0] == CKR_OK
 
 
-def test_templates_are_the_vendors(cluster):
+def test_templates_are_checked_as_by_the_vendor(cluster):
     with session_of(cluster) as (module, _, session):
         assert generate(module, session)[0] == CKR_OK
         assert generate(module, session, public={CKA_SUBJECT: b"x"})[0] == CKR_TEMPLATE_INCONSISTENT
@@ -125,7 +125,7 @@ def test_templates_are_the_vendors(cluster):
         assert generate(module, session, public={CKA_PRIVATE: b"\1"})[0] == CKR_OK
 
 
-def test_mechanisms_are_the_vendors(cluster):
+def test_mechanisms_are_those_of_the_vendor(cluster):
     with session_of(cluster) as (module, slot, session):
         assert generate(module, session, CKM_EC_EDWARDS_KEY_PAIR_GEN)[0] == CKR_MECHANISM_INVALID
         rv, public, private = generate(module, session, params=ED25519_NAME)
@@ -147,7 +147,7 @@ def test_mechanisms_are_the_vendors(cluster):
         assert count.value == len(listed)
 
 
-def test_profiles_add_up(fresh_token, tmp_path):
+def test_several_profiles_are_combined(fresh_token, tmp_path):
     cluster = Cluster(tmp_path, fresh_token(), profile=["cloudhsm", "cloudhsm-hsm2m-x2"])
     with session_of(cluster) as (module, _, session):
         key = module.key(session, cluster.token.keys["ed25519"].label)
@@ -182,7 +182,7 @@ def test_users_have_pins_and_rights_of_their_own(cluster):
     assert cluster.token.pin not in text
 
 
-# ---- looks ----
+# ---- what the vendor's module shows ----
 
 
 def padded(raw: bytes, start: int, size: int) -> str:
@@ -214,7 +214,7 @@ def test_slots_are_clusters_and_others_are_hidden(fresh_token, tmp_path):
 # ---- handles and forms ----
 
 
-def test_handles_mean_nothing_in_another_session(fresh_token, tmp_path):
+def test_handles_are_invalid_in_another_session(fresh_token, tmp_path):
     cluster = Cluster(tmp_path, fresh_token(), handlesPerSession=True)
     label = cluster.token.keys["ed25519"].label
     with session_of(cluster) as (module, slot, one):

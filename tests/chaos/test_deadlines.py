@@ -1,4 +1,4 @@
-"""Calls that hang: every caller is answered on time, others go on, and nothing of it is left when they come back."""
+"""Calls that hang: every caller is answered on time, others go on, and nothing is left when the calls return."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def say(capsys: Any, what: str, late: list[float]) -> None:
     assert max(late) <= LATE
 
 
-async def test_a_call_that_hangs_for_ever_costs_nobody_else(world, tmp_path, capsys):
+async def test_a_call_that_hangs_fails_no_other_request(world, tmp_path, capsys):
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         late = []
@@ -72,7 +72,7 @@ async def test_a_call_that_hangs_for_ever_costs_nobody_else(world, tmp_path, cap
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 @one_loop
-async def test_callers_in_a_hurry_are_no_sign_that_the_module_hangs(world, tmp_path, isolation):
+async def test_short_deadlines_do_not_mark_workers_as_stuck(world, tmp_path, isolation):
     chaos = Chaos(tmp_path, wrap(world), latency={"C_Sign": {"kind": "constant", "microseconds": 30_000}})
     async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation, "hangAfterMs": 500})) as manager:
         await manager.sign(b"before")
@@ -158,7 +158,7 @@ async def test_a_batch_that_hangs_ends_at_its_deadline(world, tmp_path):
 
 @pytest.mark.parametrize("function", ["C_OpenSession", "C_Login", "C_FindObjectsInit", "C_GetAttributeValue"])
 @one_loop
-async def test_a_ladder_that_hangs_keeps_nobody_waiting_beyond_the_deadline(world, tmp_path, capsys, function):
+async def test_a_ladder_that_hangs_delays_no_request_beyond_its_deadline(world, tmp_path, capsys, function):
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config(settings={"sessions": 2, **SOON})) as manager:
         chaos.fault(function, "hang", forever=True)

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-def test_a_seed_stands_for_one_schedule():
+def test_a_seed_determines_the_schedule():
     assert schedules.plan(7) == schedules.plan(7)
     assert schedules.plan(7) != schedules.plan(8)
 
@@ -54,7 +54,7 @@ def test_the_checker_sees_a_level_that_is_not_what_the_facts_say():
     assert reference.differences(machine) == []
 
 
-def test_what_is_found_is_counted():
+def test_faults_of_verdicts_are_added():
     verdict = Verdict("seed 1")
     verdict.fault("lost", "nothing", 0)
     verdict.fault("lost", "two", 2)

@@ -198,7 +198,7 @@ async def test_it_is_stopped(world, tmp_path, busy):
             send_signal(pid, signal.SIGCONT)
 
 
-# ---- keys that were lost meanwhile -----------------------------------------------------------------------------------
+# ---- keys that were lost while the host was down ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["destroyed", "deactivated"])
@@ -208,7 +208,7 @@ async def test_a_host_that_is_started_again_goes_on_with_the_keys_that_are_there
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(hosted(chaos)) as manager:
         await manager.set_current_key_id(token.keys["other"].id)
-        engine, other = engine_of(manager), manager._key_index
+        engine, other = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         if loss == "destroyed":
             await asyncio.to_thread(destroy_key, token, "other")
@@ -272,7 +272,7 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
 
 
 def other_version(folder: Path) -> Path:
-    """Our host program, but of another protocol version."""
+    """Our host program with another protocol version."""
     program = Path(shutil.copy(HOST_PROGRAM, folder / "host"))
     version = (0x68736D2D30303033).to_bytes(8, "little")
     data = program.read_bytes()

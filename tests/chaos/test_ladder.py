@@ -1,4 +1,4 @@
-"""The recovery ladder under many requests: what one meets costs no other, none fails that another try would save."""
+"""The recovery ladder under many requests: a failure of one fails no other, and none fails that a retry would save."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_no_request_fails_of_what_the_next_attempt_does_not_meet(world, tm
 
 @one_loop
 async def test_losses_that_follow_on_each_other_cost_no_request(world, tmp_path):
-    """The token was mended a moment ago and may not be mended again so soon: the request waits until it may."""
+    """The token was healed a moment ago and may not be healed again so soon: the request waits until it may."""
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config(settings={"sessions": 4})) as manager:
         chaos.fault("C_Sign", "logout", every=60, count=8)
@@ -114,7 +114,7 @@ async def test_losses_that_follow_on_each_other_cost_no_request(world, tmp_path)
 @one_loop
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_a_token_that_is_busy_when_it_is_mended_is_mended_a_moment_later(world, tmp_path, count, isolation):
+async def test_healing_is_repeated_while_the_token_is_busy(world, tmp_path, count, isolation):
     chaos = Chaos(tmp_path, wrap(world))
     busy = {"function": "C_Login", "action": "return", "ckr": "CKR_FUNCTION_FAILED", "every": 1, "count": count}
     async with opened(chaos.config(settings={"sessions": 4, "isolation": isolation})) as manager:
@@ -132,7 +132,7 @@ async def test_failures_that_alternate_do_not_keep_a_worker_busy(world, tmp_path
             {"function": "C_SignInit", "action": "return", "ckr": ckr, "every": every}
             for every, ckr in ((2, "CKR_SESSION_HANDLE_INVALID"), (1, second))
         ]
-        chaos.write(faults=faults)  # for when the module is initialized anew
+        chaos.write(faults=faults)  # for when the module is initialized again
         for fault in faults:
             chaos.ask("fault", **fault)
         before = sum(counters(manager)["recoveries"].values())
@@ -173,12 +173,12 @@ def picky(world: Token, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @one_loop
 @pytest.mark.parametrize("name", REFUSALS)
-async def test_a_message_that_is_always_refused_fails_alone(picky, name):
+async def test_a_message_that_is_always_refused_fails_no_other(picky, name):
     async with opened(picky(REFUSALS[name])) as manager:
         mixed = [*numbered("before", 300), b"poison", *numbered("behind", 500)]
         errors = await burst(manager, mixed)
         assert errors.total() == 1, errors
-        # Nothing has come meanwhile that could have shown that the token is well.
+        # No request has shown since then that the token is well.
         await asyncio.sleep(0.05)
         assert await burst(manager, numbered("then", 300)) == {}
         assert not counters(manager)["down"]
@@ -196,7 +196,7 @@ async def test_it_fails_alone_with_one_session_too(picky, name):
 
 @one_loop
 async def test_messages_that_are_always_refused_do_not_keep_the_others_waiting(picky):
-    """They are tried again for as long as nobody waits for their worker."""
+    """They are tried again for as long as no request waits for their worker."""
     async with opened(picky(CKR_FUNCTION_FAILED, sessions=4)) as manager:
         mixed = [b"poison %d" % n if n % 25 == 0 else b"good %d" % n for n in range(500)]
         errors = await burst(manager, mixed, timeout=5.0)
@@ -221,7 +221,7 @@ async def test_requests_for_a_destroyed_key_cost_no_other_key_an_answer(fresh_to
     async with opened(chaos.config(settings={"sessions": 4})) as manager:
         # The engine holds the key that was current; its index goes on being asked for.
         await manager.set_current_key_id(token.keys["old"].id)
-        engine, gone = engine_of(manager), manager._key_index
+        engine, gone = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         await asyncio.to_thread(destroy_key, token, "old")
         refused: list[asyncio.Future[Any]] = []
@@ -244,12 +244,12 @@ async def test_requests_for_a_destroyed_key_cost_no_other_key_an_answer(fresh_to
 @one_loop
 @BOTH
 async def test_a_key_that_has_a_double_costs_no_other_key_an_answer(fresh_token, tmp_path, isolation):
-    """Which of the two is meant cannot be told: neither signs, and the search for the others goes on."""
+    """Which of the two is meant is ambiguous: neither signs, and the search for the others goes on."""
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(chaos.config(settings={"isolation": isolation})) as manager:
         await manager.set_current_key_id(token.keys["other"].id)
-        engine, other = engine_of(manager), manager._key_index
+        engine, other = engine_of(manager), manager._path.key_index
         await manager.set_current_key_id(token.keys["ed25519"].id)
         double = {"name": "double", "kind": "ed25519", "label": token.keys["other"].label, "id": token.keys["other"].id}
         await asyncio.to_thread(token.add_keys, [double])
@@ -267,7 +267,7 @@ async def test_a_key_that_has_a_double_costs_no_other_key_an_answer(fresh_token,
 @one_loop
 @BOTH
 async def test_a_burst_after_an_outage_waits_for_the_probe(world, tmp_path, isolation):
-    """The first request finds out whether the token is back; those that come with it do not fail meanwhile."""
+    """The first request finds out whether the token is back; requests that arrive with it do not fail."""
     chaos = Chaos(tmp_path, wrap(world))
     away = [
         {"function": function, "action": "return", "ckr": "CKR_DEVICE_REMOVED", "every": 1}
@@ -321,7 +321,7 @@ async def test_an_outage_that_is_over_in_a_moment_costs_those_alone_that_met_it(
 @one_loop
 @BOTH
 async def test_a_module_that_was_broken_when_it_was_initialized_is_initialized_again(world, tmp_path, isolation):
-    """A new start during an outage can leave a library that only another one mends."""
+    """A new start during an outage can leave a library that only another start heals."""
     chaos = Chaos(tmp_path, wrap(world))
     broken = [{"function": "C_Login", "action": "return", "ckr": "CKR_GENERAL_ERROR", "every": 1}]
     async with opened(chaos.config(settings={"isolation": isolation})) as manager:
@@ -359,7 +359,7 @@ async def test_nothing_but_a_refused_login_ends_the_ladder_for_good(world, tmp_p
 
 @one_loop
 async def test_what_many_cancelled_callers_cost_the_loop_grows_with_their_number(world, shim):
-    """And not with its square: the slots are looked through once for all of them."""
+    """Not with its square: the slots are scanned once for all of them."""
     settings = {"modulePath": shim.path, "sessions": 2}
     async with opened(world.config(settings=settings, maxCacheSize=0, queueSize=8192)) as manager:
 

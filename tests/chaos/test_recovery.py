@@ -65,7 +65,7 @@ async def test_each_ckr_of_a_signature_has_its_class_s_action(world, tmp_path, c
             message = f"{function} {name}".encode()
             if class_ in MENDED:
                 await signs(manager, message)
-                # C_Initialize starts the module's own counts anew.
+                # C_Initialize resets the module's own counts.
                 assert chaos.calls(function) == (1 if class_ == "REINIT" else calls + 2), name
             else:
                 with pytest.raises(EXCEPTION_OF_STATUS[status]) as caught:
@@ -238,7 +238,7 @@ async def test_a_wrong_signature_never_reaches_the_caller(world, tmp_path, actio
 
 @one_loop
 @pytest.mark.parametrize("action", ["other-key-signature", "recycle-handle"])
-async def test_a_key_that_may_not_sign_never_stands_in_for_another(fresh_token, tmp_path, action):
+async def test_a_key_that_may_not_sign_never_replaces_another(fresh_token, tmp_path, action):
     token = fresh_token(
         {"name": "ed25519", "kind": "ed25519"}, *({"name": f"no-{n}", "kind": "ed25519", "sign": False} for n in "12")
     )
@@ -317,7 +317,7 @@ async def test_the_request_that_finds_another_key_does_not_sign_with_it(fresh_to
 
 
 @one_loop
-async def test_a_key_that_is_gone_is_said_to_be(fresh_token, tmp_path):
+async def test_a_destroyed_key_fails_its_own_requests_as_not_found(fresh_token, tmp_path):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
     chaos = Chaos(tmp_path, wrap(token))
     async with opened(chaos.config()) as manager:
@@ -338,7 +338,7 @@ async def test_a_key_that_is_gone_is_said_to_be(fresh_token, tmp_path):
 
 
 @one_loop
-async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_is_back(world, tmp_path):
+async def test_an_absent_token_is_only_probed_and_used_again_when_it_is_back(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     away = [
         {"function": function, "action": "return", "ckr": "CKR_DEVICE_REMOVED", "every": 1}
@@ -346,7 +346,7 @@ async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_
     ]
     async with opened(chaos.config()) as manager, Load(manager, callers=16) as load:
         await load.until_good(20)
-        chaos.write(faults=away)  # for when the module is initialized anew
+        chaos.write(faults=away)  # for when the module is initialized again
         for fault in away:
             chaos.ask("fault", **fault)
         await until(lambda: counters(manager)["down"])
@@ -364,7 +364,7 @@ async def test_a_token_that_stays_away_is_only_probed_and_is_used_again_when_it_
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 @one_loop
-async def test_a_token_whose_folder_goes_is_used_again_when_it_is_back(fresh_token, tmp_path, capsys, isolation):
+async def test_a_token_whose_folder_disappears_is_used_again_when_it_is_back(fresh_token, tmp_path, capsys, isolation):
     token = fresh_token()
     async with opened(token.config(settings={"isolation": isolation}, maxCacheSize=0)) as manager:
         for number in range(3):

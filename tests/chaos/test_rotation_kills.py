@@ -54,11 +54,11 @@ def everywhere(token, folder, chance):
 
 
 @pytest.mark.timeout(240)
-def test_twice_everywhere(fresh_token, tmp_path):
+def test_two_kills_at_every_point(fresh_token, tmp_path):
     lives(fresh_token, tmp_path, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_times_everywhere(fresh_token, tmp_path):
+def test_twenty_kills_at_every_point(fresh_token, tmp_path):
     lives(fresh_token, tmp_path, 20)

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def test_a_seed_stands_for_one_schedule():
+def test_a_seed_determines_the_schedule():
     assert schedules.plan(7) == schedules.plan(7)
     assert schedules.plan(7) != schedules.plan(9)
 
@@ -35,7 +35,7 @@ def test_the_schedules_are_of_every_kind():
     assert {plan.noop for plan in plans} == {True, False}
 
 
-def test_what_is_found_is_counted():
+def test_faults_of_verdicts_are_added():
     verdict = schedules.Verdict(schedules.plan(1))
     verdict.fault("lost", "nothing", 0)
     verdict.fault("lost", "two", 2)

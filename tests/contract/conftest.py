@@ -22,7 +22,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(autouse=True)
 def device_at_work(rig: Rig) -> Iterator[None]:
-    """Whatever a test did, the next one finds the device at work."""
+    """Restore the device after each test."""
     yield
     rig.release()
     rig.mend_device()

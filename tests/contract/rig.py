@@ -69,14 +69,14 @@ class Rig(ABC):
         raise NotImplementedError
 
     def mend_device(self) -> None:  # noqa: B027  # not every device has something to do
-        """breaks: it answers again. Doing it twice is no error."""
+        """breaks: it answers again. Idempotent."""
 
     def hold(self) -> None:
         """holds: signatures that begin from now on do not end."""
         raise NotImplementedError
 
     def release(self) -> None:  # noqa: B027  # not every device has something to do
-        """holds: they end, and so do later ones. Doing it twice is no error."""
+        """holds: they end, and so do later ones. Idempotent."""
 
     def begun(self) -> int:
         """holds: how many signatures the device has begun so far."""

@@ -1,4 +1,4 @@
-"""What every provider has to do, whatever it is made of. One suite over all rigs (rig.py)."""
+"""What every provider has to do. One suite over all rigs (rig.py)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
+from hsmcore.control.verbs import ImportWrapped
 from hsmcore.doctor import diagnose
 from hsmcore.errors import DeadlineExceeded, KeyDeactivated, KeyNotFound, LoginError
 
@@ -47,7 +48,7 @@ async def signs_within(rig: Rig, manager: hsmcore.KeyManager) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """The test's own timeout ends a wait in vain."""
+    """Wait; the test's own timeout ends a wait in vain."""
     while not condition():  # noqa: ASYNC110  # what is waited for happens in another process
         await asyncio.sleep(0.005)
 
@@ -124,7 +125,7 @@ async def test_a_wrong_pin_is_tried_once(rig):
 
 @contract()
 @one_loop
-async def test_a_key_that_is_not_there_is_said_to_be_missing(rig):
+async def test_a_missing_key_fails_the_start_as_not_found(rig):
     config = rig.missing_key()
     if config is None:
         return
@@ -169,7 +170,7 @@ async def test_it_signs_again_when_the_device_is_back(rig):
 
 @contract("breaks")
 @one_loop
-async def test_a_device_that_is_away_at_the_start_is_said_to_be(rig):
+async def test_an_absent_device_fails_the_start_without_a_login_error(rig):
     rig.break_device()
     try:
         manager = hsmcore.create_key_manager(rig.config())
@@ -204,7 +205,7 @@ async def test_a_deadline_holds_whatever_the_device_does(rig):
 
 @contract("holds")
 @one_loop
-async def test_a_request_may_be_withdrawn_while_the_device_is_at_it(rig):
+async def test_a_request_can_be_cancelled_while_the_device_signs(rig):
     async with opened(rig.config()) as manager:
         before = rig.begun()
         rig.hold()
@@ -224,7 +225,7 @@ async def test_a_request_may_be_withdrawn_while_the_device_is_at_it(rig):
 
 @contract("holds")
 @one_loop
-async def test_closing_answers_everybody(rig):
+async def test_closing_answers_all_requests(rig):
     async with opened(rig.config()) as manager:
         before = rig.begun()
         rig.hold()
@@ -298,7 +299,7 @@ async def test_a_key_comes_back_from_its_backup(rig):
     async with opened(rig.config(keyRotation=rotation)) as manager:
         with pytest.raises(KeyNotFound):
             await manager.set_current_key_id(made)
-        restored = await control_of(manager).import_wrapped(backup)
+        restored = await control_of(manager).do(ImportWrapped(backup))
         try:
             assert (restored.id, restored.public_key) == (made, key)
             await manager.set_current_key_id(made)

@@ -1,4 +1,4 @@
-"""What administrators do on the command line stands in the audit log, whoever holds it at that time."""
+"""Commands of administrators are in the audit log, whichever process holds it at that time."""
 
 from __future__ import annotations
 

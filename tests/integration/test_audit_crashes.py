@@ -253,7 +253,7 @@ async def test_an_index_that_a_kill_left_empty_is_made_again_and_its_segment_com
 
 
 @one_loop
-async def test_verify_says_which_records_no_checkpoint_vouched_for_at_first(tmp_path):
+async def test_verify_reports_records_that_no_checkpoint_covered_at_first(tmp_path):
     layout = await write_log(tmp_path / "audit.log", 50)
     kept = layout.checkpoint.read_bytes()
     layout.log.write_bytes(layout.log.read_bytes().replace(b'"result":"ok"', b'"result":"no"', 1))

@@ -69,7 +69,7 @@ class Place:
         return path
 
     def sign_beside(self, message):
-        """Somebody else's session signs with the same key."""
+        """Another client's session signs with the same key."""
         from yubihsm.core import YubiHsm
         from yubihsm.objects import AsymmetricKey
 
@@ -101,11 +101,11 @@ def test_all_signatures_are_matched(place):
     assert "OK: nothing to explain" in words.stdout
 
 
-def test_a_signature_of_somebody_else_is_found(place):
+def test_a_signature_by_another_client_is_found(place):
     place.sign([b"1"])
     place.read()
     place.sign([b"2", b"3"])
-    place.sign_beside(b"a transaction of somebody who knows the password")
+    place.sign_beside(b"a transaction of an attacker with the password")
     place.sign_beside(b"4" * 100)
     report = place.command(1)
     assert kinds(report)[-1:] == ["unrecorded"]

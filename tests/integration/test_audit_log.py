@@ -169,7 +169,7 @@ async def test_five_hundred_signatures_have_five_hundred_records(world, tmp_path
     assert records == dict(zip(expected, (signature.hex() for signature in signatures), strict=True))
 
 
-async def test_a_signature_that_nobody_takes_is_recorded_as_such(world, shim, tmp_path):
+async def test_abandoned_signatures_are_recorded_as_abandoned(world, shim, tmp_path):
     path = tmp_path / "audit.log"
     config = world.config(settings={"modulePath": shim.path, "sessions": 1}, auditLogFile=str(path))
     async with opened(config) as manager:

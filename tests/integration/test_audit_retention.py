@@ -1,4 +1,4 @@
-"""Old records go only when the log itself says so under a checkpoint; nobody else's word makes it so."""
+"""Old records are deleted only for a prune record that a checkpoint of the log covers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_a_start_does_not_seal_a_forged_prune_record(layout):
 
 
 @one_loop
-async def test_a_start_does_not_believe_a_forged_prune_record_where_every_full_segment_is_gone(layout):
+async def test_a_start_rejects_a_forged_prune_record_where_every_full_segment_is_gone(layout):
     *full, newest = segments(layout)
     with layout.log.open("ab") as file:
         file.write(prune_line(layout, RECORDS + 1, newest.first - 1))
@@ -129,7 +129,7 @@ async def test_a_start_does_not_believe_a_forged_prune_record_where_every_full_s
 
 
 @one_loop
-async def test_a_prune_record_that_a_crash_left_behind_or_somebody_forged_counts_for_nothing(layout, monkeypatch):
+async def test_an_orphaned_or_forged_prune_record_counts_for_nothing(layout, monkeypatch):
     """Both look alike: it is there, no checkpoint covers it, and so nothing was deleted for it."""
     forge(layout, RECORDS + 1)
     assert verify(layout).ok

@@ -104,7 +104,7 @@ def test_every_line_is_read_once_while_files_are_rotated_and_compressed(tmp_path
 
 
 @one_loop
-async def test_what_was_pruned_is_said_and_passed_over(tmp_path):
+async def test_pruned_records_are_reported_and_skipped(tmp_path):
     layout = await write_log(tmp_path / "audit.log", 900)
     full = segments(layout)
     assert len(full) >= 3
@@ -212,7 +212,7 @@ def test_batches_keep_the_limits_and_lose_nothing(steps):
 
 
 @one_loop
-async def test_a_missing_permission_is_said(tmp_path, logs):
+async def test_a_missing_permission_is_reported(tmp_path, logs):
     layout = await write_log(tmp_path / "audit.log", 5)
     logs.may_create = False
     assert "logs:CreateLogGroup" in ShipNow(layout, cloud(logs.url)).run()

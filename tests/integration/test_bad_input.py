@@ -204,7 +204,7 @@ async def test_label_and_id_must_both_match(world):
 
 
 @one_loop
-async def test_two_keys_under_one_label(world):
+async def test_two_keys_with_one_label(world):
     error = await refusal(world.config("twin-1"), hsmcore.KeyAmbiguous)
     assert "twin-key" in str(error)
     assert "keyId" in str(error), "it says how to choose"

@@ -221,7 +221,7 @@ async def test_a_child_cannot_initialize_beside_its_parent_but_a_fresh_process_c
 
 
 @pytest.mark.parametrize(("queue", "cache"), [(4096, 0), (64, 0), (8, 100)])
-async def test_close_answers_everybody(world, shim, queue, cache):
+async def test_close_answers_all_requests(world, shim, queue, cache):
     manager = hsmcore.create_key_manager(slow(world, shim, queueSize=queue, maxCacheSize=cache))
     await manager.initialize()
     shim.hold()
@@ -249,7 +249,7 @@ async def test_close_answers_everybody(world, shim, queue, cache):
             assert is_good("ed25519", manager.public_key, b"%d %d" % (n, m), signature)
 
 
-async def test_close_with_nobody_waiting_any_more(world, shim):
+async def test_close_after_all_callers_have_cancelled(world, shim):
     manager = hsmcore.create_key_manager(slow(world, shim))
     await manager.initialize()
     shim.hold()
@@ -337,7 +337,7 @@ async def test_a_cancelled_batch_is_accounted_for(world, shim):
         shim.release()
         assert is_good("ed25519", manager.public_key, b"other", await other)
         await settle(manager)
-        assert counters(manager)["signatures"] < 20, "the rest of the batch was not signed for nobody"
+        assert counters(manager)["signatures"] < 20, "the rest of the batch was not signed in vain"
 
 
 async def test_cancelling_what_is_done_changes_nothing(world):
@@ -367,7 +367,7 @@ async def test_a_deadline_is_kept_while_the_token_hangs(world, shim):
         shim.release()
         assert is_good("ed25519", manager.public_key, b"patient", await patient)
         await settle(manager)
-        assert shim.calls("C_Sign") - calls == 2, "what nobody waits for was not signed"
+        assert shim.calls("C_Sign") - calls == 2, "cancelled requests were not signed"
         assert counters(manager)["expired"] + counters(manager)["cancelled"] == 12
 
 
@@ -397,7 +397,7 @@ async def test_a_full_queue_makes_callers_wait_and_loses_none(world, shim):
         await shim.until_inside(1)
         await until(lambda: counters(manager)["waiting"] == 992)
         assert counters(manager)["in_flight"] == 8
-        assert _native.leaks()["allocations"] == allocations, "those who wait cost nothing in the core"
+        assert _native.leaks()["allocations"] == allocations, "waiting requests cost nothing in the core"
         shim.release()
         for message, signature in zip(messages, await asyncio.gather(*tasks), strict=True):
             assert is_good("ed25519", manager.public_key, message, signature)
@@ -405,7 +405,7 @@ async def test_a_full_queue_makes_callers_wait_and_loses_none(world, shim):
         assert counters(manager)["waiting"] == counters(manager)["in_flight"] == 0
 
 
-async def test_those_who_wait_are_served_in_their_order(world, shim):
+async def test_waiting_requests_are_served_in_order(world, shim):
     order: list[int] = []
 
     async def caller(number: int) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def temporary_directory(tmp_path, monkeypatch):
 
 
 @needs_raw
-def test_raw_and_the_peers_sign_the_same_in_turn():
+def test_raw_and_peers_sign_the_same_messages_interleaved():
     before = dict(os.environ)
     steps: list[Progress] = []
     result = run(Options(patience=0, rounds=2, seconds=0.05, only="raw-1,pkcs11"), steps.append)
@@ -164,7 +165,7 @@ def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
 
 
 @needs_raw
-def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
+def test_a_wrong_key_fails_only_the_contenders_that_need_it(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "no such token", {"ed25519": "key"})
     result = run(Options(patience=0, rounds=1, seconds=0.02, only="raw,raw-p256", token=token))
@@ -174,7 +175,7 @@ def test_a_wrong_key_breaks_only_whoever_needs_it(monkeypatch):
 
 
 @needs_raw
-def test_a_missing_library_is_said_and_the_rest_runs(monkeypatch, tmp_path):
+def test_a_missing_library_is_reported_and_the_other_contenders_run(monkeypatch, tmp_path):
     for name in ("PyKCS11", "cryptography"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\")\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -193,7 +194,7 @@ def test_what_was_not_built_is_skipped(tmp_path, monkeypatch):
 
 
 def bench_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: matplotlib keeps the fonts open that it has used."""
+    """The command in a process of its own."""
     program = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())", "bench"]
     return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, check=False)
 
@@ -227,8 +228,7 @@ class TestCommand:
         assert {sample.contender for sample in result.samples} == {"raw", "mine-1", "mine-2"}
         assert "| 2 threads |" in (out / "hsmcore-bench.md").read_text()
         assert '<h2 id="s-mine">Mine</h2>' in (out / "hsmcore-bench.html").read_text()
-        if importlib.util.find_spec("matplotlib"):
-            assert (out / "hsmcore-bench.png").read_bytes().startswith(b"\x89PNG")
+        assert "2 threads" in (out / "hsmcore-bench.svg").read_text()
 
     def test_lists(self, invoke):
         done = invoke("--list")
@@ -269,13 +269,14 @@ class TestCommand:
     @needs_chaos
     def test_a_full_token_is_an_error_that_says_so(self, invoke, monkeypatch, tmp_path):
         """And leaves nothing behind: see temporary_directory."""
-        fault = {"function": "C_GenerateKeyPair", "nth": 2, "action": "return", "ckr": "CKR_DEVICE_MEMORY"}
+        fault = {"function": "C_GenerateKeyPair", "every": 1, "action": "return", "ckr": "CKR_DEVICE_MEMORY"}
         config = tmp_path / "full.json"
         config.write_text(json.dumps({"module": SOFTHSM_MODULE, "faults": [fault]}))
         monkeypatch.setenv("HSMCORE_CHAOS_CONFIG", str(config))
         monkeypatch.setattr("hsmcore_bench.harness.locate.SOFTHSM_MODULE", str(native(CHAOS_MODULE)))
         done = invoke("--only", "raw", "--out", tmp_path / "out")
-        assert (done.exit_code, "no token could be made: pkcs11.exceptions.DeviceMemory" in done.stderr) == (1, True)
+        assert done.exit_code == 1
+        assert re.search("no token could be made: .*CKR_DEVICE_MEMORY", done.stderr)
 
     def test_a_missing_module_is_bad_usage(self, invoke, monkeypatch, tmp_path):
         monkeypatch.setenv("HSM_PIN", "0000")

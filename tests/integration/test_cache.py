@@ -26,7 +26,7 @@ def slow(world: Any, shim: Any, **rules: Any) -> dict[str, Any]:
 # ---- hits ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_hit_is_the_same_signature_and_costs_no_call(world):
+async def test_a_cache_hit_is_the_same_signature_and_costs_no_call(world):
     async with opened(world.config(maxCacheSize=100)) as manager:
         first = await manager.sign(b"once")
         assert [await manager.sign(b"once") for _ in range(10)] == [first] * 10
@@ -136,7 +136,7 @@ async def test_it_can_be_switched_off(world, shim):
         assert shim.calls("C_Sign") - before == 20
 
 
-async def test_a_failure_is_for_all_who_joined(world, shim):
+async def test_a_failure_is_shared_by_all_joined_requests(world, shim):
     async with opened(slow(world, shim)) as manager:
         shim.hold()
         shim.fail("C_Sign", 0x21, times=1)
@@ -152,7 +152,7 @@ async def test_a_failure_is_for_all_who_joined(world, shim):
 
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "queued"])
 @pytest.mark.parametrize("end", ["cancelled", "out of time"])
-async def test_those_who_follow_do_not_share_their_leaders_end(world, shim, begun, end):
+async def test_followers_outlive_a_cancelled_or_late_leader(world, shim, begun, end):
     async with opened(slow(world, shim)) as manager:
         before = shim.calls("C_Sign")
         shim.hold()
@@ -182,7 +182,7 @@ async def test_those_who_follow_do_not_share_their_leaders_end(world, shim, begu
         assert await manager.sign(b"same") == signatures[0]
 
 
-async def test_whoever_joins_a_leader_that_was_cancelled_gets_a_signature(world, shim):
+async def test_a_request_that_joins_a_cancelled_leader_gets_a_signature(world, shim):
     async with opened(slow(world, shim)) as manager:
         shim.hold()
         ahead = start(manager.sign(b"ahead"))
@@ -199,7 +199,7 @@ async def test_whoever_joins_a_leader_that_was_cancelled_gets_a_signature(world,
         await ahead
 
 
-async def test_one_who_follows_may_run_out_of_time_or_give_up_alone(world, shim):
+async def test_a_follower_can_time_out_or_cancel_alone(world, shim):
     async with opened(slow(world, shim)) as manager:
         shim.hold()
         leader = start(manager.sign(b"same", timeout=50))
@@ -216,7 +216,7 @@ async def test_one_who_follows_may_run_out_of_time_or_give_up_alone(world, shim)
         assert is_good("ed25519", manager.public_key, b"same", await leader)
 
 
-async def test_when_all_have_given_up_nothing_is_left(world, shim):
+async def test_nothing_is_left_when_all_joined_requests_are_cancelled(world, shim):
     async with opened(slow(world, shim)) as manager:
         shim.hold()
         tasks = [start(manager.sign(b"same")) for _ in range(10)]
@@ -231,7 +231,7 @@ async def test_when_all_have_given_up_nothing_is_left(world, shim):
         assert is_good("ed25519", manager.public_key, b"same", await manager.sign(b"same"))
 
 
-async def test_close_answers_those_who_follow(world, shim):
+async def test_close_answers_followers(world, shim):
     manager = hsmcore.create_key_manager(slow(world, shim))
     await manager.initialize()
     shim.hold()
@@ -260,7 +260,7 @@ async def test_another_key_finds_an_empty_cache(world):
         assert counters(manager)["signatures"] == 3
 
 
-async def test_a_request_in_flight_keeps_its_key_and_is_joined_by_nobody_of_the_next(world, shim):
+async def test_a_request_in_flight_keeps_its_key_and_no_request_for_the_next_key_joins_it(world, shim):
     first, second = world.keys["ed25519"], world.keys["second"]
     async with opened(slow(world, shim)) as manager:
         await manager.set_current_key_id(second.id)

@@ -22,10 +22,11 @@ from hsmcore import _native
 from hsmcore.cli.app import run
 from hsmcore.cli.encoding import decode_signature
 from hsmcore.cli.settings import load_config, token_settings
-from hsmcore.control import TokenSelector
+from hsmcore.control import TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.provision import TokenRequest, provision
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, default_state, find_softhsm
+from hsmcore.control.verbs import Destroy
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
 
 pytestmark = [
@@ -197,14 +198,14 @@ def test_a_token_that_has_another_pin_is_left_alone(state):
         provision(request, folder.softhsm_conf)
 
 
-def test_a_child_that_dies_is_told(state, monkeypatch):
+def test_a_child_that_dies_is_reported_with_its_exit_code(state, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     request = TokenRequest(find_softhsm(), "sequencer", "k", "ed25519", "1234", "1234")
     with pytest.raises(SystemFailure, match="exit code"):
         provision(request, StateFolder(state[0]).softhsm_conf)
 
 
-def test_where_things_are(monkeypatch, tmp_path):
+def test_default_paths(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert default_state() == tmp_path / "hsmcore"
     monkeypatch.setenv("XDG_STATE_HOME", "")
@@ -244,7 +245,7 @@ def test_a_message_from_everywhere_gives_the_same_signature(cli, tmp_path):
     assert len(outputs) == 1
 
 
-def test_sign_as_json_says_who_signed(state, cli):
+def test_sign_as_json_names_the_signer(state, cli):
     code, out, _ = cli("sign", "--text", "hello", "--json")
     receipt = json.loads(out)
     assert code == 0
@@ -301,7 +302,7 @@ def test_keys_lists_what_is_there(state, cli):
     assert [key["address"] for key in json.loads(cli("keys", "list", "--json")[1])] == [state[1]["address"]]
 
 
-def test_a_key_s_life(cli, tmp_path):
+def test_the_lifecycle_of_a_key_by_commands(cli, tmp_path):
     """Generated, exported, deactivated; the backup does not go over a key that is there."""
     code, out, _ = cli("keys", "generate", "--label", "second", "--algorithm", "ecdsa-p256", "--extractable", "--json")
     key = json.loads(out)
@@ -364,7 +365,7 @@ def test_a_wrong_pin_is_an_error_that_does_not_show_it(state, cli, tmp_path):
 
 
 def test_an_interrupted_demonstration_ends_at_once(state):
-    # Whoever starts these tests in the background makes their children ignore the interrupt.
+    # A shell that starts these tests in the background makes their children ignore the interrupt.
     minding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     child = subprocess.Popen(
         [*PROGRAM[:-1], minding + PROGRAM[-1], "demo", "--state", state[0], "--transactions", "1000000"],
@@ -399,5 +400,7 @@ def _children(pid: int) -> bytes:
 
 def _destroy(key_id: str) -> None:
     settings = token_settings(load_config(None, Path(os.environ["SOFTHSM2_CONF"]).parent))
-    with TokenAdmin(settings.module_path, TokenSelector(label="sequencer"), pin=settings.resolve_pin) as admin:
-        admin.destroy(key_id)
+    with TokenAdmin(
+        TokenAccess(settings.module_path, TokenSelector(label="sequencer")), pin=settings.resolve_pin
+    ) as admin:
+        Destroy(key_id).run(admin)

@@ -1,4 +1,4 @@
-"""The aws-cloudhsm provider against a module with the manners of the vendor's: SoftHSM behind docs/CHAOS.md's."""
+"""The aws-cloudhsm provider against an imitation of the vendor's module: SoftHSM behind the fault-injecting module."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
+from hsmcore.control.verbs import ExportWrapped, ImportWrapped
 from hsmcore.errors import (
     BadArgument,
     ConfigurationError,
@@ -144,7 +145,7 @@ async def test_sessions_are_opened_with_pauses_and_within_the_limit(fresh_token,
         assert caught.value.path == "$.sequencer.keyManager.config.sessions"
 
 
-# ---- who may do what ----
+# ---- rights of users ----
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
@@ -242,7 +243,7 @@ async def test_the_way_to_make_an_ed25519_key_is_found_and_remembered(fresh_toke
 
 
 @one_loop
-async def test_where_no_way_works_the_first_refusal_is_told(fresh_token, tmp_path):
+async def test_the_first_refusal_is_raised_when_every_way_fails(fresh_token, tmp_path):
     cluster = Cluster(tmp_path, fresh_token(), curves={"refused": [OID, NAME]})
     async with plane(cluster.provider()) as control:
         with pytest.raises(hsmcore.HsmError) as caught:
@@ -262,9 +263,9 @@ async def test_backups_are_wrapped_with_the_vendors_mechanism(fresh_token, tmp_p
     settings = {"mechanisms": {"aesKeyWrapZeroPad": hex(number)}} if number != 0x8000216F else {}
     async with plane(cluster.provider(settings=settings)) as control:
         made = await control.generate_key("ecdsa-p256", "kept", extractable=True)
-        backup = await control.export_wrapped(made.id)
+        backup = await control.do(ExportWrapped(made.id))
         await control.destroy(made.id)
-        restored = await control.import_wrapped(backup)
+        restored = await control.do(ImportWrapped(backup))
         assert (restored.id, restored.public_key) == (made.id, made.public_key)
 
 
@@ -291,7 +292,7 @@ async def test_the_cluster_is_chosen_by_its_id_among_several(fresh_token, tmp_pa
 
 
 @one_loop
-async def test_slots_that_name_no_cluster_are_told_apart_by_serial(fresh_token, tmp_path):
+async def test_slots_that_name_no_cluster_are_selected_by_serial(fresh_token, tmp_path):
     one, two = fresh_token(), fresh_token()
     slots = [{"token": t.label, "label": "hsm1", "serial": f"{i}"} for i, t in enumerate((one, two))]
     cluster = Cluster(tmp_path, two, slots=slots)

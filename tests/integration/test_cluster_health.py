@@ -82,7 +82,7 @@ def test_a_healthy_cluster(aws):
         (described(hsm(1), hsm(2)), Expected(CLUSTERS[0], "10.9.9.9"), "clusterEndpoint 10.9.9.9 is no HSM"),
     ],
 )
-def test_what_a_person_should_look_at(aws, cluster, expected, problem):
+def test_cluster_problems_are_listed(aws, cluster, expected, problem):
     client, stub = aws
     answer(stub, cluster, **BY_ID)
     health = describe_cluster(client, expected)
@@ -139,7 +139,7 @@ async def test_it_is_asked_again_and_survives_refusals(aws):
     assert threads.isdisjoint({threading.main_thread()})
 
 
-async def test_without_credentials_it_is_said_once_and_not_tried_again():
+async def test_missing_credentials_end_the_polling_with_one_error():
     asked = []
 
     def factory(_region):

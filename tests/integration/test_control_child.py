@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -17,7 +18,8 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenSelector, wire
+from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector, wire
+from hsmcore.control.verbs import VERBS, Deactivate, Destroy, ExportWrapped, ImportWrapped, Verb
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
     InternalError,
@@ -39,6 +41,17 @@ def isolated(config, **options):
 
 def mapped(path):
     return str(path) in Path("/proc/self/maps").read_text()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NoSuchVerb(Verb[None]):
+    """One that the child does not have."""
+
+    def run(self, admin):
+        raise AssertionError
+
+
+del VERBS["NoSuchVerb"]
 
 
 @pytest.fixture
@@ -95,13 +108,13 @@ async def test_every_call(fresh_token, algorithm):
         assert (await control.deactivate(key.id)).enforced
         if algorithm == "ed25519":
             with pytest.raises(KeyNotExportable) as caught:
-                await control.export_wrapped(key.id)
+                await control.do(ExportWrapped(key.id))
             assert (caught.value.ckr, caught.value.hint) == (0x69, KeyNotExportable.default_hint)
             await control.destroy(key.id)
         else:
-            backup = await control.export_wrapped(key.id, "wrapper")
+            backup = await control.do(ExportWrapped(key.id, "wrapper"))
             await control.destroy(key.id)
-            assert await control.import_wrapped(backup) == (await control.list_keys())[-1]
+            assert await control.do(ImportWrapped(backup)) == (await control.list_keys())[-1]
         assert (await control.generate_key(algorithm, "again")).extractable is False
 
 
@@ -109,7 +122,7 @@ async def test_every_call(fresh_token, algorithm):
 async def test_a_large_request_and_many_answers(fresh_token):
     async with isolated(fresh_token().config()) as control:
         with pytest.raises(ControlError, match="no backup"):
-            await control.import_wrapped(bytes(300_000))
+            await control.do(ImportWrapped(bytes(300_000)))
         for _ in range(200):
             assert len(await control.list_keys()) == 1
 
@@ -119,11 +132,11 @@ async def test_errors_are_what_they_would_be_in_this_process(fresh_token):
     token = fresh_token()
     async with isolated(token.config(), member="m1") as control:
         [child] = children()
-        for call in (control.deactivate, control.destroy, control.export_wrapped):
+        for verb in (Deactivate, Destroy, ExportWrapped):
             with pytest.raises(KeyNotFound, match="00ff"):
-                await call("00ff")
+                await control.do(verb("00ff"))
             with pytest.raises(ControlError) as caught:
-                await call("zz")
+                await control.do(verb("zz"))
             assert caught.value.hint == "a key id is written in hexadecimal"
         for _ in range(2):
             await control.generate_key("ed25519", "twin", b"\x07")
@@ -132,17 +145,17 @@ async def test_errors_are_what_they_would_be_in_this_process(fresh_token):
         with pytest.raises(TypeError):
             await control.generate_key("ed25519", b"x")
         assert [child] == sorted(children())
-        with pytest.raises(InternalError, match="no_such_call: KeyError"):
-            control._remote._call("no_such_call")
+        with pytest.raises(InternalError, match="NoSuchVerb: KeyError"):
+            await control.do(NoSuchVerb())
         assert await control.list_keys()
         assert [child] != sorted(children()), "after a fault of its own a child is replaced"
     for selector, error in ((TokenSelector(label="elsewhere"), TokenNotFound), (TokenSelector(), TokenAmbiguous)):
-        control = ControlPlane(token.module, selector, isolated=True)
+        control = ControlPlane(TokenAccess(token.module, selector), isolated=True)
         with pytest.raises(error):
             await control.list_keys()
         assert children() == frozenset()
         await control.close()
-    control = ControlPlane("/nowhere/libmissing.so", TokenSelector(), isolated=True)
+    control = ControlPlane(TokenAccess("/nowhere/libmissing.so", TokenSelector()), isolated=True)
     with pytest.raises(ModuleMissing):
         await control.list_keys()
     await control.close()
@@ -201,7 +214,9 @@ async def test_a_refused_pin_is_sent_once(fresh_token):
         given.append(bytearray(b"wrong-pin"))
         return given[-1]
 
-    control = ControlPlane(token.module, TokenSelector(label=token.label), pin=wrong, isolated=True, member="m")
+    control = ControlPlane(
+        TokenAccess(token.module, TokenSelector(label=token.label), member="m"), pin=wrong, isolated=True
+    )
     for match in ("PIN", "earlier attempt", "earlier attempt"):
         with pytest.raises(PinIncorrect, match=match) as caught:
             await control.list_keys()

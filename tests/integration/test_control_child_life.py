@@ -123,7 +123,7 @@ async def test_a_child_that_cannot_be_started(fresh_token, monkeypatch):
 
 
 @one_loop
-async def test_a_child_that_talks_nonsense(fresh_token, tmp_path, monkeypatch):
+async def test_a_child_with_invalid_output(fresh_token, tmp_path, monkeypatch):
     config = fresh_token().config()
     python = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(python))

@@ -16,10 +16,11 @@ from pkcs11.exceptions import PKCS11Error
 import hsmcore
 from hsmcore import _native
 from hsmcore.config import load
-from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenSelector
+from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder
+from hsmcore.control.verbs import Deactivate, Destroy, ExportWrapped, GenerateKey, ImportWrapped, ListKeys
 from hsmcore.errors import (
     EngineClosed,
     EngineForked,
@@ -58,7 +59,7 @@ def settings(folder, monkeypatch):
 @pytest.fixture
 def admin(settings):
     selector = TokenSelector(label=settings.token_label)
-    with TokenAdmin(settings.module_path, selector, pin=settings.resolve_pin) as admin:
+    with TokenAdmin(TokenAccess(settings.module_path, selector), pin=settings.resolve_pin) as admin:
         yield admin
 
 
@@ -90,8 +91,8 @@ def low_s(signature):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_generated_key_can_sign_and_nothing_else(admin, algorithm):
-    record = admin.generate_key(algorithm, f"new-{algorithm}")
-    assert record in admin.list_keys()
+    record = GenerateKey(algorithm, f"new-{algorithm}").run(admin)[0]
+    assert record in ListKeys().run(admin)
     assert (record.algorithm, record.can_sign, record.sensitive, record.extractable) == (algorithm, True, True, False)
     assert len(record.id) == 32
     with admin.session("looking") as session:
@@ -105,17 +106,17 @@ def test_a_generated_key_can_sign_and_nothing_else(admin, algorithm):
         signature = sign(admin, record, b"message")
         signature = signature if algorithm == "ed25519" else low_s(signature)
         assert _native.verify(algorithm, record.public_key, b"message", signature)
-    admin.destroy(record.id)
-    assert record not in admin.list_keys()
+    Destroy(record.id).run(admin)
+    assert record not in ListKeys().run(admin)
 
 
 def test_a_key_may_get_an_id_and_ids_must_be_unique_to_be_used(admin):
-    record = admin.generate_key("ed25519", "twin", b"\x01\x02")
+    record = GenerateKey("ed25519", "twin", b"\x01\x02").run(admin)[0]
     assert record.id == "0102"
-    admin.generate_key("ed25519", "twin", b"\x01\x02")
-    for refused in (admin.deactivate, admin.destroy, admin.export_wrapped):
+    GenerateKey("ed25519", "twin", b"\x01\x02").run(admin)[0]
+    for refused in (Deactivate, Destroy, ExportWrapped):
         with pytest.raises(KeyAmbiguous, match="2 private keys"):
-            refused("0102")
+            refused("0102").run(admin)
     with admin.session("cleaning") as session:
         for twin in list(session.get_objects({Attribute.ID: b"\x01\x02"})):
             twin.destroy()
@@ -123,31 +124,31 @@ def test_a_key_may_get_an_id_and_ids_must_be_unique_to_be_used(admin):
 
 @pytest.mark.parametrize(("key_id", "error"), [("00ff", KeyNotFound), ("zz", ControlError), ("", ControlError)])
 def test_a_key_that_is_not_there(admin, key_id, error):
-    for refused in (admin.deactivate, admin.destroy, admin.export_wrapped):
+    for refused in (Deactivate, Destroy, ExportWrapped):
         with pytest.raises(error):
-            refused(key_id)
+            refused(key_id).run(admin)
 
 
 @pytest.mark.parametrize("algorithm", ["ed25519", "ecdsa-p256"])
 def test_a_deactivated_key_is_refused_by_the_token_and_stays_so(settings, admin, algorithm):
-    record = admin.generate_key(algorithm, "retired")
+    record = GenerateKey(algorithm, "retired").run(admin)[0]
     with admin.session("signing") as session:
         [key] = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes.fromhex(record.id)})
         mechanism = Mechanism.EDDSA if algorithm == "ed25519" else Mechanism.ECDSA
         assert key.sign(bytes(32), mechanism=mechanism)
-        done = admin.deactivate(record.id)
+        done = Deactivate(record.id).run(admin)
         assert (done.key_id, done.enforced, done.reason) == (record.id, True, None)
         with pytest.raises(PKCS11Error, match="0x68"):  # CKR_KEY_FUNCTION_NOT_PERMITTED
             key.sign(bytes(32), mechanism=mechanism)
-    assert admin.deactivate(record.id).enforced  # again
+    assert Deactivate(record.id).run(admin).enforced  # again
     admin.close()  # the module's last user: it is finalized
     [again] = [key for key in on_plane(settings, ControlPlane.list_keys) if key.id == record.id]
     assert not again.can_sign
-    admin.destroy(record.id)
+    Destroy(record.id).run(admin)
 
 
 def test_a_token_that_does_not_enforce_deactivation_says_so(admin, monkeypatch):
-    record = admin.generate_key("ed25519", "kept")
+    record = GenerateKey("ed25519", "kept").run(admin)[0]
 
     def refuse(*_):
         raise PKCS11Error("Unmapped error code 0x1b")
@@ -156,51 +157,51 @@ def test_a_token_that_does_not_enforce_deactivation_says_so(admin, monkeypatch):
         [key] = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: bytes.fromhex(record.id)})
         base = next(kind for kind in type(key).__mro__ if "__setitem__" in vars(kind) and kind.__name__ == "Object")
     monkeypatch.setattr(base, "__setitem__", refuse)
-    done = admin.deactivate(record.id)
+    done = Deactivate(record.id).run(admin)
     assert not done.enforced
     assert "refuses to change CKA_SIGN" in done.reason
     monkeypatch.undo()
-    admin.destroy(record.id)
+    Destroy(record.id).run(admin)
 
 
 # ---- backups ----
 
 
 def test_a_backup_brings_a_p256_key_back(admin):
-    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
-    backup = admin.export_wrapped(record.id, "wrapper-1")
+    record = GenerateKey("ecdsa-p256", "kept safe", extractable=True).run(admin)[0]
+    backup = ExportWrapped(record.id, "wrapper-1").run(admin)
     with pytest.raises(ControlError, match="on the token already"):
-        admin.import_wrapped(backup)
-    admin.destroy(record.id)
-    assert admin.import_wrapped(backup) == record
+        ImportWrapped(backup).run(admin)
+    Destroy(record.id).run(admin)
+    assert ImportWrapped(backup).run(admin) == record
     assert _native.verify("ecdsa-p256", record.public_key, b"message", low_s(sign(admin, record, b"message")))
-    assert admin.export_wrapped(record.id, "wrapper-1")  # it may be backed up again
-    admin.destroy(record.id)
+    assert ExportWrapped(record.id, "wrapper-1").run(admin)  # it may be backed up again
+    Destroy(record.id).run(admin)
 
 
 def test_a_deactivated_key_comes_back_deactivated(admin):
-    record = admin.generate_key("ecdsa-p256", "retired", extractable=True)
-    admin.deactivate(record.id)
-    backup = admin.export_wrapped(record.id, "wrapper-1")
-    admin.destroy(record.id)
-    assert not admin.import_wrapped(backup).can_sign
-    admin.destroy(record.id)
+    record = GenerateKey("ecdsa-p256", "retired", extractable=True).run(admin)[0]
+    Deactivate(record.id).run(admin)
+    backup = ExportWrapped(record.id, "wrapper-1").run(admin)
+    Destroy(record.id).run(admin)
+    assert not ImportWrapped(backup).run(admin).can_sign
+    Destroy(record.id).run(admin)
 
 
 def test_the_wrapping_key_never_leaves(admin):
-    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
-    admin.export_wrapped(record.id, "wrapper-2")
+    record = GenerateKey("ecdsa-p256", "kept safe", extractable=True).run(admin)[0]
+    ExportWrapped(record.id, "wrapper-2").run(admin)
     with admin.session("looking") as session:
         [key] = session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: "wrapper-2"})
         assert key[Attribute.SENSITIVE]
         assert key[Attribute.NEVER_EXTRACTABLE]
         assert not key[Attribute.ENCRYPT]
         assert not key[Attribute.DECRYPT]
-    admin.destroy(record.id)
+    Destroy(record.id).run(admin)
 
 
 def test_nothing_is_wrapped_with_a_key_that_can_be_read(admin):
-    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
+    record = GenerateKey("ecdsa-p256", "kept safe", extractable=True).run(admin)[0]
     with admin.session("making a trap") as session:
         session.create_object(
             {
@@ -215,44 +216,44 @@ def test_nothing_is_wrapped_with_a_key_that_can_be_read(admin):
             }
         )
     with pytest.raises(ControlError, match="can leave the token"):
-        admin.export_wrapped(record.id, "trap")
-    admin.destroy(record.id)
+        ExportWrapped(record.id, "trap").run(admin)
+    Destroy(record.id).run(admin)
 
 
 def test_keys_are_not_extractable_unless_asked_for(admin):
-    record = admin.generate_key("ecdsa-p256", "kept in")
+    record = GenerateKey("ecdsa-p256", "kept in").run(admin)[0]
     with pytest.raises(KeyNotExportable, match="not extractable") as caught:
-        admin.export_wrapped(record.id)
+        ExportWrapped(record.id).run(admin)
     assert "--extractable" in caught.value.hint
     assert not caught.value.retryable
-    admin.destroy(record.id)
+    Destroy(record.id).run(admin)
 
 
 def test_a_token_that_cannot_wrap_ed25519_says_so(admin):
-    record = admin.generate_key("ed25519", "kept in", extractable=True)
+    record = GenerateKey("ed25519", "kept in", extractable=True).run(admin)[0]
     with pytest.raises(KeyNotExportable, match="cannot wrap keys of this type") as caught:
-        admin.export_wrapped(record.id)
+        ExportWrapped(record.id).run(admin)
     assert caught.value.ckr == 0x69
-    admin.destroy(record.id)
+    Destroy(record.id).run(admin)
 
 
 def test_a_backup_needs_its_wrapping_key(admin):
-    record = admin.generate_key("ecdsa-p256", "kept safe", extractable=True)
-    envelope = orjson.loads(admin.export_wrapped(record.id, "wrapper-1"))
-    admin.destroy(record.id)
+    record = GenerateKey("ecdsa-p256", "kept safe", extractable=True).run(admin)[0]
+    envelope = orjson.loads(ExportWrapped(record.id, "wrapper-1").run(admin))
+    Destroy(record.id).run(admin)
     with pytest.raises(KeyNotFound, match="does not hold the wrapping key"):
-        admin.import_wrapped(orjson.dumps({**envelope, "wrappingKey": "elsewhere"}))
+        ImportWrapped(orjson.dumps({**envelope, "wrappingKey": "elsewhere"})).run(admin)
     wrapped = bytearray(envelope["wrapped"].encode())
     wrapped[10] = ord("A") if wrapped[10] != ord("A") else ord("B")
     with pytest.raises(hsmcore.HsmError):
-        admin.import_wrapped(orjson.dumps({**envelope, "wrapped": wrapped.decode()}))
-    assert record.id not in [key.id for key in admin.list_keys()]
+        ImportWrapped(orjson.dumps({**envelope, "wrapped": wrapped.decode()})).run(admin)
+    assert record.id not in [key.id for key in ListKeys().run(admin)]
 
 
 # ---- the module, the token, the login ----
 
 
-def test_a_module_that_nobody_holds_is_refused(settings):
+def test_a_module_that_the_core_does_not_hold_is_refused(settings):
     with pytest.raises(ControlError, match="not held by the native core"):
         adopt(settings.module_path)
 
@@ -283,19 +284,19 @@ def test_adopting_neither_initializes_nor_finalizes(settings):
     ],
 )
 def test_exactly_one_token_must_match(settings, selector, error):
-    with pytest.raises(error), TokenAdmin(settings.module_path, selector, pin=settings.resolve_pin):
+    with pytest.raises(error), TokenAdmin(TokenAccess(settings.module_path, selector), pin=settings.resolve_pin):
         pytest.fail("it opened")
 
 
 def test_a_module_that_is_missing(settings):
     with pytest.raises(ModuleMissing):
-        TokenAdmin("/nowhere/libmissing.so", TokenSelector(label="a")).open()
+        TokenAdmin(TokenAccess("/nowhere/libmissing.so", TokenSelector(label="a"))).open()
 
 
 def test_without_a_login_a_token_does_not_look_empty(settings):
-    with TokenAdmin(settings.module_path, TokenSelector(label=settings.token_label)) as admin:
+    with TokenAdmin(TokenAccess(settings.module_path, TokenSelector(label=settings.token_label))) as admin:
         with pytest.raises(SessionFailed, match="no longer logged in") as caught:
-            admin.list_keys()
+            ListKeys().run(admin)
         assert "Start the signing engine" in caught.value.hint
 
 
@@ -308,7 +309,7 @@ def test_a_wrong_pin_is_tried_once_and_wiped(settings):
 
     selector = TokenSelector(label=settings.token_label)
     with pytest.raises(PinIncorrect) as caught:
-        TokenAdmin(settings.module_path, selector, pin=wrong).open()
+        TokenAdmin(TokenAccess(settings.module_path, selector), pin=wrong).open()
     assert given == [bytearray(len("wrong-pin"))]
     assert "wrong-pin" not in repr(caught.value) + str(caught.value.__cause__)
 
@@ -318,21 +319,21 @@ def test_a_locked_pin_is_not_tried(settings, monkeypatch):
     monkeypatch.setattr("hsmcore.control.admin.TokenFlag", flags)
     selector = TokenSelector(label=settings.token_label)
     with pytest.raises(PinLocked):
-        TokenAdmin(settings.module_path, selector, pin=lambda: pytest.fail("the PIN was fetched")).open()
+        TokenAdmin(TokenAccess(settings.module_path, selector), pin=lambda: pytest.fail("the PIN was fetched")).open()
 
 
 # ---- the event loop ----
 
 
-def test_calls_run_on_one_thread_of_their_own_while_the_loop_goes_on(settings):
+def test_calls_run_on_one_thread_of_their_own_while_the_loop_goes_on(settings, monkeypatch):
     threads, release = [], threading.Event()
 
-    def slow():
+    def slow(_verb, _admin):
         threads.append(threading.current_thread().name)
         return release.wait(10)
 
     async def work(plane):
-        plane._admin.list_keys = slow
+        monkeypatch.setattr(ListKeys, "run", slow)
         calls = [asyncio.create_task(plane.list_keys()) for _ in range(2)]
         for _ in range(50):
             await asyncio.sleep(0.001)
@@ -362,7 +363,7 @@ def test_a_plane_that_is_closed_or_belongs_to_the_parent(settings):
 
 def test_a_token_that_cannot_be_opened_leaves_nothing_open(settings):
     async def run():
-        plane = ControlPlane(settings.module_path, TokenSelector(label="elsewhere"))
+        plane = ControlPlane(TokenAccess(settings.module_path, TokenSelector(label="elsewhere")))
         with pytest.raises(TokenNotFound):
             async with plane:
                 pytest.fail("it opened")
@@ -423,6 +424,8 @@ def test_the_key_manager_rotates_through_it(folder, settings):
             return new
 
     new = asyncio.run(run())
-    with TokenAdmin(settings.module_path, TokenSelector(label=settings.token_label), pin=settings.resolve_pin) as admin:
-        assert [key.can_sign for key in admin.list_keys() if key.id == new] == [False]
-        admin.destroy(new)
+    with TokenAdmin(
+        TokenAccess(settings.module_path, TokenSelector(label=settings.token_label)), pin=settings.resolve_pin
+    ) as admin:
+        assert [key.can_sign for key in ListKeys().run(admin) if key.id == new] == [False]
+        Destroy(new).run(admin)

@@ -1,4 +1,4 @@
-"""The example sequencer: that it counts honestly, and that LiteSVM is a judge who says no."""
+"""The example sequencer: it counts honestly, and LiteSVM refuses wrong transactions."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def act(*events: tuple[float, str], signed_by: tuple[str, ...] = ("a", "b")) -> 
 WHOLE = ((1.0, "pulled"), (1.25, "failover"), (3.0, "put-back"), (4.5, "failback"))
 
 
-def test_an_act_is_good_only_if_the_levels_moved_there_and_back_and_nothing_was_lost():
+def test_a_failover_act_is_good_only_with_failover_failback_and_no_loss():
     assert act(*WHOLE).as_dict()["ok"]
     assert not act(*WHOLE[:3]).as_dict()["ok"]
     assert not act(*WHOLE, signed_by=("a",)).as_dict()["ok"]
@@ -143,7 +143,7 @@ def test_an_act_is_good_only_if_the_levels_moved_there_and_back_and_nothing_was_
         assert not played.as_dict()["ok"]
 
 
-def test_the_act_as_a_person_reads_it():
+def test_the_failover_act_as_text():
     played = act(*WHOLE)
     played.signed_at = [0.5, 0.1, 0.3]
     printed = failover_text(played.as_dict())
@@ -156,7 +156,7 @@ def test_the_act_as_a_person_reads_it():
 # ---- counting ----
 
 
-def test_all_is_well(monkeypatch):
+def test_all_transactions_are_executed(monkeypatch):
     monkeypatch.setattr(runner, "BLOCK", 100)
     signer = SoftwareSigner()
     outcome = sequence(signer, 350)
@@ -206,7 +206,7 @@ def test_a_ledger_that_does_not_verify_fails_the_demonstration():
     assert "NOT REFUSED" in text(result_of(outcome))
 
 
-def test_books_that_do_not_balance_show():
+def test_balances_that_do_not_match_are_reported():
     class Embezzled(Ledger):
         def balance(self, account: Pubkey) -> int:
             return super().balance(account) - 1
@@ -217,7 +217,7 @@ def test_books_that_do_not_balance_show():
     assert "DO NOT BALANCE" in text(result_of(outcome))
 
 
-def test_nothing_signed_is_not_good():
+def test_a_run_without_signatures_is_not_good():
     outcome = sequence(SoftwareSigner(fail_every=1), 5)
     assert (outcome.executed, outcome.failed) == (0, {"MemberDown": 5})
     assert not result_of(outcome)["ok"]
@@ -268,7 +268,7 @@ def test_a_signature_over_the_message_without_its_version_is_refused():
     assert ledger.execute(transfer.attach(signature)) == "SignatureFailure"
 
 
-def test_a_ledger_that_cannot_be_had(monkeypatch):
+def test_a_ledger_that_cannot_be_created(monkeypatch):
     with pytest.raises(LedgerError, match="funding"):
         Ledger(0).fund(Pubkey.new_unique(), 2**63)
     monkeypatch.setattr(LiteSVM, "get_sigverify", lambda _self: False)

@@ -307,7 +307,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_module_that_lies_hurts_nobody(world, tmp_path, lie):
+def test_doctor_survives_a_module_that_lies(world, tmp_path, lie):
     source, module = tmp_path / "liar.c", tmp_path / "liar.so"
     source.write_text(LIAR)
     flags = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True)
@@ -326,7 +326,7 @@ def around(subject):
     yield ok("cluster", f"around {subject.level}")
 
 
-def test_what_stands_around_a_provider_comes_first(world, monkeypatch):
+def test_checks_of_a_providers_surroundings_come_first(world, monkeypatch):
     mine = replace(softhsm.PROVIDER, surroundings=f"{__name__}:around")
     monkeypatch.setattr(providers, "descriptor_of", lambda _type: mine)
     report = probed(world.config())

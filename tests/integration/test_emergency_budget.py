@@ -67,7 +67,7 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
 
 
 @one_loop
-async def test_a_store_that_is_slow_holds_nobody_beyond_its_deadline(fresh_token, tmp_path, monkeypatch):
+async def test_a_slow_store_delays_no_request_beyond_its_deadline(fresh_token, tmp_path, monkeypatch):
     token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
     async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
         await rig.drop()

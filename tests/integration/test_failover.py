@@ -29,7 +29,7 @@ def site(tmp_path, fresh_token):
 
 
 class Load:
-    """Callers that never rest; every answer is judged, and every request has exactly one."""
+    """Callers that sign without a pause; every answer is verified, and every request has exactly one."""
 
     def __init__(self, manager, callers=16, timeout=5.0):
         self.manager, self.callers, self.timeout = manager, callers, timeout
@@ -80,7 +80,7 @@ def conditions(manager):
     return [member["condition"] for member in manager._failover.health.describe()["members"]]
 
 
-async def test_the_primary_dies_under_load_and_nobody_notices(site, capsys):
+async def test_no_request_fails_when_the_primary_dies_under_load(site, capsys):
     place = site(SAME, SAME)
     async with opened(place.config()) as manager:
         moves = heard(manager)
@@ -192,7 +192,7 @@ async def test_a_request_waits_for_a_member_to_come_back_as_long_as_its_deadline
         assert is_good("ed25519", manager.public_key, b"patient", await waiting)
 
 
-async def test_closing_ends_those_who_wait(site):
+async def test_closing_ends_waiting_requests(site):
     place = site(SAME)
     async with opened(place.config(failover={"primaryRetryIntervalMs": 60_000})) as manager:
         place.kill(0)
@@ -207,7 +207,7 @@ async def test_closing_ends_those_who_wait(site):
 
 
 @one_loop
-async def test_one_that_flaps_comes_back_ever_more_rarely(site):
+async def test_a_flapping_member_comes_back_at_growing_intervals(site):
     place = site(SAME, SAME)
     async with opened(place.config()) as manager:
         moves = heard(manager)
@@ -228,7 +228,7 @@ async def test_one_that_flaps_comes_back_ever_more_rarely(site):
 
 
 @one_loop
-async def test_a_member_that_hangs_is_left_with_all_that_it_owes(site):
+async def test_requests_of_a_member_that_hangs_move_to_another(site):
     place = site(SAME, SAME)
     async with opened(place.config()) as manager:
         async with Load(manager, timeout=20.0) as load:
@@ -246,7 +246,7 @@ async def test_a_member_that_hangs_is_left_with_all_that_it_owes(site):
 
 
 @one_loop
-async def test_wrong_signatures_go_to_nobody_and_take_the_member_out(site):
+async def test_wrong_signatures_reach_no_caller_and_open_the_breaker(site):
     place = site(SAME, SAME)
     async with opened(place.config()) as manager:
         async with Load(manager, callers=4) as load:
@@ -288,7 +288,7 @@ async def test_what_one_key_may_have_signed_no_other_one_signs_unless_allowed(si
     config = place.config(failover={"acceptOtherKeys": ["secondary"], "maxPrimaryRetries": 1})
     async with opened(config) as manager:
         place.members[0].fault("C_Sign", "hang", forever=True, every=1, count=2)
-        # Both workers hang inside C_Sign: nobody can say whether there are signatures.
+        # Both workers hang inside C_Sign: whether there are signatures is unknown.
         hung = [asyncio.ensure_future(manager.sign(b"%d" % n, 1.0)) for n in range(2)]
         for error in await asyncio.gather(*hung, return_exceptions=True):
             assert isinstance(error, AllLevelsFailed), error
@@ -351,7 +351,7 @@ async def test_a_refusal_by_one_module_gets_a_second_opinion(site):
         assert [(await manager.sign_with_receipt(f"{n}".encode(), 5.0)).level for n in range(3)] == ["secondary"] * 3
         # Three good requests refused in a row, and it is asked no more.
         assert conditions(manager)[0] == "open"
-        # What everybody refuses is the request's own fault, and harms nobody.
+        # A request that all members refuse is at fault itself; no breaker opens.
         place.members[1].ask("fault", **refusal, count=4)
         with pytest.raises(RequestRejected):
             await manager.sign(b"refused", 5.0)
@@ -359,7 +359,7 @@ async def test_a_refusal_by_one_module_gets_a_second_opinion(site):
 
 
 @one_loop
-async def test_what_a_dead_host_process_owes_is_done_by_others_at_once(site):
+async def test_requests_of_a_dead_host_process_move_to_others_at_once(site):
     place = site(SAME, SAME)
     config = place.config()
     config["sequencer"]["keyManager"]["config"]["isolation"] = "process"
@@ -394,7 +394,7 @@ async def test_a_member_that_is_down_at_the_start_joins_later(site):
 
 
 @one_loop
-async def test_literally_each_level_has_its_retries_at_its_interval(site):
+async def test_literal_mode_gives_each_level_its_retries_at_its_interval(site):
     place = site(SAME, SAME)
     literal = {"mode": "literal", "primaryRetryIntervalMs": 100, "maxPrimaryRetries": 3}
     async with opened(place.config(failover=literal)) as manager:
@@ -449,7 +449,7 @@ async def test_the_keys_of_all_members_change_together(site):
 
 
 @one_loop
-async def test_bad_requests_are_refused_at_once_and_harm_nobody(site):
+async def test_bad_requests_are_refused_at_once_and_harm_no_member(site):
     place = site(SAME, SAME)
     async with opened(place.config()) as manager:
         for bad, error in (

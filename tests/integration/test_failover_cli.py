@@ -45,7 +45,7 @@ def command(place, capfdbinary):
     logging.getLogger("hsmcore").handlers.clear()
 
 
-def test_a_store_that_nobody_has_used(command, place):
+def test_an_unused_store(command, place):
     assert command("failover", "status")[:2] == (0, {"running": [], "wishes": {}})
     assert command("failover", "history")[:2] == (0, [])
     code, status, _ = command("emergency", "status")
@@ -57,7 +57,7 @@ def test_a_store_that_nobody_has_used(command, place):
         assert text
 
 
-def test_wishes_are_kept_and_taken_back(command, place):
+def test_operator_commands_are_stored_and_undone(command, place):
     name = place.name(1)
     assert command("failover", "drain", name, "--reason", "firmware")[0] == 0
     assert command("failover", "force", "secondary", "--reason", "game day")[0] == 0
@@ -138,7 +138,7 @@ async def test_a_running_key_manager_follows(place, tmp_path):
         first = endpoint.member
         await ask("failover", "readmit", place.name(0), "--reason", "the PIN is right again")
         await until(lambda: endpoint.trusted)
-        assert endpoint.member is not first, "it has logged in anew"
+        assert endpoint.member is not first, "it has logged in again"
         await until(lambda: manager._failover.levels.active == 0)
         [order] = await ask("failover", "history", "--kind", "member-readmitted")
         assert order["details"]["why"] == "the PIN is right again"

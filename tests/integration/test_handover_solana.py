@@ -1,4 +1,4 @@
-"""Handovers judged by Solana's own runtime: the new key is obeyed, the old one refused, and a failure undone."""
+"""Handovers on Solana's own runtime: it accepts the new key, refuses the old one, and a failure is undone."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ async def holders(chain):
 
 async def takes(chain, manager, key_id, authority, to):
     """Whether the chain lets a key of the ring move an authority."""
-    version = await manager._load(key_id)
+    version = await manager._keys._load(key_id)
     me = Pubkey(version.public_key)
     account = await chain.account(bytes(authority.address))
     message = Message.new_with_blockhash(
         [authority.move(account, me, Pubkey(to))], me, Hash.from_bytes(await chain.blockhash())
     )
-    signature = Signature.from_bytes(await manager._sign_as(version, bytes(message)))
+    signature = Signature.from_bytes(await manager._path.sign_as(version, bytes(message)))
     return chain.send(bytes(Transaction.populate(message, [signature]))) is None
 
 
-async def test_the_new_key_is_obeyed_and_the_old_one_refused(fresh_token, tmp_path):
+async def test_the_chain_accepts_the_new_key_and_refuses_the_old_one(fresh_token, tmp_path):
     token = fresh_token()
     manager = hsmcore.create_key_manager(token.config(**rules(tmp_path, overlapDays=2)))
     chain = chain_for(token.keys["ed25519"].public_key)
@@ -69,7 +69,7 @@ async def test_a_handover_that_fails_half_way_is_given_back(fresh_token, tmp_pat
     token = fresh_token()
     manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))
     chain = chain_for(token.keys["ed25519"].public_key)
-    chain.mint(MINT, bytes(32))  # somebody else's: the second authority cannot be moved
+    chain.mint(MINT, bytes(32))  # of another owner: the second authority cannot be moved
 
     class Rich(SolanaHandover):
         async def revert(self, old, new, km):
@@ -89,7 +89,7 @@ async def test_a_handover_that_fails_half_way_is_given_back(fresh_token, tmp_pat
         assert [key.id for key in await manager._member.control.list_keys()] == [old]
 
 
-async def test_through_a_node(fresh_token, tmp_path, monkeypatch):
+async def test_the_handover_works_over_the_rpc_of_a_node(fresh_token, tmp_path, monkeypatch):
     monkeypatch.setattr(rpc, "_POLL_SECONDS", 0.01)
     token = fresh_token()
     manager = hsmcore.create_key_manager(token.config(**rules(tmp_path)))

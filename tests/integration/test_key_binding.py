@@ -129,7 +129,7 @@ async def keys_in_the_log(manager: hsmcore.KeyManager) -> dict[str, set[str]]:
     return keys
 
 
-async def test_what_was_given_up_while_it_was_being_signed_no_other_key_signs(site):
+async def test_a_request_abandoned_while_being_signed_is_bound(site):
     place = site(SAME, OTHER)
     config = place.config(failover=LEVELS, auditLogFile=str(place.folder / "audit.log"))
     config["sequencer"]["keyManager"]["config"]["sessions"] = 20
@@ -164,7 +164,7 @@ async def test_what_was_given_up_while_it_was_being_signed_no_other_key_signs(si
 
 
 @one_loop
-async def test_what_was_given_up_between_two_attempts_no_other_key_signs(site):
+async def test_a_request_abandoned_between_two_attempts_is_bound(site):
     place = site(SAME, OTHER)
     patient = {**LEVELS, "maxPrimaryRetries": 1000}
     async with opened(place.config(failover=patient)) as manager:
@@ -179,7 +179,7 @@ async def test_what_was_given_up_between_two_attempts_no_other_key_signs(site):
 
 
 @one_loop
-async def test_a_batch_that_is_given_up_is_bound_wherever_its_parts_were(site):
+async def test_an_abandoned_batch_is_bound_wherever_its_parts_were(site):
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
         place.members[1].fault("C_Sign", "hang", forever=True, every=1)
@@ -214,7 +214,7 @@ async def test_signatures_that_are_thrown_away_bind_their_messages(site):
 
 
 @one_loop
-async def test_a_part_of_a_batch_that_nobody_waits_for_is_bound(site):
+async def test_an_abandoned_part_of_a_batch_is_bound(site):
     """One member refuses its part, and the caller gets that error at once."""
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
@@ -258,7 +258,7 @@ def signatures_of(manager: hsmcore.KeyManager, number: int) -> int:
 
 
 @one_loop
-async def test_a_hedged_request_that_is_given_up_is_bound(site):
+async def test_an_abandoned_hedged_request_is_bound(site):
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover={**LEVELS, "hedging": True})) as manager:
         for number in (0, 1):
@@ -297,7 +297,7 @@ async def test_a_receipt_names_the_key_that_was_asked_for_though_another_is_curr
 
 
 @one_loop
-async def test_what_was_given_up_is_bound_to_the_key_it_was_asked_for_with(site):
+async def test_an_abandoned_request_is_bound_to_the_key_that_it_asked_for(site):
     place = site(SAME)
     async with opened(place.config()) as manager:
         old, made = await manager.get_current_key_id(), await manager.generate_key()
@@ -359,7 +359,7 @@ async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site)
 
 
 @one_loop
-async def test_what_only_stood_in_line_is_free_where_that_is_known(kms, tmp_path):
+async def test_requests_that_only_queued_are_not_bound_where_that_is_known(kms, tmp_path):
     first, second = kms.store.make(), kms.store.make()
     secondary = kms_config(kms, second)["keyManager"]
     block = {**QUICK, **LEVELS, "secondary": [secondary]}

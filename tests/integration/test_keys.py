@@ -19,7 +19,7 @@ CKR_FUNCTION_NOT_SUPPORTED = 0x54
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-async def test_the_life_of_a_key(fresh_token, algorithm):
+async def test_the_lifecycle_of_a_key(fresh_token, algorithm):
     token = fresh_token({"name": "old", "kind": algorithm})
     old = token.keys["old"]
     async with opened(token.config("old")) as manager:
@@ -228,7 +228,7 @@ async def test_events_tell_of_keys(fresh_token):
     assert len(told) == len(names)
 
 
-async def test_a_callback_that_fails_disturbs_nobody(world, caplog):
+async def test_a_failing_callback_does_not_affect_signing(world, caplog):
     manager = hsmcore.create_key_manager(world.config())
     told = []
     manager.on("initialized", lambda _details: 1 / 0)

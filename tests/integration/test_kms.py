@@ -90,7 +90,7 @@ async def test_the_work_is_bounded_and_the_connections_are_kept(kms):
     assert kms.connections == 5
 
 
-async def test_an_endpoint_must_be_who_it_says(monkeypatch, tmp_path):
+async def test_an_endpoint_must_have_a_trusted_certificate_for_its_name(monkeypatch, tmp_path):
     set_credentials(monkeypatch)
     for address, trusts, good in (("127.0.0.1", True, True), ("127.0.0.1", False, False), ("127.0.0.2", True, False)):
         context, trusted = make_certificate(tmp_path, address)
@@ -117,7 +117,7 @@ async def test_an_endpoint_must_be_who_it_says(monkeypatch, tmp_path):
 
 @pytest.fixture
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """moto's server: another's idea of what AWS answers."""
+    """moto's server: an independent imitation of AWS."""
     set_credentials(monkeypatch)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -312,7 +312,7 @@ def test_what_is_missing_says_how_to_install_it(monkeypatch):
     ],
 )
 @one_loop
-async def test_what_passes_is_tried_again(kms, name, status):
+async def test_transient_failures_are_retried(kms, name, status):
     async with opened(config(kms, kms.store.make())) as manager:
         kms.calls.clear()
         kms.faults.error(name, status=status, times=3)
@@ -346,7 +346,7 @@ async def test_trying_again_ends_with_the_deadline(kms):
     ],
 )
 @one_loop
-async def test_what_does_not_pass_is_not_tried_again(kms, name, kind):
+async def test_permanent_failures_are_not_retried(kms, name, kind):
     async with opened(config(kms, kms.store.make())) as manager:
         kms.calls.clear()
         kms.faults.error(name)
@@ -376,7 +376,7 @@ async def test_refused_credentials_are_not_presented_again(kms, name):
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
 
 
-async def test_a_lost_connection_costs_nobody_an_answer(kms):
+async def test_a_lost_connection_fails_no_request(kms):
     async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
         kms.faults.add("drop", times=2)
         messages = [b"%d" % n for n in range(40)]
@@ -453,7 +453,7 @@ async def test_a_key_that_comes_back_as_another_one_signs_nothing(kms):
         assert kms.calls["Sign"] == 0
 
 
-async def test_an_outage_fails_who_waits_and_closing_ends_the_probe(kms):
+async def test_an_outage_fails_waiting_requests_and_closing_ends_the_probe(kms):
     async with opened(config(kms, kms.store.make(), {"concurrency": 1}, maxCacheSize=0)) as manager:
         kms.calls.clear()
         kms.hold()

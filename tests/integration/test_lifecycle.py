@@ -1,4 +1,4 @@
-"""Opening and closing: as often as one likes, two at a time, interrupted, and never with anything left."""
+"""Opening and closing: repeatedly, two at a time, interrupted, and always with nothing left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hsmcore import _native
 pytestmark = pytest.mark.integration
 
 
-async def test_fifty_lives_end_at_zero(world):
+async def test_fifty_openings_and_closings_leave_nothing(world):
     async with opened(world.config()) as manager:
         await manager.sign(b"x")
     del manager
@@ -47,7 +47,7 @@ async def test_two_managers_on_one_token(world):
         assert is_good("ed25519", first.public_key, b"y", await first.sign(b"y")), "the login was not taken from it"
 
 
-async def test_whoever_opened_first_may_close_first(world):
+async def test_the_manager_that_opened_first_can_close_first(world):
     first, second = (hsmcore.create_key_manager(world.config(name)) for name in ("ed25519", "second"))
     await first.initialize()
     await second.initialize()
@@ -136,7 +136,7 @@ async def test_close_is_no_error_before_and_twice_and_at_once(world):
     await manager.close()
 
 
-async def test_whoever_closes_second_waits_for_the_first(world, shim):
+async def test_a_second_close_waits_for_the_first(world, shim):
     manager = hsmcore.create_key_manager(world.config(settings={"modulePath": shim.path, "sessions": 1}))
     await manager.initialize()
     shim.hold()
@@ -199,7 +199,7 @@ async def test_a_manager_that_is_never_opened_holds_no_token(world):
     del managers
 
 
-def test_a_manager_that_is_forgotten_is_collected_with_its_loop(world):
+def test_an_unreferenced_manager_is_collected_with_its_loop(world):
     async def careless() -> None:
         manager = hsmcore.create_key_manager(world.config())
         await manager.initialize()
@@ -245,7 +245,7 @@ async def test_signatures_are_verified_as_often_as_asked(world, verify):
 
 
 @pytest.mark.parametrize("rules", [{"spinMicros": 0}, {"wakeCoalesceMicros": 0}, {"wakeCoalesceMicros": 1_000_000}])
-async def test_however_it_is_tuned_everybody_is_answered(world, rules):
+async def test_all_requests_are_answered_with_any_tuning(world, rules):
     async with opened(world.config(maxCacheSize=0, **rules)) as manager:
         for n in range(20):
             assert await manager.sign(b"%d" % n)

@@ -1,4 +1,4 @@
-"""A key manager whose providers stand in `failover.primary` alone: it signs, and every command copes."""
+"""A key manager whose providers stand in `failover.primary` alone: it signs, and every command works."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_a_member_with_another_key_is_named_where_it_stands(configured, to
     assert [fault.path for fault in caught.value.faults] == ["$.sequencer.keyManager.failover.primary[1]"]
 
 
-def test_every_command_copes(configured, hsmcore, tokens):
+def test_every_command_works_with_a_listed_primary(configured, hsmcore, tokens):
     configured()
     names = [f"softhsm:{token.label}" for token in tokens]
     places = [f"$.sequencer.keyManager.failover.primary[{number}]" for number in range(2)]

@@ -91,7 +91,7 @@ def test_every_way_signs_everything_right(load, tmp_path, path):
 
 
 @pytest.mark.parametrize("path", ["facade", "ring"])
-def test_a_stall_counts_for_all_who_had_planned_to_start_meanwhile(load, path):
+def test_a_stall_counts_for_all_requests_planned_during_it(load, path):
     """The only worker hangs for half a second: a closed loop would have one slow request, there are fifty."""
     code, result, err = load(
         *("--path", path, "--noop", "--sessions", "1", "--duration", "2s", "--rate", "100"),
@@ -132,7 +132,7 @@ def test_a_request_past_its_deadline_fails_and_is_not_lost(load):
     assert counts["lost"] == counts["twice"] == 0
 
 
-def test_faults_are_mended_and_wrong_signatures_are_found(load):
+def test_faults_are_healed_and_wrong_signatures_are_found(load):
     """Without verification in the engine a wrong signature comes through: it is counted here."""
     arguments = ["--duration", "2s", "--rate", "200", "--verify", "--fault", "500ms:C_Sign:wrong-signature"]
     code, result, _ = load(*arguments, "--fault", "every 500ms:C_Sign:return:CKR_DEVICE_ERROR")
@@ -179,7 +179,7 @@ def test_a_share_of_what_the_path_itself_does(load, tmp_path, path):
 
 
 def test_what_is_too_much_is_refused_at_once(load, tmp_path):
-    """Of four times a device's rate it makes what it can, and the others hear so at once."""
+    """At four times its rate the device signs what it can, and the other requests are rejected at once."""
     code, result, _ = load(
         *("--noop", "--chaos", str(device(tmp_path, 200)), "--rate", "800", "--duration", "3s", "--sessions", "1"),
         *("--timeout", "250ms", "--objective", "failed < 90%"),
@@ -191,7 +191,7 @@ def test_what_is_too_much_is_refused_at_once(load, tmp_path):
     assert result["counts"]["lost"] == result["counts"]["twice"] == 0
 
 
-def test_beside_raw_c_in_turn(load):
+def test_load_and_raw_c_run_interleaved(load):
     code, result, _ = load(
         *("--path", "ring", "--rate", "200", "--duration", "1s", "--beside-raw", "--rounds", "2", "--verify"),
         *("--objective", "ratio p50 < 1000x"),
@@ -294,7 +294,7 @@ def test_faults_need_the_chaos_module(load, world, tmp_path):
     assert (code, result["faults"]["struck"]) == (0, {"return": 1})
 
 
-def test_the_configurations_own_chaos_module_is_told(load, world, tmp_path, place):
+def test_faults_go_to_the_chaos_module_of_the_configuration(load, world, tmp_path, place):
     chaos = tmp_path / "chaos.json"
     socket = place / "c-%p.sock"
     chaos.write_text(json.dumps({"module": world.module, "socket": str(socket)}))
@@ -348,7 +348,7 @@ def test_a_token_that_is_full(load, tmp_path):
     assert "no room for a key" in error["hint"]
 
 
-def test_a_generator_that_dies(load):
+def test_a_load_generator_that_dies(load):
     """The module is in the generator's own process here, and crashes."""
     code, result, err = load("--noop", "--path", "ring", "--duration", "2s", "--fault", "200ms:C_Sign:crash")
     assert (code, result) == (1, None)
@@ -399,7 +399,7 @@ def test_an_interruption_ends_it_in_good_order_and_nothing_secret_was_shown(plac
 
 
 def test_the_verifier_counts_what_is_wrong_twice_or_missing(world, tmp_path):
-    """Answers that were tampered with: it must find exactly those."""
+    """It must find exactly the answers that were changed."""
     from nacl.signing import SigningKey
 
     key = SigningKey(bytes(range(32)))

@@ -80,7 +80,7 @@ async def test_failures_are_counted_by_class_and_recoveries_by_rung(world, tmp_p
 
 @needs_chaos
 @pytest.mark.chaos
-async def test_what_hangs_shows_its_age(world, tmp_path):
+async def test_a_hanging_call_shows_its_age(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     async with opened(chaos.config(settings={"sessions": 1}, requestTimeoutMs=60_000)) as manager:
         chaos.fault("C_Sign", "hang", forever=True)

@@ -1,4 +1,4 @@
-"""Notices: delivered to a webhook, kept while it is away, never in anybody's way."""
+"""Notices: delivered to a webhook, kept while it is away, never in the way of a signature."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def notices(*targets, **more):
     return Notices.model_validate({"targets": list(targets), **more})
 
 
-async def test_a_rotation_is_told_before_at_and_after(fresh_token, tmp_path):
+async def test_notices_come_before_at_and_after_a_rotation(fresh_token, tmp_path):
     with Hook() as hook:
         block = {"targets": [hook.url], "beforeHours": 24 * 31}
         config = fresh_token().config(notices=block, **rules(tmp_path, overlapDays=2))
@@ -90,7 +90,7 @@ async def test_an_unreachable_target_holds_nothing_up_and_gets_it_later(fresh_to
 
 
 @one_loop
-async def test_what_no_attempt_delivers_is_given_up(tmp_path, monkeypatch):
+async def test_a_notice_that_no_attempt_delivers_is_dropped(tmp_path, monkeypatch):
     store = await Store.open(tmp_path / "state.db")
     secret = "json://user:hunter2@127.0.0.1:1/"
     told = NoticeService(store, notices(secret, "nonsense://x"))
@@ -122,7 +122,7 @@ async def test_what_no_attempt_delivers_is_given_up(tmp_path, monkeypatch):
 
 
 @one_loop
-async def test_failover_is_told_too(fresh_token, tmp_path):
+async def test_failover_sends_a_notice(fresh_token, tmp_path):
     with Hook() as hook:
         config = fresh_token().config(
             notices={"targets": [hook.url]}, stateFile=str(tmp_path / "state.db"), maxCacheSize=0

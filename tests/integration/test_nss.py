@@ -1,4 +1,4 @@
-"""NSS softoken, a token with ways of its own: raw EC points, exact buffers, CKR_HOST_MEMORY after a logout."""
+"""NSS softoken and its quirks: raw EC points, exact buffers, CKR_HOST_MEMORY after a logout."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def prepared(request: pytest.FixtureRequest) -> None:
 # ---- signatures ------------------------------------------------------------------------------------------------------
 
 
-async def test_signatures_are_good_and_say_who_made_them(anywhere):
+async def test_signatures_are_good_and_receipts_name_the_member(anywhere):
     async with opened(anywhere.config()) as manager:
         receipt = await manager.sign_with_receipt(b"a transfer")
         assert is_good("ed25519", manager.public_key, b"a transfer", receipt.signature)
@@ -237,7 +237,7 @@ async def test_one_deadline_does_not_end_what_others_wait_for(place):
         assert is_good("ed25519", manager.public_key, b"same", await patient)
 
 
-async def test_a_wipe_parts_what_is_in_flight(place):
+async def test_no_request_joins_one_in_flight_from_before_a_wipe(place):
     async with opened(place.config(maxCacheSize=10)) as manager:
         place.hold()
         before = start(manager.sign(b"x"))
@@ -282,7 +282,7 @@ async def test_a_full_queue_makes_callers_wait(place):
             assert is_good("ed25519", manager.public_key, b"%d" % n, signature)
 
 
-async def test_what_nobody_waits_for_is_not_begun(place):
+async def test_cancelled_requests_that_queue_are_not_begun(place):
     async with opened(place.config()) as manager:
         place.hold()
         tasks = [start(manager.sign(b"%d" % n)) for n in range(12)]
@@ -311,7 +311,7 @@ async def test_a_failed_batch_fails_once(place):
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-async def test_closing_answers_everybody(place):
+async def test_closing_answers_all_requests(place):
     async with opened(place.config()) as manager:
         place.hold()
         tasks = [start(manager.sign(b"%d" % n)) for n in range(10)]

@@ -1,4 +1,4 @@
-"""More is asked for than can be signed: who cannot be answered in time hears it at once, the others are served."""
+"""Overload: a request that cannot meet its deadline is rejected at once, the others are served."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def changing_place(request, tmp_path, world) -> tuple[dict, Callable[[float], No
 
 
 @one_loop
-async def test_nobody_is_refused_while_nothing_is_under_way(changing_place):
+async def test_no_request_is_refused_while_nothing_is_in_flight(changing_place):
     """What was measured once does not keep requests from showing that it has changed."""
     config, takes = changing_place
     slow, quick = 0.3, 0.005
@@ -112,7 +112,7 @@ async def test_nobody_is_refused_while_nothing_is_under_way(changing_place):
 
 
 @one_loop
-async def test_a_call_that_hangs_is_nobody_to_wait_for(world, tmp_path):
+async def test_admission_does_not_count_a_call_that_hangs(world, tmp_path):
     """Once its caller has been answered and another worker has taken its place."""
     chaos = Chaos(tmp_path, wrap(world))
 
@@ -135,13 +135,13 @@ async def test_a_call_that_hangs_is_nobody_to_wait_for(world, tmp_path):
 
 
 @one_loop
-async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsys):
+async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_place, capsys):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 4 * RATE, 3.0, timeout=0.25)
         await flood.run()
         await settle(manager)
         stats = counters(manager)
-        # A first queue fills while nobody knows yet how fast the device is.
+        # A first queue fills before the service rate is known.
         late = flood.kinds(since=1.0)
         all_of_them = flood.kinds()
     # On a busy machine the simulated service of KMS, which is Python, is slower; what is late was all the rest once.
@@ -153,14 +153,14 @@ async def test_who_cannot_be_answered_in_time_hears_it_at_once(slow_place, capsy
     assert flood.took(hsmcore.QueueFull) < 0.05
     refusal = next(result for _, _, result in flood.outcomes if isinstance(result, hsmcore.QueueFull))
     assert refusal.retryable
-    assert isinstance(refusal, hsmcore.DeadlineExceeded), "whoever handles deadlines handles it"
+    assert isinstance(refusal, hsmcore.DeadlineExceeded), "a caller that handles deadlines handles it"
     assert "the timeout is 0.25 s" in str(refusal)
     with capsys.disabled():
         print(f"\nfour times its rate: {late[bytes] / 2.0:.0f}/s of {RATE}/s signed, {late}")  # noqa: T201
 
 
 @one_loop
-async def test_nobody_is_refused_while_all_can_be_answered(slow_place):
+async def test_no_request_is_refused_while_all_can_be_answered(slow_place):
     async with opened(slow_place()) as manager:
         flood = Flood(manager, 0.7 * RATE, 2.0, timeout=0.5)
         await flood.run()
@@ -171,7 +171,7 @@ async def test_nobody_is_refused_while_all_can_be_answered(slow_place):
 
 
 @one_loop
-async def test_a_batch_is_refused_as_a_whole_or_served_as_far_as_possible(slow_place):
+async def test_a_batch_is_refused_as_a_whole_or_served_in_part(slow_place):
     async with opened(slow_place()) as manager:
         await manager.sign_many([b"%d" % n for n in range(2 * RATE)], timeout=10)  # now its speed is known
         calls = counters(manager)["signatures"]
@@ -202,7 +202,7 @@ async def test_what_the_cache_knows_is_never_refused(slow_place):
 
 
 @one_loop
-async def test_a_pause_costs_nobody_an_answer(world, shim):
+async def test_a_pause_refuses_no_request(world, shim):
     settings = {"modulePath": shim.path, "sessions": 2}
     async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
         await manager.sign_many([b"%d" % n for n in range(3000)])
@@ -216,8 +216,8 @@ async def test_a_pause_costs_nobody_an_answer(world, shim):
 
 
 @one_loop
-async def test_each_one_in_the_line_has_its_own_deadline(world, shim):
-    """Also where those who came later have less time."""
+async def test_each_queued_request_has_its_own_deadline(world, shim):
+    """Also where later requests have less time."""
     async with opened(world.config(settings={"modulePath": shim.path, "sessions": 2}, queueSize=1)) as manager:
         shim.hold()
         first = start(manager.sign(b"first", timeout=30))
@@ -272,7 +272,7 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
     async with opened(site.config()) as manager:
         moves: list[dict] = []
         manager.on("failover", moves.append)
-        # A first queue fills while nobody knows yet how fast the device is; what is late there is tried elsewhere.
+        # A first queue fills before the service rate is known; requests that are late there are tried elsewhere.
         await Flood(manager, 4 * RATE, 1.0, timeout=0.25).run()
         before = manager.get_stats()[site.name(1)]["signatures"]
         flood = Flood(manager, 4 * RATE, 2.0, timeout=0.25)

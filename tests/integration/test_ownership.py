@@ -84,7 +84,7 @@ def start(config: Path, before: Path) -> str:
     return run(sys.executable, "-m", "tests.support.as_nobody", before, config, SOFTHSM2_CONF=conf)
 
 
-def test_a_service_starts_and_signs_whatever_root_did_beside_it(place):
+def test_a_service_starts_and_signs_after_commands_of_root(place):
     config, before, member = service(place)
     folder = place / "service"
     layout = Layout(folder / "audit.log")
@@ -187,7 +187,7 @@ def _root_s_own(place: Path) -> Path:
     return path
 
 
-def test_another_user_is_told_whose_the_files_are(place):
+def test_another_user_gets_an_error_that_names_the_files_and_chown(place):
     asyncio.run(write_log(place / "audit.log", 3))
     os.chown(place / "audit.log.d" / "checkpoint", 0, 0)
     program = (

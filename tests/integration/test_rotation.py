@@ -154,7 +154,7 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
 
 
 @one_loop
-async def test_a_key_that_nobody_would_end_is_found_at_the_start(fresh_token, tmp_path, later):
+async def test_an_old_key_without_a_rotation_is_deactivated_at_the_start(fresh_token, tmp_path, later):
     config = fresh_token().config(**rules(tmp_path, overlapDays=2))
     async with opened(config) as manager:
         await manager.set_current_key_id(await manager.generate_key())
@@ -270,7 +270,7 @@ async def test_a_handover_that_fails_leaves_the_old_key_signing_and_no_other(fre
 
 
 @one_loop
-async def test_a_required_handover_that_nobody_registered_stops_the_rotation(fresh_token, tmp_path):
+async def test_a_required_handover_that_is_not_registered_stops_the_rotation(fresh_token, tmp_path):
     async with opened(fresh_token().config(**rules(tmp_path, requireHandover=True))) as manager:
         with pytest.raises(HsmError, match="registered no handover"):
             await manager.rotate_key()

@@ -19,6 +19,7 @@ from tests.support.softhsm import Token
 
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
+from hsmcore.control.verbs import Sweep
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.inspect import look, opens, put_back
@@ -79,7 +80,7 @@ async def test_backup_destroy_restore_sign(fresh_token, tmp_path):
     assert again["name"] == row.name
 
 
-async def test_a_backup_whose_key_does_not_sign_as_it_says_is_not_kept(fresh_token, tmp_path):
+async def test_a_backup_whose_key_signs_for_another_public_key_is_not_kept(fresh_token, tmp_path):
     """The wrapped key of one envelope in the statement of another: what only a signature can show."""
     token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
     config = token.config("p256", **with_backups(tmp_path))
@@ -97,7 +98,9 @@ async def test_a_backup_whose_key_does_not_sign_as_it_says_is_not_kept(fresh_tok
         assert await control.list_keys() == before
 
 
-async def test_what_a_token_cannot_wrap_is_said_at_the_start_and_stops_rotation(fresh_token, tmp_path, caplog):
+async def test_a_key_that_the_token_cannot_wrap_is_reported_at_the_start_and_stops_rotation(
+    fresh_token, tmp_path, caplog
+):
     config = fresh_token().config(**with_backups(tmp_path))
     async with opened(config) as manager:
         old = await manager.get_current_key_id()
@@ -205,8 +208,8 @@ async def test_another_token_shows_that_it_could_take_over(fresh_token, tmp_path
 
 
 @pytest.mark.timeout(180)
-async def test_of_a_thousand_damaged_backups_the_token_takes_none(fresh_token, tmp_path):
-    """Each as a file, and each as if nobody had looked at the envelope: then the token itself refuses the key."""
+async def test_the_token_accepts_none_of_a_thousand_damaged_backups(fresh_token, tmp_path):
+    """Each as a file, and each past the check of the envelope: then the token itself refuses the key."""
     config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", **with_backups(tmp_path))
     async with opened(config) as manager:
         await manager.rotate_key()
@@ -227,7 +230,7 @@ async def test_of_a_thousand_damaged_backups_the_token_takes_none(fresh_token, t
             with pytest.raises(HsmError):
                 await put_back(replace(whole, payload=broken), control, None)
         assert await control.list_keys() == before
-        assert await control.sweep(current) == 0
+        assert await control.do(Sweep(current)) == 0
         record = await put_back(whole, control, None)
         assert record.public_key == row.public_key
 

@@ -187,8 +187,8 @@ def test_two_operators_approve(fresh_token, tmp_path, hsmcore):
     asyncio.run(scenario())
 
 
-def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmcore):
-    """By hand into the tables: rows out of nothing, another rotation's, and the first step left out."""
+def test_write_access_to_the_store_does_not_approve(fresh_token, tmp_path, hsmcore):
+    """Forged rows: invented ones, another rotation's, and a rotation without its first step."""
     approvers = [{"name": "alice", "totp": ALICE}, {"name": "bob", "publicKey": bytes(BOB.verify_key).hex()}]
     config = configured(fresh_token(), "ed25519", tmp_path, approvals=2, approvers=approvers, overlapDays=0)
     (tmp_path / "hsm.json").write_text(json.dumps(config))
@@ -257,7 +257,7 @@ def test_whoever_can_write_the_store_cannot_approve(fresh_token, tmp_path, hsmco
 
 
 def test_one_approver_is_no_quorum(fresh_token, tmp_path, hsmcore):
-    """Her row twice, and a second approver who has the same one-time codes, as files whose texts differ."""
+    """One approver's row twice, and a second approver with the same one-time codes in another file."""
     for name, text in (("alice", ALICE), ("twin", " ".join(ALICE.lower()))):
         (tmp_path / name).touch(0o600)
         (tmp_path / name).write_text(text)

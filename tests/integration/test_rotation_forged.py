@@ -1,5 +1,5 @@
-"""Rows that somebody writes into the state store of a running key manager: no key is destroyed for them, and it signs
-on. What was forged is told: in the log, in the history, in a notice."""
+"""Rows that an attacker writes into the state store of a running key manager: no key is destroyed for them, and
+signing goes on. A forged row is reported in the log, in the history and in a notice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def token(fresh_token):
 
 
 class Forger:
-    """Writes the store as anybody can who may write its file."""
+    """Write the store as any process can that may write its file."""
 
     def __init__(self, tmp_path):
         self.path = tmp_path / "state.db"
@@ -168,7 +168,7 @@ async def test_a_rotation_that_replaces_another_key_than_the_one_that_signs_make
 
 
 async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, tmp_path):
-    """The row says that it is the new key's turn to be undone; the history says that a handover was called."""
+    """The row says that the new key is to be undone; the history says that a handover was called."""
     forger, given = Forger(tmp_path), token.config(**rules(tmp_path, overlapDays=1))
     manager = hsmcore.create_key_manager(given)
     manager.on_rotation(Handover())

@@ -9,9 +9,9 @@ from tests.integration.test_rotation import Handover, M, later, rules, stored  #
 from tests.support.kms import config
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
+from tests.support.rotation import cancel_rotation_at
 
 from hsmcore.errors import HsmError
-from hsmcore.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
 
@@ -74,7 +74,7 @@ async def test_an_alias_that_may_not_be_moved_holds_up_the_end_of_the_old_key_on
             return any(s["step"] == "deactivate" and s["outcome"] == "failed" for s in (await stored(tmp_path))[2])
 
         await becomes(tried)
-        assert old.state == "Enabled", "whoever goes by the alias needs it"
+        assert old.state == "Enabled", "clients that use the alias need it"
         kms.store.operations["UpdateAlias"] = moves
         later(1)
         await until(lambda: old.state == "Disabled")
@@ -94,7 +94,7 @@ async def test_a_rotation_that_fails_leaves_no_key_that_signs(kms, tmp_path):
 
 
 @one_loop
-async def test_a_backup_that_kms_cannot_give_stops_the_rotation_or_is_said(kms, tmp_path):
+async def test_a_backup_that_kms_cannot_give_stops_the_rotation_or_is_warned_about(kms, tmp_path):
     kms.store.make(alias="sequencer")
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     async with opened(rotating(kms, tmp_path, **place)) as manager:
@@ -111,16 +111,9 @@ POINTS = ["do:generate:begun", "between", "do:generate:effect", "do:pin:effect",
 
 @one_loop
 @pytest.mark.parametrize("point", POINTS)
-async def test_wherever_it_is_cut_off_it_goes_on_and_forgets_no_key(kms, tmp_path, monkeypatch, later, point):  # noqa: F811
+async def test_a_rotation_cancelled_at_any_step_resumes_and_loses_no_key(kms, tmp_path, monkeypatch, later, point):  # noqa: F811
     old = kms.store.make(alias="sequencer")
-    reached = []
-
-    def cut(at):
-        if at == point and not reached:
-            reached.append(at)
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(RotationService, "trace", staticmethod(cut))
+    reached = cancel_rotation_at(monkeypatch, point)
     if point == "between":  # the key is there, its alias is not
         alias = kms.store.operations["CreateAlias"]
 

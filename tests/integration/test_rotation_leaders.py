@@ -1,4 +1,4 @@
-"""Who leads a rotation: a process that can end it. After a handover was called only one that has a handover can."""
+"""A process leads a rotation if it can end it. After a handover was called, only a process with a handover can."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def command(token, *arguments):
 
 @pytest.mark.parametrize(("required", "fails"), [(True, False), (False, False), (False, True)])
 @pytest.mark.timeout(120)
-def test_nobody_without_the_handover_touches_a_rotation_that_was_cut_off_in_it(
+def test_a_process_without_the_handover_does_not_resume_a_rotation_killed_in_it(
     fresh_token, tmp_path, capsys, required, fails
 ):
-    """kill -9 after the chain has obeyed the new key, or after it has failed while the new key is given back."""
+    """kill -9 after the chain has accepted the new key, or after a failure while the new key is given back."""
     token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
     block = {"overlapDays": 0, "destroyAfterDays": 0, "requireHandover": required}
     config = token.config("p256", settings={"sessions": 1}, **rules(tmp_path, **block) | {"requestTimeoutMs": 1000})
@@ -74,7 +74,7 @@ def test_nobody_without_the_handover_touches_a_rotation_that_was_cut_off_in_it(
     path.write_text(json.dumps(config))
     common = {"config": config, "chain": str(chain)}
     with Lives(environment(token)) as application:
-        # The chain obeys the new key; the store does not know that yet.
+        # The chain accepts the new key; the store does not know that yet.
         kill = "undo:handover:begun" if fails else "do:handover:effect"
         assert application.live(kill=kill, fails=fails, **common)
         obeyed = chain.read_text()

@@ -1,4 +1,4 @@
-"""Rotation where several members hold the key: all of them get the new one, or nobody signs with it."""
+"""Rotation where several members hold the key: all of them get the new one, or none signs with it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nacl.public import PrivateKey
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
+from tests.support.rotation import cancel_rotation_at
 from tests.support.softhsm import RFC8032_PUBLIC, RFC8032_SEED
 from tests.support.yubihsm import Algorithm, Capability, Device
 from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
@@ -19,10 +20,10 @@ from tests.support.yubihsm.rig import ADMIN
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
+from hsmcore.control.verbs import ExportWrapped, ImportTransported, ImportWrapped
 from hsmcore.errors import HsmError
 from hsmcore.rotation.backup.envelope import open_envelope
 from hsmcore.rotation.backup.inspect import opens
-from hsmcore.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
 WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}
@@ -35,8 +36,20 @@ async def same_p256(first, second):
     ]
     async with planes[0] as one, planes[1] as two:
         record = await one.generate_key("ecdsa-p256", "shared", b"\x0a\x0b\x0c", extractable=True)
-        await two.import_wrapped(await one.export_wrapped(record.id))
+        await two.do(ImportWrapped(await one.do(ExportWrapped(record.id))))
     return record
+
+
+def refuse(token, kind):
+    """Have a token refuse one kind of verb."""
+    do = token.do
+
+    async def refusing(verb):
+        if isinstance(verb, kind):
+            raise HsmError("this device is full", status="REQUEST_REJECTED")
+        return await do(verb)
+
+    token.do = refusing
 
 
 @pytest.fixture
@@ -82,18 +95,13 @@ async def test_a_member_that_cannot_get_the_key_stops_the_rotation(pair, tmp_pat
     record = await same_p256(*pair)
     config = two_members(pair, tmp_path)
     async with opened(config) as manager:
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert len(await member.control.list_keys()) == 2
-        blocked = manager._holders()[1].control
-
-        async def refuse(*args):
-            raise HsmError("this device is full", status="REQUEST_REJECTED")
-
-        blocked.import_wrapped = refuse
+        refuse(manager._keys._holders()[1].token, ImportWrapped)
         with pytest.raises(HsmError, match="full"):
             await manager.rotate_key()
         assert manager.public_key == record.public_key
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert len(await member.control.list_keys()) == 2, "the new key is destroyed everywhere"
 
 
@@ -136,10 +144,10 @@ async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_tok
         receipts = await asyncio.gather(*(manager.sign_with_receipt(b"%d" % n) for n in range(200)))
         assert {receipt.key_id for receipt in receipts} == {new}
         assert len({receipt.member for receipt in receipts}) == 2, "both of the primary level sign with it"
-        for member in manager._holders():
+        for member in manager._keys._holders():
             [record] = [record for record in await member.control.list_keys() if record.id == new]
             assert (record.public_key, record.sensitive, record.extractable) == (manager.public_key, True, False)
-        assert len(manager._holders()) == 3
+        assert len(manager._keys._holders()) == 3
         public_key = manager.public_key
     keys, _, _ = await stored(tmp_path)
     assert len(keys[-1].members) == 3
@@ -157,7 +165,7 @@ async def test_members_that_cannot_wrap_get_the_key_through_a_ceremony(fresh_tok
     assert await asyncio.get_running_loop().run_in_executor(None, run_command, command) == 0
     async with opened(config) as manager:
         assert manager.public_key == public_key
-        assert len(manager._holders()) == 3
+        assert len(manager._keys._holders()) == 3
 
 
 @one_loop
@@ -166,15 +174,11 @@ async def test_a_ceremony_that_one_member_cannot_take_part_in_leaves_no_key_anyw
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
     async with opened(config) as manager:
-
-        async def refuse(*args):
-            raise HsmError("this device is full", status="REQUEST_REJECTED")
-
-        manager._holders()[2].control.import_transported = refuse
+        refuse(manager._keys._holders()[2].token, ImportTransported)
         with pytest.raises(HsmError, match="full"):
             await manager.rotate_key()
         assert manager.public_key.hex() == RFC8032_PUBLIC
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert [record.id for record in await member.control.list_keys()] == ["0a0b0c"]
 
 
@@ -183,33 +187,28 @@ CUTS = ["do:generate:begun", "sealed", "imported", "do:generate:effect", "do:gen
 
 @one_loop
 @pytest.mark.parametrize("point", CUTS)
-async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys(
+async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_members(
     fresh_token, tmp_path, monkeypatch, point
 ):
     ceremony = {"recoveryPublicKey": bytes(RECOVERY.public_key).hex()}
     place = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
     _, config = three_that_cannot_wrap(fresh_token, tmp_path, keyCeremony=ceremony, **place)
-    reached = []
-
-    def cut(at):
-        if at == point and not reached:
-            reached.append(at)
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(RotationService, "trace", staticmethod(cut))
+    reached = cancel_rotation_at(monkeypatch, point)
     async with opened(config) as manager:
         rotation = start(manager.rotate_key())
         if point in ("sealed", "imported"):
-            control = manager._holders()[1].control
-            take = control.import_transported
+            token = manager._keys._holders()[1].token
+            do = token.do
 
-            async def taken(*args):
+            async def taken(verb):
+                if not isinstance(verb, ImportTransported):
+                    return await do(verb)
                 if point == "imported":
-                    await take(*args)
+                    await do(verb)
                 reached.append(point)
                 raise asyncio.CancelledError
 
-            control.import_transported = taken
+            token.do = taken
         await until(lambda: bool(reached) and manager._background.rotation._task.done())
         rotation.cancel()
         await asyncio.wait({rotation})
@@ -220,10 +219,10 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
 
         await becomes(over)
         new = await manager.get_current_key_id()
-        for member in manager._holders():
+        for member in manager._keys._holders():
             held = {record.id: record.public_key for record in await member.control.list_keys()}
             assert held == {"0a0b0c": bytes.fromhex(RFC8032_PUBLIC), new: manager.public_key}
-        assert len(manager._holders()) == 3
+        assert len(manager._keys._holders()) == 3
         assert await manager.verify(M, await manager.sign(M), key_id=new)
     keys, _, _ = await stored(tmp_path)
     assert [key.state for key in keys] == ["overlap", "active"]
@@ -232,13 +231,13 @@ async def test_wherever_a_ceremony_is_cut_off_all_members_end_with_the_same_keys
 
 
 @one_loop
-async def test_without_a_ceremony_the_rotation_says_who_cannot_get_the_key_and_why(fresh_token, tmp_path, caplog):
+async def test_without_a_ceremony_the_rotation_names_the_member_that_cannot_get_the_key(fresh_token, tmp_path, caplog):
     _, config = three_that_cannot_wrap(fresh_token, tmp_path)
     async with opened(config) as manager:
         assert "keys cannot be copied to other members: no rotation will succeed" in caplog.text, "said at the start"
         with pytest.raises(HsmError, match=r"cannot get the new key: .*cannot wrap"):
             await manager.rotate_key()
-        for member in manager._holders():
+        for member in manager._keys._holders():
             assert len(await member.control.list_keys()) == 1
     _, [rotation], _ = await stored(tmp_path)
     assert rotation.error.startswith("replicate: softhsm:")

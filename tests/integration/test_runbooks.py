@@ -131,7 +131,7 @@ def breaker(name: str, kind: str) -> Callable[[Scrape], bool]:
 @one_loop
 @pytest.mark.parametrize("isolation", ["process", "thread"])
 async def test_pin_refused_or_locked(site, terminal, isolation):
-    """The security officer sets another PIN; then the module is initialized anew, and the login is refused."""
+    """The security officer sets another PIN; then the module is initialized again, and the login is refused."""
     config = site.config(failover=LEVELS)
     config["sequencer"]["keyManager"]["config"]["isolation"] = isolation
     token, wrapped = site.tokens[0], site.members[0].wrapped

@@ -1,4 +1,4 @@
-"""A whole life with secrets in it, and then a search for them in everything that came out: logs, errors, pickles, the
+"""Open, use and close with secrets, then search for them in all output: logs, errors, pickles, the
 audit file, the command line, and the processes that were started."""
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Outputs:
         limits = (folder / "limits").read_text()
         [line] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert line.split()[4:6] == ["0", "0"], line
-        if os.geteuid() != 0:  # not dumpable: nobody of this user attaches to it or reads its memory
+        if os.geteuid() != 0:  # not dumpable: no process of this user attaches to it or reads its memory
             assert (folder / "environ").stat().st_uid == 0
 
     def check(self, *secrets: str) -> None:
@@ -119,7 +119,7 @@ def secret_file(folder, name, value):
 
 @one_loop
 @pytest.mark.parametrize("isolation", ["thread", "process"])
-async def test_a_life_shows_no_secret(fresh_token, tmp_path, monkeypatch, caplog, capfd, isolation):
+async def test_no_secret_shows_from_opening_to_closing(fresh_token, tmp_path, monkeypatch, caplog, capfd, isolation):
     outputs = Outputs()
     caplog.set_level(logging.DEBUG)
     token = fresh_token()

@@ -93,7 +93,7 @@ async def _life(site, life):
 
 
 @one_loop
-async def test_a_loop_that_stands_still_is_not_alive(world, monkeypatch):
+async def test_a_blocked_event_loop_is_not_alive(world, monkeypatch):
     monkeypatch.setattr("hsmcore.serve.monitor.ALIVE_SECONDS", 0.5)
     monkeypatch.setattr("hsmcore.serve.source.ANSWER_SECONDS", 0.2)
     async with opened(world.config()) as manager, attached(manager, "127.0.0.1:0") as site:
@@ -144,7 +144,7 @@ async def test_roles_see_and_do_what_they_may(world, tmp_path):
 
 @needs_chaos
 @one_loop
-async def test_an_action_is_recorded_told_and_followed(tmp_path, fresh_token):
+async def test_an_operator_action_is_recorded_emitted_and_obeyed(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME)
     log = tmp_path / "audit.log"
     config = site.config(
@@ -198,7 +198,7 @@ async def test_an_action_is_recorded_told_and_followed(tmp_path, fresh_token):
 
 
 async def wishes(config):
-    """What is asked for in the state store."""
+    """The desired state in the state store."""
     store = await Store.open_to_read(load(config).key_manager.state_path)
     try:
         return {name: wish.value for name, wish in (await Desired(store).all()).items()}
@@ -244,7 +244,7 @@ def test_a_rotation_is_asked_for_and_events_come_with_their_history(tmp_path, fr
         assert found["rotation-begun"]["reason"] == "an operator has left"
         assert found["state"]["rotation"]["next"] is not None
         assert len(found["state"]["members"]) == 3
-        # Whoever comes later is told, too.
+        # A later watcher gets it, too.
         kinds = [value["kind"] for kind, value in itertools.islice(happenings(scene.address), 6) if kind == "happened"]
         assert "rotation-begun" in kinds
 
@@ -262,7 +262,7 @@ async def test_a_signer_of_another_process_is_watched_and_operated(tmp_path, fre
             return (await asked(watched.address, "/api/state", token=VIEWER)).json()
 
         assert (await asked(watched.address, "/healthz")).status == 200
-        assert (await asked(watched.address, "/readyz")).status == 503  # nobody signs yet
+        assert (await asked(watched.address, "/readyz")).status == 503  # no member signs yet
         async with opened(config) as manager:
             await manager.sign(b"m")
             await manager.audit.checkpoint()
@@ -331,7 +331,7 @@ async def test_tls(world, tmp_path):
 
 @pytest.mark.parametrize("missing", ["certificateFile", "keyFile"])
 @one_loop
-async def test_a_certificate_that_cannot_be_used_is_said_at_the_start(world, tmp_path, missing):
+async def test_an_unusable_certificate_fails_the_start(world, tmp_path, missing):
     files = {**self_signed(tmp_path), missing: str(tmp_path / "nothing.pem")}
     manager = hsmcore.create_key_manager(world.config(monitoring={**HERE, **TOKENS, "tls": files}))
     with pytest.raises(ConfigurationError, match="certificate and key cannot be used"):
@@ -376,7 +376,7 @@ def test_the_command_refuses_to_show_itself_to_other_machines(world, tmp_path, c
     assert "without tls and viewerToken" in capsys.readouterr().err
 
 
-def test_beside_a_signer_that_runs_the_command_says_what_to_do(world, tmp_path, capsys):
+def test_the_command_refuses_to_run_beside_a_running_signer_with_a_hint(world, tmp_path, capsys):
     path, config = tmp_path / "config.json", world.config(auditLogFile=str(tmp_path / "audit.log"))
     path.write_text(json.dumps(config))
     layout = Layout(tmp_path / "audit.log")

@@ -57,7 +57,7 @@ def end(child):
         pytest.param("asyncio", "https", 500, "", 100, id="less than the reserve is left"),
     ],
 )
-def test_a_crowd_costs_no_signature_and_no_descriptor_and_keeps_nobody_out(
+def test_many_connections_cost_no_signature_and_no_descriptor_and_lock_no_client_out(
     world, tmp_path, loop, scheme, count, said, left
 ):
     monitoring = {"listen": "127.0.0.1:0", "viewerToken": VIEWER}

@@ -1,4 +1,4 @@
-"""Whatever is sent to the console: nothing leaks, nothing is held up, everybody else is served."""
+"""Hostile requests to the console: nothing leaks, nothing is held up, all other clients are served."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ async def rate(manager, count=1000):
 
 
 @one_loop
-async def test_a_thousand_idle_connections_keep_nobody_out_and_slow_no_signature(world):
+async def test_a_thousand_idle_connections_lock_no_client_out_and_slow_no_signature(world):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     try:
@@ -219,7 +219,7 @@ async def test_a_thousand_idle_connections_keep_nobody_out_and_slow_no_signature
 
 
 @one_loop
-async def test_it_ends_whatever_its_clients_are_at(world, tmp_path):
+async def test_it_ends_whatever_its_clients_do(world, tmp_path):
     tls = self_signed(tmp_path)
     trusting = ssl.create_default_context(cafile=tls["certificateFile"])
     rules = {"monitoring": {**RULES["monitoring"], "viewerToken": "v" * 40, "tls": tls}}

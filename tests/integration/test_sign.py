@@ -276,7 +276,7 @@ async def test_without_it_the_first_failure_is_raised_and_nothing_stays_behind(w
 # ---- receipts --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_receipt_says_who_signed(world):
+async def test_a_receipt_names_key_member_and_level(world):
     key = world.keys["ed25519"]
     async with opened(world.config()) as manager:
         receipt = await manager.sign_with_receipt(b"an invoice")

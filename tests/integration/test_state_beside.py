@@ -1,4 +1,4 @@
-"""Whoever looks at the state store costs the process that signs nothing: not its locks, not what it writes later."""
+"""A reader of the state store costs the process that signs nothing: not its locks, not what it writes later."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_key_that_was_rotated_after_a_look_signs_after_a_kill(hsmcore, tmp_pat
     with Holder("manager", tmp_path / "config.json") as manager:
         assert manager.ask("key") == new
         hsmcore("failover", "status")
-        until(lambda: hsmcore("failover", "status")["running"], "one who looked before sees that it runs")
+        until(lambda: hsmcore("failover", "status")["running"], "a process that looked before sees that it runs")
 
 
 def test_emergency_signatures_after_a_look_are_counted_after_a_kill(hsmcore, tmp_path):

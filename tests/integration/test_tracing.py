@@ -35,7 +35,7 @@ async def records(manager):
     return [record async for record in manager.audit.query(match={"operation": "sign"})]
 
 
-async def test_a_span_says_who_signed_and_its_trace_is_in_the_audit_log(world, tmp_path, spans):
+async def test_a_span_names_the_signer_and_its_trace_is_in_the_audit_log(world, tmp_path, spans):
     provider, exporter = spans
     async with opened(world.config(maxCacheSize=0, auditLogFile=str(tmp_path / "audit.log"))) as manager:
         instrument(manager, provider)
@@ -78,7 +78,7 @@ async def test_an_error_is_on_the_span_and_reaches_the_caller(world, spans):
     assert span.attributes["error.type"] == "BAD_ARGUMENT"
 
 
-async def test_a_span_that_nobody_records_changes_nothing(world, tmp_path):
+async def test_a_span_that_is_not_recorded_changes_nothing(world, tmp_path):
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     async with opened(world.config(auditLogFile=str(tmp_path / "audit.log"))) as manager:
         instrument(manager, provider)

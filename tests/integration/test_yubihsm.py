@@ -1,4 +1,4 @@
-"""YubiHSM 2: the vendor's module against a simulated device. What works, and who may do what."""
+"""YubiHSM 2: the vendor's module against a simulated device. What works, and the rights of users."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.support.yubihsm.rig import ADMIN, DOMAIN, KEY_ID, PASSWORDS, SIGNER
 import hsmcore
 from hsmcore.control import ControlPlane
 from hsmcore.control.faults import ControlError, KeyNotExportable
+from hsmcore.control.verbs import ExportWrapped, ImportWrapped
 from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect, RequestRejected
 
 pytestmark = pytest.mark.integration
@@ -107,7 +108,7 @@ async def test_a_key_in_another_domain_is_not_seen(rig):
 
 
 @one_loop
-async def test_a_user_that_may_not_sign_is_told_at_the_start(rig):
+async def test_a_user_without_the_right_to_sign_fails_the_start(rig):
     rig.device.put_user(0x0009, "no-such-user", capabilities=Capability.GET_PSEUDO_RANDOM, delegated=0)
     with pytest.raises(HsmError) as caught:
         async with opened(rig.config(0x0009)):
@@ -205,11 +206,11 @@ async def test_backup_destroy_restore_sign(yubihsm, algorithm, isolation):
         await control.destroy(key_id)
         with pytest.raises(HsmError):
             await manager.sign(b"gone")
-        restored = await control.import_wrapped(backup)
+        restored = await control.do(ImportWrapped(backup))
         assert restored == before
         await until_good(manager, algorithm, rig.public_key)
         with pytest.raises(ControlError, match="already"):
-            await control.import_wrapped(backup)
+            await control.do(ImportWrapped(backup))
 
 
 async def until_good(manager, algorithm, public_key):
@@ -237,10 +238,10 @@ async def test_a_backup_that_names_another_key_restores_nothing(rig):
     async with opened(rig.config(ADMIN)) as manager:
         control = manager._member.control
         other = await control.generate_key("ed25519", "other", extractable=True)
-        backup, foreign = await control.export_wrapped(f"{KEY_ID:04x}"), await control.export_wrapped(other.id)
+        backup, foreign = await control.do(ExportWrapped(f"{KEY_ID:04x}")), await control.do(ExportWrapped(other.id))
         await control.destroy(other.id)
         wrapped = foreign.split(b'"wrapped":')[1]
         mixed = backup.replace(f'"id":"{KEY_ID:04x}"'.encode(), b'"id":"0abc"').split(b'"wrapped":')[0]
         with pytest.raises(ControlError, match="another key"):
-            await control.import_wrapped(mixed + b'"wrapped":' + wrapped)
+            await control.do(ImportWrapped(mixed + b'"wrapped":' + wrapped))
         assert [key.id for key in await control.list_keys()] == [f"{KEY_ID:04x}"]

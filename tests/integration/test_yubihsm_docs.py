@@ -18,6 +18,7 @@ import hsmcore
 from hsmcore.audit.devices.yubihsm_log import drain
 from hsmcore.config.yubihsm import default_yubihsm_module
 from hsmcore.control import ControlPlane
+from hsmcore.control.verbs import ExportWrapped, ImportWrapped
 from hsmcore.errors import HsmError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "yubihsm.md").read_text()
@@ -76,9 +77,9 @@ async def test_from_an_empty_device_to_the_first_signature(monkeypatch):
         settings = hsmcore.config.load(config).key_manager.config
         async with ControlPlane.for_settings(settings, isolated=True) as control:
             [before] = await control.list_keys()
-            backup = await control.export_wrapped("0064")
+            backup = await control.do(ExportWrapped("0064"))
             await control.destroy("0064")
-            assert await control.import_wrapped(backup) == before
+            assert await control.do(ImportWrapped(backup)) == before
             made = await control.generate_key("ed25519", "next", extractable=True)
             assert len(made.id) == 4
         assert device.sessions == {}

@@ -62,7 +62,7 @@ async def test_the_connector_goes_and_comes_back_under_load(rig, isolation):
 
 @isolations
 @one_loop
-async def test_a_connector_that_is_down_at_the_start_is_said_to_be(rig, isolation):
+async def test_a_connector_that_is_down_fails_the_start(rig, isolation):
     rig.connector.stop()
     config = rig.config(settings={"isolation": isolation})
     with pytest.raises(HsmError):
@@ -137,7 +137,7 @@ async def test_a_connector_that_hangs_for_a_module_in_this_process_holds_no_dead
             with pytest.raises((DeadlineExceeded, MemberDown)):
                 await manager.sign(f"hangs {number}".encode(), 0.3)
             assert time.monotonic() - begun < 5.0
-        # The module keeps its slot locked while a call hangs, so nobody signs until it returns.
+        # The module keeps its slot locked while a call hangs, so no session signs until it returns.
         await until(lambda: rig.device.faults.hanging == 1)
         rig.device.faults.release()
         await until_it_signs(manager, seconds=20.0)

@@ -149,7 +149,7 @@ async def test_what_was_kept_but_not_cleared_is_taken_once(rig):
 
 
 @one_loop
-async def test_logins_that_found_the_log_full_are_told(rig):
+async def test_logins_while_the_log_was_full_are_reported(rig):
     settings, kept = settings_of(rig), Kept()
     rig.device.log.force = 1
     while not rig.device.log.full:
@@ -170,7 +170,7 @@ async def test_another_device_in_its_place_is_refused_and_keeps_its_log(rig):
 
 
 @one_loop
-async def test_it_is_said_what_the_user_lacks(rig):
+async def test_the_refusal_names_the_capability_that_the_user_lacks(rig):
     source = LogSource.of(hsmcore.config.load(rig.config()).key_manager.config)
     assert source.auth_key_id == SIGNER
     with pytest.raises(RequestRejected, match="get-log-entries"):
@@ -191,7 +191,7 @@ async def test_a_wrong_password_and_an_unknown_user(rig):
 
 @pytest.mark.parametrize("kind", ["garbage", "truncate", "corrupt-mac", "http-error", "lose-reply"])
 @one_loop
-async def test_a_device_that_answers_nonsense(rig, kind):
+async def test_a_device_with_invalid_answers(rig, kind):
     settings, kept = settings_of(rig), Kept()
     rig.device.inject(kind, Command.GET_LOG_ENTRIES)
     with pytest.raises(MemberDown):

@@ -178,7 +178,7 @@ def test_user_and_key_must_both_be_allowed(hsm, session):
                 forbidden()
 
 
-def test_another_domain_is_another_world(hsm, session):
+def test_objects_of_another_domain_are_invisible(hsm, session):
     AsymmetricKey.generate(session, 0x64, "here", 2, SIGN, ALGORITHM.EC_ED25519)
     with user(hsm, session, SIGN, domains=1) as stranger:
         assert {found.id for found in stranger.list_objects()} == {1, 9}
@@ -186,7 +186,7 @@ def test_another_domain_is_another_world(hsm, session):
             stranger.get_object(0x64, OBJECT.ASYMMETRIC_KEY).sign_eddsa(b"x")
 
 
-def test_nobody_gives_more_than_was_delegated(hsm, session):
+def test_capabilities_beyond_the_delegated_ones_are_refused(hsm, session):
     making = CAPABILITY.GENERATE_ASYMMETRIC_KEY
     with user(hsm, session, making, delegated=CAPABILITY.SIGN_EDDSA) as maker:
         key = AsymmetricKey.generate(maker, 0x64, "key", 0xFFFF, CAPABILITY.SIGN_EDDSA, ALGORITHM.EC_ED25519)
@@ -280,7 +280,7 @@ def test_a_reset_makes_it_new(hsm, device):
 # ---- time and trouble ------------------------------------------------------------------------------------------------
 
 
-def test_it_takes_as_long_as_it_is_told_and_does_one_thing_at_a_time(device, session):
+def test_the_simulator_takes_its_latency_and_serves_one_command_at_a_time(device, session):
     device.latency[COMMAND.SIGN_EDDSA] = 0.05
     key = AsymmetricKey.generate(session, 0x64, "key", 1, SIGN, ALGORITHM.EC_ED25519)
     begun = time.monotonic()
@@ -311,7 +311,7 @@ def test_a_connector_that_is_stopped_refuses_and_comes_back(device):
     connector.stop()
 
 
-def test_frames_that_are_nonsense_are_refused(device):
+def test_malformed_frames_are_refused(device):
     for frame in (b"", b"\x05", b"\x05\x00\x00", b"\x05\x00\x01\x00", b"\xee\x00\x00", b"\x03\x00\x02ab", bytes(4000)):
         reply = device.process(frame)
         assert reply[:3] == b"\x7f\x00\x01"

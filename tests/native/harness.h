@@ -110,7 +110,7 @@ __attribute__((format(printf, 3, 4))) static inline void harness_fail(const char
         }                                                                                                              \
     } while (0)
 
-/* ---- nothing may be left behind -------------------------------------------------------------------------------- */
+/* ---- nothing may be left behind ---- */
 
 static inline unsigned harness_descriptors(void) {
     DIR *folder = opendir("/proc/self/fd");
@@ -169,7 +169,7 @@ static inline int harness_run(const struct test *tests, size_t count, int argc, 
         return harness_run(tests, COUNT_OF(tests), argc, argv);                                                        \
     }
 
-/* ---- waiting without sleeping ---------------------------------------------------------------------------------- */
+/* ---- waiting without sleeping ---- */
 
 /* Whether `fd` becomes readable within `milliseconds`. */
 static inline bool readable(int fd, int milliseconds) {

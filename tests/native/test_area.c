@@ -19,7 +19,7 @@ static hsm_area *make_area(uint32_t slots, uint32_t max_message, uint32_t worker
 }
 
 static void free_area(hsm_area *area, int fd) {
-    hsm_area_destroy(area, fd);
+    hsm_area_destroy(area, &fd);
     hsm_free(area);
 }
 

@@ -1,4 +1,6 @@
 /* The latency histogram's buckets: in order, without gaps, and never wider than promised. */
+#include "hist.h"
+
 #include "harness.h"
 
 static void small_values_have_a_bucket_each(void) {

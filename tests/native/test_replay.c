@@ -55,7 +55,7 @@ static void check_empty(hsm_client *client) {
 
 static void nothing_under_way_is_nothing_to_take_back(void) {
     hsm_client *client = make_client();
-    CHECK_INT(hsm_client_recover(client), ==, 0);
+    CHECK_INT(hsm_client_replay(client), ==, 0);
     check_empty(client);
     hsm_client_free(client);
 }
@@ -64,10 +64,10 @@ static void what_was_begun_is_queued_again_once(void) {
     hsm_client *client = make_client();
     uint32_t slot = submit(client, DETERMINISTIC);
     CHECK_INT(claim(client), ==, slot);
-    CHECK_INT(hsm_client_recover(client), ==, 1);
+    CHECK_INT(hsm_client_replay(client), ==, 1);
     CHECK_INT(claim(client), ==, slot);
     CHECK_INT(hsm_area_slot(client->area, slot)->message_len, ==, 4);
-    CHECK_INT(hsm_client_recover(client), ==, 0); /* a message that kills the host must not do so for ever */
+    CHECK_INT(hsm_client_replay(client), ==, 0); /* a message that kills the host must not do so for ever */
     int event_fd;
     int timer_fd;
     hsm_client_wake_fds(client, &event_fd, &timer_fd);
@@ -81,7 +81,7 @@ static void a_signature_that_would_differ_is_not_made_twice(void) {
     hsm_client *client = make_client();
     uint32_t slot = submit(client, RANDOMIZED);
     (void)claim(client);
-    CHECK_INT(hsm_client_recover(client), ==, 0);
+    CHECK_INT(hsm_client_replay(client), ==, 0);
     check_next(client, slot, HSM_HOST_LOST);
     check_empty(client);
     hsm_client_free(client);
@@ -94,7 +94,7 @@ static void what_was_not_begun_stays_queued(void) {
         slots[i] = submit(client, i == 1 ? RANDOMIZED : DETERMINISTIC);
     }
     CHECK_INT(claim(client), ==, slots[0]);
-    CHECK_INT(hsm_client_recover(client), ==, 1);
+    CHECK_INT(hsm_client_replay(client), ==, 1);
     CHECK_INT(claim(client), ==, slots[1]);
     CHECK_INT(claim(client), ==, slots[2]);
     CHECK_INT(claim(client), ==, slots[0]);
@@ -121,7 +121,7 @@ static void what_was_answered_is_kept_across_a_hole(void) {
     answer(client, slots[2]);
     hsm_completion done;
     CHECK(!hsm_client_next(client, &done)); /* the hole keeps them back */
-    CHECK_INT(hsm_client_recover(client), ==, 1);
+    CHECK_INT(hsm_client_replay(client), ==, 1);
     check_next(client, slots[1], HSM_OK);
     check_next(client, slots[2], HSM_OK);
     CHECK_INT(claim(client), ==, slots[0]);
@@ -137,7 +137,7 @@ static void an_open_batch_is_not_doubled(void) {
     hsm_client_batch_begin(client);
     uint32_t first = submit(client, DETERMINISTIC);
     uint32_t second = submit(client, RANDOMIZED);
-    (void)hsm_client_recover(client);
+    (void)hsm_client_replay(client);
     hsm_client_batch_end(client);
     unsigned times[SLOTS] = {0};
     uint32_t index;
@@ -160,7 +160,7 @@ static void a_completion_that_was_taken_is_not_taken_back(void) {
     answer(client, claim(client));
     hsm_completion done;
     REQUIRE(hsm_client_next(client, &done));
-    CHECK_INT(hsm_client_recover(client), ==, 0); /* its owner still reads it */
+    CHECK_INT(hsm_client_replay(client), ==, 0); /* its owner still reads it */
     CHECK_INT(hsm_client_free_slots(client), ==, SLOTS - 1);
     hsm_client_release(client, slot);
     check_empty(client);
@@ -186,7 +186,7 @@ static void rubble_is_cleared(void) {
     for (uint32_t i = 0; i < SLOTS; i++) {
         hsm_area_slot(area, i)->key = UINT32_MAX - i;
     }
-    (void)hsm_client_recover(client);
+    (void)hsm_client_replay(client);
     unsigned times[SLOTS] = {0};
     uint32_t index;
     while (hsm_area_claim(area, &index)) {

@@ -44,13 +44,13 @@ static void a_number_outside_the_table_is_fatal(void) {
 }
 
 static void every_class_has_a_name(void) {
-    for (unsigned i = 0; i <= HSM_CLASS_PROCESS_FATAL; i++) {
+    for (unsigned i = 0; i < HSM_CLASS_COUNT; i++) {
         CHECK(strcmp(hsm_class_name((enum hsm_class)i), "INVALID") != 0);
     }
     CHECK_TEXT(hsm_class_name(HSM_CLASS_OK), "OK");
     CHECK_TEXT(hsm_class_name(HSM_CLASS_MEMBER_DOWN), "MEMBER_DOWN");
     CHECK_TEXT(hsm_class_name(HSM_CLASS_PROCESS_FATAL), "PROCESS_FATAL");
-    CHECK_TEXT(hsm_class_name((enum hsm_class)(HSM_CLASS_PROCESS_FATAL + 1)), "INVALID");
+    CHECK_TEXT(hsm_class_name(HSM_CLASS_COUNT), "INVALID");
 }
 
 static void every_ckr_maps_to_one_status(void) {

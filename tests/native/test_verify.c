@@ -8,6 +8,7 @@
 
 #include "algorithm.h"
 #include "harness.h"
+#include "verify.h"
 
 static size_t unhex(const char *text, uint8_t *bytes, size_t size) {
     size_t length = strlen(text) / 2;

@@ -1,6 +1,6 @@
 """Is the raw C loop a fair reference? It is held against a second one that shares no line with it: P-256, in turn, in
 processes of their own on one token. Where a process has its memory makes a difference of some percent for as long as it
-lives, so both are started anew again and again, and what counts is the median of each life.
+lives, so both are started again and again, and what counts is the median of each life.
 
     python -m tests.reference.check --lives 16 --rounds 4 --seconds 0.5
 
@@ -87,7 +87,7 @@ def measure(lives: int, rounds: int, seconds: float, threads: int) -> Verdict:
     """Both loops in turn, each first in every second round, in so many pairs of processes."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hsmcore-reference-")))
-        token, access = stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
+        token, access = stack.enter_context(temporary_token(locate.SOFTHSM_MODULE, ("ecdsa-p256",)))
         label, raw = token.labels["ecdsa-p256"], locate.native(locate.RAW_SIGN)
         if raw is None:
             raise FileNotFoundError(f"{locate.RAW_SIGN} was not built")

@@ -61,7 +61,7 @@ class Work:
         self.keys = {key.id: key for key in target.keys or (lone,)}
 
     async def run(self, callers: int, seed: int) -> None:
-        """All callers, and beside them whoever changes and makes keys."""
+        """All callers, and beside them the tasks that change and make keys."""
         others = [self._keys(random.Random(seed))] if self.target.keys else []
         await asyncio.gather(*(self._caller(random.Random(f"{seed} {n}")) for n in range(callers)), *others)
 

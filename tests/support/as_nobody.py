@@ -1,4 +1,4 @@
-"""A service that another user runs: open a key manager, sign, close. Started by root.
+"""A service that another user runs: open a key manager, sign, close. Root starts it.
 
 The interpreter may lie where `nobody` cannot read. So root does the same with another log and store first: whatever is
 imported late is imported then.
@@ -17,7 +17,7 @@ USER = "nobody"
 
 
 def become_nobody() -> None:
-    """For good, with all threads."""
+    """Change the user permanently, in all threads."""
     entry = pwd.getpwnam(USER)
     os.setgroups([])
     os.setgid(entry.pw_gid)

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, again and again, on one log."""
+"""kill -9 at any moment, repeatedly, on one log."""
 
 from __future__ import annotations
 

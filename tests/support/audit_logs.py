@@ -57,7 +57,7 @@ def text_of(segment: Segment) -> bytes:
 
 
 def put_text(layout: Layout, segment: Segment, text: bytes) -> None:
-    """Replace the lines of a segment, as somebody does who knows the format: compressed again where it was."""
+    """Replace the lines of a segment as an attacker does that knows the format: compressed again where it was."""
     if not segment.compressed:
         segment.path.write_bytes(text)
         return

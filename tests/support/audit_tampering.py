@@ -90,7 +90,7 @@ def change_lines(world: World, copy: Layout, dice: random.Random) -> int:
     lines = text_of(segment).splitlines()
     changed = dice.choice(ON_LINES)(lines, at, dice)
     put_text(copy, segment, b"".join(line + b"\n" for line in changed))
-    if dice.random() < 0.3:  # by somebody who makes tiles that fit
+    if dice.random() < 0.3:  # by an attacker that makes tiles that fit
         shutil.rmtree(copy.folder / "tile")
         try:
             rebuild(copy, RECORDS)

@@ -58,7 +58,7 @@ class Chaos:
     def write(self, **fields: Any) -> None:
         """Replace the file; the module reads it when it is initialized."""
         names = {"module": self.wrapped.module, "socket": str(self.socket), "log": str(self.log)}
-        # At once: the module may be reading it, being initialized anew.
+        # At once: the module may be reading it while it is initialized again.
         whole = self.path.with_suffix(".new")
         whole.write_text(json.dumps(names | fields))
         whole.replace(self.path)
@@ -75,7 +75,7 @@ class Chaos:
         return {"sequencer": {"keyManager": {"type": "pkcs11", "config": config, "maxCacheSize": 0, **rules}}}
 
     def ask(self, cmd: str, seconds: float = 5.0, **fields: Any) -> dict[str, Any]:
-        """One command. Waits for the socket, which goes and comes back when the module is initialized anew."""
+        """Send one command. Wait for the socket, which goes and comes back when the module is initialized again."""
         until = time.monotonic() + seconds
         while True:
             try:
@@ -128,7 +128,7 @@ def engine_of(manager: hsmcore.KeyManager) -> Any:
 
 
 def supervisor_of(manager: hsmcore.KeyManager) -> Any:
-    """Who restarts the manager's host process."""
+    """The supervisor of the manager's host process."""
     member = manager._member
     assert member is not None
     assert member.supervisor is not None
@@ -139,8 +139,8 @@ def supervisor_of(manager: hsmcore.KeyManager) -> Any:
 
 
 def send_signal(pid: int | None, number: int) -> bool:
-    """Send a signal to one process, through a pidfd, which cannot mean a group or everybody. Returns whether there was
-    such a process."""
+    """Send a signal to one process, through a pidfd, which cannot mean a group or all processes. Returns whether there
+    was such a process."""
     assert isinstance(pid, int)
     assert pid > 1
     try:

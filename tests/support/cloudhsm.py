@@ -1,5 +1,5 @@
-"""AWS CloudHSM as far as it can be had without AWS: SoftHSM tokens behind the fault-injecting module with the vendor's
-manners (docs/CHAOS.md), a client configuration file, and key manager configurations for them."""
+"""AWS CloudHSM as far as it can be had without AWS: SoftHSM tokens behind the fault-injecting module, which imitates
+the vendor's (docs/CHAOS.md), a client configuration file, and key manager configurations for them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import hsmcore
 from hsmcore.members import locked
 
 CONFIG = {"keyManager": {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}}}
-CAP_IPC_LOCK = 14  # capabilities(7): whoever has it is not bound by RLIMIT_MEMLOCK
+CAP_IPC_LOCK = 14  # capabilities(7): a process with it is not bound by RLIMIT_MEMLOCK
 
 
 class Holder:
@@ -72,7 +72,7 @@ class Holder:
                     answer[name] = type(error).__name__
             os.write(writer, json.dumps(answer).encode())
             os._exit(0)
-        os.waitpid(child, 0)  # noqa: ASYNC222  # nothing else is to be done meanwhile
+        os.waitpid(child, 0)  # noqa: ASYNC222  # nothing else is to be done
         os.close(writer)
         with os.fdopen(reader) as stream:
             content: dict[str, Any] = json.load(stream)

@@ -70,7 +70,7 @@ class Site:
         return {"sequencer": {"keyManager": manager}}
 
     def kill(self, number: int, ckr: str = "CKR_DEVICE_REMOVED") -> None:
-        """The device is gone until `revive`, also for a module that is initialized anew."""
+        """The device is gone until `revive`, also for a module that is initialized again."""
         faults = [{"function": name, "every": 1, "action": "return", "ckr": ckr} for name in _NEEDED]
         self.members[number].write(faults=faults)
         for fault in faults:

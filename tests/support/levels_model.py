@@ -1,6 +1,6 @@
-"""Who may sign, by the facts alone: the reference that the levels' state machine is compared with.
+"""Which members may sign, by the facts alone: the reference that the levels' state machine is compared with.
 
-It keeps no level, weight or queue; after each thing that happens it works out anew who is trusted and who may sign.
+It keeps no level, weight or queue; after each event it works out again which members are trusted and which may sign.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Reference:
         fact.failures[kind] = 0
 
     def settle(self) -> None:
-        """Slow is better than nobody."""
+        """A slow member is better than none."""
         if not any(self.usable(number) for number in range(len(self.facts))):
             for fact in self.facts:
                 if set(fact.good) == {"slow"}:

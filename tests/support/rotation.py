@@ -1,4 +1,4 @@
-"""Key managers that rotate and are killed meanwhile. A process that has everything loaded forks one child after the
+"""Key managers that are killed while they rotate. A process that has everything loaded forks one child after the
 other; each opens a key manager, has it finish what the one before left, checks all that must hold, and rotates until
 its end.
 
@@ -18,8 +18,11 @@ import threading
 import traceback
 from typing import Any, Self
 
+import pytest
+
 import hsmcore
 from hsmcore.errors import HsmError
+from hsmcore.members.tokens import sweep
 from hsmcore.rotation import service
 from hsmcore.rotation.machine import NAMES
 from hsmcore.rotation.service import RotationService
@@ -28,8 +31,22 @@ from hsmcore.state import Backups, StoredKey
 DONE = "everything was done"
 
 
+def cancel_rotation_at(monkeypatch: pytest.MonkeyPatch, point: str) -> list[str]:
+    """Cancel the rotation when it first reaches a point of `RotationService.trace`. The list that is returned then
+    holds the point."""
+    reached: list[str] = []
+
+    def cancel(at: str) -> None:
+        if at == point and not reached:
+            reached.append(at)
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(RotationService, "trace", staticmethod(cancel))
+    return reached
+
+
 class Chain:
-    """A chain with one authority, in a file, so that it outlasts those who are killed."""
+    """A chain with one authority, in a file, so that it outlasts the processes that are killed."""
 
     def __init__(self, path: str, fails: bool) -> None:
         self.path, self.fails = path, fails
@@ -65,10 +82,10 @@ async def check(manager: Any, rotation: RotationService, chain: Chain) -> None:
     assert await manager.verify(b"m", signature, key_id=active[0].key_id)
     there = {record.id for record in await manager._member.control.list_keys()}
     expected = {key.key_id for key in keys if key.state in ("active", "overlap", "deactivated")}
-    assert there == expected, ("keys on the token that nobody accounts for", there ^ expected)
+    assert there == expected, ("keys on the token that no record accounts for", there ^ expected)
     latest = keys[-6:]  # what was before them a life before this one has checked
-    assert not any([await manager._member.control.sweep(key.key_id) for key in latest if key.key_id]), "a public half"
-    assert await manager._member.control.sweep("", nameless=True) == 0, "half a key"
+    assert not any([await sweep(manager._member, key.key_id) for key in latest if key.key_id]), "a public half"
+    assert await sweep(manager._member, "", nameless=True) == 0, "half a key"
     assert all(key.state != "pending" for key in keys)
     rotations = await rotation.rotations.last(8)
     for entry in rotations:

@@ -33,7 +33,7 @@ def blocks(title: str) -> list[list[str]]:
 
 
 class Operator:
-    """Somebody at a terminal, with a configuration and variables of their own."""
+    """An operator at a terminal, with a configuration and variables."""
 
     def __init__(self, terminal: Terminal, config: Path, **variables: str) -> None:
         self._environment = {

@@ -95,7 +95,7 @@ class Holder:
         return json.loads(line)
 
     def deleted(self) -> list[str]:
-        """The files that it has open and that nobody else can find any more."""
+        """The files that it has open and that have no name any more."""
         links = [os.readlink(link) for link in Path(f"/proc/{self._process.pid}/fd").iterdir()]  # noqa: PTH115
         return [link for link in links if link.endswith("(deleted)") and "state.db" in link]
 

@@ -1,4 +1,4 @@
-"""Verifiers that share no code with what they judge: PyNaCl for Ed25519, and ECDSA in Python integers (SEC 1, section
+"""Verifiers that share no code with what they verify: PyNaCl for Ed25519, and ECDSA in Python integers (SEC 1, section
 4.1.4), since the native core and SoftHSM both use OpenSSL."""
 
 from __future__ import annotations

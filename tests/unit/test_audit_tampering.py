@@ -1,4 +1,4 @@
-"""Whatever is done to a log, verification finds it and says where."""
+"""Verification finds and locates every change of a log."""
 
 from __future__ import annotations
 

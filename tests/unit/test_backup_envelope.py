@@ -1,4 +1,4 @@
-"""The envelope around a wrapped key: what is damaged, another key's or written by somebody else is refused."""
+"""The envelope around a wrapped key: a damaged one, another key's and another writer's are refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from([*SEALED.to_json(), "payload", "signature", "format", "statement"]), JSON)
-def test_whatever_stands_in_a_field(name, value):
+def test_a_changed_field_is_refused(name, value):
     document = orjson.loads(enclosed(SEALED))
     target = document if name in document else document["statement"]
     if target[name] == value and type(target[name]) is type(value):

@@ -29,7 +29,7 @@ def written(tmp_path):
     return write
 
 
-def test_what_is_shipped_is_whole():
+def test_the_shipped_catalogue_is_consistent():
     everyone = contenders(2)
     assert len({c.name for c in everyone}) == len(everyone)
     assert {c.reference for c in everyone} - {None} <= {c.name for c in everyone}

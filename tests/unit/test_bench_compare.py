@@ -84,7 +84,7 @@ def test_a_contender_of_another_load_is_not_the_same():
     assert verdicts(compare(run(1), other)) == {}
 
 
-def test_who_is_only_in_one_run_is_named():
+def test_contenders_of_only_one_run_are_named():
     less = run(2)
     less.contenders, less.samples = [RAW], [s for s in less.samples if s.contender == "raw"]
     assert compare(run(1), less).only_before == ["ours"]

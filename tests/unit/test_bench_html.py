@@ -90,10 +90,10 @@ def test_nothing_that_a_module_says_becomes_markup(result):
 def test_numbers_of_any_size_stay_inside_the_picture():
     rows = [svg.Bar("a", v, v / 2, v * 2, "t", "ours") for v in (1e-9, 1.0, 1e12)]
     for logarithmic in (False, True):
-        text = svg.bars(rows, "c", logarithmic=logarithmic)
+        text = svg.bars(rows, logarithmic=logarithmic).figure("c")
         places = [float(x) for x in re.findall(r'(?:cx|x)="([\d.-]+)"', text)]
         assert all(0 <= place <= svg.WIDTH for place in places)
-    flat = svg.lines({"s": [(1.0, 0.0), (2.0, 0.0)]}, "c", "x", "y", svg.plain)
+    flat = svg.lines({"s": [(1.0, 0.0), (2.0, 0.0)]}, "x", "y", svg.plain).figure("c")
     assert "nan" not in flat
 
 

@@ -102,11 +102,11 @@ class TestArrivals:
 
         figures = asyncio.run(arrive(sign, [b"a", b"b"], 0.5, 400.0))
         assert 150 < figures["signatures"] < 250  # 200 ± 3.5 standard deviations of a Poisson process
-        assert most > 2, "nobody waits for the one before"
+        assert most > 2, "no call waits for the one before"
         assert figures["latency_ns"]["p50"] >= 0.02e9
 
     def test_a_latency_counts_from_when_a_request_was_due(self):
-        """The loop is blocked by each request for longer than the next one takes to come: the last ones are late."""
+        """Each request blocks the loop for longer than the next one takes to arrive: the last ones are late."""
 
         async def sign(_message):
             time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
@@ -259,7 +259,7 @@ class TestChild:
         with child(ECHO) as echo:
             echo.ready()
             with pytest.raises(ChildError, match="no answer within 0 s"):
-                echo._read(0.05)
+                echo.answer(0.05)
 
     def test_one_that_died_between_two_questions(self):
         with child("print('{}', flush=True)") as brief:

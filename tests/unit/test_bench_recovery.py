@@ -1,4 +1,4 @@
-"""Kills under load: who may be killed, what the times of the signatures say, and what is held against the targets."""
+"""Kills under load: what may be killed, what the times of the signatures say, and the verdicts on the targets."""
 
 from __future__ import annotations
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from io import StringIO
-from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
+from hsmcore_bench.suite import svg
 from hsmcore_bench.suite.catalogue import entries
 from hsmcore_bench.suite.contenders import MEMORY, contenders, select
+from hsmcore_bench.suite.html import STYLE
 from hsmcore_bench.suite.model import Break, Memory, Percentiles, Sample, Spread
+from hsmcore_bench.suite.picture import picture
 from hsmcore_bench.suite.report import (
     duration,
     figures,
@@ -30,15 +33,6 @@ from hsmcore_bench.suite.targets import judge
 @pytest.fixture
 def result() -> Result:
     return made_up()
-
-
-@pytest.fixture(scope="module")
-def fonts(tmp_path_factory):
-    """matplotlib keeps every font open that it has used once."""
-    pytest.importorskip("matplotlib")
-    from hsmcore_bench.suite.picture import draw
-
-    draw(made_up(), tmp_path_factory.mktemp("fonts") / "first.png")
 
 
 def made_up() -> Result:
@@ -205,22 +199,25 @@ def test_terminal_of_eighty_columns_keeps_names_and_medians(result):
     ]
 
 
-def test_picture_is_a_png_of_a_sensible_size(fonts, result, tmp_path):
-    from matplotlib import image
+def test_picture_is_an_svg_of_a_sensible_size_with_every_contender_in_it(result):
+    root = ElementTree.fromstring(picture(result, STYLE.read_text()))  # noqa: S314 - our own
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert (width, 300 < height < 2000) == (svg.WIDTH, True)
+    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    main = {scenario.title for scenario in result.scenarios if scenario.table == "main"}
+    measured = {summary.contender for summary in result.summaries}
+    shown = [c for c in result.contenders if c.name in measured and c.group in main]
+    assert len(shown) > 3
+    for contender in shown:
+        assert texts.count(contender.title) == 2, contender.name  # its rate and its latency
+    assert "0.99 × · 17,802/s" in texts
+    assert "3.40 ms to 9.10 ms" in texts
+    places = [float(element.attrib["x"]) for element in root.iter() if "x" in element.attrib]
+    assert all(0 <= place <= svg.WIDTH for place in places)
 
-    from hsmcore_bench.suite.picture import draw
 
-    path = Path(tmp_path, "result.png")
-    draw(result, path)
-    height, width, _ = image.imread(path).shape
-    assert 1500 < width < 3000
-    assert 500 < height < 3000
-
-
-def test_picture_of_nothing_is_refused(result, tmp_path):
-    pytest.importorskip("matplotlib")
-    from hsmcore_bench.suite.picture import draw
-
+def test_picture_of_nothing_is_refused(result):
     result.summaries = []
     with pytest.raises(ValueError, match="nothing was measured"):
-        draw(result, tmp_path / "none.png")
+        picture(result, "")

@@ -84,7 +84,7 @@ def test_a_rate_between_two_points_lies_between_them_and_never_beyond_the_last()
 
 @settings(max_examples=15, deadline=None)
 @given(st.floats(50.0, 20_000.0), st.floats(0.006, 0.1), st.integers(0, 2))
-def test_a_size_does_it_and_less_does_not(rate, p99, spare):
+def test_a_size_meets_the_target_and_a_smaller_one_does_not(rate, p99, spare):
     curve = ideal(32, sigma=0.05)
     found = size(curve, rate, p99, spare=spare)
     left = found.members - spare
@@ -98,7 +98,7 @@ def test_a_size_does_it_and_less_does_not(rate, p99, spare):
             assert less is None or less.p99 > p99 or less.utilisation > 0.8
 
 
-def test_what_no_size_does_is_said():
+def test_an_impossible_size_is_refused_with_its_reason():
     with pytest.raises(NotPossibleError, match=r"alone takes 5\.01 ms"):
         size(ideal(4), 10.0, 0.004)
     with pytest.raises(NotPossibleError, match="64 members"):

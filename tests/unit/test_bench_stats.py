@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, who is selected."""
+"""The benchmark's arithmetic: percentiles, ratios within a round, verdicts on targets, selected contenders."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TestPercentile:
         assert percentiles([]) is None
 
 
-def test_what_others_used_is_all_but_ours():
+def test_processor_time_of_others_excludes_our_own():
     before, after = (
         ProcessorTimes(total=100.0, busy=50.0, stolen=1.0),
         ProcessorTimes(total=102.0, busy=51.6, stolen=1.1),

@@ -159,7 +159,7 @@ def test_an_error_does_not_say_what_to_do_twice(monkeypatch, capsys):
         (HsmError("it broke"), 1, "hsmcore: it broke\n  next: See `hsmcore demo --help`."),
     ],
 )
-def test_how_a_command_may_end(raised, code, says, monkeypatch, capsys):
+def test_exit_codes_of_a_command(raised, code, says, monkeypatch, capsys):
     def fail(**_):
         raise raised
 

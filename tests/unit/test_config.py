@@ -47,7 +47,7 @@ def test_the_customers_configuration_loads_as_it_stands() -> None:
     assert "cloudhsm-pkcs11" in km.install_hint
 
 
-def test_blanks_of_an_example_load_but_do_not_connect() -> None:
+def test_placeholders_of_an_example_load_but_do_not_connect() -> None:
     config = load(json.loads(SEED))
     where = "$.sequencer.keyManager.config."
     assert set(config.placeholders) == {where + "clusterEndpoint", where + "keyHandle"}

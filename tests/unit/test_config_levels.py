@@ -72,7 +72,7 @@ def test_secrets_and_placeholders_of_a_listed_provider_are_found_once(caplog: py
         (listed("a", acceptOtherKeys=["primary"]), "$.keyManager", "failover.primary lists only one member"),
     ],
 )  # fmt: skip
-def test_a_provider_that_is_nowhere_or_wrong_is_said_where_it_should_stand(
+def test_a_missing_or_wrong_provider_is_reported_at_its_place(
     document: dict[str, Any], path: str, problem: str
 ) -> None:
     found = {fault.path: fault.problem for fault in faults(document)}

@@ -10,7 +10,7 @@ from tests.support.configs import CLOUD, SOFT, manager, only
 from hsmcore.config import AwsCloudHsmSettings, EphemeralSettings, GenericPkcs11Settings, Secret, SoftHsmSettings, load
 
 
-def test_a_uri_says_what_keys_could_have_said(tmp_path: Path) -> None:
+def test_a_uri_sets_the_same_settings_as_keys(tmp_path: Path) -> None:
     uri = (
         "pkcs11:token=My%20Token;serial=0123;slot-id=7;object=k%C3%BC;id=%01%ff;type=private"
         "?module-path=/usr/lib/m.so&pin-source=file:/run/pin"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from hsmcore.config import KeyManagerConfig
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("native", "bindings", "core", "bench", "clients", "examples", "tests", "docs", "scripts", "requirements")
@@ -78,6 +82,23 @@ def test_every_link_leads_somewhere(name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_path_exists(name):
     assert [path for path in PATH.findall(prose((ROOT / name).read_text())) if not exists(path)] == []
+
+
+def test_the_layers_of_the_architecture_are_those_that_are_enforced():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [layers] = [contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"]
+    section = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("\n## Layers\n")[2].partition("\n## ")[0]
+    lines = [line.partition(":")[0] for line in re.findall(r"^\d+\. (.+)$", section, re.MULTILINE)]
+    assert [re.findall(r"`(\w+)`", line) for line in lines] == [layer.split(" | ") for layer in layers]
+
+
+def test_the_defaults_of_the_key_manager_are_those_of_the_configuration():
+    page = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    section = page.partition("\nUnder `keyManager`:\n")[2].partition("\nUnder ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE)
+    assert len(rows) > 5
+    known = {field.alias: field.default for field in KeyManagerConfig.model_fields.values()}
+    assert [(key, json.loads(default)) for key, default in rows] == [(key, known[key]) for key, _ in rows]
 
 
 def read_in_order(text: str) -> list[str]:

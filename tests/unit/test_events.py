@@ -9,7 +9,7 @@ from hsmcore.events import EVENTS, Events
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_everybody_who_asked_is_told_in_the_order_of_asking(name):
+def test_callbacks_are_called_in_the_order_of_registration(name):
     events = Events()
     told: list[tuple[int, dict]] = []
     for n in range(3):
@@ -27,7 +27,7 @@ def test_an_event_that_does_not_exist_is_refused():
         Events().on("failovr", print)
 
 
-def test_whoever_ended_it_is_told_no_more():
+def test_a_removed_callback_is_not_called():
     events = Events()
     told = []
     end = events.on("closed", told.append)
@@ -64,7 +64,7 @@ def test_a_callback_may_end_itself_and_add_another():
     assert told == ["once", "later"]
 
 
-def test_one_that_fails_is_logged_and_the_others_are_told(caplog):
+def test_a_failing_callback_is_logged_and_the_others_are_called(caplog):
     events = Events()
     told = []
     events.on("failover", lambda _details: 1 / 0)

@@ -51,7 +51,7 @@ def test_only_three_good_probes_in_a_row_close_it(kind, interval, probes):
 
 
 @given(INTERVALS, st.integers(0, YEAR))
-def test_probes_keep_to_the_interval_unless_there_is_hurry(interval, start):
+def test_probes_keep_to_the_interval_unless_a_request_waits(interval, start):
     breaker = Breaker("down", interval)
     breaker.trip(start)
     hurried, now = 0, start
@@ -67,7 +67,7 @@ def test_probes_keep_to_the_interval_unless_there_is_hurry(interval, start):
 
 
 @given(INTERVALS)
-def test_one_that_flaps_for_a_year_comes_back_ever_more_rarely(interval):
+def test_a_member_that_flaps_for_a_year_comes_back_at_growing_intervals(interval):
     breaker, now, returns = Breaker("down", interval), 0, 0
     breaker.trip(now)
     while now < YEAR and returns < 2000:

@@ -24,7 +24,7 @@ class Engine:
 
 
 class LevelsMachine(RuleBasedStateMachine):
-    """Whatever happens: who signs is who the facts allow."""
+    """After any events, the members that sign are those that the facts allow."""
 
     @initialize(
         sizes=st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 1)),
@@ -92,7 +92,7 @@ class LevelsMachine(RuleBasedStateMachine):
 
     @rule(good=st.booleans(), times=st.integers(1, 5))
     def probe(self, good, times):
-        """Probe whoever is due, as the keeper does."""
+        """Probe the members that are due, as the keeper does."""
         for _ in range(times):
             for member in self.machine.probes_due(self.now):
                 number = self.members.index(member)
@@ -101,7 +101,7 @@ class LevelsMachine(RuleBasedStateMachine):
                     continue
                 if not fact.good:  # on standby
                     assert member not in self.machine.ready
-                assert all(RULES[kind].probed for kind in fact.good), "nobody probes what only a person mends"
+                assert all(RULES[kind].probed for kind in fact.good), "faults that only a person repairs are not probed"
                 self.reference.probed(number, good)
                 self.machine.probed(member, good, "" if good else "a bad probe", self.now)
             self.now += self.members[0].interval

@@ -1,4 +1,4 @@
-"""What becomes of one request: simulated to its end, with a clock of the test's own."""
+"""The policy for one request: simulated to its end, with a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan(mode, sizes, retries, interval, *, emergency=False, other=frozenset()):
 
 
 def serve(machine, attempts, now, fails, deadline):
-    """Play the router: returns (who signed or None, the attempts made, the time at the end)."""
+    """Play the router: returns (the member that signed or None, the attempts made, the time at the end)."""
     made = []
     while now < deadline:
         step = next_step(machine, attempts, now)
@@ -68,7 +68,7 @@ def serve(machine, attempts, now, fails, deadline):
     retries=st.integers(1, 5),
     interval=st.integers(1_000, 10 * SECOND),
 )
-def test_literally_each_level_is_tried_and_retried_at_its_interval(sizes, retries, interval):
+def test_literal_mode_tries_and_retries_each_level_at_its_interval(sizes, retries, interval):
     machine = plan("literal", sizes, retries, interval)
     signer, made, end = serve(machine, Attempts(), 5, lambda _member: "down", 10**18)
     assert signer is None
@@ -84,7 +84,7 @@ def test_literally_each_level_is_tried_and_retried_at_its_interval(sizes, retrie
 
 
 @given(retries=st.integers(1, 4), worth=st.integers(0, 3))
-def test_literally_a_retry_that_helps_ends_it(retries, worth):
+def test_literal_mode_stops_at_the_first_retry_that_succeeds(retries, worth):
     machine = plan("literal", [1, 1], retries, SECOND)
     failed = 0
 
@@ -104,7 +104,7 @@ def test_literally_a_retry_that_helps_ends_it(retries, worth):
     kind=KINDS,
     interval=st.integers(1_000, 10 * SECOND),
 )
-def test_cleverly_nobody_waits_while_anybody_can_sign(sizes, broken, kind, interval):
+def test_smart_mode_never_waits_while_a_member_can_sign(sizes, broken, kind, interval):
     machine = plan("smart", sizes, 3, interval)
     bad = {member for index, member in enumerate(machine.members) if index in broken}
     signer, made, end = serve(machine, Attempts(), 0, lambda m: kind if m in bad else None, 10**18)
@@ -118,14 +118,14 @@ def test_cleverly_nobody_waits_while_anybody_can_sign(sizes, broken, kind, inter
 
 
 @given(kind=KINDS, retries=st.integers(1, 4), interval=st.integers(1_000, 10 * SECOND))
-def test_cleverly_all_are_given_up_after_their_retries(kind, retries, interval):
+def test_smart_mode_gives_all_members_up_after_their_retries(kind, retries, interval):
     machine = plan("smart", [2, 1], retries, interval)
     signer, made, end = serve(machine, Attempts(), 0, lambda _member: kind, 10**18)
     assert signer is None
     assert end <= (retries + 1) * interval + len(made) + 2
     for member in machine.members:
         assert 1 <= [m for _, m in made].count(member) <= retries + 1
-    # Whoever comes later is told at once, until something changes.
+    # A later request fails at once, until something changes.
     if all(not m.trusted for m in machine.members):
         assert serve(machine, Attempts(), end + 1, lambda _member: kind, 10**18) == (None, [], end + 1)
 

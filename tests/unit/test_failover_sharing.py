@@ -1,4 +1,4 @@
-"""How a batch is shared out, whatever the members have to do already."""
+"""How a batch is shared out over members with any load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ members = st.lists(st.builds(member, st.integers(0, 500), st.integers(FULL // 16
 
 
 @given(count=st.integers(0, 5000), team=members)
-def test_everything_is_given_to_somebody_and_evenly(count, team):
+def test_all_requests_are_shared_out_evenly(count, team):
     shares = share_out(count, team)
     assert sum(share for _, share in shares) == count
     assert all(share > 0 for _, share in shares)
@@ -37,7 +37,7 @@ def test_everything_is_given_to_somebody_and_evenly(count, team):
     def height(m, more=0):
         return (m.engine.in_flight + given_.get(id(m), 0) + more) * FULL / m.weight
 
-    # Nobody who got something would have been better served by somebody else: not by more than one request.
+    # No request would have been better served by another member: not by more than one request.
     for m, _ in shares:
         for other in team:
             assert height(m, -1) <= height(other, 1) + 1e-6
@@ -48,6 +48,6 @@ def test_idle_members_of_full_weight_share_alike():
     assert [share for _, share in share_out(100, team)] == [34, 33, 33]
 
 
-def test_one_that_is_busy_is_left_alone():
+def test_a_busy_member_gets_no_share():
     team = [member(1000), member(0)]
     assert share_out(100, team) == [(team[1], 100)]

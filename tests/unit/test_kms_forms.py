@@ -1,4 +1,4 @@
-"""The forms of AWS, judged by those who know them: botocore for signed requests, cryptography for DER."""
+"""The forms of AWS, judged by independent code: botocore for signed requests, cryptography for DER."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_requests_are_signed_as_botocore_signs_them(key, secret, token, body, mo
     assert sigv4.refusal({key: secret}, REGION, ours, body + b"x") == "InvalidSignatureException"
 
 
-def test_the_signing_key_is_made_anew_for_another_day_and_other_credentials():
+def test_the_signing_key_is_derived_again_for_another_day_and_other_credentials():
     signer = Signer(REGION, "kms", HOST)
     day = 86_400.0
     for moment in (0.0, day, 0.0):
@@ -101,7 +101,7 @@ def test_what_is_read_is_what_der_would_write(spec, der):
 
 @pytest.mark.parametrize("spec", ECDSA)
 @given(at=st.integers(0, 71), change=st.integers(1, 255))
-def test_one_byte_decides(spec, at, change):
+def test_any_changed_byte_of_der_changes_the_signature(spec, at, change):
     form = ECDSA[spec]
     der = bytearray(encode_dss_signature(form.order // 3, form.order // 5))
     before = raw_signature(form, bytes(der))
@@ -138,7 +138,7 @@ def test_no_other_bytes_name_a_key(identity):
         assert identity_of(name) == identity.hex()
 
 
-def test_the_table_of_errors_stands_on_that_of_statuses():
+def test_the_table_of_errors_uses_the_table_of_statuses():
     for name, row in ROWS.items():
         error_class = STATUSES[row.status].class_
         if row.then == "retry":

@@ -9,10 +9,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from tests.support.scrapes import Scrape
 
-from hsmcore.members.offload.counters import Histogram
+from hsmcore._native import Histogram
 from hsmcore.metrics.catalog import METRICS
 from hsmcore.metrics.prometheus import ManagerCollector
-from hsmcore.metrics.reading import BOUNDS, Buckets, Pace, Reading
+from hsmcore.metrics.reading import BOUNDS, Buckets, Reading, TimeSlice
 from hsmcore.metrics.text import OPENMETRICS, TEXT, content_type, encode
 
 TIMES = st.one_of(st.integers(0, 1 << 36), st.sampled_from([int(bound * 1e9) + d for bound in BOUNDS for d in (0, 1)]))
@@ -52,10 +52,10 @@ def test_both_formats_are_prometheus_client_s(reading):
     registry = CollectorRegistry()
     registry.register(ManagerCollector(lambda: reading))
     theirs = Scrape(generate_latest(registry))
-    ours = Scrape(encode(reading, TEXT, Pace()))
+    ours = Scrape(encode(reading, TEXT, TimeSlice()))
     assert (ours.samples, ours.kinds) == (theirs.samples, theirs.kinds)
     theirs = Scrape(generate_openmetrics(registry), parse_openmetrics)
-    ours = Scrape(encode(reading, OPENMETRICS, Pace()), parse_openmetrics)
+    ours = Scrape(encode(reading, OPENMETRICS, TimeSlice()), parse_openmetrics)
     assert (ours.samples, ours.kinds) == (theirs.samples, theirs.kinds)
 
 

@@ -43,7 +43,7 @@ def test_only_our_own_instructions_count_and_each_once():
 
 
 @pytest.mark.parametrize("change", [TOLERANCE * 1.01, -TOLERANCE * 1.01])
-def test_a_change_beyond_the_tolerance_is_told(change):
+def test_a_change_beyond_the_tolerance_is_reported(change):
     record = json.loads(RECORD.read_text())
     kept = {name: Count(record["sections"][name]["own"], 0.0) for name in SECTIONS}
     assert deviations(kept, record, TOLERANCE) == []
@@ -53,6 +53,6 @@ def test_a_change_beyond_the_tolerance_is_told(change):
         assert told.startswith(f"{name}: ")
 
 
-def test_a_section_without_a_record_is_told():
+def test_a_section_without_a_record_is_reported():
     [told] = deviations({"new": Count(1.0, 0.0)}, {"sections": {}}, TOLERANCE)
     assert "none on record" in told

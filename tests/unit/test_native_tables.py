@@ -61,7 +61,7 @@ def test_every_ckr_leads_to_a_status():
     assert table["CKR_USER_NOT_LOGGED_IN"] == (0x101, "NOT_LOGGED_IN")
 
 
-def test_what_concerns_a_pin_is_never_retried():
+def test_pin_errors_are_never_retried():
     for _, name, status in _native.ckr_table():
         if "PIN" in name:
             assert not RETRYABLE_CLASSES[STATUSES[status].class_], name
@@ -228,7 +228,7 @@ def test_the_cache_is_an_lru_dictionary(capacity, steps):
     assert cache.stats()["bytes"] == empty
 
 
-def test_a_cache_of_many_entries_forgets_the_oldest():
+def test_a_cache_of_many_entries_evicts_the_oldest():
     cache = _native.Cache(1000)
     for n in range(5000):
         cache.put(0, n.to_bytes(4), n.to_bytes(64))

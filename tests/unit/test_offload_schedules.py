@@ -1,4 +1,4 @@
-"""OffloadEngine under random schedules: everybody gets one answer, the right one, and nothing is left."""
+"""OffloadEngine under random schedules: each request gets one answer, the right one, and nothing is left."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.managers import until
 
+from hsmcore._native import Histogram
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, KeyDeactivated, MemberDown, ModuleBusy
-from hsmcore.members.offload.counters import Histogram
 from hsmcore.members.offload.engine import OffloadEngine
 
 
@@ -90,7 +90,7 @@ STEPS = st.lists(
     shared=st.booleans(),
     k=st.integers(1, 3),
 )
-def test_every_schedule_ends_with_an_answer_for_everybody(steps, seed, cache, shared, k):
+def test_every_schedule_answers_all_requests(steps, seed, cache, shared, k):
     asyncio.run(schedule(steps, seed, cache, shared, k))
 
 
@@ -103,7 +103,7 @@ async def schedule(steps: Any, seed: int, cache: int, shared: bool, concurrency:
     await asyncio.wait_for(engine.idle(), 10)
     for one in asked:
         one.check()
-    await until(lambda: engine.in_flight == 0)  # what was begun for those who are gone
+    await until(lambda: engine.in_flight == 0)  # what was begun for requests that are gone
     assert await engine.stop(5) == 0
     assert backend.inside == 0
     assert backend.most <= concurrency
@@ -162,7 +162,7 @@ def ask(step: str, engine: OffloadEngine, asked: list[Asked], message: bytes, ke
         asked.append(Asked(signed, key, [message], False))
 
 
-async def test_a_back_end_that_hangs_is_down_until_it_answers_again():
+async def test_a_back_end_that_hangs_is_down_until_it_answers():
     backend = Backend(2, 0, stubborn=True)
     engine = engine_for(backend)
     for n in range(2):
@@ -202,7 +202,7 @@ async def test_a_call_that_is_stopped_before_its_first_step_is_over():
         await future
 
 
-async def test_a_retired_key_takes_nothing_from_the_other():
+async def test_a_retired_key_fails_no_request_of_another():
     backend = Backend(1, 0)
     engine = engine_for(backend)
     held = engine.submit(b"hang", key=1)

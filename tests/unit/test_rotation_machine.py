@@ -73,7 +73,7 @@ def test_whatever_happens_one_key_signs_and_no_other_is_left(fates, slow):
         (world.do if action.kind == "do" else world.undo)(action.step)
         world.check()
         if fate in ("crash-inside", "crash-after"):
-            continue  # nobody has noted it: it is done again
+            continue  # it is not recorded: it is done again
         world.history.append((action.kind, action.step))
         run = machine.done(run, now + 5 if slow and action.step == "activate" else 0)
     assert run.status in ("done", "failed", "aborted")

@@ -1,4 +1,4 @@
-"""When keys are rotated: ten years in two dozen time zones, whatever is late, down or shifted meanwhile."""
+"""When keys are rotated: ten years in two dozen time zones, whatever is late, down or shifted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shows(plan, when):
 
 
 def expected(plan, first):
-    """Date by date, as a person would count them."""
+    """Dates, counted one by one."""
     day = first.astimezone(plan.zone).date()
     while True:
         day += plan.interval_days * DAY

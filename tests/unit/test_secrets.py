@@ -108,12 +108,12 @@ def test_an_empty_secret_is_refused(content: bytes, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o606, 0o644, 0o666])
-def test_a_file_that_is_open_to_everyone_is_refused(mode: int, tmp_path: Path) -> None:
+def test_a_world_readable_file_is_refused(mode: int, tmp_path: Path) -> None:
     with pytest.raises(SecretUnavailable, match=r"open to everyone \(mode 0[0-7]{3}\): run chmod 600"):
         Secret.file(str(secret_file(tmp_path, b"1234", mode))).resolve()
 
 
-def test_a_file_that_is_open_to_its_group_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_group_readable_file_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert Secret.file(str(secret_file(tmp_path, b"1234", 0o640))).resolve() == b"1234"
     assert "open to its group" in caplog.text
     caplog.clear()
@@ -211,7 +211,7 @@ def test_plain_text_is_warned_about_by_path_only(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("blank", ["<password>", "<hidden>", "<>"])
-def test_a_blank_is_never_sent_to_a_token(blank: str) -> None:
+def test_a_placeholder_is_never_sent_to_a_token(blank: str) -> None:
     config = load(softhsm(pin=blank))
     assert config.placeholders == ("$.keyManager.config.pin",)
     with pytest.raises(SecretUnavailable, match=r"^secret: \$\.keyManager\.config\.pin: is a placeholder"):

@@ -1,4 +1,4 @@
-"""Who gives way to whom at the console's door, and how many descriptors are left to the signer."""
+"""Which connections the console closes for others, and how many descriptors are left to the signer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def entered(gate: Gate, count: int) -> list[Client]:
     return clients
 
 
-def test_the_one_that_has_been_idle_longest_gives_way() -> None:
+def test_the_longest_idle_connection_is_closed_first() -> None:
     gate = Gate(3)
     first, second, third = entered(gate, 3)
     first.busy()
@@ -47,7 +47,7 @@ def test_the_one_that_has_been_idle_longest_gives_way() -> None:
     assert not third.gone
 
 
-def test_of_busy_ones_none_gives_way_but_the_newcomer() -> None:
+def test_a_new_connection_is_closed_when_all_others_are_busy() -> None:
     gate = Gate(3)
     for client in entered(gate, 3):
         client.busy()
@@ -55,7 +55,7 @@ def test_of_busy_ones_none_gives_way_but_the_newcomer() -> None:
     assert late.gone
 
 
-def test_no_more_come_in_while_many_are_on_their_way_out() -> None:
+def test_no_more_connections_are_accepted_while_many_are_closing() -> None:
     gate = Gate(16)
     clients = entered(gate, 16)
     newer: list[Client] = []
@@ -68,7 +68,7 @@ def test_no_more_come_in_while_many_are_on_their_way_out() -> None:
     assert not gate.crowded
 
 
-def test_one_that_left_does_not_come_back() -> None:
+def test_a_closed_connection_frees_its_place_once() -> None:
     gate = Gate(1)
     [client] = entered(gate, 1)
     client.close()
@@ -107,7 +107,7 @@ def test_descriptors_are_counted(folder: str) -> None:
     assert spare_descriptors("/proc/nothing") < 0
 
 
-def test_short_of_descriptors_it_keeps_a_few_places_beside_the_busy_ones() -> None:
+def test_a_few_places_remain_when_descriptors_are_short() -> None:
     with limit(1024):
         with files(spare_descriptors() + 20):
             gate = Gate()

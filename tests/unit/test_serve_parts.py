@@ -130,7 +130,7 @@ def test_roles():
     free = access(viewer=None)
     assert judged(free, None, "viewer") == ("viewer", "")
     assert judged(free, None, "operator") == ("viewer", "missing")
-    assert judged(free, "w" * 32, "viewer") == (None, "wrong")  # whoever shows a token wants to be more than anybody
+    assert judged(free, "w" * 32, "viewer") == (None, "wrong")  # a client with a token wants more rights
     nobody = access(viewer=None, operator=None)
     for token in (None, "", "\0" * 32, "w" * 32):
         assert judged(nobody, token, "operator")[1] != ""
@@ -142,7 +142,7 @@ def test_no_header_opens_anything(header):
     assert (verdict.role is None) == (header.strip() not in (f"Bearer {VIEWER}", f"Bearer {OPERATOR}"))
 
 
-def test_whoever_guesses_is_slowed_down_also_when_the_guess_is_right_and_nobody_else_is():
+def test_failed_guesses_limit_that_peer_alone_even_for_a_right_token():
     clock = Clock()
     found = access(clock=clock)
     for _ in range(FAILURES):
@@ -210,7 +210,7 @@ def test_a_flood_of_refusals_is_counted_and_not_written_one_by_one(pauses):
 
 @given(st.lists(st.one_of(st.integers(1, 400), st.just("read")), max_size=20))
 @settings(max_examples=60)
-def test_a_watcher_gets_everything_in_order_or_is_told_how_much_it_missed(steps):
+def test_a_watcher_gets_all_events_in_order_or_the_count_of_missed_ones(steps):
     async def run():
         feed = Feed()
         watcher = feed.watch()
@@ -289,7 +289,7 @@ def stats(signed, histogram, failed=0):
     return {"signatures": signed, "failures": failed, "expired": 0, "hsm_ns": histogram}
 
 
-def test_rates_are_differences_by_time_and_begin_anew_with_the_member():
+def test_rates_are_differences_by_time_and_restart_with_the_member():
     series = Series()
     assert series.add(0, stats(1000, [(10_000, 1000)]))["rate"] == 0.0  # since when is not known
     point = series.add(2_000_000_000, stats(1500, [(10_000, 1000), (90_000, 495), (5_000_000, 5)], failed=4))
@@ -300,7 +300,7 @@ def test_rates_are_differences_by_time_and_begin_anew_with_the_member():
         90.0,
         5000.0,
     )
-    assert series.add(3_000_000_000, stats(3, [(10_000, 3)]))["rate"] == 0.0  # it was started anew
+    assert series.add(3_000_000_000, stats(3, [(10_000, 3)]))["rate"] == 0.0  # it was restarted
     assert series.add(4_000_000_000, None) == {"t": 4000, "rate": 0.0, "failed": 0.0}
     assert series.add(5_000_000_000, stats(9, [(10_000, 9)]))["rate"] == 0.0
     for second in range(POINTS * 2):

@@ -1,4 +1,4 @@
-"""The state store: migrations, two users at once, budgets against a reference model, history and wishes."""
+"""The state store: migrations, two users at once, budgets against a reference model, history and desired state."""
 
 from __future__ import annotations
 
@@ -452,7 +452,7 @@ async def test_history_is_queried_by_time_kind_and_member(tmp_path):
 
 
 @one_loop
-async def test_wishes_and_reports(tmp_path):
+async def test_desired_state_and_reports_are_stored(tmp_path):
     store = await Store.open(tmp_path / "state.db")
     desired = Desired(store)
     await desired.set("force", "secondary", "game day")

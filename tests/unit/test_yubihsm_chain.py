@@ -85,7 +85,7 @@ def test_an_entry_that_is_left_out_and_covered_up_by_renumbering_is_found():
 def test_a_forged_end_is_found_by_the_next_reading():
     raw, anchor = a_log(20)
     forged = parsed(raw[:10])
-    # Whoever recomputes the digests makes a chain that is right in itself, but not where it goes on.
+    # A forger that recomputes the digests makes a chain that is right in itself, but not where it goes on.
     changed = replace(forged[-1], target_key=0x65)
     redone = replace(changed, digest=changed.digest_after(forged[-2].digest))
     assert verify_chain([*forged[:-1], redone], anchor) == []

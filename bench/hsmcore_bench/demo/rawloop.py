@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
-
-import orjson
 
 from hsmcore.errors import SystemFailure
 from hsmcore_bench.harness.locate import RAW_SIGN, native
+from hsmcore_bench.harness.process import Child
 
 _PIN_VARIABLE = "HSMCORE_RAWSIGN_PIN"
 _START_SECONDS = 30.0
-_SPARE_SECONDS = 30.0
-_STOP_SECONDS = 5.0
 
 
 class RawLoopError(SystemFailure):
@@ -23,61 +19,41 @@ class RawLoopError(SystemFailure):
     default_hint = "Run the demonstration again; if it lasts, build the package again."
 
 
+class _Child(Child):
+    def ended(self) -> RawLoopError:
+        return RawLoopError(self.last_words() or f"{RAW_SIGN} ended without a word")
+
+    def silent(self, seconds: float) -> RawLoopError:
+        return RawLoopError(f"{RAW_SIGN} did not answer within {seconds:.0f} s")
+
+
 class RawLoop:
-    """One hsmcore-rawsign child that signs with the same key, as many threads, and messages of the same length."""
+    """One hsmcore-rawsign child that signs with the same key, as many threads, and messages of the same length. Threads
+    wait for it, so that the event loop need not."""
 
     def __init__(self, arguments: list[str], pin: bytearray) -> None:
         self._arguments = arguments
         self._pin = pin
-        self._child: asyncio.subprocess.Process | None = None
+        self._child: _Child | None = None
 
     async def start(self) -> bool:
         """Start the child and wait until it is ready. Call stop() afterwards in any case."""
         program = native(RAW_SIGN)
         if program is None:
             raise RawLoopError(f"{RAW_SIGN} was not built with this package")
-        self._child = await asyncio.create_subprocess_exec(
-            program,
-            *self._arguments,
-            "--pin-env",
-            _PIN_VARIABLE,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, _PIN_VARIABLE: self._pin.decode()},
-        )
+        command = [str(program), *self._arguments, "--pin-env", _PIN_VARIABLE]
+        self._child = _Child(command, {**os.environ, _PIN_VARIABLE: self._pin.decode()})
         self._pin[:] = bytes(len(self._pin))
-        answer = await self._answer(_START_SECONDS)
+        answer = await asyncio.to_thread(self._child.answer, _START_SECONDS)
         return bool(answer.get("ready"))
 
     async def rate(self, seconds: float) -> float:
         """Run it for so long and return signatures a second."""
-        assert self._child is not None and self._child.stdin is not None
-        self._child.stdin.write(f"run {seconds:.3f}\n".encode())
-        result = await self._answer(seconds + _SPARE_SECONDS)
+        assert self._child is not None
+        result = await asyncio.to_thread(self._child.run, seconds)
         return float(result["signatures"]) / float(result["seconds"])
 
-    async def _answer(self, timeout: float) -> dict[str, Any]:
-        assert self._child is not None and self._child.stdout is not None and self._child.stderr is not None
-        try:
-            line = await asyncio.wait_for(self._child.stdout.readline(), timeout)
-        except TimeoutError:
-            raise RawLoopError(f"hsmcore-rawsign did not answer within {timeout:.0f} s") from None
-        if not line:
-            said = (await self._child.stderr.read()).decode(errors="replace").strip()
-            raise RawLoopError(said or "hsmcore-rawsign ended without a word")
-        answer: dict[str, Any] = orjson.loads(line)
-        return answer
-
     async def stop(self) -> None:
-        """End the child. Doing it twice is no error."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        assert child.stdin is not None
-        child.stdin.close()  # it ends when its input does
-        try:
-            await asyncio.wait_for(child.wait(), _STOP_SECONDS)
-        except TimeoutError:
-            child.kill()
-            await child.wait()
+        """End the child. Idempotent."""
+        if self._child is not None:
+            await asyncio.to_thread(self._child.close)

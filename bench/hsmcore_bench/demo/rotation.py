@@ -113,7 +113,7 @@ class Rotated(Played):
 async def play_rotation(made: Twins, tell: Tell) -> dict[str, Any]:
     """Play it; `tell` hears of what happens, a line each."""
     config = made.lone_config(
-        {"enabled": True, "backupEnabled": True, "backupLocation": str(made.folder / "backups"),
+        {"enabled": True, "backupEnabled": True, "backupLocation": str(made.folder.path / "backups"),
          "keyCeremony": {"recoveryPublicKey": bytes(PrivateKey.generate().public_key).hex()}}
     )  # fmt: skip
     act = Rotated()

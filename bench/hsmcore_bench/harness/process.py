@@ -1,4 +1,5 @@
-"""A child process that signs when it is told to, and is gone when its time is over."""
+"""Child processes that sign when they are told to, and are gone when their time is over: those of the suite as they are
+here, those of the load generator and the demonstration with errors of their own."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import orjson
 
@@ -23,6 +25,7 @@ ROOTS = (str(Path(__file__).resolve().parents[2]), str(Path(hsmcore.__file__).re
 READY_SECONDS = 60.0  # a module may take its time to log in
 SLACK_SECONDS = 30.0  # beyond the length of a slice
 EXIT_SECONDS = 10.0
+_CHUNK = 1 << 18
 
 
 class ChildError(Exception):
@@ -60,7 +63,14 @@ def _cpu_seconds_of_children(pid: int) -> float:
 
 
 class Child:
-    """One contender's process. Use it as a context manager: leaving ends the process, whatever state it is in."""
+    """A process that says JSON lines. Use it as a context manager: leaving ends it, whatever state it is in.
+
+    What a failure is, `ended` and `silent` decide: here it is a ChildError.
+    """
+
+    exit_seconds = EXIT_SECONDS
+    interruptible = True
+    """Whether Ctrl-C ends it, too; if not, it is for the parent to end it in good order."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
@@ -72,11 +82,16 @@ class Child:
                 stderr=self._errors,
                 env=dict(environment),
                 bufsize=0,
+                start_new_session=not self.interruptible,
             )
         except BaseException:
             self._errors.close()
             raise
+        os.set_blocking(self.fileno(), False)
         self._pending = b""
+        self._said: deque[dict[str, Any]] = deque()
+        self.at_end = False
+        """Whether its output has ended."""
 
     def __enter__(self) -> Self:
         return self
@@ -88,9 +103,55 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def _in(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _out(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def fileno(self) -> int:
+        """Readable when it says something."""
+        return self._out.fileno()
+
+    def send(self, text: bytes | bytearray) -> None:
+        """Write to its standard input. Raises what `ended` says if it has ended."""
+        rest = memoryview(text)
+        try:
+            while rest:
+                rest = rest[self._in.write(rest) or 0 :]
+        except BrokenPipeError:
+            raise self.ended() from None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has said since the last time."""
+        self._hear()
+        said = list(self._said)
+        self._said.clear()
+        return said
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """Wait for its next line. Raises what `ended` and `silent` say."""
+        deadline = time.monotonic() + timeout
+        while not self._said:
+            if self.at_end:
+                raise self.ended()
+            if not select.select([self], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise self.silent(timeout)
+            self._hear()
+        return self._said.popleft()
+
+    def ask(self, command: str, timeout: float) -> dict[str, Any]:
+        """Send one command and wait for its answer."""
+        self.send(command.encode() + b"\n")
+        return self.answer(timeout)
+
     def ready(self) -> dict[str, Any]:
         """Wait for the line with which a child says that it can sign."""
-        reply = self._read(READY_SECONDS)
+        reply = self.answer(READY_SECONDS)
         if "missing" in reply:
             raise MissingError(reply["missing"])
         return reply
@@ -98,55 +159,58 @@ class Child:
     def run(self, seconds: float) -> dict[str, Any]:
         return self.ask(f"run {seconds}", seconds + SLACK_SECONDS)
 
-    def ask(self, command: str, timeout: float) -> dict[str, Any]:
-        """Send one command and wait for its answer. Raises ChildError with the child's last words."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(command.encode() + b"\n")
-        except BrokenPipeError:
-            raise ChildError(self._last_words("ended before it was asked")) from None
-        return self._read(timeout)
-
     def cpu_seconds(self) -> float:
         """Processor time so far of all its threads, and of the processes that it started."""
         return _cpu_seconds(self.pid) + _cpu_seconds_of_children(self.pid)
 
+    def ended(self) -> Exception:
+        """The error for an end before its time."""
+        return ChildError(f"ended: {self.how_it_ended()}")
+
+    def silent(self, seconds: float) -> Exception:
+        """The error for no answer in so many seconds."""
+        words = self.last_words()
+        return ChildError(f"gave no answer within {seconds:.0f} s" + (f": {words}" if words else ""))
+
+    def last_words(self) -> str:
+        """The last line on its standard error, if there is one."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+
+    def how_it_ended(self) -> str:
+        """Its last words, or else its exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its output may end a little before it does
+            self._process.wait(1.0)
+        return self.last_words() or f"exit code {self._process.returncode}"
+
+    def stop(self) -> None:
+        """Close its input, which is the order to quit: it answers what it has begun, and ends."""
+        if not self._in.closed:
+            self._in.close()
+
     def close(self) -> None:
-        """Ask it to quit, then kill it. Does nothing the second time."""
+        """Stop it, then kill it. Does nothing the second time."""
         if self._errors.closed:
             return
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.close()  # the end of its input is the order to quit
-            process.wait(EXIT_SECONDS)
+            self.stop()
+            self._process.wait(self.exit_seconds)
         except (subprocess.TimeoutExpired, OSError):
-            process.kill()
-            process.wait()
+            pass
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            self._out.close()
             self._errors.close()
 
-    def _read(self, timeout: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        deadline = time.monotonic() + timeout
-        while b"\n" not in self._pending:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise ChildError(self._last_words(f"gave no answer within {timeout:.0f} s"))
-            chunk = os.read(descriptor, 65536)
-            if not chunk:
-                raise ChildError(self._last_words("ended"))
+    def _hear(self) -> None:
+        while not self.at_end:
+            try:
+                chunk = os.read(self.fileno(), _CHUNK)
+            except BlockingIOError:
+                break
+            self.at_end = not chunk
             self._pending += chunk
-        line, _, self._pending = self._pending.partition(b"\n")
-        reply: dict[str, Any] = orjson.loads(line)
-        return reply
-
-    def _last_words(self, what: str) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"{what}: {lines[-1]}" if lines else what
+        *whole, self._pending = self._pending.split(b"\n")
+        self._said += [orjson.loads(line) for line in whole if line]

@@ -50,8 +50,8 @@ def _signed(target: Target, kinds: Sequence[Kind], path: Path_, rate: float, tim
                 else:
                     signed += line["signed"]
                 counted_to = line["at"]
-            if generator.ended:
-                raise generator.failure()
+            if generator.at_end:
+                raise generator.ended()
             if time.monotonic_ns() - begin > (_WARM_SECONDS + _SECONDS + 30) * 1e9:
                 raise MemberDown("the token made no signature while its capacity was to be measured")
     if signed == 0:

@@ -151,13 +151,14 @@ class _Asked:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> _Asked:
+        from hsmcore.control.curves import ALGORITHMS
         from hsmcore_bench.load.faults import fault_of, timeline_of
         from hsmcore_bench.load.generator import PATHS
         from hsmcore_bench.load.mix import DEFAULT, kinds_of
         from hsmcore_bench.load.objectives import objective_of
         from hsmcore_bench.load.run import Plan
         from hsmcore_bench.load.shapes import segments_of, shape_of
-        from hsmcore_bench.load.target import ALGORITHMS, Wanted
+        from hsmcore_bench.load.target import Wanted
         from hsmcore_bench.load.units import positive_seconds, rate_of
 
         _choice("--path", given["path"], PATHS)

@@ -63,7 +63,7 @@ class _Timer:
 
 
 class _Series(dict[int, int]):
-    """Counts by bucket, as buckets.bucket_of has them; in line, because this runs for every request."""
+    """Counts by their place in an HdrHistogram; in line, because this runs for every request."""
 
     def add(self, ns: int) -> None:
         shift = ns.bit_length() - 11

@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import orjson
 
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
-from hsmcore.doctor.find import find_token
+from hsmcore.control.plane import find_token
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
 from hsmcore.members.base import VERIFY_EVERY
 from hsmcore_bench.harness.locate import native
-from hsmcore_bench.harness.process import child_environment
+from hsmcore_bench.harness.process import READY_SECONDS, Child, child_environment
 from hsmcore_bench.load.mix import Kind, largest_of, table_of
 from hsmcore_bench.load.problems import UsageProblem
 from hsmcore_bench.load.shapes import Segment
@@ -35,8 +32,6 @@ PATHS: Final[dict[Path_, str]] = {
     "raw": "the reference: PKCS#11 in plain threads, without hsmcore",
 }
 PROGRAM: Final = "hsmcore-load"
-_READY_SECONDS: Final = 60.0
-_EXIT_SECONDS: Final = 15.0
 _PIPE_BYTES: Final = 1 << 20
 _F_SETPIPE_SZ: Final = 1031
 _DIGITS: Final = b"0123456789abcdef"
@@ -68,120 +63,34 @@ class Share:
         return table_of(self.kinds, self.own_seed)
 
 
-class Generator:
-    """One process. Use it as a context manager: leaving ends it, whatever state it is in."""
+class Generator(Child):
+    """One process that makes load."""
+
+    exit_seconds = 15.0
+    interruptible = False
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env=dict(environment),
-                bufsize=0,
-                start_new_session=True,  # Ctrl-C is for the parent, which ends its children in good order
-            )
+            super().__init__(command, environment)
         except OSError as error:
-            self._errors.close()
             raise SystemFailure(f"{command[0]} can't be started: {error.strerror}") from None
         with contextlib.suppress(OSError):  # more than a user may have
-            fcntl.fcntl(self._out, _F_SETPIPE_SZ, _PIPE_BYTES)
-        os.set_blocking(self._out.fileno(), False)
-        self._pending = b""
-        self.ended = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def _in(self) -> IO[bytes]:
-        assert self._process.stdin is not None
-        return self._process.stdin
-
-    @property
-    def _out(self) -> IO[bytes]:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    def fileno(self) -> int:
-        """Readable when it says something."""
-        return self._out.fileno()
-
-    def send(self, text: bytes | bytearray) -> None:
-        """Write to its standard input. Raises MemberDown, with its last words, if it has ended."""
-        rest = memoryview(text)
-        try:
-            while rest:
-                rest = rest[self._in.write(rest) or 0 :]
-        except BrokenPipeError:
-            raise self.failure() from None
-
-    def stop(self) -> None:
-        """Tell it to start nothing more: it answers what it has started, and ends."""
-        if not self._in.closed:
-            self._in.close()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What it has said since the last time. `ended` becomes true at the end of its output."""
-        while True:
-            try:
-                chunk = os.read(self.fileno(), 1 << 18)
-            except BlockingIOError:
-                break
-            if not chunk:
-                self.ended = True
-                break
-            self._pending += chunk
-        *whole, self._pending = self._pending.split(b"\n")
-        return [orjson.loads(line) for line in whole if line]
+            fcntl.fcntl(self, _F_SETPIPE_SZ, _PIPE_BYTES)
 
     def ready(self) -> dict[str, Any]:
         """Wait until it can sign. Raises HsmError."""
-        until = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < until:
-            for line in self.lines():
-                if "error" in line:
-                    raise MemberDown(line["error"], status=line["status"], hint=line["hint"])
-                return line
-            if self.ended:
-                raise self.failure()
-            time.sleep(0.002)
-        raise MemberDown(f"a generator could not log in within {_READY_SECONDS:.0f} s")
+        line = self.answer(READY_SECONDS)
+        if "error" in line:
+            raise MemberDown(line["error"], status=line["status"], hint=line["hint"])
+        return line
 
-    def failure(self) -> HsmError:
-        """Why it ended before it should have."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        reason = lines[-1].removeprefix(f"{PROGRAM}: ") if lines else f"exit code {self._process.returncode}"
-        return MemberDown(f"a generator ended: {reason}")
+    def ended(self) -> HsmError:
+        """The error for an end before its time."""
+        return MemberDown(f"a generator ended: {self.how_it_ended().removeprefix(f'{PROGRAM}: ')}")
 
-    def close(self) -> None:
-        """End it; it is killed if it takes too long. Doing it twice is no error."""
-        if self._errors.closed:
-            return
-        self.stop()
-        try:
-            os.set_blocking(self._out.fileno(), True)
-            self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-            self._out.close()
-            self._errors.close()
+    def silent(self, seconds: float) -> HsmError:
+        """The error for one that is not ready in time."""
+        return MemberDown(f"a generator could not log in within {seconds:.0f} s")
 
 
 def start(path: Path_, target: Target, share: Share) -> Generator:
@@ -257,7 +166,8 @@ def _member_settings(target: Target) -> list[tuple[str, object]]:
     settings, rules = _settings_of(target), target.config.key_manager
     label, serial = settings.token_label, settings.token_serial
     if settings.token_manufacturer is not None or settings.token_model is not None:
-        label, serial = find_token(settings, rules.name, target.config.secret_variables)
+        found = find_token(settings, rules.name, target.config.secret_variables)
+        label, serial = found.label or None, found.serial or None
     optional = {
         "module-args": settings.initialize_args, "quirks": settings.quirks,
         "token-label": label, "token-serial": serial, "slot-id": settings.slot_id, "key-label": settings.key_label,

@@ -1,30 +1,24 @@
-"""HdrHistogram logs, version 1.2 of the format with V2 histograms, which HdrHistogram's own tools read."""
+"""HdrHistogram logs, version 1.2 of the format with V2 histograms, which HdrHistogram's own tools read. The library's
+own writer knows no tags, and none of its headings can be written."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
-from hsmcore_bench.load.buckets import HIGHEST_NS, SIGNIFICANT_DIGITS
+from hsmcore_bench.load.buckets import Histogram
 from hsmcore_bench.load.problems import UsageProblem
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from hsmcore_bench.load.buckets import Histogram
 
 _MS = 1e6
 
 
 class HdrLog:
-    """Writes an interval's histograms, in nanoseconds, each under its tag. Needs the package hdrhistogram."""
+    """Writes an interval's histograms, in nanoseconds, each under its tag."""
 
     def __init__(self, path: Path) -> None:
         """Raises UsageProblem if the file can't be made."""
-        from hdrh.histogram import HdrHistogram
-
-        self._new = HdrHistogram
         try:
             self._file: TextIO = path.open("w", encoding="ascii")
         except OSError as error:
@@ -43,12 +37,8 @@ class HdrLog:
     def write(self, start: float, end: float, histograms: Mapping[str, Histogram]) -> None:
         """One interval, in seconds from the start of the run."""
         for tag, histogram in histograms.items():
-            made: Any = self._new(1, HIGHEST_NS, SIGNIFICANT_DIGITS)
-            for value, count in histogram.items():
-                made.record_value(min(value, HIGHEST_NS), count)
             largest = (histogram.percentile(100.0) or 0) / _MS
-            payload = made.encode().decode("ascii")
-            self._file.write(f"Tag={tag},{start:.3f},{end - start:.3f},{largest:.3f},{payload}\n")
+            self._file.write(f"Tag={tag},{start:.3f},{end - start:.3f},{largest:.3f},{histogram.encoded()}\n")
         self._file.flush()  # for who looks on
 
     def close(self) -> None:

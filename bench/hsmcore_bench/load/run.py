@@ -204,8 +204,8 @@ class _Drive:
             last = _take(line, self._outcome, self._fresh)
         if last:
             del self._running[number]
-        elif generator.ended:
-            raise generator.failure()
+        elif generator.at_end:
+            raise generator.ended()
         return last
 
     def _tick(self, now: float, watch: Watcher) -> None:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import copy
 import json
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from hsmcore.config import Config, Pkcs11Settings, Provider, load
 from hsmcore.control.curves import Algorithm
-from hsmcore.control.provision import TokenRequest, provision
+from hsmcore.control.provision import provision
 from hsmcore.control.softhsm import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
 from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, native
+from hsmcore_bench.harness.softhsm import token_folder, variable, write_private
 from hsmcore_bench.load.problems import UsageProblem
 
 TOKEN_LABEL: Final = "hsmcore-load"
 KEY_LABEL: Final = "load-key"
 _CKR_DEVICE_MEMORY: Final = 0x31
 CHAOS_VARIABLE: Final = "HSMCORE_CHAOS_CONFIG"
-ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
+_PREFIX: Final = "hsmcore-load-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +59,19 @@ class Target:
 def own_token(wanted: Wanted) -> Iterator[Target]:
     """A SoftHSM token in a temporary folder, which goes away with it, whatever happens. Raises HsmError."""
     module = find_softhsm()
-    with _folder() as folder:
-        conf, pin = folder / "softhsm2.conf", folder / "pin"
-        (folder / "tokens").mkdir(mode=0o700)
-        conf.write_text(f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\nlog.level = ERROR\n")
-        _write_private(pin, secrets.token_hex(8))
-        settings: dict[str, Any] = {"modulePath": module, "tokenLabel": TOKEN_LABEL, "keyLabel": KEY_LABEL}
+    with token_folder(_PREFIX) as made:
+        folder, settings = made.path, {"modulePath": module, "tokenLabel": TOKEN_LABEL, "keyLabel": KEY_LABEL}
         sockets = _put_chaos_before(settings, wanted.chaos, folder, "device") if wanted.chaos is not None else []
-        request = TokenRequest(
-            settings["modulePath"], TOKEN_LABEL, KEY_LABEL, wanted.algorithm, pin.read_text(), secrets.token_hex(8)
-        )
-        with _variable(CHAOS_VARIABLE, str(folder / "device.json") if sockets else None):
+        request = made.request(settings["modulePath"], TOKEN_LABEL, KEY_LABEL, wanted.algorithm)
+        with variable(CHAOS_VARIABLE, str(folder / "device.json") if sockets else None):
             try:
-                provision(request, conf)
+                provision(request, made.conf)
             except HsmError as error:
                 if error.ckr == _CKR_DEVICE_MEMORY:
                     error.hint = "The device has no room for a key; load one that it has already with --config."
                 raise
-        document = _document("softhsm", {**settings, "pin": {"file": str(pin)}}, wanted, folder)
-        environment = {"SOFTHSM2_CONF": str(conf)}
+        document = _document("softhsm", {**settings, "pin": {"file": str(made.pin_file)}}, wanted, folder)
+        environment = {"SOFTHSM2_CONF": str(made.conf)}
         yield Target("a SoftHSM token of its own", document, load(document), environment, sockets)
 
 
@@ -86,7 +80,7 @@ def noop_token(wanted: Wanted) -> Iterator[Target]:
     """The module that does nothing. Raises ModuleMissing."""
     module = str(_built(NOOP_MODULE))
     with _folder() as folder:
-        _write_private(folder / "pin", "0000")
+        write_private(folder / "pin", "0000")
         settings: dict[str, Any] = {"modulePath": module, "tokenLabel": "noop", "keyLabel": "noop-key"}
         sockets = _put_chaos_before(settings, wanted.chaos, folder, "device") if wanted.chaos is not None else []
         document = _document("pkcs11", {**settings, "pin": {"file": str(folder / "pin")}}, wanted, folder)
@@ -160,7 +154,7 @@ def _put_chaos_before(settings: dict[str, Any], chaos: str, folder: Path, name: 
         fields = {"profile": chaos}
     fields |= {"module": str(settings["modulePath"]), "socket": str(folder / f"{name}-%p.sock")}
     path = folder / f"{name}.json"
-    _write_private(path, json.dumps(fields))
+    write_private(path, json.dumps(fields))
     rest = settings.get("moduleArgs")
     settings["modulePath"] = str(_built(CHAOS_MODULE))
     settings["moduleArgs"] = f"config={path}" + (f" args={rest}" if rest else "")
@@ -203,28 +197,7 @@ def _built(name: str) -> Path:
     return found
 
 
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
-
-
 @contextmanager
 def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hsmcore-load-") as name:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         yield Path(name)
-
-
-@contextmanager
-def _variable(name: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for the children that are started meanwhile; None leaves it as it is."""
-    before = os.environ.get(name)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if value is not None:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from hsmcore.cli.output import FAILED, BadUsage
+from hsmcore.control.curves import ALGORITHMS
 from hsmcore.errors import MemberDown
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.process import ChildError
 from hsmcore_bench.suite import results_cli
 from hsmcore_bench.suite.catalogue import entries, expand
 from hsmcore_bench.suite.failover import CASES
-from hsmcore_bench.suite.model import Algorithm, HsmToken, Options
+from hsmcore_bench.suite.model import HsmToken, Options
 from hsmcore_bench.suite.report import markdown, print_result
 from hsmcore_bench.suite.resilience import RECOVERY_CASES
 from hsmcore_bench.suite.result import Result
@@ -57,12 +58,12 @@ def bench(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A scenario file of your own; may be given again. Form: docs/BENCHMARKS.md."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the JSON, HTML, markdown and PNG files go.")] = Path("bench-results"),
+    out: Annotated[Path, typer.Option(help="Where the JSON, HTML, markdown and SVG files go.")] = Path("bench-results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
     token: Annotated[str | None, typer.Option(help="Sign on this token instead of a new SoftHSM one.")] = None,
     module: Annotated[str, typer.Option(help="The PKCS#11 module of --token.")] = locate.SOFTHSM_MODULE,
     label: Annotated[str | None, typer.Option(help="The label of the private key on --token.")] = None,
-    algorithm: Annotated[str, typer.Option(help=f"Of that key: {', '.join(get_args(Algorithm))}.")] = "ed25519",
+    algorithm: Annotated[str, typer.Option(help=f"Of that key: {', '.join(ALGORITHMS)}.")] = "ed25519",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Print scenarios and contenders, and end.")] = False,
 ) -> None:
@@ -137,8 +138,9 @@ def _run(options: Options) -> Result:
 
 
 def _write(result: Result, out: Path) -> None:
-    """The files; the PNG only where matplotlib is installed."""
-    from hsmcore_bench.suite.html import page
+    """The files; no picture where nothing was measured."""
+    from hsmcore_bench.suite.html import STYLE, page
+    from hsmcore_bench.suite.picture import picture
 
     notes = Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -146,14 +148,10 @@ def _write(result: Result, out: Path) -> None:
     (out / f"{NAME}.md").write_text(markdown(result), encoding="utf-8")
     (out / f"{NAME}.html").write_text(page(result), encoding="utf-8")
     try:
-        from hsmcore_bench.suite.picture import draw
-
-        draw(result, out / f"{NAME}.png")
-    except ImportError:
-        notes.print("no PNG: matplotlib is not installed (pip install 'hsmcore[bench]')", style="yellow", markup=False)
+        (out / f"{NAME}.svg").write_text(picture(result, STYLE.read_text()), encoding="utf-8")
     except ValueError as error:
-        notes.print(f"no PNG: {error}", style="yellow", markup=False)
-    notes.print(f"written: {out}/{NAME}.json, .html, .md, .png", style="dim", markup=False)
+        notes.print(f"no SVG: {error}", style="yellow", markup=False)
+    notes.print(f"written: {out}/{NAME}.json, .html, .md, .svg", style="dim", markup=False)
 
 
 def _print_list(files: tuple[str, ...]) -> None:
@@ -178,8 +176,8 @@ def _print_list(files: tuple[str, ...]) -> None:
 
 def _token(token: str | None, module: str, label: str | None, algorithm: str) -> HsmToken | None:
     """The token that the options name, or None for one of our own."""
-    if algorithm not in get_args(Algorithm):
-        raise BadUsage(f"--algorithm {algorithm}: expected one of {', '.join(get_args(Algorithm))}")
+    if algorithm not in ALGORITHMS:
+        raise BadUsage(f"--algorithm {algorithm}: expected one of {', '.join(ALGORITHMS)}")
     if token is None:
         if label is not None:
             raise BadUsage("--label needs --token")

@@ -9,6 +9,7 @@ from statistics import median
 
 from hsmcore_bench.suite import sizing, svg
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Summary, Verdict
+from hsmcore_bench.suite.picture import caption, colour, rates
 from hsmcore_bench.suite.report import (
     bound,
     disturbance,
@@ -105,36 +106,17 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
 
 
 def _bars(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
-    yield rate_bars(rows)
-
-
-def rate_bars(rows: Sequence[Row]) -> str:
-    """Relative to the reference where there is one, else a point on a logarithmic axis."""
-    relative = any(summary.ratio is not None for _, summary in rows)
-    drawn = []
-    for contender, summary in rows:
-        rate = summary.rate
-        shown, text = rate, f"{rate.median:,.0f}/s"
-        if relative and summary.ratio is not None:
-            shown, text = summary.ratio, f"{summary.ratio.median:.2f} × · {text}"
-        elif relative:
-            one = rate.median or 1.0
-            shown = type(rate)(1.0, rate.low / one, rate.high / one)
-        drawn.append(svg.Bar(contender.title, shown.median, shown.low, shown.high, text, colour(contender)))
-    caption = "Rate relative to the reference of the same round" if relative else "Signatures per second"
-    return svg.bars(
-        drawn, f"{caption}; the line goes from the lowest round to the highest.",
-        mark=1.0 if relative else None, logarithmic=not relative,
-    )  # fmt: skip
+    said = f"{caption(rows)}; the line goes from the lowest round to the highest."
+    yield rates(rows).figure(said[0].upper() + said[1:])
 
 
 def _curves(_result: Result, scenario: Scenario, rows: list[Row]) -> Iterator[str]:
     x = scenario.x or "in_flight"
-    rates: dict[str, list[tuple[float, float]]] = {}
+    speeds: dict[str, list[tuple[float, float]]] = {}
     times: dict[str, list[tuple[float, float]]] = {}
     for contender, summary in rows:
         at = float(getattr(contender, x) or 0)
-        rates.setdefault(contender.series, []).append((at, summary.rate.median))
+        speeds.setdefault(contender.series, []).append((at, summary.rate.median))
         for name, value in ((contender.series, summary.p50_ns), (f"{contender.series}{svg.DASHED}", summary.p99_ns)):
             if value is not None:
                 times.setdefault(name, []).append((at, value))
@@ -142,12 +124,14 @@ def _curves(_result: Result, scenario: Scenario, rows: list[Row]) -> Iterator[st
     if len(set(colours.values())) < len(colours):
         colours = {}
     name = X_NAMES[x]
-    high = max(rate for own in rates.values() for _, rate in own)
-    low = min(rate for own in rates.values() for _, rate in own)
+    high = max(rate for own in speeds.values() for _, rate in own)
+    low = min(rate for own in speeds.values() for _, rate in own)
     what, log_y = f"Signatures per second against {name}.", high > 30 * low
-    yield svg.lines(rates, what, name, "signatures per second", svg.plain, log_y=log_y, colours=colours)
+    yield svg.lines(speeds, name, "signatures per second", svg.plain, log_y=log_y, colours=colours).figure(what)
     if times:
-        yield svg.lines(times, f"Latency against {name}.", name, "latency", svg.time_tick, log_y=True, colours=colours)
+        yield svg.lines(times, name, "latency", svg.time_tick, log_y=True, colours=colours).figure(
+            f"Latency against {name}."
+        )
 
 
 def _parts(result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
@@ -158,7 +142,7 @@ def _parts(result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str
             named = {PART_NAMES[name]: parts.get(name, 0.0) for name in PART_NAMES}
             drawn.append(svg.Stack(contender.title, named, duration(sum(parts.values()))))
     if drawn:
-        yield svg.stacks(drawn, "Parts of one signature's mean latency; the whole is at the right.")
+        yield svg.stacks(drawn).figure("Parts of one signature's mean latency; the whole is at the right.")
         lines = [[s.label, *(duration(value) for value in s.parts.values()), s.note] for s in drawn]
         yield table(["", *PART_NAMES.values(), "together"], lines)
 
@@ -184,7 +168,9 @@ def _open(result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]
             series.setdefault("predicted", []).append((at, found.p50 * 1e9))
             series.setdefault("predicted, p99", []).append((at, found.p99 * 1e9))
     if series:
-        yield svg.lines(series, "Latency against requests a second.", "requests a second", "latency", svg.time_tick)
+        yield svg.lines(series, "requests a second", "latency", svg.time_tick).figure(
+            "Latency against requests a second."
+        )
     yield table(["", "p50", "p99", "utilisation", "predicted p50", "predicted p99"], lines)
 
 
@@ -242,11 +228,3 @@ def _conditions(result: Result) -> Iterator[str]:
         "Latency is that of a closed loop unless a scenario says otherwise: with N in flight on a device that makes R "
         "signatures a second, the mean is at least N ÷ R.</p>"
     )
-
-
-def colour(contender: Contender) -> str:
-    if contender.kind == "raw":
-        return "raw"
-    if contender.kind in ("pynacl", "cryptography"):
-        return "software"
-    return "others" if contender.kind.startswith(("pkcs11", "pykcs11")) else "ours"

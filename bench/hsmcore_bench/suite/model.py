@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
-ALGORITHMS: tuple[Algorithm, ...] = ("ed25519", "ecdsa-p256", "ecdsa-secp256k1")
+from hsmcore.control.curves import Algorithm
 
 TokenName = Literal["hsm", "noop", "none"]
 Isolation = Literal["thread", "process"]

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from hsmcore_bench.suite.html import STYLE, rate_bars
+from hsmcore_bench.suite import svg
+from hsmcore_bench.suite.html import STYLE
 from hsmcore_bench.suite.model import Verdict
-from hsmcore_bench.suite.report import bound, disturbance, duration, markdown, reached
+from hsmcore_bench.suite.picture import caption, rates
+from hsmcore_bench.suite.report import bound, disturbance, duration, headline, markdown, reached
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.results import was_idle
 
@@ -53,19 +55,14 @@ def _named(targets: Sequence[Verdict]) -> Iterator[tuple[str, Verdict]]:
             yield subject, verdict
 
 
-def picture(result: Result) -> str:
-    """Rates beside a raw C loop, as an SVG file that needs nothing else."""
+def chart(result: Result) -> str:
+    """Rates beside a raw C loop, as an SVG document. Raises ValueError when nothing was measured."""
     summaries = {summary.contender: summary for summary in result.summaries}
     chosen = [(c, summaries[c.name]) for c in result.contenders if c.name in PICTURED and c.name in summaries]
-    found = re.search('<svg viewBox="0 0 ([0-9]+) ([0-9]+)"(.*)</svg>', rate_bars(chosen), re.DOTALL)
-    if not chosen or found is None:
+    if not chosen:
         raise ValueError("nothing was measured")
-    width, height, (attributes, inside) = found[1], found[2], found[3].split(">", 1)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        f"{attributes}><style>{STYLE.read_text(encoding='utf-8')}</style>"
-        f'<rect width="100%" height="100%" style="fill: var(--paper)"/>{inside}</svg>\n'
-    )
+    title = "hsmcore beside a raw C loop and its peers"
+    return svg.document([(caption(chosen), rates(chosen))], title, headline(result), STYLE.read_text(encoding="utf-8"))
 
 
 def placed(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
@@ -81,7 +78,7 @@ def updated(document: Path, result: Result, source: str) -> str:
     ValueError, which names the file."""
     try:
         if document.suffix == ".svg":
-            return picture(result)
+            return chart(result)
         text = document.read_text(encoding="utf-8")
         if ROWS_BEGIN in text:
             return placed(text, rows(result, source), ROWS_BEGIN, ROWS_END)

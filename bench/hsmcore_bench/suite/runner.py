@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from hsmcore.control.curves import ALGORITHMS
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.environment import ProcessorTimes
 from hsmcore_bench.harness.process import Child, ChildError, MissingError
@@ -142,7 +143,11 @@ class _Run:
         commands = self._commands
         commands.hsm = self._options.token
         if commands.hsm is None:
-            commands.hsm, commands.access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
+            wanted = {"ed25519", *(contender.algorithm for contender in self._chosen)}
+            algorithms = [algorithm for algorithm in ALGORITHMS if algorithm in wanted]
+            commands.hsm, commands.access = self._stack.enter_context(
+                temporary_token(locate.SOFTHSM_MODULE, algorithms)
+            )
 
     def _start_all(self, block: Sequence[Contender], children: ExitStack) -> None:
         """As many at once as there are processors: most of it is importing. Opening the token they take turns; the raw

@@ -1,4 +1,5 @@
-"""Pictures for the HTML report, as SVG. Colours are classes: the page decides what they are on dark screens."""
+"""Pictures as SVG, for the HTML report and on their own. Colours are classes: the style decides what they are on dark
+screens."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
+from textwrap import wrap
 from types import MappingProxyType
 
 from hsmcore_bench.suite.report import duration
@@ -35,15 +37,46 @@ class Stack:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class Chart:
+    height: float
+    inside: str
+
+    def figure(self, caption: str) -> str:
+        """For a page."""
+        return (
+            f'<figure><svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-label="{escape(caption)}">'
+            f"{self.inside}</svg><figcaption>{escape(caption)}</figcaption></figure>"
+        )
+
+
+def document(charts: Sequence[tuple[str, Chart]], title: str, about: str, style: str) -> str:
+    """Charts under their headings, as an SVG document."""
+    y, parts = 40.0, [_text(10, 22, title)]
+    for heading, chart in charts:
+        parts.append(_text(10, y + 10, heading))
+        parts.append(f'<g transform="translate(0 {y + 18:.0f})">{chart.inside}</g>')
+        y += chart.height + 30
+    notes = wrap(about, 150)
+    parts += [_text(10, y + 8 + 16 * number, line, kind="small") for number, line in enumerate(notes)]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 16 * len(notes):.0f}" role="img">'
+        f"<title>{escape(title)}</title><style>{style}</style>"
+        f'<rect class="paper" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
+    )
+
+
 Series = Mapping[str, Sequence[tuple[float, float]]]  # name -> points
 
 
-def bars(rows: Sequence[Bar], caption: str, *, mark: float | None = None, logarithmic: bool = False) -> str:
+def bars(
+    rows: Sequence[Bar], *, mark: float | None = None, logarithmic: bool = False, name: Name | None = None
+) -> Chart:
     """Horizontal bars with a line from lowest to highest; a dashed line at `mark`. Points on a logarithmic axis."""
     left, right = LABEL, WIDTH - 150
     scale = _Scale([v for r in rows for v in (r.low, r.high)] + ([mark] if mark else []), left, right, logarithmic)
     height = ROW * len(rows) + 40
-    parts = list(scale.grid(8, height - 34, plain))
+    parts = list(scale.grid(8, height - 34, name or plain))
     for place, row in enumerate(rows):
         y = 10 + ROW * place
         parts.append(_text(left - 10, y + 15, row.label, "end"))
@@ -57,19 +90,18 @@ def bars(rows: Sequence[Bar], caption: str, *, mark: float | None = None, logari
         parts.append(_text(max(b, scale(row.value)) + 8, y + 15, row.text))
     if mark is not None:
         parts.append(f'<path class="mark" d="M{scale(mark):.1f} 6V{height - 34}"/>')
-    return _svg(height, parts, caption)
+    return Chart(height, "".join(parts))
 
 
 def lines(
     series: Series,
-    caption: str,
     x_name: str,
     y_name: str,
     y_tick: Name,
     *,
     log_y: bool = False,
     colours: Mapping[str, str] = MappingProxyType({}),
-) -> str:
+) -> Chart:
     """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians. Who is
     not in `colours` gets the next one."""
     left, right, top, bottom = 84, WIDTH - 250, 26, 250
@@ -89,10 +121,10 @@ def lines(
         y = top + 6 + 22 * number
         parts.append(f'<path class="{colour} line{dashed}" d="M{right + 16} {y}h24"/>')
         parts.append(_text(right + 46, y + 4, name))
-    return _svg(bottom + 42, parts, caption)
+    return Chart(bottom + 42, "".join(parts))
 
 
-def stacks(rows: Sequence[Stack], caption: str) -> str:
+def stacks(rows: Sequence[Stack]) -> Chart:
     """What a whole is made of: each row's parts as shares of it, its length written beside it."""
     left, right = LABEL, WIDTH - 150
     names = list(dict.fromkeys(name for row in rows for name in row.parts))
@@ -111,7 +143,7 @@ def stacks(rows: Sequence[Stack], caption: str) -> str:
             parts.append(f'<rect class="c{number}" {place_of}>{title}</rect>')
             edge += wide
         parts.append(_text(right + 8, y + 15, row.note))
-    return _svg(30 + ROW * len(rows), parts, caption)
+    return Chart(30 + ROW * len(rows), "".join(parts))
 
 
 def plain(value: float) -> str:
@@ -176,11 +208,3 @@ def _step(most: float) -> float:
 
 def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(height: float, parts: Sequence[str], caption: str) -> str:
-    inside = "".join(parts)
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(caption)}">{inside}</svg>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )

@@ -57,7 +57,7 @@ static bool prepare(struct chaos_call *call) {
     if (!call->query) {
         struct chaos_effect effect;
         call->number = atomic_fetch_add_explicit(&call->slot->turns[call->function], 1, memory_order_relaxed) + 1;
-        if (chaos_fault_pick(call, &effect) && !chaos_strike(call, &effect)) {
+        if (chaos_fault_pick(call, &effect) && !chaos_effect_apply(call, &effect)) {
             return false;
         }
     }

@@ -29,8 +29,7 @@
 #include "functions.h"
 #include "vendor.h"
 
-/* ---- faults --------------------------------------------------------------------------------------------------------
- */
+/* ---- faults ---- */
 
 enum chaos_action {
     ACTION_RETURN,
@@ -89,8 +88,7 @@ struct chaos_random {
 /* Can `action` strike `function`? Signature faults need a signature, session faults a session. */
 bool chaos_action_fits(enum chaos_action action, enum chaos_function function);
 
-/* ---- settings: latency and capacity, replaced as a whole ------------------------------------------------------------
- */
+/* ---- settings: latency and capacity, replaced as a whole ---- */
 
 enum chaos_distribution { LATENCY_NONE, LATENCY_CONSTANT, LATENCY_UNIFORM, LATENCY_LOGNORMAL, LATENCY_EXPONENTIAL };
 
@@ -116,8 +114,7 @@ struct chaos_settings {
     struct chaos_capacity capacity;
 };
 
-/* ---- configuration -------------------------------------------------------------------------------------------------
- */
+/* ---- configuration ---- */
 
 #define CHAOS_PATH 4096
 
@@ -131,18 +128,17 @@ struct chaos_config {
     struct chaos_settings settings;
     struct chaos_fault *faults; /* linked by `all`, in the order of the file */
     struct chaos_random random;
-    struct chaos_manners manners;
+    struct chaos_vendor vendor;
 };
 
 bool chaos_config_load(const char *path, struct chaos_config *config, struct chaos_error *error);
 void chaos_config_free(struct chaos_config *config);
-/* Puts a profile's latency, capacity and manners over those that are there; NULL: without its manners. On failure the
- * settings are untouched, and the manners may be anything. */
-bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings,
-                        struct chaos_manners *manners, struct chaos_error *error);
+/* Puts a profile's latency, capacity and vendor's part over those that are there; NULL: without the vendor's part. On failure the
+ * settings are untouched, and `vendor` may hold anything. */
+bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings, struct chaos_vendor *vendor,
+                        struct chaos_error *error);
 
-/* ---- slots and sessions --------------------------------------------------------------------------------------------
- */
+/* ---- slots and sessions ---- */
 
 struct chaos_waiter;
 
@@ -204,8 +200,7 @@ bool chaos_sessions_any(struct chaos_slot *slot, CK_SESSION_HANDLE *handle);
 uint64_t chaos_sessions_open(void);
 void chaos_sessions_reset(bool free_them);
 
-/* ---- one call ------------------------------------------------------------------------------------------------------
- */
+/* ---- one call ---- */
 
 struct chaos_call {
     enum chaos_function function;
@@ -232,7 +227,7 @@ CK_RV chaos_leave(struct chaos_call *call, CK_RV rv);
 
 /* fault.c, effect.c */
 bool chaos_fault_pick(const struct chaos_call *call, struct chaos_effect *effect);
-bool chaos_strike(struct chaos_call *call, const struct chaos_effect *effect); /* false: answer call->rv */
+bool chaos_effect_apply(struct chaos_call *call, const struct chaos_effect *effect); /* false: answer call->rv */
 void chaos_alter_signature(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
                            CK_ULONG *signature_len, CK_ULONG room);
 CK_RV chaos_gone(const struct chaos_call *call); /* CKR_OK, or what a dead session or an absent token answers */
@@ -246,15 +241,15 @@ void chaos_faults_reset(bool free_them);
 void chaos_random_set(struct chaos_random *random); /* takes it over */
 
 /* other_key.c: both answer false, and say so in the log, if the token has no other key of that type and makes none. */
-bool chaos_impostor_sign(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
-                         CK_ULONG *signature_len);
-bool chaos_impostor_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK_OBJECT_HANDLE *other);
+bool chaos_other_key_sign(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
+                          CK_ULONG *signature_len);
+bool chaos_other_key_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK_OBJECT_HANDLE *other);
 
 /* handles.c: handles as the client has them, and those of the wrapped module. */
-CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE given);
-void chaos_objects_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count);
-void chaos_object_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other);
-void chaos_objects_reset(void);
+CK_OBJECT_HANDLE chaos_handle(const struct chaos_call *call, CK_OBJECT_HANDLE given);
+void chaos_handles_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count);
+void chaos_handle_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other);
+void chaos_handles_reset(void);
 
 /* vendor.c: CKR_OK, or the refusal, which the log has. */
 CK_RV chaos_refused(const struct chaos_call *call);
@@ -267,8 +262,8 @@ CK_RV chaos_translated(const struct chaos_call *call, CK_MECHANISM **mechanism, 
 const struct chaos_user *chaos_user_of(const CK_BYTE *pin, CK_ULONG length);
 
 /* vendor_info.c */
-const struct chaos_slot_looks *chaos_looks(CK_SLOT_ID slot); /* NULL: as it is */
-void chaos_look_slot(const struct chaos_slot_looks *looks, CK_SLOT_INFO *info);
+const struct chaos_slot_info *chaos_slot_info_of(CK_SLOT_ID slot); /* NULL: as it is */
+void chaos_show_slot(const struct chaos_slot_info *shown, CK_SLOT_INFO *info);
 
 /* clock.c: nanoseconds of CLOCK_MONOTONIC */
 int64_t chaos_now(void);

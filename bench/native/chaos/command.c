@@ -3,14 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
+#include "parse.h"
 
 static json_t *count_of(uint64_t number) {
     return json_integer((json_int_t)number);
 }
 
-/* ---- stats
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- stats ---- */
 
 static uint64_t calls_of(enum chaos_function function) {
     uint64_t calls = atomic_load(&chaos_slot_none()->calls[function]);
@@ -67,8 +66,7 @@ static void put_stats(json_t *reply) {
     (void)json_object_set_new(reply, "slots", slots);
 }
 
-/* ---- the commands
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- the commands ---- */
 
 static bool no_fields(const struct chaos_reader *reader) {
     static const char *const fields[] = {NULL};

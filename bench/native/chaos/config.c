@@ -5,7 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "json.h"
+#include "parse.h"
+#include "vendor_json.h"
 
 /* The folder "profiles" next to this shared object. */
 static void default_profile_dir(char out[CHAOS_PATH]) {
@@ -42,8 +43,7 @@ static json_t *load_file(const char *path, struct chaos_error *error) {
     return document;
 }
 
-/* ---- profiles
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- profiles ---- */
 
 static void list_profiles(const char *dir, char *out, size_t size) {
     DIR *folder = opendir(dir);
@@ -73,9 +73,9 @@ static bool parse_settings(const struct chaos_reader *reader, struct chaos_setti
            (capacity == NULL || chaos_parse_capacity(&of_capacity, &settings->capacity));
 }
 
-bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings,
-                        struct chaos_manners *manners, struct chaos_error *error) {
-    static const char *const fields[] = {"description", "latency", "capacity", CHAOS_MANNERS_FIELDS, NULL};
+bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings, struct chaos_vendor *vendor,
+                        struct chaos_error *error) {
+    static const char *const fields[] = {"description", "latency", "capacity", CHAOS_VENDOR_FIELDS, NULL};
     char path[CHAOS_PATH + 256];
     char known[512];
     if (name[0] == '\0' || strchr(name, '/') != NULL || strlen(name) > 128) {
@@ -97,7 +97,7 @@ bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings
     struct chaos_reader reader = {document, NULL, &inner};
     const char *description = NULL;
     bool ok = chaos_check_object(&reader, fields) && chaos_get_string(&reader, "description", &description) &&
-              parse_settings(&reader, &out) && (manners == NULL || chaos_parse_manners(&reader, manners));
+              parse_settings(&reader, &out) && (vendor == NULL || chaos_parse_vendor(&reader, vendor));
     if (ok) {
         *settings = out;
     } else {
@@ -107,8 +107,7 @@ bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings
     return ok;
 }
 
-/* ---- the file
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- the file ---- */
 
 static bool parse_faults(const struct chaos_reader *reader, struct chaos_config *config) {
     json_t *faults = json_object_get(reader->value, "faults");
@@ -148,7 +147,7 @@ static bool parse_profiles(const struct chaos_reader *reader, struct chaos_confi
         if (!json_is_string(name)) {
             return chaos_refuse_key(reader, "profile", "must be a profile's name or an array of names");
         }
-        if (!chaos_profile_load(config->profile_dir, json_string_value(name), &config->settings, &config->manners,
+        if (!chaos_profile_load(config->profile_dir, json_string_value(name), &config->settings, &config->vendor,
                                 &reason)) {
             return chaos_refuse_key(reader, "profile", "%s", reason.text);
         }
@@ -158,7 +157,7 @@ static bool parse_profiles(const struct chaos_reader *reader, struct chaos_confi
 
 static bool parse_config(const struct chaos_reader *reader, struct chaos_config *config) {
     static const char *const fields[] = {"description", "module",  "socket",   "log",    "seed",   "profile",
-                                         "profileDir",  "latency", "capacity", "faults", "random", CHAOS_MANNERS_FIELDS,
+                                         "profileDir",  "latency", "capacity", "faults", "random", CHAOS_VENDOR_FIELDS,
                                          NULL};
     const char *description = NULL;
     /* The log first: it is to have the reason of whatever is refused after it. */
@@ -177,7 +176,7 @@ static bool parse_config(const struct chaos_reader *reader, struct chaos_config 
         !chaos_get_path(reader, "profileDir", config->profile_dir) || !parse_profiles(reader, config)) {
         return false;
     }
-    if (!parse_settings(reader, &config->settings) || !chaos_parse_manners(reader, &config->manners) ||
+    if (!parse_settings(reader, &config->settings) || !chaos_parse_vendor(reader, &config->vendor) ||
         !parse_faults(reader, config)) {
         return false;
     }

@@ -31,8 +31,7 @@ static int listen_fd = -1, stop_fd = -1;
 static char socket_path[CHAOS_PATH];
 static struct client *clients[CLIENTS]; /* the thread's own; in the child of a fork, of nobody */
 
-/* ---- the thread
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- the thread ---- */
 
 static bool send_all(int fd, const char *text, size_t length) {
     while (length > 0) {
@@ -146,8 +145,7 @@ static void *run(void *unused) {
     return NULL;
 }
 
-/* ---- start and stop
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- start and stop ---- */
 
 static bool fail(struct chaos_error *error, const char *what, const char *path) {
     int code = errno;

@@ -2,7 +2,7 @@
  * objects.c, vendor_info.c, module.c and entry.c. */
 #include "chaos.h"
 
-#define OBJECT(given) chaos_object(&call, given)
+#define OBJECT(given) chaos_handle(&call, given)
 #define FIRST_MODULE
 #define FIRST_SLOT .slot_id = slot,
 #define FIRST_SESSION .handle = session,

@@ -42,8 +42,8 @@ static void recycle(const struct chaos_call *call) {
     CK_OBJECT_HANDLE other;
     if (given == CK_INVALID_HANDLE) {
         chaos_fault_skip(call, ACTION_RECYCLE_HANDLE, "no key was used on this session");
-    } else if (chaos_impostor_find(call, chaos_object(call, given), &other)) {
-        chaos_object_recycle(call, given, other);
+    } else if (chaos_other_key_find(call, chaos_handle(call, given), &other)) {
+        chaos_handle_recycle(call, given, other);
     }
 }
 
@@ -55,7 +55,7 @@ __attribute__((no_sanitize("undefined", "address"))) static void crash(void) {
     abort();
 }
 
-bool chaos_strike(struct chaos_call *call, const struct chaos_effect *effect) {
+bool chaos_effect_apply(struct chaos_call *call, const struct chaos_effect *effect) {
     bool of_session = chaos_function_scopes[call->function] == SCOPE_SESSION;
     bool needs_slot = effect->action == ACTION_KILL_SESSION || effect->action == ACTION_KILL_ALL_SESSIONS ||
                       effect->action == ACTION_LOGOUT || effect->action == ACTION_REMOVE_TOKEN ||
@@ -116,7 +116,7 @@ void chaos_alter_signature(const struct chaos_call *call, CK_BYTE *data, CK_ULON
         break;
     case ACTION_OTHER_KEY_SIGNATURE:
         *signature_len = room;
-        if (!chaos_impostor_sign(call, data, data_len, signature, signature_len)) {
+        if (!chaos_other_key_sign(call, data, data_len, signature, signature_len)) {
             *signature_len = length;
         }
         break;

@@ -96,8 +96,7 @@ void chaos_faults_reset(bool free_them) {
     atomic_store(&skipped, 0);
 }
 
-/* ---- the choice
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the choice ---- */
 
 static bool strikes(struct chaos_fault *fault) {
     uint64_t seen = atomic_fetch_add_explicit(&fault->seen, 1, memory_order_relaxed) + 1;
@@ -152,8 +151,7 @@ bool chaos_fault_pick(const struct chaos_call *call, struct chaos_effect *effect
     return picked || (random != NULL && pick_random(random, call, effect));
 }
 
-/* ---- counters
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- counters ---- */
 
 void chaos_fault_count(enum chaos_action action) {
     (void)atomic_fetch_add(&struck[action], 1);

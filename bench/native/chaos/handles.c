@@ -46,14 +46,14 @@ static CK_OBJECT_HANDLE tag_of(const struct chaos_call *call) {
 }
 
 static CK_OBJECT_HANDLE untagged(const struct chaos_call *call, CK_OBJECT_HANDLE given) {
-    if (!chaos_config.manners.handles_per_session || given == CK_INVALID_HANDLE) {
+    if (!chaos_config.vendor.handles_per_session || given == CK_INVALID_HANDLE) {
         return given;
     }
     CK_OBJECT_HANDLE tag = given & ~UINT64_C(0xffffffff);
     return tag == tag_of(call) ? given ^ tag : CK_INVALID_HANDLE;
 }
 
-CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE given) {
+CK_OBJECT_HANDLE chaos_handle(const struct chaos_call *call, CK_OBJECT_HANDLE given) {
     if (call->plain) {
         return given;
     }
@@ -68,7 +68,7 @@ CK_OBJECT_HANDLE chaos_object(const struct chaos_call *call, CK_OBJECT_HANDLE gi
     return real;
 }
 
-void chaos_objects_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count) {
+void chaos_handles_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handles, CK_ULONG count) {
     if (call->plain) {
         return;
     }
@@ -82,12 +82,12 @@ void chaos_objects_found(const struct chaos_call *call, CK_OBJECT_HANDLE *handle
         }
         (void)pthread_rwlock_unlock(&lock);
     }
-    for (CK_ULONG i = 0; chaos_config.manners.handles_per_session && i < count; i++) {
+    for (CK_ULONG i = 0; chaos_config.vendor.handles_per_session && i < count; i++) {
         handles[i] |= tag_of(call);
     }
 }
 
-void chaos_object_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other) {
+void chaos_handle_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given, CK_OBJECT_HANDLE other) {
     given = untagged(call, given);
     (void)pthread_rwlock_wrlock(&lock);
     struct row *row = row_of_given(call->slot, given);
@@ -108,7 +108,7 @@ void chaos_object_recycle(const struct chaos_call *call, CK_OBJECT_HANDLE given,
     (void)pthread_rwlock_unlock(&lock);
 }
 
-void chaos_objects_reset(void) {
+void chaos_handles_reset(void) {
     atomic_store(&used, 0);
     (void)pthread_rwlock_init(&lock, NULL);
 }

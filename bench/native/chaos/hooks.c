@@ -26,7 +26,7 @@ static CK_RV listed_slots(CK_BYTE token_present, CK_SLOT_ID *list, CK_ULONG *cou
         rv = chaos_wrapped.C_GetSlotList(token_present, slots, &total);
     }
     for (CK_ULONG i = 0; rv == CKR_OK && i < total; i++) {
-        bool hidden = chaos_config.manners.slot_count > 0 && chaos_looks(slots[i]) == NULL;
+        bool hidden = chaos_config.vendor.slot_count > 0 && chaos_slot_info_of(slots[i]) == NULL;
         if (!hidden && (!token_present || !chaos_slot_absent(chaos_slot_of(slots[i])))) {
             slots[present++] = slots[i];
         }
@@ -50,7 +50,7 @@ CK_RV chaos_C_GetSlotList(CK_BYTE token_present, CK_SLOT_ID *slot_list, CK_ULONG
         return call.rv;
     }
     bool filtered =
-        !call.plain && count != NULL && (chaos_config.manners.slot_count > 0 || (token_present && any_absent()));
+        !call.plain && count != NULL && (chaos_config.vendor.slot_count > 0 || (token_present && any_absent()));
     return chaos_leave(&call, filtered ? listed_slots(token_present, slot_list, count)
                                        : chaos_wrapped.C_GetSlotList(token_present, slot_list, count));
 }
@@ -65,13 +65,12 @@ CK_RV chaos_C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info) {
         if (chaos_slot_absent(call.slot)) {
             info->flags &= ~CKF_TOKEN_PRESENT;
         }
-        chaos_look_slot(chaos_looks(slot), info);
+        chaos_show_slot(chaos_slot_info_of(slot), info);
     }
     return chaos_leave(&call, rv);
 }
 
-/* ---- sessions
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- sessions ---- */
 
 /* A module may give the number of a dead session to a new one, and the client that still holds the dead one would then
  * use the new one. So such sessions are put aside until one has a number that nobody holds. */
@@ -169,7 +168,7 @@ CK_RV chaos_C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user_type, CK_BYTE *
     if (!chaos_enter(&call)) {
         return call.rv;
     }
-    if (call.plain || chaos_config.manners.user_count == 0) {
+    if (call.plain || chaos_config.vendor.user_count == 0) {
         return chaos_leave(&call, chaos_wrapped.C_Login(session, user_type, pin, pin_len));
     }
     const struct chaos_user *user = chaos_user_of(pin, pin_len);
@@ -183,7 +182,7 @@ CK_RV chaos_C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user_type, CK_BYTE *
     explicit_bzero(real, sizeof real);
     if (rv == CKR_OK) {
         atomic_store(&call.slot->user, user);
-        if (chaos_config.manners.handles_at_login) {
+        if (chaos_config.vendor.handles_at_login) {
             number_objects(session);
         }
     }
@@ -202,8 +201,7 @@ CK_RV chaos_C_Logout(CK_SESSION_HANDLE session) {
     return chaos_leave(&call, rv);
 }
 
-/* ---- objects
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- objects ---- */
 
 CK_RV chaos_C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *object, CK_ULONG max_object_count,
                           CK_ULONG *object_count) {
@@ -213,26 +211,25 @@ CK_RV chaos_C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *object, C
     }
     CK_RV rv = chaos_wrapped.C_FindObjects(session, object, max_object_count, object_count);
     if (rv == CKR_OK) {
-        chaos_objects_found(&call, object, *object_count);
+        chaos_handles_found(&call, object, *object_count);
     }
     for (CK_ULONG i = 0; rv == CKR_OK && call.altered && i < *object_count; i++) {
         CK_OBJECT_HANDLE other;
-        if (chaos_impostor_find(&call, chaos_object(&call, object[i]), &other)) {
-            chaos_object_recycle(&call, object[i], other);
+        if (chaos_other_key_find(&call, chaos_handle(&call, object[i]), &other)) {
+            chaos_handle_recycle(&call, object[i], other);
         }
     }
     return chaos_leave(&call, rv);
 }
 
-/* ---- signatures
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- signatures ---- */
 
 CK_RV chaos_C_SignInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key) {
     struct chaos_call call = {.function = CHAOS_C_SignInit, .handle = session, .object = key};
     if (!chaos_enter(&call)) {
         return call.rv;
     }
-    CK_OBJECT_HANDLE real = chaos_object(&call, key);
+    CK_OBJECT_HANDLE real = chaos_handle(&call, key);
     CK_MECHANISM own;
     CK_RV rv = chaos_translated(&call, &mechanism, &own, NULL, 0);
     rv = rv == CKR_OK ? chaos_wrapped.C_SignInit(session, mechanism, real) : rv;

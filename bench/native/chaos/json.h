@@ -35,22 +35,4 @@ bool chaos_get_true(const struct chaos_reader *reader, const char *key, bool *ou
 bool chaos_get_string(const struct chaos_reader *reader, const char *key, const char **out);
 bool chaos_get_path(const struct chaos_reader *reader, const char *key, char out[CHAOS_PATH]);
 
-/* parse.c: the objects that the file and the control socket share. */
-bool chaos_parse_function(const struct chaos_reader *reader, enum chaos_function *out);
-bool chaos_parse_fault(const struct chaos_reader *reader, struct chaos_fault *fault);
-bool chaos_parse_random(const struct chaos_reader *reader, struct chaos_random *random);
-/* `function`: what the latency is for; a latency per byte needs a message, which only C_Sign has. */
-bool chaos_parse_latency(const struct chaos_reader *reader, enum chaos_function function,
-                         struct chaos_latency *latency);
-bool chaos_parse_latencies(const struct chaos_reader *reader, struct chaos_settings *settings);
-bool chaos_parse_capacity(const struct chaos_reader *reader, struct chaos_capacity *capacity);
-bool chaos_get_ckr(const struct chaos_reader *reader, const char *key, CK_RV *out);
-bool chaos_function_named(const struct chaos_reader *reader, const char *name, enum chaos_function *out);
-
-/* vendor_json.c: the fields of a vendor's manners, each of which replaces what is there. */
-#define CHAOS_MANNERS_FIELDS                                                                                           \
-    "denied", "sessions", "attributes", "curves", "mechanisms", "library", "slots", "users", "handlesPerSession",      \
-        "handlesAtLogin"
-bool chaos_parse_manners(const struct chaos_reader *reader, struct chaos_manners *manners);
-
 #endif

@@ -19,13 +19,12 @@ static void reset(bool free_them) {
     chaos_sessions_reset(free_them);
     chaos_slots_reset(free_them);
     chaos_faults_reset(free_them);
-    chaos_objects_reset();
+    chaos_handles_reset();
     chaos_hang_reset();
     chaos_settings_reset(free_them);
 }
 
-/* ---- fork
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- fork ---- */
 
 /* The child goes straight to the wrapped module, which may or may not support that; our locks, sessions and control
  * socket are the parent's. Nothing but stores here: only one thread exists, and others may have held any lock. */
@@ -51,8 +50,7 @@ static void forget_parent(void) {
     }
 }
 
-/* ---- C_Initialize
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- C_Initialize ---- */
 
 /* pReserved "config=/path" or "config=/path args=rest": the rest is the wrapped module's. Any other string is the
  * wrapped module's as a whole. Returns false if the path is too long. */
@@ -181,8 +179,7 @@ bool chaos_preload(CK_VERSION *version) {
     return chaos_wrapped_loaded();
 }
 
-/* ---- C_Finalize
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- C_Finalize ---- */
 
 /* Ends what hangs, sleeps and waits in here, then waits for the calls in the wrapped module. A call that is stuck in
  * there is the wrapped module's to deal with, so the wait has a limit. */

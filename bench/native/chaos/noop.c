@@ -85,8 +85,7 @@ static void pad(unsigned char *out, size_t size, const char *text) {
     }
 }
 
-/* ---- the signing path ----------------------------------------------------------------------------------------------
- */
+/* ---- the signing path ---- */
 
 static CK_RV noop_SignInit(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key) {
     struct session *session;
@@ -131,8 +130,7 @@ static CK_RV noop_Sign(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG data_le
     return rv;
 }
 
-/* ---- module, slot, token -------------------------------------------------------------------------------------------
- */
+/* ---- module, slot, token ---- */
 
 /* The seed of the key that pReserved names; 0: it is something else. */
 static int seed_of(const char *reserved, unsigned char seed[crypto_sign_SEEDBYTES]) {
@@ -291,8 +289,7 @@ static CK_RV noop_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_M
     return rv;
 }
 
-/* ---- sessions ------------------------------------------------------------------------------------------------------
- */
+/* ---- sessions ---- */
 
 static CK_RV noop_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
                               CK_SESSION_HANDLE *handle) {
@@ -392,8 +389,7 @@ static CK_RV noop_Logout(CK_SESSION_HANDLE handle) {
     return atomic_exchange(&logged_in, 0) ? CKR_OK : CKR_USER_NOT_LOGGED_IN;
 }
 
-/* ---- objects -------------------------------------------------------------------------------------------------------
- */
+/* ---- objects ---- */
 
 static CK_RV noop_FindObjectsInit(CK_SESSION_HANDLE handle, CK_ATTRIBUTE *template, CK_ULONG count) {
     struct session *session;
@@ -479,8 +475,7 @@ static CK_RV noop_GetAttributeValue(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE o
     return rv;
 }
 
-/* ---- the function lists --------------------------------------------------------------------------------------------
- */
+/* ---- the function lists ---- */
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"

@@ -9,7 +9,7 @@
 /* The new object's handle, as the client is to know it. */
 static CK_RV made(struct chaos_call *call, CK_RV rv, CK_OBJECT_HANDLE *object) {
     if (rv == CKR_OK && object != NULL) {
-        chaos_objects_found(call, object, 1);
+        chaos_handles_found(call, object, 1);
     }
     return chaos_leave(call, rv);
 }
@@ -31,7 +31,7 @@ CK_RV chaos_C_CopyObject(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_
     }
     CK_RV rv = chaos_refused_template(&call, templ, count);
     if (rv == CKR_OK) {
-        rv = chaos_wrapped.C_CopyObject(session, chaos_object(&call, object), templ, count, new_object);
+        rv = chaos_wrapped.C_CopyObject(session, chaos_handle(&call, object), templ, count, new_object);
     }
     return made(&call, rv, new_object);
 }
@@ -66,7 +66,7 @@ CK_RV chaos_C_GenerateKeyPair(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism
                                             private_key_template, private_key_attribute_count, public_key, private_key);
     }
     if (rv == CKR_OK && public_key != NULL) {
-        chaos_objects_found(&call, public_key, 1);
+        chaos_handles_found(&call, public_key, 1);
     }
     return made(&call, rv, private_key);
 }
@@ -80,7 +80,7 @@ CK_RV chaos_C_WrapKey(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJ
     }
     CK_RV rv = chaos_translated(&call, &mechanism, &own, NULL, 0);
     if (rv == CKR_OK) {
-        rv = chaos_wrapped.C_WrapKey(session, mechanism, chaos_object(&call, wrapping_key), chaos_object(&call, key),
+        rv = chaos_wrapped.C_WrapKey(session, mechanism, chaos_handle(&call, wrapping_key), chaos_handle(&call, key),
                                      wrapped_key, wrapped_key_len);
     }
     return chaos_leave(&call, rv);
@@ -97,7 +97,7 @@ CK_RV chaos_C_UnwrapKey(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_O
     CK_RV rv = chaos_refused_template(&call, templ, attribute_count);
     rv = rv == CKR_OK ? chaos_translated(&call, &mechanism, &own, NULL, 0) : rv;
     if (rv == CKR_OK) {
-        rv = chaos_wrapped.C_UnwrapKey(session, mechanism, chaos_object(&call, unwrapping_key), wrapped_key,
+        rv = chaos_wrapped.C_UnwrapKey(session, mechanism, chaos_handle(&call, unwrapping_key), wrapped_key,
                                        wrapped_key_len, templ, attribute_count, key);
     }
     return made(&call, rv, key);
@@ -113,13 +113,12 @@ CK_RV chaos_C_DeriveKey(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_O
     CK_RV rv = chaos_refused_template(&call, templ, attribute_count);
     rv = rv == CKR_OK ? chaos_translated(&call, &mechanism, &own, NULL, 0) : rv;
     if (rv == CKR_OK) {
-        rv = chaos_wrapped.C_DeriveKey(session, mechanism, chaos_object(&call, base_key), templ, attribute_count, key);
+        rv = chaos_wrapped.C_DeriveKey(session, mechanism, chaos_handle(&call, base_key), templ, attribute_count, key);
     }
     return made(&call, rv, key);
 }
 
-/* ---- reading
- * ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 /* A DER OCTET STRING of less than 128 bytes, without its header. */
 static void unwrap_point(const CK_BYTE *from, CK_ULONG length, CK_ATTRIBUTE *to) {
@@ -169,8 +168,8 @@ CK_RV chaos_C_GetAttributeValue(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE obje
     if (!chaos_enter(&call)) {
         return call.rv;
     }
-    CK_OBJECT_HANDLE real = chaos_object(&call, object);
-    bool raw = !call.plain && chaos_config.manners.raw_points && templ != NULL && count <= MAX_ROWS;
+    CK_OBJECT_HANDLE real = chaos_handle(&call, object);
+    bool raw = !call.plain && chaos_config.vendor.raw_points && templ != NULL && count <= MAX_ROWS;
     return chaos_leave(&call, raw ? read_raw_points(session, real, templ, count)
                                   : chaos_wrapped.C_GetAttributeValue(session, real, templ, count));
 }

@@ -79,7 +79,7 @@ static bool open_session(const struct chaos_call *call, CK_SESSION_HANDLE *sessi
            CKR_OK;
 }
 
-bool chaos_impostor_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK_OBJECT_HANDLE *other) {
+bool chaos_other_key_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK_OBJECT_HANDLE *other) {
     CK_SESSION_HANDLE session;
     CK_OBJECT_HANDLE public;
     struct kind kind;
@@ -99,8 +99,8 @@ bool chaos_impostor_find(const struct chaos_call *call, CK_OBJECT_HANDLE key, CK
     return found || made;
 }
 
-bool chaos_impostor_sign(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
-                         CK_ULONG *signature_len) {
+bool chaos_other_key_sign(const struct chaos_call *call, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
+                          CK_ULONG *signature_len) {
     const struct chaos_session *origin = call->session;
     if (origin == NULL || origin->key == CK_INVALID_HANDLE || !origin->plain_mechanism) {
         chaos_fault_skip(call, ACTION_OTHER_KEY_SIGNATURE, "the key is unknown or its mechanism has a parameter");

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
+#include "parse.h"
 
 #define DAY_MS 86400000.0
 #define DAY_US 86400000000.0
@@ -90,8 +90,7 @@ static bool get_functions(const struct chaos_reader *reader, const char *key, bo
     return true;
 }
 
-/* ---- actions
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- actions ---- */
 
 /* The fields that one action takes, beside "action". */
 static const char *const fields_return[] = {"ckr", NULL};
@@ -262,8 +261,7 @@ bool chaos_parse_random(const struct chaos_reader *reader, struct chaos_random *
     return true;
 }
 
-/* ---- latency and capacity
- * ---------------------------------------------------------------------------------------------- */
+/* ---- latency and capacity ---- */
 
 bool chaos_parse_latency(const struct chaos_reader *reader, enum chaos_function function,
                          struct chaos_latency *latency) {

@@ -89,8 +89,7 @@ void chaos_session_unpin(struct chaos_session *session) {
     }
 }
 
-/* ---- alive, dead, closed
- * ------------------------------------------------------------------------------------------------ */
+/* ---- alive, dead, closed ---- */
 
 bool chaos_session_dead(struct chaos_session *session) {
     return (atomic_load(&session->state) & SESSION_DEAD) != 0;

@@ -67,8 +67,7 @@ void chaos_slots_return(void) {
     }
 }
 
-/* ---- servers
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- servers ---- */
 
 /* First come, first served. A device takes the next request when it has finished the last, not when the host's thread
  * has woken up, so a waiter's service starts at the moment its server became free: the host's lateness costs latency,

@@ -9,7 +9,7 @@ static CK_RV refuse(const struct chaos_call *call, CK_RV ckr, const char *why) {
 }
 
 CK_RV chaos_refused(const struct chaos_call *call) {
-    CK_RV ckr = chaos_config.manners.denied[call->function];
+    CK_RV ckr = chaos_config.vendor.denied[call->function];
     if (ckr != CKR_OK) {
         return refuse(call, ckr, "not there");
     }
@@ -21,20 +21,20 @@ CK_RV chaos_refused(const struct chaos_call *call) {
 }
 
 CK_RV chaos_refused_session(const struct chaos_call *call, CK_FLAGS flags) {
-    const struct chaos_manners *manners = &chaos_config.manners;
-    if (manners->read_only != CKR_OK && (flags & CKF_RW_SESSION) == 0) {
-        return refuse(call, manners->read_only, "read-only");
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
+    if (vendor->read_only != CKR_OK && (flags & CKF_RW_SESSION) == 0) {
+        return refuse(call, vendor->read_only, "read-only");
     }
-    if (manners->session_limit != 0 && chaos_sessions_open() >= manners->session_limit) {
-        return refuse(call, manners->over_limit, "too many sessions");
+    if (vendor->session_limit != 0 && chaos_sessions_open() >= vendor->session_limit) {
+        return refuse(call, vendor->over_limit, "too many sessions");
     }
     return CKR_OK;
 }
 
 const struct chaos_user *chaos_user_of(const CK_BYTE *pin, CK_ULONG length) {
-    const struct chaos_manners *manners = &chaos_config.manners;
-    for (size_t i = 0; pin != NULL && i < manners->user_count; i++) {
-        const struct chaos_user *user = &manners->users[i];
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
+    for (size_t i = 0; pin != NULL && i < vendor->user_count; i++) {
+        const struct chaos_user *user = &vendor->users[i];
         if (strlen(user->pin) == length && memcmp(user->pin, pin, length) == 0) {
             return user;
         }
@@ -42,17 +42,16 @@ const struct chaos_user *chaos_user_of(const CK_BYTE *pin, CK_ULONG length) {
     return NULL;
 }
 
-/* ---- templates
- * --------------------------------------------------------------------------------------------------------------------- */
+/* ---- templates ---- */
 
 static bool is_known(CK_ATTRIBUTE_TYPE type) {
-    const struct chaos_manners *manners = &chaos_config.manners;
-    for (size_t i = 0; i < manners->known_count; i++) {
-        if (manners->known[i] == type) {
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
+    for (size_t i = 0; i < vendor->known_count; i++) {
+        if (vendor->known[i] == type) {
             return true;
         }
     }
-    return manners->known_count == 0;
+    return vendor->known_count == 0;
 }
 
 static bool is_curve(const struct chaos_curve *curve, const CK_ATTRIBUTE *row) {
@@ -61,20 +60,20 @@ static bool is_curve(const struct chaos_curve *curve, const CK_ATTRIBUTE *row) {
 }
 
 static CK_RV refused_row(const struct chaos_call *call, const CK_ATTRIBUTE *row) {
-    const struct chaos_manners *manners = &chaos_config.manners;
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
     if (!is_known(row->type)) {
-        return refuse(call, manners->unknown_attribute, "unknown attribute");
+        return refuse(call, vendor->unknown_attribute, "unknown attribute");
     }
-    for (size_t i = 0; i < manners->fixed_count; i++) {
-        const struct chaos_fixed *fixed = &manners->fixed[i];
+    for (size_t i = 0; i < vendor->fixed_count; i++) {
+        const struct chaos_fixed *fixed = &vendor->fixed[i];
         if (fixed->type == row->type && row->pValue != NULL && row->ulValueLen == sizeof fixed->value &&
             *(const CK_BBOOL *)row->pValue != fixed->value) {
-            return refuse(call, manners->wrong_value, "attribute with a value of its own");
+            return refuse(call, vendor->wrong_value, "attribute with a value of its own");
         }
     }
-    for (size_t i = 0; row->type == CKA_EC_PARAMS && i < manners->curve_count; i++) {
-        if (is_curve(&manners->curves[i], row)) {
-            return refuse(call, manners->wrong_curve, "curve");
+    for (size_t i = 0; row->type == CKA_EC_PARAMS && i < vendor->curve_count; i++) {
+        if (is_curve(&vendor->curves[i], row)) {
+            return refuse(call, vendor->wrong_curve, "curve");
         }
     }
     return CKR_OK;
@@ -88,8 +87,7 @@ CK_RV chaos_refused_template(const struct chaos_call *call, const CK_ATTRIBUTE *
     return rv;
 }
 
-/* ---- mechanisms
- * -------------------------------------------------------------------------------------------------------------------- */
+/* ---- mechanisms ---- */
 
 static bool fits(const struct chaos_mechanism *rule, const CK_ATTRIBUTE *rows, CK_ULONG count) {
     if (rule->curve.length == 0) {
@@ -105,9 +103,9 @@ static bool fits(const struct chaos_mechanism *rule, const CK_ATTRIBUTE *rows, C
 
 CK_RV chaos_translated(const struct chaos_call *call, CK_MECHANISM **mechanism, CK_MECHANISM *own,
                        const CK_ATTRIBUTE *rows, CK_ULONG count) {
-    const struct chaos_manners *manners = &chaos_config.manners;
-    for (size_t i = 0; !call->plain && *mechanism != NULL && i < manners->mechanism_count; i++) {
-        const struct chaos_mechanism *rule = &manners->mechanisms[i];
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
+    for (size_t i = 0; !call->plain && *mechanism != NULL && i < vendor->mechanism_count; i++) {
+        const struct chaos_mechanism *rule = &vendor->mechanisms[i];
         if (rule->mechanism != (*mechanism)->mechanism || !fits(rule, rows, count)) {
             continue;
         }

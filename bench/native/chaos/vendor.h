@@ -1,8 +1,8 @@
-/* The manners of a vendor's module: what it lacks, refuses, calls otherwise or shows otherwise than the module that is
+/* The behaviour of a vendor's module: what it lacks, refuses, calls otherwise or shows otherwise than the module that is
  * wrapped. Unlike faults they hold for every call. All of it is data from the configuration, read once at C_Initialize
  * and never changed while calls are made, so it is read without a lock. */
-#ifndef HSMCORE_CHAOS_MANNERS_H
-#define HSMCORE_CHAOS_MANNERS_H
+#ifndef HSMCORE_CHAOS_VENDOR_H
+#define HSMCORE_CHAOS_VENDOR_H
 
 #include "functions.h"
 
@@ -20,7 +20,7 @@ struct chaos_user {
 };
 
 /* A text that stands in place of the wrapped module's; empty: that of the wrapped module. */
-struct chaos_slot_looks {
+struct chaos_slot_info {
     char token[33]; /* the label by which the wrapped module knows the token */
     char label[33], serial[17], manufacturer[33], model[17], description[65];
 };
@@ -42,7 +42,7 @@ struct chaos_fixed {
     CK_BBOOL value;
 };
 
-struct chaos_manners {
+struct chaos_vendor {
     chaos_denied denied;
     CK_RV read_only;        /* what opening a read-only session gives; CKR_OK: it is allowed */
     uint64_t session_limit; /* 0: none */
@@ -63,7 +63,7 @@ struct chaos_manners {
     struct chaos_mechanism mechanisms[CHAOS_MANY];
     char manufacturer[33], description[33]; /* of CK_INFO */
     size_t slot_count;                      /* 0: all slots are shown, as they are */
-    struct chaos_slot_looks slots[CHAOS_MANY];
+    struct chaos_slot_info slots[CHAOS_MANY];
     size_t user_count; /* 0: PINs are passed on */
     struct chaos_user users[CHAOS_MANY];
 };

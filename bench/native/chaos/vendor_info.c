@@ -20,36 +20,35 @@ CK_RV chaos_C_GetInfo(CK_INFO *info) {
     }
     CK_RV rv = chaos_wrapped.C_GetInfo(info);
     if (rv == CKR_OK && !call.plain) {
-        put(info->manufacturerID, sizeof info->manufacturerID, chaos_config.manners.manufacturer);
-        put(info->libraryDescription, sizeof info->libraryDescription, chaos_config.manners.description);
+        put(info->manufacturerID, sizeof info->manufacturerID, chaos_config.vendor.manufacturer);
+        put(info->libraryDescription, sizeof info->libraryDescription, chaos_config.vendor.description);
     }
     return chaos_leave(&call, rv);
 }
 
-/* ---- slots
- * ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- slots ---- */
 
-const struct chaos_slot_looks *chaos_looks(CK_SLOT_ID slot) {
-    const struct chaos_manners *manners = &chaos_config.manners;
+const struct chaos_slot_info *chaos_slot_info_of(CK_SLOT_ID slot) {
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
     CK_TOKEN_INFO token;
-    if (manners->slot_count == 0 || chaos_wrapped.C_GetTokenInfo(slot, &token) != CKR_OK) {
+    if (vendor->slot_count == 0 || chaos_wrapped.C_GetTokenInfo(slot, &token) != CKR_OK) {
         return NULL;
     }
-    for (size_t i = 0; i < manners->slot_count; i++) {
+    for (size_t i = 0; i < vendor->slot_count; i++) {
         CK_UTF8CHAR label[sizeof token.label];
         memset(label, ' ', sizeof label);
-        put(label, sizeof label, manners->slots[i].token);
+        put(label, sizeof label, vendor->slots[i].token);
         if (memcmp(label, token.label, sizeof label) == 0) {
-            return &manners->slots[i];
+            return &vendor->slots[i];
         }
     }
     return NULL;
 }
 
-void chaos_look_slot(const struct chaos_slot_looks *looks, CK_SLOT_INFO *info) {
-    if (looks != NULL) {
-        put(info->slotDescription, sizeof info->slotDescription, looks->description);
-        put(info->manufacturerID, sizeof info->manufacturerID, looks->manufacturer);
+void chaos_show_slot(const struct chaos_slot_info *shown, CK_SLOT_INFO *info) {
+    if (shown != NULL) {
+        put(info->slotDescription, sizeof info->slotDescription, shown->description);
+        put(info->manufacturerID, sizeof info->manufacturerID, shown->manufacturer);
     }
 }
 
@@ -59,28 +58,27 @@ CK_RV chaos_C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
         return call.rv;
     }
     CK_RV rv = chaos_wrapped.C_GetTokenInfo(slot, info);
-    const struct chaos_slot_looks *looks = rv == CKR_OK && !call.plain ? chaos_looks(slot) : NULL;
-    if (looks != NULL) {
-        put(info->label, sizeof info->label, looks->label);
-        put(info->serialNumber, sizeof info->serialNumber, looks->serial);
-        put(info->manufacturerID, sizeof info->manufacturerID, looks->manufacturer);
-        put(info->model, sizeof info->model, looks->model);
+    const struct chaos_slot_info *shown = rv == CKR_OK && !call.plain ? chaos_slot_info_of(slot) : NULL;
+    if (shown != NULL) {
+        put(info->label, sizeof info->label, shown->label);
+        put(info->serialNumber, sizeof info->serialNumber, shown->serial);
+        put(info->manufacturerID, sizeof info->manufacturerID, shown->manufacturer);
+        put(info->model, sizeof info->model, shown->model);
     }
-    if (rv == CKR_OK && !call.plain && chaos_config.manners.session_limit != 0) {
-        info->ulMaxSessionCount = chaos_config.manners.session_limit;
-        info->ulMaxRwSessionCount = chaos_config.manners.session_limit;
+    if (rv == CKR_OK && !call.plain && chaos_config.vendor.session_limit != 0) {
+        info->ulMaxSessionCount = chaos_config.vendor.session_limit;
+        info->ulMaxRwSessionCount = chaos_config.vendor.session_limit;
     }
     return chaos_leave(&call, rv);
 }
 
-/* ---- mechanisms
- * -------------------------------------------------------------------------------------------------------------------- */
+/* ---- mechanisms ---- */
 
 static const struct chaos_mechanism *rule_of(CK_MECHANISM_TYPE type) {
-    const struct chaos_manners *manners = &chaos_config.manners;
-    for (size_t i = 0; i < manners->mechanism_count; i++) {
-        if (manners->mechanisms[i].mechanism == type && manners->mechanisms[i].curve.length == 0) {
-            return &manners->mechanisms[i];
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
+    for (size_t i = 0; i < vendor->mechanism_count; i++) {
+        if (vendor->mechanisms[i].mechanism == type && vendor->mechanisms[i].curve.length == 0) {
+            return &vendor->mechanisms[i];
         }
     }
     return NULL;
@@ -97,7 +95,7 @@ static bool lists(const CK_MECHANISM_TYPE *list, CK_ULONG count, CK_MECHANISM_TY
 
 /* Less those that are absent, and with those that have another name here. */
 static CK_RV own_mechanisms(CK_SLOT_ID slot, CK_MECHANISM_TYPE *list, CK_ULONG *count) {
-    const struct chaos_manners *manners = &chaos_config.manners;
+    const struct chaos_vendor *vendor = &chaos_config.vendor;
     CK_ULONG total = 0;
     CK_ULONG kept = 0;
     CK_RV rv = chaos_wrapped.C_GetMechanismList(slot, NULL, &total);
@@ -114,9 +112,9 @@ static CK_RV own_mechanisms(CK_SLOT_ID slot, CK_MECHANISM_TYPE *list, CK_ULONG *
             all[kept++] = all[i];
         }
     }
-    for (size_t i = 0; rv == CKR_OK && i < manners->mechanism_count; i++) {
-        CK_MECHANISM_TYPE type = manners->mechanisms[i].mechanism;
-        if (!manners->mechanisms[i].absent && !lists(all, kept, type)) {
+    for (size_t i = 0; rv == CKR_OK && i < vendor->mechanism_count; i++) {
+        CK_MECHANISM_TYPE type = vendor->mechanisms[i].mechanism;
+        if (!vendor->mechanisms[i].absent && !lists(all, kept, type)) {
             all[kept++] = type;
         }
     }
@@ -138,7 +136,7 @@ CK_RV chaos_C_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE *mechanism_lis
     if (!chaos_enter(&call)) {
         return call.rv;
     }
-    bool own = !call.plain && count != NULL && chaos_config.manners.mechanism_count > 0;
+    bool own = !call.plain && count != NULL && chaos_config.vendor.mechanism_count > 0;
     return chaos_leave(&call, own ? own_mechanisms(slot, mechanism_list, count)
                                   : chaos_wrapped.C_GetMechanismList(slot, mechanism_list, count));
 }

@@ -1,8 +1,10 @@
-/* A vendor's manners from JSON. What a profile says is replaced, field by field, by what stands in the file itself. */
+/* A vendor's behaviour from JSON. What a profile says is replaced, field by field, by what stands in the file itself. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
+#include "vendor_json.h"
+
+#include "parse.h"
 
 struct name {
     const char *name;
@@ -125,32 +127,31 @@ static bool get_array(const struct chaos_reader *reader, const char *key, parse_
     return here.value == NULL || parse_array(&here, parse, items, size, count);
 }
 
-/* ---- the sections
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the sections ---- */
 
-static bool parse_sessions(const struct chaos_reader *reader, struct chaos_manners *manners) {
+static bool parse_sessions(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
     static const char *const fields[] = {"readOnly", "limit", "overLimit", NULL};
-    manners->over_limit = CKR_SESSION_COUNT;
-    return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "readOnly", &manners->read_only) &&
-           chaos_get_u64(reader, "limit", 1, INT64_MAX, &manners->session_limit) &&
-           chaos_get_ckr(reader, "overLimit", &manners->over_limit);
+    vendor->over_limit = CKR_SESSION_COUNT;
+    return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "readOnly", &vendor->read_only) &&
+           chaos_get_u64(reader, "limit", 1, INT64_MAX, &vendor->session_limit) &&
+           chaos_get_ckr(reader, "overLimit", &vendor->over_limit);
 }
 
 static bool parse_attribute(const struct chaos_reader *here, void *out) {
     return number_of(here, attribute_names, json_string_value(here->value), out);
 }
 
-static bool parse_fixed(const struct chaos_reader *reader, struct chaos_manners *manners) {
+static bool parse_fixed(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
     const char *name;
     json_t *value;
-    manners->fixed_count = 0;
+    vendor->fixed_count = 0;
     if (!json_is_object(reader->value) || json_object_size(reader->value) > CHAOS_MANY) {
         return chaos_refuse(reader, "must be an object of attributes and true or false");
     }
     json_object_foreach(reader->value, name, value) {
         struct chaos_at at = {reader->at, name, 0};
         struct chaos_reader here = {value, &at, reader->error};
-        struct chaos_fixed *fixed = &manners->fixed[manners->fixed_count++];
+        struct chaos_fixed *fixed = &vendor->fixed[vendor->fixed_count++];
         if (!number_of(&here, attribute_names, name, &fixed->type)) {
             return false;
         }
@@ -162,30 +163,29 @@ static bool parse_fixed(const struct chaos_reader *reader, struct chaos_manners 
     return true;
 }
 
-static bool parse_attributes(const struct chaos_reader *reader, struct chaos_manners *manners) {
+static bool parse_attributes(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
     static const char *const fields[] = {"known", "unknown", "fixed", "wrongValue", NULL};
-    manners->unknown_attribute = CKR_ATTRIBUTE_TYPE_INVALID;
-    manners->wrong_value = CKR_ATTRIBUTE_VALUE_INVALID;
+    vendor->unknown_attribute = CKR_ATTRIBUTE_TYPE_INVALID;
+    vendor->wrong_value = CKR_ATTRIBUTE_VALUE_INVALID;
     struct chaos_at at = {reader->at, "fixed", 0};
     struct chaos_reader fixed = {json_object_get(reader->value, "fixed"), &at, reader->error};
-    return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "unknown", &manners->unknown_attribute) &&
-           chaos_get_ckr(reader, "wrongValue", &manners->wrong_value) &&
-           get_array(reader, "known", parse_attribute, manners->known, sizeof manners->known[0],
-                     &manners->known_count) &&
-           (fixed.value == NULL || parse_fixed(&fixed, manners));
+    return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "unknown", &vendor->unknown_attribute) &&
+           chaos_get_ckr(reader, "wrongValue", &vendor->wrong_value) &&
+           get_array(reader, "known", parse_attribute, vendor->known, sizeof vendor->known[0], &vendor->known_count) &&
+           (fixed.value == NULL || parse_fixed(&fixed, vendor));
 }
 
 static bool parse_curve(const struct chaos_reader *here, void *out) {
     return read_curve(here, out);
 }
 
-static bool parse_curves(const struct chaos_reader *reader, struct chaos_manners *manners) {
+static bool parse_curves(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
     static const char *const fields[] = {"refused", "ckr", "rawPoints", NULL};
-    manners->wrong_curve = CKR_CURVE_NOT_SUPPORTED;
-    manners->raw_points = false;
-    return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "ckr", &manners->wrong_curve) &&
-           chaos_get_true(reader, "rawPoints", &manners->raw_points) &&
-           get_array(reader, "refused", parse_curve, manners->curves, sizeof manners->curves[0], &manners->curve_count);
+    vendor->wrong_curve = CKR_CURVE_NOT_SUPPORTED;
+    vendor->raw_points = false;
+    return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "ckr", &vendor->wrong_curve) &&
+           chaos_get_true(reader, "rawPoints", &vendor->raw_points) &&
+           get_array(reader, "refused", parse_curve, vendor->curves, sizeof vendor->curves[0], &vendor->curve_count);
 }
 
 static bool parse_mechanism(const struct chaos_reader *reader, void *out) {
@@ -207,16 +207,16 @@ static bool parse_mechanism(const struct chaos_reader *reader, void *out) {
     return true;
 }
 
-static bool parse_library(const struct chaos_reader *reader, struct chaos_manners *manners) {
+static bool parse_library(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
     static const char *const fields[] = {"manufacturer", "description", NULL};
     return chaos_check_object(reader, fields) &&
-           get_text(reader, "manufacturer", manners->manufacturer, sizeof manners->manufacturer) &&
-           get_text(reader, "description", manners->description, sizeof manners->description);
+           get_text(reader, "manufacturer", vendor->manufacturer, sizeof vendor->manufacturer) &&
+           get_text(reader, "description", vendor->description, sizeof vendor->description);
 }
 
 static bool parse_slot(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"token", "label", "serial", "manufacturer", "model", "description", NULL};
-    struct chaos_slot_looks *slot = out;
+    struct chaos_slot_info *slot = out;
     return chaos_check_object(reader, fields) && chaos_need(reader, "token") &&
            get_text(reader, "token", slot->token, sizeof slot->token) &&
            get_text(reader, "label", slot->label, sizeof slot->label) &&
@@ -239,10 +239,10 @@ static bool parse_user(const struct chaos_reader *reader, void *out) {
            (denied.value == NULL || parse_denied(&denied, user->denied));
 }
 
-bool chaos_parse_manners(const struct chaos_reader *reader, struct chaos_manners *manners) {
+bool chaos_parse_vendor(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
     static const struct {
         const char *key;
-        bool (*parse)(const struct chaos_reader *, struct chaos_manners *);
+        bool (*parse)(const struct chaos_reader *, struct chaos_vendor *);
     } sections[] = {{"sessions", parse_sessions},
                     {"attributes", parse_attributes},
                     {"curves", parse_curves},
@@ -250,17 +250,17 @@ bool chaos_parse_manners(const struct chaos_reader *reader, struct chaos_manners
     for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
         struct chaos_at at = {reader->at, sections[i].key, 0};
         struct chaos_reader here = {json_object_get(reader->value, sections[i].key), &at, reader->error};
-        if (here.value != NULL && !sections[i].parse(&here, manners)) {
+        if (here.value != NULL && !sections[i].parse(&here, vendor)) {
             return false;
         }
     }
     struct chaos_at at = {reader->at, "denied", 0};
     struct chaos_reader denied = {json_object_get(reader->value, "denied"), &at, reader->error};
-    return (denied.value == NULL || parse_denied(&denied, manners->denied)) &&
-           get_array(reader, "mechanisms", parse_mechanism, manners->mechanisms, sizeof manners->mechanisms[0],
-                     &manners->mechanism_count) &&
-           get_array(reader, "slots", parse_slot, manners->slots, sizeof manners->slots[0], &manners->slot_count) &&
-           get_array(reader, "users", parse_user, manners->users, sizeof manners->users[0], &manners->user_count) &&
-           chaos_get_true(reader, "handlesPerSession", &manners->handles_per_session) &&
-           chaos_get_true(reader, "handlesAtLogin", &manners->handles_at_login);
+    return (denied.value == NULL || parse_denied(&denied, vendor->denied)) &&
+           get_array(reader, "mechanisms", parse_mechanism, vendor->mechanisms, sizeof vendor->mechanisms[0],
+                     &vendor->mechanism_count) &&
+           get_array(reader, "slots", parse_slot, vendor->slots, sizeof vendor->slots[0], &vendor->slot_count) &&
+           get_array(reader, "users", parse_user, vendor->users, sizeof vendor->users[0], &vendor->user_count) &&
+           chaos_get_true(reader, "handlesPerSession", &vendor->handles_per_session) &&
+           chaos_get_true(reader, "handlesAtLogin", &vendor->handles_at_login);
 }

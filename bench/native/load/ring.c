@@ -8,12 +8,12 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-#define BURST 32U                     /* starts between two looks at completions */
-#define SWEEP_NS UINT64_C(5000000)    /* how often deadlines are looked at */
-#define TEND_NS UINT64_C(100000000)   /* how often workers are looked after, */
-#define WATCH_NS UINT64_C(2500000000) /* for so long after a deadline has passed */
-#define GRACE_NS UINT64_C(2000000000) /* after the last deadline nothing is waited for any longer */
-#define SPIN_NS UINT64_C(15000)       /* a sleep shorter than this would cost more than it leaves to others */
+#define BURST 32U                        /* starts between two looks at completions */
+#define SWEEP_NS UINT64_C(5000000)       /* how often deadlines are looked at */
+#define SUPERVISE_NS UINT64_C(100000000) /* how often workers are looked after, */
+#define WATCH_NS UINT64_C(2500000000)    /* for so long after a deadline has passed */
+#define GRACE_NS UINT64_C(2000000000)    /* after the last deadline nothing is waited for any longer */
+#define SPIN_NS UINT64_C(15000)          /* a sleep shorter than this would cost more than it leaves to others */
 #define NONE UINT32_MAX
 
 /* A request that waits for the answer to the same message in another slot. */
@@ -46,7 +46,7 @@ static struct {
     uint32_t follower_room;
     uint32_t free_follower;
     uint64_t open_requests; /* started and not answered, followers included */
-    uint64_t sweep_at, tend_at, watch_until;
+    uint64_t sweep_at, supervise_at, watch_until;
     uint8_t *message;
 } ring;
 
@@ -238,10 +238,10 @@ static void sweep(uint64_t now) {
     if (passed) {
         ring.watch_until = now + WATCH_NS;
     }
-    if (now < ring.watch_until && now >= ring.tend_at) {
+    if (now < ring.watch_until && now >= ring.supervise_at) {
         uint32_t healthy;
-        ring.tend_at = now + TEND_NS;
-        (void)hsm_engine_tend(ring.engine, &healthy);
+        ring.supervise_at = now + SUPERVISE_NS;
+        (void)hsm_engine_supervise(ring.engine, &healthy);
     }
 }
 

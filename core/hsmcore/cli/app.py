@@ -107,7 +107,6 @@ def run(arguments: list[str]) -> int:
         extra = {
             "hsmcore_bench": "bench",
             "solders": "solana",
-            "matplotlib": "bench",
             "PyKCS11": "bench",
             "boto3": "aws",
             "obstore": "backup",

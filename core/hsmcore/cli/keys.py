@@ -147,9 +147,11 @@ def export(
 
     Example: hsmcore keys export 0f3a… --output key.backup
     """
+    from hsmcore.control.verbs import ExportWrapped
+
     loaded = load_config(config, state)
     with recorded(loaded.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
-        blob = on_token(loaded, lambda plane: plane.export_wrapped(key_id.lower()))
+        blob = on_token(loaded, lambda plane: plane.do(ExportWrapped(key_id.lower())))
         entry |= {"bytes": len(blob), "backup_sha256": hashlib.sha256(blob).digest()}
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
@@ -176,11 +178,13 @@ def import_(
 
     Example: hsmcore keys import key.backup
     """
+    from hsmcore.control.verbs import ImportWrapped
+
     backup = file.read_bytes()
     loaded = load_config(config, state)
     digest = hashlib.sha256(backup).digest()
     with recorded(loaded.key_manager, "keys import", file=str(file), backup_sha256=digest) as entry:
-        record = on_token(loaded, lambda plane: plane.import_wrapped(backup))
+        record = on_token(loaded, lambda plane: plane.do(ImportWrapped(backup)))
         entry.update(key_fields(record))
     _print_record(record, as_json=as_json)
 

@@ -69,6 +69,7 @@ def pkcs11_member(config: Config, name: str) -> Provider:
 async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[KeyRecord, bool]:
     from hsmcore.config import Pkcs11Settings, all_members
     from hsmcore.control import ControlPlane
+    from hsmcore.control.verbs import ExportWrapped, ImportWrapped
     from hsmcore.errors import KeyMismatch, KeyNotFound
 
     [source] = all_members((config.key_manager.own,))[:1]
@@ -87,7 +88,7 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
         if key_id not in known:
             raise KeyNotFound(f"{source.name} holds no key {key_id}")
         present = [record for record in await there.list_keys() if record.id == key_id]
-        record = present[0] if present else await there.import_wrapped(await here.export_wrapped(key_id))
+        record = present[0] if present else await there.do(ImportWrapped(await here.do(ExportWrapped(key_id))))
         if record.public_key != known[key_id].public_key:
             if not present:
                 await there.destroy(key_id)

@@ -233,6 +233,7 @@ def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
 async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.cli.settings import token_settings
     from hsmcore.control import ControlPlane
+    from hsmcore.control.verbs import WhyNoBackup
     from hsmcore.rotation.context import ceremony_for
     from hsmcore.rotation.machine import NAMES
     from hsmcore.state import Keys
@@ -245,7 +246,7 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
             named = [key for key in await plane.list_keys() if _is_named(settings, key)]
             algorithm = current.algorithm if current is not None else next((k.algorithm for k in named), None)
             sealed = ceremony_for(rules, algorithm or "") is not None
-            why = None if sealed else await plane.why_no_backup(algorithm or "")
+            why = None if sealed else await plane.do(WhyNoBackup(algorithm or ""))
     skipped = {
         "approve": not rules.approvals, "backup-old": not rules.backup_enabled,
         "backup-new": not rules.backup_enabled or why is not None, "drill": not rules.backup_enabled or why is not None,

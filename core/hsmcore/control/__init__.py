@@ -4,7 +4,7 @@ from hsmcore.control.backup import is_whole
 from hsmcore.control.curves import ALGORITHMS, Algorithm, algorithm_of_params, decode_point
 from hsmcore.control.faults import ControlError, KeyNotExportable
 from hsmcore.control.plane import ControlPlane
-from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
+from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord, TokenSelector
 
 __all__ = [
     "ALGORITHMS",
@@ -14,6 +14,7 @@ __all__ = [
     "Deactivation",
     "KeyNotExportable",
     "KeyRecord",
+    "TokenAccess",
     "TokenRecord",
     "TokenSelector",
     "algorithm_of_params",

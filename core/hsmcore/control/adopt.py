@@ -7,38 +7,22 @@ fails. So the native core initializes, with CKF_OS_LOCKING_OK, and alone finaliz
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from pkcs11 import _pkcs11
 from pkcs11.exceptions import PKCS11Error
 
+from hsmcore._native import Module
 from hsmcore.control.faults import ControlError
 
 
-class ModuleHolder(Protocol):
-    """What keeps a module loaded and initialized: hsmcore._native.Module.
+def hold_module(path: str, args: str | None = None) -> Module:
+    """Load and initialize a module, or share the one that this process holds; release it with close().
 
-    The native core may initialize the module anew when it breaks, but not between `enter` and `exit`, which one thread
-    calls in pairs and does not nest. `enter` returns how often that has happened: after a change, whatever was opened
-    before is gone, and its handles may be somebody else's.
+    The native core may initialize the module again when it breaks, but not between `enter` and `exit`, which one thread
+    calls in pairs and does not nest. `enter` returns how often that has happened: after a change, no session that was
+    opened before exists, and its handle may be that of another one. `args` is CK_C_INITIALIZE_ARGS.pReserved. Raises an
+    HsmError that says what is wrong with the path.
     """
-
-    def enter(self) -> int: ...
-
-    def exit(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def hold_module(path: str, args: str | None = None) -> ModuleHolder:
-    """Load and initialize a module, or join those who already hold it; release it with close().
-
-    `args` is CK_C_INITIALIZE_ARGS.pReserved. Raises an HsmError that says what is wrong with the path.
-    """
-    from hsmcore._native import Module
-
-    holder: ModuleHolder = Module(path, args)
-    return holder
+    return Module(path, args)
 
 
 class AdoptedLibrary(_pkcs11.lib):
@@ -48,17 +32,17 @@ class AdoptedLibrary(_pkcs11.lib):
     """
 
     def initialize(self) -> None:
-        """Nothing: the native core has done it."""
+        """Do nothing: the native core has done it."""
 
     def finalize(self) -> None:
-        """Nothing: others use the module."""
+        """Do nothing: other parts of the process use the module."""
 
     def reinitialize(self) -> None:
         raise ControlError("a module is initialized again by the native core only")
 
 
 def adopt(path: str) -> AdoptedLibrary:
-    """Wrap a module that a ModuleHolder of this process holds; refused when nobody does."""
+    """Wrap a module that this process holds (hold_module). Raises ControlError if it holds none."""
     try:
         return AdoptedLibrary(path)
     except PKCS11Error as error:

@@ -13,6 +13,7 @@ from typing import Final
 
 from pkcs11 import exceptions as p11
 
+from hsmcore._native import ckr_table
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.errors import HsmError, KeyAmbiguous, KeyNotFound, KeyUnusable, LoginError, RequestRejected, error_of
 
@@ -135,8 +136,6 @@ def several_keys(key_id: str, count: int) -> KeyAmbiguous:
 
 
 def _of_ckr(number: int, call: str, what: str, member: str | None) -> HsmError:
-    from hsmcore._native import ckr_table
-
     rows = {ckr: (name, status) for ckr, name, status in ckr_table()}
     name, status = rows.get(number, (None, "CKR_UNKNOWN"))
     if call == "C_Login" and number == _OBJECT_HANDLE_INVALID:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
 from hsmcore.control.admin import PinSource, TokenAdmin
-from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.control.curves import Algorithm
-from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord, TokenSelector
+from hsmcore.control.quirks import KeyForm
+from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord
 from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
-from hsmcore.control.tokens import none_or_several
+from hsmcore.control.tokens import choose_one
+from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys, ListTokens, Verb
 from hsmcore.errors import EngineClosed, EngineForked, PinIncorrect
 
 if TYPE_CHECKING:
@@ -24,96 +25,42 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 IDLE_SECONDS: Final = 5.0
-"""How long a child process with nothing to do is kept."""
+"""How long an idle child process is kept."""
 CLOSE_SECONDS: Final = 5.0
-"""How long closing lets an isolated module go on with what it is doing."""
-
-
-class Admin(Protocol):
-    """What does the work, blocking: TokenAdmin or RemoteAdmin."""
-
-    def open(self) -> Self: ...
-    def close(self) -> None: ...
-    def list_tokens(self) -> list[TokenRecord]: ...
-    def list_keys(self) -> list[KeyRecord]: ...
-    def generate_key(
-        self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
-    ) -> KeyRecord: ...
-    def deactivate(self, key_id: str) -> Deactivation: ...
-    def destroy(self, key_id: str) -> None: ...
-    def export_wrapped(self, key_id: str, wrapping_label: str = WRAPPING_KEY_LABEL) -> bytes: ...
-    def import_wrapped(self, blob: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord: ...
-    def sweep(self, key_id: str, *, nameless: bool) -> int: ...
-    def new_key_id(self) -> bytes: ...
-    def prove(self, key_id: str, message: bytes) -> bytes: ...
-    def why_no_backup(self, algorithm: str) -> str | None: ...
-    def generate_sealed(self, label: str, key_id: bytes, seal_to: Sequence[bytes]) -> tuple[KeyRecord, list[bytes]]: ...
-    def transport_key(self) -> bytes: ...
-    def import_transported(self, label: str, key_id: bytes, blob: bytes) -> KeyRecord: ...
-    def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord: ...
+"""How long closing waits for a call in an isolated module."""
 
 
 class ControlPlane:
-    """Key search, generation, deactivation and backup on one token.
+    """Runs verbs (verbs.py) on one token.
 
-    Every call runs on one thread of the plane's own, one after the other; python-pkcs11 lets the event loop go on
-    meanwhile. The token is opened by the first call. Cancelling an await does not take back what the token is doing:
-    a key that was being generated exists afterwards.
+    Verbs run one after the other on one thread of the plane's own; the event loop goes on while the module works. The
+    first one opens the token. Cancelling an await does not stop the token: a key that was being generated exists
+    afterwards.
 
-    `quirks` is a name from the native core's table, `pin` fetches the PIN if the process is not logged in yet (see
-    TokenAdmin), `member` goes into errors. With `isolated`, the module is loaded by a child process and not by this
-    one (see RemoteAdmin): `hidden` names the environment variables that it must not inherit, and a call ends after
-    `timeout` seconds even if the module hangs. `secret` says where the PIN is, for whoever is refused. All errors are
-    HsmError. Not usable in a forked child.
+    `pin` fetches the PIN if the process is not logged in yet (see TokenAdmin). With `isolated`, a child process loads
+    the module and this one does not (see RemoteAdmin): it does not inherit the environment variables `hidden`, and a
+    call ends after `timeout` seconds even if the module hangs. `secret` says where the PIN is, for the hint of a
+    refused login. All errors are HsmError. Not usable in a forked child.
     """
-
-    makes_whole_keys = False  # two objects, one after the other
 
     def __init__(
         self,
-        module_path: str,
-        token: TokenSelector,
-        quirks: str | None = None,
+        access: TokenAccess,
         *,
         pin: PinSource | None = None,
-        module_args: str | None = None,
-        member: str | None = None,
         isolated: bool = False,
         hidden: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
-        mechanisms: Mapping[str, int] | None = None,
         secret: str | None = None,
     ) -> None:
+        self._access = access
         self._secret = secret
-        self._selector = token
-        self._member = member
-        self._remote: RemoteAdmin | None = None
+        self._forms: dict[str, KeyForm] = {}  # by algorithm: what the token accepted
         self._resting: asyncio.TimerHandle | None = None
-        self._admin: Admin
-        if isolated:
-            self._admin = self._remote = RemoteAdmin(
-                module_path,
-                token,
-                quirks=quirks,
-                pin=pin,
-                module_args=module_args,
-                member=member,
-                hidden=hidden,
-                timeout=timeout,
-                mechanisms=mechanisms,
-            )
-        else:
-            self._admin = TokenAdmin(
-                module_path,
-                token,
-                quirks=quirks,
-                pin=pin,
-                module_args=module_args,
-                member=member,
-                mechanisms=mechanisms,
-            )
+        self._remote = RemoteAdmin(access, pin=pin, hidden=hidden, timeout=timeout) if isolated else None
+        self._admin = self._remote or TokenAdmin(access, pin=pin)
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=f"hsmcore-control-{member or 'token'}"
+            max_workers=1, thread_name_prefix=f"hsmcore-control-{access.member or 'token'}"
         )
         self._process = os.getpid()
 
@@ -129,23 +76,18 @@ class ControlPlane:
         timeout: float = CALL_SECONDS,
     ) -> Self:
         """A plane for the token that a configuration names. `log_in` if no engine of this process has logged in; an
-        `isolated` one always does, in its child. With credentials of its own it is always isolated: a process has one
-        login on a token, and the engine's must not be able to do what an administrator can."""
+        `isolated` plane always logs in, in its child. With administrator credentials it is always isolated: a process
+        has one login on a token, and the engine must not get an administrator's rights."""
         admin = settings.admin_credentials
         isolated = isolated or admin is not None
         pin: PinSource | None = settings.resolve_pin if log_in or isolated else None
         secret = settings.pin_secret if admin is None else admin.secret
         return cls(
-            settings.module_path,
-            TokenSelector.of(settings),
-            settings.quirks,
+            TokenAccess.of(settings, member),
             pin=pin if admin is None else admin.resolve_pin,
-            module_args=settings.initialize_args,
-            member=member,
             isolated=isolated,
             hidden=hidden,
             timeout=timeout,
-            mechanisms=settings.vendor_mechanisms,
             secret=None if secret is None else secret.describe(),
         )
 
@@ -163,9 +105,9 @@ class ControlPlane:
         await self.close()
 
     async def close(self) -> None:
-        """Wait for calls under way, close the token, end the thread. Doing it twice is no error.
+        """Wait for calls under way, close the token, end the thread. Idempotent.
 
-        In a child process, calls get CLOSE_SECONDS to end; then it is killed and they fail."""
+        Calls in a child process get CLOSE_SECONDS to end; then the child is killed and they fail."""
         thread, self._thread = self._thread, None
         if thread is None or os.getpid() != self._process:
             return
@@ -185,84 +127,43 @@ class ControlPlane:
                 overdue.cancel()
         thread.shutdown()  # it is idle: this takes microseconds
 
-    async def list_tokens(self) -> list[TokenRecord]:
-        """Every token that the module shows. Nobody logs in for that."""
-        return await self._run(self._admin.list_tokens)
+    async def do(self, verb: Verb[T]) -> T:
+        """Run a verb (verbs.py). Raises HsmError."""
+        return await self._run(self._do, verb)
+
+    def _do(self, verb: Verb[T]) -> T:
+        return self._admin.do(verb) if isinstance(self._admin, RemoteAdmin) else verb.run(self._admin)
 
     async def find_token(self) -> TokenRecord:
-        """The one token that is meant. Raises TokenNotFound and TokenAmbiguous, which list the candidates."""
-        tokens = await self.list_tokens()
-        found = self._selector.choose(tokens)
-        if len(found) != 1:
-            raise none_or_several(found, tokens, self._selector, self._member)
-        return found[0]
+        """The one token that is meant, found without a login. Raises TokenNotFound and TokenAmbiguous, which list the
+        candidates."""
+        return choose_one(self._access, await self.list_tokens())
+
+    async def list_tokens(self) -> list[TokenRecord]:
+        """As ListTokens, for this plane's module."""
+        return await self.do(ListTokens(self._access.module_path, self._access.module_args))
+
+    # ---- what the keys of every kind of member have (members/base.py) ----
 
     async def list_keys(self) -> list[KeyRecord]:
-        """Every private key on the token, by label, then id."""
-        return await self._run(self._admin.list_keys)
+        """As ListKeys."""
+        return await self.do(ListKeys())
 
     async def generate_key(
         self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
     ) -> KeyRecord:
-        """Make a key pair that can only sign. Its CKA_ID is random unless given. `extractable` lets the HSM wrap the
-        key for a backup; it can't be changed afterwards."""
-        return await self._run(self._admin.generate_key, algorithm, label, key_id, extractable=extractable)
+        """As GenerateKey, in the form that the token accepted before."""
+        form = self._forms.get(algorithm)
+        record, self._forms[algorithm] = await self.do(GenerateKey(algorithm, label, key_id, extractable, form))
+        return record
 
     async def deactivate(self, key_id: str) -> Deactivation:
-        """Take CKA_SIGN away from a key; the result says whether the token enforces that from now on."""
-        return await self._run(self._admin.deactivate, key_id)
+        """As Deactivate."""
+        return await self.do(Deactivate(key_id))
 
     async def destroy(self, key_id: str) -> None:
-        """Erase a key pair for good."""
-        await self._run(self._admin.destroy, key_id)
-
-    async def export_wrapped(self, key_id: str, wrapping_label: str = WRAPPING_KEY_LABEL) -> bytes:
-        """A backup of a key, wrapped inside the HSM; KeyNotExportable when the key or the token doesn't allow it."""
-        return await self._run(self._admin.export_wrapped, key_id, wrapping_label)
-
-    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
-        """Put a key back from a backup, on the token that made it or one that holds the same wrapping key. `key_id` and
-        `label` replace its own; ControlError where the token does not allow that (YubiHSM)."""
-        return await self._run(self._admin.import_wrapped, backup, key_id, label)
-
-    async def sweep(self, key_id: str, *, nameless: bool = False) -> int:
-        """Erase what a killed process left of a key; with `nameless` also halves that nobody can name (keys.sweep)."""
-        return await self._run(self._admin.sweep, key_id, nameless=nameless)
-
-    async def new_key_id(self) -> bytes | None:
-        """A CKA_ID that no key has yet; None where the token chooses ids by itself."""
-        return await self._run(self._admin.new_key_id)
-
-    async def prove(self, key_id: str, message: bytes) -> bytes:
-        """One signature outside of the signing engine, to try a key: Ed25519 of `message`, or ECDSA of its SHA-256."""
-        return await self._run(self._admin.prove, key_id, message)
-
-    async def why_no_backup(self, algorithm: str) -> str | None:
-        """Why the token cannot wrap keys of an algorithm; None if it can."""
-        return await self._run(self._admin.why_no_backup, algorithm)
-
-    async def generate_sealed(
-        self, label: str, key_id: bytes, seal_to: Sequence[bytes]
-    ) -> tuple[KeyRecord, list[bytes]]:
-        """A key ceremony: an Ed25519 key made in locked memory, sealed to X25519 public keys (32 bytes each) and
-        imported so that it cannot leave the token. Returns the key and what it was sealed into, for each of them."""
-        return await self._run(self._admin.generate_sealed, label, key_id, seal_to)
-
-    async def transport_key(self) -> bytes:
-        """An X25519 public key to which another token's key ceremony can seal a copy for this token. The private half
-        is in the locked memory of whoever talks to the module (the child, where that is isolated), good for one
-        import."""
-        return await self._run(self._admin.transport_key)
-
-    async def import_transported(self, label: str, key_id: bytes, sealed: bytes) -> KeyRecord:
-        """Import a key that was sealed to the last `transport_key`, so that it cannot leave the token. EngineClosed if
-        that key is gone meanwhile."""
-        return await self._run(self._admin.import_transported, label, key_id, sealed)
-
-    async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:
-        """Put a key back that a ceremony sealed. `recovery` is the X25519 private key (32 bytes): the caller wipes
-        it."""
-        return await self._run(self._admin.import_sealed, label, key_id, sealed, recovery)
+        """As Destroy."""
+        await self.do(Destroy(key_id))
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if os.getpid() != self._process:
@@ -281,7 +182,7 @@ class ControlPlane:
                 self._rest_later(loop)
 
     def _rest_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End an isolated module's child once nothing has been asked of it for a while."""
+        """End an isolated module's child when no verb has run for IDLE_SECONDS."""
         if self._resting is not None:
             self._resting.cancel()
         self._resting = loop.call_later(IDLE_SECONDS, self._rest)
@@ -290,3 +191,11 @@ class ControlPlane:
         self._resting = None
         if self._thread is not None:
             self._thread.submit(self._admin.close)
+
+
+def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) -> TokenRecord:
+    """The one token that matches all of a configuration's selectors. Blocks: a child process loads the module, without
+    a login and without the environment variables `hidden`. Raises HsmError."""
+    access = TokenAccess.of(settings, member)
+    admin = RemoteAdmin(access, hidden=hidden)
+    return choose_one(access, admin.do(ListTokens(access.module_path, access.module_args)))

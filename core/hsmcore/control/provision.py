@@ -10,31 +10,33 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
+from nacl.signing import SigningKey
 from pkcs11 import TokenFlag
 from pkcs11.types import Token
 
+from hsmcore.control import sealed
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import ControlError, translated
 from hsmcore.control.process import Child, ChildLost
-from hsmcore.control.records import KeyRecord, TokenSelector
-from hsmcore.control.seeded import import_seed
-from hsmcore.control.wire import record_of_json
+from hsmcore.control.records import KeyRecord, TokenAccess, TokenSelector
+from hsmcore.control.verbs import GenerateKey, ListKeys, Verb
 from hsmcore.errors import SystemFailure
 
 CHILD_SECONDS: Final = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
-    """What the token should be; what is there already is left as it is."""
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenRequest(Verb[KeyRecord]):
+    """Make a token, its user PIN and its key, as far as they are missing. What is there already stays as it is."""
 
+    needs_token: ClassVar[bool] = False
     module_path: str
     token_label: str
     key_label: str
@@ -46,8 +48,8 @@ class TokenRequest:
     key_id: str = ""
     """CKA_ID of a key that is put there, in hexadecimal."""
 
-    def __repr__(self) -> str:
-        return f"TokenRequest({self.token_label!r}, {self.key_label!r})"
+    def run(self, _admin: TokenAdmin) -> KeyRecord:
+        return _make_token(self)
 
 
 def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
@@ -58,23 +60,22 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
     environment = {**os.environb, b"SOFTHSM2_CONF": os.fsencode(softhsm_conf)}
     with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
         try:
-            made = child.call({"call": "provision", **asdict(request)}, CHILD_SECONDS)
+            return request.result_of_json(child.call(request.to_json(), CHILD_SECONDS))
         except ChildLost as lost:
             errors.seek(0)
             last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
             raise SystemFailure(f"making the token failed: {lost}{': ' if last else ''}{last}") from None
-    return record_of_json(made)
 
 
 def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> list[KeyRecord]:
-    """Make SoftHSM tokens that hold one and the same new Ed25519 key; see control/seeded.py for what that is good for.
-    Blocks for about a second for each."""
+    """Make SoftHSM tokens that hold one and the same new Ed25519 key, for demonstrations, benchmarks and tests of
+    failover: the private key is outside of a token until then. A production key is copied by the vendor's way of
+    cloning or wrapped backups, never like this. Blocks for about a second for each."""
     seed, key_id = os.urandom(32).hex(), os.urandom(16).hex()
     return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
 
 
-def make_token(request: TokenRequest) -> KeyRecord:
-    """What the child does, in this process."""
+def _make_token(request: TokenRequest) -> KeyRecord:
     holder = hold_module(request.module_path)
     try:
         library = adopt(request.module_path)
@@ -83,17 +84,18 @@ def make_token(request: TokenRequest) -> KeyRecord:
             if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
                 with token.open(rw=True, so_pin=request.so_pin) as officer:
                     officer.init_pin(request.pin)
-        with TokenAdmin(
-            request.module_path, TokenSelector(label=request.token_label), pin=lambda: bytearray(request.pin.encode())
-        ) as admin:
-            found = [key for key in admin.list_keys() if key.label == request.key_label]
+        access = TokenAccess(request.module_path, TokenSelector(label=request.token_label))
+        with TokenAdmin(access, pin=lambda: bytearray(request.pin.encode())) as admin:
+            found = [key for key in ListKeys().run(admin) if key.label == request.key_label]
             if found:
                 return found[0]
             if not request.seed:
-                return admin.generate_key(request.algorithm, request.key_label)
+                return GenerateKey(request.algorithm, request.key_label).run(admin)[0]
+            key_id, seed = bytes.fromhex(request.key_id), bytes.fromhex(request.seed)
+            public_key = bytes(SigningKey(seed).verify_key)
             with admin.session("putting a key on the token") as session:
-                import_seed(session, request.key_label, bytes.fromhex(request.key_id), bytes.fromhex(request.seed))
-            return next(key for key in admin.list_keys() if key.label == request.key_label)
+                sealed.create_pair(session, admin.cryptoki, admin.quirks, request.key_label, key_id, public_key, seed)
+            return next(key for key in ListKeys().run(admin) if key.label == request.key_label)
     finally:
         holder.close()
 

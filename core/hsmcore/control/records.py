@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from hsmcore.control.curves import Algorithm
@@ -78,6 +78,34 @@ class TokenSelector:
         parts: dict[str, object] = {"label": self.label, "serial": self.serial, "slot": self.slot_id}
         parts |= {"manufacturer": self.manufacturer, "model": self.model, "text": self.text}
         return ", ".join(f"{name} {value!r}" for name, value in parts.items() if value is not None) or "any token"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAccess:
+    """How to reach a token."""
+
+    module_path: str
+    token: TokenSelector
+    module_args: str | None = None
+    """CK_C_INITIALIZE_ARGS.pReserved."""
+    quirks: str | None = None
+    """A name from the native core's table; None: the module is recognized."""
+    mechanisms: Mapping[str, int] = field(default_factory=dict)
+    """Numbers that only the vendor knows (quirks.quirks_for)."""
+    member: str | None = None
+    """Goes into errors."""
+
+    @classmethod
+    def of(cls, settings: Pkcs11Settings, member: str | None) -> Self:
+        """As a configuration says."""
+        return cls(
+            settings.module_path,
+            TokenSelector.of(settings),
+            settings.initialize_args,
+            settings.quirks,
+            settings.vendor_mechanisms,
+            member,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,9 @@ from pkcs11.types import Session
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.faults import ControlError
 from hsmcore.control.keys import key_forms
-from hsmcore.control.locked import LockedKey, TransportKey
+from hsmcore.control.locked import SEED_BYTES, LockedKey, TransportKey
 from hsmcore.control.quirks import Quirks
 
-_SEED_BYTES: Final = 32
 _RECOVERY_BYTES: Final = 32
 _TRUE, _FALSE = b"\x01", b"\x00"
 
@@ -59,6 +58,19 @@ def restore(
 
 
 def _import(session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, key_id: bytes, key: LockedKey) -> None:
+    create_pair(session, cryptoki, quirks, label, key_id, key.public_key, (key.address, SEED_BYTES))
+
+
+def create_pair(
+    session: Session,
+    cryptoki: Cryptoki,
+    quirks: Quirks,
+    label: str,
+    key_id: bytes,
+    public_key: bytes,
+    seed: bytes | tuple[int, int],
+) -> None:
+    """Make an Ed25519 key pair of a seed, given as bytes or as address and size, so that it cannot leave the token."""
     handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
     common: dict[int, bytes | tuple[int, int]] = {
         Attribute.KEY_TYPE: _number(KeyType.EC_EDWARDS),
@@ -73,12 +85,12 @@ def _import(session: Session, cryptoki: Cryptoki, quirks: Quirks, label: str, ke
         Attribute.SENSITIVE: _TRUE,
         Attribute.EXTRACTABLE: _FALSE,
         Attribute.SIGN: _TRUE,
-        Attribute.VALUE: (key.address, _SEED_BYTES),
+        Attribute.VALUE: seed,
     }
     public = common | {
         Attribute.CLASS: _number(ObjectClass.PUBLIC_KEY),
         Attribute.VERIFY: _TRUE,
-        Attribute.EC_POINT: b"\x04\x20" + key.public_key,  # DER OCTET STRING
+        Attribute.EC_POINT: b"\x04\x20" + public_key,  # DER OCTET STRING
     }
     if quirks.names_private:
         public[Attribute.PRIVATE] = _FALSE

@@ -1,23 +1,25 @@
-"""The tokens that a module shows, whatever is in them. Nobody logs in for that."""
+"""The tokens that a module shows, whatever is in them, without a login."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 
 from pkcs11.exceptions import TokenNotPresent, TokenNotRecognised
 from pkcs11.types import Token
 
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.faults import translated
-from hsmcore.control.records import TokenRecord
-from hsmcore.errors import HsmError, TokenAmbiguous, TokenNotFound
+from hsmcore.control.nearby import near_tokens
+from hsmcore.control.records import TokenAccess, TokenRecord
+from hsmcore.errors import TokenAmbiguous, TokenNotFound
 
 
 def present(library: AdoptedLibrary, slot_id: int | None = None) -> Iterator[tuple[TokenRecord, Token]]:
     """Each token that is there, or the one in slot `slot_id`. The caller has entered the module."""
     for slot in library.get_slots(token_present=True):
         if slot_id not in (None, slot.slot_id):
-            continue  # not even asked: it may be a slow one
+            continue  # no call for it: it may be slow
         try:
             token = slot.get_token()
         except (TokenNotPresent, TokenNotRecognised):
@@ -34,7 +36,7 @@ def present(library: AdoptedLibrary, slot_id: int | None = None) -> Iterator[tup
 
 
 def list_tokens(module_path: str, module_args: str | None = None) -> list[TokenRecord]:
-    """The tokens of a module, which is loaded into this process for it. Blocks as long as the module does."""
+    """The tokens of a module, loaded into this process. Blocks as long as the module does."""
     holder = hold_module(module_path, module_args)
     try:
         holder.enter()
@@ -47,17 +49,15 @@ def list_tokens(module_path: str, module_args: str | None = None) -> list[TokenR
         holder.close()
 
 
-def record_of_json(data: Mapping[str, object]) -> TokenRecord:
-    """The record that a control child wrote."""
-    return TokenRecord(**data)  # type: ignore[arg-type]  # what asdict made of one
-
-
-def none_or_several(
-    found: list[TokenRecord], all_: list[TokenRecord], selector: object, member: str | None
-) -> HsmError:
-    """What to raise when not exactly one token fits; lists the candidates."""
-    shown = "; ".join(map(str, found or all_)) or "none"
+def choose_one(access: TokenAccess, tokens: list[TokenRecord]) -> TokenRecord:
+    """The token that is meant. Raises TokenNotFound and TokenAmbiguous, which list the candidates."""
+    selector, member = access.token, access.member
+    found = selector.choose(tokens)
+    if len(found) == 1:
+        return found[0]
+    shown = "; ".join(map(str, found or tokens)) or "none"
     if found:
         text = f"{len(found)} tokens match {selector}: {shown}"
-        return TokenAmbiguous(text, member=member, hint="Choose one by slotId, tokenSerial or tokenLabel.")
-    return TokenNotFound(f"no slot holds a token with {selector}; there are: {shown}", member=member)
+        raise TokenAmbiguous(text, member=member, hint="Choose one by slotId, tokenSerial or tokenLabel.")
+    hint = near_tokens(selector, [asdict(token) for token in tokens if token.label or token.serial])
+    raise TokenNotFound(f"no slot holds a token with {selector}; there are: {shown}", member=member, hint=hint)

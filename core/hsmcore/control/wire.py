@@ -1,28 +1,98 @@
-"""What a control child and its parent say to each other, as JSON-ready data. No PIN is among it."""
+"""The JSON that a control child and its parent exchange. No PIN is in it.
+
+Types decide the form: bytes are hexadecimal, a dataclass is an object with a member for each field. What a child or a
+parent sends is checked against the type, and refused unless it fits exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from hsmcore.control.records import KeyRecord
+from pkcs11.mechanisms import Mechanism
+
 from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigurationError, HsmError, InternalError
 
-
-def record_to_json(record: KeyRecord) -> dict[str, Any]:
-    """A key, its public key in hexadecimal."""
-    return {**asdict(record), "public_key": record.public_key.hex() if record.public_key is not None else None}
+_UNIONS: Final = (Union, UnionType)  # of which the second member is None
 
 
-def record_of_json(data: dict[str, Any]) -> KeyRecord:
-    """The key that `record_to_json` wrote."""
-    public_key = data["public_key"]
-    return KeyRecord(**{**data, "public_key": bytes.fromhex(public_key) if public_key is not None else None})
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def secret_of(kind: type) -> str | None:
+    """The name of a dataclass's secret, which is in no JSON: its field of type bytearray."""
+    return next((name for name, hint in _hints(kind).items() if hint is bytearray), None)
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    return {name: hint for name, hint in _hints(kind).items() if hint is not bytearray}
+
+
+def pack(kind: Any, value: Any) -> Any:
+    """JSON-ready data for a value of a type. Raises TypeError if it is of another type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in _UNIONS:
+        return None if value is None else pack(inner[0], value)
+    if origin in (list, Sequence):
+        return [pack(inner[0], each) for each in value]
+    if origin is Mapping:
+        return {pack(inner[0], key): pack(inner[1], each) for key, each in value.items()}
+    if origin is tuple:
+        return [pack(each, part) for each, part in zip(inner, value, strict=True)]
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, kind):
+        return {name: pack(hint, getattr(value, name)) for name, hint in _fields(kind).items()}
+    if kind is bytes and isinstance(value, bytes | bytearray):
+        return value.hex()
+    if kind is Mechanism and isinstance(value, Mechanism):
+        return int(value)
+    if value in inner if origin is Literal else kind in (str, int, bool, type(None)) and isinstance(value, kind):
+        return value
+    raise _unfit(kind, value)
+
+
+def unpack(kind: Any, data: Any) -> Any:
+    """The value that `pack` made `data` of. Raises TypeError or ValueError for anything else."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in _UNIONS:
+        return None if data is None else unpack(inner[0], data)
+    if origin in (list, Sequence) and isinstance(data, list):
+        return [unpack(inner[0], each) for each in data]
+    if origin is Mapping and isinstance(data, dict):
+        return {unpack(inner[0], key): unpack(inner[1], each) for key, each in data.items()}
+    if origin is tuple and isinstance(data, list):
+        return tuple(unpack(each, part) for each, part in zip(inner, data, strict=True))
+    if is_dataclass(kind) and isinstance(kind, type):
+        return kind(**unpack_fields(kind, data))
+    if kind is bytes and isinstance(data, str):
+        return bytes.fromhex(data)
+    if kind is Mechanism and type(data) is int:
+        return int.__new__(Mechanism, data)  # which has no member for a vendor's number
+    if data in inner if origin is Literal else kind in (str, int, bool, type(None)) and type(data) is kind:
+        return data
+    raise _unfit(kind, data)
+
+
+def unpack_fields(kind: type, data: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, all of them and no other; but for its secret."""
+    hints = _fields(kind)
+    if not isinstance(data, dict) or data.keys() != hints.keys():
+        raise _unfit(kind, data)
+    return {name: unpack(hint, data[name]) for name, hint in hints.items()}
+
+
+def _unfit(kind: Any, value: Any) -> TypeError:
+    # The types only: the value may be a secret.
+    return TypeError(f"a {type(value).__name__} is no {getattr(kind, '__name__', kind)}")
 
 
 def error_to_json(error: HsmError) -> dict[str, Any]:
-    """An error with everything that it knows."""
+    """An error with all its fields."""
     return {
         "class": type(error).__name__,
         "message": str(error.args[0]) if error.args else "",
@@ -36,13 +106,13 @@ def error_to_json(error: HsmError) -> dict[str, Any]:
 
 
 def error_of_json(data: dict[str, Any]) -> HsmError:
-    """The error that `error_to_json` wrote, of the same class, to be raised."""
+    """The error that `error_to_json` wrote, of the same class."""
     message, name = data["message"], data["class"]
-    fields = {key: data[key] for key in ("status", "ckr", "ckr_name", "call", "member", "hint")}
+    known = {key: data[key] for key in ("status", "ckr", "ckr_name", "call", "member", "hint")}
     kind = next((kind for kind in _kinds(HsmError) if kind.__name__ == name), None)
-    if kind is None or issubclass(kind, ConfigurationError):  # which is made in another way
-        kind = EXCEPTION_OF_STATUS.get(fields["status"], InternalError)
-    return kind(message, **fields)
+    if kind is None or issubclass(kind, ConfigurationError):  # its constructor takes other arguments
+        kind = EXCEPTION_OF_STATUS.get(known["status"], InternalError)
+    return kind(message, **known)
 
 
 def _kinds(root: type[HsmError]) -> Iterator[type[HsmError]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hsmcore.control.adopt import ModuleHolder
+from hsmcore._native import Module
 from hsmcore.control.quirks import Quirks
 from hsmcore.control.records import TokenSelector
 from hsmcore.doctor.calls import Calls, ModuleInfo, TokenInfo
@@ -71,7 +71,7 @@ class Context:
     announce: Callable[[str], None]
     pin: bytearray = field(default_factory=bytearray)
     """For the check that logs in, and wiped after it."""
-    holder: ModuleHolder | None = None
+    holder: Module | None = None
     session: int = 0
     """The session that is logged in; closing the last one would log out."""
     hung: bool = False

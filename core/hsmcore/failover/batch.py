@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import may_have_signed
 from hsmcore.failover.levels import EMERGENCY
-from hsmcore.failover.request import Answer, SignedBy, frozen
+from hsmcore.failover.request import Answer, frozen
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
 
 if TYPE_CHECKING:
@@ -25,18 +25,17 @@ async def sign_many(
     timeout: float | None,
     return_exceptions: bool,
     extra: bytes | None = None,
-) -> tuple[list[Any], list[SignedBy]]:
-    """Signatures or errors, and of each who made it, or should have. `extra` goes into the audit records."""
+) -> list[Any]:
+    """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records."""
     batch = [message if type(message) is bytes else frozen(message) for message in messages]
     router.check()
     endpoint = router.levels.pick()
     begun = monotonic_ns()
     if endpoint is None or endpoint.level_name == EMERGENCY or router.any_bound_elsewhere(batch, endpoint.key):
-        return await _one_by_one(router, endpoint, batch, timeout, return_exceptions, extra)
+        return await _one_by_one(router, batch, timeout, return_exceptions, extra)
     parts = _parts(router, endpoint, batch)
     await _ask(router, batch, parts, timeout, extra)
     results = [result for part in parts for result in part.results]
-    signers = [part.signed_by for part in parts for _ in part.results]
     again = {
         index: asyncio.ensure_future(
             router.resume(batch[index], begun, timeout, part.endpoint, part.key, results[index], extra)
@@ -46,7 +45,7 @@ async def sign_many(
         if type(results[index]) is not bytes
     }
     if not again:
-        return results, signers
+        return results
     ended: BaseException | None = None
     try:
         answers = await asyncio.gather(*again.values(), return_exceptions=True)
@@ -54,7 +53,7 @@ async def sign_many(
         ended, answers = error, []
     for index, answer in zip(again, answers, strict=False):
         if isinstance(answer, Answer):
-            results[index], signers[index] = answer.signature, answer.signed_by
+            results[index] = answer.signature
         elif isinstance(answer, HsmError) and return_exceptions:
             results[index] = answer
         elif ended is None:
@@ -64,7 +63,7 @@ async def sign_many(
             part.throw_away(router, batch)
         _throw_away(router, batch, again)
         raise ended
-    return results, signers
+    return results
 
 
 def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Task[Answer]]) -> None:
@@ -77,19 +76,18 @@ def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Ta
 
 @dataclass(slots=True)
 class _Part:
-    """Messages from `first` up to `end`, and who signs them with which key."""
+    """Messages from `first` up to `end`, with the member and the key that sign them."""
 
     endpoint: Endpoint
     first: int
     end: int
-    signed_by: SignedBy
     key: bytes
     asked: asyncio.Future[list[Any]] | None = None
     results: list[Any] = field(default_factory=list)
 
     @classmethod
     def of(cls, endpoint: Endpoint, first: int, end: int) -> Self:
-        return cls(endpoint, first, end, _signed_by(endpoint), endpoint.key_version.public_key)
+        return cls(endpoint, first, end, endpoint.key_version.public_key)
 
     def begin(self, router: Router, batch: list[Any], timeout: float | None, extra: bytes | None) -> None:
         """Hand it to the member. Raises the request's own errors."""
@@ -181,16 +179,10 @@ def _check(batch: list[Any]) -> None:
 
 
 async def _one_by_one(
-    router: Router,
-    endpoint: Endpoint | None,
-    batch: list[Any],
-    timeout: float | None,
-    return_exceptions: bool,
-    extra: bytes | None,
-) -> tuple[list[Any], list[SignedBy]]:
+    router: Router, batch: list[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+) -> list[Any]:
     """Where each message has to be looked at: whether it is bound to a key, or may have a unit of the budget."""
     _check(batch)
-    nobody = _signed_by(endpoint) if endpoint is not None else SignedBy("", "", router.version)
     tasks = [asyncio.ensure_future(router.sign_traced(message, timeout, extra=extra)) for message in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
@@ -203,11 +195,4 @@ async def _one_by_one(
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, HsmError):
             raise answer
-    return (
-        [answer.signature if isinstance(answer, Answer) else answer for answer in answers],
-        [answer.signed_by if isinstance(answer, Answer) else nobody for answer in answers],
-    )
-
-
-def _signed_by(endpoint: Endpoint) -> SignedBy:
-    return SignedBy(endpoint.name, endpoint.level_name, endpoint.key_version)
+    return [answer.signature if isinstance(answer, Answer) else answer for answer in answers]

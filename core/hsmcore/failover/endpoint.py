@@ -8,10 +8,12 @@ from time import monotonic_ns
 from typing import Any
 
 from hsmcore.errors import HsmError, NotInitialized
+from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.latency import LatencyWatch
 from hsmcore.failover.member_state import Idle, MemberState
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.base import Member, SigningEngine
+from hsmcore.members.snapshot import MemberSnapshot
 
 Submit = Callable[..., bytes | asyncio.Future[bytes]]
 Traced = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
@@ -127,6 +129,24 @@ class Endpoint(MemberState):
     def abandon(self, future: asyncio.Future[Any]) -> bool:
         """Nobody waits for `future` any more. Whether a signature may exist all the same."""
         return self.member is None or self.member.engine.abandon(future) is not False
+
+    def snapshot(self, *, signs: bool) -> MemberSnapshot:
+        """The present state. `signs`: whether requests are routed here. Any thread."""
+        breakers, version = self.open_breakers, self.version
+        waits = [breaker.retry_at - monotonic_ns() for breaker in breakers if breaker.rule.probed]
+        return MemberSnapshot(
+            name=self.name,
+            level=self.level_name,
+            condition=self.condition,
+            reason=self.reason,
+            signs=signs,
+            public_key=self.key,
+            key_id=None if self.key is None or version is None else version.id,
+            in_flight=self.engine.in_flight + self.engine.waiting,
+            breakers={breaker.kind: breaker.state for breaker in breakers},
+            next_probe_seconds=round(max(0, *waits) / SECOND, 3) if waits else None,
+            member=self.member,
+        )
 
     async def stop(self) -> None:
         """Answer everybody and close the member. Doing it twice is no error."""

@@ -20,6 +20,7 @@ from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
+from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, Wish
 
 TICK_S: Final = 0.1
@@ -263,33 +264,26 @@ class HealthMonitor:
         await self._each_second()
         self._router.settle()
 
+    def members(self) -> tuple[MemberSnapshot, ...]:
+        """Every member, in the order of the levels. Any thread."""
+        ready = self._levels.ready
+        return tuple(endpoint.snapshot(signs=endpoint in ready) for endpoint in self._levels.members)
+
     def describe(self) -> dict[str, Any]:
-        """How everything stands, as JSON-ready data."""
+        """The state of levels and members as data for JSON."""
+        return {**self.describe_levels(), "members": [member.to_json() for member in self.members()]}
+
+    def describe_levels(self) -> dict[str, Any]:
+        """The state of the levels as data for JSON."""
         levels = self._levels
+        names = [level.name for level in levels.levels]
+        version = self._router.version
         return {
             "process": os.getpid(),
             "mode": levels.mode,
-            "active": None if levels.active is None else levels.levels[levels.active].name,
-            "forced": None if levels.forced is None else levels.levels[levels.forced].name,
-            "publicKey": self._router.version.public_key.hex() if self._router.version else None,
+            "active": None if levels.active is None else names[levels.active],
+            "forced": None if levels.forced is None else names[levels.forced],
+            "publicKey": None if version is None else version.public_key.hex(),
             "emergency": {"permitted": levels.emergency_permitted, "usedUp": levels.emergency_spent},
-            "members": [
-                {
-                    "member": endpoint.name,
-                    "level": endpoint.level_name,
-                    "condition": endpoint.condition,
-                    "reason": endpoint.reason,
-                    "publicKey": endpoint.key.hex() if endpoint.key else None,
-                    "inFlight": endpoint.engine.in_flight + endpoint.engine.waiting,
-                    "breakers": {b.kind: b.state for b in endpoint.open_breakers},
-                    "nextProbeSeconds": _seconds_to_probe(endpoint),
-                }
-                for endpoint in levels.members
-            ],
             "atNs": time.time_ns(),
         }
-
-
-def _seconds_to_probe(endpoint: Endpoint) -> float | None:
-    waits = [breaker.retry_at - monotonic_ns() for breaker in endpoint.open_breakers if breaker.rule.probed]
-    return round(max(0, *waits, 0) / SECOND, 3) if waits else None

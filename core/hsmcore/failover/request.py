@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from hsmcore.errors import HsmError, InvalidTimeout, MemberDown
 from hsmcore.failover.endpoint import Endpoint
@@ -21,14 +21,6 @@ is valid (150 slots, 60 to 90 s)."""
 BINDINGS_MAX: Final = 100_000
 
 
-class SignedBy(NamedTuple):
-    """Who made a signature: member, level, key."""
-
-    member: str
-    level: str
-    version: KeyVersion | None
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A signature and who made it."""
@@ -38,10 +30,6 @@ class Answer:
     version: KeyVersion
     cached: bool
     audit_seq: int | None = None
-
-    @property
-    def signed_by(self) -> SignedBy:
-        return SignedBy(self.endpoint.name, self.endpoint.level_name, self.version)
 
     def receipt(self, latency_ns: int) -> Receipt:
         """For the caller."""

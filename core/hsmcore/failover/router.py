@@ -76,8 +76,17 @@ class Router:
 
     # ---- signing ----
 
-    async def sign(self, message: Any, timeout: float | None = None, allow_other_key: bool = False) -> bytes:
-        """As KeyManager.sign."""
+    async def sign(
+        self,
+        message: Any,
+        timeout: float | None = None,
+        _key: int = 0,
+        extra: bytes | None = None,
+        allow_other_key: bool = False,
+    ) -> bytes:
+        """As SigningEngine.submit and KeyManager.sign; each member has its own key index."""
+        if extra is not None:
+            return (await self.sign_traced(message, timeout, allow_other_key, extra)).signature
         if type(message) is not bytes:
             message = frozen(message)
         endpoint = self._sole or self.levels.pick()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
+from hsmcore.failover.batch import sign_many
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.events import ALARMING, Event
@@ -20,10 +22,11 @@ from hsmcore.failover.history import History
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
-from hsmcore.keyring import KeyVersion
+from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
 from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
 # A member whose token is not there may come back; what else keeps one from starting is for a person to mend.
@@ -32,7 +35,12 @@ _EMITTED = frozenset({"failover", "failback"})
 
 
 class FailoverService:
-    """Levels, router, keeper and state store of one key manager. Belongs to the event loop that opens it."""
+    """Levels, router, health monitor and state store of one key manager. Belongs to the event loop that opens it.
+
+    The key manager uses it as its SigningPath.
+    """
+
+    answers_recorded = False
 
     def __init__(
         self, config: Config, levels: Levels[Endpoint], store: Store, verify: Verify, audit: AuditLog, events: Events
@@ -58,6 +66,13 @@ class FailoverService:
         self.health = HealthMonitor(
             self.router, verify, self._desired, rules.name, failover.emergency_mode_enabled, self._audit_resets
         )
+        self.members = self.health.members
+        # As SigningPath.
+        self.key_index = 0
+        self.submit = self.router.sign
+        self.submit_any_key = partial(self.router.sign, allow_other_key=True)
+        self.submit_many = partial(sign_many, self.router)
+        self.check_operation = self.router.check_operation
         self._unwritten: list[tuple[int, Event]] = []
         self._writing: asyncio.Task[None] | None = None
 
@@ -130,11 +145,45 @@ class FailoverService:
         if faults:
             raise ConfigurationError.of(faults)
 
-    # ---- for the key manager ----
+    def begin(self, ring: KeyRing, check: Callable[[], object]) -> None:
+        """As SigningPath.begin, and the same for each member that starts later."""
+        self._ring = ring
+        self.router.check = check
+        self.router.on_key = self._learn_key
+        for endpoint in self.running():
+            self._learn_key(endpoint)
+        ring.make_current(self.version.id)
+
+    def _learn_key(self, endpoint: Endpoint) -> None:
+        if endpoint.member is not None:
+            self._audit.adopt(endpoint.member)
+            endpoint.bind()
+        endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
+        self._ring.add(endpoint.key_version)
+
+    # ---- signing ----
+
+    def abandon(self, _answer: object) -> None:
+        """The router gives up requests itself."""
+
+    async def submit_with_receipt(
+        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
+    ) -> Receipt:
+        """As SigningPath."""
+        begun = time.perf_counter_ns()
+        answer = await self.router.sign_traced(message, timeout, allow_other_key, extra)
+        return answer.receipt(time.perf_counter_ns() - begun)
+
+    # ---- keys ----
+
+    @property
+    def failover(self) -> Self:
+        """As SigningPath."""
+        return self
 
     @property
     def version(self) -> KeyVersion:
-        """The key that signs now. Raises KeyNotFound."""
+        """The key that signs now, or that signed last. Raises KeyNotFound."""
         found = self.router.version
         if found is None:
             raise KeyNotFound("no member has started")
@@ -152,16 +201,30 @@ class FailoverService:
         """The members that have started."""
         return [endpoint for endpoint in self.endpoints if endpoint.member is not None]
 
-    async def load_key(self, identity: bytes) -> KeyVersion:
-        """Have every member that holds a key find it. Raises KeyNotFound if none does, KeyMismatch if that id does not
-        mean the same key everywhere."""
+    def _lasting(self) -> list[tuple[Endpoint, Member]]:
+        """The running members of all levels but the emergency level."""
+        return [
+            (endpoint, endpoint.member)
+            for endpoint in self.endpoints
+            if endpoint.member is not None and endpoint.level_name != EMERGENCY
+        ]
+
+    def _loaded(self, version: KeyVersion) -> list[tuple[Endpoint, KeyVersion]]:
+        """The running members that have loaded a key, each with its own version of that key."""
+        return [
+            (endpoint, own)
+            for endpoint in self.running()
+            if (own := endpoint.versions.get(version.public_key)) is not None
+        ]
+
+    async def load_key(self, identity: bytes, _known: KeyVersion | None = None) -> KeyVersion:
+        """Load a key on every member that holds it. Raises KeyNotFound if no member does, KeyMismatch if the id means
+        different keys."""
         found: list[KeyVersion] = []
         missing = KeyNotFound(f"no member holds a key with id {identity.hex()}")
-        for endpoint in self.running():
-            if endpoint.level_name == EMERGENCY or endpoint.member is None:
-                continue
+        for endpoint, member in self._lasting():
             try:
-                version = await endpoint.member.load_key(identity)
+                version = await member.load_key(identity)
             except KeyNotFound as error:
                 missing = error
                 continue
@@ -176,58 +239,50 @@ class FailoverService:
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on, where a member holds it."""
         self.router.use(version)
+        for endpoint, own in self._loaded(version):
+            endpoint.use(own)
         for endpoint in self.running():
-            own = endpoint.versions.get(version.public_key)
-            if own is not None:
-                endpoint.use(own)
             endpoint.signing.clear_cache()
         self.levels.use_key(version.public_key, time.monotonic_ns())
         self.router.settle()
 
     def holders(self) -> list[Member]:
-        """The running members that hold the current key, in the order of the levels; no emergency key is one."""
-        key = self.version.public_key if self.router.current is None else self.router.current.public_key
-        return [
-            endpoint.member
-            for endpoint in self.running()
-            if endpoint.member is not None and endpoint.level_name != EMERGENCY and key in endpoint.versions
-        ]
+        """As ManagerPort.holders, but empty if there is none."""
+        key = (self.router.current or self.version).public_key
+        return [member for endpoint, member in self._lasting() if key in endpoint.versions]
+
+    def signing(self) -> list[KeyVersion]:
+        """As ManagerPort.signing."""
+        levels = self.levels.levels
+        others = [one.version for one in self.running() if one.version is not None and levels[one.level].other_keys]
+        return [self.router.current or self.version, *others]
 
     async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
         """Sign with a key that need not be the current one, on the first member that has loaded it."""
-        for endpoint in self.running():
-            own = endpoint.versions.get(version.public_key)
-            if own is not None and endpoint.level_name != EMERGENCY:
+        for endpoint, own in self._loaded(version):
+            if endpoint.level_name != EMERGENCY:
                 signed = endpoint.signing.submit(message, SIGN_SECONDS, own.index)
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 
     def forget(self, version: KeyVersion) -> None:
-        """A key that never was current is gone: nobody signs with it."""
-        for endpoint in self.running():
-            own = endpoint.versions.pop(version.public_key, None)
-            if own is not None:
-                endpoint.signing.retire_key(own.index)
+        """Retire a key that never was current and was destroyed."""
+        for endpoint, own in self._loaded(version):
+            del endpoint.versions[version.public_key]
+            endpoint.signing.retire_key(own.index)
 
     def retire(self, version: KeyVersion) -> None:
-        """Nobody signs with a key any more, nor do members that start later."""
+        """Refuse every further signature with this key, also on members that start later."""
         self.router.retired.add(version.public_key)
-        for endpoint in self.running():
-            own = endpoint.versions.get(version.public_key)
-            if own is not None:
-                endpoint.signing.retire_key(own.index)
+        for endpoint, own in self._loaded(version):
+            endpoint.signing.retire_key(own.index)
 
     async def deactivate(self, version: KeyVersion) -> bool:
-        """Retire a key on every member that holds it. Whether all their tokens refuse it, too: one that does not answer
-        now will not have been told."""
+        """Retire a key and deactivate it on every token that holds it. Whether all tokens enforce that; the token of a
+        member that is not running cannot be told."""
         self.retire(version)
-        holders = [
-            (endpoint, own)
-            for endpoint in self.running()
-            if (own := endpoint.versions.get(version.public_key)) is not None
-        ]
         enforced = all(endpoint.member is not None for endpoint in self.endpoints if endpoint.level_name != EMERGENCY)
-        for endpoint, own in holders:
+        for endpoint, own in self._loaded(version):
             if endpoint.member is None:
                 continue
             try:
@@ -247,8 +302,11 @@ class FailoverService:
                 endpoint.signing.refuse()
         self.router.wake()
 
+    async def idle(self) -> None:
+        """Requests in flight are answered by `close`: health monitoring may still have to move them."""
+
     async def close(self) -> None:
-        """Answer everybody, end what goes on, close members and store."""
+        """Answer every request, then close members and store."""
         self.refuse()
         try:
             await self.health.end()

@@ -1,4 +1,4 @@
-"""Handovers: what is told of a new key before it signs. `base` says what one is; `solana` has ready ones."""
+"""Handovers: the application's part of a rotation. `base` has the interface, `solana` ready-made ones."""
 
 from hsmcore.handover.base import Handover, HandoverKey
 

@@ -1,4 +1,4 @@
-"""What a handover is: the application's part of a rotation, between "the new key is safe" and "the new key signs"."""
+"""The interface of a handover: the application's part of a rotation, after the new key is safe and before it signs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hsmcore.keyring import KeyVersion
 
 @dataclass(frozen=True, slots=True)
 class HandoverKey:
-    """A key that takes part."""
+    """A key that takes part in a handover."""
 
     version: KeyVersion
     _sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
@@ -32,12 +32,15 @@ class HandoverKey:
 
 
 class Handover(Protocol):
-    """Both may be called again after a crash, also when they had succeeded: look at what is there first. What they
-    return goes into the rotation's history; whatever they raise rolls the rotation back (`handover`) or is tried again
-    later (`revert`)."""
+    """An application's handover.
+
+    Both methods may be called again after a crash, also if they had succeeded: they look at the present state first.
+    Their return value goes into the rotation's history. An exception rolls the rotation back (`handover`) or is tried
+    again later (`revert`).
+    """
 
     async def handover(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
-        """Make everything obey `new`. The old key goes on signing until this has returned."""
+        """Make every account obey `new`. The old key signs until this has returned."""
 
     async def revert(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
-        """Make everything obey `old` again, whatever part of the handover had happened."""
+        """Make every account obey `old` again, whatever part of the handover was done."""

@@ -1,4 +1,4 @@
-"""A Solana node behind its JSON-RPC interface, for handovers: a few calls, for which the standard library does."""
+"""A Solana node's JSON-RPC interface for handovers: a few calls, for which the standard library is enough."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 class RpcClient:
     """A SolanaClient. `url`: https, or http on the loopback. Seconds: `timeout` for one call, `patience` until a
-    transaction is finalized; a blockhash lives some 80 seconds."""
+    transaction is finalized; a blockhash lives about 80 seconds."""
 
     def __init__(self, url: str, *, timeout: float = 10.0, patience: float = 90.0) -> None:
         parts = urlsplit(url)
@@ -44,14 +44,14 @@ class RpcClient:
         return _key((await self._call("getLatestBlockhash", {"commitment": COMMITMENT}))["value"]["blockhash"])
 
     async def settle(self) -> None:
-        """As SolanaClient: some 80 seconds, until the newest blockhash has expired."""
+        """As SolanaClient: about 80 seconds, until the newest blockhash has expired."""
         newest = (await self._call("getLatestBlockhash", {"commitment": "processed"}))["value"]
         last = newest["lastValidBlockHeight"]
         while await self._call("getBlockHeight", {"commitment": COMMITMENT}) <= last:  # noqa: ASYNC110  # a poll
             await asyncio.sleep(_POLL_SECONDS)
 
     async def execute(self, transaction: bytes) -> None:
-        """As SolanaClient. The same bytes are sent only once: sending them again is the node's business."""
+        """As SolanaClient. The bytes are sent once: repeating them is the node's task."""
         options = {"encoding": "base64", "preflightCommitment": COMMITMENT}
         signature = await self._call("sendTransaction", b64encode(transaction).decode(), options)
         until = asyncio.get_running_loop().time() + self._patience
@@ -69,7 +69,7 @@ class RpcClient:
         try:
             answer = orjson.loads(await asyncio.get_running_loop().run_in_executor(None, self._post, body))
         except (OSError, orjson.JSONDecodeError, urllib.error.URLError) as error:
-            # Not the error's text: it may hold the URL, which may hold an API key.
+            # Without the error's text: it may hold the URL, which may hold an API key.
             raise ChainRefused(
                 f"{method}: the node does not answer ({type(error).__name__})", status="TOKEN_LOST"
             ) from None

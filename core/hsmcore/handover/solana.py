@@ -1,7 +1,7 @@
-"""Handovers on Solana: authorities that are moved from the old key to the new one, signed by both where the chain asks.
+"""Handovers on Solana: authorities that move from the old key to the new one, signed by both where the chain asks.
 
-Each looks first at who is the authority now, so that repeating it after a crash, and reverting what was done in part,
-are the same piece of code: "make it `to`".
+Each looks first at the present authority, so that repeating it after a crash, and reverting a part of it, is the same
+code: "make it `to`".
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _PROGRAM_DATA: Final = 3  # UpgradeableLoaderState
 
 
 class Authority(Protocol):
-    """Something on chain that obeys one key."""
+    """An account on chain that obeys one key."""
 
     @property
     def address(self) -> Pubkey:
         """The account that names the key."""
 
     def holder(self, account: Account) -> Pubkey | None:
-        """Whom it obeys now; None: nobody, for good."""
+        """The present authority; None: it has none, for good."""
 
     def move(self, account: Account, holder: Pubkey, to: Pubkey) -> Instruction:
-        """What makes it obey `to`."""
+        """The instructions that make it obey `to`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramAuthority:
-    """The upgrade authority of a program (`program`: its address): SetAuthorityChecked of the upgradeable loader, which
-    the new key signs, too, so that no mistake can lock the program."""
+    """The upgrade authority of a program (`program`: its address): SetAuthorityChecked of the upgradeable loader. The
+    new key signs too, so that no mistake can lock the program."""
 
     program: Pubkey
 
@@ -93,8 +93,8 @@ class MintAuthority:
 
 @dataclass(frozen=True, slots=True)
 class NonceAuthority:
-    """The authority of a durable nonce account: AuthorizeNonceAccount. Transactions that the old key has signed in
-    advance on this nonce are void afterwards."""
+    """The authority of a durable nonce account: AuthorizeNonceAccount. It voids transactions that the old key has
+    signed in advance on this nonce."""
 
     nonce: Pubkey
 
@@ -122,13 +122,13 @@ class SolanaHandover:
         self._client, self._authorities = client, list(authorities)
 
     async def handover(self, old: HandoverKey, new: HandoverKey, km: Any) -> dict[str, Any]:
-        """Make everything obey `new`. Raises ChainRefused, also when something obeys a third key."""
+        """Make every authority obey `new`. Raises ChainRefused, also if one obeys a third key."""
         del km
         return {"moved": [str(a.address) for a in self._authorities if await self._make(a, old, new)]}
 
     async def revert(self, old: HandoverKey, new: HandoverKey, km: Any) -> dict[str, Any]:
-        """Make everything obey `old` that obeys `new`. A transaction whose fate is unknown is waited for first: it must
-        not make something obey a key that is destroyed next."""
+        """Make every authority that obeys `new` obey `old`. A transaction in doubt is waited for first: it must not
+        make an account obey a key that is destroyed next."""
         del km
         await self._client.settle()
         given = [a for a in self._authorities if await self._holder(a) == Pubkey(new.public_key)]
@@ -138,7 +138,7 @@ class SolanaHandover:
         account = await self._account(authority)
         now = authority.holder(account)
         if now == Pubkey(to.public_key):
-            return False  # an earlier attempt has done it
+            return False  # done by an earlier attempt
         if now != Pubkey(holder.public_key):
             raise ChainRefused(f"{authority.address} obeys {now or 'nobody'}, not the key that is to hand it over")
         instruction = authority.move(account, Pubkey(holder.public_key), Pubkey(to.public_key))

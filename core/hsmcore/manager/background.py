@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from hsmcore.config import Config
 from hsmcore.events import Events
+from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
@@ -33,7 +34,7 @@ class BackgroundServices:
         self._subscriptions: list[Callable[[], None]] = []
 
     @classmethod
-    async def open(cls, config: Config, *, rotates: bool = True) -> Self:
+    async def open(cls, config: Config, handover: Handover | None = None, *, rotates: bool = True) -> Self:
         """Open the state store if anything needs it. `rotates`: see create_key_manager. Raises HsmError, and leaves
         nothing open then."""
         background = cls(config)
@@ -52,6 +53,7 @@ class BackgroundServices:
                 background.rotation = RotationService(
                     config, rotation, store, notices.announce, before, rotates=rotates
                 )
+                background.rotation.handover = handover
                 background.config = await background.rotation.configured()
         except BaseException:
             await store.close()

@@ -8,6 +8,7 @@ from typing import Any
 from hsmcore.audit import AuditLog
 from hsmcore.errors import AuditUnavailable, HsmError, LoginError
 from hsmcore.keyring import KeyVersion
+from hsmcore.members.snapshot import MemberSnapshot
 
 
 class Recorder:
@@ -18,13 +19,12 @@ class Recorder:
         self._name = name
         self.enabled = audit.enabled
 
-    def opened(self, members: Iterable[tuple[str, str]], key: KeyVersion) -> None:
-        """The key manager is open: the members (name, level) that were logged in to, and the key that signs."""
-        first = None
-        for name, level in members:
-            first = first or name
-            self._audit.note("login", result="ok", member=name, level=level)
-        self._audit.note("open", result="ok", member=first, key_id=key.id)
+    def opened(self, members: Iterable[MemberSnapshot], key: KeyVersion) -> None:
+        """Opening succeeded: record the members that were logged in to, and the key that signs."""
+        running = [member for member in members if member.running]
+        for member in running:
+            self._audit.note("login", result="ok", member=member.name, level=member.level)
+        self._audit.note("open", result="ok", member=running[0].name, key_id=key.id)
 
     def not_opened(self, error: BaseException) -> None:
         """Opening failed."""

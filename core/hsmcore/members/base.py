@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
+from hsmcore.control import ControlPlane, KeyNotExportable
 from hsmcore.control.curves import Algorithm
-from hsmcore.control.faults import KeyNotExportable
 from hsmcore.control.records import Deactivation, KeyRecord
-from hsmcore.errors import KeyUnusable
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
@@ -84,11 +82,8 @@ class SigningEngine(Protocol):
         """hits, misses, joined, evictions, entries, in_flight, bytes."""
 
 
-class Control(Protocol):
-    """Rare, slow work on a member's keys; see ControlPlane. A member that cannot do one raises NotSupported."""
-
-    makes_whole_keys: bool
-    """Whether a key is there completely or not at all, also where its making was cut off."""
+class KeyAdmin(Protocol):
+    """Rare, slow work on a member's keys. ControlPlane is one for tokens."""
 
     async def list_keys(self) -> list[KeyRecord]: ...
     async def generate_key(
@@ -96,57 +91,20 @@ class Control(Protocol):
     ) -> KeyRecord: ...
     async def deactivate(self, key_id: str) -> Deactivation: ...
     async def destroy(self, key_id: str) -> None: ...
-    async def export_wrapped(self, key_id: str) -> bytes: ...
-    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord: ...
-    async def sweep(self, key_id: str, *, nameless: bool = False) -> int: ...
-    async def new_key_id(self) -> bytes | None: ...
-    async def prove(self, key_id: str, message: bytes) -> bytes: ...
-    async def why_no_backup(self, algorithm: str) -> str | None: ...
-    async def generate_sealed(
-        self, label: str, key_id: bytes, seal_to: Sequence[bytes]
-    ) -> tuple[KeyRecord, list[bytes]]: ...
-    async def transport_key(self) -> bytes: ...
-    async def import_transported(self, label: str, key_id: bytes, sealed: bytes) -> KeyRecord: ...
-    async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord: ...
 
 
-class KeepsItsKeys:
-    """A part of Control for members that make keys, give no copy of one away, and choose their ids by themselves."""
+@dataclass(frozen=True, slots=True)
+class NonExportable:
+    """In the place of a token: no copy of a key leaves the member. It makes keys completely or not at all, and never
+    uses an id twice. The texts are those of the errors."""
 
-    makes_whole_keys = True
-    _keeps = "its keys stay where they are made"
+    export: str
+    """Of a key that is to be copied; {} is its id."""
+    restore: str
+    hint: str
 
-    async def sweep(self, key_id: str, *, nameless: bool = False) -> int:
-        del key_id, nameless
-        return 0
-
-    async def new_key_id(self) -> bytes | None:
-        return None
-
-    async def prove(self, key_id: str, message: bytes) -> bytes:
-        del message
-        raise KeyUnusable(f"key {key_id} is tried through the signing engine only")
-
-    async def why_no_backup(self, algorithm: str) -> str | None:
-        del algorithm
-        return self._keeps
-
-    async def generate_sealed(
-        self, label: str, key_id: bytes, seal_to: Sequence[bytes]
-    ) -> tuple[KeyRecord, list[bytes]]:
-        del label, key_id, seal_to
-        raise KeyNotExportable(self._keeps)
-
-    async def transport_key(self) -> bytes:
-        raise KeyNotExportable(self._keeps)
-
-    async def import_transported(self, label: str, key_id: bytes, sealed: bytes) -> KeyRecord:
-        del label, key_id, sealed
-        raise KeyNotExportable(self._keeps)
-
-    async def import_sealed(self, label: str, key_id: bytes, sealed: bytes, recovery: bytearray) -> KeyRecord:
-        del label, key_id, sealed, recovery
-        raise KeyNotExportable(self._keeps)
+    def error(self, text: str, member: str) -> KeyNotExportable:
+        return KeyNotExportable(text, member=member, hint=self.hint)
 
 
 S_co = TypeVar("S_co", bound=ProviderSettings, covariant=True)
@@ -175,7 +133,11 @@ class Member(Protocol):
     def engine(self) -> SigningEngine: ...
 
     @property
-    def control(self) -> Control: ...
+    def control(self) -> KeyAdmin: ...
+
+    @property
+    def token(self) -> ControlPlane | NonExportable:
+        """What wraps keys and holds ceremonies, or why the member cannot; see tokens.py."""
 
     def require_ready(self) -> None:
         """Raise, without connecting, when software that the member needs is not on this machine."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hsmcore.config import EphemeralSettings
-from hsmcore.control import ControlError, Deactivation, KeyNotExportable, KeyRecord
+from hsmcore.control import ControlError, Deactivation, KeyRecord
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import no_such_key
 from hsmcore.control.locked import LockedKey
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, KeyDeactivated
 from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
-from hsmcore.members.base import KeepsItsKeys, MemberSpec
+from hsmcore.members.base import MemberSpec, NonExportable
 from hsmcore.members.offload.engine import OffloadEngine
 from hsmcore.members.offload.recorded import RecordedEngine
 
@@ -34,7 +34,7 @@ class _Held:
     index: int | None = None  # in the engine's table
 
 
-class EphemeralKeys(KeepsItsKeys):
+class EphemeralKeys:
     """The keys of one member: the engine's back end and the control plane in one. Nothing here waits."""
 
     def __init__(self, member: str) -> None:
@@ -100,28 +100,21 @@ class EphemeralKeys(KeepsItsKeys):
         held.key.wipe()
         del self._held[held.record.id]
 
-    async def export_wrapped(self, key_id: str) -> bytes:
-        """Raises KeyNotExportable."""
-        raise self._not_exportable(f"key {self._find(key_id).record.id} lives in memory only")
-
-    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
-        """Raises KeyNotExportable."""
-        del backup, key_id, label
-        raise self._not_exportable("an ephemeral key cannot be put back from a backup")
-
     def _find(self, key_id: str) -> _Held:
         held = self._held.get(canonical(key_id))
         if held is None:
             raise no_such_key(key_id)
         return held
 
-    def _not_exportable(self, text: str) -> KeyNotExportable:
-        hint = "Keys that must survive belong on an HSM; an ephemeral one is for emergencies."
-        return KeyNotExportable(text, member=self._member, hint=hint)
-
 
 class EphemeralMember:
     """Signs with a key that it makes when it starts. Belongs to the event loop that starts it."""
+
+    token = NonExportable(
+        "key {} lives in memory only",
+        "an ephemeral key cannot be put back from a backup",
+        "Keys that must survive belong on an HSM; an ephemeral one is for emergencies.",
+    )
 
     def __init__(self, spec: MemberSpec[EphemeralSettings]) -> None:
         rules = spec.rules

@@ -13,8 +13,8 @@ from hsmcore.config import Pkcs11Settings
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
 from hsmcore.control.nearby import near_keys
+from hsmcore.control.plane import find_token
 from hsmcore.control.process import child_environment
-from hsmcore.doctor.find import find_token
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
@@ -65,7 +65,7 @@ class Pkcs11Member:
         self._hidden_variables = spec.hidden_variables
         self.supervisor: Supervisor | None = None
         # Where the module is isolated, it is not loaded here for the control plane either.
-        self.control = ControlPlane.for_settings(
+        self.control = self.token = ControlPlane.for_settings(
             settings, member=self.name, isolated=self._isolated, hidden=spec.hidden_variables
         )
 
@@ -104,8 +104,9 @@ class Pkcs11Member:
         settings = self._settings
         label, serial = settings.token_label, settings.token_serial
         if settings.token_manufacturer is not None or settings.token_model is not None:
-            # The engine does not select by these; whoever else has the label must not be sent the PIN.
-            label, serial = find_token(settings, self.name, self._hidden_variables)
+            # The engine does not select by these; another token with the label must not get the PIN.
+            found = find_token(settings, self.name, self._hidden_variables)
+            label, serial = found.label or None, found.serial or None
         pin = settings.resolve_pin()
         try:
             self.engine.start(
@@ -183,9 +184,9 @@ class Pkcs11Member:
         journal = audit.journal
         if journal is not None:
             self._audit = audit
+            self.engine.record_in(journal)
             for version in self._known.values():
                 self._name_in_records(version)
-            self.engine.record_in(journal)
 
     def _name_in_records(self, version: KeyVersion) -> None:
         if self._audit is not None:

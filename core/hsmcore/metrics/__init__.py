@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsmcore.metrics.background import read_background
-from hsmcore.metrics.members import members_of, read_manager, read_member
+from hsmcore.metrics.members import read_manager, read_member
 from hsmcore.metrics.reading import Reading, TimeSlice
 from hsmcore.metrics.text import content_type, encode
 
@@ -26,8 +26,8 @@ def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
     reading = Reading()
     snapshot = manager.snapshot()
     read_manager(reading, snapshot)
-    for endpoint in members_of(snapshot):
-        read_member(reading, endpoint)
+    for member in snapshot.path.members():
+        read_member(reading, member)
         time_slice()
     read_background(reading, snapshot)
     return reading

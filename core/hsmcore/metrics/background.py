@@ -25,7 +25,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
 
 
 def _read_emergency(reading: Reading, snapshot: Snapshot) -> None:
-    budget = None if snapshot.failover is None else snapshot.failover.budget.seen
+    budget = None if snapshot.path.failover is None else snapshot.path.failover.budget.seen
     if budget is None:
         return
     reading.add(names.EMERGENCY_LEFT, 0 if budget.expired else budget.left)
@@ -68,7 +68,7 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:
     if snapshot.audit.file is not None:
         yield "audit", snapshot.audit.file
     rules = snapshot.config.key_manager
-    if snapshot.failover is not None or snapshot.rotation is not None:
+    if snapshot.path.failover is not None or snapshot.rotation is not None:
         yield "state", Path(rules.state_path)
 
 

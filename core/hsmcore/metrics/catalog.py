@@ -27,7 +27,7 @@ class Metric:
 BUILD = Metric("hsmcore_build_info", "gauge", "1, with the version of hsmcore.", ("version",))
 OPEN = Metric("hsmcore_key_manager_open", "gauge", "1 while the key manager takes requests.")
 KEY = Metric("hsmcore_key_info", "gauge", "1, with the key that signs now.", ("key_id", "algorithm", "public_key"))
-LEVEL = Metric("hsmcore_level_active", "gauge", "1 for the level that signs now; 0 for all: nobody can.", ("level",))
+LEVEL = Metric("hsmcore_level_active", "gauge", "1 for the level that signs now; 0 for all: no level can.", ("level",))
 UNSIGNED = Metric("hsmcore_requests_unsigned_total", "counter", "Requests that ended without a signature on any level.")
 HEDGES = Metric("hsmcore_hedges_total", "counter", "Requests that a second member was asked for.")
 
@@ -47,7 +47,7 @@ FAILURES = Metric(
 DROPPED = Metric(
     "hsmcore_requests_dropped_total",
     "counter",
-    "Requests that were not begun: their deadline had passed, nobody waited any more, or too many waited already.",
+    "Requests that were not begun: their deadline had passed, no caller waited any more, or too many waited already.",
     (*_MEMBER, "reason"),
 )
 WRONG = Metric("hsmcore_wrong_signatures_total", "counter", "Signatures that did not verify.", _MEMBER)
@@ -64,7 +64,7 @@ CALL_OLDEST = Metric("hsmcore_call_oldest_seconds", "gauge", "Age of the oldest 
 SESSIONS = Metric("hsmcore_sessions", "gauge", "Workers, each with a session of its own.", _MEMBER)
 BUSY = Metric("hsmcore_sessions_busy", "gauge", "Workers that are inside the HSM.", _MEMBER)
 QUARANTINED = Metric("hsmcore_sessions_quarantined", "gauge", "Workers whose call hangs.", _MEMBER)
-RECOVERIES = Metric("hsmcore_recoveries_total", "counter", "Attempts to mend a failure, by rung.", (*_MEMBER, "rung"))
+RECOVERIES = Metric("hsmcore_recoveries_total", "counter", "Attempts to repair a failure, by rung.", (*_MEMBER, "rung"))
 REFUSED = Metric("hsmcore_login_refused", "gauge", "1 while the token's refusal of the login keeps it out.", _MEMBER)
 RESTARTS = Metric("hsmcore_host_restarts_total", "counter", "Restarts of the host process.", _MEMBER)
 CACHE_HITS = Metric("hsmcore_cache_hits_total", "counter", "Requests that the cache answered.", _MEMBER)

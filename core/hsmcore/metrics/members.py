@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 from hsmcore._version import __version__
-from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import RULES
 from hsmcore.failover.member_state import Condition
 from hsmcore.manager.describe import Snapshot
-from hsmcore.members import Member
+from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
 
 _CONDITIONS: Final[tuple[str, ...]] = get_args(Condition)
+_IN_SERVICE: Final = frozenset({"ready", "ramping"})
 _STATES: Final = {"closed": 0, "half-open": 1, "open": 2}
 _GAUGES: Final = (
     (names.IN_FLIGHT, "in_flight"),
@@ -35,82 +34,45 @@ _CACHE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class MemberView:
-    """A member and how it stands."""
-
-    name: str
-    level: str
-    member: Member | None
-    condition: str
-    up: bool | None
-    """None: as its engine says."""
-    breakers: Mapping[str, str]
-
-
-def members_of(snapshot: Snapshot) -> Iterator[MemberView]:
-    """Every member, those that do not run, too."""
-    if snapshot.failover is not None:
-        for endpoint in snapshot.failover.endpoints:
-            breakers: dict[str, str] = {kind: breaker.state for kind, breaker in list(endpoint.breakers.items())}
-            yield MemberView(
-                endpoint.name, endpoint.level_name, endpoint.member, endpoint.condition, endpoint.trusted, breakers
-            )
-    elif snapshot.member is not None:
-        yield MemberView(snapshot.member.name, snapshot.member.level, snapshot.member, "", None, {})
-
-
 def read_manager(reading: Reading, snapshot: Snapshot) -> None:
     """The key manager as a whole."""
     reading.add(names.BUILD, 1, __version__)
     reading.add(names.OPEN, int(snapshot.open))
     if snapshot.key is not None:
         reading.add(names.KEY, 1, snapshot.key.id, snapshot.key.algorithm, snapshot.key.public_key.hex())
-    if snapshot.failover is None:
-        if snapshot.member is not None:
-            reading.add(names.LEVEL, int(snapshot.open), snapshot.member.level)
-        return
-    levels, router = snapshot.failover.levels, snapshot.failover.router
-    for index, level in enumerate(levels.levels):
-        reading.add(names.LEVEL, int(index == levels.active), level.name)
-    reading.add(names.UNSIGNED, router.unsigned)
-    reading.add(names.HEDGES, router.hedges)
-    reading.add(names.EMERGENCY_ALLOWED, int(levels.emergency_permitted))
+    members = snapshot.path.members()
+    for level in dict.fromkeys(member.level for member in members):
+        signs = snapshot.open and any(member.signs for member in members if member.level == level)
+        reading.add(names.LEVEL, int(signs), level)
+    failover = snapshot.path.failover
+    if failover is not None:
+        reading.add(names.UNSIGNED, failover.router.unsigned)
+        reading.add(names.HEDGES, failover.router.hedges)
+        reading.add(names.EMERGENCY_ALLOWED, int(failover.levels.emergency_permitted))
 
 
-def read_member(reading: Reading, view: MemberView) -> None:
+def read_member(reading: Reading, member: MemberSnapshot) -> None:
     """One member."""
-    labels = (view.name, view.level)
-    stats = None if view.member is None else _stats(view.member)
-    up = view.up if view.up is not None else stats is not None and not stats["down"]
-    reading.add(names.UP, int(up), *labels)
-    condition = view.condition or ("ready" if up else "open")
-    reading.add_all(names.CONDITION, [((*labels, name), int(name == condition)) for name in _CONDITIONS])
-    breakers = view.breakers
+    labels = (member.name, member.level)
+    stats = member.stats()
+    reading.add(names.UP, int(member.condition in _IN_SERVICE), *labels)
+    reading.add_all(names.CONDITION, [((*labels, name), int(name == member.condition)) for name in _CONDITIONS])
+    breakers = member.breakers
     reading.add_all(
         names.BREAKER, [((*labels, kind), _STATES[breakers[kind]] if kind in breakers else 0) for kind in RULES]
     )
-    supervisor = getattr(view.member, "supervisor", None)
-    refused = view.breakers.get("auth", "closed") != "closed" or (
-        supervisor is not None and supervisor.refusal is not None
-    )
+    supervisor = getattr(member.member, "supervisor", None)
+    refused = "auth" in breakers or (supervisor is not None and supervisor.refusal is not None)
     reading.add(names.REFUSED, int(refused), *labels)
-    if stats is None or view.member is None:
+    if stats is None or member.member is None:
         return
     _read_engine(reading, labels, stats)
-    cache = view.member.engine.cache_stats()
+    cache = member.member.engine.cache_stats()
     for metric, name in _CACHE:
         reading.add(metric, cache[name], *labels)
     if supervisor is not None:
         reading.add(names.RESTARTS, supervisor.restarts, *labels)
-    _read_cluster(reading, view)
-
-
-def _stats(member: Member) -> dict[str, Any] | None:
-    try:
-        return member.engine.stats()
-    except HsmError:
-        return None  # it is being closed
+    _read_cluster(reading, member)
 
 
 def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, Any]) -> None:
@@ -129,13 +91,13 @@ def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, 
         reading.add(names.RECOVERIES, count, *labels, rung)
 
 
-def _read_cluster(reading: Reading, view: MemberView) -> None:
-    health = getattr(view.member, "cluster_health", None)
+def _read_cluster(reading: Reading, member: MemberSnapshot) -> None:
+    health = getattr(member.member, "cluster_health", None)
     if health is None:
         return
-    reading.add(names.CLUSTER_OK, int(health.ok), view.name)
+    reading.add(names.CLUSTER_OK, int(health.ok), member.name)
     if health.checked_at is not None:
-        reading.add(names.CLUSTER_CHECKED, health.checked_at, view.name)
+        reading.add(names.CLUSTER_CHECKED, health.checked_at, member.name)
     for zone, states in health.zones.items():
         for state, count in states.items():
-            reading.add(names.CLUSTER_HSMS, count, view.name, zone, state)
+            reading.add(names.CLUSTER_HSMS, count, member.name, zone, state)

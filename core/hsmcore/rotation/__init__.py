@@ -1,5 +1,4 @@
-"""Key rotation: when (schedule), what follows what (machine), what each step does (steps), and all of it at work
-(service).
+"""Key rotation: its dates (schedule), the order of its steps (machine), the steps themselves (steps), and the service.
 
-Reading order: schedule, machine, context, steps, runner, service.
+Reading order: schedule, machine, store, context, steps, runner, service; then approvals, pinned, backup.
 """

@@ -1,8 +1,8 @@
-"""How somebody approves a rotation: with a one-time code, or by signing a text that names it.
+"""Approvals of a rotation: by a one-time code, or by a signature of a text that names the rotation.
 
-What is kept in the store proves itself: the signature, or a MAC that takes the secret of the one-time codes, both of
-the text that names the rotation. Neither the approver's private key nor that secret is in the store, so whoever can
-write it cannot approve, nor have an approval count for another rotation.
+The store keeps the proof of each approval: the signature, or a MAC under the secret of the one-time codes, over the
+text that names the rotation. The store holds neither the approver's private key nor that secret, so write access to it
+is not enough to approve, nor to move an approval to another rotation.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hsmcore.rotation.store import Rotation
 from hsmcore.state import Approval, NotApproved, StoredKey
 
 STEP_SECONDS: Final = 30
-"""RFC 6238's default; six digits, SHA-1."""
+"""Seconds of a step: RFC 6238's default; codes have six digits and use SHA-1."""
 _WINDOW: Final = 1
-"""Steps that a clock may be off in either direction."""
+"""Steps that a clock may be off, in either direction."""
 
 
 def statement(rotation: Rotation, old: StoredKey) -> bytes:
-    """The text that is signed: it names the rotation and the key that is to be replaced."""
+    """Return the text that is signed: it names the rotation and the key that it replaces."""
     lines = (
         "hsmcore: I approve this rotation",
         f"rotation: {rotation.id}",
@@ -43,7 +43,7 @@ def statement(rotation: Rotation, old: StoredKey) -> bytes:
 
 
 def by_code(approver: Approver, text: bytes, code: str, clock: Callable[[], float] = time.time) -> Approval:
-    """The approval that a one-time code gives to a statement. Raises NotApproved."""
+    """Return the approval that a one-time code gives to a statement. Raises NotApproved."""
     import pyotp
 
     if approver.totp is None:
@@ -63,7 +63,7 @@ def by_code(approver: Approver, text: bytes, code: str, clock: Callable[[], floa
 
 
 def by_signature(approver: Approver, text: bytes, signature: bytes) -> Approval:
-    """The approval that an Ed25519 signature (64 bytes) of a statement is. Raises NotApproved."""
+    """Return the approval that an Ed25519 signature (64 bytes) of a statement is. Raises NotApproved."""
     if approver.public_key is None:
         raise NotApproved(f"{approver.name} has no publicKey", hint="Approve with --code.")
     if not _signed(approver.public_key, text, signature):
@@ -72,9 +72,9 @@ def by_signature(approver: Approver, text: bytes, signature: bytes) -> Approval:
 
 
 def genuine(approvers: Sequence[Approver], text: bytes, given: Sequence[Approval]) -> tuple[list[str], list[str]]:
-    """Of the approvals of a statement: the names of those who have given one, and of those whose approval counts for
-    nothing: nobody of that name is configured (any more), its proof is not his, or he counts already, under this name
-    or as another approver with the same key or secret."""
+    """Sort the approvals of a statement: names of approvers whose approval counts, and names of the others. An approval
+    does not count if no approver of that name is configured, if its proof fails, or if the same key or secret counts
+    already under another name."""
     known = {approver.name: approver for approver in approvers}
     names: tuple[list[str], list[str]] = [], []
     counted: set[bytes] = set()
@@ -91,16 +91,16 @@ def genuine(approvers: Sequence[Approver], text: bytes, given: Sequence[Approval
 
 
 def _credentials(approver: Approver) -> set[bytes]:
-    """What an approver can prove himself with: what two approvers share, one person may have. Digests of secrets."""
+    """Return digests of an approver's secrets: a secret that two approvers share may be held by one person."""
     found = set() if approver.public_key is None else {bytes.fromhex(approver.public_key)}
     if approver.totp is None:
         return found
     try:
         secret = approver.totp.resolve()
     except HsmError:
-        return found  # no code of his counts either
+        return found  # no code of this approver counts either
     try:
-        # As it is read: base32 in capitals or small letters, with blanks or without, padded or not.
+        # In normal form: base32 in either case, with or without blanks and padding.
         read = bytes(secret).upper().translate(None, b" \t\r\n=")
         with suppress(ValueError):
             read = base64.b32decode(read + b"=" * (-len(read) % 8))
@@ -137,5 +137,5 @@ def _signed(public_key: str, text: bytes, signature: bytes) -> bool:
 
 
 def _mac(secret: bytearray, text: bytes, step: int) -> str:
-    """HMAC-SHA256 of the statement and the time step of the code, in hexadecimal."""
+    """Return the HMAC-SHA256 of the statement and the time step of the code, in hexadecimal."""
     return hmac.digest(secret, b"%scode of step: %d\n" % (text, step), "sha256").hex()

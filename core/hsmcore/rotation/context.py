@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from hsmcore.config import KeyCeremony, KeyRotation
+from hsmcore.control import ControlPlane
 from hsmcore.errors import MemberDown
 from hsmcore.keyring import KeyVersion
 from hsmcore.members import Member
-from hsmcore.members.base import Control
 from hsmcore.rotation.schedule import Schedule
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Keys, StoredKey
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ManagerPort:
-    """What a rotation needs of the key manager that it works for. All in the key manager's event loop."""
+    """The key manager, as a rotation uses it. All in the key manager's event loop."""
 
     holders: Callable[[], list[Member]]
-    """The running members that hold the current key, in the order of the levels; not those of the emergency level.
+    """Return the running members that hold the current key, in the order of the levels, without the emergency level.
     Raises MemberDown if there is none."""
     signing: Callable[[], Sequence[KeyVersion]]
-    """The current key as this process knows it, then the keys of levels with other keys; nothing from the store."""
+    """Return the current key as this process knows it, then the keys of levels with other keys; none from the store."""
     load: Callable[[str], Awaitable[KeyVersion]]
     """Have the members find a key by its id and prove it by a signature."""
     sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
     """Sign with a key that need not be the current one."""
     retire: Callable[[str], Awaitable[bool]]
-    """Never sign with a key again; whether the tokens refuse it, too."""
+    """Never sign with a key again. Returns whether the tokens refuse it too."""
     forget: Callable[[str], None]
-    """Take a key that was never current out of the ring again."""
+    """Remove a key that was never current from the ring."""
     learn: Callable[[Sequence[StoredKey]], None]
-    """Know the keys of the store's ring."""
+    """Learn the keys of the store's ring."""
     switch: Callable[[KeyVersion], None]
     """Sign with a key from now on."""
     tell: Callable[..., None]
-    """Tell the audit log and whoever listens: an event's name and details."""
+    """Send an event's name and details to the audit log and to listeners."""
     manager: Any
     """The key manager itself, for handovers."""
 
@@ -69,28 +69,29 @@ class Context:
     handover: Handover | None
     aliases: Mapping[str, str]
     """By member of AWS KMS: the alias that the configuration names the key with."""
-    drill: Control | None
+    drill: ControlPlane | None
     """The token for restore drills; None: the key's own."""
     signed: frozenset[str]
-    """Ids and public keys (hexadecimal) of keys that have signed, as far as this process has ever seen in the ring."""
+    """Ids and public keys (hexadecimal) of keys that have signed, as far as this process has seen them in the ring."""
     grace_ns: int
-    """The longest that a request which was routed to the old key may still be under way."""
+    """Longest time that a request routed to the old key may still be under way."""
     clock: Callable[[], int]
     resumed: bool = False
     """Whether the step was begun before, by a process that did not end it."""
 
     @property
     def first(self) -> Member:
-        """The member that makes the key."""
+        """Return the member that makes the key."""
         return self.port.holders()[0]
 
     @property
     def ceremony(self) -> KeyCeremony | None:
-        """The ceremony that the new key is made with; None: its token makes it."""
+        """Return the ceremony that makes the new key; None: its token makes it."""
         return ceremony_for(self.rules, self.new.algorithm)
 
     def everybody(self) -> list[Member]:
-        """Every member that holds the old key, in the order of the levels. Raises MemberDown if one is not running."""
+        """Return every member that holds the old key, in the order of the levels. Raises MemberDown if one is not
+        running."""
         holders = self.port.holders()
         missing = sorted(set(self.old.members) - {member.name for member in holders})
         if missing:
@@ -104,13 +105,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A step was done, or undone. `also` is written in the same transaction; `then` happens once it is durable."""
+    """A step was done, or undone. `also` is written in the same transaction; `then` runs once it is durable."""
 
     details: dict[str, Any] = field(default_factory=dict)
     also: Callable[[Connection], None] | None = None
     then: Callable[[], None] | None = None
     wait_ns: int = 0
-    """The next step begins no sooner (Unix nanoseconds)."""
+    """Unix nanoseconds before which the next step does not begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Pending:
 
 
 def ceremony_for(rules: KeyRotation, algorithm: str) -> KeyCeremony | None:
-    """The key ceremony for keys of an algorithm: only Ed25519 keys are made outside of tokens."""
+    """Return the key ceremony for keys of an algorithm: only Ed25519 keys are made outside of tokens."""
     return rules.key_ceremony if algorithm == "ed25519" else None
 
 
@@ -130,5 +131,5 @@ Effect = Callable[[Context], Awaitable[Done | Pending]]
 
 
 def skipped(why: str) -> Done:
-    """There was nothing to do."""
+    """Return the result of a step with nothing to do."""
     return Done({"skipped": why})

@@ -1,8 +1,8 @@
-"""The steps of a rotation and what follows what: pure, without I/O. A run's whole state is what `Run` holds.
+"""The steps of a rotation and their order: pure, without I/O. `Run` holds the whole state of a rotation.
 
-A step's beginning is durable before its effect, its end after it; so whatever crashes, the step that was begun is done
-once more, and every effect is idempotent. Until `activate` a failure undoes what was done, newest first, and the old
-key never stopped signing. From `activate` on there is only forward.
+A step's beginning is durable before its effect, its end after it. So after a crash the step that was begun is done once
+more, and every effect is idempotent. Until `activate` a failure undoes the steps done, newest first, and the old key
+has never stopped signing. From `activate` on there is only forward.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ STEPS: Final = (
 NAMES: Final = tuple(step.name for step in STEPS)
 _SWITCH: Final = NAMES.index("activate")
 OPEN: Final = ("running", "undoing", "overlap")
-"""A run with one of these goes on after a restart."""
+"""Statuses with which a run goes on after a restart."""
 SECOND: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One rotation. `step`: what is to be done or undone next. Times are Unix nanoseconds."""
+    """One rotation. `step`: the next one to do or undo. Times are Unix nanoseconds."""
 
     status: Status = "running"
     step: StepName = STEPS[0].name
     begun: bool = False
     """Whether `step` was begun: it may have had its effect."""
     wait_ns: int = 0
-    """Nothing is done before."""
+    """Nothing is done before this time."""
     tries: int = 0
-    """How often the present step has failed where failing means trying again."""
+    """Failures of the present step, if failing means trying again."""
     aborted: bool = False
 
 
@@ -68,7 +68,7 @@ class Action:
 
 
 def next_action(run: Run, now_ns: int) -> Action:
-    """What is to be done now."""
+    """Return the present task."""
     if run.status not in OPEN:
         return Action("end", run.step)
     if now_ns < run.wait_ns:
@@ -77,12 +77,12 @@ def next_action(run: Run, now_ns: int) -> Action:
 
 
 def begun(run: Run) -> Run:
-    """The step is about to have its effect."""
+    """Note that the step is about to have its effect."""
     return replace(run, begun=True)
 
 
 def done(run: Run, wait_ns: int = 0) -> Run:
-    """The step was done, or undone. The next one begins no sooner than `wait_ns`."""
+    """Note that the step was done, or undone. The next one begins no sooner than `wait_ns`."""
     index = NAMES.index(run.step)
     if run.status == "undoing":
         return _undo_from(replace(run, tries=0), index - 1)
@@ -93,13 +93,13 @@ def done(run: Run, wait_ns: int = 0) -> Run:
 
 
 def pending(run: Run, until_ns: int) -> Run:
-    """The step cannot be done yet (somebody has to approve): look again then."""
+    """Note that the step cannot be done yet, for example without an approval: look again at that time."""
     return replace(run, wait_ns=until_ns)
 
 
 def failed(run: Run, now_ns: int) -> Run:
-    """The step failed. Before the switch all is undone, this step's possible effect included; what can't be taken back
-    is tried again, later each time."""
+    """Note that the step failed. Before the switch every step is undone, with a possible effect of this one. A step
+    that cannot be undone is tried again, later each time."""
     if run.status == "running" and NAMES.index(run.step) < _SWITCH:
         return _undo_from(run, NAMES.index(run.step))
     tries = run.tries + 1
@@ -107,14 +107,14 @@ def failed(run: Run, now_ns: int) -> Run:
 
 
 def abort(run: Run) -> Run:
-    """Somebody wants it ended. Nothing changes once the key was switched."""
+    """End the rotation on request. Once the key was switched this changes nothing."""
     if run.status != "running" or NAMES.index(run.step) >= _SWITCH:
         return run
     return _undo_from(replace(run, aborted=True), NAMES.index(run.step))
 
 
 def can_abort(run: Run) -> bool:
-    """Whether `abort` would end it."""
+    """Return whether `abort` would end it."""
     return run.status == "running" and NAMES.index(run.step) < _SWITCH
 
 

@@ -1,7 +1,7 @@
-"""Configuration and key ring: the configuration says with which key the ring began, the ring which key signs.
+"""The configuration and the key ring: the configuration names the first key of the ring, the ring the one that signs.
 
-At the start the providers' settings are replaced by the current key's id and public key; so the configured key need not
-exist any more, and no other key can take the current one's place.
+At the start the current key's id and public key replace those in the providers' settings. So the configured key need
+not exist any more, and no other key can take the current one's place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hsmcore.state import StoredKey
 
 
 def configured_as(config: Config) -> str:
-    """How the configuration names its key: changed text means that somebody has changed it."""
+    """Return the configuration's description of its key: if this text changes, the configuration was changed."""
     settings = config.key_manager.config
     names = ("key_label", "key_id", "key_handle", "public_key")
     found = {name: getattr(settings, name, None) for name in names}
@@ -23,7 +23,7 @@ def configured_as(config: Config) -> str:
 
 
 def aliases(config: Config) -> dict[str, str]:
-    """By member: the alias that the configuration names its key with."""
+    """Return the alias that the configuration names its key with, by member."""
     rules = config.key_manager
     failover = rules.failover
     more = (*(failover.primary or ()), *(failover.secondary or ())) if failover is not None else ()
@@ -35,7 +35,7 @@ def aliases(config: Config) -> dict[str, str]:
 
 
 def pinned(config: Config, current: StoredKey) -> Config:
-    """The configuration, with the members that hold the current key told to sign with it."""
+    """Return the configuration in which the members that hold the current key sign with it."""
     rules = config.key_manager
     changes: dict[str, Any] = {"config": _settings(rules, current)}
     if rules.failover is not None:

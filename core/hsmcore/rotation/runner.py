@@ -17,7 +17,7 @@ from hsmcore.state import StoreError
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What a step does. `plan` decides what must be known before the effect."""
+    """What a step does. `plan` returns what must be durable before the effect."""
 
     do: Effect
     undo: Effect | None = None
@@ -61,7 +61,7 @@ class Runner:
         self._waited: dict[int, Any] = {}
 
     async def advance(self, rotation: Rotation) -> Rotation:
-        """Do what can be done now. Returns the rotation as it then stands: ended, or waiting until `run.wait_ns`."""
+        """Do the steps that can be done now. Returns the rotation: ended, or waiting until `run.wait_ns`."""
         while True:
             if await self._wants_abort(rotation):
                 run = machine.abort(rotation.run)

@@ -1,4 +1,4 @@
-"""When keys are rotated: pure arithmetic on dates and time zones, without clocks and without I/O.
+"""The dates of rotations: arithmetic on dates and time zones, without clocks and without I/O.
 
 A rotation falls on a *slot*: a date, `rotationTime` and `timeZone`. Where the clocks skip that time, or show it twice,
 the rule of RFC 5545 section 3.3.5 holds: a skipped time is read with the offset before the gap, of a repeated one the
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SECOND: Final = 1_000_000_000
 ON_TIME: Final = timedelta(hours=1)
-"""A rotation that begins no later than this after its slot counts as having been on time: the next one is counted from
-the slot, so the time of day does not drift. A later one is counted from when it began."""
+"""A rotation that begins at most this long after its slot counts as on time: the next one is counted from the slot, so
+the time of day does not drift. A later one is counted from its beginning."""
 _DAY: Final = timedelta(days=1)
 _FIRST_RETRY: Final = timedelta(minutes=1)
 _LAST_RETRY: Final = timedelta(hours=6)
@@ -35,15 +35,15 @@ class Schedule:
 
     @classmethod
     def of(cls, rules: KeyRotation) -> Self:
-        """What a configuration says."""
+        """Return the schedule of a configuration."""
         return cls(rules.interval_days, rules.overlap_days, rules.time_of_day, rules.zone)
 
     def slot(self, day: date) -> datetime:
-        """The moment of the slot of a date."""
+        """Return the moment of the slot of a date."""
         return datetime.combine(day, self.time_of_day, self.zone).astimezone(UTC)
 
     def day_of(self, moment: datetime) -> date:
-        """The last date whose slot is `moment`; else the first date whose slot comes after it."""
+        """Return the last date whose slot is `moment`; else the first date whose slot comes after it."""
         day = moment.astimezone(self.zone).date() - 2 * _DAY
         while self.slot(day) < moment:
             day += _DAY
@@ -52,21 +52,22 @@ class Schedule:
         return day
 
     def due(self, base: datetime) -> datetime:
-        """When a key is replaced whose time counts from `base`: so many dates later, never sooner."""
+        """Return the moment of the next rotation of a key whose interval counts from `base`."""
         return self.slot(self.day_of(base) + self.interval_days * _DAY)
 
     def base(self, slot: datetime | None, began: datetime) -> datetime:
-        """From when the time of a key counts whose rotation began at `began`, for `slot` or (None) by hand."""
+        """Return the moment from which a key's interval counts, for a rotation that began at `began`, for `slot` or
+        (None) by hand."""
         return slot if slot is not None and began - slot <= ON_TIME else began
 
     def overlap_ends(self, activated: datetime) -> datetime:
-        """Until when the old key still verifies: the same time of day, `overlapDays` dates later."""
+        """Return the end of the old key's verification: the same time of day, `overlapDays` dates later."""
         local = activated.astimezone(self.zone)
         ends = datetime.combine(local.date() + self.overlap_days * _DAY, local.time(), self.zone)
         return ends.astimezone(UTC)
 
     def calendar(self, base: datetime, now: datetime) -> Iterator[datetime]:
-        """The coming rotations without end, if each is on time. One that is overdue happens now."""
+        """Yield the coming rotations without end, if each is on time. One that is overdue happens now."""
         slot = self.due(base)
         due = max(slot, now)
         while True:
@@ -75,17 +76,18 @@ class Schedule:
 
 
 def retry_at(ended: datetime, failures: int) -> datetime:
-    """When the next attempt begins after `failures` failed rotations in a row, the last of which ended at `ended`."""
+    """Return the moment of the next attempt after `failures` failed rotations in a row, the last of which ended at
+    `ended`."""
     return ended + min(_FIRST_RETRY * (1 << min(failures - 1, 16)), _LAST_RETRY)
 
 
 def moment(nanoseconds: int) -> datetime:
-    """Unix nanoseconds as a moment, to the microsecond."""
+    """Return Unix nanoseconds as a moment, to the microsecond."""
     seconds, rest = divmod(nanoseconds, SECOND)
     return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=rest // 1000)
 
 
 def nanoseconds(when: datetime) -> int:
-    """The reverse of `moment`."""
+    """Return a moment as Unix nanoseconds."""
     since = when - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86400 + since.seconds) * SECOND + since.microseconds * 1000

@@ -1,4 +1,4 @@
-"""Rotation as a key manager uses it: keeps the ring, rotates when it is time or somebody asks, follows others."""
+"""Rotation as a key manager uses it: keeps the ring, rotates on schedule or on request, follows other processes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hsmcore.errors import BadArgument, EngineClosed, HsmError, InternalError
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
+from hsmcore.members.tokens import why_no_backup
 from hsmcore.rotation import machine
 from hsmcore.rotation.context import Announce, Context, ManagerPort, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned
@@ -42,7 +43,7 @@ _MS: Final = 1_000_000
 
 @dataclass(slots=True)
 class _Asked:
-    """Somebody in this process waits for a rotation; `rotation` is its number once it has begun."""
+    """A caller in this process that waits for a rotation; `rotation` is its number once it has begun."""
 
     reason: str
     answer: asyncio.Future[str]
@@ -51,21 +52,21 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The current key and what is kept of it, for monitoring. Times are Unix nanoseconds; None: never."""
+    """The current key and its dates, for monitoring. Times are Unix nanoseconds; None: never."""
 
     created_ns: int
     due_ns: int
     running: bool
     failures: int
-    """In a row."""
+    """Failures in a row."""
     backups: bool
-    """Whether there are to be any."""
+    """Whether rotations are configured."""
     backup_ns: int | None
     drill_ns: int | None
 
 
 class RotationService:
-    """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` gives Unix
+    """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` returns Unix
     nanoseconds: both are for tests."""
 
     clock: Callable[[], int] = staticmethod(time.time_ns)
@@ -100,20 +101,20 @@ class RotationService:
         self._drill: ControlPlane | None = None
         self._reported = 0
         self.seen: Seen | None = None
-        """How the ring stood at the last look."""
+        """The ring at the last look."""
         self._port: ManagerPort
 
     # ---- life ----
 
     async def configured(self) -> Config:
-        """The configuration to start with: that of the current key, unless the configured key was changed."""
+        """Return the configuration to start with: that of the current key, unless the configured key was changed."""
         current = await self.keys.current()
         if current is None or await self.keys.setting("configured") != configured_as(self._config):
             return self._config
         return pinned(self._config, current)
 
     async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
-        """The members run and `started` signs: let the ring's current key sign, then go on with what is unfinished.
+        """The members run and `started` signs: let the ring's current key sign, then continue an unfinished rotation.
         Raises KeyMismatch if the ring does not have the configured key."""
         self._port = port
         holders = [member.name for member in port.holders()]
@@ -130,7 +131,7 @@ class RotationService:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """End; a rotation under way goes on at the next start. Doing it twice is no error."""
+        """End; a rotation under way continues at the next start. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -146,12 +147,12 @@ class RotationService:
         return f"rotation:{os.getpid()}"
 
     async def _look_at_backups(self, current: StoredKey) -> None:
-        """Say at the start what would keep every rotation from succeeding, or leave it without a backup."""
+        """Log at the start what would make every rotation fail, or leave it without a backup."""
         holders = self._port.holders()
-        shares = len(holders) > 1 and not holders[0].control.makes_whole_keys
+        shares = len(holders) > 1 and isinstance(holders[0].token, ControlPlane)
         if ceremony_for(self._rules, current.algorithm) is not None or not (self._rules.backup_enabled or shares):
             return
-        why = await holders[0].control.why_no_backup(current.algorithm)
+        why = await why_no_backup(holders[0], current.algorithm)
         if why is None:
             return
         if shares:
@@ -167,8 +168,8 @@ class RotationService:
     # ---- for the key manager ----
 
     async def rotate(self, reason: str) -> str:
-        """Rotate now; the new key's id once it signs. Raises what made it fail, StoreBusy if another process rotates,
-        or if a rotation is under way."""
+        """Rotate now; return the new key's id once it signs. Raises the error that made it fail, StoreBusy if another
+        process rotates, or if a rotation is under way."""
         if self._asked is not None:
             raise StoreBusy("a rotation is under way", hint="See `hsmcore rotate status`.")
         asked = self._asked = _Asked(reason, asyncio.get_running_loop().create_future())
@@ -179,7 +180,7 @@ class RotationService:
             self._asked = None
 
     async def chosen(self, version: KeyVersion) -> None:
-        """Somebody makes a key current by hand: durable before it signs. Raises StoreBusy during a rotation."""
+        """Make a key current on request: durable before it signs. Raises StoreBusy during a rotation."""
         now = self.clock()
         retire = max(nanoseconds(self.schedule.overlap_ends(moment(now))), now + self._grace_ns)
         holders = [member.name for member in self._port.holders()]
@@ -189,7 +190,7 @@ class RotationService:
         self._wake.set()
 
     async def calendar(self, count: int) -> list[dict[str, Any]]:
-        """The coming rotations."""
+        """Return the coming rotations."""
         current = await self.keys.current()
         return [] if current is None else plan(self.schedule, current, self.clock(), count)
 
@@ -236,7 +237,7 @@ class RotationService:
         await self._report()
 
     async def _pause(self) -> float:
-        """Seconds until somebody has to look again."""
+        """Return the seconds until the next look."""
         try:
             waits = [rotation.run.wait_ns for rotation in await self.rotations.open()]
         except HsmError:
@@ -245,7 +246,7 @@ class RotationService:
         return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits and self._leads else LOOK_SECONDS
 
     async def _must_follow(self) -> HsmError | None:
-        """Why this process does not lead, whoever else does: only who can end a rotation may lead it."""
+        """Return why this process does not lead: only a process that can end a rotation may lead it."""
         if self.handover is None:
             held = await handover.waiting(self.rotations)
             if held is not None:
@@ -258,7 +259,7 @@ class RotationService:
         return None
 
     async def _tell_held(self, rotation: Rotation) -> None:
-        """Once, unless the role is taken: then a process that has a handover is at work."""
+        """Note it once, unless the role is taken: then a process with a handover is at work."""
         await self._step_down()
         if rotation.id in self._held:
             return
@@ -394,7 +395,7 @@ class RotationService:
     # ---- what others see and do ----
 
     async def _follow(self) -> None:
-        """Know what the store's ring knows, and sign with its current key."""
+        """Learn the keys of the store's ring, and sign with its current key."""
         found = await self.keys.all()
         if found == self._known:
             return
@@ -409,7 +410,7 @@ class RotationService:
         self._known = found
 
     def _note_signed(self, keys: Iterable[StoredKey]) -> None:
-        """Rows that say so no more are remembered."""
+        """Remember keys that have signed, also when the store says so no more."""
         for key in keys:
             if key.activated_ns is not None and key.public_key and key.state != "destroyed":
                 self._signed |= {key.key_id, key.public_key.hex()}
@@ -438,7 +439,7 @@ class RotationService:
 
 
 def plan(schedule: Schedule, current: StoredKey, now_ns: int, count: int) -> list[dict[str, Any]]:
-    """The coming rotations: when, and until when the key that is replaced verifies."""
+    """Return the coming rotations: when each begins, and until when the replaced key verifies."""
     base = moment(current.base_ns or current.created_ns)
     return [
         {

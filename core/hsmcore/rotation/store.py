@@ -1,4 +1,4 @@
-"""Rotations and what they did, as the store keeps them."""
+"""Rotations and their steps, as the store keeps them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Work = Callable[[Connection], None]
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """One rotation: its `run` (see machine.py) and what it is about. `old` and `new` are versions of the key ring."""
+    """One rotation: its `run` (see machine.py) and its keys. `old` and `new` are versions of the key ring."""
 
     id: int
     cause: str
-    """schedule or manual; chosen or adopted: a key was made current by hand, and only what becomes of the one that
-    signed before is left to do."""
+    """"schedule" or "manual"; "chosen" or "adopted": an operator made a key current, and only the end of the former key
+    is left to do."""
     reason: str
     slot_ns: int | None
     begun_ns: int
@@ -40,11 +40,11 @@ class Rotation:
 
     @property
     def by_hand(self) -> bool:
-        """Whether no key was made: somebody has made another one current."""
+        """Whether no key was made: an operator made another one current."""
         return self.cause in ("chosen", "adopted")
 
     def to_json(self) -> dict[str, Any]:
-        """For people."""
+        """Return the row for output."""
         return {
             "id": self.id,
             "cause": self.cause,
@@ -70,14 +70,15 @@ def _of(row: Any) -> Rotation:
 
 
 class Rotations:
-    """Reads and writes `rotation` and `rotation_step`. Whoever changes a rotation holds the store's role "rotation"."""
+    """Reads and writes `rotation` and `rotation_step`. A caller that changes a rotation holds the store's role
+    "rotation"."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def begin(self, cause: str, old: int, label: str, slot_ns: int | None, reason: str = "") -> Rotation:
-        """Begin a rotation of version `old`; the key that is to follow gets its place in the ring. Raises StoreBusy if
-        one is under way, HsmError if `old` does not sign any more."""
+        """Begin a rotation of version `old`; the next key gets its place in the ring. Raises StoreBusy if one is under
+        way, HsmError if `old` does not sign any more."""
 
         def work(connection: Connection) -> Rotation:
             current = active_key(connection)
@@ -106,9 +107,9 @@ class Rotations:
         self, cause: Literal["chosen", "adopted"], key_id: str, public_key: bytes, algorithm: str, label: str,
         members: Iterable[str], retire_ns: int,
     ) -> StoredKey:  # fmt: skip
-        """Make a key current by hand; it is taken into the ring if it is not there. The one that signed verifies until
-        `retire_ns` and is then deactivated, as after a rotation. Durable when this returns. Raises StoreBusy while a
-        rotation is under way, KeyDeactivated."""
+        """Make a key current on request; an unknown one joins the ring. The former one verifies until `retire_ns` and
+        is then deactivated, as after a rotation. Durable when this returns. Raises StoreBusy while a rotation is under
+        way, KeyDeactivated."""
         holders = list(members)
 
         def work(connection: Connection) -> StoredKey:
@@ -129,8 +130,8 @@ class Rotations:
         return await self._store.run(work)
 
     async def account_for_displaced(self, now_ns: int) -> int:
-        """See to it that every key whose overlap ends is deactivated then, also one that an earlier version of hsmcore
-        has left to itself. Returns how many there were of those."""
+        """Have every key deactivated when its overlap ends, also one that an earlier version of hsmcore left alone.
+        Returns how many of those there were."""
 
         def work(connection: Connection) -> int:
             new = active_key(connection)
@@ -147,7 +148,7 @@ class Rotations:
         self, rotation: int, run: Run, step: str, outcome: str, details: dict[str, Any], error: str = "",
         also: Work | None = None,
     ) -> Rotation:  # fmt: skip
-        """Note what became of a step and where the rotation stands, with whatever `also` does, in one transaction."""
+        """Note the result of a step and the state of the rotation, with the writes of `also`, in one transaction."""
 
         def work(connection: Connection) -> Rotation:
             now = time.time_ns()
@@ -167,18 +168,18 @@ class Rotations:
         return await self._store.run(work)
 
     async def note(self, rotation: int, step: str, outcome: str, details: dict[str, Any]) -> None:
-        """Add to the history of a rotation that stays where it is."""
+        """Add to the history of a rotation whose state does not change."""
         await self._store.run(
             lambda connection: insert_step(connection, rotation, step, outcome, details, time.time_ns())
         )
 
     async def open(self) -> list[Rotation]:
-        """Those that have not ended, oldest first."""
+        """Return the rotations that have not ended, oldest first."""
         query = select(ROTATION).where(ROTATION.c.status.in_(OPEN)).order_by(ROTATION.c.id)
         return [_of(row) for row in await self._store.run(lambda connection: connection.execute(query).all())]
 
     async def last(self, count: int = 50) -> list[Rotation]:
-        """The latest ones, oldest first."""
+        """Return the latest rotations, oldest first."""
         query = select(ROTATION).order_by(ROTATION.c.id.desc()).limit(count)
         rows = await self._store.run(lambda connection: connection.execute(query).all())
         return [_of(row) for row in reversed(rows)]
@@ -188,7 +189,7 @@ class Rotations:
         return await self._store.run(lambda connection: _get(connection, rotation))
 
     async def steps(self, rotation: int | None = None, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """What was done, oldest first: rotation_id, time_ns, step, outcome, details."""
+        """Return the steps done, oldest first: rotation_id, time_ns, step, outcome, details."""
         query = select(ROTATION_STEP).order_by(ROTATION_STEP.c.id)
         if rotation is not None:
             query = query.where(ROTATION_STEP.c.rotation_id == rotation)
@@ -199,7 +200,7 @@ class Rotations:
         return [{name: row[name] for name in columns} | {"details": orjson.loads(row["details"])} for row in rows]
 
     async def failures_in_a_row(self) -> tuple[int, int]:
-        """How many rotations in a row have failed since the last that did not, and when the last one ended."""
+        """Return how many rotations in a row have failed since the last success, and when the last one ended."""
         count, ended = 0, 0
         for rotation in reversed(await self.last(100)):
             if rotation.run.status != "failed":
@@ -229,7 +230,7 @@ def insert_step(
 
 
 def _account(connection: Connection, version: int, now: int, status: str) -> None:
-    """The key that a rotation without success had reserved a place for, or made and destroyed again."""
+    """Mark as destroyed the key that a failed rotation reserved, or made and destroyed again."""
     key = get_key(connection, version)
     if key.state == "pending":
         note = f"the rotation {status}; " + ("its key was destroyed" if key.key_id else "no key was made")

@@ -3,9 +3,10 @@
     async with km, hsmcore.serve.attached(km) as site:
         print(site.address)
 
-Needs the extra `serve`. Reading order: site (the thread), protocol (limits), app (routes), access (who may), monitor
-(the state that all look at) with source or watch, series, ledger, trail; checks, actions, feed. docs/CONSOLE.md says
-how it is used.
+Needs the extra `serve`; docs/CONSOLE.md has the operator's view.
+
+Reading order: site (the thread), protocol, door and connections (limits), app (routes), access (tokens), monitor (the
+state that every page shows) with source or watch, series, ledger, trail; checks, actions, feed.
 """
 
 from hsmcore.serve.attach import attached

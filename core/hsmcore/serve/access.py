@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens, compared in constant time, and a limit for those who guess."""
+"""Authorization: bearer tokens compared in constant time, and a rate limit on wrong ones."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 
 Role = Literal["viewer", "operator"]
 MIN_TOKEN_BYTES: Final = 20
-"""A token that is made with `openssl rand -hex 32` has 64; what is shorter than this can be guessed."""
+"""Shortest accepted token. `openssl rand -hex 32` makes 64 characters; a token shorter than this can be guessed."""
 MAX_TOKEN_BYTES: Final = 4096
 FAILURES: Final = 10
-"""So many refused tokens an address may send at once; then one in REFILL_SECONDS."""
+"""Wrong tokens that an address may send at once; then one in REFILL_SECONDS."""
 REFILL_SECONDS: Final = 1.0
 _MAX_PEERS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a request may do. `problem`: "" or why it may not: "missing", "wrong", "forbidden" (the token's role may
-    not) or "limited" (too many refused before)."""
+    """The decision about a request. `problem`: "" or why it is refused: "missing", "wrong", "forbidden" (the token's
+    role is not enough) or "limited" (too many wrong tokens before)."""
 
     role: Role | None
     problem: Literal["", "missing", "wrong", "forbidden", "limited"] = ""
 
 
 class Access:
-    """Knows digests of the tokens only, under a key of this process. For the server's thread."""
+    """Holds digests of the tokens only, under a key of this process. For the server's thread."""
 
     def __init__(self, settings: Monitoring, clock: Callable[[], float] = time.monotonic) -> None:
-        """Fetches the tokens. May block. Raises SecretUnavailable, ConfigurationError for one that is too short."""
+        """Fetch the tokens. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too
+        short."""
         self._key = os.urandom(32)
         self._viewer = self._digest_of(settings.viewer_token)
         self._operator = self._digest_of(settings.operator_token)
         if self._viewer is not None and self._viewer == self._operator:
             problem = "is the same token as viewerToken: whoever may look could act"
             raise ConfigurationError.of([ConfigFault(f"{settings.where}.operatorToken", problem)])
-        self._nobody = os.urandom(32)  # what no token has as its digest
+        self._nobody = os.urandom(32)  # the digest of no token
         self._failures = _Failures(clock)
 
     @property
     def open_to_view(self) -> bool:
-        """Whether nothing is needed to look."""
+        """Whether viewing needs no token."""
         return self._viewer is None
 
     @property
     def can_operate(self) -> bool:
-        """Whether there is an operator token at all."""
+        """Whether an operator token is configured."""
         return self._operator is not None
 
     def judge(self, header: str | None, wanted: Role, peer: str) -> Verdict:
-        """Whether a request with this Authorization header may do what `wanted` may. Does the same work whether a token
-        is right, wrong or missing."""
+        """Decide whether a request with this Authorization header has the role `wanted`. The work is the same for a
+        right, a wrong and a missing token."""
         presented = self._presented(header)
         digest = self._digest(presented)
         is_operator = hmac.compare_digest(digest, self._operator or self._nobody)
@@ -114,7 +115,7 @@ class _Failures:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """How many more it may send, and when that was so; the latest last."""
+        """Attempts left, and at what time; the latest address last."""
 
     def spent(self, peer: str) -> bool:
         return self._left(peer) < 1

@@ -1,4 +1,4 @@
-"""What an operator may ask for: wishes in the state store, as the command line writes them, and a record of each."""
+"""Operator actions: each is a record in the audit log and a wish in the state store, as the command line writes it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ MAX_REASON: Final = 400
 
 
 class BadRequest(Exception):
-    """The request cannot be carried out; the text says why."""
+    """The action cannot be carried out; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """`command` is what the record says: the same words as on the command line. `needs`: "member" or "level"."""
+    """`command`: the record's word for it, the same as on the command line. `needs`: "member" or "level"."""
 
     command: str
     needs: str
     wish: Callable[[str], tuple[str, str | None]]
-    """From the member or level: the name and the value of the wish; None takes it back."""
+    """Map the member or level to the wish's name and value; None withdraws the wish."""
 
 
 ACTIONS: Final = {
@@ -53,11 +53,11 @@ class Order:
     target: str
     reason: str
     fields: dict[str, str]
-    """What its record says beside the command."""
+    """What the record says beside the command."""
 
 
 def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> Order:
-    """The order in a request's body: {"member" or "level": …, "reason": …}. Raises BadRequest."""
+    """Return the order in a request's body, {"member" or "level": …, "reason": …}. Raises BadRequest."""
     action = ACTIONS.get(name)
     if action is None:
         raise BadRequest(f"there is no action {name!r}; there are {', '.join(ACTIONS)}")
@@ -99,8 +99,8 @@ def _require_configured(name: str, config: Config) -> None:
 
 
 async def carry_out(order: Order, config: Config, record: Callable[[str, str], Awaitable[int | None]]) -> int | None:
-    """Record the order, then write the wish; the key manager follows within a second. `record(result, error)`. Returns
-    the record's number. Raises HsmError; what could not be recorded is not done."""
+    """Record the order, then write the wish, which the key manager follows within a second. `record(result, error)`.
+    Returns the record's number. Raises HsmError; an order that cannot be recorded is not carried out."""
     number = await record("ok", "")
     name, value = ACTIONS[order.name].wish(order.target)
     try:

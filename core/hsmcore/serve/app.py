@@ -1,4 +1,4 @@
-"""The routes, and what holds for all of them: headers, hosts, tokens, sizes."""
+"""The routes, and the rules that hold for all of them: headers, hosts, tokens, sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hsmcore.serve.source import Unanswered
 
 MAX_BODY_BYTES: Final = 4096
 SEND_SECONDS: Final = 30.0
-"""A watcher that takes nothing for so long is let go."""
+"""Seconds after which a watcher that reads nothing is disconnected."""
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
@@ -73,7 +73,7 @@ class Console:
         self._static = _static_files()
 
     def app(self) -> ASGIApp:
-        """The whole application."""
+        """Return the whole application."""
         get, post = ["GET"], ["POST"]
         routes = [
             Route("/healthz", self.healthz, methods=get),
@@ -94,11 +94,11 @@ class Console:
     # ---- who may ----
 
     def verdict(self, request: Request, wanted: Role) -> Verdict:
-        """Whether a request may look or act."""
+        """Decide whether a request may view or act."""
         return self._access.judge(request.headers.get("authorization"), wanted, _peer(request))
 
     async def refusal(self, request: Request, wanted: Role, verdict: Verdict) -> Response:
-        """The answer to who may not, and its record."""
+        """Answer a refused request, and record the refusal."""
         problem = verdict.problem
         if problem in ("wrong", "forbidden", "limited") or wanted == "operator":
             await self._refusals.note(_peer(request), problem, _path(request))
@@ -113,12 +113,12 @@ class Console:
     # ---- health ----
 
     async def healthz(self, _request: Request) -> Response:
-        """Whether the process is worth keeping."""
+        """Liveness: whether the process is worth keeping."""
         alive = self._monitor.alive
         return _json({"status": "alive" if alive else "stalled"}, 200 if alive else 503)
 
     async def readyz(self, request: Request) -> Response:
-        """Whether it can sign. Names and details of the checks are for viewers."""
+        """Readiness: whether the key manager can sign. Names and details of the checks are for viewers."""
         await self._monitor.fresh()
         found = self._monitor.checks()
         exclude = frozenset(request.query_params.getlist("exclude"))
@@ -129,7 +129,7 @@ class Console:
         return _json(body, 200 if good else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """For Prometheus."""
+        """Return the text for Prometheus."""
         if (refused := await self._may_look(request)) is not None:
             return refused
         try:
@@ -141,33 +141,33 @@ class Console:
     # ---- looking ----
 
     async def state(self, request: Request) -> Response:
-        """Everything at once."""
+        """Return the whole state."""
         if (refused := await self._may_look(request)) is not None:
             return refused
         await self._monitor.fresh()
         return _json(self._monitor.state())
 
     async def session(self, request: Request) -> Response:
-        """What the token that was sent may do: for the page, before it asks for one."""
+        """Return the role of the token that was sent: for the page, before it asks for one."""
         verdict = self.verdict(request, "viewer")
         if verdict.problem in ("wrong", "limited"):
             return await self.refusal(request, "viewer", verdict)
         return _json({"role": verdict.role, "canOperate": self._access.can_operate, "open": self._access.open_to_view})
 
     async def records(self, request: Request) -> Response:
-        """The newest records."""
+        """Return the newest records."""
         return await self._from_disk(request, lambda layout: {"records": trail.tail(layout)})
 
     async def record(self, request: Request) -> Response:
-        """One record."""
+        """Return one record."""
         return await self._from_disk(request, lambda layout: trail.line_of(layout, request.path_params["seq"]))
 
     async def proof(self, request: Request) -> Response:
-        """One record with the proof that it is in the log."""
+        """Return one record with the proof that it is in the log."""
         return await self._from_disk(request, lambda layout: trail.proof(layout, request.path_params["seq"]))
 
     async def consistency(self, request: Request) -> Response:
-        """That the log only grew since a checkpoint."""
+        """Return the proof that the log only grew since a checkpoint."""
         old, size = (request.query_params.get(name, "") for name in ("old", "size"))
         if not (_is_number(old) and _is_number(size)):
             return _json({"error": "bad request", "message": "old and size must be sizes of checkpoints"}, 400)
@@ -190,7 +190,7 @@ class Console:
     # ---- acting ----
 
     async def action(self, request: Request) -> Response:
-        """Drain, force, rotate and the like."""
+        """Carry out an operator's action: drain, force, rotate, …"""
         verdict = self.verdict(request, "operator")
         if verdict.problem:
             return await self.refusal(request, "operator", verdict)
@@ -216,14 +216,14 @@ class Console:
         return _json({"asked": order.command, "auditSeq": number, **order.fields}, 202)
 
     async def page(self, request: Request) -> Response:
-        """HTML, styles and modules of the console."""
+        """Return HTML, styles and modules of the console."""
         body, kind = self._static[request.url.path]
         return Response(body, headers={"content-type": kind})
 
     # ---- the stream ----
 
     async def stream(self, request: Request, send: Send) -> None:
-        """Server-sent events until either side ends them."""
+        """Send server-sent events until either side ends them."""
         watcher = self._monitor.feed.watch(request.headers.get("last-event-id", ""))
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -242,7 +242,7 @@ class Console:
 
 
 class Stream:
-    """An ASGI application, not a handler: the response has no end that Starlette could wait for."""
+    """An ASGI application instead of a handler: Starlette would wait for the end of the response, which has none."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -271,7 +271,7 @@ class Stream:
 
 
 class _Guarded:
-    """Around everything: the Host header, security headers, and no traceback to anybody."""
+    """The outermost layer: the Host header, security headers, and no traceback to any client."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
         self._app, self._hosts = app, hosts
@@ -300,13 +300,13 @@ class _Guarded:
 
     def _refused(self, scope: Scope) -> Response | None:
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
-        if size > MAX_HEAD_BYTES:  # the protocol sees only heads that come in several pieces
+        if size > MAX_HEAD_BYTES:  # the protocol limits only heads that come in several pieces
             return _json({"error": "too large", "message": f"a head has at most {MAX_HEAD_BYTES} bytes"}, 431)
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if self._hosts is not None and name not in self._hosts:
-            # Else a page from elsewhere could have its own name point here and read what is shown (DNS rebinding).
+            # Else a page of another site could point its own name here and read the answers (DNS rebinding).
             text = "unknown Host: add it to monitoring.hosts if it is ours"
             return _json({"error": "host", "message": text}, 421)
         if scope["method"] == "POST":
@@ -358,7 +358,7 @@ def _path(request: Request) -> str:
 
 
 def _static_files() -> dict[str, tuple[bytes, str]]:
-    """The page's files by their path."""
+    """Return the page's files by their path."""
     found = {}
     for item in files("hsmcore.serve").joinpath("static").iterdir():
         kind = mimetypes.guess_type(item.name)[0] or "application/octet-stream"

@@ -1,4 +1,4 @@
-"""A server beside a key manager that an application runs itself."""
+"""A server for a key manager that runs in this application."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ async def attached(
 ) -> AsyncIterator[Site]:
     """Watch `manager`, which belongs to this event loop, while the block runs; it need not be open yet.
 
-    `settings`: instead of the configuration's `monitoring`; `listen`: instead of what they say: "127.0.0.1:9464",
-    "127.0.0.1:0", "unix:/path". The server has a thread and an event loop of its own; once a second it asks the key
-    manager for its state, which costs its loop some 0.1 ms for each member. Raises ConfigurationError.
+    `settings`: instead of the configuration's `monitoring`; `listen`: instead of theirs: "127.0.0.1:9464",
+    "127.0.0.1:0", "unix:/path". The server has a thread and an event loop of its own. It asks the key manager for its
+    state once a second, which costs the manager's loop about 0.1 ms for each member. Raises ConfigurationError.
     """
     source = ManagerSource(manager, asyncio.get_running_loop())
     async with _running(source, settings_of(manager.config, listen, settings), __version__) as site:
@@ -37,7 +37,7 @@ async def attached(
 
 @asynccontextmanager
 async def watching(config: Config, settings: Monitoring | None = None) -> AsyncIterator[Site]:
-    """Show the key managers of a configuration that run in other processes, as WatchSource sees them."""
+    """Show the key managers of a configuration that run in other processes; see WatchSource."""
     from hsmcore.serve.watch import WatchSource
 
     async with _running(WatchSource(config), settings_of(config, None, settings), __version__) as site:
@@ -52,12 +52,12 @@ async def _running(source: Source, settings: Monitoring, version: str) -> AsyncI
         await loop.run_in_executor(None, site.start)
         yield site
     finally:
-        # In a thread, for the server may be asking this loop something right now.
+        # In a thread: the server may be waiting for an answer of this loop.
         await asyncio.shield(loop.run_in_executor(None, site.close))
 
 
 def settings_of(config: Config, listen: str | None, settings: Monitoring | None = None) -> Monitoring:
-    """The settings to use. Raises ConfigurationError if `listen` does not go with the rest of them."""
+    """Return the settings to use. Raises ConfigurationError if `listen` contradicts the rest of them."""
     rules = config.key_manager
     chosen = settings or rules.monitoring or Monitoring()
     if listen is None:

@@ -17,7 +17,7 @@ _SERVING: Final = frozenset({"ready", "ramping"})
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`warn`: it signs, but somebody should look."""
+    """`warn`: the key manager signs, but an operator should look."""
 
     name: str
     outcome: Outcome
@@ -28,8 +28,8 @@ class Check:
 
 
 def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, store: str, now_ns: int) -> list[Check]:
-    """All of them. `state`: as Observable.describe; `ledger`: as Ledger.view; `problem`: why the key manager did not
-    answer; `store`: why the state store could not be read."""
+    """Run all checks. `state`: see KeyManager.describe; `ledger`: see Ledger.view; `problem`: why the key manager did
+    not answer; `store`: why the state store could not be read."""
     if problem:
         return [Check("answers", "fail", problem)]
     found = [Check("answers", "ok", "the key manager's event loop answers")]
@@ -44,7 +44,7 @@ def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, st
 
 
 def ready(found: list[Check], exclude: frozenset[str] = frozenset()) -> bool:
-    """Whether nothing fails but what is to be left out."""
+    """Return whether no check fails but the excluded ones."""
     return all(check.outcome != "fail" or check.name in exclude for check in found)
 
 

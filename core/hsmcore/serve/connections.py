@@ -1,8 +1,8 @@
-"""How many connections there may be, counted from accept() on (door.py), and which one gives way when there are more.
+"""The limit on connections, which are counted from accept() on (door.py), and the choice of the one that gives way.
 
-Descriptors belong to the signer: without one it can begin no file of its audit log, and its modules fail. So the
-console leaves a reserve of them alone, whatever its clients do. There is no limit for an address: behind a proxy all
-clients have the same one.
+The signer needs descriptors: without one it cannot begin a file of its audit log, and its modules fail. So the console
+leaves a reserve of them, whatever its clients do. There is no limit for each address: behind a proxy all clients have
+the same one.
 """
 
 from __future__ import annotations
@@ -18,52 +18,53 @@ from typing import Final
 
 MAX_CONNECTIONS: Final = 256
 FEW: Final = 8
-"""So many beside those that are busy there may always be: a process short of descriptors still answers /healthz."""
+"""Connections that are always allowed beside the busy ones: a process short of descriptors still answers /healthz."""
 RESERVE: Final = 128
-"""Descriptors that stay free for the signer; an eighth of those that the process may open, if that is less."""
+"""Descriptors kept for the signer; an eighth of the process's limit, if that is less."""
 _LEAVING: Final = 8
-"""So many beyond the limit may be open: of those that were told to give way, and are about to."""
+"""Connections allowed beyond the limit: those that were told to give way and are closing."""
 _LOOK_SECONDS: Final = 0.1
 
 
 class Connection:
-    """What one connection takes, until its descriptor is closed."""
+    """One accepted connection, until its descriptor is closed."""
 
     def __init__(self, gate: Gate, give_way: Callable[[], object]) -> None:
         self._gate = gate
         self._deadline: asyncio.TimerHandle | None = None
         self.give_way = give_way
-        """Closes the connection at once, as far as its state allows. For the gate."""
+        """Close the connection at once, as far as its state allows. For the gate."""
 
     def idle(self) -> None:
-        """It waits for its client: for the first byte, for the handshake, for a request."""
+        """Note that it waits for its client: for the first byte, the handshake or a request."""
         self._gate.idle(self)
 
     def busy(self) -> None:
-        """It has a whole request, which is being answered."""
+        """Note that it has a whole request, which is being answered."""
         self.disarm()
         self._gate.busy(self)
 
     def leave(self) -> None:
-        """Its descriptor is closed. Doing it twice is no error."""
+        """Note that its descriptor is closed. Idempotent."""
         self.disarm()
-        self.give_way = lambda: None  # no circle: what TLS has of memory goes at once, without the garbage collector
+        # Breaks a reference cycle, so that TLS's memory goes without the garbage collector.
+        self.give_way = lambda: None
         self._gate.leave(self)
 
     def arm(self, seconds: float) -> None:
-        """Unless it is `busy` by then, it gives way; a time that runs already goes on."""
+        """Have it give way after `seconds` unless it is busy by then. A timer that runs already goes on."""
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(seconds, self._gate.dismiss, self)
 
     def disarm(self) -> None:
-        """The time no longer counts."""
+        """Stop the timer."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
 
 class Gate:
-    """The connections of one server, the one that has been idle longest first. For the server's event loop."""
+    """The connections of one server, the longest idle first. For the server's event loop."""
 
     def __init__(self, most: int = MAX_CONNECTIONS) -> None:
         self._most = most
@@ -74,11 +75,12 @@ class Gate:
 
     @property
     def crowded(self) -> bool:
-        """Whether some that were told to give way have to be closed before another is accepted."""
+        """Return whether connections that were told to give way must close before another is accepted."""
         return len(self._leaving) >= _LEAVING
 
     def enter(self, place: Connection) -> None:
-        """One was accepted. What is too much gives way; that may be itself, if all others are busy."""
+        """Count an accepted connection. The longest idle one gives way if there are too many: this one, if all others
+        are busy."""
         self._open.add(place)
         self._idle[place] = None
         surplus = len(self._open) - len(self._leaving) - self._most_now()
@@ -86,7 +88,7 @@ class Gate:
             self.dismiss(oldest)
 
     def dismiss(self, place: Connection) -> None:
-        """Have it give way."""
+        """Tell it to give way."""
         self._idle.pop(place, None)
         if place in self._open:
             self._leaving.add(place)
@@ -118,13 +120,13 @@ class Gate:
 
 
 def spare_descriptors(folder: str = "/proc/self/fd") -> int:
-    """How many this process may open before it touches the reserve; less than 0: so many are missing from it."""
+    """Return how many descriptors the process may open before it touches the reserve; negative: as many are missing."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
     try:
-        # The size is their number from Linux 6.2 on, and 0 before. A listing shows its own descriptor, too.
+        # The size is their number from Linux 6.2 on, and 0 before. A listing also shows its own descriptor.
         used = Path(folder).stat().st_size or len(os.listdir(folder))  # noqa: PTH208  # several times as fast
-    except OSError:  # not even for that is there one
+    except OSError:  # there is no descriptor even for the listing
         used = most
     return most - used - min(RESERVE, most // 8)

@@ -1,8 +1,8 @@
-"""Where connections come in: counted by the gate as soon as they are accepted, before TLS has cost anything.
+"""The accept loop: the gate counts a connection when it is accepted, before TLS has cost anything.
 
-asyncio's own server accepts at each turn whatever waits, and tells nobody of it before TLS is agreed on. Here a
-connection is a bare socket until its client says something. Such a socket can be closed on the spot; a transport closes
-its own a turn or two after it was told to, so nothing is accepted while several have not.
+asyncio's own server accepts every waiting connection at each turn and reports none before its TLS handshake ends. Here
+a connection is a bare socket until its client sends a byte. Such a socket can be closed at once; a transport closes its
+own a turn or two later, so no connection is accepted while several are still closing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, Final
 from hsmcore.serve.connections import Connection, Gate
 
 BACKLOG: Final = 1024
-"""Who waits there holds no descriptor of this process."""
+"""Length of the kernel's accept queue. A client in it holds no descriptor of this process."""
 _AT_A_TURN: Final = 16
 _PAUSE_SECONDS: Final = 0.002
 
 
 class Door:
-    """One listening socket's. For the server's event loop."""
+    """The accept loop of one listening socket. For the server's event loop."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Door:
         connect: Callable[[socket.socket, Connection], Coroutine[Any, Any, object]],
     ) -> None:
         """`seconds`: from accept() to the end of the first request. `connect` makes a transport and a protocol for a
-        socket; the protocol gives the place another `give_way`, and leaves it in the end."""
+        socket; the protocol replaces the connection's `give_way`, and calls `leave` when it ends."""
         self._loop = asyncio.get_running_loop()
         self._listening, self._gate, self._seconds, self._connect = listening, gate, seconds, connect
         self._paused: asyncio.TimerHandle | None = None
@@ -42,7 +42,7 @@ class Door:
         self._loop.add_reader(listening, self._accept)
 
     async def close(self) -> None:
-        """No more come in; who has no transport yet goes."""
+        """Stop accepting, and close each socket that has no transport yet."""
         if self._paused is not None:
             self._paused.cancel()
         else:
@@ -62,7 +62,7 @@ class Door:
                 accepted, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # no descriptor, no memory
+            except OSError:  # out of descriptors or memory
                 self._pause()
                 return
             self._admit(accepted)
@@ -96,7 +96,7 @@ class Door:
             return
         except OSError:
             said = b""
-        if not said:  # it was only looking
+        if not said:  # the client sent nothing before it closed
             self._shut(accepted, place)
             return
         self._loop.remove_reader(accepted)
@@ -113,11 +113,11 @@ class Door:
             self._let_go(accepted, place)
         elif (error := task.exception()) is not None:
             self._let_go(accepted, place)
-            if not isinstance(error, OSError):  # no client's doing
+            if not isinstance(error, OSError):  # not a fault of the client
                 self._loop.call_exception_handler({"message": "a connection was not made", "exception": error})
 
     def _let_go(self, accepted: socket.socket, place: Connection, turns: int = 10) -> None:
-        """Its transport, if it came to that, closes it in a turn or two."""
+        """Release the connection when its transport has closed it, a turn or two from now."""
         if accepted.fileno() >= 0 and turns:
             self._loop.call_soon(self._let_go, accepted, place, turns - 1)
             return

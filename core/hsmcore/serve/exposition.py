@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""The text that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hsmcore.metrics import render
 from hsmcore.serve.source import Source
 
 FRESH_SECONDS: Final = 1.0
-"""Whoever asks sooner gets the same again: reading takes turns with the signing thread."""
+"""A scrape sooner than this gets the previous text: reading shares the interpreter with the signing thread."""
 
 
 class NoMetrics(Exception):
-    """There are none here; the text says where."""
+    """No metrics are available here; the text says why."""
 
 
 class Exposition:
@@ -26,7 +26,7 @@ class Exposition:
         self._last: dict[str, tuple[float, bytes, str]] = {}
 
     async def read(self, accept: str) -> tuple[bytes, str]:
-        """The text, and its content type. Raises NoMetrics."""
+        """Return the text and its content type. Raises NoMetrics."""
         if self._source.manager is None:
             raise NoMetrics("metrics are counted in the process that signs: attach hsmcore.serve there")
         form = "openmetrics" if "openmetrics" in accept else "text"

@@ -1,4 +1,4 @@
-"""Server-sent events: each watcher has a queue that is bounded, so one that reads slowly costs nothing but its gaps."""
+"""Server-sent events: each watcher has a bounded queue, so a slow reader costs nothing and sees its gaps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import orjson
 MAX_WATCHERS: Final = 32
 MAX_QUEUED: Final = 256
 KEPT: Final = 500
-"""Happenings that are kept for those who come, or come back, later."""
+"""Events kept for watchers that connect or reconnect later."""
 BEAT_SECONDS: Final = 15.0
-"""How often something is sent, so that both sides notice when the other has gone."""
+"""Interval of keep-alive messages in seconds, so that both sides notice a lost connection."""
 
 
 class Full(Exception):
@@ -23,7 +23,7 @@ class Full(Exception):
 
 
 class Watcher:
-    """One page that looks."""
+    """One open page."""
 
     def __init__(self) -> None:
         self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
@@ -33,14 +33,14 @@ class Watcher:
         self._ended = False
 
     def push(self, message: bytes) -> None:
-        """A happening; when the queue is full, the oldest one is lost, and the page is told how many."""
+        """Queue an event. When the queue is full, the oldest event is dropped, and the page is told how many were."""
         if len(self._queue) == MAX_QUEUED:
             self._missed += 1
         self._queue.append(message)
         self._wake.set()
 
     def show(self, kind: str, message: bytes) -> None:
-        """How it is now; what was not sent yet of the same kind is out of date."""
+        """Show the present state, which replaces an unsent older one of the same kind."""
         self._shown[kind] = message
         self._wake.set()
 
@@ -49,7 +49,7 @@ class Watcher:
         self._wake.set()
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """What is to be sent, until `end`."""
+        """Yield messages to send, until `end`."""
         while not self._ended:
             try:
                 async with asyncio.timeout(BEAT_SECONDS):
@@ -78,14 +78,14 @@ class Feed:
         self._kept: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
         self._number = 0
         self._name = secrets.token_hex(4)
-        """In the numbers that go out: a server that is started again begins to count anew."""
+        """Part of every event id: a server that is started again counts from 1."""
 
     def __len__(self) -> int:
         return len(self._watchers)
 
     def watch(self, after: str = "") -> Watcher:
-        """A new watcher. It first gets the happenings since `after`, the number that it got last; all that are kept
-        where that is none of ours. Raises Full."""
+        """Return a new watcher. It first gets the events after `after`, the id that it saw last; all kept ones if that
+        id is not of this server. Raises Full."""
         if len(self._watchers) >= MAX_WATCHERS:
             raise Full
         watcher = Watcher()
@@ -101,7 +101,7 @@ class Feed:
         self._watchers.discard(watcher)
 
     def tell(self, kind: str, value: dict[str, Any]) -> None:
-        """Something happened."""
+        """Send an event to all watchers."""
         self._number += 1
         text = message(kind, value, f"{self._name}-{self._number}")
         self._kept.append((self._number, text))
@@ -109,19 +109,19 @@ class Feed:
             watcher.push(text)
 
     def show(self, kind: str, value: dict[str, Any]) -> None:
-        """How it is now."""
+        """Send the present state to all watchers."""
         if self._watchers:
             text = message(kind, value)
             for watcher in self._watchers:
                 watcher.show(kind, text)
 
     def end(self) -> None:
-        """Nothing comes any more."""
+        """End all streams."""
         for watcher in self._watchers:
             watcher.end()
 
 
 def message(kind: str, value: dict[str, Any], number: str = "") -> bytes:
-    """One event as it goes over the wire."""
+    """Return one event in wire format."""
     head = f"id: {number}\n".encode() if number else b""
     return head + b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(value) + b"\n\n"

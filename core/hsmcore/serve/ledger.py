@@ -1,4 +1,4 @@
-"""What the state store says: history of failovers, rotations, wishes, budget. Read only, in a thread of its own."""
+"""What the state store holds: history of failovers, rotations, wishes, budget. Read only, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hsmcore.rotation.store import Rotations
 from hsmcore.state import Approvals, Desired, Keys, Store, StoredKey
 
 EVENTS: Final = 200
-"""Of the history, when a console begins to follow it."""
+"""Events of the history that a console gets at first."""
 _ROTATIONS: Final = 20
 
 
 class Ledger:
-    """Reads one store, once it is there."""
+    """Reads one store, as soon as its file exists."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._store: Store | None = None
         self._last_event = 0
         self.problem = ""
-        """Why it could not be read the last time."""
+        """Why the last read failed."""
 
     @property
     def used(self) -> bool:
-        """Whether the configuration needs a store at all."""
+        """Return whether the configuration needs a store at all."""
         rules = self._config.key_manager
         rotates = rules.key_rotation is not None and rules.key_rotation.enabled
         return rules.has_levels or rotates or rules.notices is not None
@@ -47,7 +47,7 @@ class Ledger:
         return self._store
 
     async def events(self) -> list[dict[str, Any]]:
-        """The history since the last call; the first one gets the latest EVENTS."""
+        """Return the history since the last call; at first the latest EVENTS."""
         if not self.used:
             return []
         try:
@@ -60,7 +60,7 @@ class Ledger:
         return rows
 
     async def view(self) -> dict[str, Any]:
-        """Wishes, rotations, versions of the key, emergency budget."""
+        """Return wishes, rotations, versions of the key, and the emergency budget."""
         if not self.used:
             return {}
         try:

@@ -1,4 +1,4 @@
-"""The state that all who look are shown: read once a second, however many they are."""
+"""The state that every page shows, read once a second however many pages are open."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hsmcore.serve.source import Source, Unanswered
 
 LOOK_SECONDS: Final = 1.0
 FRESH_SECONDS: Final = 0.5
-"""An older state is read again for whoever asks a question of health."""
+"""A health check reads a state older than this again."""
 ALIVE_SECONDS: Final = 10.0
-"""A key manager whose event loop has not answered for so long is not alive."""
+"""A key manager is not alive if its event loop has not answered for this long."""
 _IDLE_SECONDS: Final = 10.0
 _ASKED_SECONDS: Final = 2.0
 
@@ -68,14 +68,14 @@ class Monitor:
             await self._ledger.close()
 
     def told(self, event: str, details: Mapping[str, Any]) -> None:
-        """Something happened in the key manager."""
+        """Publish an event of the key manager."""
         shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in details.items()}
         self.feed.tell("happened", {"timeNs": time.time_ns(), "kind": event, **_plain(shown)})
 
     # ---- looking ----
 
     async def look(self) -> None:
-        """Read everything anew, and show it to all who watch."""
+        """Read the whole state and show it to all watchers."""
         async with self._looking:
             await self._read(_ASKED_SECONDS if len(self.feed) else _IDLE_SECONDS)
         for row in await self._ledger.events():
@@ -90,14 +90,14 @@ class Monitor:
                 self.feed.show("records", {"records": records})
 
     async def fresh(self) -> None:
-        """Have a state that is not older than FRESH_SECONDS."""
+        """Return when the state is not older than FRESH_SECONDS."""
         if time.monotonic() - self._looked > FRESH_SECONDS:
             async with self._looking:
                 if time.monotonic() - self._looked > FRESH_SECONDS:
                     await self._read(_ASKED_SECONDS)
 
     async def _read(self, patience: float) -> None:
-        """`patience`: how old what the state store says may be, in seconds."""
+        """`patience`: allowed age of the state store's part in seconds."""
         try:
             self._state = await self.source.describe()
         except Unanswered as error:
@@ -123,14 +123,14 @@ class Monitor:
             member |= {"now": point, "counters": counted}
 
     def forget_view(self) -> None:
-        """The state store was changed: read it at once next time."""
+        """Read the state store at the next look: it was changed."""
         self._viewed = float("-inf")
 
     # ---- showing ----
 
     @property
     def alive(self) -> bool:
-        """Whether the key manager's event loop has answered lately."""
+        """Return whether the key manager's event loop has answered lately."""
         return not self.source.beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
 
     @property
@@ -139,11 +139,11 @@ class Monitor:
         return self._problem
 
     def checks(self) -> list[Check]:
-        """As they are now."""
+        """Return the checks of the present state."""
         return checks(self._state, self._view, self._problem, self._ledger.problem, time.time_ns())
 
     def state(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return the whole state, ready for JSON."""
         return {
             "version": self.version,
             "atNs": time.time_ns(),
@@ -155,7 +155,7 @@ class Monitor:
         }
 
     def series(self) -> dict[str, Any]:
-        """The charts' points, by member."""
+        """Return the points of the charts, by member."""
         return {"series": {name: list(series.points) for name, series in self._series.items()}}
 
 
@@ -175,5 +175,5 @@ def _event(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what is text, a number or a truth value: it goes to a page."""
+    """Keep only text, numbers and truth values: the result goes to a page."""
     return {name: value for name, value in details.items() if isinstance(value, str | int | float | bool)}

@@ -1,7 +1,7 @@
-"""HTTP/1.1 with limits: connections, the time that a request may take to arrive, and the size of its head.
+"""HTTP/1.1 with limits: number of connections, time for a request to arrive, size of its head.
 
-A connection that sends nothing costs a place, not a thread; when all places are taken, the one that has been silent
-longest gives way (connections.py). So idle connections, however many, keep nobody out.
+An idle connection costs a descriptor, not a thread. When too many are open, the longest idle one gives way
+(connections.py), so idle connections, however many, lock no client out.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hsmcore.serve.door import Door
 
 MAX_HEAD_BYTES: Final = 16_384
 REQUEST_SECONDS: Final = 10.0
-"""From accept() or a request's beginning to the end of its body."""
+"""Seconds from accept(), or from the beginning of a request, to the end of its body."""
 KEEP_ALIVE_SECONDS: Final = 30
 HANDSHAKE_SECONDS: Final = 5.0
 SHUTDOWN_SECONDS: Final = 2
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection's HTTP, once its handshake is done. Its time runs since it was accepted."""
+    """HTTP on one connection, after its handshake. The time limit runs from accept()."""
 
     def __init__(self, place: Connection, config: uvicorn.Config, server_state: ServerState) -> None:
         super().__init__(config, server_state, app_state={})
@@ -56,13 +56,13 @@ class LimitedProtocol(H11Protocol):
             self._place.arm(REQUEST_SECONDS)
 
     def on_response_complete(self) -> None:
-        # Also if it is to be closed now: a client that takes nothing can put that off for ever.
+        # A closing connection too: a client that reads nothing can delay the end for ever.
         self._place.idle()
         super().on_response_complete()
 
 
 class Server(uvicorn.Server):
-    """Listens at sockets that are bound already. `ready` is called when it does."""
+    """Serve on sockets that are bound already. `ready` is called when it listens."""
 
     def __init__(self, app: Any, sockets: list[socket], tls: ssl.SSLContext | None, ready: Callable[[], None]) -> None:
         super().__init__(
@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
         self._sockets, self._tls, self._ready = sockets, tls, ready
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """As uvicorn's, but with doors."""
+        """As uvicorn's, but with Door for accepting."""
         del sockets
         gate = Gate()
         self._doors = [Door(each, gate, REQUEST_SECONDS, self._connect) for each in self._sockets]

@@ -1,4 +1,4 @@
-"""Records of what was refused: each is worth one, but whoever guesses must not fill the audit log."""
+"""Audit records of refused requests, limited in rate: an attacker's guesses must not fill the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFILL_SECONDS: Final = 1.0
 
 
 class Refusals:
-    """Records up to BURST at once, then one in REFILL_SECONDS, which says how many there were (`count`)."""
+    """Records up to BURST at once, then one in REFILL_SECONDS, which says how many it stands for (`count`)."""
 
     def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
         self._source, self._clock = source, clock
@@ -23,7 +23,7 @@ class Refusals:
         self._unsaid = 0
 
     async def note(self, peer: str, problem: str, path: str) -> None:
-        """Never raises: a refusal that cannot be recorded is still a refusal."""
+        """Note one refusal. Never raises: a refusal that cannot be recorded is still a refusal."""
         now = self._clock()
         self._left = min(float(BURST), self._left + (now - self._then) / REFILL_SECONDS)
         self._then = now

@@ -1,4 +1,4 @@
-"""Rates and percentiles by time: what each member did in each second, kept for some minutes."""
+"""Rates and percentiles of each member for each second, kept for some minutes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 POINTS: Final = 300
-"""Seconds that are kept: what the charts show."""
+"""Seconds that are kept and that the charts show."""
 Histogram = Iterable[tuple[int, int]]
 """(upper bound in ns, count since the start), ascending: Engine.stats()["hsm_ns"]."""
 QUANTILES: Final = (("p50", 500), ("p99", 990), ("p999", 999))
 
 
 class Series:
-    """One member. A point is what was added to its counters since the last one."""
+    """One member. A point is the increase of its counters since the last one."""
 
     def __init__(self) -> None:
         self.points: deque[dict[str, Any]] = deque(maxlen=POINTS)
@@ -23,7 +23,7 @@ class Series:
         self._counts: dict[int, int] = {}
 
     def add(self, at_ns: int, stats: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Take the counters as they are now; None: the member does not run. Times in the point are microseconds."""
+        """Take the present counters; None: the member does not run. Times in the point are in microseconds."""
         if stats is None:
             self._before, self._counts = {}, {}
             return self._keep({"t": at_ns // 1_000_000, "rate": 0.0, "failed": 0.0})
@@ -32,11 +32,11 @@ class Series:
         seconds = (at_ns - self._at_ns) / 1e9
         point: dict[str, Any] = {"t": at_ns // 1_000_000, "rate": 0.0, "failed": 0.0}
         before = self._before
-        # Counters that went back are those of a member that was started anew.
+        # Counters that went back belong to a member that was started again.
         if before and seconds > 0 and signed >= before["signed"] and failed >= before["failed"]:
             point["rate"] = round((signed - before["signed"]) / seconds, 1)
             point["failed"] = round((failed - before["failed"]) / seconds, 2)
-            if signed > before["signed"]:  # else it is failures that took that long
+            if signed > before["signed"]:  # failures took this time, not signatures
                 added = [(upper, count - self._counts.get(upper, 0)) for upper, count in counts.items()]
                 point |= quantiles(added)
         self._at_ns, self._before, self._counts = at_ns, {"signed": signed, "failed": failed}, counts

@@ -1,4 +1,4 @@
-"""The server's thread: it listens until it is closed, in an event loop of its own."""
+"""The server's thread, with an event loop of its own."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ class Site:
     """One server. `start` and `close` block for a moment: not for event loops; see `attached`."""
 
     def __init__(self, source: Source, settings: Monitoring, version: str) -> None:
-        """Fetches tokens and certificate, and binds the address, so that what is wrong is said before anything runs.
-        Raises ConfigurationError."""
+        """Fetch tokens and certificate, and bind the address, so that faults show before anything runs. Raises
+        ConfigurationError."""
         self._source, self._settings, self._version = source, settings, version
         self._access = Access(settings)
         self._tls = _tls(settings)
         self._socket = _bound(settings)
         self.address = _shown(settings, self._socket)
-        """Where it listens: "http://127.0.0.1:9464", or "unix:/path"."""
+        """The address: "http://127.0.0.1:9464", or "unix:/path"."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hsmcore-serve", daemon=True)
         self._stop: Callable[[], None] = lambda: None
         self._closed = False
         self._failure: Exception | None = None
         self.monitor: Monitor | None = None
-        """Of the running server; for its own thread only."""
+        """The running server's; for its own thread only."""
 
     def start(self) -> None:
-        """Returns when it listens. Raises HsmError if it does not come to that."""
+        """Start the thread and return when it listens. Raises HsmError if it cannot."""
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
             raise HsmError(f"the console's server did not start: {self._failure}", status="SYSTEM") from self._failure
 
     def close(self) -> None:
-        """End: what is being answered is answered, streams end. Doing it twice is no error."""
+        """End: pending answers are sent, streams end. Idempotent."""
         if self._closed:
             return
         self._closed = True

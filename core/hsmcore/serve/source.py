@@ -1,4 +1,5 @@
-"""What is watched: a key manager in this process, asked from the server's thread in its own event loop."""
+"""The source of the state: a key manager in this process, which the server's thread asks in the manager's event
+loop."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")
 ANSWER_SECONDS: Final = 2.0
-"""How long the key manager's event loop may take to answer."""
+"""Timeout in seconds for an answer of the key manager's event loop."""
 RECORD_SECONDS: Final = 15.0
 TOLD: Final = (
     "initialized", "closed", "key-generated", "key-changed", "key-deactivated", "key-rotated", "rotation-begun",
     "rotation-failed", "rotation-aborted", "operator-action",
 )  # fmt: skip
-"""Events that are told as they come. Those of failover are read from its history, which has them all."""
+"""Events passed on as they come. Those of failover are read from its history, which holds all of them."""
 Tell = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -27,21 +28,21 @@ class Unanswered(Exception):
 
 
 class Source(Protocol):
-    """Used in the server's event loop."""
+    """Interface of a source. Used in the server's event loop."""
 
     config: Config
     manager: KeyManager | None
     beside: bool
-    """Whether the key manager is in this process: if it is dead, this process is."""
+    """Whether the key manager runs in this process, which is then as alive as the manager."""
 
     async def describe(self) -> dict[str, Any]:
-        """As Observable.describe. Raises Unanswered."""
+        """As KeyManager.describe. Raises Unanswered."""
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
-        """Record what somebody asked for, also what was refused. Raises HsmError, Unanswered."""
+        """Record an operator's action, or its refusal. Raises HsmError, Unanswered."""
 
     def listen(self, tell: Tell) -> Callable[[], None]:
-        """Have `tell` called, in any thread, with each event's name and details. Returns what ends it."""
+        """Have `tell` called, in any thread, with each event's name and details. Returns a function that ends it."""
 
 
 class ManagerSource:

@@ -1,4 +1,4 @@
-"""The audit log as a console shows it: its newest lines, and proofs that whoever reads can check without us."""
+"""The audit log for a console: its newest lines, and proofs that the reader can check without trusting the server."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _TAIL_BYTES: Final = 1 << 16
 
 
 class NoProof(Exception):
-    """There is none; the text says why."""
+    """The proof does not exist; the text says why."""
 
 
 class NotSealed(NoProof):
-    """There will be one: the next checkpoint covers the record."""
+    """The proof does not exist yet: the next checkpoint covers the record."""
 
 
 def tail(layout: Layout, count: int = TAIL_LINES) -> list[dict[str, Any]]:
-    """The newest records, oldest first: `seq` and the line as it is in the file. Reads the disk; never raises."""
+    """Return the newest records, oldest first: `seq`, and the line as it is in the file. Reads the disk; never
+    raises."""
     try:
         lines: list[bytes] = []
         for segment in reversed(segments(layout)[-2:]):
@@ -35,7 +36,7 @@ def tail(layout: Layout, count: int = TAIL_LINES) -> list[dict[str, Any]]:
                 start = max(segment.path.stat().st_size - _TAIL_BYTES, 0)
                 file.seek(start)
                 text = file.read(_TAIL_BYTES)
-            found = text.split(b"\n")[:-1]  # what has no newline yet is no record yet
+            found = text.split(b"\n")[:-1]  # a line without a newline is not a record yet
             lines = (found[1:] if start else found) + lines
             if len(lines) >= count:
                 break
@@ -50,7 +51,7 @@ def _shown(line: bytes) -> dict[str, Any] | None:
 
 
 def line_of(layout: Layout, seq: int) -> dict[str, Any]:
-    """One record. Raises NoProof."""
+    """Return one record. Raises NoProof."""
     try:
         line = find(layout, seq)
     except (OSError, SegmentError) as error:
@@ -61,9 +62,11 @@ def line_of(layout: Layout, seq: int) -> dict[str, Any]:
 
 
 def proof(layout: Layout, seq: int) -> dict[str, Any]:
-    """Record, inclusion proof (RFC 6962) against the newest checkpoint, that checkpoint, and the log's verifier keys.
+    """Return a record, its inclusion proof (RFC 6962) against the newest checkpoint, that checkpoint, and the log's
+    verifier keys.
 
-    Nothing is checked here: whoever asks does that, and would have no use for our word. Raises NoProof, NotSealed."""
+    Nothing is checked here: the reader checks, and does not need to trust the server. Raises NoProof, NotSealed.
+    """
     try:
         checkpoint = latest(layout)
         shown = line_of(layout, seq)
@@ -80,8 +83,8 @@ def proof(layout: Layout, seq: int) -> dict[str, Any]:
 
 
 def consistency(layout: Layout, old: int, size: int) -> dict[str, Any]:
-    """That the log of `size` records begins with that of `old` ones: hashes (RFC 6962 section 2.1.2). Nothing is
-    checked here. Raises NoProof."""
+    """Return the hashes (RFC 6962 section 2.1.2) which prove that the log of `size` records begins with that of `old`
+    ones. Nothing is checked here. Raises NoProof."""
     try:
         newest = latest(layout).size
         if not 1 <= old <= size <= newest:

@@ -18,11 +18,11 @@ from hsmcore.serve.source import Tell, Unanswered
 from hsmcore.state import Desired, Keys, Store
 
 STALE_SECONDS: Final = 15.0
-"""A key manager that has not written its state for so long is not running any more."""
+"""A key manager counts as stopped if it has not written its state for this long."""
 
 
 class WatchSource:
-    """Reads what a running key manager with failover writes every few seconds. There are no counters in it."""
+    """Reads the state that a running key manager with failover writes every few seconds. It holds no counters."""
 
     manager: KeyManager | None = None
     beside = False
@@ -83,14 +83,14 @@ class WatchSource:
         return {**known, "failure": None, "onFailure": "closed", "shipping": {}}
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
-        """In the log's spool, from which the key manager takes it within a second."""
+        """Put the record into the log's spool, from which the key manager takes it within a second."""
         file = self.config.key_manager.audit_log_file
         if file is not None:
             await asyncio.to_thread(_spool, Layout(file), action, {**fields, "mode": "console", "result": result})
         return None
 
     def listen(self, tell: Tell) -> Callable[[], None]:
-        """Its events are in the history, which is read anyway."""
+        """Events are in the history, which is read anyway."""
         del tell
         return lambda: None
 

@@ -1,4 +1,4 @@
-"""Who has approved which rotation."""
+"""Approvals of rotations, as stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NotApproved(HsmError):
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """What the store says; whether it is true its `proof` shows."""
+    """One approval. The row is a claim; its `proof` shows whether it is true."""
 
     approver: str
     method: str
@@ -35,7 +35,7 @@ class Approvals:
         self._store = store
 
     async def add(self, rotation: int, given: Approval) -> None:
-        """Note an approval, instead of what the same person has given before. Raises NotApproved for a one-time code
+        """Note an approval; it replaces an earlier one of the same approver. Raises NotApproved for a one-time code
         that was used for another rotation, or an older one."""
 
         def work(connection: Connection) -> None:
@@ -51,7 +51,7 @@ class Approvals:
         await self._store.run(work)
 
     async def of(self, rotation: int) -> list[Approval]:
-        """Those of a rotation, oldest first."""
+        """Return the approvals of a rotation, oldest first."""
         columns = (APPROVAL.c.approver, APPROVAL.c.method, APPROVAL.c.totp_step, APPROVAL.c.proof)
         query = select(*columns).where(APPROVAL.c.rotation_id == rotation).order_by(APPROVAL.c.id)
         return [Approval(*row) for row in await self._store.run(lambda connection: connection.execute(query).all())]

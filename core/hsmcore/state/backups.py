@@ -1,4 +1,4 @@
-"""Which backups there are, as the store knows them; the backups themselves are elsewhere."""
+"""The list of backups, as the store knows them; the backups themselves lie elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hsmcore.state.store import Store
 
 @dataclass(frozen=True, slots=True)
 class BackupRow:
-    """One backup. `place` and `name` say where it is; times are Unix nanoseconds."""
+    """One backup. `place` and `name` locate it; times are Unix nanoseconds."""
 
     id: int
     key_id: str
@@ -27,7 +27,7 @@ class BackupRow:
     drilled_ns: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """For people."""
+        """Return the row for output."""
         return {
             "keyId": self.key_id,
             "publicKey": self.public_key.hex(),
@@ -43,7 +43,7 @@ class BackupRow:
 def insert_backup(
     connection: Connection, key_id: str, public_key: bytes, place: str, name: str, method: str, sha256: str
 ) -> None:
-    """Note a backup that was written and read back; one of the same place and name is replaced."""
+    """Note a backup that was written and read back. It replaces one of the same place and name."""
     connection.execute(delete(BACKUP).where(BACKUP.c.place == place, BACKUP.c.name == name))
     connection.execute(
         insert(BACKUP).values(
@@ -54,7 +54,7 @@ def insert_backup(
 
 
 def note_drill(connection: Connection, place: str, name: str) -> None:
-    """The backup was restored, and signed."""
+    """Note that the backup was restored and signed."""
     where = (BACKUP.c.place == place, BACKUP.c.name == name)
     connection.execute(update(BACKUP).where(*where).values(drilled_ns=time.time_ns()))
 
@@ -66,7 +66,7 @@ class Backups:
         self._store = store
 
     async def of(self, public_key: bytes | None = None) -> list[BackupRow]:
-        """Those of a key, or all, oldest first."""
+        """Return the backups of a key, or all, oldest first."""
         query = select(BACKUP).order_by(BACKUP.c.id)
         if public_key is not None:
             query = query.where(BACKUP.c.public_key == public_key.hex())

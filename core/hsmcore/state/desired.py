@@ -1,7 +1,7 @@
-"""What people ask of a running key manager, and what it says of itself: rows that each reads of the other.
+"""Operators' wishes for running key managers, and the key managers' reports of themselves.
 
 The command line writes a desired state; a running key manager looks each second and follows. So a wish outlasts a
-restart, and one that is given while nothing runs holds from the next start on.
+restart, and one that is written while no key manager runs holds from the next start on.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from hsmcore.state.schema import SNAPSHOT
 from hsmcore.state.store import Store
 
 DRAIN: Final = "drain:"
-"""Before a member's name; any value drains it."""
+"""Prefix of a member's name; any value drains it."""
 READMIT: Final = "readmit:"
-"""Before a member's name; each new value is one order to try it again."""
+"""Prefix of a member's name; each new value is one order to try it again."""
 FORCE: Final = "force"
-"""The name of the level that is preferred."""
+"""The name of the preferred level."""
 EMERGENCY: Final = "emergency"
 """"enabled" or "disabled"."""
 
@@ -40,7 +40,7 @@ class Desired:
         self._store = store
 
     async def set(self, name: str, value: str | None, reason: str) -> None:
-        """Ask for something; None: no longer."""
+        """Write a wish; None withdraws it."""
 
         def work(connection: Connection) -> None:
             connection.execute(delete(DESIRED).where(DESIRED.c.name == name))
@@ -50,13 +50,13 @@ class Desired:
         await self._store.run(work)
 
     async def all(self) -> dict[str, Wish]:
-        """Everything that is asked for, by name."""
+        """Return every wish by name."""
         query = select(DESIRED.c.name, DESIRED.c.value, DESIRED.c.reason)
         rows = await self._store.run(lambda connection: connection.execute(query).all())
         return {name: Wish(value, reason) for name, value, reason in rows}
 
     async def report(self, name: str, value: dict[str, Any] | None) -> None:
-        """Say how a key manager stands; None: it has ended."""
+        """Write a key manager's report of its state; None: it has ended."""
 
         def work(connection: Connection) -> None:
             connection.execute(delete(SNAPSHOT).where(SNAPSHOT.c.name == name))
@@ -67,7 +67,7 @@ class Desired:
         await self._store.run(work)
 
     async def reports(self) -> list[dict[str, Any]]:
-        """What key managers have said last, with `written_ns`."""
+        """Return the last reports of key managers, with `written_ns`."""
         query = select(SNAPSHOT.c.value, SNAPSHOT.c.written_ns).order_by(SNAPSHOT.c.name)
         rows = await self._store.run(lambda connection: connection.execute(query).all())
         return [orjson.loads(value) | {"written_ns": written} for value, written in rows]

@@ -1,4 +1,4 @@
-"""The key ring that survives a restart: which key signs, which ones still verify, and what became of the others."""
+"""The key ring that survives a restart: which key signs, which ones still verify, and the end of the others."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class StoredKey:
     algorithm: str
     label: str
     members: tuple[str, ...]
-    """The members that hold it."""
+    """The members that hold the key."""
     origin: str
-    """configured, rotation, generated or chosen."""
+    """"configured", "rotation", "generated" or "chosen"."""
     state: KeyState
     created_ns: int
     base_ns: int | None
@@ -44,13 +44,13 @@ class StoredKey:
 
     @property
     def valid_until_ns(self) -> int | None:
-        """Until when signatures of it are to be accepted; None: no end is known."""
+        """End of acceptance of its signatures; None: not known."""
         if self.state == "overlap":
             return self.retire_ns
         return self.deactivated_ns or self.destroyed_ns
 
     def to_json(self) -> dict[str, Any]:
-        """For people and for verifiers elsewhere."""
+        """Return the row for output and for verifiers elsewhere."""
         return {
             "version": self.version,
             "id": self.key_id,
@@ -88,7 +88,7 @@ def insert_key(
     origin: str,
     note: str = "",
 ) -> int:
-    """A new version, pending. Returns its number."""
+    """Add a pending version. Returns its number."""
     made = connection.execute(
         insert(KEY).values(
             key_id=key_id,
@@ -115,7 +115,7 @@ def get_key(connection: Connection, version: int) -> StoredKey:
 
 
 def active_key(connection: Connection) -> StoredKey | None:
-    """The version that signs."""
+    """Return the version that signs."""
     row = connection.execute(select(KEY).where(KEY.c.state == "active")).one_or_none()
     return None if row is None else _of(row)
 
@@ -132,8 +132,8 @@ def change_key(connection: Connection, version: int, **values: Any) -> None:
 def activate_key(
     connection: Connection, version: int, now_ns: int, base_ns: int, retire_ns: int, why: str = ""
 ) -> None:
-    """Let a version sign from now on; the one that did verifies until `retire_ns`, and its note says `why`. Doing it
-    twice is no error. Raises KeyDeactivated, KeyNotFound."""
+    """Make a version the one that signs. The former one verifies until `retire_ns`, and its note says `why`.
+    Idempotent. Raises KeyDeactivated, KeyNotFound."""
     new, old = get_key(connection, version), active_key(connection)
     if new.state == "active":
         return
@@ -145,15 +145,15 @@ def activate_key(
 
 
 def keep_key(connection: Connection, version: int, now_ns: int, why: str) -> None:
-    """A key that a rotation made, or is said to have made, stays on the token and never signs. No other version is
-    changed."""
+    """Mark a key that a rotation made, or claims to have made: it stays on the token and never signs. No other version
+    is changed."""
     if get_key(connection, version).state == "pending":
         change_key(connection, version, state="deactivated", deactivated_ns=now_ns, note=why)
 
 
 def end_overlap(connection: Connection, version: int, now_ns: int) -> StoredKey:
-    """Let a version verify no more if its overlap is over. Returns what it is then: one that somebody has made current
-    again goes on signing, or has another end."""
+    """End a version's verification if its overlap is over. Returns its present state: a version that an operator made
+    current again signs on, or has another end."""
     key = get_key(connection, version)
     if key.state == "overlap" and (key.retire_ns or 0) <= now_ns:
         change_key(connection, version, state="deactivated", deactivated_ns=now_ns)
@@ -168,13 +168,13 @@ class Keys:
         self._store = store
 
     async def all(self) -> list[StoredKey]:
-        """Every version, oldest first."""
+        """Return every version, oldest first."""
         query = select(KEY).order_by(KEY.c.id)
-        # Made in the store's thread: after years there are many, and a key manager looks each second.
+        # Made in the store's thread: a key manager looks each second, and after years there are many versions.
         return await self._store.run(lambda connection: [_of(row) for row in connection.execute(query)])
 
     async def current(self) -> StoredKey | None:
-        """The version that signs; None before the first start."""
+        """Return the version that signs; None before the first start."""
         return await self._store.run(active_key)
 
     async def begin(
@@ -213,7 +213,7 @@ class Keys:
         return await self._store.run(work)
 
     async def deactivate(self, public_key: bytes) -> None:
-        """A version signs no more. One that is unknown is left out. If it was the current one, none is."""
+        """End a version's signing. An unknown one is left out. If it was the current one, no version is."""
 
         def work(connection: Connection) -> None:
             version = known_version(connection, public_key)
@@ -232,7 +232,7 @@ class Keys:
         await self._store.run(lambda connection: change_key(connection, version, **values))
 
     async def setting(self, name: str) -> str | None:
-        """A setting of the ring."""
+        """Return a setting of the ring."""
         query = select(SETTING.c.value).where(SETTING.c.name == name)
         return await self._store.run(lambda connection: connection.execute(query).scalar())
 
@@ -242,7 +242,7 @@ class Keys:
 
 
 def known_version(connection: Connection, public_key: bytes) -> int | None:
-    """The latest version with that public key."""
+    """Return the latest version with that public key."""
     query = select(KEY.c.id).where(KEY.c.public_key == public_key.hex()).order_by(KEY.c.id.desc())
     found = connection.execute(query).scalar()
     return None if found is None else int(found)

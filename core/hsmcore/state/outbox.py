@@ -1,4 +1,4 @@
-"""Notices that are to be delivered: durable before anything is sent, a row for each target."""
+"""The outbox of notices: durable before anything is sent, a row for each target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hsmcore.state.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One notice for one target. `attempts` were made so far."""
+    """One notice for one target, with the number of attempts so far."""
 
     id: int
     target: str
@@ -33,7 +33,7 @@ class Outbox:
         self._store = store
 
     async def add(self, kind: str, occasion: str, title: str, body: str, targets: Iterable[str]) -> bool:
-        """Put a notice in. False, and nothing is done, if there was one for the occasion."""
+        """Add a notice. Returns False, and adds none, if there was one for the occasion."""
         to = list(targets)
 
         def work(connection: Connection) -> bool:
@@ -51,7 +51,7 @@ class Outbox:
         return await self._store.run(work)
 
     async def due(self, now_ns: int, limit: int = 20) -> list[Delivery]:
-        """What is to be sent now, oldest first."""
+        """Return the deliveries that are due, oldest first."""
         query = (
             select(
                 NOTICE_DELIVERY.c.id, NOTICE_DELIVERY.c.target, NOTICE_DELIVERY.c.attempts, NOTICE.c.time_ns,
@@ -75,7 +75,7 @@ class Outbox:
         await self._store.run(lambda connection: connection.execute(statement))
 
     async def all(self) -> list[dict[str, Any]]:
-        """Every delivery with its notice, oldest first."""
+        """Return every delivery with its notice, oldest first."""
         query = select(
             NOTICE.c.time_ns, NOTICE.c.kind, NOTICE.c.occasion, NOTICE.c.title, NOTICE.c.body,
             NOTICE_DELIVERY.c.target, NOTICE_DELIVERY.c.attempts, NOTICE_DELIVERY.c.done_ns,

@@ -1,11 +1,11 @@
-"""What is made in a folder belongs to the folder's owner.
+"""A file made in a folder belongs to the folder's owner.
 
-An administrator runs commands as root beside a service of another user, in that user's folders. What root makes there
-must be of use to the service, so it is given to the owner of the folder.
+An administrator runs commands as root in the folders of a service that runs as another user. The service must be able
+to use the files that root makes there, so they are given to the folder's owner.
 
-That owner may be hostile to root: whatever stands in the folder can be a link, and be exchanged at any moment. So a
-file is made relative to a descriptor of its folder, as a new one that no link stands for, and is given away by its own
-descriptor, to whom that folder belongs. What was there before is never given away, with one exception: `adopt`.
+That owner may be hostile to root: any entry of the folder can be a link, and be exchanged at any moment. So a file is
+made relative to a descriptor of its folder, with O_EXCL, and given away through its own descriptor. A file that was
+there before is never given away, with one exception: `adopt`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def _opened(folder: Path) -> Iterator[int]:
 def _give(descriptor: int, folder: int) -> None:
     owner = os.fstat(folder)
     if owner.st_uid != os.fstat(descriptor).st_uid:
-        with suppress(PermissionError):  # not root: it stays whose it is
+        with suppress(PermissionError):  # not root: the owner stays as it is
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def make(path: Path, flags: int = os.O_WRONLY, mode: int = 0o600) -> int:
-    """Make a file; returns its descriptor. Raises FileExistsError if anything is there, OSError."""
+    """Make a file and return its descriptor. Raises FileExistsError if the name is taken, OSError."""
     with _opened(path.parent) as folder:
         descriptor = os.open(path.name, flags | _NEW, mode, dir_fd=folder)
         try:
@@ -49,8 +49,8 @@ def make(path: Path, flags: int = os.O_WRONLY, mode: int = 0o600) -> int:
 
 
 def make_empty(path: Path) -> None:
-    """Make an empty file of mode 0600 that nobody ever sees under another owner, and that this process has not open
-    under its name. Raises FileExistsError if anything is there, OSError."""
+    """Make an empty file of mode 0600 that never shows under another owner, and that this process never has open under
+    its name. Raises FileExistsError if the name is taken, OSError."""
     with _opened(path.parent) as folder:
         beside = f".{path.name}.{secrets.token_hex(8)}"
         descriptor = os.open(beside, os.O_WRONLY | _NEW, 0o600, dir_fd=folder)
@@ -63,14 +63,14 @@ def make_empty(path: Path) -> None:
                 os.link(beside, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             except FileExistsError:
                 raise
-            except OSError:  # a file system without hard links: it has no owners either, as a rule
+            except OSError:  # a file system without hard links: as a rule it has no owners either
                 os.mknod(path.name, stat.S_IFREG | 0o600, dir_fd=folder)
         finally:
             os.unlink(beside, dir_fd=folder)
 
 
 def open_or_make(path: Path, flags: int = os.O_RDWR) -> int:
-    """Open a file that is no link, making it (empty, mode 0600) if there is none. Raises OSError."""
+    """Open a file that is not a link; make it (empty, mode 0600) if it is missing. Raises OSError."""
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags)
@@ -81,8 +81,8 @@ def open_or_make(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def make_folder(path: Path, mode: int = 0o700, *, parents: bool = False) -> None:
-    """Make a folder, with `parents` also those above it (mode 0777, as the umask allows); one that is there stays as it
-    is. Raises OSError."""
+    """Make a folder, with `parents` also the missing ones above it (mode 0777, as the umask allows). An existing one
+    stays as it is. Raises OSError."""
     if path.is_dir():
         return
     if parents and not path.parent.is_dir():
@@ -103,8 +103,8 @@ def make_folder(path: Path, mode: int = 0o700, *, parents: bool = False) -> None
 
 
 def adopt(path: Path, is_ours: Callable[[int], bool]) -> None:
-    """Give a file to the folder's owner that native code of this process may have made in it: one of this user's, with
-    one name, that is ours by what is in it. Raises OSError."""
+    """Give a file that native code of this process may have made to the folder's owner: a file of this user with one
+    name, whose content shows that it is ours. Raises OSError."""
     with _opened(path.parent) as folder:
         if os.fstat(folder).st_uid == os.geteuid():
             return
@@ -122,5 +122,5 @@ def adopt(path: Path, is_ours: Callable[[int], bool]) -> None:
 
 
 def owns(folder: Path) -> bool:
-    """Whether a folder is this user's. Raises OSError."""
+    """Return whether a folder belongs to this user. Raises OSError."""
     return folder.stat().st_uid == os.geteuid()

@@ -1,8 +1,8 @@
-"""The store's tables, and the steps that lead to them.
+"""The store's tables, and the migrations that make them.
 
 A migration is a number and a list of statements in SQL that SQLite and PostgreSQL both understand; `{serial}` is a key
-that counts up by itself. One that has been released is never changed: another is added. The tables below say what
-all of them together have made. Times are nanoseconds since 1970; JSON is text.
+that counts up by itself. A released migration is never changed: another one is added. The tables below are the result
+of all of them. Times are nanoseconds since 1970; JSON is text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAILOVER_EVENT: Final = Table(
     Column("reason", Text, nullable=False),
     Column("details", Text, nullable=False),
 )
-"""History. Rows are only ever added."""
+"""History. Rows are only added."""
 
 EMERGENCY_EPISODE: Final = Table(
     "emergency_episode",
@@ -44,8 +44,9 @@ EMERGENCY_EPISODE: Final = Table(
     Column("ended_ns", BigInteger),
     Column("end_reason", Text),
 )
-"""Emergency budgets. At most one has not ended. `reserved`: units that may have been used; `first_ns`: when the first
-was reserved, from which the time counts; `latest_ns`: the latest time seen, so that a clock set back gains nothing."""
+"""Emergency budgets. At most one has not ended. `reserved`: units that may have been used; `first_ns`: time of the
+first reservation, from which the time limit counts; `latest_ns`: the latest time seen, so that a clock set back gains
+nothing."""
 
 DESIRED_STATE: Final = Table(
     "desired_state",
@@ -55,7 +56,7 @@ DESIRED_STATE: Final = Table(
     Column("reason", Text, nullable=False),
     Column("set_ns", BigInteger, nullable=False),
 )
-"""What a person has asked for: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
+"""Operators' wishes: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
 
 SNAPSHOT: Final = Table(
     "snapshot",
@@ -64,7 +65,7 @@ SNAPSHOT: Final = Table(
     Column("value", Text, nullable=False),
     Column("written_ns", BigInteger, nullable=False),
 )
-"""What a running key manager says of itself, by process."""
+"""Reports of running key managers, by process."""
 
 KEY_VERSION: Final = Table(
     "key_version",
@@ -86,8 +87,8 @@ KEY_VERSION: Final = Table(
     Column("note", Text, nullable=False),
 )
 """The key ring. `state` is pending, active, overlap, deactivated or destroyed; at most one is active. `public_key` is
-hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` from when its
-time counts; `retire_ns` until when it verifies beside its successor."""
+hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` the time from
+which its interval counts; `retire_ns` the time until which it verifies beside its successor."""
 
 ROTATION: Final = Table(
     "rotation",
@@ -120,7 +121,7 @@ ROTATION_STEP: Final = Table(
     Column("outcome", Text, nullable=False),
     Column("details", Text, nullable=False),
 )
-"""What every rotation did. Rows are only ever added. `outcome` is begun, done, failed, waiting, undoing or undone."""
+"""Steps of every rotation. Rows are only added. `outcome` is begun, done, failed, waiting, undoing or undone."""
 
 ROTATION_SETTING: Final = Table(
     "rotation_setting",
@@ -128,7 +129,7 @@ ROTATION_SETTING: Final = Table(
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""What the key ring was begun with: "configured", the key that the configuration named."""
+"""Settings of the key ring: "configured" is the key that the configuration named at the beginning."""
 
 BACKUP: Final = Table(
     "backup",
@@ -143,7 +144,7 @@ BACKUP: Final = Table(
     Column("made_ns", BigInteger, nullable=False),
     Column("drilled_ns", BigInteger),
 )
-"""Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: when it was last restored."""
+"""Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: time of the last restore."""
 
 APPROVAL: Final = Table(
     "approval",
@@ -156,8 +157,8 @@ APPROVAL: Final = Table(
     Column("time_ns", BigInteger, nullable=False),
     Column("proof", Text, nullable=False),
 )
-"""Who approved which rotation, once each; a one-time code counts once. `proof` (rotation/approvals.py) is what only the
-approver can have made; without it a row counts for nothing."""
+"""Approvals of rotations, one for each approver; a one-time code counts once. `proof` (rotation/approvals.py) is data
+that only the approver can make; a row without it counts for nothing."""
 
 NOTICE: Final = Table(
     "notice",
@@ -169,7 +170,7 @@ NOTICE: Final = Table(
     Column("title", Text, nullable=False),
     Column("body", Text, nullable=False),
 )
-"""What is to be told to people. `occasion` is unique: whatever is repeated after a crash is told once."""
+"""Notices. `occasion` is unique, so an event that is repeated after a crash is told once."""
 
 NOTICE_DELIVERY: Final = Table(
     "notice_delivery",

@@ -1,12 +1,12 @@
-"""The store: one small database for what must survive a crash.
+"""The store: one small database for state that must survive a crash.
 
-SQLite in WAL mode with synchronous=FULL: what has been committed survives kill -9 and a power cut. Every transaction
-takes the write lock when it begins, so several processes on one file are served one after the other and each sees what
-the one before left. What only one process may do at all takes `exclusively`.
+SQLite in WAL mode with synchronous=FULL: a committed transaction survives kill -9 and a power cut. Every transaction
+takes the write lock when it begins, so the processes on one file take turns, and each sees the results of the one
+before. A role that one process at a time may have is taken with `exclusively`.
 
-A process has one connection to a file for each mode, whatever number of Stores: POSIX locks belong to the process, so a
-second opener must not be able to undo the first one's. Nothing but SQLite may open the file: closing any descriptor of
-it drops all of SQLite's locks in this process, and the next process to end its work deletes the WAL that is in use.
+A process has one connection to a file for each mode, whatever the number of Stores: POSIX locks belong to the process,
+so a second opener must not be able to undo the first one's. Only SQLite may open the file: closing any descriptor of it
+drops all of SQLite's locks in this process, and the next process to finish deletes the WAL that is in use.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from hsmcore.state.schema import MIGRATIONS, SERIAL, VERSION
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
-"""How long a transaction waits for another process's."""
+"""Wait of a transaction for another process's, in seconds."""
 
 
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
 
 
 class StoreError(SystemFailure):
-    """The state store cannot be opened, read or written. Nothing that depends on it is done."""
+    """The state store cannot be opened, read or written. No operation that depends on it is carried out."""
 
     default_hint = "Check that the state file's folder is writable and has space; name another with stateFile."
 
 
 class StoreBusy(HsmError):
-    """Another process does what only one may do at a time."""
+    """Another process has the role."""
 
     default_status = "BUSY"
     default_hint = "Let the other process end it, or stop that process."
 
 
 class Store:
-    """One database. All Stores of a process on one file share a connection and the thread that uses it; any task of any
-    loop may use one. Closing one leaves the others as they are.
+    """One database. All Stores of a process on one file share a connection and its thread; tasks of any loop may use a
+    Store. Closing one leaves the others open.
 
-    `run` is for the classes that know what the tables mean: Emergency, History, Desired.
+    `run` is for the classes that own tables: Emergency, History, Desired, …
     """
 
     def __init__(self, path: Path, database: _Database) -> None:
@@ -70,15 +70,15 @@ class Store:
 
     @classmethod
     async def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open the database, making it (mode 0600) and its folder (0700) if need be, and bring its tables up to date.
+        """Open the database, make it (mode 0600) and its folder (0700) if they are missing, and migrate its tables.
         Raises StoreError, also for a store that a newer version has written, and in a forked child for one that was
-        open when it was forked."""
+        open at the fork."""
         return await cls._opened(Path(path), writes=True)
 
     @classmethod
     async def open_to_read(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a database that others write: nothing is made or changed, and nobody waits for whoever reads. Raises
-        StoreError, also where there is none."""
+        """Open a database that other processes write: this one makes and changes nothing, and blocks no writer. Raises
+        StoreError, also if there is no database."""
         return await cls._opened(Path(path), writes=False)
 
     @classmethod
@@ -92,9 +92,10 @@ class Store:
         return cls(path, database)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in one transaction. It is durable when this returns. Raises StoreError.
+        """Do `work` in one transaction, which is durable when this returns. Raises StoreError.
 
-        Cancelling the caller doesn't stop a transaction that has begun."""
+        Cancelling the caller does not stop a transaction that has begun.
+        """
         if self._closed:
             raise StoreError(f"state store {self.path}: it is closed")
         self._database.require_own_process()
@@ -109,8 +110,8 @@ class Store:
     @asynccontextmanager
     async def exclusively(self, role: str) -> AsyncIterator[None]:
         """Hold a role that one process at a time may have, such as "rotation". Raises StoreBusy at once if another
-        process, or another task of this one, has it. It ends with the process, however that ends."""
-        # The same one, whatever name this Store was opened by.
+        process, or another task of this one, has it. The role ends with the process, however that ends."""
+        # The same lock, whatever path this Store was opened by.
         lock = Path(f"{self._database.file.path}.{role}.lock")
         try:
             descriptor = open_or_make(lock)
@@ -126,8 +127,8 @@ class Store:
             os.close(descriptor)
 
     async def close(self) -> None:
-        """Close it; what `run` was given before is done first. The last Store on the file closes the connection. Doing
-        it twice is no error, nor is doing it in a forked child, which has nothing to close."""
+        """Close the Store after all work given to `run` before. The last Store on the file closes the connection.
+        Idempotent; does nothing in a forked child."""
         if self._closed:
             return
         self._closed = True
@@ -137,7 +138,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file under one name: if it is replaced, another one stands there."""
+    """The identity of a file: a file that replaces it is another one."""
 
     path: Path
     device: int
@@ -145,7 +146,7 @@ class _File:
 
 
 class _Database:
-    """A file that this process has open: the connection, its thread, and how many Stores use them."""
+    """An open file: the connection, its thread, and the number of Stores that use them."""
 
     def __init__(self, file: _File, *, writes: bool) -> None:
         self.file, self.writes = file, writes
@@ -175,13 +176,13 @@ class _Database:
         return self._opened[1]
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in one transaction. Runs in the thread, for a Store that is open."""
+        """Do `work` in one transaction. Runs in the thread, for an open Store."""
         connection = self.open()
         with connection.begin():
             return work(connection)
 
     def leave(self) -> Future[None]:
-        """One user less, as soon as the thread has done what it was asked before."""
+        """Drop one user, after all work that it gave to the thread."""
         return self.thread.submit(self._leave)
 
     def _leave(self) -> None:
@@ -199,13 +200,13 @@ class _Database:
 
 _LOCK: Final = threading.Lock()
 _DATABASES: Final[WeakValueDictionary[tuple[_File, bool], _Database]] = WeakValueDictionary()
-"""What this process has open. Stores that are forgotten without `close` take theirs along."""
-# A child that is forked while another thread is in here would find the lock held for ever.
+"""The files that this process has open. A Store that is dropped without `close` takes its entry along."""
+# A child forked while another thread is in here would find the lock held for ever.
 os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 def _join(asked: tuple[_File, bool]) -> _Database:
-    """The database that is open already, or a new one; the caller is one of its users and has to `leave` it."""
+    """Return the open file or a new one. The caller counts as a user and must call `leave`."""
     file, writes = asked
     with _LOCK:
         for mode in (True, False):
@@ -220,14 +221,14 @@ def _join(asked: tuple[_File, bool]) -> _Database:
 
 
 def _file_at(path: Path, *, writes: bool) -> tuple[_File, bool]:
-    """Which file is meant. Makes one that is missing, unless it is only to be read."""
+    """Return the identity of the file; make it if it is missing and not read-only."""
     real = Path(os.path.realpath(path))
     if not writes and not real.is_file():
         raise StoreError(f"state store {path}: there is none yet", call="open")
     try:
         if writes:
             make_folder(real.parent, parents=True)
-            # Not open(): another thread may have the file open through SQLite before the descriptor is closed here.
+            # Not open(): another thread may open the file through SQLite before this descriptor is closed.
             with suppress(FileExistsError):
                 make_empty(real)
         found = real.stat()
@@ -237,7 +238,7 @@ def _file_at(path: Path, *, writes: bool) -> tuple[_File, bool]:
 
 
 def _open(path: Path) -> tuple[Engine, Connection]:
-    # Not "rwc": SQLite would make a file that has just been removed with other permissions.
+    # Not "rwc": SQLite would make a file that was just removed with other permissions.
     engine = _engine(path, "rw")
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
@@ -254,7 +255,7 @@ def _engine(path: Path, mode: str) -> Engine:
 
 
 def _connected(engine: Engine, path: Path, check: Callable[[Connection, Path], None]) -> tuple[Engine, Connection]:
-    """A connection whose first transaction is `check`; nothing is left open if it raises."""
+    """Return a connection whose first transaction is `check`; close it if that raises."""
     connection = None
     try:
         connection = engine.connect()

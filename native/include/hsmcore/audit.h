@@ -35,7 +35,7 @@ void hsm_merkle_node(hsm_merkle *tree, const uint8_t left[HSM_MERKLE_HASH], cons
 /* The root over `count` hashes of one height, as when they are the leaves of a tree. The tree itself stays as it is. */
 void hsm_merkle_over(hsm_merkle *tree, const uint8_t *hashes, size_t count, uint8_t root[HSM_MERKLE_HASH]);
 
-/* ---- lines ------------------------------------------------------------------------------------------------------- */
+/* ---- lines ---- */
 
 #define HSM_AUDIT_MAX_LINE 65535 /* bytes without the newline: what an entry of a C2SP tlog-tiles bundle may have */
 #define HSM_AUDIT_KEY_BITS 256   /* of the filter over the key ids of a block */

@@ -33,7 +33,7 @@
 #define HSM_MAX_SLOTS 65536     /* requests in flight per client */
 #define HSM_MAX_MESSAGE 1048576 /* bytes: the most that hsm_client_options.max_message may ask for */
 
-/* ---- algorithms ------------------------------------------------------------------------------------------------ */
+/* ---- algorithms ---- */
 
 typedef enum hsm_algorithm {
     HSM_ALGORITHM_NONE,
@@ -56,7 +56,7 @@ int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
                       size_t message_len, const uint8_t *signature, size_t signature_len);
 
-/* ---- the client: submits requests, collects completions ---------------------------------------------------------- */
+/* ---- the client: submits requests, collects completions ---- */
 
 typedef struct hsm_client hsm_client;
 
@@ -122,7 +122,7 @@ uint32_t hsm_client_slots(const hsm_client *client);
 /* "C_Sign" for hsm_completion.call; "" for 0 or an unknown number. Static storage. */
 const char *hsm_call_name(uint64_t call);
 
-/* ---- the engine: the workers that serve a client ------------------------------------------------------------------ */
+/* ---- the engine: the workers that serve a client ---- */
 
 typedef struct hsm_engine hsm_engine;
 
@@ -196,7 +196,7 @@ void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info);
  * healthy ones as asked for, while there is room among the client's max_workers. To be called when deadlines have passed,
  * and for a while after that; costs a look at each worker.
  * Returns how many are stuck, and in `healthy` how many are not; 0 means that nothing can be signed for now. */
-uint32_t hsm_engine_tend(hsm_engine *engine, uint32_t *healthy);
+uint32_t hsm_engine_supervise(hsm_engine *engine, uint32_t *healthy);
 /* Find a private key, read and pin its public key, check type, curve, CKA_SIGN and the token's mechanism, and prove
  * with one verified signature that both halves belong together. Uses the engine's login session, not a worker. */
 HSM_NODISCARD hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
@@ -206,7 +206,7 @@ HSM_NODISCARD hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_se
  * time as another call of this function. */
 hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index);
 
-/* ---- the host: an engine in a process of its own ------------------------------------------------------------------- */
+/* ---- the host: an engine in a process of its own ---- */
 
 /* The same engine, in a child process that shares the client's area: a module that crashes, hangs or leaks takes only
  * that process with it. The functions mirror the engine's and talk to the child over a socket; all of them block, and
@@ -231,9 +231,9 @@ int64_t hsm_host_pid(const hsm_host *host);
 HSM_NODISCARD hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                           hsm_error *error);
 hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index);
-/* As hsm_engine_tend, without waiting for the host; from one thread at a time. All workers count as stuck when requests
+/* As hsm_engine_supervise, without waiting for the host; from one thread at a time. All workers count as stuck when requests
  * lie queued for a second of such looks beside workers that have nothing to do: the process has been stopped. */
-uint32_t hsm_host_tend(hsm_host *host, uint32_t *healthy);
+uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy);
 hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error);
 /* Kill the process, without waiting for its end, which hsm_host_fd shows. From any thread; afterwards the host can only
  * be stopped or restarted. */
@@ -245,7 +245,7 @@ HSM_NODISCARD hsm_status hsm_host_restart(hsm_host *host, hsm_error *error);
 /* Stop the engine and the process, which is killed if it takes longer than `timeout_ns`; free the host. */
 void hsm_host_stop(hsm_host *host, uint64_t timeout_ns);
 
-/* ---- what the workers have done ------------------------------------------------------------------------------------ */
+/* ---- what the workers have done ---- */
 
 #define HSM_HISTOGRAM_BUCKETS 640 /* log-linear: 16 steps per octave, 1 ns .. 2^43 ns, relative error < 6.3 % */
 
@@ -254,18 +254,18 @@ typedef struct hsm_stats {
     uint64_t failures;   /* completed with any other status */
     uint64_t expired;    /* dropped in the queue because their deadline had passed */
     uint64_t cancelled;
-    uint64_t wrong;            /* signatures that did not verify, and were not handed out */
-    uint64_t wakes;            /* times the client was woken */
-    uint64_t recoveries[11];   /* by enum hsm_class: how often that rung was climbed */
-    uint64_t failed[11];       /* `failures` by the class of their status */
-    uint32_t workers;          /* running */
-    uint32_t busy;             /* inside the module now */
-    uint32_t stuck;            /* inside the module past their request's deadline */
-    uint32_t down;             /* 1: the token does not answer */
-    uint32_t queued;           /* submitted, not begun */
-    uint64_t oldest_queued_ns; /* age of the oldest request that is not begun; 0: none */
-    uint64_t oldest_call_ns;   /* for how long the oldest call is inside the module; 0: none */
-    uint64_t hsm_sum_ns;       /* the sums of the samples below */
+    uint64_t wrong;                       /* signatures that did not verify, and were not handed out */
+    uint64_t wakes;                       /* times the client was woken */
+    uint64_t recoveries[HSM_CLASS_COUNT]; /* by enum hsm_class: how often that rung was climbed */
+    uint64_t failed[HSM_CLASS_COUNT];     /* `failures` by the class of their status */
+    uint32_t workers;                     /* running */
+    uint32_t busy;                        /* inside the module now */
+    uint32_t stuck;                       /* inside the module past their request's deadline */
+    uint32_t down;                        /* 1: the token does not answer */
+    uint32_t queued;                      /* submitted, not begun */
+    uint64_t oldest_queued_ns;            /* age of the oldest request that is not begun; 0: none */
+    uint64_t oldest_call_ns;              /* for how long the oldest call is inside the module; 0: none */
+    uint64_t hsm_sum_ns;                  /* the sums of the samples below */
     uint64_t queue_sum_ns;
     uint64_t verify_sum_ns;
     uint64_t hsm_ns[HSM_HISTOGRAM_BUCKETS];    /* time from claim to end but for verification, by bucket */
@@ -278,12 +278,12 @@ void hsm_client_stats(const hsm_client *client, hsm_stats *stats);
 /* After the host process has died (see hsm_host_start): take back what it had begun and not answered. Requests whose
  * key is deterministic, and that have not been taken back before, are queued again; the others complete as
  * HSM_HOST_LOST. Nobody may be working on the area. The thread that submits. Returns how many were queued again. */
-uint32_t hsm_client_recover(hsm_client *client);
-/* The bucket that a duration falls into, and the largest duration of a bucket. */
+uint32_t hsm_client_replay(hsm_client *client);
+/* The bucket that a duration in ns falls into, and the largest duration of a bucket. Any thread. */
 uint32_t hsm_histogram_bucket(uint64_t ns);
 uint64_t hsm_histogram_upper(uint32_t bucket);
 
-/* ---- the signature cache --------------------------------------------------------------------------------------------- */
+/* ---- the signature cache ---- */
 
 /* LRU from (key, algorithm, whole message) to signature. It is not locked: it belongs to the thread that submits.
  * Two messages are the same only if all their bytes are, so a hash collision cannot return another one's signature.
@@ -324,7 +324,7 @@ void hsm_cache_abandon(hsm_cache *cache, uint64_t entry_id);
 void hsm_cache_clear(hsm_cache *cache);
 void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);
 
-/* ---- the module, shared with the control plane ------------------------------------------------------------------------ */
+/* ---- the module, shared with the control plane ---- */
 
 /* Hold a module loaded and initialized without an engine (the control plane creates tokens and keys through it).
  * Refcounted per process by resolved path; the first holder calls C_Initialize with CKF_OS_LOCKING_OK, the last one

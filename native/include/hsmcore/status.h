@@ -22,7 +22,8 @@ enum hsm_class {
     HSM_CLASS_REINIT,        /* C_Finalize and C_Initialize first, with no call inside the module */
     HSM_CLASS_AUTH_FATAL,    /* never retried: an attempt may lock the PIN */
     HSM_CLASS_REQUEST_FATAL, /* the request or the configuration is wrong; repeating it cannot help */
-    HSM_CLASS_PROCESS_FATAL  /* nothing in this process can mend it */
+    HSM_CLASS_PROCESS_FATAL, /* nothing in this process can mend it */
+    HSM_CLASS_COUNT
 };
 
 typedef enum hsm_status {

@@ -1,5 +1,5 @@
-"""The aws-cloudhsm provider as in production, on a module with the manners of the vendor's and the pace of a cluster of
-two, in front of SoftHSM."""
+"""The aws-cloudhsm provider as in production, on an imitation of the vendor's module in front of SoftHSM, with the
+speed of a cluster of two."""
 
 from __future__ import annotations
 

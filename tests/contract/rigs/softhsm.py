@@ -119,7 +119,7 @@ class SoftHsmFolder(SoftHsm):
 
     @property
     def away(self) -> Path:
-        """Where the folder is meanwhile: on the same file system, and where SoftHSM does not look."""
+        """Where the folder is while it is away: on the same file system, and where SoftHSM does not look."""
         return self.token.folder.parent.parent / f"{self.token.folder.name}-away"
 
     def break_device(self) -> None:

@@ -191,7 +191,7 @@ class KeyStore:
         }
 
     def _list_keys(self, request: dict[str, Any]) -> dict[str, Any]:
-        # Two to a page, so that whoever reads only the first one is found out.
+        # Two to a page, so that a client that reads only the first one is found out.
         ids = list(self.keys)
         begin = int(request.get("Marker", "0"))
         page = [{"KeyId": name, "KeyArn": self.keys[name].arn} for name in ids[begin : begin + 2]]

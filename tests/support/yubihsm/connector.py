@@ -16,7 +16,7 @@ _STATUSES = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Ser
 
 
 class _Hangup(Exception):
-    """This connection ends without another word."""
+    """This connection ends without a reply."""
 
 
 class Connector:
@@ -42,7 +42,7 @@ class Connector:
         self.stop()
 
     def start(self) -> None:
-        """Listen. Doing it twice is no error."""
+        """Listen. Idempotent."""
         if self._listener is not None:
             return
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)

@@ -61,7 +61,7 @@ def _check_length(message: bytes) -> None:
 
 @dataclass(slots=True)
 class Session:
-    """One of the sixteen."""
+    """One of the device's sixteen sessions."""
 
     id: int
     channel: SecureChannel

@@ -1,11 +1,11 @@
-"""Two PKCS#11 calls that python-pkcs11 doesn't make, through ctypes: C_Initialize with OS locking, and C_InitToken."""
+"""C_Initialize with OS locking, which python-pkcs11 doesn't do, through ctypes."""
 
 from __future__ import annotations
 
 import ctypes
 
 CKF_OS_LOCKING_OK = 2
-_INITIALIZE, _FINALIZE, _INIT_TOKEN = 0, 1, 9  # places in CK_FUNCTION_LIST
+_INITIALIZE, _FINALIZE = 0, 1  # places in CK_FUNCTION_LIST
 
 
 class _InitializeArgs(ctypes.Structure):
@@ -38,12 +38,6 @@ class Module:
     def finalize(self) -> None:
         function = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)(self._functions[_FINALIZE])
         _check("C_Finalize", function(None))
-
-    def init_token(self, slot: int, so_pin: bytes, label: str) -> None:
-        """C_InitToken. The module must be initialized."""
-        padded = label.encode().ljust(32)
-        signature = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-        _check("C_InitToken", signature(self._functions[_INIT_TOKEN])(slot, so_pin, len(so_pin), padded))
 
 
 def _check(call: str, rv: int) -> None:

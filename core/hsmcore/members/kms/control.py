@@ -7,13 +7,12 @@ import re
 from typing import Any, Final
 
 from hsmcore.config.kms import identity_of, name_of
-from hsmcore.control import ControlError, Deactivation, KeyNotExportable, KeyRecord
+from hsmcore.control import ControlError, Deactivation, KeyRecord
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import no_such_key
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.keyring import canonical
 from hsmcore.log import get_logger
-from hsmcore.members.base import KeepsItsKeys
 from hsmcore.members.kms.forms import FORMS, SPEC_OF
 from hsmcore.members.kms.keys import KmsKeys
 
@@ -23,8 +22,8 @@ DELETION_DAYS: Final = 30
 """The longest waiting period that KMS has, and its default: until then the deletion can be cancelled."""
 
 
-class KmsControl(KeepsItsKeys):
-    """A Control (see base.py). Everything but `list_keys` needs rights that a signer should not have."""
+class KmsControl:
+    """A KeyAdmin (see base.py). Everything but `list_keys` needs rights that a signer should not have."""
 
     def __init__(self, keys: KmsKeys, member: str) -> None:
         self._keys, self._member = keys, member
@@ -116,19 +115,6 @@ class KmsControl(KeepsItsKeys):
         """Have an alias name another key: whoever signs or verifies by the alias follows."""
         name = "alias/" + alias.partition("alias/")[2]
         await self._keys.ask("UpdateAlias", {"AliasName": name, "TargetKeyId": self._name(key_id)})
-
-    async def export_wrapped(self, key_id: str) -> bytes:
-        """Raises KeyNotExportable."""
-        raise self._not_exportable(f"KMS gives no copy of key {key_id} away")
-
-    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord:
-        """Raises KeyNotExportable."""
-        del backup, key_id, label
-        raise self._not_exportable("no key of KMS can be put back from a backup")
-
-    def _not_exportable(self, text: str) -> KeyNotExportable:
-        hint = "KMS keeps its keys; for a second region use a multi-Region key."
-        return KeyNotExportable(text, member=self._member, hint=hint)
 
     def _name(self, key_id: str) -> str:
         try:

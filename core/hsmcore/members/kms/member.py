@@ -14,7 +14,7 @@ from hsmcore.config.kms import name_of
 from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFound, NotInitialized
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.members.base import VERIFY_EVERY, MemberSpec
+from hsmcore.members.base import VERIFY_EVERY, MemberSpec, NonExportable
 from hsmcore.members.kms.aws import AwsSession, Surroundings, require_installed
 from hsmcore.members.kms.client import LOST, KmsClient
 from hsmcore.members.kms.control import KmsControl
@@ -42,6 +42,12 @@ class KmsMember:
 
     Requests run on the loop, without threads; the AWS SDK is asked in a thread, at the start and for new credentials.
     """
+
+    token = NonExportable(
+        "KMS gives no copy of key {} away",
+        "no key of KMS can be put back from a backup",
+        "KMS keeps its keys; for a second region use a multi-Region key.",
+    )
 
     def __init__(self, spec: MemberSpec[AwsKmsSettings]) -> None:
         self.name = spec.provider.name

@@ -5,36 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from hsmcore._native import statuses
+from hsmcore._native import Histogram, statuses
 from hsmcore.errors import HsmError
 
-OCTAVES: Final = 44
 CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in statuses() if kind != "OK"))
-
-
-class Histogram:
-    """Times in nanoseconds, in the buckets of the native core (native/src/hist.c): 16 steps to an octave."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
-        self.sum = 0
-
-    def add(self, ns: int) -> None:
-        self.sum += ns
-        # The upper end of the bucket that `ns` falls into, which names the bucket.
-        shift = max(ns.bit_length() - 5, 0)
-        self._counts[ns | ((1 << shift) - 1)] += 1
-
-    def rows(self) -> list[tuple[int, int]]:
-        """(upper bound in ns, count), by bound; buckets without a count are left out."""
-        return sorted(self._counts.items())
-
-    def octaves(self) -> list[int]:
-        """As in Engine.stats."""
-        found = [0] * OCTAVES
-        for upper, count in self.rows():
-            found[min(upper.bit_length(), OCTAVES - 1)] += count
-        return found
 
 
 class Meter:

@@ -1,2 +1,5 @@
-"""Backups of keys: an envelope that says whose key it is (envelope), places to keep it (places), and the proof that it
-can be restored (drill)."""
+"""Backups of keys.
+
+Reading order: envelope (the file, signed by the key in it), places (where files are kept), drill (the proof that a
+backup can be restored), inspect (the operator's commands).
+"""

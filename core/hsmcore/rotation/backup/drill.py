@@ -1,32 +1,33 @@
-"""The restore drill: a backup is worth what a restored key can sign."""
+"""The restore drill: it proves a backup by a signature of the restored key."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final
 
 from hsmcore._native import verify
-from hsmcore.control import KeyRecord
+from hsmcore.control import ControlPlane, KeyRecord
+from hsmcore.control.verbs import ImportWrapped, Prove, Sweep
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement
 
 DRILL_PREFIX: Final = b"\xffhsmcore drill\x00"
-"""Begins what a restored key signs to prove itself."""
+"""Prefix of the text that a restored key signs."""
 Sign = Callable[[str, bytes], Awaitable[bytes]]
 
 
-class Restorer(Protocol):
-    """The part of a member's control plane that a drill needs."""
+def signer(token: ControlPlane) -> Sign:
+    """Have a token's control plane sign."""
 
-    async def list_keys(self) -> list[KeyRecord]: ...
-    async def destroy(self, key_id: str) -> None: ...
-    async def sweep(self, key_id: str, *, nameless: bool = False) -> int: ...
-    async def import_wrapped(self, backup: bytes, key_id: str | None = None, label: str | None = None) -> KeyRecord: ...
+    async def sign(key_id: str, message: bytes) -> bytes:
+        return await token.do(Prove(key_id, message))
+
+    return sign
 
 
 async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
-    """Have a restored key sign, and verify that with the public key of the statement. Raises BackupInvalid."""
+    """Have a restored key sign, and verify the signature with the public key of the statement. Raises BackupInvalid."""
     message = DRILL_PREFIX + secrets.token_bytes(32)
     signature = await sign(key_id, message)
     if not verify(statement.algorithm, statement.public_key, message, signature):
@@ -34,13 +35,13 @@ async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
 
 
 async def drill_beside(
-    statement: Statement, token: Restorer, sign: Sign, scratch: str | None, label: str, *, resumed: bool = False
+    statement: Statement, token: ControlPlane, sign: Sign, scratch: str | None, label: str, *, resumed: bool = False
 ) -> None:
-    """Restore under a scratch id and label (None: the token keeps the backup's own), prove the key, destroy it.
-    Repeating it after a crash (`resumed`) first destroys what was left."""
+    """Restore under a scratch id and label (None: the token keeps the backup's own), prove the key, destroy it. A
+    repetition after a crash (`resumed`) first destroys what was left."""
     identity = scratch or statement.key_id
     await end(token, identity, resumed=resumed)
-    record = await token.import_wrapped(statement.payload, scratch, label if scratch is not None else None)
+    record = await token.do(ImportWrapped(statement.payload, scratch, label if scratch is not None else None))
     try:
         if record.public_key is not None and record.public_key != statement.public_key:
             raise BackupInvalid("the key that was restored is not the one that the backup names")
@@ -49,27 +50,27 @@ async def drill_beside(
         await token.destroy(record.id)
 
 
-async def drill_in_place(statement: Statement, token: Restorer, sign: Sign) -> None:
-    """For tokens whose backups bring their id along: destroy the key itself and put it back. Only for a key that is not
-    in use yet. After a crash the key may be gone: it is put back."""
+async def drill_in_place(statement: Statement, token: ControlPlane, sign: Sign) -> None:
+    """For tokens whose backups keep their id: destroy the key itself and restore it. Only for a key that is not in use
+    yet. After a crash the key may be gone: it is restored."""
     await end(token, statement.key_id)
-    record = await token.import_wrapped(statement.payload)
+    record = await token.do(ImportWrapped(statement.payload))
     if record.public_key is not None and record.public_key != statement.public_key:
         raise BackupInvalid("the key that was restored is not the one that the backup names")
     await prove(statement, record.id, sign)
 
 
-async def end(token: Restorer, key_id: str, *, resumed: bool = False) -> None:
-    """Destroy a key if it is there, and what a crash left of it."""
+async def end(token: ControlPlane, key_id: str, *, resumed: bool = False) -> None:
+    """Destroy a key if it is there, and the remains of a crash."""
     for record in await token.list_keys():
         if record.id == key_id:
             await token.destroy(key_id)
-    await token.sweep(key_id, nameless=resumed)
+    await token.do(Sweep(key_id, resumed))
 
 
-async def restore(statement: Statement, token: Restorer, sign: Sign) -> KeyRecord:
-    """Put a key back for good; it is destroyed again if it is not what the backup says. Raises HsmError."""
-    record = await token.import_wrapped(statement.payload)
+async def restore(statement: Statement, token: ControlPlane, sign: Sign) -> KeyRecord:
+    """Restore a key for good; it is destroyed again if it differs from the backup's statement. Raises HsmError."""
+    record = await token.do(ImportWrapped(statement.payload))
     try:
         await prove(statement, record.id, sign)
     except HsmError:

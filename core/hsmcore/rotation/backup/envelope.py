@@ -1,8 +1,7 @@
-"""The envelope around a wrapped key: a statement of what is in it, signed by that very key.
+"""The envelope around a wrapped key: a statement of its content, signed by that very key.
 
-Whoever changes a byte breaks the signature; whoever signs anew with another key has another public key, which is
-compared with the key ring's. The file has exactly one spelling: anything else that would be read as the same is
-refused.
+A changed byte breaks the signature; a signature by another key shows in its public key, which is compared with the key
+ring's. The file has exactly one spelling: any other that would be read as the same is refused.
 """
 
 from __future__ import annotations
@@ -20,21 +19,23 @@ from hsmcore.errors import BadArgument, HsmError
 
 FORMAT: Final = "hsmcore-key-backup-1"
 PREFIX: Final = b"\xffhsmcore backup\x00"
-"""Begins what is signed: no transaction begins so (see failover/health.py), so an envelope can never be one."""
+"""Prefix of the text that is signed. No transaction begins like this (see failover/health.py), so an envelope can never
+be one."""
 MOST_BYTES: Final = 64 * 1024
 Method = Literal["wrapped", "sealed"]
 
 
 class BackupInvalid(HsmError):
-    """This is no backup, it was changed, or it is that of another key. Nothing of it is imported."""
+    """The file is no backup, it was changed, or it is that of another key. Nothing of it is imported."""
 
     default_hint = "Take another copy, and find out who changed this one."
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What an envelope says of itself. `payload`: what the token wrapped (control/backup.py), or the seed that a key
-    ceremony sealed (80 bytes). `wrapping_key`: the wrapping key's label, or the X25519 recovery key in hexadecimal."""
+    """The statement of an envelope. `payload`: the key as the token wrapped it (control/backup.py), or the seed that a
+    key ceremony sealed (80 bytes). `wrapping_key`: the wrapping key's label, or the X25519 recovery key in
+    hexadecimal."""
 
     key_id: str
     label: str
@@ -47,7 +48,7 @@ class Statement:
     payload: bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the payload; nothing is secret."""
+        """Return everything but the payload; nothing of it is secret."""
         return {
             "keyId": self.key_id,
             "label": self.label,
@@ -60,21 +61,21 @@ class Statement:
         }
 
     def to_sign(self) -> bytes:
-        """The message that the key signs: 48 bytes."""
+        """Return the message that the key signs: 48 bytes."""
         return PREFIX + hashlib.sha256(_dump(self._whole())).digest()
 
     def _whole(self) -> dict[str, Any]:
         return {**self.to_json(), "payload": b64encode(self.payload).decode()}
 
     def enclose(self, signature: bytes) -> bytes:
-        """The file. Raises BackupInvalid if the signature is not the key's."""
+        """Return the file. Raises BackupInvalid if the signature is not the key's."""
         data = _dump({"format": FORMAT, "statement": self._whole(), "signature": signature.hex()})
         open_envelope(data, self.public_key)
         return data
 
 
 def open_envelope(data: bytes, public_key: bytes | None = None) -> Statement:
-    """Read and verify a file. `public_key`: whose backup it must be. Raises BackupInvalid."""
+    """Read and verify a file. `public_key`: the key that it must be a backup of. Raises BackupInvalid."""
     if len(data) > MOST_BYTES:
         raise BackupInvalid(f"a backup has at most {MOST_BYTES} bytes")
     try:
@@ -127,7 +128,7 @@ def _statement(body: Any) -> Statement:
 
 
 def _agree(statement: Statement) -> None:
-    """What is inside says the same."""
+    """Check that the statement beside the wrapped key is the same. Raises BackupInvalid."""
     try:
         inner = orjson.loads(statement.payload)
         same = (inner["id"], inner["algorithm"], inner["publicKey"]) == (

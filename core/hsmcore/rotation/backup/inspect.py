@@ -1,4 +1,4 @@
-"""What people do with backups: look, verify, put a key back."""
+"""Operators' work on backups: look, verify, restore a key."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
 from hsmcore.control.locked import LockedKey
+from hsmcore.control.verbs import ImportSealed
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
-from hsmcore.rotation.backup.drill import prove, restore
+from hsmcore.rotation.backup.drill import prove, restore, signer
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.places import Place
 from hsmcore.state import StoredKey
@@ -18,7 +19,7 @@ from hsmcore.state.backups import BackupRow
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file in a place. `problem`: why it is no good; None: its signature, and what is known of it, agree."""
+    """A file in a place. `problem`: why it is invalid; None: its signature and all records of it agree."""
 
     name: str
     statement: Statement | None
@@ -27,7 +28,8 @@ class Found:
 
 
 async def look(place: Place, name: str, keys: list[StoredKey], rows: list[BackupRow]) -> Found:
-    """Read a file and compare it with itself, with the key ring and with what was once written. Raises PlaceError."""
+    """Read a file and compare it with itself, with the key ring and with the record of its writing. Raises
+    PlaceError."""
     data = await place.read(name)
     if data is None:
         return Found(name, None, "", "it is not there")
@@ -53,21 +55,21 @@ def _contradiction(
 async def put_back(
     statement: Statement, token: ControlPlane, recovery: bytearray | None, public_key: bytes | None = None
 ) -> KeyRecord:
-    """Put a key back on a token for good, after it has proved itself. `recovery`: the X25519 private key for a sealed
+    """Restore a key on a token for good, after it has proved itself. `recovery`: the X25519 private key for a sealed
     one; it is wiped. `public_key`: the key that it must be. Raises HsmError; then no key was added."""
     if public_key is not None and statement.public_key != public_key:
         raise KeyMismatch("the backup is that of another key")
     if statement.method == "wrapped":
-        return await restore(statement, token, token.prove)
+        return await restore(statement, token, signer(token))
     if recovery is None:
         raise BadArgument("a sealed backup needs the recovery key", hint="Name its file with --recovery-key.")
     identity = bytes.fromhex(statement.key_id)
     try:
-        record = await token.import_sealed(statement.label, identity, statement.payload, recovery)
+        record = await token.do(ImportSealed(statement.label, identity, statement.payload, recovery))
     finally:
         recovery[:] = bytes(len(recovery))
     try:
-        await prove(statement, record.id, token.prove)
+        await prove(statement, record.id, signer(token))
     except HsmError:
         await token.destroy(record.id)
         raise
@@ -75,8 +77,8 @@ async def put_back(
 
 
 def opens(statement: Statement, recovery: bytearray) -> bool:
-    """Whether a recovery key (wiped) opens a sealed backup, and the key in it is the one that the backup names. Nothing
-    is imported."""
+    """Return whether a recovery key (wiped) opens a sealed backup, and the key in it is the one that the backup names.
+    Nothing is imported."""
     try:
         key = LockedKey("backup", (statement.payload, recovery))
     except HsmError:

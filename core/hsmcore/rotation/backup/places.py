@@ -1,4 +1,4 @@
-"""Where backups are kept: a folder, or an object store. Files are only ever created, never overwritten."""
+"""The places of backups: a folder, or an object store. Files are created, never overwritten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PlaceError(SystemFailure):
 
 
 class Place(Protocol):
-    """A place. `location` is as it was configured. Everything raises PlaceError."""
+    """A place. `location` is as configured. Every method raises PlaceError."""
 
     location: str
 
@@ -34,14 +34,15 @@ class Place(Protocol):
         """Write a file that must not exist. It is durable when this returns."""
 
     async def read(self, name: str) -> bytes | None:
-        """A file's content; None if there is none."""
+        """Return a file's content; None if it does not exist."""
 
     async def names(self) -> list[str]:
-        """The names of all backups, sorted."""
+        """Return the names of all backups, sorted."""
 
 
 def place_at(location: str, endpoint: str | None = None) -> Place:
-    """The place that `backupLocation` names. `endpoint`: another S3 endpoint than AWS's. Nothing is connected yet."""
+    """Return the place that `backupLocation` names. `endpoint`: another S3 endpoint than AWS's. Nothing is connected
+    yet."""
     scheme, separator, rest = location.partition("://")
     if not separator:
         return Folder(location, Path(location))
@@ -51,7 +52,7 @@ def place_at(location: str, endpoint: str | None = None) -> Place:
 
 
 def name_for(label: str, key_id: str) -> str:
-    """A backup's name: readable, and safe in every place."""
+    """Return a backup's name: readable, and safe in every place."""
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', label)[:60]}.{key_id or 'no-id'}{SUFFIX}"
 
 
@@ -105,8 +106,8 @@ class Folder:
 
 
 class Bucket:
-    """An object store: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix. Credentials are found where the
-    vendor's own tools find them (environment, instance metadata; for S3 whatever boto3 finds, if it is installed)."""
+    """An object store: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix. Credentials come from the places
+    of the vendor's own tools (environment, instance metadata; for S3 those of boto3, if it is installed)."""
 
     def __init__(self, location: str, endpoint: str | None) -> None:
         self.location = location
@@ -154,7 +155,7 @@ class Bucket:
 
 @contextmanager
 def _translated(location: str) -> Iterator[None]:
-    """What obstore raises, as PlaceError: its kind and first line. Its whole text may hold a signed request."""
+    """Raise errors of obstore as PlaceError: kind and first line. Its whole text may hold a signed request."""
     try:
         yield
     except HsmError:

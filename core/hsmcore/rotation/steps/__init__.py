@@ -1,1 +1,1 @@
-"""What each step of a rotation does. Every effect may be begun, cut off and begun again."""
+"""The steps of a rotation. Every effect may be begun, cut off and begun again."""

@@ -1,15 +1,16 @@
-"""Back up the old key and the new one, and restore the new one's backup for a try."""
+"""Back up the old key and the new one, and restore the new one's backup as a test."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Final
 
-from hsmcore.control import KeyNotExportable, is_whole
+from hsmcore.control import ControlPlane, KeyNotExportable, is_whole
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
+from hsmcore.control.verbs import Prove
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
-from hsmcore.members.base import Control
+from hsmcore.members.tokens import export_key, free_id, token_of, why_no_backup
 from hsmcore.rotation.backup import drill as drills
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.places import Place, PlaceError, name_for, place_at
@@ -23,10 +24,10 @@ _SCRATCH_LABEL: Final = "hsmcore-drill"
 
 
 async def back_up_old(ctx: Context) -> Done:
-    """The key that is to be replaced. One that cannot leave its token is no reason to keep it."""
+    """The key that is replaced. A key that cannot leave its token is rotated all the same."""
     if not ctx.rules.backup_enabled:
         return skipped("backupEnabled is false")
-    why = await ctx.first.control.why_no_backup(ctx.old.algorithm)
+    why = await why_no_backup(ctx.first, ctx.old.algorithm)
     if why is not None and ctx.ceremony is None and ctx.rules.backup_policy == "require":
         # Said before anything is made.
         raise KeyNotExportable(f"the new key could not be backed up: {why}", hint=NO_BACKUP_HINT)
@@ -64,7 +65,7 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
         there = await place.read(name)
         if there != data:
             raise PlaceError(f"backups at {place.location}: {name} does not read back as it was written")
-    # What was there already is that of an earlier rotation, or of an attempt that a crash cut off.
+    # An existing file is that of an earlier rotation, or of an attempt that a crash cut off.
     statement = open_envelope(there, key.public_key)
     digest = hashlib.sha256(there).hexdigest()
     return Done(
@@ -90,13 +91,13 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
         wrapping_key=WRAPPING_KEY_LABEL if sealed is None or ceremony is None else ceremony.recovery_public_key.lower(),
         member=member.name,
         made_ns=ctx.clock(),
-        payload=await member.control.export_wrapped(key.key_id) if sealed is None else sealed,
+        payload=await export_key(member, key.key_id) if sealed is None else sealed,
     )
     return statement.enclose(await ctx.port.sign(await ctx.port.load(key.key_id), statement.to_sign()))
 
 
 async def _sealed(ctx: Context) -> bytes | None:
-    """What the ceremony that made the new key sealed."""
+    """Return the copies that the ceremony of the new key sealed."""
     for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["generate"])):
         if "sealed" in step["details"]:
             return bytes.fromhex(step["details"]["sealed"])
@@ -118,7 +119,7 @@ async def plan_drill(ctx: Context) -> Done:
     statement = await _backup_of_new(ctx)
     if statement is None or statement.method == "sealed" or is_whole(statement.payload):
         return Done()
-    free = await _token(ctx).new_key_id()
+    free = await free_id(ctx.first.token if ctx.drill is None else ctx.drill)
     return Done({"scratch": destruction.made_id(ctx, _SCRATCH_LABEL, len(free)).hex() if free is not None else None})
 
 
@@ -129,7 +130,8 @@ async def drill(ctx: Context) -> Done:
         return skipped("there is no backup")
     if statement.method == "sealed":
         return skipped("only the holder of the recovery key can open it: `hsmcore backup verify --recovery-key`")
-    token, sign = _token(ctx), _token(ctx).prove
+    token = _token(ctx)
+    sign = drills.signer(token)
     place, name = _place(ctx).location, name_for(ctx.new.label, ctx.new.key_id)
     try:
         if not is_whole(statement.payload):
@@ -156,7 +158,7 @@ async def drill(ctx: Context) -> Done:
 
 
 async def end_drill(ctx: Context) -> Done:
-    """Destroy what the drill may have left."""
+    """Destroy the keys that the drill may have left."""
     scratch = await _scratch(ctx)
     if scratch is not None and not destruction.is_made_id(ctx, _SCRATCH_LABEL, scratch):
         get_logger().error("a key was not destroyed", rotation=ctx.rotation.id, key=scratch, reason="no drill made it")
@@ -167,11 +169,11 @@ async def end_drill(ctx: Context) -> Done:
 
 
 def _either(ctx: Context) -> drills.Sign:
-    """Sign with the administrator's login or, where that may not, through the engine."""
+    """Sign with the administrator's login or, where that login may not sign, through the engine."""
 
     async def sign(key_id: str, message: bytes) -> bytes:
         try:
-            return await ctx.first.control.prove(key_id, message)
+            return await token_of(ctx.first).do(Prove(key_id, message))
         except HsmError:
             return await ctx.port.sign(await ctx.port.load(key_id), message)
 
@@ -197,8 +199,8 @@ async def _scratch(ctx: Context) -> str | None:
     return None
 
 
-def _token(ctx: Context) -> Control:
-    return ctx.first.control if ctx.drill is None else ctx.drill
+def _token(ctx: Context) -> ControlPlane:
+    return token_of(ctx.first) if ctx.drill is None else ctx.drill
 
 
 def _place(ctx: Context) -> Place:

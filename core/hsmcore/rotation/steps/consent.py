@@ -1,4 +1,4 @@
-"""Wait until enough people have approved."""
+"""Wait for enough approvals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def do(ctx: Context) -> Done | Pending:
-    """Count the approvals of those who are configured now."""
+    """Count the approvals of the approvers that are configured now."""
     if not ctx.rules.approvals:
         return skipped("no approvals are asked for")
     approved, refused = await _given(ctx)
@@ -41,8 +41,8 @@ async def do(ctx: Context) -> Done | Pending:
 
 
 async def require(ctx: Context) -> None:
-    """Before what cannot be taken back: whoever could write the store could have had the first step left out. Raises
-    NotApproved."""
+    """Check the approvals again before a step that cannot be undone: a writer of the store could have had the first
+    step left out. Raises NotApproved."""
     if not ctx.rules.approvals:
         return
     names = await given(ctx)
@@ -51,7 +51,7 @@ async def require(ctx: Context) -> None:
 
 
 async def given(ctx: Context) -> list[str]:
-    """Who has approved the rotation; each proof is checked again."""
+    """Return the approvers of the rotation; each proof is checked again."""
     return (await _given(ctx))[0]
 
 

@@ -1,8 +1,8 @@
-"""What a rotation may destroy. The state store alone is no reason: who can write it could name any key of the token.
+"""The keys that a rotation may destroy. The state store alone is no reason: its writer could name any key of the token.
 
-Destroyed is what the token itself shows to be of this rotation. Where tokens let us choose ids of 8 bytes and more, the
-id of a new key is a digest of the rotation and of the key that it replaces, so rows that name another key do not fit.
-Other tokens (YubiHSM 2, AWS KMS) are judged by the label. In doubt the key stays, and people are told.
+A key is destroyed if the token itself shows that it belongs to this rotation. Where tokens let us choose ids of 8 bytes
+and more, the id of a new key is a digest of the rotation and of the key that it replaces, so rows that name another key
+do not fit. Other tokens (YubiHSM 2, AWS KMS) are judged by the label. In doubt the key stays, and a notice says so.
 """
 
 from __future__ import annotations
@@ -16,35 +16,38 @@ from hsmcore.errors import KeyMismatch
 from hsmcore.keyring import successor_label
 from hsmcore.log import get_logger
 from hsmcore.members import Member
+from hsmcore.members.base import NonExportable
+from hsmcore.members.tokens import free_id
 from hsmcore.rotation.approvals import statement
 from hsmcore.rotation.context import Context
 from hsmcore.rotation.steps import consent
 from hsmcore.state import StoredKey
 
 _LEAST_ID: Final = 8
-"""Bytes of an id that nobody finds a rotation for by trying."""
+"""Bytes of an id that no search can hit by another rotation."""
 
 
 def made_id(ctx: Context, purpose: str, length: int) -> bytes:
-    """The CKA_ID of a key that this rotation makes."""
+    """Return the CKA_ID of a key that this rotation makes."""
     text = b"hsmcore: a key that this rotation makes\n" + statement(ctx.rotation, ctx.old) + purpose.encode()
     return hashlib.sha256(text).digest()[:length]
 
 
 def is_made_id(ctx: Context, purpose: str, key_id: str) -> bool:
-    """Whether an id is that of a key that this rotation makes. A short one could be that of any key."""
+    """Return whether this rotation makes a key of this id. A short id could be that of any key."""
     length = len(key_id) // 2
     return length >= _LEAST_ID and key_id == made_id(ctx, purpose, length).hex()
 
 
 async def choose_id(ctx: Context, member: Member) -> bytes | None:
-    """The new key's id; None: the member chooses it."""
-    free = await member.control.new_key_id()
+    """Return the new key's id; None: the member chooses it."""
+    free = await free_id(member.token)
     return free if free is None or len(free) < _LEAST_ID else made_id(ctx, ctx.new.label, len(free))
 
 
 async def why_not_new(ctx: Context) -> str | None:
-    """Why no key may be destroyed as the one that this rotation has made, going by the ring and by this process."""
+    """Return why no key may be destroyed as the one that this rotation made, by the ring and by this process's
+    memory."""
     if ctx.new.state != "pending" or ctx.new.activated_ns is not None:
         return f"the ring has it as {ctx.new.state}"
     if ctx.old.public_key != ctx.port.signing()[0].public_key:
@@ -55,7 +58,7 @@ async def why_not_new(ctx: Context) -> str | None:
 
 
 async def why_not_this(ctx: Context, member: Member, record: KeyRecord) -> str | None:
-    """Why a key of a token is not the one that this rotation has made."""
+    """Return why a key of a token is not the one that this rotation made."""
     if _signs(ctx, record.id, record.public_key):
         return "it signs"
     if record.id in ctx.signed or (record.public_key is not None and record.public_key.hex() in ctx.signed):
@@ -64,7 +67,7 @@ async def why_not_this(ctx: Context, member: Member, record: KeyRecord) -> str |
 
 
 async def require_made(ctx: Context, member: Member, records: list[KeyRecord]) -> None:
-    """Before a key is taken for the new one, or destroyed to make room for it. Raises KeyMismatch."""
+    """Check a key before it is taken for the new one, or destroyed to make room for it. Raises KeyMismatch."""
     for record in records:
         why = await why_not_new(ctx) or await why_not_this(ctx, member, record)
         if why is not None:
@@ -72,7 +75,7 @@ async def require_made(ctx: Context, member: Member, records: list[KeyRecord]) -
 
 
 async def why_not_old(ctx: Context) -> str | None:
-    """Why the key that the rotation has replaced may not be destroyed."""
+    """Return why the key that the rotation replaced may not be destroyed."""
     if _signs(ctx, ctx.old.key_id, ctx.old.public_key):
         return "it signs"
     why = await _not_approved(ctx)
@@ -86,15 +89,15 @@ async def why_not_old(ctx: Context) -> str | None:
 
 
 def is_old(ctx: Context, member: Member, record: KeyRecord) -> bool:
-    """Whether a key of a token is the one that the rotation has replaced. A missing public half shows nothing, unless
-    the member lists none and chooses ids that are used once."""
+    """Return whether a key of a token is the one that the rotation replaced. A missing public half proves nothing,
+    unless the member lists none and uses each id once."""
     if record.public_key is None:
-        return member.control.makes_whole_keys and record.id == ctx.old.key_id
+        return isinstance(member.token, NonExportable) and record.id == ctx.old.key_id
     return record.public_key == ctx.old.public_key and not _signs(ctx, record.id, record.public_key)
 
 
 async def keep(ctx: Context, key: StoredKey, why: str) -> None:
-    """Say that a key was not destroyed."""
+    """Log and note that a key was not destroyed."""
     get_logger().error("a key was not destroyed", rotation=ctx.rotation.id, key=key.key_id, label=key.label, reason=why)
     await ctx.announce(
         "failure",
@@ -106,7 +109,7 @@ async def keep(ctx: Context, key: StoredKey, why: str) -> None:
 
 
 def _signs(ctx: Context, key_id: str, public_key: bytes | None) -> bool:
-    """Whether this process signs with a key: what it knows in memory, whatever the store says."""
+    """Return whether this process signs with a key, by its memory, whatever the store says."""
     return any(version.id == key_id or version.public_key == public_key for version in ctx.port.signing())
 
 
@@ -119,7 +122,7 @@ async def _not_approved(ctx: Context) -> str | None:
 
 
 async def _why_not_made(ctx: Context, member: Member, record: KeyRecord) -> str | None:
-    free = await member.control.new_key_id()
+    free = await free_id(member.token)
     if free is not None and len(free) >= _LEAST_ID:
         return None if is_made_id(ctx, ctx.new.label, record.id) else "its id is not this rotation's"
     follows = re.search(r"-[0-9a-f]{8}\Z", ctx.new.label) and _stem(ctx.new.label) == _stem(ctx.old.label)

@@ -1,4 +1,4 @@
-"""A new key: its id and label are in the store before the token is asked for it, so a crash leaves nothing unknown."""
+"""A new key: its id and label are in the store before the token makes it, so a crash leaves no unknown key."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from typing import cast
 
 from hsmcore.control import KeyRecord
 from hsmcore.control.curves import Algorithm
+from hsmcore.control.verbs import GenerateSealed, ImportTransported, MakeTransportKey
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.members import Member
+from hsmcore.members.base import NonExportable
+from hsmcore.members.tokens import sweep, token_of
 from hsmcore.rotation.context import Context, Done, Pending
 from hsmcore.rotation.steps import consent, destruction, handover
 from hsmcore.state.keys import StoredKey, change_key, keep_key
 
 
 async def plan(ctx: Context) -> Done:
-    """Choose the id, and say who will hold the key."""
+    """Choose the id, and the members that will hold the key."""
     if ctx.new.key_id or ctx.new.members:
         return Done({"keyId": ctx.new.key_id, "label": ctx.new.label})
-    holders = ctx.everybody()  # who is away would be left behind: better found out before a key is made
+    holders = ctx.everybody()  # a member that is down would not get the key: it fails before a key is made
     names = [member.name for member in (holders[:1] if ctx.ceremony is None else holders)]
     if ctx.old.public_key != ctx.port.signing()[0].public_key:
         raise KeyMismatch("the rotation is to replace another key than the one that signs")
@@ -32,14 +35,14 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done:
-    """Make the key, or find it complete. Raises NotApproved: what was not approved could not be destroyed again."""
+    """Make the key, or find it complete. Raises NotApproved: a key without approvals could not be destroyed again."""
     await consent.require(ctx)
     if ctx.ceremony is not None:
         return await _ceremony(ctx, bytes.fromhex(ctx.ceremony.recovery_public_key))
     member = ctx.first
     found = matching(await member.control.list_keys(), ctx.new)
     await destruction.require_made(ctx, member, found)
-    whole = member.control.makes_whole_keys
+    whole = isinstance(member.token, NonExportable)
     complete = [k for k in found if (k.public_key or whole) and k.can_sign and k.algorithm == ctx.new.algorithm]
     if len(complete) == 1 == len(found):
         record = complete[0]
@@ -56,27 +59,27 @@ async def do(ctx: Context) -> Done:
 
 async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
     """Make the key in locked memory and import it on every member: a key that cannot leave its token cannot be copied
-    later. What an earlier attempt left is destroyed, since nobody has kept its sealed copy."""
+    later. Keys of an earlier attempt are destroyed, since their sealed copies are lost."""
     first, *others = holders = ctx.everybody()
     for member in holders:
         await _clear(ctx, member)
     identity = bytes.fromhex(ctx.new.key_id)
-    transports = [await member.control.transport_key() for member in others]
-    record, sealed = await first.control.generate_sealed(ctx.new.label, identity, [recovery_key, *transports])
+    transports = [await token_of(member).do(MakeTransportKey()) for member in others]
+    record, sealed = await token_of(first).do(GenerateSealed(ctx.new.label, identity, [recovery_key, *transports]))
     for member, blob in zip(others, sealed[1:], strict=True):
         if not matching(await member.control.list_keys(), ctx.new):  # another way to the same token has it already
-            await member.control.import_transported(ctx.new.label, identity, blob)
+            await token_of(member).do(ImportTransported(ctx.new.label, identity, blob))
     return _made(ctx, record, [member.name for member in holders], sealed=sealed[0].hex())
 
 
 async def _clear(ctx: Context, member: Member) -> None:
-    """Erase what an attempt that was cut off has left. Raises KeyMismatch."""
+    """Erase the keys of an attempt that was cut off. Raises KeyMismatch."""
     found = matching(await member.control.list_keys(), ctx.new)
     await destruction.require_made(ctx, member, found)
     for key in found:
         await member.control.destroy(key.id)
     if ctx.resumed:
-        await member.control.sweep(ctx.new.key_id, nameless=True)
+        await sweep(member, ctx.new.key_id, nameless=True)
 
 
 def _made(ctx: Context, record: KeyRecord, names: list[str], **details: str) -> Done:
@@ -88,8 +91,8 @@ def _made(ctx: Context, record: KeyRecord, names: list[str], **details: str) -> 
 
 
 async def undo(ctx: Context) -> Done | Pending:
-    """Destroy the key wherever it may be. A member that does not answer is asked again later. What may not be destroyed
-    stays, and people are told."""
+    """Destroy the key on every member that may hold it. A member that does not answer is asked again later. A key that
+    may not be destroyed stays, and a notice says so."""
     held = await handover.give_back(ctx)
     if held is not None:
         return held
@@ -111,7 +114,7 @@ async def undo(ctx: Context) -> Done | Pending:
             destroyed.append({"member": member.name, "keyId": key.id})
             get_logger().warning("a new key was destroyed again", member=member.name, key=key.id)
         if not (doubt or kept):
-            await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
+            await sweep(member, ctx.new.key_id, nameless=ctx.resumed)
     if not kept:
         return Done({"destroyed": destroyed})
     why = kept[0]["why"]
@@ -123,12 +126,12 @@ async def undo(ctx: Context) -> Done | Pending:
 
 
 def matching(records: Sequence[KeyRecord], key: StoredKey) -> list[KeyRecord]:
-    """Those that are the key, by its id or by its label, which no other key has."""
+    """Return the objects that are the key, by its id or by its label, which no other key has."""
     return [record for record in records if (key.key_id and record.id == key.key_id) or record.label == key.label]
 
 
 async def holder_of(members: Sequence[Member], key: StoredKey) -> Member | None:
-    """The first member that holds the key."""
+    """Return the first member that holds the key."""
     for member in members:
         if matching(await member.control.list_keys(), key):
             return member

@@ -1,4 +1,4 @@
-"""Tell the chain which key is to be obeyed, while the old one still signs.
+"""Tell the chain which key to obey, while the old one still signs.
 
 From the moment that a handover is called the chain may obey either key, until the handover itself says otherwise. The
 call is noted before it is made; from then on only a process with a handover does or undoes this step.
@@ -29,7 +29,7 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done | Pending:
-    """Hand over. It may be done again after a crash, so it looks first at what is there."""
+    """Hand over. After a crash it runs again, so it looks at the present state first."""
     await consent.require(ctx)
     called = await _called(ctx)
     if ctx.handover is None:
@@ -46,7 +46,7 @@ async def do(ctx: Context) -> Done | Pending:
 
 
 async def undo(ctx: Context) -> Done | Pending:
-    """Give everything back to the old key."""
+    """Give every authority back to the old key."""
     called = await _called(ctx)
     if ctx.handover is None:
         return await _held(ctx) if called else skipped("nothing was handed over")
@@ -60,8 +60,8 @@ async def undo(ctx: Context) -> Done | Pending:
 
 
 async def give_back(ctx: Context) -> Pending | None:
-    """Before the new key is destroyed: whatever the rotation's row says, a handover that was called is undone first.
-    None: the chain does not obey the new key."""
+    """Before the new key is destroyed: undo a handover that was called, whatever the rotation's row says. None: the
+    chain does not obey the new key."""
     if not await _called(ctx):
         return None
     outcome = await undo(ctx)
@@ -69,7 +69,8 @@ async def give_back(ctx: Context) -> Pending | None:
 
 
 async def waiting(rotations: Rotations) -> Rotation | None:
-    """The rotation that only a process with a handover can go on with: its handover was called, and did not end."""
+    """Return the rotation that only a process with a handover can continue: its handover was called, and did not
+    end."""
     for rotation in await rotations.open():
         run = rotation.run
         before = run.status == "undoing" or (run.status == "running" and run.step == "handover")
@@ -79,13 +80,13 @@ async def waiting(rotations: Rotations) -> Rotation | None:
 
 
 def refusal(rotation: Rotation) -> HsmError:
-    """What a process without a handover answers meanwhile."""
+    """Return the error that a process without the handover raises."""
     text = f"rotation {rotation.id} was cut off in its handover and waits for the application, which has the handover"
     return StoreBusy(text, hint=HELD_HINT)
 
 
 async def tell(rotation: Rotation, announce: Announce) -> None:
-    """Say that a rotation waits for the process with the handover, and what to do."""
+    """Log that a rotation waits for the process with the handover, and what to do."""
     get_logger().error("a rotation waits for the process that has its handover", rotation=rotation.id, hint=HELD_HINT)
     await announce(
         "failure",

@@ -1,4 +1,4 @@
-"""Pin the new key: from here on it is known by its public key, and nothing else under its id is ever taken for it."""
+"""Pin the new key: from here on its public key identifies it, and no other key under its id is taken for it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Every member that holds the old key gets the new one, before anything depends on it."""
+"""Give the new key to every member that holds the old one, before anything depends on it."""
 
 from __future__ import annotations
 
 from hsmcore.control import KeyNotExportable
 from hsmcore.errors import KeyMismatch
 from hsmcore.members import Member
+from hsmcore.members.tokens import export_key, import_key, sweep
 from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps import destruction
 from hsmcore.rotation.steps.generate import matching
@@ -24,10 +25,10 @@ async def do(ctx: Context) -> Done:
         return skipped("there is one member")
     for member in holders:
         await destruction.require_made(ctx, member, matching(await member.control.list_keys(), ctx.new))
-    # Noted before the copies are made: whoever destroys the key again asks all of them.
+    # Noted before the copies are made: destroying the key asks all of these members.
     await ctx.keys.change(ctx.new.version, members=names)
     for member in holders[1:]:
-        await member.control.sweep(ctx.new.key_id, nameless=ctx.resumed)
+        await sweep(member, ctx.new.key_id, nameless=ctx.resumed)
         try:
             await copy_key(ctx.new, holders[0], member)
         except KeyNotExportable as error:
@@ -37,12 +38,12 @@ async def do(ctx: Context) -> Done:
 
 
 async def copy_key(key: StoredKey, source: Member, target: Member) -> bool:
-    """Put a key on another member that holds the same wrapping key. False if it was there. Raises KeyMismatch if
-    something else is there under its id."""
+    """Put a key on another member that holds the same wrapping key. Returns False if it was there. Raises KeyMismatch
+    if another object has its id."""
     there = matching(await target.control.list_keys(), key)
     copied = not there
     if copied:
-        there = [await target.control.import_wrapped(await source.control.export_wrapped(key.key_id))]
+        there = [await import_key(target, await export_key(source, key.key_id))]
     if any(record.public_key not in (None, key.public_key) for record in there):
         if copied:
             await target.control.destroy(there[0].id)

@@ -1,4 +1,4 @@
-"""The switch, and what becomes of the old key: overlap, deactivation, destruction."""
+"""The switch, and the end of the old key: overlap, deactivation, destruction."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
+from hsmcore.members.tokens import sweep
 from hsmcore.rotation.context import Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
 from hsmcore.rotation.steps import consent, destruction
@@ -22,7 +23,7 @@ _LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def activate(ctx: Context) -> Done:
-    """Let the new key sign. Whoever was routed to the old one is still answered with it."""
+    """Let the new key sign. Requests routed to the old one are still answered with it."""
     await consent.require(ctx)
     version = await ctx.port.load(ctx.new.key_id)
     if version.public_key != ctx.new.public_key:
@@ -52,8 +53,8 @@ async def activate(ctx: Context) -> Done:
 
 
 async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
-    """Have the aliases that the configuration names keys with name `key`. What keeps one from moving must not keep the
-    new key, which the chain obeys by now, from signing: it is said, and tried again before the old key goes."""
+    """Point the aliases that the configuration names keys with at `key`. A failure must not keep the new key, which the
+    chain obeys by now, from signing: it is logged, and tried again before the old key goes."""
     for member in ctx.port.holders():
         if member.name in ctx.aliases:
             alias = ctx.aliases[member.name]
@@ -66,8 +67,8 @@ async def _move_aliases(ctx: Context, key: StoredKey) -> dict[str, str]:
 
 
 async def deactivate(ctx: Context) -> Done | Pending:
-    """End the overlap: the old key signs no more, and tokens that can refuse it. It is deactivated in the store first,
-    so that from then on nobody can make it current."""
+    """End the overlap: the old key signs no more, and tokens that can do so refuse it. The store deactivates it first,
+    so that from then on no caller can make it current."""
     now = ctx.clock()
     old = await ctx.keys.end_overlap(ctx.old.version, now)
     if old.state == "active":
@@ -91,7 +92,7 @@ async def deactivate(ctx: Context) -> Done | Pending:
 
 
 async def destroy(ctx: Context) -> Done:
-    """Erase the old key, where that is configured."""
+    """Erase the old key, if that is configured."""
     if ctx.rules.destroy_after_days is None:
         return skipped("destroyAfterDays is not set")
     if ctx.rotation.by_hand:
@@ -108,7 +109,7 @@ async def destroy(ctx: Context) -> Done:
             if destruction.is_old(ctx, member, record):
                 await member.control.destroy(record.id)
                 gone.append(member.name)
-        await member.control.sweep(ctx.old.key_id)
+        await sweep(member, ctx.old.key_id)
     now = ctx.clock()
     return Done(
         {"keyId": ctx.old.key_id, "members": gone},

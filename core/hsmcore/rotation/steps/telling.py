@@ -1,4 +1,4 @@
-"""Tell people that a key is about to be replaced: the notice is durable, its delivery holds nothing up."""
+"""Give notice that a key is about to be replaced: the notice is durable, and its delivery delays no step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-/* The client's side of the host process, shared by host.c (calls, life cycle) and process.c (the process itself). */
-#ifndef HSM_HOST_H
-#define HSM_HOST_H
+/* The host's process: start it, end it. What is said to it is in host.c, which shares the structure. */
+#ifndef HSM_PROCESS_H
+#define HSM_PROCESS_H
 
 #include <pthread.h>
 #include <sys/types.h>
@@ -29,7 +29,5 @@ struct hsm_host {
 hsm_status hsm_process_start(hsm_host *host, hsm_error *error);
 /* Kill the process, if there is one, and take its exit status, so that no zombie is left. */
 void hsm_process_end(hsm_host *host);
-/* Close a descriptor that was counted, if it is open. */
-void hsm_close_counted(int *fd);
 
 #endif

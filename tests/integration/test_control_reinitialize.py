@@ -1,4 +1,4 @@
-"""The control plane beside an engine that initializes the module anew: nothing stale is used, nobody waits for ever."""
+"""The control plane beside an engine that reinitializes the module: no stale handle is used, no call waits for ever."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlPlane, TokenSelector
+from hsmcore.control import ControlPlane, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import hold_module
+from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys
 from hsmcore.errors import MemberDown, PinIncorrect, SessionFailed
 
 pytestmark = [pytest.mark.integration, needs_chaos]
@@ -40,11 +41,11 @@ def administrator(chaos, *, pin=True, given=None):
         return secret
 
     selector = TokenSelector(label=chaos.wrapped.settings["tokenLabel"])
-    return TokenAdmin(chaos.module, selector, pin=source if pin else None, module_args=chaos.args)
+    return TokenAdmin(TokenAccess(chaos.module, selector, chaos.args), pin=source if pin else None)
 
 
 def initializations(chaos):
-    """How often the module has been initialized anew since somebody holds it."""
+    """How often the module has been initialized again since the first holder."""
     holder = hold_module(chaos.module, chaos.args)
     try:
         count = holder.enter()
@@ -54,12 +55,12 @@ def initializations(chaos):
         holder.close()
 
 
-async def initialize_anew(chaos, manager):
+async def reinitialize(chaos, manager):
     """Have the engine initialize the module once more."""
     before = initializations(chaos)
     await asyncio.sleep(PAUSE)
     chaos.fault("C_SignInit", "return", ckr=NOT_INITIALIZED)
-    assert is_good("ed25519", manager.public_key, b"anew", await manager.sign(b"anew"))
+    assert is_good("ed25519", manager.public_key, b"again", await manager.sign(b"again"))
     assert initializations(chaos) == before + 1
 
 
@@ -68,16 +69,16 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
     given = []
     admin = administrator(chaos, given=given).open()  # first: the login is its own, in a session of its own
     async with opened(chaos.config()) as manager:
-        assert [key.label for key in admin.list_keys()] == ["ed25519-key"]
-        await initialize_anew(chaos, manager)
+        assert [key.label for key in ListKeys().run(admin)] == ["ed25519-key"]
+        await reinitialize(chaos, manager)
         # The module numbers its sessions from the start again: to close the old one would be to close the engine's.
         sessions = chaos.stats()["sessions"]
-        assert [key.label for key in admin.list_keys()] == ["ed25519-key"]
-        made = admin.generate_key("ed25519", "later")
-        assert admin.deactivate(made.id).enforced
-        admin.destroy(made.id)
+        assert [key.label for key in ListKeys().run(admin)] == ["ed25519-key"]
+        made = GenerateKey("ed25519", "later").run(admin)[0]
+        assert Deactivate(made.id).run(admin).enforced
+        Destroy(made.id).run(admin)
         assert chaos.stats()["sessions"] == sessions
-        await initialize_anew(chaos, manager)
+        await reinitialize(chaos, manager)
         sessions = chaos.stats()["sessions"]
         admin.close()
         assert chaos.stats()["sessions"] == sessions
@@ -89,11 +90,11 @@ async def test_what_was_open_before_is_forgotten_and_not_closed(chaos):
 
 
 @one_loop
-async def test_it_is_not_initialized_anew_while_others_are_inside(chaos):
+async def test_the_module_is_not_reinitialized_while_calls_are_inside(chaos):
     async with opened(chaos.config()) as manager:
         with administrator(chaos, pin=False) as admin:
             with admin.session("looking") as session:
-                admin.list_keys()  # nested: still one series
+                ListKeys().run(admin)  # nested: still one series
                 chaos.fault("C_SignInit", "return", ckr=NOT_INITIALIZED, every=1)
                 with pytest.raises((SessionFailed, MemberDown)) as caught:
                     await manager.sign(b"x")
@@ -103,8 +104,8 @@ async def test_it_is_not_initialized_anew_while_others_are_inside(chaos):
             assert initializations(chaos) == 0
             await asyncio.sleep(1.1)  # the member is down until its next probe
             assert is_good("ed25519", manager.public_key, b"y", await manager.sign(b"y"))
-            await initialize_anew(chaos, manager)
-            assert len(admin.list_keys()) == 1
+            await reinitialize(chaos, manager)
+            assert len(ListKeys().run(admin)) == 1
 
 
 @one_loop
@@ -112,12 +113,12 @@ async def test_it_logs_in_when_the_login_went_with_the_engine(chaos):
     given = []
     admin = administrator(chaos, given=given)
     async with opened(chaos.config()) as manager:
-        assert len(admin.open().list_keys()) == 1
+        assert len(ListKeys().run(admin.open())) == 1
         assert given == []
-        await initialize_anew(chaos, manager)
-        assert len(admin.list_keys()) == 1
+        await reinitialize(chaos, manager)
+        assert len(ListKeys().run(admin)) == 1
         assert given == []
-    assert len(admin.list_keys()) == 1
+    assert len(ListKeys().run(admin)) == 1
     assert len(given) == 1
     admin.close()
 
@@ -130,11 +131,11 @@ def test_a_refused_pin_is_not_tried_again(chaos):
         return given[-1]
 
     admin = TokenAdmin(
-        chaos.module, TokenSelector(label=chaos.wrapped.settings["tokenLabel"]), pin=wrong, module_args=chaos.args
+        TokenAccess(chaos.module, TokenSelector(label=chaos.wrapped.settings["tokenLabel"]), chaos.args), pin=wrong
     )
     for match in ("PIN", "earlier attempt", "earlier attempt"):
         with pytest.raises(PinIncorrect, match=match):
-            admin.list_keys()
+            ListKeys().run(admin)
     assert given == [bytearray(len("wrong-pin"))]
 
 
@@ -165,7 +166,7 @@ async def test_under_load(chaos):
         signers = [start(sign(worker)) for worker in range(8)]
         made = worked = 0
         while worked < 12 or initializations(chaos) < 5:
-            await asyncio.sleep(0.02)  # else hardly a moment would be left in which nobody is inside
+            await asyncio.sleep(0.02)  # else hardly a moment would be left in which no call is inside
             try:
                 key = await plane.generate_key("ed25519", f"loaded-{made}")
                 made += 1

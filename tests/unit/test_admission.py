@@ -69,7 +69,7 @@ def test_nothing_is_late_before_anything_was_measured():
     answers=st.integers(1, 64),
 )
 @settings(deadline=None, max_examples=20)
-def test_a_pause_of_the_module_costs_nobody_an_answer(each, pause, answers):
+def test_a_pause_of_the_module_refuses_no_request(each, pause, answers):
     """One window counts at most twice what was known, however long it took."""
     admission = known(each)
     before = admission.each_ns
@@ -81,7 +81,7 @@ def test_a_pause_of_the_module_costs_nobody_an_answer(each, pause, answers):
 
 @given(slow=st.integers(MS, SECOND), fast=st.integers(1_000, 100_000))
 @settings(deadline=None, max_examples=20)
-def test_it_never_stays_slow_for_want_of_load(slow, fast):
+def test_the_service_rate_recovers_without_load(slow, fast):
     """While everything but one request at a time is refused, those that come show how fast it has become."""
     admission = known(slow)
     now = 7200 * SECOND
@@ -97,7 +97,7 @@ def test_it_never_stays_slow_for_want_of_load(slow, fast):
     count=st.integers(1, 200),
 )
 @settings(deadline=None, max_examples=50)
-def test_it_refuses_nobody_whom_an_idle_server_could_serve(each, servers, ahead, count):
+def test_no_request_is_refused_that_an_idle_server_could_serve(each, servers, ahead, count):
     admission = known(each, time.monotonic_ns())
     admission.servers = servers
     limit = 4 * each  # longer than since the last window
@@ -144,7 +144,7 @@ def test_a_server_that_becomes_slower_is_followed(before, factor):
     seed=st.integers(0, 2**32),
 )
 @settings(deadline=None, max_examples=25)
-def test_of_those_that_are_let_in_nearly_all_are_in_time(capacity, load, timeout, seed):
+def test_nearly_all_admitted_requests_meet_their_deadline(capacity, load, timeout, seed):
     """A queue before one server, callers that come at random, at up to five times its rate."""
     assume(capacity * timeout > 20)  # a single signature may take half as long again, which a fifth must cover
     admission, limit, dice = AdmissionControl(), int(timeout * SECOND), random.Random(seed)
@@ -152,7 +152,7 @@ def test_of_those_that_are_let_in_nearly_all_are_in_time(capacity, load, timeout
     now, free_at = SECOND, SECOND
     late = good = refused = 0
     unmeasured = 0
-    """Callers that were let in before anything was known, which is nobody's mistake."""
+    """Callers that were admitted before anything was known, which is no mistake."""
     for _ in range(5_000):
         now += max(1, int(dice.expovariate(capacity * load) * SECOND))
         while waiting and free_at <= now:

@@ -1,0 +1,127 @@
+"""What a key manager signs with, behind one interface: a single member, or the levels of failover."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, cast
+
+from hsmcore.audit import AuditLog
+from hsmcore.config import Config
+from hsmcore.errors import NotInitialized
+from hsmcore.events import Events
+from hsmcore.failover.health import Verify
+from hsmcore.failover.service import FailoverService
+from hsmcore.keyring import KeyRing, KeyVersion
+from hsmcore.manager.single import SingleMember
+from hsmcore.members import Member
+from hsmcore.members.snapshot import MemberSnapshot
+from hsmcore.receipt import Receipt
+
+Submit = Callable[[object, float | None, int, bytes | None], bytes | Awaitable[bytes]]
+"""As SigningEngine.submit: message, timeout, key index, and what is added to the audit record."""
+
+
+class SigningPath(Protocol):
+    """The way from a key manager to its members. Belongs to the event loop. Errors are HsmError."""
+
+    # On the way of every signature: attributes, so that a signature costs no further call.
+    @property
+    def submit(self) -> Submit: ...
+    @property
+    def submit_any_key(self) -> Submit:
+        """As `submit`; another key may sign the message although a signature under the first one may exist."""
+
+    @property
+    def key_index(self) -> int: ...
+    @property
+    def answers_recorded(self) -> bool:
+        """Whether the engine records an answer that is an error; else the key manager does."""
+
+    def abandon(self, answer: Any) -> object:
+        """Called when the wait for an answer of `submit` was cancelled."""
+
+    def submit_many(
+        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+    ) -> Awaitable[list[Any]]: ...
+    def submit_with_receipt(
+        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
+    ) -> Awaitable[Receipt]: ...
+
+    # Keys.
+    @property
+    def version(self) -> KeyVersion:
+        """The key that signs. Raises KeyNotFound."""
+
+    @property
+    def member(self) -> Member:
+        """The member for rare work on keys. Raises HsmError while none runs."""
+
+    def check_operation(self, operation: str) -> None:
+        """Raise EmergencyRefused if the emergency level is active and does not allow the operation."""
+
+    def use(self, version: KeyVersion) -> None:
+        """Sign with this key from now on."""
+
+    async def load_key(self, identity: bytes, known: KeyVersion | None = None) -> KeyVersion:
+        """Load a key by its CKA_ID. `known`: the key ring's version of it. Raises KeyNotFound, KeyMismatch."""
+
+    async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
+        """Sign with a key that need not be the current one."""
+
+    def holders(self) -> list[Member]:
+        """As ManagerPort.holders, but empty if there is none."""
+
+    def signing(self) -> list[KeyVersion]:
+        """As ManagerPort.signing."""
+
+    def retire(self, version: KeyVersion) -> None:
+        """Refuse every further signature with this key, in this process."""
+
+    async def deactivate(self, version: KeyVersion) -> bool:
+        """Retire a key and deactivate it on every token. Whether all tokens enforce that."""
+
+    def forget(self, version: KeyVersion) -> None:
+        """Retire a key that never was current and was destroyed."""
+
+    # State.
+    @property
+    def failover(self) -> FailoverService | None:
+        """What only levels have: counters, budget, history; None for a single member."""
+
+    def members(self) -> tuple[MemberSnapshot, ...]:
+        """Every member, in the order of the levels. Any thread."""
+
+    def begin(self, ring: KeyRing, check: Callable[[], object]) -> None:
+        """Start to record, and add the members' keys to the ring. `check` raises where a request is not allowed."""
+
+    def refuse(self) -> None:
+        """Refuse new requests, unless a member must still sign the audit log's last checkpoint."""
+
+    async def idle(self) -> None:
+        """Wait for the answers that the last audit records need."""
+
+    async def close(self) -> None:
+        """Answer every request and stop the members. Idempotent."""
+
+
+async def open_path(config: Config, verify: Verify, audit: AuditLog, events: Events) -> SigningPath:
+    """Start the members of a configuration. Raises HsmError, and leaves nothing open then."""
+    if config.key_manager.has_levels:
+        return await FailoverService.open(config, verify, audit, events)
+    return await SingleMember.open(config, audit)
+
+
+class _Unopened:
+    """Has no members; every other use raises NotInitialized."""
+
+    failover = None
+
+    def members(self) -> tuple[MemberSnapshot, ...]:
+        return ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotInitialized("used before initialize()")
+
+
+UNOPENED: Final = cast("SigningPath", _Unopened())
+"""The path before `initialize()`."""

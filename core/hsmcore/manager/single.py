@@ -1,0 +1,152 @@
+"""The signing path of a key manager with one member."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter_ns
+from typing import Any, Self, TypeVar
+
+from hsmcore.audit import AuditLog
+from hsmcore.config import Config
+from hsmcore.errors import HsmError, KeyNotFound
+from hsmcore.keyring import KeyRing, KeyVersion
+from hsmcore.members import Member, make_member
+from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.members.snapshot import MemberSnapshot
+from hsmcore.receipt import Receipt
+
+T = TypeVar("T")
+
+
+class SingleMember:
+    """As SigningPath. Belongs to the event loop that opens it."""
+
+    answers_recorded = True
+    failover = None
+
+    def __init__(self, member: Member, version: KeyVersion, audit: AuditLog) -> None:
+        self.member = member
+        self._audit = audit
+        self._use_engine(version)
+
+    def _use_engine(self, version: KeyVersion) -> None:
+        self._engine = self.member.engine  # another object once the member records
+        self.submit = self.submit_any_key = self._engine.submit
+        self.abandon = self._engine.abandon
+        self.version, self.key_index = version, version.index
+
+    @classmethod
+    async def open(cls, config: Config, audit: AuditLog) -> Self:
+        """Start the member. Raises HsmError, and leaves nothing open then."""
+        rules = config.key_manager
+        member = make_member(rules.own, rules, "primary", config.secret_variables)
+        try:
+            member.require_ready()  # software to install is reported before placeholders of an example
+            config.require_complete()
+            return cls(member, await member.start(), audit)
+        except BaseException:
+            await member.stop()
+            raise
+
+    def begin(self, ring: KeyRing, _check: Callable[[], object]) -> None:
+        """The engine checks process and event loop itself."""
+        self._audit.adopt(self.member)
+        self._use_engine(ring.add(self.version))
+        ring.make_current(self.version.id)
+
+    # ---- signing ----
+
+    def submit_many(
+        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+    ) -> Awaitable[list[Any]]:
+        return self._awaited(self._engine.submit_many(messages, timeout, return_exceptions, self.key_index, extra))
+
+    def submit_with_receipt(
+        self, message: Any, timeout: float | None, _allow_other_key: bool, extra: bytes | None
+    ) -> Awaitable[Receipt]:
+        begun, version = perf_counter_ns(), self.version
+        return self._receipt(self._engine.submit_traced(message, timeout, version.index, extra), begun, version)
+
+    async def _receipt(
+        self, answer: asyncio.Future[tuple[bytes, int | None, bool]], begun: int, version: KeyVersion
+    ) -> Receipt:
+        signature, sequence, cached = await self._awaited(answer)
+        latency, member = perf_counter_ns() - begun, self.member
+        return Receipt(signature, version.id, version.public_key, member.name, member.level, cached, latency, sequence)
+
+    async def _awaited(self, answer: asyncio.Future[T]) -> T:
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.abandon(answer)
+            raise
+
+    # ---- keys ----
+
+    def check_operation(self, operation: str) -> None:
+        """There is no emergency level."""
+
+    def use(self, version: KeyVersion) -> None:
+        self._engine.clear_cache()
+        self.version, self.key_index = version, version.index
+
+    async def load_key(self, identity: bytes, known: KeyVersion | None = None) -> KeyVersion:
+        if known is not None and known.index >= 0 and known.state == "active":
+            return known
+        return await self.member.load_key(identity)
+
+    async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
+        signed = self._engine.submit(message, SIGN_SECONDS, version.index)
+        return signed if isinstance(signed, bytes) else await signed
+
+    def holders(self) -> list[Member]:
+        return [self.member]
+
+    def signing(self) -> list[KeyVersion]:
+        return [self.version]
+
+    def retire(self, version: KeyVersion) -> None:
+        if version.index >= 0:
+            self._engine.retire_key(version.index)
+
+    forget = retire
+
+    async def deactivate(self, version: KeyVersion) -> bool:
+        self.retire(version)
+        try:
+            return (await self.member.control.deactivate(version.id)).enforced
+        except KeyNotFound:
+            return True  # a key that is gone signs nothing
+
+    # ---- state ----
+
+    def members(self) -> tuple[MemberSnapshot, ...]:
+        member, engine, version = self.member, self._engine, self.version
+        try:
+            down = bool(engine.stats()["down"])
+        except HsmError:
+            down = True  # it is closed
+        return (
+            MemberSnapshot(
+                name=member.name,
+                level=member.level,
+                condition="open" if down else "ready",
+                reason="the module fails, and recovery is under way" if down else "",
+                signs=True,
+                public_key=version.public_key,
+                key_id=version.id,
+                in_flight=engine.in_flight + engine.waiting,
+                member=member,
+            ),
+        )
+
+    def refuse(self) -> None:
+        if not self._audit.needs_member:
+            self._engine.refuse()
+
+    async def idle(self) -> None:
+        await self._engine.idle()
+
+    async def close(self) -> None:
+        await self.member.stop()

@@ -1,0 +1,67 @@
+"""One member as applications and monitoring see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hsmcore.errors import HsmError
+from hsmcore.members.base import Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSnapshot:
+    """A member of a key manager: its state at the time of KeyManager.members(). Any thread may read it.
+
+    `host_pid` and `stats()` read the running member when they are used.
+    """
+
+    name: str
+    level: str
+    condition: str
+    """"ready", "ramping", "open", "half-open", "fenced", "drained" or "stopped"; docs/FAILOVER.md explains them."""
+    reason: str
+    """Why the member is out of service; "" if it is in service."""
+    signs: bool
+    """Whether the next request may go to this member."""
+    public_key: bytes | None
+    """The key that the member signs with; None while it is stopped."""
+    key_id: str | None
+    in_flight: int
+    """Requests that the member works on, and requests that wait for room."""
+    breakers: Mapping[str, str] = field(default_factory=dict)
+    """Breakers that are not closed: kind of failure and state."""
+    next_probe_seconds: float | None = None
+    member: Member | None = field(default=None, repr=False, compare=False)
+    """The running member itself, for the library's own use."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the member has started."""
+        return self.member is not None
+
+    @property
+    def host_pid(self) -> int | None:
+        """The process id of the host process; None if there is none at present."""
+        return None if self.member is None else getattr(self.member.engine, "host_pid", None)
+
+    def stats(self) -> dict[str, Any] | None:
+        """Counters and latency histograms (see Engine.stats); None if the member is not running."""
+        try:
+            return None if self.member is None else self.member.engine.stats()
+        except HsmError:
+            return None  # it is closing
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields in the form of KeyManager.describe()."""
+        return {
+            "member": self.name,
+            "level": self.level,
+            "condition": self.condition,
+            "reason": self.reason,
+            "publicKey": None if self.public_key is None else self.public_key.hex(),
+            "inFlight": self.in_flight,
+            "breakers": dict(self.breakers),
+            "nextProbeSeconds": self.next_probe_seconds,
+        }

@@ -1,0 +1,13 @@
+/* A public key prepared for many verifications in software. One thread at a time. */
+#ifndef HSM_VERIFY_H
+#define HSM_VERIFY_H
+
+#include "base.h"
+
+typedef struct hsm_verifier hsm_verifier;
+hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len);
+void hsm_verifier_free(hsm_verifier *verifier);
+hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
+                              const uint8_t *signature, size_t signature_len);
+
+#endif

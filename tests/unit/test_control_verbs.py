@@ -1,0 +1,157 @@
+"""The verbs of the control plane on their way to a child process: every one of them, its secrets, hostile JSON."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import orjson
+import pytest
+from pkcs11.mechanisms import Mechanism
+
+from hsmcore.control import child, verbs
+from hsmcore.control.admin import TokenAdmin
+from hsmcore.control.quirks import KeyForm
+from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord
+from hsmcore.control.verbs import VERBS, Verb
+from hsmcore.control.wire import pack, unpack
+from hsmcore.errors import EngineClosed, InternalError
+
+SECRET = "5ec12e75ec12e7aa"
+EVERY = pytest.mark.parametrize("kind", VERBS.values(), ids=VERBS.keys())
+WRONG = [None, 7, 1.5, True, "zz", [], ["x"], {}, {"x": 1}]
+
+
+def value_of(kind):
+    """A value of a field's type that shows where it comes out again."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return inner[0]
+    if origin in (list, Sequence):
+        return [value_of(inner[0])]
+    if origin is tuple:
+        return tuple(map(value_of, inner))
+    if inner:
+        return value_of(inner[0])
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: value_of(hints[field.name]) for field in fields(kind)})
+    known = {str: SECRET, bytes: bytes.fromhex(SECRET), bytearray: bytearray.fromhex(SECRET)}
+    known |= {bool: True, int: 258, Mechanism: int.__new__(Mechanism, 0x8000_0001)}
+    return known[kind]
+
+
+def test_the_child_knows_them_all():
+    kinds = {kind for kind in vars(verbs).values() if isinstance(kind, type) and issubclass(kind, Verb)} - {Verb}
+    assert kinds == {kind for kind in child.VERBS.values() if kind.__module__ == verbs.__name__}
+    assert len(kinds) == 15
+
+
+@EVERY
+def test_no_argument_is_in_a_verb_s_text(kind):
+    verb = value_of(kind)
+    for text in (repr(verb), str(verb), f"{verb}", repr([verb])):
+        assert SECRET not in text.lower()
+        assert repr(bytes.fromhex(SECRET))[2:-1] not in text
+
+
+@EVERY
+def test_verbs_cannot_be_changed(kind):
+    assert kind.__dataclass_params__.frozen
+    assert not hasattr(value_of(kind), "__dict__")
+
+
+@EVERY
+def test_a_verb_survives_the_way_and_its_secret_goes_another(kind):
+    verb = value_of(kind)
+    sent = orjson.loads(orjson.dumps(verb.to_json()))
+    assert sent["call"] == kind.__name__
+    names = {field.name for field in fields(kind) if get_type_hints(kind)[field.name] is not bytearray}
+    assert sent["arguments"].keys() == names
+    assert sent["secret_bytes"] == (None if verb.secret is None else len(SECRET) // 2)
+    assert kind.of_json(sent["arguments"], verb.secret) == verb
+
+
+@EVERY
+def test_arguments_of_another_type_are_refused(kind):
+    verb = value_of(kind)
+    good = orjson.loads(orjson.dumps(verb.to_json()))["arguments"]
+    refused = (TypeError, ValueError)
+    for wrong in (None, [], "x", {**good, "more": 1}):
+        with pytest.raises(refused):
+            kind.of_json(wrong, verb.secret)
+    with pytest.raises(refused):
+        kind.of_json(good, None if verb.secret is not None else bytearray(3))
+    for name in good:
+        with pytest.raises(refused):
+            kind.of_json({other: value for other, value in good.items() if other != name}, verb.secret)
+        for wrong in WRONG:
+            with suppress(*refused):  # else it is of the right type
+                read = kind.of_json({**good, name: wrong}, verb.secret)
+                assert read.to_json()["arguments"][name] == wrong
+    for name in good:
+        object.__setattr__(verb, name, object())
+        with pytest.raises(refused):
+            verb.to_json()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [KeyRecord, TokenRecord, Deactivation, KeyForm, list[KeyRecord], tuple[KeyRecord, list[bytes]], str | None, int],
+    ids=str,
+)
+def test_results_survive_the_way_and_others_are_refused(kind):
+    value = value_of(kind)
+    data = orjson.loads(orjson.dumps(pack(kind, value)))
+    assert unpack(kind, data) == value
+    for wrong in (1.5, ["x"], {"x": 1}, [[]]):
+        with pytest.raises((TypeError, ValueError)):
+            unpack(kind, wrong)
+
+
+def answers_to(tmp_path, request, secret=b""):
+    """What a child answers to one request and the secret that follows it."""
+    sent = tmp_path / "requests"
+    sent.write_bytes(orjson.dumps(request) + b"\n" + secret)
+    answers = io.BytesIO()
+    with io.FileIO(sent) as requests:
+        child.serve(requests, answers)
+    return [orjson.loads(line) for line in answers.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"call": "nonsense", "arguments": {}, "secret_bytes": None}, "nonsense: KeyError"),
+        ({"call": "ListKeys"}, "ListKeys: TypeError"),
+        ({"call": "Destroy", "arguments": {"key_id": 7}, "secret_bytes": None}, "a int is no str"),
+        ({"call": "Destroy", "arguments": {"key_id": "00"}, "secret_bytes": 2}, "one too many"),
+        ({"call": "ImportSealed", "arguments": {}, "secret_bytes": None}, "a secret is missing"),
+        ({"call": "ListKeys", "arguments": {}, "secret_bytes": None, "more": 1}, "ListKeys: TypeError"),
+        ({"call": "ListKeys", "arguments": {}, "secret_bytes": None}, "the token is closed"),
+    ],
+)
+def test_the_child_refuses_what_is_no_verb(tmp_path, request_, said):
+    [answer] = answers_to(tmp_path, request_, b"x" * (request_.get("secret_bytes") or 0))
+    assert said in answer["error"]["message"]
+    assert answer["error"]["class"] in (InternalError.__name__, EngineClosed.__name__)
+
+
+def test_the_child_wipes_a_secret_whatever_comes_of_it(tmp_path, monkeypatch):
+    seen = []
+
+    def fail(verb, admin):
+        assert admin is None or isinstance(admin, TokenAdmin)
+        seen.append((bytes(verb.recovery), verb.recovery))
+        raise RuntimeError
+
+    monkeypatch.setattr(verbs.ImportSealed, "run", fail)
+    monkeypatch.setattr(verbs.ImportSealed, "needs_token", False)
+    sent = value_of(verbs.ImportSealed).to_json()
+    [answer] = answers_to(tmp_path, sent, bytes.fromhex(SECRET))
+    [(given, left)] = seen
+    assert (given, left) == (bytes.fromhex(SECRET), bytearray(len(given)))
+    assert answer["error"]["message"] == "ImportSealed: RuntimeError: "
