@@ -102,3 +102,14 @@ cdef class SlotTable:
         slot.followers = NULL
         self.followed -= 1
         return followers
+
+    cdef uint64_t sweep_followers(self, _Slot *slot, uint64_t now, uint64_t soonest, object member) except? 0:
+        """Fail the followers whose deadline has passed. Returns the earlier of the next deadline and `soonest`."""
+        cdef Pending follower
+        for follower in self.take_followers(slot):
+            if follower.deadline <= now:
+                _refuse(follower.waiter, follower.position, _exception(HSM_DEADLINE_EXCEEDED, member))
+            else:
+                soonest = _earlier(follower.deadline, soonest)
+                self.follow(slot, follower)
+        return soonest

@@ -140,8 +140,6 @@ def disturbance(result: Result) -> str:
     )
 
 
-# ---- terminal ----
-
 WIDE = 150  # columns that the full tables take
 
 
@@ -236,9 +234,6 @@ def reached(verdict: Verdict) -> str:
 
 def met(verdict: Verdict) -> str:
     return {True: "yes", False: "no", None: "not measured"}[verdict.met]
-
-
-# ---- markdown ----
 
 
 def markdown(result: Result, *, short: bool = False) -> str:

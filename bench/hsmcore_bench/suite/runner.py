@@ -136,8 +136,6 @@ class _Run:
         most = self._scenarios[contender.scenario].rounds
         return self._options.rounds if most is None else min(most, self._options.rounds)
 
-    # ---- starting ----
-
     def _open_token(self) -> None:
         self._report(Progress(0, self._total, "making a token"))
         commands = self._commands
@@ -192,8 +190,6 @@ class _Run:
             expected = self._signatures.setdefault((contender.token, size), signature)
             if signature != expected:
                 self._give_up(contender, "its signature differs from the others'")
-
-    # ---- measuring ----
 
     def _slice(self, contender: Contender, number: int) -> None:
         """The least disturbed of a few attempts."""

@@ -90,8 +90,6 @@ class OpenLog:
     async def _run(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._thread, work)
 
-    # ---- opening and closing ----
-
     async def open(self) -> None:
         opened = await self._run(self._open_files)
         self.origin, self.checkpoint = opened.origin, opened.checkpoint
@@ -202,8 +200,6 @@ class OpenLog:
         """Why the log cannot be written at present; None: it can."""
         return self._failure
 
-    # ---- recording ----
-
     def record(
         self, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
     ) -> int | None:
@@ -298,8 +294,6 @@ class OpenLog:
             if not future.done():
                 future.set_exception(AuditUnavailable(f"audit log {self._layout.log}: {problem}"))
         self._waiting.clear()
-
-    # ---- sealing ----
 
     def _schedule(self) -> None:
         """Have a checkpoint made when there are enough records, or when the first of them is old enough."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from nacl.signing import SigningKey
 from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
-from hsmcore.members.base import Member
+from hsmcore.keyring import KeyVersion
 from hsmcore.state.ownership import make
 
 _PREFIX = "PRIVATE+KEY+"
@@ -28,6 +29,25 @@ class CheckpointSigner(Protocol):
 
     async def sign(self, text: bytes) -> bytes:
         """64 bytes. Raises HsmError."""
+
+
+class SigningEngine(Protocol):
+    """What a checkpoint needs of a member's engine."""
+
+    def submit(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    ) -> bytes | asyncio.Future[bytes]:
+        """Sign with the key of this index. `extra` b"": without a record."""
+
+
+class SigningMember(Protocol):
+    """What a checkpoint needs of a member."""
+
+    @property
+    def engine(self) -> SigningEngine: ...
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """Find a key by its id. Raises KeyNotFound."""
 
 
 class FileSigner:
@@ -83,11 +103,11 @@ class HsmSigner:
     """A key of the member that signs. It must be another one than those that sign messages: whoever may have messages
     signed could have checkpoints signed."""
 
-    def __init__(self, member: Member, index: int, key: VerifierKey) -> None:
+    def __init__(self, member: SigningMember, index: int, key: VerifierKey) -> None:
         self._member, self._index, self.key = member, index, key
 
     @classmethod
-    async def find(cls, member: Member, key_id: bytes, name: str) -> HsmSigner:
+    async def find(cls, member: SigningMember, key_id: bytes, name: str) -> HsmSigner:
         """Raises HsmError."""
         version = await member.load_key(key_id)
         if version.algorithm != "ed25519":

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
 
-from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError, InvalidMessageType
+from hsmcore._native import freeze
+from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError
 from hsmcore.failover.breaker import may_have_signed
 from hsmcore.failover.levels import EMERGENCY
-from hsmcore.failover.request import Answer, frozen
+from hsmcore.failover.request import Answer
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ async def sign_many(
     extra: bytes | None = None,
 ) -> list[Any]:
     """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records."""
-    batch = [message if type(message) is bytes else frozen(message) for message in messages]
+    batch = [freeze(message) for message in messages]
     router.check()
     endpoint = router.levels.pick()
     begun = monotonic_ns()
@@ -148,7 +149,7 @@ async def _ask(
 ) -> None:
     """Have each part signed. Raises the request's own errors."""
     # The one with the longest message first: if that one is refused as too long, nothing is signed.
-    longest = max(range(len(batch)), key=lambda index: _length(batch[index]), default=0)
+    longest = max(range(len(batch)), key=lambda index: len(batch[index]), default=0)
     try:
         for part in sorted(parts, key=lambda part: not part.first <= longest < part.end):
             part.begin(router, batch, timeout, extra)
@@ -165,15 +166,9 @@ async def _ask(
                 part.endpoint.pending.discard(part.asked)
 
 
-def _length(message: Any) -> int:
-    return len(message) if isinstance(message, bytes) else 0
-
-
-def _check(batch: list[Any]) -> None:
+def _check(batch: list[bytes]) -> None:
     """Before anything is signed."""
     for message in batch:
-        if not isinstance(message, bytes):
-            raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}")
         if not message:
             raise EmptyMessage("a message must have at least one byte")
 

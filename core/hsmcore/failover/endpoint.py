@@ -94,7 +94,8 @@ class Endpoint(MemberState):
             await member.stop()
             raise
         self.member = member
-        self.bind()
+        self.engine = engine = member.engine
+        self.submit, self.traced = engine.submit, engine.submit_with_receipt
         supervisor = getattr(member, "supervisor", None)
         if supervisor is not None:
             supervisor.lost = lambda: self.lost(self)
@@ -105,12 +106,6 @@ class Endpoint(MemberState):
         self.versions = {version.public_key: version}
         self.use(version)
         return version
-
-    def bind(self) -> None:
-        """Take the member's engine, which is another object once the member records."""
-        if self.member is not None:
-            self.engine = engine = self.member.engine
-            self.submit, self.traced = engine.submit, engine.submit_traced
 
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on."""

@@ -105,8 +105,6 @@ class HealthMonitor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # ---- looking ----
-
     def _tick(self) -> None:
         self._later()  # first, so that nothing in here can end it
         now = monotonic_ns()
@@ -160,8 +158,6 @@ class HealthMonitor:
         if not self._ended:
             self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
             self._router.settle()
-
-    # ---- probes ----
 
     async def _probe(self, endpoint: Endpoint) -> None:
         try:
@@ -218,8 +214,6 @@ class HealthMonitor:
             raise SignatureInvalid("a probe's signature does not verify", member=endpoint.name)
         if "slow" in endpoint.breakers and endpoint.watch.p99 and took > max(FLOOR_NS, FACTOR * endpoint.watch.p99):
             raise HsmError("a probe took far longer than signatures used to", status="BUSY", member=endpoint.name)
-
-    # ---- what people ask for ----
 
     async def readmit(self, endpoint: Endpoint, reason: str) -> None:
         """Try a member anew that is out. One that only a person brings back logs in anew and proves its key anew."""

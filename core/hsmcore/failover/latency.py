@@ -6,8 +6,9 @@ member used to have; a member that is always slow is no outlier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
+
+from hsmcore.members.histograms import Rows, added, quantile
 
 WINDOW_MIN: Final = 20
 """Signatures that a window must have to say anything."""
@@ -21,9 +22,6 @@ WINDOWS: Final = 3
 """So many outliers in a row make a member slow."""
 SMOOTHING: Final = 16
 """The usual value moves by 1/16 of the difference with each window."""
-
-Histogram = Iterable[tuple[int, int]]
-"""(upper bound in ns, count since the start), ascending: Engine.stats()["hsm_ns"]."""
 
 
 class LatencyWatch:
@@ -39,18 +37,18 @@ class LatencyWatch:
         self._outliers = 0
         self._before: dict[int, int] = {}
 
-    def look(self, histogram: Histogram) -> bool:
+    def look(self, histogram: Rows) -> bool:
         """Take the histogram as it is now. Returns whether the member has become slow."""
         counts = dict(histogram)
-        added = [(upper, count - self._before.get(upper, 0)) for upper, count in counts.items()]
-        total = sum(count for _, count in added)
-        if total < 0:  # the engine was started anew and counts from nought
+        window = added(self._before, counts)
+        total = sum(count for _, count in window)
+        if total < 0:  # the engine has started again and counts from 0
             self._before = counts
             return False
         if total < WINDOW_MIN:
             return False
         self._before = counts
-        median, p99 = _quantile(added, total, 50), _quantile(added, total, 99)
+        median, p99 = quantile(window, 500), quantile(window, 990)
         if self._windows >= HISTORY_MIN and median > max(FLOOR_NS, FACTOR * self._median):
             self._outliers += 1
             return self._outliers >= WINDOWS
@@ -67,12 +65,3 @@ class LatencyWatch:
 
 def _smoothed(usual: int, value: int) -> int:
     return value if usual == 0 else usual + (value - usual) // SMOOTHING
-
-
-def _quantile(added: list[tuple[int, int]], total: int, percent: int) -> int:
-    rank, seen = (total * percent + 99) // 100, 0
-    for upper, count in added:
-        seen += count
-        if seen >= rank:
-            return upper
-    return added[-1][0]

@@ -64,8 +64,6 @@ class Levels(Generic[M]):
     _why: str = ""
     _key_level: int = 0
 
-    # ---- on the way of every signature ----
-
     def pick(self) -> M | None:
         """The least loaded member of the active level; None: nobody may sign."""
         if self._ramping:
@@ -91,8 +89,6 @@ class Levels(Generic[M]):
         """Those whom `pick` chooses among."""
         return (*self._steady, *self._ramping) if self._ramping else self.ready
 
-    # ---- for a request that has failed once ----
-
     def pick_for(self, key: bytes | None, tried: Collection[M]) -> M | None:
         """Who may try next: not one of `tried`; with `key`, if a signature under that one may exist already.
         While nobody is trusted, a member whose last probe was good may."""
@@ -108,8 +104,6 @@ class Levels(Generic[M]):
             if found:
                 return least_loaded(found)
         return None
-
-    # ---- what is reported ----
 
     def started(self, member: M, key: bytes, now: int) -> None:
         """The member works, with this public key."""
@@ -204,8 +198,6 @@ class Levels(Generic[M]):
             and now >= member.checked_at + member.interval
         )
 
-    # ---- what a person asks for ----
-
     def drain(self, member: M, on: bool, reason: str, now: int) -> None:
         """Send it nothing any more, or again. Requests in flight end where they are."""
         if member.drained != on:
@@ -255,8 +247,6 @@ class Levels(Generic[M]):
             self.refresh(now)
             self.version += 1
 
-    # ---- time ----
-
     def tick(self, now: int) -> None:
         """Let shares grow."""
         changed = False
@@ -300,8 +290,6 @@ class Levels(Generic[M]):
         self.ready, self._ramping, self._steady = ready, ramping, steady
         if active != self.active:
             self._moved(active, before)
-
-    # ---- inside ----
 
     def _moved(self, active: int | None, before: tuple[M, ...]) -> None:
         was, self.active = self.active, active

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hsmcore.errors import HsmError, InvalidTimeout, MemberDown
+from hsmcore.errors import HsmError, MemberDown
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Levels
@@ -132,24 +132,6 @@ class KeyBindings:
             self._keys.popitem(last=False)
 
 
-def frozen(message: Any) -> Any:
-    """A copy that the caller cannot change before another member signs it. What is no message stays what it is: the
-    engine says what is wrong with it."""
-    try:
-        return bytes(memoryview(message))
-    except (BufferError, ValueError, TypeError):
-        return message
-
-
 def by_module(error: HsmError) -> bool:
     """Whether it was a module that refused a request, not hsmcore: it may be the module that is wrong."""
     return error.status == "REQUEST_REJECTED" and (error.call or "").startswith("C_")
-
-
-def checked_timeout(timeout: Any) -> float:
-    """In seconds, within bounds. Raises InvalidTimeout."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
-    if not 0 < timeout < float("inf"):
-        raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
-    return float(min(timeout, 1e8))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
+from hsmcore._native import freeze, timeout_ns
 from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.budget import Emergency
@@ -21,7 +22,7 @@ from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, KeyBindings, Request, by_module, checked_timeout, failure_of, frozen
+from hsmcore.failover.request import Answer, KeyBindings, Request, by_module, failure_of
 from hsmcore.keyring import KeyVersion
 
 LATE_NS: Final = SECOND // 10
@@ -74,8 +75,6 @@ class Router:
         self.unsigned = 0
         """Requests that no level signed."""
 
-    # ---- signing ----
-
     async def sign(
         self,
         message: Any,
@@ -88,7 +87,7 @@ class Router:
         if extra is not None:
             return (await self.sign_traced(message, timeout, allow_other_key, extra)).signature
         if type(message) is not bytes:
-            message = frozen(message)
+            message = freeze(message)
         endpoint = self._sole or self.levels.pick()
         if endpoint is None or (
             self._careful and (self._closely or self.any_bound_elsewhere((message,), endpoint.key))
@@ -126,7 +125,7 @@ class Router:
     ) -> Answer:
         """Sign, and say who did it. `extra` goes into the audit records."""
         if type(message) is not bytes:
-            message = frozen(message)
+            message = freeze(message)
         request = self._request(message, monotonic_ns(), timeout, allow_other_key)
         request.extra = extra
         self._look_up(request)
@@ -136,8 +135,6 @@ class Router:
             if answer is not None:
                 return answer
         return await self._route(request)
-
-    # ---- for batches; see batch.sign_many ----
 
     def begin_many(
         self, endpoint: Endpoint, batch: list[Any], timeout: float | None, extra: bytes | None = None
@@ -177,8 +174,6 @@ class Router:
     def is_request_s_own(self, error: HsmError) -> bool:
         """Whether no other member would do better."""
         return kind_of(error) is None and not self._left(error)
-
-    # ---- one request, after the first failure ----
 
     async def _route(self, request: Request) -> Answer:
         try:
@@ -327,8 +322,6 @@ class Router:
         """Whether it was a member, and not this router, that was closed under a request."""
         return (isinstance(error, EngineClosed) and not self.closing) or isinstance(error, EmergencyRefused)
 
-    # ---- waiting ----
-
     async def _wait(self, until: int, eager: bool) -> None:
         """Until then (monotonic ns); eagerly: or until the levels change."""
         seconds = (until - monotonic_ns()) / SECOND
@@ -384,8 +377,6 @@ class Router:
                 self._version = -1
                 self.settle()
 
-    # ---- small things ----
-
     @property
     def version(self) -> KeyVersion | None:
         """The key that signs now, or that signed last while nobody can."""
@@ -426,8 +417,7 @@ class Router:
         return timeout  # the engine says what is wrong with it
 
     def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
-        seconds = self._default if timeout is None else checked_timeout(timeout)
-        return Request(message, begun + int(min(seconds, 1e8) * SECOND), allow_other_key)
+        return Request(message, begun + timeout_ns(self._default if timeout is None else timeout), allow_other_key)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -155,13 +155,10 @@ class FailoverService:
         ring.make_current(self.version.id)
 
     def _learn_key(self, endpoint: Endpoint) -> None:
-        if endpoint.member is not None:
-            self._audit.adopt(endpoint.member)
-            endpoint.bind()
+        if self._audit.enabled and endpoint.member is not None:
+            endpoint.member.record_in(self._audit)
         endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
         self._ring.add(endpoint.key_version)
-
-    # ---- signing ----
 
     def abandon(self, _answer: object) -> None:
         """The router gives up requests itself."""
@@ -173,8 +170,6 @@ class FailoverService:
         begun = time.perf_counter_ns()
         answer = await self.router.sign_traced(message, timeout, allow_other_key, extra)
         return answer.receipt(time.perf_counter_ns() - begun)
-
-    # ---- keys ----
 
     @property
     def failover(self) -> Self:
@@ -292,8 +287,6 @@ class FailoverService:
                 get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
         return enforced
 
-    # ---- closing ----
-
     def refuse(self) -> None:
         """Take no further requests; those that wait for a member end with EngineClosed."""
         self.router.closing = True
@@ -321,8 +314,6 @@ class FailoverService:
                 await asyncio.wait((self._writing,))
         finally:
             await self._store.close()
-
-    # ---- telling ----
 
     def _tell(self, event: Event) -> None:
         log = get_logger()

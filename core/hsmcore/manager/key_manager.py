@@ -74,8 +74,6 @@ class KeyManager:
         self._path = path
         self._keys = KeyOperations(path, self._background.rotation, self._rules, self.audit, self._events)
 
-    # ---- life cycle ----
-
     async def initialize(self) -> None:
         """Open the audit log, log in to the token, start its workers, find and prove the key. Raises HsmError; on
         failure nothing is left open and it may be tried again, unless the login was refused: that is not repeated."""
@@ -154,8 +152,6 @@ class KeyManager:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    # ---- signing ----
 
     async def sign(
         self,
@@ -264,8 +260,6 @@ class KeyManager:
         valid = await self._verifiers.verify(versions, message, signature)
         return self._record.verification(message, signature, key_id, valid)
 
-    # ---- keys ----
-
     @property
     def public_key(self) -> bytes:
         """The current key's public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
@@ -315,8 +309,6 @@ class KeyManager:
     def _open_keys(self) -> KeyOperations:
         self._life.check()
         return self._keys
-
-    # ---- state and events ----
 
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` in the event loop for each `event`; see events.EVENTS. Returns what ends it."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hsmcore._native import freeze
 from hsmcore.audit import AuditLog
-from hsmcore.errors import AuditUnavailable, HsmError, LoginError
+from hsmcore.errors import AuditUnavailable, HsmError, InvalidMessageType, LoginError
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.snapshot import MemberSnapshot
 
@@ -35,7 +36,7 @@ class Recorder:
     def verification(self, message: Any, signature: bytes, key_id: str | None, valid: bool) -> bool:
         """A verification that was asked for. Returns `valid`."""
         if self.enabled:
-            self._audit.note("verify", message=bytes(message), signature=signature, key_id=key_id, valid=valid)
+            self._audit.note("verify", message=freeze(message), signature=signature, key_id=key_id, valid=valid)
         return valid
 
     def failure(self, operation: str, message: Any, error: BaseException) -> int | None:
@@ -43,9 +44,13 @@ class Recorder:
         its engine records."""
         if not self.enabled or isinstance(error, AuditUnavailable):
             return None
+        try:
+            shown = freeze(message)
+        except InvalidMessageType:
+            shown = None
         return self._audit.note(
             operation,
-            message=bytes(message) if isinstance(message, (bytes, bytearray, memoryview)) else None,
+            message=shown,
             result="error",
             error=error.status if isinstance(error, HsmError) else "CANCELLED",
             member=self._name,

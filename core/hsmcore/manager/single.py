@@ -51,11 +51,10 @@ class SingleMember:
 
     def begin(self, ring: KeyRing, _check: Callable[[], object]) -> None:
         """The engine checks process and event loop itself."""
-        self._audit.adopt(self.member)
+        if self._audit.enabled:
+            self.member.record_in(self._audit)
         self._use_engine(ring.add(self.version))
         ring.make_current(self.version.id)
-
-    # ---- signing ----
 
     def submit_many(
         self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
@@ -66,7 +65,7 @@ class SingleMember:
         self, message: Any, timeout: float | None, _allow_other_key: bool, extra: bytes | None
     ) -> Awaitable[Receipt]:
         begun, version = perf_counter_ns(), self.version
-        return self._receipt(self._engine.submit_traced(message, timeout, version.index, extra), begun, version)
+        return self._receipt(self._engine.submit_with_receipt(message, timeout, version.index, extra), begun, version)
 
     async def _receipt(
         self, answer: asyncio.Future[tuple[bytes, int | None, bool]], begun: int, version: KeyVersion
@@ -81,8 +80,6 @@ class SingleMember:
         except asyncio.CancelledError:
             self.abandon(answer)
             raise
-
-    # ---- keys ----
 
     def check_operation(self, operation: str) -> None:
         """There is no emergency level."""
@@ -118,8 +115,6 @@ class SingleMember:
             return (await self.member.control.deactivate(version.id)).enforced
         except KeyNotFound:
             return True  # a key that is gone signs nothing
-
-    # ---- state ----
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         member, engine, version = self.member, self._engine, self.version

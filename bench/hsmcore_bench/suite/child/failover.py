@@ -137,8 +137,6 @@ class Switching:
                 "known_seconds": None if moved is None or again is None else max(0, again - moved) / NS,
                 "moves": len(self._moved)}  # fmt: skip
 
-    # ---- what befalls the primary ----
-
     async def _strike(self) -> None:
         if self._job.kind == "failover-host":
             kill_engine_host(_service(self._manager).endpoints[0].member)

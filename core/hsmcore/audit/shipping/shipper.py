@@ -68,8 +68,6 @@ class Shipper:
         """From any thread."""
         return ShippingStatus(self._sent, max(self._newest() - self._sent, 0), self._error)
 
-    # ---- the work, in one thread ----
-
     def begin(self) -> None:
         """Take the destination's lock and find the place to go on from. Raises AuditUnavailable if another process
         ships there, SegmentError, OSError."""
@@ -151,8 +149,6 @@ class Shipper:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
-
-    # ---- the thread ----
 
     def start(self) -> None:
         """Ship from now on."""

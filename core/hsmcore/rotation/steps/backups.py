@@ -111,9 +111,6 @@ def _excused(ctx: Context, error: HsmError) -> Done:
     return Done({"warning": str(error.args[0])})
 
 
-# ---- the drill ----
-
-
 async def plan_drill(ctx: Context) -> Done:
     """Choose the scratch id before anything is imported."""
     statement = await _backup_of_new(ctx)
