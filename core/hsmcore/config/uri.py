@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from pydantic_core import PydanticCustomError
-
 from hsmcore.config.base import hidden_fault
 from hsmcore.config.secret import Secret
 
@@ -164,7 +162,7 @@ def _pin(query: Mapping[str, bytes]) -> Secret | None:
     if "pin-value" in query:
         value = _decoded(query["pin-value"])
         if not value:
-            raise _empty_pin()
+            raise hidden_fault("pin-value must be UTF-8 text that is not empty")
         return Secret.plain(value)
     source = _text(query, "pin-source")
     if source is None:
@@ -175,7 +173,3 @@ def _pin(query: Mapping[str, bytes]) -> Secret | None:
     if not path.startswith("/"):
         raise hidden_fault("pin-source must be the absolute path of a file, or a file: URI")
     return Secret.file(path)
-
-
-def _empty_pin() -> PydanticCustomError:
-    return hidden_fault("pin-value must be UTF-8 text that is not empty")
