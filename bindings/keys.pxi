@@ -19,7 +19,7 @@ cdef class PinnedKeys:
         for place in range(<uint32_t>HSM_MAX_KEYS):
             self._keys[place].index = place
 
-    cdef inline _Key *at(self, uint32_t index):
+    cdef inline _Key *at(self, uint32_t index) noexcept:
         """What has the place of the key of this index."""
         return &self._keys[index % HSM_MAX_KEYS]
 
@@ -31,7 +31,7 @@ cdef class PinnedKeys:
         key.retired = False
         return 0
 
-    cdef inline bint refused(self, uint32_t index):
+    cdef inline bint refused(self, uint32_t index) noexcept:
         """Whether the key of this index is retired or has lost its place."""
         cdef _Key *key = self.at(index)
         return key.retired or key.index != index

@@ -280,7 +280,7 @@ cdef class Requests:
     cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
         return _exception(status, self._member, ckr, hsm_call_name(call))
 
-    cdef inline uint64_t _ahead(self):
+    cdef inline uint64_t _ahead(self) noexcept:
         """Requests that a new one waits for. A call that hangs is none of them once its waiter has been answered."""
         return self._slots.owed + self._queue.messages
 
@@ -293,7 +293,7 @@ cdef class Requests:
         # With the keywords made beforehand; Future takes its loop by keyword only.
         return PyObject_Call(Future, (), self._future_keywords)
 
-    cdef inline bint _caches(self, uint32_t key):
+    cdef inline bint _caches(self, uint32_t key) noexcept:
         return self._cache is not None and self._keys.at(key).cacheable
 
     cdef inline int _look_up(self, bytes data, uint32_t key, uint64_t *entry) except -1:
