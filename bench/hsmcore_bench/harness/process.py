@@ -7,7 +7,6 @@ import contextlib
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -34,11 +33,6 @@ class ChildError(Exception):
 
 class MissingError(ChildError):
     """A child lacks a library: it says which."""
-
-
-def python_child(module: str, *arguments: str) -> list[str]:
-    """The command line that runs one of our own modules in this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

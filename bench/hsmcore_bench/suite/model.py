@@ -232,12 +232,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class HsmToken:
-    """A token to sign on. The PIN stays in the environment variable that `pin_env` names."""
+    """A token to sign on. The PIN stays in the environment variable HSM_PIN."""
 
     module: str
     token: str
     labels: Mapping[str, str]  # algorithm -> CKA_LABEL of its key
-    pin_env: str = "HSM_PIN"
 
 
 @dataclass(frozen=True, slots=True)
