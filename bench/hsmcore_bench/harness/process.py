@@ -50,10 +50,20 @@ def _cpu_seconds_of_children(pid: int) -> float:
     """Of those that are there, and, in ticks, of those that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     total = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread or a child that has ended meanwhile
-            total += sum(_cpu_seconds(int(child)) for child in (task / "children").read_text().split())
+    for child in children_of(pid):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            total += _cpu_seconds(child)
     return total
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that are there; none once it has ended itself."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 class Child:
