@@ -51,7 +51,7 @@ def _cpu_seconds_of_children(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     total = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
     for child in children_of(pid):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended
             total += _cpu_seconds(child)
     return total
 
@@ -61,7 +61,7 @@ def children_of(pid: int) -> list[int]:
     found = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            with contextlib.suppress(OSError):  # a thread that has ended
                 found += [int(child) for child in (task / "children").read_text().split()]
     return found
 

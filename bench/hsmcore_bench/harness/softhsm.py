@@ -59,7 +59,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def variable(name: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for the children that are started meanwhile; None leaves it as it is."""
+    """Set an environment variable for the children that are started inside; None leaves it as it is."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = value

@@ -42,8 +42,8 @@ _now = time.monotonic_ns
 
 
 class _Timer:
-    """A timerfd: asyncio's own timers and libuv's are no finer than a millisecond. Setting it anew also takes back that
-    it has gone off."""
+    """A timerfd: asyncio's own timers and libuv's are no finer than a millisecond. Setting it again also clears an
+    expiration."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)

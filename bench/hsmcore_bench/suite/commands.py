@@ -64,7 +64,7 @@ class Commands:
             device=case.device,
         )
         target = self._target(contender, control=True)
-        if case.kind == "recovery-rotation":  # what it makes on the token must meet nobody else
+        if case.kind == "recovery-rotation":  # no other contender may meet what it makes on the token
             hsm, access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
             target = _Target(hsm.module, hsm.token, hsm.labels["ed25519"], access, "softhsm")
         job = self._job(contender, target, kind=case.kind)

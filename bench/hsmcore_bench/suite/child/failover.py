@@ -1,4 +1,4 @@
-"""The primary of two levels fails under a steady load, whose requests come whatever becomes of earlier ones."""
+"""The primary of two levels fails under a steady load: requests come at their rate, however long earlier ones take."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Load:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
-        """Until `over`; then until everybody has an answer."""
+        """Until `over`; then until every request has an answer."""
         begun = perf_counter_ns()
         while not self.over:
             due = (perf_counter_ns() - begun) * REQUESTS_PER_SECOND // NS
@@ -144,7 +144,7 @@ class Switching:
             await self._tell({"cmd": "fault", "function": "C_Sign", "every": 1, "action": "hang", "forever": True})
 
     async def _remove(self) -> None:
-        """The device is gone, also for a module that is initialized anew."""
+        """The device is gone, also for a module that is initialized again."""
         self._write(faults=REMOVED)
         for fault in REMOVED:
             await self._tell({"cmd": "fault", **fault})
@@ -170,7 +170,7 @@ class Switching:
             await self._restore()
 
     async def _heal(self) -> None:
-        """Without waiting for a back-off: somebody has mended it and says so."""
+        """Bring the primary back as an operator does, without waiting for a back-off."""
         if self._job.kind != "failover-host":
             await self._restore()
         service = _service(self._manager)

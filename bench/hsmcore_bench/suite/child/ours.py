@@ -13,7 +13,7 @@ from hsmcore.members import Pkcs11Member
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, loop_name, saturate
 
-MESSAGES_PER_CALLER = 16  # nobody else's, so that two equal messages are never in flight together
+MESSAGES_PER_CALLER = 16  # no other caller's, so that two equal messages are never in flight together
 BATCHES = 4
 HIT_SET = 512  # messages that the cache holds
 OPEN_MESSAGES = 4096  # the load goes round them

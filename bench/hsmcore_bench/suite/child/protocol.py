@@ -115,7 +115,7 @@ def rss_bytes() -> int:
 
 @contextmanager
 def one_at_a_time(path: str) -> Iterator[None]:
-    """Hold the lock of a file meanwhile; without a path there is nothing to hold."""
+    """Hold the lock of a file; without a path there is nothing to hold."""
     if not path:
         yield
         return
@@ -125,7 +125,7 @@ def one_at_a_time(path: str) -> Iterator[None]:
 
 
 class Replies:
-    """The line back to the parent. Whatever else prints to standard output goes to standard error from now on."""
+    """The line back to the parent. Any other output goes to standard error from now on."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)

@@ -8,7 +8,7 @@ from typing import Any
 from hsmcore_bench.suite.child.protocol import Job, check_message
 from hsmcore_bench.suite.child.threads import threaded_slice
 
-SEED = bytes(32)  # nobody's key: what it signs is thrown away
+SEED = bytes(32)  # the key of no token: what it signs is thrown away
 
 
 class SoftwareSigner:
