@@ -186,10 +186,6 @@ class Switching:
         """One command to the module before the primary's token."""
         await tell(self._job.places[0]["control"], command)
 
-    def sign_times(self, count: int) -> None:
-        """A failover job has no memory to measure."""
-        raise ValueError(f"{count} signatures: not asked of a failover job")
-
     def close(self) -> None:
         try:
             self._runner.run(self._manager.close())

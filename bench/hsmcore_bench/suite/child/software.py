@@ -27,10 +27,6 @@ class SoftwareSigner:
     def run(self, seconds: float) -> Mapping[str, Any]:
         return threaded_slice([self._sign] * self._threads, seconds)
 
-    def sign_times(self, count: int) -> None:
-        for _ in range(count):
-            self._sign()
-
     def close(self) -> None:
         pass
 
