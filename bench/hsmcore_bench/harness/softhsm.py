@@ -29,9 +29,11 @@ class TokenFolder:
     def conf(self) -> Path:
         return self.path / "softhsm2.conf"
 
-    @property
     def pin_file(self) -> Path:
-        return self.path / "pin"
+        """Write the PIN into a file of the folder, for a configuration that names one."""
+        path = self.path / "pin"
+        write_private(path, self.pin)
+        return path
 
     def request(self, module: str, token: str, key: str, algorithm: Algorithm = "ed25519") -> TokenRequest:
         """What provision() takes to make a token with that label, or another key on it."""
@@ -47,7 +49,6 @@ def token_folder(prefix: str) -> Iterator[TokenFolder]:
         folder.conf.write_text(
             f"directories.tokendir = {folder.tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
         )
-        write_private(folder.pin_file, folder.pin)
         yield folder
 
 
