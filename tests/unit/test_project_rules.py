@@ -128,6 +128,14 @@ def test_the_library_does_not_import_the_benchmarks():
     assert importing == []
 
 
+@pytest.mark.parametrize(
+    ("part", "others"), [("harness", "suite|load|demo"), ("load", "suite|demo"), ("demo", "suite|load")]
+)
+def test_parts_of_the_benchmarks_share_only_the_harness(part, others):
+    for path in sources(f"bench/hsmcore_bench/{part}", ".py"):
+        assert not re.search(rf"\bhsmcore_bench\.({others})\b", path.read_text()), path
+
+
 def test_the_two_packages_name_each_other_by_the_version_they_have():
     library, bench = (
         tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in (".", "bench")
