@@ -16,12 +16,8 @@ static hsm_status check_range(const char *name, uint32_t value, uint32_t most, h
 hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, hsm_error *error) {
     *out = NULL;
     hsm_status status = check_range("slots", options->slots, HSM_MAX_SLOTS, error);
-    if (status == HSM_OK) {
-        status = check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
-    }
-    if (status == HSM_OK) {
-        status = check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
-    }
+    status = status != HSM_OK ? status : check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
+    status = status != HSM_OK ? status : check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
     if (status != HSM_OK) {
         return status;
     }

@@ -33,20 +33,6 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
-static hsm_status copy_secret(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
-    if (options->pin == NULL) {
-        return HSM_OK;
-    }
-    /* Guarded, locked, kept out of core dumps. One byte more, since an empty allocation could be NULL. */
-    engine->pin = sodium_malloc(options->pin_len + 1U);
-    if (engine->pin == NULL) {
-        return hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
-    }
-    memcpy(engine->pin, options->pin, options->pin_len);
-    engine->pin_len = options->pin_len;
-    return HSM_OK;
-}
-
 static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
     CK_INFO info;
     memset(&info, 0, sizeof info);
@@ -154,21 +140,19 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         atomic_store(&engine->area->shared->down, 0);
     }
     hsm_keys_begin(engine);
-    status = copy_secret(engine, options, error);
-    if (status == HSM_OK) {
-        status = hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
+    engine->pin_len = options->pin_len;
+    if (!hsm_secret_copy(options->pin, options->pin_len, &engine->pin)) {
+        status = hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
     }
+    status = status != HSM_OK ? status
+                              : hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
     if (status == HSM_OK) {
         hsm_module_join(engine->module);
         engine->p11 = engine->module->p11;
         status = open_token(engine, options, error);
     }
-    if (status == HSM_OK) {
-        status = hsm_engine_login(engine, error);
-    }
-    if (status == HSM_OK) {
-        status = start_workers(engine, options->workers, error);
-    }
+    status = status != HSM_OK ? status : hsm_engine_login(engine, error);
+    status = status != HSM_OK ? status : start_workers(engine, options->workers, error);
     if (status == HSM_OK) {
         hsm_warmer_start(engine, options->warm_ns);
     }

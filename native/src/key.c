@@ -1,6 +1,5 @@
 #include "key.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "algorithm.h"
@@ -57,18 +56,16 @@ static CK_RV read_attribute(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK
 }
 
 static void describe(const hsm_key_selector *selector, char *text, size_t size) {
-    int used = snprintf(text, size, "private key");
-    if (selector->label != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " labelled '%s'", selector->label);
+    text[0] = '\0';
+    hsm_append(text, size, "private key");
+    if (selector->label != NULL) {
+        hsm_append(text, size, " labelled '%s'", selector->label);
     }
-    if (selector->handle >= 0 && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " with handle %lld", (long long)selector->handle);
+    if (selector->handle >= 0) {
+        hsm_append(text, size, " with handle %lld", (long long)selector->handle);
     }
-    if (selector->id != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " with id ");
-        for (size_t i = 0; i < selector->id_len && used >= 0 && (size_t)used + 2 < size; i++) {
-            used += snprintf(text + used, size - (size_t)used, "%02x", selector->id[i]);
-        }
+    for (size_t i = 0; selector->id != NULL && i < selector->id_len; i++) {
+        hsm_append(text, size, "%s%02x", i == 0 ? " with id " : "", selector->id[i]);
     }
 }
 
@@ -217,16 +214,12 @@ hsm_status hsm_key_find(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const 
                         CK_OBJECT_HANDLE *handle, hsm_key_info *info, hsm_error *error) {
     memset(info, 0, sizeof *info);
     hsm_status status = find_private(p11, session, selector, handle, error);
-    if (status == HSM_OK) {
-        status = read_attributes(p11, session, *handle, info, error);
-    }
+    status = status != HSM_OK ? status : read_attributes(p11, session, *handle, info, error);
     if (status == HSM_OK && selector->algorithm != HSM_ALGORITHM_NONE && selector->algorithm != info->algorithm) {
         status = hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "'%s' is an %s key, not %s", info->label,
                           hsm_algorithm_name(info->algorithm), hsm_algorithm_name(selector->algorithm));
     }
-    if (status == HSM_OK) {
-        status = read_public_key(p11, session, selector, *handle, info, error);
-    }
+    status = status != HSM_OK ? status : read_public_key(p11, session, selector, *handle, info, error);
     return status;
 }
 

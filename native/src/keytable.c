@@ -142,15 +142,10 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
     hsm_status status = hsm_engine_ready(engine, error);
-    if (status == HSM_OK) {
-        status = hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
-    }
-    if (status == HSM_OK) {
-        status = hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
-    }
-    if (status == HSM_OK) {
-        status = prove(engine, handle, info, error);
-    }
+    status =
+        status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
+    status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
+    status = status != HSM_OK ? status : prove(engine, handle, info, error);
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
     } else if (index != HSM_ANY_INDEX && status != HSM_KEY_MISMATCH) {

@@ -142,9 +142,7 @@ static hsm_status acquire_locked(const char *path, const char *args, hsm_module 
     hsm_status status = module->path == NULL || (args != NULL && module->args == NULL)
                             ? hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module")
                             : load(module, error);
-    if (status == HSM_OK) {
-        status = initialize(module, error);
-    }
+    status = status != HSM_OK ? status : initialize(module, error);
     if (status != HSM_OK) {
         discard(module);
         return status;

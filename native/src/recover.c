@@ -129,9 +129,7 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
             status = hsm_token_find(engine->p11, &engine->selector, &engine->token_now, error);
             engine->slot = status == HSM_OK ? engine->token_now.slot_id : engine->slot;
         }
-        if (status == HSM_OK) {
-            status = heal_token(engine, error);
-        }
+        status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
     hsm_module_unclaim(engine->module);

@@ -1,6 +1,5 @@
 #include "token.h"
 
-#include <stdio.h>
 #include <string.h>
 
 /* The standard pads its text fields with blanks; a field that is not terminated must not be read past its end. */
@@ -20,15 +19,16 @@ static bool matches(const hsm_token_selector *selector, CK_SLOT_ID slot, const h
 }
 
 static void describe(const hsm_token_selector *selector, char *text, size_t size) {
-    int used = snprintf(text, size, "token");
-    if (selector->label != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " labelled '%s'", selector->label);
+    text[0] = '\0';
+    hsm_append(text, size, "token");
+    if (selector->label != NULL) {
+        hsm_append(text, size, " labelled '%s'", selector->label);
     }
-    if (selector->serial != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " with serial %s", selector->serial);
+    if (selector->serial != NULL) {
+        hsm_append(text, size, " with serial %s", selector->serial);
     }
-    if (selector->slot_id >= 0 && used >= 0 && (size_t)used < size) {
-        (void)snprintf(text + used, size - (size_t)used, " in slot %lld", (long long)selector->slot_id);
+    if (selector->slot_id >= 0) {
+        hsm_append(text, size, " in slot %lld", (long long)selector->slot_id);
     }
 }
 
@@ -66,8 +66,7 @@ static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULON
             *info = candidate;
             found++;
         } else if ((candidate.flags & CKF_TOKEN_INITIALIZED) != 0) {
-            size_t used = strlen(seen);
-            (void)snprintf(seen + used, sizeof seen - used, "%s'%.32s'", used == 0 ? "" : ", ", candidate.label);
+            hsm_append(seen, sizeof seen, "%s'%.32s'", seen[0] == '\0' ? "" : ", ", candidate.label);
         }
     }
     if (found == 1) {
