@@ -117,6 +117,14 @@ void hsm_area_destroy(hsm_area *area, int *fd) {
     hsm_close(fd);
 }
 
+void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status) {
+    hsm_slot *failed = hsm_area_slot(area, slot);
+    failed->status = status;
+    failed->signature_len = failed->call = failed->queue_ns = 0;
+    failed->ckr = failed->hsm_ns = 0;
+    hsm_area_complete(area, slot);
+}
+
 void hsm_area_unpark(hsm_area *area, uint64_t count) {
     uint32_t words = (area->max_workers + 63U) / 64U;
     for (uint32_t word = 0; word < words && count > 0; word++) {

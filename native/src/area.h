@@ -212,6 +212,9 @@ static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
     atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
 }
 
+/* Answer a slot with a failure that no call of the module caused. */
+void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status);
+
 static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) {
     _Atomic uint32_t *place = &area->completions[head & (area->slots - 1U)];
     uint32_t value = atomic_load_explicit(place, memory_order_acquire);

@@ -166,44 +166,40 @@ static hsm_status read_attributes(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE sessi
     CK_KEY_TYPE type = 0;
     CK_BBOOL sign = CK_TRUE;
     uint8_t params[MAX_ATTRIBUTE];
-    size_t class_len;
-    size_t type_len;
-    size_t params_len;
-    size_t sign_len;
-    size_t id_len;
-    size_t label_len;
+    enum { CLASS, TYPE, PARAMS, SIGN, ID, LABEL, COUNT };
     struct {
         CK_ATTRIBUTE_TYPE type;
         void *value;
         size_t size;
-        size_t *length;
         const char *name;
-    } wanted[] = {
-        {CKA_CLASS, &class_, sizeof class_, &class_len, "CKA_CLASS"},
-        {CKA_KEY_TYPE, &type, sizeof type, &type_len, "CKA_KEY_TYPE"},
-        {CKA_EC_PARAMS, params, sizeof params, &params_len, "CKA_EC_PARAMS"},
-        {CKA_SIGN, &sign, sizeof sign, &sign_len, "CKA_SIGN"},
-        {CKA_ID, info->id, sizeof info->id, &id_len, "CKA_ID"},
-        {CKA_LABEL, info->label, sizeof info->label - 1U, &label_len, "CKA_LABEL"},
+        size_t length;
+    } wanted[COUNT] = {
+        [CLASS] = {CKA_CLASS, &class_, sizeof class_, "CKA_CLASS", 0},
+        [TYPE] = {CKA_KEY_TYPE, &type, sizeof type, "CKA_KEY_TYPE", 0},
+        [PARAMS] = {CKA_EC_PARAMS, params, sizeof params, "CKA_EC_PARAMS", 0},
+        [SIGN] = {CKA_SIGN, &sign, sizeof sign, "CKA_SIGN", 0},
+        [ID] = {CKA_ID, info->id, sizeof info->id, "CKA_ID", 0},
+        [LABEL] = {CKA_LABEL, info->label, sizeof info->label - 1U, "CKA_LABEL", 0},
     };
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+    for (size_t i = 0; i < COUNT; i++) {
         CK_RV rv =
-            read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size, wanted[i].length);
+            read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size, &wanted[i].length);
         if (rv != CKR_OK) {
             return hsm_fail_ckr(error, rv, "C_GetAttributeValue", "%s of the private key", wanted[i].name);
         }
     }
-    info->id_len = (uint32_t)id_len;
-    info->label[label_len] = '\0';
-    if (class_len != sizeof class_ || class_ != CKO_PRIVATE_KEY) {
+    info->id_len = (uint32_t)wanted[ID].length;
+    info->label[wanted[LABEL].length] = '\0';
+    if (wanted[CLASS].length != sizeof class_ || class_ != CKO_PRIVATE_KEY) {
         return hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "the object is no private key");
     }
-    info->algorithm = type_len == sizeof type ? hsm_algorithm_of_key(type, params, params_len) : HSM_ALGORITHM_NONE;
+    info->algorithm = wanted[TYPE].length == sizeof type ? hsm_algorithm_of_key(type, params, wanted[PARAMS].length)
+                                                         : HSM_ALGORITHM_NONE;
     if (info->algorithm == HSM_ALGORITHM_NONE) {
         return hsm_fail(error, HSM_ALGORITHM_UNSUPPORTED, "C_GetAttributeValue",
                         "'%s' has key type 0x%lx; Ed25519, P-256 and secp256k1 keys are supported", info->label, type);
     }
-    if (sign_len == sizeof sign && sign != CK_TRUE) {
+    if (wanted[SIGN].length == sizeof sign && sign != CK_TRUE) {
         return hsm_fail(error, HSM_KEY_DEACTIVATED, "C_GetAttributeValue",
                         "'%s' has CKA_SIGN false: it was deactivated or made for another use", info->label);
     }

@@ -5,39 +5,24 @@
 #include "algorithm.h"
 
 /* The last row is the one for modules that are not recognized. */
+// clang-format off: a row is one line where it fits
 static const hsm_quirks rows[] = {
     {.name = "softhsm", .library_contains = "SoftHSM", .patience_ms = 500},
     {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true, .patience_ms = 500},
     /* A signature of 3 KB takes a YubiHSM 2 about 0.9 s. */
-    {.name = "yubihsm",
-     .library_contains = "Yubico",
-     .users_are_objects = true,
-     .keepalive_s = 20,
-     .calls_in_flight = 1,
-     .sign_bytes = 3114, /* observed: a frame of 3136 (firmware 2.4) less headers, ids, padding and MAC */
-     .patience_ms = 2000},
-    {.name = "aws-cloudhsm",
-     .library_contains = "CloudHSM",
-     .read_write_sessions = true,
-     .handles_per_session = true,
-     .open_pause_ms = 50,
-     .patience_ms = 1000}, /* its library repeats throttled calls by itself */
+    {.name = "yubihsm", .library_contains = "Yubico", .users_are_objects = true, .keepalive_s = 20,
+     .calls_in_flight = 1, .patience_ms = 2000,
+     .sign_bytes = 3114}, /* observed: a frame of 3136 (firmware 2.4) less headers, ids, padding and MAC */
+    {.name = "aws-cloudhsm", .library_contains = "CloudHSM", .read_write_sessions = true, .handles_per_session = true,
+     .open_pause_ms = 50, .patience_ms = 1000}, /* its library repeats throttled calls by itself */
     {.name = "generic", .patience_ms = 500},
 };
+// clang-format on
 
 #define COUNT (sizeof rows / sizeof rows[0])
 
 const char *hsm_quirks_name(size_t index) {
     return index < COUNT ? rows[index].name : NULL;
-}
-
-bool hsm_quirks_known(const char *name) {
-    for (size_t i = 0; i < COUNT; i++) {
-        if (strcmp(rows[i].name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
 }
 
 const hsm_quirks *hsm_quirks_of_name(const char *name) {
@@ -47,6 +32,10 @@ const hsm_quirks *hsm_quirks_of_name(const char *name) {
         }
     }
     return &rows[COUNT - 1];
+}
+
+bool hsm_quirks_known(const char *name) {
+    return strcmp(hsm_quirks_of_name(name)->name, name) == 0;
 }
 
 hsm_status hsm_quirks_judge(const hsm_quirks *quirks, hsm_status status, CK_RV ckr, hsm_algorithm algorithm,

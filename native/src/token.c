@@ -2,8 +2,7 @@
 
 #include <string.h>
 
-/* The standard pads its text fields with blanks; a field that is not terminated must not be read past its end. */
-static void copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size) {
+void hsm_copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size) {
     while (size > 0 && (field[size - 1] == ' ' || field[size - 1] == '\0')) {
         size--;
     }
@@ -43,10 +42,10 @@ static CK_RV read_token(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_token_info *
     info->slot_id = slot;
     info->flags = token.flags;
     info->max_sessions = token.ulMaxSessionCount == CK_UNAVAILABLE_INFORMATION ? 0 : token.ulMaxSessionCount;
-    copy_padded(info->label, sizeof info->label, token.label, sizeof token.label);
-    copy_padded(info->serial, sizeof info->serial, token.serialNumber, sizeof token.serialNumber);
-    copy_padded(info->manufacturer, sizeof info->manufacturer, token.manufacturerID, sizeof token.manufacturerID);
-    copy_padded(info->model, sizeof info->model, token.model, sizeof token.model);
+    hsm_copy_padded(info->label, sizeof info->label, token.label, sizeof token.label);
+    hsm_copy_padded(info->serial, sizeof info->serial, token.serialNumber, sizeof token.serialNumber);
+    hsm_copy_padded(info->manufacturer, sizeof info->manufacturer, token.manufacturerID, sizeof token.manufacturerID);
+    hsm_copy_padded(info->model, sizeof info->model, token.model, sizeof token.model);
     return CKR_OK;
 }
 
