@@ -1,8 +1,6 @@
 #include "module.h"
 
 #include <dlfcn.h>
-#include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -89,7 +87,7 @@ static hsm_status initialize(hsm_module *module, hsm_error *error) {
     CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK, .pReserved = module->args};
     CK_RV rv = module->p11->C_Initialize(&args);
     if (rv == CKR_CRYPTOKI_ALREADY_INITIALIZED) {
-        /* Whoever did it may have promised a single thread, which several modules answer by dropping their locks. */
+        /* The other code may have promised a single thread, which several modules answer by dropping their locks. */
         return hsm_fail_ckr(error, rv, "C_Initialize",
                             "other code in this process has initialized %s; let hsmcore do it first", module->path);
     }
@@ -209,10 +207,6 @@ bool hsm_module_claim(hsm_module *module) {
         (void)pthread_mutex_unlock(&module->outside);
     }
     return alone;
-}
-
-void hsm_module_unclaim(hsm_module *module) {
-    (void)pthread_mutex_unlock(&module->outside);
 }
 
 uint64_t hsm_module_enter(hsm_module *module) {

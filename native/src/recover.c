@@ -132,7 +132,7 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
-    hsm_module_unclaim(engine->module);
+    hsm_module_exit(engine->module);
     return status;
 }
 

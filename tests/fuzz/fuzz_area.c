@@ -257,11 +257,11 @@ static void lie(struct input *input) {
         break;
     case 13:
         /* Nobody looks at the layout again, so what it says does not matter. */
-        run_.area->shared->slots = value;
-        run_.area->shared->max_message = value;
-        run_.area->shared->max_workers = value;
+        run_.area->shared->options.slots = value;
+        run_.area->shared->options.max_message = value;
+        run_.area->shared->options.max_workers = value;
         run_.area->shared->size = value;
-        run_.area->shared->coalesce_ns = value;
+        run_.area->shared->options.coalesce_ns = value;
         break;
     default:
         atomic_store(&record->running, value);

@@ -33,7 +33,7 @@ typedef enum hsm_status {
     HSM_STATUS_COUNT
 } hsm_status;
 
-/* A failure with its circumstances. Plain data, owned by whoever declared it; never holds a PIN or key material.
+/* A failure with its circumstances. Plain data; never holds a PIN or key material.
  * `call` and `detail` are NUL-terminated and may be empty. */
 typedef struct hsm_error {
     hsm_status status;
