@@ -16,8 +16,8 @@
 #endif
 
 #ifdef NATIVE_ARCH
-/* System calls that no PKCS#11 module has a reason for. The list refuses and does not allow: vendors' code is unknown, and a
- * module that fails in an odd way is worse than a filter that is less tight. */
+/* System calls that no PKCS#11 module has a reason for. The list refuses and does not allow: vendors' code is unknown,
+ * and a module that fails in an odd way is worse than a filter that is less tight. */
 #define REFUSE(name) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, REFUSAL)
 #define REFUSAL (SECCOMP_RET_ERRNO | (EPERM & SECCOMP_RET_DATA))
 

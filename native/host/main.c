@@ -1,5 +1,5 @@
-/* hsmcore-host: the engine in a process of its own. Started by hsm_host_start with its descriptors at fixed numbers;
- * ends when told to, when the process that started it ends, or when it outgrows its memory limit. */
+/* hsmcore-host: the engine in a process of its own. hsm_host_start (src/host.c) starts it with its descriptors at fixed
+ * numbers. It ends on request, with the process that started it, or when it outgrows its memory limit. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -19,10 +19,10 @@
 #define LOOK_MS 500 /* how often the memory limit is looked at */
 
 typedef struct host {
-    hsm_client client; /* only what an engine needs of it */
+    hsm_client client; /* only the fields that an engine uses */
     hsm_engine *engine;
     uint64_t memory_limit;
-    int parent; /* pidfd of whoever started us */
+    int parent; /* pidfd of the process that started this one */
 } host;
 
 static hsm_status attach(hsm_client *client) {
@@ -104,7 +104,7 @@ static bool handle(host *self, hsm_request_message *message) {
         break;
     case HSM_OP_SUPERVISE:
         (void)hsm_engine_supervise(self->engine, &healthy);
-        return true; /* nobody waits for an answer */
+        return true; /* it has no answer */
     case HSM_OP_STOP:
         (void)hsm_engine_stop(self->engine, message->timeout_ns);
         self->engine = NULL;

@@ -104,7 +104,7 @@ static void fetch_sha256(void) {
 void hsm_sha256(const uint8_t *message, size_t message_len, uint8_t digest[HSM_SHA256_SIZE]) {
     (void)pthread_once(&sha256_once, fetch_sha256);
     if (EVP_Digest(message, message_len, digest, NULL, sha256, NULL) != 1) {
-        abort(); /* what was not hashed must not be taken for a hash */
+        abort(); /* the buffer must not be taken for a hash */
     }
 }
 

@@ -161,8 +161,8 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
     return deadline != 0 && now >= deadline;
 }
 
-/* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is read
- * later. Were the tail the older of the two, the head could be past it. */
+/* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is
+ * read later. Were the tail the older of the two, the head could be past it. */
 static inline uint64_t hsm_area_queued_from(hsm_area *area, uint64_t head) {
     int64_t count = (int64_t)(atomic_load_explicit(&area->shared->request_tail, memory_order_acquire) - head);
     return count > 0 ? (uint64_t)count : 0;
@@ -232,7 +232,8 @@ static inline uint64_t hsm_area_moment(const hsm_area *area) {
 void hsm_area_unpark(hsm_area *area, uint64_t count);
 /* Wake all of them, so that they see what was stored before. Any thread. */
 void hsm_area_unpark_all(hsm_area *area);
-/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is stopping. */
+/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is
+ * stopping. */
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns);
 
 #endif

@@ -20,9 +20,9 @@ bool hsm_token_answers(const hsm_worker *worker) {
     return hsm_token_answered_since(worker->engine, worker->ladder.since_ns);
 }
 
-/* Whether a request between two probes waits for the next one. It does in the first pause, which is short and may be all that
- * the token needs; and in the second one after a heal without a signature, which may be the fault of the requests that were
- * tried. After that another member serves its caller better. */
+/* Whether a request between two probes waits for the next one. It does in the first pause, which is short and may be
+ * all that the token needs; and in the second one after a heal without a signature, which may be the fault of the
+ * requests that were tried. After that another member serves its caller better. */
 static bool is_worth_waiting(hsm_engine *engine) {
     bool healed = atomic_load(&engine->heal_failures) == 0 && atomic_load(&engine->keys_found) > 0;
     return atomic_load(&engine->probe_failures) <= (healed ? 2U : 1U);

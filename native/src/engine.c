@@ -27,8 +27,7 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
 }
 
 static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
-    CK_INFO info;
-    memset(&info, 0, sizeof info);
+    CK_INFO info = {0};
     CK_RV rv = engine->p11->C_GetInfo(&info);
     if (rv != CKR_OK) {
         return hsm_fail_ckr(error, rv, "C_GetInfo", "%s", options->module_path);
@@ -199,8 +198,8 @@ static void destroy(hsm_engine *engine) {
         hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
-    /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
-     * the token in this process. */
+    /* No C_Logout: it would end the login for every other user of the token in this process. Closing the last session
+     * ends it too. */
     hsm_engine_close_login(engine);
     if (engine->module != NULL) {
         hsm_module_leave(engine->module);

@@ -1,5 +1,5 @@
-/* The client's side of the host process: start it, send it messages and read its replies, start it again. The other side is
- * native/host/main.c; the messages are in wire.h. */
+/* The client's side of the host process: start it, send it messages and read its replies, start it again. The other
+ * side is native/host/main.c; the messages are in wire.h. */
 #include "process.h"
 #include "wire.h"
 
@@ -297,8 +297,8 @@ static bool is_of_one_key(hsm_status status) {
            hsm_status_class(status) != HSM_CLASS_PROCESS_FATAL;
 }
 
-/* Have the new process find a key again, under its index. HSM_OK also for a key that must not sign any more; `*found` says
- * whether it was found. */
+/* Have the new process find a key again, under its index. HSM_OK also for a key that must not sign any more; `*found`
+ * says whether it was found. */
 static hsm_status find_again(hsm_host *host, uint32_t place, bool *found, hsm_error *error) {
     const hsm_key_info *pinned = &host->keys[place];
     hsm_key_record *record = &host->client->area->shared->keys[place];

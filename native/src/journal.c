@@ -1,5 +1,5 @@
-/* The journal's thread: take all lines that wait, write them with one call, flush once, say so. While it does, the next
- * group gathers; so the slower the disk, the larger the groups. */
+/* The journal's thread: take all lines that wait, write them with one call, flush once, tell the client. The next group
+ * gathers at the same time: the slower the disk, the larger the groups. Appending is in journal_line.c. */
 #include <hsmcore/journal.h>
 
 #include <errno.h>
@@ -44,7 +44,8 @@ static int sync_parent(const char *path) {
     return failure;
 }
 
-/* Whether the path still leads to our file. A folder that was unmounted or moved away takes what is written with it. */
+/* 0 if the path still leads to the open file. A folder that was unmounted or moved away takes the written lines
+ * along. */
 static int check_place(hsm_journal *journal) {
     struct stat ours;
     struct stat there;
@@ -183,7 +184,7 @@ static void *run(void *argument) {
     (void)prctl(PR_SET_NAME, "hsm-journal");
     while (await_lines(journal)) {
         if (journal->durability == HSM_DURABLE_INTERVAL) {
-            pause_until_closing(journal, journal->interval_ns); /* more lines come into the group meanwhile */
+            pause_until_closing(journal, journal->interval_ns); /* more lines come into the group */
         }
         take_group(journal, &group);
         bool last_try = false;

@@ -6,8 +6,8 @@
 
 #define MAX_ATTRIBUTE 256U
 
-/* Only class and label or id go into the template: modules exist that answer a search by key type, EC parameters or
- * CKA_SIGN with an error or with nothing. The rest is compared here. */
+/* Search by class and label or id only: some modules answer a search by key type, EC parameters or CKA_SIGN with an
+ * error or an empty list. The rest is compared here. */
 static hsm_status find_objects(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_CLASS class_,
                                const char *label, const uint8_t *id, size_t id_len, CK_OBJECT_HANDLE found[2],
                                CK_ULONG *count, hsm_error *error) {
@@ -94,8 +94,8 @@ static hsm_status find_private(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session,
     return HSM_OK;
 }
 
-/* CKA_EC_POINT from the private key itself if the module keeps it there, else from the public key with the same id,
- * else (a key without an id) from the one with the same label. */
+/* Read CKA_EC_POINT from the private key if the module keeps it there, else from the public key with the same id, or
+ * for a key without an id with the same label. */
 static hsm_status read_point(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE private_key,
                              const hsm_key_info *info, uint8_t *point, size_t *point_len, hsm_error *error) {
     CK_RV rv = read_attribute(p11, session, private_key, CKA_EC_POINT, point, MAX_ATTRIBUTE, point_len);
@@ -221,8 +221,7 @@ hsm_status hsm_key_find(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const 
 
 hsm_status hsm_key_check_mechanism(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_algorithm algorithm, hsm_error *error) {
     const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
-    CK_MECHANISM_INFO mechanism;
-    memset(&mechanism, 0, sizeof mechanism);
+    CK_MECHANISM_INFO mechanism = {0};
     CK_RV rv = p11->C_GetMechanismInfo(slot, info->mechanism, &mechanism);
     if (rv == CKR_MECHANISM_INVALID || (rv == CKR_OK && (mechanism.flags & CKF_SIGN) == 0)) {
         return hsm_fail(error, HSM_MECHANISM_UNSUPPORTED, "C_GetMechanismInfo", "the token cannot sign %s (0x%lx)",

@@ -1,4 +1,5 @@
-/* Private keys on a token: find one, read its public half, check that it may sign. Blocks as long as the module does. */
+/* Private keys on a token: find one, read its public half, check that it may sign. Blocks as long as the module
+ * does. */
 #ifndef HSM_KEY_H
 #define HSM_KEY_H
 

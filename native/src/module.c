@@ -5,8 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* C_Initialize is per process, so the table of modules is too. The lock is held while a module initializes: two callers
- * must not both be the first. No signature waits for it. */
+/* One table for the process, as C_Initialize is for the process. Its lock is held while a module initializes, so that
+ * only one caller is the first. No signature waits for it. */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static hsm_module *table;
 
@@ -25,8 +25,7 @@ static void load_symbol(void *library, const char *name, void *function, size_t 
     memcpy(function, &symbol, size);
 }
 
-/* The newest "PKCS 11" interface of the list. It is scanned because some modules answer a request for a version
- * with an error although they have it. */
+/* The newest "PKCS 11" interface of the list, because some modules refuse a request for a version that they have. */
 static CK_FUNCTION_LIST *newest_interface(void *library) {
     CK_C_GetInterfaceList get_list;
     load_symbol(library, "C_GetInterfaceList", &get_list, sizeof get_list);

@@ -49,7 +49,7 @@ hsm_status hsm_quirks_judge(const hsm_quirks *quirks, hsm_status status, CK_RV c
     if (!hsm_algorithm_lookup(algorithm)->prehashed && message_len > quirks->sign_bytes) {
         return HSM_MESSAGE_REJECTED;
     }
-    /* The key has signed before: so the channel is out of step, or the module could not ask the device what it can. */
+    /* The key has signed before: the channel is out of step, or the module could not read the device's abilities. */
     return ckr == CKR_DATA_LEN_RANGE || ckr == CKR_MECHANISM_INVALID ? HSM_TOKEN_LOST : status;
 }
 

@@ -1,8 +1,8 @@
 /* After a host process has died: the requests that it had begun and not answered are queued again, or fail. */
 #include "client.h"
 
-/* Close a completion ring up that may have holes: places that a worker had reserved and not filled. Marks the slots that were
- * answered before the end in `seen`. */
+/* Close a completion ring up that may have holes: places that a worker had reserved and not filled. Marks the slots
+ * that were answered before the end in `seen`. */
 static void close_completions(hsm_client *client, uint8_t *seen) {
     hsm_area *area = client->area;
     _Atomic uint32_t *ring = area->completions;

@@ -29,8 +29,8 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
         return hsm_status_of_ckr(outcome->ckr);
     }
 
-    /* Exactly 64: NSS refuses any other size for Ed25519. The room behind it is for a module that writes more than it
-     * was given, which then damages nothing that matters. */
+    /* Exactly 64: NSS refuses any other size for Ed25519. The room behind it takes the bytes of a module that writes
+     * more than it may. */
     struct {
         uint8_t bytes[HSM_MAX_SIGNATURE];
         uint8_t room[192];

@@ -32,8 +32,7 @@ static void describe(const hsm_token_selector *selector, char *text, size_t size
 }
 
 static CK_RV read_token(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_token_info *info) {
-    CK_TOKEN_INFO token;
-    memset(&token, 0, sizeof token);
+    CK_TOKEN_INFO token = {0};
     CK_RV rv = p11->C_GetTokenInfo(slot, &token);
     if (rv != CKR_OK) {
         return rv;
@@ -57,7 +56,7 @@ static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULON
     describe(selector, wanted, sizeof wanted);
     for (CK_ULONG i = 0; i < count; i++) {
         hsm_token_info candidate;
-        /* A slot whose token does not answer is no candidate; an unreachable one is reported as not found. */
+        /* A slot whose token does not answer is no candidate. */
         if (read_token(p11, slots[i], &candidate) != CKR_OK) {
             continue;
         }
@@ -129,8 +128,7 @@ void hsm_session_close(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session) {
 hsm_status hsm_token_login(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, CK_SESSION_HANDLE session, const uint8_t *pin,
                            size_t pin_len, bool *already, hsm_error *error) {
     *already = false;
-    CK_TOKEN_INFO token;
-    memset(&token, 0, sizeof token);
+    CK_TOKEN_INFO token = {0};
     CK_RV rv = p11->C_GetTokenInfo(slot, &token);
     if (rv != CKR_OK) {
         return hsm_fail_ckr(error, rv, "C_GetTokenInfo", "before login");

@@ -1,6 +1,6 @@
 /* The rings and both who use them, by operations from the input: first as they should be used, and then with the other
- * side writing what it likes, into the layout too. Used well, every request completes once and with its own
- * signature; used badly, none completes twice, and nobody touches memory that is not his.
+ * side writing what it likes, into the layout too. Used well, every request completes once and with its own signature;
+ * used badly, none completes twice, and nobody touches memory that is not his.
  *
  * The worker is taken in whole, so that its inner steps can be driven in this one thread. */
 #include "worker.c" // NOLINT(bugprone-suspicious-include)

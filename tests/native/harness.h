@@ -2,8 +2,7 @@
  * leave nothing behind: no native byte, thread or session of ours, and no descriptor of anybody's.
  *
  * A CHECK that fails is printed and the test goes on; a REQUIRE that fails ends the program, for when going on makes no
- * sense. Checks may be used in any thread. A program runs all its tests, or those named on its command line.
- */
+ * sense. Checks may be used in any thread. A program runs all its tests, or those named on its command line. */
 #ifndef HSM_TEST_HARNESS_H
 #define HSM_TEST_HARNESS_H
 

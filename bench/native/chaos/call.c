@@ -47,8 +47,8 @@ static bool end_call(struct chaos_call *call) {
     return false;
 }
 
-/* What the module refuses always, then faults, then the wait for a server, then the wrapped module: what a fault does, it does before the device could
- * have known of the call. */
+/* What the module refuses always, then faults, then the wait for a server, then the wrapped module: what a fault does,
+ * it does before the device could have known of the call. */
 static bool prepare(struct chaos_call *call) {
     call->rv = chaos_refused(call);
     if (call->rv != CKR_OK) {

@@ -4,18 +4,16 @@
  * faults, capacity -> the wrapped module -> chaos_leave: latency, give the server back. No lock of ours is held across
  * a call into the wrapped module, nor while a call hangs, sleeps or waits for a server.
  *
- * module.c    C_Initialize, C_Finalize, what a fork does      wrapped.c   the wrapped module and its interfaces
- * call.c      enter and leave                                 hooks.c     the wrappers that look at arguments
- * session.c   which session is on which slot, which is dead   slot.c      slots, their servers, absent tokens
- * fault.c     which call is struck                            effect.c    what a fault does
- * other_key.c another key, for two of the faults              handles.c   recycled object handles
- * latency.c   distributions, clocks                           schedule.c  generator, call numbers, hung calls
- * vendor.c    what a vendor's module refuses                  vendor_info.c     what it shows otherwise
- * objects.c   the wrappers that make and read objects         vendor_json.c    manners from JSON
- * settings.c  what all calls look at                          clock.c     the clock
- * entry.c     lists and interfaces                            functions.c names of functions
- * config.c, parse.c, json.c: the JSON file                    control.c, command.c: the socket
- */
+ * module.c    C_Initialize, C_Finalize, what a fork does      wrapped.c   the wrapped module and its interfaces call.c 
+ *     enter and leave                                 hooks.c     the wrappers that look at arguments session.c   which
+ * session is on which slot, which is dead   slot.c      slots, their servers, absent tokens fault.c     which call is
+ * struck                            effect.c    what a fault does other_key.c another key, for two of the faults       
+ *       handles.c   recycled object handles latency.c   distributions, clocks                           schedule.c 
+ * generator, call numbers, hung calls vendor.c    what a vendor's module refuses                  vendor_info.c    
+ * what it shows otherwise objects.c   the wrappers that make and read objects         vendor_json.c    manners from
+ * JSON settings.c  what all calls look at                          clock.c     the clock entry.c     lists and
+ * interfaces                            functions.c names of functions config.c, parse.c, json.c: the JSON file        
+ *            control.c, command.c: the socket */
 #ifndef HSMCORE_CHAOS_H
 #define HSMCORE_CHAOS_H
 
@@ -133,8 +131,8 @@ struct chaos_config {
 
 bool chaos_config_load(const char *path, struct chaos_config *config, struct chaos_error *error);
 void chaos_config_free(struct chaos_config *config);
-/* Puts a profile's latency, capacity and vendor's part over those that are there; NULL: without the vendor's part. On failure the
- * settings are untouched, and `vendor` may hold anything. */
+/* Puts a profile's latency, capacity and vendor's part over those that are there; NULL: without the vendor's part. On
+ * failure the settings are untouched, and `vendor` may hold anything. */
 bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings, struct chaos_vendor *vendor,
                         struct chaos_error *error);
 
@@ -309,7 +307,8 @@ bool chaos_settings_replace(const struct chaos_settings *settings);
 void chaos_settings_reset(bool free_them);
 
 /* module.c */
-/* C_Initialize, and as much of it as the environment allows before it; `version` receives that of the wrapped module. */
+/* C_Initialize, and as much of it as the environment allows before it; `version` receives that of the wrapped
+ * module. */
 CK_RV chaos_initialize(void *init_args, CK_VERSION *version);
 bool chaos_preload(CK_VERSION *version); /* loads the module that the environment names, if it can */
 

@@ -1,7 +1,7 @@
 /* The first door: C_Initialize, and the function lists and interfaces that clients get.
  *
- * Lists and interfaces may be asked for before C_Initialize, when only the environment can tell which module is wrapped.
- * If it does not, the client gets the 2.40 list alone. Read module.c next. */
+ * Lists and interfaces may be asked for before C_Initialize, when only the environment can tell which module is
+ * wrapped. If it does not, the client gets the 2.40 list alone. Read module.c next. */
 #include <pthread.h>
 #include <string.h>
 

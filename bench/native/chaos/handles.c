@@ -2,8 +2,7 @@
  *
  * A device that recycles handles gives the number of one key to another key, and the first key a new number. So there
  * are two kinds of row: the old number, which now stands for another object, and a new number for the object that lost
- * its own.
- */
+ * its own. */
 #include <pthread.h>
 
 #include "chaos.h"

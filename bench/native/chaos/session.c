@@ -1,8 +1,7 @@
 /* Which session is on which slot, and which is dead.
  *
  * Handles are passed through as the wrapped module gives them. A bucket's lock is held for a few instructions; sessions
- * of different threads rarely share a bucket, so it is rarely waited for.
- */
+ * of different threads rarely share a bucket, so it is rarely waited for. */
 #include <pthread.h>
 #include <stdlib.h>
 

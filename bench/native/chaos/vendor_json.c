@@ -1,4 +1,5 @@
-/* A vendor's behaviour from JSON. What a profile says is replaced, field by field, by what stands in the file itself. */
+/* A vendor's behaviour from JSON. What a profile says is replaced, field by field, by what stands in the file
+ * itself. */
 #include <stdlib.h>
 #include <string.h>
 

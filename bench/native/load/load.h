@@ -1,10 +1,10 @@
-/* hsmcore-load: an open-loop load generator. When each request starts is planned before the run; a slow answer delays no
- * later start, and latency counts from the planned start, so nothing is left out of the figures while a device stalls.
+/* hsmcore-load: an open-loop load generator. When each request starts is planned before the run; a slow answer delays
+ * no later start, and latency counts from the planned start, so nothing is left out of the figures while a device
+ * stalls.
  *
  * ring.c drives the engine through its rings; raw.c is the reference: PKCS#11 in plain threads, without the engine.
  * main.c has the protocol on standard input and output, settings.c the settings, plan.c the planned starts, messages.c
- * what is signed, tally.c what is counted, base.c what all of them need. Times are nanoseconds of CLOCK_MONOTONIC.
- */
+ * what is signed, tally.c what is counted, base.c what all of them need. Times are nanoseconds of CLOCK_MONOTONIC. */
 #ifndef HSM_LOAD_H
 #define HSM_LOAD_H
 
@@ -80,7 +80,8 @@ typedef struct load_settings {
     char *spool;           /* where signatures are written, or NULL */
 } load_settings;
 
-/* Read settings from standard input up to the line "ready". Ends the process with exit code 2 at a line it doesn't know. */
+/* Read settings from standard input up to the line "ready". Ends the process with exit code 2 at a line it doesn't
+ * know. */
 void load_settings_read(load_settings *settings);
 void load_settings_free(load_settings *settings);
 /* The key to sign with; its texts and bytes stay those of `settings`. */

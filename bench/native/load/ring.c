@@ -1,5 +1,5 @@
-/* Through the engine: one thread submits what is due, takes completions, and sleeps until either has more to do. It plays the
- * event loop's part: cache and single-flight, deadlines, and looking after workers that hang. */
+/* Through the engine: one thread submits what is due, takes completions, and sleeps until either has more to do. It
+ * plays the event loop's part: cache and single-flight, deadlines, and looking after workers that hang. */
 #include "load.h"
 
 #include <poll.h>
