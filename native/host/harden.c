@@ -1,3 +1,4 @@
+/* Privileges that a signing process gives up. */
 #include "harden.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* The signature algorithms as data: a row for each, and what is computed from it. Verification is in verify.c. */
 #include "algorithm.h"
 
 #include <openssl/evp.h>

@@ -1,3 +1,4 @@
+/* The shared area: its layout in memory, and the sleep of workers. The rings themselves are inline, in area.h. */
 #include "area.h"
 
 #include <fcntl.h>
@@ -10,11 +11,7 @@ static uint64_t aligned(uint64_t size, uint64_t to) {
 
 /* Where everything lies, from the start of the memory. */
 typedef struct offsets {
-    uint64_t requests;
-    uint64_t completions;
-    uint64_t slots;
-    uint64_t workers;
-    uint64_t overflow;
+    uint64_t requests, completions, slots, workers, overflow;
 } offsets;
 
 /* Fill in all of `area` that follows from the options. */

@@ -76,17 +76,11 @@ typedef struct hsm_worker_record {
     _Atomic uint32_t quarantined;      /* its call overran; it takes no further request and ends with the call */
     _Atomic uint64_t call_started_ns;  /* 0 when outside the module */
     _Atomic uint64_t call_deadline_ns; /* after it, the current call counts as hanging; 0: no call, or no limit */
-    _Atomic uint64_t signatures;
-    _Atomic uint64_t failures;
-    _Atomic uint64_t expired;
-    _Atomic uint64_t cancelled;
-    _Atomic uint64_t wakes;
+    _Atomic uint64_t signatures, failures, expired, cancelled, wakes;
     _Atomic uint64_t wrong; /* signatures that did not verify */
-    _Atomic uint64_t recoveries[HSM_CLASS_COUNT];
-    _Atomic uint64_t failed[HSM_CLASS_COUNT];
+    _Atomic uint64_t recoveries[HSM_CLASS_COUNT], failed[HSM_CLASS_COUNT];
     HSM_ALIGNED hsm_histogram hsm;
-    hsm_histogram queue;
-    hsm_histogram verify;
+    hsm_histogram queue, verify;
 } hsm_worker_record;
 
 /* What both sides write: at the start of the memory, before rings, slots and worker records. */

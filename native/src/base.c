@@ -1,3 +1,4 @@
+/* The platform: see base.h. */
 #include "base.h"
 
 #include <linux/futex.h>

@@ -72,11 +72,12 @@ static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *e
     for (uint32_t i = 0; i < count; i++) {
         hsm_status status = hsm_worker_start(engine, i, false);
         if (status != HSM_OK) {
+            status = status == HSM_SYSTEM ? hsm_fail_errno(error, "pthread_create", "worker")
+                                          : hsm_fail(error, status, "", "worker");
             (void)pthread_mutex_lock(&engine->state);
             engine->starting -= count - i;
             (void)pthread_mutex_unlock(&engine->state);
-            return status == HSM_SYSTEM ? hsm_fail_errno(error, "pthread_create", "worker")
-                                        : hsm_fail(error, status, "", "worker");
+            return status;
         }
     }
     (void)pthread_mutex_lock(&engine->state);

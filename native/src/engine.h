@@ -79,10 +79,8 @@ struct hsm_engine {
     CK_SLOT_ID slot;
     uint8_t *pin; /* locked memory, or NULL */
     size_t pin_len;
-    uint64_t spin_ns;
-    uint64_t patience_ns;
-    uint32_t verify_every;
-    uint32_t fork_generation;
+    uint64_t spin_ns, patience_ns;
+    uint32_t verify_every, fork_generation;
     bool keep_queued; /* in a host that replaces another one: if it fails to start, queued requests stay queued */
 
     /* Guards the login session: adding keys, logging in again, finding keys again. A worker takes it off the hot path
@@ -93,8 +91,7 @@ struct hsm_engine {
     bool login_open;
     CK_SESSION_HANDLE login_session;
     _Atomic uint32_t auth_failure; /* status of a refused login, after which there is no other; 0: none was refused */
-    uint64_t last_heal_ns;
-    uint64_t last_reinit_ns;
+    uint64_t last_heal_ns, last_reinit_ns;
 
     /* 1 while the module is initialized again: workers wait outside. A futex. */
     _Atomic uint32_t gate;
@@ -118,8 +115,7 @@ struct hsm_engine {
     /* Start and stop. */
     pthread_mutex_t state;
     pthread_cond_t changed;
-    uint32_t starting;
-    uint32_t running;
+    uint32_t starting, running;
     hsm_error start_error;
     uint32_t worker_count; /* that should be running */
     uint32_t worker_slots; /* places in `workers`, replacements included */

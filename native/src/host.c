@@ -111,17 +111,26 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uin
 
 /* ---- life cycle ---- */
 
+enum { STRINGS = 6 };
+
+/* The strings among the options, which the host owns copies of. */
+static void find_strings(hsm_host_options *options, const char **found[STRINGS]) {
+    hsm_engine_options *engine = &options->engine;
+    const char **strings[STRINGS] = {&engine->module_path, &engine->module_args,  &engine->quirks,
+                                     &engine->token.label, &engine->token.serial, &options->program};
+    memcpy(found, strings, sizeof strings);
+}
+
 static void free_host(hsm_host *host) {
     hsm_close(&host->control);
     hsm_close(&host->pidfd);
     if (host->pin != NULL) {
         sodium_free(host->pin);
     }
-    hsm_engine_options *engine = &host->options.engine;
-    const char *strings[] = {engine->module_path, engine->module_args,  engine->quirks,
-                             engine->token.label, engine->token.serial, host->options.program};
-    for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++) {
-        hsm_free((void *)(uintptr_t)strings[i]);
+    const char **strings[STRINGS];
+    find_strings(&host->options, strings);
+    for (size_t i = 0; i < STRINGS; i++) {
+        hsm_free((void *)(uintptr_t)*strings[i]);
     }
     for (size_t i = 0; host->environment != NULL && host->environment[i] != NULL; i++) {
         hsm_wipe(host->environment[i], strlen(host->environment[i]));
@@ -133,16 +142,13 @@ static void free_host(hsm_host *host) {
 }
 
 static bool copy_options(hsm_host *host, const hsm_host_options *options) {
-    hsm_engine_options *engine = &host->options.engine;
-    const hsm_engine_options *given = &options->engine;
+    const char **strings[STRINGS];
     host->options = *options;
-    engine->pin = NULL;
-    engine->module_path = hsm_strdup(given->module_path);
-    engine->module_args = hsm_strdup(given->module_args);
-    engine->quirks = hsm_strdup(given->quirks);
-    engine->token.label = hsm_strdup(given->token.label);
-    engine->token.serial = hsm_strdup(given->token.serial);
-    host->options.program = hsm_strdup(options->program);
+    host->options.engine.pin = NULL;
+    find_strings(&host->options, strings);
+    for (size_t i = 0; i < STRINGS; i++) {
+        *strings[i] = hsm_strdup(*strings[i]);
+    }
     size_t count = 0;
     while (options->environment != NULL && options->environment[count] != NULL) {
         count++;
@@ -154,8 +160,8 @@ static bool copy_options(hsm_host *host, const hsm_host_options *options) {
             return false;
         }
     }
-    return hsm_secret_copy(given->pin, given->pin_len, &host->pin) && host->environment != NULL &&
-           engine->module_path != NULL && host->options.program != NULL;
+    return hsm_secret_copy(options->engine.pin, options->engine.pin_len, &host->pin) && host->environment != NULL &&
+           host->options.engine.module_path != NULL && host->options.program != NULL;
 }
 
 hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {

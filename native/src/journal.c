@@ -240,12 +240,8 @@ static hsm_status open_files(hsm_journal *journal, hsm_error *error) {
         return hsm_fail_errno(error, "fstat", journal->path);
     }
     journal->size = (uint64_t)status.st_size;
-    int failure = sync_parent(journal->path);
-    if (failure != 0) {
-        errno = failure;
-        return hsm_fail_errno(error, "fsync", journal->path);
-    }
-    return HSM_OK;
+    errno = sync_parent(journal->path);
+    return errno == 0 ? HSM_OK : hsm_fail_errno(error, "fsync", journal->path);
 }
 
 hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal_out, hsm_error *error) {
@@ -254,8 +250,7 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
     if (journal == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "no memory");
     }
-    journal->fd = -1;
-    journal->event_fd = -1;
+    journal->fd = journal->event_fd = -1;
     (void)pthread_mutex_init(&journal->lock, NULL);
     journal->path = hsm_strdup(options->path);
     journal->archive = hsm_strdup(options->archive);
@@ -274,11 +269,8 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
         status = open_files(journal, error);
     }
     if (status == HSM_OK) {
-        int failure = hsm_thread_start(&journal->thread, run, journal);
-        if (failure != 0) {
-            errno = failure;
-            status = hsm_fail_errno(error, "pthread_create", "journal");
-        }
+        errno = hsm_thread_start(&journal->thread, run, journal);
+        status = errno == 0 ? HSM_OK : hsm_fail_errno(error, "pthread_create", "journal");
     }
     if (status != HSM_OK) {
         release(journal);

@@ -1,3 +1,4 @@
+/* Private keys on a token, as modules present them. */
 #include "key.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Loading and initializing modules, once for each process and path. */
 #include "module.h"
 
 #include <dlfcn.h>

@@ -1,3 +1,4 @@
+/* The table of quirks, and what follows from a row. */
 #include "quirks.h"
 
 #include <string.h>

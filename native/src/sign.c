@@ -1,3 +1,4 @@
+/* The two calls that make a signature. */
 #include "sign.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Tokens and sessions, as modules present them. */
 #include "token.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Verification in software: libsodium for Ed25519, libcrypto for ECDSA. */
 #include "verify.h"
 
 #include <openssl/core_names.h>

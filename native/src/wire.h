@@ -18,9 +18,7 @@ enum hsm_operation { HSM_OP_HELLO = 1, HSM_OP_START, HSM_OP_ADD_KEY, HSM_OP_TOKE
 
 /* A string or byte string inside `text`; `present` tells an empty one from none. */
 typedef struct hsm_wire_text {
-    uint32_t present;
-    uint32_t offset;
-    uint32_t length;
+    uint32_t present, offset, length;
 } hsm_wire_text;
 
 typedef struct hsm_request_message {
@@ -28,24 +26,12 @@ typedef struct hsm_request_message {
     uint32_t operation;
     uint32_t used; /* bytes of text */
     /* START */
-    hsm_wire_text module_path;
-    hsm_wire_text module_args;
-    hsm_wire_text quirks;
-    hsm_wire_text token_label;
-    hsm_wire_text token_serial;
-    hsm_wire_text pin;
+    hsm_wire_text module_path, module_args, quirks, token_label, token_serial, pin;
     int64_t slot_id;
-    uint32_t workers;
-    uint32_t verify_every;
-    uint64_t spin_ns;
-    uint64_t warm_ns;
-    uint64_t patience_ns;
-    uint64_t memory_limit;
-    uint64_t timeout_ns;
+    uint32_t workers, verify_every;
+    uint64_t spin_ns, warm_ns, patience_ns, memory_limit, timeout_ns;
     /* ADD_KEY */
-    hsm_wire_text key_label;
-    hsm_wire_text key_id;
-    hsm_wire_text public_key;
+    hsm_wire_text key_label, key_id, public_key;
     int64_t handle;
     uint32_t algorithm;
     uint32_t index; /* that the key had in a process before this one, or HSM_ANY_INDEX */
@@ -54,8 +40,7 @@ typedef struct hsm_request_message {
 
 typedef struct hsm_reply_message {
     uint64_t version;
-    uint32_t operation;
-    uint32_t status;
+    uint32_t operation, status;
     hsm_error error;
     hsm_key_info key;
     hsm_token_info token;
