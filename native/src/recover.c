@@ -8,8 +8,8 @@
  *
  * The class of a failure chooses the rung; a failure that repeats takes the next one. A request leaves the ladder after
  * LADDER_NS or at its deadline, and after a few attempts while others wait for its worker, since the failure may be its
- * own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and rate-limited:
- * a request waits for its turn. A refused PIN ends all logins. */
+ * own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and
+ * rate-limited: a request waits for its turn. A refused PIN ends all logins. */
 #include "session.h"
 
 #include "token.h"

@@ -1,4 +1,4 @@
-/* A PKCS #11 module that does nothing: what a client measures on it is the client.
+/* A PKCS #11 module that does nothing: a client that measures on it measures itself.
  *
  * One slot, one token ("noop"; login required, any PIN), any number of sessions, one Ed25519 key pair ("noop-key", id
  * 01). C_SignInit and C_Sign take no lock, share no written cache line and return a constant: they are safe on as many

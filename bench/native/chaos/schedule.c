@@ -1,4 +1,4 @@
-/* Random numbers that depend on nothing but a seed and a call's number, and calls that hang. */
+/* Random numbers that depend on nothing but a seed and a call's number; and calls that hang. */
 #include <pthread.h>
 #include <time.h>
 

@@ -181,7 +181,7 @@ void chaos_sessions_closed(struct chaos_slot *slot) {
     }
 }
 
-/* Some live session of the slot, for what needs one: a handle that may be gone by the time it is used. */
+/* Any live session of the slot. The handle may be gone by the time it is used. */
 bool chaos_sessions_any(struct chaos_slot *slot, CK_SESSION_HANDLE *handle) {
     bool found = false;
     for (struct bucket *bucket = buckets; bucket < buckets + BUCKETS && !found; bucket++) {
