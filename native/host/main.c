@@ -164,7 +164,6 @@ int main(int argc, char **argv) {
     if (self.parent < 0 || getppid() != parent) {
         return 0; /* it has ended already */
     }
-    int code = serve(&self);
     /* Not exit: handlers of the module may hang, and nothing of ours needs flushing. */
-    _exit(code);
+    _exit(serve(&self));
 }

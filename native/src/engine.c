@@ -146,9 +146,6 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     }
     status = status != HSM_OK ? status : hsm_engine_login(engine, error);
     status = status != HSM_OK ? status : start_workers(engine, options->workers, error);
-    if (status == HSM_OK) {
-        hsm_warmer_start(engine, options->warm_ns);
-    }
     if (status != HSM_OK) {
         /* A host that does not start leaves queued requests to the next one. */
         hsm_area *area = engine->area;
@@ -160,6 +157,7 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         return status;
     }
     engine->keep_queued = false;
+    hsm_warmer_start(engine, options->warm_ns);
     *out = engine;
     return HSM_OK;
 }

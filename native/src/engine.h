@@ -74,7 +74,6 @@ struct hsm_engine {
     CK_FUNCTION_LIST *p11;
     const hsm_quirks *quirks;
     hsm_token_info token;        /* as it was at the start */
-    hsm_token_info token_now;    /* as it was when last looked for */
     hsm_token_selector selector; /* owned copies */
     CK_SLOT_ID slot;
     uint8_t *pin; /* locked memory, or NULL */

@@ -127,8 +127,9 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         forget_handles(engine);
         status = hsm_module_reinitialize(engine->module, error);
         if (status == HSM_OK) {
-            status = hsm_token_find(engine->p11, &engine->selector, &engine->token_now, error);
-            engine->slot = status == HSM_OK ? engine->token_now.slot_id : engine->slot;
+            hsm_token_info found;
+            status = hsm_token_find(engine->p11, &engine->selector, &found, error);
+            engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
         }
         status = status != HSM_OK ? status : heal_token(engine, error);
     }

@@ -1,13 +1,12 @@
-/* What the client's process and the host process say to each other: one message each way per call, over a
- * SOCK_SEQPACKET socket pair, so that a message is whole or absent. Both ends are the same build, which the greeting
- * proves; still every length is checked, since the host runs foreign code.
- *
- * The child finds its descriptors at fixed numbers. */
+/* Messages between the client's process and the host's: one each way per call (none back for SUPERVISE), over a
+ * SOCK_SEQPACKET socket pair, so that a message is whole or absent. Each carries HSM_WIRE_VERSION, which must be the
+ * other side's; still every length is checked, since the host runs foreign code. */
 #ifndef HSM_WIRE_H
 #define HSM_WIRE_H
 
 #include "base.h"
 
+/* The host finds its descriptors at these numbers. */
 enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, HSM_FD_END };
 
 /* Changes with every change of a message or of the area's layout. */

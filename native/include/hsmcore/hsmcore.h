@@ -11,7 +11,8 @@
  *  3. No lock is held across a C_* call that a signature waits for.
  *  4. A worker knows nothing of Python and never takes its lock.
  *  5. A call past its deadline is abandoned: its caller is answered, its worker keeps the slot until it returns.
- *  6. After fork the child's handles are dead: every function that takes one returns HSM_FORKED there.
+ *  6. After fork the child's handles are dead: a function that would submit, sign or call a module returns HSM_FORKED
+ *     or 0 there.
  *
  * Unless a function says otherwise, it may be called from any thread, one at a time per object. Times are nanoseconds
  * of CLOCK_MONOTONIC. Strings are NUL-terminated UTF-8 and copied; the caller keeps ownership of what it passes in.
@@ -255,7 +256,7 @@ typedef struct hsm_stats {
     uint64_t failed[HSM_CLASS_COUNT];     /* `failures` by the class of their status */
     uint32_t workers;                     /* running */
     uint32_t busy;                        /* inside the module now */
-    uint32_t stuck;                       /* inside the module past their request's deadline */
+    uint32_t stuck;                       /* quarantined: their call has overrun */
     uint32_t down;                        /* 1: the token does not answer */
     uint32_t queued;                      /* submitted, not begun */
     uint64_t oldest_queued_ns;            /* age of the oldest request that is not begun; 0: none */
