@@ -43,15 +43,15 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
         client->use = hsm_alloc(client->area->slots);
         if (client->free_slots == NULL || client->use == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
+        } else {
+            for (; client->free_count < client->area->slots; client->free_count++) {
+                client->free_slots[client->free_count] = client->area->slots - 1U - client->free_count;
+            }
         }
     }
     if (status != HSM_OK) {
         hsm_client_free(client);
         return status;
-    }
-    while (client->free_count < client->area->slots) {
-        client->free_slots[client->free_count] = client->area->slots - 1U - client->free_count;
-        client->free_count++;
     }
     *out = client;
     return HSM_OK;

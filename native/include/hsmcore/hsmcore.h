@@ -327,7 +327,7 @@ void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);
 typedef struct hsm_module hsm_module;
 HSM_NODISCARD hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error);
 void hsm_module_release(hsm_module *module);
-/* Bracket every series of calls that are not an engine's: between the two the module is not initialized anew. Blocks
+/* Bracket every series of calls that are not an engine's: between the two the module is not initialized again. Blocks
  * while it is. Returns how often that has happened; sessions and handles from before a change are dead. */
 uint64_t hsm_module_enter(hsm_module *module);
 void hsm_module_exit(hsm_module *module);
