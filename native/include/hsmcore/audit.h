@@ -3,7 +3,7 @@
  *
  * A leaf is a record's line without its newline. Hashes are SHA-256 (FIPS 180-4), 32 bytes, as RFC 6962 section 2.1
  * has them: leaf = H(0x00 || line), node = H(0x01 || left || right), empty tree = H(""). A tree is for one thread at a
- * time; different trees may be used at once. No function takes a lock or blocks; all abort if libcrypto has no SHA-256. */
+ * time; different trees may be used at once. No function takes a lock or blocks; all abort without a SHA-256. */
 #ifndef HSMCORE_AUDIT_H
 #define HSMCORE_AUDIT_H
 
