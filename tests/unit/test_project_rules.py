@@ -104,6 +104,17 @@ def test_no_file_outgrows_its_reader():
     assert long == {}
 
 
+def test_no_line_of_c_is_too_wide():
+    """The formatter leaves comments as they are."""
+    wide = [
+        f"{path}:{number}"
+        for path, text in native_sources().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if path.suffix != ".def" and len(line) > 120
+    ]
+    assert wide == []
+
+
 def test_the_library_prints_nothing():
     printing = []
     for path in sources("core/hsmcore", ".py"):
