@@ -22,7 +22,7 @@ from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.backup.places import PlaceError, place_at
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
-from hsmcore.control.verbs import Sweep
+from hsmcore.control.keys import Sweep
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.state import Backups, Store
 

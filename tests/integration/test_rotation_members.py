@@ -21,7 +21,8 @@ from hsmcore.backup.envelope import open_envelope
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
-from hsmcore.control.verbs import ExportWrapped, ImportTransported, ImportWrapped
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.control.sealed import ImportTransported
 from hsmcore.errors import HsmError
 from hsmcore.rotation.service import RotationService
 

@@ -17,7 +17,7 @@ from tests.support.yubihsm import Connector, Device, Kind
 import hsmcore
 from hsmcore.config.pkcs11 import default_yubihsm_module
 from hsmcore.control import ControlPlane
-from hsmcore.control.verbs import ExportWrapped, ImportWrapped
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.devices.yubihsm_log import drain
 from hsmcore.errors import HsmError
 

@@ -11,7 +11,7 @@ from hsmcore.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.backup.places import Place
 from hsmcore.control import ControlPlane, KeyRecord
 from hsmcore.control.locked import LockedKey
-from hsmcore.control.verbs import ImportSealed
+from hsmcore.control.sealed import ImportSealed
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
 from hsmcore.state import StoredKey
 from hsmcore.state.backups import BackupRow

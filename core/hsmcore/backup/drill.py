@@ -9,7 +9,8 @@ from typing import Final
 from hsmcore import _native
 from hsmcore.backup.envelope import BackupInvalid, Statement
 from hsmcore.control import ControlPlane, KeyRecord
-from hsmcore.control.verbs import ImportWrapped, Prove, Sweep
+from hsmcore.control.backup import ImportWrapped
+from hsmcore.control.keys import Prove, Sweep
 from hsmcore.errors import HsmError, KeyNotFound
 
 DRILL_PREFIX: Final = b"\xffhsmcore drill\x00"

@@ -7,7 +7,8 @@ fails. So the native core initializes, with CKF_OS_LOCKING_OK, and alone finaliz
 
 from __future__ import annotations
 
-from pkcs11 import _pkcs11
+from pkcs11 import Attribute, _pkcs11
+from pkcs11.attributes import AttributeMapper
 from pkcs11.exceptions import PKCS11Error
 
 from hsmcore._native import Module
@@ -50,3 +51,13 @@ def adopt(path: str) -> AdoptedLibrary:
         raise ControlError(
             f"{path} is not held by the native core ({error})", hint="hold it with hsmcore._native.Module first"
         ) from error
+
+
+class Attributes(AttributeMapper):
+    """Attribute values as python-pkcs11 reads them, but for labels and types outside its tables, which it refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        as_number = self.attribute_types[Attribute.MODULUS_BITS]
+        self.register_handler(Attribute.LABEL, str.encode, lambda raw: raw.decode("utf-8", "replace"))
+        self.register_handler(Attribute.KEY_TYPE, *as_number)

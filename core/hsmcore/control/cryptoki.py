@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from ctypes import POINTER, Structure, byref, c_ubyte, c_ulong, c_void_p
 from typing import Final
 
+from pkcs11.types import Session
+
 _CKU_USER: Final = 1
 _RO_USER_FUNCTIONS: Final = 1  # CKS_RO_USER_FUNCTIONS
 _RW_USER_FUNCTIONS: Final = 3  # CKS_RW_USER_FUNCTIONS
@@ -96,6 +98,12 @@ class Cryptoki:
         handle = c_ulong()
         _check("C_CreateObject", self._create(session, array, len(template), byref(handle)))
         return handle.value
+
+
+def handle_of(session: Session) -> int:
+    """The handle of a session of python-pkcs11's."""
+    handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
+    return handle
 
 
 @contextmanager

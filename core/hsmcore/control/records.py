@@ -63,12 +63,8 @@ class TokenSelector:
 
     def choose(self, tokens: Sequence[TokenRecord]) -> list[TokenRecord]:
         """Those that match: one, if all is well."""
-        wanted = (self.label, self.serial, self.slot_id, self.manufacturer, self.model)
-        found = []
-        for token in tokens:
-            have = (token.label, token.serial, token.slot_id, token.manufacturer, token.model)
-            if all(want in (None, has) for want, has in zip(wanted, have, strict=True)):
-                found.append(token)
+        names = ("label", "serial", "slot_id", "manufacturer", "model")
+        found = [token for token in tokens if all(getattr(self, n) in (None, getattr(token, n)) for n in names)]
         if self.text is None:
             return found
         named = [token for token in found if token.says(self.text)]
