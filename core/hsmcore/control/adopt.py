@@ -1,8 +1,8 @@
 """python-pkcs11 on a module that the native core holds.
 
-python-pkcs11 calls C_Initialize with no arguments. SoftHSM takes that as "one thread only" and turns its mutexes off,
-while python-pkcs11 lets other threads run during each call; two threads then crash it. A second C_Initialize also
-fails. So the native core initializes, with CKF_OS_LOCKING_OK, and alone finalizes; this subclass adopts.
+python-pkcs11 calls C_Initialize without arguments. SoftHSM then turns its mutexes off, while python-pkcs11 releases the
+GIL during each call: two threads crash it. A second C_Initialize also fails. So the native core alone initializes, with
+CKF_OS_LOCKING_OK, and finalizes; python-pkcs11 uses the initialized module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Backups: a private key, wrapped inside the HSM by a key that never leaves it, in an envelope that names both.
 
-What comes out can be unwrapped only where the wrapping key is: on the same token, or on one that got the wrapping key
-by the vendor's own means (cloning, a key ceremony). The private key is never seen in the clear, here or on the way.
+A backup can be unwrapped only where the wrapping key is: on the same token, or on one that got the wrapping key by the
+vendor's own means (cloning, a key ceremony). The private key is never in the clear outside of a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pkcs11.types import Key, Object, Session, UnwrapMixin, WrapMixin
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore.control.faults import ControlError, KeyNotExportable, ckr_of
-from hsmcore.control.keys import describe_key, find_key, key_forms, parse_key_id
+from hsmcore.control.keys import describe_key, find_key, key_forms, parse_key_id, require_free, search
 from hsmcore.control.quirks import WHOLE_MECHANISMS, Quirks
 from hsmcore.control.records import KeyRecord
 from hsmcore.control.verb import Verb
@@ -87,7 +87,7 @@ class ExportWrapped(Verb[bytes]):
 
 
 def is_whole(backup: bytes) -> bool:
-    """Whether a backup brings its id and label along, so that it can be put back only under those."""
+    """Whether a backup contains the key's id and label, so that it can be put back only under those."""
     return bool(_parse(backup)["mechanism"] in WHOLE_MECHANISMS)
 
 
@@ -127,8 +127,7 @@ class ImportWrapped(Verb[KeyRecord]):
                 raise ControlError("a backup of this kind of token brings its id and label along")
             envelope |= {"id": self.key_id or envelope["id"], "label": self.label or envelope["label"]}
         identity = parse_key_id(envelope["id"])
-        if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity})):
-            raise ControlError(f"a private key with the id {identity.hex()} is on the token already")
+        require_free(session, identity)
         wrapping = _wrapping_key(session, quirks, envelope["wrappingKey"], create=False)
         if not isinstance(wrapping, UnwrapMixin):
             raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
@@ -166,8 +165,7 @@ def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, A
         capabilities=MechanismFlag.SIGN,
         template=dict.fromkeys((*ALL_CAPABILITIES, Attribute.CLASS, Attribute.KEY_TYPE, Attribute.TOKEN), DEFAULT),
     )
-    halves = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: private[Attribute.ID]}
-    record = describe_key(private, list(session.get_objects(halves)))
+    record = describe_key(private, search(session, ObjectClass.PUBLIC_KEY, private[Attribute.ID]))
     public_key = record.public_key.hex() if record.public_key else None
     if (record.id, public_key) != (parse_key_id(envelope["id"]).hex(), envelope["publicKey"]):
         private.destroy()
@@ -178,7 +176,7 @@ def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, A
 def _public_half(
     session: Session, quirks: Quirks, key_id: bytes, key_type: KeyType, envelope: dict[str, Any]
 ) -> list[Object]:
-    found = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: key_id}))
+    found = search(session, ObjectClass.PUBLIC_KEY, key_id)
     point = bytes.fromhex(envelope["publicKey"] or "")
     if found or not point:
         return found

@@ -1,7 +1,6 @@
 """Keys on one token: list, generate, deactivate, try, destroy.
 
-Searches name the class and the id or label only: some modules find nothing, or fail, when asked by type or by use.
-Every search is read to its end, because an unfinished one keeps the session busy.
+A search names the class and the id or label only: some modules find nothing, or fail, for a type or a use.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from pkcs11.types import Object, Session, SignMixin
 
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
-from hsmcore.control.faults import ControlError, ckr_of, no_such_key, several_keys
+from hsmcore.control.faults import ControlError, ckr_of, no_such_key
 from hsmcore.control.quirks import KeyForm, Quirks
 from hsmcore.control.records import Deactivation, KeyRecord
 from hsmcore.control.verb import Verb
-from hsmcore.errors import HsmError, MemberDown, ModuleBusy
+from hsmcore.errors import HsmError, KeyAmbiguous, MemberDown, ModuleBusy
 
 _SHOWN: Final = [
     Attribute.ID,
@@ -45,8 +44,7 @@ _ORDERS: Final = {
 }
 _GENERATE_ATTEMPTS: Final = 4
 _GENERATE_PAUSE: Final = 0.02  # seconds, more with each attempt
-# What modules answer to a mechanism or to EC parameters that they do not know. The standard has codes for that; some
-# answer with the general ones.
+# Return values for a mechanism or EC parameters that a module does not know. Some modules use the general codes.
 _OTHER_FORM: Final = frozenset(
     {
         0x005,  # GENERAL_ERROR
@@ -71,25 +69,36 @@ class ListKeys(Verb[list[KeyRecord]]):
         halves: dict[bytes, Object] = {}
         records = []
         with admin.session("listing keys") as session:
-            for public in list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY})):
+            for public in search(session, ObjectClass.PUBLIC_KEY):
                 halves.setdefault(_shown(public).get(Attribute.ID, b""), public)
-            for private in list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY})):
+            for private in search(session, ObjectClass.PRIVATE_KEY):
                 shown = _shown(private)
                 if shown:  # else it was destroyed since the search
                     records.append(_record(shown, _shown(halves.get(shown.get(Attribute.ID, b"")))))
         return sorted(records, key=lambda record: (record.label, record.id))
 
 
+def search(session: Session, kind: ObjectClass, key_id: bytes | None = None) -> list[Object]:
+    """The objects of a class, those with a CKA_ID if it is given. An unfinished search would keep the session busy."""
+    template: dict[Attribute, Any] = {Attribute.CLASS: kind}
+    return list(session.get_objects(template if key_id is None else template | {Attribute.ID: key_id}))
+
+
 def find_key(session: Session, key_id: str) -> tuple[Object, list[Object]]:
-    """The private key with that CKA_ID and its public halves; an error unless there is exactly one private key."""
+    """The private key with a CKA_ID and its public halves. Raises KeyNotFound and KeyAmbiguous."""
     wanted = parse_key_id(key_id)
-    private = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: wanted}))
+    private = search(session, ObjectClass.PRIVATE_KEY, wanted)
     if not private:
         raise no_such_key(key_id)
     if len(private) > 1:
-        raise several_keys(key_id, len(private))
-    public = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: wanted}))
-    return private[0], public
+        raise KeyAmbiguous(f"{len(private)} private keys have the id {key_id!r}")
+    return private[0], search(session, ObjectClass.PUBLIC_KEY, wanted)
+
+
+def require_free(session: Session, key_id: bytes) -> None:
+    """Raise ControlError if a private key has this CKA_ID."""
+    if search(session, ObjectClass.PRIVATE_KEY, key_id):
+        raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
 
 
 def describe_key(private: Object, public: list[Object]) -> KeyRecord:
@@ -118,8 +127,7 @@ class GenerateKey(Verb[tuple[KeyRecord, KeyForm]]):
                         key_id = new_id(session, admin.quirks)
                     return self._generate(session, admin.quirks, key_id)
             except (MemberDown, ModuleBusy):
-                # SoftHSM fails now and then when its token is searched while an object is being made; others are
-                # throttled.
+                # SoftHSM fails now and then if its token is searched while it makes an object; others are throttled.
                 if attempt == _GENERATE_ATTEMPTS:
                     raise
             if key_id is not None:
@@ -174,7 +182,7 @@ class GenerateKey(Verb[tuple[KeyRecord, KeyForm]]):
 
 
 def _offered(session: Session, forms: tuple[KeyForm, ...]) -> tuple[KeyForm, ...]:
-    """Those whose mechanism the token lists. A list without any is not believed."""
+    """The forms whose mechanism the token lists; all of them if it lists none."""
     if len(forms) == 1:
         return forms
     listed = {int(mechanism) for mechanism in session.token.slot.get_mechanisms()}
@@ -182,17 +190,16 @@ def _offered(session: Session, forms: tuple[KeyForm, ...]) -> tuple[KeyForm, ...
 
 
 def new_id(session: Session, quirks: Quirks) -> bytes:
-    """A random CKA_ID that no private key has yet. All zeros or all ones may mean something: they are left out."""
+    """A random CKA_ID that no private key has. All zeros or all ones may have a meaning: they are left out."""
     while True:
         chosen = secrets.token_bytes(quirks.id_bytes)
-        taken = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: chosen}))
-        if not taken and len(set(chosen) - {0x00, 0xFF}) > 0:
+        if set(chosen) - {0x00, 0xFF} and not search(session, ObjectClass.PRIVATE_KEY, chosen):
             return chosen
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NewKeyId(Verb[bytes]):
-    """A CKA_ID that no private key has yet."""
+    """A CKA_ID that no private key has."""
 
     def run(self, admin: TokenAdmin) -> bytes:
         with admin.session("choosing a key id") as session:
@@ -236,7 +243,7 @@ class Prove(Verb[bytes]):
 
 
 def _low_s(algorithm: str, signature: bytes) -> bytes:
-    """The one of the two equivalent ECDSA signatures that the signing engine makes, too."""
+    """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
     r, s = signature[:32], int.from_bytes(signature[32:], "big")
     return r + min(s, _ORDERS[algorithm] - s).to_bytes(32, "big")
 
@@ -262,20 +269,16 @@ class Sweep(Verb[int]):
     nameless: bool = False
 
     def run(self, admin: TokenAdmin) -> int:
-        erased = 0
         identity = parse_key_id(self.key_id) if self.key_id else b""
-        named = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity}
         with admin.session(f"clearing up after key {self.key_id}") as session:
-            if identity and not list(session.get_objects(named)):
-                for public in list(session.get_objects(named | {Attribute.CLASS: ObjectClass.PUBLIC_KEY})):
-                    public.destroy()
-                    erased += 1
+            left = []
+            if identity and not search(session, ObjectClass.PRIVATE_KEY, identity):
+                left = search(session, ObjectClass.PUBLIC_KEY, identity)
             for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY) if self.nameless else ():
-                for half in list(session.get_objects({Attribute.CLASS: kind})):
-                    if _is_half(_shown(half)):
-                        half.destroy()
-                        erased += 1
-        return erased
+                left += [half for half in search(session, kind) if _is_half(_shown(half))]
+            for half in left:
+                half.destroy()
+        return len(left)
 
 
 def _is_half(shown: dict[Attribute, Any]) -> bool:

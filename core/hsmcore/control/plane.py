@@ -140,7 +140,7 @@ class ControlPlane:
         """As ListTokens, for this plane's module."""
         return await self.do(ListTokens(self._access.module_path, self._access.module_args))
 
-    # ---- what the keys of every kind of member have (members/base.py) ----
+    # ---- KeyAdmin (members/base.py) ----
 
     async def list_keys(self) -> list[KeyRecord]:
         """As ListKeys."""

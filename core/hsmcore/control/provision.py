@@ -1,8 +1,8 @@
 """Make a SoftHSM token and its key, in a short-lived child process.
 
 SoftHSM reads its configuration, named by the environment variable SOFTHSM2_CONF, once when the module is initialized.
-A child of its own gets that variable without this process's environment being changed or its modules being touched;
-the PINs go to it over its standard input, so that they stand in no argument list.
+The child gets that variable, while the environment and the modules of this process do not change. The PINs go over its
+standard input, so that no argument list has them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class TokenRequest(Verb[KeyRecord]):
     pin: str
     so_pin: str
     seed: str = ""
-    """The 32 bytes of an Ed25519 private key in hexadecimal, to put on the token; "": the token makes its own key."""
+    """The 32 bytes of an Ed25519 private key in hexadecimal; "": the token makes its own key."""
     key_id: str = ""
-    """CKA_ID of a key that is put there, in hexadecimal."""
+    """CKA_ID for the key of `seed`, in hexadecimal."""
 
     def run(self, _admin: TokenAdmin) -> KeyRecord:
         with hold_module(self.module_path):

@@ -1,4 +1,4 @@
-"""Key ceremonies: Ed25519 keys that are made outside of the token, for tokens that give no wrapped copy away.
+"""Key ceremonies: Ed25519 keys that are made outside of the token, for tokens that cannot wrap keys.
 
 The key is made in locked memory (locked.py), sealed to a recovery key that is kept elsewhere, imported so that it
 cannot leave the token, and wiped.
@@ -17,7 +17,7 @@ from pkcs11.types import Session
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.cryptoki import handle_of
 from hsmcore.control.faults import ControlError
-from hsmcore.control.keys import describe_key, find_key, key_forms
+from hsmcore.control.keys import describe_key, find_key, key_forms, require_free
 from hsmcore.control.locked import SEED_BYTES, LockedKey, TransportKey
 from hsmcore.control.records import KeyRecord
 from hsmcore.control.verb import Verb
@@ -95,8 +95,7 @@ def _restore(
 ) -> KeyRecord:
     """Import a key from a sealed copy. Raises KeyUnusable for a wrong recovery or transport key."""
     with admin.session("importing a sealed key") as session:
-        if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id})):
-            raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
+        require_free(session, key_id)
         key = LockedKey("ceremony", (sealed, recovery))
         try:
             return create_pair(session, admin, label, key_id, key.public_key, (key.address, SEED_BYTES))
@@ -130,7 +129,7 @@ def create_pair(
     }
     if admin.quirks.names_private:
         public[Attribute.PRIVATE] = _FALSE
-    # The public half first: a private key without one is what a crash must not leave.
+    # The public half first: a crash must not leave a private key without one.
     for template in (public, private):
         admin.cryptoki.create_object(handle_of(session), template)
     return describe_key(*find_key(session, key_id.hex()))
