@@ -7,7 +7,7 @@ from typing import Final
 
 from hsmcore.control import ControlPlane, KeyNotExportable, is_whole
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
-from hsmcore.control.verbs import Prove
+from hsmcore.control.keys import Prove
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
 from hsmcore.members.tokens import export_key, free_id, token_of, why_no_backup
