@@ -1,7 +1,8 @@
-"""The tamper-evident audit log; docs/AUDIT.md describes its files and how to check them.
+"""The tamper-evident audit log: an RFC 6962 Merkle tree over lines of JSON. docs/AUDIT.md describes its files.
 
-Reading order: record (what is written), sealer (tree, index, checkpoints), recover (after a crash), log (all of it
-together); then query, retention, and check. The files are layout, note, checkpoint, tiles, genuine, segment and index.
+Read record (a line), sealer (tree, index, checkpoints), recover (the start after a crash), open_log and log (the
+whole); then query, retention and check. The file formats are layout, note, checkpoint, tiles, genuine, segment and
+index.
 """
 
 from hsmcore.audit.log import AuditLog

@@ -1,4 +1,4 @@
-"""C2SP checkpoints: how many records there are and the root over them, as a signed note; and the file of all."""
+"""C2SP checkpoints: a log's size and root hash as a signed note; and the file of all checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_HISTORY_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tree of the log `origin` at `size` records. `note` is the signed note that says so."""
+    """The tree of the log `origin` at `size` records. `note`: the signed note; empty before it is signed."""
 
     origin: str
     size: int
@@ -25,12 +25,12 @@ class Checkpoint:
 
     @property
     def text(self) -> bytes:
-        """What is signed."""
+        """The text that is signed."""
         return b"%s\n%d\n%s\n" % (self.origin.encode(), self.size, base64.b64encode(self.root))
 
     @classmethod
     def parse(cls, data: bytes) -> Checkpoint:
-        """From a signed note, whose signatures are not verified here. Raises NoteError."""
+        """Parse a signed note without verifying its signatures. Raises NoteError."""
         lines = Note.parse(data).text.split(b"\n")
         if len(lines) < 4 or not lines[0] or _SIZE.fullmatch(lines[1]) is None or len(lines[2]) != 44:
             raise NoteError("not a checkpoint: origin, size and root are needed")
@@ -44,8 +44,8 @@ class Checkpoint:
 
 
 def history(path: Path) -> tuple[list[Checkpoint], int]:
-    """All checkpoints in a file, oldest first, and how many bytes are whole ones: a crash may have cut off the last.
-    Raises NoteError for anything else that is no checkpoint, OSError."""
+    """Return all checkpoints of a file, oldest first, and the bytes that they take: a crash may have cut off the last
+    one. Raises NoteError if the file holds anything else, OSError."""
     data = path.read_bytes() if path.exists() else b""
     if len(data) > MAX_HISTORY_BYTES:
         raise NoteError(f"{path} is too long")
@@ -54,7 +54,7 @@ def history(path: Path) -> tuple[list[Checkpoint], int]:
 
 
 def _notes(data: bytes) -> Iterator[bytes]:
-    # Each note is followed by a blank line, so text and signatures alternate.
+    # A blank line follows each note, so texts and signatures alternate.
     parts = data.split(b"\n\n")
     for text, signatures in zip(parts[:-1:2], parts[1:-1:2], strict=False):
         yield text + b"\n\n" + signatures + b"\n"

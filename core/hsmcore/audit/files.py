@@ -1,4 +1,4 @@
-"""Writing so that it is still there after a crash, and so that the owner of the log's folder can use it."""
+"""Durable writes of files, which belong to the owner of the log's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hsmcore.state.ownership import make
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, on the disk."""
+    """Flush a file, or the entries of a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -18,14 +18,14 @@ def sync(path: Path) -> None:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of it."""
+    """Write all of `data`. Raises OSError."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a whole new file, without making it durable. Raises FileExistsError if anything is there, OSError."""
+    """Make a file with this content, without flushing it. Raises FileExistsError if the name is taken, OSError."""
     descriptor = make(path)
     try:
         write_all(descriptor, data)
@@ -34,15 +34,27 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def write_beside(path: Path, data: bytes) -> Path:
-    """The same as <name>.new, which is to take the place of `path`; returns it. One that a crash left is deleted."""
+    """Make the file <name>.new, which is to replace `path`, without flushing it; delete one that a crash left. Return
+    its path. Raises OSError."""
     beside = path.with_name(path.name + ".new")
     beside.unlink(missing_ok=True)
     write_new(beside, data)
     return beside
 
 
+def append(path: Path, data: bytes, *, durable: bool) -> None:
+    """Append to an existing file; `durable`: return once the data is on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        write_all(descriptor, data)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace(path: Path, data: bytes) -> None:
-    """Put a new content in the place of the old one: after a crash it is one or the other, whole."""
+    """Replace a file's content atomically and durably: after a crash it is the old or the new one. Raises OSError."""
     beside = write_beside(path, data)
     sync(beside)
     beside.replace(path)

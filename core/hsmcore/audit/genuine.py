@@ -1,4 +1,4 @@
-"""The part of a log's tiles that the root of a checkpoint vouches for."""
+"""The leaf hashes and tiles that the root hash of a checkpoint covers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hsmcore.audit.tiles import HASH, WIDTH, TileError, Tiles
 
 
 class Genuine:
-    """The leaf hashes that a root vouches for."""
+    """Tiles of a tree that are proved by its root. `any`: the tiles give the root at all."""
 
     def __init__(self, layout: Layout, size: int, root: bytes) -> None:
         self._tiles = Tiles(layout, size)
@@ -20,7 +20,7 @@ class Genuine:
             self.any = False
 
     def tile(self, level: int, number: int) -> bool:
-        """Whether a tile is genuine."""
+        """Return whether a tile is genuine: its hash stands in the tile above, which is genuine too."""
         known = self._known.get((level, number))
         if known is None:
             known = self._known[level, number] = self.any and self._look(level, number)
@@ -29,7 +29,7 @@ class Genuine:
     def _look(self, level: int, number: int) -> bool:
         try:
             if self._tiles.width(level, number) < WIDTH:
-                return True  # at the right edge, where the root has been compared
+                return True  # a tile at the right edge: `any` covers it
             above = self._tiles.read(level + 1, number // WIDTH)
             entry = above[number % WIDTH * 32 :][:32]
             return self._hasher.over(self._tiles.read(level, number)) == entry and self.tile(level + 1, number // WIDTH)
@@ -37,13 +37,13 @@ class Genuine:
             return False
 
     def leaf(self, seq: int) -> bytes | None:
-        """The hash of a record; None if that is not known."""
+        """Return the leaf hash of a record; None if its tile is not genuine."""
         if not 1 <= seq <= self._tiles.size or not self.tile(0, (seq - 1) // WIDTH):
             return None
         return self._tiles.leaf(seq - 1)
 
     def leaves(self, first: int, count: int) -> bytes | None:
-        """The hashes of `count` records from `first` on, all of one tile; None if they are not known."""
+        """Return the leaf hashes of `count` records from `first` on, which share a tile; None if it is not genuine."""
         number, place = divmod(first - 1, WIDTH)
         if not 1 <= first <= first + count - 1 <= self._tiles.size or not self.tile(0, number):
             return None

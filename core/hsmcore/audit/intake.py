@@ -1,4 +1,4 @@
-"""Takes what commands recorded in the spool into the log, while it is open."""
+"""Records what commands left in the spool, while the log is open."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Record = Callable[[str, Mapping[str, object], Mapping[str, object]], int | None]
 
 
 class Intake:
-    """Belongs to one event loop. A command is recorded twice, with the same `file`, if a crash comes between its record
-    and the removal of its file."""
+    """For one event loop. After a crash between a command's record and the removal of its file, the command is recorded
+    a second time, with the same `file`."""
 
     def __init__(self, layout: Layout, record: Record, durable: Callable[[int], Awaitable[None]]) -> None:
         self._layout, self._record, self._durable = layout, record, durable
@@ -27,7 +27,7 @@ class Intake:
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Take what is there, then whatever comes. Raises AuditUnavailable, OSError."""
+        """Record the spooled commands, then poll for new ones every WATCH_SECONDS. Raises AuditUnavailable, OSError."""
         await self._take()
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
@@ -53,7 +53,7 @@ class Intake:
                 problem = None
 
     async def end(self) -> None:
-        """Take in no more."""
+        """Stop polling."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})

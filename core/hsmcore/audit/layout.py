@@ -1,4 +1,4 @@
-"""Where the files of an audit log are; docs/AUDIT.md describes each."""
+"""Paths of an audit log's files; docs/AUDIT.md describes each file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SUFFIX = ".d"
 
 
 class Layout:
-    """The paths of one log: `auditLogFile`, which holds the newest records, and the folder `<auditLogFile>.d`."""
+    """Paths of one log: `auditLogFile`, which holds the newest records, and the folder `<auditLogFile>.d`."""
 
     def __init__(self, log: str | os.PathLike[str]) -> None:
         self.log = Path(log)
@@ -29,19 +29,20 @@ class Layout:
 
     @property
     def default_key(self) -> Path:
-        """Where the signing key is kept when the configuration names none. Not in the folder, which is handed out."""
+        """The signing key's file when the configuration names none. It is outside the folder, because copies of the
+        folder are given away."""
         return self.log.with_name(self.log.name + ".key")
 
     def archived(self, first: int, *, compressed: bool) -> Path:
-        """The file of a segment that is full, by the sequence number of its first record."""
+        """Return the path of a full segment, by the sequence number of its first record."""
         return self.segments / f"{first:020d}.jsonl{'.zst' if compressed else ''}"
 
     def index(self, first: int) -> Path:
-        """The index of a segment."""
+        """Return the path of a segment's index."""
         return self.segments / f"{first:020d}.idx"
 
     def tile(self, level: int, number: int, width: int = 256) -> Path:
-        """The tile `tile/<L>/<N>[.p/<W>]` of C2SP tlog-tiles."""
+        """Return the path of a tile, `tile/<L>/<N>[.p/<W>]` of C2SP tlog-tiles."""
         groups = [f"{number % 1000:03d}"]
         while number := number // 1000:
             groups.insert(0, f"x{number % 1000:03d}")
@@ -50,8 +51,8 @@ class Layout:
 
     @classmethod
     def find(cls, path: str | os.PathLike[str]) -> Layout:
-        """The log that `path` means: the log file, its folder `<name>.d`, or a folder in which one log lies. Raises
-        BadArgument when there is none, or more than one."""
+        """Return the log that `path` names: the log file, its folder `<name>.d`, or a folder that holds one log. Raises
+        BadArgument if there is none, or more than one."""
         given = Path(path)
         if given.name.endswith(SUFFIX) and (given / "origin").is_file():
             return cls(given.with_name(given.name.removesuffix(SUFFIX)))

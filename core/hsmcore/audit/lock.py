@@ -1,4 +1,4 @@
-"""One process writes a log; one ships it to a destination."""
+"""The locks of a log's folder: one process writes the log, and one ships it to each destination."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from hsmcore.state.ownership import open_or_make
 
 
 class FolderInUse(AuditUnavailable):
-    """Somebody else has the lock."""
+    """Another process, or another log of this one, has the lock."""
 
 
 class FolderLock:
-    """Held until it is released or the process ends. Readers need none."""
+    """A lock that is held until it is released or the process ends. Readers need none."""
 
     def __init__(
         self, path: Path, doing: str = "writing it", hint: str = "Give each process an auditLogFile of its own."
     ) -> None:
-        """Raises FolderInUse if another process, or another log of this one, has it; it says what that one is
-        `doing`. Raises OSError."""
+        """Take the lock; `doing`: what its holder does, for the error. Raises FolderInUse if it is taken, OSError."""
         self._file = open_or_make(path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,5 +37,5 @@ class FolderLock:
         os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
 
     def release(self) -> None:
-        """Let another one write."""
+        """Release the lock."""
         os.close(self._file)

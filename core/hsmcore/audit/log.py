@@ -1,4 +1,4 @@
-"""The audit log of a key manager: records in, answers out; the disk is other threads' business."""
+"""The audit log of a key manager, as the rest of the application sees it; open_log has the part that is open."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ def _reason(error: Exception) -> str:
 
 
 class AuditLog:
-    """One log. Belongs to the event loop that calls `open`. Without a path it records nothing.
+    """One log, for the event loop that calls `open`. Without a path it records nothing.
 
-    Records are appended in groups by a thread; another follows the lines and builds tree, index and checkpoints.
+    The journal's native thread appends the records in groups; another thread reads the lines and builds tree, index and
+    checkpoints.
     """
 
     def __init__(
         self, path: str | None, settings: AuditSettings | None = None, places: Iterable[Destination] = ()
     ) -> None:
-        """`places`: where records are copied to while it is open."""
+        """`places`: destinations that records are copied to while the log is open."""
         self._layout = None if path is None else Layout(path)
         self._settings = settings or AuditSettings()
         self._places = tuple(places)
@@ -52,23 +53,23 @@ class AuditLog:
 
     @classmethod
     def of(cls, rules: KeyManagerConfig) -> Self:
-        """The log of a configuration, and the places that it names."""
+        """Return the log of a configuration, with the destinations that it names."""
         return cls(rules.audit_log_file, rules.audit, destinations(rules))
 
     @property
     def shipping(self) -> dict[str, ShippingStatus]:
-        """How far each destination ("cloudWatchLogs", "syslog") is: sent_seq, lag_records, error. From any thread."""
+        """Progress of each destination, by "cloudWatchLogs" and "syslog". From any thread."""
         return {} if self._shipping is None else self._shipping.status
 
     @property
     def status(self) -> AuditStatus | None:
-        """How far it is and how long keeping takes; None while it is not open. From any thread."""
+        """Progress of the journal and its commit times; None while the log is closed. From any thread."""
         log = self._open
         return None if log is None else log.status()
 
     @property
     def file(self) -> Path | None:
-        """The newest segment; None: nothing is recorded."""
+        """The file of the newest records; None if nothing is recorded."""
         return None if self._layout is None else self._layout.log
 
     @property
@@ -77,42 +78,38 @@ class AuditLog:
         return self._layout is not None
 
     def describe(self) -> dict[str, Any] | None:
-        """How the log stands, as JSON-ready data; None: nothing is recorded, or it is not open. Only in the event
-        loop."""
+        """Return the state of the log as JSON-ready data; None while it is closed. In the event loop only."""
         log = self._open
         if log is None:
             return None
         return {
             "lastSeq": log.last_seq,
             "durableSeq": log.durable_seq,
-            "sealed": 0 if log.checkpoint is None else log.checkpoint.size,
+            "sealed": log.sealed,
             "failure": log.failure,
             "onFailure": self._settings.on_failure,
-            "shipping": {
-                kind: {"sentSeq": status.sent_seq, "lagRecords": status.lag_records, "error": status.error}
-                for kind, status in self.shipping.items()
-            },
+            "shipping": {kind: status.as_dict() for kind, status in self.shipping.items()},
         }
 
     @property
     def layout(self) -> Layout | None:
-        """Where its files are; None if nothing is recorded."""
+        """Paths of its files; None if nothing is recorded."""
         return self._layout
 
     @property
     def waits(self) -> bool:
-        """Whether an operation is to wait for its record."""
+        """Whether an operation waits until its record is durable."""
         return self.enabled and self._settings.durability != "interval"
 
     @property
     def needs_member(self) -> bool:
-        """Whether checkpoints are signed by a key of the HSM, the last one too."""
+        """Whether a key of the HSM signs checkpoints: then a member must run until the log is closed."""
         key = self._settings.signing_key
         return self.enabled and key is not None and key.hsm_key_id is not None
 
     async def open(self) -> None:
-        """Open the log, making it if need be; undo what a crash left half done. Raises AuditUnavailable if it is
-        damaged, in use, or cannot be written."""
+        """Open the log, create it if it is missing, and complete or undo what a crash interrupted. Raises
+        AuditUnavailable if it is damaged, in use, or cannot be written."""
         if self._layout is None:
             return
         log = OpenLog(self._layout, self._settings, asyncio.get_running_loop())
@@ -147,19 +144,19 @@ class AuditLog:
 
     @property
     def journal(self) -> Journal | None:
-        """Where the native engine puts its records; None if nothing is recorded."""
+        """The journal that the native engine writes its records to; None while the log is closed."""
         return None if self._open is None else self._open.journal
 
     def tail(self, key: KeyVersion, member: str, level: str) -> bytes:
-        """What is the same in all records of a key's signatures, as Engine.set_tail wants it."""
+        """Return what all records of a key's signatures share, in the form that Engine.set_tail takes."""
         if self._open is None:
             return b"}"
         fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level}
         return self._open.tail(fields)
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
-        """Note an operation. Returns its sequence number, or None if nothing is recorded. Which fields may be shown,
-        and in what form, is in record.ALLOWED; others become digests. Raises AuditUnavailable if the log cannot be
+        """Record an operation. Return its sequence number, or None if nothing is recorded. record.ALLOWED has the names
+        and forms of fields that are shown; other values are redacted. Raises AuditUnavailable if the log cannot be
         written and `onFailure` is "closed"."""
         if self._open is None:
             return None
@@ -169,7 +166,8 @@ class AuditLog:
         return self._open.record(operation, fields)
 
     def note(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
-        """Record what has happened already, which a log that cannot be written must not stop: that is only logged."""
+        """Record what already happened. If the log cannot be written, the error is only logged, and None is
+        returned."""
         try:
             return self.record(operation, message=message, **fields)
         except AuditUnavailable as error:
@@ -177,18 +175,20 @@ class AuditLog:
             return None
 
     async def durable(self, seq: int | None) -> None:
-        """Wait until record `seq` is kept as `durability` says. Raises AuditUnavailable when that fails or takes longer
-        than `waitMs`, unless `onFailure` is "open". May be waited for by many; None: nothing to wait for."""
+        """Wait until record `seq` is as durable as `durability` requires; None: return at once. Any number of tasks may
+        wait for one record. Raises AuditUnavailable if writing fails or takes longer than `waitMs`, unless `onFailure`
+        is "open"."""
         if self._open is not None and seq is not None:
             await self._open.durable(seq)
 
     async def flush(self) -> None:
-        """Have everything recorded so far in the file."""
+        """Wait until every record so far is durable. Raises AuditUnavailable, see `durable`."""
         if self._open is not None:
             await self._open.durable(self._open.last_seq)
 
     async def checkpoint(self) -> bytes | None:
-        """Sign the tree as it is now, if it grew. Returns the newest checkpoint, or None before the first."""
+        """Sign a checkpoint of the tree if it grew. Return the newest checkpoint; None before the first one. Raises
+        HsmError."""
         if self._open is None:
             return None
         await self._open.seal()
@@ -196,7 +196,7 @@ class AuditLog:
         return None if newest is None else newest.note
 
     async def seal(self) -> None:
-        """Write what is left and sign a checkpoint over it; what fails is only logged. For whoever is closing."""
+        """Write all records and sign a checkpoint over them, before the members stop. Errors are only logged."""
         if self._open is not None:
             try:
                 await self.flush()
@@ -205,8 +205,8 @@ class AuditLog:
             await self._open.seal_or_say(prune=False)
 
     async def close(self) -> None:
-        """Write what is left, sign a last checkpoint, ship what can be shipped at once and let the files go. Doing it
-        twice is no error."""
+        """Write all records, sign a last checkpoint, ship for at most CLOSE_SECONDS, and close the files.
+        Idempotent."""
         log, self._open = self._open, None
         shipping, self._shipping = self._shipping, None
         try:
@@ -219,8 +219,8 @@ class AuditLog:
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None
     ) -> AsyncIterator[Record]:
-        """The records from `start` to `end` (aware datetimes or Unix seconds; None: open) whose fields equal `match`,
-        oldest first. Raises BadArgument for a naive datetime or when no `auditLogFile` is configured."""
+        """Yield the records from `start` to `end` (aware datetimes or Unix seconds; None: unbounded) whose fields equal
+        `match`, oldest first. Raises BadArgument for a naive datetime or if no `auditLogFile` is configured."""
         if self._layout is None:
             raise BadArgument("there is no audit log: auditLogFile is not configured")
         query = Query(self._layout, start, end, match)

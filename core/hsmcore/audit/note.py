@@ -1,4 +1,4 @@
-"""C2SP signed notes: text, and who signed it. Ed25519 (0x01) and timestamped Ed25519 cosignatures (0x04)."""
+"""C2SP signed notes with signatures of Ed25519 (0x01) and timestamped Ed25519 cosignatures (0x04)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DASH: Final = "\u2014 ".encode()
 
 
 class NoteError(ValueError):
-    """Not a note, not a key, or not signed by whom it should be; the text says which."""
+    """A note, a key or a signature is invalid; the text says which."""
 
 
 def _decode(text: str) -> bytes:
@@ -28,7 +28,7 @@ def _decode(text: str) -> bytes:
     except (binascii.Error, ValueError):
         raise NoteError("not base64") from None
     if base64.b64encode(value).decode() != text:
-        raise NoteError("not base64")  # the last digit has bits that mean nothing: a changed note must not stay good
+        raise NoteError("not base64")  # the last digit has unused bits, and a note changed there must not verify
     return value
 
 
@@ -42,12 +42,12 @@ class VerifierKey:
 
     @property
     def id(self) -> bytes:
-        """The four bytes that stand before each signature."""
+        """Key id: the four bytes before each signature."""
         return hashlib.sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.public_key).digest()[:4]
 
     @classmethod
     def parse(cls, text: str) -> VerifierKey:
-        """Raises NoteError."""
+        """Parse a verifier key. Raises NoteError."""
         name, _, rest = text.strip().partition("+")
         identity, _, encoded = rest.partition("+")
         data = _decode(encoded)
@@ -62,7 +62,7 @@ class VerifierKey:
         return f"{self.name}+{self.id.hex()}+{base64.b64encode(bytes([self.kind]) + self.public_key).decode()}"
 
     def accepts(self, text: bytes, signature: bytes) -> bool:
-        """Whether `signature` (as in the note, without key id) is this key's over `text`."""
+        """Return whether this key made `signature` (as in the note, without key id) over `text`."""
         if self.kind == COSIGNATURE:
             if len(signature) != 72:
                 return False
@@ -73,14 +73,14 @@ class VerifierKey:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`text` ends with a newline. `signatures` are (name, key id and signature); nothing is verified yet."""
+    """A parsed note, not yet verified. `text` ends with a newline; a signature is a name, then key id and signature."""
 
     text: bytes
     signatures: tuple[tuple[str, bytes], ...]
 
     @classmethod
     def parse(cls, data: bytes) -> Note:
-        """Raises NoteError."""
+        """Parse a note. Raises NoteError."""
         if len(data) > MAX_NOTE_BYTES:
             raise NoteError("too long for a note")
         text, separator, lines = data.rpartition(b"\n\n")
@@ -98,13 +98,13 @@ class Note:
         return cls(text + b"\n", signatures)
 
     def signers(self, keys: Iterable[VerifierKey]) -> list[VerifierKey]:
-        """Those of `keys` that signed. Raises NoteError if one of them is named but its signature is wrong."""
+        """Return those of `keys` that signed. Raises NoteError if a known key's signature is wrong."""
         found = []
         known = {(key.name, key.id): key for key in keys}
         for name, value in self.signatures:
             key = known.get((name, value[:4]))
             if key is None:
-                continue  # the specification: signatures of unknown keys are ignored
+                continue  # as signed-note demands: ignore signatures of unknown keys
             if not key.accepts(self.text, value[4:]):
                 raise NoteError(f"the signature of {name} is wrong")
             found.append(key)
@@ -122,10 +122,10 @@ def _signature(line: bytes) -> tuple[str, bytes]:
 
 
 def signed(text: bytes, key: VerifierKey, signature: bytes) -> bytes:
-    """The note: `text` with the signature (64 bytes, or 72 for a cosignature) of `key`."""
+    """Return the note of a text with the signature (64 bytes, or 72 for a cosignature) of `key`."""
     return text + b"\n" + signature_line(key, signature)
 
 
 def signature_line(key: VerifierKey, signature: bytes) -> bytes:
-    """One line below a note."""
+    """Return the signature line of a note."""
     return _DASH + key.name.encode() + b" " + base64.b64encode(key.id + signature) + b"\n"

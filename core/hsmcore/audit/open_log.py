@@ -1,4 +1,4 @@
-"""An audit log that is open: its writer, its sealer, and who waits for what."""
+"""The parts of a log while it is open: journal, sealer, spool intake, and the operations that wait for a record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.intake import Intake
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
-from hsmcore.audit.note import VerifierKey, signed
+from hsmcore.audit.note import signed
 from hsmcore.audit.recover import Opened, add_key, open_log
 from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import SegmentError, first_seq
@@ -36,31 +36,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AuditStatus:
-    """How an open log stands."""
+    """Progress of an open log."""
 
     last_seq: int
-    """The newest record, on the disk or on its way there."""
+    """The newest record, durable or not."""
     kept_seq: int
-    """The newest record that is kept as `durability` says."""
+    """The newest record that is as durable as `durability` requires."""
     sealed: int
     """Records that a checkpoint covers."""
     pending_bytes: int
     failing: bool
     oldest_ns: int
-    """Age of the oldest record that is not in the file; 0: none."""
+    """Age, in nanoseconds, of the oldest record that is not in the file; 0: none."""
     commits: list[int]
-    """How long it took to keep a group, from its first record on, by octaves (see Engine.stats)."""
+    """Commit times, from a group's first record until the group is durable: a count for each octave (see
+    Engine.stats)."""
     commits_ns: int
-    """The sum of those times."""
+    """Sum of the commit times, in nanoseconds."""
 
 
 MAX_PENDING: Final = 64 << 20
-"""Bytes of records that may wait for the disk."""
+"""Most bytes of records that may wait for the disk."""
 _PRUNE_SECONDS: Final = 3600
 
 
 class OpenLog:
-    """The open log."""
+    """An open log, for one event loop. Files are read and written in `_thread` and in the journal's native thread."""
 
     def __init__(self, layout: Layout, settings: AuditSettings, loop: asyncio.AbstractEventLoop) -> None:
         self._layout, self._settings, self._loop = layout, settings, loop
@@ -80,11 +81,12 @@ class OpenLog:
         self._dropped = 0
         self._pruned_at: float | None = None
         self._own_prunes: dict[int, int] = {}
-        """The prune records of this session, and up to which record each prunes."""
+        """Prune records that this process wrote, by sequence number; the value is the last record that each one
+        prunes."""
         self._durable_seq = 0
         self.origin = ""
         self.keep_from: Shipping | None = None
-        """Records that it has not shipped yet are not pruned."""
+        """Pruning keeps records that these destinations do not have yet."""
         self.checkpoint: Checkpoint | None = None
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -127,32 +129,37 @@ class OpenLog:
 
     @property
     def last_seq(self) -> int:
-        """The number of the newest record, on the disk or on its way there."""
+        """The newest record, durable or not."""
         return self._durable_seq if self.journal is None else self.journal.next - 1
 
     @property
     def durable_seq(self) -> int:
-        """The newest record that is kept as `durability` says. From any thread."""
+        """The newest record that is as durable as `durability` requires. From any thread."""
         return self._durable_seq
 
+    @property
+    def sealed(self) -> int:
+        """Records that a checkpoint covers. From any thread."""
+        checkpoint = self.checkpoint
+        return 0 if checkpoint is None else checkpoint.size
+
     def status(self) -> AuditStatus | None:
-        """None when it is closed. From any thread."""
-        journal, checkpoint = self.journal, self.checkpoint
+        """Return the progress of the log; None if it is closed. From any thread."""
+        journal, sealed = self.journal, self.sealed
         if journal is None:
             return None
         try:
             times = journal.stats()
             last, kept, pending = journal.next - 1, journal.kept, journal.pending
             failing = journal.failure != 0
-        except ValueError:  # closed meanwhile
+        except ValueError:  # closed since `journal` was read
             return None
-        sealed = 0 if checkpoint is None else checkpoint.size
         return AuditStatus(
             last, kept, sealed, pending, failing, times["oldest_ns"], times["commit_octaves"], times["commit_sum_ns"]
         )
 
     async def use(self, signer: CheckpointSigner) -> None:
-        """Sign with this key from now on, and say in the log that it is another one than before."""
+        """Sign checkpoints with this key. Record `audit-key` if another key signed before. Raises HsmError, OSError."""
         opened = self._opened
         if opened is None:
             return
@@ -197,22 +204,21 @@ class OpenLog:
 
     @property
     def failure(self) -> str | None:
-        """Why the log cannot be written at present; None: it can."""
+        """Why the log cannot be written at present; None if it can."""
         return self._failure
 
     def record(
         self, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
     ) -> int | None:
-        """`process`: who did it, as `record.this_process` says it; default: this process."""
+        """Record an operation. `process`: its origin, in the form of `record.this_process`; default: this process.
+        Return its sequence number, or None if it is dropped. Raises AuditUnavailable, see AuditLog.record."""
         journal = self.journal
         if journal is None:
             return None
         full = journal.pending >= MAX_PENDING
         if self._failure is not None or full:
             if self._settings.on_failure == "closed":
-                raise AuditUnavailable(
-                    f"audit log {self._layout.log}: {self._failure or 'too many records wait for the disk'}"
-                )
+                raise self._unavailable(self._failure or "too many records wait for the disk")
             if full:
                 self._dropped += 1
                 return None
@@ -236,29 +242,28 @@ class OpenLog:
         self._put(now, "clock-step", {"from_ns": before, "to_ns": now})
 
     def tail(self, fields: Mapping[str, object]) -> bytes:
-        """What the records of one key say beside each signature, as Engine.set_tail wants it."""
+        """Return what all records of one key share, in the form that Engine.set_tail takes."""
         return record.tail(fields, self._process)
 
     async def durable(self, seq: int) -> None:
         if seq <= self._durable_seq or self.journal is None:
             return
-        if self._failure is None:
+        try:
+            if self._failure is not None:
+                raise self._unavailable(self._failure)
             future: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append((seq, future))
             try:
                 async with asyncio.timeout(self._settings.wait_ms / 1e3):
                     await future
             except TimeoutError:
-                self._fail_wait("the disk does not answer")
-            except AuditUnavailable:
-                if self._settings.on_failure == "closed":
-                    raise
-        else:
-            self._fail_wait(self._failure)
+                raise self._unavailable("the disk does not answer") from None
+        except AuditUnavailable:
+            if self._settings.on_failure == "closed":
+                raise
 
-    def _fail_wait(self, problem: str) -> None:
-        if self._settings.on_failure == "closed":
-            raise AuditUnavailable(f"audit log {self._layout.log}: {problem}")
+    def _unavailable(self, problem: str) -> AuditUnavailable:
+        return AuditUnavailable(f"audit log {self._layout.log}: {problem}")
 
     def _changed(self, written: int, failure: int) -> None:
         if failure != self._errno:
@@ -269,12 +274,11 @@ class OpenLog:
         self._schedule()
 
     def _refusal(self, failure: int) -> AuditUnavailable:
-        problem = os.strerror(failure) if failure else "the disk does not answer"
-        return AuditUnavailable(f"audit log {self._layout.log}: {problem}")
+        return self._unavailable(os.strerror(failure) if failure else "the disk does not answer")
 
     def _release_waiting(self) -> None:
         waiting = self._waiting
-        # Whoever asked for an early one late waits for a later one: never wrong, and hardly ever.
+        # The queue is in order of arrival, so an early record that is waited for late may be released with a later one.
         while waiting and waiting[0][0] <= self._durable_seq:
             future = waiting.popleft()[1]
             if not future.done():
@@ -292,12 +296,12 @@ class OpenLog:
     def _fail_waiting(self, problem: str) -> None:
         for _, future in self._waiting:
             if not future.done():
-                future.set_exception(AuditUnavailable(f"audit log {self._layout.log}: {problem}"))
+                future.set_exception(self._unavailable(problem))
         self._waiting.clear()
 
     def _schedule(self) -> None:
-        """Have a checkpoint made when there are enough records, or when the first of them is old enough."""
-        sealed = self.checkpoint.size if self.checkpoint is not None else 0
+        """Seal now if enough records are unsealed, else when the first of them is old enough."""
+        sealed = self.sealed
         due = self._durable_seq - sealed >= self._settings.checkpoint_every_records
         if self._task is not None and not self._task.done():
             return
@@ -322,13 +326,12 @@ class OpenLog:
             get_logger().error("no audit checkpoint could be made", file=str(self._layout.log), error=str(error))
 
     async def seal(self) -> None:
-        """Sign the tree over all that is durable. Raises HsmError, Damaged, OSError."""
+        """Sign a checkpoint over all durable records, if it covers more than the last one. Raises HsmError, Damaged,
+        TileError, SegmentError, OSError."""
         async with self._sealing:
             opened, signer = self._opened, self._signer
             size = self._durable_seq
-            if opened is None or signer is None:
-                return
-            if self.checkpoint is not None and self.checkpoint.size >= size:
+            if opened is None or signer is None or (self.checkpoint is not None and self.sealed >= size):
                 return
             sealer = opened.sealer
             await self._run(lambda: sealer.advance(size))
@@ -342,8 +345,8 @@ class OpenLog:
                 await self._run(lambda: sealer.compress_full(checkpoint.size))
 
     async def _disown_prunes(self, sealer: Sealer) -> None:
-        """No checkpoint may make a prune record count that this log's own retention did not write: whoever can write
-        the file has put it there. Raises AuditUnavailable."""
+        """Record as void each prune record that this log's own retention did not write, before a checkpoint covers it:
+        any process that can write the file could have appended it. Raises AuditUnavailable."""
         while foreign := [seq for seq, last in sealer.prunes.items() if self._own_prunes.get(seq) != last]:
             get_logger().error(
                 "the audit log holds prune records of another's", file=str(self._layout.log), seq=foreign
@@ -353,7 +356,7 @@ class OpenLog:
             size = self.last_seq
             await self.durable(size)
             if self.journal is None or self._durable_seq < size:
-                raise AuditUnavailable(f"audit log {self._layout.log}: record {foreign[0]} cannot be called void")
+                raise self._unavailable(f"record {foreign[0]} cannot be called void")
             await self._run(functools.partial(sealer.advance, size))
 
     async def _prune(self) -> None:
@@ -369,19 +372,14 @@ class OpenLog:
         shipped = None if self.keep_from is None else self.keep_from.everywhere
         if old is None or (shipped is not None and shipped < old.last):
             return
-        # First said and sealed, then done: whoever verifies must find that it was meant.
+        # Record and seal the intention before the deletion, so that a verifier finds that the records were pruned.
         seq = self.record(retention.PRUNE, {"first": old.first, "last": old.last, "records": old.last - old.first + 1})
         if seq is None:
             return
         self._own_prunes[seq] = old.last
         await self.durable(seq)
         await self.seal()
-        if self.checkpoint is not None and self.checkpoint.size >= seq:
+        if self.sealed >= seq:
             await self._run(lambda: retention.remove(self._layout, old))
             if old.more:
                 self._pruned_at = None
-
-    @property
-    def keys(self) -> list[VerifierKey]:
-        """Those that have signed checkpoints, oldest first."""
-        return [] if self._opened is None else list(self._opened.keys)

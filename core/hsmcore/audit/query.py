@@ -1,4 +1,5 @@
-"""Finding records by time and content. The index says which blocks to read; what it does not know yet is read too."""
+"""Finds records by time and content. The index says which blocks to read; lines that it does not cover yet are read
+too."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ Record = dict[str, Any]
 
 
 class Query:
-    """Records from `start` to `end` (aware datetimes or Unix seconds; None: open), both included, whose fields equal
+    """The records from `start` to `end` inclusive (aware datetimes or Unix seconds; None: unbounded) whose fields equal
     `match`. Raises BadArgument."""
 
     def __init__(self, layout: Layout, start: Moment, end: Moment, match: Mapping[str, Any] | None) -> None:
@@ -26,7 +27,7 @@ class Query:
         self._first, self._last = _ns(start, 0), _ns(end, 1 << 64)
         self._match = dict(match or {})
         try:
-            # Lines are compact JSON, so a record that matches contains each of these; parsing the others is spared.
+            # Lines are compact JSON, so a matching record contains each of these; other lines need no parsing.
             self._needles = [
                 b'"%s":%s' % (name.encode(), orjson.dumps(value))
                 for name, value in self._match.items()
@@ -36,14 +37,15 @@ class Query:
             raise BadArgument("a filter must be a dict of names and JSON values") from None
 
     def blocks(self) -> Iterator[list[Record]]:
-        """The records, oldest first, in lists that are not empty. Reads the disk. Raises SegmentError, OSError."""
+        """Yield the records, oldest first, in lists that are not empty. Reads the disk. Raises SegmentError,
+        OSError."""
         for segment in segments(self._layout):
             for text, inside in self._texts(segment):
                 if found := self._found(text, inside):
                     yield found
 
     def _texts(self, segment: Segment) -> Iterator[tuple[bytes, bool]]:
-        """The parts of a segment in which there may be something, and whether all of it is of the time asked for."""
+        """Yield the parts of a segment that may hold matches, and whether each part lies within the time range."""
         offset = 0
         for block in index.sane(index.read(self._layout.index(segment.first)), segment.first):
             offset = block.offset + block.length
@@ -79,7 +81,7 @@ class Query:
 def _records(text: bytes) -> list[Record]:
     text = text.removesuffix(b"\n")
     try:
-        # At once takes half the time, but one line that is no record spoils it.
+        # Parsing all lines at once takes half the time, but fails if one line is no record.
         found = orjson.loads(b"[" + text.replace(b"\n", b",") + b"]")
         if len(found) == text.count(b"\n") + 1 and all(map(_is_record, found)):
             return list(found)
@@ -93,7 +95,7 @@ def _is_record(value: object) -> bool:
 
 
 def parsed(line: bytes) -> Record | None:
-    """The record in a line, or None if there is none, as in a line that a crash cut off."""
+    """Return the record of a line; None if it is none, as a line that a crash cut off."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -112,7 +114,7 @@ def _ns(moment: Moment, default: int) -> int:
 
 
 def find(layout: Layout, seq: int) -> bytes | None:
-    """The line of a record, without its newline; None if it is not there. Raises SegmentError, OSError."""
+    """Return the line of a record, without its newline; None if it is missing. Raises SegmentError, OSError."""
     holding = [segment for segment in segments(layout) if 0 < segment.first <= seq]
     if not holding:
         return None

@@ -1,7 +1,7 @@
-"""What a record may say. Names and forms of fields are an allow-list: everything else becomes a digest.
+"""One record as its line of JSON. An allow-list has the names and forms of fields; every other value is redacted.
 
-A message is recorded as its SHA-256, which an auditor can compare. Anything that is not on the list may be a secret,
-and the plain digest of a PIN is as good as the PIN; so it becomes an HMAC under a key that only this process has.
+A message is recorded as its SHA-256, which an auditor can compare. A value that is not on the list may be a secret, and
+a plain digest of a PIN reveals the PIN; so it becomes an HMAC under a key that only this process has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 import orjson
 
 MAX_LINE_BYTES: Final = 65_535
-"""Of a line without its newline: what an entry of a tlog-tiles bundle can have."""
+"""Longest line, without its newline: an entry of a tlog-tiles bundle has a 16-bit length."""
 _MAX_ITEMS: Final = 256
 _MAX_DEPTH: Final = 6
 
@@ -33,7 +33,8 @@ _tag: ContextVar[str | None] = ContextVar("hsmcore_audit_tag", default=None)
 
 @contextmanager
 def tagged(tag: str) -> Iterator[None]:
-    """Everything recorded inside carries `tag` (at most 256 characters), such as a batch number of the caller's."""
+    """Tag every record that is written inside with `tag` (at most 256 characters), such as the caller's batch
+    number."""
     token = _tag.set(tag)
     try:
         yield
@@ -42,7 +43,7 @@ def tagged(tag: str) -> Iterator[None]:
 
 
 def current_tag() -> str | None:
-    """The tag that what is recorded now would carry."""
+    """Return the tag of the present context; None if there is none."""
     return _tag.get()
 
 
@@ -56,7 +57,7 @@ def _text(most: int) -> Callable[[object], object]:
 
 
 def _prose(value: object) -> object:
-    """What a person wrote or an error said: on one line, and cut."""
+    """Return free text, of a person or an error, on one line and cut to 512 characters."""
     if not isinstance(value, str):
         return redacted(value)
     return "".join(c if c.isprintable() else " " for c in value)[:512]
@@ -111,29 +112,24 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         _public_bytes,
     ),
 }  # fmt: skip
-"""What may stand in a record under which name, at any depth: a check that returns the value or what takes its place."""
+"""Check of each field that may be shown, at any depth: it returns the value, or what replaces it."""
 
 
 def redacted(value: object) -> object:
-    """What stands for a value that must not be shown: equal within a process for equal values, and nothing more."""
+    """Return a keyed digest that replaces a value: equal values have equal digests within one process."""
     raw = isinstance(value, (bytes, bytearray, memoryview))
-    data = bytes(value) if raw else repr(value).encode("utf-8", "replace")  # type: ignore[call-overload]  # it is raw
+    data = bytes(value) if raw else repr(value).encode("utf-8", "replace")  # type: ignore[call-overload]  # `raw`: bytes-like
     return "redacted:" + hmac.digest(_digest_key, data, "sha256")[:8].hex()
 
 
 def _clean(name: str, value: object, depth: int) -> object:
-    if isinstance(value, Mapping):
+    if isinstance(value, (Mapping, list, tuple)):
         if depth >= _MAX_DEPTH or len(value) > _MAX_ITEMS:
             return redacted(value)
-        return cleaned(value, depth + 1)
-    if isinstance(value, (list, tuple)):
-        if depth >= _MAX_DEPTH or len(value) > _MAX_ITEMS:
-            return redacted(value)
+        if isinstance(value, Mapping):
+            return cleaned(value, depth + 1)
         return [_clean(name, item, depth + 1) for item in value]
-    check = ALLOWED.get(name)
-    if check is not None:
-        return value if value is None else check(value)
-    return value if value is None else redacted(value)
+    return value if value is None else ALLOWED.get(name, redacted)(value)
 
 
 _SCALARS: Final = (str, int, bool, float, bytes)
@@ -141,13 +137,13 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 
 
 def cleaned(fields: Mapping[Any, object], depth: int = 0) -> dict[str, object]:
-    """The fields with everything that the list does not allow replaced. A name that is no identifier may itself be the
-    secret, so it is replaced too."""
+    """Return the fields with every value that the list does not allow redacted. A name that is no identifier may itself
+    be a secret, so it is redacted too."""
     result: dict[str, object] = {}
     for name, value in fields.items():
         check = ALLOWED.get(name)
         if check is not None and type(value) in _SCALARS:
-            result[name] = check(value)  # nearly all there are
+            result[name] = check(value)  # the fast path: nearly all fields
             continue
         shown = name if isinstance(name, str) and _NAME.match(name) else str(redacted(name))
         result[shown] = _clean(shown, value, depth)
@@ -155,26 +151,32 @@ def cleaned(fields: Mapping[Any, object], depth: int = 0) -> dict[str, object]:
 
 
 def this_process() -> dict[str, Any]:
-    """Who records: the fields `user` and `source`."""
+    """Return the origin of this process's records: the fields `user` and `source`."""
+    source = {"hostname": socket.gethostname()[:256], "pid": os.getpid(), "ip": _address()}
+    return {"user": user_name(os.geteuid()), "source": source}
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or "uid <uid>" if it has none."""
     try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = f"uid {os.geteuid()}"
-    return {"user": user, "source": {"hostname": socket.gethostname()[:256], "pid": os.getpid(), "ip": _address()}}
+        return f"uid {uid}"
 
 
 def _address() -> str:
-    """The address this machine would use; connecting a datagram socket sends nothing."""
+    """Return this machine's address on its default route; connecting a datagram socket sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # RFC 5737: an address that belongs to nobody
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: a documentation address
             return str(probe.getsockname()[0])
         except OSError:
             return "127.0.0.1"
 
 
 def line(seq: int, time_ns: int, operation: str, fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
-    """One record as its line, newline included. Never fails, whatever the fields hold. `origin` is trusted."""
+    """Return one record as its line, newline included. Never fails: a record that does not fit becomes "unrecordable".
+    `origin` is not redacted."""
     body = cleaned(fields)
     for name in _FIXED:
         body.pop(name, None)
@@ -193,16 +195,16 @@ def line(seq: int, time_ns: int, operation: str, fields: Mapping[str, object], o
 
 
 def tail(fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
-    """The end of a line whose beginning the native core writes: from a comma to the closing brace."""
+    """Return the end of a line whose beginning the native core writes: from a comma to the closing brace."""
     return b"," + orjson.dumps({**cleaned(fields), **origin})[1:]
 
 
 def extra() -> bytes | None:
-    """What the caller adds to records, as Engine.submit wants it: the tag, or None."""
+    """Return the caller's tag in the form that Engine.submit takes; None if there is none."""
     value = _tag.get()
     return None if value is None else b"," + orjson.dumps({"tag": _clean("tag", value, 0)})[1:-1]
 
 
 def _operation(name: str) -> str:
-    # By position and by quote is how the scan finds it: it must need no escape.
+    # The native scan finds it by position and by its closing quote, so it must need no escape.
     return name if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) else "unnamed"

@@ -1,4 +1,4 @@
-"""Opening a log: what a crash left half done is done or undone, and a log that was changed is refused."""
+"""Opens a log: completes or undoes what a crash interrupted, and refuses a log that was changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hsmcore.state.ownership import adopt, make_folder
 
 @dataclass
 class Opened:
-    """A log that can be gone on with. `events` are (operation, fields) to be recorded."""
+    """A log that can be continued. `events`: operations to record, with their fields."""
 
     origin: str
     sealer: Sealer
@@ -38,7 +38,7 @@ class Opened:
 
 
 def refuse(layout: Layout, problem: str) -> NoReturn:
-    """The log was changed, or is not the one it should be."""
+    """Raise AuditUnavailable: the log was changed, or is another one."""
     raise AuditUnavailable(
         f"audit log {layout.log}: {problem}",
         hint="Find out what was changed with `hsmcore audit verify`; to begin a new log, move this one and its folder.",
@@ -46,7 +46,8 @@ def refuse(layout: Layout, problem: str) -> NoReturn:
 
 
 def open_log(layout: Layout, origin: str | None) -> Opened:
-    """Bring the files in order and say where to go on. The caller holds the lock. Raises AuditUnavailable, OSError."""
+    """Recover the files and return the state to continue from. The caller holds the lock. Raises AuditUnavailable,
+    OSError."""
     name = _origin(layout, origin)
     keys = read_keys(layout)
     checkpoint = _checkpoint(layout, name, keys)
@@ -55,7 +56,7 @@ def open_log(layout: Layout, origin: str | None) -> Opened:
     if not layout.log.exists():
         write_new(layout.log, b"")
         sync(layout.log.parent)
-    adopt(layout.log, lambda file: not os.fstat(file).st_size or first_seq_of(file) > 0)  # of a crash of ours
+    adopt(layout.log, lambda file: not os.fstat(file).st_size or first_seq_of(file) > 0)  # after a crash
     sealer = _sealer(layout, checkpoint)
     try:
         opened = Opened(name, sealer, checkpoint, keys)
@@ -84,7 +85,7 @@ def _origin(layout: Layout, wanted: str | None) -> str:
 
 
 def read_keys(layout: Layout) -> list[VerifierKey]:
-    """The keys that have signed checkpoints of the log, as its folder has them. Raises AuditUnavailable, OSError."""
+    """Return the keys that have signed checkpoints, from the log's folder. Raises AuditUnavailable, OSError."""
     try:
         text = layout.keys.read_text()
     except FileNotFoundError:
@@ -105,7 +106,7 @@ def _checkpoint(layout: Layout, origin: str, keys: list[VerifierKey]) -> Checkpo
         with layout.history.open("r+b") as file:
             file.truncate(whole)
     if past and (latest is None or past[-1].size > latest.size):
-        latest = past[-1]  # a crash came between the two
+        latest = past[-1]  # a crash between the writes of the two files
         replace(layout.checkpoint, latest.note)
     if latest is None:
         if (layout.folder / "tile").exists():
@@ -128,15 +129,16 @@ def _remove_leftovers(layout: Layout) -> None:
         if path.suffix == ".new":
             path.unlink()
         elif path.name.endswith(".jsonl.zst") and path.with_suffix("").exists():
-            path.unlink()  # half of a compression: the plain file is whole
+            path.unlink()  # an interrupted compression: the plain file is complete
     held = {segment.first for segment in segments(layout)}
     for path in layout.segments.glob("*.idx"):
         if path.stem.isdigit() and int(path.stem) not in held:
-            path.unlink()  # half of a pruning: its segment is gone
+            path.unlink()  # an interrupted pruning: the segment is deleted
 
 
 def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
-    """A sealer that has taken in what the checkpoint covers, and proved that it is the same."""
+    """Return a sealer at the checkpoint's size, whose tree has the checkpoint's root. Raises AuditUnavailable,
+    SegmentError, OSError."""
     size = checkpoint.size if checkpoint is not None else 0
     ordered = segments(layout)
     start = _start(layout, ordered, size)
@@ -155,7 +157,7 @@ def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
     except BaseException:
         sealer.close()
         raise
-    sealer.prunes.clear()  # so far they are sealed
+    sealer.prunes.clear()  # a checkpoint covers them
     for segment, following in consecutive(ordered):
         if segment.first < start.first and following and (lengths := _mend_index(layout, segment)):
             sealer.note_full(segment.first, lengths, following)
@@ -163,12 +165,11 @@ def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
 
 
 def _mend_index(layout: Layout, segment: Segment) -> list[int]:
-    """Make the index of a full segment again where a crash left it short, as when the last checkpoint ended with the
-    segment and the sealer had not seen yet that it is full. Returns the lengths of its blocks if the segment is to be
-    compressed. Raises OSError."""
+    """Derive the index of a full segment again if a crash left it short, for example if the last checkpoint ended with
+    the segment. Return the lengths of its blocks if it is to be compressed. Raises OSError."""
     path = layout.index(segment.first)
     try:
-        if segment.compressed and index.has_rows(path, len(frame_table(segment.path))):  # a frame for each block
+        if segment.compressed and index.has_rows(path, len(frame_table(segment.path))):  # one frame for each block
             return []
         blocks = [] if segment.compressed else list(index.sane(index.read(path), segment.first))
         if not blocks or sum(block.length for block in blocks) != segment.path.stat().st_size:
@@ -177,12 +178,13 @@ def _mend_index(layout: Layout, segment: Segment) -> list[int]:
                 return []
             replace(path, index.packed(blocks))
     except SegmentError:
-        return []  # `audit verify` says what is wrong with it
+        return []  # `audit verify` reports the damage
     return [] if segment.compressed else [block.length for block in blocks]
 
 
 def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
-    """The last plain segment that the tree of the checkpoint reaches into: it is read again as a whole."""
+    """Return the last plain segment with a record of the checkpoint, or the one that begins after it: the sealer reads
+    it from its beginning."""
     held = [segment for segment in ordered if segment.first]
     reached = [segment for segment in held if not segment.compressed and segment.first <= size + 1]
     start = reached[-1] if reached else Segment(size + 1, layout.log)
@@ -197,7 +199,7 @@ def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
 
 
 def rebuild(layout: Layout, size: int) -> None:
-    """Make the tiles of the first `size` records anew from the records; those of pruned records must be there. Raises
+    """Derive the tiles of the first `size` records again. The tiles of pruned records must exist. Raises
     AuditUnavailable, SegmentError, OSError."""
     ordered = segments(layout)
     begin = min(max(ordered[0].first - 1, 0), size) if ordered else 0
@@ -221,7 +223,7 @@ def rebuild(layout: Layout, size: int) -> None:
 
 
 def _take_tail(layout: Layout, opened: Opened) -> None:
-    """Take in what came after the checkpoint, as far as it is whole. What is not is put aside with all that follows."""
+    """Take in the lines after the checkpoint, up to the first one that is no record; store the rest in `lost/`."""
     sealer = opened.sealer
     while sealer.segment.path != layout.log:
         try:
@@ -230,17 +232,17 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
             if error.segment.path != layout.log:
                 raise
             if sealer.segment.path == layout.log:
-                break  # its end, or what a crash left there
+                break  # the rest of the file is handled below
             if first_seq(layout.log):
                 raise
-            sealer.enter(layout.log)  # the new segment is still empty, or begins with a torn line
+            sealer.enter(layout.log)  # the new segment is empty, or begins with an incomplete line
     with layout.log.open("r+b") as file:
         file.seek(sealer.offset)
         tail = file.read()
         whole, count = _whole_lines(tail, sealer.size + 1)
         rest = tail[whole:]
         if b"\n" not in rest and _is_record(rest, sealer.size + count + 1):
-            file.write(b"\n")  # all but its end was written
+            file.write(b"\n")  # only the newline is missing
             count += 1
         elif rest:
             opened.events.append(("audit-recovered", _set_aside(layout, rest, sealer.size + count + 1)))
@@ -255,8 +257,8 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
 
 
 def _disown_prunes(layout: Layout, opened: Opened) -> None:
-    """Prune records behind the checkpoint led to no deletion, whoever wrote them: they must not count once they are
-    sealed. If records are gone all the same, somebody else has removed them."""
+    """Void the prune records after the checkpoint: a record is deleted only once a checkpoint covers its prune record.
+    Raises AuditUnavailable if records are missing that no valid prune record explains."""
     found = opened.sealer.prunes.items()
     if not found:
         return
@@ -270,7 +272,7 @@ def _disown_prunes(layout: Layout, opened: Opened) -> None:
 
 
 def _whole_lines(tail: bytes, seq: int) -> tuple[int, int]:
-    """How many bytes and lines of `tail` are records that follow each other."""
+    """Return how many bytes and lines of `tail` are consecutive records."""
     used = count = 0
     while (end := tail.find(b"\n", used)) >= 0 and _is_record(tail[used:end], seq + count):
         used, count = end + 1, count + 1
@@ -288,7 +290,7 @@ def _is_record(line: bytes, seq: int) -> bool:
 
 
 def _set_aside(layout: Layout, rest: bytes, seq: int) -> dict[str, Any]:
-    """Keep what a crash left, before it is cut off."""
+    """Store what a crash left before it is cut off. Return the fields of the event."""
     digest = hashlib.sha256(rest).hexdigest()
     make_folder(layout.lost)
     kept = layout.lost / f"{seq:020d}-{digest[:8]}"
@@ -308,6 +310,6 @@ def _last_time(path: Path) -> int:
 
 
 def add_key(layout: Layout, key: VerifierKey) -> None:
-    """Note a key that signs from now on."""
+    """Add a key that signs from now on. Raises OSError."""
     old = layout.keys.read_bytes() if layout.keys.exists() else b""
     replace(layout.keys, old + str(key).encode() + b"\n")

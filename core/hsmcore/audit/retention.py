@@ -1,11 +1,10 @@
-"""Letting old records go, as C2SP tlog-tiles prunes: whole segments from the beginning, never a hash.
+"""Retention: pruning as in C2SP tlog-tiles. The oldest segments are deleted; the tiles stay, so every checkpoint and
+proof remains valid.
 
-The tiles stay, so the tree, its checkpoints and every proof stay valid, also those of records that are gone.
-
-The order is: `audit-prune` is recorded, then sealed, and only then the files go. So a prune record counts only below a
-checkpoint; one that no checkpoint covers has never led to a deletion. Anybody who can write the files can forge lines
-behind the last checkpoint. Therefore a key manager makes only prune records of its own count: for any other that it is
-about to seal it records `audit-prune-void`, under the same checkpoint.
+A prune is recorded as `audit-prune` and sealed before a file is deleted. So only a prune record that a checkpoint
+covers explains missing records. Any process that can write the files can forge lines after the last checkpoint.
+Therefore a key manager seals as valid only the prune records that it wrote: it records `audit-prune-void` for every
+other one, under the same checkpoint.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from hsmcore.audit.tiles import WIDTH
 
 PRUNE: Final = "audit-prune"
 VOID: Final = "audit-prune-void"
-_MARK: Final = b'"operation":"audit-prune'  # both begin with it
+_MARK: Final = b'"operation":"audit-prune'  # prefix of both
 MOST_SEGMENTS: Final = 8
-"""Segments that one call of `expired` reads: the thread that seals waits for it."""
+"""Most segments that one call of `expired` reads, because sealing waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Records from `first` to `last` that are all older than they need to be. `more`: there may be others."""
+    """Records from `first` to `last`, all older than the retention time. `more`: later segments may be too."""
 
     first: int
     last: int
@@ -41,8 +40,8 @@ class Expired:
 
 
 def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired | None:
-    """The full segments at the beginning whose records are all older than `before_ns` and covered by `checkpoint`.
-    Raises SegmentError, OSError."""
+    """Return the oldest full segments whose records are all older than `before_ns` and covered by `checkpoint`. Raises
+    SegmentError, OSError."""
     genuine = Genuine(layout, checkpoint.size, checkpoint.root)
     first = last = count = 0
     for segment in segments(layout):
@@ -53,7 +52,7 @@ def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired |
         blocks = list(index.sane(index.read(layout.index(segment.first)), segment.first))
         if not blocks or any(block.max_time_ns >= before_ns for block in blocks):
             break
-        # The index is no evidence: it only spares reading a segment that is not old enough.
+        # The index is not evidence: it only saves reading a segment that is not old enough.
         end = _sealed_before(segment, before_ns, genuine)
         if end is None:
             break
@@ -62,7 +61,7 @@ def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired |
 
 
 def _sealed_before(segment: Segment, before_ns: int, genuine: Genuine) -> int | None:
-    """The last record of a segment whose lines are all older and what was sealed; None if one is not."""
+    """Return a segment's last record if all of them are older and hash to the sealed leaves; else None."""
     scanner, following = MerkleTree(), segment.first
     for text in segment.chunks():
         used = 0
@@ -77,16 +76,16 @@ def _sealed_before(segment: Segment, before_ns: int, genuine: Genuine) -> int | 
 
 
 def remove(layout: Layout, old: Expired) -> None:
-    """Delete these records. Raises OSError."""
+    """Delete records. Raises OSError."""
     for segment in segments(layout):
         if segment.first <= old.last and segment.path != layout.log:
             segment.path.unlink()
             layout.index(segment.first).unlink(missing_ok=True)
-            sync(layout.segments)  # one after the other: a power failure leaves no hole in the middle
+            sync(layout.segments)  # flush each deletion: a power failure must not leave a gap
 
 
 class Prunes:
-    """The prune records in lines that are taken in order, without those that a later record calls void."""
+    """The valid prune records among lines that are given in order."""
 
     def __init__(self) -> None:
         self._last_of: dict[int, int] = {}
@@ -99,7 +98,7 @@ class Prunes:
                     self.add(record)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take one record."""
+        """Take one record: a prune record, or one that makes prune records void."""
         operation, first, last = record.get("operation"), record.get("first"), record.get("last")
         if operation == PRUNE:
             self._last_of[record["seq"]] = last if type(last) is int else 0
@@ -107,22 +106,22 @@ class Prunes:
             self._last_of = {seq: last_of for seq, last_of in self._last_of.items() if not first <= seq <= last}
 
     def items(self) -> list[tuple[int, int]]:
-        """The number of each record and the last record that it says was removed."""
+        """Return the sequence number of each prune record and the last record that it prunes."""
         return list(self._last_of.items())
 
     @property
     def last(self) -> int:
-        """The last record that any of them says was removed; 0 if there is none."""
+        """The last pruned record by these; 0 if there is none."""
         return max(self._last_of.values(), default=0)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Forget all of them."""
         self._last_of.clear()
 
 
 def pruned(layout: Layout, size: int) -> int:
-    """The last record that was pruned, as the records below a checkpoint over `size` records say; 0 if they say
-    nothing. The lines are not verified here. Raises SegmentError, OSError."""
+    """Return the last record that was pruned, by the prune records among the first `size` records; 0 if there is none.
+    The lines are not verified here. Raises SegmentError, OSError."""
     found = [
         record
         for operation in (PRUNE, VOID)

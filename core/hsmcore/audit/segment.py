@@ -1,7 +1,7 @@
-"""The lines of a log, in files: the current one, and full ones that may be compressed.
+"""Segments: the files that hold a log's lines. The newest one grows; full ones may be compressed.
 
-A compressed segment is in the Zstandard seekable format: independent frames, each of whole lines, and a table of them
-at the end. `zstdcat` reads it as one stream.
+A compressed segment has the Zstandard seekable format: independent frames of whole lines, and a table of them at the
+end. `zstdcat` reads it as one stream.
 """
 
 from __future__ import annotations
@@ -30,33 +30,32 @@ _LEVEL: Final = 3
 
 
 class SegmentError(ValueError):
-    """A file of records cannot be read as what it should be. `path` is the file."""
+    """A segment's file is damaged. `path`: the file."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
-        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Records from the sequence number `first` on, in one file."""
+    """Records from sequence number `first` on, in one file; `first` 0: no record yet."""
 
     first: int
     path: Path
 
     @property
     def compressed(self) -> bool:
-        """Whether the file is in frames."""
+        """Whether the file consists of Zstandard frames."""
         return self.path.suffix == ".zst"
 
     def chunks(self, offset: int = 0) -> Iterator[bytes]:
-        """The text from an offset on, in pieces of whole lines; what has no newline at the end comes last. Raises
+        """Yield the text from an offset on, in pieces of whole lines; text without a newline comes last. Raises
         SegmentError, OSError."""
         return _frames(self.path, offset) if self.compressed else _plain(self.path, offset)
 
     def read(self, offset: int, length: int) -> bytes:
-        """A piece of the text. Raises SegmentError, OSError."""
+        """Return `length` bytes of the text from an offset on. Raises SegmentError, OSError."""
         if not self.compressed:
             with self.path.open("rb") as file:
                 file.seek(offset)
@@ -70,10 +69,10 @@ class Segment:
 
 
 def segments(layout: Layout) -> list[Segment]:
-    """The full ones in order, then the current one. A plain file wins over a compressed one beside it: a crash came
-    between. Raises OSError."""
+    """Return the full segments in order, then the newest one. If a crash left a segment plain and compressed, the plain
+    file is returned. Raises OSError."""
     ordered: list[Segment] = []
-    for _ in range(3):  # the writer renames the current one, and makes the next one only then
+    for _ in range(3):  # between the writer's rename of the newest file and the next file there is none
         ordered = _full_segments(layout)
         with suppress(FileNotFoundError):
             return [*ordered, Segment(first_seq(layout.log), layout.log)]
@@ -94,15 +93,19 @@ def _full_segments(layout: Layout) -> list[Segment]:
 
 
 def first_seq(path: Path) -> int:
-    """The sequence number in the first line of a file; 0 if there is none."""
+    """Return the sequence number of a file's first line; 0 if there is none. Raises OSError."""
     with path.open("rb") as file:
         return first_seq_of(file.fileno())
 
 
 def first_seq_of(descriptor: int) -> int:
-    """The same of a file that is open."""
-    head = os.pread(descriptor, 64, 0)
-    number = head.removeprefix(b'{"seq":').partition(b",")[0] if head.startswith(b'{"seq":') else b""
+    """Return the sequence number of an open file's first line; 0 if there is none. Raises OSError."""
+    return seq_of(os.pread(descriptor, 64, 0))
+
+
+def seq_of(line: bytes) -> int:
+    """Return the sequence number at the beginning of a line; 0 if there is none."""
+    number = line[7:27].partition(b",")[0] if line.startswith(b'{"seq":') else b""
     return int(number) if number.isdigit() and len(number) < 20 else 0
 
 
@@ -142,7 +145,8 @@ def _frames(path: Path, offset: int) -> Iterator[bytes]:
 
 
 def frame_table(path: Path) -> tuple[tuple[int, int], ...]:
-    """The bytes of each frame, compressed and not. Raises SegmentError if they don't make up the file."""
+    """Return the bytes of each frame, compressed and uncompressed. Raises SegmentError if they do not add up to the
+    file."""
     status = path.stat()
     return _frame_table(path, status.st_size, (status.st_ino, status.st_mtime_ns))
 
@@ -168,8 +172,8 @@ def _frame_table(path: Path, size: int, _version: tuple[int, int]) -> tuple[tupl
 
 
 def compress(layout: Layout, first: int, lengths: list[int]) -> None:
-    """Replace the plain file of a full segment by a compressed one with a frame for each length (bytes of text).
-    After a crash at any point one of the two is there whole. Raises SegmentError, OSError."""
+    """Compress a full segment, a frame for each length in bytes of text, and delete its plain file. After a crash one
+    of the two files is complete. Raises SegmentError, OSError."""
     plain, final = layout.archived(first, compressed=False), layout.archived(first, compressed=True)
     if sum(lengths) != plain.stat().st_size:
         raise SegmentError(plain, "is not what its index says")
@@ -192,7 +196,7 @@ def compress(layout: Layout, first: int, lengths: list[int]) -> None:
 
 
 def consecutive(ordered: list[Segment]) -> Iterator[tuple[Segment, int | None]]:
-    """Each segment with the first sequence number of the next, None for the last."""
+    """Yield each segment with the first sequence number of the next one, None for the last."""
     for segment, following in itertools.pairwise([*ordered, None]):
         assert segment is not None  # noqa: S101  # only the last of the pairs has one
         yield segment, following.first if following is not None else None

@@ -1,4 +1,4 @@
-"""The key that signs checkpoints: in a file, or in the HSM."""
+"""The Ed25519 key that signs checkpoints: in a file, or in the HSM."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CheckpointSigner(Protocol):
 
     @property
     def key(self) -> VerifierKey:
-        """The public half."""
+        """The public key, with the log's name."""
 
     async def sign(self, text: bytes) -> bytes:
-        """64 bytes. Raises HsmError."""
+        """Return the signature (64 bytes). Raises HsmError."""
 
 
 class SigningEngine(Protocol):
@@ -58,12 +58,13 @@ class FileSigner:
         self.key = VerifierKey(name, ED25519, bytes(secret.verify_key))
 
     async def sign(self, text: bytes) -> bytes:
-        """64 bytes."""
+        """Return the signature (64 bytes)."""
         return bytes(self._secret.sign(text).signature)
 
     @classmethod
     def load(cls, path: Path, name: str) -> FileSigner:
-        """The key in a file, under the log's name; made if there is no file. Raises AuditUnavailable, OSError."""
+        """Return the key of a file, under the log's name; make the file if it is missing. Raises AuditUnavailable,
+        OSError."""
         if not path.exists():
             return cls._make(path, name)
         status = path.stat()
@@ -100,8 +101,8 @@ class FileSigner:
 
 
 class HsmSigner:
-    """A key of the member that signs. It must be another one than those that sign messages: whoever may have messages
-    signed could have checkpoints signed."""
+    """A key of the member that signs messages. No message may be signed with this key: a caller could have a checkpoint
+    signed as its message."""
 
     def __init__(self, member: SigningMember, index: int, key: VerifierKey) -> None:
         self._member, self._index, self.key = member, index, key
@@ -117,7 +118,7 @@ class HsmSigner:
         return cls(member, version.index, VerifierKey(name, ED25519, version.public_key))
 
     async def sign(self, text: bytes) -> bytes:
-        """64 bytes. Raises HsmError."""
-        # Not recorded: each checkpoint would want another one.
+        """Return the signature (64 bytes). Raises HsmError."""
+        # Not recorded: the record of a checkpoint's signature would need a checkpoint itself.
         signature = self._member.engine.submit(text, _HSM_SECONDS, self._index, b"")
         return signature if isinstance(signature, bytes) else await signature

@@ -1,9 +1,8 @@
-"""Records of commands that cannot write the log themselves, because a key manager holds it: files in `spool/` that it
-takes in.
+"""Records of commands that cannot write the log, because a key manager holds its lock: files in `spool/`.
 
-A command puts its file there before it does anything (`.pending`, locked while the command lives) and completes it
-afterwards (`.json`). So a command that is killed halfway is recorded all the same, with the result "unknown", and one
-that cannot record does nothing.
+Before it acts, a command makes its file (`.pending`, locked while the command runs); afterwards it completes the file
+(`.json`). So a command that is killed is recorded with the result "unknown", and a command that cannot record does
+nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import pwd
 import secrets
 import stat
 import time
@@ -26,27 +24,27 @@ import orjson
 
 from hsmcore.audit.files import sync, write_all
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.record import cleaned, this_process
+from hsmcore.audit.record import cleaned, this_process, user_name
 from hsmcore.log import get_logger
 from hsmcore.state.ownership import make_folder, owns
 
 OPERATION: Final = "command"
 MAX_BYTES: Final = 1 << 16
 _MODE: Final = 0o644
-"""The folder is its owner's alone; in it, another user's file must be readable to the owner."""
+"""The folder is open to its owner only; in it, the owner must be able to read another user's file."""
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def _made(path: Path) -> int:
-    # Not given to the folder's owner: the record names the file's own.
+    # The file keeps its own owner, unlike others in the folder: the record names that owner as the user.
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 class Intention:
-    """What a command is about to do, on the disk. Blocks; for the command's own thread."""
+    """A command's record before the command acts, on the disk. Blocks; for the command's own thread."""
 
     def __init__(self, layout: Layout, command: str, fields: Mapping[str, object]) -> None:
-        """Raises OSError."""
+        """Make the file, durably. Raises OSError."""
         make_folder(layout.log.parent, 0o777, parents=True)
         make_folder(layout.folder)
         make_folder(layout.spool)
@@ -56,8 +54,8 @@ class Intention:
         self._pending = layout.spool / f"{name}.pending"
         self.path = layout.spool / f"{name}.json"
         self.may_append = owns(layout.folder)
-        """Whether the command may take the record in itself: writing the log is for its folder's owner alone, as what
-        another user makes there may be of no use to that one."""
+        """Whether the command may record the file's content itself. Only the folder's owner writes the log: the owner
+        could perhaps not use files that another user makes there."""
         self._file = _made(self._pending)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -75,7 +73,7 @@ class Intention:
         return orjson.dumps(whole)
 
     def complete(self, fields: Mapping[str, object]) -> None:
-        """Say how it ended. Raises OSError; then the record says that the end is not known."""
+        """Record how the command ended. Raises OSError; then its result is recorded as unknown."""
         try:
             beside = self._pending.with_suffix(".new")
             file = _made(beside)
@@ -86,7 +84,7 @@ class Intention:
             finally:
                 os.close(file)
             beside.replace(self._pending)
-            with suppress(FileNotFoundError):  # taken in between the two
+            with suppress(FileNotFoundError):  # the key manager has recorded it since the replacement
                 self._pending.rename(self.path)
                 sync(self.path.parent)
         finally:
@@ -95,21 +93,21 @@ class Intention:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A record to be taken in."""
+    """A command's record that the log does not have yet."""
 
     path: Path
     fields: dict[str, Any]
     origin: dict[str, Any]
 
     def done(self) -> None:
-        """It is in the log. Raises OSError."""
+        """Delete the file once the log has the record. Raises OSError."""
         self.path.unlink(missing_ok=True)
         sync(self.path.parent)
 
 
 def spooled(layout: Layout) -> list[Spooled]:
-    """What is ready to be taken in, oldest first. Whoever can write the folder can put anything there: the owner of a
-    file is whom its record names, and what is no record is said to be none. Raises OSError."""
+    """Return the records that are ready, oldest first. The folder's content is not trusted: a record names its file's
+    owner as user, and a file that is no record becomes one with the result "unreadable". Raises OSError."""
     try:
         paths = sorted(path for path in layout.spool.iterdir() if path.suffix in (".json", ".pending"))
     except FileNotFoundError:
@@ -126,7 +124,7 @@ def _read(path: Path) -> Spooled | None:
     except PermissionError:
         _say_once(path)
         return None
-    except OSError:  # a link, a socket
+    except OSError:  # a link or a socket
         return Spooled(path, _unreadable(path, b""), this_process())
     try:
         status = os.fstat(descriptor)
@@ -137,7 +135,7 @@ def _read(path: Path) -> Spooled | None:
         text = os.read(descriptor, MAX_BYTES + 1)
     finally:
         os.close(descriptor)
-    origin = this_process() | {"user": _owner(status.st_uid)}
+    origin = this_process() | {"user": user_name(status.st_uid)}
     value = _parsed(text)
     if value is None:
         return Spooled(path, _unreadable(path, text), origin)
@@ -171,10 +169,3 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 def _unreadable(path: Path, text: bytes) -> dict[str, Any]:
     return {"result": "unreadable", "file": path.name, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-
-
-def _owner(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -1,35 +1,35 @@
-"""The Merkle tree as C2SP tlog-tiles: runs of 256 hashes, level 0 those of the records, each level above over tiles."""
+"""The Merkle tree as C2SP tlog-tiles: tiles of 256 hashes. Level 0 holds the leaf hashes, each other level the hashes
+of full tiles below."""
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.files import write_beside
+from hsmcore.audit.files import sync, write_beside
 from hsmcore.audit.layout import Layout
 from hsmcore.state.ownership import make_folder
 
 WIDTH: Final = 256
 HASH: Final = 32
-_FULL: Final = WIDTH * HASH
+FULL: Final = WIDTH * HASH
 MAX_LEVEL: Final = 7
-"""256 ** 8 records are more than can be counted here."""
+"""256 ** 8 records: the sequence number has no more."""
 
 
 class TileError(ValueError):
-    """A tile is missing or has a wrong length. `path` is its file."""
+    """A tile is missing or has a wrong length. `path`: its file."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"tile {path}: {problem}")
         self.path = path
-        self.problem = problem
 
 
 class Tiles:
-    """Reads the tiles of a tree of `size` records, and computes from them. Not for several threads at once."""
+    """Reads the tiles of a tree of `size` records and computes hashes and proofs from them. One thread at a time."""
 
     def __init__(self, layout: Layout, size: int) -> None:
         self.size = size
@@ -38,12 +38,12 @@ class Tiles:
         self._cache: dict[tuple[int, int], bytes] = {}
 
     def width(self, level: int, number: int) -> int:
-        """How many hashes the tile has at this size; 0 if there is no such tile."""
+        """Return how many hashes the tile has at this size; 0 if it does not exist."""
         return max(0, min(WIDTH, (self.size >> 8 * level) - number * WIDTH))
 
     def path(self, level: int, number: int) -> Path:
-        """The file that has the tile: the full one if it exists, else the partial one of this size, else a wider one,
-        which begins with the same hashes."""
+        """Return the file that holds the tile: the full one if it exists, else the partial one of this size, else a
+        wider partial one, which begins with the same hashes."""
         full = self._layout.tile(level, number)
         width = self.width(level, number)
         partial = self._layout.tile(level, number, width)
@@ -53,7 +53,7 @@ class Tiles:
         return self._layout.tile(level, number, min(wider, default=width))
 
     def read(self, level: int, number: int) -> bytes:
-        """The hashes of a tile. Raises TileError, OSError."""
+        """Return the hashes of a tile. Raises TileError, OSError."""
         cached = self._cache.get((level, number))
         if cached is not None:
             return cached
@@ -61,10 +61,10 @@ class Tiles:
         path = self.path(level, number)
         try:
             with path.open("rb") as file:
-                data = file.read(_FULL + 1)
+                data = file.read(FULL + 1)
         except (FileNotFoundError, NotADirectoryError):
             raise TileError(path, "is missing") from None
-        if len(data) < wanted or len(data) > _FULL or len(data) % HASH:
+        if len(data) < wanted or len(data) > FULL or len(data) % HASH:
             raise TileError(path, f"has {len(data)} bytes where {wanted} are needed")
         if len(self._cache) > 64:
             self._cache.clear()
@@ -72,13 +72,13 @@ class Tiles:
         return data[:wanted]
 
     def leaf(self, index: int) -> bytes:
-        """The hash of a record, counted from 0."""
+        """Return the leaf hash of the record with this index, which counts from 0. Raises TileError, OSError."""
         tile = self.read(0, index // WIDTH)
         return tile[index % WIDTH * HASH :][:HASH]
 
     def range_root(self, start: int, end: int) -> bytes:
-        """The hash over the records from `start` up to `end`, MTH(D[start:end]) of RFC 6962. `start` must be a multiple
-        of the smallest power of two that is not below the length, as in every range that a proof is made of."""
+        """Return MTH(D[start:end]) of RFC 6962. `start` must be a multiple of the smallest power of two that is not
+        less than the length; every range in a proof satisfies that. Raises TileError, OSError."""
         count = end - start
         if count == 0:
             return MerkleTree().root()
@@ -93,11 +93,11 @@ class Tiles:
         return self._hasher.node(self.range_root(start, start + left), self.range_root(start + left, end))
 
     def root(self) -> bytes:
-        """The hash of the whole tree."""
+        """Return the root hash. Raises TileError, OSError."""
         return self.range_root(0, self.size)
 
     def tree(self) -> MerkleTree:
-        """A tree that can be appended to."""
+        """Return a tree of this size that can be appended to. Raises TileError, OSError."""
         start, frontier = 0, b""
         for height in reversed(range(self.size.bit_length())):
             if self.size >> height & 1:
@@ -106,7 +106,8 @@ class Tiles:
         return MerkleTree(self.size, frontier)
 
     def inclusion(self, index: int) -> list[bytes]:
-        """The inclusion proof of record `index`, counted from 0 (RFC 6962 section 2.1.1), the sibling first."""
+        """Return the inclusion proof (RFC 6962 section 2.1.1) of the record with this index, from leaf to root. Raises
+        TileError, OSError."""
         start, end, path = 0, self.size, []
         while end - start > 1:
             middle = start + split(end - start)
@@ -119,7 +120,8 @@ class Tiles:
         return path[::-1]
 
     def consistency(self, old: int) -> list[bytes]:
-        """The proof that the tree of `old` records is the beginning of this one (RFC 6962 section 2.1.2)."""
+        """Return the consistency proof (RFC 6962 section 2.1.2) between the tree of `old` records and this one. Raises
+        TileError, OSError."""
         if old in (0, self.size):
             return []
         start, end, path, whole = 0, self.size, [], True
@@ -137,69 +139,77 @@ class Tiles:
 
 
 def split(count: int) -> int:
-    """The largest power of two below `count`."""
+    """Return the largest power of two that is less than `count`."""
     return 1 << (count - 1).bit_length() - 1
 
 
-class TileWriter:
-    """Builds the tiles of a growing tree. Full ones are written as soon as they are, partial ones by `finish`."""
+class TileBuilder:
+    """Groups the hashes of a growing tree into tiles, at every level. `tails`: the hashes of each level's partial tile;
+    `numbers`: the number of that tile."""
 
-    def __init__(self, layout: Layout, tiles: Tiles) -> None:
-        """Go on after the tree that `tiles` reads. Raises TileError."""
-        self._layout = layout
+    def __init__(self) -> None:
+        self.tails = [bytearray() for _ in range(MAX_LEVEL + 1)]
+        self.numbers = [0] * (MAX_LEVEL + 1)
         self._hasher = MerkleTree()
-        self._written: list[Path] = []
-        self._open: list[bytearray] = []
-        self._done: list[int] = []
-        for level in range(MAX_LEVEL + 1):
-            count = tiles.size >> 8 * level
-            if count == 0:
-                break
-            self._done.append(count // WIDTH)
-            self._open.append(bytearray(tiles.read(level, count // WIDTH)) if count % WIDTH else bytearray())
 
-    def append(self, leaves: bytes) -> None:
-        """Add the hashes of records."""
-        self._extend(0, leaves)
-
-    def _extend(self, level: int, hashes: bytes) -> None:
-        if level == len(self._open):
-            self._open.append(bytearray())
-            self._done.append(0)
-        tail = self._open[level]
+    def append(self, hashes: bytes, level: int = 0) -> Iterator[tuple[int, int, bytes]]:
+        """Add hashes to a level. Yield level, number and hashes of each tile that becomes full."""
+        tail = self.tails[level]
         tail += hashes
         above = bytearray()
-        while len(tail) >= _FULL:
-            full = bytes(tail[:_FULL])
-            del tail[:_FULL]
-            self._write(level, WIDTH, full)
-            self._done[level] += 1
+        while len(tail) >= FULL:
+            full = bytes(tail[:FULL])
+            del tail[:FULL]
+            yield level, self.numbers[level], full
+            self.numbers[level] += 1
             above += self._hasher.over(full)
         if above:
-            self._extend(level + 1, bytes(above))
+            yield from self.append(bytes(above), level + 1)
 
-    def _write(self, level: int, width: int, hashes: bytes) -> None:
-        path = self._layout.tile(level, self._done[level], width)
+    def partial(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield level, number and hashes of each tile that is neither full nor empty."""
+        for level, (number, tail) in enumerate(zip(self.numbers, self.tails, strict=True)):
+            if tail:
+                yield level, number, bytes(tail)
+
+
+class TileWriter:
+    """Writes the tiles of a growing tree: full ones as soon as they are full, partial ones in `finish`."""
+
+    def __init__(self, layout: Layout, tiles: Tiles) -> None:
+        """Continue the tree that `tiles` reads. Raises TileError, OSError."""
+        self._layout = layout
+        self._builder = TileBuilder()
+        self._written: list[Path] = []
+        for level in range(MAX_LEVEL + 1):
+            number, width = divmod(tiles.size >> 8 * level, WIDTH)
+            self._builder.numbers[level] = number
+            if width:
+                self._builder.tails[level] += tiles.read(level, number)
+
+    def append(self, leaves: bytes) -> None:
+        """Add the hashes of records. Raises OSError."""
+        for tile in self._builder.append(leaves):
+            self._write(*tile)
+
+    def _write(self, level: int, number: int, hashes: bytes) -> None:
+        path = self._layout.tile(level, number, len(hashes) // HASH)
         if not path.parent.is_dir():
             make_folder(path.parent, parents=True)
             self._written.append(path.parent.parent)
-        # What a signed checkpoint may rest on is never touched, and what a crash left half written is replaced whole.
+        # A tile that a signed checkpoint may rest on is never rewritten; one that a crash left incomplete is replaced.
         if not (path.exists() and path.read_bytes() == hashes):
             write_beside(path, hashes).replace(path)
         self._written += [path, path.parent]
 
     def finish(self) -> None:
-        """Write the partial tiles, and have all on the disk: then a checkpoint may say so."""
-        for level, tail in enumerate(self._open):
-            if tail:
-                self._write(level, len(tail) // HASH, bytes(tail))
+        """Write the partial tiles and flush all tiles to the disk, so that a checkpoint may be signed. Raises
+        OSError."""
+        for tile in self._builder.partial():
+            self._write(*tile)
         for path in dict.fromkeys(self._written):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        # Partial tiles are needed until the full one is there.
+            sync(path)
+        # Partial tiles are needed until the full one exists.
         for path in self._written:
             if path.suffix == "" and path.is_file() and path.parent.suffix != ".p":
                 shutil.rmtree(path.with_name(path.name + ".p"), ignore_errors=True)

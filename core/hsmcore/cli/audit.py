@@ -1,4 +1,4 @@
-"""The `audit` commands. All but the default place of the log work without a configuration, on a plain copy."""
+"""The `audit` commands that work on a plain copy of a log. A configuration only names their default log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hsmcore.cli import audit_support as support
-from hsmcore.cli.output import DERIVED, FAILED, BadUsage, print_fields, print_json
+from hsmcore.cli.output import BadUsage, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
 from hsmcore.errors import SystemFailure
 
@@ -22,6 +22,7 @@ FolderArgument = Annotated[
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", "-f", metavar="PATH", help="The log, or the folder it lies in.")
 ]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option("--key", metavar="VKEY", help="A key to trust instead of the folder's own; may be given again."),
@@ -51,11 +52,12 @@ def verify(
 ) -> None:
     """Find every record that was changed, removed, inserted, moved or cut off, and say where.
 
-    Exit code 0: nothing was changed. 1: something was, or it cannot be said. 2: wrong usage. 3: the records are whole
-    and sealed, but an index or a tile is not what they give. That is no evidence; `hsmcore audit mend` makes it again.
+    Exit code 0: nothing was changed. 1: something was changed, or the log cannot be read. 2: wrong usage. 3: the
+    records are whole and sealed, but an index or a tile is wrong. That is no evidence; `hsmcore audit mend` makes it
+    again.
 
-    Keep a copy of a checkpoint elsewhere and give it with --against: only that shows an older copy put in the place of
-    the log, or a log that was written anew with a stolen key.
+    Keep a copy of a checkpoint elsewhere and give it with --against: only that reveals an older copy in the place of
+    the log, or a log that was written again with a stolen key.
 
     Example: hsmcore audit verify /mnt/copy/audit --key "$(cat audit.vkey)" --against last-week.checkpoint
     """
@@ -70,9 +72,7 @@ def verify(
     known = [support.checkpoint(path).note for path in against or []]
     with support.Bar(as_json) as progress:
         report = support.reading(lambda: verify(layout, Trust(keys, witnesses, known), progress))
-    support.print_report(report, layout, as_json=as_json)
-    if not report.ok:
-        raise typer.Exit(DERIVED if report.status == "derived" else FAILED)
+    support.conclude(report, layout, as_json=as_json)
 
 
 @app.command(short_help="Make index and tiles again from the records.")
@@ -83,9 +83,9 @@ def mend(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a log; if only files differ that can be made again from the records, make them. Exit codes as those of
-    `audit verify`. Nothing is touched if the records are not whole, or while a key manager writes the log: that one
-    makes an index that is too short again when it starts.
+    """Verify a log; if only files that are made from the records are wrong, make them again. The exit codes are those
+    of `audit verify`. Nothing is changed if the records are not whole, or while a key manager writes the log: a key
+    manager completes a short index when it starts.
 
     Example: hsmcore audit mend /var/lib/hsmcore/audit.log
     """
@@ -96,9 +96,7 @@ def mend(
     layout = support.layout(folder, config, state)
     with support.Bar(as_json) as progress:
         report = support.reading(lambda: mend(layout, Trust(keys), progress))
-    support.print_report(report, layout, as_json=as_json)
-    if not report.ok:
-        raise typer.Exit(DERIVED if report.status == "derived" else FAILED)
+    support.conclude(report, layout, as_json=as_json)
 
 
 @app.command(short_help="Write a proof that stands alone.")
@@ -108,16 +106,14 @@ def prove(
         Path | None,
         typer.Option("--since", metavar="CHECKPOINT", help="Prove instead that the log only grew since a checkpoint."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")
-    ] = None,
+    output: OutputOption = None,
     folder: FolderOption = None,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a proof that a record is in the log (C2SP tlog-proof, with the record in it), for whoever has the log's key
-    and nothing else.
+    """Write a proof that a record is in the log (C2SP tlog-proof, with the record in it). Its reader needs only the
+    log's key.
 
     Example: hsmcore audit prove 1234 --output 1234.tlog-proof
     """
@@ -132,14 +128,8 @@ def prove(
     else:
         number = seq or 0
         data = support.reading(lambda: inclusion_proof(layout, number))
-    if output is not None:
-        support.write(output, data)
-    if as_json:
-        print_json({"seq": seq, "output": None if output is None else str(output), "proof": data.decode()})
-    elif output is None:
-        sys.stdout.write(data.decode())
-    else:
-        print(f"{len(data)} bytes written to {output}")
+    shown = {"seq": seq, "output": None if output is None else str(output), "proof": data.decode()}
+    support.deliver(data, output, shown if as_json else None, f"{len(data)} bytes")
 
 
 @app.command(short_help="Search the records.")
@@ -160,7 +150,7 @@ def query(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the records that match, oldest first. What is printed is not verified; `audit verify` does that.
+    """Print the records that match, oldest first. They are not verified; `audit verify` does that.
 
     Example: hsmcore audit query --since 1h --operation sign --where result=error --json
     """
@@ -187,32 +177,22 @@ def query(
 
 @app.command(short_help="Print the newest checkpoint.")
 def checkpoint(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")
-    ] = None,
+    output: OutputOption = None,
     folder: FolderOption = None,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the newest checkpoint, a signed note. Keep it where the log's host cannot write, have it time-stamped or
-    cosigned: `audit verify --against` needs it.
+    """Print the newest checkpoint, a signed note. Store it where the log's host cannot write, and have it time-stamped
+    or cosigned: `audit verify --against` needs it.
 
     Example: hsmcore audit checkpoint --output /mnt/worm/today.checkpoint
     """
     from hsmcore.audit.check.prove import latest
 
     newest = latest(support.layout(folder, config, state))
-    if output is not None:
-        support.write(output, newest.note)
-    if as_json:
-        print_json(
-            {"origin": newest.origin, "size": newest.size, "root": newest.root.hex(), "note": newest.note.decode()}
-        )
-    elif output is None:
-        sys.stdout.write(newest.note.decode())
-    else:
-        print(f"checkpoint over {newest.size} records written to {output}")
+    shown = {"origin": newest.origin, "size": newest.size, "root": newest.root.hex(), "note": newest.note.decode()}
+    support.deliver(newest.note, output, shown if as_json else None, f"checkpoint over {newest.size} records")
 
 
 @app.command(short_help="Say what a log consists of, or print a record.")
@@ -223,7 +203,7 @@ def show(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a log consists of; with a sequence number, print that record.
+    """Summarize a log; with a sequence number, print that record.
 
     Example: hsmcore audit show 1234
     """

@@ -1,4 +1,4 @@
-"""The `audit` commands that need a configuration: they reach out to where records are copied to, and to devices."""
+"""The `audit` commands that need a configuration, for destinations or devices."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add them to the `audit` commands."""
+    """Add these commands to the `audit` commands."""
     app.command(short_help="Ship what is left to CloudWatch Logs and syslog.")(ship)
     app.command("device-log", short_help="Drain a YubiHSM's own log and compare it with ours.")(device_log)
 
 
 def ship(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
-    """Copy to CloudWatch Logs and syslog what a key manager left there to be copied, then end. The log is only read.
+    """Copy to CloudWatch Logs and syslog the records that a key manager left, then end. The log is only read.
 
-    A running key manager does that itself; where it does, this command refuses. Exit code 1 if a destination did not
-    take everything; it says how many records are left.
+    A running key manager ships by itself; beside one, this command refuses. Exit code 1 if a destination did not take
+    everything; the output says how many records are left.
 
     Example: hsmcore audit ship --config hsm.json --json
     """
@@ -68,10 +68,10 @@ def _shipped(layout: Layout, place: Any, progress: Any) -> dict[str, Any]:
 
 def device_log(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
     """Read the log that each YubiHSM of the configuration keeps itself, keep its entries beside the audit log, let the
-    device forget them, verify their chain and match each signature with a record of ours.
+    device delete them, verify their chain and match each signature with a record.
 
     Run it often: the device keeps 62 entries, and with force-audit it stops when they are full. A key manager may run
-    beside it. The first reading takes what is there on trust. Exit code 1 if something has to be explained.
+    at the same time. The first reading is trusted. Exit code 1 if something needs an explanation.
 
     Example: hsmcore audit device-log --config hsm.json --json
     """
@@ -126,7 +126,8 @@ def _print_report(report: DeviceReport) -> None:
 
 
 def log_of(config: Config) -> Layout:
-    """The audit log of a configuration, which must be there."""
+    """Return the audit log of a configuration. Raises ConfigurationError if it has none, AuditUnavailable if the log
+    does not exist."""
     from hsmcore.audit.layout import Layout
 
     if config.key_manager.audit_log_file is None:

@@ -1,4 +1,4 @@
-"""What the `audit` commands share: finding the log, reading what a person gives, showing records."""
+"""Shared parts of the `audit` commands: finding the log, reading arguments, printing records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsmcore.cli.output import BadUsage, note, print_fields, print_json
+import typer
+
+from hsmcore.cli.output import DERIVED, FAILED, BadUsage, note, print_fields, print_json
 from hsmcore.cli.settings import load_config
 from hsmcore.errors import BadArgument, HsmError, SystemFailure
 
@@ -60,15 +62,24 @@ def checkpoint(path: Path) -> Checkpoint:
         raise BadUsage(f"{path}: {error}") from None
 
 
-def write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise SystemFailure(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
+def deliver(data: bytes, output: Path | None, shown: dict[str, Any] | None, what: str) -> None:
+    """Write `data` to a file, or to standard output. `shown`: print this as JSON instead of data or confirmation.
+    Raises SystemFailure if the file cannot be written."""
+    if output is not None:
+        try:
+            output.write_bytes(data)
+        except OSError as error:
+            raise SystemFailure(f"{output} cannot be written: {error.strerror}", hint="Name another file.") from None
+    if shown is not None:
+        print_json(shown)
+    elif output is None:
+        sys.stdout.write(data.decode())
+    else:
+        print(f"{what} written to {output}")
 
 
 def reading(work: Callable[[], T]) -> T:
-    """Run what reads a log; what may be wrong with its files becomes an error of ours."""
+    """Run `work`, which reads a log. Raises SystemFailure for a damaged or unreadable file."""
     from hsmcore.audit.check.proofs import ProofError
     from hsmcore.audit.segment import SegmentError
     from hsmcore.audit.tiles import TileError
@@ -85,8 +96,14 @@ def reading(work: Callable[[], T]) -> T:
         raise SystemFailure(f"{error.filename}: {error.strerror}", hint="Check that the log can be read.") from None
 
 
-def print_report(report: Report, layout: Layout, *, as_json: bool) -> None:
-    """What `audit verify` found, and what to do about a file that can be made again."""
+def conclude(report: Report, layout: Layout, *, as_json: bool) -> None:
+    """Print what `audit verify` found and the next step. Raises typer.Exit unless nothing was found."""
+    _print_report(report, layout, as_json=as_json)
+    if not report.ok:
+        raise typer.Exit(DERIVED if report.status == "derived" else FAILED)
+
+
+def _print_report(report: Report, layout: Layout, *, as_json: bool) -> None:
     next_step = f"hsmcore audit mend {layout.log}" if report.status == "derived" else None
     if as_json:
         print_json(report.as_dict() | {"next": next_step})
@@ -164,7 +181,7 @@ def condition(text: str) -> tuple[str, Any]:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError:
         return name, value
-    # An id of digits only is text all the same; numbers are what stands in the log as numbers.
+    # An id stays text even if it has only digits; in the log other values of digits are numbers.
     return name, value if name.endswith("_id") or isinstance(parsed, (dict, list)) else parsed
 
 
@@ -181,7 +198,7 @@ def plain(value: Any) -> Any:
 
 
 class Bar:
-    """A progress bar on standard error, for a person."""
+    """A progress bar on standard error, if that is a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet or not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Checking a log that is at rest: what is wrong with it, and proofs about it.
+"""Verifies a log from a copy of its files, and makes and checks proofs about it.
 
-Reading order: verify (the whole log), tilecheck, findings, diagnose; then trust, proofs, prove, overview, mend.
+Read verify (the whole log), tilecheck, findings, diagnose; then trust, proofs, prove, overview, mend.
 """

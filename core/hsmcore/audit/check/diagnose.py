@@ -1,7 +1,7 @@
-"""Where a log was changed: its lines beside the leaf hashes that the checkpoint's signature vouches for.
+"""Finds where a log was changed: compares its lines with the leaf hashes that the checkpoint's signature covers.
 
-A tile is genuine when its hash is the one that the tile above has for it, up to the tiles at the right edge, which
-together give the signed root. A line is genuine when it hashes to the leaf of its own sequence number.
+A tile is genuine if the tile above holds its hash, up to the tiles at the right edge, which together give the signed
+root. A line is genuine if it hashes to the leaf of its own sequence number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hsmcore._native import MerkleTree
 from hsmcore.audit.check.findings import Finding
 from hsmcore.audit.genuine import Genuine
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.segment import Segment, SegmentError
+from hsmcore.audit.segment import Segment, SegmentError, seq_of
 
 MAX_FINDINGS = 100
 
@@ -32,14 +32,8 @@ def _lines(
         offset = 0
 
 
-def _seq(line: bytes) -> int:
-    digits = line.removeprefix(b'{"seq":').partition(b",")[0] if line.startswith(b'{"seq":') else b""
-    return int(digits) if digits.isdigit() and len(digits) < 20 else 0
-
-
 class _Walk:
-    """The walk along the lines. `next` is the record that should come; `strange` are lines that are not genuine, since
-    the last one that was."""
+    """The walk along the lines. `next`: the record that comes next; `_strange`: lines since the last genuine one."""
 
     def __init__(self, genuine: Genuine, size: int, first: int) -> None:
         self.genuine, self.size, self.next = genuine, size, first
@@ -49,7 +43,7 @@ class _Walk:
         self._hasher = MerkleTree()
 
     def take(self, segment: Segment, offset: int, line: bytes) -> None:
-        seq = _seq(line)
+        seq = seq_of(line)
         leaf = self.genuine.leaf(seq)
         body = line.removesuffix(b"\n")
         where = f"{segment.path} at byte {offset}"
@@ -64,7 +58,8 @@ class _Walk:
             self._strange.append((where, seq))
 
     def _pass(self, seq: int) -> None:
-        """A genuine record `seq` has come: what stands between is explained."""
+        """Explain the gap before a genuine record `seq`: lines in it were changed or inserted, or records were
+        removed."""
         gap = seq - self.next
         for index, (where, claimed) in enumerate(self._strange):
             if index < gap:
@@ -117,8 +112,8 @@ def _inserted(where: str, claimed: int, before: int) -> Finding:
 def diagnose(
     layout: Layout, ordered: list[Segment], size: int, root: bytes, start: tuple[int, int], first: int
 ) -> list[Finding]:
-    """What was done to the records up to `size`, whose root is `root`. All before record `first`, which is at `start`
-    (number of the segment in `ordered`, byte), is known to be good. Empty if it cannot be said. Raises OSError."""
+    """Return what was done to the first `size` records, whose root is `root`; empty if that cannot be said. The records
+    before `first`, which begins at `start` (index in `ordered`, byte), are genuine. Raises OSError."""
     genuine = Genuine(layout, size, root)
     if not genuine.any:
         return []

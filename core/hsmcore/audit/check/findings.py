@@ -1,4 +1,4 @@
-"""What verification finds."""
+"""The result of a verification."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Status = Literal["ok", "derived", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong: records `first` to `last` (None: no record in particular), in `where`. `derived`: if the
-    records are whole, `where` is a file that can be made again from them."""
+    """Something that is wrong in records `first` to `last` (None: no particular record), found in the file `where`.
+    `derived`: `where` can be derived again if the records are whole."""
 
     kind: Kind
     text: str
@@ -25,7 +25,7 @@ class Finding:
     derived: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON-ready data."""
         return {
             "kind": self.kind,
             "text": self.text,
@@ -37,9 +37,9 @@ class Finding:
 
 @dataclass
 class Report:
-    """The result of a verification. `records` are covered by the checkpoint; `unsealed` came after it and are protected
-    by nothing yet; `pruned` are kept as hashes only. `own_keys`: the keys were taken from the log's own folder, so
-    whoever can write the folder could have put them there."""
+    """The result of a verification. A checkpoint covers `records`; `unsealed` came after it and are not protected yet;
+    of `pruned` only hashes are kept. `own_keys`: the keys are from the log's folder, so any process that can write the
+    folder could have replaced them."""
 
     origin: str = ""
     records: int = 0
@@ -60,13 +60,13 @@ class Report:
 
     @property
     def status(self) -> Status:
-        """`derived`: the records are whole and sealed, and only files that are made from them are not."""
+        """ "derived": the records are whole and sealed, and only files that are derived from them are wrong."""
         if self.ok:
             return "ok"
         return "derived" if all(finding.derived for finding in self.findings) else "failed"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON-ready data."""
         return {
             "ok": self.ok,
             "status": self.status,

@@ -1,4 +1,4 @@
-"""Making again what is no evidence: index and tiles, from records that are whole and sealed."""
+"""Derives index and tiles, which are not evidence, again from records that are whole and sealed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Progress = Callable[[int, int], None]
 
 
 def mend(layout: Layout, trust: Trust, progress: Progress) -> Report:
-    """Verify a log; where only derived files differ, make them again from the records and verify once more. Nothing is
-    touched if the records are not whole: tiles that do not fit them may be what shows where they were changed. Raises
-    AuditUnavailable if a process writes the log, SegmentError, OSError."""
+    """Verify a log; if only derived files are wrong, derive them again and verify once more. Nothing is changed if the
+    records are not whole: tiles that contradict them may show where they were changed. Raises AuditUnavailable if a
+    process writes the log, SegmentError, OSError."""
     lock = FolderLock(layout.lock)
     try:
         report = verify(layout, trust, progress)
@@ -36,9 +36,9 @@ def mend(layout: Layout, trust: Trust, progress: Progress) -> Report:
 def _make_index(layout: Layout) -> None:
     for segment in segments(layout):
         if not segment.first:
-            continue  # a log without a record yet
+            continue  # a log without a record
         blocks, _ = index.made(segment)
-        if segment.path == layout.log:  # it grows: only whole blocks have a row
+        if segment.path == layout.log:  # it grows: only complete blocks have a row
             blocks = [block for block in blocks if (block.first + block.count - 1) % index.BLOCK == 0]
         path = layout.index(segment.first)
         if index.read(path) != blocks or not path.exists():

@@ -1,4 +1,4 @@
-"""What a log consists of, from its index and checkpoints alone."""
+"""A summary of a log, from its index and its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hsmcore.errors import BadArgument
 
 
 def overview(layout: Layout) -> dict[str, Any]:
-    """Ready for JSON. Nothing is verified. Raises SegmentError, OSError."""
+    """Return the summary as JSON-ready data. Nothing is verified. Raises SegmentError, OSError."""
     times: list[int] = []
     first = last = stored = 0
     ordered = segments(layout)

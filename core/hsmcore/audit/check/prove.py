@@ -1,4 +1,4 @@
-"""Proofs that stand alone: that a record is in the log (C2SP tlog-proof), that a log only grew since a checkpoint."""
+"""Proofs that need no log: inclusion of a record (C2SP tlog-proof), and consistency with an older checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_PATH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof shows. `line` is the record; `keys` are those that signed the checkpoint."""
+    """What a proof shows. `line`: the record; `keys`: those that signed the checkpoint."""
 
     seq: int
     line: bytes
@@ -32,7 +32,7 @@ class Proven:
 
 
 def latest(layout: Layout) -> Checkpoint:
-    """The newest checkpoint; its signature is not verified. Raises BadArgument."""
+    """Return the newest checkpoint; its signature is not verified. Raises BadArgument."""
     try:
         return Checkpoint.parse(layout.checkpoint.read_bytes())
     except FileNotFoundError:
@@ -42,8 +42,8 @@ def latest(layout: Layout) -> Checkpoint:
 
 
 def inclusion_proof(layout: Layout, seq: int) -> bytes:
-    """A tlog-proof that record `seq` is in the log, against the newest checkpoint; the record itself is its `extra`
-    data. Raises BadArgument, TileError, SegmentError, OSError; ProofError if the log contradicts itself."""
+    """Return a tlog-proof that the newest checkpoint covers record `seq`, with the record as its `extra` data unless it
+    was pruned. Raises BadArgument, TileError, SegmentError, OSError; ProofError if the log contradicts itself."""
     checkpoint = latest(layout)
     if not 1 <= seq <= checkpoint.size:
         raise BadArgument(f"record {seq} is not among the {checkpoint.size} records of the newest checkpoint")
@@ -61,8 +61,8 @@ def inclusion_proof(layout: Layout, seq: int) -> bytes:
 
 
 def check_inclusion(proof: bytes, keys: Sequence[VerifierKey], line: bytes | None = None) -> Proven:
-    """What a tlog-proof proves, if the checkpoint in it is signed by one of `keys`. `line` is the record, needed where
-    the proof does not carry it. Raises ProofError."""
+    """Verify a tlog-proof whose checkpoint is signed by one of `keys`. `line`: the record, if the proof does not carry
+    it. Raises ProofError."""
     head, separator, note = proof.partition(b"\n\n")
     try:
         lines = head.decode("ascii").split("\n")
@@ -93,8 +93,8 @@ def check_inclusion(proof: bytes, keys: Sequence[VerifierKey], line: bytes | Non
 
 
 def consistency_proof(layout: Layout, old: Checkpoint) -> bytes:
-    """That the log only grew since `old`, in the form that C2SP tlog-witness takes: `old <size>`, hashes, a blank line,
-    the newest checkpoint. Raises BadArgument, TileError, OSError; ProofError if it did not only grow."""
+    """Return a proof that the log extends `old`, in the form of C2SP tlog-witness: `old <size>`, hashes, a blank line,
+    the newest checkpoint. Raises BadArgument, TileError, OSError; ProofError if the log does not extend it."""
     checkpoint = latest(layout)
     if old.origin != checkpoint.origin:
         raise BadArgument(f"the checkpoint is of the log {old.origin}, this one is {checkpoint.origin}")

@@ -1,22 +1,19 @@
-"""Comparing the stored tiles with what the records give."""
+"""Compares the stored tiles with the hashes of the records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.tiles import HASH, MAX_LEVEL, WIDTH, TileError, Tiles
-
-_FULL: Final = WIDTH * HASH
+from hsmcore.audit.tiles import HASH, MAX_LEVEL, WIDTH, TileBuilder, TileError, Tiles
 
 
 @dataclass(frozen=True, slots=True)
 class TileProblem:
-    """A tile that is not what it should be, and the records it speaks of."""
+    """A tile that is missing or differs, and the records that it covers."""
 
     path: Path
     problem: str
@@ -25,57 +22,41 @@ class TileProblem:
 
 
 class TileCheck:
-    """Takes the hashes of records in order and compares every tile of a tree of `size` records."""
+    """Takes the leaf hashes in order and compares every tile of a tree of `size` records."""
 
     def __init__(self, layout: Layout, size: int) -> None:
         self._layout = layout
         self._tiles = Tiles(layout, size)
         self._hasher = MerkleTree()
-        self._tails = [bytearray() for _ in range(MAX_LEVEL + 1)]
-        self._done = [0] * (MAX_LEVEL + 1)
+        self._builder = TileBuilder()
 
     def begin(self, size: int) -> None:
-        """Take the first `size` records' tiles as they are, having compared each with the one above. Raises TileError
-        for one that is missing or differs."""
+        """Begin after `size` pruned records: their tiles are compared only with the tiles above. Raises TileError if
+        one is missing or differs, OSError."""
         for level in range(MAX_LEVEL):
             count = size >> 8 * level
-            self._done[level] = count // WIDTH
+            self._builder.numbers[level] = count // WIDTH
             for number in range(count // WIDTH):
                 above = self._tiles.read(level + 1, number // WIDTH)[number % WIDTH * HASH :][:HASH]
                 if self._hasher.over(self._tiles.read(level, number)) != above:
                     raise TileError(self._tiles.path(level, number), "does not give the hash that stands above it")
             if count % WIDTH:
-                self._tails[level] += self._tiles.read(level, count // WIDTH)[: count % WIDTH * HASH]
+                self._builder.tails[level] += self._tiles.read(level, count // WIDTH)[: count % WIDTH * HASH]
 
     def append(self, leaves: bytes) -> Iterator[TileProblem]:
-        """Add hashes of records; yields the problems of the tiles that are complete now."""
-        yield from self._extend(0, leaves)
-
-    def _extend(self, level: int, hashes: bytes) -> Iterator[TileProblem]:
-        tail = self._tails[level]
-        tail += hashes
-        above = bytearray()
-        while len(tail) >= _FULL:
-            full = bytes(tail[:_FULL])
-            del tail[:_FULL]
-            yield from self._compare(level, full)
-            self._done[level] += 1
-            above += self._hasher.over(full)
-        if above:
-            yield from self._extend(level + 1, bytes(above))
+        """Add the hashes of records. Yield the problems of each tile that becomes full."""
+        for tile in self._builder.append(leaves):
+            yield from self._compare(*tile)
 
     def partial(self, *, newest: bool) -> Iterator[TileProblem]:
-        """The problems of the partial tiles of a checkpoint with as many records as there are now. They must be there
-        for the newest one, unless the full tile is; those of older ones can be made from them."""
-        for level, tail in enumerate(self._tails):
-            if not tail:
-                continue
-            path = self._layout.tile(level, self._done[level], len(tail) // HASH)
-            if path.exists() or (newest and not self._layout.tile(level, self._done[level]).exists()):
-                yield from self._compare(level, bytes(tail))
+        """Yield the problems of the partial tiles of a checkpoint at the present size. Those of the newest checkpoint
+        must exist, unless the full tile does; those of older ones need not, as the full tile holds their hashes."""
+        for level, number, hashes in self._builder.partial():
+            path = self._layout.tile(level, number, len(hashes) // HASH)
+            if path.exists() or (newest and not self._layout.tile(level, number).exists()):
+                yield from self._compare(level, number, hashes)
 
-    def _compare(self, level: int, hashes: bytes) -> Iterator[TileProblem]:
-        number = self._done[level]
+    def _compare(self, level: int, number: int, hashes: bytes) -> Iterator[TileProblem]:
         span = 256**level
         first = number * WIDTH * span + 1
         last = min(first + len(hashes) // HASH * span - 1, self._tiles.size)

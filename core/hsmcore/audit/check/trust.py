@@ -1,22 +1,23 @@
-"""Which checkpoints of a log may be believed: what the verifier brings along, and the signatures."""
+"""Decides which checkpoints of a log are trusted, by signatures and by what the verifier supplies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hsmcore.audit.check.findings import Finding, Report
+from hsmcore.audit.check.findings import Finding, Kind, Report
 from hsmcore.audit.checkpoint import Checkpoint, history
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import COSIGNATURE, Note, NoteError, VerifierKey
 
 _MOST = 100
-"""Findings after which older checkpoints are not looked at."""
+"""Findings after which older checkpoints are not examined."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What the verifier brings along. Without `keys` the folder's own are taken."""
+    """What the verifier supplies: keys, witnesses' keys, and older checkpoints. Without `keys` the folder's keys are
+    used."""
 
     keys: Sequence[VerifierKey] = ()
     witnesses: Sequence[VerifierKey] = ()
@@ -24,12 +25,12 @@ class Trust:
 
 
 class Trusted:
-    """What may be believed of a log: keys and checkpoints, and what is wrong with them."""
+    """The trusted checkpoints of a log; the report gets the findings about the others."""
 
     def __init__(self, layout: Layout, trust: Trust, report: Report) -> None:
         self.layout, self.trust, self.report = layout, trust, report
         self.past: list[Checkpoint] = []
-        self.sound: list[Checkpoint] = []  # those that are signed
+        self.sound: list[Checkpoint] = []  # with a valid signature
         self.known: list[Checkpoint] = []
         self.latest: Checkpoint | None = None
         self._checkpoints(self._keys())
@@ -38,7 +39,7 @@ class Trusted:
 
     def find(
         self,
-        kind: str,
+        kind: Kind,
         text: str,
         first: int | None = None,
         last: int | None = None,
@@ -47,9 +48,7 @@ class Trusted:
         derived: bool = False,
     ) -> None:
         place = None if where is None else str(where)
-        self.report.findings.append(
-            Finding(kind, text, first, last, place, derived)  # type: ignore[arg-type]  # literals
-        )
+        self.report.findings.append(Finding(kind, text, first, last, place, derived))
 
     def _keys(self) -> list[VerifierKey]:
         own = []
@@ -101,7 +100,7 @@ class Trusted:
                 self.find("checkpoint", "the newest checkpoint is missing", where=path)
         except (NoteError, UnicodeDecodeError) as error:
             self.find("checkpoint", str(error), where=path)
-        # Of the two files, that of all checkpoints is written first: a crash may leave it one ahead.
+        # `checkpoints` is written before `checkpoint`, so a crash may leave it one ahead.
         if newest is not None and newest.note not in [one.note for one in self.past[-2:]]:
             self.find("checkpoint", "it is not the last in the file of all checkpoints", where=path)
         for one in [*reversed(self.past), newest]:
@@ -133,7 +132,7 @@ class Trusted:
                 self.find("witness", str(error))
 
     def _add_known(self, data: bytes, keys: list[VerifierKey]) -> None:
-        """A checkpoint that the verifier kept from before."""
+        """Add a checkpoint that the verifier kept."""
         try:
             known = Checkpoint.parse(data)
         except (NoteError, UnicodeDecodeError) as error:

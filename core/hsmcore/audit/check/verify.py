@@ -1,7 +1,7 @@
-"""Verifying a whole log from a plain copy of its files: every record, tile, checkpoint and index row.
+"""Verifies a whole log from a plain copy of its files: every record, tile, checkpoint and index row.
 
-One pass hashes all lines and compares the root at every checkpoint that was ever signed. Only when something differs is
-the place looked for (diagnose). Memory does not grow with the log.
+One pass hashes all lines and compares the root at the size of every checkpoint that was ever signed. Only if a root
+differs, `diagnose` looks for the place. Memory use does not grow with the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.check.diagnose import diagnose
-from hsmcore.audit.check.findings import Finding, Report
+from hsmcore.audit.check.findings import Finding, Kind, Report
 from hsmcore.audit.check.tilecheck import TileCheck, TileProblem
 from hsmcore.audit.check.trust import Trust, Trusted
 from hsmcore.audit.checkpoint import Checkpoint
@@ -25,42 +25,39 @@ from hsmcore.audit.segment import Segment, SegmentError, segments
 from hsmcore.audit.tiles import TileError, Tiles
 
 Progress = Callable[[int, int], None]
-"""Called with the records done and the records there are."""
+"""Called with the number of records verified and of records in all."""
 _STEP: Final = 1024
 _ADOPTED: Final = b'"operation":"audit-adopted"'
 
 
 def verify(layout: Layout, trust: Trust | None = None, progress: Progress | None = None) -> Report:
-    """Verify a log. Raises OSError where files cannot be read; everything else is in the report."""
+    """Verify a log. Raises OSError if a file cannot be read; the report has everything else."""
     begun = time.perf_counter()
     while True:
         before, report = segments(layout)[:1], Report()
         trusted, ordered = Trusted(layout, trust or Trust(), report), segments(layout)
         if before == ordered[:1]:
-            break  # else a key manager has pruned meanwhile, which the checkpoint that was read may not know of
+            break  # else a key manager pruned segments since, which the checkpoint that was read may not cover
     _Pass(trusted, ordered, progress or (lambda _done, _all: None)).run()
     report.seconds = time.perf_counter() - begun
     return report
 
 
 class _Pass:
-    """The one pass over all lines."""
+    """The pass over all lines."""
 
     def __init__(self, trusted: Trusted, ordered: list[Segment], progress: Progress) -> None:
         self.trusted, self.ordered, self.report, self.progress = trusted, ordered, trusted.report, progress
         self.size = trusted.latest.size if trusted.latest is not None else 0
         self.roots: dict[int, list[tuple[Checkpoint, bool]]] = {}
-        for one in trusted.sound:
-            self.roots.setdefault(one.size, []).append((one, False))
-        for one in trusted.known:
-            self.roots.setdefault(one.size, []).append((one, True))
-        if trusted.latest is not None:
-            self.roots.setdefault(trusted.latest.size, []).append((trusted.latest, False))
+        signed = trusted.sound if trusted.latest is None else [*trusted.sound, trusted.latest]
+        for one, known in [*((one, False) for one in signed), *((one, True) for one in trusted.known)]:
+            self.roots.setdefault(one.size, []).append((one, known))
         self.stops = sorted(self.roots)
         self.tree = MerkleTree()
         self.good = (0, 0, 1)
         self.broken = False
-        self.failure: tuple[str, str, object] = ("changed", "the records do not give the signed root", None)
+        self.failure: tuple[Kind, str, object] = ("changed", "the records do not give the signed root", None)
         self.tiles = TileCheck(trusted.layout, self.size)
         self.prunes, self.unsealed_prunes = Prunes(), Prunes()
 
@@ -79,7 +76,7 @@ class _Pass:
         self.finish()
 
     def begin(self) -> None:
-        """Where retention has removed records, their hashes are taken from the tiles."""
+        """Take the hashes of pruned records from the tiles."""
         first = self.ordered[0].first if self.ordered else 1
         if first <= 1 or first - 1 > self.size:
             return
@@ -108,7 +105,7 @@ class _Pass:
             else:
                 self.broken = True
 
-    def fail(self, kind: str, text: str, where: object) -> None:
+    def fail(self, kind: Kind, text: str, where: object) -> None:
         self.broken = True
         self.failure = (kind, text, where)
 
@@ -116,8 +113,7 @@ class _Pass:
         if segment.first != self.tree.size + 1 and (segment.first or segment.path != self.trusted.layout.log):
             self.fail("removed", f"record {self.tree.size + 1} should be first in it", segment.path)
             return
-        builder = index.BlockBuilder(self.tree.size + 1, 0)
-        blocks: list[index.Block] = []
+        builder = index.IndexBuilder(self.tree.size + 1)
         offset = 0
         for text in prefetched(segment.chunks()):
             used = sealed = 0
@@ -130,9 +126,6 @@ class _Pass:
                 used += consumed
                 offset += consumed
                 sealed = used if self.tree.size <= self.size else sealed
-                if builder.room == 0:
-                    blocks.append(builder.block())
-                    builder = builder.following()
                 if self.tree.size in self.roots and leaves:
                     self.check_roots()
                     if not self.broken:
@@ -146,9 +139,7 @@ class _Pass:
                     return
             self.take_own(text, sealed, used)
             self.progress(self.tree.size, max(self.size, self.tree.size))
-        if builder.count:
-            blocks.append(builder.block())
-        self.check_index(segment, blocks)
+        self.check_index(segment, builder.end())
 
     def to_stop(self) -> int:
         size = self.tree.size
@@ -157,7 +148,7 @@ class _Pass:
         return min(self.stops[0] - size if self.stops else _STEP, _STEP)
 
     def take(self, leaves: bytes) -> None:
-        if self.tree.size <= self.size:  # tiles are there for what is sealed
+        if self.tree.size <= self.size:  # only sealed records have tiles
             self.tile_problems(self.tiles.append(leaves))
 
     def tile_problems(self, problems: Iterator[TileProblem]) -> None:
@@ -165,8 +156,8 @@ class _Pass:
             self.trusted.find("tile", problem.problem, problem.first, problem.last, problem.path, derived=True)
 
     def take_own(self, text: bytes, sealed: int, used: int) -> None:
-        """What the log says of itself. Only records that a checkpoint covers may explain what is gone: anybody can
-        write others."""
+        """Take the log's records about itself. Only prune records that a checkpoint covers explain missing records: any
+        process that can write the file can append others."""
         self.prunes.take(text[:sealed])
         self.unsealed_prunes.take(text[sealed:used])
         if _ADOPTED in text:
@@ -178,7 +169,7 @@ class _Pass:
                     )
 
     def bad_line(self, why: str, segment: Segment, offset: int, line: bytes) -> None:
-        """What follows cannot be read as the next record."""
+        """Report a line that is not the next record."""
         if self.tree.size < self.size:
             self.fail("changed", f"byte {offset} does not begin record {self.tree.size + 1}", segment.path)
         elif why == "torn" and segment.path == self.trusted.layout.log:
@@ -193,8 +184,8 @@ class _Pass:
         path = self.trusted.layout.index(segment.first)
         rows = index.read(path)
         growing = segment.path == self.trusted.layout.log or self.tree.size >= self.size
-        # In a segment that grows, or that the checkpoint ends with, the whole blocks that the checkpoint covers must be
-        # there, and more may be: the sealer has not seen its end yet.
+        # In a segment that grows, or with which the checkpoint ends, each complete block that the checkpoint covers
+        # has a row, and later blocks may have one: the sealer has not reached the segment's end.
         sealed = sum((b.first + b.count - 1) % index.BLOCK == 0 and b.first + b.count - 1 <= self.size for b in blocks)
         expected = blocks[: max(len(rows), sealed)] if growing else blocks
         if rows != expected:
@@ -205,7 +196,7 @@ class _Pass:
             self.trusted.find("index", f"row {same} is not what the records give", first, None, path, derived=True)
 
     def locate(self) -> None:
-        """Something differs: say where."""
+        """Report where the records differ."""
         latest = self.trusted.latest
         number, offset, first = self.good
         found: list[Finding] = []
@@ -241,7 +232,7 @@ class _Pass:
 
 
 def prefetched(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same, each read (and decompressed) while the one before is being worked on."""
+    """Yield the chunks; a thread reads and decompresses the next one ahead."""
     with ThreadPoolExecutor(1, thread_name_prefix="hsmcore-audit-read") as thread:
         ahead = thread.submit(next, chunks, None)
         while (chunk := ahead.result()) is not None:

@@ -1,1 +1,1 @@
-"""What one kind of device offers beside PKCS#11."""
+"""Audit logs that devices keep themselves."""

@@ -1,8 +1,8 @@
-"""A YubiHSM's own log beside ours: drained, kept, its chain verified, each signature matched with a record.
+"""Compares a YubiHSM's own log with ours: drains it, keeps it, verifies its chain and matches signatures with records.
 
-Device and records are matched by key, length and order; the device notes no message and no time. Records are written
-after the signature, so while a key manager signs, the newest of both sides may miss each other: they wait for the next
-reading. What is missing or too much on one side shows, at the latest, at a reading while nothing is being signed.
+Entries and records are matched by key, length and order; the device logs no message and no time. A record is written
+after its signature, so while a key manager signs, the newest entries and records may not match yet: they wait for the
+next reading. Whatever has no counterpart is found, at the latest, by a reading while nothing is signed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from hsmcore.audit.query import Query
 from hsmcore.config import Provider, YubiHsmSettings
 
 KEY_TEST_BYTES: Final = 48
-"""What the engine signs to prove a key (prove in engine.c); such a signature is not recorded."""
+"""Bytes that the engine signs to prove a key (`prove` in engine.c); that signature is not recorded."""
 _EDDSA: Final = 0x6A
 _KEY_ID_BYTES: Final = 2
 WAIT_SECONDS: Final = 2.0
-"""How long after a reading the record of a signature may take."""
+"""Seconds that a reading waits for the records of its signatures."""
 GRACE_NS: Final = 10 * 10**9
-"""How much the clocks of record and reading may be apart."""
+"""Most nanoseconds by which the clocks of record and reading may differ."""
 _KEPT: Final = ("seq", "time_ns", "operation", "result", "key_id", "message_bytes")
 
 
 @dataclass
 class DeviceReport:
-    """What one reading showed."""
+    """The result of one reading."""
 
     member: str
     serial: int | None = None
@@ -41,14 +41,14 @@ class DeviceReport:
     new_entries: int = 0
     matched: int = 0
     key_tests: int = 0
-    """Signatures that have the form of the engine's own tests of the key."""
+    """Signatures that have the form of the engine's proof of a key."""
     waiting: int = 0
-    """Records whose entry is expected with the next reading."""
+    """Records whose entry is expected by the next reading."""
     commands: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON-ready data."""
         return {
             "member": self.member,
             "serial": self.serial,
@@ -63,7 +63,7 @@ class DeviceReport:
 
 
 async def examine(provider: Provider, layout: Layout) -> DeviceReport:
-    """Drain the log of a member with one device, and judge it. Raises HsmError, SegmentError, OSError."""
+    """Drain and examine the log of a member with one device. Raises HsmError, SegmentError, OSError."""
     settings = provider.config
     if not isinstance(settings, YubiHsmSettings):
         raise TypeError(provider.type)
@@ -75,7 +75,7 @@ async def examine(provider: Provider, layout: Layout) -> DeviceReport:
         report.serial = None if result.anchor is None else result.anchor.serial
         report.new_entries = len(result.entries)
         report.commands.update(entry.name for entry in result.entries)
-        # The new stretch was judged with the anchor; what was kept is judged as a whole, which finds the same again.
+        # `verify` checks all kept entries, so it repeats the findings about the new ones.
         lines, known = store.verify()
         report.findings += known + [found for found in result.findings if found not in known]
         examiner = _Joiner(store, layout, provider.name, settings, begun_ns)
@@ -116,7 +116,7 @@ class _Joiner:
         )
 
     async def _begin(self, report: DeviceReport, lines: int) -> None:
-        """The first reading: everything so far is taken on trust."""
+        """Begin with the first reading, which trusts all entries so far."""
         report.first_reading = True
         self._store.advance(begun_ns=self._begun_ns, since_ns=self._begun_ns)
         await asyncio.sleep(WAIT_SECONDS)
@@ -124,7 +124,7 @@ class _Joiner:
         self._store.advance(joined=lines, slack=min(under_way, int(self._settings.sessions)))
 
     def _records(self) -> list[dict[str, Any]]:
-        """Ours that were not joined yet, oldest first."""
+        """Return our records that were not joined yet, oldest first."""
         progress = self._store.progress
         query = Query(
             self._layout, progress.since_ns / 1e9, None, {"operation": "sign", "result": "ok", "member": self._member}
@@ -137,7 +137,7 @@ class _Joiner:
         ]
 
     def _explained(self, entry: LogEntry) -> bool:
-        """Whether it may be a test of the key by the engine."""
+        """Return whether an entry may be the engine's proof of a key."""
         own = entry.session_key == self._settings.auth_key_id
         return own and (entry.command != _EDDSA or entry.length == KEY_TEST_BYTES + _KEY_ID_BYTES)
 
@@ -148,7 +148,7 @@ class _Joiner:
         return Finding("unrecorded", entry.number, f"{who}, and there is no record of it")
 
     def _missing(self, joined: Joined, report: DeviceReport) -> list[Any]:
-        """Report records that should have an entry by now. Returns those that may get one."""
+        """Report records that should have an entry by now. Return those whose entry may still come."""
         settled = [r for r in joined.only_ours if r["time_ns"] <= self._begun_ns - GRACE_NS]
         late = [r for r in joined.only_ours if r["time_ns"] > self._begun_ns - GRACE_NS]
         for record in settled[self._store.progress.slack :]:

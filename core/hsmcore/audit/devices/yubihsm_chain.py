@@ -1,7 +1,7 @@
-"""The YubiHSM 2's audit log as data: entries, the chain of digests over them, and which of our signatures each is.
+"""The YubiHSM 2's audit log as data: entries, their hash chain, and the match of its signatures with our records.
 
 An entry has 32 bytes: number, command, length, session key, target key, second key, result, tick, and the first 16
-bytes of SHA-256 over the rest of it and the digest of the entry before (Yubico, "Get Log Entries"). Numbers are 16 bit
+bytes of SHA-256 over these fields and the digest of the entry before (Yubico, "Get Log Entries"). Numbers have 16 bits
 and wrap.
 """
 
@@ -12,13 +12,11 @@ import hmac
 import struct
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Final, Literal, Self
 
 ENTRY_BYTES: Final = 32
 DIGEST_BYTES: Final = 16
-NO_KEY: Final = 0xFFFF
-"""In place of a key that an entry does not have."""
 
 _FIELDS: Final = struct.Struct("!HBHHHHBL")
 _INITIALIZED: Final = 0xFF
@@ -59,79 +57,77 @@ Kind = Literal["gap", "order", "tampered", "reset", "unlogged", "cut", "foreign"
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One executed command, as the device noted it."""
+    """One command that the device executed, as it logged it."""
 
     number: int
     command: int
     length: int
     """Bytes of the command's data."""
     session_key: int
-    """The authentication key of the session."""
+    """The session's authentication key."""
     target_key: int
     second_key: int
     result: int
-    """The reply's command byte (the command with 0x80 added), or an error code."""
+    """The reply's command byte (the command | 0x80), or an error code."""
     tick: int
-    """The device's clock since it was powered."""
+    """The device's clock, from its power-up."""
     digest: bytes
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """From the wire. Raises ValueError for anything but 32 bytes."""
+        """Parse an entry of the device. Raises ValueError unless it has 32 bytes."""
         if len(raw) != ENTRY_BYTES:
             raise ValueError(f"a log entry has {ENTRY_BYTES} bytes, not {len(raw)}")
-        number, command, length, session_key, target_key, second_key, result, tick = _FIELDS.unpack_from(raw)
-        digest = bytes(raw[_FIELDS.size :])
-        return cls(number, command, length, session_key, target_key, second_key, result, tick, digest)
+        fields = (*_FIELDS.unpack_from(raw), bytes(raw[_FIELDS.size :]))
+        return cls(*fields)
 
     @property
     def name(self) -> str:
-        """The command in words."""
+        """Name of the command."""
         return _NAMES.get(self.command, f"command-{self.command:#04x}")
 
     @property
     def succeeded(self) -> bool:
-        """Whether the device did what it was told."""
+        """Whether the command succeeded."""
         return self.result == self.command | 0x80
 
     def digest_after(self, previous: bytes) -> bytes:
-        """The digest that this entry must have behind one with the digest `previous`."""
-        fields = (self.number, self.command, self.length, self.session_key, self.target_key, self.second_key)
-        data = _FIELDS.pack(*fields, self.result, self.tick)
+        """Return the digest that this entry must have after an entry with the digest `previous`."""
+        data = _FIELDS.pack(*astuple(self)[:-1])
         return hashlib.sha256(data + previous).digest()[:DIGEST_BYTES]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, with the digest in hexadecimal and the command's name."""
+        """Return it as JSON-ready data, with the digest in hexadecimal and the command's name."""
         return {**asdict(self), "digest": self.digest.hex(), "name": self.name}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
+        """Return the entry of which `to_json` returned `value`."""
         fields = {name: value[name] for name in cls.__slots__}
         return cls(**{**fields, "digest": bytes.fromhex(value["digest"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The last entry that is kept elsewhere: where the chain goes on. Persist it with the entries."""
+    """The last entry that is kept, which the next one must follow. Store it with the entries."""
 
     serial: int
     number: int
     digest: bytes
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return it as JSON-ready data."""
         return {"serial": self.serial, "number": self.number, "digest": self.digest.hex()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
+        """Return the anchor of which `to_json` returned `value`."""
         return cls(int(value["serial"]), int(value["number"]), bytes.fromhex(value["digest"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about the log that has to be explained. `number` is the entry at which it shows."""
+    """Something in a log that needs an explanation. `number`: the entry at which it shows."""
 
     kind: Kind
     number: int
@@ -139,10 +135,10 @@ class Finding:
 
 
 def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | None = None) -> list[Finding]:
-    """What is wrong with a stretch of the log; an empty list: nothing.
+    """Return what is wrong with consecutive entries of a log.
 
-    With an anchor the first entry must be its successor. Without one the first entry is taken as it is. After a
-    finding the check goes on from the entry where it showed.
+    With an anchor the first entry must follow it; without one the first entry is trusted. After a finding the check
+    continues from its entry.
     """
     findings = []
     number = digest = None
@@ -171,7 +167,7 @@ def _break(entry: LogEntry, number: int, digest: bytes) -> Finding | None:
 
 
 def after(entries: Sequence[LogEntry], anchor: Anchor | None) -> Sequence[LogEntry]:
-    """The entries behind the anchor: one that was kept already is read again when the device was not told of it."""
+    """Return the entries after the anchor: the device repeats kept entries until it is told to delete them."""
     if anchor is not None:
         for index, entry in enumerate(entries):
             if entry.number == anchor.number and hmac.compare_digest(entry.digest, anchor.digest):
@@ -181,20 +177,20 @@ def after(entries: Sequence[LogEntry], anchor: Anchor | None) -> Sequence[LogEnt
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The device's signatures beside ours."""
+    """The device's signatures and our records, matched."""
 
     pairs: list[tuple[LogEntry, Mapping[str, Any]]]
     only_device: list[LogEntry]
-    """Signatures that we have no record of: the proofs at a start, requests whose caller had gone, or somebody else."""
+    """Signatures without a record: proofs of keys, requests whose caller was gone, or another user of the device."""
     only_ours: list[Mapping[str, Any]]
     """Records without an entry: the log lost it, or another device signed."""
 
 
 def join(entries: Iterable[LogEntry], records: Iterable[Mapping[str, Any]], *, auth_key_id: int) -> Joined:
-    """Match successful signatures in the device's log with audit records of ours, both oldest first.
+    """Match the successful signatures of a device's log with our records of them, both oldest first.
 
     `records` are those of the member (`operation` "sign", `result` "ok", `key_id` in hexadecimal, `message_bytes`);
-    others are left out. Signatures of one key and one length are matched in their order; the device notes no more.
+    others are ignored. Signatures of one key and one length are matched in order, as the device logs nothing more.
     """
     waiting: defaultdict[tuple[int, int | None], deque[Mapping[str, Any]]] = defaultdict(deque)
     taken = []
@@ -202,7 +198,7 @@ def join(entries: Iterable[LogEntry], records: Iterable[Mapping[str, Any]], *, a
         key = _device_key(record)
         if key is not None and record.get("operation") == "sign" and record.get("result") == "ok":
             if record.get("cached"):
-                continue  # no signature was made for it
+                continue  # no signature was made
             waiting[key, record.get("message_bytes")].append(record)
             taken.append(record)
     pairs, only_device = [], []
@@ -223,7 +219,7 @@ def _take(
 ) -> Mapping[str, Any] | None:
     if entry.command == _EDDSA:
         queues = [waiting.get((entry.target_key, entry.length - _KEY_ID_BYTES))]
-    else:  # a digest was signed, which says nothing about the message's length
+    else:  # the device signed a digest, so the message's length is unknown
         queues = [queue for (key, _), queue in waiting.items() if key == entry.target_key]
     filled = [queue for queue in queues if queue]
     return min(filled, key=lambda queue: queue[0].get("seq", 0)).popleft() if filled else None

@@ -1,11 +1,11 @@
-"""Drain the audit log of a YubiHSM 2: read it, check its chain, have it kept, and only then let the device forget it.
+"""Drains the audit log of a YubiHSM 2: read it, verify its chain, have it kept, and only then let the device delete it.
 
-The log holds 62 entries and is out of PKCS#11's reach, so this goes through python-yubihsm (extra `hsmcore[yubihsm]`)
-with a user that may do no more than read the log (capability get-log-entries). With force-audit the device refuses to
-sign while its log is full: drain at least every 40 signatures.
+PKCS#11 does not offer the log, which holds 62 entries; so python-yubihsm (extra `hsmcore[yubihsm]`) reads it, as a user
+that needs the capability get-log-entries only. With force-audit the device refuses to sign while its log is full: drain
+at least every 40 signatures.
 
-    anchor = Anchor.from_json(…) or None
-    result = await drain(settings, anchor, keep)      # keep(entries, anchor) makes both durable before it returns
+anchor = Anchor.from_json(…) or None
+result = await drain(settings, anchor, keep)      # keep(entries, anchor) makes both durable before it returns
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from yubihsm.core import AuthSession, YubiHsm
 
 TIMEOUT_SECONDS: Final = 5
-"""For the connection, and for each answer."""
+"""Timeout of the connection and of each answer."""
 
-# Yubico, "Core Concepts": how a password becomes K-ENC and K-MAC.
+# Yubico, "Core Concepts": derivation of K-ENC and K-MAC from a password.
 _SALT: Final = b"Yubico"
 _ITERATIONS: Final = 10_000
 _KEY_BYTES: Final = 16
 _HEAD: Final = struct.Struct("!HHB")  # unlogged boots, unlogged authentications, number of entries
 
 Keep = Callable[[Sequence[LogEntry], Anchor], Awaitable[None] | None]
-"""Makes entries, and the anchor they lead to, durable. The device forgets them once it has returned."""
+"""Makes entries and their anchor durable. The device deletes them once it has returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class LogSource:
 
     @classmethod
     def of(cls, settings: YubiHsmSettings) -> LogSource:
-        """From the settings of a member with one connector: auditAuthKeyId if it is given, else the signing user."""
+        """Return the source of a member with one connector. The user is auditAuthKeyId if it is given, else the signing
+        user. Raises BadArgument."""
         if len(settings.connector_urls) != 1:
             raise BadArgument("several connectors are several logs: drain each of config.members_of(provider)")
         [connector] = settings.connector_urls
@@ -64,29 +65,29 @@ class LogSource:
 
 @dataclass(frozen=True, slots=True)
 class DrainResult:
-    """What one reading brought. `entries` are new ones only, all kept by then."""
+    """The result of one reading. `entries`: new ones only, all of them kept."""
 
     entries: Sequence[LogEntry]
     anchor: Anchor | None
-    """For the next reading; None while the log has never held anything."""
+    """The `since` of the next reading; None if the log never held an entry."""
     findings: Sequence[Finding] = field(default=())
-    """What is wrong with the chain. The entries are kept nevertheless: they are the evidence."""
+    """What is wrong with the chain. The entries are kept nevertheless, as evidence."""
     unlogged_boots: int = 0
     unlogged_authentications: int = 0
-    """Events that found no room in a full log under force-audit."""
+    """Events that a full log under force-audit had no room for."""
 
 
 async def drain(settings: YubiHsmSettings | LogSource, since: Anchor | None, keep: Keep) -> DrainResult:
-    """Read, check, keep, clear. Blocks nothing; takes a few exchanges with the device.
+    """Read, verify, keep and delete the device's log. Does not block; takes a few exchanges with the device.
 
-    `since` is the anchor of the last reading, None for the first one, which is taken on trust. If `keep` raises, the
-    device keeps the entries and the next reading brings them again. Raises HsmError: LoginError (not to be repeated),
-    RequestRejected when the user may not read the log, MemberDown when the device does not answer.
+    `since`: the anchor of the last reading; None for the first one, which is trusted. If `keep` raises, the device
+    keeps the entries and the next reading returns them again. Raises HsmError: LoginError (do not repeat),
+    RequestRejected if the user may not read the log, MemberDown if the device does not answer.
     """
     source = settings if isinstance(settings, LogSource) else LogSource.of(settings)
     reader = _Reader(source)
     loop = asyncio.get_running_loop()
-    # One thread, so that closing comes after a call that a cancelled drain left behind.
+    # One thread, so that `close` runs after a call that a cancelled drain left running.
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-device-log")
     try:
         reading = await loop.run_in_executor(thread, reader.read)
@@ -136,7 +137,7 @@ class _Reader:
         self._session: AuthSession | None = None
 
     def read(self) -> _Reading:
-        """Log in and read everything there is, oldest first."""
+        """Log in and read all entries, oldest first. Raises HsmError."""
         with self._translated("logging in to read the device's log"):
             self._hsm = _connected(self._source.connector)
             serial = int(self._hsm.get_device_info().serial)
@@ -144,7 +145,7 @@ class _Reader:
         with self._translated("reading the device's log"):
             from yubihsm.defs import COMMAND
 
-            # Not get_log_entries(): it refuses a log whose chain is broken, which is the one to be looked at.
+            # Not get_log_entries(), which rejects a log with a broken chain: the log that needs to be read most.
             reply = self._session.send_secure_cmd(COMMAND.GET_LOG_ENTRIES)
             boots, authentications, count = _HEAD.unpack_from(reply)
             rest = reply[_HEAD.size :]
@@ -154,13 +155,13 @@ class _Reader:
             return _Reading(serial, boots, authentications, entries)
 
     def forget(self, number: int) -> None:
-        """Let the device forget everything up to this entry."""
+        """Have the device delete its entries up to this one. Raises HsmError."""
         if self._session is not None:
             with self._translated("clearing the device's log"):
                 self._session.set_log_index(number)
 
     def close(self) -> None:
-        """End the session, or leave it to expire."""
+        """End the session; if that fails, it expires."""
         session, self._session = self._session, None
         hsm, self._hsm = self._hsm, None
         with suppress(Exception):

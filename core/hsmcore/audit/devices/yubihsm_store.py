@@ -1,8 +1,8 @@
-"""Where the entries of a YubiHSM's log are kept: beside our own audit log, one line of JSON each, chained.
+"""Keeps the entries of a YubiHSM's log beside our audit log, each as a line of JSON.
 
-devices/<member>.jsonl   the entries, as LogEntry.to_json has them
-devices/<member>.json    the anchor (the last entry that was kept), and how far the entries were joined
-devices/<member>.lock    held by whoever drains
+devices/<member>.jsonl   the entries, in the form of LogEntry.to_json
+devices/<member>.json    the anchor (the last kept entry), and how far the entries were joined
+devices/<member>.lock    held by the process that drains
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _TAIL_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the joining of entries and records is."""
+    """How far entries and records were joined."""
 
     begun_ns: int = 0
-    """When the log was read first; what came before is taken on trust. 0: never."""
+    """Time of the first reading, which is trusted; 0: there was none."""
     joined: int = 0
-    """So many lines of the file of entries were joined."""
+    """Lines of the file of entries that were joined."""
     seq: int = 0
-    """Our records up to this one were looked at."""
+    """Our records up to this one were joined."""
     since_ns: int = 0
-    """No record that was not looked at is older."""
+    """Our records that were not joined are not older than this."""
     slack: int = 0
-    """Signatures that may have been under way at the first reading."""
+    """Signatures that may have been in progress at the first reading."""
     left: tuple[Mapping[str, Any], ...] = ()
     """Records whose entry may come with the next reading."""
 
 
 class EntryStore:
-    """The kept log of one member. Blocks; use as a context manager, which holds the lock."""
+    """The kept log of one member. Blocks; a context manager that holds the lock."""
 
     def __init__(self, layout: Layout, member: str) -> None:
-        # The digest, because two names may differ in what a file name cannot have.
+        # Names that differ only in characters that a file name cannot have get different digests.
         digest = hashlib.sha256(member.encode()).hexdigest()[:8]
         name = f"{re.sub(r'[^A-Za-z0-9.]+', '-', member)[:80]}-{digest}"
         self._folder = layout.devices
@@ -61,10 +61,11 @@ class EntryStore:
         self.anchor: Anchor | None = None
         self.progress = Progress()
         self.findings: list[Finding] = []
-        """What is wrong with the kept files themselves."""
+        """What is wrong with the kept files."""
 
     def __enter__(self) -> Self:
-        """Raises AuditUnavailable if another process drains, or the files are unusable; OSError."""
+        """Take the lock and load the files. Raises AuditUnavailable if another process drains or the files are damaged,
+        OSError."""
         make_folder(self._folder)
         self._lock = FolderLock(self._lock_path, "draining the device's log", "Wait until it has ended.")
         try:
@@ -89,14 +90,14 @@ class EntryStore:
                 raise AuditUnavailable(f"{self._state} is damaged", hint=hint) from None
         last, whole = self._last()
         if self._entries.exists() and self._entries.stat().st_size > whole:
-            os.truncate(self._entries, whole)  # a crash cut a line off; the device still has the entry
+            os.truncate(self._entries, whole)  # a crash cut the line off; the device still has the entry
         if last is None:
             if self.anchor is not None:
                 self.findings.append(Finding("cut", self.anchor.number, f"the end of {self._entries.name} is no entry"))
             return
         entry, serial = last
         known = self.anchor
-        # Entries behind the anchor are what a crash between the two left; an anchor behind the entries is a cut.
+        # A crash leaves entries after the anchor; an anchor that is not in the file shows that entries were cut off.
         moved = known is not None and (entry.number, entry.digest) != (known.number, known.digest)
         if known is not None and moved and not self._holds(known):
             detail = f"{self._entries.name} does not hold entry {known.number}, which was kept in it"
@@ -105,7 +106,7 @@ class EntryStore:
         self.anchor = Anchor(serial, entry.number, entry.digest)
 
     def _last(self) -> tuple[tuple[LogEntry, int] | None, int]:
-        """The last whole line as entry and serial number, and the length of all whole lines."""
+        """Return the last complete line, as entry and serial number, and the length of all complete lines."""
         if not self._entries.exists():
             return None, 0
         with self._entries.open("rb") as file:
@@ -122,7 +123,7 @@ class EntryStore:
         return any((e.number, e.digest) == (anchor.number, anchor.digest) for e in self.entries())
 
     def keep(self, entries: Sequence[LogEntry], anchor: Anchor) -> None:
-        """Have entries and anchor on the disk: what `drain` wants before the device forgets them. Raises OSError."""
+        """Make entries and anchor durable, before the device deletes them. Raises OSError."""
         text = b"".join(orjson.dumps(entry.to_json() | {"serial": anchor.serial}) + b"\n" for entry in entries)
         descriptor = open_or_make(self._entries, os.O_WRONLY | os.O_APPEND)
         try:
@@ -135,7 +136,7 @@ class EntryStore:
         self._store()
 
     def advance(self, **changes: Any) -> None:
-        """Note how far joining is. Raises OSError."""
+        """Store the progress of joining. Raises OSError."""
         self.progress = replace(self.progress, **changes)
         self._store()
 
@@ -144,29 +145,29 @@ class EntryStore:
         replace_file(self._state, orjson.dumps({"anchor": anchor, "progress": asdict(self.progress)}))
 
     def entries(self, skip: int = 0) -> Iterator[LogEntry]:
-        """The kept entries, oldest first, without the first `skip` lines and without lines that are none. Raises
+        """Return the kept entries, oldest first, without the first `skip` lines and without invalid lines. Raises
         OSError."""
+        return (entry for entry in islice(self._lines(), skip, None) if entry is not None)
+
+    def _lines(self) -> Iterator[LogEntry | None]:
+        """Yield each kept line as an entry, or None if it is invalid."""
         if self._entries.exists():
             with self._entries.open("rb") as file:
-                for line in islice(file, skip, None):
-                    if (parsed := _parsed(line)) is not None:
-                        yield parsed[0]
+                for line in file:
+                    parsed = _parsed(line)
+                    yield None if parsed is None else parsed[0]
 
     def verify(self) -> tuple[int, list[Finding]]:
-        """How many lines there are, and what is wrong with the chain of all that is kept. Raises OSError."""
+        """Return the number of lines, and what is wrong with the chain of all kept entries. Raises OSError."""
         found: list[Finding] = []
         before: LogEntry | None = None
         count = 0
-        if self._entries.exists():
-            with self._entries.open("rb") as file:
-                for count, line in enumerate(file, 1):
-                    parsed = _parsed(line)
-                    if parsed is None:
-                        found.append(Finding("tampered", 0, f"line {count} of {self._entries.name} is no entry"))
-                        continue
-                    anchor = None if before is None else Anchor(0, before.number, before.digest)
-                    before = parsed[0]
-                    found += verify_chain([before], anchor)
+        for count, entry in enumerate(self._lines(), 1):
+            if entry is None:
+                found.append(Finding("tampered", 0, f"line {count} of {self._entries.name} is no entry"))
+                continue
+            found += verify_chain([entry], None if before is None else Anchor(0, before.number, before.digest))
+            before = entry
         return count, found
 
 

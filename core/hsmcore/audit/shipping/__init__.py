@@ -1,7 +1,7 @@
-"""Copies of the audit log on their way to other places: CloudWatch Logs, syslog.
+"""Ships copies of the audit log to CloudWatch Logs and syslog.
 
-Reading order: follow (lines out of the files), cursor (how far each place is), shipper (the thread that does it),
-destination (what a place is), cloudwatch and syslog (the two there are), service (all of a log's).
+Read follow (lines from the files), cursor (progress of a destination), shipper (the thread that sends), destination
+(the interface), cloudwatch and syslog (its implementations), service (all destinations of a log).
 """
 
 from hsmcore.audit.shipping.destination import Destination, ShippingStatus

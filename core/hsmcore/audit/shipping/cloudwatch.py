@@ -1,10 +1,10 @@
-"""CloudWatch Logs, with boto3 (extra hsmcore[aws]). Each event's message is the record's line, byte for byte, so a
-copy can be checked like the log itself.
+"""CloudWatch Logs, with boto3 (extra hsmcore[aws]). An event's message is the record's line, byte for byte, so a copy
+can be verified like the log.
 
-Limits of PutLogEvents (its API reference): 1,048,576 bytes and 10,000 events a batch, an event counting 26 bytes more
-than its message; in order of time; within 24 hours; events older than 14 days or than the group's retention, or more
-than two hours in the future, are left out and the answer says which. A line (65,535 bytes) is below what an event may
-have.
+Limits of PutLogEvents (its API reference): 1,048,576 bytes and 10,000 events a batch, where an event counts 26 bytes
+more than its message; events in order of time, within 24 hours. Events older than 14 days or than the group's
+retention, or more than two hours in the future, are rejected, and the answer names them. A line (65,535 bytes) is
+shorter than the longest event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from hsmcore.audit.shipping.destination import ShippingError
+from hsmcore.audit.shipping.destination import Destination, ShippingError
 from hsmcore.config.policy import CloudWatchLogs
 
 MAX_BATCH_BYTES: Final = 1_048_576
@@ -41,14 +41,12 @@ _HINTS: Final = {
 }
 
 
-class CloudWatch:
+class CloudWatch(Destination):
     """One log stream."""
 
     kind = "cloudWatchLogs"
     batch_bytes = MAX_BATCH_BYTES
     batch_records = MAX_BATCH_EVENTS
-    pause = 0.0
-    settle_seconds = 0.0
 
     def __init__(self, settings: CloudWatchLogs) -> None:
         self._settings = settings
@@ -58,12 +56,12 @@ class CloudWatch:
         self._body = b""
 
     def send(self, lines: Sequence[bytes]) -> int:
-        """Put the events that fit into one request."""
+        """Put as many events as one request may have. Return their number. Raises ShippingError."""
         events = batch(lines)
         answer = self._put(events)
         refused = _refused(answer, len(events))
         if refused:
-            # Their own time stands in the record; CloudWatch takes them under the present one.
+            # CloudWatch takes them under the present time; the record holds its own.
             now = time.time_ns() // 1_000_000
             again = [{"timestamp": now, "message": events[place]["message"]} for place in refused]
             if _refused(self._put(again), len(again)):
@@ -71,17 +69,17 @@ class CloudWatch:
         return len(events)
 
     def check(self) -> None:
-        """There is an answer to each batch."""
+        """Do nothing: each batch has been acknowledged."""
 
     def finish(self) -> bool:
-        """There is an answer to each batch."""
+        """Return True: each batch has been acknowledged."""
         return True
 
     def interrupt(self) -> None:
-        """A request ends by itself, soon enough."""
+        """Do nothing: a request has a timeout of its own."""
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections. `send` opens them again."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -118,7 +116,7 @@ class CloudWatch:
             try:
                 client.create_log_stream(logGroupName=group, logStreamName=stream)
             except gone:
-                with suppress(exists):  # another process was faster
+                with suppress(exists):  # another process created it first
                     client.create_log_group(logGroupName=group)
                 client.create_log_stream(logGroupName=group, logStreamName=stream)
 
@@ -130,11 +128,11 @@ class CloudWatch:
             limits = Config(
                 connect_timeout=_CONNECT_SECONDS,
                 read_timeout=_READ_SECONDS,
-                retries={"total_max_attempts": 1},  # the shipper has its own patience
+                retries={"total_max_attempts": 1},  # the shipper retries
                 max_pool_connections=1,
                 parameter_validation=False,
             )
-            # A session of its own: boto3's default one is not for several threads.
+            # A session of its own, because boto3's default session is not thread-safe.
             self._client = boto3.session.Session().client(
                 "logs",
                 region_name=self._settings.region,
@@ -145,12 +143,12 @@ class CloudWatch:
         return self._client
 
     def _put_body(self, params: dict[str, Any], **_more: object) -> None:
-        # The SDK's own way from events to the request takes twice as long, beside a signing loop.
+        # The SDK's own serialization takes twice as long, beside a signing loop.
         params["body"] = self._body
 
 
 def batch(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Events of the first lines, as many as one request may have; at least one."""
+    """Return the events of the first lines, as many as one request may have; at least one."""
     events: list[dict[str, Any]] = []
     size, first, last = 0, 0, 0
     for line in lines:
@@ -172,9 +170,9 @@ def batch(lines: Sequence[bytes]) -> list[dict[str, Any]]:
 
 
 def _refused(answer: dict[str, Any], count: int) -> list[int]:
-    """The places of events that were left out."""
+    """Return the indices of rejected events."""
     info = answer.get("rejectedLogEventsInfo") or {}
-    # Whether these ends are included is told differently in different places; one event twice is better than none.
+    # The documentation disagrees on whether these ends are inclusive; a duplicate event is better than a lost one.
     old = max(info.get("tooOldLogEventEndIndex", -1), info.get("expiredLogEventEndIndex", -1)) + 1
     new = info.get("tooNewLogEventStartIndex", count)
     return [place for place in range(count) if place < old or place >= new]

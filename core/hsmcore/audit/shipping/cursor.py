@@ -1,4 +1,4 @@
-"""How far a destination has come, kept beside the log."""
+"""Progress of a destination, stored beside the log."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MAX_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Everything up to record `seq`, whose line has the digest `sha256`, is at the destination. Records up to `sealed`
-    were under a checkpoint by then, so they are for good."""
+    """The destination has every record up to `seq`, whose line has the digest `sha256`. When it was stored, a
+    checkpoint covered the records up to `sealed`, so a power failure cannot remove them."""
 
     seq: int = 0
     sha256: str = ""
@@ -30,7 +30,7 @@ class Cursor:
 
 
 class CursorFile:
-    """Where a cursor is kept. Destinations differ by `identity`: another log group begins at the beginning."""
+    """The file of a cursor. Each `identity` has its own file: a new log group gets the log from its beginning."""
 
     def __init__(self, layout: Layout, kind: str, identity: str) -> None:
         self._layout, self._identity = layout, identity
@@ -39,8 +39,8 @@ class CursorFile:
         self.lock = layout.shipping / f"{kind}-{digest}.lock"
 
     def load(self) -> Cursor:
-        """What was stored, moved back if the log was: a power failure may take records that were not under a
-        checkpoint, and others get their numbers. Raises SegmentError, OSError."""
+        """Return the stored cursor. It is moved back to `sealed` if the log is another one: a power failure may remove
+        unsealed records, and others then get their sequence numbers. Raises SegmentError, OSError."""
         found = _parsed(self._path)
         if found is None or found.seq == 0:
             return Cursor()
@@ -48,7 +48,7 @@ class CursorFile:
         if line is not None and hashlib.sha256(line).hexdigest() == found.sha256:
             return found
         if line is None and found.seq <= found.sealed:
-            return found  # pruned since
+            return found  # pruned
         get_logger().error(
             "the log is not the one that was shipped: what came after its last checkpoint is shipped again",
             destination=self._identity,
@@ -58,7 +58,7 @@ class CursorFile:
         return Cursor(found.sealed, "", found.sealed)
 
     def store(self, seq: int, line: bytes) -> None:
-        """Everything up to this record is at the destination. Raises OSError."""
+        """Store, durably, that the destination has every record up to `seq`. Raises OSError."""
         cursor = {
             "destination": self._identity,
             "seq": seq,
@@ -69,7 +69,7 @@ class CursorFile:
 
 
 def _parsed(path: Path) -> Cursor | None:
-    """None if there is none, or one that was not written here: then everything is shipped again."""
+    """Return the cursor of a file; None if it is missing or invalid: then everything is shipped again."""
     try:
         with path.open("rb") as file:
             value = orjson.loads(file.read(_MAX_BYTES))

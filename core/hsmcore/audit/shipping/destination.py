@@ -1,4 +1,4 @@
-"""A place that records are copied to."""
+"""The interface of a destination that records are copied to."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import Any, Protocol
 
 
 class ShippingError(Exception):
-    """The destination did not take a batch. `str()` is for a person and holds no secret."""
+    """The destination did not take a batch. The text is meant for an operator and holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShippingStatus:
-    """How one destination stands."""
+    """Progress of one destination."""
 
     sent_seq: int
-    """Everything up to this record is there."""
+    """The destination has every record up to this one."""
     lag_records: int
-    """Records that are kept here and are not there yet."""
+    """Durable records that the destination does not have yet."""
     error: str | None
-    """Why nothing goes on at present; None while all is well."""
+    """Why shipping fails at present; None if it does not."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON-ready data."""
         return {"sentSeq": self.sent_seq, "lagRecords": self.lag_records, "error": self.error}
 
 
 class Destination(Protocol):
-    """One thread uses it at a time."""
+    """A destination, for one thread at a time."""
 
     kind: str
-    """The configuration's word for it."""
+    """The key of its settings in the configuration."""
     identity: str
-    """Which of its kind: what its cursor is kept under."""
+    """Tells destinations of one kind apart: each has its own cursor."""
     batch_bytes: int
     batch_records: int
-    pause: float
-    """Seconds between two batches at least."""
-    settle_seconds: float
-    """How long after a batch the destination may still turn out not to have it; what it had not, is sent again."""
+    pause: float = 0.0
+    """Least seconds between two batches."""
+    settle_seconds: float = 0.0
+    """Seconds after a batch in which a failure may still reveal that the batch was lost; then it is sent again."""
 
     def send(self, lines: Sequence[bytes]) -> int:
-        """Hand over lines (without newline), in order; they were taken, as far as the destination's protocol can say.
-        Returns how many: at least one. Raises ShippingError; then none counts as taken, and the same come again."""
+        """Send lines (without newline) in order. Return how many were taken, at least one, as far as the protocol can
+        tell. Raises ShippingError; then none counts as taken and the same lines are sent again."""
 
     def check(self) -> None:
-        """Raises ShippingError if the connection ended since the last batch. For when there is nothing to send."""
+        """Raise ShippingError if the connection ended since the last batch. Called when there is nothing to send."""
 
     def finish(self) -> bool:
-        """End the connection in order. Returns whether everything that was sent is sure to have been taken."""
+        """End the connection in order. Return whether the destination is known to have taken everything."""
 
     def interrupt(self) -> None:
-        """End a `send` that waits, if that can be. From any thread."""
+        """Abort a `send` that waits, if possible. From any thread."""
 
     def close(self) -> None:
-        """Let connections go. It may be used again after that."""
+        """Close the connections. `send` opens them again."""

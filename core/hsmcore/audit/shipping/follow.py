@@ -1,28 +1,25 @@
-"""Reads a log's lines in their order while they are written, files are renamed, compressed and deleted under it."""
+"""Reads a log's lines in order while its files are written, renamed, compressed and deleted."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, segments
-
-_HEAD: Final = b'{"seq":'
+from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, segments, seq_of
 
 
 class Follower:
-    """Where reading has come to. One thread at a time; reads the disk, writes nothing."""
+    """Position of the reading. One thread at a time; reads the disk and writes nothing."""
 
     def __init__(self, layout: Layout, after: int) -> None:
-        """Begin behind record `after`."""
+        """Begin after record `after`."""
         self._layout = layout
         self.next: int = after + 1
         self.missing: list[tuple[int, int]] = []
-        """Records (first, last) that were not there any more: pruned, or taken away."""
+        """Records (first, last) that were missing: pruned or removed."""
         self._segment: Segment | None = None
         self._file = -1
         self._offset = 0
@@ -31,18 +28,18 @@ class Follower:
         self._suspected = 0
 
     def take(self, upto: int, most_bytes: int, most_records: int) -> list[bytes]:
-        """The next lines, without newline, up to record `upto`; at most so many, at least one if there is any. Raises
-        SegmentError when the files hold something else than the next record, OSError."""
+        """Return the next lines, without newline, up to record `upto`, within the limits but at least one if there is
+        one. Raises SegmentError if the next line is not the next record, OSError."""
         found: list[bytes] = []
         size = 0
         while self.next <= upto and len(found) < most_records:
-            # What may fail comes first or not at all: what was found must not be forgotten.
+            # An error must not lose lines that were found: read only when there are none.
             if not self._text and (found or not self._fill()):
                 break
             line = self._text[-1]
-            number = _seq(line)
+            number = seq_of(line)
             if number < self.next:
-                self._text.pop()  # the reading began at a block's beginning
+                self._text.pop()  # a block's records before `next`
                 continue
             if number != self.next:
                 if found:
@@ -56,7 +53,7 @@ class Follower:
         return found
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file. `take` opens it again."""
         if self._file >= 0:
             os.close(self._file)
         self._file, self._segment, self._chunks, self._text = -1, None, None, []
@@ -65,11 +62,11 @@ class Follower:
         return self._layout.log if self._segment is None else self._segment.path
 
     def _fill(self) -> bool:
-        """Have text; False if there is none now."""
+        """Read the next text. Return False if there is none now."""
         while True:
             text = self._read()
             if text:
-                self._text = text.split(b"\n")[-2::-1]  # the last is what stands behind the last newline
+                self._text = text.split(b"\n")[-2::-1]  # without the text after the last newline; the next line last
                 return True
             if not self._advance():
                 return False
@@ -86,7 +83,7 @@ class Follower:
         return text
 
     def _advance(self) -> bool:
-        """Open the file that holds the next record. False if there is none, or not yet."""
+        """Open the file that holds the next record. Return False if there is none yet."""
         try:
             candidates = segments(self._layout)
             here = [segment for segment in candidates if 0 < segment.first <= self.next]
@@ -96,10 +93,10 @@ class Follower:
                 self._suspected = 0
                 return True
         except FileNotFoundError:
-            return False  # renamed or compressed between the two calls
+            return False  # renamed or compressed since it was listed
         later = [segment.first for segment in candidates if segment.first > self.next]
         if later:
-            # A file that is renamed while they are listed is missing from one listing, never from two.
+            # A file that is renamed during the listing may be missing from one listing, but not from two.
             if self._suspected == later[0]:
                 self.missing.append((self.next, later[0] - 1))
                 self.next = later[0]
@@ -122,17 +119,12 @@ class Follower:
         self._segment = segment
 
 
-def _seq(line: bytes) -> int:
-    number = line[7 : line.find(b",", 7)] if line.startswith(_HEAD) else b""
-    return int(number) if number.isdigit() and len(number) < 20 else 0
-
-
 def last_seq(layout: Layout) -> int:
-    """The newest record whose line is whole, after having had the file flushed to the disk; 0 if there is none. For
-    readers outside the process that writes. Raises SegmentError, OSError."""
+    """Return the newest record with a complete line, after flushing its file to the disk; 0 if there is none. For a
+    process that does not write the log. Raises SegmentError, OSError."""
     for segment in reversed(segments(layout)):
         if segment.first == 0:
-            continue  # a new file whose first line is not there yet
+            continue  # a new file without a first line
         if not segment.compressed:
             descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -146,7 +138,7 @@ def last_seq(layout: Layout) -> int:
         for text in segment.chunks(offset):
             whole = text[: text.rfind(b"\n") + 1]
             if whole:
-                last = _seq(whole[whole.rfind(b"\n", 0, -1) + 1 :])
+                last = seq_of(whole[whole.rfind(b"\n", 0, -1) + 1 :])
         if last:
             return last
     return 0

@@ -15,40 +15,40 @@ if TYPE_CHECKING:
     from hsmcore.config import KeyManagerConfig
 
 CLOSE_SECONDS = 2.0
-"""How long closing waits for what is left to be shipped. The next start, or `audit ship`, goes on."""
+"""Seconds that closing ships what is left. The next start, or `audit ship`, ships the rest."""
 
 
 class Shipping:
-    """Ships beside a signing loop, one thread for each destination."""
+    """Ships beside a signing loop, in one thread for each destination."""
 
     def __init__(self, layout: Layout, places: Iterable[Destination], newest: Callable[[], int]) -> None:
-        """`newest`: up to which record the lines are durable; called from the threads."""
+        """`newest`: returns the newest durable record; called in the threads."""
         self._shippers = [Shipper(layout, place, newest, beside=True) for place in places]
 
     def start(self) -> None:
-        """Begin. Nothing that is wrong with a destination is raised: it shows in `status`."""
+        """Start the threads. A destination's errors are not raised; `status` has them."""
         for shipper in self._shippers:
             shipper.start()
 
     @property
     def status(self) -> dict[str, ShippingStatus]:
-        """By the configuration's word for the destination."""
+        """Progress by destination, under the key of its settings."""
         return {shipper.destination.kind: shipper.status for shipper in self._shippers}
 
     @property
     def everywhere(self) -> int | None:
-        """Up to which record all destinations have the log; None: there are none."""
+        """The newest record that all destinations have; None without destinations."""
         return min((shipper.status.sent_seq for shipper in self._shippers), default=None)
 
     def close(self) -> None:
-        """Ship what is left, within CLOSE_SECONDS in all; then end. Blocks."""
+        """Ship what is left, for at most CLOSE_SECONDS in all; then stop. Blocks."""
         deadline = time.monotonic() + CLOSE_SECONDS
         for shipper in self._shippers:
             shipper.stop(max(deadline - time.monotonic(), 0.0))
 
 
 class ShipNow:
-    """Ships, in this thread, what a log holds now. Writes nothing but the cursor."""
+    """Ships in the calling thread what a log holds now. Writes nothing but the cursor."""
 
     def __init__(self, layout: Layout, place: Destination) -> None:
         self._newest = 0
@@ -57,12 +57,12 @@ class ShipNow:
 
     @property
     def status(self) -> ShippingStatus:
-        """How far it is."""
+        """Progress of the destination."""
         return self._shipper.status
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> str | None:
-        """Ship. Returns why the destination did not take all, None if it did. Raises AuditUnavailable if another
-        process ships there, SegmentError, OSError."""
+        """Ship. Return the error if the destination did not take everything, else None. Raises AuditUnavailable if
+        another process ships there, SegmentError, OSError."""
         self._newest = last_seq(self._layout)
         try:
             while self._shipper.step():
@@ -77,7 +77,7 @@ class ShipNow:
 
 
 def destinations(rules: KeyManagerConfig) -> list[Destination]:
-    """Those of a configuration."""
+    """Return the destinations of a configuration."""
     found: list[Destination] = []
     if rules.cloud_watch_logs is not None:
         from hsmcore.audit.shipping.cloudwatch import CloudWatch

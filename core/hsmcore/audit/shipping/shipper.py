@@ -1,4 +1,4 @@
-"""Takes a log to one destination: at least once, in order, from the files, in a thread of its own."""
+"""Ships a log to one destination: at least once, in order, from the files, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -20,31 +20,26 @@ from hsmcore.log import get_logger
 from hsmcore.state.ownership import make_folder
 
 POLL_SECONDS: Final = 0.2
-"""How long a record may wait for being looked at."""
+"""Seconds between two looks for new records."""
 PAUSE_FIRST: Final = 0.5
 PAUSE_MOST: Final = 60.0
 _STORE_SECONDS: Final = 1.0
-"""How often the cursor is stored: a crash makes what was sent since come again."""
+"""Seconds between two stores of the cursor: after a crash, records sent since the last one are sent again."""
 _BESIDE_BYTES: Final = 1 << 18
 _BESIDE_SHARE: Final = 3
-"""Beside a signing loop: small batches, and three times as long a pause as a batch took of the processor, so that the
-loop never waits long for the interpreter's lock."""
+"""Beside a signing loop: batches of at most 256 KiB, and a pause of three times a batch's CPU time, so that the loop
+does not wait long for the interpreter's lock."""
 _GATHER_SECONDS: Final = 1.0
-"""How long records gather while there are fewer than a batch: a request costs far more than a record."""
+"""Seconds that records gather while there are fewer than a batch: a request costs far more than a record."""
 
 _FAILURES = (ShippingError, SegmentError, AuditUnavailable, OSError)
 
 
 class Shipper:
-    """One log, one destination. `newest` says up to which record lines are durable; from the shipper's thread."""
+    """One log and one destination. `newest` returns the newest durable record; called in the shipper's thread."""
 
     def __init__(
-        self,
-        layout: Layout,
-        destination: Destination,
-        newest: Callable[[], int],
-        *,
-        beside: bool = False,
+        self, layout: Layout, destination: Destination, newest: Callable[[], int], *, beside: bool = False
     ) -> None:
         """`beside`: in the process that signs."""
         self._layout, self.destination, self._newest = layout, destination, newest
@@ -57,7 +52,7 @@ class Shipper:
         self._stored = 0
         self._stored_at = 0.0
         self._settling: deque[tuple[float, int, bytes]] = deque()
-        """When a batch was sent, its last record and its line."""
+        """For each batch that may still be lost: when it was sent, its last record and that record's line."""
         self._settled: tuple[int, bytes] = (0, b"")
         self._error: str | None = None
         self._stop, self._abandoned = threading.Event(), threading.Event()
@@ -65,12 +60,12 @@ class Shipper:
 
     @property
     def status(self) -> ShippingStatus:
-        """From any thread."""
+        """Progress of the destination. From any thread."""
         return ShippingStatus(self._sent, max(self._newest() - self._sent, 0), self._error)
 
     def begin(self) -> None:
-        """Take the destination's lock and find the place to go on from. Raises AuditUnavailable if another process
-        ships there, SegmentError, OSError."""
+        """Take the destination's lock and load the cursor. Raises AuditUnavailable if another process ships there,
+        SegmentError, OSError."""
         if self._follower is not None:
             return
         if self._lock is None:
@@ -84,7 +79,7 @@ class Shipper:
         self._follower = Follower(self._layout, found.seq)
 
     def step(self) -> int:
-        """Send one batch. Returns how many records it had; 0: there is nothing to send. Raises what _FAILURES are."""
+        """Send one batch. Return its number of records; 0 if there is nothing to send. Raises any of _FAILURES."""
         self.begin()
         follower, place = self._follower, self.destination
         if follower is None:
@@ -112,7 +107,7 @@ class Shipper:
         return count
 
     def store(self) -> None:
-        """Have on the disk how far it is for good. Raises OSError."""
+        """Store the last record that cannot be lost any more. Raises OSError."""
         self._settle()
         seq, line = self._settled
         if seq > self._stored:
@@ -125,7 +120,7 @@ class Shipper:
             self._settled = self._settling.popleft()[1:]
 
     def go_back(self) -> None:
-        """The destination failed: what it may not have comes again."""
+        """Forget the batches that the destination may have lost: they are sent again."""
         self._settle()
         self._settling.clear()
         self._left = []
@@ -135,7 +130,7 @@ class Shipper:
             self._follower = Follower(self._layout, self._sent)
 
     def end(self) -> None:
-        """Let everything go. Raises OSError."""
+        """Store the cursor, close all files and release the lock. Raises OSError."""
         try:
             if self._settling and self.destination.finish():
                 self._settled = self._settling[-1][1:]
@@ -151,12 +146,12 @@ class Shipper:
                 self._lock = None
 
     def start(self) -> None:
-        """Ship from now on."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name=f"hsmcore-ship-{self.destination.kind}", daemon=True)
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Ship what is left, for so long at most, unless the destination fails; then end. Blocks."""
+        """Ship what is left, for at most `seconds` or until the destination fails; then stop the thread. Blocks."""
         thread, self._thread = self._thread, None
         if thread is None:
             return

@@ -1,4 +1,4 @@
-"""Records as syslog messages: RFC 5424, with the record's line as MSG, byte for byte where it is short enough."""
+"""Records as syslog messages (RFC 5424). MSG is the record's line, byte for byte if it is short enough."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SHOWN: Final = {
     "user": "user",
     "tag": "tag",
 }
-"""What of a record stands in the structured data, and under which name."""
+"""Fields of a record in STRUCTURED-DATA, and their PARAM-NAMEs there."""
 _ESCAPED: Final = re.compile(r'["\\\]]')
 _MSGID_MOST: Final = 32
 
 
 class SyslogDestination:
-    """One receiver."""
+    """One syslog receiver."""
 
     kind = "syslog"
 
@@ -48,18 +48,18 @@ class SyslogDestination:
         self.settle_seconds = self._transport.settle_seconds
 
     def send(self, lines: Sequence[bytes]) -> int:
-        """Send a message for each line."""
+        """Send a message for each line. Raises ShippingError."""
         with self._said():
             self._transport.send([message(line, self._settings) for line in lines])
         return len(lines)
 
     def check(self) -> None:
-        """Raise ShippingError if the receiver has hung up."""
+        """Raise ShippingError if the receiver closed the connection."""
         with self._said():
             self._transport.check()
 
     def finish(self) -> bool:
-        """Close in order; whether the receiver read everything."""
+        """End the connection in order. Return whether the receiver read everything."""
         return self._transport.finish()
 
     @contextmanager
@@ -72,16 +72,17 @@ class SyslogDestination:
             raise ShippingError(f"{self._settings.address}: {what}") from None
 
     def interrupt(self) -> None:
-        """End a `send` that waits."""
+        """Abort a `send` that waits. From any thread."""
         self._transport.interrupt()
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         self._transport.close()
 
 
 def message(line: bytes, settings: Syslog) -> bytes:
-    """The syslog message of a record's line: never longer than `maxMessageBytes`, if need be with a summary as MSG."""
+    """Return the syslog message of a record's line, of at most `maxMessageBytes`: MSG is the line, or a summary if it
+    is too long."""
     record = parsed(line) or {"seq": 0, "time_ns": 0, "operation": "unreadable"}
     head = header(record, settings)
     data = structured(record, settings.enterprise_number)
@@ -102,7 +103,7 @@ def message(line: bytes, settings: Syslog) -> bytes:
 
 
 def header(record: Mapping[str, Any], settings: Syslog) -> bytes:
-    """PRI to MSGID, with the blank before STRUCTURED-DATA."""
+    """Return HEADER, from PRI to MSGID, and the blank after it."""
     failed = record.get("result") not in (None, "ok") or record.get("operation") in ("audit-lost", "clock-step")
     priority = 8 * _FACILITIES.index(settings.facility) + (_WARNING if failed else _INFORMATIONAL)
     source = record.get("source")
@@ -118,7 +119,7 @@ def header(record: Mapping[str, Any], settings: Syslog) -> bytes:
 
 
 def structured(record: Mapping[str, Any], enterprise: int) -> bytes:
-    """STRUCTURED-DATA: one element."""
+    """Return STRUCTURED-DATA: one SD-ELEMENT."""
     found = [
         f' {name}="{_ESCAPED.sub(_escape, str(value))}"'
         for field, name in _SHOWN.items()
@@ -140,5 +141,5 @@ def _timestamp(time_ns: int) -> str:
 
 
 def _name(value: object, most: int) -> str:
-    """PRINTUSASCII, or the NILVALUE."""
+    """Return the value as PRINTUSASCII; the NILVALUE "-" if nothing is left."""
     return "".join(c for c in str(value) if "!" <= c <= "~")[:most] or "-" if value is not None else "-"

@@ -1,8 +1,8 @@
-"""How syslog messages travel: datagrams (Unix, UDP), or a stream with octet counting (TCP: RFC 6587, TLS: RFC 5425).
+"""Transports of syslog messages: datagrams (Unix, UDP), or a stream with octet counting (TCP: RFC 6587, TLS: RFC 5425).
 
-Syslog has no acknowledgement. A batch counts as sent when all of it is with the receiver (Unix), has left (UDP), or
-is with the receiver's kernel (TCP, TLS: nothing is left in our send queue). A receiver that ends before it has read
-that loses it; so over TCP and TLS what was sent in the last seconds before a connection broke is sent again.
+Syslog has no acknowledgement. A batch counts as sent once the receiver's queue has it (Unix), this host has sent it
+(UDP), or the receiver's kernel has acknowledged it (TCP, TLS: the send queue is empty). A receiver that ends before it
+reads loses that; so over TCP and TLS the batches of the last seconds before a connection broke are sent again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Final, Protocol
 from hsmcore.config.audit import Syslog, SyslogTls
 
 TIMEOUT_SECONDS: Final = 10.0
-"""For connecting, and for a batch to be taken."""
+"""Timeout of a connection, and of a batch until it counts as sent."""
 SETTLE_SECONDS: Final = 3.0
-"""How long after a batch the end of a connection may still have taken it away."""
+"""Seconds after a batch in which the end of the connection may still mean its loss."""
 _FINISH_SECONDS: Final = 1.0
 _PORTS: Final = {"udp": 514, "tcp": 601, "tls": 6514}
 _ADDRESS: Final = re.compile(r"(udp|tcp|tls)://(?:\[([^\]]+)\]|([^:]+))(?::([0-9]+))?")
@@ -34,27 +34,27 @@ _POLL_SECONDS: Final = 0.002
 
 class Transport(Protocol):
     batch: tuple[int, int, float]
-    """Bytes and messages of a batch at most, seconds between two of them."""
+    """Most bytes and messages of a batch, and least seconds between two batches."""
     settle_seconds: float
 
     def send(self, messages: Sequence[bytes]) -> None:
-        """Raises OSError; the connection is not to be used then."""
+        """Send messages. Raises OSError; then the connection must be closed."""
 
     def check(self) -> None:
-        """Raises OSError if the other side has ended the connection."""
+        """Raise OSError if the receiver ended the connection."""
 
     def finish(self) -> bool:
-        """Close, and say whether the other side is known to have read everything."""
+        """End the connection in order. Return whether the receiver is known to have read everything."""
 
     def interrupt(self) -> None:
-        """End a `send` that waits. From any thread."""
+        """Abort a `send` that waits. From any thread."""
 
     def close(self) -> None:
-        """Let the connection go; `send` makes another."""
+        """Close the connection; `send` opens another."""
 
 
 def transport(settings: Syslog) -> Transport:
-    """The one that an address asks for."""
+    """Return the transport for the address of the settings."""
     found = _ADDRESS.fullmatch(settings.address)
     if found is None:
         return _Datagrams(settings.address.removeprefix("unix://"))
@@ -66,7 +66,7 @@ def transport(settings: Syslog) -> Transport:
 
 
 class _Connection:
-    """A socket that another thread may end."""
+    """A socket that another thread may shut down."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -96,7 +96,7 @@ class _Datagrams(_Connection):
     def __init__(self, address: str | tuple[str, int]) -> None:
         super().__init__()
         self._address = address
-        # Over UDP what comes faster than the receiver reads is lost: 10,000 messages a second at most.
+        # UDP loses what arrives faster than the receiver reads: at most 10,000 messages a second.
         self.batch = (1 << 16, 100, 0.01 if isinstance(address, tuple) else 0.0)
 
     def send(self, messages: Sequence[bytes]) -> None:
@@ -122,7 +122,7 @@ class _Datagrams(_Connection):
 
     def _connected(self, made: socket.socket, address: object) -> socket.socket:
         self._take(made).settimeout(TIMEOUT_SECONDS)
-        made.connect(address)  # type: ignore[arg-type]  # what getaddrinfo gave, or a path
+        made.connect(address)  # type: ignore[arg-type]  # from getaddrinfo, or a path
         return made
 
 
@@ -142,18 +142,16 @@ class _Stream(_Connection):
         while _unacknowledged(connected):
             if time.monotonic() > deadline:
                 raise TimeoutError(0, "the receiver does not take what is sent")
-            if _has_ended(connected):
-                raise ConnectionResetError(0, "the receiver has closed the connection")
+            self.check()
             time.sleep(_POLL_SECONDS)
-        if _has_ended(connected):
-            raise ConnectionResetError(0, "the receiver has closed the connection")
+        self.check()
 
     def check(self) -> None:
         if self._socket is not None and _has_ended(self._socket):
             raise ConnectionResetError(0, "the receiver has closed the connection")
 
     def finish(self) -> bool:
-        # Whoever reads to our end and then closes has read everything; one that fails before makes this fail too.
+        # A receiver that closes after it read our end has read everything; one that failed before makes this fail too.
         connected = self._socket
         if connected is None:
             return False
@@ -192,7 +190,7 @@ def _unacknowledged(connected: socket.socket) -> int:
 
 
 def _has_ended(connected: socket.socket) -> bool:
-    """Whether the other side has closed, or failed. A receiver says nothing, so whatever it says is read away."""
+    """Return whether the receiver closed the connection. Anything that it sends is discarded. Raises OSError."""
     connected.setblocking(False)
     try:
         while True:
