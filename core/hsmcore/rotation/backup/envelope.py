@@ -131,11 +131,8 @@ def _agree(statement: Statement) -> None:
     """Check that the statement beside the wrapped key is the same. Raises BackupInvalid."""
     try:
         inner = orjson.loads(statement.payload)
-        same = (inner["id"], inner["algorithm"], inner["publicKey"]) == (
-            statement.key_id,
-            statement.algorithm,
-            statement.public_key.hex(),
-        )
+        stated = (statement.key_id, statement.algorithm, statement.public_key.hex())
+        same = (inner["id"], inner["algorithm"], inner["publicKey"]) == stated
     except (orjson.JSONDecodeError, KeyError, TypeError):
         same = False
     if not same:
