@@ -34,7 +34,7 @@ RecoveryOption = Annotated[
 @app.command("list", short_help="List the backups at backupLocation.")
 @common_options
 def list_(cli: Invocation) -> None:
-    """List the backups at keyRotation.backupLocation, and what is wrong with them.
+    """List the backups at keyRotation.backupLocation, with the faults of each.
 
     Exit code 1 if one of them is no good, or one that was made is missing.
 
@@ -50,8 +50,8 @@ def verify(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one (default: all).")] = None,
     recovery_key: RecoveryOption = None,
 ) -> None:
-    """Check the signature of each backup, and compare it with the key ring and with what was once written. With the
-    recovery key, sealed ones are opened for a try in locked memory. Nothing is imported.
+    """Check the signature of each backup, and compare it with the key ring and with the record of its writing. With
+    the recovery key, open sealed ones as a test, in locked memory. Nothing is imported.
 
     Exit code 1 if one of them is no good.
 
@@ -82,8 +82,8 @@ def restore(
         typer.Option("--to", metavar="MEMBER", help="Another member than the first, as in `failover status`."),
     ] = None,
 ) -> None:
-    """Put a key back on the token, and have it sign to prove that it is the one that the backup names; else it is
-    destroyed again. A backup that is not sound, or of another key than the key ring has, is not touched.
+    """Restore a key on the token. A signature must prove that it is the one that the backup names; else it is destroyed
+    again. A damaged backup, or one of another key than the key ring has, is not imported.
 
     Examples:
 

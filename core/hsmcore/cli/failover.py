@@ -68,7 +68,7 @@ def history(
     kind: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be repeated.")] = None,
     member: Annotated[str | None, typer.Option("--member", help="Only of this member.")] = None,
 ) -> None:
-    """Show transitions of levels and members, and what the emergency level did, oldest first.
+    """Show transitions of levels and members, and events of the emergency level, oldest first.
 
     Example: hsmcore failover history --kind failover --kind failback --limit 20
     """
@@ -98,7 +98,7 @@ def drain(
     reason: ReasonOption = "",
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
 ) -> None:
-    """Send a member no further requests, for maintenance. What it is doing it ends. Holds until --undo, also over
+    """Send a member no further requests, for maintenance. It completes those in flight. Holds until --undo, also over
     restarts.
 
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
@@ -110,9 +110,9 @@ def drain(
 @app.command(short_help="Try a member again that is out.")
 @common_options
 def readmit(cli: Invocation, member: MemberArgument, reason: ReasonOption = "") -> None:
-    """Have the running key managers try a member again that is out, also one that is fenced: for another key, a refused
-    login, or a module past use. It logs in again, must hold a key that may sign, and serves after three good probes.
-    Mend the cause first: a login that is refused again counts towards the token's lock.
+    """Have the running key managers try a member again that is out, also one that is fenced for another key, a refused
+    login or an unusable module. It logs in again, must hold a key that may sign, and serves after three good probes.
+    Correct the cause first: a login that is refused again counts towards the token's lock.
 
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """

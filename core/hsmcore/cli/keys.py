@@ -1,4 +1,4 @@
-"""The `keys` commands: what the token holds. No signing engine is started."""
+"""The `keys` commands: the keys of a token. No signing engine is started."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexa
 @app.command("list", short_help="List the private keys.")
 @common_options
 def list_(cli: Invocation) -> None:
-    """List the private keys on the token. With key rotation also the versions of the key ring, and from when until when
-    signatures of each are to be accepted: what verifiers elsewhere need to know.
+    """List the private keys on the token. With key rotation, list also the versions of the key ring and the time in
+    which signatures of each are to be accepted, for verifiers elsewhere.
 
     Example: hsmcore keys list --json
     """
@@ -97,7 +97,7 @@ def deactivate(
 ) -> None:
     """Take the right to sign away from a key, for every program that uses the token.
 
-    Exit code 1 if the token can't enforce that.
+    Exit code 1 if the token cannot enforce that.
 
     Example: hsmcore keys deactivate 0f3a…
     """

@@ -93,8 +93,8 @@ def plan_(
 @app.command(short_help="Show the key that signs and what is under way.")
 @common_options
 def status(cli: Invocation) -> None:
-    """Show the key that signs, when it is replaced, rotations that are under way, and every key that the ring knows:
-    what state it is in, and why.
+    """Show the key that signs, the time of its replacement, the rotations under way, and every key of the ring with its
+    state and the reason for it.
 
     Example: hsmcore rotate status --json
     """
@@ -301,10 +301,11 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.steps import handover
     from hsmcore.rotation.store import Rotations
     from hsmcore.state import Keys
+    from hsmcore.state.keys import active_of
 
     known, rotations = await Keys(store).all(), Rotations(store)
     held = await handover.waiting(rotations)
-    current = next((key for key in known if key.state == "active"), None)
+    current = active_of(known)
     coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
     return {
         "running": await rotates_somewhere(store),

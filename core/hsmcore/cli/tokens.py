@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @common_options
 def tokens(cli: Invocation) -> None:
-    """List every token that the module shows, and mark the one that the configuration names. Nobody logs in.
+    """List every token that the module shows, and mark the one that the configuration names, without a login.
 
     Exit code 1 if the configuration names none, or more than one.
 

@@ -1,6 +1,6 @@
-"""Every metric: its name, kind, labels and meaning. Named by Prometheus' conventions, in base units.
+"""Every metric: name, kind, labels and meaning, by Prometheus' conventions and in base units.
 
-docs/MONITORING.md has the same as a table, and a test compares the two.
+docs/MONITORING.md has the same as a table; a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MEMBER: Final = ("member", "level")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric. Two are the same only if they are the same object, which makes them cheap keys."""
+    """One metric. Compared by identity, so it is a cheap key of a dict."""
 
     name: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""What members and their engines count."""
+"""Readings of members and their engines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CACHE: Final = (
 
 
 def read_manager(reading: Reading, snapshot: Snapshot) -> None:
-    """The key manager as a whole."""
+    """Read the metrics of the key manager as a whole."""
     reading.add(names.BUILD, 1, __version__)
     reading.add(names.OPEN, int(snapshot.open))
     if snapshot.key is not None:
@@ -52,7 +52,7 @@ def read_manager(reading: Reading, snapshot: Snapshot) -> None:
 
 
 def read_member(reading: Reading, member: MemberSnapshot) -> None:
-    """One member."""
+    """Read the metrics of one member."""
     labels = (member.name, member.level)
     stats = member.stats()
     reading.add(names.UP, int(member.condition in _IN_SERVICE), *labels)

@@ -1,4 +1,4 @@
-"""The metrics as a collector of prometheus_client, for registries that an application has already."""
+"""The metrics as a collector of prometheus_client, for an application's own registry."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _LE = tuple(map(repr, BOUNDS))
 
 
 class ManagerCollector(Collector):
-    """Reads anew at each scrape, in whatever thread that happens."""
+    """Reads the metrics at each scrape, in the thread of the scrape."""
 
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read
 
     def describe(self) -> Iterator[Family]:
-        """The names, so that registering reads nothing."""
+        """Yield the names only, so that registration reads nothing."""
         for metric in METRICS:
             yield _family(metric)
 
     def collect(self) -> Iterator[Family]:
-        """What there is now."""
+        """Yield the present values."""
         samples = self._read().samples
         for metric in METRICS:
             family = _family(metric)
