@@ -93,11 +93,6 @@ class AuditLog:
         }
 
     @property
-    def layout(self) -> Layout | None:
-        """Paths of its files; None if nothing is recorded."""
-        return self._layout
-
-    @property
     def waits(self) -> bool:
         """Whether an operation waits until its record is durable."""
         return self.enabled and self._settings.durability != "interval"

@@ -171,7 +171,7 @@ def _mend_index(layout: Layout, segment: Segment) -> list[int]:
     try:
         if segment.compressed and index.has_rows(path, len(frame_table(segment.path))):  # one frame for each block
             return []
-        blocks = [] if segment.compressed else list(index.sane(index.read(path), segment.first))
+        blocks = [] if segment.compressed else list(index.blocks(layout, segment))
         if not blocks or sum(block.length for block in blocks) != segment.path.stat().st_size:
             blocks, whole = index.made(segment)
             if not whole:

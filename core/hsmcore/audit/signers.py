@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 from typing import Protocol
 
 from nacl.signing import SigningKey
 
-from hsmcore.audit.files import sync, write_all
+from hsmcore.audit.files import sync, write_new
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
 from hsmcore.members.base import Member
-from hsmcore.state.ownership import make
 
 _PREFIX = "PRIVATE+KEY+"
 _HSM_SECONDS = 10.0
@@ -67,12 +65,8 @@ class FileSigner:
     def _make(cls, path: Path, name: str) -> FileSigner:
         signer = cls(name, SigningKey.generate())
         secret = base64.b64encode(bytes([ED25519]) + bytes(signer._secret)).decode()
-        descriptor = make(path)
-        try:
-            write_all(descriptor, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_new(path, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
+        sync(path)
         sync(path.parent)
         return signer
 

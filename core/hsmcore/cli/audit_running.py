@@ -44,7 +44,7 @@ def ship(config: ConfigOption = None, state: StateOption = None, as_json: JsonOp
         )
     shown = {}
     for place in places:
-        with support.Bar(as_json) as progress:
+        with support.progress_bar(as_json) as progress:
             shown[place.kind] = _shipped(layout, place, progress)
     if as_json:
         print_json(shown)
