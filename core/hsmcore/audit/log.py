@@ -12,6 +12,7 @@ from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
+from hsmcore.audit.record import tail
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner
@@ -154,7 +155,7 @@ class AuditLog:
         if self._open is None:
             return b"}"
         fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level}
-        return self._open.tail(fields)
+        return tail(fields, self._open.process)
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Record an operation. Return its sequence number, or None if nothing is recorded. record.ALLOWED has the names

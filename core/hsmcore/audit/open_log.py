@@ -72,7 +72,7 @@ class OpenLog:
         self._opened: Opened | None = None
         self.journal: Journal | None = None
         self._signer: CheckpointSigner | None = None
-        self._process = record.this_process()
+        self.process = record.this_process()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -228,14 +228,10 @@ class OpenLog:
         self, now: int, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
     ) -> None:
         if self.journal is not None:
-            self.journal.put(record.line(self.journal.next, now, operation, fields, process or self._process))
+            self.journal.put(record.line(self.journal.next, now, operation, fields, process or self.process))
 
     def _note_clock_step(self, before: int, now: int) -> None:
         self._put(now, "clock-step", {"from_ns": before, "to_ns": now})
-
-    def tail(self, fields: Mapping[str, object]) -> bytes:
-        """Return what all records of one key share, in the form that Engine.set_tail takes."""
-        return record.tail(fields, self._process)
 
     async def durable(self, seq: int) -> None:
         if seq <= self.durable_seq or self.journal is None:
