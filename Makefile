@@ -97,7 +97,7 @@ sanitize-test: .venv/.setup-test ## Run the native tests under the address and u
 sbom: .venv/.setup-test .venv/.built ## Write the software bill of materials: dist/hsmcore.cdx.json
 	$(BIN)/python scripts/sbom.py dist/hsmcore.cdx.json
 
-screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures anew: docs/console/*.png
+screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures again: docs/console/*.png
 	$(BIN)/python -m tests.browser.screenshots docs/console
 
 clean: ## Delete everything that was built; .venv stays

@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
 """The binding: native engine on one side, asyncio futures on the other.
 
-An Engine belongs to one event loop and one thread, the loop's. Workers never touch Python: they answer into shared
-memory and make a descriptor readable; `_drain` runs in the loop and resolves the futures of all that finished.
+An Engine belongs to one event loop and that loop's thread. Workers never touch Python: they write answers into shared
+memory and make a descriptor readable. `_drain` then runs in the loop and resolves the futures of all finished requests.
 
-A *waiter* is whoever gets an answer: a future, or one position of a Batch. Each request slot has one waiter; identical
-requests that arrive while it is in flight follow it (single-flight) and share its answer.
+A *waiter* gets an answer: a future, or one position of a Batch. A request in a slot has one waiter. Identical requests
+that arrive while it is in flight follow it (single-flight) and share its answer. Read requests.pxi next; README.md has
+the reading order.
 """
 import os
 from asyncio import Future, InvalidStateError
@@ -41,7 +42,7 @@ cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
 cdef double NS = 1e9
-# Callers may be answered this much after their deadline; it bounds how often deadlines are looked at.
+# In seconds: a waiter may be answered this long after its deadline, so that deadlines are not looked at too often.
 cdef double SWEEP_INTERVAL = 0.005
 
 
@@ -71,6 +72,7 @@ include "histogram.pxi"
 include "deadlines.pxi"
 include "waiters.pxi"
 include "cache.pxi"
+include "keys.pxi"
 include "wait_queue.pxi"
 include "slots.pxi"
 include "admission.pxi"
@@ -81,10 +83,11 @@ include "requests.pxi"
 
 @cython.final
 cdef class Engine(Requests):
-    """One member's rings, workers, signature cache and futures. Not for subclassing.
+    """One member's rings, workers, signature cache and futures.
 
-    `start`, `add_key`, `retire_key` and `stop` block as long as the module does and release the GIL: call them in a
-    thread, one at a time. Everything else is for the event loop that `attach` was called in, and returns at once.
+    `start`, `add_key`, `retire_key`, `restart_host`, `token` and `stop` block as long as the module does and release
+    the GIL: call them in a thread, one at a time. All other methods belong to the event loop of `attach` and return at
+    once.
     """
 
     cdef hsm_engine *_engine  # the workers in this process,
@@ -92,24 +95,23 @@ cdef class Engine(Requests):
 
     def __dealloc__(self):
         if self._engine != NULL and self._generation == hsm_fork_generation():
-            # Never closed. Its threads use the area, so a bounded wait decides whether that may go.
+            # Never closed. Its threads use the area: if they do not end within a second, the area must stay.
             with nogil:
                 if hsm_engine_stop(self._engine, 1000000000) != 0:
                     self._abandoned = True
         with nogil:
             hsm_host_stop(self._host, 1000000000)
 
-    # ---- life cycle: blocking, in a thread ----
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
               double spin_seconds=0.0, double warm_seconds=0.0, double patience_seconds=0.0,
               uint32_t verify_every=0, str host_program=None, list environment=None,
               uint64_t memory_limit=0, double host_timeout=30.0):
-        """Load the module, find the token, log in once, start the workers. The caller wipes `pin`.
+        """Load the module, find the token, log in once, start the workers. The caller wipes `pin`. Raises HsmError.
 
-        With `host_program` all of that happens in a child process, whose environment is `environment` (a list of
-        b"NAME=value")."""
+        With `host_program` all of that happens in a child process with this `environment`, a list of b"NAME=value".
+        `memory_limit` is in bytes; 0: none."""
         cdef hsm_error error
         cdef hsm_host_options options
         cdef hsm_engine *engine = NULL
@@ -160,12 +162,11 @@ cdef class Engine(Requests):
         self._admission.servers = workers
 
     def add_key(self, *, str label=None, bytes id=None, int64_t handle=-1, str algorithm=None, bytes public_key=None):
-        """Find, pin and prove a private key. Returns a dict: index, label, id, algorithm, public_key."""
+        """Find, pin and prove a private key. Returns index, label, id, algorithm and public_key. Raises HsmError."""
         cdef hsm_error error
         cdef hsm_key_selector selector
         cdef hsm_key_info info
         cdef hsm_status status
-        cdef _Key *row
         if self._engine == NULL and self._host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
         name = None if label is None else label.encode()
@@ -183,11 +184,7 @@ cdef class Engine(Requests):
                 status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
-        row = &self._keys[_place(info.index)]
-        row.algorithm = info.algorithm
-        row.cacheable = self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0
-        row.retired = False
-        row.index = info.index
+        self._keys.add(&info, self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0)
         return {
             "index": info.index,
             "label": _text(info.label),
@@ -197,11 +194,11 @@ cdef class Engine(Requests):
         }
 
     def retire_key(self, uint32_t index):
-        """Refuse every further request for this key, also those that are queued, and forget its cached signatures. Its
-        index is never another key's. Doing it twice is no error."""
+        """Refuse every further and every queued request for this key, and wipe all cached signatures. The index is
+        never given to another key. Idempotent. Raises BadArgument."""
         cdef hsm_status status
-        cdef _Key *row = &self._keys[_place(index)]
-        if row.retired and index <= row.index:
+        cdef _Key *key = self._keys.at(index)
+        if key.retired and index <= key.index:
             return
         if self._host != NULL:
             status = hsm_host_retire_key(self._host, index)
@@ -209,15 +206,15 @@ cdef class Engine(Requests):
             status = hsm_engine_retire_key(self._engine, index) if self._engine != NULL else HSM_CLOSED
         if status != HSM_OK:
             raise BadArgument(f"no key with index {index}", member=self._member)
-        row.retired = True
+        key.retired = True
         self.clear_cache()
 
     def signs_with(self, uint32_t index):
         """Whether a key was added under this index and not retired."""
-        return not self._refused(index)
+        return not self._keys.refused(index)
 
     def stop(self, double timeout):
-        """Stop the workers. Returns how many were still inside the module when `timeout` (seconds) had passed."""
+        """Stop the workers. Returns how many are still inside the module after `timeout` seconds. Idempotent."""
         cdef uint32_t left
         cdef hsm_engine *engine = self._engine
         cdef hsm_host *host = self._host
@@ -231,7 +228,6 @@ cdef class Engine(Requests):
         self._abandoned = self._abandoned or left != 0
         return left
 
-    # ---- a host process ----
 
     @property
     def host_fd(self):
@@ -240,23 +236,24 @@ cdef class Engine(Requests):
 
     @property
     def host_pid(self):
-        """The id of the host process, or None while there is none: kill(-1) and kill(0) would hit everybody."""
+        """The id of the host process, or None while there is none: kill(-1) and kill(0) would signal other
+        processes."""
         cdef int64_t pid = hsm_host_pid(self._host) if self._host != NULL else 0
         return pid if pid > 0 else None
 
     def kill_host(self):
-        """End the host process at once; `host_fd` shows when it has ended."""
+        """Kill the host process; `host_fd` becomes readable when it has ended."""
         if self._host != NULL:
             hsm_host_kill(self._host)
 
     def recover(self):
-        """After the host process has ended: queue what it had begun again, or answer it with an error. In the event
-        loop. Returns how many requests were queued again."""
+        """After the host process has ended: queue the requests again that it had begun, or answer them with an error.
+        Returns how many were queued again."""
         return hsm_client_replay(self._client) if self._client != NULL else 0
 
     def restart_host(self):
-        """Start the host process again, after `recover`. Blocks: in a thread. `host_fd` is another one afterwards. Returns
-        why a key was not found again while others were, or None."""
+        """Start the host process again, after `recover`. `host_fd` changes. Returns why a key was not found again while
+        others were, or None. Raises HsmError."""
         cdef hsm_error error
         cdef hsm_status status
         if self._host == NULL:
@@ -268,10 +265,9 @@ cdef class Engine(Requests):
             raise _raised(&error, self._member)
         return str(_raised(&error, self._member)) if error.status != HSM_OK else None
 
-    # ---- looked after by the event loop ----
 
     def tend(self):
-        """Quarantine workers that overran, start others. Returns (stuck, healthy)."""
+        """Quarantine workers whose call has overrun, and start others. Returns (stuck, healthy)."""
         cdef uint32_t stuck
         cdef uint32_t healthy = 0
         if self._host != NULL:
@@ -281,7 +277,7 @@ cdef class Engine(Requests):
         return stuck, healthy
 
     def release(self):
-        """After `stop` and `detach`: free rings and cache now. Nothing but dropping the engine is possible afterwards."""
+        """After `stop` and `detach`: free rings and cache now. The engine cannot be used afterwards. Idempotent."""
         self._open = False
         if self._engine == NULL and self._host == NULL and self._fds is None and not self._abandoned:
             hsm_client_free(self._client)
@@ -289,7 +285,7 @@ cdef class Engine(Requests):
             self._cache = None
 
     def token(self):
-        """What the token and the module say of themselves."""
+        """What the token and the module report about themselves. Raises HsmError."""
         cdef hsm_token_info info
         cdef hsm_error error
         cdef hsm_status status = HSM_OK

@@ -7,7 +7,7 @@ def freeze(message):
 
 
 def timeout_ns(timeout):
-    """A timeout in seconds as nanoseconds, at most 1e8 s. Raises InvalidTimeout unless it is a positive, finite number."""
+    """A timeout in seconds as nanoseconds, at most 1e8 s. Raises InvalidTimeout if it is not positive and finite."""
     return _timeout_ns(timeout)
 
 

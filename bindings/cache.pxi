@@ -1,4 +1,4 @@
-# Part of _native.pyx: the signature cache. It also says which request is in flight already (single-flight).
+# Part of _native.pyx: the signature cache. It also knows the requests in flight, for single-flight.
 
 
 @cython.final
@@ -18,8 +18,8 @@ cdef class Cache:
 
     cdef inline int look_up(self, uint32_t key, hsm_algorithm algorithm, bytes message, uint64_t *leader,
                                          uint64_t *entry) noexcept:
-        """HIT: `signature` is the one found. JOINED: the slot of the request in flight is in `leader`. MISS: a new entry
-        is in `entry`, to be filled or abandoned."""
+        """HIT: `signature` returns the signature. JOINED: `leader` is the slot of the request in flight. MISS: `entry`
+        is a new entry, to be filled or abandoned."""
         return hsm_cache_lookup(self._cache, key, algorithm, <const uint8_t *>PyBytes_AS_STRING(message),
                                 <size_t>PyBytes_GET_SIZE(message), self._signature, &self._length, leader, entry)
 

@@ -1,4 +1,4 @@
-# Part of _native.pyx: signatures wait here until their records are kept.
+# Part of _native.pyx: the audit log's writer. records.pxi is what an engine puts into it.
 
 
 cdef uint64_t _real_time_ns():
@@ -9,10 +9,10 @@ cdef uint64_t _real_time_ns():
 
 @cython.final
 cdef class Journal:
-    """The lines of an audit log on their way to the disk; see native/include/hsmcore/journal.h.
+    """Appends lines to an audit log and has a native thread write them in groups; see native/include/hsmcore/journal.h.
 
-    Belongs to one event loop, `open` and `close` apart, which block: call them in a thread. `durability` is "fsync",
-    "write" or "interval".
+    Belongs to one event loop. The constructor and `close` block: call them in a thread. `durability` is "fsync",
+    "write" or "interval". A line is *kept* once it is as durable as that says. Lines are numbered without a gap.
     """
 
     cdef hsm_journal *_journal
@@ -20,7 +20,7 @@ cdef class Journal:
     cdef object _changed
     cdef object _refusal
     cdef object _clock_stepped
-    cdef bint _immediate  # nobody waits for the disk
+    cdef bint _immediate  # answers do not wait for the disk
     cdef uint64_t _last_time
     cdef list _engines
     cdef int _fd
@@ -58,16 +58,16 @@ cdef class Journal:
                 hsm_journal_close(self._journal)
 
     def attach(self, loop, changed, refusal, clock_stepped):
-        """Serve the running `loop`. `changed(written, failure)` is called when more lines are in the file, or when
-        writing has begun to fail (an errno) or to succeed again (0). `refusal(failure)` makes the exception for those
-        who wait for lines that cannot be kept; failure 0: the disk takes too long. `clock_stepped(before, now)` is
-        called before a line whose time is earlier than the one before it."""
+        """Serve the running `loop`. `changed(written, failure)` is called when more lines are in the file, and when
+        writing begins to fail (an errno) or to succeed again (0). `refusal(failure)` makes the exception for waiters of
+        lines that cannot be kept; failure 0: the disk takes too long. `clock_stepped(before, now)` is called before a
+        line that is dated before its predecessor; times in ns since 1970."""
         self._loop, self._changed, self._refusal, self._clock_stepped = loop, changed, refusal, clock_stepped
         self._fd = hsm_journal_fd(self._journal)
         loop.add_reader(self._fd, self._ready)
 
     def detach(self):
-        """Leave the loop. Whoever still waits in an engine is refused."""
+        """Leave the loop. Fail every answer that an engine still holds."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._fd = -1
@@ -76,7 +76,7 @@ cdef class Journal:
         self._engines.clear()
 
     def close(self):
-        """Write what is left and end. Returns how many lines could not be written. Blocks."""
+        """Write the pending lines and end. Returns how many lines could not be written. Blocks."""
         cdef hsm_journal *journal = self._journal
         cdef uint64_t lost
         self._journal = NULL
@@ -98,7 +98,7 @@ cdef class Journal:
         return self._stamp()
 
     def put(self, bytes line):
-        """Append a line that bears the number `next`, newline included, and have it written."""
+        """Append a line, newline included, that bears the number `next`, and start writing. Raises MemoryError."""
         self._check()
         if not hsm_journal_put(self._journal, PyBytes_AS_STRING(line), <size_t>PyBytes_GET_SIZE(line)):
             raise MemoryError()
@@ -124,18 +124,19 @@ cdef class Journal:
 
     @property
     def failure(self):
-        """Why nothing can be written now, as an errno; 0 while it can."""
+        """The errno for which writing fails now; 0: it succeeds."""
         self._check()
         return hsm_journal_failure(self._journal)
 
     @property
     def pending(self):
-        """Bytes that are appended and not written."""
+        """Bytes that are appended but not written."""
         self._check()
         return hsm_journal_pending(self._journal)
 
     def stats(self):
-        """How long keeping takes: commit_octaves of groups (see Engine.stats), commit_sum_ns, oldest_ns. Any thread."""
+        """How long lines take until they are kept: commit_octaves of groups (see Engine.stats), commit_sum_ns, and
+        oldest_ns of the oldest pending line. Any thread."""
         cdef hsm_journal_stats stats
         self._check()
         hsm_journal_stats_read(self._journal, &stats)

@@ -65,7 +65,7 @@ cdef class MerkleTree:
         return hsm_merkle_size(self._tree)
 
     def frontier(self):
-        """A hash for each one-bit of the size, that of the largest subtree first."""
+        """One hash for each one-bit of the size, the largest subtree's first."""
         cdef uint8_t hashes[64 * 32]
         cdef size_t count = hsm_merkle_frontier(self._tree, hashes)
         return PyBytes_FromStringAndSize(<char *>hashes, <Py_ssize_t>(32 * count))
@@ -93,7 +93,7 @@ cdef class MerkleTree:
         return PyBytes_FromStringAndSize(<char *>hash, 32)
 
     def over(self, bytes hashes):
-        """The root over hashes of one height; the tree itself stays as it is."""
+        """The root over hashes of one height. The tree does not change."""
         cdef uint8_t hash[32]
         cdef Py_ssize_t count = PyBytes_GET_SIZE(hashes) // 32
         hsm_merkle_over(self._tree, _hashes(hashes, count), <size_t>count, hash)

@@ -57,7 +57,7 @@ cdef class DurableAnswers:
 
     cdef int set_tail(self, uint32_t key, bytes tail) except -1:
         self._tails[key] = tail
-        # No request is left of the key that had this place in the key table two keys before.
+        # The key that had this place in the key table two keys ago has no request left.
         if key >= 2 * HSM_MAX_KEYS:
             self._tails.pop(key - 2 * HSM_MAX_KEYS, None)
         return 0
@@ -71,7 +71,6 @@ cdef class DurableAnswers:
                 raise self.journal._refusal(failure)
         return 0
 
-    # ---- records ----
 
     cdef int completed(self, const hsm_completion *done, PyObject *waiter, Py_ssize_t position, bytes signature,
                        uint64_t deadline, bytes extra) except -1:
@@ -136,14 +135,13 @@ cdef class DurableAnswers:
         return seq
 
     cdef bint flush(self) except -1:
-        """Have the records written. Returns whether answers were given because the caller need not wait for the disk."""
+        """Start writing the records. Returns whether that gave answers: where they do not wait for the disk."""
         hsm_journal_flush(self.journal._journal)
         if self.journal._immediate or (self.journal.fail_open and hsm_journal_failure(self.journal._journal)):
             self.release(<uint64_t>-1)
             return True
         return False
 
-    # ---- held answers ----
 
     cdef int _hold(self, uint64_t seq, object waiter, Py_ssize_t position, bytes signature, uint64_t deadline,
                    bint cached) except -1:
@@ -197,8 +195,7 @@ cdef class DurableAnswers:
         return 0
 
     cdef uint64_t sweep(self, uint64_t now, uint64_t soonest) except? 0:
-        """Fail the held answers whose deadline has passed. Returns the next deadline or `soonest`, whichever is earlier;
-        0: there is none."""
+        """Fail the held answers whose deadline has passed. Returns the earlier of the next deadline and `soonest`."""
         cdef size_t place = self._head
         cdef _HeldAnswer *answer
         while place != self._tail:

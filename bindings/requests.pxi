@@ -3,18 +3,6 @@
 cdef tuple _CACHE_FIGURES = ("hits", "misses", "joined", "evictions", "entries", "in_flight", "bytes")
 
 
-cdef struct _Key:
-    hsm_algorithm algorithm
-    uint32_t index  # of the key that has this place; a request for another index is refused
-    bint cacheable
-    bint retired
-
-
-cdef inline uint32_t _place(uint32_t index) noexcept:
-    """Where a key with this index is in the key table (see hsm_key_info)."""
-    return index % HSM_MAX_KEYS
-
-
 cdef class Requests:
     """One member's rings, signature cache and futures: the event loop's side of an Engine."""
 
@@ -26,11 +14,11 @@ cdef class Requests:
     cdef bint _open
     cdef bint _cache_all
     cdef bint _abandoned  # workers may still write into the area
-    cdef bint _leaving  # a look for callers that have left is planned
+    cdef bint _leaving  # _cancel_gone is planned
     cdef uint64_t _left_at
     cdef bint _down
     cdef bint _isolated  # the workers are in a host process
-    cdef _Key _keys[HSM_MAX_KEYS]
+    cdef PinnedKeys _keys
     cdef uint32_t _max_message
     cdef object _loop
     cdef object _loop_is_running
@@ -54,7 +42,6 @@ cdef class Requests:
                   bint cache_nondeterministic, bint digests=False):
         cdef hsm_error error
         cdef hsm_client_options options
-        cdef uint32_t place
         options.digests = digests
         options.slots = slots
         options.max_message = max_message
@@ -62,13 +49,12 @@ cdef class Requests:
         options.coalesce_ns = <uint64_t>(coalesce_seconds * NS)
         if hsm_client_new(&options, &self._client, &error) != HSM_OK:
             raise _raised(&error, member)
-        for place in range(<uint32_t>HSM_MAX_KEYS):
-            self._keys[place].index = place
         self._generation = hsm_fork_generation()
         self._max_message = max_message
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
         self._member = member
+        self._keys = PinnedKeys.__new__(PinnedKeys)
         self._queue = WaitQueue.__new__(WaitQueue)
         self._admission = AdmissionControl.__new__(AdmissionControl)
         self._slots = SlotTable.__new__(SlotTable, hsm_client_slots(self._client))
@@ -79,11 +65,10 @@ cdef class Requests:
         if not self._abandoned:
             hsm_client_free(self._client)
 
-    # ---- life cycle, in the event loop ----
 
     def attach(self, loop, on_overdue=None):
-        """Serve the running `loop`: from now on `submit` works, there only. `on_overdue()` is called when requests have
-        passed their deadlines: it is time to `tend`."""
+        """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when
+        requests have passed their deadlines: it is time to `tend`."""
         cdef int event_fd
         cdef int timer_fd
         if self._client == NULL:
@@ -101,14 +86,14 @@ cdef class Requests:
         self._open = True
 
     def record_in(self, Journal journal not None):
-        """From now on record every signature, and hand it out once its record is durable. In the event loop, once, after
-        `attach`; the engine must have been made with `digests`."""
+        """Record every signature from now on, and hand it out once its record is durable. In the event loop, once,
+        after `attach`; the engine must have been made with `digests`."""
         self._durable = DurableAnswers.__new__(DurableAnswers, journal, self._member)
         journal._engines.append(self)
 
     def set_tail(self, uint32_t key, bytes tail):
-        """What the records of this key say beside each signature: the rest of a JSON object, from a comma to the closing
-        brace. Without effect while nothing is recorded."""
+        """Set the part of this key's records that stays the same: the rest of a JSON object, from a comma to the
+        closing brace. Has no effect before `record_in`."""
         if self._durable is not None:
             self._durable.set_tail(key, tail)
 
@@ -154,15 +139,15 @@ cdef class Requests:
         self._check_idle()
         return self._idle
 
-    # ---- requests in ----
 
     def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
-        goes into its record: members of a JSON object, beginning with a comma; b"": there is to be no record."""
+        goes into its record: members of a JSON object, beginning with a comma; b"": write no record. Raises
+        HsmError."""
         return self._submit(message, timeout, key, extra, False)
 
-    def submit_traced(self, message, timeout=None, uint32_t key=0, bytes extra=None):
-        """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
+    def submit_with_receipt(self, message, timeout=None, uint32_t key=0, bytes extra=None):
+        """Sign one message: a future of (signature, number of its audit record or None, cached). Raises HsmError."""
         return self._submit(message, timeout, key, extra, True)
 
     cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, bint with_receipt):
@@ -193,7 +178,8 @@ cdef class Requests:
         return future
 
     def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0, bytes extra=None):
-        """Sign a batch: a future of the list of signatures, in order. `extra` as in `submit`, for each of them."""
+        """Sign a batch: a future of the list of signatures, in order. `extra` as in `submit`, for each. Raises
+        HsmError."""
         cdef Batch batch
         cdef list data
         cdef uint64_t limit
@@ -223,10 +209,10 @@ cdef class Requests:
         return future
 
     def abandon(self, future):
-        """The caller of `future`, which is done, has left: cancel its requests, but for those that have followers or that
-        a worker has begun."""
+        """The caller of `future`, which is done, has left: cancel its requests, except those that have followers or
+        that a worker has begun."""
         self.abandoned += 1
-        # One look, at every slot, for all callers that leave within SWEEP_INTERVAL.
+        # One pass over the slots serves all callers that leave within SWEEP_INTERVAL.
         if self._open and not self._leaving and self._generation == hsm_fork_generation():
             self._leaving = True
             recent = hsm_now_ns() - self._left_at < SWEEP_INTERVAL * NS
@@ -257,10 +243,9 @@ cdef class Requests:
         """Callers that wait for a slot."""
         return len(self._queue)
 
-    # ---- checks ----
 
     cdef int _check(self, bytes extra) except -1:
-        """Raise if no request can be taken, or none can be recorded that is to be."""
+        """Raise if no request can be taken now, or its record could not be written."""
         if self._generation != hsm_fork_generation():
             raise self._failure(HSM_FORKED)
         if not self._open:
@@ -277,13 +262,8 @@ cdef class Requests:
             self._durable.require_writable()
         return 0
 
-    cdef inline bint _refused(self, uint32_t key):
-        """Whether nothing is signed with the key of this index any more."""
-        cdef _Key *row = &self._keys[_place(key)]
-        return row.retired or row.index != key
-
     cdef inline int _require_key(self, uint32_t key) except -1:
-        if self._refused(key):
+        if self._keys.refused(key):
             raise self._failure(HSM_KEY_DEACTIVATED)
         return 0
 
@@ -300,41 +280,40 @@ cdef class Requests:
     cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
         return _exception(status, self._member, ckr, hsm_call_name(call))
 
-    cdef inline uint64_t _ahead(self):
-        """Requests that a new one would have to wait for. A call that hangs is none once its caller has been answered."""
+    cdef inline uint64_t _ahead(self) noexcept:
+        """Requests that a new one waits for. A call that hangs is none of them once its waiter has been answered."""
         return self._slots.owed + self._queue.messages
 
     cdef object _full(self, uint64_t limit):
         self.refused += 1
         return error_of("QUEUE_FULL", detail=self._admission.describe(self._ahead(), limit), member=self._member)
 
-    # ---- one request: cache, single-flight, slot ----
 
     cdef inline object _new_future(self):
         # With the keywords made beforehand; Future takes its loop by keyword only.
         return PyObject_Call(Future, (), self._future_keywords)
 
-    cdef inline bint _caches(self, uint32_t key):
-        return self._cache is not None and self._keys[_place(key)].cacheable
+    cdef inline bint _caches(self, uint32_t key) noexcept:
+        return self._cache is not None and self._keys.at(key).cacheable
 
     cdef inline int _look_up(self, bytes data, uint32_t key, uint64_t *entry) except -1:
-        """Ask the cache. HIT: the cache has the signature. JOINED puts the leader's slot into `entry`; MISS a new entry, or 0."""
+        """Ask the cache. JOINED puts the leader's slot into `entry`; MISS a new entry, or 0."""
         cdef uint64_t leader = 0
         cdef int found
         if not self._caches(key):
             return HSM_CACHE_MISS
-        found = self._cache.look_up(key, self._keys[_place(key)].algorithm, data, &leader, entry)
+        found = self._cache.look_up(key, self._keys.at(key).algorithm, data, &leader, entry)
         if found == HSM_CACHE_JOINED:
             entry[0] = leader
         elif found == HSM_CACHE_MISS and hsm_client_free_slots(self._client) == 0:
-            hsm_cache_abandon(self._cache._cache, entry[0])  # it will wait, and ask again when it gets a slot
+            hsm_cache_abandon(self._cache._cache, entry[0])  # the request waits, and asks again when it gets a slot
             entry[0] = 0
         return found
 
     cdef inline bint _proceed(self, int found, uint64_t entry, object waiter, Py_ssize_t position, bytes data,
                               uint32_t key, uint64_t limit, bytes extra) except -1:
-        """Go on after `_look_up`: answer a hit, follow an identical request, or hand the request to the workers. `limit`
-        in ns. Returns whether that was possible; if not, there is no free slot."""
+        """Continue after `_look_up`: answer a hit, follow an identical request, or hand the request to the workers,
+        which have `limit` ns. Returns False if there is no free slot."""
         cdef Pending follower
         if found == HSM_CACHE_HIT:
             self._share(waiter, position, self._cache.signature(), key,
@@ -407,10 +386,9 @@ cdef class Requests:
             self._flush()
         return True
 
-    # ---- answers out ----
 
     def _drain(self):
-        """The loop was woken for completions."""
+        """Called by the loop when the rings' descriptor is readable."""
         hsm_client_wake_clear(self._client)
         self._take()
 
@@ -440,7 +418,8 @@ cdef class Requests:
         cdef Pending follower
         self.completed += 1
         if slot.entry:
-            hsm_cache_fill(self._cache._cache, slot.entry, done.signature, done.signature_len, not self._refused(done.key))
+            hsm_cache_fill(self._cache._cache, slot.entry, done.signature, done.signature_len,
+                           not self._keys.refused(done.key))
             slot.entry = 0
         if self._durable is not None:
             self._durable.completed(done, waiter, slot.position, signature, slot.deadline, extra)
@@ -536,7 +515,6 @@ cdef class Requests:
             self._idle.set_result(None)
         return 0
 
-    # ---- deadlines ----
 
     def _sweep(self):
         """Answer every waiter whose deadline has passed, and plan the next look."""
@@ -554,7 +532,7 @@ cdef class Requests:
                 else:
                     soonest = _earlier(slot.deadline, soonest)
             if slot.followers != NULL:
-                soonest = self._sweep_followers(slot, now, soonest)
+                soonest = self._slots.sweep_followers(slot, now, soonest, self._member)
         for entry in self._queue.take_overdue(now):
             _refuse_entry(entry, self._failure(HSM_DEADLINE_EXCEEDED))
         soonest = _earlier(self._queue.soonest(), soonest)
@@ -575,16 +553,15 @@ cdef class Requests:
                 self._slots.follow(slot, follower)
         return soonest
 
-    # ---- what it has done ----
 
     def stats(self):
-        """Counters, and the histograms of time inside the module, in the queue and verifying as [(upper bound in ns,
-        count)], and once more by octaves: item n counts what is below 2^n ns and not below 2^(n-1). Any thread."""
+        """Counters, and histograms of the time in the module, in the queue and in verification: as [(upper bound in ns,
+        count)], and by octaves, where item n counts times below 2^n ns and not below 2^(n-1) ns. Any thread."""
         cdef hsm_stats native
         if self._client == NULL:
             raise self._failure(HSM_CLOSED)
         hsm_client_stats(self._client, &native)
-        return {**_figures(&native), "refused": self.refused, "in_flight": self._slots.in_flight, "waiting": len(self._queue)}
+        return {**_figures(&native), "refused": self.refused, "in_flight": self.in_flight, "waiting": self.waiting}
 
     def cache_stats(self):
         """Counters of the signature cache; all 0 when it is switched off."""

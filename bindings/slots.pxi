@@ -38,7 +38,7 @@ cdef class SlotTable:
             Py_XDECREF(self._slots[i].followers)
         PyMem_Free(self._slots)
 
-    cdef inline _Slot *at(self, uint32_t i):
+    cdef inline _Slot *at(self, uint32_t i) noexcept:
         return &self._slots[i]
 
     cdef inline int fill(self, uint32_t i, object waiter, Py_ssize_t position, uint32_t key, uint64_t deadline,
@@ -58,7 +58,7 @@ cdef class SlotTable:
         self.owed += 1
         return 0
 
-    cdef inline PyObject *complete(self, _Slot *slot):
+    cdef inline PyObject *complete(self, _Slot *slot) noexcept:
         """The slot's request has ended. Returns its waiter, whose reference the caller then has, or NULL."""
         cdef PyObject *waiter = slot.waiter
         slot.waiter = NULL
@@ -102,3 +102,14 @@ cdef class SlotTable:
         slot.followers = NULL
         self.followed -= 1
         return followers
+
+    cdef uint64_t sweep_followers(self, _Slot *slot, uint64_t now, uint64_t soonest, object member) except? 0:
+        """Fail the followers whose deadline has passed. Returns the earlier of the next deadline and `soonest`."""
+        cdef Pending follower
+        for follower in self.take_followers(slot):
+            if follower.deadline <= now:
+                _refuse(follower.waiter, follower.position, _exception(HSM_DEADLINE_EXCEEDED, member))
+            else:
+                soonest = _earlier(follower.deadline, soonest)
+                self.follow(slot, follower)
+        return soonest

@@ -1,9 +1,9 @@
-# Part of _native.pyx: what needs no engine. Modules, verification, the tables.
+# Part of _native.pyx: functions and classes that need no engine: modules, verification, the core's tables.
 
 
 @cython.final
 cdef class Module:
-    """Holds a module loaded and initialized for the control plane. Blocking; any thread."""
+    """Keeps a module loaded and initialized, for the control plane. Blocks. Any thread."""
 
     cdef hsm_module *_module
     cdef readonly str path
@@ -22,8 +22,8 @@ cdef class Module:
         self.path = path
 
     def enter(self):
-        """Begin a series of calls: the module is not initialized anew until `exit`. Returns how often it has been; what
-        was opened before a change is gone."""
+        """Begin a series of calls: until `exit` the module is not initialized again. Returns how often it has been;
+        when the number changes, sessions opened before are gone."""
         cdef uint64_t count
         cdef hsm_module *module = self._module
         if module == NULL:
@@ -38,7 +38,7 @@ cdef class Module:
             hsm_module_exit(self._module)
 
     def close(self):
-        """Give the module back; the last holder finalizes it."""
+        """Give the module back; the last holder finalizes it. Idempotent."""
         cdef hsm_module *module = self._module
         self._module = NULL
         with nogil:
@@ -55,7 +55,8 @@ cdef class Module:
 
 
 def verify(str algorithm, bytes public_key, message, bytes signature):
-    """Whether `signature` is good, by libsodium or libcrypto with the GIL released. Any thread."""
+    """Whether `signature` is good, by libsodium or libcrypto. Releases the GIL. Any thread. Raises BadArgument for a
+    bad key."""
     cdef bytes data = _frozen(message)
     cdef const uint8_t *data_ptr = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef size_t data_len = <size_t>PyBytes_GET_SIZE(data)
@@ -79,12 +80,12 @@ def wipe(bytearray secret):
 
 
 def fork_generation():
-    """A number that is another one in a forked child."""
+    """A number that differs in a forked child."""
     return hsm_fork_generation()
 
 
 def leaks():
-    """Native allocations, threads, sessions and descriptors that exist now; all 0 when everything was closed."""
+    """Native allocations, threads, sessions and descriptors that exist now; all 0 once everything is closed."""
     cdef hsm_leaks held
     hsm_leaks_read(&held)
     return {"allocations": held.allocations, "threads": held.threads, "sessions": held.sessions,

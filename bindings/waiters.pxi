@@ -4,7 +4,7 @@
 
 @cython.final
 cdef class WithReceipt:
-    """The waiter of `submit_traced`: its future gets (signature, number of the audit record or None, cached)."""
+    """The waiter of `submit_with_receipt`: its future gets (signature, number of the audit record or None, cached)."""
 
     cdef object future
 

@@ -39,6 +39,7 @@ from hsmcore.errors import (
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.keyring import KeyVersion
 from hsmcore.manager.key_manager import KeyManager, create_key_manager
+from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "KeyVersion",
     "LoginError",
     "MemberDown",
+    "MemberSnapshot",
     "MessageTooLarge",
     "ModuleInvalid",
     "ModuleMissing",

@@ -1,4 +1,4 @@
-"""Types of the extension module; see bindings/_native.pyx for what each call does."""
+"""Types of the extension module. The docstrings in bindings/ say what each call does, in which thread, its errors."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any, Self, final
 
 @final
 class Engine:
+    """One member's rings, workers, signature cache and futures. Belongs to the event loop of `attach`."""
+
     completed: int
     rejected: int
     abandoned: int
@@ -73,7 +75,7 @@ class Engine:
     def submit(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]: ...
-    def submit_traced(
+    def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]: ...
     def record_in(self, journal: Journal) -> None: ...
@@ -98,7 +100,7 @@ class Engine:
 
 @final
 class AdmissionControl:
-    """How fast requests are answered while others wait. One thread's."""
+    """Measures how fast requests are answered while others wait. One thread at a time. Times are monotonic, in ns."""
 
     each_ns: int
     servers: int
@@ -109,6 +111,8 @@ class AdmissionControl:
 
 @final
 class Journal:
+    """Appends lines to an audit log and has a native thread write them in groups. Belongs to one event loop."""
+
     fail_open: bool
     def __init__(
         self,
@@ -148,6 +152,8 @@ class Journal:
 
 @final
 class Cache:
+    """The signature cache of an engine, or one on its own. One thread at a time."""
+
     def __init__(self, capacity: int) -> None: ...
     def put(self, key: int, message: bytes, signature: bytes) -> bool: ...
     def get(self, key: int, message: bytes) -> bytes | None: ...
@@ -157,6 +163,8 @@ class Cache:
 
 @final
 class Module:
+    """Keeps a module loaded and initialized, for the control plane. Blocks. Any thread."""
+
     path: str
     def __init__(self, path: str, args: str | None = None) -> None: ...
     def enter(self) -> int: ...

@@ -62,9 +62,6 @@ class HsmError(Exception):
         return RETRYABLE_CLASSES[self.error_class]
 
 
-# ---- a module, a token or a session that failed in use -------------------------------------------------------------
-
-
 class ModuleBusy(HsmError):
     """The module is throttled or short of a resource."""
 
@@ -101,9 +98,6 @@ class SignatureInvalid(HsmError):
     default_status = "SIGNATURE_INVALID"
 
 
-# ---- login ---------------------------------------------------------------------------------------------------------
-
-
 class LoginError(HsmError):
     """The token does not let us in. Never retried: one more attempt may lock the PIN."""
 
@@ -120,9 +114,6 @@ class PinLocked(LoginError):
     """The PIN is locked, or one attempt from it, and was not tried."""
 
     default_status = "PIN_LOCKED"
-
-
-# ---- what the configuration names is not there ---------------------------------------------------------------------
 
 
 class ModuleMissing(HsmError):
@@ -191,9 +182,6 @@ class AlgorithmUnsupported(HsmError):
     default_status = "ALGORITHM_UNSUPPORTED"
 
 
-# ---- one request ---------------------------------------------------------------------------------------------------
-
-
 class KeyDeactivated(HsmError):
     """The key was deactivated and signs no more."""
 
@@ -253,9 +241,6 @@ class RequestCancelled(HsmError):
     default_status = "CANCELLED"
 
 
-# ---- the engine's life ---------------------------------------------------------------------------------------------
-
-
 class EngineClosed(HsmError):
     """The engine is closed."""
 
@@ -305,9 +290,6 @@ class InternalError(HsmError):
     default_status = "OK"
 
 
-# ---- configuration -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class ConfigFault:
     """One thing that is wrong: where, as a JSON path such as `$.keyManager.config.pin`, and what."""
@@ -353,8 +335,6 @@ class SecretUnavailable(ConfigurationError):
 
     default_hint = "Provide the secret where the configuration says it is, and start again."
 
-
-# ---- the table -------------------------------------------------------------------------------------------------------
 
 EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
     "OK": InternalError,

@@ -1,4 +1,4 @@
-"""Events: what an application may want to be told as it happens."""
+"""Events that an application can subscribe to."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Callback = Callable[[Mapping[str, Any]], object]
 
 
 class Events:
-    """Callbacks by event name. They run in the event loop and must return at once; one that raises is logged and
-    disturbs nobody."""
+    """Callbacks by event name. They run in the event loop and must return at once. An error of a callback is logged and
+    does not reach other callbacks or requests."""
 
     def __init__(self) -> None:
         self._callbacks: dict[str, list[Callback]] = {name: [] for name in EVENTS}
 
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
-        """Call `callback(details)` for each `event`. Returns a function that ends it. Raises BadArgument."""
+        """Call `callback(details)` for each `event`. Returns a function that unsubscribes. Raises BadArgument."""
         if event not in self._callbacks:
             raise BadArgument(f"no event named {event!r}; there are {', '.join(EVENTS)}")
         callbacks = self._callbacks[event]
@@ -48,9 +48,9 @@ class Events:
         return off
 
     def emit(self, event: str, **details: Any) -> None:
-        """Tell everybody who asked."""
+        """Call the callbacks of an event."""
         for callback in tuple(self._callbacks[event]):
             try:
                 callback(details)
-            except Exception:  # noqa: BLE001  # it is the application's code: whatever it raises
+            except Exception:  # noqa: BLE001  # any error of the application's code
                 get_logger().exception("event callback failed", name=event)

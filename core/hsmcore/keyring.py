@@ -14,7 +14,7 @@ State = Literal["active", "deactivated"]
 
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
-    """One key pair on the token. `index` is its place in the engine's key table."""
+    """One key pair on the token. `index` is its index in the engine's key table; -1: not loaded in this process."""
 
     id: str
     label: str
@@ -25,7 +25,7 @@ class KeyVersion:
 
     @classmethod
     def of_engine(cls, info: dict[str, Any]) -> KeyVersion:
-        """From what Engine.add_key returned. A key without CKA_ID is named by its label."""
+        """From the result of Engine.add_key. The id of a key without CKA_ID is made of its label."""
         return cls(
             id=info["id"].hex() or f"label:{info['label']}",
             label=info["label"],
@@ -36,7 +36,7 @@ class KeyVersion:
 
 
 def canonical(key_id: str) -> str:
-    """A key id as the ring spells it: hexadecimal in small letters without blanks; anything else as it is."""
+    """The canonical spelling of a key id: lower-case hexadecimal without blanks. Other ids stay unchanged."""
     try:
         return bytes.fromhex(key_id).hex() or key_id
     except ValueError:
@@ -44,15 +44,15 @@ def canonical(key_id: str) -> str:
 
 
 def successor_label(label: str, random: bytes) -> str:
-    """The label of the key that follows one: its stem and eight hexadecimal digits, 40 bytes at most, which every
-    token takes (YubiHSM 2). Of AWS KMS's names, the last part is the stem."""
+    """The label of the next key: the stem of `label` and eight hexadecimal digits, at most 40 bytes, which is the limit
+    of YubiHSM 2. The stem of an AWS KMS name is its last part."""
     label = re.sub(r"\A(arn:.*:)?(alias|key)/", "", label)
     stem = re.sub(r"-[0-9a-f]{8}\Z", "", label)
     return f"{stem.encode()[:31].decode(errors='ignore')}-{random[:4].hex()}"
 
 
 class KeyRing:
-    """The versions that are known, oldest first. Not thread-safe: it belongs to the event loop."""
+    """The known versions, oldest first. Not thread-safe: belongs to the event loop."""
 
     def __init__(self) -> None:
         self._versions: dict[str, KeyVersion] = {}
@@ -65,7 +65,7 @@ class KeyRing:
         return isinstance(key_id, str) and canonical(key_id) in self._versions
 
     def add(self, version: KeyVersion) -> KeyVersion:
-        """Take a version in; one with the same id is replaced."""
+        """Add a version; it replaces a version with the same id."""
         self._versions[version.id] = version
         return version
 
@@ -99,10 +99,10 @@ class KeyRing:
         return version
 
     def remove(self, key_id: str) -> None:
-        """Forget a version that is gone; the current one stays. Doing it twice is no error."""
+        """Remove a version, except the current one. Idempotent."""
         if canonical(key_id) != self._current:
             self._versions.pop(canonical(key_id), None)
 
     def for_verification(self) -> list[KeyVersion]:
-        """Every version, the current one first: signatures outlive the key's time as a signer."""
+        """Every version, the current one first: old signatures still verify."""
         return sorted(self._versions.values(), key=lambda version: version.id != self._current)

@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each request to sign, and trace ids in logs and audit records.
 
-Only for applications that have set a tracer provider before `initialize()`. For all others nothing is imported,
-wrapped or looked at for a signature.
+Only for applications that set a tracer provider before `initialize()`. Without one, nothing is imported or wrapped, and
+a signature pays nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class _Signer(Protocol):
-    """What is traced: a key manager's methods that sign."""
+    """The traced methods of a key manager."""
 
     @property
     def sign(self) -> Callable[..., Awaitable[bytes]]:
@@ -38,7 +38,7 @@ class _Signer(Protocol):
 
 
 def configured_provider() -> TracerProvider | None:
-    """The tracer provider that the application has set; None: none."""
+    """The tracer provider that the application set, or None."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
@@ -48,13 +48,13 @@ def configured_provider() -> TracerProvider | None:
 
 
 def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None:
-    """Have `sign`, `sign_many` and `sign_with_receipt` of this manager make spans. `initialize()` does it by itself
-    where a provider is set. Doing it twice is no error."""
+    """Make spans in `sign`, `sign_many` and `sign_with_receipt` of this manager. `initialize()` calls this where a
+    provider is set. Idempotent."""
     provider = provider or configured_provider()
     if provider is None or "sign" in vars(manager):
         return
     spans = _Spans(provider.get_tracer("hsmcore", __version__), manager)
-    # On the instance: whoever has no provider calls the methods themselves, at no cost.
+    # On the instance: without a provider, callers use the class's methods at no extra cost.
     vars(manager).update(sign=spans.sign, sign_many=spans.sign_many, sign_with_receipt=spans.sign_with_receipt)
 
 

@@ -1,5 +1,5 @@
-/* hsmcore-host: the engine in a process of its own. Started by hsm_host_start with its descriptors at fixed numbers;
- * ends when told to, when the process that started it ends, or when it outgrows its memory limit. */
+/* hsmcore-host: the engine in a process of its own. hsm_host_start (src/host.c) starts it with its descriptors at fixed
+ * numbers. It ends on request, with the process that started it, or when it outgrows its memory limit. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -19,10 +19,10 @@
 #define LOOK_MS 500 /* how often the memory limit is looked at */
 
 typedef struct host {
-    hsm_client client; /* only what an engine needs of it */
+    hsm_client client; /* only the fields that an engine uses */
     hsm_engine *engine;
     uint64_t memory_limit;
-    int parent; /* pidfd of whoever started us */
+    int parent; /* pidfd of the process that started this one */
 } host;
 
 static hsm_status attach(hsm_client *client) {
@@ -38,8 +38,6 @@ static hsm_status start(host *self, const hsm_request_message *message, hsm_erro
     if (self->engine != NULL) {
         return hsm_fail(error, HSM_BAD_ARGUMENT, "", "started already");
     }
-    size_t pin_len;
-    const uint8_t *pin = hsm_wire_get(message, &message->pin, &pin_len);
     hsm_engine_options options = {
         .module_path = hsm_wire_get_string(message, &message->module_path),
         .module_args = hsm_wire_get_string(message, &message->module_args),
@@ -47,14 +45,13 @@ static hsm_status start(host *self, const hsm_request_message *message, hsm_erro
         .token = {.label = hsm_wire_get_string(message, &message->token_label),
                   .serial = hsm_wire_get_string(message, &message->token_serial),
                   .slot_id = message->slot_id},
-        .pin = pin,
-        .pin_len = pin_len,
         .workers = message->workers,
         .verify_every = message->verify_every,
         .spin_ns = message->spin_ns,
         .warm_ns = message->warm_ns,
         .patience_ns = message->patience_ns,
     };
+    options.pin = hsm_wire_get(message, &message->pin, &options.pin_len);
     self->memory_limit = message->memory_limit;
     return hsm_engine_start(&self->client, &options, &self->engine, error);
 }
@@ -63,26 +60,17 @@ static hsm_status add_key(const host *self, const hsm_request_message *message, 
     if (self->engine == NULL) {
         return hsm_fail(error, HSM_CLOSED, "", "not started");
     }
-    size_t id_len;
-    size_t public_key_len;
-    hsm_key_selector selector = {
-        .label = hsm_wire_get_string(message, &message->key_label),
-        .id = hsm_wire_get(message, &message->key_id, &id_len),
-        .handle = message->handle,
-        .algorithm = (hsm_algorithm)message->algorithm,
-        .public_key = hsm_wire_get(message, &message->public_key, &public_key_len),
-    };
-    selector.id_len = id_len;
-    selector.public_key_len = public_key_len;
+    hsm_key_selector selector = {.label = hsm_wire_get_string(message, &message->key_label),
+                                 .handle = message->handle,
+                                 .algorithm = (hsm_algorithm)message->algorithm};
+    selector.id = hsm_wire_get(message, &message->key_id, &selector.id_len);
+    selector.public_key = hsm_wire_get(message, &message->public_key, &selector.public_key_len);
     return hsm_engine_add_key_as(self->engine, &selector, message->index, info, error);
 }
 
 /* Carry out one message. Returns false when that was the last one. */
 static bool handle(host *self, hsm_request_message *message) {
-    hsm_reply_message reply;
-    memset(&reply, 0, sizeof reply);
-    reply.version = HSM_WIRE_VERSION;
-    reply.operation = message->operation;
+    hsm_reply_message reply = {.version = HSM_WIRE_VERSION, .operation = message->operation};
     hsm_status status = HSM_OK;
     bool go_on = true;
     uint32_t healthy;
@@ -104,7 +92,7 @@ static bool handle(host *self, hsm_request_message *message) {
         break;
     case HSM_OP_SUPERVISE:
         (void)hsm_engine_supervise(self->engine, &healthy);
-        return true; /* nobody waits for an answer */
+        return true; /* it has no answer */
     case HSM_OP_STOP:
         (void)hsm_engine_stop(self->engine, message->timeout_ns);
         self->engine = NULL;
@@ -176,7 +164,6 @@ int main(int argc, char **argv) {
     if (self.parent < 0 || getppid() != parent) {
         return 0; /* it has ended already */
     }
-    int code = serve(&self);
     /* Not exit: handlers of the module may hang, and nothing of ours needs flushing. */
-    _exit(code);
+    _exit(serve(&self));
 }

@@ -1,3 +1,4 @@
+/* The signature algorithms as data: a row for each, and what is computed from it. Verification is in verify.c. */
 #include "algorithm.h"
 
 #include <openssl/evp.h>
@@ -12,32 +13,16 @@ static const uint8_t oid_ed25519[] = {0x06, 0x03, 0x2b, 0x65, 0x70};
 static const uint8_t oid_p256[] = {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07};
 static const uint8_t oid_secp256k1[] = {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a};
 
+// clang-format off: a row is two lines
 static const hsm_algorithm_info algorithms[HSM_ALGORITHM_COUNT] = {
-    [HSM_ED25519] = {.name = "ed25519",
-                     .key_type = CKK_EC_EDWARDS,
-                     .mechanism = CKM_EDDSA,
-                     .deterministic = true,
-                     .public_key_len = 32,
-                     .oid = oid_ed25519,
-                     .oid_len = sizeof oid_ed25519,
-                     .curve_name = "edwards25519"},
-    [HSM_ECDSA_P256] = {.name = "ecdsa-p256",
-                        .key_type = CKK_EC,
-                        .mechanism = CKM_ECDSA,
-                        .prehashed = true,
-                        .public_key_len = 65,
-                        .oid = oid_p256,
-                        .oid_len = sizeof oid_p256,
-                        .curve_name = "secp256r1"},
-    [HSM_ECDSA_SECP256K1] = {.name = "ecdsa-secp256k1",
-                             .key_type = CKK_EC,
-                             .mechanism = CKM_ECDSA,
-                             .prehashed = true,
-                             .public_key_len = 65,
-                             .oid = oid_secp256k1,
-                             .oid_len = sizeof oid_secp256k1,
-                             .curve_name = "secp256k1"},
+    [HSM_ED25519] = {.name = "ed25519", .key_type = CKK_EC_EDWARDS, .mechanism = CKM_EDDSA, .deterministic = true,
+        .public_key_len = 32, .oid = oid_ed25519, .oid_len = sizeof oid_ed25519, .curve_name = "edwards25519"},
+    [HSM_ECDSA_P256] = {.name = "ecdsa-p256", .key_type = CKK_EC, .mechanism = CKM_ECDSA, .prehashed = true,
+        .public_key_len = 65, .oid = oid_p256, .oid_len = sizeof oid_p256, .curve_name = "secp256r1"},
+    [HSM_ECDSA_SECP256K1] = {.name = "ecdsa-secp256k1", .key_type = CKK_EC, .mechanism = CKM_ECDSA, .prehashed = true,
+        .public_key_len = 65, .oid = oid_secp256k1, .oid_len = sizeof oid_secp256k1, .curve_name = "secp256k1"},
 };
+// clang-format on
 
 const hsm_algorithm_info *hsm_algorithm_lookup(hsm_algorithm algorithm) {
     if ((size_t)algorithm >= HSM_ALGORITHM_COUNT || algorithms[algorithm].name == NULL) {
@@ -120,7 +105,7 @@ static void fetch_sha256(void) {
 void hsm_sha256(const uint8_t *message, size_t message_len, uint8_t digest[HSM_SHA256_SIZE]) {
     (void)pthread_once(&sha256_once, fetch_sha256);
     if (EVP_Digest(message, message_len, digest, NULL, sha256, NULL) != 1) {
-        abort(); /* what was not hashed must not be taken for a hash */
+        abort(); /* the buffer must not be taken for a hash */
     }
 }
 

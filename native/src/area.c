@@ -1,3 +1,4 @@
+/* The shared area: its layout in memory, and the sleep of workers. The rings themselves are inline, in area.h. */
 #include "area.h"
 
 #include <fcntl.h>
@@ -10,16 +11,21 @@ static uint64_t aligned(uint64_t size, uint64_t to) {
 
 /* Where everything lies, from the start of the memory. */
 typedef struct offsets {
-    uint64_t requests;
-    uint64_t completions;
-    uint64_t slots;
-    uint64_t workers;
-    uint64_t overflow;
+    uint64_t requests, completions, slots, workers, overflow;
 } offsets;
 
-/* It follows from the numbers that `area` holds already; completes those. */
-static offsets lay_out(hsm_area *area) {
+/* Fill in all of `area` that follows from the options. */
+static offsets lay_out(hsm_area *area, const hsm_client_options *options) {
     offsets at;
+    area->slots = 1;
+    while (area->slots < options->slots && area->slots < HSM_MAX_SLOTS) {
+        area->slots *= 2U;
+    }
+    area->max_message = options->max_message;
+    area->max_workers = options->max_workers;
+    area->digests = options->digests != 0;
+    area->coalesce_ns = options->coalesce_ns;
+    area->shared = NULL;
     area->overflow_stride = area->max_message > HSM_INLINE_MESSAGE ? aligned(area->max_message, 4096) : 0;
     at.requests = aligned(sizeof(hsm_shared), HSM_CACHE_LINE);
     at.completions = aligned(at.requests + area->slots * sizeof(uint32_t), HSM_CACHE_LINE);
@@ -51,16 +57,7 @@ static char *map(int fd, uint64_t size) {
 }
 
 hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, int *fd, hsm_error *error) {
-    area->slots = 1;
-    while (area->slots < options->slots) {
-        area->slots *= 2U;
-    }
-    area->max_message = options->max_message;
-    area->max_workers = options->max_workers;
-    area->digests = options->digests != 0;
-    area->coalesce_ns = options->coalesce_ns;
-    area->shared = NULL;
-    offsets at = lay_out(area);
+    offsets at = lay_out(area, options);
     int file = hsm_counted(memfd_create("hsmcore", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (file < 0) {
         return hsm_fail_errno(error, "memfd_create", "shared area");
@@ -78,11 +75,8 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
     describe(area, &at, memory);
     area->shared->magic = HSM_AREA_MAGIC;
     area->shared->version = HSM_AREA_VERSION;
-    area->shared->slots = area->slots;
-    area->shared->max_message = area->max_message;
-    area->shared->max_workers = area->max_workers;
-    area->shared->digests = area->digests ? 1U : 0U;
-    area->shared->coalesce_ns = area->coalesce_ns;
+    area->shared->options = *options;
+    area->shared->options.slots = area->slots;
     area->shared->size = area->size;
     *fd = file;
     return HSM_OK;
@@ -94,13 +88,7 @@ hsm_status hsm_area_attach(int fd, hsm_area *area) {
         head.version != HSM_AREA_VERSION) {
         return HSM_HOST_MISMATCH;
     }
-    area->slots = head.slots;
-    area->max_message = head.max_message;
-    area->max_workers = head.max_workers;
-    area->digests = head.digests != 0;
-    area->coalesce_ns = head.coalesce_ns;
-    area->shared = NULL;
-    offsets at = lay_out(area);
+    offsets at = lay_out(area, &head.options);
     char *memory = area->size == head.size ? map(fd, area->size) : NULL;
     if (memory == NULL) {
         return HSM_HOST_MISMATCH;
@@ -117,6 +105,14 @@ void hsm_area_destroy(hsm_area *area, int *fd) {
     hsm_close(fd);
 }
 
+void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status) {
+    hsm_slot *failed = hsm_area_slot(area, slot);
+    failed->status = status;
+    failed->signature_len = failed->call = failed->queue_ns = 0;
+    failed->ckr = failed->hsm_ns = 0;
+    hsm_area_complete(area, slot);
+}
+
 void hsm_area_unpark(hsm_area *area, uint64_t count) {
     uint32_t words = (area->max_workers + 63U) / 64U;
     for (uint32_t word = 0; word < words && count > 0; word++) {
@@ -124,7 +120,7 @@ void hsm_area_unpark(hsm_area *area, uint64_t count) {
         while (sleeping != 0 && count > 0) {
             uint64_t bit = sleeping & (~sleeping + 1U);
             sleeping &= ~bit;
-            /* Only the one who clears the bit wakes, so no worker is woken twice for one sleep. */
+            /* Only the thread that clears the bit wakes its worker: not twice for one sleep. */
             if ((atomic_fetch_and_explicit(&area->shared->parked[word], ~bit, memory_order_acq_rel) & bit) == 0) {
                 continue;
             }
@@ -152,8 +148,8 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
     _Atomic uint32_t *park = &hsm_area_worker(area, worker)->park;
 
     atomic_store_explicit(park, 0, memory_order_relaxed);
-    /* Sequentially consistent, like the fence in the submitting thread: either it sees this bit, or we see its
-     * request here. */
+    /* Sequentially consistent, like the fence in the submitting thread: either it sees this bit, or its request is seen
+     * here. */
     atomic_fetch_or(word, bit);
     atomic_thread_fence(memory_order_seq_cst);
     uint32_t mode = atomic_load(&area->shared->mode);
@@ -171,6 +167,6 @@ uint64_t hsm_area_oldest(hsm_area *area) {
     uint32_t slot = atomic_load_explicit(&area->requests[head & (area->slots - 1U)], memory_order_relaxed);
     uint64_t submitted =
         atomic_load_explicit(&hsm_area_slot(area, slot & (area->slots - 1U))->submitted_ns, memory_order_acquire);
-    /* Claimed meanwhile: the slot may be another request's by now, and the queue moves. */
+    /* If it was claimed by now, the slot may be another request's, and the queue moves. */
     return atomic_load_explicit(&area->shared->request_head, memory_order_relaxed) == head ? submitted : 0;
 }

@@ -18,7 +18,7 @@
 #include "hist.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
-#define HSM_AREA_VERSION 4U
+#define HSM_AREA_VERSION 5U
 /* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
  * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
 #define HSM_INLINE_MESSAGE 1280U
@@ -31,7 +31,7 @@ enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_FIRED };
 /* One request and its answer. */
 typedef struct hsm_slot {
     /* request: written by the client */
-    HSM_ALIGNED _Atomic uint64_t submitted_ns; /* atomic, because whoever reads statistics looks at it any time */
+    HSM_ALIGNED _Atomic uint64_t submitted_ns; /* atomic: statistics read it at any time */
     uint64_t deadline_ns;
     uint32_t message_len;
     uint32_t key;
@@ -49,13 +49,13 @@ typedef struct hsm_slot {
     HSM_ALIGNED uint8_t message[HSM_INLINE_MESSAGE];
 } hsm_slot;
 
-/* The place in the key table that belongs to an index. The rest of the index counts how often the place was given away:
- * whoever still has the index of a retired key is refused, whatever key has its place now. */
+/* The place in the key table that belongs to an index. The rest of the index counts the keys that the place has had: a
+ * request with the index of a retired key is refused, whichever key has its place now. */
 static inline uint32_t hsm_key_place(uint32_t index) {
     return index % HSM_MAX_KEYS;
 }
 
-/* In place of an index: whichever is free. */
+/* In place of an index: any that is free. */
 #define HSM_ANY_INDEX UINT32_MAX
 enum hsm_key_state { HSM_KEY_ABSENT, HSM_KEY_ACTIVE, HSM_KEY_RETIRED, HSM_KEY_MISMATCHED };
 
@@ -69,38 +69,27 @@ typedef struct hsm_key_record {
     uint8_t public_key[HSM_MAX_PUBLIC_KEY];
 } hsm_key_record;
 
-/* What a worker says about itself. Written by its worker only (`park` and `quarantined` excepted), read by anyone. */
+/* A worker's record. Written by its worker only, but for `park` and `quarantined`; any thread reads it. */
 typedef struct hsm_worker_record {
     HSM_ALIGNED _Atomic uint32_t park; /* futex: 1 = go on */
     _Atomic uint32_t running;
-    _Atomic uint32_t quarantined;     /* its call overran; it takes no further request and ends when the call does */
-    _Atomic uint64_t call_started_ns; /* 0 when outside the module */
-    _Atomic uint64_t
-        call_deadline_ns; /* after which the call it is in is taken for one that hangs; 0: none, no limit */
-    _Atomic uint64_t signatures;
-    _Atomic uint64_t failures;
-    _Atomic uint64_t expired;
-    _Atomic uint64_t cancelled;
-    _Atomic uint64_t wakes;
+    _Atomic uint32_t quarantined;      /* its call overran; it takes no further request and ends with the call */
+    _Atomic uint64_t call_started_ns;  /* 0 when outside the module */
+    _Atomic uint64_t call_deadline_ns; /* after it, the current call counts as hanging; 0: no call, or no limit */
+    _Atomic uint64_t signatures, failures, expired, cancelled, wakes;
     _Atomic uint64_t wrong; /* signatures that did not verify */
-    _Atomic uint64_t recoveries[HSM_CLASS_COUNT];
-    _Atomic uint64_t failed[HSM_CLASS_COUNT];
+    _Atomic uint64_t recoveries[HSM_CLASS_COUNT], failed[HSM_CLASS_COUNT];
     HSM_ALIGNED hsm_histogram hsm;
-    hsm_histogram queue;
-    hsm_histogram verify;
+    hsm_histogram queue, verify;
 } hsm_worker_record;
 
 /* What both sides write: at the start of the memory, before rings, slots and worker records. */
 typedef struct hsm_shared {
-    /* The layout, for whoever maps the memory next. Each side keeps a copy of its own and never looks here again: the
-     * other side may overwrite it. */
+    /* The layout, for the process that maps the memory next. Each side keeps a copy of its own and reads this one never
+     * again: the other side may overwrite it. */
     uint64_t magic;
-    uint32_t version;
-    uint32_t slots;
-    uint32_t max_message;
-    uint32_t max_workers;
-    uint32_t digests; /* whether workers hash messages for the client's records */
-    uint64_t coalesce_ns;
+    uint64_t version;
+    hsm_client_options options; /* `slots` is rounded up */
     uint64_t size;
 
     HSM_ALIGNED _Atomic uint64_t request_tail;
@@ -108,12 +97,12 @@ typedef struct hsm_shared {
     HSM_ALIGNED _Atomic uint64_t completion_tail;
     HSM_ALIGNED _Atomic uint32_t notify;   /* enum hsm_notify */
     _Atomic uint64_t waiting_since_ns;     /* of the oldest completion whose wake was deferred; 0: none */
-    _Atomic uint64_t alarm_at_ns;          /* when the timer will wake the client whatever the workers do */
+    _Atomic uint64_t alarm_at_ns;          /* when the timer wakes the client by itself */
     _Atomic uint64_t taken_at_ns;          /* when the client last began to take completions */
     _Atomic uint32_t in_flight;            /* slots in use; a hint */
     HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
     _Atomic uint32_t mode;                 /* enum hsm_mode */
-    _Atomic uint32_t down; /* the token does not answer; requests fail at once but for a probe now and then */
+    _Atomic uint32_t down; /* the token does not answer; requests fail or wait, but for a probe now and then */
     _Atomic uint64_t probe_at_ns;
     HSM_ALIGNED _Atomic uint64_t parked[HSM_PARKED_WORDS]; /* one bit for each sleeping worker */
 
@@ -166,8 +155,8 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
     return deadline != 0 && now >= deadline;
 }
 
-/* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is read
- * later. Were the tail the older of the two, the head could be past it. */
+/* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is
+ * read later. Were the tail the older of the two, the head could be past it. */
 static inline uint64_t hsm_area_queued_from(hsm_area *area, uint64_t head) {
     int64_t count = (int64_t)(atomic_load_explicit(&area->shared->request_tail, memory_order_acquire) - head);
     return count > 0 ? (uint64_t)count : 0;
@@ -177,7 +166,7 @@ static inline uint64_t hsm_area_queued(hsm_area *area) {
     return hsm_area_queued_from(area, atomic_load_explicit(&area->shared->request_head, memory_order_acquire));
 }
 
-/* When the oldest request that nobody has claimed was submitted, or 0. Any thread. */
+/* When the oldest request that is not claimed was submitted, or 0. Any thread. */
 uint64_t hsm_area_oldest(hsm_area *area);
 
 /* ---- request ring: one producer, many consumers ---- */
@@ -212,6 +201,9 @@ static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
     atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
 }
 
+/* Answer a slot with a failure that no call of the module caused. */
+void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status);
+
 static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) {
     _Atomic uint32_t *place = &area->completions[head & (area->slots - 1U)];
     uint32_t value = atomic_load_explicit(place, memory_order_acquire);
@@ -223,8 +215,7 @@ static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) 
     return true;
 }
 
-/* What is a moment to a client that waits for completions: so long after it took some it is not woken for the next one, if
- * more follow within as long. */
+/* A client that took completions less than this ago is not woken for the next one, if more follow within as long. */
 static inline uint64_t hsm_area_moment(const hsm_area *area) {
     return area->coalesce_ns / 8U;
 }
@@ -235,7 +226,8 @@ static inline uint64_t hsm_area_moment(const hsm_area *area) {
 void hsm_area_unpark(hsm_area *area, uint64_t count);
 /* Wake all of them, so that they see what was stored before. Any thread. */
 void hsm_area_unpark_all(hsm_area *area);
-/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is stopping. */
+/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is
+ * stopping. */
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns);
 
 #endif

@@ -1,5 +1,5 @@
-/* From the text of an audit log to leaves. Every record begins with the same three fields, so they are read by position;
- * the key id is searched for, where it is not needed for anything but the index. */
+/* From the text of an audit log to leaves. Every record begins with the same three fields, which are read by position;
+ * only the key id, for the index, is searched for. */
 #include <stdbool.h>
 #include <string.h>
 
@@ -34,8 +34,8 @@ static bool take_number(struct text *text, uint64_t *number) {
     return text->at > begin && (*begin != '0' || text->at == begin + 1);
 }
 
-/* What stands before the next quote. Names and ids have no escapes; where a text has one, the index only knows the
- * part before it, as whoever asks the index does. */
+/* The text before the next quote. Names and ids have no escapes; of a text with one, the index knows only the part
+ * before it, and a query uses the same part. */
 static bool take_quoted(struct text *text, struct text *inner) {
     const char *quote = memchr(text->at, '"', (size_t)(text->end - text->at));
     if (quote == NULL) {

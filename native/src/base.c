@@ -1,7 +1,11 @@
+/* The platform: see base.h. */
 #include "base.h"
 
 #include <linux/futex.h>
 #include <signal.h>
+#include <sodium.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -49,6 +53,27 @@ char *hsm_strdup(const char *text) {
         memcpy(copy, text, size);
     }
     return copy;
+}
+
+void hsm_append(char *text, size_t size, const char *format, ...) {
+    size_t used = strlen(text);
+    va_list arguments;
+    va_start(arguments, format);
+    (void)vsnprintf(text + used, size - used, format, arguments);
+    va_end(arguments);
+}
+
+bool hsm_secret_copy(const uint8_t *secret, size_t len, uint8_t **copy) {
+    *copy = NULL;
+    if (secret == NULL) {
+        return true;
+    }
+    /* One byte more, since an empty allocation could be NULL. */
+    *copy = sodium_init() < 0 ? NULL : sodium_malloc(len + 1U);
+    if (*copy != NULL) {
+        memcpy(*copy, secret, len);
+    }
+    return *copy != NULL;
 }
 
 void hsm_count(enum hsm_resource resource, int64_t change) {

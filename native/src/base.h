@@ -21,6 +21,12 @@ void hsm_free(void *memory);
 /* A counted copy; NULL for NULL. */
 char *hsm_strdup(const char *text);
 
+/* Append to a text of `size` bytes; what does not fit is cut off. */
+void hsm_append(char *text, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Copy a secret into guarded and locked memory outside core dumps, which sodium_free wipes and frees; NULL for NULL.
+ * Returns false if there is no such memory. */
+bool hsm_secret_copy(const uint8_t *secret, size_t len, uint8_t **copy);
+
 /* Counters behind hsm_leaks_read, for resources that are not memory. */
 enum hsm_resource { HSM_RESOURCE_THREAD, HSM_RESOURCE_SESSION, HSM_RESOURCE_DESCRIPTOR, HSM_RESOURCE_COUNT };
 void hsm_count(enum hsm_resource resource, int64_t change);

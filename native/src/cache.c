@@ -1,15 +1,12 @@
-/* LRU signature cache with single-flight.
- *
- * One allocation per entry holds the whole message, so an entry answers for exactly the bytes that were signed. A hash
- * chain finds it; a doubly linked list, most recently used first, orders the ones that hold a signature, and another one
- * keeps those whose request is in flight. */
+/* LRU signature cache with single-flight. An entry holds the whole message, in one allocation, and answers for exactly
+ * the bytes that were signed. A hash chain finds it; one doubly linked list, most recently used first, has the entries
+ * that hold a signature, another one those whose request is in flight. */
 #include "base.h"
 
 #include <sodium.h>
 #include <string.h>
 
-/* Which life the entry is in. A DETACHED one was cleared while in flight: nobody may join it, and its signature is
- * not kept. */
+/* A DETACHED entry was cleared while in flight: no request joins it, and its signature is not kept. */
 enum entry_state { IN_FLIGHT, HELD, DETACHED };
 
 typedef struct entry {

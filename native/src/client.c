@@ -1,10 +1,11 @@
+/* The client: takes requests into slots, publishes them, collects completions. The worker's side is worker.c. */
 #include "client.h"
 
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
 
-/* In a batch, workers are shown requests in groups of this size, so that they start while the rest is being copied. */
+/* A batch is published in groups of this size, so that workers start while the rest is being copied. */
 #define BATCH_GROUP 32U
 
 static hsm_status check_range(const char *name, uint32_t value, uint32_t most, hsm_error *error) {
@@ -16,12 +17,8 @@ static hsm_status check_range(const char *name, uint32_t value, uint32_t most, h
 hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, hsm_error *error) {
     *out = NULL;
     hsm_status status = check_range("slots", options->slots, HSM_MAX_SLOTS, error);
-    if (status == HSM_OK) {
-        status = check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
-    }
-    if (status == HSM_OK) {
-        status = check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
-    }
+    status = status != HSM_OK ? status : check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
+    status = status != HSM_OK ? status : check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
     if (status != HSM_OK) {
         return status;
     }
@@ -46,15 +43,15 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
         client->use = hsm_alloc(client->area->slots);
         if (client->free_slots == NULL || client->use == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
+        } else {
+            for (; client->free_count < client->area->slots; client->free_count++) {
+                client->free_slots[client->free_count] = client->area->slots - 1U - client->free_count;
+            }
         }
     }
     if (status != HSM_OK) {
         hsm_client_free(client);
         return status;
-    }
-    while (client->free_count < client->area->slots) {
-        client->free_slots[client->free_count] = client->area->slots - 1U - client->free_count;
-        client->free_count++;
     }
     *out = client;
     return HSM_OK;
@@ -80,7 +77,7 @@ void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
     *timer_fd = client->timer_fd;
 }
 
-/* From here on workers judge by this moment how long the client has been away. */
+/* Note when the client began to take completions: workers judge by it whether a wake is worth it. */
 static void begin_taking(hsm_client *client) {
     hsm_shared *shared = client->area->shared;
     client->taken_at_ns = hsm_now_ns();
@@ -92,7 +89,7 @@ void hsm_client_wake_clear(hsm_client *client) {
     if (hsm_client_forked(client)) {
         return;
     }
-    /* Read before IDLE is said: an event that a worker writes after it must not be swallowed, with FIRED left standing. */
+    /* Clear first: an event that a worker sets after IDLE must not be swallowed, with FIRED left standing. */
     hsm_event_clear(client->event_fd);
     uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
     begin_taking(client);
@@ -194,7 +191,7 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
             return 0;
         }
         client->head++;
-        /* The area may be shared with a process that misbehaves: what was not asked for cannot be answered. */
+        /* The area may be shared with a process that misbehaves: skip answers to no request. */
     } while (index >= area->slots || client->use[index] == HSM_USE_FREE || client->use[index] == HSM_USE_ANSWERED);
     client->use[index] = HSM_USE_ANSWERED;
     hsm_slot *slot = hsm_area_slot(area, index);

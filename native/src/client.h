@@ -10,9 +10,7 @@ enum hsm_slot_use { HSM_USE_FREE, HSM_USE_TAKEN, HSM_USE_REPLAYED, HSM_USE_ANSWE
 struct hsm_client {
     hsm_area *area; /* &own_area, or in a host process that of its own */
     hsm_area own_area;
-    int area_fd;
-    int event_fd;
-    int timer_fd;
+    int area_fd, event_fd, timer_fd;
     uint32_t fork_generation;
     uint32_t free_count;
     uint64_t tail;        /* of the request ring; only this thread moves it */

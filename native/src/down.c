@@ -4,7 +4,7 @@
 #define MS UINT64_C(1000000)
 #define PROBE_FIRST_NS (20 * MS)
 #define PROBE_MAX_NS (1000 * MS)
-/* How long another request waits for the end of a probe, or for its turn. */
+/* The longest wait of another request for the end of a probe, or for its turn. */
 #define PROBE_WAIT_NS (1000 * MS)
 
 bool hsm_token_answered_since(const hsm_engine *engine, uint64_t since) {
@@ -20,9 +20,9 @@ bool hsm_token_answers(const hsm_worker *worker) {
     return hsm_token_answered_since(worker->engine, worker->ladder.since_ns);
 }
 
-/* Whether a request that comes between two probes waits for the next one. It does in the first pause, which is short and may
- * be all that the token needs; and in the second for a token that could be healed but has signed nothing since, which may be
- * the fault of the requests that were tried. After that its caller does better elsewhere. */
+/* Whether a request between two probes waits for the next one. It does in the first pause, which is short and may be
+ * all that the token needs; and in the second one after a heal without a signature, which may be the fault of the
+ * requests that were tried. After that another member serves its caller better. */
 static bool is_worth_waiting(hsm_engine *engine) {
     bool healed = atomic_load(&engine->heal_failures) == 0 && atomic_load(&engine->keys_found) > 0;
     return atomic_load(&engine->probe_failures) <= (healed ? 2U : 1U);
@@ -45,7 +45,7 @@ static bool admit(hsm_worker *worker, uint64_t *now, uint64_t until) {
             }
             wake_at = at < until ? at : until;
         } else if ((begun == 0 || (*now > begun && *now - begun >= PROBE_MAX_NS)) &&
-                   /* One request at a time is the probe; another one may be when this one has had its time. */
+                   /* One request at a time is the probe; another one takes over when its time is up. */
                    atomic_compare_exchange_strong(&engine->probe_begun_ns, &begun, *now)) {
             worker->probing_ns = *now;
             return true;
@@ -59,7 +59,7 @@ static bool admit(hsm_worker *worker, uint64_t *now, uint64_t until) {
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns) {
     uint64_t until = *now + PROBE_WAIT_NS;
     until = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until;
-    /* It waits on purpose: that is no sign of a process that was stopped, nor of a call that hangs. */
+    /* This wait must not look like a stopped process or a hanging call. */
     atomic_store_explicit(&worker->record->call_deadline_ns, until + PROBE_MAX_NS, memory_order_relaxed);
     bool admitted = admit(worker, now, until);
     atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
@@ -89,18 +89,18 @@ void hsm_token_answered(hsm_engine *engine) {
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
     hsm_engine *engine = worker->engine;
     hsm_shared *shared = engine->area->shared;
-    /* Where the token could be healed, or has signed meanwhile, the failure is the request's own. */
+    /* If the token was healed, or has signed since, the failure is the request's own. */
     if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || !worker->ladder.unhealed || hsm_token_answers(worker)) {
         return;
     }
     uint32_t answering = 0;
     if (worker->probing_ns == 0 && !atomic_compare_exchange_strong(&shared->down, &answering, 1)) {
-        return; /* several requests failed at the same time, and are one failure */
+        return; /* several requests that fail at the same time are one failure */
     }
     uint64_t pause = worker->ladder.wait_ns;
     if (pause == 0) {
         uint32_t failures = atomic_fetch_add(&engine->probe_failures, 1);
         pause = PROBE_FIRST_NS << (failures < 6 ? failures : 6);
-    } /* else nothing was tried: it was too soon for that */
+    } /* else it was too soon to try */
     atomic_store(&shared->probe_at_ns, now + (pause < PROBE_MAX_NS ? pause : PROBE_MAX_NS));
 }

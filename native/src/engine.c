@@ -1,4 +1,4 @@
-/* The engine's life: load, log in, start the workers; stop. */
+/* The engine's life: load the module, find the token, log in, start the workers; stop. Read worker.c next. */
 #include "engine.h"
 
 #include <errno.h>
@@ -8,13 +8,6 @@
 #include <time.h>
 
 #include "token.h"
-
-static void copy_text(char *out, size_t size, const CK_UTF8CHAR *padded, size_t padded_size) {
-    while (padded_size > 0 && (padded[padded_size - 1] == ' ' || padded[padded_size - 1] == '\0')) {
-        padded_size--;
-    }
-    (void)snprintf(out, size, "%.*s", (int)padded_size, (const char *)padded);
-}
 
 static hsm_status check_options(const hsm_client *client, const hsm_engine_options *options, hsm_error *error) {
     if (client->fork_generation != hsm_fork_generation()) {
@@ -33,23 +26,8 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
-static hsm_status copy_secret(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
-    if (options->pin == NULL) {
-        return HSM_OK;
-    }
-    /* Guarded, locked, kept out of core dumps. One byte more, since an empty allocation could be NULL. */
-    engine->pin = sodium_malloc(options->pin_len + 1U);
-    if (engine->pin == NULL) {
-        return hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
-    }
-    memcpy(engine->pin, options->pin, options->pin_len);
-    engine->pin_len = options->pin_len;
-    return HSM_OK;
-}
-
 static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
-    CK_INFO info;
-    memset(&info, 0, sizeof info);
+    CK_INFO info = {0};
     CK_RV rv = engine->p11->C_GetInfo(&info);
     if (rv != CKR_OK) {
         return hsm_fail_ckr(error, rv, "C_GetInfo", "%s", options->module_path);
@@ -65,13 +43,13 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
     if (status != HSM_OK) {
         return status;
     }
-    /* What is found now is the token from now on, even if another one by that name is plugged in later. */
+    /* The engine stays with this token, even if another one by that name is plugged in later. */
     if (engine->selector.serial == NULL && engine->token.serial[0] != '\0') {
         engine->selector.serial = hsm_strdup(engine->token.serial);
     }
     engine->slot = engine->token.slot_id;
     char description[sizeof info.libraryDescription + 1];
-    copy_text(description, sizeof description, info.libraryDescription, sizeof info.libraryDescription);
+    hsm_copy_padded(description, sizeof description, info.libraryDescription, sizeof info.libraryDescription);
     (void)snprintf(engine->token.library, sizeof engine->token.library, "%s %u.%u", description,
                    (unsigned)info.libraryVersion.major, (unsigned)info.libraryVersion.minor);
     (void)snprintf(engine->token.quirks, sizeof engine->token.quirks, "%s", engine->quirks->name);
@@ -94,11 +72,12 @@ static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *e
     for (uint32_t i = 0; i < count; i++) {
         hsm_status status = hsm_worker_start(engine, i, false);
         if (status != HSM_OK) {
+            status = status == HSM_SYSTEM ? hsm_fail_errno(error, "pthread_create", "worker")
+                                          : hsm_fail(error, status, "", "worker");
             (void)pthread_mutex_lock(&engine->state);
             engine->starting -= count - i;
             (void)pthread_mutex_unlock(&engine->state);
-            return status == HSM_SYSTEM ? hsm_fail_errno(error, "pthread_create", "worker")
-                                        : hsm_fail(error, status, "", "worker");
+            return status;
         }
     }
     (void)pthread_mutex_lock(&engine->state);
@@ -149,31 +128,26 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     }
     engine->keep_queued = atomic_load(&engine->area->shared->mode) == HSM_MODE_PAUSED;
     if (!engine->keep_queued) {
-        /* Not a host that goes on where another one ended: nothing of an earlier engine's counts. */
+        /* This host replaces no other one: the state of an earlier engine does not count. */
         atomic_store(&engine->area->shared->mode, HSM_MODE_RUN);
         atomic_store(&engine->area->shared->down, 0);
     }
     hsm_keys_begin(engine);
-    status = copy_secret(engine, options, error);
-    if (status == HSM_OK) {
-        status = hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
+    engine->pin_len = options->pin_len;
+    if (!hsm_secret_copy(options->pin, options->pin_len, &engine->pin)) {
+        status = hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
     }
+    status = status != HSM_OK ? status
+                              : hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
     if (status == HSM_OK) {
         hsm_module_join(engine->module);
         engine->p11 = engine->module->p11;
         status = open_token(engine, options, error);
     }
-    if (status == HSM_OK) {
-        status = hsm_engine_login(engine, error);
-    }
-    if (status == HSM_OK) {
-        status = start_workers(engine, options->workers, error);
-    }
-    if (status == HSM_OK) {
-        hsm_warmer_start(engine, options->warm_ns);
-    }
+    status = status != HSM_OK ? status : hsm_engine_login(engine, error);
+    status = status != HSM_OK ? status : start_workers(engine, options->workers, error);
     if (status != HSM_OK) {
-        /* A host that does not start leaves what is queued to the next one. */
+        /* A host that does not start leaves queued requests to the next one. */
         hsm_area *area = engine->area;
         bool paused = engine->keep_queued;
         (void)hsm_engine_stop(engine, UINT64_MAX);
@@ -183,29 +157,22 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         return status;
     }
     engine->keep_queued = false;
+    hsm_warmer_start(engine, options->warm_ns);
     *out = engine;
     return HSM_OK;
 }
 
-/* Answer what no worker will take any more. */
+/* Answer the requests that no worker will take any more. */
 static void complete_queued(hsm_engine *engine) {
     uint32_t index;
-    hsm_worker_record nobody;
-    memset(&nobody, 0, sizeof nobody);
+    static hsm_worker_record unread; /* the wake counts for no worker */
     bool any = false;
     while (hsm_area_claim(engine->area, &index)) {
-        hsm_slot *slot = hsm_area_slot(engine->area, index);
-        slot->status = HSM_CLOSED;
-        slot->signature_len = 0;
-        slot->ckr = 0;
-        slot->call = HSM_CALL_NONE;
-        slot->queue_ns = 0;
-        slot->hsm_ns = 0;
-        hsm_area_complete(engine->area, index);
+        hsm_area_fail(engine->area, index, HSM_CLOSED);
         any = true;
     }
     if (any) {
-        hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, 0, &nobody);
+        hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, 0, &unread);
     }
 }
 
@@ -230,8 +197,8 @@ static void destroy(hsm_engine *engine) {
         hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
-    /* Closing a session also ends the login when it was the last one; C_Logout would end it for every other user of
-     * the token in this process. */
+    /* No C_Logout: it would end the login for every other user of the token in this process. Closing the last session
+     * ends it too. */
     hsm_engine_close_login(engine);
     if (engine->module != NULL) {
         hsm_module_leave(engine->module);

@@ -1,5 +1,5 @@
-/* The engine's inside, shared by its files. Read engine.c (life cycle), worker.c (the loop), session.c, recover.c (the ladder)
- * with down.c, keytable.c (keys), supervise.c (hanging workers), in this order. */
+/* The engine's inside, shared by its files. Read engine.c (life cycle), worker.c (the loop), session.c, recover.c (the
+ * ladder) with down.c, keytable.c (keys), supervise.c (hanging workers), in this order. */
 #ifndef HSM_ENGINE_H
 #define HSM_ENGINE_H
 
@@ -74,26 +74,23 @@ struct hsm_engine {
     CK_FUNCTION_LIST *p11;
     const hsm_quirks *quirks;
     hsm_token_info token;        /* as it was at the start */
-    hsm_token_info token_now;    /* as it was when last looked for */
     hsm_token_selector selector; /* owned copies */
     CK_SLOT_ID slot;
     uint8_t *pin; /* locked memory, or NULL */
     size_t pin_len;
-    uint64_t spin_ns;
-    uint64_t patience_ns;
-    uint32_t verify_every;
-    uint32_t fork_generation;
+    uint64_t spin_ns, patience_ns;
+    uint32_t verify_every, fork_generation;
     bool keep_queued; /* in a host that replaces another one: if it fails to start, queued requests stay queued */
 
-    /* Guards the login session: adding keys, logging in again, finding keys again. A worker takes it off the hot path only:
-     * after a failed signature, or to find a key in a session of its own. Use hsm_engine_lock and hsm_engine_unlock. */
+    /* Guards the login session: adding keys, logging in again, finding keys again. A worker takes it off the hot path
+     * only: after a failed signature, or to find a key in a session of its own. Use hsm_engine_lock and
+     * hsm_engine_unlock. */
     pthread_mutex_t control;
     _Atomic bool closing; /* no login, heal or reinit any more */
     bool login_open;
     CK_SESSION_HANDLE login_session;
     _Atomic uint32_t auth_failure; /* status of a refused login, after which there is no other; 0: none was refused */
-    uint64_t last_heal_ns;
-    uint64_t last_reinit_ns;
+    uint64_t last_heal_ns, last_reinit_ns;
 
     /* 1 while the module is initialized again: workers wait outside. A futex. */
     _Atomic uint32_t gate;
@@ -117,8 +114,7 @@ struct hsm_engine {
     /* Start and stop. */
     pthread_mutex_t state;
     pthread_cond_t changed;
-    uint32_t starting;
-    uint32_t running;
+    uint32_t starting, running;
     hsm_error start_error;
     uint32_t worker_count; /* that should be running */
     uint32_t worker_slots; /* places in `workers`, replacements included */
@@ -134,9 +130,9 @@ void hsm_worker_reap(hsm_worker *worker);
 
 /* ---- wake.c ---- */
 
-/* Tell the client that completions wait: at once if `urgent`, else when the oldest of them has waited for the coalescing
- * time. The workers notice that at their next completion; should all of them hang, a timer of the kernel's, set a few times
- * as long, wakes the client. Any worker; counts into `record`. */
+/* Tell the client that completions wait: at once if `urgent`, else when the oldest of them has waited for the
+ * coalescing time. The workers notice that at their next completion; should all of them hang, a timer of the kernel's,
+ * set a few times as long, wakes the client. Any worker; counts into `record`. */
 void hsm_notify(hsm_area *area, int event_fd, int timer_fd, bool urgent, uint64_t now, hsm_worker_record *record);
 /* Whether a request that was begun and completed at these times is urgent. */
 bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
@@ -147,14 +143,17 @@ bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
 void hsm_engine_lock(hsm_engine *engine);
 /* Release it, and wipe the PIN if the engine was stopped while it was held. */
 void hsm_engine_unlock(hsm_engine *engine);
-/* Wipe the PIN if the engine is closing and no thread holds `control`; else the holder does when it releases the lock. */
+/* Wipe the PIN if the engine is closing and no thread holds `control`; else the holder does when it releases the
+ * lock. */
 void hsm_engine_wipe_pin(hsm_engine *engine);
-/* These four need `control`. Log in through the login session, opening it first if need be. */
+/* All below need `control`. Log in through the login session, opening it first if need be. */
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
 /* The same, if the login session or its login was lost. */
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error);
 /* Close the login session, if there is one. */
 void hsm_engine_close_login(hsm_engine *engine);
+/* Whether the user is logged in, as a session sees it; true for an engine without a PIN. */
+CK_RV hsm_engine_session_state(const hsm_engine *engine, CK_SESSION_HANDLE session, bool *logged_in);
 /* Find the key of a place again in `session` and compare it with the pinned one. */
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);
@@ -174,8 +173,8 @@ hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status);
 bool hsm_token_answered_since(const hsm_engine *engine, uint64_t since);
 /* Whether any session has signed since the failure before this worker's last one: then the token answers. */
 bool hsm_token_answers(const hsm_worker *worker);
-/* Whether a request may go to a token that is down: as a probe, now and then. May wait for a probe, within the request's
- * deadline; `*now` is then the time afterwards. */
+/* Whether a request may go to a token that is down: as a probe, now and then. May wait for a probe, within the
+ * request's deadline; `*now` is then the time afterwards. */
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns);
 /* This worker's request was the probe and has ended. */
 void hsm_probe_end(hsm_worker *worker);
@@ -189,8 +188,8 @@ void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now);
 
 /* Before the first key: empty the table; in a host that replaces another one, read which indices were given. */
 void hsm_keys_begin(hsm_engine *engine);
-/* As hsm_engine_add_key, under the index that the key had in an earlier engine on the same area. A key that is not found
- * keeps its place: the ladder looks for it at the next request. */
+/* As hsm_engine_add_key, under the index that the key had in an earlier engine on the same area. A key that is not
+ * found keeps its place: the ladder looks for it at the next request. */
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error);
 

@@ -1,5 +1,5 @@
-/* Log-linear histogram: the top four bits below the leading one choose one of 16 steps in an octave, so a bucket is
- * at most 1/16 wide whatever the magnitude. Values below 16 ns have a bucket each. */
+/* Log-linear buckets: the four bits below the leading one choose one of 16 steps in an octave, so that a bucket is at
+ * most 1/16 wide at any magnitude. Values below 16 ns have a bucket each. */
 #include "hist.h"
 
 #define STEP_BITS 4U

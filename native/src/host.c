@@ -1,4 +1,5 @@
-/* The client's side of the host process: start it, talk to it, notice its end, start it again. */
+/* The client's side of the host process: start it, send it messages and read its replies, start it again. The other
+ * side is native/host/main.c; the messages are in wire.h. */
 #include "process.h"
 #include "wire.h"
 
@@ -8,7 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* How long requests may lie beside a worker with nothing to do; far beyond what a loaded machine explains. */
+/* Time for which requests may lie beside an idle worker: far beyond what a loaded machine explains. */
 #define UNATTENDED_NS UINT64_C(1000000000)
 
 /* ---- one call ---- */
@@ -50,29 +51,26 @@ static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_m
 }
 
 static hsm_status begin(hsm_host *host, hsm_error *error) {
-    hsm_request_message message;
+    hsm_request_message message = {.operation = HSM_OP_HELLO};
     hsm_reply_message reply;
-    memset(&message, 0, sizeof message);
-    message.operation = HSM_OP_HELLO;
     hsm_status status = call(host, &message, &reply, error);
     if (status == HSM_HOST_LOST) {
-        /* A program that ends at once, or says something else, is not our host. */
+        /* A program that does not answer is not our host. */
         return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s does not answer as a host", host->options.program);
     }
     if (status != HSM_OK) {
         return status;
     }
     const hsm_engine_options *engine = &host->options.engine;
-    memset(&message, 0, sizeof message);
-    message.operation = HSM_OP_START;
-    message.slot_id = engine->token.slot_id;
-    message.workers = engine->workers;
-    message.verify_every = engine->verify_every;
-    message.spin_ns = engine->spin_ns;
-    message.warm_ns = engine->warm_ns;
-    message.patience_ns = engine->patience_ns;
-    message.memory_limit = host->options.memory_limit;
-    message.timeout_ns = host->options.timeout_ns;
+    message = (hsm_request_message){.operation = HSM_OP_START,
+                                    .slot_id = engine->token.slot_id,
+                                    .workers = engine->workers,
+                                    .verify_every = engine->verify_every,
+                                    .spin_ns = engine->spin_ns,
+                                    .warm_ns = engine->warm_ns,
+                                    .patience_ns = engine->patience_ns,
+                                    .memory_limit = host->options.memory_limit,
+                                    .timeout_ns = host->options.timeout_ns};
     bool fits = hsm_wire_put_string(&message, &message.module_path, engine->module_path) &&
                 hsm_wire_put_string(&message, &message.module_args, engine->module_args) &&
                 hsm_wire_put_string(&message, &message.quirks, engine->quirks) &&
@@ -88,13 +86,11 @@ static hsm_status begin(hsm_host *host, hsm_error *error) {
 
 static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uint32_t index, hsm_key_info *info,
                            hsm_error *error) {
-    hsm_request_message message;
+    hsm_request_message message = {.operation = HSM_OP_ADD_KEY,
+                                   .handle = selector->handle,
+                                   .algorithm = (uint32_t)selector->algorithm,
+                                   .index = index};
     hsm_reply_message reply;
-    memset(&message, 0, sizeof message);
-    message.operation = HSM_OP_ADD_KEY;
-    message.handle = selector->handle;
-    message.algorithm = (uint32_t)selector->algorithm;
-    message.index = index;
     if (!hsm_wire_put_string(&message, &message.key_label, selector->label) ||
         !hsm_wire_put(&message, &message.key_id, selector->id, selector->id_len) ||
         !hsm_wire_put(&message, &message.public_key, selector->public_key, selector->public_key_len)) {
@@ -115,17 +111,26 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uin
 
 /* ---- life cycle ---- */
 
+enum { STRINGS = 6 };
+
+/* The strings among the options, which the host owns copies of. */
+static void find_strings(hsm_host_options *options, const char **found[STRINGS]) {
+    hsm_engine_options *engine = &options->engine;
+    const char **strings[STRINGS] = {&engine->module_path, &engine->module_args,  &engine->quirks,
+                                     &engine->token.label, &engine->token.serial, &options->program};
+    memcpy(found, strings, sizeof strings);
+}
+
 static void free_host(hsm_host *host) {
     hsm_close(&host->control);
     hsm_close(&host->pidfd);
     if (host->pin != NULL) {
         sodium_free(host->pin);
     }
-    hsm_engine_options *engine = &host->options.engine;
-    const char *strings[] = {engine->module_path, engine->module_args,  engine->quirks,
-                             engine->token.label, engine->token.serial, host->options.program};
-    for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++) {
-        hsm_free((void *)(uintptr_t)strings[i]);
+    const char **strings[STRINGS];
+    find_strings(&host->options, strings);
+    for (size_t i = 0; i < STRINGS; i++) {
+        hsm_free((void *)(uintptr_t)*strings[i]);
     }
     for (size_t i = 0; host->environment != NULL && host->environment[i] != NULL; i++) {
         hsm_wipe(host->environment[i], strlen(host->environment[i]));
@@ -137,16 +142,13 @@ static void free_host(hsm_host *host) {
 }
 
 static bool copy_options(hsm_host *host, const hsm_host_options *options) {
-    hsm_engine_options *engine = &host->options.engine;
-    const hsm_engine_options *given = &options->engine;
+    const char **strings[STRINGS];
     host->options = *options;
-    engine->pin = NULL;
-    engine->module_path = hsm_strdup(given->module_path);
-    engine->module_args = hsm_strdup(given->module_args);
-    engine->quirks = hsm_strdup(given->quirks);
-    engine->token.label = hsm_strdup(given->token.label);
-    engine->token.serial = hsm_strdup(given->token.serial);
-    host->options.program = hsm_strdup(options->program);
+    host->options.engine.pin = NULL;
+    find_strings(&host->options, strings);
+    for (size_t i = 0; i < STRINGS; i++) {
+        *strings[i] = hsm_strdup(*strings[i]);
+    }
     size_t count = 0;
     while (options->environment != NULL && options->environment[count] != NULL) {
         count++;
@@ -158,23 +160,14 @@ static bool copy_options(hsm_host *host, const hsm_host_options *options) {
             return false;
         }
     }
-    if (given->pin != NULL) {
-        host->pin = sodium_malloc(given->pin_len + 1U);
-        if (host->pin == NULL) {
-            return false;
-        }
-        memcpy(host->pin, given->pin, given->pin_len);
-    }
-    return host->environment != NULL && engine->module_path != NULL && host->options.program != NULL;
+    return hsm_secret_copy(options->engine.pin, options->engine.pin_len, &host->pin) && host->environment != NULL &&
+           host->options.engine.module_path != NULL && host->options.program != NULL;
 }
 
 hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
     *out = NULL;
     if (options->program == NULL || options->engine.module_path == NULL) {
         return hsm_fail(error, HSM_BAD_ARGUMENT, "", "no host program or module");
-    }
-    if (sodium_init() < 0) {
-        return hsm_fail(error, HSM_SYSTEM, "sodium_init", "libsodium");
     }
     hsm_host *host = hsm_alloc(sizeof *host);
     if (host == NULL) {
@@ -187,12 +180,8 @@ hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, h
     (void)pthread_mutex_init(&host->lock, NULL);
     hsm_status status = copy_options(host, options) ? HSM_OK : hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
     atomic_store(&client->area->shared->mode, HSM_MODE_RUN);
-    if (status == HSM_OK) {
-        status = hsm_process_start(host, error);
-    }
-    if (status == HSM_OK) {
-        status = begin(host, error);
-    }
+    status = status != HSM_OK ? status : hsm_process_start(host, error);
+    status = status != HSM_OK ? status : begin(host, error);
     if (status != HSM_OK) {
         hsm_process_end(host);
         free_host(host);
@@ -218,9 +207,7 @@ static hsm_status check_fork(const hsm_host *host, hsm_error *error) {
 
 hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error) {
     hsm_status status = check_fork(host, error);
-    if (status == HSM_OK) {
-        status = send_key(host, selector, HSM_ANY_INDEX, info, error);
-    }
+    status = status != HSM_OK ? status : send_key(host, selector, HSM_ANY_INDEX, info, error);
     if (status != HSM_OK) {
         return status;
     }
@@ -254,10 +241,8 @@ hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error
     if (status != HSM_OK) {
         return status;
     }
-    hsm_request_message message;
+    hsm_request_message message = {.operation = HSM_OP_TOKEN};
     hsm_reply_message reply;
-    memset(&message, 0, sizeof message);
-    message.operation = HSM_OP_TOKEN;
     status = call(host, &message, &reply, error);
     if (status == HSM_OK) {
         *info = reply.token;
@@ -270,8 +255,7 @@ hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error
     return status;
 }
 
-/* Whether requests lie queued though a worker has nothing to do and none has taken one for long: the process is
- * stopped, or starved. */
+/* Whether requests have lain queued for long beside an idle worker: the process is stopped, or starved. */
 static bool unattended(hsm_host *host, uint64_t now) {
     hsm_area *area = host->client->area;
     uint64_t head = atomic_load(&area->shared->request_head);
@@ -306,24 +290,21 @@ uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
         *healthy += running && !over ? 1U : 0U;
     }
     if (stuck > 0) {
-        /* No answer is awaited: whoever calls this has deadlines to keep. */
-        hsm_request_message message;
-        memset(&message, 0, sizeof message);
-        message.version = HSM_WIRE_VERSION;
-        message.operation = HSM_OP_SUPERVISE;
+        /* No answer is awaited: the caller has deadlines to keep. */
+        hsm_request_message message = {.version = HSM_WIRE_VERSION, .operation = HSM_OP_SUPERVISE};
         (void)send(host->control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
     return stuck;
 }
 
-/* Whether a failure is that of one key: the process, the token and the login may do for others. */
+/* Whether a failure concerns one key only: process, token and login may serve the others. */
 static bool is_of_one_key(hsm_status status) {
     return status != HSM_HOST_LOST && status != HSM_HOST_MISMATCH && hsm_status_class(status) != HSM_CLASS_AUTH_FATAL &&
            hsm_status_class(status) != HSM_CLASS_PROCESS_FATAL;
 }
 
-/* Have the new process find a key again, under the index that it had. HSM_OK also for a key that signs nothing any more;
- * `*found` says whether it was found. */
+/* Have the new process find a key again, under its index. HSM_OK also for a key that must not sign any more; `*found`
+ * says whether it was found. */
 static hsm_status find_again(hsm_host *host, uint32_t place, bool *found, hsm_error *error) {
     const hsm_key_info *pinned = &host->keys[place];
     hsm_key_record *record = &host->client->area->shared->keys[place];
@@ -353,8 +334,8 @@ static hsm_status find_again(hsm_host *host, uint32_t place, bool *found, hsm_er
     return status;
 }
 
-/* Have the new process find all keys again. One that it does not find fails only the requests for it, unless there is no
- * other; `error` then still says why it was not found. */
+/* Have the new process find all keys again. One that is not found fails only the requests for it, unless none is found;
+ * `error` says why the last missing one was not. */
 static hsm_status find_all_again(hsm_host *host, hsm_error *error) {
     hsm_status missing = HSM_OK;
     bool any = false;
@@ -378,12 +359,8 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     hsm_process_end(host);
     hsm_close(&host->control);
     status = hsm_process_start(host, error);
-    if (status == HSM_OK) {
-        status = begin(host, error);
-    }
-    if (status == HSM_OK) {
-        status = find_all_again(host, error);
-    }
+    status = status != HSM_OK ? status : begin(host, error);
+    status = status != HSM_OK ? status : find_all_again(host, error);
     if (status != HSM_OK) {
         hsm_process_end(host);
         return status;
@@ -399,10 +376,8 @@ void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
         return;
     }
     if (host->pid > 0) {
-        hsm_request_message message;
+        hsm_request_message message = {.operation = HSM_OP_STOP};
         hsm_reply_message reply;
-        memset(&message, 0, sizeof message);
-        message.operation = HSM_OP_STOP;
         message.timeout_ns = timeout_ns;
         host->options.timeout_ns = timeout_ns + 500000000U;
         (void)call(host, &message, &reply, NULL);

@@ -1,5 +1,5 @@
-/* The journal's thread: take all lines that wait, write them with one call, flush once, say so. While it does, the next
- * group gathers; so the slower the disk, the larger the groups. */
+/* The journal's thread: take all lines that wait, write them with one call, flush once, tell the client. The next group
+ * gathers at the same time: the slower the disk, the larger the groups. Appending is in journal_line.c. */
 #include <hsmcore/journal.h>
 
 #include <errno.h>
@@ -44,7 +44,8 @@ static int sync_parent(const char *path) {
     return failure;
 }
 
-/* Whether the path still leads to our file. A folder that was unmounted or moved away takes what is written with it. */
+/* 0 if the path still leads to the open file. A folder that was unmounted or moved away takes the written lines
+ * along. */
 static int check_place(hsm_journal *journal) {
     struct stat ours;
     struct stat there;
@@ -183,7 +184,7 @@ static void *run(void *argument) {
     (void)prctl(PR_SET_NAME, "hsm-journal");
     while (await_lines(journal)) {
         if (journal->durability == HSM_DURABLE_INTERVAL) {
-            pause_until_closing(journal, journal->interval_ns); /* more lines come into the group meanwhile */
+            pause_until_closing(journal, journal->interval_ns); /* more lines come into the group */
         }
         take_group(journal, &group);
         bool last_try = false;
@@ -239,12 +240,8 @@ static hsm_status open_files(hsm_journal *journal, hsm_error *error) {
         return hsm_fail_errno(error, "fstat", journal->path);
     }
     journal->size = (uint64_t)status.st_size;
-    int failure = sync_parent(journal->path);
-    if (failure != 0) {
-        errno = failure;
-        return hsm_fail_errno(error, "fsync", journal->path);
-    }
-    return HSM_OK;
+    errno = sync_parent(journal->path);
+    return errno == 0 ? HSM_OK : hsm_fail_errno(error, "fsync", journal->path);
 }
 
 hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal_out, hsm_error *error) {
@@ -253,8 +250,7 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
     if (journal == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "no memory");
     }
-    journal->fd = -1;
-    journal->event_fd = -1;
+    journal->fd = journal->event_fd = -1;
     (void)pthread_mutex_init(&journal->lock, NULL);
     journal->path = hsm_strdup(options->path);
     journal->archive = hsm_strdup(options->archive);
@@ -273,11 +269,8 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
         status = open_files(journal, error);
     }
     if (status == HSM_OK) {
-        int failure = hsm_thread_start(&journal->thread, run, journal);
-        if (failure != 0) {
-            errno = failure;
-            status = hsm_fail_errno(error, "pthread_create", "journal");
-        }
+        errno = hsm_thread_start(&journal->thread, run, journal);
+        status = errno == 0 ? HSM_OK : hsm_fail_errno(error, "pthread_create", "journal");
     }
     if (status != HSM_OK) {
         release(journal);

@@ -11,18 +11,15 @@
 
 typedef struct hsm_journal_buffer {
     char *data;
-    size_t used;
-    size_t capacity;
+    size_t used, capacity;
     uint64_t lines;
     uint64_t begun_ns; /* when the first of them came */
 } hsm_journal_buffer;
 
 struct hsm_journal {
-    char *path;
-    char *archive;
+    char *path, *archive;
     enum hsm_durability durability;
-    uint64_t interval_ns;
-    uint64_t rotate_bytes;
+    uint64_t interval_ns, rotate_bytes;
     int event_fd;
     pthread_t thread;
 

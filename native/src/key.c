@@ -1,14 +1,14 @@
+/* Private keys on a token, as modules present them. */
 #include "key.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "algorithm.h"
 
 #define MAX_ATTRIBUTE 256U
 
-/* Only class and label or id go into the template: modules exist that answer a search by key type, EC parameters or
- * CKA_SIGN with an error or with nothing. The rest is compared here. */
+/* Search by class and label or id only: some modules answer a search by key type, EC parameters or CKA_SIGN with an
+ * error or an empty list. The rest is compared here. */
 static hsm_status find_objects(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_CLASS class_,
                                const char *label, const uint8_t *id, size_t id_len, CK_OBJECT_HANDLE found[2],
                                CK_ULONG *count, hsm_error *error) {
@@ -57,18 +57,16 @@ static CK_RV read_attribute(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK
 }
 
 static void describe(const hsm_key_selector *selector, char *text, size_t size) {
-    int used = snprintf(text, size, "private key");
-    if (selector->label != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " labelled '%s'", selector->label);
+    text[0] = '\0';
+    hsm_append(text, size, "private key");
+    if (selector->label != NULL) {
+        hsm_append(text, size, " labelled '%s'", selector->label);
     }
-    if (selector->handle >= 0 && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " with handle %lld", (long long)selector->handle);
+    if (selector->handle >= 0) {
+        hsm_append(text, size, " with handle %lld", (long long)selector->handle);
     }
-    if (selector->id != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " with id ");
-        for (size_t i = 0; i < selector->id_len && used >= 0 && (size_t)used + 2 < size; i++) {
-            used += snprintf(text + used, size - (size_t)used, "%02x", selector->id[i]);
-        }
+    for (size_t i = 0; selector->id != NULL && i < selector->id_len; i++) {
+        hsm_append(text, size, "%s%02x", i == 0 ? " with id " : "", selector->id[i]);
     }
 }
 
@@ -97,8 +95,8 @@ static hsm_status find_private(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session,
     return HSM_OK;
 }
 
-/* CKA_EC_POINT from the private key itself if the module keeps it there, else from the public key with the same id,
- * else (a key without an id) from the one with the same label. */
+/* Read CKA_EC_POINT from the private key if the module keeps it there, else from the public key with the same id, or
+ * for a key without an id with the same label. */
 static hsm_status read_point(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE private_key,
                              const hsm_key_info *info, uint8_t *point, size_t *point_len, hsm_error *error) {
     CK_RV rv = read_attribute(p11, session, private_key, CKA_EC_POINT, point, MAX_ATTRIBUTE, point_len);
@@ -169,44 +167,40 @@ static hsm_status read_attributes(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE sessi
     CK_KEY_TYPE type = 0;
     CK_BBOOL sign = CK_TRUE;
     uint8_t params[MAX_ATTRIBUTE];
-    size_t class_len;
-    size_t type_len;
-    size_t params_len;
-    size_t sign_len;
-    size_t id_len;
-    size_t label_len;
+    enum { CLASS, TYPE, PARAMS, SIGN, ID, LABEL, COUNT };
     struct {
         CK_ATTRIBUTE_TYPE type;
         void *value;
         size_t size;
-        size_t *length;
         const char *name;
-    } wanted[] = {
-        {CKA_CLASS, &class_, sizeof class_, &class_len, "CKA_CLASS"},
-        {CKA_KEY_TYPE, &type, sizeof type, &type_len, "CKA_KEY_TYPE"},
-        {CKA_EC_PARAMS, params, sizeof params, &params_len, "CKA_EC_PARAMS"},
-        {CKA_SIGN, &sign, sizeof sign, &sign_len, "CKA_SIGN"},
-        {CKA_ID, info->id, sizeof info->id, &id_len, "CKA_ID"},
-        {CKA_LABEL, info->label, sizeof info->label - 1U, &label_len, "CKA_LABEL"},
+        size_t length;
+    } wanted[COUNT] = {
+        [CLASS] = {CKA_CLASS, &class_, sizeof class_, "CKA_CLASS", 0},
+        [TYPE] = {CKA_KEY_TYPE, &type, sizeof type, "CKA_KEY_TYPE", 0},
+        [PARAMS] = {CKA_EC_PARAMS, params, sizeof params, "CKA_EC_PARAMS", 0},
+        [SIGN] = {CKA_SIGN, &sign, sizeof sign, "CKA_SIGN", 0},
+        [ID] = {CKA_ID, info->id, sizeof info->id, "CKA_ID", 0},
+        [LABEL] = {CKA_LABEL, info->label, sizeof info->label - 1U, "CKA_LABEL", 0},
     };
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+    for (size_t i = 0; i < COUNT; i++) {
         CK_RV rv =
-            read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size, wanted[i].length);
+            read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size, &wanted[i].length);
         if (rv != CKR_OK) {
             return hsm_fail_ckr(error, rv, "C_GetAttributeValue", "%s of the private key", wanted[i].name);
         }
     }
-    info->id_len = (uint32_t)id_len;
-    info->label[label_len] = '\0';
-    if (class_len != sizeof class_ || class_ != CKO_PRIVATE_KEY) {
+    info->id_len = (uint32_t)wanted[ID].length;
+    info->label[wanted[LABEL].length] = '\0';
+    if (wanted[CLASS].length != sizeof class_ || class_ != CKO_PRIVATE_KEY) {
         return hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "the object is no private key");
     }
-    info->algorithm = type_len == sizeof type ? hsm_algorithm_of_key(type, params, params_len) : HSM_ALGORITHM_NONE;
+    info->algorithm = wanted[TYPE].length == sizeof type ? hsm_algorithm_of_key(type, params, wanted[PARAMS].length)
+                                                         : HSM_ALGORITHM_NONE;
     if (info->algorithm == HSM_ALGORITHM_NONE) {
         return hsm_fail(error, HSM_ALGORITHM_UNSUPPORTED, "C_GetAttributeValue",
                         "'%s' has key type 0x%lx; Ed25519, P-256 and secp256k1 keys are supported", info->label, type);
     }
-    if (sign_len == sizeof sign && sign != CK_TRUE) {
+    if (wanted[SIGN].length == sizeof sign && sign != CK_TRUE) {
         return hsm_fail(error, HSM_KEY_DEACTIVATED, "C_GetAttributeValue",
                         "'%s' has CKA_SIGN false: it was deactivated or made for another use", info->label);
     }
@@ -217,23 +211,18 @@ hsm_status hsm_key_find(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const 
                         CK_OBJECT_HANDLE *handle, hsm_key_info *info, hsm_error *error) {
     memset(info, 0, sizeof *info);
     hsm_status status = find_private(p11, session, selector, handle, error);
-    if (status == HSM_OK) {
-        status = read_attributes(p11, session, *handle, info, error);
-    }
+    status = status != HSM_OK ? status : read_attributes(p11, session, *handle, info, error);
     if (status == HSM_OK && selector->algorithm != HSM_ALGORITHM_NONE && selector->algorithm != info->algorithm) {
         status = hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "'%s' is an %s key, not %s", info->label,
                           hsm_algorithm_name(info->algorithm), hsm_algorithm_name(selector->algorithm));
     }
-    if (status == HSM_OK) {
-        status = read_public_key(p11, session, selector, *handle, info, error);
-    }
+    status = status != HSM_OK ? status : read_public_key(p11, session, selector, *handle, info, error);
     return status;
 }
 
 hsm_status hsm_key_check_mechanism(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_algorithm algorithm, hsm_error *error) {
     const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
-    CK_MECHANISM_INFO mechanism;
-    memset(&mechanism, 0, sizeof mechanism);
+    CK_MECHANISM_INFO mechanism = {0};
     CK_RV rv = p11->C_GetMechanismInfo(slot, info->mechanism, &mechanism);
     if (rv == CKR_MECHANISM_INVALID || (rv == CKR_OK && (mechanism.flags & CKF_SIGN) == 0)) {
         return hsm_fail(error, HSM_MECHANISM_UNSUPPORTED, "C_GetMechanismInfo", "the token cannot sign %s (0x%lx)",

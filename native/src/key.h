@@ -1,4 +1,4 @@
-/* Private keys on a token: find one, read its public half, check that it may sign. Blocks as long as the module does. */
+/* Private keys on a token: find one, read its public half, check that it may sign. As slow as the module is. */
 #ifndef HSM_KEY_H
 #define HSM_KEY_H
 

@@ -23,8 +23,8 @@ void hsm_keys_begin(hsm_engine *engine) {
     }
 }
 
-/* Sign something that can be no transaction and verify it: the two halves of the key belong together, and the token
- * really signs. */
+/* Sign a message that can be no transaction, and verify it: this proves that both halves of the key belong together,
+ * and that the token signs. */
 static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_key_info *info, hsm_error *error) {
     uint8_t message[48];
     uint8_t signature[HSM_MAX_SIGNATURE];
@@ -52,8 +52,8 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
     return HSM_OK;
 }
 
-/* Whether a worker may still be at a request for the key that has this place. Each says so before it looks at the key's
- * state: whoever does not say so here will find it retired. */
+/* Whether a worker may still serve a request for the key in this place. A worker sets `serving` before it reads the
+ * key's state: one that has not set it yet will read RETIRED. */
 static bool is_served(hsm_engine *engine, uint32_t place) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
         if (atomic_load(&engine->workers[i].serving) == place + 1U) {
@@ -106,7 +106,7 @@ static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selecto
     pinned->public_key_len = info->public_key_len;
     memcpy(pinned->public_key, info->public_key, info->public_key_len);
     info->index = index;
-    if (!again) { /* else it is what it was, and may have been retired meanwhile */
+    if (!again) { /* else it keeps its state: it may have been retired */
         atomic_store(&pinned->state, HSM_KEY_ACTIVE);
     }
     return HSM_OK;
@@ -142,15 +142,10 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
     hsm_status status = hsm_engine_ready(engine, error);
-    if (status == HSM_OK) {
-        status = hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
-    }
-    if (status == HSM_OK) {
-        status = hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
-    }
-    if (status == HSM_OK) {
-        status = prove(engine, handle, info, error);
-    }
+    status =
+        status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
+    status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
+    status = status != HSM_OK ? status : prove(engine, handle, info, error);
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
     } else if (index != HSM_ANY_INDEX && status != HSM_KEY_MISMATCH) {

@@ -1,5 +1,5 @@
-/* The token's login: one for all workers of an engine, with a PIN that is wiped when the engine is stopped; and what can be
- * found only behind it: the keys. */
+/* The token's login, one for all workers of an engine, with a PIN that is wiped when the engine stops; and the search
+ * for keys, which needs it. */
 #include <string.h>
 
 #include "engine.h"
@@ -66,22 +66,20 @@ void hsm_engine_close_login(hsm_engine *engine) {
     }
 }
 
-/* Whether the login session exists and is logged in. */
-static bool logged_in(hsm_engine *engine) {
-    CK_SESSION_INFO info;
-    memset(&info, 0, sizeof info);
-    if (!engine->login_open) {
-        return false;
-    }
-    if (engine->p11->C_GetSessionInfo(engine->login_session, &info) != CKR_OK) {
-        hsm_engine_close_login(engine);
-        return false;
-    }
-    return engine->pin == NULL || info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
+CK_RV hsm_engine_session_state(const hsm_engine *engine, CK_SESSION_HANDLE session, bool *logged_in) {
+    CK_SESSION_INFO info = {0};
+    CK_RV rv = engine->p11->C_GetSessionInfo(session, &info);
+    *logged_in = engine->pin == NULL ||
+                 (rv == CKR_OK && (info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS));
+    return rv;
 }
 
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
-    return logged_in(engine) ? HSM_OK : hsm_engine_login(engine, error);
+    bool logged_in = false;
+    if (engine->login_open && hsm_engine_session_state(engine, engine->login_session, &logged_in) != CKR_OK) {
+        hsm_engine_close_login(engine);
+    }
+    return engine->login_open && logged_in ? HSM_OK : hsm_engine_login(engine, error);
 }
 
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
@@ -101,7 +99,7 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
     hsm_key_info info;
     hsm_status status = hsm_key_find(engine->p11, session, &selector, handle, &info, error);
     bool other_key = status == HSM_KEY_MISMATCH || status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED;
-    /* What a module returned is a failure of the search; only what was read and compared is another key. */
+    /* An error of the module is a failure of the search; only a key that was read and compared is another one. */
     if (other_key && error->ckr == CKR_OK) {
         /* Another key answers to this name: nothing may be signed with it, now or later. */
         atomic_store(&pinned->state, HSM_KEY_MISMATCHED);

@@ -1,14 +1,13 @@
+/* Loading and initializing modules, once for each process and path. */
 #include "module.h"
 
 #include <dlfcn.h>
-#include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* C_Initialize is per process, so the table of modules is too. The lock is held while a module initializes: two callers
- * must not both be the first. No signature waits for it. */
+/* One table for the process, as C_Initialize is for the process. Its lock is held while a module initializes, so that
+ * only one caller is the first. No signature waits for it. */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static hsm_module *table;
 
@@ -27,8 +26,7 @@ static void load_symbol(void *library, const char *name, void *function, size_t 
     memcpy(function, &symbol, size);
 }
 
-/* The newest "PKCS 11" interface of the list. It is scanned because some modules answer a request for a version
- * with an error although they have it. */
+/* The newest "PKCS 11" interface of the list, because some modules refuse a request for a version that they have. */
 static CK_FUNCTION_LIST *newest_interface(void *library) {
     CK_C_GetInterfaceList get_list;
     load_symbol(library, "C_GetInterfaceList", &get_list, sizeof get_list);
@@ -89,7 +87,7 @@ static hsm_status initialize(hsm_module *module, hsm_error *error) {
     CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK, .pReserved = module->args};
     CK_RV rv = module->p11->C_Initialize(&args);
     if (rv == CKR_CRYPTOKI_ALREADY_INITIALIZED) {
-        /* Whoever did it may have promised a single thread, which several modules answer by dropping their locks. */
+        /* The other code may have promised a single thread, which several modules answer by dropping their locks. */
         return hsm_fail_ckr(error, rv, "C_Initialize",
                             "other code in this process has initialized %s; let hsmcore do it first", module->path);
     }
@@ -142,9 +140,7 @@ static hsm_status acquire_locked(const char *path, const char *args, hsm_module 
     hsm_status status = module->path == NULL || (args != NULL && module->args == NULL)
                             ? hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module")
                             : load(module, error);
-    if (status == HSM_OK) {
-        status = initialize(module, error);
-    }
+    status = status != HSM_OK ? status : initialize(module, error);
     if (status != HSM_OK) {
         discard(module);
         return status;
@@ -211,10 +207,6 @@ bool hsm_module_claim(hsm_module *module) {
         (void)pthread_mutex_unlock(&module->outside);
     }
     return alone;
-}
-
-void hsm_module_unclaim(hsm_module *module) {
-    (void)pthread_mutex_unlock(&module->outside);
 }
 
 uint64_t hsm_module_enter(hsm_module *module) {

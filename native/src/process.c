@@ -1,3 +1,4 @@
+/* The host's process: spawn, kill, reap. */
 #include "process.h"
 #include "wire.h"
 

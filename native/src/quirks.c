@@ -1,3 +1,4 @@
+/* The table of quirks, and what follows from a row. */
 #include "quirks.h"
 
 #include <string.h>
@@ -5,39 +6,24 @@
 #include "algorithm.h"
 
 /* The last row is the one for modules that are not recognized. */
+// clang-format off: a row is one line where it fits
 static const hsm_quirks rows[] = {
     {.name = "softhsm", .library_contains = "SoftHSM", .patience_ms = 500},
     {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true, .patience_ms = 500},
     /* A signature of 3 KB takes a YubiHSM 2 about 0.9 s. */
-    {.name = "yubihsm",
-     .library_contains = "Yubico",
-     .users_are_objects = true,
-     .keepalive_s = 20,
-     .calls_in_flight = 1,
-     .sign_bytes = 3114, /* observed: a frame of 3136 (firmware 2.4) less headers, ids, padding and MAC */
-     .patience_ms = 2000},
-    {.name = "aws-cloudhsm",
-     .library_contains = "CloudHSM",
-     .read_write_sessions = true,
-     .handles_per_session = true,
-     .open_pause_ms = 50,
-     .patience_ms = 1000}, /* its library repeats throttled calls by itself */
+    {.name = "yubihsm", .library_contains = "Yubico", .users_are_objects = true, .keepalive_s = 20,
+     .calls_in_flight = 1, .patience_ms = 2000,
+     .sign_bytes = 3114}, /* observed: a frame of 3136 (firmware 2.4) less headers, ids, padding and MAC */
+    {.name = "aws-cloudhsm", .library_contains = "CloudHSM", .read_write_sessions = true, .handles_per_session = true,
+     .open_pause_ms = 50, .patience_ms = 1000}, /* its library repeats throttled calls by itself */
     {.name = "generic", .patience_ms = 500},
 };
+// clang-format on
 
 #define COUNT (sizeof rows / sizeof rows[0])
 
 const char *hsm_quirks_name(size_t index) {
     return index < COUNT ? rows[index].name : NULL;
-}
-
-bool hsm_quirks_known(const char *name) {
-    for (size_t i = 0; i < COUNT; i++) {
-        if (strcmp(rows[i].name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
 }
 
 const hsm_quirks *hsm_quirks_of_name(const char *name) {
@@ -47,6 +33,10 @@ const hsm_quirks *hsm_quirks_of_name(const char *name) {
         }
     }
     return &rows[COUNT - 1];
+}
+
+bool hsm_quirks_known(const char *name) {
+    return strcmp(hsm_quirks_of_name(name)->name, name) == 0;
 }
 
 hsm_status hsm_quirks_judge(const hsm_quirks *quirks, hsm_status status, CK_RV ckr, hsm_algorithm algorithm,
@@ -60,7 +50,7 @@ hsm_status hsm_quirks_judge(const hsm_quirks *quirks, hsm_status status, CK_RV c
     if (!hsm_algorithm_lookup(algorithm)->prehashed && message_len > quirks->sign_bytes) {
         return HSM_MESSAGE_REJECTED;
     }
-    /* The key has signed before: so the channel is out of step, or the module could not ask the device what it can. */
+    /* The key has signed before: the channel is out of step, or the module could not read the device's abilities. */
     return ckr == CKR_DATA_LEN_RANGE || ckr == CKR_MECHANISM_INVALID ? HSM_TOKEN_LOST : status;
 }
 

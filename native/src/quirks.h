@@ -7,17 +7,15 @@
 
 typedef struct hsm_quirks {
     const char *name;
-    const char
-        *library_contains;       /* in CK_INFO.libraryDescription or manufacturerID, to recognize the module; or NULL */
-    bool read_write_sessions;    /* read-only sessions are refused */
-    bool handles_per_session;    /* object handles mean nothing in another session */
-    bool memory_error_is_logout; /* CKR_HOST_MEMORY from C_SignInit after a logout */
-    bool users_are_objects;      /* CKR_OBJECT_HANDLE_INVALID from C_Login: there is no such user */
-    uint32_t open_pause_ms;      /* between two C_OpenSession calls */
-    uint32_t keepalive_s;        /* idle sessions die after somewhat longer; 0: they do not */
-    uint32_t calls_in_flight;    /* that one slot works on at once; 0: no limit known */
-    uint32_t patience_ms;        /* a call is not taken for one that hangs before it has lasted so long, whatever
-                                    deadline its caller gave: several times what the device itself takes */
+    const char *library_contains; /* in CK_INFO, as description or manufacturer, to recognize the module; or NULL */
+    bool read_write_sessions;     /* read-only sessions are refused */
+    bool handles_per_session;     /* object handles mean nothing in another session */
+    bool memory_error_is_logout;  /* CKR_HOST_MEMORY from C_SignInit after a logout */
+    bool users_are_objects;       /* CKR_OBJECT_HANDLE_INVALID from C_Login: there is no such user */
+    uint32_t open_pause_ms;       /* between two C_OpenSession calls */
+    uint32_t keepalive_s;         /* idle sessions die after somewhat longer; 0: they do not */
+    uint32_t calls_in_flight;     /* that one slot works on at once; 0: no limit known */
+    uint32_t patience_ms;         /* a shorter call does not count as hanging: several times what the device takes */
     /* The most bytes that C_Sign can send to the device; 0: not known. Of a module that has a limit, an error about the
      * length of a shorter message means that the channel to the device is out of step, and only a new one helps. */
     uint32_t sign_bytes;

@@ -8,8 +8,8 @@
  *
  * The class of a failure chooses the rung; a failure that repeats takes the next one. A request leaves the ladder after
  * LADDER_NS or at its deadline, and after a few attempts while others wait for its worker, since the failure may be its
- * own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and rate-limited:
- * a request waits for its turn. A refused PIN ends all logins. */
+ * own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and
+ * rate-limited: a request waits for its turn. A refused PIN ends all logins. */
 #include "session.h"
 
 #include "token.h"
@@ -30,14 +30,15 @@
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
 
-/* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is missing or deactivated: only a
- * fault of the token is a failure. Call with `control` held. */
+/* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is missing or deactivated: only
+ * a fault of the token is a failure. Call with `control` held. */
 static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_error *error) {
     hsm_engine_key *key = &engine->keys[place];
     CK_OBJECT_HANDLE handle = 0;
     hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
     *found = status == HSM_OK;
-    /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without one. */
+    /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
+     * one. */
     bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
     bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || error->ckr == CKR_OK;
     atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
@@ -45,8 +46,8 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     return own ? HSM_OK : status;
 }
 
-/* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is found,
- * that failure is returned. Call with `control` held. */
+/* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is
+ * found, that failure is returned. Call with `control` held. */
 static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
     hsm_status status = hsm_engine_ready(engine, error);
     hsm_status failure = HSM_OK;
@@ -126,15 +127,14 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         forget_handles(engine);
         status = hsm_module_reinitialize(engine->module, error);
         if (status == HSM_OK) {
-            status = hsm_token_find(engine->p11, &engine->selector, &engine->token_now, error);
-            engine->slot = status == HSM_OK ? engine->token_now.slot_id : engine->slot;
+            hsm_token_info found;
+            status = hsm_token_find(engine->p11, &engine->selector, &found, error);
+            engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
         }
-        if (status == HSM_OK) {
-            status = heal_token(engine, error);
-        }
+        status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
-    hsm_module_unclaim(engine->module);
+    hsm_module_exit(engine->module);
     return status;
 }
 
@@ -157,8 +157,8 @@ static void nap(hsm_worker *worker, uint64_t ns) {
     hsm_worker_enter(worker, hsm_now_ns());
 }
 
-/* The rung "retry": sleep, longer each time. Returns false when the request's time on the ladder is over; before that there
- * is one last attempt, halfway between now and then. */
+/* The rung "retry": sleep, longer each time. Returns false when the request's time on the ladder is over; before that
+ * there is one last attempt, halfway between now and then. */
 static bool retry(hsm_worker *worker) {
     hsm_ladder *ladder = &worker->ladder;
     uint64_t now = hsm_now_ns();
@@ -184,8 +184,8 @@ static bool retry(hsm_worker *worker) {
 
 enum result { DONE, FAILED, TOO_SOON };
 
-/* One attempt at a rung, unless another worker has made one since this one last looked. For TOO_SOON the ladder's `wait_ns`
- * says how long until the next attempt is allowed. Call outside the module, with `control` held. */
+/* One attempt at a rung, unless another worker has made one since this one last looked. For TOO_SOON the ladder's
+ * `wait_ns` says how long until the next attempt is allowed. Call outside the module, with `control` held. */
 static enum result attempt(hsm_worker *worker, enum rung rung) {
     hsm_engine *engine = worker->engine;
     hsm_ladder *ladder = &worker->ladder;
@@ -296,7 +296,8 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
     enum hsm_class class_ = hsm_status_class(status);
     atomic_fetch_add_explicit(&worker->record->recoveries[class_], 1, memory_order_relaxed);
     hsm_ladder *ladder = &worker->ladder;
-    /* The cheap remedy has not helped before. A failure after a RETRY does not count: that one left an operation behind. */
+    /* The cheap remedy has not helped before. A failure after a RETRY does not count: that one left an operation
+     * behind. */
     bool again = (ladder->seen & (1U << class_)) != 0 && ladder->last != HSM_CLASS_RETRY;
     ladder->seen |= 1U << class_;
     ladder->last = class_;
@@ -310,7 +311,8 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         return retry(worker);
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
-        /* Closing ends the operation as well. Where a new session does not help, the login may have gone with the old one. */
+        /* Closing ends the operation as well. Where a new session does not help, the login may have gone with the old
+         * one. */
         hsm_worker_close(worker);
         return !again || heal_or_more(worker);
     case HSM_CLASS_REFIND:

@@ -1,16 +1,8 @@
-/* After a host process has died: what it had begun and not answered goes back to the workers of the next one, or fails. */
+/* After a host process has died: the requests that it had begun and not answered are queued again, or fail. */
 #include "client.h"
 
-static void answer_lost(hsm_slot *slot) {
-    slot->status = HSM_HOST_LOST;
-    slot->signature_len = 0;
-    slot->ckr = 0;
-    slot->call = 0;
-    slot->hsm_ns = 0;
-}
-
-/* Take what was answered before the end out of a completion ring that may have holes: places that a worker had
- * reserved and not filled. Marks the slots in `seen` and closes the ring up. */
+/* Close a completion ring up that may have holes: places that a worker had reserved and not filled. Marks the slots
+ * that were answered before the end in `seen`. */
 static void close_completions(hsm_client *client, uint8_t *seen) {
     hsm_area *area = client->area;
     _Atomic uint32_t *ring = area->completions;
@@ -36,20 +28,20 @@ uint32_t hsm_client_replay(hsm_client *client) {
     hsm_area *area = client->area;
     uint8_t *seen = hsm_alloc(area->slots);
     if (seen == NULL) {
-        return 0; /* their deadlines will answer them */
+        return 0; /* the requests fail at their deadlines */
     }
     atomic_store(&area->shared->mode, HSM_MODE_PAUSED);
     close_completions(client, seen);
     uint64_t head = atomic_load(&area->shared->request_head);
     if (client->published - head > area->slots) {
-        head = client->published; /* not what a worker of ours leaves behind */
+        head = client->published; /* no worker of ours leaves such a head */
         atomic_store(&area->shared->request_head, head);
     }
     for (uint64_t i = head; i != client->tail; i++) { /* an open batch included */
         seen[atomic_load(&area->requests[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
     }
     atomic_store(&area->shared->spinning, 0);
-    atomic_store(&area->shared->down, 0); /* what the host that ended thought of the token is not the next one's */
+    atomic_store(&area->shared->down, 0); /* the next host finds out by itself */
     atomic_store(&area->shared->notify, HSM_NOTIFY_IDLE);
     for (uint32_t i = 0; i < HSM_PARKED_WORDS; i++) {
         atomic_store(&area->shared->parked[i], 0);
@@ -67,16 +59,14 @@ uint32_t hsm_client_replay(hsm_client *client) {
         if (seen[index] != 0 || client->use[index] == HSM_USE_FREE || client->use[index] == HSM_USE_ANSWERED) {
             continue;
         }
-        hsm_slot *slot = hsm_area_slot(area, index);
-        const hsm_key_record *key = &area->shared->keys[hsm_key_place(slot->key)];
+        const hsm_key_record *key = &area->shared->keys[hsm_key_place(hsm_area_slot(area, index)->key)];
         /* Once only: a message that crashes the module must not do so for ever. */
         if (client->use[index] == HSM_USE_TAKEN && hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm)) {
             client->use[index] = HSM_USE_REPLAYED;
             hsm_area_publish(area, client->tail++, index);
             again++;
         } else {
-            answer_lost(slot);
-            hsm_area_complete(area, index);
+            hsm_area_fail(area, index, HSM_HOST_LOST);
             answers = true;
         }
     }

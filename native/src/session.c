@@ -1,4 +1,4 @@
-/* A worker's session: open it, close it, the handles that keys have in it, and going into the module and out. */
+/* A worker's session: opening and closing it, the handles of keys in it, and the gate in front of the module. */
 #include "session.h"
 
 #include <string.h>
@@ -44,43 +44,40 @@ void hsm_worker_wait_at_gate(hsm_worker *worker, uint64_t now) {
     }
 }
 
-static bool session_is_logged_in(const hsm_worker *worker) {
-    CK_SESSION_INFO info;
-    memset(&info, 0, sizeof info);
-    CK_RV rv = worker->engine->p11->C_GetSessionInfo(worker->session, &info);
-    return worker->engine->pin == NULL ||
-           (rv == CKR_OK && (info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS));
+/* The key's handle in a module whose handles mean nothing in another session. */
+static hsm_status find_own_handle(hsm_worker *worker, uint32_t place, hsm_outcome *outcome) {
+    hsm_engine *engine = worker->engine;
+    hsm_error error = {.status = HSM_OK};
+    bool logged_in;
+    /* Outside while waiting for the lock: its holder may be waiting for this worker to come out of the module. */
+    hsm_worker_leave(worker);
+    hsm_engine_lock(engine);
+    hsm_worker_enter(worker, hsm_now_ns());
+    hsm_status status = hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error);
+    if (status == HSM_KEY_NOT_FOUND) {
+        (void)hsm_engine_session_state(engine, worker->session, &logged_in);
+        status = logged_in ? status : HSM_NOT_LOGGED_IN; /* without a login all private keys are hidden */
+    }
+    hsm_engine_unlock(engine);
+    if (status != HSM_OK) {
+        worker->handles[place] = 0;
+        outcome->call = HSM_CALL_C_FindObjects;
+        outcome->ckr = error.ckr;
+    }
+    return status;
 }
 
 hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDLE *handle, hsm_outcome *outcome) {
-    hsm_engine *engine = worker->engine;
+    const hsm_engine *engine = worker->engine;
+    hsm_status status = HSM_OK;
     (void)hsm_worker_catch_up(worker);
-    if (worker->handles[place] == 0) {
-        if (!engine->quirks->handles_per_session) {
-            worker->handles[place] =
-                (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[place].handle, memory_order_acquire);
-            if (worker->handles[place] == 0) {
-                return HSM_KEY_HANDLE_STALE; /* it was looked for and not found */
-            }
-        } else {
-            hsm_error error = {.status = HSM_OK};
-            /* Outside while waiting for the lock: its holder may be waiting for us to come out of the module. */
-            hsm_worker_leave(worker);
-            hsm_engine_lock(engine);
-            hsm_worker_enter(worker, hsm_now_ns());
-            hsm_status status = hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error);
-            if (status == HSM_KEY_NOT_FOUND && !session_is_logged_in(worker)) {
-                status = HSM_NOT_LOGGED_IN; /* without a login no private key is seen: that is no missing key */
-            }
-            hsm_engine_unlock(engine);
-            if (status != HSM_OK) {
-                worker->handles[place] = 0;
-                outcome->call = HSM_CALL_C_FindObjects;
-                outcome->ckr = error.ckr;
-                return status;
-            }
-        }
+    if (worker->handles[place] == 0 && engine->quirks->handles_per_session) {
+        status = find_own_handle(worker, place, outcome);
+    } else if (worker->handles[place] == 0) {
+        worker->handles[place] =
+            (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[place].handle, memory_order_acquire);
+        status = worker->handles[place] == 0 ? HSM_KEY_HANDLE_STALE : HSM_OK; /* the last search did not find it */
     }
     *handle = worker->handles[place];
-    return HSM_OK;
+    return status;
 }

@@ -1,5 +1,5 @@
-/* What a worker does with its session; see session.c. Called by the worker's own thread, but for hsm_worker_close while the
- * module is initialized again. */
+/* What a worker does with its session; see session.c. Called by the worker's own thread, but for hsm_worker_close while
+ * the module is initialized again. */
 #ifndef HSM_SESSION_H
 #define HSM_SESSION_H
 
@@ -17,7 +17,8 @@ void hsm_worker_wait_at_gate(hsm_worker *worker, uint64_t now);
 
 /* Go into the module: marks the worker as inside, waiting first while the module is initialized again. */
 static inline void hsm_worker_enter(hsm_worker *worker, uint64_t now) {
-    /* An exchange, not a store: the thread that closes the gate sees this worker inside, or this one sees the gate closed. */
+    /* An exchange, not a store: the thread that closes the gate sees this worker inside, or this one sees the gate
+     * closed. */
     (void)atomic_exchange(&worker->record->call_started_ns, now);
     if (atomic_load(&worker->engine->gate) != 0) {
         hsm_worker_wait_at_gate(worker, now);

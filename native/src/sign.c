@@ -1,3 +1,4 @@
+/* The two calls that make a signature. */
 #include "sign.h"
 
 #include <string.h>
@@ -29,8 +30,8 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
         return hsm_status_of_ckr(outcome->ckr);
     }
 
-    /* Exactly 64: NSS refuses any other size for Ed25519. The room behind it is for a module that writes more than it
-     * was given, which then damages nothing that matters. */
+    /* Exactly 64: NSS refuses any other size for Ed25519. The room behind it takes the bytes of a module that writes
+     * more than it may. */
     struct {
         uint8_t bytes[HSM_MAX_SIGNATURE];
         uint8_t room[192];
@@ -42,10 +43,7 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
     if (outcome->ckr != CKR_OK) {
         return hsm_status_of_ckr(outcome->ckr);
     }
-    if (length != sizeof out.bytes) {
-        return HSM_SIGNATURE_MALFORMED;
-    }
-    if (!hsm_normalize_s(algorithm, out.bytes)) {
+    if (length != sizeof out.bytes || !hsm_normalize_s(algorithm, out.bytes)) {
         return HSM_SIGNATURE_MALFORMED;
     }
     memcpy(signature, out.bytes, sizeof out.bytes);

@@ -1,3 +1,4 @@
+/* The tables behind status.h, and errors put together from them. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -5,7 +6,7 @@
 
 #include <hsmcore/status.h>
 
-static const struct {
+static const struct row {
     const char *name;
     const char *text;
     enum hsm_class class_;
@@ -31,24 +32,22 @@ static const char *const class_names[HSM_CLASS_COUNT] = {"OK",         "RETRY", 
 
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
 
-/* A status may come out of shared memory, so an out-of-range number must not index the table. */
-static size_t row_of(hsm_status status) {
-    return (size_t)status < COUNT(statuses) ? (size_t)status : COUNT(statuses);
+/* A status may come out of shared memory, so a number outside the table must not index it. */
+static const struct row *row_of(hsm_status status) {
+    static const struct row invalid = {"INVALID", "invalid status", HSM_CLASS_PROCESS_FATAL};
+    return (size_t)status < COUNT(statuses) ? &statuses[status] : &invalid;
 }
 
 const char *hsm_status_name(hsm_status status) {
-    size_t row = row_of(status);
-    return row < COUNT(statuses) ? statuses[row].name : "INVALID";
+    return row_of(status)->name;
 }
 
 const char *hsm_status_text(hsm_status status) {
-    size_t row = row_of(status);
-    return row < COUNT(statuses) ? statuses[row].text : "invalid status";
+    return row_of(status)->text;
 }
 
 enum hsm_class hsm_status_class(hsm_status status) {
-    size_t row = row_of(status);
-    return row < COUNT(statuses) ? statuses[row].class_ : HSM_CLASS_PROCESS_FATAL;
+    return row_of(status)->class_;
 }
 
 const char *hsm_class_name(enum hsm_class class_) {
@@ -85,14 +84,11 @@ int hsm_ckr_row(size_t index, uint64_t *ckr, const char **name, hsm_status *stat
 
 static void describe(hsm_error *error, hsm_status status, uint64_t ckr, const char *call, const char *format,
                      va_list arguments) {
-    if (error == NULL) {
-        return;
+    if (error != NULL) {
+        *error = (hsm_error){.status = status, .ckr = ckr};
+        (void)snprintf(error->call, sizeof error->call, "%s", call);
+        (void)vsnprintf(error->detail, sizeof error->detail, format, arguments);
     }
-    memset(error, 0, sizeof *error);
-    error->status = status;
-    error->ckr = ckr;
-    (void)snprintf(error->call, sizeof error->call, "%s", call);
-    (void)vsnprintf(error->detail, sizeof error->detail, format, arguments);
 }
 
 hsm_status hsm_fail(hsm_error *error, hsm_status status, const char *call, const char *format, ...) {

@@ -1,4 +1,4 @@
-/* Looking after workers whose call has overrun: they are quarantined, and others take their place. */
+/* Supervision of workers: those whose call has overrun are quarantined, and others replace them. */
 #include "engine.h"
 
 /* Start a worker in a free place. Returns false if there is none. Call with `state` held. */

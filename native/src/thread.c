@@ -9,15 +9,12 @@ hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement
     worker->index = index;
     worker->replacement = replacement;
     worker->record = hsm_area_worker(engine->area, index);
-    if (worker->message == NULL) {
-        worker->message = hsm_alloc(engine->area->max_message);
-    }
+    worker->message = worker->message != NULL ? worker->message : hsm_alloc(engine->area->max_message);
     if (worker->message == NULL) {
         return HSM_OUT_OF_MEMORY;
     }
-    int code = hsm_thread_start(&worker->thread, hsm_worker_main, worker);
-    if (code != 0) {
-        errno = code;
+    errno = hsm_thread_start(&worker->thread, hsm_worker_main, worker);
+    if (errno != 0) {
         return HSM_SYSTEM;
     }
     atomic_store(&worker->thread_state, HSM_THREAD_STARTED);

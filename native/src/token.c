@@ -1,10 +1,9 @@
+/* Tokens and sessions, as modules present them. */
 #include "token.h"
 
-#include <stdio.h>
 #include <string.h>
 
-/* The standard pads its text fields with blanks; a field that is not terminated must not be read past its end. */
-static void copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size) {
+void hsm_copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size) {
     while (size > 0 && (field[size - 1] == ' ' || field[size - 1] == '\0')) {
         size--;
     }
@@ -20,21 +19,21 @@ static bool matches(const hsm_token_selector *selector, CK_SLOT_ID slot, const h
 }
 
 static void describe(const hsm_token_selector *selector, char *text, size_t size) {
-    int used = snprintf(text, size, "token");
-    if (selector->label != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " labelled '%s'", selector->label);
+    text[0] = '\0';
+    hsm_append(text, size, "token");
+    if (selector->label != NULL) {
+        hsm_append(text, size, " labelled '%s'", selector->label);
     }
-    if (selector->serial != NULL && used >= 0 && (size_t)used < size) {
-        used += snprintf(text + used, size - (size_t)used, " with serial %s", selector->serial);
+    if (selector->serial != NULL) {
+        hsm_append(text, size, " with serial %s", selector->serial);
     }
-    if (selector->slot_id >= 0 && used >= 0 && (size_t)used < size) {
-        (void)snprintf(text + used, size - (size_t)used, " in slot %lld", (long long)selector->slot_id);
+    if (selector->slot_id >= 0) {
+        hsm_append(text, size, " in slot %lld", (long long)selector->slot_id);
     }
 }
 
 static CK_RV read_token(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_token_info *info) {
-    CK_TOKEN_INFO token;
-    memset(&token, 0, sizeof token);
+    CK_TOKEN_INFO token = {0};
     CK_RV rv = p11->C_GetTokenInfo(slot, &token);
     if (rv != CKR_OK) {
         return rv;
@@ -43,10 +42,10 @@ static CK_RV read_token(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, hsm_token_info *
     info->slot_id = slot;
     info->flags = token.flags;
     info->max_sessions = token.ulMaxSessionCount == CK_UNAVAILABLE_INFORMATION ? 0 : token.ulMaxSessionCount;
-    copy_padded(info->label, sizeof info->label, token.label, sizeof token.label);
-    copy_padded(info->serial, sizeof info->serial, token.serialNumber, sizeof token.serialNumber);
-    copy_padded(info->manufacturer, sizeof info->manufacturer, token.manufacturerID, sizeof token.manufacturerID);
-    copy_padded(info->model, sizeof info->model, token.model, sizeof token.model);
+    hsm_copy_padded(info->label, sizeof info->label, token.label, sizeof token.label);
+    hsm_copy_padded(info->serial, sizeof info->serial, token.serialNumber, sizeof token.serialNumber);
+    hsm_copy_padded(info->manufacturer, sizeof info->manufacturer, token.manufacturerID, sizeof token.manufacturerID);
+    hsm_copy_padded(info->model, sizeof info->model, token.model, sizeof token.model);
     return CKR_OK;
 }
 
@@ -58,7 +57,7 @@ static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULON
     describe(selector, wanted, sizeof wanted);
     for (CK_ULONG i = 0; i < count; i++) {
         hsm_token_info candidate;
-        /* A slot whose token does not answer is no candidate; an unreachable one is reported as not found. */
+        /* A slot whose token does not answer is no candidate. */
         if (read_token(p11, slots[i], &candidate) != CKR_OK) {
             continue;
         }
@@ -66,8 +65,7 @@ static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULON
             *info = candidate;
             found++;
         } else if ((candidate.flags & CKF_TOKEN_INITIALIZED) != 0) {
-            size_t used = strlen(seen);
-            (void)snprintf(seen + used, sizeof seen - used, "%s'%.32s'", used == 0 ? "" : ", ", candidate.label);
+            hsm_append(seen, sizeof seen, "%s'%.32s'", seen[0] == '\0' ? "" : ", ", candidate.label);
         }
     }
     if (found == 1) {
@@ -131,8 +129,7 @@ void hsm_session_close(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session) {
 hsm_status hsm_token_login(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, CK_SESSION_HANDLE session, const uint8_t *pin,
                            size_t pin_len, bool *already, hsm_error *error) {
     *already = false;
-    CK_TOKEN_INFO token;
-    memset(&token, 0, sizeof token);
+    CK_TOKEN_INFO token = {0};
     CK_RV rv = p11->C_GetTokenInfo(slot, &token);
     if (rv != CKR_OK) {
         return hsm_fail_ckr(error, rv, "C_GetTokenInfo", "before login");

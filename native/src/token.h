@@ -5,6 +5,8 @@
 #include "base.h"
 #include "pkcs11.h"
 
+/* Copy a text field, which the standard pads with blanks and does not terminate, as a string. */
+void hsm_copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size);
 /* Find the one token that matches; fills all of `info` but `quirks`. */
 hsm_status hsm_token_find(CK_FUNCTION_LIST *p11, const hsm_token_selector *selector, hsm_token_info *info,
                           hsm_error *error);

@@ -1,3 +1,4 @@
+/* Verification in software: libsodium for Ed25519, libcrypto for ECDSA. */
 #include "verify.h"
 
 #include <openssl/core_names.h>
@@ -46,11 +47,8 @@ static EVP_PKEY_CTX *ecdsa_context(hsm_algorithm algorithm, const uint8_t *publi
 
 hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len) {
     const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
-    if (info == NULL || public_key_len != info->public_key_len) {
-        return NULL;
-    }
-    /* libcrypto would take the hybrid forms 0x06 and 0x07 too: two spellings of one key. */
-    if (info->prehashed && public_key[0] != 0x04) {
+    /* Of the forms of a point, libcrypto would take the hybrid ones 0x06 and 0x07 too: two spellings of one key. */
+    if (info == NULL || public_key_len != info->public_key_len || (info->prehashed && public_key[0] != 0x04)) {
         return NULL;
     }
     hsm_verifier *verifier = hsm_alloc(sizeof *verifier);

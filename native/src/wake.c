@@ -1,16 +1,16 @@
-/* When a worker wakes the client: for each completion at once, or for several together. */
+/* When a worker wakes the client: for one completion at once, or for several together. */
 #include "engine.h"
 
 #include <sys/timerfd.h>
 
-/* How many coalescing times the timer waits for the workers to wake the client themselves. */
+/* Coalescing times after which the timer wakes the client if the workers have not. */
 #define ALARM_FACTOR 4U
 
-/* Whether another worker is about to complete a request as well, so that one wake will do for both. One that hangs, or whose
- * module is slow, is not waited for: it has been inside for too long. */
+/* Whether another worker is about to complete a request too, so that one wake serves both. A worker that has been
+ * inside for longer than a moment does not count: it hangs, or its module is slow. */
 static bool has_company(const hsm_worker *worker, uint64_t now) {
     hsm_area *area = worker->engine->area;
-    atomic_thread_fence(memory_order_seq_cst); /* of two that end together one must see that the other has left */
+    atomic_thread_fence(memory_order_seq_cst); /* of two that end together, one must see that the other has left */
     for (uint32_t i = 0; i < worker->engine->worker_count; i++) {
         uint64_t since = atomic_load_explicit(&hsm_area_worker(area, i)->call_started_ns, memory_order_relaxed);
         if (i != worker->index && since != 0 && now < since + hsm_area_moment(area)) {
@@ -20,9 +20,9 @@ static bool has_company(const hsm_worker *worker, uint64_t now) {
     return false;
 }
 
-/* Whether the client should be woken at once. Waiting pays only while more completions follow soon and nobody is about to
- * run out of work: the client needs the time of about one signature to come round with more. If there is little to do, it
- * may still be spared a wake where it has just been awake and others are about to complete. */
+/* Waiting pays only while more completions follow soon and no worker is about to run out of work: the client needs the
+ * time of about one signature to bring more. With little to do, a client that was awake a moment ago is spared the wake
+ * if others are about to complete. */
 bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now) {
     hsm_area *area = worker->engine->area;
     uint64_t took = now - begun;
@@ -43,10 +43,10 @@ static void fire(hsm_area *area, int event_fd, hsm_worker_record *record) {
     }
 }
 
-/* Arming a timer costs far more than looking at the time, hence not for each group of completions. */
+/* Arming a timer costs far more than reading the clock, hence not for each group of completions. */
 static void set_alarm(hsm_area *area, int timer_fd) {
-    /* The time after the completion was published, not before: a worker that was preempted in between would trust an
-     * alarm that has gone off already. */
+    /* Read the clock after the completion was published: a worker that was preempted in between would otherwise trust
+     * an alarm that has gone off already. */
     uint64_t now = hsm_now_ns();
     uint64_t at = atomic_load_explicit(&area->shared->alarm_at_ns, memory_order_relaxed);
     uint64_t pause = area->coalesce_ns * ALARM_FACTOR;

@@ -1,9 +1,9 @@
-/* Keeps a processor from falling asleep while requests come one at a time.
+/* Keeps a processor awake while requests come one at a time.
  *
- * A virtual processor that goes idle is given back to the host, and waking it costs tens of microseconds: more than
- * everything else that a lone request costs beside the HSM. So, while at most one request is in flight and the last answer is
- * not long ago, a thread polls; under SCHED_IDLE, which means that it runs only where nothing else wants to. It sleeps
- * under load, when nobody falls asleep anyway, and when nothing happens. */
+ * The hypervisor takes an idle virtual processor away, and waking it costs tens of microseconds: more than all else
+ * that a lone request costs beside the HSM. Therefore a thread polls while at most one request is in flight and the
+ * last answer is recent; under SCHED_IDLE, so that it runs only where no other thread wants to. Under load, and without
+ * requests, it sleeps. */
 #include "engine.h"
 
 #include <sched.h>

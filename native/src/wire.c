@@ -1,3 +1,4 @@
+/* Strings in messages between client and host. */
 #include "wire.h"
 
 #include <string.h>

@@ -1,26 +1,23 @@
-/* What the client's process and the host process say to each other: one message each way per call, over a
- * SOCK_SEQPACKET socket pair, so that a message is whole or absent. Both ends are the same build, which the greeting
- * proves; still every length is checked, since the host runs foreign code.
- *
- * The child finds its descriptors at fixed numbers. */
+/* Messages between the client's process and the host's: one each way per call (none back for SUPERVISE), over a
+ * SOCK_SEQPACKET socket pair, so that a message is whole or absent. Each carries HSM_WIRE_VERSION, which must be the
+ * other side's; still every length is checked, since the host runs foreign code. */
 #ifndef HSM_WIRE_H
 #define HSM_WIRE_H
 
 #include "base.h"
 
+/* The host finds its descriptors at these numbers. */
 enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, HSM_FD_END };
 
 /* Changes with every change of a message or of the area's layout. */
-#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303033)
+#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303034)
 #define HSM_WIRE_TEXT 4096U /* bytes of all strings of a message together */
 
 enum hsm_operation { HSM_OP_HELLO = 1, HSM_OP_START, HSM_OP_ADD_KEY, HSM_OP_TOKEN, HSM_OP_SUPERVISE, HSM_OP_STOP };
 
 /* A string or byte string inside `text`; `present` tells an empty one from none. */
 typedef struct hsm_wire_text {
-    uint32_t present;
-    uint32_t offset;
-    uint32_t length;
+    uint32_t present, offset, length;
 } hsm_wire_text;
 
 typedef struct hsm_request_message {
@@ -28,24 +25,12 @@ typedef struct hsm_request_message {
     uint32_t operation;
     uint32_t used; /* bytes of text */
     /* START */
-    hsm_wire_text module_path;
-    hsm_wire_text module_args;
-    hsm_wire_text quirks;
-    hsm_wire_text token_label;
-    hsm_wire_text token_serial;
-    hsm_wire_text pin;
+    hsm_wire_text module_path, module_args, quirks, token_label, token_serial, pin;
     int64_t slot_id;
-    uint32_t workers;
-    uint32_t verify_every;
-    uint64_t spin_ns;
-    uint64_t warm_ns;
-    uint64_t patience_ns;
-    uint64_t memory_limit;
-    uint64_t timeout_ns;
+    uint32_t workers, verify_every;
+    uint64_t spin_ns, warm_ns, patience_ns, memory_limit, timeout_ns;
     /* ADD_KEY */
-    hsm_wire_text key_label;
-    hsm_wire_text key_id;
-    hsm_wire_text public_key;
+    hsm_wire_text key_label, key_id, public_key;
     int64_t handle;
     uint32_t algorithm;
     uint32_t index; /* that the key had in a process before this one, or HSM_ANY_INDEX */
@@ -54,8 +39,7 @@ typedef struct hsm_request_message {
 
 typedef struct hsm_reply_message {
     uint64_t version;
-    uint32_t operation;
-    uint32_t status;
+    uint32_t operation, status;
     hsm_error error;
     hsm_key_info key;
     hsm_token_info token;

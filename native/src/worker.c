@@ -1,11 +1,11 @@
-/* A worker: one thread, one session. It claims a request, signs, completes, wakes the client; and sleeps when there is
- * nothing to claim. */
+/* A worker's loop: claim a request, sign, complete, wake the client; sleep when there is nothing to claim. Read
+ * session.c and sign.c next, then recover.c. */
 #include "session.h"
 
 #include <string.h>
 #include <sys/prctl.h>
 
-/* A parked worker looks round this often even if nobody wakes it, to keep an idle session alive. */
+/* A parked worker wakes up by itself this often, to keep an idle session alive. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
 
@@ -54,7 +54,7 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
     }
     CK_OBJECT_HANDLE handle;
     hsm_status status = hsm_worker_handle(worker, place, &handle, outcome);
-    /* Looked at again for each attempt: the ladder may have found that another key answers to the name. */
+    /* For each attempt: the ladder may have found that another key answers to the name. */
     if (atomic_load_explicit(&pinned->state, memory_order_acquire) == HSM_KEY_MISMATCHED) {
         return HSM_KEY_MISMATCH;
     }
@@ -66,7 +66,7 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
     if (status == HSM_OK && engine->verify_every != 0 &&
         (worker->suspicious || ++worker->signed_count % engine->verify_every == 0)) {
         status = verify(worker, key, message_len, signature);
-        /* After a wrong one each is verified until a good one came: the next attempt must not slip through. */
+        /* After a wrong signature, verify each one until a good one comes: the next attempt must not slip through. */
         worker->suspicious = status != HSM_OK;
         if (status == HSM_SIGNATURE_INVALID) {
             atomic_fetch_add_explicit(&worker->record->wrong, 1, memory_order_relaxed);
@@ -79,7 +79,7 @@ static bool is_down(const hsm_area *area) {
     return atomic_load_explicit(&area->shared->down, memory_order_relaxed) != 0;
 }
 
-/* Whether the request should be begun at all. `*now` is when; it may have had to wait until then. */
+/* Whether the request may begin. `*now` moves on if it had to wait. */
 static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t *now) {
     const hsm_area *area = worker->engine->area;
     if (atomic_load_explicit(&slot->cancelled, memory_order_relaxed) != 0) {
@@ -114,24 +114,19 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
 }
 
 static void tally(hsm_worker_record *record, hsm_status status) {
-    switch (status) {
-    case HSM_OK:
+    if (status == HSM_OK) {
         hsm_add_relaxed(&record->signatures, 1);
-        break;
-    case HSM_DEADLINE_EXCEEDED:
+    } else if (status == HSM_DEADLINE_EXCEEDED) {
         hsm_add_relaxed(&record->expired, 1);
-        break;
-    case HSM_CANCELLED:
+    } else if (status == HSM_CANCELLED) {
         hsm_add_relaxed(&record->cancelled, 1);
-        break;
-    default:
+    } else {
         hsm_add_relaxed(&record->failures, 1);
         hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
-        break;
     }
 }
 
-/* Sign, climbing the ladder as far as it takes. */
+/* Sign, and climb the ladder after each failure. */
 static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t key, size_t message_len, uint64_t begun,
                                   hsm_outcome *outcome) {
     hsm_status status;
@@ -150,7 +145,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
         }
         uint64_t now = hsm_now_ns();
         if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
-            status = HSM_DEADLINE_EXCEEDED; /* the caller has been told so already */
+            status = HSM_DEADLINE_EXCEEDED; /* as the caller knows already */
             break;
         }
         if (first) {
@@ -170,7 +165,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     return status;
 }
 
-/* Serve one request. `begun` is when it was claimed; returns when it was done. */
+/* Serve one request, which was claimed at `begun`. Returns the time of its end. */
 static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     hsm_area *area = worker->engine->area;
     index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
@@ -214,8 +209,8 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
 /* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. */
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
-    uint32_t nobody = 0;
-    if (worker->engine->spin_ns == 0 || !atomic_compare_exchange_strong(&area->shared->spinning, &nobody, 1)) {
+    uint32_t none = 0;
+    if (worker->engine->spin_ns == 0 || !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
         return false;
     }
     uint64_t until = hsm_now_ns() + worker->engine->spin_ns;
@@ -231,7 +226,7 @@ static bool spin(hsm_worker *worker) {
     return found;
 }
 
-/* Ask the token for something small when the session has been idle for long, before the device closes it. */
+/* Make a small call in a session that has been idle for long, before the device closes it. */
 static void keep_alive(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
     uint64_t now = hsm_now_ns();
@@ -243,7 +238,7 @@ static void keep_alive(hsm_worker *worker) {
     worker->last_used_ns = now;
     atomic_store_explicit(&worker->record->call_deadline_ns, now + KEEP_ALIVE_TIMEOUT_NS, memory_order_relaxed);
     hsm_worker_enter(worker, now);
-    /* The session may have been closed meanwhile, and its number given to another one. */
+    /* While this worker waited at the gate, its session may have been closed and the number given to another one. */
     if (worker->session_open && hsm_status_class(hsm_status_of_ckr(
                                     engine->p11->C_GenerateRandom(worker->session, &random, 1))) == HSM_CLASS_REOPEN) {
         hsm_worker_close(worker); /* the next request opens another */
@@ -294,7 +289,7 @@ static void run(hsm_worker *worker) {
     }
 }
 
-/* Say that the start is over. Returns whether the worker goes on. */
+/* Tell the engine how the start went. Returns whether the worker goes on. */
 static bool announce(hsm_worker *worker, hsm_status status, const hsm_error *error) {
     hsm_engine *engine = worker->engine;
     /* A replacement goes on without a session: it opens one with the first request, on the ladder. */
@@ -312,7 +307,7 @@ static bool announce(hsm_worker *worker, hsm_status status, const hsm_error *err
     return goes_on;
 }
 
-/* The last thing that a worker does; `running` says whether it had been announced as such. */
+/* Tell the engine that this thread ends; `running` says whether the worker had gone on. */
 static void *finish(hsm_worker *worker, bool running) {
     hsm_engine *engine = worker->engine;
     (void)pthread_mutex_lock(&engine->state);

@@ -274,7 +274,7 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
 def other_version(folder: Path) -> Path:
     """Our host program with another protocol version."""
     program = Path(shutil.copy(HOST_PROGRAM, folder / "host"))
-    version = (0x68736D2D30303033).to_bytes(8, "little")
+    version = (0x68736D2D30303034).to_bytes(8, "little")
     data = program.read_bytes()
     assert version in data
     program.write_bytes(data.replace(version, version[:-1] + b"i"))

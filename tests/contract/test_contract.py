@@ -16,7 +16,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control.verbs import ImportWrapped
+from hsmcore.control.backup import ImportWrapped
 from hsmcore.doctor import diagnose
 from hsmcore.errors import DeadlineExceeded, KeyDeactivated, KeyNotFound, LoginError
 

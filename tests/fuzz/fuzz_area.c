@@ -1,6 +1,6 @@
-/* The rings and both who use them, by operations from the input: first as they should be used, and then with the other
- * side writing what it likes, into the layout too. Used well, every request completes once and with its own
- * signature; used badly, none completes twice, and nobody touches memory that is not his.
+/* The rings and both sides that use them, by operations from the input: first as they should be used, and then with the
+ * other side writing anything, into the layout too. Used well, every request completes once and with its own signature;
+ * used badly, none completes twice, and no access leaves the memory of its side.
  *
  * The worker is taken in whole, so that its inner steps can be driven in this one thread. */
 #include "worker.c" // NOLINT(bugprone-suspicious-include)
@@ -25,7 +25,7 @@ static struct {
     uint32_t next_tag;
     size_t to_release[4 * SLOTS];
     size_t to_release_count;
-    /* Everything that nobody may change. */
+    /* Everything that must not change. */
     hsm_shared layout;
     CK_RV answer;
 } run_;
@@ -257,11 +257,11 @@ static void lie(struct input *input) {
         break;
     case 13:
         /* Nobody looks at the layout again, so what it says does not matter. */
-        run_.area->shared->slots = value;
-        run_.area->shared->max_message = value;
-        run_.area->shared->max_workers = value;
+        run_.area->shared->options.slots = value;
+        run_.area->shared->options.max_message = value;
+        run_.area->shared->options.max_workers = value;
         run_.area->shared->size = value;
-        run_.area->shared->coalesce_ns = value;
+        run_.area->shared->options.coalesce_ns = value;
         break;
     default:
         atomic_store(&record->running, value);
@@ -312,7 +312,7 @@ static void step(struct input *input) {
     }
 }
 
-/* With nobody lying, draining gives every slot back. */
+/* Without lies, draining gives every slot back. */
 static void drain(void) {
     if (run_.batching) {
         batch();

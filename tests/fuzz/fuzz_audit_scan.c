@@ -1,5 +1,5 @@
-/* The scan of audit lines: whatever the text is, it stays inside, says the truth about what it consumed, and scanning in
- * pieces is the same as scanning at once. */
+/* The scan of audit lines: whatever the text is, it stays inside, says the truth about what it consumed, and scanning
+ * in pieces is the same as scanning at once. */
 #include <hsmcore/audit.h>
 
 #include "input.h"

@@ -21,11 +21,11 @@ import structlog
 from hsmcore.cli import app as cli
 from hsmcore_bench.harness.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
 from hsmcore_bench.harness.process import child_environment
-from hsmcore_bench.suite import Options, Progress, run
 from hsmcore_bench.suite.failover import CASES
 from hsmcore_bench.suite.html import page
-from hsmcore_bench.suite.model import HsmToken
+from hsmcore_bench.suite.model import HsmToken, Options
 from hsmcore_bench.suite.results import read_json
+from hsmcore_bench.suite.runner import Progress, run
 
 pytestmark = [
     pytest.mark.integration,
@@ -228,7 +228,7 @@ class TestCommand:
         assert {sample.contender for sample in result.samples} == {"raw", "mine-1", "mine-2"}
         assert "| 2 threads |" in (out / "hsmcore-bench.md").read_text()
         assert '<h2 id="s-mine">Mine</h2>' in (out / "hsmcore-bench.html").read_text()
-        assert "2 threads" in (out / "hsmcore-bench.svg").read_text()
+        assert ">raw C loop</text>" in (out / "hsmcore-bench.svg").read_text()
 
     def test_lists(self, invoke):
         done = invoke("--list")

@@ -16,7 +16,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
-from hsmcore.control.verbs import ExportWrapped, ImportWrapped
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.errors import (
     BadArgument,
     ConfigurationError,

@@ -19,7 +19,9 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector, wire
-from hsmcore.control.verbs import VERBS, Deactivate, Destroy, ExportWrapped, ImportWrapped, Verb
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.control.keys import Deactivate, Destroy
+from hsmcore.control.verb import VERBS, Verb
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
     InternalError,

@@ -127,7 +127,9 @@ async def test_a_child_with_invalid_output(fresh_token, tmp_path, monkeypatch):
     config = fresh_token().config()
     python = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(python))
-    for script, said in (("echo hello; cat > /dev/null", "nonsense"), ("exit 3", "exit code 3"), ("cat", "nonsense")):
+    wrong = """echo '{"result":null}'; echo '{"result":[{"id":7}]}'; cat > /dev/null"""  # no list of keys
+    lines = "echo hello; cat > /dev/null"
+    for script, said in ((lines, "nonsense"), ("exit 3", "exit code 3"), ("cat", "nonsense"), (wrong, "nonsense")):
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
         control = isolated(config)

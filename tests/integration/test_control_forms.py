@@ -10,7 +10,7 @@ from pkcs11 import exceptions as p11
 from hsmcore import _native
 from hsmcore.config import pkcs11 as config
 from hsmcore.control import ALGORITHMS, ControlError, algorithm_of_params, decode_point
-from hsmcore.control.backup import import_wrapped
+from hsmcore.control.backup import ImportWrapped
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import _NUMBERS, ckr_of, translated
 from hsmcore.control.quirks import quirks_for
@@ -146,4 +146,4 @@ def test_our_own_errors_and_bugs_pass_through():
 )
 def test_what_is_no_backup_is_refused_before_the_token_is_asked(backup):
     with pytest.raises(ControlError, match="no backup"):
-        import_wrapped(None, quirks_for("softhsm"), backup)
+        ImportWrapped(backup)._import(None, quirks_for("softhsm"))

@@ -19,8 +19,9 @@ from hsmcore.config import load
 from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder
-from hsmcore.control.verbs import Deactivate, Destroy, ExportWrapped, GenerateKey, ImportWrapped, ListKeys
 from hsmcore.errors import (
     EngineClosed,
     EngineForked,

@@ -17,7 +17,7 @@ from hsmcore.config import load
 from hsmcore.control import ControlPlane, TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import hold_module
-from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys
+from hsmcore.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
 from hsmcore.errors import MemberDown, PinIncorrect, SessionFailed
 
 pytestmark = [pytest.mark.integration, needs_chaos]

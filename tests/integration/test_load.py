@@ -21,10 +21,9 @@ from tests.support.verifiers import is_good
 from hsmcore.cli.app import run as command_line
 from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, SOFTHSM_MODULE, native
 from hsmcore_bench.harness.process import child_environment
-from hsmcore_bench.load.facade import _RECORD
 from hsmcore_bench.load.generator import PROGRAM
 from hsmcore_bench.load.mix import Messages, kinds_of, table_of
-from hsmcore_bench.load.verify import records, verify
+from hsmcore_bench.load.verify import RECORD, records, verify
 
 pytestmark = [
     pytest.mark.integration,
@@ -414,7 +413,7 @@ def test_the_verifier_counts_what_is_wrong_twice_or_missing(world, tmp_path):
     answers = [(number, 0, bytes(signature)) for number, signature in rows.items()]
     answers += [(20, 0, bytes(rows[20])), (21, 0, bytes(rows[21])), (1600, 1, b"")]
     spool = tmp_path / "spool"
-    spool.write_bytes(b"".join(_RECORD.pack(number, status, 0, signature) for number, status, signature in answers))
+    spool.write_bytes(b"".join(RECORD.pack(number, status, 0, signature) for number, status, signature in answers))
     heard = Counter()
     verdict = verify(
         spool, messages, [("ed25519", bytes(32)[:31] + b"\x01"), ("ed25519", public)], lambda n: heard.update(n=n)

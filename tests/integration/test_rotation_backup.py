@@ -19,7 +19,7 @@ from tests.support.softhsm import Token
 
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
-from hsmcore.control.verbs import Sweep
+from hsmcore.control.keys import Sweep
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.inspect import look, opens, put_back

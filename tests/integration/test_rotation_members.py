@@ -20,7 +20,8 @@ from tests.support.yubihsm.rig import ADMIN
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.control import ControlPlane
-from hsmcore.control.verbs import ExportWrapped, ImportTransported, ImportWrapped
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.control.sealed import ImportTransported
 from hsmcore.errors import HsmError
 from hsmcore.rotation.backup.envelope import open_envelope
 from hsmcore.rotation.backup.inspect import opens

@@ -101,6 +101,23 @@ async def main(document):
 asyncio.run(main(json.load(sys.stdin)))
 """
 
+REFUSED = """
+import asyncio, json, sys
+from hsmcore import HsmError, create_key_manager
+
+
+async def main(document):
+    try:
+        async with create_key_manager(document):
+            pass
+    except HsmError as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+asyncio.run(main(json.load(sys.stdin)))
+"""
+DOCTOR = "import hsmcore.cli; hsmcore.cli.main()"
+
 
 class Site:
     """A folder with installed distributions, on the path of a child process."""
@@ -119,7 +136,7 @@ class Site:
         rows = [f"{name} = {value}" for name, value in points.items()]
         (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *rows, ""]))
 
-    def run(self, *arguments: str, given: Any = None) -> str:
+    def run(self, *arguments: str, given: Any = None, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, *arguments],
             input=json.dumps(given),
@@ -129,7 +146,7 @@ class Site:
             check=False,
             timeout=100,
         )
-        assert done.returncode == 0, done.stderr + done.stdout
+        assert done.returncode == code, done.stderr + done.stdout
         return done.stdout
 
     def load(self, *documents: Any) -> list[dict[str, Any]]:
@@ -159,9 +176,7 @@ def test_it_signs(site, world):
 def test_doctor_checks_it(site, world, tmp_path):
     path = tmp_path / "hsm.json"
     path.write_text(json.dumps(acme(world)))
-    [report] = json.loads(
-        site.run("-c", "import hsmcore.cli; hsmcore.cli.main()", "doctor", "--json", "--config", str(path))
-    )["providers"]
+    [report] = json.loads(site.run("-c", DOCTOR, "doctor", "--json", "--config", str(path)))["providers"]
     assert (report["type"], report["name"]) == ("acme", "acme:r7")
     assert report["steps"][0]["name"] == "rack"
     assert "signature" in {step["name"] for step in report["steps"]}
@@ -212,6 +227,19 @@ def test_a_descriptor_that_cannot_be_used_is_named_and_breaks_no_other_type(site
         assert reason in problem
     assert ours["name"].startswith("softhsm:")
     assert theirs["name"] == "acme:r7"
+
+
+def test_a_missing_package_of_a_provider_is_named_with_its_hint(site, world, tmp_path):
+    changed = SETTINGS.replace('"acme"', '"half"').replace("acme_hsm.member", "acme_sdk.member")
+    site.install("half", {"half": "half:PROVIDER"}, __init__=changed.replace("surroundings=", "probe="))
+    config = world.config(settings={"rack": "r7"}, type="half")
+    path = tmp_path / "hsm.json"
+    path.write_text(json.dumps(config))
+    found = json.loads(site.run("-c", DOCTOR, "doctor", "--json", "--config", str(path), code=1))
+    [step] = found["providers"][0]["steps"]
+    assert (step["outcome"], step["hint"]) == ("fail", "Install acme-hsm.")
+    assert "a provider of type half needs the package acme_sdk" in step["found"]
+    assert "ModuleMissing: member 'half:r7'" in site.run("-c", REFUSED, given=config)
 
 
 def test_the_installed_entry_points_are_those_of_the_table():

@@ -13,8 +13,8 @@ from tests.support.yubihsm.rig import ADMIN, DOMAIN, KEY_ID, PASSWORDS, SIGNER
 
 import hsmcore
 from hsmcore.control import ControlPlane
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.control.faults import ControlError, KeyNotExportable
-from hsmcore.control.verbs import ExportWrapped, ImportWrapped
 from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect, RequestRejected
 
 pytestmark = pytest.mark.integration

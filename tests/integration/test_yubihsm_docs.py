@@ -18,7 +18,7 @@ import hsmcore
 from hsmcore.audit.devices.yubihsm_log import drain
 from hsmcore.config.yubihsm import default_yubihsm_module
 from hsmcore.control import ControlPlane
-from hsmcore.control.verbs import ExportWrapped, ImportWrapped
+from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.errors import HsmError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "yubihsm.md").read_text()

@@ -1,9 +1,8 @@
 /* What every native test program is made of: checks that say where and what, and a table of tests of which each must
- * leave nothing behind: no native byte, thread or session of ours, and no descriptor of anybody's.
+ * leave nothing behind: no native byte, thread or session of ours, and no descriptor at all.
  *
  * A CHECK that fails is printed and the test goes on; a REQUIRE that fails ends the program, for when going on makes no
- * sense. Checks may be used in any thread. A program runs all its tests, or those named on its command line.
- */
+ * sense. Checks may be used in any thread. A program runs all its tests, or those named on its command line. */
 #ifndef HSM_TEST_HARNESS_H
 #define HSM_TEST_HARNESS_H
 

@@ -1,8 +1,7 @@
 /* A module with a hand on its function list: the test holds the module loaded and puts copies of its functions in front
  * that count, answer with an error, or hold a call inside the module until the test lets it go.
  *
- * One module at a time. Engines that are started between intercept_begin and intercept_end go through it.
- */
+ * One module at a time. Engines that are started between intercept_begin and intercept_end go through it. */
 #ifndef HSM_TEST_INTERCEPT_H
 #define HSM_TEST_INTERCEPT_H
 

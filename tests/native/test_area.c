@@ -105,8 +105,8 @@ static void the_order_of_requests_is_kept(void) {
     free_area(area, fd);
 }
 
-/* A head beyond the tail is no request: a worker that reads an old tail beside a new head, or a process that writes what it
- * likes, must not have places claimed that were never published. */
+/* A head beyond the tail is no request: a worker that reads an old tail beside a new head, or a process that writes
+ * what it likes, must not have places claimed that were never published. */
 static void a_head_beyond_the_tail_is_an_empty_ring(void) {
     int fd = -1;
     hsm_area *area = make_area(4, 100, 1, &fd);

@@ -199,7 +199,7 @@ static void a_deadline_is_a_point_in_time(void) {
     CHECK_INT(deadline, >=, before + SECOND);
     CHECK_INT(deadline, <=, hsm_now_ns() + SECOND);
     CHECK(hsm_area_slot(client->area, slot)->deadline_ns == deadline);
-    /* A caller who means "for ever" may say so with a large number, which must not wrap round into the past. */
+    /* "For ever" may be given as a large number, which must not wrap round into the past. */
     CHECK_STATUS(hsm_client_submit(client, KEY, (const uint8_t *)"x", 1, UINT64_MAX, &slot, &deadline), HSM_OK);
     CHECK(deadline == 0 || deadline > hsm_now_ns());
     hsm_client_free(client);

@@ -107,7 +107,7 @@ static void use_engine(struct fixture *f) {
     hsm_token_info token;
     hsm_engine_token(f->engine, &token);
     uint64_t begun = hsm_now_ns();
-    CHECK_INT(hsm_engine_stop(f->engine, PATIENCE), ==, 0); /* waits for nobody: there are no workers here */
+    CHECK_INT(hsm_engine_stop(f->engine, PATIENCE), ==, 0); /* waits for no worker: there are none here */
     CHECK_INT(hsm_now_ns() - begun, <, PATIENCE / 2);
 }
 

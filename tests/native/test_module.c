@@ -1,4 +1,4 @@
-/* Loading modules: what is none, who initializes it, and when it is finalized. */
+/* Loading modules: which files are none, which call initializes one, and when it is finalized. */
 #include "module.h"
 
 #include <dlfcn.h>
@@ -152,7 +152,7 @@ static void a_module_that_others_initialized_is_refused(void) {
 
 static void a_lost_initialization_can_be_made_again(void) {
     hsm_module *module = acquire(HSMC_NOOP_MODULE);
-    CHECK_INT(module->p11->C_Finalize(NULL), ==, CKR_OK); /* somebody else did */
+    CHECK_INT(module->p11->C_Finalize(NULL), ==, CKR_OK); /* other code did */
     hsm_error error = {.status = HSM_OK};
     CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
     CHECK_INT(ask(module->p11), ==, CKR_OK);

@@ -198,7 +198,7 @@ static void retiring_a_key_under_load(void) {
 }
 
 /* Two keys that take turns in the only free place of the table, each added while requests for the other one are under
- * way: nobody ever gets the signature of a key that he did not ask for. */
+ * way: no request ever gets a signature of the other key. */
 static void a_place_that_changes_hands_under_load(void) {
     intercept_begin(softhsm.module_path);
     static const char *const labels[] = {"ed25519", "p256"};

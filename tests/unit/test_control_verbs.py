@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import orjson
 import pytest
 from pkcs11.mechanisms import Mechanism
 
-from hsmcore.control import child, verbs
+from hsmcore import control
+from hsmcore.control import child
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.quirks import KeyForm
 from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord
-from hsmcore.control.verbs import VERBS, Verb
+from hsmcore.control.sealed import ImportSealed
+from hsmcore.control.verb import VERBS, Verb
 from hsmcore.control.wire import pack, unpack
 from hsmcore.errors import EngineClosed, InternalError
 
@@ -45,9 +51,16 @@ def value_of(kind):
 
 
 def test_the_child_knows_them_all():
-    kinds = {kind for kind in vars(verbs).values() if isinstance(kind, type) and issubclass(kind, Verb)} - {Verb}
-    assert kinds == {kind for kind in child.VERBS.values() if kind.__module__ == verbs.__name__}
-    assert len(kinds) == 15
+    modules = [import_module(f"hsmcore.control.{found.name}") for found in iter_modules(control.__path__)]
+    kinds = {kind for module in modules for kind in vars(module).values() if _is_verb(kind)}
+    program = "from hsmcore.control import child; print(*child.VERBS)"
+    known = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert {kind.__name__ for kind in kinds} == set(known)
+    assert len(kinds) == len(known) == 16
+
+
+def _is_verb(kind):
+    return isinstance(kind, type) and issubclass(kind, Verb) and kind is not Verb
 
 
 @EVERY
@@ -148,9 +161,9 @@ def test_the_child_wipes_a_secret_whatever_comes_of_it(tmp_path, monkeypatch):
         seen.append((bytes(verb.recovery), verb.recovery))
         raise RuntimeError
 
-    monkeypatch.setattr(verbs.ImportSealed, "run", fail)
-    monkeypatch.setattr(verbs.ImportSealed, "needs_token", False)
-    sent = value_of(verbs.ImportSealed).to_json()
+    monkeypatch.setattr(ImportSealed, "run", fail)
+    monkeypatch.setattr(ImportSealed, "needs_token", False)
+    sent = value_of(ImportSealed).to_json()
     [answer] = answers_to(tmp_path, sent, bytes.fromhex(SECRET))
     [(given, left)] = seen
     assert (given, left) == (bytes.fromhex(SECRET), bytearray(len(given)))

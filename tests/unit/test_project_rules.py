@@ -104,6 +104,17 @@ def test_no_file_outgrows_its_reader():
     assert long == {}
 
 
+def test_no_line_of_c_is_too_wide():
+    """The formatter leaves comments as they are."""
+    wide = [
+        f"{path}:{number}"
+        for path, text in native_sources().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if path.suffix != ".def" and len(line) > 120
+    ]
+    assert wide == []
+
+
 def test_the_library_prints_nothing():
     printing = []
     for path in sources("core/hsmcore", ".py"):
@@ -126,6 +137,14 @@ def test_the_library_does_not_import_the_benchmarks():
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             importing += [path.relative_to(ROOT) for name in names if name.partition(".")[0] == "hsmcore_bench"]
     assert importing == []
+
+
+@pytest.mark.parametrize(
+    ("part", "others"), [("harness", "suite|load|demo"), ("load", "suite|demo"), ("demo", "suite|load")]
+)
+def test_parts_of_the_benchmarks_share_only_the_harness(part, others):
+    for path in sources(f"bench/hsmcore_bench/{part}", ".py"):
+        assert not re.search(rf"\bhsmcore_bench\.({others})\b", path.read_text()), path
 
 
 def test_the_two_packages_name_each_other_by_the_version_they_have():

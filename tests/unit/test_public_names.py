@@ -11,9 +11,9 @@ NAMES = {
     "hsmcore": """
         AllLevelsFailed AllLevelsLate AuditUnavailable Config ConfigurationError DeadlineExceeded EmergencyRefused
         EngineClosed EngineForked HsmError InvalidMessage InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager
-        KeyMismatch KeyNotFound KeyVersion LoginError MemberDown MessageTooLarge ModuleInvalid ModuleMissing
-        NotInitialized PinIncorrect PinLocked QueueFull Receipt SignatureInvalid TokenNotFound WrongEventLoop
-        __version__ audit_tag create_key_manager load
+        KeyMismatch KeyNotFound KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge ModuleInvalid
+        ModuleMissing NotInitialized PinIncorrect PinLocked QueueFull Receipt SignatureInvalid TokenNotFound
+        WrongEventLoop __version__ audit_tag create_key_manager load
     """,
     "hsmcore.errors": """
         AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError DeadlineExceeded EmptyMessage

@@ -464,6 +464,7 @@ async def test_desired_state_and_reports_are_stored(tmp_path):
     }
     await desired.report("km:1", {"active": "primary"})
     [report] = await desired.reports()
+    assert await desired.running() == [report]
     assert report.pop("written_ns") > 0
     assert report == {"active": "primary"}
     await desired.report("km:1", None)

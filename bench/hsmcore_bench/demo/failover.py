@@ -1,6 +1,6 @@
 """The second act: the primary token is pulled while a sequencer signs, and put back; no transaction may be lost.
 
-Transactions come at a steady rate, whatever becomes of the earlier ones, and LiteSVM judges them as in the first act.
+Transactions come at a steady rate, however long earlier ones take, and LiteSVM judges them as in the first act.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sequencer under a steady load: transactions come at their rate, whatever becomes of the earlier ones."""
+"""A sequencer under a steady load: transactions come at their rate, however long earlier ones take."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Played:
 
 
 async def steady_block(until: float, blockhash: Hash, outcome: Outcome, sign: Sign, execute: Execute) -> None:
-    """One block's transactions, the last of them at `until` (of perf_counter); whoever is signed is executed as soon as
+    """One block's transactions, the last of them at `until` (of perf_counter); what is signed is executed as soon as
     the block is over."""
     signing: list[asyncio.Future[tuple[Unsigned, bytes]]] = []
     begun = until - BLOCK / RATE

@@ -42,7 +42,7 @@ class Twins:
         return {"sequencer": {"keyManager": manager}}
 
     def _provider(self, label: str) -> dict[str, Any]:
-        config = {"modulePath": self.module, "tokenLabel": label, "pin": {"file": str(self.folder.pin_file)},
+        config = {"modulePath": self.module, "tokenLabel": label, "pin": {"file": str(self.folder.pin_file())},
                   "keyLabel": KEY_LABEL, "sessions": os.cpu_count() or 1, "isolation": "process",
                   "verifySignatures": "always"}  # fmt: skip
         return {"type": "softhsm", "config": config}

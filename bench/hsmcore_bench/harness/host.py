@@ -11,7 +11,7 @@ from hsmcore.members import Pkcs11Member
 
 def host_pid(manager: KeyManager) -> int:
     """The host process of the manager's member. Raises RuntimeError when there is none: a pid of 0 or -1 would name
-    this process's group, or everybody."""
+    this process's group, or every process."""
     return engine_host_pid(manager._member)  # noqa: SLF001 - nothing public tells the pid
 
 

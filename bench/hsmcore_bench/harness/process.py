@@ -7,7 +7,6 @@ import contextlib
 import os
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -36,11 +35,6 @@ class MissingError(ChildError):
     """A child lacks a library: it says which."""
 
 
-def python_child(module: str, *arguments: str) -> list[str]:
-    """The command line that runs one of our own modules in this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
-
-
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, both packages importable, and `extra`, which holds what only the child may know."""
     path = [*ROOTS, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -56,10 +50,20 @@ def _cpu_seconds_of_children(pid: int) -> float:
     """Of those that are there, and, in ticks, of those that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     total = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread or a child that has ended meanwhile
-            total += sum(_cpu_seconds(int(child)) for child in (task / "children").read_text().split())
+    for child in children_of(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            total += _cpu_seconds(child)
     return total
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that are there; none once it has ended itself."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread that has ended
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 class Child:

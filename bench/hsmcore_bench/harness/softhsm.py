@@ -29,9 +29,11 @@ class TokenFolder:
     def conf(self) -> Path:
         return self.path / "softhsm2.conf"
 
-    @property
     def pin_file(self) -> Path:
-        return self.path / "pin"
+        """Write the PIN into a file of the folder, for a configuration that names one."""
+        path = self.path / "pin"
+        write_private(path, self.pin)
+        return path
 
     def request(self, module: str, token: str, key: str, algorithm: Algorithm = "ed25519") -> TokenRequest:
         """What provision() takes to make a token with that label, or another key on it."""
@@ -47,7 +49,6 @@ def token_folder(prefix: str) -> Iterator[TokenFolder]:
         folder.conf.write_text(
             f"directories.tokendir = {folder.tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
         )
-        write_private(folder.pin_file, folder.pin)
         yield folder
 
 
@@ -59,7 +60,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def variable(name: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for the children that are started meanwhile; None leaves it as it is."""
+    """Set an environment variable for the children that are started inside; None leaves it as it is."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = value

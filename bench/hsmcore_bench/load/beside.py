@@ -42,8 +42,8 @@ class Reference:
 
 
 def run_beside(plan: Plan, target: Target, watch: Watcher, rounds: int) -> tuple[Outcome, Reference]:
-    """As run(), in so many parts between which raw C does the same; who begins alternates. Raises UsageProblem where a
-    plan can't be divided."""
+    """As run(), in so many parts between which raw C does the same; the first of each pair alternates. Raises
+    UsageProblem where a plan can't be divided."""
     if plan.path == "raw" or plan.faults or plan.hdr is not None or len(plan.segments) != 1:
         raise UsageProblem("--beside-raw is for a constant rate without faults and --hdr, on --path facade or ring")
     [segment] = plan.segments

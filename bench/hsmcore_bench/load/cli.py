@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from hsmcore.cli.output import FAILED, INTERRUPTED, BadUsage, print_json
 from hsmcore.cli.settings import JsonOption, load_config
+from hsmcore_bench.harness.signals import raising
 
 if TYPE_CHECKING:
     from hsmcore_bench.load.objectives import Objective
@@ -120,7 +120,7 @@ def load(
     given = {name: value for name, value in locals().items() if name not in ("UsageProblem", "as_json")}
     try:
         asked = _Asked.of(given)
-        with _terminate_cleanly():
+        with raising(lambda _number: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
             result = _run(asked, given)
     except UsageProblem as problem:
         raise BadUsage(str(problem)) from None
@@ -283,18 +283,3 @@ def _own_seconds() -> float:
     """Processor time of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-@contextmanager
-def _terminate_cleanly() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that the token and the processes go away."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

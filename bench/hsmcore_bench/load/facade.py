@@ -11,7 +11,6 @@ import asyncio
 import ctypes
 import gc
 import os
-import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +26,7 @@ from hsmcore.errors import HsmError
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.load.mix import Messages
 from hsmcore_bench.load.shapes import Segment, starts
+from hsmcore_bench.load.verify import RECORD
 
 _BURST: Final = 32
 """Starts between two turns of the loop."""
@@ -36,15 +36,14 @@ _REST_MAX_NS: Final = 1_000_000
 at most. Where each start woke it, waking would cost more than signing, as it would a service that reads one request at
 a time from its sockets. At rates that leave the loop idle for longer, nothing changes."""
 _GRACE_SECONDS: Final = 2.0
-_RECORD: Final = struct.Struct("<QII64s")
 _FAILED: Final = 1
 _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = 0o4000, 0o2000000, 1
 _now = time.monotonic_ns
 
 
 class _Timer:
-    """A timerfd: asyncio's own timers and libuv's are no finer than a millisecond. Setting it anew also takes back that
-    it has gone off."""
+    """A timerfd: asyncio's own timers and libuv's are no finer than a millisecond. Setting it again also clears an
+    expiration."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -172,7 +171,7 @@ class Run:
         if self._ended and not self._open and not self._answered.done():
             self._answered.set_result(None)
         if self._spool is not None and not self._spool.closed:
-            self._spool.write(_RECORD.pack(number, 0 if signature else _FAILED, 0, signature))
+            self._spool.write(RECORD.pack(number, 0 if signature else _FAILED, 0, signature))
 
     def _fail(self, status: str) -> None:
         self._failed += 1

@@ -39,7 +39,7 @@ class HdrLog:
         for tag, histogram in histograms.items():
             largest = (histogram.percentile(100.0) or 0) / _MS
             self._file.write(f"Tag={tag},{start:.3f},{end - start:.3f},{largest:.3f},{histogram.encoded()}\n")
-        self._file.flush()  # for who looks on
+        self._file.flush()  # another process may read it as it grows
 
     def close(self) -> None:
         """Write what is left."""

@@ -21,7 +21,7 @@ _MOST_BYTES: Final = 1 << 20
 
 
 def ask(path: str, command: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Send one command and return the answer; None if nobody serves the socket."""
+    """Send one command and return the answer; None if no process serves the socket."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(_ANSWER_SECONDS)
@@ -75,7 +75,7 @@ class Injector:
         self._thread.start()
 
     def end(self) -> None:
-        """Stop. Doing it twice is no error."""
+        """Stop. Idempotent."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
+
+from hsmcore_bench.harness.process import children_of
 
 _WARM: Final = 0.2
 """The share of a run in which memory still grows: arenas, caches, stacks."""
@@ -29,14 +30,8 @@ def _anonymous(pid: int) -> int:
 
 
 def _children(pids: Sequence[int]) -> list[int]:
-    found: list[int] = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    own = [int(child) for child in (task / "children").read_text().split()]
-                    found += [*own, *_children(own)]
-    return found
+    own = [child for pid in pids for child in children_of(pid)]
+    return [*own, *_children(own)] if own else []
 
 
 class Growth:

@@ -70,7 +70,7 @@ def own_token(wanted: Wanted) -> Iterator[Target]:
                 if error.ckr == _CKR_DEVICE_MEMORY:
                     error.hint = "The device has no room for a key; load one that it has already with --config."
                 raise
-        document = _document("softhsm", {**settings, "pin": {"file": str(made.pin_file)}}, wanted, folder)
+        document = _document("softhsm", {**settings, "pin": {"file": str(made.pin_file())}}, wanted, folder)
         environment = {"SOFTHSM2_CONF": str(made.conf)}
         yield Target("a SoftHSM token of its own", document, load(document), environment, sockets)
 

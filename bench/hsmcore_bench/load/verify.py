@@ -13,7 +13,8 @@ from hsmcore import _native
 from hsmcore_bench.harness.environment import cores
 from hsmcore_bench.load.mix import Messages
 
-_RECORD: Final = struct.Struct("<QII64s")
+RECORD: Final = struct.Struct("<QII64s")
+"""What a process keeps of an answer, as native/load has it: number, status, nothing, signature."""
 _CHUNK: Final = 512
 """Records in one go of a thread."""
 
@@ -63,15 +64,15 @@ def verify(spool: Path, messages: Messages, keys: Sequence[Key], advance: Callab
 
 def records(spool: Path) -> int:
     """How many answers a process kept."""
-    return spool.stat().st_size // _RECORD.size
+    return spool.stat().st_size // RECORD.size
 
 
 _Record = tuple[int, int, int, bytes]
 
 
 def _chunks(file: IO[bytes]) -> Iterator[list[_Record]]:
-    while text := file.read(_RECORD.size * _CHUNK):
-        yield list(_RECORD.iter_unpack(text[: len(text) // _RECORD.size * _RECORD.size]))
+    while text := file.read(RECORD.size * _CHUNK):
+        yield list(RECORD.iter_unpack(text[: len(text) // RECORD.size * RECORD.size]))
 
 
 def _judge(chunk: Sequence[_Record], messages: Messages, keys: Sequence[Key]) -> tuple[int, int, int]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -21,6 +18,7 @@ from hsmcore.control.curves import ALGORITHMS
 from hsmcore.errors import MemberDown
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.process import ChildError
+from hsmcore_bench.harness.signals import raising
 from hsmcore_bench.suite import results_cli
 from hsmcore_bench.suite.catalogue import entries, expand
 from hsmcore_bench.suite.failover import CASES
@@ -110,7 +108,7 @@ def bench(
         token=_token(token, module, label, algorithm),
     )
     try:
-        with _terminate_cleanly():
+        with raising(lambda number: SystemExit(128 + number), signal.SIGTERM):
             result = _run(options)
     except ValueError as error:
         raise BadUsage(str(error)) from None
@@ -189,17 +187,3 @@ def _token(token: str | None, module: str, label: str | None, algorithm: str) ->
     if not Path(module).is_file():
         raise BadUsage(f"--module {module}: no such file")
     return HsmToken(module, token, {algorithm: label})
-
-
-@contextmanager
-def _terminate_cleanly() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that the token and the children go away."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 import orjson
 
 from hsmcore_bench.harness import locate
-from hsmcore_bench.harness.process import Child, MissingError, child_environment, python_child
+from hsmcore_bench.harness.process import Child, MissingError, child_environment
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job
 from hsmcore_bench.suite.devices import CONFIG_ENV, DEVICES, punctual
 from hsmcore_bench.suite.model import Contender, FailoverCase, HsmToken, Options, RecoveryCase
@@ -63,12 +64,12 @@ class Commands:
             device=case.device,
         )
         target = self._target(contender, control=True)
-        if case.kind == "recovery-rotation":  # what it makes on the token must meet nobody else
+        if case.kind == "recovery-rotation":  # no other contender may meet what it makes on the token
             hsm, access = self._stack.enter_context(temporary_token(locate.SOFTHSM_MODULE))
             target = _Target(hsm.module, hsm.token, hsm.labels["ed25519"], access, "softhsm")
         job = self._job(contender, target, kind=case.kind)
         with _clock(case.device):
-            return Child(python_child("hsmcore_bench.suite.child", job.to_json()), child_environment(target.access))
+            return Child(_ours(job), child_environment(target.access))
 
     def start_failover(self, case: FailoverCase, sessions: int) -> Child:
         """A child whose primary member fails in each of its slices. Raises MissingError, ChildError."""
@@ -81,7 +82,7 @@ class Commands:
         places[0]["isolation"] = case.isolation
         job = self._job(contender, target, kind=case.kind, places=places)
         with _clock(case.device):
-            return Child(python_child("hsmcore_bench.suite.child", job.to_json()), child_environment(access))
+            return Child(_ours(job), child_environment(access))
 
     def ceiling(self, contender: Contender) -> float | None:
         """What the contender's device can do. Raises MissingError."""
@@ -94,8 +95,7 @@ class Commands:
         if contender.kind == "cache-lookup":
             return [require(locate.CACHE_LOOKUP), "--message-bytes", str(self._message_bytes(contender))], {}
         if contender.token == "none":
-            job = self._job(contender, _Target("", "", "", {}, ""))
-            return python_child("hsmcore_bench.suite.child", job.to_json()), {}
+            return _ours(self._job(contender, _Target("", "", "", {}, ""))), {}
         if contender.members:
             return self._with_levels(contender)
         target = self._target(contender)
@@ -106,7 +106,7 @@ class Commands:
                 *("--threads", str(contender.in_flight), "--algorithm", contender.algorithm),
                 *("--message-bytes", str(self._message_bytes(contender))),
             ], target.access
-        return python_child("hsmcore_bench.suite.child", self._job(contender, target).to_json()), target.access
+        return _ours(self._job(contender, target)), target.access
 
     def _with_levels(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
         token = self._token(contender)
@@ -114,8 +114,7 @@ class Commands:
             places = [{"module": token.module}]
         else:
             places = [self._place(token.module, contender.device, token.token) for _ in range(contender.members)]
-        job = self._job(contender, token, places=places)
-        return python_child("hsmcore_bench.suite.child", job.to_json()), token.access
+        return _ours(self._job(contender, token, places=places)), token.access
 
     def _place(self, module: str, device: str, token: str, *, control: bool = False) -> dict[str, str]:
         """A device of its own: the loader knows modules by their files, so each has copies of both modules."""
@@ -192,6 +191,11 @@ class Commands:
         listens = None if socket is None else str(socket)
         access = {**token.access, CONFIG_ENV: str(configuration)}
         return _Target(module, token.token, token.label, access, token.provider, listens)
+
+
+def _ours(job: Job) -> list[str]:
+    """The command line of a contender in Python."""
+    return [sys.executable, "-m", "hsmcore_bench.suite.child", job.to_json()]
 
 
 def require(name: str) -> str:

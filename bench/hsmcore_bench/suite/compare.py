@@ -107,7 +107,7 @@ def _lines(contender: Contender, before: Result, after: Result, unjudged: Call |
         ("p99", "ns", lambda s: None if s.latency_ns is None else s.latency_ns.p99),
         ("CPU", "ns", lambda s: None if s.cpu_seconds is None else s.cpu_seconds / max(s.signatures, 1) * 1e9),
     )
-    for name, unit, figure in figures[contender.kind == "sign-open" :]:  # whose rate is what was asked for
+    for name, unit, figure in figures[contender.kind == "sign-open" :]:  # its rate is the one that was asked for
         values = [_values(rounds, contender.name, figure) for rounds in runs]
         if all(values):
             yield line(contender, name, unit, values[0], values[1], unjudged=unjudged)

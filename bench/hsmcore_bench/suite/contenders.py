@@ -1,4 +1,4 @@
-"""Who takes part: the contenders of all scenarios, and those that somebody asks for."""
+"""The contenders of all scenarios, and the selection of those that a run has."""
 
 from __future__ import annotations
 

@@ -85,13 +85,19 @@ def _attempt(child: Child, case: RecoveryCase, seconds: float) -> Break:
     return Break(case=case.name, **_run(child, seconds, RESTART_SLACK_SECONDS))
 
 
-def _run(child: Child, seconds: float, slack: float) -> dict[str, Any]:
-    """What the child found in two stretches of `seconds`, and `others`: the machine's share that others used."""
+def watched(child: Child, seconds: float, timeout: float) -> tuple[dict[str, Any], float, float]:
+    """Have the child run; gives its answer, its processor time, and the machine's share that others used."""
     before, own_before, cpu_before = ProcessorTimes.read(), time.process_time(), child.cpu_seconds()
-    reply = child.ask(f"run {seconds}", 2 * seconds + slack)
+    reply = child.ask(f"run {seconds}", timeout)
     cpu = child.cpu_seconds() - cpu_before
     others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
-    return {**reply, "others": round(others, 4)}
+    return reply, cpu, round(others, 4)
+
+
+def _run(child: Child, seconds: float, slack: float) -> dict[str, Any]:
+    """What the child found in two stretches of `seconds`, and `others`."""
+    reply, _, others = watched(child, seconds, 2 * seconds + slack)
+    return {**reply, "others": others}
 
 
 def measure_failover(commands: Commands, options: Options, result: Result, step: Step) -> None:

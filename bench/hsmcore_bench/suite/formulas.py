@@ -23,8 +23,27 @@ class Target:
     value: Value
 
 
-def rate(name: str, per: str) -> Value:
-    return lambda r: r[name].rate / r[per].rate
+def relative(name: str, what: str, unit: str, bound: float, ours: str, theirs: str, formula: str = "") -> Target:
+    """At least so many times as fast as another contender."""
+    formula = formula or f"rate({ours}) / rate({theirs})"
+    return Target(name, what, formula, unit, bound, True, (ours, theirs), lambda r: r[ours].rate / r[theirs].rate)
+
+
+def fast(name: str, what: str, bound: float, ours: str) -> Target:
+    """At least so many signatures a second."""
+    return Target(name, what, f"rate({ours})", "/s", bound, True, (ours,), lambda r: r[ours].rate)
+
+
+def cost(name: str, what: str, bound: float, ours: str, bare: str) -> Target:
+    """At most so many percent slower than without it."""
+    formula = f"1 - rate({ours}) / rate({bare})"
+    return Target(name, what, formula, "%", bound, False, (ours, bare),
+                  lambda r: 100.0 * (1.0 - r[ours].rate / r[bare].rate))  # fmt: skip
+
+
+def lag(name: str, what: str, ours: str) -> Target:
+    """The event loop is late by at most 5 ms."""
+    return Target(name, what, f"p99(lag of {ours})", "ms", 5.0, False, (ours,), lag_ms(ours))
 
 
 def of_ceiling(name: str) -> Value:
@@ -35,24 +54,25 @@ def of_ceiling(name: str) -> Value:
     return value
 
 
-def lost_percent(name: str, without: str) -> Value:
-    return lambda r: 100.0 * (1.0 - r[name].rate / r[without].rate)
+def queued(name: str, what: str, bound: float, which: Literal["p50", "p99"], ours: str, in_flight: int) -> Target:
+    """A latency, at most so many times as long as raw C would need for all that are in flight."""
 
-
-def in_raw_queues(which: Literal["p50", "p99"], name: str, in_flight: int) -> Value:
     def value(r: Round) -> float | None:
-        latency = r[name].latency_ns
+        latency = r[ours].latency_ns
         return None if latency is None else getattr(latency, which) / (in_flight / r["raw"].rate * 1e9)
 
-    return value
+    formula = f"{which}({ours}) / ({in_flight} / rate(raw))"
+    return Target(name, what, formula, "×", bound, False, (ours, "raw"), value)
 
 
-def added_us(name: str, to: str) -> Value:
+def added(name: str, what: str, bound: float, ours: str, to: str) -> Target:
+    """At most so many microseconds more, in the median."""
+
     def value(r: Round) -> float | None:
-        ours, theirs = r[name].latency_ns, r[to].latency_ns
-        return None if ours is None or theirs is None else (ours.p50 - theirs.p50) / 1e3
+        mine, theirs = r[ours].latency_ns, r[to].latency_ns
+        return None if mine is None or theirs is None else (mine.p50 - theirs.p50) / 1e3
 
-    return value
+    return Target(name, what, f"p50({ours}) - p50({to})", "µs", bound, False, (ours, to), value)
 
 
 def tail(name: str, per: str) -> Value:

@@ -191,7 +191,7 @@ def predictions(
 
 
 def _figures(rows: Sequence[Row]) -> str:
-    """A row for each contender; columns that nobody has are left out."""
+    """A row for each contender; columns without a value are left out."""
     columns: dict[str, list[str]] = {"signatures/s": [ranged(summary.rate) for _, summary in rows]}
     columns["× reference"] = [precise(summary.ratio) for _, summary in rows]
     columns["× ceiling"] = [precise(summary.of_ceiling) for _, summary in rows]

@@ -136,7 +136,7 @@ class Sample:
     latency_ns: Percentiles | None
     lag_ns: Percentiles | None = None  # how late a 1 ms sleep on the event loop ended
     cpu_seconds: float | None = None  # processor time that the contender's process used, all threads
-    others: float = 0.0  # share of the machine that other processes and the hypervisor used meanwhile
+    others: float = 0.0  # share of the machine that other processes and the hypervisor used during it
     ceiling: float | None = None  # signatures per second that the device can make at most
     parts_ns: Mapping[str, float] | None = None  # of ours: where the mean signature's time went, see child/ours.py
 
@@ -167,7 +167,7 @@ class Break:
     rate_after: float  # of the whole time after, the pause included
     failed: int  # requests that ended with an error
     wrong: int  # signatures that were not what the key makes
-    others: float = 0.0  # share of the machine that others used meanwhile
+    others: float = 0.0  # share of the machine that others used during it
 
     @property
     def kept(self) -> float:
@@ -190,7 +190,7 @@ class Switch:
     slow_percent: float  # of the requests: took longer than twice the median
     moves: int  # failovers
     errors: Mapping[str, int] = field(default_factory=dict)  # status -> how many failed with it
-    others: float = 0.0  # share of the machine that others used meanwhile
+    others: float = 0.0  # share of the machine that others used during it
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +232,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class HsmToken:
-    """A token to sign on. The PIN stays in the environment variable that `pin_env` names."""
+    """A token to sign on. The PIN stays in the environment variable HSM_PIN."""
 
     module: str
     token: str
     labels: Mapping[str, str]  # algorithm -> CKA_LABEL of its key
-    pin_env: str = "HSM_PIN"
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def switch_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         own = [s for s in result.switches if s.case == case.name]
         if not own:
             continue
-        quiet = usable_breaks(own, case.name)  # requests are counted of all, times of those that nobody disturbed
+        quiet = usable_breaks(own, case.name)  # requests are counted of all, times of the undisturbed ones
         again = spread([s.pause_seconds * 1e3 for s in quiet if s.pause_seconds is not None])
         known = spread([s.known_seconds * 1e3 for s in quiet if s.known_seconds is not None])
         sums = [sum(counts) for counts in zip(*((s.failed, s.lost, s.wrong, s.twice) for s in own), strict=True)]
@@ -140,13 +140,11 @@ def disturbance(result: Result) -> str:
     )
 
 
-# ---- terminal ----
-
 WIDE = 150  # columns that the full tables take
 
 
 def print_result(result: Result, console: Console) -> None:
-    """All tables, then who could not take part and why."""
+    """All tables, then the contenders that could not take part, and why."""
     wide = console.width >= WIDE
     main, resilient = split(result)
     if main:
@@ -236,9 +234,6 @@ def reached(verdict: Verdict) -> str:
 
 def met(verdict: Verdict) -> str:
     return {True: "yes", False: "no", None: "not measured"}[verdict.met]
-
-
-# ---- markdown ----
 
 
 def markdown(result: Result, *, short: bool = False) -> str:

@@ -1,7 +1,7 @@
 """The run: every contender in a process of its own, each signing alone for a short slice, round after round.
 
 Contenders that are compared with each other form a block: only its processes are there at the same time. The order is
-shuffled anew in each round, so that a slow second on a shared machine meets everyone alike, and a ratio is
+shuffled again in each round, so that a slow second on a shared machine meets all of them alike, and a ratio is
 formed between slices of the same round only. A slice during which other processes took a part of the machine is
 repeated when they seem to have stopped; the least disturbed attempt counts, whatever its rate.
 """
@@ -20,11 +20,11 @@ from typing import Any
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.environment import ProcessorTimes
-from hsmcore_bench.harness.process import Child, ChildError, MissingError
+from hsmcore_bench.harness.process import SLACK_SECONDS, Child, ChildError, MissingError
 from hsmcore_bench.suite.catalogue import entries
 from hsmcore_bench.suite.commands import Commands
 from hsmcore_bench.suite.contenders import MEMORY, blocks, contenders, events, select
-from hsmcore_bench.suite.events import measure_failover, measure_memory, measure_recovery, steps
+from hsmcore_bench.suite.events import measure_failover, measure_memory, measure_recovery, steps, watched
 from hsmcore_bench.suite.failover import FAILOVER
 from hsmcore_bench.suite.model import Contender, Options, Sample
 from hsmcore_bench.suite.resilience import RECOVERY
@@ -56,7 +56,7 @@ def run(options: Options, report: Report = lambda _: None) -> Result:
     """Measure. Blocks for about rounds x seconds x contenders; ends every process and file that it made.
 
     A contender that can't run here is in `skipped` with the reason, one that broke is in `failed`; the others go on.
-    Raises ChildError when there is no token to sign on, ValueError when `only` fits nobody.
+    Raises ChildError when there is no token to sign on, ValueError when `only` fits no contender.
     """
     with ExitStack() as stack:
         return _Run(options, report, stack).measure()
@@ -136,8 +136,6 @@ class _Run:
         most = self._scenarios[contender.scenario].rounds
         return self._options.rounds if most is None else min(most, self._options.rounds)
 
-    # ---- starting ----
-
     def _open_token(self) -> None:
         self._report(Progress(0, self._total, "making a token"))
         commands = self._commands
@@ -193,8 +191,6 @@ class _Run:
             if signature != expected:
                 self._give_up(contender, "its signature differs from the others'")
 
-    # ---- measuring ----
-
     def _slice(self, contender: Contender, number: int) -> None:
         """The least disturbed of a few attempts."""
         best: Sample | None = None
@@ -215,10 +211,7 @@ class _Run:
         if child is None:
             return None
         try:
-            before, own_before, cpu_before = ProcessorTimes.read(), time.process_time(), child.cpu_seconds()
-            reply = child.run(seconds)
-            cpu = child.cpu_seconds() - cpu_before
-            others = before.others_share(ProcessorTimes.read(), cpu + time.process_time() - own_before)
+            reply, cpu, others = watched(child, seconds, seconds + SLACK_SECONDS)
         except (ChildError, OSError) as error:
             self._give_up(contender, str(error))
             return None
@@ -230,7 +223,7 @@ class _Run:
             latency_ns=read_percentiles(reply["latency_ns"]),
             lag_ns=read_percentiles(reply.get("lag_ns")),
             cpu_seconds=cpu,
-            others=round(others, 4),
+            others=others,
             ceiling=self._ceilings[contender.name],
             parts_ns=reply.get("parts_ns"),
         )

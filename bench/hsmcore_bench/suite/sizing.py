@@ -5,7 +5,8 @@ at the rate that was measured with k sessions and k in flight, so what sessions 
 birth-and-death chain; its probability to wait and its mean wait are exact where the times of signatures are exponential
 (with a rate in proportion to k it is Erlang's C formula), and the wait is multiplied by (1 + cv²) / 2 for times that
 vary otherwise (Allen and Cunneen): half of it for a constant time. cv comes from a log-normal distribution through the
-measured p50 and p99. Who has to wait does so for an exponential time. A latency is such a wait and such a time.
+measured p50 and p99. A request that has to wait does so for an exponential time. A latency is such a wait and
+such a time.
 """
 
 from __future__ import annotations

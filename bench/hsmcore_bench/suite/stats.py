@@ -20,7 +20,7 @@ ENOUGH_ROUNDS = 3
 def usable(rounds: Iterable[Round], names: Collection[str]) -> list[Round]:
     """The rounds in which all of `names` were measured undisturbed; if these are too few, all that have them.
 
-    A slice is judged by what others did meanwhile, never by its rate.
+    A slice is judged by what others did during it, never by its rate.
     """
     present = [r for r in rounds if all(name in r for name in names)]
     quiet = [r for r in present if all(r[name].others <= DISTURBED for name in names)]

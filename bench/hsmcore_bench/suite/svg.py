@@ -102,8 +102,8 @@ def lines(
     log_y: bool = False,
     colours: Mapping[str, str] = MappingProxyType({}),
 ) -> Chart:
-    """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians. Who is
-    not in `colours` gets the next one."""
+    """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians. A name
+    that is not in `colours` gets the next one."""
     left, right, top, bottom = 84, WIDTH - 250, 26, 250
     points = [point for own in series.values() for point in own]
     xs = _Scale([x for x, _ in points], left, right, True)

@@ -7,141 +7,33 @@ from dataclasses import replace
 
 from hsmcore_bench.suite import failover, resilience
 from hsmcore_bench.suite.contenders import MEMORY
-from hsmcore_bench.suite.formulas import Target, added_us, in_raw_queues, lag_ms, rate
+from hsmcore_bench.suite.formulas import Target, added, fast, lag, queued, relative
 from hsmcore_bench.suite.model import Break, Memory, Switch, Verdict
 from hsmcore_bench.suite.stats import Round, spread, usable, usable_breaks
 
+_LOOKUP = "cache-lookup"
 TARGETS: tuple[Target, ...] = (
-    Target(
-        "sign-64-rate",
-        "`await km.sign`, 64 in flight",
-        "rate(sign-64) / rate(raw)",
-        "× raw C",
-        0.97,
-        True,
-        ("sign-64", "raw"),
-        rate("sign-64", "raw"),
+    relative("sign-64-rate", "`await km.sign`, 64 in flight", "× raw C", 0.97, "sign-64", "raw"),
+    queued("sign-64-p50", "the same, p50 latency over 64 ÷ raw rate", 1.1, "p50", "sign-64", 64),
+    queued("sign-64-p99", "the same, p99 latency over 64 ÷ raw rate", 2.2, "p99", "sign-64", 64),
+    relative("many-256-rate", "`sign_many` of 256", "× raw C", 0.98, "many-256", "raw"),
+    added("sign-1-adds", "one in flight, over a raw C call", 35.0, "sign-1", "raw-1"),
+    *(
+        relative(name, f"against {what}", "×", bound, "sign-64", peer)
+        for name, what, bound, peer in (
+            ("over-executor", "python-pkcs11 through asyncio, locking forced", 2.2, "pkcs11-executor"),
+            ("over-shipped", "python-pkcs11 as shipped, one session for all threads", 2.4, "pkcs11-shared"),
+            ("over-pykcs11", "PyKCS11", 2.4, "pykcs11"),
+        )
     ),
+    fast("noop-sign", "no-op module: awaited `sign`, 256 in flight", 500_000.0, "noop-256"),
+    fast("noop-many", "no-op module: `sign_many` of 1,024", 3_000_000.0, "noop-many-1024"),
     Target(
-        "sign-64-p50",
-        "the same, p50 latency over 64 ÷ raw rate",
-        "p50(sign-64) / (64 / rate(raw))",
-        "×",
-        1.1,
-        False,
-        ("sign-64", "raw"),
-        in_raw_queues("p50", "sign-64", 64),
+        *(_LOOKUP, "cache hit: lookup in C, 200-byte message", f"1 / rate({_LOOKUP})", "ns", 250.0, False, (_LOOKUP,)),
+        value=lambda r: 1e9 / r[_LOOKUP].rate,
     ),
-    Target(
-        "sign-64-p99",
-        "the same, p99 latency over 64 ÷ raw rate",
-        "p99(sign-64) / (64 / rate(raw))",
-        "×",
-        2.2,
-        False,
-        ("sign-64", "raw"),
-        in_raw_queues("p99", "sign-64", 64),
-    ),
-    Target(
-        "many-256-rate",
-        "`sign_many` of 256",
-        "rate(many-256) / rate(raw)",
-        "× raw C",
-        0.98,
-        True,
-        ("many-256", "raw"),
-        rate("many-256", "raw"),
-    ),
-    Target(
-        "sign-1-adds",
-        "one in flight, over a raw C call",
-        "p50(sign-1) - p50(raw-1)",
-        "µs",
-        35.0,
-        False,
-        ("sign-1", "raw-1"),
-        added_us("sign-1", "raw-1"),
-    ),
-    Target(
-        "over-executor",
-        "against python-pkcs11 through asyncio, locking forced",
-        "rate(sign-64) / rate(pkcs11-executor)",
-        "×",
-        2.2,
-        True,
-        ("sign-64", "pkcs11-executor"),
-        rate("sign-64", "pkcs11-executor"),
-    ),
-    Target(
-        "over-shipped",
-        "against python-pkcs11 as shipped, one session for all threads",
-        "rate(sign-64) / rate(pkcs11-shared)",
-        "×",
-        2.4,
-        True,
-        ("sign-64", "pkcs11-shared"),
-        rate("sign-64", "pkcs11-shared"),
-    ),
-    Target(
-        "over-pykcs11",
-        "against PyKCS11",
-        "rate(sign-64) / rate(pykcs11)",
-        "×",
-        2.4,
-        True,
-        ("sign-64", "pykcs11"),
-        rate("sign-64", "pykcs11"),
-    ),
-    Target(
-        "noop-sign",
-        "no-op module: awaited `sign`, 256 in flight",
-        "rate(noop-256)",
-        "/s",
-        500_000.0,
-        True,
-        ("noop-256",),
-        lambda r: r["noop-256"].rate,
-    ),
-    Target(
-        "noop-many",
-        "no-op module: `sign_many` of 1,024",
-        "rate(noop-many-1024)",
-        "/s",
-        3_000_000.0,
-        True,
-        ("noop-many-1024",),
-        lambda r: r["noop-many-1024"].rate,
-    ),
-    Target(
-        "cache-lookup",
-        "cache hit: lookup in C, 200-byte message",
-        "1 / rate(cache-lookup)",
-        "ns",
-        250.0,
-        False,
-        ("cache-lookup",),
-        lambda r: 1e9 / r["cache-lookup"].rate,
-    ),
-    Target(
-        "cache-sign",
-        "cache hit: awaited `sign`",
-        "rate(cache-hit)",
-        "/s",
-        500_000.0,
-        True,
-        ("cache-hit",),
-        lambda r: r["cache-hit"].rate,
-    ),
-    Target(
-        "loop-lag",
-        "event-loop lag while saturated, 64 in flight, p99",
-        "p99(lag of sign-64-lag)",
-        "ms",
-        5.0,
-        False,
-        ("sign-64-lag",),
-        lag_ms("sign-64-lag"),
-    ),
+    fast("cache-sign", "cache hit: awaited `sign`", 500_000.0, "cache-hit"),
+    lag("loop-lag", "event-loop lag while saturated, 64 in flight, p99", "sign-64-lag"),
     *resilience.TARGETS,
     *failover.TARGETS,
 )
@@ -177,15 +69,9 @@ def judge(
 
 
 def _memory(memory: Memory | None) -> Verdict:
-    return _verdict(
-        "memory",
-        "resident memory from the 1st to the 2nd million signatures",
-        "rss(after 2nd) - rss(after 1st)",
-        "MiB",
-        MEMORY_BOUND_MIB,
-        False,
-        [] if memory is None else [memory.growth_bytes / 2**20],
-    )
+    what = "resident memory from the 1st to the 2nd million signatures"
+    growth = [] if memory is None else [memory.growth_bytes / 2**20]
+    return _verdict("memory", what, "rss(after 2nd) - rss(after 1st)", "MiB", MEMORY_BOUND_MIB, False, growth)
 
 
 def _recovery(breaks: Sequence[Break]) -> list[Verdict]:
@@ -194,20 +80,10 @@ def _recovery(breaks: Sequence[Break]) -> list[Verdict]:
         own = usable_breaks(breaks, t.case)
         values = [b.kept if t.at_least else b.again_seconds * 1e3 for b in own]
         verdicts.append(_verdict(t.name, t.what, t.formula, t.unit, t.bound, t.at_least, values, worst_decides=True))
+    what = "requests that failed, and wrong signatures, in any of these, most"
     lost = [float(b.failed + b.wrong) for b in breaks]
-    verdicts.append(
-        _verdict(
-            "recovery-lost",
-            "requests that failed, and wrong signatures, in any of these, most",
-            "failed + wrong",
-            "requests",
-            0.0,
-            False,
-            lost,
-            worst_decides=True,
-        )
-    )
-    return verdicts
+    last = _verdict("recovery-lost", what, "failed + wrong", "requests", 0.0, False, lost, worst_decides=True)
+    return [*verdicts, last]
 
 
 def _failover(switches: Sequence[Switch]) -> list[Verdict]:

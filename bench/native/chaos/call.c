@@ -1,3 +1,4 @@
+/* The way into the wrapped module and out of it, the same for all calls. */
 #include <pthread.h>
 
 #include "chaos.h"
@@ -47,8 +48,8 @@ static bool end_call(struct chaos_call *call) {
     return false;
 }
 
-/* What the module refuses always, then faults, then the wait for a server, then the wrapped module: what a fault does, it does before the device could
- * have known of the call. */
+/* In this order: what the vendor's module always refuses, faults, the wait for a server, the wrapped module. A fault
+ * takes effect before the device could know of the call. */
 static bool prepare(struct chaos_call *call) {
     call->rv = chaos_refused(call);
     if (call->rv != CKR_OK) {
@@ -88,8 +89,8 @@ static bool prepare(struct chaos_call *call) {
     return true;
 }
 
-/* The standard ends a signing operation with C_Sign whatever that returns, but for CKR_BUFFER_TOO_SMALL (section 5.13).
- * The wrapped module never saw the call, so it gets one whose result nobody sees. */
+/* The standard ends a signing operation with C_Sign at any result but CKR_BUFFER_TOO_SMALL (section 5.13). The wrapped
+ * module never saw the call, so it gets one whose result is thrown away. */
 static void end_operation(struct chaos_call *call) {
     static CK_BYTE data[1];
     CK_BYTE scratch[4096];

@@ -4,17 +4,22 @@
  * faults, capacity -> the wrapped module -> chaos_leave: latency, give the server back. No lock of ours is held across
  * a call into the wrapped module, nor while a call hangs, sleeps or waits for a server.
  *
- * module.c    C_Initialize, C_Finalize, what a fork does      wrapped.c   the wrapped module and its interfaces
- * call.c      enter and leave                                 hooks.c     the wrappers that look at arguments
- * session.c   which session is on which slot, which is dead   slot.c      slots, their servers, absent tokens
- * fault.c     which call is struck                            effect.c    what a fault does
- * other_key.c another key, for two of the faults              handles.c   recycled object handles
- * latency.c   distributions, clocks                           schedule.c  generator, call numbers, hung calls
- * vendor.c    what a vendor's module refuses                  vendor_info.c     what it shows otherwise
- * objects.c   the wrappers that make and read objects         vendor_json.c    manners from JSON
- * settings.c  what all calls look at                          clock.c     the clock
- * entry.c     lists and interfaces                            functions.c names of functions
- * config.c, parse.c, json.c: the JSON file                    control.c, command.c: the socket
+ * The files, in reading order:
+ *   functions.def, functions.c     every function of PKCS #11: version, scope, name
+ *   entry.c                        C_Initialize, function lists and interfaces
+ *   module.c                       starting, stopping, forking
+ *   wrapped.c                      the wrapped module
+ *   settings.c                     the state that all calls read
+ *   dispatch.c, call.c             the generated wrappers; enter and leave
+ *   hooks.c, objects.c             the wrappers that look at arguments or results
+ *   session.c, slot.c              which session is on which slot, and dead; servers, absent tokens
+ *   fault.c, effect.c              which call gets a fault; what the fault does
+ *   other_key.c, handles.c         another key in place of the right one; recycled handles
+ *   latency.c, schedule.c          distributions; random numbers, hung calls
+ *   vendor.c, vendor_info.c        what a vendor's module refuses; what it says of itself
+ *   config.c, parse.c, vendor_json.c, json.c   the configuration file
+ *   control.c, command.c           the control socket
+ *   clock.c, log.c                 time; the log file
  */
 #ifndef HSMCORE_CHAOS_H
 #define HSMCORE_CHAOS_H
@@ -70,7 +75,7 @@ struct chaos_fault {
     enum chaos_when when;
     uint64_t n;
     double probability;
-    uint64_t limit; /* how often it may strike */
+    uint64_t limit; /* calls that it may strike */
     uint64_t stream;
     atomic_uint_fast64_t seen, struck;
     struct chaos_effect effect;
@@ -104,7 +109,7 @@ struct chaos_latency {
 struct chaos_capacity {
     uint64_t servers; /* requests that one slot serves at once; 0: no limit */
     uint64_t queue;   /* requests that may wait; UINT64_MAX: no limit */
-    CK_RV overflow;   /* what the next one gets */
+    CK_RV overflow;   /* the answer to the next one */
     bool chosen;      /* `functions` was given; else C_Sign and all functions that have a latency take a server */
     bool functions[CHAOS_FUNCTIONS];
 };
@@ -133,8 +138,8 @@ struct chaos_config {
 
 bool chaos_config_load(const char *path, struct chaos_config *config, struct chaos_error *error);
 void chaos_config_free(struct chaos_config *config);
-/* Puts a profile's latency, capacity and vendor's part over those that are there; NULL: without the vendor's part. On failure the
- * settings are untouched, and `vendor` may hold anything. */
+/* Puts a profile's latency, capacity and vendor's part over those that are there; NULL: without the vendor's part. On
+ * failure the settings are untouched, and `vendor` may hold anything. */
 bool chaos_profile_load(const char *dir, const char *name, struct chaos_settings *settings, struct chaos_vendor *vendor,
                         struct chaos_error *error);
 
@@ -150,7 +155,7 @@ struct chaos_slot {
     atomic_uint_fast64_t turns[CHAOS_FUNCTIONS]; /* those that a fault or a latency may strike: the call number */
     _Atomic int64_t absent_until;                /* CLOCK_MONOTONIC; 0: present */
     atomic_uint_fast64_t removals;
-    const struct chaos_user *_Atomic user; /* who logged in last, of the configured ones; NULL: nobody */
+    const struct chaos_user *_Atomic user; /* of the last login, if it is a configured one; else NULL */
 
     pthread_mutex_t gate; /* the servers */
     uint64_t busy, waiting, busy_max, waiting_max, refused;
@@ -163,12 +168,13 @@ struct chaos_slot *chaos_slot_first(void);
 bool chaos_slot_absent(struct chaos_slot *slot);
 bool chaos_slot_serve(struct chaos_slot *slot, const struct chaos_capacity *capacity, int64_t *start, CK_RV *rv);
 void chaos_slot_served(struct chaos_slot *slot, const struct chaos_capacity *capacity, int64_t end);
-void chaos_slots_cancel(void); /* wakes all who wait for a server, for C_Finalize */
+void chaos_slots_cancel(void); /* wakes all calls that wait for a server, for C_Finalize */
 void chaos_slots_return(void); /* brings removed tokens back */
 void chaos_slots_reset(bool free_them);
 
-/* `state` counts the calls inside the wrapped module; SESSION_DEAD on top means: no more of them. Whoever takes a dead
- * session's count to zero closes it there, so a session is never closed under a call that uses it. */
+/* `state` counts the calls inside the wrapped module; with SESSION_DEAD set, no more may enter. The call that takes a
+ * dead session's count to zero closes it in the wrapped module, so that no session is closed under a call that uses
+ * it. */
 #define SESSION_DEAD (UINT64_C(1) << 32)
 struct chaos_session {
     struct chaos_session *next;
@@ -218,7 +224,7 @@ struct chaos_call {
     uint64_t number, removals;
     const struct chaos_settings *settings;
     int64_t start, service;     /* nanoseconds; service 0: no latency */
-    struct chaos_effect effect; /* what is left to do with the result, if `altered` */
+    struct chaos_effect effect; /* what remains to be done with the result, if `altered` */
     bool altered;
 };
 
@@ -279,7 +285,7 @@ uint64_t chaos_hung(void);
 void chaos_hang_reset(void);
 
 /* wrapped.c */
-/* One pointer per function; never NULL: what the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
+/* A pointer for each function, never NULL: one that the wrapped module lacks answers CKR_FUNCTION_NOT_SUPPORTED. */
 #define CHAOS_INTERFACES 32
 struct chaos_wrapped {
     CK_C_GetInterfaceList list_interfaces; /* NULL: a module of 2.40 */
@@ -309,7 +315,8 @@ bool chaos_settings_replace(const struct chaos_settings *settings);
 void chaos_settings_reset(bool free_them);
 
 /* module.c */
-/* C_Initialize, and as much of it as the environment allows before it; `version` receives that of the wrapped module. */
+/* C_Initialize, and as much of it as the environment allows before it; `version` receives that of the wrapped
+ * module. */
 CK_RV chaos_initialize(void *init_args, CK_VERSION *version);
 bool chaos_preload(CK_VERSION *version); /* loads the module that the environment names, if it can */
 

@@ -1,4 +1,4 @@
-/* The clock that everything here goes by. */
+/* The clock. */
 #include <time.h>
 
 #include "chaos.h"

@@ -175,7 +175,7 @@ static bool run(const struct chaos_reader *reader, json_t *reply) {
     if (i == COMMANDS) {
         return chaos_refuse_key(reader, "cmd", "unknown command \"%s\"", name);
     }
-    (void)json_object_del(reader->value, "cmd"); /* what is left has the form that it has in the file */
+    (void)json_object_del(reader->value, "cmd"); /* the rest has the same form as in the file */
     return commands[i].run(reader, reply);
 }
 

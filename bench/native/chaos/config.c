@@ -1,3 +1,4 @@
+/* The configuration file, and the profiles that it names. */
 #include <dirent.h>
 #include <dlfcn.h>
 #include <stdio.h>
@@ -160,7 +161,7 @@ static bool parse_config(const struct chaos_reader *reader, struct chaos_config 
                                          "profileDir",  "latency", "capacity", "faults", "random", CHAOS_VENDOR_FIELDS,
                                          NULL};
     const char *description = NULL;
-    /* The log first: it is to have the reason of whatever is refused after it. */
+    /* The log first, so that it gets the reason of any later refusal. */
     if (json_is_object(reader->value) &&
         (!chaos_get_path(reader, "log", config->log) || !expand_pid(reader, "log", config->log))) {
         return false;

@@ -29,7 +29,7 @@ static pthread_t thread;
 static bool running;
 static int listen_fd = -1, stop_fd = -1;
 static char socket_path[CHAOS_PATH];
-static struct client *clients[CLIENTS]; /* the thread's own; in the child of a fork, of nobody */
+static struct client *clients[CLIENTS]; /* used by the thread only; in the child of a fork, by chaos_control_forget */
 
 /* ---- the thread ---- */
 
@@ -153,7 +153,7 @@ static bool fail(struct chaos_error *error, const char *what, const char *path) 
     return false;
 }
 
-/* A file that nobody listens at was left by a process that died; one that somebody listens at is in use. */
+/* A socket without a listener was left by a process that died; one with a listener is in use. */
 static bool remove_stale(const struct sockaddr_un *address, struct chaos_error *error) {
     struct stat info;
     if (lstat(address->sun_path, &info) != 0) {

@@ -1,4 +1,4 @@
-/* What a fault does to a call. */
+/* What a fault does to a call: before it reaches the wrapped module, or to its signature. */
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -16,7 +16,7 @@ static void note(const struct chaos_call *call, const struct chaos_effect *effec
     }
 }
 
-/* What the module of a token does that loses power: the login is gone, then every session, and nothing answers. */
+/* As when a token loses power: the login is gone, then every session, and no call is answered. */
 static void remove_token(struct chaos_slot *slot, int64_t nanoseconds) {
     int64_t now = chaos_now();
     atomic_store(&slot->absent_until, nanoseconds > CHAOS_FOREVER - now ? CHAOS_FOREVER : now + nanoseconds);
@@ -70,7 +70,7 @@ bool chaos_effect_apply(struct chaos_call *call, const struct chaos_effect *effe
         call->rv = effect->ckr;
         return false;
     case ACTION_HANG:
-        call->rv = CKR_CRYPTOKI_NOT_INITIALIZED; /* for who is still hanging when C_Finalize comes */
+        call->rv = CKR_CRYPTOKI_NOT_INITIALIZED; /* the answer if C_Finalize ends the hang */
         return chaos_hang(effect->nanoseconds);
     case ACTION_KILL_SESSION:
         chaos_session_kill(call->session);

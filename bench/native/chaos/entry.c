@@ -1,7 +1,7 @@
-/* The first door: C_Initialize, and the function lists and interfaces that clients get.
+/* Where a client begins: C_Initialize, and the function lists and interfaces that it gets.
  *
- * Lists and interfaces may be asked for before C_Initialize, when only the environment can tell which module is wrapped.
- * If it does not, the client gets the 2.40 list alone. Read module.c next. */
+ * Lists and interfaces may be asked for before C_Initialize, when only the environment can tell which module is
+ * wrapped. If it does not, the client gets the 2.40 list alone. Read module.c next. */
 #include <pthread.h>
 #include <string.h>
 
@@ -47,7 +47,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char standard_name[] = "PKCS 11";
 static CK_INTERFACE own = {standard_name, &list_v2, 0};
 
-/* What a client gets in place of one of the wrapped module's interfaces; kept, because clients keep the pointer. */
+/* Our interfaces in place of the wrapped module's; never freed, because clients keep the pointers. */
 static struct {
     void *of;
     CK_INTERFACE interface;

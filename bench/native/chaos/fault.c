@@ -1,4 +1,4 @@
-/* Which call is struck: counters and chances that depend on the order of calls and a seed, on nothing else. */
+/* Which call a fault strikes: counters and chances that depend on nothing but the order of calls and a seed. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

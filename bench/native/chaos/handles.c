@@ -1,22 +1,21 @@
-/* Object handles that came to mean another object.
+/* Object handles that changed their object.
  *
  * A device that recycles handles gives the number of one key to another key, and the first key a new number. So there
  * are two kinds of row: the old number, which now stands for another object, and a new number for the object that lost
- * its own.
- */
+ * its own. */
 #include <pthread.h>
 
 #include "chaos.h"
 
 #define ROWS 1024
-#define NEW_NUMBERS UINT64_C(0x7f000000) /* above what modules count up from, below what 32 bits hold */
+#define NEW_NUMBERS UINT64_C(0x7f000000) /* above the numbers that modules use, within 32 bits */
 
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
 static struct row {
     struct chaos_slot *slot;
     CK_OBJECT_HANDLE given, real;
 } rows[ROWS];
-static atomic_size_t used; /* nearly always 0: then nobody takes the lock */
+static atomic_size_t used; /* nearly always 0: then no call takes the lock */
 
 static struct row *row_of_given(const struct chaos_slot *slot, CK_OBJECT_HANDLE given) {
     for (size_t i = 0; i < atomic_load(&used); i++) {

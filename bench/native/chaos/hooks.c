@@ -72,8 +72,8 @@ CK_RV chaos_C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info) {
 
 /* ---- sessions ---- */
 
-/* A module may give the number of a dead session to a new one, and the client that still holds the dead one would then
- * use the new one. So such sessions are put aside until one has a number that nobody holds. */
+/* A module may give the number of a dead session to a new one; a client that still holds the dead one would then use
+ * the new one. Such sessions are put aside until one has a number that no client holds. */
 static CK_RV open_fresh(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
                         CK_SESSION_HANDLE *handle) {
     CK_SESSION_HANDLE aside[64];
@@ -125,7 +125,7 @@ CK_RV chaos_C_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
 CK_RV chaos_C_CloseSession(CK_SESSION_HANDLE session) {
     struct chaos_call call = {.function = CHAOS_C_CloseSession, .handle = session};
     if (!chaos_enter(&call)) {
-        chaos_session_forget(session); /* a dead one, whose number the client gives up by closing it */
+        chaos_session_forget(session); /* of a dead session the client gives the number up */
         return call.rv;
     }
     CK_RV rv = chaos_wrapped.C_CloseSession(session);
@@ -147,8 +147,8 @@ CK_RV chaos_C_CloseAllSessions(CK_SLOT_ID slot) {
     return chaos_leave(&call, rv);
 }
 
-/* Finding an object is what gives it a number in some modules. Private keys come first, so that the only one of a token
- * has the same number each time, whatever order the module finds things in. */
+/* Some modules number an object when it is found. Private keys come first, so that the only one of a token has the same
+ * number each time, in whichever order the module finds objects. */
 static void number_objects(CK_SESSION_HANDLE session) {
     CK_OBJECT_CLASS class_ = CKO_PRIVATE_KEY;
     CK_ATTRIBUTE private_keys = {CKA_CLASS, &class_, sizeof class_};

@@ -1,3 +1,4 @@
+/* Reading JSON strictly: see json.h. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>

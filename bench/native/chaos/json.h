@@ -6,7 +6,7 @@
 
 #include "chaos.h"
 
-/* One step of a path, on the stack of whoever descends: a key, or an index if `key` is NULL. */
+/* One step of a path, on the stack of the function that descends: a key, or an index if `key` is NULL. */
 struct chaos_at {
     const struct chaos_at *up; /* NULL: the document, "$" */
     const char *key;

@@ -1,4 +1,4 @@
-/* How long a device takes, and sleeping for that long. */
+/* How long a device takes: a draw from a distribution, and the sleep. */
 #include <errno.h>
 #include <math.h>
 #include <time.h>

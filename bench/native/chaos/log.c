@@ -1,3 +1,4 @@
+/* The log file: one write for each line, so that lines of several threads and processes never mix. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-/* C_Initialize, C_Finalize, and what a fork does. */
+/* The module's life: C_Initialize, C_Finalize, fork. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,7 +40,7 @@ static void prepare_once(void) {
     (void)pthread_atfork(NULL, NULL, in_child);
 }
 
-/* The first C_Initialize or C_Finalize of the child forgets what the parent had. */
+/* The first C_Initialize or C_Finalize of the child forgets the parent's state. */
 static void forget_parent(void) {
     if (forked) {
         forked = false;
@@ -157,8 +157,8 @@ CK_RV chaos_initialize(void *init_args, CK_VERSION *version) {
     return rv;
 }
 
-/* So that version and interfaces are the wrapped module's before C_Initialize. What is wrong with the configuration,
- * C_Initialize says. */
+/* So that version and interfaces are the wrapped module's before C_Initialize, which reports errors of the
+ * configuration. */
 bool chaos_preload(CK_VERSION *version) {
     if (chaos_wrapped_loaded()) {
         return true;
@@ -181,8 +181,8 @@ bool chaos_preload(CK_VERSION *version) {
 
 /* ---- C_Finalize ---- */
 
-/* Ends what hangs, sleeps and waits in here, then waits for the calls in the wrapped module. A call that is stuck in
- * there is the wrapped module's to deal with, so the wait has a limit. */
+/* Ends all hangs, sleeps and waits, then waits for the calls in the wrapped module; not for ever, since a call may be
+ * stuck in there. */
 static bool drain(void) {
     int64_t deadline = chaos_now() + DRAIN_NS;
     for (;;) {

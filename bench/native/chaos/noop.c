@@ -1,11 +1,11 @@
-/* A PKCS #11 module that does nothing: what a client measures on it is the client.
+/* A PKCS #11 module that does nothing: a client that measures on it measures itself.
  *
- * One slot, one token ("noop"; login required, any PIN), any number of sessions, one Ed25519 key pair ("noop-key",
- * id 01). C_SignInit and C_Sign take no lock, share no written cache line and return a constant: they are safe on as
- * many sessions as there are threads. One exception keeps honest clients usable: a client may prove a key at start by
- * verifying one signature, so a message of at most PROOF_MAX bytes that starts with PROOF_PREFIX, with or without a byte
- * 0xff before it, is really signed. pReserved may be "key=NAME" (at most KEY_NAME_MAX bytes): another key pair for each name.
- */
+ * One slot, one token ("noop"; login required, any PIN), any number of sessions, one Ed25519 key pair ("noop-key", id
+ * 01). C_SignInit and C_Sign take no lock, share no written cache line and return a constant: they are safe on as many
+ * sessions as there are threads. One exception keeps honest clients usable: a client may prove a key at start by
+ * verifying one signature, so a message of at most PROOF_MAX bytes that starts with PROOF_PREFIX, with or without a
+ * byte 0xff before it, is really signed. pReserved may be "key=NAME" (at most KEY_NAME_MAX bytes): another key pair for
+ * each name. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>

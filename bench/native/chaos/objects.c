@@ -1,4 +1,5 @@
-/* The wrappers that make objects, and the one that reads them: templates, mechanisms and handles as the vendor has them. */
+/* The wrappers that make objects, and the one that reads them: templates, mechanisms and handles as the vendor has
+ * them. */
 #include <string.h>
 
 #include "chaos.h"

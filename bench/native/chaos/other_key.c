@@ -1,8 +1,8 @@
 /* Another key of the same kind, for the faults that put one in place of the right one.
  *
  * A key that the token has is taken first, because it is what a confused device would use. Else a session key pair is
- * made. All of it goes to the wrapped module on a session of its own, so that the client's operations stay as they are.
- */
+ * made. All of it goes to the wrapped module on a session of its own, so that the client's operations stay as they
+ * are. */
 #include <string.h>
 
 #include "chaos.h"

@@ -1,4 +1,4 @@
-/* Faults, random schedules, latencies and capacity from JSON, refusing whatever could not do what it says. */
+/* Faults, random schedules, latencies and capacity from JSON. A setting that could have no effect is refused. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* Random numbers that depend on nothing but a seed and a call's number, and calls that hang. */
+/* Random numbers that depend on nothing but a seed and a call's number; and calls that hang. */
 #include <pthread.h>
 #include <time.h>
 
@@ -25,8 +25,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t released;
 static uint64_t generation, hung;
 
-/* Called before any call may hang; the condition variable needs the monotonic clock, which has no static initialiser.
- */
+/* Called before any call may hang; the condition variable needs the monotonic clock, which has no static
+ * initialiser. */
 void chaos_hang_reset(void) {
     pthread_condattr_t attributes;
     (void)pthread_mutex_init(&lock, NULL);

@@ -1,8 +1,7 @@
 /* Which session is on which slot, and which is dead.
  *
  * Handles are passed through as the wrapped module gives them. A bucket's lock is held for a few instructions; sessions
- * of different threads rarely share a bucket, so it is rarely waited for.
- */
+ * of different threads rarely share a bucket, so it is rarely waited for. */
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -182,7 +181,7 @@ void chaos_sessions_closed(struct chaos_slot *slot) {
     }
 }
 
-/* Some live session of the slot, for what needs one: a handle that may be gone by the time it is used. */
+/* Any live session of the slot. The handle may be gone by the time it is used. */
 bool chaos_sessions_any(struct chaos_slot *slot, CK_SESSION_HANDLE *handle) {
     bool found = false;
     for (struct bucket *bucket = buckets; bucket < buckets + BUCKETS && !found; bucket++) {

@@ -1,4 +1,4 @@
-/* What all calls look at: whether the module is up, how many calls are in here, and the settings of this moment. */
+/* The state that all calls read: whether the module is up, the calls inside, the current settings. */
 #include <stdlib.h>
 
 #include "chaos.h"

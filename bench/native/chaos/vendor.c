@@ -1,4 +1,4 @@
-/* What a vendor's module refuses always, and what it calls otherwise. */
+/* What a vendor's module always refuses, and mechanisms that it calls by another number. */
 #include <string.h>
 
 #include "chaos.h"

@@ -1,6 +1,6 @@
-/* The behaviour of a vendor's module: what it lacks, refuses, calls otherwise or shows otherwise than the module that is
- * wrapped. Unlike faults they hold for every call. All of it is data from the configuration, read once at C_Initialize
- * and never changed while calls are made, so it is read without a lock. */
+/* The behaviour of a vendor's module: what it lacks, refuses, calls otherwise or shows otherwise than the module that
+ * is wrapped. Unlike faults they hold for every call. All of it is data from the configuration, read once at
+ * C_Initialize and never changed while calls are made, so it is read without a lock. */
 #ifndef HSMCORE_CHAOS_VENDOR_H
 #define HSMCORE_CHAOS_VENDOR_H
 

@@ -1,4 +1,5 @@
-/* What the module, its slots and its mechanisms look like: the wrappers of the functions that describe them. */
+/* What a vendor's module says of itself, its slots and its mechanisms: the wrappers of C_Get*Info and
+ * C_GetMechanismList. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* A vendor's behaviour from JSON. What a profile says is replaced, field by field, by what stands in the file itself. */
+/* A vendor's behaviour from JSON. Fields of the configuration file replace those of a profile. */
 #include <stdlib.h>
 #include <string.h>
 

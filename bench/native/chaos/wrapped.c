@@ -36,8 +36,8 @@ static bool is_ours(void *library) {
     return dladdr(&chaos_wrapped, &ours) != 0 && dladdr(symbol, &theirs) != 0 && ours.dli_fbase == theirs.dli_fbase;
 }
 
-/* The wrapped module's interfaces. openCryptoki 3.23 fills three places and leaves the count as it was: hence the count is
- * asked for first, and what was not filled does not count. */
+/* openCryptoki 3.23 fills three places and leaves the count as it was: hence the count is asked for first, and places
+ * that were not filled do not count. */
 CK_RV chaos_wrapped_interfaces(CK_INTERFACE list[CHAOS_INTERFACES], CK_ULONG *count) {
     *count = 0;
     if (chaos_wrapped.list_interfaces(NULL, count) != CKR_OK || *count > CHAOS_INTERFACES) {

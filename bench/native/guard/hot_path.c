@@ -1,10 +1,10 @@
-/* The hot path, step by step in one thread, so that every run executes the same instructions: guard.py counts those between
- * the beginning and the end of `hot_section` under callgrind.
+/* The hot path, step by step in one thread, so that every run executes the same instructions: bench/guard/guard.py
+ * counts those between the beginning and the end of `hot_section` under callgrind.
  *
  *   hot_path SECTION SIGNATURES
  *
- * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the digest
- * that a record needs), cache-hit, cache-miss (lookup, fill, eviction), audit-line.
+ * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the
+ * digest that a record needs), cache-hit, cache-miss (lookup, fill, eviction), audit-line.
  */
 #include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
 

@@ -1,10 +1,10 @@
-/* hsmcore-load: an open-loop load generator. When each request starts is planned before the run; a slow answer delays no
- * later start, and latency counts from the planned start, so nothing is left out of the figures while a device stalls.
+/* hsmcore-load: an open-loop load generator. When each request starts is planned before the run; a slow answer delays
+ * no later start, and latency counts from the planned start, so nothing is left out of the figures while a device
+ * stalls.
  *
  * ring.c drives the engine through its rings; raw.c is the reference: PKCS#11 in plain threads, without the engine.
  * main.c has the protocol on standard input and output, settings.c the settings, plan.c the planned starts, messages.c
- * what is signed, tally.c what is counted, base.c what all of them need. Times are nanoseconds of CLOCK_MONOTONIC.
- */
+ * what is signed, tally.c what is counted, base.c what all of them need. Times are nanoseconds of CLOCK_MONOTONIC. */
 #ifndef HSM_LOAD_H
 #define HSM_LOAD_H
 
@@ -21,12 +21,12 @@
 #define LOAD_MIX 4096        /* entries of the mix; request n is of kind mix[n % LOAD_MIX] */
 #define LOAD_POOL 65536      /* places in the pool where a message may begin */
 #define LOAD_MIN_MESSAGE 8   /* bytes: the request's number, which makes every message another one */
-#define LOAD_NAP 50000000U   /* ns: nobody sleeps longer without a look whether the run was ended */
+#define LOAD_NAP 50000000U   /* ns: the longest sleep without a look whether the run was ended */
 #define LOAD_NAMED_ERRORS 64 /* statuses that are told apart */
 
 /* ---- base.c ---- */
 
-/* Say on standard error what went wrong, and end with exit code 1. */
+/* Print an error and end with exit code 1. */
 _Noreturn void load_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Zeroed memory; never NULL. */
 void *load_alloc(size_t size);
@@ -69,7 +69,7 @@ typedef struct load_settings {
     uint64_t warm_ns;
     uint64_t patience_ns;
     uint64_t timeout_ns; /* of each request; at least 1 */
-    uint64_t cache;      /* signatures; 0: no cache, and nobody follows a request in flight */
+    uint64_t cache;      /* signatures; 0: no cache, and no request joins another one in flight */
     uint64_t seed;
     uint64_t interval_ns; /* between two reports */
     bool poisson;
@@ -80,7 +80,8 @@ typedef struct load_settings {
     char *spool;           /* where signatures are written, or NULL */
 } load_settings;
 
-/* Read settings from standard input up to the line "ready". Ends the process with exit code 2 at a line it doesn't know. */
+/* Read settings from standard input up to the line "ready". Ends the process with exit code 2 at a line it doesn't
+ * know. */
 void load_settings_read(load_settings *settings);
 void load_settings_free(load_settings *settings);
 /* The key to sign with; its texts and bytes stay those of `settings`. */
@@ -178,7 +179,7 @@ void load_report(load_run *run, bool last);
 /* ---- the two ways ---- */
 
 typedef struct load_way {
-    /* Log in, find the key; fills what is known of it. Ends the process on failure. */
+    /* Log in, find the key and describe it. Ends the process on failure. */
     void (*open)(const load_settings *settings, hsm_key_info *key);
     size_t (*tallies)(const load_settings *settings);
     /* Start and answer everything that is planned; returns when all is answered, lost or ended. */

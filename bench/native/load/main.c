@@ -5,9 +5,9 @@
  *   stdin   "go NANOSECONDS" (of CLOCK_MONOTONIC), the plan's time 0; or "plan", which only prints the planned starts
  *   stdout  a line of counts and of histogram buckets in each interval; the last one says "end": true
  *
- * Anything else on standard input, its end included, ends the run: what was started is still answered. The process, and
- * with it the module, stays until its input ends. Exit code: 0, 1 (it
- * could not run; standard error says why), 2 (impossible settings). */
+ * Anything else on standard input, its end included, ends the run; started requests are still answered. The process,
+ * and with it the module, stays until its input ends. Exit code: 0, 1 (it could not run; standard error says why), 2
+ * (impossible settings). */
 #include "load.h"
 
 #include <poll.h>

@@ -1,4 +1,4 @@
-/* What is signed: a number that no other request has, and bytes from a pool of random ones, so that a message can be made
+/* Messages: a number that no other request has, and bytes from a pool of random ones, so that a message can be made
  * again from its number when its signature is verified. */
 #include "load.h"
 

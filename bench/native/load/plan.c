@@ -1,4 +1,5 @@
-/* Planned starts: the n-th one is where the integral of the rate reaches n (or the n-th of a Poisson process of that rate). */
+/* Planned starts: the n-th one is where the integral of the rate reaches n (or the n-th of a Poisson process of that
+ * rate). */
 #include "load.h"
 
 #include <math.h>

@@ -1,5 +1,6 @@
-/* The reference: a thread with a session of its own for each worker, and nothing between it and the module. The next planned
- * request goes to the thread that is free first; a request that finds none free waits, which counts in its latency. */
+/* The reference: a thread with a session of its own for each worker, and nothing between it and the module. The next
+ * planned request goes to the thread that is free first; a request that finds none free waits, which counts in its
+ * latency. */
 #include "load.h"
 
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* Through the engine: one thread submits what is due, takes completions, and sleeps until either has more to do. It plays the
- * event loop's part: cache and single-flight, deadlines, and looking after workers that hang. */
+/* Through the engine: one thread submits what is due, takes completions, and sleeps until either has more to do. It
+ * plays the event loop's part: cache and single-flight, deadlines, supervision of workers that hang. */
 #include "load.h"
 
 #include <poll.h>
@@ -28,7 +28,7 @@ typedef struct place {
     uint64_t entry;     /* in the cache, or 0 */
     uint32_t followers; /* index of the first one, or NONE */
     bool used;
-    bool answered; /* at its deadline: the answer that is still to come is for nobody */
+    bool answered; /* at its deadline: the answer that is still to come is thrown away */
 } place;
 
 static struct {
@@ -209,7 +209,7 @@ static void drain(void) {
     }
 }
 
-/* Answer whoever has waited for too long, wherever the request is. */
+/* Fail requests past their deadline, followers included. */
 static void sweep(uint64_t now) {
     uint64_t timeout = ring.run->settings->timeout_ns;
     bool passed = false;
@@ -269,7 +269,7 @@ static void start_due(load_run *run, load_request *next, bool *more) {
             if (now - next->planned < run->settings->timeout_ns) {
                 break;
             }
-            next->started = now; /* nobody would have waited so long for a place in the queue */
+            next->started = now; /* it waited past its deadline for a place in the queue */
             load_tally_started(ring.tally, next);
             ring.open_requests++;
             answer(next, now, HSM_DEADLINE_EXCEEDED, NULL, false);

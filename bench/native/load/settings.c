@@ -212,7 +212,7 @@ void load_settings_read(load_settings *settings) {
         free(line);
     }
     if (len <= 0) {
-        _exit(0); /* whoever started us has gone */
+        _exit(0); /* the process that started this one has ended */
     }
     check(settings);
 }

@@ -1,4 +1,4 @@
-/* Counting and reporting. Each thread counts under a lock of its own, which nobody else wants but the reporter, once in an
+/* Counting and reporting. Each thread counts under a lock of its own, which only the reporter takes too, once in an
  * interval and for the exchange of two pointers. */
 #include "load.h"
 

@@ -1,8 +1,7 @@
-/* hsmcore-cachebench: what one hit in the signature cache costs, without Python around it.
+/* hsmcore-cachebench: the cost of one hit in the signature cache, without Python around it.
  *
- * Driven like hsmcore-rawsign: `run SECONDS` or `quit` on standard input, one JSON object a line on standard output.
- * A latency is the mean of one pass over all messages: a clock reading for each lookup would cost a good part of it.
- */
+ * Driven like hsmcore-rawsign: `run SECONDS` or `quit` on standard input, one JSON object a line on standard output. A
+ * latency is the mean of one pass over all messages: a clock reading for each lookup would cost a good part of it. */
 #include <hsmcore/hsmcore.h>
 
 #include <signal.h>

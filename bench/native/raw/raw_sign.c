@@ -1,4 +1,4 @@
-/* hsmcore-rawsign: the reference that every other number is held against.
+/* hsmcore-rawsign: the reference for every other rate.
  *
  * A plain PKCS#11 signing loop: one session per thread, C_SignInit and C_Sign into a buffer of the right size, on one
  * message, as fast as the module allows. It does not link the engine. It stays alive between measurements and is driven

@@ -15,13 +15,12 @@ from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.record import tail
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
-from hsmcore.audit.signers import HsmSigner
+from hsmcore.audit.signers import HsmSigner, SigningMember
 from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, BadArgument
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
-from hsmcore.members.base import Member
 
 if TYPE_CHECKING:
     from hsmcore.config import KeyManagerConfig
@@ -126,7 +125,7 @@ class AuditLog:
             log.keep_from = self._shipping
             self._shipping.start()
 
-    async def use_member(self, member: Member, stop: Callable[[], Awaitable[None]]) -> None:
+    async def use_member(self, member: SigningMember, stop: Callable[[], Awaitable[None]]) -> None:
         """Sign checkpoints with a key of this member, if the configuration names one. If that cannot be, `stop` is
         called. Raises HsmError."""
         key = self._settings.signing_key
@@ -138,12 +137,6 @@ class AuditLog:
         except BaseException:
             await stop()
             raise
-
-    def adopt(self, member: Member) -> None:
-        """From now on a member that has started records what it signs, and hands no signature out before its record is
-        kept."""
-        if self._open is not None:
-            member.record_in(self)
 
     @property
     def journal(self) -> Journal | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,7 @@ from nacl.signing import SigningKey
 from hsmcore.audit.files import sync, write_new
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
-from hsmcore.members.base import Member
+from hsmcore.keyring import KeyVersion
 
 _PREFIX = "PRIVATE+KEY+"
 _HSM_SECONDS = 10.0
@@ -26,6 +27,25 @@ class CheckpointSigner(Protocol):
 
     async def sign(self, text: bytes) -> bytes:
         """Return the signature (64 bytes). Raises HsmError."""
+
+
+class SigningEngine(Protocol):
+    """What a checkpoint needs of a member's engine."""
+
+    def submit(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    ) -> bytes | asyncio.Future[bytes]:
+        """Sign with the key of this index. `extra` b"": without a record."""
+
+
+class SigningMember(Protocol):
+    """What a checkpoint needs of a member."""
+
+    @property
+    def engine(self) -> SigningEngine: ...
+
+    async def load_key(self, key_id: bytes) -> KeyVersion:
+        """Find a key by its id. Raises KeyNotFound."""
 
 
 class FileSigner:
@@ -78,11 +98,11 @@ class HsmSigner:
     """A key of the member that signs messages. No message may be signed with this key: a caller could have a checkpoint
     signed as its message."""
 
-    def __init__(self, member: Member, index: int, key: VerifierKey) -> None:
+    def __init__(self, member: SigningMember, index: int, key: VerifierKey) -> None:
         self._member, self._index, self.key = member, index, key
 
     @classmethod
-    async def find(cls, member: Member, key_id: bytes, name: str) -> HsmSigner:
+    async def find(cls, member: SigningMember, key_id: bytes, name: str) -> HsmSigner:
         """Raises HsmError."""
         version = await member.load_key(key_id)
         if version.algorithm != "ed25519":

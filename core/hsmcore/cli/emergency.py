@@ -120,15 +120,15 @@ def _permit(config: Config, value: str, reason: str, *, as_json: bool) -> None:
 
         desired = Desired(store)
         await desired.set("emergency", value, reason)
-        return await desired.reports()
+        return await desired.running()
 
     with recorded(config.key_manager, f"emergency {value.removesuffix('d')}", reason=reason):
-        reports = on_store(config, write)
+        running = on_store(config, write)
     if as_json:
         print_json({"emergency": value, "reason": reason})
     else:
         print(f"emergency level: {value}")
-        note(f"  {wait_for_runner(reports)}")
+        note(f"  {wait_for_runner(running)}")
 
 
 def _budget(config: Config, store: Store) -> Any:

@@ -28,8 +28,6 @@ T = TypeVar("T")
 app = typer.Typer(name="failover", help="Look at the levels, drain members, force a level.", no_args_is_help=True)
 
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept with the wish.")]
-STALE_SECONDS = 15.0
-"""A key manager that has not written its state for so long is not running any more."""
 
 
 @app.command(short_help="Show how the levels and their members stand.")
@@ -39,8 +37,7 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     Example: hsmcore failover status --json
     """
     loaded = load_config(config, state)
-    reports, wishes = on_store(loaded, _read_status)
-    running = [report for report in reports if _age(report) < STALE_SECONDS]
+    running, wishes = on_store(loaded, _read_status)
     if as_json:
         print_json({"running": running, "wishes": wishes})
         return
@@ -154,9 +151,6 @@ def force(
     _wish(loaded, "force", None if level == "none" else level, reason, as_json=as_json)
 
 
-# ---- shared with `hsmcore emergency` ----
-
-
 def on_store(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
     """Do something with the state store that a configuration names. Raises ConfigurationError without failover."""
     from hsmcore.state import Store
@@ -200,9 +194,9 @@ def _require_member(config: Config, member: str) -> None:
         raise BadUsage(f"there is no member {member!r}; the configuration has {', '.join(known)}")
 
 
-def wait_for_runner(reports: list[dict[str, Any]]) -> str:
+def wait_for_runner(running: list[dict[str, Any]]) -> str:
     """What to say of when a wish is followed."""
-    if any("members" in report and _age(report) < STALE_SECONDS for report in reports):
+    if any("members" in report for report in running):
         return "the running key manager follows within a second"
     return "no key manager is running; it holds from the next start on"
 
@@ -213,17 +207,17 @@ def _wish(config: Config, name: str, value: str | None, reason: str, *, as_json:
 
         desired = Desired(store)
         await desired.set(name, value, reason)
-        return await desired.reports()
+        return await desired.running()
 
     kind, _, member = name.partition(":")
     wanted = {"member": member} if member else {"level": value}
     with recorded(config.key_manager, f"failover {kind}", state=value or "none", reason=reason, **wanted):
-        reports = on_store(config, write)
+        running = on_store(config, write)
     if as_json:
         print_json({"name": name, "value": value, "reason": reason})
     else:
         print(f"{name}: {value or 'no longer asked for'}")
-        note(f"  {wait_for_runner(reports)}")
+        note(f"  {wait_for_runner(running)}")
 
 
 async def _read_status(store: Store) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -231,7 +225,7 @@ async def _read_status(store: Store) -> tuple[list[dict[str, Any]], dict[str, An
 
     desired = Desired(store)
     wishes = {name: {"value": wish.value, "reason": wish.reason} for name, wish in (await desired.all()).items()}
-    return [report for report in await desired.reports() if "members" in report], wishes
+    return [report for report in await desired.running() if "members" in report], wishes
 
 
 def _age(report: dict[str, Any]) -> float:

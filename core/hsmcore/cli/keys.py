@@ -147,7 +147,7 @@ def export(
 
     Example: hsmcore keys export 0f3a… --output key.backup
     """
-    from hsmcore.control.verbs import ExportWrapped
+    from hsmcore.control.backup import ExportWrapped
 
     loaded = load_config(config, state)
     with recorded(loaded.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
@@ -178,7 +178,7 @@ def import_(
 
     Example: hsmcore keys import key.backup
     """
-    from hsmcore.control.verbs import ImportWrapped
+    from hsmcore.control.backup import ImportWrapped
 
     backup = file.read_bytes()
     loaded = load_config(config, state)

@@ -69,7 +69,7 @@ def pkcs11_member(config: Config, name: str) -> Provider:
 async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[KeyRecord, bool]:
     from hsmcore.config import Pkcs11Settings, all_members
     from hsmcore.control import ControlPlane
-    from hsmcore.control.verbs import ExportWrapped, ImportWrapped
+    from hsmcore.control.backup import ExportWrapped, ImportWrapped
     from hsmcore.errors import KeyMismatch, KeyNotFound
 
     [source] = all_members((config.key_manager.own,))[:1]

@@ -233,7 +233,7 @@ def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
 async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.cli.settings import token_settings
     from hsmcore.control import ControlPlane
-    from hsmcore.control.verbs import WhyNoBackup
+    from hsmcore.control.backup import WhyNoBackup
     from hsmcore.rotation.context import ceremony_for
     from hsmcore.rotation.machine import NAMES
     from hsmcore.state import Keys

@@ -62,13 +62,7 @@ def token_settings(config: Config) -> Pkcs11Settings:
 
     provider = config.key_manager.own
     if not isinstance(provider.config, Pkcs11Settings):
-        raise ConfigurationError.of(
-            [
-                ConfigFault(
-                    provider.where, f"keys of a provider of type {provider.type} are not managed by this command"
-                )
-            ],
-            hint="Use the provider's own tools.",
-        )
+        problem = f"keys of a provider of type {provider.type} are not managed by this command"
+        raise ConfigurationError.of([ConfigFault(provider.where, problem)], hint="Use the provider's own tools.")
     config.require_complete()
     return provider.config

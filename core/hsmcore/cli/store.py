@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from hsmcore.state import Store
 
 T = TypeVar("T")
-STALE_SECONDS = 15.0
-"""A key manager that has not written its state for so long is not running any more."""
 
 
 def rotation_rules(config: Config) -> KeyRotation:
@@ -50,8 +47,7 @@ async def rotates_somewhere(store: Store) -> bool:
     """Whether a running key manager rotates the keys of this store."""
     from hsmcore.state import Desired
 
-    fresh = time.time_ns() - STALE_SECONDS * 1e9
-    return any("rotation" in report and report["written_ns"] > fresh for report in await Desired(store).reports())
+    return any("rotation" in report for report in await Desired(store).running())
 
 
 def when(time_ns: int | None) -> str | None:

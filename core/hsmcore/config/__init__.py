@@ -1,7 +1,7 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, providers, pkcs11, cloudhsm, policy, rotation, monitoring, credentials, secret; base, faults,
-uri and secretsmanager are what those stand on.
+Reading order: load, root, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral; policy,
+rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules, secretsmanager.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey

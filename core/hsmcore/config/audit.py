@@ -1,4 +1,4 @@
-"""How the audit log is kept: `keyManager.audit`, beside `auditLogFile`."""
+"""Settings of the audit log: `keyManager.audit`, beside `auditLogFile`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hsmcore.config.base import Model, Text, Whole, clash
 
 
 class AuditSigningKey(Model):
-    """The Ed25519 key that signs checkpoints: in a file (made if it is not there), or on the token by its CKA_ID. One
-    that signs messages must not be used: whoever may have messages signed could have checkpoints signed."""
+    """The Ed25519 key that signs checkpoints: in a file (made if it is missing), or on the token by its CKA_ID. It must
+    not be a key that signs messages: a caller that has messages signed could have checkpoints signed."""
 
     file: Annotated[str, Text(4096)] | None = None
     hsm_key_id: (
@@ -36,7 +36,7 @@ Facility = Literal[
 
 
 class SyslogTls(Model):
-    """How a receiver at `tls://` is known, and how it knows us."""
+    """Authentication of a receiver at `tls://`, and ours to it."""
 
     ca_file: Annotated[str, Text(4096)] | None = None
     """Certificates of the authorities to trust, PEM. Default: those of the system."""
@@ -71,7 +71,7 @@ class Syslog(Model):
         "hsmcore"
     )
     enterprise_number: Annotated[int, Whole(1, 2**31 - 1)] = 32473
-    """In the name of the structured data; 32473 is the one that anybody may use (RFC 5612)."""
+    """In the name of the structured data; 32473 is reserved for examples (RFC 5612)."""
     max_message_bytes: Annotated[int, Whole(480, 65_507)] = 8192
     """Of a whole message. Of a longer record only its number, time, operation and leaf hash are sent."""
     tls: SyslogTls | None = None
@@ -87,24 +87,24 @@ class AuditSettings(Model):
     """`audit`: durability, checkpoints, rotation, retention and copies of the audit log."""
 
     durability: Literal["fsync", "write", "interval"] = "fsync"
-    """When an operation counts as recorded: on the disk, with the kernel, or within `flushIntervalMs`."""
+    """When an operation counts as recorded: on disk, in the kernel's cache, or within `flushIntervalMs`."""
     on_failure: Literal["closed", "open"] = "closed"
-    """While the log cannot be written: refuse what would go unrecorded, or go on and record how much was lost."""
+    """While the log cannot be written: refuse operations, or perform them and count the lost records."""
     flush_interval_ms: Annotated[int, Whole(1, 60_000)] = 50
     """For durability "interval"."""
     wait_ms: Annotated[int, Whole(1, 3_600_000)] = 10_000
-    """How long an operation waits for its record before it fails."""
+    """The longest wait of an operation for its record, in milliseconds; then it fails."""
     checkpoint_every_records: Annotated[int, Whole(1, 100_000_000)] = 10_000
     checkpoint_every_seconds: Annotated[int, Whole(1, 86_400)] = 10
     rotate_bytes: Annotated[int, Whole(1 << 16, 1 << 30)] = 256 << 20
-    """When a new file is begun."""
+    """The size at which a new file begins."""
     compress: bool = True
     """Whether full files are compressed (Zstandard)."""
     retain_days: Annotated[int, Whole(1, 36_500)] | None = None
-    """How long records are kept at least; their hashes are kept for good. Default: for good."""
+    """The shortest time that records are kept; their hashes are kept forever. Default: forever."""
     signing_key: AuditSigningKey | None = None
     """Default: a key made in `<auditLogFile>.key`."""
     origin: Annotated[str, Text(200, form=r"[^\s+]+", says="a name without spaces and +")] | None = None
     """The log's name in its checkpoints, such as "example.com/sequencer-1". Default: host name and a random number."""
     syslog: Syslog | None = None
-    """Where records are copied to beside `cloudWatchLogs`."""
+    """A further destination of copies, beside `cloudWatchLogs`."""

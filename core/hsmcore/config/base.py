@@ -1,4 +1,4 @@
-"""What every configuration model shares: strict, frozen, camelCase, aware of its own JSON path."""
+"""The base of all configuration models: strict, frozen, camelCase, aware of its own JSON path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError, core_schema
 # Error types of our own. HIDDEN: the value that was given may hold a secret, so not even a part of it is shown.
 FAULT = "hsmcore_fault"
 HIDDEN = "hsmcore_hidden"
-# CLASH: several keys contradict each other; the text names them, so what was given is not repeated.
+# CLASH: several keys contradict each other; the text names them, so the given value is not repeated.
 CLASH = "hsmcore_clash"
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -22,29 +22,29 @@ _PLACEHOLDER = re.compile(r"<[^<>]*>\Z")
 
 
 def fault(problem: str) -> PydanticCustomError:
-    """A validation error with `problem` as its text; what was given is added when it is rendered."""
+    """Return a validation error with `problem` as its text. Rendering adds the given value."""
     return PydanticCustomError(FAULT, "{problem}", {"problem": problem})
 
 
 def hidden_fault(problem: str) -> PydanticCustomError:
-    """The same for a value that must not be shown."""
+    """Return a fault whose value must not be shown."""
     return PydanticCustomError(HIDDEN, "{problem}", {"problem": problem})
 
 
 def clash(problem: str) -> PydanticCustomError:
-    """The same for something that several keys say together."""
+    """Return a fault of several keys together."""
     return PydanticCustomError(CLASH, "{problem}", {"problem": problem})
 
 
 def child_path(path: str, step: str | int) -> str:
-    """`$.a` and "b" give `$.a.b`; an index or an unusual key is put into brackets."""
+    """Return `$.a.b` for `$.a` and "b". An index or an unusual key stands in brackets."""
     if isinstance(step, int):
         return f"{path}[{step}]"
     return f"{path}.{step}" if _PLAIN_KEY.match(step) else f"{path}[{step!r}]"
 
 
 def is_placeholder(value: object) -> bool:
-    """Whether a string is a blank of an example that somebody has yet to fill in, such as `<cluster-ip>`."""
+    """Return whether a value is a blank of an example, such as `<cluster-ip>`."""
     return isinstance(value, str) and _PLACEHOLDER.match(value) is not None
 
 
@@ -62,11 +62,11 @@ class Model(BaseModel):
         return self._where
 
     def locate(self, path: str) -> None:
-        """Set `where`. For the loader."""
+        """Set `where`. Only the loader calls it."""
         self._where = path
 
     def parts(self) -> Iterator[tuple[str, str, object]]:
-        """What the document has here: each field's name, its key in the document, and its value."""
+        """Yield each field's name, its key in the document, and its value."""
         for name, field in type(self).model_fields.items():
             yield name, field.alias or name, getattr(self, name)
 
@@ -78,14 +78,13 @@ class Model(BaseModel):
 
     @classmethod
     def note_known_keys(cls, value: object, info: ValidationInfo) -> None:
-        """A "did you mean" needs the keys that were allowed beside the unknown one: they are collected here for the
-        loader, by the identity of the object that they stand in."""
+        """Collect the allowed keys for the loader's "did you mean", by the identity of their object."""
         if isinstance(value, dict) and isinstance(info.context, dict):
             info.context[id(value)] = tuple(field.alias or name for name, field in cls.model_fields.items())
 
 
 class Whole:
-    """Annotation for int: a whole number from `low` to `high`; a bool, a float or a string of digits is none."""
+    """Annotation for int: a whole number from `low` to `high`, no bool, float or string of digits."""
 
     def __init__(self, low: int, high: int) -> None:
         self.low, self.high = low, high
@@ -133,9 +132,9 @@ def _no_clear_text(value: str) -> str:
 EndpointUrl = Annotated[
     str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL"), AfterValidator(_no_clear_text)
 ]
-"""Where an AWS service is asked."""
+"""The address of an AWS service."""
 
 
 def as_tuple(value: object) -> object:
-    """JSON has lists where the models, being frozen, have tuples. For BeforeValidator."""
+    """Return a list as a tuple, for BeforeValidator: JSON has lists, frozen models have tuples."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The provider AWS CloudHSM: clusters, users and what the vendor's library wants."""
+"""The provider AWS CloudHSM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hsmcore.config.pkcs11 import Isolation, ModulePath, Pkcs11Settings, Quirks,
 from hsmcore.config.secret import AWS_VARIABLES, Secret
 
 CLIENT_CONFIG: Final = "/opt/cloudhsm/etc/cloudhsm-pkcs11.cfg"
-"""Where configure-pkcs11 of Client SDK 5 writes which clusters the library connects to."""
+"""The library's own list of clusters, which configure-pkcs11 of Client SDK 5 writes."""
 
 Endpoint = Annotated[str, Text(255, form=r"[^\s@]+", says="a host name or address", hidden=True)]
 ClusterId = Annotated[str, Text(64, form=r"cluster-[0-9a-z]+|<[^<>]*>", says='an id such as "cluster-1a2b3c"')]
@@ -43,33 +43,33 @@ class VendorMechanisms(Model):
     against the one that your SDK installs."""
 
     aes_key_wrap_zero_pad: MechanismNumber | None = None
-    """CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD (RFC 5649), which backups are wrapped with."""
+    """CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD (RFC 5649), which wraps backups."""
     ed25519_key_pair_gen: MechanismNumber | None = None
-    """What makes Ed25519 key pairs. Default: the standard's two are tried, and the one that works is remembered."""
+    """The mechanism that makes Ed25519 key pairs. Default: the first of the standard's two that works."""
 
 
 class AwsCloudHsmSettings(Pkcs11Settings):
     """AWS CloudHSM, Client SDK 5. A slot is a cluster; the PIN is `username:password`.
 
-    Which cluster: `slotId`, `tokenLabel` and `tokenSerial` as with every module. Where the library shows several that
-    fit, the one whose slot or token has `clusterId` in its texts.
+    `slotId`, `tokenLabel` and `tokenSerial` select the cluster. If several fit, the slot or token with `clusterId` in
+    its texts is taken.
     """
 
     module_path: ModulePath = "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so"
     quirks: Quirks | None = "aws-cloudhsm"
     isolation: Isolation = "process"
     cluster_endpoint: Endpoint | None = None
-    """The address of one HSM of the cluster. The library has its own configuration; this is compared with it."""
+    """The address of one HSM of the cluster. It is compared with the library's own configuration."""
     cluster_id: ClusterId | None = None
     client_config: Annotated[str, Text(4096)] | None = None
-    """The library's configuration file. Default: CLIENT_CONFIG, if it is there."""
+    """The library's configuration file. Default: CLIENT_CONFIG, if it exists."""
     username: Username
     password: Secret
     admin_credentials: UserCredentials | None = None
     region: Region | None = None
     mechanisms: VendorMechanisms = VendorMechanisms()
     cluster_health_interval_ms: Annotated[int, Whole(0, 86_400_000)] = 60_000
-    """How often AWS is asked for the state of the cluster's HSMs, if there are credentials for that; 0: never."""
+    """The interval of questions to AWS for the state of the cluster's HSMs, if there are credentials; 0: none."""
     # A small cluster has a dozen or so signatures in service at once; beyond some 64 queued it begins to throttle.
     sessions: Sessions = 32
 

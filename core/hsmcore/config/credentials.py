@@ -1,4 +1,4 @@
-"""Who logs in to a token: the part of a provider's configuration that becomes the PIN of C_Login."""
+"""Logins: the part of a provider's configuration that becomes the PIN of C_Login."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ AuthKeyId = Annotated[int, Whole(1, 0xFFFF)]
 
 
 class Credentials(Model):
-    """What all kinds share. The caller wipes what `resolve_pin` returns; it may read a file or ask a service, and
-    raises SecretUnavailable."""
+    """The base of all logins."""
 
     @property
     def secret(self) -> Secret:
-        """The secret part, for messages that say where it came from."""
+        """The secret part, for messages that name its source."""
         raise NotImplementedError
 
     def resolve_pin(self) -> bytearray:
-        """The whole PIN for C_Login."""
+        """Return the whole PIN for C_Login, which the caller wipes. May block. Raises SecretUnavailable."""
         return self.secret.resolve()
 
 
@@ -64,10 +63,10 @@ class AuthKeyCredentials(Credentials):
 
 
 def joined(prefix: str, secret: Secret) -> bytearray:
-    """`prefix` and the secret, in memory that the caller wipes."""
+    """Return `prefix` and the secret, in memory that the caller wipes."""
     password = secret.resolve()
     try:
-        # Made in its full size at once: a bytearray that grows leaves copies of itself behind.
+        # The full size at once: a bytearray that grows leaves copies of itself behind.
         head = prefix.encode()
         pin = bytearray(len(head) + len(password))
         pin[: len(head)] = head

@@ -1,4 +1,4 @@
-"""What a provider is to hsmcore: one descriptor. `registry` finds it; docs/PROVIDERS.md says how to add one."""
+"""The descriptor of a provider. `registry` finds it; docs/PROVIDERS.md says how to add one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ProviderSettings(Model):
         return None
 
     def split(self) -> tuple[Self, ...]:
-        """The settings of each member, in order. Most providers are one member."""
+        """Return the settings of each member, in order. Most providers are one member."""
         return (self,)
 
     def pinned(self, key_id: str, public_key: str, algorithm: str, *, configured: bool) -> Self:
-        """The settings with the key ring's current key in place of the configured one. `key_id` and `public_key` are
-        hexadecimal. `configured`: the current key is the one that the configuration names."""
+        """Return the settings with the key ring's current key in place of the configured one. `key_id` and `public_key`
+        are hexadecimal. `configured`: the configuration names the current key."""
         del key_id, public_key, algorithm, configured
         return self
 
@@ -46,7 +46,7 @@ class ProviderDescriptor:
     """`type` in the configuration, and the name of the entry point."""
     settings: SettingsClass
     install_hint: str
-    """What to do if the provider's software is not on the machine."""
+    """The advice if the provider's software is not on the machine."""
     patience_ms: int = 0
     """The longest usual time of one answer, in milliseconds; 0: too short to matter. `hang_after_ms` of the settings
     goes before it."""
@@ -55,8 +55,8 @@ class ProviderDescriptor:
     probe: str = "hsmcore.doctor.pkcs11:probe_module"
     """The checks of `hsmcore doctor`: a `doctor.subject.Probe`."""
     surroundings: str | None = None
-    """Checks that come before those of `probe`: a function from `doctor.subject.Subject` to steps. They are about what
-    stands around the device, and say more than the device when it cannot be reached."""
+    """Checks of the device's surroundings, before `probe`: a function from `doctor.subject.Subject` to steps. They say
+    more than the device when it cannot be reached."""
     cluster: str | None = None
     """For `hsmcore cluster`: a function from settings to `members.cloudhsm.ClusterHealth`."""
     device_log: str | None = None
@@ -70,7 +70,7 @@ class ProviderDescriptor:
     """Whether `keyRotation` can replace the key."""
 
     def __post_init__(self) -> None:
-        """Raise TypeError for settings that would accept what ours refuse."""
+        """Raise TypeError for settings that accept unknown keys or other types, or that can change."""
         rules = self.settings.model_config
         if any(rules.get(name) != value for name, value in _STRICT.items()):
             raise TypeError(f"the settings of provider {self.type!r} are not strict and frozen")

@@ -1,4 +1,4 @@
-"""From pydantic's errors to faults that a person can act on: where, what was given, what is allowed, what was meant."""
+"""Faults of a configuration from pydantic's errors: the path, the given value, the allowed ones, the nearest one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _WHOLES = ("tuple_type", "model_type", "model_attributes_type", "dict_type")
 def faults_of(
     error: ValidationError, document: object, path: str, known: Mapping[int, Sequence[str]]
 ) -> list[ConfigFault]:
-    """List what is wrong with `document`, which stands at `path`. `known` gives the allowed keys of each of its objects
-    by identity (see Model)."""
+    """Return the faults of `document`, which stands at `path`. `known` has the allowed keys of each of its objects, by
+    identity (see Model)."""
     faults = []
     for item in error.errors(include_url=False):
         location = item["loc"]
@@ -46,7 +46,7 @@ def _problem(item: Any, location: tuple[str | int, ...], document: object, known
     kind: str = item["type"]
     given: object = item["input"]
     if kind == "extra_forbidden":
-        # What stands under an unknown key may be a PIN under a mistyped name: never shown.
+        # The value of an unknown key may be a PIN under a mistyped name: it is never shown.
         return unknown_key(str(location[-1]), known.get(id(_parent(document, location)), ()))
     if kind == "missing":
         return _EXPECTED[kind]
@@ -64,7 +64,7 @@ def _problem(item: Any, location: tuple[str | int, ...], document: object, known
 
 
 def unknown_key(key: str, allowed: Iterable[str]) -> str:
-    """What to say of a key that does not exist here."""
+    """Return the problem of a key that does not exist here."""
     plain = {name.lower(): name for name in allowed}
     near = difflib.get_close_matches(key.replace("_", "").replace("-", "").lower(), plain, 1)
     if near:

@@ -20,7 +20,7 @@ class AwsKmsSettings(KeyPin):
 
     key_id: Annotated[str, Text(2048)]
     region: Region | None = None
-    """Default: the AWS SDK's own settings, or what a key ARN says."""
+    """Default: the AWS SDK's own settings, or the region of a key ARN."""
     endpoint_url: EndpointUrl | None = None
     """Another endpoint than the region's public one, such as that of a VPC endpoint."""
     concurrency: Annotated[int, Whole(1, 1024)] = 64
@@ -49,7 +49,7 @@ class AwsKmsSettings(KeyPin):
         return self.key_id if "alias/" in self.key_id else None
 
     def pinned(self, key_id: str, public_key: str, algorithm: str, *, configured: bool) -> Self:
-        del configured  # an alias may point to another key already, so the first key goes by its id too
+        del configured  # an alias may already point to another key, so the first key is named by its id too
         return self.model_copy(
             update={
                 "key_id": name_of(bytes.fromhex(key_id)) or self.key_id,
@@ -71,7 +71,7 @@ PROVIDER: Final = ProviderDescriptor(
 
 
 def identity_of(arn: str) -> str | None:
-    """A key's id in hexadecimal, as the key ring spells it, from its ARN or KMS id; None if it is neither."""
+    """Return a key's id in hexadecimal, as the key ring has it, from its ARN or KMS id; None if it is neither."""
     name = arn.rpartition("/")[2]
     if _UUID.fullmatch(name):
         return name.replace("-", "")
@@ -79,7 +79,7 @@ def identity_of(arn: str) -> str | None:
 
 
 def name_of(identity: bytes) -> str | None:
-    """The KMS id that `identity_of` was made from; None if there is none."""
+    """Return the KMS id of an `identity_of`; None if it is no such id."""
     if len(identity) == 16:
         text = identity.hex()
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,4 +1,4 @@
-"""Read a configuration from a file or a dict, check all of it, and say everything that is wrong at once."""
+"""Read a configuration from a file or a dict, check all of it, and report all faults at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.log import get_logger
 
 Source = Mapping[str, Any] | str | os.PathLike[str] | Config
-"""What a configuration can be given as: a dict, a path of a JSON file, or a Config."""
+"""The forms of a configuration: a dict, a path of a JSON file, or a Config."""
 
 _MAX_FILE_BYTES = 4 << 20
 
@@ -57,7 +57,7 @@ def _checked(document: object, source: str) -> Config:
     if not isinstance(body, dict):
         _refuse(path, "must be an object", source)
     if "keyManager" not in body:
-        # Without it nothing below can be judged; the keys that are there are most likely a misspelling of it.
+        # Without it nothing below can be checked; the keys that are there are most likely a misspelling of it.
         faults = [ConfigFault(child_path(path, "keyManager"), "is required")]
         allowed = ("keyManager", "sequencer") if path == "$" else ("keyManager",)
         faults += [ConfigFault(child_path(path, str(key)), unknown_key(str(key), allowed)) for key in body]
@@ -70,7 +70,7 @@ def _checked(document: object, source: str) -> Config:
         config = Config.model_validate(body, context=known)
     except ValidationError as error:
         faults = faults_of(error, body, path, known)
-    # Raised out here so that pydantic's error, which holds the document and its secrets, is not this one's context.
+    # Raised outside the handler: pydantic's error holds the document and its secrets, and must not be the context.
     if config is None:
         raise ConfigurationError.of(faults, source=source)
     plain: list[str] = []
@@ -80,11 +80,11 @@ def _checked(document: object, source: str) -> Config:
 
 
 def _locate(value: object, path: str, plain: list[str]) -> None:
-    """Tell every part its JSON path; collect those of secrets given in plain."""
+    """Set every part's JSON path; collect the paths of secrets in plain text."""
     if isinstance(value, Model):
         value.locate(path)
         for name, key, part in value.parts():
-            # A PIN that is set without having been given came out of the PKCS#11 URI beside it.
+            # A PIN that is set but not given comes from the PKCS#11 URI beside it.
             from_uri = name == "pin" and name not in value.model_fields_set
             _locate(part, child_path(path, "uri" if from_uri else key), plain)
     elif isinstance(value, tuple):
@@ -111,11 +111,8 @@ def _refuse(path: str, problem: str, source: str) -> NoReturn:
     raise ConfigurationError.of([ConfigFault(path, problem)], source=source)
 
 
-# ---- JSON ----------------------------------------------------------------------------------------------------------
-
-
 class _Object(dict[str, Any]):
-    """A JSON object that remembers which of its keys were given twice: JSON lets the last one win in silence."""
+    """A JSON object with the keys that were given twice: a JSON parser takes the last one in silence."""
 
     repeated: tuple[str, ...] = ()
 
@@ -150,7 +147,7 @@ def _read(path: str) -> object:
     document: object = None
     if not problem:
         document, problem = _parse(raw)
-    # Raised out here: the parser's errors hold the whole text, secrets included, and must not be this one's context.
+    # Raised outside the handler: the parser's error holds the whole text with its secrets.
     if problem:
         _refuse("$", problem, source)
     faults: list[ConfigFault] = []

@@ -1,4 +1,4 @@
-"""Where PKCS#11 modules are, for who names one by its name alone (module-name of RFC 7512)."""
+"""The usual places of PKCS#11 modules, for a module that is given by its name alone (module-name of RFC 7512)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FORMS = ("lib{name}.so", "{name}.so", "{name}")
 
 
 def debian_triplet() -> str:
-    """The name of this machine's kind in Debian's paths."""
+    """Return the name of this machine's architecture in Debian's paths."""
     machine = platform.machine()
     return "arm-linux-gnueabihf" if machine.startswith("armv7") else f"{machine}-linux-gnu"
 
 
 def locate_module(name: str, folder: str | None = None) -> str:
-    """The path of module `name`: the file of that name, with or without "lib" and ".so", in `folder` or in the usual
-    places. Where there is none, the path at which it would be first."""
+    """Return the path of module `name`: a file of that name, with or without "lib" and ".so", in `folder` or in the
+    usual places. If there is none, the first possible path."""
     folders = [folder] if folder is not None else [place.format(triplet=debian_triplet()) for place in _FOLDERS]
     candidates = [Path(place, form.format(name=name)) for place in folders for form in _FORMS]
     return str(next((path for path in candidates if path.is_file()), candidates[0]))

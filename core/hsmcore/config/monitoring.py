@@ -1,4 +1,4 @@
-"""Where a running key manager can be watched: `keyManager.monitoring`."""
+"""Monitoring of a running key manager: `keyManager.monitoring`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAYS: Final = 'must be "host:port", "[address]:port" or "unix:/path/of/a/socket
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen: a host and a port (0: any that is free), or the path of a Unix socket."""
+    """An address to listen at: a host and a port (0: any free one), or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -27,7 +27,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError, whose text says what it must be."""
+        """Parse an address. Raises ValueError with the allowed forms as its text."""
         if text.startswith("unix:"):
             path = text.removeprefix("unix:").removeprefix("//")
             if not path or len(path.encode()) > 100:  # sun_path has 108 bytes
@@ -40,7 +40,7 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """Whether nobody on another machine can reach it."""
+        """Whether no other machine can reach it."""
         if self.path or self.host == "localhost":
             return True
         try:
@@ -57,19 +57,19 @@ class MonitoringTls(Model):
 
 
 class Monitoring(Model):
-    """`monitoring`: where `hsmcore serve` and `hsmcore.serve.attached` listen, and who may do what.
+    """`monitoring`: the address of `hsmcore serve` and `hsmcore.serve.attached`, and the permissions of its users.
 
-    Beyond this machine's loopback TLS and a viewer token are required. Without an operator token nothing can be
+    Beyond this machine's loopback, TLS and a viewer token are required. Without an operator token, nothing can be
     changed."""
 
     listen: Annotated[str, Text(256)] = DEFAULT_LISTEN
     tls: MonitoringTls | None = None
     viewer_token: Secret | None = None
-    """Needed to see anything. Default, on loopback only: nothing is needed."""
+    """The token that may read. Default, on loopback only: every reader may."""
     operator_token: Secret | None = None
-    """Needed to drain, force and rotate; may see everything, too."""
+    """The token that may drain, force, rotate and read."""
     hosts: Annotated[tuple[Annotated[str, Text(253)], ...], BeforeValidator(as_tuple)] = ()
-    """Further names under which it is reached, as in the Host header: for proxies and load balancers."""
+    """Further names in the Host header: those of proxies and load balancers."""
 
     @field_validator("listen")
     @classmethod
@@ -84,7 +84,7 @@ class Monitoring(Model):
 
     @property
     def address(self) -> Address:
-        """`listen`, taken apart."""
+        """`listen`, parsed."""
         return Address.parse(self.listen)
 
     @model_validator(mode="after")
@@ -93,11 +93,8 @@ class Monitoring(Model):
             raise clash("viewerToken and operatorToken are the same: whoever may look could act")
         if self.address.local:
             return self
-        missing = [
-            name
-            for name, value in (("tls", self.tls), ("viewerToken", self.viewer_token))
-            if value is None
-        ]  # fmt: skip
+        wanted = (("tls", self.tls), ("viewerToken", self.viewer_token))
+        missing = [name for name, value in wanted if value is None]
         if missing:
             raise clash(
                 f"listens at {self.listen}, which other machines can reach, without {' and '.join(missing)}: add "

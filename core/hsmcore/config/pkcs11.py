@@ -1,10 +1,11 @@
-"""What all PKCS#11 modules need, and the provider for any module that has no file of its own."""
+"""Settings of all PKCS#11 modules, and the provider for a module that has no file of its own."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -63,12 +64,12 @@ class _Handle:
 
 
 def default_sessions() -> int:
-    """One session for each processor, within what an engine can hold."""
+    """Return one session for each processor, at most as many as an engine can hold."""
     return max(1, min(os.cpu_count() or 1, MAX_SESSIONS))
 
 
 class KeyPin(ProviderSettings):
-    """What is known of a key beforehand. Where given, a key that differs is refused before it signs."""
+    """Properties of the key that are known beforehand. A key that differs is refused before it signs."""
 
     public_key: PublicKeyHex | None = None
     algorithm: Algorithm | None = None
@@ -88,7 +89,7 @@ class KeyPin(ProviderSettings):
 
 
 class Pkcs11Settings(KeyPin):
-    """What all modules need. Of the token and key selectors, every one that is given must match."""
+    """Settings of all modules. Every given selector of token and key must match."""
 
     module_path: ModulePath
     module_args: Annotated[str, Text(4096)] | None = None
@@ -103,18 +104,18 @@ class Pkcs11Settings(KeyPin):
     key_handle: Annotated[int | str, _Handle()] | None = None
     sessions: Sessions = Field(default_factory=default_sessions)
     isolation: Isolation = "thread"
-    """Whether the module is loaded into this process or into one of its own, which can be killed when it hangs or
-    crashes and started again. Default: what is known of the vendor's module."""
+    """Whether the module is loaded into this process or into a host process, which can be killed when it hangs and is
+    started again after a crash."""
     verify_signatures: VerifySignatures = "never"
     start_timeout_ms: Annotated[int, Whole(1, 600_000)] = 30_000
-    """With isolation "process": how long the host process may take to connect, log in and find its key, each."""
+    """With isolation "process": the longest time of the host process to connect, log in and find its key, each."""
     hang_after_ms: Annotated[int, Whole(1, 3_600_000)] | None = None
-    """A call into the module that has lasted so long, and beyond its request's deadline, is taken for one that hangs;
-    None: several times what the kind of device takes at most (0.5 s; AWS CloudHSM 1 s; YubiHSM 2 s)."""
+    """A call into the module that has lasted so long, and beyond its request's deadline, counts as hanging; None:
+    several times the longest usual call of the device (0.5 s; AWS CloudHSM 1 s; YubiHSM 2 s)."""
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
     admin_credentials: Credentials | None = None
-    """Who makes, destroys, deactivates and backs up keys, where the user that signs has no right to. Such work is then
+    """The user that makes, destroys, deactivates and backs up keys, if the signing user has no right to. Such work is
     done in a process of its own, because a process has one login on a token."""
 
     @model_validator(mode="after")
@@ -125,14 +126,14 @@ class Pkcs11Settings(KeyPin):
         return self
 
     def _merge(self) -> None:
-        """For a provider that can say the same thing in two ways."""
+        """Merge two forms of the same settings, for a provider that has them."""
 
     @property
     def name_part(self) -> object:
         return self.token_label or self.token_serial or self.slot_id
 
     def pinned(self, key_id: str, public_key: str, algorithm: str, *, configured: bool) -> Self:
-        if configured:  # it goes by the configured name; from its first start on, the public key is known
+        if configured:  # the configured name stays; the public key is known from the first start on
             return self if self.public_key is not None else self.model_copy(update={"public_key": public_key})
         named = {"key_id": key_id, "key_label": None, "key_handle": None}
         return self.model_copy(update=named | {"public_key": public_key, "algorithm": algorithm})
@@ -143,7 +144,7 @@ class Pkcs11Settings(KeyPin):
         return None if self.key_id is None else bytes.fromhex(self.key_id)
 
     def key_handle_number(self) -> int | None:
-        """CK_OBJECT_HANDLE, or None. Raises ConfigurationError while the example's blank has not been filled in."""
+        """Return CK_OBJECT_HANDLE, or None. Raises ConfigurationError for an example's blank."""
         if isinstance(self.key_handle, str):
             fault_ = ConfigFault(f"{self.where}.keyHandle", "is a placeholder: put in the real value")
             raise ConfigurationError.of([fault_])
@@ -156,19 +157,18 @@ class Pkcs11Settings(KeyPin):
 
     @property
     def pin_secret(self) -> Secret | None:
-        """The secret that the login needs, for messages that say where it came from; None: no login."""
+        """The secret of the login, for messages that name its source; None: no login."""
         return None
 
     def resolve_pin(self) -> bytearray | None:
-        """The whole PIN for C_Login; None: do not log in. The caller wipes it. May read a file.
-
-        Raises SecretUnavailable."""
+        """Return the whole PIN for C_Login, which the caller wipes; None: no login. May block. Raises
+        SecretUnavailable."""
         secret = self.pin_secret
         return None if secret is None else secret.resolve()
 
     @property
     def token_text(self) -> str | None:
-        """What a slot or token must say of itself where several fit the selectors; None: nothing is asked."""
+        """A text that a slot or token must contain if several fit the selectors; None: any."""
         return None
 
     @property
@@ -177,21 +177,12 @@ class Pkcs11Settings(KeyPin):
         return {}
 
 
-_SAID_BY_URI = (
-    "module_path",
-    "token_label",
-    "token_serial",
-    "token_manufacturer",
-    "token_model",
-    "slot_id",
-    "key_label",
-    "key_id",
-    "pin",
-)
+_SAID_BY_URI = tuple(field.name for field in fields(UriParts) if field.name not in ("text", "module_name", "ignored"))
+"""The keys of the settings that a URI can give."""
 
 
 class GenericPkcs11Settings(Pkcs11Settings):
-    """Any other module, by an RFC 7512 URI, by explicit keys, or by both where they do not contradict each other."""
+    """Any other module, by an RFC 7512 URI, by explicit keys, or by both if they do not contradict each other."""
 
     module_path: ModulePath = ""
     uri: Annotated[str, Text(8192, hidden=True)] | None = None
@@ -218,7 +209,7 @@ class GenericPkcs11Settings(Pkcs11Settings):
                 given = getattr(self, name) if name in self.model_fields_set else None
                 if given is not None and (given.lower() if name == "key_id" else given) != said:
                     raise clash(f"{alias} contradicts what uri says")
-                # The model is frozen for everybody else; this is still its construction.
+                # Still the construction of the model, which is frozen afterwards.
                 self.__dict__[name] = said
             self.__dict__["uri"] = parts.text
         if not self.module_path:
@@ -235,7 +226,7 @@ PROVIDER: Final = ProviderDescriptor(
 
 
 def _module_of(parts: UriParts) -> str | None:
-    """module-path may be a folder when module-name says which of its modules."""
+    """Return the module's path. module-path may be a folder, if module-name names a module in it."""
     if parts.module_name is None or (parts.module_path is not None and not Path(parts.module_path).is_dir()):
         return parts.module_path
     return locate_module(parts.module_name, parts.module_path)

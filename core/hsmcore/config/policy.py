@@ -1,10 +1,10 @@
-"""Failover, rotation and log destinations: validated here, carried out elsewhere."""
+"""Settings of failover and of copies of the audit log."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash
 from hsmcore.config.pkcs11 import Region
@@ -21,8 +21,8 @@ Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]
 
 
 class CloudWatchLogs(Model):
-    """Where audit records are copied to. The region falls back on the AWS SDK's own settings. Group and stream are made
-    where they are missing and the credentials allow it."""
+    """The destination of copies of audit records. The default region is that of the AWS SDK's own settings. Group and
+    stream are made if they are missing and the credentials allow it."""
 
     log_group: Annotated[str, Text(512, form=r"[\w./#-]+", says="a log group name: letters, digits and _ - / . #")]
     log_stream: Annotated[str, Text(512, form=r"[^:*]+", says="a log stream name without : and *")]
@@ -32,7 +32,7 @@ class CloudWatchLogs(Model):
 
 
 class EmergencyModeRestrictions(Model):
-    """What an emergency key may do, from its first signature on. A count of signatures, seconds, and operations."""
+    """The limits of an emergency key from its first signature on: signatures, seconds, operations."""
 
     max_transactions: Annotated[int, Whole(1, 2**53)] = 1000
     max_time_seconds: Annotated[int, Whole(1, 366 * 86400)] = 3600
@@ -65,10 +65,10 @@ class Failover(Model):
     emergency_mode_enabled: bool = False
     emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
     emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] = 0
-    """How long all other levels must have been down before the emergency level is entered."""
+    """The shortest time that all other levels are down before the emergency level is entered."""
     accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple)] = ()
     failback_ramp_ms: Annotated[int, Whole(0, _HOUR_MS)] = 10_000
-    """Over what time the load of a member that came back grows to its whole share; 0: at once."""
+    """The time in which the load of a restored member grows to its whole share; 0: at once."""
     hedging: bool = False
     """Whether a second member with the same key is asked when the first is slower than its 99th percentile."""
     primary: Members | None = None
@@ -77,23 +77,14 @@ class Failover(Model):
 
     @field_validator("primary", "secondary", "emergency")
     @classmethod
-    def _not_empty(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
+    def _fit_the_level(cls, value: Members | None, info: ValidationInfo) -> Members | None:
         if value is not None and not value:
             raise clash("must list at least one provider; leave the key out for none")
-        return value
-
-    @field_validator("primary", "secondary")
-    @classmethod
-    def _keys_that_last(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
         for index, member in enumerate(value or ()):
-            require_lasting(member, f"member {index}")
-        return value
-
-    @field_validator("emergency")
-    @classmethod
-    def _ephemeral_only(cls, value: tuple[Provider, ...] | None) -> tuple[Provider, ...] | None:
-        if value is not None and any(not member.descriptor.ephemeral for member in value):
-            raise clash('must list only providers of type "ephemeral", or of another type with keys made at each start')
+            if info.field_name != "emergency":
+                require_lasting(member, f"member {index}")
+            elif not member.descriptor.ephemeral:
+                raise clash('must list only providers of type "ephemeral", or others whose keys end with the process')
         return value
 
     @field_validator("accept_other_keys")
@@ -104,15 +95,11 @@ class Failover(Model):
         return value
 
     @model_validator(mode="after")
-    def _consent_has_an_object(self) -> Failover:
+    def _fits_together(self) -> Failover:
         if "secondary" in self.accept_other_keys and self.secondary is None:
             raise clash('acceptOtherKeys names "secondary", but there is no secondary level')
         if "primary" in self.accept_other_keys and self.primary is None:
             raise clash('acceptOtherKeys names "primary", but failover.primary adds no member to that level')
-        return self
-
-    @model_validator(mode="after")
-    def _emergency_is_on(self) -> Failover:
         if self.emergency is not None and not self.emergency_mode_enabled:
             raise clash("lists an emergency level, but emergencyModeEnabled is false")
         return self
@@ -128,7 +115,7 @@ class Failover(Model):
 
 
 def require_lasting(member: Provider, what: str) -> None:
-    """Refuse an ephemeral key outside the emergency level unless its own configuration consents."""
+    """Refuse an ephemeral key outside the emergency level unless its settings consent."""
     if member.descriptor.ephemeral and not getattr(member.config, "allow_ephemeral_primary", False):
         raise clash(
             f'{what} is of type "{member.type}": its key is lost when the process ends, so it is for emergencies only; '

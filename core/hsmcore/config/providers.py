@@ -42,7 +42,7 @@ class Provider(Model):
     @field_validator("config", mode="wrap")
     @classmethod
     def _by_type(cls, value: Any, _handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        # Without a type there is nothing to check the rest against; the fault in `type` is reported by itself.
+        # Without a type, `config` cannot be checked; the fault in `type` is reported by itself.
         if "type" not in info.data:
             return value
         return descriptor_of(info.data["type"]).settings.model_validate(value, context=info.context)
@@ -72,7 +72,7 @@ class Provider(Model):
 
     @property
     def descriptor(self) -> ProviderDescriptor:
-        """What is known of the type."""
+        """The descriptor of the type."""
         return descriptor_of(self.type)
 
     @property
@@ -83,11 +83,11 @@ class Provider(Model):
 
     @property
     def install_hint(self) -> str:
-        """What to install when the provider's software is missing."""
+        """The advice if the provider's software is missing."""
         return self.descriptor.install_hint
 
     def resolve(self, reference: str) -> Any:
-        """Import what a reference of the descriptor names. Raises ModuleMissing if a package for it is missing."""
+        """Import the object of a reference in the descriptor. Raises ModuleMissing if a package is missing."""
         try:
             return resolve_name(reference)
         except ModuleNotFoundError as error:
@@ -96,7 +96,7 @@ class Provider(Model):
 
 
 def members_of(provider: Provider) -> tuple[Provider, ...]:
-    """One provider for each member, in the order of the configuration."""
+    """Return one provider for each member, in the order of the configuration."""
     parts = provider.config.split()
     if len(parts) == 1:
         return (provider,)
@@ -109,5 +109,5 @@ def members_of(provider: Provider) -> tuple[Provider, ...]:
 
 
 def all_members(providers: Iterable[Provider]) -> tuple[Provider, ...]:
-    """The members of a level."""
+    """Return the members of a level."""
     return tuple(member for provider in providers for member in members_of(provider))

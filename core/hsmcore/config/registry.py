@@ -1,4 +1,4 @@
-"""Which types of provider there are: those of hsmcore, and those that other distributions add by entry points."""
+"""The registry of providers: those of hsmcore, and those that other distributions add by entry points."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OWN: Final = "hsmcore"
 
 
 def known_types() -> tuple[str, ...]:
-    """All types; those of hsmcore first."""
+    """Return all types; those of hsmcore first."""
     return tuple(_offers())
 
 

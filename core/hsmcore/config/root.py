@@ -23,14 +23,10 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 STATE_FILE = "hsmcore-state.db"
 MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
-# The rings are one mapping of queueSize * maxMessageBytes: more than this is a mistake, not a wish.
+# The rings are one mapping of queueSize * maxMessageBytes: a larger one is a mistake.
 MAX_RING_BYTES = 4 << 30
 
 T = TypeVar("T")
-
-
-def _single_flight_default(validated: dict[str, Any]) -> bool:
-    return bool(validated.get("max_cache_size", 0))
 
 
 class KeyManagerConfig(Provider):
@@ -38,8 +34,8 @@ class KeyManagerConfig(Provider):
 
     max_cache_size: Annotated[int, Whole(0, 100_000_000)] = 10_000
     """Signatures kept in memory; 0: no cache."""
-    single_flight: bool = Field(default_factory=_single_flight_default)
-    """Whether identical requests in flight share one signature. Default: where there is a cache."""
+    single_flight: bool = Field(default_factory=lambda fields: bool(fields.get("max_cache_size", 0)))
+    """Whether identical requests in flight share one signature. Default: if there is a cache."""
     cache_non_deterministic: bool = False
     """Whether signatures that differ each time (ECDSA) are served from the cache too."""
     request_timeout_ms: Annotated[int, Whole(1, 86_400_000)] = 10_000
@@ -48,23 +44,23 @@ class KeyManagerConfig(Provider):
     """Requests in flight at most; beyond it callers wait."""
     max_message_bytes: Annotated[int, Whole(1, MAX_MESSAGE_BYTES)] = 16_384
     wake_coalesce_micros: Annotated[int, Whole(0, 1_000_000)] = 2000
-    """How old a finished request may grow before the event loop is woken for it; 0: at once."""
+    """The age of a finished request at which it wakes the event loop; 0: at once."""
     spin_micros: Annotated[int, Whole(0, 100_000)] = 50
-    """How long an idle worker polls before it sleeps; 0: not at all."""
+    """The time that an idle worker polls before it sleeps; 0: none."""
     warm_micros: Annotated[int, Whole(0, 100_000)] = 500
-    """How long after an answer a processor is kept awake (idle priority) for the next lone request; 0: not at all."""
+    """The time that a processor is kept awake (idle priority) after an answer, for the next lone request; 0: none."""
     audit_log_file: Annotated[str, Text(4096)] | None = None
     audit: AuditSettings | None = None
-    """How the audit log is kept; the defaults where it is left out."""
+    """Settings of the audit log. Default: its defaults."""
     state_file: Annotated[str, Text(4096)] | None = None
-    """What must survive a crash: the key ring, rotations, the emergency budget, the history of failovers. Default:
+    """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. Default:
     `hsmcore-state.db` beside auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
     notices: Notices | None = None
     monitoring: Monitoring | None = None
-    """Where `hsmcore serve` and `hsmcore.serve.attached` listen; the defaults where it is left out."""
+    """Settings of `hsmcore serve` and `hsmcore.serve.attached`. Default: their defaults."""
 
     _first_is_listed: bool = PrivateAttr(default=False)
 
@@ -73,8 +69,8 @@ class KeyManagerConfig(Provider):
     def _first_of_primary(
         cls, value: Any, handler: ModelWrapValidatorHandler[KeyManagerConfig], info: ValidationInfo
     ) -> KeyManagerConfig:
-        # Without a provider of its own, the first one of failover.primary is the key manager's. It is judged where it
-        # stands; what is filled in here meanwhile cannot be found fault with.
+        # Without a provider of its own, the key manager has the first one of failover.primary, which is checked at its
+        # own path. A provider without faults takes its place until then.
         if not isinstance(value, dict) or value.keys() & {"type", "config"} or not _lists_primary(value):
             return handler(value)
         cls.note_known_keys(value, info)
@@ -113,7 +109,7 @@ class KeyManagerConfig(Provider):
 
     @property
     def state_path(self) -> Path:
-        """Where the state store is."""
+        """The path of the state store."""
         if self.state_file is not None:
             return Path(self.state_file)
         if self.audit_log_file is not None:
@@ -123,13 +119,13 @@ class KeyManagerConfig(Provider):
 
     @property
     def has_levels(self) -> bool:
-        """Whether there is more than one place to sign: failover is on, or the provider has several members."""
+        """Whether failover is on, or the provider has several members."""
         return (self.failover is not None and self.failover.enabled) or len(all_members((self.own,))) > 1
 
     @property
     def own(self) -> Provider:
         """The provider that signs first, as it stands in the document: this one, or the first one of failover.primary
-        where the key manager names none of its own."""
+        if the key manager names none of its own."""
         return self._listed_primary[0] if self._first_is_listed else self
 
     @property
@@ -138,7 +134,7 @@ class KeyManagerConfig(Provider):
         return all_members(self._listed_primary if self._first_is_listed else (self, *self._listed_primary))
 
     def with_first_listed(self) -> KeyManagerConfig:
-        """A copy whose provider is the first one of failover.primary. For the loader."""
+        """Return a copy whose provider is the first one of failover.primary."""
         self._first_is_listed = True
         first = self._listed_primary[0]
         return self.model_copy(update={"type": first.type, "config": first.config})
@@ -148,7 +144,7 @@ class KeyManagerConfig(Provider):
         return (self.failover.primary if self.failover is not None else None) or ()
 
     def parts(self) -> Iterator[tuple[str, str, object]]:
-        """Without type and config where failover.primary has them."""
+        """Yield as Model.parts, without type and config if failover.primary has them."""
         borrowed = ("type", "config") if self._first_is_listed else ()
         return (part for part in super().parts() if part[0] not in borrowed)
 
@@ -159,23 +155,23 @@ class Config(Model):
     key_manager: KeyManagerConfig
 
     def redacted(self) -> dict[str, Any]:
-        """Everything, defaults included, as JSON-ready data in the document's own names; no secret is in it."""
+        """Return everything, defaults included, as JSON-ready data with the document's keys and without secrets."""
         borrowed = {"type", "config"} if self.key_manager.own is not self.key_manager else set()
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"key_manager": borrowed})
 
     def sha256(self) -> str:
-        """The digest of `redacted()`, as hexadecimal: the same configuration has the same one."""
+        """Return the digest of `redacted()`, in hexadecimal."""
         return hashlib.sha256(orjson.dumps(self.redacted(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     @property
     def placeholders(self) -> tuple[str, ...]:
-        """The JSON paths where an example's blank, such as `<cluster-ip>`, still stands."""
+        """The JSON paths of an example's blanks, such as `<cluster-ip>`."""
         return tuple(_placeholders(self, self.where))
 
     @property
     def secret_variables(self) -> frozenset[str]:
         """The environment variables that hold secrets of this configuration. No child process may inherit them. AWS
-        credentials are among them where this process uses them itself: the modules that it starts need none."""
+        credentials are among them if this process uses them itself: the modules in child processes need none."""
         secrets = list(_all(Secret, self))
         found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
         found = found.union(*(provider.descriptor.secret_variables for provider in _all(Provider, self)))
@@ -183,7 +179,7 @@ class Config(Model):
         return found | AWS_VARIABLES if asks_aws or self.key_manager.cloud_watch_logs is not None else found
 
     def require_complete(self) -> None:
-        """Raise ConfigurationError if placeholders are left. For whoever is about to connect."""
+        """Raise ConfigurationError if placeholders are left. Called before connecting."""
         if self.placeholders:
             raise ConfigurationError.of(
                 ConfigFault(path, "is a placeholder: put in the real value") for path in self.placeholders
@@ -197,17 +193,16 @@ def _lists_primary(value: dict[Any, Any]) -> bool:
 
 
 def _all(kind: type[T], value: object) -> Iterator[T]:
-    """Every part of that kind."""
+    """Yield every part of that class."""
     if isinstance(value, kind):
         yield value
-    for part in (part for _, _, part in value.parts()) if isinstance(value, Model) else _items(value):
+    inner: Iterable[object] = value if isinstance(value, (tuple, list, frozenset)) else ()
+    if isinstance(value, Model):
+        inner = (part for _, _, part in value.parts())
+    elif isinstance(value, dict):
+        inner = value.values()
+    for part in inner:
         yield from _all(kind, part)
-
-
-def _items(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, (tuple, list, frozenset)) else ()
 
 
 def _placeholders(value: object, path: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Key rotation and notices: validated here, carried out elsewhere."""
+"""Settings of key rotation and notices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import difflib
 import re
 import zoneinfo
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
@@ -22,7 +22,7 @@ _KEY = Text(64, form=r"[0-9a-fA-F]{64}", says="32 bytes in hexadecimal")
 
 
 class Approver(Model):
-    """Somebody who may approve rotations: by a one-time code (RFC 6238; `totp` is its secret in base32), or by signing
+    """A person who may approve rotations: by a one-time code (RFC 6238; `totp` is its secret in base32), or by signing
     the request with the Ed25519 key whose public half is `publicKey` (hexadecimal)."""
 
     name: Annotated[str, Text(64)]
@@ -38,7 +38,7 @@ class Approver(Model):
 
 class KeyCeremony(Model):
     """For tokens that cannot wrap their keys: a key is made in locked memory, sealed to `recoveryPublicKey` (X25519,
-    hexadecimal) and imported so that it never leaves the token. Whoever has the recovery key can restore it."""
+    hexadecimal) and imported so that it never leaves the token. The recovery key can restore it."""
 
     recovery_public_key: Annotated[str, _KEY]
 
@@ -57,8 +57,8 @@ class KeyRotation(Model):
     backup_endpoint_url: EndpointUrl | None = None
     """Another S3 endpoint than the region's public one."""
     backup_policy: BackupPolicy = "require"
-    """What becomes of a rotation whose new key cannot be backed up, or whose backup cannot be restored: it fails, or
-    it goes on with a warning."""
+    """The result of a rotation whose new key cannot be backed up, or whose backup cannot be restored: a failure, or a
+    warning."""
     key_ceremony: KeyCeremony | None = None
     drill: Provider | None = None
     """The token that restore drills use; no key is named. Default: the key's own."""
@@ -67,7 +67,7 @@ class KeyRotation(Model):
     require_handover: bool = False
     """Whether a rotation is refused while no handover is registered."""
     approvals: Annotated[int, Whole(0, 20)] = 0
-    """How many approvers must agree to each rotation."""
+    """The number of approvers that each rotation needs."""
     approvers: Annotated[tuple[Approver, ...], BeforeValidator(as_tuple)] = ()
 
     @field_validator("rotation_time")
@@ -93,7 +93,7 @@ class KeyRotation(Model):
     @field_validator("drill", mode="before")
     @classmethod
     def _no_key_is_signed_with(cls, value: Any) -> Any:
-        """A token for drills holds no key between them, so its configuration names none."""
+        """Name a key for drills: their token holds no key between drills, so its settings need not name one."""
         config = value.get("config") if isinstance(value, dict) else None
         if not isinstance(config, dict) or value.get("type") not in known_types():
             return value
@@ -144,19 +144,13 @@ class KeyRotation(Model):
 
 
 class Notices(Model):
-    """Who is told of rotations and failovers. A target is an apprise URL (https://appriseit.com), such as
+    """The recipients of notices of rotations and failovers. A target is an apprise URL (https://appriseit.com), such as
     "mailto://…", "slack://…", "sns://…" or "jsons://host/path" for a webhook: a secret, since it holds credentials."""
 
     targets: Annotated[tuple[Secret, ...], BeforeValidator(as_tuple)]
-    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = (
-        "before",
-        "rotation",
-        "failure",
-        "failover",
-        "emergency",
-    )
+    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = get_args(NoticeKind)
     before_hours: Annotated[int, Whole(1, 8760)] = 24
-    """How long before a rotation it is announced."""
+    """The hours between the notice of a rotation and the rotation."""
 
     @field_validator("targets")
     @classmethod

@@ -1,4 +1,4 @@
-"""Secrets: where a PIN or password is, never what it is."""
+"""Secrets: the place of a PIN or password, never its value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SECRET_BYTES = 4096
 AWS_VARIABLES = frozenset(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"}
 )
-"""Where the AWS SDK looks for credentials in the environment."""
+"""The environment variables that the AWS SDK reads credentials from."""
 
 _NAME = Text(256, form=r"[A-Za-z_][A-Za-z0-9_]*", says="the name of an environment variable", hidden=True)
 _ALLOWED = 'must be {"env": "NAME"}, {"file": "path"}, {"awsSecretsManager": {…}} or a string that is not empty'
@@ -112,7 +112,7 @@ class Secret:
         return f"environment variable {self._name}" if self.kind == "env" else f"file {self._name}"
 
     def redacted(self) -> Any:
-        """What a dump of the configuration shows: the reference as it was given, or "<hidden>"."""
+        """Return the form of a dump: the reference as it was given, or "<hidden>"."""
         if self.kind == "plain":
             return "<hidden>"
         if self._aws is not None:
@@ -238,13 +238,7 @@ def _validated(value: object, info: ValidationInfo) -> Secret:
     if isinstance(value, Secret):
         return value
     if isinstance(value, str) and value:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            unencodable = True
-        else:
-            unencodable = False
-        if unencodable:
+        if any(0xD800 <= ord(character) < 0xE000 for character in value):
             raise hidden_fault("must be a string that can be written as UTF-8")
         return Secret.plain(value)
     if not isinstance(value, dict):

@@ -1,6 +1,6 @@
 """Secrets from AWS Secrets Manager, with boto3 (extra hsmcore[aws]).
 
-What is fetched is put into a bytearray, which its user wipes. Copies that cannot be wiped stay in this process's memory
+A fetched secret lies in a bytearray, which the caller wipes. Copies that cannot be wiped stay in this process's memory
 until that is used again: the response in the buffers of TLS and HTTP, the string or bytes that boto3 makes of it, and
 with `key` the JSON object around the secret.
 """
@@ -74,7 +74,7 @@ def fetch(secret_id: str, *, key: str | None = None, region: str | None = None) 
 
 
 def _of_sdk(name: str) -> str:
-    """What the SDK could not do; its own text may quote a response."""
+    """Return the problem of an SDK's error by its class: its own text may quote a response."""
     if name in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
         return f"there are no AWS credentials ({name}): give the process a role, or set AWS_PROFILE"
     if name == "NoRegionError":
@@ -107,7 +107,7 @@ def _value(response: dict[str, Any], key: str | None) -> bytearray:
 
 
 class _Mute(logging.Filter):
-    """Drops what one thread logs."""
+    """Drop the log records of one thread."""
 
     def __init__(self) -> None:
         super().__init__()

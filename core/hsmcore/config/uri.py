@@ -1,4 +1,4 @@
-"""RFC 7512: the part of a `pkcs11:` URI that names one token, one key and where the PIN is."""
+"""RFC 7512: the part of a `pkcs11:` URI that names one token, one key and the place of the PIN."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from pydantic_core import PydanticCustomError
-
 from hsmcore.config.base import hidden_fault
 from hsmcore.config.secret import Secret
 
-# Attribute of the URI's path: what it is called in UriParts.
+# Attribute of the URI's path: its name in UriParts.
 _PATH: Final = {
     "token": "token_label",
     "serial": "token_serial",
@@ -25,7 +23,7 @@ _PATH: Final = {
     "type": "",
 }
 _QUERY: Final = frozenset({"module-path", "module-name", "pin-source", "pin-value"})
-# RFC 7512, section 2.3: what a vendor may call an attribute of its own.
+# RFC 7512, section 2.3: the form of a vendor's attribute.
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 _ENCODED: Final = re.compile(r"(?:[!-\"$&-~]|%[0-9A-Fa-f]{2})*\Z")  # printable ASCII but for # and a lone %
 _MODULE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")
@@ -35,8 +33,8 @@ _UNENCODED: Final = "-._~"
 
 @dataclass(frozen=True, slots=True)
 class UriParts:
-    """What the URI says, by the names of the configuration's own keys; None where it says nothing. `text` is the URI
-    without a pin-value; `ignored` counts attributes of its query that we do not know."""
+    """The parts of a URI, by the names of the configuration's own keys; None: absent. `text` is the URI without a
+    pin-value; `ignored` counts unknown attributes of its query."""
 
     text: str
     module_path: str | None = None
@@ -53,11 +51,11 @@ class UriParts:
 
 
 def parse_uri(uri: str) -> UriParts:
-    """Parse a URI; raises a hidden configuration fault, for it may hold a PIN.
+    """Parse a URI. Raises a hidden configuration fault, because a URI may hold a PIN.
 
-    As the RFC wants it, no attribute may be given twice, and an attribute of the path that we do not match on means
-    that nothing matches: it is refused, since ignoring it might select another token than the one that was meant.
-    Unknown attributes of the query select nothing and are ignored.
+    By the RFC, no attribute may be given twice, and nothing matches an unknown attribute of the path: it is refused,
+    because without it the URI might select another token. Unknown attributes of the query select nothing and are
+    ignored.
     """
     scheme, colon, rest = uri.partition(":")
     if scheme.lower() != "pkcs11" or not colon:
@@ -96,7 +94,7 @@ def parse_uri(uri: str) -> UriParts:
 
 
 def build_uri(path: Mapping[str, str | bytes | int | None], query: Mapping[str, str | None] | None = None) -> str:
-    """The URI with these attributes, by their names in the RFC, without those that are None. parse_uri's inverse."""
+    """Return the URI with these attributes, by their names in the RFC, without those that are None."""
     attributes = ";".join(_attribute(name, value) for name, value in path.items() if value is not None)
     asked = "&".join(_attribute(name, value) for name, value in (query or {}).items() if value is not None)
     return f"pkcs11:{attributes}" + (f"?{asked}" if asked else "")
@@ -113,7 +111,7 @@ def _attributes(text: str, separator: str) -> dict[str, bytes]:
     for part in filter(None, text.split(separator)):
         name, equals, value = part.partition("=")
         if not equals or not _NAME.match(name):
-            # Not even the name is shown: of "1234" nobody knows that it is no PIN.
+            # Not even the name is shown: "1234" may be a PIN.
             raise hidden_fault("has a part that is no attribute: attributes are name=value")
         if name in found:
             raise hidden_fault(f"gives {_shown(name)} twice")
@@ -124,7 +122,7 @@ def _attributes(text: str, separator: str) -> dict[str, bytes]:
 
 
 def _shown(name: str) -> str:
-    """A name that is not ours may be the rest of a PIN in which nobody encoded a separator."""
+    """Return a name that may be shown: an unknown one may be the rest of a PIN with a separator that is not encoded."""
     return name if name in _PATH or name in _QUERY else "an attribute"
 
 
@@ -164,7 +162,7 @@ def _pin(query: Mapping[str, bytes]) -> Secret | None:
     if "pin-value" in query:
         value = _decoded(query["pin-value"])
         if not value:
-            raise _empty_pin()
+            raise hidden_fault("pin-value must be UTF-8 text that is not empty")
         return Secret.plain(value)
     source = _text(query, "pin-source")
     if source is None:
@@ -175,7 +173,3 @@ def _pin(query: Mapping[str, bytes]) -> Secret | None:
     if not path.startswith("/"):
         raise hidden_fault("pin-source must be the absolute path of a file, or a file: URI")
     return Secret.file(path)
-
-
-def _empty_pin() -> PydanticCustomError:
-    return hidden_fault("pin-value must be UTF-8 text that is not empty")

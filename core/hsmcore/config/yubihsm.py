@@ -16,14 +16,14 @@ from hsmcore.config.secret import Secret
 
 
 def default_yubihsm_module() -> str:
-    """Where Debian puts yubihsm_pkcs11.so on this machine's architecture."""
+    """Return the path of yubihsm_pkcs11.so in Debian on this machine's architecture."""
     return f"/usr/lib/{debian_triplet()}/pkcs11/yubihsm_pkcs11.so"
 
 
 class YubiHsmSettings(Pkcs11Settings):
     """YubiHSM 2. The PIN is the authentication key's id in four hexadecimal digits and its password.
 
-    Several connectors, each with a device that holds the same key, are as many members."""
+    Each connector, with a device that holds the same key, is a member."""
 
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"
@@ -35,8 +35,8 @@ class YubiHsmSettings(Pkcs11Settings):
     admin_credentials: AuthKeyCredentials | None = None
     # The module keeps its slot locked for the whole of a call: more sessions would only wait.
     sessions: Sessions = 1
-    # The device signs by object id: another key that somebody puts under the same id would sign. Verifying shows it,
-    # and costs a thousandth of what the device takes.
+    # The device signs by object id, so another key under the same id would sign. Verifying shows it, and takes a
+    # thousandth of the device's time.
     verify_signatures: VerifySignatures = "always"
     audit_auth_key_id: Annotated[int, Whole(1, 0xFFFF)] | None = None
     """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""
@@ -76,7 +76,7 @@ class YubiHsmSettings(Pkcs11Settings):
         return ",".join(self.connector_urls)
 
     def split(self) -> tuple[Self, ...]:
-        """One member for each connector: the module works on one call at a time for each, and so does each device."""
+        """Return one member for each connector: module and device work on one call at a time for each connector."""
         return tuple(self.model_copy(update={"connector": url, "connectors": None}) for url in self.connector_urls)
 
     @property

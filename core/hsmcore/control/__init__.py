@@ -1,4 +1,4 @@
-"""The control plane: everything about a token and its keys except signing. See plane.py; it never signs."""
+"""The control plane: rare work on a token and its keys. Read plane.py, then verb.py. It signs no request."""
 
 from hsmcore.control.backup import is_whole
 from hsmcore.control.curves import ALGORITHMS, Algorithm, algorithm_of_params, decode_point

@@ -1,4 +1,4 @@
-"""One token of a module in this process: sessions for the verbs (verbs.py), and the login. Blocking; one thread."""
+"""One token of a module in this process: sessions for the verbs (verb.py), and the login. Blocking; one thread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Session, Token
 
 from hsmcore._native import Module
-from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
-from hsmcore.control.cryptoki import Cryptoki
+from hsmcore.control.adopt import AdoptedLibrary, Attributes, adopt, hold_module
+from hsmcore.control.cryptoki import Cryptoki, handle_of
 from hsmcore.control.faults import refused_before, translated
-from hsmcore.control.keys import Attributes
 from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenAccess
@@ -179,7 +178,7 @@ class TokenAdmin:
             return False
         try:
             with translated("logging in", self.member):
-                self.cryptoki.login(_handle(session), pin)
+                self.cryptoki.login(handle_of(session), pin)
         except LoginError as error:
             self._refused = error
             raise
@@ -188,9 +187,4 @@ class TokenAdmin:
         return True
 
     def _logged_in(self, session: Session) -> bool:
-        return self.cryptoki.logged_in(_handle(session))
-
-
-def _handle(session: Session) -> int:
-    handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
-    return handle
+        return self.cryptoki.logged_in(handle_of(session))

@@ -1,13 +1,14 @@
 """python-pkcs11 on a module that the native core holds.
 
-python-pkcs11 calls C_Initialize with no arguments. SoftHSM takes that as "one thread only" and turns its mutexes off,
-while python-pkcs11 lets other threads run during each call; two threads then crash it. A second C_Initialize also
-fails. So the native core initializes, with CKF_OS_LOCKING_OK, and alone finalizes; this subclass adopts.
+python-pkcs11 calls C_Initialize without arguments. SoftHSM then turns its mutexes off, while python-pkcs11 releases the
+GIL during each call: two threads crash it. A second C_Initialize also fails. So the native core alone initializes, with
+CKF_OS_LOCKING_OK, and finalizes; python-pkcs11 uses the initialized module.
 """
 
 from __future__ import annotations
 
-from pkcs11 import _pkcs11
+from pkcs11 import Attribute, _pkcs11
+from pkcs11.attributes import AttributeMapper
 from pkcs11.exceptions import PKCS11Error
 
 from hsmcore._native import Module
@@ -50,3 +51,13 @@ def adopt(path: str) -> AdoptedLibrary:
         raise ControlError(
             f"{path} is not held by the native core ({error})", hint="hold it with hsmcore._native.Module first"
         ) from error
+
+
+class Attributes(AttributeMapper):
+    """Attribute values as python-pkcs11 reads them, but for labels and types outside its tables, which it refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        as_number = self.attribute_types[Attribute.MODULUS_BITS]
+        self.register_handler(Attribute.LABEL, str.encode, lambda raw: raw.decode("utf-8", "replace"))
+        self.register_handler(Attribute.KEY_TYPE, *as_number)

@@ -1,12 +1,13 @@
 """Backups: a private key, wrapped inside the HSM by a key that never leaves it, in an envelope that names both.
 
-What comes out can be unwrapped only where the wrapping key is: on the same token, or on one that got the wrapping key
-by the vendor's own means (cloning, a key ceremony). The private key is never seen in the clear, here or on the way.
+A backup can be unwrapped only where the wrapping key is: on the same token, or on one that got the wrapping key by the
+vendor's own means (cloning, a key ceremony). The private key is never in the clear outside of a token.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -16,11 +17,13 @@ from pkcs11.constants import DEFAULT
 from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Key, Object, Session, UnwrapMixin, WrapMixin
 
+from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore.control.faults import ControlError, KeyNotExportable, ckr_of
-from hsmcore.control.keys import describe_key, find_key, key_forms, parse_key_id
+from hsmcore.control.keys import describe_key, find_key, key_forms, parse_key_id, require_free, search
 from hsmcore.control.quirks import WHOLE_MECHANISMS, Quirks
 from hsmcore.control.records import KeyRecord
+from hsmcore.control.verb import Verb
 from hsmcore.errors import KeyAmbiguous, KeyNotFound
 
 WRAPPING_KEY_LABEL: Final = "hsmcore-backup"
@@ -39,92 +42,117 @@ _REFUSALS: Final = {
 }
 
 
-def export_wrapped(session: Session, quirks: Quirks, key_id: str, wrapping_label: str) -> bytes:
-    """The backup of one key. The wrapping key is made on the token if none has that label."""
-    private, public = find_key(session, key_id)
-    record = describe_key(private, public)
-    if not record.extractable:
-        raise KeyNotExportable(
-            f"key {key_id} is not extractable, and that cannot be changed",
-            hint=f"Choose that when a key is made (keys generate --extractable). {KeyNotExportable.default_hint}",
+@dataclass(frozen=True, slots=True, repr=False)
+class ExportWrapped(Verb[bytes]):
+    """A backup of a key, wrapped inside the HSM. The wrapping key is made on the token if none has that label. Raises
+    KeyNotExportable when the key or the token does not allow it."""
+
+    key_id: str
+    wrapping_label: str = WRAPPING_KEY_LABEL
+
+    def run(self, admin: TokenAdmin) -> bytes:
+        with admin.session(f"exporting key {self.key_id}") as session:
+            private, public = find_key(session, self.key_id)
+            record = describe_key(private, public)
+            if not record.extractable:
+                raise KeyNotExportable(
+                    f"key {self.key_id} is not extractable, and that cannot be changed",
+                    hint="Choose that when a key is made (keys generate --extractable). "
+                    f"{KeyNotExportable.default_hint}",
+                )
+            mechanism = _mechanism(session, admin.quirks)
+            if mechanism is None:
+                text = f"hsmcore knows no mechanism that this token ({admin.quirks.name}) wraps keys with"
+                raise KeyNotExportable(text)
+            wrapping = _wrapping_key(session, admin.quirks, self.wrapping_label, create=True)
+            if not isinstance(wrapping, WrapMixin) or not isinstance(private, Key):
+                raise ControlError(f"the object {self.wrapping_label!r} may not wrap keys")
+            try:
+                blob = wrapping.wrap_key(private, mechanism=mechanism)
+            except PKCS11Error as error:
+                _refuse(error, record)
+        return orjson.dumps(
+            {
+                "format": _FORMAT,
+                "id": record.id,
+                "label": record.label,
+                "algorithm": record.algorithm,
+                "canSign": record.can_sign,
+                "publicKey": record.public_key.hex() if record.public_key else None,
+                "wrappingKey": self.wrapping_label,
+                "mechanism": int(mechanism),
+                "wrapped": b64encode(blob).decode(),
+            }
         )
-    mechanism = _mechanism(session, quirks)
-    wrapping = _wrapping_key(session, quirks, wrapping_label, create=True)
-    if not isinstance(wrapping, WrapMixin) or not isinstance(private, Key):
-        raise ControlError(f"the object {wrapping_label!r} may not wrap keys")
-    try:
-        blob = wrapping.wrap_key(private, mechanism=mechanism)
-    except PKCS11Error as error:
-        _refuse(error, record)
-    return orjson.dumps(
-        {
-            "format": _FORMAT,
-            "id": record.id,
-            "label": record.label,
-            "algorithm": record.algorithm,
-            "canSign": record.can_sign,
-            "publicKey": record.public_key.hex() if record.public_key else None,
-            "wrappingKey": wrapping_label,
-            "mechanism": int(mechanism),
-            "wrapped": b64encode(blob).decode(),
-        }
-    )
 
 
 def is_whole(backup: bytes) -> bool:
-    """Whether a backup brings its id and label along, so that it can be put back only under those."""
+    """Whether a backup contains the key's id and label, so that it can be put back only under those."""
     return bool(_parse(backup)["mechanism"] in WHOLE_MECHANISMS)
 
 
-def why_not(session: Session, quirks: Quirks, version: tuple[int, int], algorithm: str) -> str | None:
+@dataclass(frozen=True, slots=True, repr=False)
+class WhyNoBackup(Verb[str | None]):
     """Why the token cannot wrap keys of an algorithm; None if it can, as far as is known."""
-    known = quirks.why_not_wrapped(version, algorithm)
-    if known is not None:
-        return known
-    offered = session.token.slot.get_mechanisms()
-    if not any(mechanism in offered for mechanism in quirks.wrap_mechanisms):
-        return f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
-    return None
+
+    algorithm: str
+
+    def run(self, admin: TokenAdmin) -> str | None:
+        with admin.session("asking how keys are wrapped") as session:
+            quirks = admin.quirks
+            known = quirks.why_not_wrapped(admin.library_version, self.algorithm)
+            if known is not None or _mechanism(session, quirks) is not None:
+                return known
+            return f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
 
 
-def import_wrapped(
-    session: Session, quirks: Quirks, backup: bytes, key_id: str | None = None, label: str | None = None
-) -> KeyRecord:
-    """Put a key back from its backup, under another id and label if they are given; refused while a private key with
-    that id is on the token."""
-    envelope = _parse(backup)
-    if key_id is not None or label is not None:
+@dataclass(frozen=True, slots=True, repr=False)
+class ImportWrapped(Verb[KeyRecord]):
+    """Put a key back from a backup, on the token that made it or one that holds the same wrapping key; refused while a
+    private key with its id is on the token. `key_id` and `label` replace its own; ControlError where the token does not
+    allow that (YubiHSM)."""
+
+    backup: bytes
+    key_id: str | None = None
+    label: str | None = None
+
+    def run(self, admin: TokenAdmin) -> KeyRecord:
+        with admin.session("importing a key") as session:
+            return self._import(session, admin.quirks)
+
+    def _import(self, session: Session, quirks: Quirks) -> KeyRecord:
+        envelope = _parse(self.backup)
+        if self.key_id is not None or self.label is not None:
+            if quirks.backup_is_whole:
+                raise ControlError("a backup of this kind of token brings its id and label along")
+            envelope |= {"id": self.key_id or envelope["id"], "label": self.label or envelope["label"]}
+        identity = parse_key_id(envelope["id"])
+        require_free(session, identity)
+        wrapping = _wrapping_key(session, quirks, envelope["wrappingKey"], create=False)
+        if not isinstance(wrapping, UnwrapMixin):
+            raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
         if quirks.backup_is_whole:
-            raise ControlError("a backup of this kind of token brings its id and label along")
-        envelope |= {"id": key_id or envelope["id"], "label": label or envelope["label"]}
-    identity = parse_key_id(envelope["id"])
-    if list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity})):
-        raise ControlError(f"a private key with the id {identity.hex()} is on the token already")
-    wrapping = _wrapping_key(session, quirks, envelope["wrappingKey"], create=False)
-    if not isinstance(wrapping, UnwrapMixin):
-        raise ControlError(f"the object {envelope['wrappingKey']!r} may not unwrap keys")
-    if quirks.backup_is_whole:
-        return _unwrap_whole(session, wrapping, envelope)
-    key_type = KeyType.EC_EDWARDS if envelope["algorithm"] == "ed25519" else KeyType.EC
-    template: dict[Attribute, Any] = dict.fromkeys(ALL_CAPABILITIES, DEFAULT)
-    template |= {
-        Attribute.SIGN: envelope["canSign"],
-        Attribute.SENSITIVE: True,
-        Attribute.EXTRACTABLE: True,
-        Attribute.PRIVATE: True,
-    }
-    private = wrapping.unwrap_key(
-        ObjectClass.PRIVATE_KEY,
-        key_type,
-        b64decode(envelope["wrapped"]),
-        id=identity,
-        label=envelope["label"],
-        mechanism=int.__new__(Mechanism, envelope["mechanism"]),
-        store=True,
-        capabilities=MechanismFlag.SIGN,
-        template=template,
-    )
-    return describe_key(private, _public_half(session, quirks, identity, key_type, envelope))
+            return _unwrap_whole(session, wrapping, envelope)
+        key_type = KeyType.EC_EDWARDS if envelope["algorithm"] == "ed25519" else KeyType.EC
+        template: dict[Attribute, Any] = dict.fromkeys(ALL_CAPABILITIES, DEFAULT)
+        template |= {
+            Attribute.SIGN: envelope["canSign"],
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: True,
+            Attribute.PRIVATE: True,
+        }
+        private = wrapping.unwrap_key(
+            ObjectClass.PRIVATE_KEY,
+            key_type,
+            b64decode(envelope["wrapped"]),
+            id=identity,
+            label=envelope["label"],
+            mechanism=int.__new__(Mechanism, envelope["mechanism"]),
+            store=True,
+            capabilities=MechanismFlag.SIGN,
+            template=template,
+        )
+        return describe_key(private, _public_half(session, quirks, identity, key_type, envelope))
 
 
 def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, Any]) -> KeyRecord:
@@ -137,8 +165,7 @@ def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, A
         capabilities=MechanismFlag.SIGN,
         template=dict.fromkeys((*ALL_CAPABILITIES, Attribute.CLASS, Attribute.KEY_TYPE, Attribute.TOKEN), DEFAULT),
     )
-    halves = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: private[Attribute.ID]}
-    record = describe_key(private, list(session.get_objects(halves)))
+    record = describe_key(private, search(session, ObjectClass.PUBLIC_KEY, private[Attribute.ID]))
     public_key = record.public_key.hex() if record.public_key else None
     if (record.id, public_key) != (parse_key_id(envelope["id"]).hex(), envelope["publicKey"]):
         private.destroy()
@@ -149,7 +176,7 @@ def _unwrap_whole(session: Session, wrapping: UnwrapMixin, envelope: dict[str, A
 def _public_half(
     session: Session, quirks: Quirks, key_id: bytes, key_type: KeyType, envelope: dict[str, Any]
 ) -> list[Object]:
-    found = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: key_id}))
+    found = search(session, ObjectClass.PUBLIC_KEY, key_id)
     point = bytes.fromhex(envelope["publicKey"] or "")
     if found or not point:
         return found
@@ -168,12 +195,9 @@ def _public_half(
     return [session.create_object(template)]
 
 
-def _mechanism(session: Session, quirks: Quirks) -> Mechanism:
+def _mechanism(session: Session, quirks: Quirks) -> Mechanism | None:
     offered = session.token.slot.get_mechanisms()
-    for mechanism in quirks.wrap_mechanisms:
-        if mechanism in offered:
-            return mechanism
-    raise KeyNotExportable(f"hsmcore knows no mechanism that this token ({quirks.name}) wraps keys with")
+    return next((mechanism for mechanism in quirks.wrap_mechanisms if mechanism in offered), None)
 
 
 def _wrapping_key(session: Session, quirks: Quirks, label: str, *, create: bool) -> Object:
@@ -193,7 +217,7 @@ def _wrapping_key(session: Session, quirks: Quirks, label: str, *, create: bool)
             mechanism=form.mechanism,
             template=dict(form.template),
         )
-    # A key that somebody can read would turn every backup into the key itself.
+    # A wrapping key that can be read makes every backup readable.
     if found[0][Attribute.EXTRACTABLE] or not found[0][Attribute.SENSITIVE]:
         raise ControlError(
             f"the wrapping key {label!r} can leave the token: nothing is wrapped with it",

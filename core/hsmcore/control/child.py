@@ -21,10 +21,10 @@ from typing import IO, Any, Final, NoReturn, cast
 
 import orjson
 
-from hsmcore.control import provision  # noqa: F401  # its verb is one of VERBS
+from hsmcore.control import backup, keys, provision, sealed  # noqa: F401  # they fill VERBS
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.records import TokenAccess
-from hsmcore.control.verbs import VERBS, Verb
+from hsmcore.control.verb import VERBS, Verb
 from hsmcore.control.wire import error_to_json, unpack
 from hsmcore.errors import EngineClosed, HsmError, InternalError
 

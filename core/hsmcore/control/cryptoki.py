@@ -1,8 +1,8 @@
 """The four C_* calls that python-pkcs11 lacks or couples to something else, through the module's function list.
 
-C_InitToken isn't wrapped at all, C_GetSessionInfo neither, and C_Login only together with C_OpenSession: when the
-login fails there, the new session is left open with no handle to it. C_CreateObject takes its values as Python bytes
-there, which cannot be wiped. ctypes lets the interpreter go during each call.
+python-pkcs11 has no C_InitToken and no C_GetSessionInfo, and C_Login only together with C_OpenSession: if the login
+fails, the new session stays open without a handle to it. Its C_CreateObject takes the values as Python bytes, which
+cannot be wiped. ctypes releases the GIL during each call.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, byref, c_ubyte, c_ulong, c_void_p
 from typing import Final
+
+from pkcs11.types import Session
 
 _CKU_USER: Final = 1
 _RO_USER_FUNCTIONS: Final = 1  # CKS_RO_USER_FUNCTIONS
@@ -51,7 +53,7 @@ class Cryptoki:
     """A loaded and initialized module. Any thread; a session in the arguments belongs to the caller's thread."""
 
     def __init__(self, path: str) -> None:
-        self._library = ctypes.CDLL(path)  # one more reference to what the native core has loaded
+        self._library = ctypes.CDLL(path)  # one more reference to the module that the native core has loaded
         pointer = POINTER(_FunctionList)()
         get_list = self._library.C_GetFunctionList
         get_list.restype = c_ulong
@@ -78,12 +80,12 @@ class Cryptoki:
         return info.state in (_RO_USER_FUNCTIONS, _RW_USER_FUNCTIONS)
 
     def login(self, session: int, pin: bytes | bytearray) -> None:
-        """Log the process in as the token's user; it stays so until the last session on the token is closed."""
+        """Log the process in as the token's user, until the last session on the token is closed."""
         with _secret(pin) as (address, size):
             _check("C_Login", self._login(session, _CKU_USER, address, size))
 
     def create_object(self, session: int, template: Mapping[int, bytes | tuple[int, int]]) -> int:
-        """Make an object; its handle. A value is given as bytes, or as address and size of memory that holds it."""
+        """Make an object and return its handle. A value is bytes, or address and size of the memory that holds it."""
         array = (_Attribute * len(template))()
         kept = []
         for entry, (kind, value) in zip(array, template.items(), strict=True):
@@ -98,9 +100,15 @@ class Cryptoki:
         return handle.value
 
 
+def handle_of(session: Session) -> int:
+    """The handle of a session of python-pkcs11's."""
+    handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
+    return handle
+
+
 @contextmanager
 def _secret(pin: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """A PIN as address and length, in memory that is overwritten afterwards."""
+    """Address and length of a copy of a PIN, which is overwritten afterwards."""
     buffer = (c_ubyte * (len(pin) + 1))(*pin)
     try:
         yield ctypes.addressof(buffer), len(buffer) - 1

@@ -1,8 +1,8 @@
-"""Curves and points: from what a token stores to the algorithm and the public key that the rest of hsmcore uses.
+"""Curves and points: a token's CKA_EC_PARAMS and CKA_EC_POINT as algorithm and public key.
 
 Tokens disagree about CKA_EC_POINT: the standard asks for a DER OCTET STRING, some return the raw bytes, some a BIT
-STRING. A raw key may begin with the very bytes of a DER header, so the length decides first and the header is only
-checked afterwards; a DER parser is never asked.
+STRING. A raw key may begin with the bytes of a DER header, so a DER parser could misread it: the length decides, and
+the header is checked afterwards.
 """
 
 from __future__ import annotations

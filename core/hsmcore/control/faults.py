@@ -1,7 +1,7 @@
-"""What python-pkcs11 raises, as hsmcore's errors.
+"""Exceptions of python-pkcs11 as hsmcore's errors.
 
-python-pkcs11 has one exception class for each return value that it knows and keeps the number of the others in the
-text; either way the number is found again here, and the native core's table says what it means.
+python-pkcs11 has one exception class for each return value that it knows and writes the number of any other into the
+text. The number is found here; the native core's table maps it to a status.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pkcs11 import exceptions as p11
 
 from hsmcore._native import ckr_table
 from hsmcore.control.cryptoki import CkrError
-from hsmcore.errors import HsmError, KeyAmbiguous, KeyNotFound, KeyUnusable, LoginError, RequestRejected, error_of
+from hsmcore.errors import HsmError, KeyNotFound, KeyUnusable, LoginError, RequestRejected, error_of
 
 _NUMBERS: Final[dict[type[p11.PKCS11Error], int]] = {
     p11.HostMemory: 0x002,
@@ -80,19 +80,19 @@ _UNMAPPED: Final = re.compile(r"0x([0-9a-fA-F]+)")
 
 
 class ControlError(RequestRejected):
-    """A request to the control plane that makes no sense for this token."""
+    """A request to the control plane that does not fit this token."""
 
     default_hint = "See `hsmcore keys list` for what the token holds."
 
 
 class KeyNotExportable(KeyUnusable):
-    """This key, or this token, gives no wrapped copy of a key away."""
+    """No wrapped copy of this key, or of any key of this token, can be made."""
 
     default_hint = "Back the whole device up by its vendor's own means."
 
 
 def ckr_of(error: p11.PKCS11Error) -> int:
-    """The return value behind an exception of python-pkcs11; 0 when there was none (it refused by itself)."""
+    """The return value behind an exception of python-pkcs11; 0 if python-pkcs11 itself refused."""
     text = str(error)
     number = _NUMBERS.get(type(error))
     if number is not None:
@@ -105,7 +105,7 @@ def ckr_of(error: p11.PKCS11Error) -> int:
 
 @contextmanager
 def translated(what: str, member: str | None = None) -> Iterator[None]:
-    """Turn whatever a module call raises inside into an HsmError; `what` says what was being done."""
+    """Turn an exception of a module call inside into an HsmError; `what` names the operation."""
     try:
         yield
     except HsmError:
@@ -121,7 +121,7 @@ def translated(what: str, member: str | None = None) -> Iterator[None]:
 
 
 def refused_before(error: LoginError) -> HsmError:
-    """What to raise instead of presenting a PIN a second time."""
+    """The error in the place of a second attempt with a refused PIN."""
     return error_of(
         error.status, detail="an earlier attempt was refused; none was made now", member=error.member, hint=error.hint
     )
@@ -131,13 +131,9 @@ def no_such_key(key_id: str) -> KeyNotFound:
     return KeyNotFound(f"no private key has the id {key_id!r}")
 
 
-def several_keys(key_id: str, count: int) -> KeyAmbiguous:
-    return KeyAmbiguous(f"{count} private keys have the id {key_id!r}")
-
-
 def _of_ckr(number: int, call: str, what: str, member: str | None) -> HsmError:
     rows = {ckr: (name, status) for ckr, name, status in ckr_table()}
     name, status = rows.get(number, (None, "CKR_UNKNOWN"))
     if call == "C_Login" and number == _OBJECT_HANDLE_INVALID:
-        status = "LOGIN_REFUSED"  # C_Login takes no object: this is a user that the token does not have
+        status = "LOGIN_REFUSED"  # C_Login takes no object: the token has no such user
     return error_of(status, ckr=number, ckr_name=name, call=call, detail=what, member=member)

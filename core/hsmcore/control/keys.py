@@ -1,25 +1,29 @@
-"""Keys on one token: search, generate, deactivate, destroy. Blocking; the session belongs to the calling thread.
+"""Keys on one token: list, generate, deactivate, try, destroy.
 
-Searches name the class and the id or label only: some modules find nothing, or fail, when asked by type or by use.
-Every search is read to its end, because an unfinished one keeps the session busy.
+A search names the class and the id or label only: some modules find nothing, or fail, for a type or a use.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
-from pkcs11.attributes import AttributeMapper
 from pkcs11.constants import DEFAULT
 from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 from pkcs11.types import Object, Session, SignMixin
 
+from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
-from hsmcore.control.faults import ControlError, ckr_of, no_such_key, several_keys
+from hsmcore.control.faults import ControlError, ckr_of, no_such_key
 from hsmcore.control.quirks import KeyForm, Quirks
 from hsmcore.control.records import Deactivation, KeyRecord
+from hsmcore.control.verb import Verb
+from hsmcore.errors import HsmError, KeyAmbiguous, MemberDown, ModuleBusy
 
 _SHOWN: Final = [
     Attribute.ID,
@@ -38,8 +42,9 @@ _ORDERS: Final = {
     "ecdsa-p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
     "ecdsa-secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
 }
-# What modules answer to a mechanism or to EC parameters that they do not know. The standard has codes for that; some
-# answer with the general ones.
+_GENERATE_ATTEMPTS: Final = 4
+_GENERATE_PAUSE: Final = 0.02  # seconds, more with each attempt
+# Return values for a mechanism or EC parameters that a module does not know. Some modules use the general codes.
 _OTHER_FORM: Final = frozenset(
     {
         0x005,  # GENERAL_ERROR
@@ -56,111 +61,128 @@ _OTHER_FORM: Final = frozenset(
 )
 
 
-class Attributes(AttributeMapper):
-    """Attribute values as python-pkcs11 reads them, except that a label or type outside its tables is no error."""
+@dataclass(frozen=True, slots=True, repr=False)
+class ListKeys(Verb[list[KeyRecord]]):
+    """Every private key on the token, by label, then id."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        as_number = self.attribute_types[Attribute.MODULUS_BITS]
-        self.register_handler(Attribute.LABEL, str.encode, lambda raw: raw.decode("utf-8", "replace"))
-        self.register_handler(Attribute.KEY_TYPE, *as_number)
+    def run(self, admin: TokenAdmin) -> list[KeyRecord]:
+        halves: dict[bytes, Object] = {}
+        records = []
+        with admin.session("listing keys") as session:
+            for public in search(session, ObjectClass.PUBLIC_KEY):
+                halves.setdefault(_shown(public).get(Attribute.ID, b""), public)
+            for private in search(session, ObjectClass.PRIVATE_KEY):
+                shown = _shown(private)
+                if shown:  # else it was destroyed since the search
+                    records.append(_record(shown, _shown(halves.get(shown.get(Attribute.ID, b"")))))
+        return sorted(records, key=lambda record: (record.label, record.id))
 
 
-def list_keys(session: Session) -> list[KeyRecord]:
-    """Every private key that the session sees, by label, then id."""
-    halves: dict[bytes, Object] = {}
-    for public in list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY})):
-        halves.setdefault(_shown(public).get(Attribute.ID, b""), public)
-    records = []
-    for private in list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY})):
-        shown = _shown(private)
-        if shown:  # else somebody destroyed it meanwhile
-            records.append(_record(shown, _shown(halves.get(shown.get(Attribute.ID, b"")))))
-    return sorted(records, key=lambda record: (record.label, record.id))
+def search(session: Session, kind: ObjectClass, key_id: bytes | None = None) -> list[Object]:
+    """The objects of a class, those with a CKA_ID if it is given. An unfinished search would keep the session busy."""
+    template: dict[Attribute, Any] = {Attribute.CLASS: kind}
+    return list(session.get_objects(template if key_id is None else template | {Attribute.ID: key_id}))
 
 
 def find_key(session: Session, key_id: str) -> tuple[Object, list[Object]]:
-    """The private key with that CKA_ID and its public halves; an error unless there is exactly one private key."""
+    """The private key with a CKA_ID and its public halves. Raises KeyNotFound and KeyAmbiguous."""
     wanted = parse_key_id(key_id)
-    private = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: wanted}))
+    private = search(session, ObjectClass.PRIVATE_KEY, wanted)
     if not private:
         raise no_such_key(key_id)
     if len(private) > 1:
-        raise several_keys(key_id, len(private))
-    public = list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: wanted}))
-    return private[0], public
+        raise KeyAmbiguous(f"{len(private)} private keys have the id {key_id!r}")
+    return private[0], search(session, ObjectClass.PUBLIC_KEY, wanted)
+
+
+def require_free(session: Session, key_id: bytes) -> None:
+    """Raise ControlError if a private key has this CKA_ID."""
+    if search(session, ObjectClass.PRIVATE_KEY, key_id):
+        raise ControlError(f"a private key with the id {key_id.hex()} is on the token already")
 
 
 def describe_key(private: Object, public: list[Object]) -> KeyRecord:
     return _record(_shown(private), _shown(public[0] if public else None))
 
 
-def generate_key(
-    session: Session,
-    quirks: Quirks,
-    algorithm: Algorithm,
-    label: str,
-    key_id: bytes | None,
-    extractable: bool,
-    form: KeyForm | None = None,
-) -> tuple[KeyRecord, KeyForm]:
-    """Make a key pair on the token that can sign and nothing else, and that never leaves it in the clear.
+@dataclass(frozen=True, slots=True, repr=False)
+class GenerateKey(Verb[tuple[KeyRecord, KeyForm]]):
+    """Make a key pair that can only sign. Its CKA_ID is random unless given. `extractable` lets the HSM wrap the key
+    for a backup; it cannot be changed afterwards. The result is the key and the form that the token accepted. With
+    `form`, no other one is tried."""
 
-    The forms that the quirks know are tried in turn, or only `form`. Returns what worked too."""
-    if len(label.encode()) > quirks.label_bytes:
-        raise ControlError(f"this token's labels have at most {quirks.label_bytes} bytes: {label!r} is longer")
-    forms = (form,) if form is not None else _offered(session, key_forms(quirks, algorithm))
-    identity = new_id(session, quirks) if key_id is None else key_id
-    first: PKCS11Error | None = None
-    for candidate in forms:
-        try:
-            return _generate(session, quirks, algorithm, label, identity, extractable, candidate), candidate
-        except PKCS11Error as error:
-            if ckr_of(error) not in _OTHER_FORM:
-                raise
-            first = first or error
-    assert first is not None  # noqa: S101  # for the type checker: there is always a form
-    raise first
+    algorithm: Algorithm
+    label: str
+    key_id: bytes | None = None
+    extractable: bool = False
+    form: KeyForm | None = None
 
+    def run(self, admin: TokenAdmin) -> tuple[KeyRecord, KeyForm]:
+        key_id = self.key_id
+        attempt = 1
+        while True:
+            try:
+                with admin.session(f"generating an {self.algorithm} key") as session:
+                    if key_id is None:  # chosen here, so that what a failure leaves can be found
+                        key_id = new_id(session, admin.quirks)
+                    return self._generate(session, admin.quirks, key_id)
+            except (MemberDown, ModuleBusy):
+                # SoftHSM fails now and then if its token is searched while it makes an object; others are throttled.
+                if attempt == _GENERATE_ATTEMPTS:
+                    raise
+            if key_id is not None:
+                with suppress(HsmError), admin.session("erasing half a key") as session:
+                    _destroy(*find_key(session, key_id.hex()))
+            time.sleep(_GENERATE_PAUSE * attempt)
+            attempt += 1
 
-def _generate(
-    session: Session,
-    quirks: Quirks,
-    algorithm: Algorithm,
-    label: str,
-    key_id: bytes,
-    extractable: bool,
-    form: KeyForm,
-) -> KeyRecord:
-    key_type = KeyType.EC_EDWARDS if algorithm == "ed25519" else KeyType.EC
-    parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: form.params}, local=True)
-    public_template: dict[Attribute, Any] = {Attribute.PRIVATE: False if quirks.names_private else DEFAULT}
-    private_template: dict[Attribute, Any] = {
-        Attribute.PRIVATE: True,
-        Attribute.SENSITIVE: True,
-        Attribute.EXTRACTABLE: extractable,
-    }
-    if not quirks.usage_in_template:
-        public_template |= dict.fromkeys((*_UNUSED_PUBLIC, Attribute.CLASS), DEFAULT)
-        private_template |= dict.fromkeys((*_UNUSED_PRIVATE, Attribute.CLASS), DEFAULT)
-    public, private = parameters.generate_keypair(
-        id=key_id,
-        label=label,
-        store=True,
-        capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-        mechanism=form.mechanism,
-        public_template=public_template,
-        private_template=private_template,
-    )
-    record = describe_key(private, [public])
-    if record.public_key is None or record.algorithm != algorithm:
-        _destroy(private, [public])
-        raise ControlError(f"the token made a key whose public half is no {algorithm} point; it was destroyed again")
-    return record
+    def _generate(self, session: Session, quirks: Quirks, key_id: bytes) -> tuple[KeyRecord, KeyForm]:
+        """Try the forms that the quirks know in turn, or only `form`."""
+        if len(self.label.encode()) > quirks.label_bytes:
+            raise ControlError(f"this token's labels have at most {quirks.label_bytes} bytes: {self.label!r} is longer")
+        forms = (self.form,) if self.form is not None else _offered(session, key_forms(quirks, self.algorithm))
+        first: PKCS11Error | None = None
+        for form in forms:
+            try:
+                return self._in_form(session, quirks, key_id, form), form
+            except PKCS11Error as error:
+                if ckr_of(error) not in _OTHER_FORM:
+                    raise
+                first = first or error
+        assert first is not None  # noqa: S101  # for the type checker: there is always a form
+        raise first
+
+    def _in_form(self, session: Session, quirks: Quirks, key_id: bytes, form: KeyForm) -> KeyRecord:
+        key_type = KeyType.EC_EDWARDS if self.algorithm == "ed25519" else KeyType.EC
+        parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: form.params}, local=True)
+        public_template: dict[Attribute, Any] = {Attribute.PRIVATE: False if quirks.names_private else DEFAULT}
+        private_template: dict[Attribute, Any] = {
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: self.extractable,
+        }
+        if not quirks.usage_in_template:
+            public_template |= dict.fromkeys((*_UNUSED_PUBLIC, Attribute.CLASS), DEFAULT)
+            private_template |= dict.fromkeys((*_UNUSED_PRIVATE, Attribute.CLASS), DEFAULT)
+        public, private = parameters.generate_keypair(
+            id=key_id,
+            label=self.label,
+            store=True,
+            capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+            mechanism=form.mechanism,
+            public_template=public_template,
+            private_template=private_template,
+        )
+        record = describe_key(private, [public])
+        if record.public_key is None or record.algorithm != self.algorithm:
+            _destroy(private, [public])
+            text = f"the token made a key whose public half is no {self.algorithm} point; it was destroyed again"
+            raise ControlError(text)
+        return record
 
 
 def _offered(session: Session, forms: tuple[KeyForm, ...]) -> tuple[KeyForm, ...]:
-    """Those whose mechanism the token lists. A list without any is not believed."""
+    """The forms whose mechanism the token lists; all of them if it lists none."""
     if len(forms) == 1:
         return forms
     listed = {int(mechanism) for mechanism in session.token.slot.get_mechanisms()}
@@ -168,64 +190,95 @@ def _offered(session: Session, forms: tuple[KeyForm, ...]) -> tuple[KeyForm, ...
 
 
 def new_id(session: Session, quirks: Quirks) -> bytes:
-    """A random CKA_ID that no private key has yet. All zeros or all ones may mean something: they are left out."""
+    """A random CKA_ID that no private key has. All zeros or all ones may have a meaning: they are left out."""
     while True:
         chosen = secrets.token_bytes(quirks.id_bytes)
-        taken = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: chosen}))
-        if not taken and len(set(chosen) - {0x00, 0xFF}) > 0:
+        if set(chosen) - {0x00, 0xFF} and not search(session, ObjectClass.PRIVATE_KEY, chosen):
             return chosen
 
 
-def deactivate_key(session: Session, key_id: str) -> Deactivation:
-    """Take the right to sign away from a key, where the token lets us. Doing it twice is no error."""
-    private, _ = find_key(session, key_id)
-    try:
-        private[Attribute.SIGN] = False
-        refused = private[Attribute.SIGN]
-    except PKCS11Error as error:
-        return Deactivation(key_id, False, f"the token refuses to change CKA_SIGN ({type(error).__name__})")
-    return Deactivation(key_id, not refused, "the token ignores a change of CKA_SIGN" if refused else None)
+@dataclass(frozen=True, slots=True, repr=False)
+class NewKeyId(Verb[bytes]):
+    """A CKA_ID that no private key has."""
+
+    def run(self, admin: TokenAdmin) -> bytes:
+        with admin.session("choosing a key id") as session:
+            return new_id(session, admin.quirks)
 
 
-def prove(session: Session, key_id: str, message: bytes) -> bytes:
-    """One signature outside of the engine: 64 bytes."""
-    private, public = find_key(session, key_id)
-    algorithm = describe_key(private, public).algorithm
-    if algorithm is None or not isinstance(private, SignMixin):
-        raise ControlError(f"key {key_id} is of a kind that hsmcore does not sign with")
-    data = message if algorithm == "ed25519" else hashlib.sha256(message).digest()
-    mechanism = Mechanism.EDDSA if algorithm == "ed25519" else Mechanism.ECDSA
-    signature = bytes(private.sign(data, mechanism=mechanism))
-    return signature if algorithm == "ed25519" else _low_s(algorithm, signature)
+@dataclass(frozen=True, slots=True, repr=False)
+class Deactivate(Verb[Deactivation]):
+    """Take CKA_SIGN away from a key; the result says whether the token enforces that from now on. Idempotent."""
+
+    key_id: str
+
+    def run(self, admin: TokenAdmin) -> Deactivation:
+        with admin.session(f"deactivating key {self.key_id}") as session:
+            private, _ = find_key(session, self.key_id)
+            try:
+                private[Attribute.SIGN] = False
+                why = "the token ignores a change of CKA_SIGN" if private[Attribute.SIGN] else None
+            except PKCS11Error as error:
+                why = f"the token refuses to change CKA_SIGN ({type(error).__name__})"
+        return Deactivation(self.key_id, why is None, why)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Prove(Verb[bytes]):
+    """Sign once outside of the signing engine, to try a key: 64 bytes, Ed25519 of `message` or ECDSA of its SHA-256."""
+
+    key_id: str
+    message: bytes
+
+    def run(self, admin: TokenAdmin) -> bytes:
+        with admin.session(f"trying key {self.key_id}") as session:
+            private, public = find_key(session, self.key_id)
+            algorithm = describe_key(private, public).algorithm
+            if algorithm is None or not isinstance(private, SignMixin):
+                raise ControlError(f"key {self.key_id} is of a kind that hsmcore does not sign with")
+            if algorithm == "ed25519":
+                return bytes(private.sign(self.message, mechanism=Mechanism.EDDSA))
+            digest = hashlib.sha256(self.message).digest()
+            return _low_s(algorithm, bytes(private.sign(digest, mechanism=Mechanism.ECDSA)))
 
 
 def _low_s(algorithm: str, signature: bytes) -> bytes:
-    """The one of the two equivalent ECDSA signatures that the signing engine makes, too."""
+    """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
     r, s = signature[:32], int.from_bytes(signature[32:], "big")
     return r + min(s, _ORDERS[algorithm] - s).to_bytes(32, "big")
 
 
-def destroy_key(session: Session, key_id: str) -> None:
+@dataclass(frozen=True, slots=True, repr=False)
+class Destroy(Verb[None]):
     """Erase a key pair for good, the private half first."""
-    _destroy(*find_key(session, key_id))
+
+    key_id: str
+
+    def run(self, admin: TokenAdmin) -> None:
+        with admin.session(f"destroying key {self.key_id}") as session:
+            _destroy(*find_key(session, self.key_id))
 
 
-def sweep(session: Session, key_id: str, *, nameless: bool) -> int:
-    """Erase what a process that was killed has left of a key with this id: a public half without its private one. With
-    `nameless` also EC keys without id, label and curve: so SoftHSM leaves one whose making was cut off. They are of no
-    use to anybody, but somebody else's may be in the making. Returns how many objects were erased."""
-    erased = 0
-    identity = parse_key_id(key_id) if key_id else b""
-    if identity and not list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: identity})):
-        for public in list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: identity})):
-            public.destroy()
-            erased += 1
-    for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY) if nameless else ():
-        for half in list(session.get_objects({Attribute.CLASS: kind})):
-            if _is_half(_shown(half)):
+@dataclass(frozen=True, slots=True, repr=False)
+class Sweep(Verb[int]):
+    """Erase what a killed process left of a key: a public half without its private one. With `nameless` also EC keys
+    without id, label and curve: SoftHSM leaves one when it is killed while it makes a key. Such a key is of no use, but
+    another process may be making one. The result is the number of objects."""
+
+    key_id: str
+    nameless: bool = False
+
+    def run(self, admin: TokenAdmin) -> int:
+        identity = parse_key_id(self.key_id) if self.key_id else b""
+        with admin.session(f"clearing up after key {self.key_id}") as session:
+            left = []
+            if identity and not search(session, ObjectClass.PRIVATE_KEY, identity):
+                left = search(session, ObjectClass.PUBLIC_KEY, identity)
+            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY) if self.nameless else ():
+                left += [half for half in search(session, kind) if _is_half(_shown(half))]
+            for half in left:
                 half.destroy()
-                erased += 1
-    return erased
+        return len(left)
 
 
 def _is_half(shown: dict[Attribute, Any]) -> bool:

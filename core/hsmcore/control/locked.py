@@ -27,7 +27,7 @@ PUBLIC_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 SEED_BYTES: Final = 32
 SEAL_BYTES: Final = 48
-"""What a seal adds (libsodium, crypto_box_SEALBYTES)."""
+"""Bytes that a seal adds (libsodium, crypto_box_SEALBYTES)."""
 _MEMORY_HINT: Final = (
     "Allow locked memory: `ulimit -l`, LimitMEMLOCK= in the service's unit, or --ulimit memlock= for a container; "
     f"each ephemeral key takes a page of {mmap.PAGESIZE} bytes."
@@ -37,7 +37,7 @@ _MEMORY_HINT: Final = (
 class _Locked:
     """One page of locked memory. Not usable in a forked child, where it reads as zeros.
 
-    Raises OutOfMemory where the memory cannot be locked: an unprotected key is not made instead.
+    Raises OutOfMemory where the memory cannot be locked.
     """
 
     def __init__(self, member: str) -> None:
@@ -46,7 +46,7 @@ class _Locked:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._buffer = _ffi.from_buffer(self._memory)
         self.address = int(_ffi.cast("uintptr_t", self._buffer))
-        # Also when nobody calls `wipe`: at the end of the last reference or of the interpreter.
+        # Without a call of `wipe` too: at the end of the last reference or of the interpreter.
         self._finalizer = weakref.finalize(self, _wipe, self._memory, self._buffer, self._process)
         self._secret = _ffi.cast("unsigned char *", self._buffer)
         try:
@@ -77,16 +77,16 @@ class _Locked:
 
     @property
     def alive(self) -> bool:
-        """Whether it is still there."""
+        """Whether the key is not wiped."""
         return self._finalizer.alive
 
     def wipe(self) -> None:
-        """Overwrite the key for good. Doing it twice is no error."""
+        """Overwrite the key for good. Idempotent."""
         self._finalizer()
 
 
 class TransportKey(_Locked):
-    """An X25519 key pair: what was sealed to `public_key` (32 bytes) can be opened here, and nowhere else."""
+    """An X25519 key pair: a key that was sealed to `public_key` (32 bytes) can be opened here, and nowhere else."""
 
     def __init__(self, member: str) -> None:
         super().__init__(member)
@@ -105,8 +105,8 @@ class TransportKey(_Locked):
 
 
 class LockedKey(_Locked):
-    """An Ed25519 key pair, made on the spot, or opened with the key that it was sealed to: a recovery key (an X25519
-    private key, 32 bytes) or a transport key."""
+    """An Ed25519 key pair: a new one, or one that was sealed to a recovery key (an X25519 private key, 32 bytes) or a
+    transport key."""
 
     def __init__(self, member: str, sealed: tuple[bytes, bytearray | TransportKey] | None = None) -> None:
         super().__init__(member)
@@ -125,11 +125,11 @@ class LockedKey(_Locked):
         return bytes(_ffi.buffer(sealed, SEED_BYTES + SEAL_BYTES))
 
     def _unseal(self, sealed: bytes, recovery: bytearray | TransportKey) -> bytes:
-        """The key that was sealed, into the locked memory."""
+        """Open a sealed key into the locked memory."""
         public = _ffi.new("unsigned char[]", 32)
         what = "transport" if isinstance(recovery, TransportKey) else "recovery"
         secret = recovery.secret if isinstance(recovery, TransportKey) else _ffi.from_buffer(recovery)
-        seed = self._secret + 2 * SEED_BYTES  # beside the place of the key: the page is locked as a whole
+        seed = self._secret + 2 * SEED_BYTES  # after the place of the key: the whole page is locked
         if (
             len(sealed) != SEED_BYTES + SEAL_BYTES
             or (isinstance(recovery, bytearray) and len(recovery) != 32)

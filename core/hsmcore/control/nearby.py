@@ -1,4 +1,4 @@
-"""When a token or key is not found: which one may have been meant."""
+"""Hints when a token or key is not found: the ones that are there, and the nearest name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST = 5
 
 
 def near_tokens(wanted: TokenSelector, present: Sequence[Mapping[str, object]]) -> str:
-    """A hint from the tokens that are there; "" when there is none."""
+    """A hint from the tokens that are there."""
     if not present:
         return "No initialized token is there: initialize one, or check that the module sees this user's tokens."
     labels = [str(token["label"]) for token in present]

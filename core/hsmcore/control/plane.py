@@ -6,22 +6,21 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from hsmcore.control.admin import PinSource, TokenAdmin
 from hsmcore.control.curves import Algorithm
+from hsmcore.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
 from hsmcore.control.quirks import KeyForm
 from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord
 from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
 from hsmcore.control.tokens import choose_one
-from hsmcore.control.verbs import Deactivate, Destroy, GenerateKey, ListKeys, ListTokens, Verb
+from hsmcore.control.verb import ListTokens, Verb
 from hsmcore.errors import EngineClosed, EngineForked, PinIncorrect
 
 if TYPE_CHECKING:
     from hsmcore.config import Pkcs11Settings
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 IDLE_SECONDS: Final = 5.0
@@ -31,7 +30,7 @@ CLOSE_SECONDS: Final = 5.0
 
 
 class ControlPlane:
-    """Runs verbs (verbs.py) on one token.
+    """Runs verbs (verb.py) on one token.
 
     Verbs run one after the other on one thread of the plane's own; the event loop goes on while the module works. The
     first one opens the token. Cancelling an await does not stop the token: a key that was being generated exists
@@ -99,9 +98,7 @@ class ControlPlane:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -128,8 +125,8 @@ class ControlPlane:
         thread.shutdown()  # it is idle: this takes microseconds
 
     async def do(self, verb: Verb[T]) -> T:
-        """Run a verb (verbs.py). Raises HsmError."""
-        return await self._run(self._do, verb)
+        """Run a verb (verb.py). Raises HsmError."""
+        return await self._run(lambda: self._do(verb))
 
     def _do(self, verb: Verb[T]) -> T:
         return self._admin.do(verb) if isinstance(self._admin, RemoteAdmin) else verb.run(self._admin)
@@ -142,8 +139,6 @@ class ControlPlane:
     async def list_tokens(self) -> list[TokenRecord]:
         """As ListTokens, for this plane's module."""
         return await self.do(ListTokens(self._access.module_path, self._access.module_args))
-
-    # ---- what the keys of every kind of member have (members/base.py) ----
 
     async def list_keys(self) -> list[KeyRecord]:
         """As ListKeys."""
@@ -165,14 +160,14 @@ class ControlPlane:
         """As Destroy."""
         await self.do(Destroy(key_id))
 
-    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _run(self, work: Callable[[], T]) -> T:
         if os.getpid() != self._process:
             raise EngineForked("this control plane belongs to the parent process")
         if self._thread is None:
             raise EngineClosed("the control plane is closed")
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+            return await loop.run_in_executor(self._thread, work)
         except PinIncorrect as error:
             if self._secret is not None:
                 error.hint = f"Check {self._secret} before you try again: the token counts wrong attempts."

@@ -1,8 +1,8 @@
-"""A child process that uses a PKCS#11 module in this one's place: requests and answers are JSON lines on its standard
-input and output; child.py is its other half.
+"""A child process that uses a PKCS#11 module in the place of this one. Requests and answers are JSON lines on its
+standard input and output; child.py is its other half.
 
 Secrets go over its standard input only, never into its arguments or its environment. It ends when its input ends or
-when this process does, even while its module hangs; whatever it is doing, it can be killed.
+when this process does, even while its module hangs. It can be killed at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import orjson
@@ -27,7 +26,7 @@ CLOSE_SECONDS: Final = 3.0
 """How long a child may take to end by itself."""
 _EXIT_SECONDS: Final = 1.0
 _CHUNK: Final = 65536
-# It imports from where this process does, and nothing of that stands in an argument or a variable.
+# The child imports from the same places as this process; no argument or variable names them.
 _BOOT: Final = """\
 import json, sys
 parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
@@ -43,14 +42,14 @@ def child_environment(hidden: frozenset[str]) -> list[bytes]:
 
 
 class ChildLost(Exception):
-    """The child ended, did not answer in time or answered nonsense. It is gone; what it was doing may be done."""
+    """The child ended, did not answer in time or answered nonsense. It is gone; its last request may have been done."""
 
 
 class Child:
     """One child. For one thread at a time, but for `kill`. Use it as a context manager, or call `close`.
 
-    `stderr` takes what the child and its module have to say; None: this process's own. `main` is the module whose
-    `main` the child runs.
+    `stderr` takes the messages of the child and its module; None: this process's own. The child runs the function
+    `main` of the module `main`.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Child:
             stderr=stderr,
             env=environment,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for this process, which closes its children in good order
+            start_new_session=True,  # Ctrl-C is for this process, which closes its children
         )
         for stream in (self._requests, self._answers):
             os.set_blocking(stream.fileno(), False)
@@ -77,19 +76,17 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     @property
     def _requests(self) -> IO[bytes]:
-        assert self._process.stdin is not None  # noqa: S101  # for the type checker: it was asked for
+        assert self._process.stdin is not None  # noqa: S101  # for the type checker
         return self._process.stdin
 
     @property
     def _answers(self) -> IO[bytes]:
-        assert self._process.stdout is not None  # noqa: S101  # the same
+        assert self._process.stdout is not None  # noqa: S101  # for the type checker
         return self._process.stdout
 
     def call(
@@ -99,8 +96,8 @@ class Child:
         secret: bytearray | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> Any:
-        """Send one request, then `secret` as it is, and wait for the result. What the child notes on the way goes to
-        `on_note`. Raises the HsmError that the child answers with, and ChildLost."""
+        """Send one request, then the bytes of `secret`, and wait for the result. The child's notes go to `on_note`.
+        Raises the HsmError in the child's answer, and ChildLost."""
         until = time.monotonic() + max(0.0, seconds)
         line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
         try:
@@ -121,9 +118,9 @@ class Child:
         return answer["result"]
 
     def close(self) -> None:
-        """Let it close its module and end; kill it if it does not. Doing it twice is no error."""
+        """Let it close its module and end; kill it if it does not. Idempotent."""
         if not self._requests.closed:
-            with suppress(OSError):  # that it ended, or that its input is full, is seen below
+            with suppress(OSError):  # it has ended, or its input is full: see below
                 os.write(self._requests.fileno(), b'{"call":"close"}\n')
             self._requests.close()
             with suppress(subprocess.TimeoutExpired):
@@ -131,12 +128,12 @@ class Child:
         self._end()
 
     def kill(self) -> None:
-        """End it at once. Any thread; a call that waits for it raises ChildLost."""
+        """End it at once. Any thread; a call under way raises ChildLost."""
         self._process.kill()
 
     def _end(self) -> None:
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # one that waits in the kernel for a device cannot be killed yet
+        with suppress(subprocess.TimeoutExpired):  # a child that waits in the kernel for a device ends later
             self._process.wait(CLOSE_SECONDS)
         self._requests.close()
         self._answers.close()

@@ -1,8 +1,8 @@
 """Make a SoftHSM token and its key, in a short-lived child process.
 
 SoftHSM reads its configuration, named by the environment variable SOFTHSM2_CONF, once when the module is initialized.
-A child of its own gets that variable without this process's environment being changed or its modules being touched;
-the PINs go to it over its standard input, so that they stand in no argument list.
+The child gets that variable, while the environment and the modules of this process do not change. The PINs go over its
+standard input, so that no argument list has them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from nacl.signing import SigningKey
 from pkcs11 import TokenFlag
 from pkcs11.types import Token
 
-from hsmcore.control import sealed
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import ControlError, translated
+from hsmcore.control.keys import GenerateKey, ListKeys
 from hsmcore.control.process import Child, ChildLost
 from hsmcore.control.records import KeyRecord, TokenAccess, TokenSelector
-from hsmcore.control.verbs import GenerateKey, ListKeys, Verb
+from hsmcore.control.sealed import create_pair
+from hsmcore.control.verb import Verb
 from hsmcore.errors import SystemFailure
 
 CHILD_SECONDS: Final = 120.0
@@ -44,19 +45,33 @@ class TokenRequest(Verb[KeyRecord]):
     pin: str
     so_pin: str
     seed: str = ""
-    """The 32 bytes of an Ed25519 private key in hexadecimal, to put on the token; "": the token makes its own key."""
+    """The 32 bytes of an Ed25519 private key in hexadecimal; "": the token makes its own key."""
     key_id: str = ""
-    """CKA_ID of a key that is put there, in hexadecimal."""
+    """CKA_ID for the key of `seed`, in hexadecimal."""
 
     def run(self, _admin: TokenAdmin) -> KeyRecord:
-        return _make_token(self)
+        with hold_module(self.module_path):
+            library = adopt(self.module_path)
+            with translated(f"making token {self.token_label!r}"):
+                token = _token(library, self.token_label) or _init_token(library, self)
+                if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
+                    with token.open(rw=True, so_pin=self.so_pin) as officer:
+                        officer.init_pin(self.pin)
+            access = TokenAccess(self.module_path, TokenSelector(label=self.token_label))
+            with TokenAdmin(access, pin=lambda: bytearray(self.pin.encode())) as admin:
+                found = [key for key in ListKeys().run(admin) if key.label == self.key_label]
+                if found:
+                    return found[0]
+                if not self.seed:
+                    return GenerateKey(self.algorithm, self.key_label).run(admin)[0]
+                key_id, seed = bytes.fromhex(self.key_id), bytes.fromhex(self.seed)
+                public_key = bytes(SigningKey(seed).verify_key)
+                with admin.session("putting a key on the token") as session:
+                    return create_pair(session, admin, self.key_label, key_id, public_key, seed)
 
 
 def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
-    """Make the token, its user PIN and its key, as far as they are missing. Blocks for about a second.
-
-    Repeating it after an interruption goes on where it ended.
-    """
+    """Run the request in a child. Blocks for about a second. Idempotent, also after an interruption."""
     environment = {**os.environb, b"SOFTHSM2_CONF": os.fsencode(softhsm_conf)}
     with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
         try:
@@ -73,31 +88,6 @@ def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> lis
     cloning or wrapped backups, never like this. Blocks for about a second for each."""
     seed, key_id = os.urandom(32).hex(), os.urandom(16).hex()
     return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
-
-
-def _make_token(request: TokenRequest) -> KeyRecord:
-    holder = hold_module(request.module_path)
-    try:
-        library = adopt(request.module_path)
-        with translated(f"making token {request.token_label!r}"):
-            token = _token(library, request.token_label) or _init_token(library, request)
-            if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
-                with token.open(rw=True, so_pin=request.so_pin) as officer:
-                    officer.init_pin(request.pin)
-        access = TokenAccess(request.module_path, TokenSelector(label=request.token_label))
-        with TokenAdmin(access, pin=lambda: bytearray(request.pin.encode())) as admin:
-            found = [key for key in ListKeys().run(admin) if key.label == request.key_label]
-            if found:
-                return found[0]
-            if not request.seed:
-                return GenerateKey(request.algorithm, request.key_label).run(admin)[0]
-            key_id, seed = bytes.fromhex(request.key_id), bytes.fromhex(request.seed)
-            public_key = bytes(SigningKey(seed).verify_key)
-            with admin.session("putting a key on the token") as session:
-                sealed.create_pair(session, admin.cryptoki, admin.quirks, request.key_label, key_id, public_key, seed)
-            return next(key for key in ListKeys().run(admin) if key.label == request.key_label)
-    finally:
-        holder.close()
 
 
 def _token(library: AdoptedLibrary, label: str) -> Token | None:

@@ -1,6 +1,6 @@
-"""What differs between PKCS#11 modules when keys are made, searched and wrapped: data, not branches.
+"""Differences between PKCS#11 modules when keys are made, searched and wrapped: data, not branches.
 
-Names and recognition are those of the native core's table, which holds the quirks of the signing path.
+Names and recognition are as in the native core's table, which holds the quirks of the signing path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pkcs11.mechanisms import Mechanism
 
 from hsmcore.control.curves import ED25519_NAME, ED25519_OID
 
-# Both stand for RFC 5649, which wraps keys of any length.
+# Both are RFC 5649, which wraps keys of any length.
 _WRAP_STANDARD: Final = (Mechanism.AES_KEY_WRAP_KWP, Mechanism.AES_KEY_WRAP_PAD)
 # CKM_CLOUDHSM_AES_KEY_WRAP_ZERO_PAD. python-pkcs11 takes members of its enumeration only, which no vendor is in.
 _CLOUDHSM_ZERO_PAD: Final = int.__new__(Mechanism, 0x8000216F)
@@ -26,7 +26,7 @@ _YUBICO_CCM_KEY: Final = int.__new__(KeyType, 0xD955422A)
 
 @dataclass(frozen=True, slots=True)
 class WrappingKey:
-    """How a 256-bit key for backups is made. `template` goes over python-pkcs11's own."""
+    """How a 256-bit key for backups is made. `template` overrides python-pkcs11's own."""
 
     key_type: KeyType = KeyType.AES
     mechanism: Mechanism = Mechanism.AES_KEY_GEN
@@ -52,7 +52,7 @@ _EC_NAME: Final = KeyForm(Mechanism.EC_KEY_PAIR_GEN, ED25519_NAME)
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """One module's ways. The defaults are the standard's."""
+    """One module's row. The defaults are the standard's."""
 
     name: str
     library_contains: str = ""
@@ -64,10 +64,10 @@ class Quirks:
     label_bytes: int = 127
     """The longest CKA_LABEL of a new key."""
     usage_in_template: bool = True
-    """Whether a template may name the uses that a key does not have; a module that knows only its own attributes
-    refuses the whole template for one of them."""
+    """Whether a template may name the uses that a key does not have; a module that knows fewer attributes refuses the
+    whole template."""
     names_private: bool = True
-    """Whether templates may say CKA_PRIVATE; a module that makes everything private refuses to be told otherwise."""
+    """Whether a template may have CKA_PRIVATE; a module whose objects are all private refuses it."""
     wrap_mechanisms: tuple[Mechanism, ...] = _WRAP_STANDARD
     """Mechanisms for backups, the best first; the first one that the token lists is used."""
     wrapping_key: WrappingKey = WrappingKey()
@@ -76,7 +76,7 @@ class Quirks:
     open_pause: float = 0.0
     """Seconds between two sessions that are opened; opening them at once throttles the device's other users."""
     backup_is_whole: bool = False
-    """Whether a wrapped key brings its id, label, uses and public half along, and no template may repeat them."""
+    """Whether a wrapped key contains its id, label, uses and public half, and no template may repeat them."""
     cannot_wrap: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Algorithms whose keys the library cannot wrap although the token lists a mechanism for it, and the first version
     of the library that can."""
@@ -92,7 +92,7 @@ _TABLE: Final[dict[str, Quirks]] = {
     for quirks in (
         Quirks("generic", ed25519_forms=(_EDWARDS_OID, _EDWARDS_NAME, _EC_OID, _EC_NAME)),
         Quirks("softhsm", "SoftHSM", cannot_wrap={"ed25519": (2, 7)}),
-        # Asked for the size of a wrapped key, NSS names one that is too small for it, and python-pkcs11 gives up.
+        # NSS returns too small a size for a wrapped key, and python-pkcs11 gives up.
         Quirks("nss", "Mozilla Foundation", wrap_mechanisms=()),
         Quirks(
             "yubihsm",
@@ -136,7 +136,7 @@ WHOLE_MECHANISMS: Final = frozenset(
 
 def quirks_for(name: str | None, library: str = "", mechanisms: Mapping[str, int] | None = None) -> Quirks:
     """The row of that name. Without a name: the row that recognizes `library`, which is CK_INFO's manufacturer and
-    description. The standard's ways when there is no such row.
+    description. The standard's row if there is none.
 
     `mechanisms` replaces numbers that only the vendor knows: "wrap", "ed25519_key_pair_gen".
     """

@@ -1,4 +1,4 @@
-"""What the control plane is asked about and answers with. Plain data; nothing here is secret."""
+"""Tokens and keys as plain data. Nothing here is secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A token and the slot that it is in, in the module's own words."""
+    """A token and its slot, as the module describes them."""
 
     slot_id: int
     label: str
@@ -28,8 +28,8 @@ class TokenRecord:
         return f"slot {self.slot_id} ({self.slot_description}): token {self.label!r}, serial {self.serial}"
 
     def says(self, text: str) -> bool | None:
-        """Whether its texts name the thing `text`, such as "cluster-1a2b3c", in whole or by what follows the hyphen.
-        None: they say nothing about such things; False: they name another one."""
+        """Whether the token's texts name `text`, such as "cluster-1a2b3c", in whole or by the part after the hyphen.
+        False: they name another such thing; None: they name none."""
         words = f"{self.label} {self.serial} {self.manufacturer} {self.model} {self.slot_description}".lower()
         kind, _, which = text.lower().partition("-")
         if re.search(rf"\b{re.escape(which)}\b", words):
@@ -39,8 +39,8 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenSelector:
-    """How to find a token: every field that is set must match. `text` is a thing that a token may name: one that names
-    another is none; where several match, the one that names it is meant."""
+    """How to find a token: every field that is set must match. `text` is a name that may be in a token's texts
+    (`says`): a token with another such name does not match, and one with this name is preferred."""
 
     label: str | None = None
     serial: str | None = None
@@ -51,7 +51,7 @@ class TokenSelector:
 
     @classmethod
     def of(cls, settings: Pkcs11Settings) -> Self:
-        """What a configuration says."""
+        """As a configuration says."""
         return cls(
             settings.token_label,
             settings.token_serial,
@@ -62,13 +62,9 @@ class TokenSelector:
         )
 
     def choose(self, tokens: Sequence[TokenRecord]) -> list[TokenRecord]:
-        """Those that match: one, if all is well."""
-        wanted = (self.label, self.serial, self.slot_id, self.manufacturer, self.model)
-        found = []
-        for token in tokens:
-            have = (token.label, token.serial, token.slot_id, token.manufacturer, token.model)
-            if all(want in (None, has) for want, has in zip(wanted, have, strict=True)):
-                found.append(token)
+        """The tokens that match."""
+        names = ("label", "serial", "slot_id", "manufacturer", "model")
+        found = [token for token in tokens if all(getattr(self, n) in (None, getattr(token, n)) for n in names)]
         if self.text is None:
             return found
         named = [token for token in found if token.says(self.text)]
@@ -110,7 +106,7 @@ class TokenAccess:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """One private key on the token, and the public half that belongs to it."""
+    """One private key on the token, and its public half."""
 
     id: str
     """CKA_ID in hexadecimal; may be empty."""
@@ -122,16 +118,16 @@ class KeyRecord:
     can_sign: bool
     sensitive: bool
     extractable: bool
-    """Whether the token would let the key out wrapped."""
+    """Whether the token may wrap the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deactivation:
-    """What became of a request to deactivate a key."""
+    """The result of deactivating a key."""
 
     key_id: str
     enforced: bool
-    """True: the token itself refuses to sign with the key from now on, also after a restart and for other programs.
-    False: only those who keep a record of it do."""
+    """Whether the token itself refuses to sign with the key from now on, also after a restart and for other programs.
+    If not, only programs that read hsmcore's records refuse it."""
     reason: str | None = None
     """Why the token doesn't enforce it."""

@@ -9,7 +9,7 @@ from hsmcore.control.admin import PinSource
 from hsmcore.control.faults import refused_before
 from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import TokenAccess
-from hsmcore.control.verbs import Verb
+from hsmcore.control.verb import Verb
 from hsmcore.control.wire import pack
 from hsmcore.errors import EngineClosed, HostUnusable, HsmError, LoginError, error_of
 

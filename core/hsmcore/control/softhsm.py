@@ -1,12 +1,12 @@
-"""The state folder: a SoftHSM token of one's own, its PINs and the configuration that names them.
+"""The state folder: a SoftHSM token, its PINs and the configuration that names them.
 
     softhsm2.conf   SoftHSM's configuration: where the token's files are
     tokens/         the token
     pin, so-pin     the user's and the security officer's PIN, mode 0600
-    config.json     the configuration for hsmcore; written last, so it is there only if all the rest is
+    config.json     the configuration for hsmcore; written last, so that it is there only with all the rest
 
-The library never changes this process's environment. Whoever uses the folder sets SOFTHSM2_CONF to softhsm2.conf
-before the module is loaded; the command line does so for its own process.
+The library never changes this process's environment. A program that uses the folder sets SOFTHSM2_CONF to
+softhsm2.conf before the module is loaded; the command line does so.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ slots.removable = false
 
 
 def find_softhsm() -> str:
-    """Where SoftHSM's module is on this machine."""
+    """The path of SoftHSM's module on this machine. Raises ModuleMissing."""
     for path in SOFTHSM_PATHS:
         if Path(path).is_file():
             return path
@@ -87,9 +87,9 @@ class StateFolder:
         algorithm: Algorithm = "ed25519",
         sessions: int | None = None,
     ) -> KeyRecord | None:
-        """Make whatever is missing; None if the folder was ready before. Blocks for about a second.
+        """Make the parts that are missing; None if the folder was ready before. Blocks for about a second.
 
-        Two processes may call this at once: the second one waits and finds the folder ready.
+        If two processes call this at once, the second one waits and finds the folder ready.
         """
         module = module_path or find_softhsm()
         try:

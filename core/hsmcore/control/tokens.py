@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pkcs11.exceptions import TokenNotPresent, TokenNotRecognised
 from pkcs11.types import Token
 
-from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
-from hsmcore.control.faults import translated
+from hsmcore.control.adopt import AdoptedLibrary
 from hsmcore.control.nearby import near_tokens
 from hsmcore.control.records import TokenAccess, TokenRecord
 from hsmcore.errors import TokenAmbiguous, TokenNotFound
@@ -33,20 +32,6 @@ def present(library: AdoptedLibrary, slot_id: int | None = None) -> Iterator[tup
             slot_description=slot.slot_description,
         )
         yield record, token
-
-
-def list_tokens(module_path: str, module_args: str | None = None) -> list[TokenRecord]:
-    """The tokens of a module, loaded into this process. Blocks as long as the module does."""
-    holder = hold_module(module_path, module_args)
-    try:
-        holder.enter()
-        try:
-            with translated("listing tokens"):
-                return [record for record, _ in present(adopt(module_path))]
-        finally:
-            holder.exit()
-    finally:
-        holder.close()
 
 
 def choose_one(access: TokenAccess, tokens: list[TokenRecord]) -> TokenRecord:

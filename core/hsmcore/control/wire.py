@@ -17,6 +17,7 @@ from pkcs11.mechanisms import Mechanism
 from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigurationError, HsmError, InternalError
 
 _UNIONS: Final = (Union, UnionType)  # of which the second member is None
+_ERROR_FIELDS: Final = ("status", "ckr", "ckr_name", "call", "member", "hint")
 
 
 @cache
@@ -93,22 +94,14 @@ def _unfit(kind: Any, value: Any) -> TypeError:
 
 def error_to_json(error: HsmError) -> dict[str, Any]:
     """An error with all its fields."""
-    return {
-        "class": type(error).__name__,
-        "message": str(error.args[0]) if error.args else "",
-        "status": error.status,
-        "ckr": error.ckr,
-        "ckr_name": error.ckr_name,
-        "call": error.call,
-        "member": error.member,
-        "hint": error.hint,
-    }
+    message = str(error.args[0]) if error.args else ""
+    return {"class": type(error).__name__, "message": message} | {name: getattr(error, name) for name in _ERROR_FIELDS}
 
 
 def error_of_json(data: dict[str, Any]) -> HsmError:
     """The error that `error_to_json` wrote, of the same class."""
     message, name = data["message"], data["class"]
-    known = {key: data[key] for key in ("status", "ckr", "ckr_name", "call", "member", "hint")}
+    known = {key: data[key] for key in _ERROR_FIELDS}
     kind = next((kind for kind in _kinds(HsmError) if kind.__name__ == name), None)
     if kind is None or issubclass(kind, ConfigurationError):  # its constructor takes other arguments
         kind = EXCEPTION_OF_STATUS.get(known["status"], InternalError)

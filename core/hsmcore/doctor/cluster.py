@@ -14,9 +14,7 @@ from hsmcore.members.cloudhsm.poller import HealthPoller
 
 def probe_cluster(subject: Subject) -> Iterator[Step]:
     """Two steps; AWS is not asked where clusterHealthIntervalMs is 0."""
-    settings = subject.provider.config
-    if not isinstance(settings, AwsCloudHsmSettings):
-        return
+    settings: AwsCloudHsmSettings = subject.settings
     faults = check_client(settings)
     if faults:
         found = "; ".join(f"{fault.path} {fault.problem}" for fault in faults)

@@ -9,7 +9,6 @@ from typing import Final
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey
 
-from hsmcore.config import EphemeralSettings
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.report import Identity, Step, fail, ok, warn
 from hsmcore.doctor.subject import Begun, Subject
@@ -22,8 +21,7 @@ def probe_ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity 
     """Whether such a key can be made and kept here; its identity is another one each time."""
     yield Begun("configuration")
     yield from check_configuration(subject, None)
-    settings = subject.provider.config
-    algorithm = settings.algorithm if isinstance(settings, EphemeralSettings) else "ed25519"
+    algorithm: str = subject.settings.algorithm
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft != resource.RLIM_INFINITY and soft < _LOCKED_BYTES:
         hint = "Raise RLIMIT_MEMLOCK (LimitMEMLOCK of the service)."

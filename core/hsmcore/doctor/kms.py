@@ -55,9 +55,7 @@ def probe_kms(subject: Subject) -> Generator[Step | Begun, None, Identity | None
 
 
 def _steps(subject: Subject) -> Iterator[Step | Begun | Identity]:
-    settings = subject.provider.config
-    if not isinstance(settings, AwsKmsSettings):  # by the registry it is
-        raise TypeError(f"{subject.provider.type} is not AWS KMS")
+    settings: AwsKmsSettings = subject.settings
     for step in check_configuration(subject, None):
         if step.outcome == "fail":
             raise _Stop(step)

@@ -32,9 +32,7 @@ _NEEDED_BY_KEY: Final = ("key", "public-key")
 
 def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
     """All steps of one PKCS#11 provider. The module is never loaded into this process."""
-    settings = subject.provider.config
-    if not isinstance(settings, Pkcs11Settings):  # by the registry it is
-        raise TypeError(f"{subject.provider.type} is not reached through PKCS#11")
+    settings: Pkcs11Settings = subject.settings
     yield Begun("configuration")
     steps = list(check_configuration(subject, settings.resolve_pin if settings.pin_secret is not None else None))
     steps.append(_module_file(subject, settings))

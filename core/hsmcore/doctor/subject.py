@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 from hsmcore.config import Config, Provider
 from hsmcore.doctor.report import Identity, Step
@@ -39,6 +40,11 @@ class Subject:
     config: Config
     level: str
     options: Options = field(default_factory=Options)
+
+    @property
+    def settings(self) -> Any:
+        """The provider's `config`: each probe knows its class."""
+        return self.provider.config
 
 
 Probe = Callable[[Subject], Generator[Step | Begun, None, Identity | None]]

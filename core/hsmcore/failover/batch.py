@@ -1,4 +1,4 @@
-"""A batch through the levels: it crosses to each member in one piece, and what fails goes on by itself."""
+"""A batch through the levels: one crossing to each member; a message that fails continues as a request of its own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
 
-from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError, InvalidMessageType
+from hsmcore._native import freeze
+from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError
 from hsmcore.failover.breaker import may_have_signed
 from hsmcore.failover.levels import EMERGENCY
-from hsmcore.failover.request import Answer, frozen
+from hsmcore.failover.request import Answer
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ async def sign_many(
     extra: bytes | None = None,
 ) -> list[Any]:
     """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records."""
-    batch = [message if type(message) is bytes else frozen(message) for message in messages]
+    batch = [freeze(message) for message in messages]
     router.check()
     endpoint = router.levels.pick()
     begun = monotonic_ns()
@@ -67,7 +68,7 @@ async def sign_many(
 
 
 def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Task[Answer]]) -> None:
-    """The caller gets none of these answers: bind what they signed. A request that failed, or was cancelled, has bound
+    """The caller gets none of these answers: bind the messages that they signed. A failed or cancelled request bound
     its message itself."""
     for index, task in tasks.items():
         if task.done() and not task.cancelled() and task.exception() is None:
@@ -90,7 +91,7 @@ class _Part:
         return cls(endpoint, first, end, endpoint.key_version.public_key)
 
     def begin(self, router: Router, batch: list[Any], timeout: float | None, extra: bytes | None) -> None:
-        """Hand it to the member. Raises the request's own errors."""
+        """Submit to the member. Raises the request's own errors."""
         try:
             self.asked = router.begin_many(self.endpoint, batch[self.first : self.end], timeout, extra)
             self.endpoint.pending.add(self.asked)
@@ -115,7 +116,7 @@ class _Part:
             raise error
 
     def throw_away(self, router: Router, batch: list[Any]) -> None:
-        """The caller gets nothing of it: bind what is signed, or may be."""
+        """The caller gets no answer: bind every message that is signed, or may be."""
         if self.asked is None:
             return
         own = batch[self.first : self.end]
@@ -146,9 +147,9 @@ def _parts(router: Router, endpoint: Endpoint, batch: list[Any]) -> list[_Part]:
 async def _ask(
     router: Router, batch: list[Any], parts: list[_Part], timeout: float | None, extra: bytes | None
 ) -> None:
-    """Have each part signed. Raises the request's own errors."""
-    # The one with the longest message first: if that one is refused as too long, nothing is signed.
-    longest = max(range(len(batch)), key=lambda index: _length(batch[index]), default=0)
+    """Sign each part. Raises the request's own errors."""
+    # The part with the longest message first: if that message is too long, nothing is signed.
+    longest = max(range(len(batch)), key=lambda index: len(batch[index]), default=0)
     try:
         for part in sorted(parts, key=lambda part: not part.first <= longest < part.end):
             part.begin(router, batch, timeout, extra)
@@ -165,15 +166,9 @@ async def _ask(
                 part.endpoint.pending.discard(part.asked)
 
 
-def _length(message: Any) -> int:
-    return len(message) if isinstance(message, bytes) else 0
-
-
-def _check(batch: list[Any]) -> None:
-    """Before anything is signed."""
+def _check(batch: list[bytes]) -> None:
+    """Refuse an empty message before anything is signed."""
     for message in batch:
-        if not isinstance(message, bytes):
-            raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}")
         if not message:
             raise EmptyMessage("a message must have at least one byte")
 
@@ -181,7 +176,7 @@ def _check(batch: list[Any]) -> None:
 async def _one_by_one(
     router: Router, batch: list[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
 ) -> list[Any]:
-    """Where each message has to be looked at: whether it is bound to a key, or may have a unit of the budget."""
+    """For messages that each need a decision: a bound key, or a unit of the emergency budget."""
     _check(batch)
     tasks = [asyncio.ensure_future(router.sign_traced(message, timeout, extra=extra)) for message in batch]
     try:

@@ -15,19 +15,19 @@ State = Literal["closed", "open", "half-open"]
 
 SECOND: Final = 1_000_000_000
 GOOD_PROBES: Final = 3
-"""So many good probes in a row close a breaker."""
+"""Good probes in a row that close a breaker."""
 BACKOFF_MAX_NS: Final = 300 * SECOND
 """The back-off grows to this, or to the interval where that is longer."""
 QUICK_FIRST_NS: Final = SECOND // 20
-"""While nobody else can sign, the first probe comes this soon; each further one twice as late, up to the interval."""
+"""Delay of the first probe while no other member can sign; each further delay doubles, up to the interval."""
 STABLE_INTERVALS: Final = 10
-"""A member that fails again within so many intervals of its return is flapping: its back-off doubles."""
+"""A member that fails again within this many intervals of its return is flapping: its back-off doubles."""
 STABLE_MIN_NS: Final = 60 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """So many failures in a row open the breaker; `probed`: probes may close it, else only a person does."""
+    """`threshold` failures in a row open the breaker; `probed`: probes may close it, else only an operator does."""
 
     threshold: int
     probed: bool
@@ -40,7 +40,7 @@ RULES: Final[dict[Kind, Rule]] = {
     "session": Rule(3, True),
     "down": Rule(1, True),
     "wrong": Rule(1, True),
-    # Another key, a refused login, a module past use: time mends none of these, and asking again may lock a PIN.
+    # Another key, a refused login, a broken module: time repairs none of these, and another login may lock the PIN.
     "key": Rule(1, False),
     "auth": Rule(1, False),
     "fatal": Rule(1, False),
@@ -73,14 +73,14 @@ _SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 
 def kind_of(error: HsmError) -> Kind | None:
-    """Which kind of failure of a member an error is; None: it is the request's own, and no other member helps."""
+    """The kind of member failure of an error; None: the error is the request's own, and no other member helps."""
     if isinstance(error, AuditUnavailable | QueueFull):
         return None  # nothing is wrong with the member
     return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
 
 
 def may_have_signed(error: HsmError) -> bool:
-    """Whether a signature may exist although the attempt failed: then no other key may sign the same message."""
+    """Whether a signature may exist although the attempt failed; then no other key may sign the same message."""
     if error.status in _UNSURE:
         return True
     return error.call in _SIGNING_CALLS and error.error_class not in ("RETRY", "REQUEST_FATAL")
@@ -112,7 +112,7 @@ class Breaker:
         return min(self.interval << min(max(self.trips - 1, 0), 40), longest)
 
     def fail(self, now: int) -> bool:
-        """A failure of this kind. Returns whether it opened the breaker."""
+        """Count a failure. Returns whether it opened the breaker."""
         if self.state != "closed":
             self._reopen(now)
             return False
@@ -123,7 +123,7 @@ class Breaker:
         return True
 
     def trip(self, now: int) -> None:
-        """Open it, whatever was counted."""
+        """Open the breaker, regardless of the count."""
         stable = max(STABLE_MIN_NS, STABLE_INTERVALS * self.interval)
         self.trips = self.trips + 1 if self.trips and now - self._closed_at < stable else 1
         self.state = "open"
@@ -144,15 +144,15 @@ class Breaker:
         self._quick_step = min(self._quick_step * 2, self.spacing)
 
     def progress(self) -> None:
-        """The member signs: failures in a row start anew."""
+        """The member signed: reset the count of failures in a row."""
         self.failures = 0
 
     def due(self, now: int, hurry: bool) -> bool:
-        """Whether a probe is wanted. `hurry`: nobody else can sign."""
+        """Whether a probe is due. `hurry`: no other member can sign."""
         return self.state != "closed" and self.rule.probed and now >= (self.quick_at if hurry else self.retry_at)
 
     def probed(self, good: bool, now: int) -> bool:
-        """A probe, or a signature while half-open, ended. Returns whether that closed the breaker."""
+        """Count a probe, or a signature while half-open. Returns whether it closed the breaker."""
         if self.state == "closed" or not self.rule.probed:
             return False
         if not good:

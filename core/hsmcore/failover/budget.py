@@ -1,11 +1,11 @@
-"""The emergency budget: so many signatures within so many seconds, whatever crashes meanwhile.
+"""The emergency budget: a number of signatures within a number of seconds, also across crashes.
 
-An episode begins when the emergency level is first used and ends only by `reset`; leaving and entering the level again,
-and restarting the process, go on with the same episode. Its time counts from its first signature. Its limits are those
-of its beginning; a configuration that has become stricter holds at once, a laxer one after the next reset.
+An episode begins with the first use of the emergency level and ends only by `reset`; it continues when the level is
+left and entered again, and when the process restarts. Its time counts from its first signature. Its limits are those
+of its beginning; a stricter configuration applies at once, a laxer one after the next reset.
 
-Units are reserved durably in blocks of at most BLOCK before any of them is used, so no crash and no number of processes
-can spend more than there are; a crash wastes what is left of a block, at most BLOCK - 1 units.
+Units are reserved durably in blocks of at most BLOCK before they are used, so neither a crash nor several processes can
+spend more than the budget; a crash wastes the rest of a block, at most BLOCK - 1 units.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECOND: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`emergencyModeRestrictions`: signatures, and seconds from the first one on."""
+    """`emergencyModeRestrictions`: signatures, and seconds from the first signature."""
 
     max_transactions: int
     max_seconds: int
@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EmergencyStatus:
-    """The present episode. Times are Unix nanoseconds; `reserved` is at least what was used."""
+    """The present episode. Times are Unix nanoseconds; `reserved` is at least the number of used units."""
 
     episode: int | None
     began_ns: int | None
@@ -78,25 +78,24 @@ class Emergency:
         self._latest = 0
         self._latest_at = steady()
         self.seen: EmergencyStatus | None = None
-        """What `status` last returned."""
+        """The last result of `status`."""
 
     async def begin(self) -> EmergencyStatus:
-        """Begin an episode, or go on with the one that was begun before. Starts no clock."""
+        """Begin an episode, or continue the present one. Starts no clock."""
         now = self._now()
         return await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
 
     def try_spend(self, units: int = 1) -> int:
-        """Use units of the block that is reserved. Returns the episode's number; 0: `spend` has to reserve more, or
-        refuses."""
+        """Use units of the reserved block. Returns the episode's number; 0: `spend` must reserve more units."""
         if self._units < units or self._now() >= self._until:
             return 0
         self._units -= units
         return self._episode
 
     async def spend(self, units: int = 1) -> int:
-        """Use units; they are reserved durably when this returns. Returns the episode's number, for `give_back`. Raises
-        EmergencyRefused, and then uses none; StoreError. When the caller is cancelled, what was reserved meanwhile is
-        there for the next one."""
+        """Use units, reserved durably before this returns. Returns the episode's number, for `give_back`. Raises
+        EmergencyRefused or StoreError, and then uses none. Units that were reserved for a cancelled caller stay for the
+        next caller."""
         while not (episode := self.try_spend(units)):
             async with self._reserving:
                 if not (episode := self.try_spend(units)):
@@ -110,7 +109,7 @@ class Emergency:
         found = await self._store.run(lambda connection: _reserve(connection, self._limits, now, units, own, left))
         self._saw(found.latest)
         if found.episode != self._episode:
-            self._episode, self._units = found.episode, 0  # the old one was reset, and its units with it
+            self._episode, self._units = found.episode, 0  # the old episode was reset, with its units
         if found.refusal:
             raise EmergencyRefused(found.refusal)
         # Added and not set: a caller that was cancelled may have left another reservation running beside this one.
@@ -118,12 +117,12 @@ class Emergency:
         self._until = found.until
 
     def give_back(self, episode: int, units: int = 1) -> None:
-        """Units that were used for nothing: the attempt is known to have made no signature."""
+        """Return units of an attempt that certainly made no signature."""
         if episode == self._episode:
             self._units += units
 
     async def close(self) -> None:
-        """Return what is left of the block to the store."""
+        """Return the rest of the block to the store."""
         units, self._units = self._units, 0
         if units:
             own = self._episode
@@ -136,9 +135,9 @@ class Emergency:
             )
 
     async def reset(self, reason: str) -> EmergencyStatus:
-        """End the episode; the next use begins another one with a whole budget. Returns how the one that ended stood.
-        The history has it in the same transaction, so there is no reset without a record; a key manager copies it into
-        its audit log. Raises BadArgument without a reason."""
+        """End the episode; the next use begins another one with a full budget. Returns the last status of the old one.
+        The same transaction adds the reset to the history, so no reset lacks a record; a key manager copies it to its
+        audit log. Raises BadArgument without a reason."""
         if not reason.strip():
             raise BadArgument("a reset of the emergency budget needs a reason")
         now = self._now()
@@ -156,16 +155,16 @@ class Emergency:
         return await self._store.run(work)
 
     async def status(self) -> EmergencyStatus:
-        """How the episode stands. Units of the present block count as reserved."""
+        """The present episode. Units of the present block count as reserved."""
         now = self._now()
         found = await self._store.run(lambda connection: _status(connection, self._limits, now))
         if found.episode != self._episode:
-            self._units = 0  # of an episode that was reset meanwhile
+            self._units = 0  # they belong to an episode that was reset
         self.seen = found
         return found
 
     def _now(self) -> int:
-        # A clock that was set back must not stop the time: since the latest moment it has run on steadily.
+        # A clock that was set back must not extend the time: add the boot clock to the latest known moment.
         steady = self._steady()
         now = max(self._clock(), self._latest + steady - self._latest_at)
         self._latest, self._latest_at = now, steady

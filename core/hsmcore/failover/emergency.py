@@ -1,5 +1,5 @@
-"""Entering and leaving the emergency level: its members are started when nothing else is left, and stopped, which
-destroys their keys, when something else is back."""
+"""Enter and leave the emergency level: start its members when no other level can sign; stop them, which destroys their
+keys, when another level is back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 
 IDLE_S: Final = 10.0
-"""How long the emergency members may take to end what they do when the level is left."""
+"""Seconds for the emergency members to end their requests when the level is left."""
 
 
 class EmergencyLevel:
@@ -32,8 +32,8 @@ class EmergencyLevel:
         self._rearm_at = 0
         self._complaint = ""
 
-    def tend(self, now: int) -> None:
-        """Enter or leave the level, if it is time for that."""
+    def supervise(self, now: int) -> None:
+        """Enter or leave the level, if that is due."""
         endpoints = [endpoint for endpoint in self._levels.members if endpoint.level_name == EMERGENCY]
         if not endpoints:
             return
@@ -63,7 +63,7 @@ class EmergencyLevel:
                                                      self._levels.causes(endpoint.level), _key(version)))  # fmt: skip
                     self._levels.started(endpoint, version.public_key, monotonic_ns())
         except HsmError as error:
-            if self._complaint != str(error):  # it is tried again each second, and said once
+            if self._complaint != str(error):  # it is retried each second, and logged once
                 self._complaint = str(error)
                 get_logger().error("the emergency level cannot be started", error=str(error))
             self._rearm_at = monotonic_ns() + SECOND
@@ -81,7 +81,7 @@ class EmergencyLevel:
             self._router.settle()
 
     async def destroy(self, endpoint: Endpoint) -> None:
-        """End an emergency member, and with it its key; what it is working on is waited for."""
+        """Stop an emergency member, which destroys its key, after its requests have ended."""
         version, member = endpoint.version, endpoint.member
         self._levels.stopped(endpoint, monotonic_ns())
         if member is None:

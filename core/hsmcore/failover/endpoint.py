@@ -1,4 +1,4 @@
-"""One place of a level: a member, started or not, and what the router needs of it without looking further."""
+"""An endpoint of a level: a member, started or not, with the attributes that the router needs for each request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Submit = Callable[..., bytes | asyncio.Future[bytes]]
 Traced = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
 
 
-def _nobody(*_arguments: object) -> Any:
+def _not_started(*_arguments: object) -> Any:
     raise NotInitialized("the member has not started")
 
 
 class Endpoint(MemberState):
-    """Belongs to the event loop. `make` gives a new member: one that has been stopped cannot start again."""
+    """Belongs to the event loop. `make` returns a new member: a stopped member cannot start again."""
 
     __slots__ = (
         *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
@@ -44,26 +44,26 @@ class Endpoint(MemberState):
     ) -> None:
         super().__init__(name, level, interval)
         self.patience = patience
-        """Nanoseconds without an answer that are nothing unusual for this kind of device."""
+        """Nanoseconds without an answer that are usual for this kind of device."""
         self.level_name = level_name
         self.make = make
         self.where = where
         self._complete = complete
         self.member: Member | None = None
         self.version: KeyVersion | None = None
-        """The key that it signs with now."""
+        """The key that the member signs with now."""
         self.versions: dict[bytes, KeyVersion] = {}
-        """Its keys by public key; `index` is the key's place in its engine."""
+        """The member's keys by public key; `index` is the index in the engine's key table."""
         self.index = 0
-        self.submit: Submit = _nobody
-        self.traced: Traced = _nobody
+        self.submit: Submit = _not_started
+        self.traced: Traced = _not_started
         self.pending: set[asyncio.Future[Any]] = set()
-        """Answers that somebody waits for: they can be moved to another member when this one hangs."""
+        """Answers with a waiter: the router can move them to another member when this one hangs."""
         self.watch = LatencyWatch()
         self.lost: Callable[[Endpoint], None] = lambda _endpoint: None
-        """Told when the member's host process has ended."""
+        """Called when the member's host process has ended."""
         self.refused: Callable[[Endpoint, HsmError], None] = lambda _endpoint, _error: None
-        """Told when its host process cannot be started again because the login is refused."""
+        """Called with the error when the host process cannot restart because the login is refused."""
         self.probing = False
         self.signed = 0
         self.done = 0
@@ -78,23 +78,24 @@ class Endpoint(MemberState):
 
     @property
     def key_version(self) -> KeyVersion:
-        """The key that it signs with. Raises NotInitialized."""
+        """The key that the member signs with. Raises NotInitialized."""
         if self.version is None:
             raise NotInitialized("the member has not started", member=self.name)
         return self.version
 
     async def start(self) -> KeyVersion:
-        """Make the member and start it. When it fails, nothing is left open."""
+        """Make the member and start it. A failure leaves nothing open."""
         member = self.make()
         try:
-            member.require_ready()  # before the blanks of an example: what to install comes first
+            member.require_ready()  # software to install is reported before placeholders of an example
             self._complete()
             version = await member.start()
         except BaseException:
             await member.stop()
             raise
         self.member = member
-        self.bind()
+        self.engine = engine = member.engine
+        self.submit, self.traced = engine.submit, engine.submit_with_receipt
         supervisor = getattr(member, "supervisor", None)
         if supervisor is not None:
             supervisor.lost = lambda: self.lost(self)
@@ -106,12 +107,6 @@ class Endpoint(MemberState):
         self.use(version)
         return version
 
-    def bind(self) -> None:
-        """Take the member's engine, which is another object once the member records."""
-        if self.member is not None:
-            self.engine = engine = self.member.engine
-            self.submit, self.traced = engine.submit, engine.submit_traced
-
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on."""
         self.versions[version.public_key] = version
@@ -121,13 +116,13 @@ class Endpoint(MemberState):
             self.key = version.public_key
 
     def key_at(self, index: int) -> bytes:
-        """The public key that had this place in the engine when a request was submitted; by now another may sign."""
+        """The public key of an index at the time a request was submitted; by now another key may sign."""
         return next(
             (key for key, version in self.versions.items() if version.index == index), self.key_version.public_key
         )
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Nobody waits for `future` any more. Whether a signature may exist all the same."""
+        """Give up an answer that has no waiter. Returns whether a signature may exist."""
         return self.member is None or self.member.engine.abandon(future) is not False
 
     def snapshot(self, *, signs: bool) -> MemberSnapshot:
@@ -149,9 +144,9 @@ class Endpoint(MemberState):
         )
 
     async def stop(self) -> None:
-        """Answer everybody and close the member. Doing it twice is no error."""
+        """Answer every request and stop the member. Idempotent."""
         member, self.member = self.member, None
-        self.submit = self.traced = _nobody
+        self.submit = self.traced = _not_started
         self.engine = Idle()
         if member is not None:
             await member.stop()

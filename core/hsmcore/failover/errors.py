@@ -1,4 +1,4 @@
-"""The errors of failover: every level failed, or the emergency level may not."""
+"""The errors of failover: no level can sign, or the emergency level refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hsmcore.errors import DeadlineExceeded, HsmError
 
 
 class AllLevelsFailed(HsmError):
-    """No level can sign this request. `causes` has the last error of each, by the level's name."""
+    """No level can sign this request. `causes` has the last error of each level, by name."""
 
     default_status = "TOKEN_LOST"
     default_hint = "See `hsmcore failover status`; signing goes on by itself when a member answers again."
@@ -20,7 +20,7 @@ class AllLevelsFailed(HsmError):
 
     @classmethod
     def of(cls, causes: Mapping[str, HsmError]) -> Self:
-        """Build the error from its causes."""
+        """Make the error from its causes."""
         named = "; ".join(f"{level}: {str(error).rstrip('.')}" for level, error in causes.items())
         return cls(f"{cls.lead} ({named})" if named else cls.lead, causes=causes)
 
@@ -35,7 +35,7 @@ class AllLevelsLate(AllLevelsFailed, DeadlineExceeded):
 
 
 class EmergencyRefused(HsmError):
-    """The emergency key may not do this: its budget or time is used up, or the operation is not allowed."""
+    """The emergency level refuses: its budget or time is used up, or it does not allow the operation."""
 
     default_status = "REQUEST_REJECTED"
     default_hint = 'See `hsmcore emergency status`; a new budget needs `hsmcore emergency reset --reason "…"`.'

@@ -1,4 +1,4 @@
-"""What happened, as data: transitions of levels and members, and of the emergency level."""
+"""Events of failover: transitions of levels, of members, and of the emergency level."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What goes on beside the requests: looking at members, probing those that are out, starting and ending the emergency
-level, and following what people ask for through the state store."""
+"""Health monitoring in the background: watch members, probe those out of service, start and stop the emergency level,
+and follow the operators' orders in the state store."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, Wish
 
 TICK_S: Final = 0.1
-"""How often members are looked at."""
+"""Seconds between two looks at the members."""
 STALL_NS: Final = SECOND // 4
-"""A member that has requests and ends none for this long, or as its kind of device may take, or 20 times its 99th
-percentile, hangs."""
+"""A member hangs if it has requests and ends none for the longest of: this time, the patience of its kind of device,
+and 20 times its 99th percentile."""
 FOLLOW_S: Final = 1.0
-"""How often wishes are read from the state store."""
+"""Seconds between two reads of the orders in the state store."""
 REPORT_S: Final = 5.0
-"""How often the state is written there, if nothing changes."""
+"""Seconds between two reports to the state store, if nothing changes."""
 PROBE_PREFIX: Final = b"\xffhsmcore probe\x00"
 """A Solana message begins with a count of signatures below 0x80, or with 0x80 plus its version (0 or 1 so far); an
-off-chain message with 0xff and "solana offchain". No probe can be taken for any of them."""
+off-chain message with 0xff and "solana offchain". No probe is one of these."""
 
 Verify = Callable[[KeyVersion, bytes, bytes], Awaitable[bool]]
 
 
 def probe_message() -> bytes:
-    """A message to try a member with: new each time, so no cache answers it."""
+    """The message of a probe: new each time, so that no cache answers it."""
     return PROBE_PREFIX + secrets.token_bytes(16)
 
 
 class HealthMonitor:
-    """Works on a router's levels. Belongs to the event loop."""
+    """Monitors the members of a router. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class HealthMonitor:
             endpoint.refused = self._login_refused
 
     async def begin(self) -> None:
-        """Follow what was asked for before, then look at the members every TICK_S."""
-        if self._desired is not None:  # orders that were given to those who ran before
+        """Follow the present orders, then look at the members every TICK_S."""
+        if self._desired is not None:  # orders that earlier processes have followed
             self._orders = {name: wish.value for name, wish in (await self._desired.all()).items()}
         await self._follow()
         self._later()
 
     async def end(self) -> None:
-        """Look no longer; what is under way is cancelled and waited for. The members stay as they are."""
+        """Stop, and wait for the cancelled tasks. The members stay as they are."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
@@ -105,12 +105,10 @@ class HealthMonitor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # ---- looking ----
-
     def _tick(self) -> None:
-        self._later()  # first, so that nothing in here can end it
+        self._later()  # first, so that no error below ends the ticks
         now = monotonic_ns()
-        # If the loop itself was held up, members that answered meanwhile look as if they had not.
+        # After a stall of the loop itself, members that answered look as if they had not.
         late = now - self._looked > 3 * TICK_S * SECOND
         self._looked = now
         for endpoint in self._levels.members:
@@ -121,7 +119,7 @@ class HealthMonitor:
             if not endpoint.probing and self._levels.levels[endpoint.level].name != EMERGENCY:
                 endpoint.probing = True
                 self._spawn(self._probe(endpoint))
-        self.emergency.tend(now)
+        self.emergency.supervise(now)
         self._router.forget_bindings(now)
         self._router.settle()
         if self._desired is not None and not self._following and now - self._followed >= FOLLOW_S * SECOND:
@@ -149,19 +147,17 @@ class HealthMonitor:
                 self._router.move(endpoint)
 
     def _host_lost(self, endpoint: Endpoint) -> None:
-        """Its host process is started again in a moment and takes up what it owes; but others can have that at once."""
+        """The supervisor restarts the host process; other members can answer its requests sooner."""
         if not self._ended and self._levels.pick_for(endpoint.key, [endpoint]) is not None:
             self._levels.failed(endpoint, "down", "its host process ended", monotonic_ns())
             self._router.settle()
             self._router.move(endpoint)
 
     def _login_refused(self, endpoint: Endpoint, error: HsmError) -> None:
-        """Probes would only hear that the host process does not run; what brings it back is a person."""
+        """Probes cannot bring the member back; an operator must."""
         if not self._ended:
             self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
             self._router.settle()
-
-    # ---- probes ----
 
     async def _probe(self, endpoint: Endpoint) -> None:
         try:
@@ -194,7 +190,7 @@ class HealthMonitor:
             raise KeyMismatch(endpoint.reason, member=endpoint.name)
 
     async def _current_key(self, endpoint: Endpoint, configured: KeyVersion) -> KeyVersion:
-        """The current key on a member that starts late, if it holds it; else the one that is configured for it."""
+        """The current key, if a member that starts late holds it; else the member's configured key."""
         current = self._router.current
         if current is None or current.public_key == configured.public_key or endpoint.member is None:
             return configured
@@ -208,7 +204,7 @@ class HealthMonitor:
         return found
 
     async def _try(self, endpoint: Endpoint) -> None:
-        """One signature, judged in software. Raises HsmError."""
+        """Sign once, and verify in software. Raises HsmError."""
         version = endpoint.key_version
         message, begun = probe_message(), monotonic_ns()
         signed = endpoint.submit(message, max(0.05, min(endpoint.interval / SECOND, 2.0)), version.index, b"")
@@ -219,10 +215,8 @@ class HealthMonitor:
         if "slow" in endpoint.breakers and endpoint.watch.p99 and took > max(FLOOR_NS, FACTOR * endpoint.watch.p99):
             raise HsmError("a probe took far longer than signatures used to", status="BUSY", member=endpoint.name)
 
-    # ---- what people ask for ----
-
     async def readmit(self, endpoint: Endpoint, reason: str) -> None:
-        """Try a member anew that is out. One that only a person brings back logs in anew and proves its key anew."""
+        """Probe a member that is out of service at once. A fenced member logs in and proves its key again."""
         if endpoint.fenced and endpoint.member is not None and endpoint.level_name != EMERGENCY:
             self._levels.stopped(endpoint, monotonic_ns())
             await endpoint.stop()

@@ -1,5 +1,5 @@
-"""Hedged signing: when the first member is slower than it usually is, a second one with the same key is asked too, and
-the first good answer counts. Only for deterministic signatures, where both answers are the same."""
+"""Hedged signing: when the first member is slower than usual, ask a second one with the same key; the first good answer
+counts. Only for deterministic signatures, where both answers are equal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FLOOR_S: Final = 0.001
 UNKNOWN_S: Final = 0.05
-"""As long as a member's 99th percentile is not known."""
+"""While a member's 99th percentile is not known."""
 
 
 class Route(Protocol):
@@ -35,8 +35,8 @@ Asked = dict["asyncio.Future[bytes]", tuple["Endpoint", KeyVersion]]
 async def hedged(
     router: Route, endpoint: Endpoint, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
 ) -> tuple[bytes, Endpoint, KeyVersion]:
-    """The first good answer and who gave it. Raises the first member's error if nobody gives one. `version`: the key
-    that `signed` was asked for with; by now the members may sign with another one."""
+    """The first good answer, with its member and key. Raises the first member's error if there is no good answer.
+    `version`: the key of `signed`; by now the members may sign with another key."""
     asked: Asked = {signed: (endpoint, version)}
     endpoint.pending.add(signed)
     try:
@@ -48,19 +48,19 @@ async def hedged(
                 return known
         return await _first_good(router, asked)
     finally:
-        for future, (who, _) in asked.items():
-            who.pending.discard(future)
+        for future, (asked_of, _) in asked.items():
+            asked_of.pending.discard(future)
             if not future.done():
                 future.cancel()
-                who.abandon(future)
+                asked_of.abandon(future)
             elif not future.cancelled():
-                future.exception()  # an answer that came second is looked at by nobody
+                future.exception()  # retrieved, so that asyncio does not report it
 
 
 def _ask_second(
     router: Route, endpoint: Endpoint, version: KeyVersion, asked: Asked, message: bytes, share: float
 ) -> tuple[bytes, Endpoint, KeyVersion] | None:
-    """Ask another member that signs with the key, if there is one. Returns the signature if its cache has it."""
+    """Submit to another member with the same key, if there is one. Returns the signature if its cache has it."""
     second = router.levels.pick_for(version.public_key, [endpoint])
     if second is None:
         return None

@@ -1,4 +1,4 @@
-"""The history of transitions: appended as they happen, read back by time, kind and member."""
+"""The stored history of events, queried by time, kind and member."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hsmcore.state.store import Store
 
 
 def insert_events(connection: Connection, events: Sequence[tuple[int, Event]]) -> None:
-    """Add events in a transaction that does something else, too."""
+    """Add events within a transaction of the caller."""
     rows = [
         {
             "time_ns": when,
@@ -38,12 +38,12 @@ class History:
         self._store = store
 
     async def append(self, events: Sequence[tuple[int, Event]]) -> None:
-        """Add events, each with the Unix nanoseconds at which it happened, in one transaction."""
+        """Add events, each with its time in Unix nanoseconds, in one transaction."""
         if events:
             await self._store.run(lambda connection: insert_events(connection, events))
 
     async def note(self, event: Event) -> None:
-        """Add one event that happens now."""
+        """Add one event with the present time."""
         await self.append([(time.time_ns(), event)])
 
     async def query(
@@ -73,13 +73,13 @@ class History:
             query = query.limit(limit)
 
         def work(connection: Connection) -> list[dict[str, Any]]:
-            # The names are SQLAlchemy's own kind of str, which orjson does not take for a key.
+            # The names are a subclass of str, which orjson refuses as a key.
             return [{str(name): value for name, value in row.items()} for row in connection.execute(query).mappings()]
 
         rows = await self._store.run(work)
         return [row | {"details": orjson.loads(row["details"])} for row in reversed(rows)]
 
     async def forget(self, before_ns: int) -> int:
-        """Delete what is older; returns how many rows."""
+        """Delete older events. Returns the number of rows."""
         old = delete(EVENT).where(EVENT.c.time_ns < before_ns)
         return await self._store.run(lambda connection: int(connection.execute(old).rowcount))

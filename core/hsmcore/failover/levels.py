@@ -1,7 +1,7 @@
-"""Levels of members: which may sign now, who takes the next request, and what changed. No I/O, no clock of its own.
+"""Levels of members: which members may sign, which takes the next request, and what changed. No I/O, no clock.
 
-`pick` is on the way of every signature: it compares a few integers. Everything else happens when something fails,
-comes back, or is asked for by a person. Times are nanoseconds of a monotonic clock. What happened lies in `events`.
+`pick` is on the way of every signature: it compares a few integers. Everything else runs when a member fails or
+returns, or on an operator's order. Times are nanoseconds of a monotonic clock. `events` holds events not yet passed on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hsmcore.failover.member_state import FULL, MemberState
 Mode = Literal["smart", "literal"]
 EMERGENCY: Final = "emergency"
 _ALWAYS: Final[frozenset[Kind]] = frozenset({"wrong", "key", "auth", "fatal"})
-"""What takes a member out also in literal mode: it must not sign."""
+"""Kinds that take a member out in literal mode too: it must not sign."""
 
 
 @dataclass(slots=True)
 class Level:
-    """A level's rules. `retries` attempts, `interval` nanoseconds apart, before it is given up."""
+    """A level's rules: the level is given up after `retries` attempts, `interval` nanoseconds apart."""
 
     name: str
     retries: int
@@ -30,7 +30,7 @@ class Level:
     other_keys: bool = False
     """Whether its members may sign with another key than the current one."""
     down_since: int | None = None
-    """When it was found without a member that is trusted; None: it has one."""
+    """When the level lost its last trusted member; None: it has one."""
 
 
 M = TypeVar("M", bound=MemberState)
@@ -38,7 +38,7 @@ M = TypeVar("M", bound=MemberState)
 
 @dataclass(slots=True)
 class Levels(Generic[M]):
-    """The state machine. It belongs to one thread; whoever calls it takes `events` afterwards."""
+    """The state machine. Belongs to one thread; after each call, the caller takes `events`."""
 
     levels: Sequence[Level]
     members: Sequence[M]
@@ -48,13 +48,13 @@ class Levels(Generic[M]):
     emergency_permitted: bool = True
     emergency_spent: bool = False
     emergency_fault: str = ""
-    """Why its members cannot be started at present."""
+    """Why the emergency members cannot start at present."""
     key: bytes | None = None
-    """The current public key; the first member that starts brings it."""
+    """The current public key: at first, the key of the first member that starts."""
     active: int | None = None
     forced: int | None = None
     ready: tuple[M, ...] = ()
-    """Who may take a request now: the trusted members of the active level that hold its key."""
+    """The members that may take a request now: trusted, of the active level, with its key."""
     version: int = 0
     """Grows with every change of `ready`."""
     events: list[Event] = field(default_factory=list)
@@ -64,10 +64,8 @@ class Levels(Generic[M]):
     _why: str = ""
     _key_level: int = 0
 
-    # ---- on the way of every signature ----
-
     def pick(self) -> M | None:
-        """The least loaded member of the active level; None: nobody may sign."""
+        """The least loaded member of the active level; None: no member may sign."""
         if self._ramping:
             return self._pick_ramping()
         ready = self.ready
@@ -88,18 +86,16 @@ class Levels(Generic[M]):
 
     @property
     def sharing(self) -> tuple[M, ...]:
-        """Those whom `pick` chooses among."""
+        """The members that `pick` chooses among."""
         return (*self._steady, *self._ramping) if self._ramping else self.ready
 
-    # ---- for a request that has failed once ----
-
     def pick_for(self, key: bytes | None, tried: Collection[M]) -> M | None:
-        """Who may try next: not one of `tried`; with `key`, if a signature under that one may exist already.
-        While nobody is trusted, a member whose last probe was good may."""
+        """The member for the next attempt: none of `tried`; with `key`, if a signature under that key may exist.
+        While no member is trusted, a member whose last probe was good may sign."""
         wanted = key if key is not None or not self.ready else self.ready[0].key
         for level in self._order():
             if self.levels[level].name == EMERGENCY and level != self.active:
-                continue  # it is entered when nothing else is left, not by one request
+                continue  # the level is entered when no other level can sign, not by one request
             found = [m for m in self._trusted(level) if m not in tried and m.key == wanted]
             if found:
                 return least_loaded(found)
@@ -109,10 +105,8 @@ class Levels(Generic[M]):
                 return least_loaded(found)
         return None
 
-    # ---- what is reported ----
-
     def started(self, member: M, key: bytes, now: int) -> None:
-        """The member works, with this public key."""
+        """The member has started, with this public key."""
         member.key = key
         member.checked_at = now
         if self._brings_the_key(member):
@@ -124,29 +118,29 @@ class Levels(Generic[M]):
         self.refresh(now)
 
     def stopped(self, member: M, now: int) -> None:
-        """The member has been closed."""
+        """The member has stopped."""
         member.key = None
         self.refresh(now)
 
     def use_key(self, key: bytes, now: int) -> None:
-        """Another key is the current one. Members that hold it have got it as their `key` before."""
+        """Change the current key. The caller has changed the `key` of its holders before."""
         self.key, self._key_level = key, 0
         self.refresh(now)
 
     def failed(self, member: M, kind: Kind, reason: str, now: int) -> None:
-        """An attempt failed."""
+        """Count a failed attempt."""
         member.reason = reason
         if self.mode == "literal" and kind not in _ALWAYS:
             return
         if kind == "slow" and not any(m is not member and m.key == member.key for m in self.ready):
-            return  # slow is better than nobody
+            return  # a slow member is better than none
         was = member.trusted
         if member.breaker(kind).fail(now) and was:
             self._note("member-down", member, failure=kind)
         self.refresh(now)
 
     def stalled(self, member: M, now: int) -> None:
-        """It has requests and ends none of them."""
+        """The member has requests and ends none of them."""
         if self.mode == "literal" or not member.trusted:
             return
         member.reason = "it has requests and ends none"
@@ -155,7 +149,7 @@ class Levels(Generic[M]):
         self.refresh(now)
 
     def given_up(self, level: int, now: int) -> None:
-        """Literal mode: a request has retried the level as often as it may."""
+        """Literal mode: a request has used up its retries on the level."""
         for member in self.members:
             if member.level == level and member.trusted:
                 member.breaker("down").trip(now)
@@ -163,11 +157,11 @@ class Levels(Generic[M]):
         self.refresh(now)
 
     def succeeded(self, member: M, now: int) -> None:
-        """An attempt on a member that is not trusted yet was good."""
+        """Count a good attempt on a member that is not trusted yet."""
         self.probed(member, True, "", now)
 
     def probed(self, member: M, good: bool, reason: str, now: int, kind: Kind = "down") -> None:
-        """A probe ended. Of a trusted member a bad one counts like a failure of a request."""
+        """Count a probe. A bad probe of a trusted member counts as a failed request."""
         member.checked_at = now
         found = member.open_breakers
         if not found:
@@ -184,15 +178,15 @@ class Levels(Generic[M]):
             self._note("member-up", member)
             member.reason = ""
         self.refresh(now)
-        self.version += 1  # a member that is half-open now may be waited for
+        self.version += 1  # requests may wait for a half-open member
 
     def progressed(self, member: M) -> None:
-        """The member has signed since the last look."""
+        """Note that the member has signed since the last look."""
         for breaker in member.breakers.values():
             breaker.progress()
 
     def probes_due(self, now: int) -> list[M]:
-        """Who wants a probe: members that are out, and members on standby, once in an interval."""
+        """The members with a probe due: out of service, or on standby, once in an interval."""
         hurry = not self.ready
         return [m for m in self.members if m.due(now, hurry) or self._standby_due(m, now)]
 
@@ -204,17 +198,15 @@ class Levels(Generic[M]):
             and now >= member.checked_at + member.interval
         )
 
-    # ---- what a person asks for ----
-
     def drain(self, member: M, on: bool, reason: str, now: int) -> None:
-        """Send it nothing any more, or again. Requests in flight end where they are."""
+        """Stop or resume sending requests to a member. Requests in flight end on that member."""
         if member.drained != on:
             member.drained = on
             self._note("member-drained" if on else "member-resumed", member, why=reason)
             self.refresh(now)
 
     def readmit(self, member: M, reason: str, now: int) -> None:
-        """A person has mended it: whatever it was out for, probes decide from now on, the first one at once."""
+        """Let probes decide about a repaired member, whatever its breakers say; the first probe is due at once."""
         if not member.open_breakers:
             return
         member.breakers.clear()
@@ -224,7 +216,7 @@ class Levels(Generic[M]):
         self.refresh(now)
 
     def force(self, level: int | None, reason: str, now: int) -> None:
-        """Prefer a level to all others, or no longer. If it fails, the others follow in their order."""
+        """Prefer a level to all others; None: no longer. If it fails, the others follow in order."""
         if self.forced != level:
             name = None if level is None else self.levels[level].name
             self.forced, self._why = level, reason
@@ -234,14 +226,14 @@ class Levels(Generic[M]):
             self.refresh(now)
 
     def permit_emergency(self, permitted: bool, reason: str, now: int) -> None:
-        """Whether the emergency level may be used at all."""
+        """Allow or forbid the emergency level."""
         if self.emergency_permitted != permitted:
             self.emergency_permitted = permitted
             self.events.append(Event("emergency-enabled" if permitted else "emergency-disabled", reason=reason))
             self.refresh(now)
 
     def emergency_used_up(self, spent: bool, reason: str, now: int) -> None:
-        """Whether the emergency budget or its time is used up."""
+        """Note whether the emergency budget or its time is used up."""
         if self.emergency_spent != spent:
             self.emergency_spent = spent
             if spent:
@@ -249,16 +241,14 @@ class Levels(Generic[M]):
             self.refresh(now)
 
     def emergency_failed(self, fault: str, now: int) -> None:
-        """Its members could not be started ("": they may be tried again)."""
+        """Note why the emergency members could not start; "": they may be tried again."""
         if self.emergency_fault != fault:
             self.emergency_fault = fault
             self.refresh(now)
             self.version += 1
 
-    # ---- time ----
-
     def tick(self, now: int) -> None:
-        """Let shares grow."""
+        """Increase the weight of ramping members."""
         changed = False
         for member in self.members:
             if member.weight < FULL:
@@ -269,14 +259,14 @@ class Levels(Generic[M]):
             self.refresh(now)
 
     def emergency_wanted(self, now: int) -> bool:
-        """Whether nothing but the emergency level can sign, and it may: whoever has its members starts them."""
+        """Whether the emergency members are to run: no other level can sign, and the level is allowed."""
         if self.forced is not None and self.levels[self.forced].name == EMERGENCY:
             return self.emergency_possible()
         since = self.all_down_since()
         return since is not None and now >= since + self.emergency_delay and self.emergency_possible()
 
     def refresh(self, now: int) -> None:
-        """Work out anew who may sign."""
+        """Recompute the members that may sign."""
         for index, level in enumerate(self.levels):
             if self._trusted(index):
                 level.down_since = None
@@ -301,8 +291,6 @@ class Levels(Generic[M]):
         if active != self.active:
             self._moved(active, before)
 
-    # ---- inside ----
-
     def _moved(self, active: int | None, before: tuple[M, ...]) -> None:
         was, self.active = self.active, active
         if active is None:
@@ -316,7 +304,7 @@ class Levels(Generic[M]):
         if before and before[0].key != key:
             details["previous_public_key"] = (before[0].key or b"").hex()
         if last is None:
-            return  # it begins
+            return  # the first level after the start
         kind: EventKind = "recovered"
         if last != name:
             kind = "failover" if self._rank(name) > self._rank(last) else "failback"
@@ -324,7 +312,7 @@ class Levels(Generic[M]):
         self.events.append(Event(kind, last, name, self.ready[0].name, reason, details))
 
     def causes(self, below: int | None = None) -> str:
-        """Why members are out, as one line."""
+        """Why members are out of service, as one line."""
         out = [f"{m.name}: {m.reason or m.condition}" for m in self.members
                if not m.trusted and (below is None or m.level < below) and (m.reason or m.drained)]  # fmt: skip
         return "; ".join(out)
@@ -369,7 +357,7 @@ class Levels(Generic[M]):
         return self.emergency_permitted and not self.emergency_spent and not self.emergency_fault
 
     def all_down_since(self) -> int | None:
-        """Since when no level but the emergency one has a trusted member; None: one has."""
+        """Since when no level but the emergency level has a trusted member; None: one has."""
         times = [level.down_since for level in self.levels if level.name != EMERGENCY]
         return None if None in times else max((time for time in times if time is not None), default=None)
 
@@ -385,7 +373,7 @@ class Levels(Generic[M]):
 
 
 def least_loaded(members: Sequence[M]) -> M:
-    """The one with the fewest requests in flight and waiting; the first of equals."""
+    """The member with the fewest requests in flight and waiting; the first of equals."""
     best = members[0]
     engine = best.engine
     least = engine.in_flight + engine.waiting

@@ -1,4 +1,4 @@
-"""What the state machine knows of one member."""
+"""One member in the state machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Condition = Literal["ready", "ramping", "open", "half-open", "fenced", "drained"
 
 
 class Load(Protocol):
-    """How busy a member is; an engine."""
+    """The load of a member, as its engine counts it."""
 
     @property
     def in_flight(self) -> int: ...
@@ -40,7 +40,7 @@ class MemberState:
         self.interval = interval
         self.engine: Load = Idle()
         self.key: bytes | None = None
-        """The public key it signs with; None: it has not started."""
+        """The public key of its signatures; None: it has not started."""
         self.drained = False
         self.breakers: dict[Kind, Breaker] = {}
         self.weight = FULL
@@ -50,7 +50,7 @@ class MemberState:
         self.reason = ""
 
     def breaker(self, kind: Kind) -> Breaker:
-        """The breaker for a kind of failure, made when the first one happens."""
+        """The breaker for a kind of failure, made for the first failure."""
         found = self.breakers.get(kind)
         if found is None:
             found = self.breakers[kind] = Breaker(kind, self.interval)
@@ -58,22 +58,22 @@ class MemberState:
 
     @property
     def open_breakers(self) -> list[Breaker]:
-        # A copy: monitoring looks from another thread.
+        # A copy: monitoring reads from another thread.
         return [breaker for breaker in tuple(self.breakers.values()) if breaker.state != "closed"]
 
     @property
     def fenced(self) -> bool:
-        """No probe brings it back: a person has to."""
+        """Whether no probe brings the member back, only an operator."""
         return any(not breaker.rule.probed for breaker in self.open_breakers)
 
     @property
     def trusted(self) -> bool:
-        """Whether requests may go to it."""
+        """Whether requests may go to the member."""
         return self.key is not None and not self.drained and not self.open_breakers
 
     @property
     def half_open(self) -> bool:
-        """Whether its last probe was good in everything that it is not yet trusted in."""
+        """Whether the last probe was good for every breaker that is not closed."""
         found = self.open_breakers
         return (
             self.key is not None
@@ -84,7 +84,7 @@ class MemberState:
 
     @property
     def condition(self) -> Condition:
-        """In one word, for people."""
+        """The state in one word."""
         if self.drained:
             return "drained"
         if self.fenced:
@@ -98,6 +98,6 @@ class MemberState:
         return "ready" if self.weight == FULL else "ramping"
 
     def due(self, now: int, hurry: bool) -> bool:
-        """Whether a probe is wanted: all open breakers allow one."""
+        """Whether a probe is due: all open breakers allow one."""
         found = self.open_breakers
         return bool(found) and not self.drained and all(breaker.due(now, hurry) for breaker in found)

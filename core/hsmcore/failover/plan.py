@@ -1,4 +1,4 @@
-"""From the configuration to levels and endpoints. Nothing is opened."""
+"""Levels and endpoints of a configuration. Opens nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from hsmcore.config import Config, Failover, Provider, all_members
+from hsmcore.config.policy import KeyLevel
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.members import make_member
@@ -15,13 +16,13 @@ MS = 1_000_000
 
 
 def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
-    """The state machine for a configuration with an enabled `failover`, or whose provider has several members."""
+    """The state machine for a configuration with `failover`, or with several members of one provider."""
     rules = config.key_manager
     configured = rules.failover
     failover = configured if configured is not None and configured.enabled else Failover()
-    plan: list[tuple[Level, tuple[Provider, ...]]] = [(_primary(failover), rules.primary)]
+    plan: list[tuple[Level, tuple[Provider, ...]]] = [(_level("primary", failover), rules.primary)]
     if failover.secondary:
-        plan.append((_secondary(failover), all_members(failover.secondary)))
+        plan.append((_level("secondary", failover), all_members(failover.secondary)))
     if failover.emergency_mode_enabled:
         plan.append(
             (Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True), failover.emergency_level)
@@ -52,22 +53,9 @@ def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
     )
 
 
-def _primary(failover: Failover) -> Level:
-    return Level(
-        "primary",
-        failover.max_primary_retries,
-        failover.primary_retry_interval_ms * MS,
-        other_keys="primary" in failover.accept_other_keys,
-    )
-
-
-def _secondary(failover: Failover) -> Level:
-    return Level(
-        "secondary",
-        failover.max_secondary_retries,
-        failover.secondary_retry_interval_ms * MS,
-        other_keys="secondary" in failover.accept_other_keys,
-    )
+def _level(name: KeyLevel, failover: Failover) -> Level:
+    retries, interval = getattr(failover, f"max_{name}_retries"), getattr(failover, f"{name}_retry_interval_ms")
+    return Level(name, retries, interval * MS, other_keys=name in failover.accept_other_keys)
 
 
 def _name(providers: Iterable[Provider]) -> None:

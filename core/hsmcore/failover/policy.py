@@ -1,4 +1,4 @@
-"""What to do with a request after an attempt has failed: try somebody, wait, or give up. Pure decisions."""
+"""The next step of a request after a failed attempt: try a member, wait, or give up. Pure decisions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ M = TypeVar("M", bound=MemberState)
 
 @dataclass(slots=True)
 class Attempts(Generic[M]):
-    """What a request has been through. `bound_to`: the key under which a signature may exist already; no other may sign
-    it then, unless the caller allows that."""
+    """The attempts of a request. `bound_to`: the key under which a signature may exist; no other key may sign the
+    message then, unless the caller allows it."""
 
     bound_to: bytes | None = None
     tried: list[M] = field(default_factory=list)
@@ -27,14 +27,14 @@ class Attempts(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Try(Generic[M]):
-    """Send it to this member now."""
+    """Try this member now."""
 
     member: M
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing until `until` (monotonic ns); `eager`: or until the levels change."""
+    """Wait until `until` (monotonic ns); `eager`: or until the levels change."""
 
     until: int
     eager: bool
@@ -42,14 +42,14 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Nobody can sign it."""
+    """No member can sign the message."""
 
 
 Step = Try[M] | Wait | GiveUp
 
 
 def next_step(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
-    """Decide. The caller bounds waiting by the request's deadline, and asks again after it."""
+    """Decide. The caller bounds the wait by the request's deadline, and asks again afterwards."""
     if levels.mode == "literal":
         return _literal(levels, attempts, now)
     return _smart(levels, attempts, now)
@@ -60,7 +60,7 @@ def _smart(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
     if member is not None:
         return Try(member)
     if attempts.tried and (again := levels.pick_for(attempts.bound_to, ())) is not None:
-        # Whoever is left has failed this request and is trusted all the same: once more at once, then at the interval.
+        # Every remaining member already failed this request but is trusted: retry at once, then at the interval.
         level = levels.levels[again.level]
         attempts.rounds += 1
         attempts.tried.clear()
@@ -72,7 +72,7 @@ def _smart(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
 
 
 def _literal(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
-    """Each level in turn: an attempt, then its retries, each after the interval."""
+    """Each level in turn: one attempt, then the retries, each after the interval."""
     if attempts.level is None:
         attempts.level = levels.active or 0
     while attempts.level < len(levels.levels):
@@ -98,7 +98,7 @@ def _literal(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
 
 
 def _members_of(levels: Levels[M], level: int, key: bytes | None) -> list[M]:
-    """Every member of the level that is not out for good, whatever failed before."""
+    """Every member of the level that a retry may reach, regardless of earlier failures."""
     return [
         member
         for member in levels.members

@@ -1,4 +1,4 @@
-"""A request that has to be looked after: it failed once, or it began when nobody could take it at once."""
+"""A request that is routed: an attempt failed, or no member could take it at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hsmcore.errors import HsmError, InvalidTimeout, MemberDown
+from hsmcore.errors import HsmError, MemberDown
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Levels
@@ -16,14 +16,14 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.receipt import Receipt
 
 BINDING_NS: Final = 120_000_000_000
-"""How long a message stays bound to the key of an attempt whose outcome nobody knows: longer than a Solana transaction
-is valid (150 slots, 60 to 90 s)."""
+"""How long a message stays bound to the key of an attempt with an unknown outcome: longer than a Solana transaction is
+valid (150 slots, 60 to 90 s)."""
 BINDINGS_MAX: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A signature and who made it."""
+    """A signature, with the member and the key that made it."""
 
     signature: bytes
     endpoint: Endpoint
@@ -54,7 +54,7 @@ class Request:
     deadline: int
     allow_other_key: bool
     extra: bytes | None = None
-    """What the caller adds to its audit records."""
+    """The caller's addition to the audit records."""
     attempts: Attempts[Endpoint] = field(default_factory=Attempts)
     causes: dict[str, HsmError] = field(default_factory=dict)
     refused: tuple[Endpoint, HsmError] | None = None
@@ -66,13 +66,13 @@ class Request:
         return () if self.allow_other_key else (self.message,)
 
     def failed_at(self, endpoint: Endpoint, error: HsmError) -> None:
-        """Note that this member has been tried, and why that was in vain."""
+        """Note a failed attempt on this member."""
         self.attempts.tried.append(endpoint)
         self.causes[endpoint.level_name] = error
 
 
 def failure_of(request: Request, levels: Levels[Endpoint], *, late: bool) -> AllLevelsFailed:
-    """The one error that names the cause of each level."""
+    """The error that names the cause of each level."""
     causes: dict[str, HsmError] = {}
     for index, level in enumerate(levels.levels):
         own = request.causes.get(level.name)
@@ -102,8 +102,8 @@ def _cause(level: int, request: Request, levels: Levels[Endpoint]) -> HsmError:
 
 
 class KeyBindings:
-    """Messages of which a signature by one key may exist although nobody got it: no other key must sign them when the
-    caller asks again. Kept as digests, for BINDING_NS."""
+    """Messages that may be signed under one key although no caller got the signature: no other key must sign them when
+    the caller asks again. Kept as digests, for BINDING_NS."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
@@ -120,36 +120,18 @@ class KeyBindings:
             self._keys.popitem(last=False)
 
     def get(self, message: Any) -> bytes | None:
-        """The key that a message is bound to."""
+        """The key that a message is bound to, if any."""
         if not isinstance(message, bytes):
-            return None  # no message: the engine says what is wrong with it
+            return None  # no message: the engine raises the error
         found = self._keys.get(hashlib.sha256(message).digest())
         return None if found is None else found[0]
 
     def forget(self, now: int) -> None:
-        """Let go what is too old to matter."""
+        """Remove bindings older than BINDING_NS."""
         while self._keys and next(iter(self._keys.values()))[1] <= now:
             self._keys.popitem(last=False)
 
 
-def frozen(message: Any) -> Any:
-    """A copy that the caller cannot change before another member signs it. What is no message stays what it is: the
-    engine says what is wrong with it."""
-    try:
-        return bytes(memoryview(message))
-    except (BufferError, ValueError, TypeError):
-        return message
-
-
 def by_module(error: HsmError) -> bool:
-    """Whether it was a module that refused a request, not hsmcore: it may be the module that is wrong."""
+    """Whether a module refused the request, not hsmcore: the module may be at fault."""
     return error.status == "REQUEST_REJECTED" and (error.call or "").startswith("C_")
-
-
-def checked_timeout(timeout: Any) -> float:
-    """In seconds, within bounds. Raises InvalidTimeout."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
-    if not 0 < timeout < float("inf"):
-        raise InvalidTimeout(f"a timeout must be positive and finite, not {timeout}")
-    return float(min(timeout, 1e8))

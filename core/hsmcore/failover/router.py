@@ -1,8 +1,8 @@
 """The way of a request through the levels.
 
-When nothing fails, a signature costs a pick and the member's own submit. Everything else happens behind an exception:
-the levels are told, the policy decides, and the request goes elsewhere, waits, or ends with one error that names each
-level's cause. A request is answered once: with the first good signature, or with an error.
+Without a failure, a signature costs a pick and the member's own submit. Everything else runs after an exception: the
+levels count the failure, the policy decides, and the request tries another member, waits, or ends with one error that
+names each level's cause. A request is answered once: with the first good signature, or with an error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
+from hsmcore._native import freeze, timeout_ns
 from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
 from hsmcore.failover.budget import Emergency
@@ -21,16 +22,16 @@ from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, KeyBindings, Request, by_module, checked_timeout, failure_of, frozen
+from hsmcore.failover.request import Answer, KeyBindings, Request, by_module, failure_of
 from hsmcore.keyring import KeyVersion
 
 LATE_NS: Final = SECOND // 10
-"""A member that has answered somebody within this time is not late, whatever deadlines have passed."""
+"""A member that answered any request within this time is not late, even if deadlines have passed."""
 Sink = Callable[[Event], None]
 
 
 class Router:
-    """Routes requests. Belongs to the event loop; `settle` is to be called after the levels were told anything."""
+    """Routes requests. Belongs to the event loop. After every change of the levels, call `settle`."""
 
     def __init__(
         self,
@@ -52,29 +53,27 @@ class Router:
         self._hedging = hedging
         self._bindings = KeyBindings()
         self._careful = True
-        """Whether a message may have to be looked at before it is handed to a member."""
+        """Whether messages may need a decision before a member gets them: bindings exist, or `_closely`."""
         self._closely = True
-        """Whether each one has to."""
+        """Whether every message needs one: hedging, no ready endpoint, or the emergency level."""
         self._halve = False
         self._version = -1
         self._sole: Endpoint | None = None
-        """Whom `pick` would choose in any case."""
+        """The only ready endpoint, if there is exactly one."""
         self._waiters: set[asyncio.Future[None]] = set()
         self._last: KeyVersion | None = None
         self.current: KeyVersion | None = None
-        """The key that all members are to sign with."""
+        """The key that all members should sign with."""
         self.retired: set[bytes] = set()
         """Public keys that were deactivated."""
         self.on_key: Callable[[Endpoint], object] = lambda _endpoint: None
-        """Told of each member that starts later."""
+        """Called with each member that starts later."""
         self.closing = False
         self.check: Callable[[], object] = lambda: None
-        """Raises if it is used when or where it must not be; engines look at that themselves."""
+        """Raises in the wrong state, process or event loop; engines check that themselves."""
         self.hedges = 0
         self.unsigned = 0
-        """Requests that no level signed."""
-
-    # ---- signing ----
+        """Count of requests that no level signed."""
 
     async def sign(
         self,
@@ -88,7 +87,7 @@ class Router:
         if extra is not None:
             return (await self.sign_traced(message, timeout, allow_other_key, extra)).signature
         if type(message) is not bytes:
-            message = frozen(message)
+            message = freeze(message)
         endpoint = self._sole or self.levels.pick()
         if endpoint is None or (
             self._careful and (self._closely or self.any_bound_elsewhere((message,), endpoint.key))
@@ -109,7 +108,7 @@ class Router:
                 if endpoint.abandon(signed) and not allow_other_key:
                     self.bind((message,), endpoint.key_at(index))
                 raise
-            except AuditUnavailable:  # of an answer: it is signed, and not handed out
+            except AuditUnavailable:  # the message is signed, but the signature is withheld
                 if not allow_other_key:
                     self.bind((message,), endpoint.key_at(index))
                 raise
@@ -124,9 +123,9 @@ class Router:
     async def sign_traced(
         self, message: Any, timeout: float | None = None, allow_other_key: bool = False, extra: bytes | None = None
     ) -> Answer:
-        """Sign, and say who did it. `extra` goes into the audit records."""
+        """Sign; the answer names member and key. `extra` goes into the audit records."""
         if type(message) is not bytes:
-            message = frozen(message)
+            message = freeze(message)
         request = self._request(message, monotonic_ns(), timeout, allow_other_key)
         request.extra = extra
         self._look_up(request)
@@ -137,12 +136,10 @@ class Router:
                 return answer
         return await self._route(request)
 
-    # ---- for batches; see batch.sign_many ----
-
     def begin_many(
         self, endpoint: Endpoint, batch: list[Any], timeout: float | None, extra: bytes | None = None
     ) -> asyncio.Future[list[Any]]:
-        """Have one member sign a batch."""
+        """Submit a batch to one member."""
         return endpoint.signing.submit_many(batch, self._share(timeout), True, endpoint.index, extra)
 
     async def resume(
@@ -155,7 +152,7 @@ class Router:
         error: HsmError,
         extra: bytes | None = None,
     ) -> Answer:
-        """Go on with a message whose attempt on `endpoint` with this public key failed; `begun` in monotonic ns."""
+        """Route a message whose attempt on `endpoint` with this public key failed; `begun` in monotonic ns."""
         request = self._request(message, begun, timeout, allow_other_key=False)
         request.extra = extra
         if isinstance(error, AuditUnavailable):
@@ -164,7 +161,7 @@ class Router:
         return await self._route(request)
 
     def bind(self, messages: Iterable[bytes], key: bytes) -> None:
-        """No other key is to sign these for a while: a signature may exist that nobody got."""
+        """Let no other key sign these messages for BINDING_NS: a signature may exist that no caller got."""
         now = monotonic_ns()
         for message in messages:
             self._bindings.add(message, key, now)
@@ -175,10 +172,8 @@ class Router:
         return bool(self._bindings) and any(self._bindings.get(message) not in (None, key) for message in messages)
 
     def is_request_s_own(self, error: HsmError) -> bool:
-        """Whether no other member would do better."""
+        """Whether the error is the request's own, so that no other member helps."""
         return kind_of(error) is None and not self._left(error)
-
-    # ---- one request, after the first failure ----
 
     async def _route(self, request: Request) -> Answer:
         try:
@@ -207,15 +202,15 @@ class Router:
             raise
 
     def _look_up(self, request: Request) -> None:
-        """Bind a request to the key that another one for the same message may have been signed with."""
+        """Bind a request to the key of an earlier request for the same message."""
         if self._bindings and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = self._bindings.get(request.message)
 
     async def _attempt(self, endpoint: Endpoint, request: Request) -> Answer | None:
-        """Try one member. None: it failed, and the levels know."""
+        """Try one member. None: the attempt failed, and the levels have counted it."""
         version = endpoint.key_version
         episode = 0
-        # What it was asked for before it failed says nothing about afterwards, however late the answer comes.
+        # An answer to a request from before the failure is no evidence that the member works again.
         suspect = not endpoint.trusted
         try:
             if endpoint.level_name == EMERGENCY:
@@ -247,7 +242,7 @@ class Router:
             self.settle()
         if request.refused is not None and request.refused[0] is not endpoint:
             refuser, refusal = request.refused
-            self.report(refuser, "session", refusal)  # nothing was wrong with the request
+            self.report(refuser, "session", refusal)  # the request was valid: the refusal counts against the member
         return self._answered(endpoint, Answer(signature, endpoint, version, cached, seq), episode)
 
     def _answered(self, endpoint: Endpoint, answer: Answer, episode: int) -> Answer:
@@ -265,7 +260,7 @@ class Router:
             async with asyncio.timeout((request.deadline - monotonic_ns()) / SECOND):
                 return await self.budget.spend()
         except TimeoutError:
-            request.deadline = monotonic_ns()  # a loop's timer may be a little early, and no level is tried after it
+            request.deadline = monotonic_ns()  # the loop's timer may be early; try no level afterwards
             raise EmergencyRefused("its budget was not reserved in time", member=endpoint.name, hint="") from None
         except EmergencyRefused as error:
             self.levels.emergency_used_up(True, str(error.args[0]), monotonic_ns())
@@ -289,14 +284,14 @@ class Router:
             endpoint.pending.discard(future)
 
     def _failed(self, endpoint: Endpoint, key: bytes, error: HsmError, request: Request) -> None:
-        """Note a failed attempt with this public key. Raises it again if no other member would do better."""
+        """Count a failed attempt with this public key. Raises the error again if no other member helps."""
         left = self._left(error)
         if isinstance(error, QueueFull) and self._has_room(endpoint, error, request):
             return
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
                 raise error
-            request.refused = endpoint, error  # a second opinion is asked for, if there is anybody to give one
+            request.refused = endpoint, error  # another member decides whether the request is at fault, if there is one
             request.failed_at(endpoint, error)
             return
         if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
@@ -307,8 +302,8 @@ class Router:
             self.report(endpoint, kind, error)
 
     def _has_room(self, endpoint: Endpoint, error: QueueFull, request: Request) -> bool:
-        """Whether another member of the same level may take what is too much for this one. Another level may not: it is
-        for members that fail."""
+        """Whether another member of the same level can take the request of a full member. Other levels are for failures
+        only."""
         if self.levels.mode != "smart":
             return False
         request.failed_at(endpoint, error)
@@ -316,21 +311,19 @@ class Router:
         return other is not None and other.level == endpoint.level
 
     def report(self, endpoint: Endpoint, kind: Kind, error: HsmError) -> None:
-        """Tell the levels of a failure."""
+        """Count a failure in the levels."""
         now = monotonic_ns()
         if kind == "late" and now - endpoint.busy_since < LATE_NS:
-            return  # the caller gave it too little time: it has been signing for others
+            return  # the caller's timeout was too short: the member signs other requests
         self.levels.failed(endpoint, kind, str(error.args[0]), now)
         self.settle()
 
     def _left(self, error: HsmError) -> bool:
-        """Whether it was a member, and not this router, that was closed under a request."""
+        """Whether the member closed during the request, and not this router."""
         return (isinstance(error, EngineClosed) and not self.closing) or isinstance(error, EmergencyRefused)
 
-    # ---- waiting ----
-
     async def _wait(self, until: int, eager: bool) -> None:
-        """Until then (monotonic ns); eagerly: or until the levels change."""
+        """Wait until `until` (monotonic ns); `eager`: or until the levels change."""
         seconds = (until - monotonic_ns()) / SECOND
         if not eager or seconds <= 0:
             await asyncio.sleep(max(seconds, 0))
@@ -346,7 +339,7 @@ class Router:
             self._waiters.discard(waiter)
 
     def settle(self) -> None:
-        """Pass on what the levels have to tell, and let those who wait look again if something changed."""
+        """Pass on the levels' events, and wake waiting requests if the levels changed."""
         levels = self.levels
         if levels.events:
             events, levels.events = levels.events, []
@@ -367,28 +360,26 @@ class Router:
         self.wake()
 
     def use(self, version: KeyVersion) -> None:
-        """Another key is current: who signs with what is looked at anew by the next `settle`."""
+        """Change the current key; the next `settle` recomputes the routing."""
         self.current = version
         self._version = -1
 
     def wake(self) -> None:
-        """Let all who wait look again."""
+        """Wake every waiting request."""
         for waiter in tuple(self._waiters):
             _wake(waiter)
 
     def forget_bindings(self, now: int) -> None:
-        """Let go what is too old; without any, requests take the short way again."""
+        """Remove old bindings; without bindings, requests take the fast path again."""
         if self._bindings:
             self._bindings.forget(now)
             if not self._bindings:
                 self._version = -1
                 self.settle()
 
-    # ---- small things ----
-
     @property
     def version(self) -> KeyVersion | None:
-        """The key that signs now, or that signed last while nobody can."""
+        """The key that signs now, or that signed last while no member can."""
         return self._last
 
     @property
@@ -398,7 +389,7 @@ class Router:
         return active is not None and self.levels.levels[active].name == EMERGENCY
 
     def check_operation(self, operation: str) -> None:
-        """Raise EmergencyRefused for what the emergency level does not allow."""
+        """Raise EmergencyRefused if the emergency level is active and does not allow the operation."""
         if self.in_emergency and operation not in self.operations:
             raise EmergencyRefused(
                 f"{operation} is not among the emergency level's allowedOperations",
@@ -406,28 +397,26 @@ class Router:
             )
 
     def move(self, endpoint: Endpoint) -> int:
-        """Take from a member that answers no more what it owes, so that others do it. Returns how many requests that
-        were."""
+        """Move the pending requests of a hanging member to other members. Returns their number."""
         taken = [future for future in endpoint.pending if not future.done()]
         for future in taken:
             future.set_exception(DeadlineExceeded("the member answers no more", member=endpoint.name))
         if taken:
-            endpoint.abandon(taken[0])  # looks for all that nobody waits for any more
+            endpoint.abandon(taken[0])  # gives up every answer without a waiter
         return len(taken)
 
     def _share(self, timeout: float | None) -> Any:
-        """How much of its time a first attempt may take: half, if somebody else could do it then."""
+        """The timeout of a first attempt: half the request's time, if another member could sign afterwards."""
         if not self._halve:
             return timeout
         if timeout is None:
             return self._default / 2
         if type(timeout) in (int, float) and timeout > 0:
             return timeout / 2
-        return timeout  # the engine says what is wrong with it
+        return timeout  # the engine raises the error
 
     def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
-        seconds = self._default if timeout is None else checked_timeout(timeout)
-        return Request(message, begun + int(min(seconds, 1e8) * SECOND), allow_other_key)
+        return Request(message, begun + timeout_ns(self._default if timeout is None else timeout), allow_other_key)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""Failover as a key manager uses it: the levels of a configuration, opened, kept and closed as one."""
+"""The levels of a configuration as one signing path of a key manager."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hsmcore.members.base import SIGN_SECONDS
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
-# A member whose token is not there may come back; what else keeps one from starting is for a person to mend.
+# A token that is not there may come back; every other fatal error at the start needs an operator.
 SURVIVABLE = frozenset({"TOKEN_NOT_FOUND"})
 _EMITTED = frozenset({"failover", "failback"})
 
@@ -78,8 +78,8 @@ class FailoverService:
 
     @classmethod
     async def open(cls, config: Config, verify: Verify, audit: AuditLog, events: Events) -> Self:
-        """Open the store and start the members of all levels but the emergency one. A member that does not answer is
-        left out and tried again later, if another one can sign. Raises HsmError, and leaves nothing open then."""
+        """Open the store and start the members of all levels but the emergency level. A member that does not answer is
+        retried later, if another one can sign. Raises HsmError, and leaves nothing open then."""
         store = await Store.open(config.key_manager.state_path)
         try:
             service = cls(config, endpoints_and_levels(config), store, verify, audit, events)
@@ -120,7 +120,7 @@ class FailoverService:
         self.router.settle()
 
     async def _check_emergency(self) -> None:
-        """Better known now than in the emergency: software that its members need and that is not there."""
+        """Raise now, not in the emergency, if software of the emergency members is missing."""
         for endpoint in self.endpoints:
             if endpoint.level_name == EMERGENCY:
                 member = endpoint.make()
@@ -155,13 +155,10 @@ class FailoverService:
         ring.make_current(self.version.id)
 
     def _learn_key(self, endpoint: Endpoint) -> None:
-        if endpoint.member is not None:
-            self._audit.adopt(endpoint.member)
-            endpoint.bind()
+        if self._audit.enabled and endpoint.member is not None:
+            endpoint.member.record_in(self._audit)
         endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
         self._ring.add(endpoint.key_version)
-
-    # ---- signing ----
 
     def abandon(self, _answer: object) -> None:
         """The router gives up requests itself."""
@@ -173,8 +170,6 @@ class FailoverService:
         begun = time.perf_counter_ns()
         answer = await self.router.sign_traced(message, timeout, allow_other_key, extra)
         return answer.receipt(time.perf_counter_ns() - begun)
-
-    # ---- keys ----
 
     @property
     def failover(self) -> Self:
@@ -223,6 +218,8 @@ class FailoverService:
         found: list[KeyVersion] = []
         missing = KeyNotFound(f"no member holds a key with id {identity.hex()}")
         for endpoint, member in self._lasting():
+            if endpoint.member is not member:
+                continue  # it stopped while another member loaded the key
             try:
                 version = await member.load_key(identity)
             except KeyNotFound as error:
@@ -292,12 +289,10 @@ class FailoverService:
                 get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
         return enforced
 
-    # ---- closing ----
-
     def refuse(self) -> None:
-        """Take no further requests; those that wait for a member end with EngineClosed."""
+        """As SigningPath; requests that wait for a member end with EngineClosed."""
         self.router.closing = True
-        if not self._audit.needs_member:  # else one of them signs the last checkpoint, and stopping refuses
+        if not self._audit.needs_member:  # else a member signs the last checkpoint; `stop` refuses then
             for endpoint in self.running():
                 endpoint.signing.refuse()
         self.router.wake()
@@ -322,8 +317,6 @@ class FailoverService:
         finally:
             await self._store.close()
 
-    # ---- telling ----
-
     def _tell(self, event: Event) -> None:
         log = get_logger()
         details = {name: value for name, value in vars_of(event).items() if value not in (None, "")}
@@ -346,7 +339,7 @@ class FailoverService:
         )
 
     async def _audit_resets(self) -> None:
-        """Budgets are reset from outside: copy what was, and was not copied yet, into the audit log."""
+        """Copy resets of the budget by other processes to the audit log, each once."""
         if not self._audit.enabled:
             return
         seen = next((r for r in await self._desired.reports() if "auditedReset" in r), {"auditedReset": 0})
@@ -368,12 +361,12 @@ class FailoverService:
 
 
 def vars_of(event: Event) -> dict[str, Any]:
-    """An event's fields and details in one."""
+    """An event's fields and details as one mapping."""
     return {"from_level": event.level_from, "to_level": event.level_to, "member": event.member,
             "reason": event.reason, **event.details}  # fmt: skip
 
 
 def disambiguated(version: KeyVersion, others: Sequence[KeyVersion], member: str) -> KeyVersion:
-    """The version under a name of its own, if another key has the same id on another member."""
+    """The version with an id of its own, if another member has another key with the same id."""
     same_id = any(other.id == version.id and other.public_key != version.public_key for other in others)
     return replace(version, id=f"{version.id}@{member}") if same_id else version

@@ -1,4 +1,4 @@
-"""How a batch is shared out over the members of a level. Pure."""
+"""The shares of a batch for the members of a level. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final, TypeVar
 from hsmcore.failover.member_state import FULL, MemberState
 
 WORTH_SHARING: Final = 16
-"""A smaller batch goes to one member in one crossing."""
+"""Messages; a smaller batch goes to one member in one crossing."""
 
 M = TypeVar("M", bound=MemberState)
 
 
 def share_out(count: int, members: Sequence[M]) -> list[tuple[M, int]]:
-    """How many of `count` requests each member takes, so that afterwards all have equally much to do for their weight.
-    The numbers add up to `count`; who has more than enough to do already is left out."""
+    """How many of `count` requests each member takes, so that afterwards load is in proportion to weight. The numbers
+    add up to `count`; a member with a higher load takes none."""
     loads = {m: (m.engine.in_flight + m.engine.waiting, m.weight / FULL) for m in members}
     taking = sorted(members, key=lambda m: loads[m][0] / loads[m][1])
     while True:

@@ -1,4 +1,4 @@
-"""Is it worth waiting for a member to come back, and until when?"""
+"""How long a request may wait for a member to come back."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.member_state import MemberState
 
-ARMING_NS: Final = 5 * SECOND
-"""How long requests wait for the emergency level's key to be made."""
+STARTING_NS: Final = 5 * SECOND
+"""How long requests wait for the emergency level's key."""
 
 M = TypeVar("M", bound=MemberState)
 
 
 def hope_until(levels: Levels[M], key: bytes | None, now: int) -> int | None:
-    """Until when a request may wait (`key`: the only one that may sign it); None: every level has been given up."""
+    """Until when a request may wait (`key`: the only key that may sign it); None: every level is given up."""
     hopes = [emergency_hope(levels) if key is None else 0]
     for index, level in enumerate(levels.levels):
         waited_for = any(
@@ -32,8 +32,8 @@ def hope_until(levels: Levels[M], key: bytes | None, now: int) -> int | None:
 
 
 def emergency_hope(levels: Levels[M]) -> int:
-    """Until when the emergency level is worth waiting for; 0: it is not."""
+    """Until when a request may wait for the emergency level; 0: not at all."""
     since = levels.all_down_since()
     if since is None or not levels.emergency_possible() or all(lv.name != EMERGENCY for lv in levels.levels):
         return 0
-    return since + levels.emergency_delay + ARMING_NS
+    return since + levels.emergency_delay + STARTING_NS

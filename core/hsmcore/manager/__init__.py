@@ -1,4 +1,4 @@
-"""The key manager that an application holds, and what it is made of.
+"""The key manager that an application holds, and its parts.
 
-Reading order: key_manager, lifecycle, keys, background; then recording, verification, describe, notices.
+Reading order: key_manager, path, single, lifecycle, keys, background; then recording, verification, describe, notices.
 """

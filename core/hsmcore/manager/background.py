@@ -1,4 +1,4 @@
-"""What goes on beside signing and survives a restart: the key ring, its rotation, notices to people."""
+"""Background services that survive a restart: the stored key ring, its rotation, and notices to operators."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hsmcore.state import Store
 
 _HOUR_NS: Final = 3_600_000_000_000
 _NOTICED: Final = {"failover": "failover", "failback": "failover", "emergency-operation": "emergency"}
-"""Events of which people are told, and the kind of notice."""
+"""Events that become notices, and the kind of notice."""
 
 
 class BackgroundServices:
-    """Store, rotation and notices of one key manager; without `keyRotation` and `notices` there is nothing in it.
-    Belongs to the event loop that opens it."""
+    """State store, rotation and notices of one key manager; empty without `keyRotation` and `notices`. Belongs to the
+    event loop that opens it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        """What to start the members with."""
+        """The configuration that the members start with."""
         self.rotation: RotationService | None = None
         self.notices: NoticeService | None = None
         self._store: Store | None = None
@@ -61,7 +61,7 @@ class BackgroundServices:
         return background
 
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
-        """The members run: go on with what is unfinished. Raises KeyMismatch (see RotationService.begin)."""
+        """The members run: resume an unfinished rotation, deliver notices. Raises KeyMismatch."""
         if self.notices is not None:
             notices = self.notices
             for event, kind in _NOTICED.items():
@@ -71,7 +71,7 @@ class BackgroundServices:
             await self.rotation.begin(port, started)
 
     async def close(self) -> None:
-        """End everything; what is unfinished goes on at the next start. Doing it twice is no error."""
+        """Stop all services; the next start resumes unfinished work. Idempotent."""
         for end in self._subscriptions:
             end()
         if self.rotation is not None:

@@ -1,4 +1,4 @@
-"""The key manager: what an application holds. Policy only; bytes are the native core's business."""
+"""The key manager that an application holds. It composes its parts; the native core handles the bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
-    """Check a configuration and make the key manager for it; nothing is opened before `initialize()`.
+    """Check a configuration and make its key manager; nothing is opened before `initialize()`.
 
     `config` is a dict, the path of a JSON file, or a Config. `rotates`: False leaves `keyRotation` to other processes
     and only follows the key ring, as the commands that sign, verify and show do. Raises ConfigurationError, which names
@@ -41,8 +41,8 @@ def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
 
 
 async def _a_turn(error: HsmError) -> None:
-    """Give the event loop its turn before an error is raised that may have come without one: what ends an outage runs
-    in that loop, and a caller that repeats at once would keep it to itself."""
+    """Let the event loop run once before an error is raised that may have come without a wait. Recovery runs in that
+    loop, and a caller that retries at once would starve it."""
     if not isinstance(error, WrongEventLoop):  # there may be no loop
         await asyncio.sleep(0)
 
@@ -50,9 +50,9 @@ async def _a_turn(error: HsmError) -> None:
 class KeyManager:
     """Signs with the current key of a key ring on an HSM.
 
-    It belongs to the event loop that runs `initialize()` and is for that loop only: every other use raises
-    WrongEventLoop, and EngineForked in a forked child. All coroutines may run concurrently. No call blocks the loop;
-    every signature has a deadline. All errors are HsmError.
+    Belongs to the event loop that runs `initialize()`: use in another loop raises WrongEventLoop, in a forked child
+    EngineForked. All coroutines may run concurrently. No call blocks the loop; every signature has a deadline. All
+    errors are HsmError.
     """
 
     def __init__(self, config: Config, *, rotates: bool = True) -> None:
@@ -74,15 +74,13 @@ class KeyManager:
         self._path = path
         self._keys = KeyOperations(path, self._background.rotation, self._rules, self.audit, self._events)
 
-    # ---- life cycle ----
-
     async def initialize(self) -> None:
-        """Open the audit log, log in to the token, start its workers, find and prove the key. Raises HsmError; on
-        failure nothing is left open and it may be tried again, unless the login was refused: that is not repeated."""
+        """Open the audit log, log in to the token, start its workers, find and prove the key. Raises HsmError. A
+        failure leaves nothing open, and the call may be repeated, unless the login was refused."""
         await self._life.open()
 
     async def close(self) -> None:
-        """Refuse new requests, let those in flight end (each with its signature or an error), then let the token go.
+        """Refuse new requests, wait until each request in flight has its signature or an error, then release the token.
         Idempotent."""
         await self._life.close()
 
@@ -136,7 +134,7 @@ class KeyManager:
 
     async def _close(self) -> None:
         path, name = self._path, self._rules.name
-        path.refuse()  # an opening that was cancelled too late comes here at once
+        path.refuse()  # also here: an opening that was cancelled too late is closed without _refuse
         await self._end_background()
         await path.idle()
         self.audit.note("close", member=name)
@@ -155,8 +153,6 @@ class KeyManager:
     ) -> None:
         await self.close()
 
-    # ---- signing ----
-
     async def sign(
         self,
         message: bytes | bytearray | memoryview,
@@ -168,11 +164,11 @@ class KeyManager:
 
         `timeout` in seconds; None: `requestTimeoutMs`. Returns 64 bytes. Raises DeadlineExceeded, KeyDeactivated,
         InvalidMessage, MessageTooLarge, InvalidTimeout, MemberDown and other HsmErrors; `.retryable` says whether
-        the same call can succeed later. When the queue is full, it waits for its turn within the timeout; who could not
-        have it in time gets QueueFull, a DeadlineExceeded, at once.
+        the same call can succeed later. While the queue is full, the request waits within its timeout; a request that
+        cannot meet its deadline at the measured service rate gets QueueFull, a DeadlineExceeded, immediately.
 
-        With failover, AllLevelsFailed says that no level could sign, and why. `allow_other_key`: another key may sign
-        the message although a signature under the first one may exist already.
+        With failover, AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign the
+        message although a signature under the first key may exist.
         """
         extra = audit_extra() if self._audited else None
         path = self._path
@@ -218,8 +214,8 @@ class KeyManager:
     ) -> Any:
         """Sign a batch in one crossing to the workers. Returns the signatures in order.
 
-        If one fails, its error is raised at once, unless `return_exceptions` puts it into the list instead. An invalid
-        message is refused before anything is signed. `timeout` is for the whole batch.
+        The first error is raised at once, unless `return_exceptions` puts errors into the list. An invalid message is
+        refused before anything is signed. `timeout` covers the whole batch.
         """
         batch = list(messages)
         return await self._answer(
@@ -233,7 +229,7 @@ class KeyManager:
         *,
         allow_other_key: bool = False,
     ) -> Receipt:
-        """Sign one message and say who did it. Errors as `sign`."""
+        """Sign one message; the receipt names member, level and key. Raises the errors of `sign`."""
         return await self._answer(
             "sign", message, lambda extra: self._path.submit_with_receipt(message, timeout, allow_other_key, extra)
         )
@@ -256,15 +252,13 @@ class KeyManager:
     async def verify(
         self, message: bytes | bytearray | memoryview, signature: bytes, key_id: str | None = None
     ) -> bool:
-        """Whether `signature` is good for `message`: by the key named, or by any key of the ring. In software, off the
-        event loop, never by the HSM. Raises KeyNotFound, InvalidMessage."""
+        """Whether `signature` is valid for `message` under the given key, or under any key of the ring. In software,
+        off the event loop, never by the HSM. Raises KeyNotFound, InvalidMessage."""
         self._life.check_open()
         ring = self._keys.ring
         versions = [ring.get(key_id)] if key_id is not None else ring.for_verification()
         valid = await self._verifiers.verify(versions, message, signature)
         return self._record.verification(message, signature, key_id, valid)
-
-    # ---- keys ----
 
     @property
     def public_key(self) -> bytes:
@@ -280,34 +274,34 @@ class KeyManager:
         return self._path.version.id
 
     async def set_current_key_id(self, key_id: str) -> None:
-        """Sign with another key from now on; it may be one of the ring or any other on the token. Requests that are
-        queued already keep their key. The cache is wiped. Raises KeyNotFound, KeyDeactivated."""
+        """Sign with another key from now on: one of the ring, or any other on the token. Queued requests keep their
+        key. The cache is wiped. Raises KeyNotFound, KeyDeactivated."""
         await self._open_keys().set_current(key_id)
 
     async def generate_key(self) -> str:
-        """Make a new key pair of the current key's algorithm on the token. Returns its id; the current key stays."""
+        """Generate a key pair of the current key's algorithm on the token. Returns its id; the current key stays."""
         return await self._open_keys().generate()
 
     async def deactivate_key(self, key_id: str) -> None:
-        """Never sign with this key again; requests queued for it are refused. If it is the current one, signing fails
-        with KeyDeactivated until another is made current. Tokens that can are made to refuse it too. Raises
+        """Never sign with this key again; refuse requests that are queued for it. If it is the current key, signing
+        fails with KeyDeactivated until another key is current. The token enforces it too, if it can. Raises
         KeyNotFound."""
         await self._open_keys().deactivate(key_id)
 
     async def export_key_backup(self, key_id: str) -> bytes:
-        """The private key wrapped by the HSM; its plain value never leaves it. Raises KeyNotExportable when the key or
-        the token does not allow it."""
+        """The private key wrapped by the HSM; its plain value never leaves the HSM. Raises KeyNotExportable when the
+        key or the token does not allow it."""
         return await self._open_keys().export_backup(key_id)
 
     async def rotate_key(self, reason: str = "") -> str:
-        """Rotate now instead of when it is due. Returns the new key's id once it signs; the old one goes on verifying
-        for `overlapDays`. Raises what made it fail (the old key signs on), StoreBusy while another rotation is under
-        way, BadArgument without `keyRotation.enabled`."""
+        """Rotate now, before the rotation is due. Returns the new key's id once it signs; the old key still verifies
+        for `overlapDays`. Raises the error of a failed rotation (the old key still signs), StoreBusy while another one
+        is under way, BadArgument without `keyRotation.enabled`."""
         return await self._open_keys().rotate(reason)
 
     def on_rotation(self, handover: Handover) -> None:
-        """Have `handover` tell the chain of each new key before it signs (see hsmcore.handover). Before initialize(),
-        so that a rotation which was cut off finds it; one that was cut off in its handover waits for it."""
+        """Set the handover that announces each new key to the chain before it signs (see hsmcore.handover). Call it
+        before initialize(): a rotation that was interrupted in its handover waits for it."""
         self._handover = handover
         if self._background.rotation is not None:
             self._background.rotation.handover = handover
@@ -316,15 +310,13 @@ class KeyManager:
         self._life.check()
         return self._keys
 
-    # ---- state and events ----
-
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
-        """Call `callback(details)` in the event loop for each `event`; see events.EVENTS. Returns what ends it."""
+        """Call `callback(details)` in the event loop for each `event` of EVENTS. Returns how to unsubscribe."""
         return self._events.on(event, callback)
 
     async def operator_action(self, action: str, *, result: str, **fields: Any) -> int | None:
-        """Record what a person asked for through an operator's console, also when it was refused, and tell who listens
-        (event "operator-action"). Returns the record's number, once it is kept. Raises AuditUnavailable."""
+        """Record an action of the operator's console, also a refused one, and emit "operator-action". Returns the
+        number of the durable record. Raises AuditUnavailable."""
         number = self.audit.record("operator-action", command=action, result=result, **fields)
         await self.audit.durable(number)
         self._events.emit("operator-action", action=action, result=result, **fields)
@@ -347,13 +339,13 @@ class KeyManager:
         return {member.name: member.stats() for member in self.members() if member.running}
 
     def describe(self) -> dict[str, Any]:
-        """How everything stands, as data that is ready for JSON but for the histograms, lists of (upper bound in ns,
-        count since the start). Costs some 0.1 ms for each member; only in the event loop that initialized. Works in
-        every state, also before initialize() and after close()."""
+        """The state of levels, members, keys and audit log, as data for JSON; histograms are lists of (upper bound in
+        ns, count since the start). Only in the event loop; in every state, also before initialize() and after
+        close()."""
         return self.snapshot().describe()
 
     def snapshot(self) -> Snapshot:
-        """What it is made of now, for monitoring; see hsmcore.metrics. Any thread."""
+        """The parts, for hsmcore.metrics. Any thread."""
         rotation = self._background.rotation
         return Snapshot(self.config, self._life.state, self._path, self._keys.ring, rotation, self.audit)
 
@@ -361,7 +353,7 @@ class KeyManager:
 
     @property
     def _member(self) -> Any:
-        return self._path.member
+        return None if self._path.failover else self._path.member
 
     @property
     def _failover(self) -> Any:

@@ -54,8 +54,6 @@ class KeyOperations:
             manager=manager,
         )
 
-    # ---- for the application; see KeyManager ----
-
     async def set_current(self, key_id: str) -> None:
         """As KeyManager.set_current_key_id."""
         member = self._member_for("setCurrentKeyId")
@@ -118,8 +116,6 @@ class KeyOperations:
     def _member_for(self, operation: str) -> Member:
         self._path.check_operation(operation)
         return self._path.member
-
-    # ---- for a rotation; see ManagerPort ----
 
     def _holders(self) -> list[Member]:
         found = self._path.holders()

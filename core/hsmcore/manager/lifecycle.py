@@ -1,4 +1,4 @@
-"""Opening once and closing once, whoever asks, however often, and whatever is cancelled meanwhile."""
+"""Open once and close once, also under concurrent calls and cancellation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Step = Callable[[], Coroutine[Any, Any, None]]
 class Lifecycle:
     """Runs `open` and `close` of its owner, each in a task of its own; `refuse` is called as soon as closing begins.
 
-    Cancelling whoever waits for the opening undoes it and waits until nothing is left; cancelling whoever waits for the
-    closing does not stop it, and the next one to close waits for its end. `open` must leave nothing behind when it
-    fails or is cancelled. Belongs to the event loop that opens.
+    A caller that is cancelled in open() undoes the opening and waits until nothing is left. A caller that is cancelled
+    in close() does not stop the closing; the next call to close() waits for its end. `open` must leave nothing behind
+    when it fails or is cancelled. Belongs to the event loop that opens.
     """
 
     def __init__(self, open_: Step, refuse: Callable[[], None], close: Step) -> None:
@@ -29,7 +29,7 @@ class Lifecycle:
         self.state: State = "new"
 
     async def open(self) -> None:
-        """Raises what opening raises; HsmError if it was done already; EngineClosed if it was closed meanwhile."""
+        """Open. Raises the errors of `open`; HsmError on a second call; EngineClosed if close() interrupts."""
         self.check_process()
         if self.state in ("opening", "open", "closing"):
             raise HsmError(f"initialize() was called already; it is {self.state}", status="BAD_ARGUMENT")
@@ -39,13 +39,13 @@ class Lifecycle:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            closed_meanwhile = task.cancelled()
+            closed = task.cancelled()
             task.cancel()
             await _finished(task)
             if not task.cancelled() and task.exception() is None:
                 await self._close_step()  # the cancellation came too late for it
             self.state = "closed"
-            if closed_meanwhile:
+            if closed:
                 raise EngineClosed("closed while it was being initialized") from None
             raise
         except BaseException:
@@ -54,7 +54,7 @@ class Lifecycle:
         self.state = "open"
 
     async def close(self) -> None:
-        """Returns when everything is closed. Doing it twice, or without having opened, is no error."""
+        """Close, and return when everything is closed. Idempotent, also without open()."""
         self.check_process()
         if self.state in ("new", "closed"):
             return
@@ -77,12 +77,12 @@ class Lifecycle:
             self.state = "closed"
 
     def check(self) -> None:
-        """Raise unless it is open, and used in the right process and event loop."""
+        """Raise unless open, in the process and the event loop that opened."""
         self.check_open()
         self.check_loop()
 
     def check_open(self) -> None:
-        """Raise unless it is open, and in the right process."""
+        """Raise unless open, in the process that opened."""
         self.check_process()
         if self.state in ("new", "opening"):
             raise NotInitialized("used before initialize()")
@@ -105,7 +105,7 @@ class Lifecycle:
 
 
 async def _finished(task: asyncio.Task[None]) -> None:
-    """Wait for the end of a task, however often the one who waits is cancelled."""
+    """Wait for the end of a task; a cancellation does not end the wait."""
     while not task.done():
         try:
             await asyncio.wait({task})

@@ -1,4 +1,4 @@
-"""Notices: written to the state store first, delivered when the targets can be reached."""
+"""Notices to operators: written to the state store first, delivered when the targets can be reached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hsmcore.state.outbox import Delivery
 
 SECOND: Final = 1_000_000_000
 GIVE_UP_NS: Final = 3 * 86400 * SECOND
-"""A notice that no attempt has delivered for so long is given up, and that is logged."""
+"""Nanoseconds until an undelivered notice is given up, and logged."""
 _FIRST_RETRY_NS: Final = 5 * SECOND
 _LAST_RETRY_NS: Final = 3600 * SECOND
 _LOOK_SECONDS: Final = 5.0
@@ -27,8 +27,8 @@ Send = Callable[[bytearray, str, str], str]
 
 
 class NoticeService:
-    """Puts notices into the outbox and delivers them, one at a time, in a thread of its own. Belongs to the event loop.
-    A failure here is logged and disturbs nobody."""
+    """Puts notices into the outbox and delivers them, one at a time, in its own thread. Belongs to the event loop. A
+    failure is logged and does not affect signing."""
 
     clock: Callable[[], int] = staticmethod(time.time_ns)
 
@@ -42,14 +42,14 @@ class NoticeService:
         self._targets: dict[str, Secret] | None = None
 
     def begin(self) -> None:
-        """Deliver what there is from now on."""
+        """Start to deliver."""
         if self._rules is not None and self._task is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-notices")
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Stop delivering; an attempt under way is waited for (at most some seconds). What is left stays in the outbox.
-        Doing it twice is no error."""
+        """Stop delivering, after the attempt under way (some seconds at most). Undelivered notices stay in the outbox.
+        Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -61,7 +61,7 @@ class NoticeService:
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
 
     async def announce(self, kind: str, title: str, body: str, occasion: str) -> bool:
-        """Put a notice in, once for each occasion. Whether it was new."""
+        """Add a notice, once for each occasion. Returns whether it was new."""
         rules = self._rules
         if rules is None or kind not in rules.kinds:
             return False
@@ -71,7 +71,7 @@ class NoticeService:
         return new
 
     def note(self, kind: str, event: str, details: Mapping[str, Any]) -> None:
-        """As `announce`, from a callback: an event and what is known of it."""
+        """As `announce`, from a callback of Events: an event and its details."""
         lines = [f"{name}: {value.hex() if isinstance(value, bytes) else value}" for name, value in details.items()]
         task = asyncio.get_running_loop().create_task(
             self.announce(kind, event, "\n".join(lines) or event, f"{event}-{time.time_ns()}")
@@ -85,7 +85,7 @@ class NoticeService:
             get_logger().error("a notice was not written", error=str(error))
 
     async def _names(self) -> list[str]:
-        """The targets' fingerprints. Fetching a secret may take long: not on the event loop."""
+        """The targets' fingerprints. Resolving a secret may block, so it runs in a thread."""
         if self._targets is None and self._rules is not None:
             secrets = self._rules.targets
             self._targets = await asyncio.get_running_loop().run_in_executor(
@@ -130,7 +130,7 @@ class NoticeService:
 
 
 def _fingerprint(secret: Secret) -> str:
-    """Names a target without its address, and stays the same while that does."""
+    """A name for a target that does not reveal its address, and is stable while the address is."""
     try:
         value = secret.resolve()
     except HsmError:
@@ -149,9 +149,8 @@ def _sent(target: Secret, title: str, body: str) -> str:
 
 
 def send(url: bytearray, title: str, body: str) -> str:
-    """Send to an apprise URL, which is wiped. Return "" if it was taken, else why not; never any part of the URL.
-
-    Blocks; apprise knows the services and their time limits."""
+    """Send to an apprise URL, and wipe the URL. Returns "" if the target accepted, else the reason, without any part of
+    the URL. Blocks; apprise has time limits for each service."""
     try:
         import apprise
     except ImportError:
@@ -163,7 +162,7 @@ def send(url: bytearray, title: str, body: str) -> str:
         if target is None:
             return "apprise does not understand the target's URL"
         return "" if target.notify(title=title, body=body) else "the target did not take it"
-    except Exception as error:  # noqa: BLE001  # a plug-in's, whatever it is; its text may hold the URL
+    except Exception as error:  # noqa: BLE001  # any error of a plug-in; its text may hold the URL
         return f"sending failed: {type(error).__name__}"
     finally:
         url[:] = bytes(len(url))

@@ -97,10 +97,10 @@ class SigningPath(Protocol):
     def refuse(self) -> None:
         """Refuse new requests, unless a member must still sign the audit log's last checkpoint."""
 
-    async def idle(self) -> None:
+    def idle(self) -> Awaitable[None]:
         """Wait for the answers that the last audit records need."""
 
-    async def close(self) -> None:
+    def close(self) -> Awaitable[None]:
         """Answer every request and stop the members. Idempotent."""
 
 

@@ -27,14 +27,11 @@ class SingleMember:
 
     def __init__(self, member: Member, version: KeyVersion, audit: AuditLog) -> None:
         self.member = member
-        self._audit = audit
-        self._use_engine(version)
-
-    def _use_engine(self, version: KeyVersion) -> None:
-        self._engine = self.member.engine  # another object once the member records
-        self.submit = self.submit_any_key = self._engine.submit
-        self.abandon = self._engine.abandon
         self.version, self.key_index = version, version.index
+        self._audit = audit
+        self._engine = engine = member.engine
+        self.submit = self.submit_any_key = engine.submit
+        self.abandon, self.idle, self.close = engine.abandon, engine.idle, member.stop
 
     @classmethod
     async def open(cls, config: Config, audit: AuditLog) -> Self:
@@ -51,11 +48,10 @@ class SingleMember:
 
     def begin(self, ring: KeyRing, _check: Callable[[], object]) -> None:
         """The engine checks process and event loop itself."""
-        self._audit.adopt(self.member)
-        self._use_engine(ring.add(self.version))
+        if self._audit.enabled:
+            self.member.record_in(self._audit)
+        ring.add(self.version)
         ring.make_current(self.version.id)
-
-    # ---- signing ----
 
     def submit_many(
         self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
@@ -66,7 +62,7 @@ class SingleMember:
         self, message: Any, timeout: float | None, _allow_other_key: bool, extra: bytes | None
     ) -> Awaitable[Receipt]:
         begun, version = perf_counter_ns(), self.version
-        return self._receipt(self._engine.submit_traced(message, timeout, version.index, extra), begun, version)
+        return self._receipt(self._engine.submit_with_receipt(message, timeout, version.index, extra), begun, version)
 
     async def _receipt(
         self, answer: asyncio.Future[tuple[bytes, int | None, bool]], begun: int, version: KeyVersion
@@ -81,8 +77,6 @@ class SingleMember:
         except asyncio.CancelledError:
             self.abandon(answer)
             raise
-
-    # ---- keys ----
 
     def check_operation(self, operation: str) -> None:
         """There is no emergency level."""
@@ -119,8 +113,6 @@ class SingleMember:
         except KeyNotFound:
             return True  # a key that is gone signs nothing
 
-    # ---- state ----
-
     def members(self) -> tuple[MemberSnapshot, ...]:
         member, engine, version = self.member, self._engine, self.version
         try:
@@ -144,9 +136,3 @@ class SingleMember:
     def refuse(self) -> None:
         if not self._audit.needs_member:
             self._engine.refuse()
-
-    async def idle(self) -> None:
-        await self._engine.idle()
-
-    async def close(self) -> None:
-        await self.member.stop()

@@ -13,13 +13,13 @@ from hsmcore.keyring import KeyVersion
 
 
 class VerifierPool:
-    """A thread for each processor, made with the first verification. The native core lets the GIL go."""
+    """One thread for each processor, started by the first verification. The native core releases the GIL."""
 
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
 
     async def verify(self, versions: Sequence[KeyVersion], message: object, signature: object) -> bool:
-        """Whether the signature is good by any of the keys."""
+        """Whether the signature is valid under any of the keys."""
         if not isinstance(signature, (bytes, bytearray, memoryview)):
             raise InvalidMessageType(f"a signature must be bytes-like, not {type(signature).__name__}")
         if self._threads is None:
@@ -28,7 +28,7 @@ class VerifierPool:
         return await loop.run_in_executor(self._threads, _any_good, versions, message, bytes(signature))
 
     def close(self) -> None:
-        """End the threads; another verification makes new ones."""
+        """Stop the threads; the next verification starts new ones."""
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None

@@ -44,7 +44,7 @@ class SigningEngine(Protocol):
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
         goes into its audit record: members of a JSON object, beginning with a comma; b"": there is to be none."""
 
-    def submit_traced(
+    def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
         """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
@@ -146,8 +146,7 @@ class Member(Protocol):
         """Connect, find and prove the configured key. When it fails or is cancelled, call `stop`."""
 
     def record_in(self, audit: AuditLog) -> None:
-        """After `start`, once: record every signature, and hand it out when its record is kept. `engine` may be another
-        object afterwards."""
+        """After `start`, once, with an open log: record every signature, and hand it out when its record is durable."""
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the member by its id. Raises KeyNotFound."""

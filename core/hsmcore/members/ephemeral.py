@@ -64,8 +64,6 @@ class EphemeralKeys:
         for held in self._held.values():
             held.key.wipe()
 
-    # ---- the control plane ----
-
     async def list_keys(self) -> list[KeyRecord]:
         """Every key, also those that were wiped, by label, then id."""
         records = (replace(held.record, can_sign=held.key.alive) for held in self._held.values())

@@ -82,8 +82,6 @@ class Supervisor:
             self._restarting.cancel()
             await asyncio.gather(self._restarting, return_exceptions=True)
 
-    # ---- stuck workers ----
-
     def _overdue(self) -> None:
         """A request has passed its deadline. Whether its call hangs may show only later."""
         self._watch_until = self._loop.time() + WATCH_SECONDS
@@ -118,8 +116,6 @@ class Supervisor:
             get_logger().error("member down: nothing can be signed there for now", member=self._name)
         self._down = down
         self._engine.set_down(down)
-
-    # ---- the host process ----
 
     def _watch_host(self) -> None:
         if self._engine.host_fd >= 0:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from hsmcore.control import ControlPlane, KeyNotExportable, KeyRecord
-from hsmcore.control.verbs import ExportWrapped, ImportWrapped, NewKeyId, Sweep, WhyNoBackup
+from hsmcore.control.backup import ExportWrapped, ImportWrapped, WhyNoBackup
+from hsmcore.control.keys import NewKeyId, Sweep
 from hsmcore.members.base import Member, NonExportable
 
 _KEPT: Final = "its keys stay where they are made"

@@ -22,8 +22,6 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-# ---- the key manager ----
-
 BUILD = Metric("hsmcore_build_info", "gauge", "1, with the version of hsmcore.", ("version",))
 OPEN = Metric("hsmcore_key_manager_open", "gauge", "1 while the key manager takes requests.")
 KEY = Metric("hsmcore_key_info", "gauge", "1, with the key that signs now.", ("key_id", "algorithm", "public_key"))
@@ -31,7 +29,6 @@ LEVEL = Metric("hsmcore_level_active", "gauge", "1 for the level that signs now;
 UNSIGNED = Metric("hsmcore_requests_unsigned_total", "counter", "Requests that ended without a signature on any level.")
 HEDGES = Metric("hsmcore_hedges_total", "counter", "Requests that a second member was asked for.")
 
-# ---- one member ----
 
 UP = Metric("hsmcore_member_up", "gauge", "1 while requests may go to the member.", _MEMBER)
 CONDITION = Metric(
@@ -79,7 +76,6 @@ CLUSTER_CHECKED = Metric(
 )
 CLUSTER_HSMS = Metric("hsmcore_cloudhsm_hsms", "gauge", "HSMs of the cluster.", ("member", "zone", "state"))
 
-# ---- emergency ----
 
 EMERGENCY_LEFT = Metric("hsmcore_emergency_signatures_left", "gauge", "What is left of the emergency budget.")
 EMERGENCY_LIMIT = Metric("hsmcore_emergency_signatures_limit", "gauge", "The whole emergency budget.")
@@ -88,7 +84,6 @@ EMERGENCY_EXPIRES = Metric(
 )
 EMERGENCY_ALLOWED = Metric("hsmcore_emergency_permitted", "gauge", "1 while the emergency level may be entered.")
 
-# ---- keys: rotation and backup ----
 
 KEY_CREATED = Metric("hsmcore_key_created_timestamp_seconds", "gauge", "When the current key was made, Unix time.")
 ROTATION_DUE = Metric("hsmcore_rotation_due_timestamp_seconds", "gauge", "When it is to be replaced, Unix time.")
@@ -103,7 +98,6 @@ DRILL = Metric(
     "When a backup of the current key was last restored and signed, Unix time; 0: never.",
 )
 
-# ---- audit log and disks ----
 
 AUDIT_RECORDS = Metric("hsmcore_audit_records_total", "counter", "Records in the audit log.")
 AUDIT_LAG = Metric("hsmcore_audit_lag_records", "gauge", "Records that are not kept yet.")

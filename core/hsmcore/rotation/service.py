@@ -104,8 +104,6 @@ class RotationService:
         """The ring at the last look."""
         self._port: ManagerPort
 
-    # ---- life ----
-
     async def configured(self) -> Config:
         """Return the configuration to start with: that of the current key, unless the configured key was changed."""
         current = await self.keys.current()
@@ -165,8 +163,6 @@ class RotationService:
         get_logger().error(f"{title}: {what}", reason=why, hint=NO_BACKUP_HINT)
         await self._announce("failure", title, f"{why}: {what}", f"no-backup-{current.key_id}")
 
-    # ---- for the key manager ----
-
     async def rotate(self, reason: str) -> str:
         """Rotate now; return the new key's id once it signs. Raises the error that made it fail, StoreBusy if another
         process rotates, or if a rotation is under way."""
@@ -193,8 +189,6 @@ class RotationService:
         """Return the coming rotations."""
         current = await self.keys.current()
         return [] if current is None else plan(self.schedule, current, self.clock(), count)
-
-    # ---- the loop ----
 
     async def _run(self) -> None:
         while True:
@@ -391,8 +385,6 @@ class RotationService:
                 hidden=self._config.secret_variables,
             )
         return self._drill
-
-    # ---- what others see and do ----
 
     async def _follow(self) -> None:
         """Learn the keys of the store's ring, and sign with its current key."""

@@ -91,8 +91,6 @@ class Console:
         ]
         return _Guarded(Starlette(routes=routes, exception_handlers={HTTPException: _plain_error}), self._hosts)
 
-    # ---- who may ----
-
     def verdict(self, request: Request, wanted: Role) -> Verdict:
         """Decide whether a request may view or act."""
         return self._access.judge(request.headers.get("authorization"), wanted, _peer(request))
@@ -109,8 +107,6 @@ class Console:
     async def _may_look(self, request: Request) -> Response | None:
         verdict = self.verdict(request, "viewer")
         return None if not verdict.problem else await self.refusal(request, "viewer", verdict)
-
-    # ---- health ----
 
     async def healthz(self, _request: Request) -> Response:
         """Liveness: whether the process is worth keeping."""
@@ -137,8 +133,6 @@ class Console:
         except NoMetrics as error:
             return _json({"error": "no metrics", "message": str(error)}, 404)
         return Response(text, media_type=None, headers={"content-type": kind})
-
-    # ---- looking ----
 
     async def state(self, request: Request) -> Response:
         """Return the whole state."""
@@ -187,8 +181,6 @@ class Console:
         except trail.NoProof as error:
             return _json({"error": "no proof", "message": str(error)}, 404)
 
-    # ---- acting ----
-
     async def action(self, request: Request) -> Response:
         """Carry out an operator's action: drain, force, rotate, …"""
         verdict = self.verdict(request, "operator")
@@ -219,8 +211,6 @@ class Console:
         """Return HTML, styles and modules of the console."""
         body, kind = self._static[request.url.path]
         return Response(body, headers={"content-type": kind})
-
-    # ---- the stream ----
 
     async def stream(self, request: Request, send: Send) -> None:
         """Send server-sent events until either side ends them."""

@@ -72,8 +72,6 @@ class Monitor:
         shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in details.items()}
         self.feed.tell("happened", {"timeNs": time.time_ns(), "kind": event, **_plain(shown)})
 
-    # ---- looking ----
-
     async def look(self) -> None:
         """Read the whole state and show it to all watchers."""
         async with self._looking:
@@ -125,8 +123,6 @@ class Monitor:
     def forget_view(self) -> None:
         """Read the state store at the next look: it was changed."""
         self._viewed = float("-inf")
-
-    # ---- showing ----
 
     @property
     def alive(self) -> bool:

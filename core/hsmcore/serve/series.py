@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
+
+from hsmcore.members.histograms import added, quantile
 
 POINTS: Final = 300
 """Seconds that are kept and that the charts show."""
-Histogram = Iterable[tuple[int, int]]
-"""(upper bound in ns, count since the start), ascending: Engine.stats()["hsm_ns"]."""
 QUANTILES: Final = (("p50", 500), ("p99", 990), ("p999", 999))
 
 
@@ -37,8 +37,7 @@ class Series:
             point["rate"] = round((signed - before["signed"]) / seconds, 1)
             point["failed"] = round((failed - before["failed"]) / seconds, 2)
             if signed > before["signed"]:  # failures took this time, not signatures
-                added = [(upper, count - self._counts.get(upper, 0)) for upper, count in counts.items()]
-                point |= quantiles(added)
+                point |= quantiles(added(self._counts, counts))
         self._at_ns, self._before, self._counts = at_ns, {"signed": signed, "failed": failed}, counts
         return self._keep(point)
 
@@ -49,14 +48,6 @@ class Series:
 
 def quantiles(histogram: list[tuple[int, int]]) -> dict[str, float]:
     """p50, p99 and p99.9 in microseconds, the upper bounds of their buckets; none without a count."""
-    total = sum(count for _, count in histogram)
-    if total <= 0:
+    if sum(count for _, count in histogram) <= 0:
         return {}
-    found: dict[str, float] = {}
-    seen = 0
-    wanted = list(QUANTILES)
-    for upper, count in histogram:
-        seen += count
-        while wanted and seen * 1000 >= total * wanted[0][1]:
-            found[wanted.pop(0)[0]] = round(upper / 1e3, 1)
-    return found
+    return {name: round(quantile(histogram, permille) / 1e3, 1) for name, permille in QUANTILES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from hsmcore.audit.check.prove import latest
 from hsmcore.audit.layout import Layout
@@ -16,9 +16,6 @@ from hsmcore.manager.key_manager import KeyManager
 from hsmcore.serve import trail
 from hsmcore.serve.source import Tell, Unanswered
 from hsmcore.state import Desired, Keys, Store
-
-STALE_SECONDS: Final = 15.0
-"""A key manager counts as stopped if it has not written its state for this long."""
 
 
 class WatchSource:
@@ -35,15 +32,14 @@ class WatchSource:
         try:
             store = await Store.open_to_read(rules.state_path)
             try:
-                reports = [report for report in await Desired(store).reports() if "members" in report]
+                reports = [report for report in await Desired(store).running() if "members" in report]
                 keys = await Keys(store).all()
             finally:
                 await store.close()
         except HsmError as error:
             raise Unanswered(str(error)) from None
         newest = max(reports, key=lambda report: int(report["written_ns"]), default=None)
-        age = float("inf") if newest is None else time.time() - newest["written_ns"] / 1e9
-        if newest is None or age > STALE_SECONDS:
+        if newest is None:
             raise Unanswered(f"no key manager with failover has written its state into {rules.state_path} lately")
         members = newest.pop("members")
         held = [key.to_json() for key in keys if key.public_key]

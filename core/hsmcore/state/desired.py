@@ -25,6 +25,8 @@ FORCE: Final = "force"
 """The name of the preferred level."""
 EMERGENCY: Final = "emergency"
 """"enabled" or "disabled"."""
+STALE_SECONDS: Final = 15.0
+"""A key manager whose report is older is not running any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,8 @@ class Desired:
         query = select(SNAPSHOT.c.value, SNAPSHOT.c.written_ns).order_by(SNAPSHOT.c.name)
         rows = await self._store.run(lambda connection: connection.execute(query).all())
         return [orjson.loads(value) | {"written_ns": written} for value, written in rows]
+
+    async def running(self) -> list[dict[str, Any]]:
+        """The reports of the key managers that are running."""
+        fresh = time.time_ns() - STALE_SECONDS * 1e9
+        return [report for report in await self.reports() if report["written_ns"] > fresh]

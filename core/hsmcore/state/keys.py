@@ -74,9 +74,6 @@ def _of(row: Any) -> StoredKey:
     return StoredKey(**values)
 
 
-# ---- within a transaction ----
-
-
 def insert_key(
     connection: Connection,
     *,

@@ -3,9 +3,7 @@
  *
  * A leaf is a record's line without its newline. Hashes are SHA-256 (FIPS 180-4), 32 bytes, as RFC 6962 section 2.1
  * has them: leaf = H(0x00 || line), node = H(0x01 || left || right), empty tree = H(""). A tree is for one thread at a
- * time; different trees may be used at once. No function takes a lock or blocks. They abort only if libcrypto has no
- * SHA-256, which a process that signs could not go on with either.
- */
+ * time; different trees may be used at once. No function takes a lock or blocks; all abort without a SHA-256. */
 #ifndef HSMCORE_AUDIT_H
 #define HSMCORE_AUDIT_H
 
@@ -40,9 +38,9 @@ void hsm_merkle_over(hsm_merkle *tree, const uint8_t *hashes, size_t count, uint
 #define HSM_AUDIT_MAX_LINE 65535 /* bytes without the newline: what an entry of a C2SP tlog-tiles bundle may have */
 #define HSM_AUDIT_KEY_BITS 256   /* of the filter over the key ids of a block */
 
-/* What an index knows of consecutive records. The filters have a bit set for each value that occurs: absent bits
- * prove absence. An operation sets bit h % 64, a key id the bits h % 256 and (h >> 32) % 256, where h is the 64-bit
- * FNV-1a hash of the text between the quotes. */
+/* What an index knows of consecutive records. The filters have a bit set for each value that occurs: absent bits prove
+ * absence. An operation sets bit h % 64, a key id the bits h % 256 and (h >> 32) % 256, where h is the 64-bit FNV-1a
+ * hash of the text between the quotes. */
 typedef struct hsm_audit_summary {
     uint64_t count;
     uint64_t min_time_ns; /* Unix time; both 0 while count is 0 */

@@ -11,7 +11,8 @@
  *  3. No lock is held across a C_* call that a signature waits for.
  *  4. A worker knows nothing of Python and never takes its lock.
  *  5. A call past its deadline is abandoned: its caller is answered, its worker keeps the slot until it returns.
- *  6. After fork the child's handles are dead: every function that takes one returns HSM_FORKED there.
+ *  6. After fork the child's handles are dead: a function that would submit, sign or call a module returns HSM_FORKED
+ *     or 0 there.
  *
  * Unless a function says otherwise, it may be called from any thread, one at a time per object. Times are nanoseconds
  * of CLOCK_MONOTONIC. Strings are NUL-terminated UTF-8 and copied; the caller keeps ownership of what it passes in.
@@ -88,24 +89,23 @@ typedef struct hsm_completion {
 HSM_NODISCARD hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **client, hsm_error *error);
 /* Free everything. The engine must have been stopped. NULL is allowed. */
 void hsm_client_free(hsm_client *client);
-/* Descriptors that become readable when completions wait: an eventfd, and a timerfd should the workers hang.
- * Both are non-blocking and close-on-exec; watch both and call hsm_client_wake_clear on either. */
+/* Descriptors that become readable when completions wait: an eventfd, and a timerfd should the workers hang. Both are
+ * non-blocking and close-on-exec; watch both and call hsm_client_wake_clear on either. */
 void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd);
 /* Re-arm the wake-up. Call it first, then take completions until hsm_client_next returns 0. */
 void hsm_client_wake_clear(hsm_client *client);
-/* For a client that is awake anyway: whether completions wait, and some time has passed since it took the last ones. If
- * so (1), take them until hsm_client_next returns 0: that spares waking it for them. */
+/* For a client that is awake anyway: 1 if completions wait and some time has passed since it took the last ones. Then
+ * take them until hsm_client_next returns 0: that spares a wake. */
 int hsm_client_catch_up(hsm_client *client);
 
-/* Copy `message` into a free slot and hand it to the workers. `key` is an index from hsm_engine_add_key. A request
- * that no worker has begun within `timeout_ns` (0: no limit) costs no module call.
- * Returns HSM_OK, the slot, which names the request until it is released, and its deadline (0: none); HSM_QUEUE_FULL
- * when every slot is in use; HSM_MESSAGE_TOO_LARGE; HSM_FORKED. One thread at a time, the one that also calls
- * hsm_client_next. */
+/* Copy `message` into a free slot and hand it to the workers. `key` is an index from hsm_engine_add_key. A request that
+ * no worker has begun within `timeout_ns` (0: no limit) costs no module call. Returns HSM_OK, the slot, which names the
+ * request until it is released, and its deadline (0: none); HSM_QUEUE_FULL when every slot is in use;
+ * HSM_MESSAGE_TOO_LARGE; HSM_FORKED. One thread at a time, the one that also calls hsm_client_next. */
 hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
                              uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns);
-/* Requests are published and a worker woken for each one; between these two calls neither happens until the end, so
- * that a batch costs one wake. Pairs do not nest. */
+/* Between these two calls, requests are published in groups and not one by one, so that a batch costs few wakes. Pairs
+ * do not nest. */
 void hsm_client_batch_begin(hsm_client *client);
 void hsm_client_batch_end(hsm_client *client);
 /* Take one completion. Returns 1 and fills it, or 0 when none waits. */
@@ -140,11 +140,10 @@ typedef struct hsm_engine_options {
     hsm_token_selector token;
     const uint8_t *pin; /* copied into locked memory and wiped when the engine stops; NULL: do not log in */
     size_t pin_len;
-    uint32_t workers; /* sessions, one worker thread each; 1 .. the client's max_workers */
-    uint64_t spin_ns; /* how long one idle worker at a time polls before it sleeps; 0 switches it off */
-    uint64_t warm_ns; /* how long after an answer a processor is kept awake for the next lone request; 0: not */
-    uint64_t
-        patience_ns; /* a call is not taken for one that hangs before it has lasted so long; 0: as the quirks say */
+    uint32_t workers;      /* sessions, one worker thread each; 1 .. the client's max_workers */
+    uint64_t spin_ns;      /* time for which one idle worker at a time polls before it sleeps; 0: none polls */
+    uint64_t warm_ns;      /* time after an answer for which a processor stays awake for a lone request; 0: none */
+    uint64_t patience_ns;  /* a call that is shorter does not count as hanging; 0: as the quirks say */
     uint32_t verify_every; /* verify each n-th signature of a worker before it is handed out; 0: none, 1: all */
 } hsm_engine_options;
 
@@ -182,41 +181,38 @@ typedef struct hsm_key_info {
 } hsm_key_info;
 
 /* Load the module, find the token, look at its PIN flags, log in once, open a session for each worker and start them.
- * Blocks as long as the module does: call it off an event loop. On failure nothing is left open.
- * One engine serves a client at a time; it must be stopped before the client is freed. */
+ * Blocks as long as the module does: call it off an event loop. On failure nothing is left open. One engine serves a
+ * client at a time; it must be stopped before the client is freed. */
 HSM_NODISCARD hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
                                           hsm_error *error);
-/* Stop taking requests, let each worker end the call it is in, close the sessions, log out, finalize the module if this
- * was its last user, wipe the PIN. Requests still queued complete as HSM_CLOSED. Waits at most `timeout_ns`; workers
- * that are still inside the module then are left behind (their memory with them) and their number is returned. */
+/* Stop taking requests, let each worker end its call, close the sessions, finalize the module if this was its last
+ * user, wipe the PIN. Requests still queued complete as HSM_CLOSED. Waits at most `timeout_ns`, then leaves the workers
+ * that are inside the module behind, with their memory, and returns their number. */
 uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns);
 void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info);
-/* Look after the workers: one whose call has outlasted both its request's deadline and what the quirks allow a call is
- * quarantined (it takes no further request, and ends when its call does), and workers are started until there are as many
- * healthy ones as asked for, while there is room among the client's max_workers. To be called when deadlines have passed,
- * and for a while after that; costs a look at each worker.
- * Returns how many are stuck, and in `healthy` how many are not; 0 means that nothing can be signed for now. */
+/* Quarantine each worker whose call has outlasted its request's deadline and the patience: it takes no further request
+ * and ends with its call. Start others until as many are healthy as were asked for, within the client's max_workers.
+ * Call it after deadlines have passed; it costs a look at each worker. Returns the number of stuck workers, and in
+ * `healthy` that of the others; with 0 nothing can be signed. */
 uint32_t hsm_engine_supervise(hsm_engine *engine, uint32_t *healthy);
 /* Find a private key, read and pin its public key, check type, curve, CKA_SIGN and the token's mechanism, and prove
  * with one verified signature that both halves belong together. Uses the engine's login session, not a worker. */
 HSM_NODISCARD hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *selector, hsm_key_info *info,
                                             hsm_error *error);
-/* From now on requests for this key complete as HSM_KEY_DEACTIVATED; one inside the module still ends. Its place is given
- * to another key once no worker is at such a request any more. HSM_OK for one that was retired before. Not at the same
- * time as another call of this function. */
+/* From now on requests for this key complete as HSM_KEY_DEACTIVATED; one inside the module still ends. Another key may
+ * get its place once no worker serves such a request. Idempotent. One thread at a time. */
 hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index);
 
 /* ---- the host: an engine in a process of its own ---- */
 
-/* The same engine, in a child process that shares the client's area: a module that crashes, hangs or leaks takes only
- * that process with it. The functions mirror the engine's and talk to the child over a socket; all of them block, and
- * are called one at a time. */
+/* The same engine in a child process that shares the client's area: a module that crashes, hangs or leaks takes only
+ * that process with it. The functions mirror the engine's, over a socket; all block, and are called one at a time. */
 typedef struct hsm_host hsm_host;
 
 typedef struct hsm_host_options {
     hsm_engine_options engine;
     const char *program;            /* path of hsmcore-host */
-    const char *const *environment; /* "NAME=value" strings ended by NULL; leave out whatever holds a secret */
+    const char *const *environment; /* "NAME=value" strings ended by NULL; without secrets */
     uint64_t memory_limit;          /* resident bytes at which the host ends itself; 0: none */
     uint64_t timeout_ns;            /* for each answer of the host, the start included; 0: none */
 } hsm_host_options;
@@ -231,15 +227,15 @@ int64_t hsm_host_pid(const hsm_host *host);
 HSM_NODISCARD hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                           hsm_error *error);
 hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index);
-/* As hsm_engine_supervise, without waiting for the host; from one thread at a time. All workers count as stuck when requests
- * lie queued for a second of such looks beside workers that have nothing to do: the process has been stopped. */
+/* As hsm_engine_supervise, without waiting for the host; one thread at a time. All workers count as stuck when requests
+ * have lain queued beside idle workers for a second: the process is stopped. */
 uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy);
 hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error);
 /* Kill the process, without waiting for its end, which hsm_host_fd shows. From any thread; afterwards the host can only
  * be stopped or restarted. */
 void hsm_host_kill(hsm_host *host);
-/* After the process has ended and the client has recovered: start another one with the same options, find the same keys
- * again under the same indices, and compare their public keys. Requests for a key that is not found fail; the restart fails
+/* After the process has ended and hsm_client_replay: start another one with the same options, find the same keys again
+ * under the same indices, and compare their public keys. Requests for a key that is not found fail; the restart fails
  * only if none is found. With HSM_OK, `error` says why the last such key was not found, or is left as it was. */
 HSM_NODISCARD hsm_status hsm_host_restart(hsm_host *host, hsm_error *error);
 /* Stop the engine and the process, which is killed if it takes longer than `timeout_ns`; free the host. */
@@ -260,7 +256,7 @@ typedef struct hsm_stats {
     uint64_t failed[HSM_CLASS_COUNT];     /* `failures` by the class of their status */
     uint32_t workers;                     /* running */
     uint32_t busy;                        /* inside the module now */
-    uint32_t stuck;                       /* inside the module past their request's deadline */
+    uint32_t stuck;                       /* quarantined: their call has overrun */
     uint32_t down;                        /* 1: the token does not answer */
     uint32_t queued;                      /* submitted, not begun */
     uint64_t oldest_queued_ns;            /* age of the oldest request that is not begun; 0: none */
@@ -275,9 +271,9 @@ typedef struct hsm_stats {
 
 /* A merged copy of all workers' counters; workers go on counting. Any thread. */
 void hsm_client_stats(const hsm_client *client, hsm_stats *stats);
-/* After the host process has died (see hsm_host_start): take back what it had begun and not answered. Requests whose
- * key is deterministic, and that have not been taken back before, are queued again; the others complete as
- * HSM_HOST_LOST. Nobody may be working on the area. The thread that submits. Returns how many were queued again. */
+/* After the host process has died: take back the requests that it had begun and not answered. Those with a
+ * deterministic key are queued again, once; the others complete as HSM_HOST_LOST. No worker may use the area. The
+ * thread that submits. Returns how many were queued again. */
 uint32_t hsm_client_replay(hsm_client *client);
 /* The bucket that a duration in ns falls into, and the largest duration of a bucket. Any thread. */
 uint32_t hsm_histogram_bucket(uint64_t ns);
@@ -285,9 +281,9 @@ uint64_t hsm_histogram_upper(uint32_t bucket);
 
 /* ---- the signature cache ---- */
 
-/* LRU from (key, algorithm, whole message) to signature. It is not locked: it belongs to the thread that submits.
- * Two messages are the same only if all their bytes are, so a hash collision cannot return another one's signature.
- * The hash is keyed at random (SipHash-2-4), so messages cannot be chosen to collide. */
+/* LRU from (key, algorithm, whole message) to signature. It is not locked: it belongs to the thread that submits. Two
+ * messages are the same only if all their bytes are: a hash collision cannot return another message's signature. The
+ * hash is keyed at random (SipHash-2-4), so messages cannot be chosen to collide. */
 typedef struct hsm_cache hsm_cache;
 
 typedef struct hsm_cache_stats {
@@ -302,7 +298,7 @@ typedef struct hsm_cache_stats {
 
 enum hsm_cache_result {
     HSM_CACHE_HIT,    /* the signature was copied out */
-    HSM_CACHE_JOINED, /* the same request is in flight under `token`: wait for that one */
+    HSM_CACHE_JOINED, /* the same request is in flight under `leader`: wait for that one */
     HSM_CACHE_MISS,   /* the caller now leads: submit, then hsm_cache_fill or hsm_cache_abandon with `entry_id` */
     HSM_CACHE_NO_MEMORY
 };
@@ -332,7 +328,7 @@ void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);
 typedef struct hsm_module hsm_module;
 HSM_NODISCARD hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error);
 void hsm_module_release(hsm_module *module);
-/* Bracket every series of calls that are not an engine's: between the two the module is not initialized anew. Blocks
+/* Bracket every series of calls that are not an engine's: between the two the module is not initialized again. Blocks
  * while it is. Returns how often that has happened; sessions and handles from before a change are dead. */
 uint64_t hsm_module_enter(hsm_module *module);
 void hsm_module_exit(hsm_module *module);

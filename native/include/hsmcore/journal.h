@@ -1,8 +1,8 @@
-/* The journal: lines of an audit log on their way to the disk. The caller's thread appends and never waits; one thread of
- * the journal's own writes groups of lines, flushes each group to the disk, and says up to which line all is kept.
+/* The journal: lines of an audit log on their way to the disk. The caller's thread appends and never waits; one thread
+ * of the journal's own writes groups of lines, flushes each group to the disk, and says up to which line all is kept.
  *
- * Lines are JSON, one record each, numbered without gaps. Nothing here knows what an audit record means; docs/AUDIT.md does.
- */
+ * Lines are JSON, one record each, numbered without gaps. Nothing here knows what an audit record means; docs/AUDIT.md
+ * does. */
 #ifndef HSMCORE_JOURNAL_H
 #define HSMCORE_JOURNAL_H
 
@@ -40,8 +40,8 @@ void hsm_journal_clear(hsm_journal *journal);
 uint64_t hsm_journal_kept(const hsm_journal *journal);
 /* The last line that is in the file: the same but for HSM_DURABLE_INTERVAL. */
 uint64_t hsm_journal_written(const hsm_journal *journal);
-/* 0 while writing succeeds; else why it does not, an errno: ESTALE when the file is no longer the one that was opened. The
- * journal tries again by itself twice a second, and keeps the lines until then. */
+/* 0 while writing succeeds; else why it does not, an errno: ESTALE when the file is no longer the one that was opened.
+ * The journal tries again by itself twice a second, and keeps the lines until then. */
 int hsm_journal_failure(const hsm_journal *journal);
 
 /* How long keeping takes. Ages and times in nanoseconds, buckets as in hsm_stats. */
@@ -75,8 +75,9 @@ typedef struct hsm_journal_sign {
     const char *error;  /* a status name, or NULL */
 } hsm_journal_sign;
 
-/* Append the record of one signature. `tail` is the rest of the JSON object, from a comma to the closing brace: what does
- * not change from one signature to the next. Returns its number, or 0 when memory is short. Takes well under 1 µs. */
+/* Append the record of one signature. `tail` is the rest of the JSON object, from a comma to the closing brace: what
+ * does not change from one signature to the next. Returns its number, or 0 when memory is short. Takes well under 1
+ * µs. */
 uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len);
 /* Let the thread begin with what was appended. */
 void hsm_journal_flush(hsm_journal *journal);

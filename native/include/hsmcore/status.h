@@ -1,7 +1,6 @@
 /* Status codes: one table for what went wrong, with a class that says what mends it.
  *
- * Pure functions on constant tables: any thread, any time, also in a forked child and in a signal handler.
- */
+ * Pure functions on constant tables: any thread, any time, also in a forked child and in a signal handler. */
 #ifndef HSMCORE_STATUS_H
 #define HSMCORE_STATUS_H
 
@@ -33,8 +32,8 @@ typedef enum hsm_status {
     HSM_STATUS_COUNT
 } hsm_status;
 
-/* A failure with its circumstances. Plain data, owned by whoever declared it; never holds a PIN or key material.
- * `call` and `detail` are NUL-terminated and may be empty. */
+/* A failure with its circumstances. Plain data; never holds a PIN or key material. `call` and `detail` are
+ * NUL-terminated and may be empty. */
 typedef struct hsm_error {
     hsm_status status;
     uint64_t ckr;     /* the CK_RV behind it; 0 when no module call failed */

@@ -1,4 +1,4 @@
-"""The primary of two levels fails under a steady load, whose requests come whatever becomes of earlier ones."""
+"""The primary of two levels fails under a steady load: requests come at their rate, however long earlier ones take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import orjson
 import hsmcore
 from hsmcore import HsmError
 from hsmcore_bench.harness.host import kill_engine_host
-from hsmcore_bench.suite.child.ours import configuration
+from hsmcore_bench.suite.child.chaos import tell
+from hsmcore_bench.suite.child.ours import configuration, signed
 from hsmcore_bench.suite.child.protocol import Job, distinct_messages
 from hsmcore_bench.suite.child.recovery import pause_after
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name
@@ -28,7 +29,6 @@ HEAL_SECONDS = 30.0
 FLAP_SECONDS = 1.0
 INTERVAL_MS = 200  # between probes: it is back soon, and fails again
 NS = 1_000_000_000
-ATTEMPTS = 200  # at the module's control socket, 10 ms apart
 REMOVED = [
     {"function": name, "every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}
     for name in ("C_SignInit", "C_OpenSession")
@@ -52,7 +52,7 @@ class Load:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
-        """Until `over`; then until everybody has an answer."""
+        """Until `over`; then until every request has an answer."""
         begun = perf_counter_ns()
         while not self.over:
             due = (perf_counter_ns() - begun) * REQUESTS_PER_SECOND // NS
@@ -102,11 +102,7 @@ class Switching:
         await self._manager.initialize()
         self._manager.on("failover", lambda _details: self._moved.append(perf_counter_ns()))
         messages = distinct_messages(POOL, self._job.message_bytes)
-        signatures = await self._manager.sign_many(messages)
-        good = [await self._manager.verify(m, s) for m, s in zip(messages, signatures, strict=True)]
-        if not all(good):
-            raise AssertionError("a signature does not verify")
-        self._expected = list(zip(messages, signatures, strict=True))
+        self._expected = list(zip(messages, await signed(self._manager, messages), strict=True))
 
     def describe(self) -> Mapping[str, Any]:
         return {"loop": loop_name()}
@@ -137,8 +133,6 @@ class Switching:
                 "known_seconds": None if moved is None or again is None else max(0, again - moved) / NS,
                 "moves": len(self._moved)}  # fmt: skip
 
-    # ---- what befalls the primary ----
-
     async def _strike(self) -> None:
         if self._job.kind == "failover-host":
             kill_engine_host(_service(self._manager).endpoints[0].member)
@@ -148,7 +142,7 @@ class Switching:
             await self._tell({"cmd": "fault", "function": "C_Sign", "every": 1, "action": "hang", "forever": True})
 
     async def _remove(self) -> None:
-        """The device is gone, also for a module that is initialized anew."""
+        """The device is gone, also for a module that is initialized again."""
         self._write(faults=REMOVED)
         for fault in REMOVED:
             await self._tell({"cmd": "fault", **fault})
@@ -174,7 +168,7 @@ class Switching:
             await self._restore()
 
     async def _heal(self) -> None:
-        """Without waiting for a back-off: somebody has mended it and says so."""
+        """Bring the primary back as an operator does, without waiting for a back-off."""
         if self._job.kind != "failover-host":
             await self._restore()
         service = _service(self._manager)
@@ -187,35 +181,8 @@ class Switching:
             await asyncio.sleep(0.01)
 
     async def _tell(self, command: Mapping[str, Any]) -> None:
-        """One command to the module before the primary's token. Its socket goes and comes back when the module is
-        initialized anew."""
-        for _ in range(ATTEMPTS):
-            try:
-                reply = await self._asked(command)
-            except (ConnectionError, FileNotFoundError):
-                await asyncio.sleep(0.01)
-                continue
-            if not reply.get("ok"):
-                raise RuntimeError(f"{dict(command)}: {reply.get('error')}")
-            return
-        raise RuntimeError("the module before the primary's token does not answer")
-
-    async def _asked(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        reader, writer = await asyncio.open_unix_connection(self._job.places[0]["control"])
-        try:
-            writer.write(orjson.dumps(dict(command)) + b"\n")
-            line = await reader.readline()
-        finally:
-            writer.close()
-            await writer.wait_closed()
-        if not line:
-            raise ConnectionResetError("the socket was closed")
-        reply: dict[str, Any] = orjson.loads(line)
-        return reply
-
-    def sign_times(self, count: int) -> None:
-        """A failover job has no memory to measure."""
-        raise ValueError(f"{count} signatures: not asked of a failover job")
+        """One command to the module before the primary's token."""
+        await tell(self._job.places[0]["control"], command)
 
     def close(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import thread_time_ns
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from hsmcore.members import Pkcs11Member
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, loop_name, saturate
 
-MESSAGES_PER_CALLER = 16  # nobody else's, so that two equal messages are never in flight together
+MESSAGES_PER_CALLER = 16  # no other caller's, so that two equal messages are never in flight together
 BATCHES = 4
 HIT_SET = 512  # messages that the cache holds
 OPEN_MESSAGES = 4096  # the load goes round them
@@ -48,6 +48,15 @@ def _provider(job: Job, place: Mapping[str, str] = MappingProxyType({})) -> dict
     if "args" in place:
         config["moduleArgs"] = place["args"]
     return {"type": job.provider, "config": config}
+
+
+async def signed(manager: hsmcore.KeyManager, messages: Sequence[bytes], *, verified: bool = True) -> list[bytes]:
+    """A signature of each message. Raises AssertionError when one doesn't verify (the no-op module's never do)."""
+    signatures: list[bytes] = await manager.sign_many(messages)
+    for message, signature in zip(messages, signatures, strict=True) if verified else ():
+        if not await manager.verify(message, signature):
+            raise AssertionError("a signature does not verify")
+    return signatures
 
 
 class OurSigner:
@@ -86,12 +95,8 @@ class OurSigner:
         return {"signature": self._runner.run(self._checked_signature()).hex(), "loop": loop_name()}
 
     async def _checked_signature(self) -> bytes:
-        """The check message's signature. Raises AssertionError when it doesn't verify (the no-op module's never do)."""
         message = check_message(self._job.message_bytes)
-        signature: bytes = await self._manager.sign(message)
-        if self._job.token != "noop" and not await self._manager.verify(message, signature):
-            raise AssertionError("the signature does not verify")
-        return signature
+        return (await signed(self._manager, [message], verified=self._job.token != "noop"))[0]
 
     def run(self, seconds: float) -> Mapping[str, Any]:
         return self._runner.run(self._dissected(seconds))

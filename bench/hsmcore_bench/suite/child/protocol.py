@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import orjson
 
@@ -68,9 +68,14 @@ class Signer(Protocol):
 
     def run(self, seconds: float) -> Mapping[str, Any]: ...
 
-    def sign_times(self, count: int) -> None: ...
-
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class CountingSigner(Signer, Protocol):
+    """One whose memory is measured."""
+
+    def sign_times(self, count: int) -> None: ...
 
 
 def check_message(size: int) -> bytes:
@@ -115,7 +120,7 @@ def rss_bytes() -> int:
 
 @contextmanager
 def one_at_a_time(path: str) -> Iterator[None]:
-    """Hold the lock of a file meanwhile; without a path there is nothing to hold."""
+    """Hold the lock of a file; without a path there is nothing to hold."""
     if not path:
         yield
         return
@@ -125,7 +130,7 @@ def one_at_a_time(path: str) -> Iterator[None]:
 
 
 class Replies:
-    """The line back to the parent. Whatever else prints to standard output goes to standard error from now on."""
+    """The line back to the parent. Any other output goes to standard error from now on."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -143,7 +148,7 @@ def serve(signer: Signer, replies: Replies) -> None:
         command, _, argument = line.strip().partition(" ")
         if command == "run":
             replies.send(signer.run(float(argument)))
-        elif command == "memory":
+        elif command == "memory" and isinstance(signer, CountingSigner):
             signer.sign_times(int(argument))
             replies.send({"rss_bytes": rss_bytes()})
         elif command == "quit":

@@ -41,10 +41,6 @@ class PyKCS11Signer:
     def run(self, seconds: float) -> Mapping[str, Any]:
         return threaded_slice([self._sign], seconds)
 
-    def sign_times(self, count: int) -> None:
-        for _ in range(count):
-            self._sign()
-
     def close(self) -> None:
         self._session.logout()
         self._session.closeSession()

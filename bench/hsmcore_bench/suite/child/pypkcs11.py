@@ -89,10 +89,6 @@ class ThreadSigner:
     def run(self, seconds: float) -> Mapping[str, Any]:
         return threaded_slice(self._calls, seconds)
 
-    def sign_times(self, count: int) -> None:
-        for _ in range(count):
-            self._calls[0]()
-
     def close(self) -> None:
         self._sessions.close()
 
@@ -133,10 +129,6 @@ class ExecutorSigner:
                 watch_lag=self._job.watch_lag,
             )
         )
-
-    def sign_times(self, count: int) -> None:
-        for _ in range(count):
-            self._runner.run(self._await(self._message))
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:

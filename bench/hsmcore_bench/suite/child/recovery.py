@@ -10,11 +10,10 @@ from itertools import cycle, pairwise
 from time import perf_counter_ns
 from typing import Any
 
-import orjson
-
 from hsmcore import HsmError, KeyManager
 from hsmcore_bench.harness.host import host_pid, kill_host
-from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, OurSigner
+from hsmcore_bench.suite.child.chaos import tell
+from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, OurSigner, signed
 from hsmcore_bench.suite.child.protocol import Job, distinct_messages
 
 AFTER_AN_ERROR_SECONDS = 0.001  # until a caller tries again
@@ -66,11 +65,7 @@ class Recovering(OurSigner):
         self._expected: Mapping[bytes, bytes] = self._runner.run(self._sign_all(pool))
 
     async def _sign_all(self, messages: Sequence[bytes]) -> dict[bytes, bytes]:
-        signatures = await self._manager.sign_many(messages)
-        if self._job.token != "noop":
-            good = [await self._manager.verify(m, s) for m, s in zip(messages, signatures, strict=True)]
-            if not all(good):
-                raise AssertionError("a signature does not verify")
+        signatures = await signed(self._manager, messages, verified=self._job.token != "noop")
         return dict(zip(messages, signatures, strict=True))
 
     def run(self, seconds: float) -> Mapping[str, Any]:
@@ -90,7 +85,7 @@ class Recovering(OurSigner):
             else:
                 struck = await self._struck()
                 killed = perf_counter_ns()
-                await self._tell(KILL_ALL_SESSIONS)
+                await tell(self._control, KILL_ALL_SESSIONS)
                 await asyncio.sleep(seconds)
                 if await self._struck() != struck + 1:
                     raise RuntimeError("no session was killed")
@@ -99,23 +94,14 @@ class Recovering(OurSigner):
             await callers
         return {**figures(load.ended, killed, seconds), "failed": load.failed, "wrong": load.wrong}
 
-    async def _struck(self) -> int:
-        return int((await self._tell({"cmd": "stats"}))["faults"].get(KILL_ALL, 0))
-
-    async def _tell(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """One command to the module that injects faults, and its answer."""
+    @property
+    def _control(self) -> str:
         if self._job.control is None:
             raise RuntimeError("the job names no control socket")
-        reader, writer = await asyncio.open_unix_connection(self._job.control)
-        try:
-            writer.write(orjson.dumps(dict(command)) + b"\n")
-            reply: dict[str, Any] = orjson.loads(await reader.readline())
-        finally:
-            writer.close()
-            await writer.wait_closed()
-        if not reply.get("ok"):
-            raise RuntimeError(f"{dict(command)}: {reply.get('error')}")
-        return reply
+        return self._job.control
+
+    async def _struck(self) -> int:
+        return int((await tell(self._control, {"cmd": "stats"}))["faults"].get(KILL_ALL, 0))
 
 
 def pause_after(ended: Sequence[int], struck: int, end: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from hsmcore_bench.suite.child.protocol import Job, check_message
 from hsmcore_bench.suite.child.threads import threaded_slice
 
-SEED = bytes(32)  # nobody's key: what it signs is thrown away
+SEED = bytes(32)  # the key of no token: what it signs is thrown away
 
 
 class SoftwareSigner:
@@ -26,10 +26,6 @@ class SoftwareSigner:
 
     def run(self, seconds: float) -> Mapping[str, Any]:
         return threaded_slice([self._sign] * self._threads, seconds)
-
-    def sign_times(self, count: int) -> None:
-        for _ in range(count):
-            self._sign()
 
     def close(self) -> None:
         pass

@@ -89,7 +89,7 @@ async def burst(sign: Callable[[M], Awaitable[object]], messages: Sequence[M], s
 async def arrive(
     sign: Callable[[M], Awaitable[object]], messages: Sequence[M], seconds: float, per_second: float
 ) -> dict[str, Any]:
-    """Requests that come at random (a Poisson process of `per_second`), whatever becomes of the earlier ones. A latency
+    """Requests that come at random (a Poisson process of `per_second`), however long earlier ones take. A latency
     counts from when the request was due, so that a loop that is late hides nothing."""
     latencies, running = array("q"), set[asyncio.Task[None]]()
     dice = random.Random(per_second)

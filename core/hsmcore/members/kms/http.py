@@ -63,8 +63,6 @@ class _Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    # ---- asyncio ----
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # of a stream, so it is a Transport
 
@@ -81,8 +79,6 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
         self._fail("closed by the peer" if error is None else type(error).__name__)
-
-    # ---- httptools ----
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)

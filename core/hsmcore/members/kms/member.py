@@ -157,8 +157,6 @@ class KmsMember:
         if pin.public_key_bytes is not None and pin.public_key_bytes != key.public_key:
             raise KeyMismatch(f"key {pin.key_id!r} is not the one that publicKey names", member=self.name)
 
-    # ---- when something fails ----
-
     def _retried(self, name: str) -> None:
         _made(self._engine).meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
 

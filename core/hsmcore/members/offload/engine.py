@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from hsmcore._native import AdmissionControl, fork_generation
+from hsmcore._native import AdmissionControl, fork_generation, timeout_ns
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import HsmError, NotInitialized, WrongEventLoop, error_of
 from hsmcore.members.offload.counters import Meter
@@ -26,7 +26,6 @@ from hsmcore.members.offload.requests import (
     Request,
     Waiter,
     checked_message,
-    timeout_ns,
 )
 from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
 from hsmcore.members.offload.single_flight import SingleFlight
@@ -83,8 +82,6 @@ class OffloadEngine:
         self._admission = AdmissionControl()
         self._admission.servers = self._runner.workers
         self.completed = self.rejected = self.abandoned = 0
-
-    # ---- life cycle ----
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve the running `loop`: from now on `submit` works, there only."""
@@ -144,8 +141,6 @@ class OffloadEngine:
         left = await self._runner.stop(timeout)
         self._sharing.close()
         return left
-
-    # ---- requests ----
 
     def submit(self, message: object, timeout: float | None = None, key: int = 0) -> bytes | asyncio.Future[bytes]:
         """Sign one message: its signature if the cache holds it, else a future of it."""
@@ -236,8 +231,6 @@ class OffloadEngine:
         """Requests that wait for a place."""
         return self._held - self.in_flight
 
-    # ---- what it has done ----
-
     def stats(self) -> dict[str, Any]:
         """Counters, and the histograms of time with the back end and in the queue as [(upper bound in ns, count)]."""
         runner = self._runner
@@ -257,8 +250,6 @@ class OffloadEngine:
     def cache_stats(self) -> dict[str, int]:
         """Counters of the signature cache; all 0 when it is switched off."""
         return self._sharing.stats()
-
-    # ---- the inside ----
 
     def _oldest_queued(self) -> int:
         """Nanoseconds; 0: none waits. From any thread."""
@@ -371,8 +362,6 @@ class OffloadEngine:
     def _check_idle(self) -> None:
         if self._idle is not None and not self._of and not self._idle.done():
             self._idle.set_result(None)
-
-    # ---- deadlines ----
 
     def _watch(self, loop: asyncio.AbstractEventLoop, deadline: int) -> None:
         """Make sure that deadlines are looked at when this one passes."""

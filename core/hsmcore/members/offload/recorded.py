@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
+from hsmcore._native import freeze
 from hsmcore.errors import HsmError
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.offload.engine import OffloadEngine
@@ -54,17 +55,16 @@ class RecordedEngine:
     def submit(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]:
-        message = _snapshot(message)
         signed = self.inner.submit(message, timeout, key)
         if self._audit is None or extra == b"":
             return signed
-        return self._spawn(self._first(self._traced(message, signed, key, extra)))
+        return self._spawn(self._first(self._with_receipt(freeze(message), signed, key, extra)))
 
-    def submit_traced(
+    def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
-        message = _snapshot(message)
-        return self._spawn(self._traced(message, self.inner.submit(message, timeout, key), key, extra))
+        signed = self.inner.submit(message, timeout, key)
+        return self._spawn(self._with_receipt(freeze(message), signed, key, extra))
 
     def submit_many(
         self,
@@ -76,8 +76,9 @@ class RecordedEngine:
     ) -> asyncio.Future[list[Any]]:
         if self._audit is None or extra == b"":
             return self.inner.submit_many(messages, timeout, return_exceptions, key)
-        data = [_snapshot(message) for message in messages] if isinstance(messages, Iterable) else messages
-        future = self.inner.submit_many(data, timeout, True, key)
+        batch: Any = list(messages) if isinstance(messages, Iterable) else messages  # the engine refuses it then
+        future = self.inner.submit_many(batch, timeout, True, key)
+        data = [freeze(message) for message in batch]
         return self._spawn(self._batch(data, future, key, extra, return_exceptions))
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
@@ -90,8 +91,6 @@ class RecordedEngine:
         await self.inner.idle()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-
-    # ---- inside ----
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """A future of what the coroutine returns. Whoever settles the future first ends the work."""
@@ -116,8 +115,8 @@ class RecordedEngine:
         outer.add_done_callback(lambda _outer: task.cancel())  # nothing, if it has ended
         return outer
 
-    async def _first(self, traced: Awaitable[tuple[bytes, int | None, bool]]) -> bytes:
-        return (await traced)[0]
+    async def _first(self, receipt: Awaitable[tuple[bytes, int | None, bool]]) -> bytes:
+        return (await receipt)[0]
 
     async def _awaited(self, future: asyncio.Future[T]) -> T:
         try:
@@ -126,8 +125,8 @@ class RecordedEngine:
             self.inner.abandon(future)
             raise
 
-    async def _traced(
-        self, message: Any, signed: bytes | asyncio.Future[bytes], key: int, extra: bytes | None
+    async def _with_receipt(
+        self, message: bytes, signed: bytes | asyncio.Future[bytes], key: int, extra: bytes | None
     ) -> tuple[bytes, int | None, bool]:
         begun = time.perf_counter_ns()
         cached = isinstance(signed, bytes)
@@ -142,7 +141,7 @@ class RecordedEngine:
         return signature, seq, cached
 
     async def _batch(
-        self, messages: Any, future: asyncio.Future[list[Any]], key: int, extra: bytes | None, keep_errors: bool
+        self, messages: list[bytes], future: asyncio.Future[list[Any]], key: int, extra: bytes | None, keep_errors: bool
     ) -> list[Any]:
         begun = time.perf_counter_ns()
         results = await self._awaited(future)
@@ -157,7 +156,7 @@ class RecordedEngine:
         return results
 
     def _record(
-        self, message: Any, result: bytes | HsmError, key: int, extra: bytes | None, cached: bool, begun: int
+        self, message: bytes, result: bytes | HsmError, key: int, extra: bytes | None, cached: bool, begun: int
     ) -> int | None:
         if self._audit is None or extra == b"":
             return None
@@ -177,9 +176,4 @@ class RecordedEngine:
         if extra is not None:
             fields |= orjson.loads(b"{" + extra[1:] + b"}")
         write = self._audit.record if isinstance(result, bytes) else self._audit.note
-        return write("sign", message=bytes(message), **fields)
-
-
-def _snapshot(message: object) -> object:
-    """The message as nobody else can change it; the engine says what is wrong with it."""
-    return bytes(message) if isinstance(message, (bytearray, memoryview)) else message
+        return write("sign", message=message, **fields)

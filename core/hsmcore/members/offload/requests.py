@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 from typing import Any
 
-from hsmcore.errors import EmptyMessage, HsmError, InvalidMessageType, InvalidTimeout, error_of
+from hsmcore._native import freeze
+from hsmcore.errors import EmptyMessage, HsmError, error_of
 
 NS = 1_000_000_000
-_LONGEST_SECONDS = 1e8
 
 
 def checked_message(message: object, most: int, limit: str, member: str) -> bytes:
-    """The message as bytes that nobody else can change; `limit` names what allows `most` bytes."""
-    if type(message) is bytes:
-        data = message
-    else:
-        try:
-            with memoryview(message):  # type: ignore[arg-type]  # finding out is the point
-                pass
-            data = bytes(message)  # type: ignore[call-overload]
-        except (BufferError, ValueError) as error:
-            raise InvalidMessageType(f"the message's buffer cannot be read: {error}") from None
-        except TypeError:
-            raise InvalidMessageType(f"a message must be bytes-like, not {type(message).__name__}") from None
+    """The message as bytes. `limit` names what allows `most` bytes. Raises InvalidMessage, MessageTooLarge."""
+    data = freeze(message)
     if not data:
         raise EmptyMessage("a message must have at least one byte", member=member)
     if len(data) > most:
         raise error_of("MESSAGE_TOO_LARGE", detail=f"{len(data)} bytes; {limit} is {most}", member=member)
     return data
-
-
-def timeout_ns(timeout: object) -> int:
-    """A timeout in seconds as nanoseconds; anything but a positive, finite number is refused."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise InvalidTimeout(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
-    try:
-        seconds = float(timeout)
-    except OverflowError:
-        seconds = math.inf
-    if not 0 < seconds < math.inf:
-        raise InvalidTimeout("a timeout must be positive and finite")
-    return int(min(seconds, _LONGEST_SECONDS) * NS) or 1
 
 
 class Waiter:

@@ -8,7 +8,8 @@ from typing import Final
 
 from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
-from hsmcore.control.verbs import ImportWrapped, Prove, Sweep
+from hsmcore.control.backup import ImportWrapped
+from hsmcore.control.keys import Prove, Sweep
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement
 

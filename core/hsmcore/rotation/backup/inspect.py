@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
 from hsmcore.control.locked import LockedKey
-from hsmcore.control.verbs import ImportSealed
+from hsmcore.control.sealed import ImportSealed
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch
 from hsmcore.rotation.backup.drill import prove, restore, signer
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope

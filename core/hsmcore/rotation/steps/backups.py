@@ -7,7 +7,7 @@ from typing import Final
 
 from hsmcore.control import ControlPlane, KeyNotExportable, is_whole
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
-from hsmcore.control.verbs import Prove
+from hsmcore.control.keys import Prove
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
 from hsmcore.members.tokens import export_key, free_id, token_of, why_no_backup
@@ -109,9 +109,6 @@ def _excused(ctx: Context, error: HsmError) -> Done:
         raise error
     get_logger().warning("ROTATION WITHOUT A BACKUP", rotation=ctx.rotation.id, reason=str(error.args[0]))
     return Done({"warning": str(error.args[0])})
-
-
-# ---- the drill ----
 
 
 async def plan_drill(ctx: Context) -> Done:

@@ -7,7 +7,7 @@ from typing import cast
 
 from hsmcore.control import KeyRecord
 from hsmcore.control.curves import Algorithm
-from hsmcore.control.verbs import GenerateSealed, ImportTransported, MakeTransportKey
+from hsmcore.control.sealed import GenerateSealed, ImportTransported, MakeTransportKey
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.members import Member
