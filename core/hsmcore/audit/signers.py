@@ -30,22 +30,22 @@ class CheckpointSigner(Protocol):
 
 
 class SigningEngine(Protocol):
-    """What a checkpoint needs of a member's engine."""
+    """The part of a member's engine that signs checkpoints."""
 
     def submit(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]:
-        """Sign with the key of this index. `extra` b"": without a record."""
+        """Sign with the key at this index, within `timeout` seconds. `extra` b"": without a record."""
 
 
 class SigningMember(Protocol):
-    """What a checkpoint needs of a member."""
+    """The part of a member that signs checkpoints."""
 
     @property
     def engine(self) -> SigningEngine: ...
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
-        """Find a key by its id. Raises KeyNotFound."""
+        """Return the key with this id, known to the engine from now on. Raises KeyNotFound."""
 
 
 class FileSigner:
@@ -103,7 +103,7 @@ class HsmSigner:
 
     @classmethod
     async def find(cls, member: SigningMember, key_id: bytes, name: str) -> HsmSigner:
-        """Raises HsmError."""
+        """Find an Ed25519 key of the member. Raises HsmError."""
         version = await member.load_key(key_id)
         if version.algorithm != "ed25519":
             raise AuditUnavailable(

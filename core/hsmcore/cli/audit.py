@@ -29,7 +29,7 @@ KeyOption = Annotated[
 ]
 
 
-@app.command(short_help="Find whatever was changed in a log.")
+@app.command(short_help="Find what was changed in a log.")
 def verify(
     folder: FolderArgument = None,
     key: KeyOption = None,

@@ -91,6 +91,11 @@ class LogEntry:
         """Whether the command succeeded."""
         return self.result == self.command | 0x80
 
+    @property
+    def message_bytes(self) -> int | None:
+        """Bytes of the message that was signed; None if a digest was signed."""
+        return self.length - _KEY_ID_BYTES if self.command == _EDDSA else None
+
     def digest_after(self, previous: bytes) -> bytes:
         """Return the digest that this entry must have after an entry with the digest `previous`."""
         data = _FIELDS.pack(*astuple(self)[:-1])
@@ -217,9 +222,9 @@ def join(entries: Iterable[LogEntry], records: Iterable[Mapping[str, Any]], *, a
 def _take(
     waiting: Mapping[tuple[int, int | None], deque[Mapping[str, Any]]], entry: LogEntry
 ) -> Mapping[str, Any] | None:
-    if entry.command == _EDDSA:
-        queues = [waiting.get((entry.target_key, entry.length - _KEY_ID_BYTES))]
-    else:  # the device signed a digest, so the message's length is unknown
+    if entry.message_bytes is not None:
+        queues = [waiting.get((entry.target_key, entry.message_bytes))]
+    else:
         queues = [queue for (key, _), queue in waiting.items() if key == entry.target_key]
     filled = [queue for queue in queues if queue]
     return min(filled, key=lambda queue: queue[0].get("seq", 0)).popleft() if filled else None
