@@ -164,7 +164,7 @@ class EntryStore:
             if entry is None:
                 found.append(Finding("tampered", 0, f"line {count} of {self._entries.name} is no entry"))
                 continue
-            found += verify_chain([entry], None if before is None else Anchor(0, before.number, before.digest))
+            found += verify_chain([entry], before)
             before = entry
         return count, found
 
