@@ -93,11 +93,7 @@ def device_log(config: ConfigOption = None, state: StateOption = None, as_json: 
 
 
 def _members(config: Config) -> list[Provider]:
-    from hsmcore.config import all_members
-
-    rules = config.key_manager
-    secondary = rules.failover.secondary if rules.failover is not None and rules.failover.enabled else None
-    return [*rules.primary, *all_members(secondary or ())]
+    return [member for level, member in config.key_manager.members() if level != "emergency"]
 
 
 def _examined(member: Provider, layout: Layout) -> DeviceReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,7 +15,7 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.monitoring import Monitoring
-from hsmcore.config.policy import CloudWatchLogs, Failover, require_lasting
+from hsmcore.config.policy import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
@@ -132,6 +133,23 @@ class KeyManagerConfig(Provider):
     def primary(self) -> tuple[Provider, ...]:
         """The members of the primary level: those of this provider first, then those that failover.primary adds."""
         return all_members(self._listed_primary if self._first_is_listed else (self, *self._listed_primary))
+
+    def members(self) -> tuple[tuple[LevelName, Provider], ...]:
+        """Return every member with its level, in the order of the levels. Names are distinct: the second member of a
+        name gets "#2"."""
+        failover = self.failover if self.failover is not None and self.failover.enabled else None
+        found: list[tuple[LevelName, Provider]] = [("primary", member) for member in self.primary]
+        if failover is not None:
+            found += [("secondary", member) for member in all_members(failover.secondary or ())]
+            if failover.emergency_mode_enabled:
+                found += [("emergency", member) for member in failover.emergency_level]
+        seen: Counter[str] = Counter()
+        distinct: list[tuple[LevelName, Provider]] = []
+        for level, member in found:
+            seen[member.name] += 1
+            number = seen[member.name]
+            distinct.append((level, member if number == 1 else member.named(f"{member.name}#{number}")))
+        return tuple(distinct)
 
     def with_first_listed(self) -> KeyManagerConfig:
         """Return a copy whose provider is the first one of failover.primary."""

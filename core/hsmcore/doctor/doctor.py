@@ -17,16 +17,8 @@ Watcher = Callable[[Level, Provider, Step | Begun | None], None]
 
 
 def levels_of(config: Config) -> Levels:
-    """Every provider that may come to sign, in the order in which they do."""
-    rules = config.key_manager
-    failover = rules.failover
-    if failover is None or not failover.enabled:
-        return (("primary", rules.own),)
-    found: list[tuple[Level, Provider]] = [("primary", member) for member in rules.primary]
-    found += [("secondary", member) for member in failover.secondary or ()]
-    if failover.emergency_mode_enabled:
-        found += [("emergency", member) for member in failover.emergency_level]
-    return tuple(found)
+    """Return every member, in the order of the levels."""
+    return config.key_manager.members()
 
 
 def diagnose(
