@@ -1,4 +1,4 @@
-"""The commands, and what becomes of their errors. What a command needs is imported when it runs."""
+"""The commands, and the report of their errors. A command imports its dependencies when it runs."""
 
 from __future__ import annotations
 
@@ -30,23 +30,28 @@ from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, r
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
 
-# typer has no public name for the root of its usage errors; this one it has, and it is one of them.
+# The base of typer's usage errors, which has no public name of its own.
 _UsageError: Final[Any] = typer.BadParameter.__base__
-# The commands of the package hsmcore-bench, which this one does not import: they are found by entry points.
+# The commands of the package hsmcore-bench, found by entry points: this package does not import that one.
 _BENCH_COMMANDS: Final = {
     "demo": "Run an example sequencer on Solana's own runtime.",
     "bench": "Measure signing beside raw C and other libraries.",
     "load": "Load a token at a given rate, with faults, and judge how it did.",
 }
+# The extra of hsmcore that brings a package which may be missing.
+_EXTRAS: Final = {
+    "hsmcore_bench": "bench", "PyKCS11": "bench", "hdrh": "bench", "solders": "solana", "boto3": "aws",
+    "obstore": "backup", "pyotp": "rotation", "starlette": "serve", "uvicorn": "serve",
+}  # fmt: skip
 
 
 def build(*, command: str) -> typer.Typer:
-    """The whole application. Of the package hsmcore-bench, only `command` is loaded: it is slower than all the rest."""
+    """Return the application. Of the package hsmcore-bench, load only `command`: it is slower to load than the rest."""
     app = typer.Typer(
         name="hsmcore",
         help="Sign with hardware security modules, at the speed of the hardware.",
         epilog="Start with: hsmcore init, then: hsmcore demo",
-        pretty_exceptions_enable=False,  # the pretty ones print local variables, among which a PIN may be
+        pretty_exceptions_enable=False,  # a pretty one prints local variables, and one of them may hold a PIN
         add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,16 +74,13 @@ def build(*, command: str) -> typer.Typer:
     keys.app.command(short_help="Put a key on another member, too.")(replicate.replicate)
     app.add_typer(keys.app)
     audit_running.add_to(audit.app)
-    app.add_typer(rotate.app)
-    app.add_typer(backup.app)
-    app.add_typer(audit.app)
-    app.add_typer(failover.app)
-    app.add_typer(emergency.app)
+    for group in (rotate, backup, audit, failover, emergency):
+        app.add_typer(group.app)
     return app
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; returns its exit code. An expected error is two lines, never a traceback."""
+    """Run one command and return its exit code. An expected error is two lines, never a traceback."""
     as_json = "--json" in arguments
     try:
         configure(json=as_json, level=os.environ.get("HSMCORE_LOG", "WARNING"))
@@ -88,7 +90,7 @@ def run(arguments: list[str]) -> int:
     see_help = f"See `hsmcore {command} --help`."
     try:
         result = build(command=command)(arguments, prog_name="hsmcore", standalone_mode=False)
-        sys.stdout.flush()  # here, where a reader that has gone is dealt with, and not when the interpreter ends
+        sys.stdout.flush()  # here, where BrokenPipeError is handled, and not when the interpreter ends
     except HsmError as error:
         return report(error, see_help, as_json=as_json)
     except BadUsage as error:
@@ -99,27 +101,16 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; what is still buffered must not fail again at exit.
+        # The reader of the output has closed the pipe; the rest of the buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        extra = {
-            "hsmcore_bench": "bench",
-            "solders": "solana",
-            "PyKCS11": "bench",
-            "boto3": "aws",
-            "obstore": "backup",
-            "pyotp": "rotation",
-            "starlette": "serve",
-            "uvicorn": "serve",
-            "hdrh": "bench",
-        }.get(package)
+        extra = _EXTRAS.get(package)
         if extra is None:
             raise
-        return report_usage(
-            f"{package} is not installed", f"Install it with: pip install 'hsmcore[{extra}]'", as_json=as_json
-        )
+        hint = f"Install it with: pip install 'hsmcore[{extra}]'"
+        return report_usage(f"{package} is not installed", hint, as_json=as_json)
     if result == INTERRUPTED:  # typer turns most interruptions into this result
         note("hsmcore: interrupted")
     return result if isinstance(result, int) else 0
@@ -131,7 +122,7 @@ def _no_command(context: typer.Context) -> None:
 
 
 def _bench_command(name: str) -> typer.Typer:
-    """Raise ModuleNotFoundError when the package is not installed."""
+    """Return a command of hsmcore-bench. Raises ModuleNotFoundError if that package is not installed."""
     for point in entry_points(group="hsmcore.commands", name=name):
         app: typer.Typer = point.load()
         return app

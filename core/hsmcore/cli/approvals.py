@@ -1,4 +1,4 @@
-"""`hsmcore rotate approve`: agree to a rotation, and who has."""
+"""`hsmcore rotate approve`: approve a rotation; the approvals that it has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.output import BadUsage, show
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.output import BadUsage
 from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
 from hsmcore.cli.store import on_state, rotation_rules
 from hsmcore.errors import HsmError
 
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
 
 
+@common_options
 def approve(
+    cli: Invocation,
     rotation: IdArgument = None,
     name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="The approver's name.")] = None,
     code: Annotated[str | None, typer.Option("--code", help="A one-time code.")] = None,
     signature: Annotated[
         Path | None, typer.Option("--signature", metavar="FILE", help="An Ed25519 signature: 64 bytes, or hexadecimal.")
     ] = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Approve a rotation with a one-time code or a signature; without either, print the text that is to be signed.
 
@@ -40,23 +39,22 @@ def approve(
 
       hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
     """
-    loaded = load_config(config, state)
-    rules = rotation_rules(loaded)
+    rules = rotation_rules(cli.config)
     if code is None and signature is None:
-        print(on_state(loaded, lambda store: statement_of(store, rotation)), end="")
+        print(on_state(cli.config, lambda store: statement_of(store, rotation)), end="")
         return
     if name is None or (code is not None and signature is not None):
         raise BadUsage("give --as NAME and one of --code and --signature")
-    with recorded(loaded.key_manager, "rotate approve", approver=name) as entry:
-        given = on_state(loaded, lambda store: _approve(store, rules, rotation, name, code, signature))
+    with recorded(cli.config.key_manager, "rotate approve", approver=name) as entry:
+        given = on_state(cli.config, lambda store: _approve(store, rules, rotation, name, code, signature))
         entry["rotation_id"] = str(given["rotation"])
-    show(given, as_json=as_json)
+    cli.show(given)
 
 
 async def approvals_of(
     store: Store, rules: KeyRotation, entry: Rotation, known: list[StoredKey]
 ) -> tuple[list[str], list[str]]:
-    """Who has approved a rotation, and whose approval in the store is not genuine."""
+    """Return the names of approvers whose approval counts, and of those whose stored approval is not genuine."""
     from hsmcore.rotation.approvals import genuine, statement
     from hsmcore.state import Approvals
 
@@ -65,7 +63,7 @@ async def approvals_of(
 
 
 async def under_way(store: Store, number: int | None) -> Rotation:
-    """The rotation of that number (None: the only one), before its key signs. Raises HsmError."""
+    """Return the rotation of that number (None: the only one) while its key does not sign yet. Raises HsmError."""
     from hsmcore.rotation.store import Rotations
 
     for entry in await Rotations(store).open():
@@ -76,7 +74,7 @@ async def under_way(store: Store, number: int | None) -> Rotation:
 
 
 async def statement_of(store: Store, number: int | None) -> str:
-    """The text that an approver signs."""
+    """Return the text that an approver signs."""
     from hsmcore.rotation.approvals import statement
     from hsmcore.state import Keys
 

@@ -1,4 +1,4 @@
-"""`hsmcore backup`: look at the backups that rotation made, verify them, put a key back."""
+"""`hsmcore backup`: list and verify the backups that rotation made, and restore a key."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.keys import shown_key
+from hsmcore.cli.output import FAILED, BadUsage, note, when
 from hsmcore.cli.recorded import key_fields, recorded
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
-from hsmcore.cli.store import in_state, when
+from hsmcore.cli.replicate import note_holder, pkcs11_member
+from hsmcore.cli.store import in_state, with_token
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 
 if TYPE_CHECKING:
@@ -30,25 +32,23 @@ RecoveryOption = Annotated[
 
 
 @app.command("list", short_help="List the backups at backupLocation.")
-def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def list_(cli: Invocation) -> None:
     """List the backups at keyRotation.backupLocation, and what is wrong with them.
 
     Exit code 1 if one of them is no good, or one that was made is missing.
 
     Example: hsmcore backup list --json
     """
-    loaded = load_config(config, state)
-    found, rows = asyncio.run(_look(loaded, None))
-    _print(found, rows, as_json=as_json)
+    _print(cli, *asyncio.run(_look(cli.config, None)))
 
 
 @app.command(short_help="Verify backups without importing anything.")
+@common_options
 def verify(
+    cli: Invocation,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one (default: all).")] = None,
     recovery_key: RecoveryOption = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Check the signature of each backup, and compare it with the key ring and with what was once written. With the
     recovery key, sealed ones are opened for a try in locked memory. Nothing is imported.
@@ -59,8 +59,7 @@ def verify(
     """
     from hsmcore.rotation.backup.inspect import Found, opens
 
-    loaded = load_config(config, state)
-    found, rows = asyncio.run(_look(loaded, name))
+    found, rows = asyncio.run(_look(cli.config, name))
     if recovery_key is not None:
         judged = []
         for file in found:
@@ -69,20 +68,19 @@ def verify(
             problem = "the recovery key does not open it" if bad else file.problem
             judged.append(Found(file.name, file.statement, file.sha256, problem))
         found = judged
-    _print(found, rows, as_json=as_json)
+    _print(cli, found, rows)
 
 
 @app.command(short_help="Put a key back on the token.")
+@common_options
 def restore(
+    cli: Invocation,
     name: NameArgument,
     recovery_key: RecoveryOption = None,
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="MEMBER", help="Another member than the first, as in `failover status`."),
     ] = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Put a key back on the token, and have it sign to prove that it is the one that the backup names; else it is
     destroyed again. A backup that is not sound, or of another key than the key ring has, is not touched.
@@ -93,20 +91,11 @@ def restore(
 
       hsmcore backup restore NAME --recovery-key recovery.key --to softhsm:second
     """
-    loaded = load_config(config, state)
-    with recorded(loaded.key_manager, "backup restore", file=name) as entry:
-        record = asyncio.run(_restore(loaded, name, recovery_key, to))
+    with recorded(cli.config.key_manager, "backup restore", file=name) as entry:
+        record = asyncio.run(_restore(cli.config, name, recovery_key, to))
         entry.update(key_fields(record))
-    shown = {
-        "id": record.id,
-        "label": record.label,
-        "algorithm": record.algorithm,
-        "publicKey": record.public_key.hex() if record.public_key else None,
-    }
-    if as_json:
-        print_json(shown)
-    else:
-        print_fields(shown)
+    shown = shown_key(record)
+    cli.show({name: shown[name] for name in ("id", "label", "algorithm", "publicKey")})
 
 
 async def _known(store: Store) -> tuple[list[StoredKey], list[BackupRow]]:
@@ -126,18 +115,16 @@ async def _look(config: Config, name: str | None) -> tuple[list[Found], list[Bac
 
 
 async def _restore(config: Config, name: str, recovery_key: Path | None, to: str | None) -> Any:
-    from hsmcore.cli.replicate import note_holder, pkcs11_member
-    from hsmcore.control import ControlPlane
     from hsmcore.rotation.backup.envelope import BackupInvalid
     from hsmcore.rotation.backup.inspect import put_back
 
     [found], _ = await _look(config, name)
     if found.problem is not None or found.statement is None:
         raise BackupInvalid(f"{name}: {found.problem}; nothing was restored")
-    settings: Any = token_settings(config) if to is None else pkcs11_member(config, to).config
+    statement = found.statement
+    settings: Any = None if to is None else pkcs11_member(config, to).config
     recovery = None if recovery_key is None else _recovery(recovery_key)
-    async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
-        record = await put_back(found.statement, plane, recovery)
+    record = await with_token(config, lambda plane: put_back(statement, plane, recovery), settings)
     if to is not None:
         await note_holder(config, record.id, to)
     return record
@@ -171,7 +158,7 @@ def _recovery(path: Path) -> bytearray:
         raw[:] = bytes(len(raw))
 
 
-def _print(found: list[Found], rows: list[BackupRow], *, as_json: bool) -> None:
+def _print(cli: Invocation, found: list[Found], rows: list[BackupRow]) -> None:
     drilled = {row.name: row.drilled_ns for row in rows}
     shown = [
         {
@@ -184,17 +171,15 @@ def _print(found: list[Found], rows: list[BackupRow], *, as_json: bool) -> None:
         }
         for file in found
     ]
-    if as_json:
-        print_json(shown)
-    else:
-        print_table(
-            ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"),
-            [
-                (row["name"], row.get("method", "-"), when(row.get("madeNs")) or "-", when(row["drilledNs"]) or "never",
-                 row["problem"] or "good")
-                for row in shown
-            ],
-        )  # fmt: skip
+    cli.show_table(
+        shown,
+        ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"),
+        [
+            (row["name"], row.get("method", "-"), when(row.get("madeNs")) or "-", when(row["drilledNs"]) or "never",
+             row["problem"] or "good")
+            for row in shown
+        ],
+    )  # fmt: skip
     bad = [row for row in shown if not row["ok"]]
     if bad:
         note(f"hsmcore: {len(bad)} of {len(shown)} backups are no good")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import orjson
 import typer
 
-from hsmcore.cli.output import BadUsage, print_table
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.output import BadUsage, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -23,7 +23,9 @@ MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
 _NAME_WIDTH: Final = 21
 
 
+@common_options
 def doctor(
+    cli: Invocation,
     provider: Annotated[
         str | None, typer.Option("--provider", metavar="NAME", help="Only this one: its name, type or level.")
     ] = None,
@@ -36,9 +38,6 @@ def doctor(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of --json, and check nothing.")
     ] = False,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Check every provider of a configuration, step by step: module, token, login, key, signature.
 
@@ -59,14 +58,13 @@ def doctor(
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    loaded = load_config(config, state)
-    members = _chosen(levels_of(loaded), provider)
+    members = _chosen(levels_of(cli.config), provider)
     options = Options(timeout=timeout, force_login=force_login)
-    if as_json:
-        report = diagnose(loaded, options, members=members)
-        sys.stdout.write(orjson.dumps(report.model_dump(mode="json", by_alias=True)).decode() + "\n")
+    if cli.as_json:
+        report = diagnose(cli.config, options, members=members)
+        print_json(report.model_dump(mode="json", by_alias=True))
     else:
-        report = _shown(loaded, options, members)
+        report = _shown(cli.config, options, members)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 
@@ -82,7 +80,7 @@ def _chosen(levels: Levels, name: str | None) -> Levels:
 
 
 def _shown(config: Config, options: object, members: Levels) -> DoctorReport:
-    """Each step as soon as it is known, and what is being done meanwhile on a terminal's last line."""
+    """Print each step when it is complete; on a terminal, the last line shows the step in progress."""
     from rich.console import Console
 
     from hsmcore.doctor import Step, diagnose

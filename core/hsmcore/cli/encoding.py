@@ -1,4 +1,4 @@
-"""Bytes as text: the forms in which signatures and keys are printed and read."""
+"""The text forms of signatures and keys."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SIGNATURE_BYTES: Final = 64
 
 
 def encode(data: bytes, form: Format) -> str:
-    """Any form but raw."""
+    """Return bytes as text, in any form but raw."""
     if form == "base58":
         return base58(data)
     return base64.b64encode(data).decode() if form == "base64" else data.hex()
 
 
 def decode_signature(given: bytes) -> bytes:
-    """A signature in any of the forms that `sign` prints: they differ in length or alphabet. ValueError otherwise."""
+    """Decode a signature in any form that `sign` prints: they differ in length or alphabet. Raises ValueError."""
     if len(given) == SIGNATURE_BYTES:
         return given
     try:

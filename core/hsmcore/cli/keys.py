@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from hsmcore.cli.encoding import base58
-from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.output import FAILED, print_json, print_table, problem, when
 from hsmcore.cli.recorded import key_fields, recorded
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
-from hsmcore.cli.store import when
+from hsmcore.cli.settings import token_settings
+from hsmcore.cli.store import on_state, on_token
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import KeyAmbiguous, KeyUnusable, SystemFailure
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from hsmcore.config import Config, Pkcs11Settings
     from hsmcore.control import ControlPlane, KeyRecord
     from hsmcore.state import StoredKey
-
-T = TypeVar("T")
 
 
 class _ListByDefault(TyperGroup):
@@ -43,16 +40,16 @@ KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexa
 
 
 @app.command("list", short_help="List the private keys.")
-def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def list_(cli: Invocation) -> None:
     """List the private keys on the token. With key rotation also the versions of the key ring, and from when until when
     signatures of each are to be accepted: what verifiers elsewhere need to know.
 
     Example: hsmcore keys list --json
     """
-    loaded = load_config(config, state)
-    records = on_token(loaded, lambda plane: plane.list_keys())
-    known = {key.public_key: key for key in ring(loaded)}
-    if as_json:
+    records = on_token(cli.config, lambda plane: plane.list_keys())
+    known = {key.public_key: key for key in ring(cli.config)}
+    if cli.as_json:
         shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
         print_json(shown + [shown_key(_gone(key)) | _validity(key) for key in known.values()])
         return
@@ -66,15 +63,14 @@ def list_(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
 
 
 @app.command(short_help="Make a key pair.")
+@common_options
 def generate(
+    cli: Invocation,
     label: Annotated[str, typer.Option("--label", help="CKA_LABEL of the new key.")],
     algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of the new key.")] = "ed25519",
     extractable: Annotated[
         bool, typer.Option("--extractable", help="Let the HSM wrap it for a backup; can't be changed later.")
     ] = False,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Make a key pair on the token; the private half never leaves it in the clear.
 
@@ -86,20 +82,18 @@ def generate(
             raise KeyAmbiguous(f"a key with the label {label!r} is there already", hint="Choose another label.")
         return await plane.generate_key(algorithm, label, extractable=extractable)
 
-    loaded = load_config(config, state)
-    with recorded(loaded.key_manager, "keys generate", label=label, algorithm=algorithm) as entry:
-        record = on_token(loaded, make)
+    with recorded(cli.config.key_manager, "keys generate", label=label, algorithm=algorithm) as entry:
+        record = on_token(cli.config, make)
         entry.update(key_fields(record))
-    _print_record(record, as_json=as_json)
+    cli.show(shown_key(record))
 
 
 @app.command(short_help="Take the right to sign from a key.")
+@common_options
 def deactivate(
+    cli: Invocation,
     key_id: KeyIdArgument,
     force: Annotated[bool, typer.Option("--force", help="Even the key that the configuration signs with.")] = False,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Take the right to sign away from a key, for every program that uses the token.
 
@@ -107,8 +101,7 @@ def deactivate(
 
     Example: hsmcore keys deactivate 0f3a…
     """
-    loaded = load_config(config, state)
-    settings = token_settings(loaded)
+    settings = token_settings(cli.config)
 
     async def work(plane: ControlPlane) -> Any:
         found = [record for record in await plane.list_keys() if record.id == key_id.lower()]
@@ -119,27 +112,29 @@ def deactivate(
             )
         return await plane.deactivate(key_id.lower())
 
-    with recorded(loaded.key_manager, "keys deactivate", key_id=key_id.lower(), forced=force) as entry:
-        done = on_token(loaded, work)
+    with recorded(cli.config.key_manager, "keys deactivate", key_id=key_id.lower(), forced=force) as entry:
+        done = on_token(cli.config, work)
         entry |= {"enforced": done.enforced, "reason": done.reason}
-    if as_json:
-        print_json({"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason})
-    elif done.enforced:
-        print(f"key {done.key_id} signs no more: the token refuses it")
+    if done.enforced or cli.as_json:
+        cli.show(
+            {"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason},
+            f"key {done.key_id} signs no more: the token refuses it",
+        )
     else:
-        note(f"hsmcore: key {done.key_id} still signs: {done.reason}")
-        note("  next: Deactivate it through the key manager, and destroy it when it is no longer needed.")
+        problem(
+            f"key {done.key_id} still signs: {done.reason}",
+            "Deactivate it through the key manager, and destroy it when it is no longer needed.",
+        )
     if not done.enforced:
         raise typer.Exit(FAILED)
 
 
 @app.command(short_help="Write a wrapped backup of a key.")
+@common_options
 def export(
+    cli: Invocation,
     key_id: KeyIdArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The backup; -: standard output.")],
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Write a backup of a key, wrapped inside the HSM by a key that never leaves it.
 
@@ -149,9 +144,8 @@ def export(
     """
     from hsmcore.control.backup import ExportWrapped
 
-    loaded = load_config(config, state)
-    with recorded(loaded.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
-        blob = on_token(loaded, lambda plane: plane.do(ExportWrapped(key_id.lower())))
+    with recorded(cli.config.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
+        blob = on_token(cli.config, lambda plane: plane.do(ExportWrapped(key_id.lower())))
         entry |= {"bytes": len(blob), "backup_sha256": hashlib.sha256(blob).digest()}
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
@@ -161,18 +155,16 @@ def export(
         output.write_bytes(blob)
     except OSError as error:
         raise SystemFailure(f"{output} cannot be written: {error.strerror}", hint="Name another file.") from error
-    if as_json:
-        print_json({"keyId": key_id.lower(), "output": str(output), "bytes": len(blob)})
-    else:
-        print(f"{len(blob)} bytes written to {output}")
+    cli.show(
+        {"keyId": key_id.lower(), "output": str(output), "bytes": len(blob)}, f"{len(blob)} bytes written to {output}"
+    )
 
 
 @app.command("import", short_help="Put a key back from its backup.")
+@common_options
 def import_(
+    cli: Invocation,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup that `keys export` wrote.", exists=True)],
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Put a key back from its backup.
 
@@ -181,39 +173,20 @@ def import_(
     from hsmcore.control.backup import ImportWrapped
 
     backup = file.read_bytes()
-    loaded = load_config(config, state)
     digest = hashlib.sha256(backup).digest()
-    with recorded(loaded.key_manager, "keys import", file=str(file), backup_sha256=digest) as entry:
-        record = on_token(loaded, lambda plane: plane.do(ImportWrapped(backup)))
+    with recorded(cli.config.key_manager, "keys import", file=str(file), backup_sha256=digest) as entry:
+        record = on_token(cli.config, lambda plane: plane.do(ImportWrapped(backup)))
         entry.update(key_fields(record))
-    _print_record(record, as_json=as_json)
-
-
-def on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
-    from hsmcore.control import ControlPlane
-
-    settings = token_settings(config)
-
-    async def run() -> T:
-        async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
-            return await work(plane)
-
-    return asyncio.run(run())
+    cli.show(shown_key(record))
 
 
 def is_configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
+    """Return whether the configuration names this key."""
     return settings.key_label in (None, record.label) and (settings.key_id or record.id).lower() == record.id
 
 
-def _print_record(record: KeyRecord, *, as_json: bool) -> None:
-    shown = shown_key(record)
-    if as_json:
-        print_json(shown)
-    else:
-        print_fields(shown)
-
-
 def shown_key(record: KeyRecord) -> dict[str, Any]:
+    """Return a key of a token for output."""
     shown: dict[str, Any] = {
         "id": record.id,
         "label": record.label,
@@ -229,8 +202,7 @@ def shown_key(record: KeyRecord) -> dict[str, Any]:
 
 
 def ring(config: Config) -> list[StoredKey]:
-    """The versions of the key ring that have signed; none without rotation."""
-    from hsmcore.cli.store import on_state
+    """Return the versions of the key ring that have signed; none without rotation."""
     from hsmcore.state import Keys
 
     rotation = config.key_manager.key_rotation
@@ -255,7 +227,7 @@ def _state(key: StoredKey | None) -> str:
 
 
 def _gone(key: StoredKey) -> KeyRecord:
-    """A version that is not on this token any more."""
+    """Return a version that is no longer on this token, as its token would list it."""
     from hsmcore.control import KeyRecord
 
     return KeyRecord(key.key_id, key.label, cast("Algorithm", key.algorithm), key.public_key, False, True, False)

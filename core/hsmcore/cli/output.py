@@ -1,9 +1,10 @@
-"""What the command line prints: results on standard output, errors on standard error as what and what next."""
+"""The output of the command line: results on standard output, errors with the next step on standard error."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
@@ -13,41 +14,53 @@ from hsmcore.errors import ConfigurationError, HsmError
 FAILED: Final = 1
 BAD_USAGE: Final = 2
 DERIVED: Final = 3
-"""Of `audit verify`: the records are whole and sealed, a file that can be made again from them is not."""
+"""Of `audit verify`: the records are whole and sealed; a file that is derived from them is wrong."""
 INTERRUPTED: Final = 130
 
 
 class BadUsage(Exception):
-    """The command line is wrong in a way that its parser cannot see; the text says how."""
+    """The command line is wrong in a way that its parser cannot detect; the text says how."""
 
 
 def print_json(value: Any) -> None:
-    """One line."""
+    """Print a value as one line of JSON."""
     sys.stdout.write(orjson.dumps(value).decode() + "\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need to be: nothing is cut off, also in a pipe."""
+    """Print columns as wide as their widest cell: nothing is cut off, in a pipe either."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Names and values, one pair a line."""
+    """Print names and values, one pair a line."""
     width = max(map(len, fields))
     words = {True: "yes", False: "no", None: "-"}
     for name, value in fields.items():
         print(f"{name:<{width}}  {words[value] if value is None or isinstance(value, bool) else value}")
 
 
+def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
+    """Return Unix nanoseconds as ISO 8601 in UTC; None for None."""
+    return None if time_ns is None else datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec=timespec)
+
+
 def note(text: str) -> None:
-    """For the person at the terminal, not for a pipe."""
+    """Print a line on standard error: for the terminal, not for the reader of a pipe."""
     print(text, file=sys.stderr)
 
 
+def problem(what: str, next_step: str = "") -> None:
+    """Print on standard error what is wrong, and the next step."""
+    note(f"hsmcore: {what}")
+    if next_step:
+        note(f"  next: {next_step}")
+
+
 def report(error: HsmError, otherwise: str, *, as_json: bool) -> int:
-    """Print an expected error; returns the exit code. `otherwise` is what to do if the error doesn't know."""
+    """Print an expected error and return the exit code. `otherwise`: the next step if the error has no hint."""
     what = str(error).removesuffix(error.hint).rstrip()
     code = BAD_USAGE if isinstance(error, ConfigurationError) else FAILED
     fault: dict[str, Any] = {
@@ -66,7 +79,7 @@ def report(error: HsmError, otherwise: str, *, as_json: bool) -> int:
 
 
 def report_usage(what: str, next_step: str, *, as_json: bool) -> int:
-    """Print that the command line itself is wrong; returns the exit code."""
+    """Print that the command line itself is wrong and return the exit code."""
     fault = {"type": "UsageError", "message": what, "hint": next_step, "retryable": False, "exitCode": BAD_USAGE}
     _print_error(fault, as_json=as_json)
     return BAD_USAGE
@@ -74,16 +87,6 @@ def report_usage(what: str, next_step: str, *, as_json: bool) -> int:
 
 def _print_error(fault: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        sys.stderr.write(orjson.dumps({"error": fault}).decode() + "\n")
-        return
-    note(f"hsmcore: {fault['message']}")
-    if fault["hint"]:
-        note(f"  next: {fault['hint']}")
-
-
-def show(fields: Mapping[str, Any], *, as_json: bool) -> None:
-    """A result, for programs or for people."""
-    if as_json:
-        print_json(fields)
+        note(orjson.dumps({"error": fault}).decode())
     else:
-        print_fields({name: ", ".join(v) if isinstance(v, list) else v for name, v in fields.items()})
+        problem(fault["message"], fault["hint"])

@@ -1,4 +1,4 @@
-"""Commands that change something are recorded in the audit log of their configuration."""
+"""Audit records of commands that change something, in the log of their configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hsmcore.cli.output import note
+from hsmcore.cli.output import problem
 from hsmcore.errors import AuditUnavailable, HsmError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def recorded(rules: KeyManagerConfig, command: str, **fields: object) -> Iterator[dict[str, object]]:
-    """Record what is done inside as `command`, such as "keys generate", with `fields` and whatever is put into the dict
-    that it gives. With `onFailure` "closed" nothing is done if it cannot be recorded: raises AuditUnavailable."""
+    """Record the work of the block as `command`, such as "keys generate", with its result, `fields` and the content of
+    the yielded dict. Raises AuditUnavailable before the block if it cannot be recorded and `onFailure` is "closed"."""
     more: dict[str, object] = {}
     intention = _announced(rules, command, fields)
     try:
@@ -43,12 +43,12 @@ def _announced(rules: KeyManagerConfig, command: str, fields: dict[str, object])
     try:
         return Intention(layout, command, fields | ({"sudo_user": sudo} if sudo else {}))
     except OSError as error:
-        problem = f"audit log {layout.log}: the command cannot be recorded: {error.strerror}"
+        what = f"audit log {layout.log}: the command cannot be recorded: {error.strerror}"
         if rules.audit is not None and rules.audit.on_failure == "open":
-            note(f"hsmcore: {problem}")
+            problem(what)
             return None
         hint = 'Run it as the user of the key manager; with "onFailure": "open" it goes on without a record.'
-        raise AuditUnavailable(problem, hint=hint) from None
+        raise AuditUnavailable(what, hint=hint) from None
 
 
 def _complete(rules: KeyManagerConfig, intention: Intention | None, fields: dict[str, object]) -> None:
@@ -59,13 +59,15 @@ def _complete(rules: KeyManagerConfig, intention: Intention | None, fields: dict
         if intention.may_append:
             asyncio.run(_append(rules))
     except (HsmError, OSError) as error:
-        # Not another exception: what was to be done is done.
-        note(f"hsmcore: the command's record is not in the audit log yet: {error}")
-        note("  next: It waits in the log's spool folder; the next key manager that can write the log takes it in.")
+        # Not an exception: the command itself has succeeded, or raises its own error.
+        problem(
+            f"the command's record is not in the audit log yet: {error}",
+            "It waits in the log's spool folder; the next key manager that can write the log takes it in.",
+        )
 
 
 async def _append(rules: KeyManagerConfig) -> None:
-    """Take the record in at once, if nobody holds the log; else whoever holds it does so within a second."""
+    """Move the record into the log now, unless another process holds the log: that one does so within a second."""
     from hsmcore.audit import AuditLog
     from hsmcore.audit.lock import FolderInUse
 
@@ -84,7 +86,7 @@ def _name(error: BaseException) -> str:
 
 
 def key_fields(record: Any) -> dict[str, object]:
-    """What a record says of a key that was made or put back."""
+    """Return the fields of a record about a key that was made or restored."""
     return {
         "key_id": record.id,
         "label": record.label,

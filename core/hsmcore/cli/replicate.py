@@ -1,4 +1,4 @@
-"""`hsmcore keys replicate`: the same key on another member, too."""
+"""`hsmcore keys replicate`: copy a key to another member."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.keys import is_configured, on_token, ring, shown_key
-from hsmcore.cli.output import BadUsage, print_json
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.keys import is_configured, ring, shown_key
+from hsmcore.cli.output import BadUsage
 from hsmcore.cli.recorded import key_fields, recorded
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
+from hsmcore.cli.settings import token_settings
+from hsmcore.cli.store import in_state, on_token
 from hsmcore.errors import KeyAmbiguous
 
 if TYPE_CHECKING:
@@ -19,27 +21,25 @@ if TYPE_CHECKING:
     from hsmcore.state import Store
 
 
+@common_options
 def replicate(
+    cli: Invocation,
     to: Annotated[str, typer.Option("--to", metavar="MEMBER", help="The member, as in `failover status`.")],
     key_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="CKA_ID (default: the key that signs).")] = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Copy a key from the first member to another one, wrapped by a key that both hold.
 
     Example: hsmcore keys replicate --to yubihsm:http://10.0.0.2:12345
     """
-    loaded = load_config(config, state)
-    target = pkcs11_member(loaded, to)
-    identity = key_id.lower() if key_id is not None else _current(loaded)
-    with recorded(loaded.key_manager, "keys replicate", key_id=identity, to_member=to) as entry:
-        record, copied = asyncio.run(_replicate(loaded, target, identity))
+    target = pkcs11_member(cli.config, to)
+    identity = key_id.lower() if key_id is not None else _current(cli.config)
+    with recorded(cli.config.key_manager, "keys replicate", key_id=identity, to_member=to) as entry:
+        record, copied = asyncio.run(_replicate(cli.config, target, identity))
         entry.update(key_fields(record))
-    if as_json:
-        print_json(shown_key(record) | {"member": to, "copied": copied})
-    else:
-        print(f"{to} holds key {record.id}{'' if copied else ' already'}")
+    cli.show(
+        shown_key(record) | {"member": to, "copied": copied},
+        f"{to} holds key {record.id}{'' if copied else ' already'}",
+    )
 
 
 def _current(config: Config) -> str:
@@ -54,7 +54,7 @@ def _current(config: Config) -> str:
 
 
 def pkcs11_member(config: Config, name: str) -> Provider:
-    """The member of that name. Raises BadUsage."""
+    """Return the PKCS#11 member of that name. Raises BadUsage."""
     from hsmcore.config import Pkcs11Settings
 
     members = {member.name: member for _, member in config.key_manager.members()}
@@ -73,11 +73,8 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
     [source] = all_members((config.key_manager.own,))[:1]
     if not isinstance(source.config, Pkcs11Settings) or not isinstance(target.config, Pkcs11Settings):
         raise BadUsage("only keys behind PKCS#11 modules are copied")
-    options: Any = {
-        "log_in": True,
-        "hidden": config.secret_variables,
-        "isolated": True,
-    }  # two modules may not live together
+    # Isolated: two modules may not tolerate each other in one process.
+    options: Any = {"log_in": True, "hidden": config.secret_variables, "isolated": True}
     async with (
         ControlPlane.for_settings(source.config, member=source.name, **options) as here,
         ControlPlane.for_settings(target.config, member=target.name, **options) as there,
@@ -96,8 +93,7 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
 
 
 async def note_holder(config: Config, key_id: str, member: str) -> None:
-    """Have the key ring know that a member holds a key."""
-    from hsmcore.cli.store import in_state
+    """Note in the key ring that a member holds a key."""
     from hsmcore.state import Keys
 
     rotation = config.key_manager.key_rotation

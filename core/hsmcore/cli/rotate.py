@@ -1,4 +1,4 @@
-"""`hsmcore rotate`: replace the signing key, see when that happens by itself, approve it, stop it."""
+"""`hsmcore rotate`: rotate the signing key; show, approve and abort rotations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.approvals import approvals_of, approve, under_way
-from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table, show
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.keys import is_configured
+from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
-from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, when
+from hsmcore.cli.settings import token_settings
+from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, with_token
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, KeyRotation, Pkcs11Settings
-    from hsmcore.control import KeyRecord
+    from hsmcore.config import Config, KeyRotation
+    from hsmcore.control import ControlPlane
     from hsmcore.rotation.store import Rotation
     from hsmcore.state import Store
 
@@ -27,54 +29,50 @@ app.command(name="approve", short_help="Approve a rotation.")(approve)
 
 
 @app.command(short_help="Rotate now.")
+@common_options
 def now(
+    cli: Invocation,
     reason: ReasonOption = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the new key signs.")] = True,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 300.0,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Replace the signing key now. A running key manager does it; if none runs, this command does, unless
     requireHandover is set or a rotation waits for the application, which has the handover.
 
     Example: hsmcore rotate now --reason "an operator has left"
     """
-    loaded = load_config(config, state)
-    rules = rotation_rules(loaded)
+    rules = rotation_rules(cli.config)
     if dry_run:
-        found = asyncio.run(_dry_run(loaded, rules))
-        show(found, as_json=as_json)
+        found = asyncio.run(_dry_run(cli.config, rules))
+        cli.show(found)
         if found["stops"] is not None:
             raise typer.Exit(FAILED)
         return
-    if rules.require_handover and not on_state(loaded, rotates_somewhere):
+    if rules.require_handover and not on_state(cli.config, rotates_somewhere):
         raise HsmError(
             "keyRotation.requireHandover is true: only the application, which has the handover, may rotate",
             hint="Start the application, then repeat this command.",
         )
-    with recorded(loaded.key_manager, "rotate now", reason=reason) as entry:
-        done = asyncio.run(_rotate(loaded, reason, timeout if wait else 0.0))
+    with recorded(cli.config.key_manager, "rotate now", reason=reason) as entry:
+        done = asyncio.run(_rotate(cli.config, reason, timeout if wait else 0.0))
         entry |= {"rotation_id": str(done.get("id", "")), "status": done["status"]}
-        show(done, as_json=as_json)
+        cli.show(done)
         if done["status"] in ("failed", "aborted"):
             raise typer.Exit(FAILED)
 
 
 @app.command("plan", short_help="Show the coming rotations.")
+@common_options
 def plan_(
+    cli: Invocation,
     count: Annotated[int, typer.Option("--count", min=1, max=10_000, help="How many.")] = 12,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Show when the coming rotations are, if each is on time.
 
     Example: hsmcore rotate plan --count 24 --json
     """
-    loaded = load_config(config, state)
-    rules = rotation_rules(loaded)
+    rules = rotation_rules(cli.config)
 
     async def read(store: Store) -> list[dict[str, Any]]:
         from hsmcore.rotation.schedule import Schedule
@@ -84,29 +82,25 @@ def plan_(
         current = await Keys(store).current()
         return [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), count)
 
-    found = on_state(loaded, read)
-    if as_json:
-        print_json(found)
-    elif not found:
+    found = on_state(cli.config, read)
+    if not found and not cli.as_json:
         print("no key has signed yet: the first start of a key manager begins the key ring")
-    else:
-        print_table(
-            ("ROTATION", f"IN {rules.time_zone}", "OLD KEY VERIFIES UNTIL"),
-            [(row["at"], row["local"], row["oldKeyVerifiesUntil"]) for row in found],
-        )
+        return
+    header = ("ROTATION", f"IN {rules.time_zone}", "OLD KEY VERIFIES UNTIL")
+    cli.show_table(found, header, [(row["at"], row["local"], row["oldKeyVerifiesUntil"]) for row in found])
 
 
 @app.command(short_help="Show the key that signs and what is under way.")
-def status(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def status(cli: Invocation) -> None:
     """Show the key that signs, when it is replaced, rotations that are under way, and every key that the ring knows:
     what state it is in, and why.
 
     Example: hsmcore rotate status --json
     """
-    loaded = load_config(config, state)
-    rules = rotation_rules(loaded)
-    found = on_state(loaded, lambda store: _status(store, rules))
-    if as_json:
+    rules = rotation_rules(cli.config)
+    found = on_state(cli.config, lambda store: _status(store, rules))
+    if cli.as_json:
         print_json(found)
         return
     current = found["current"] or {}
@@ -136,19 +130,17 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
 
 
 @app.command(short_help="Show past rotations.")
+@common_options
 def history(
+    cli: Invocation,
     rotation: Annotated[int | None, typer.Option("--rotation", help="All steps of this one.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many, the latest.")] = 20,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Show past rotations, or every step of one, oldest first.
 
     Example: hsmcore rotate history --rotation 3
     """
-    loaded = load_config(config, state)
-    rotation_rules(loaded)
+    rotation_rules(cli.config)
 
     async def read(store: Store) -> list[dict[str, Any]]:
         from hsmcore.rotation.store import Rotations
@@ -159,11 +151,10 @@ def history(
             return await rotations.steps(rotation)
         return [entry.to_json() for entry in await rotations.last(limit)]
 
-    found = on_state(loaded, read)
-    if as_json:
-        print_json(found)
-    elif rotation is not None:
-        print_table(
+    found = on_state(cli.config, read)
+    if rotation is not None:
+        cli.show_table(
+            found,
             ("TIME", "STEP", "OUTCOME", "DETAILS"),
             [
                 (when(row["time_ns"]) or "", row["step"], row["outcome"],
@@ -172,7 +163,8 @@ def history(
             ],
         )  # fmt: skip
     else:
-        print_table(
+        cli.show_table(
+            found,
             ("ROTATION", "BEGUN", "ENDED", "CAUSE", "STATUS", "ERROR"),
             [
                 (str(row["id"]), when(row["begunNs"]) or "-", when(row["endedNs"]) or "-", row["cause"], row["status"],
@@ -183,13 +175,13 @@ def history(
 
 
 @app.command(short_help="End the rotation that is under way.")
-def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def abort(cli: Invocation) -> None:
     """Undo the rotation that is under way; the old key goes on signing. Too late once the new key signs.
 
     Example: hsmcore rotate abort
     """
-    loaded = load_config(config, state)
-    rotation_rules(loaded)
+    rotation_rules(cli.config)
 
     async def work(store: Store) -> tuple[Rotation, str]:
         from hsmcore.rotation.machine import can_abort
@@ -207,32 +199,30 @@ def abort(config: ConfigOption = None, state: StateOption = None, as_json: JsonO
         running = await rotates_somewhere(store)
         return found, "" if running else "no key manager is running; it is undone at the next start"
 
-    with recorded(loaded.key_manager, "rotate abort") as entry:
-        found, why = on_state(loaded, work)
+    with recorded(cli.config.key_manager, "rotate abort") as entry:
+        found, why = on_state(cli.config, work)
         entry["rotation_id"] = str(found.id)
-    show({"rotation": found.id, "status": "aborting"}, as_json=as_json)
+    cli.show({"rotation": found.id, "status": "aborting"})
     if why:
         note(f"  {why}")
 
 
 @app.command(short_help="Go on with the key that the configuration names.")
-def adopt(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def adopt(cli: Invocation) -> None:
     """Take the key that the configuration names into the key ring and let it sign from now on. The key that signed
     verifies for `overlapDays` more.
 
     Example: hsmcore rotate adopt --config new-key.json
     """
-    loaded = load_config(config, state)
-    rules = rotation_rules(loaded)
-    with recorded(loaded.key_manager, "rotate adopt") as entry:
-        adopted = asyncio.run(_adopt(loaded, rules))
+    rules = rotation_rules(cli.config)
+    with recorded(cli.config.key_manager, "rotate adopt") as entry:
+        adopted = asyncio.run(_adopt(cli.config, rules))
         entry |= {"key_id": adopted["id"], "public_key": adopted["publicKey"]}
-    show(adopted, as_json=as_json)
+    cli.show(adopted)
 
 
 async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
-    from hsmcore.cli.settings import token_settings
-    from hsmcore.control import ControlPlane
     from hsmcore.control.backup import WhyNoBackup
     from hsmcore.rotation.context import ceremony_for
     from hsmcore.rotation.machine import NAMES
@@ -240,13 +230,14 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
 
     current = await in_state(config, lambda store: Keys(store).current())
     settings = token_settings(config)
-    why = None
-    if rules.backup_enabled:
-        async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
-            named = [key for key in await plane.list_keys() if _is_named(settings, key)]
-            algorithm = current.algorithm if current is not None else next((k.algorithm for k in named), None)
-            sealed = ceremony_for(rules, algorithm or "") is not None
-            why = None if sealed else await plane.do(WhyNoBackup(algorithm or ""))
+
+    async def why_no_backup(plane: ControlPlane) -> str | None:
+        named = [key for key in await plane.list_keys() if is_configured(settings, key)]
+        algorithm = current.algorithm if current is not None else next((k.algorithm for k in named), None)
+        sealed = ceremony_for(rules, algorithm or "") is not None
+        return None if sealed else await plane.do(WhyNoBackup(algorithm or ""))
+
+    why = await with_token(config, why_no_backup) if rules.backup_enabled else None
     skipped = {
         "approve": not rules.approvals, "backup-old": not rules.backup_enabled,
         "backup-new": not rules.backup_enabled or why is not None, "drill": not rules.backup_enabled or why is not None,
@@ -331,13 +322,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     }
 
 
-def _is_named(settings: Pkcs11Settings, key: KeyRecord) -> bool:
-    return settings.key_label in (None, key.label) and (settings.key_id or key.id).lower() == key.id
-
-
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
-    from hsmcore.cli.settings import token_settings
-    from hsmcore.control import ControlPlane
     from hsmcore.errors import KeyNotFound
     from hsmcore.rotation.pinned import configured_as
     from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
@@ -345,10 +330,7 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.state import Keys
 
     settings = token_settings(config)
-    async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
-        found = [
-            key for key in await plane.list_keys() if _is_named(settings, key)
-        ]  # fmt: skip
+    found = [key for key in await with_token(config, lambda plane: plane.list_keys()) if is_configured(settings, key)]
     if len(found) != 1 or found[0].public_key is None or found[0].algorithm is None:
         raise KeyNotFound(f"the configuration names {len(found)} keys of the token that can be adopted, not one")
     key, public_key, algorithm = found[0], found[0].public_key, found[0].algorithm

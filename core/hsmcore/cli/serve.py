@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsmcore.cli.output import note, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.output import note
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, Monitoring
+    from hsmcore.config import Monitoring
     from hsmcore.serve import Site
 
 
+@common_options
 def serve(
+    cli: Invocation,
     listen: Annotated[
         str | None,
         typer.Option(
@@ -29,9 +31,6 @@ def serve(
     watch: Annotated[
         bool, typer.Option("--watch", help="Open no key manager: show those that run, by their state store.")
     ] = False,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Open the key manager of the configuration and show how it stands: /metrics for Prometheus, /healthz and /readyz
     for the supervisor, and a console for people at /. Ends with Ctrl-C or SIGTERM.
@@ -40,8 +39,8 @@ def serve(
     --watch one that does not is shown from outside, if it has failover: its levels, history, rotation and audit log,
     without rates and metrics; what an operator asks for reaches it, too.
 
-    Beyond this machine, monitoring.tls and monitoring.viewerToken are required in the configuration. Whoever has the
-    token of monitoring.operatorToken may drain members, force a level and rotate; all of that is recorded.
+    Beyond this machine, monitoring.tls and monitoring.viewerToken are required in the configuration. The token of
+    monitoring.operatorToken allows its holder to drain members, force a level and rotate; each such action is recorded.
     Keys are rotated by the key manager of an application, never by this command.
 
     Examples:
@@ -56,18 +55,16 @@ def serve(
     """
     from hsmcore.serve.attach import settings_of
 
-    loaded = load_config(config, state)
-    settings = settings_of(loaded, listen)
-    asyncio.run((_watch if watch else _serve)(loaded, settings, as_json=as_json))
+    asyncio.run((_watch if watch else _serve)(cli, settings_of(cli.config, listen)))
 
 
-async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None:
+async def _serve(cli: Invocation, settings: Monitoring) -> None:
     from hsmcore.audit.lock import FolderInUse
     from hsmcore.errors import AuditUnavailable
     from hsmcore.manager.key_manager import create_key_manager
     from hsmcore.serve import attached
 
-    manager = create_key_manager(config, rotates=False)
+    manager = create_key_manager(cli.config, rotates=False)
     try:
         await manager.initialize()
     except FolderInUse as error:
@@ -75,27 +72,25 @@ async def _serve(config: Config, settings: Monitoring, *, as_json: bool) -> None
         raise AuditUnavailable(str(error.args[0]), hint=hint) from None
     try:
         async with attached(manager, settings=settings) as site:
-            await _until_told(site, config, as_json=as_json)
+            await _until_told(cli, site)
     finally:
         await manager.close()
 
 
-async def _watch(config: Config, settings: Monitoring, *, as_json: bool) -> None:
+async def _watch(cli: Invocation, settings: Monitoring) -> None:
     from hsmcore.serve.attach import watching
 
-    async with watching(config, settings) as site:
-        await _until_told(site, config, as_json=as_json)
+    async with watching(cli.config, settings) as site:
+        await _until_told(cli, site)
 
 
-async def _until_told(site: Site, config: Config, *, as_json: bool) -> None:
+async def _until_told(cli: Invocation, site: Site) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    if as_json:
-        print_json({"address": site.address, "name": config.key_manager.name})
-    else:
-        print(site.address)
+    cli.show({"address": site.address, "name": cli.config.key_manager.name}, site.address)
+    if not cli.as_json:
         note("  the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
-    sys.stdout.flush()  # whoever started this waits for the line
+    sys.stdout.flush()  # a supervisor may wait for the line
     await stop.wait()

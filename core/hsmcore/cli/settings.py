@@ -1,4 +1,4 @@
-"""Which configuration a command works with, and the options that all commands share."""
+"""The configuration of a command, and the options that name it."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and 
 
 
 def locate(config: Path | None, state: Path | None) -> Path:
-    """The configuration file to use: --config, else the state folder's."""
+    """Return the path of the configuration: that of --state, else --config, else of the default state folder."""
     from hsmcore.control.softhsm import StateFolder, default_state
 
-    if state is not None:  # the more specific one: HSMCORE_CONFIG may be set for all commands
+    if state is not None:  # before --config, which HSMCORE_CONFIG may set for all commands
         return StateFolder(state).config
     return config if config is not None else StateFolder(default_state()).config
 
 
 def load_config(config: Path | None, state: Path | None) -> Config:
-    """Load the configuration that the options name, and lead SoftHSM to the token beside it.
+    """Load the configuration that the options name. Raises ConfigurationError.
 
-    This sets SOFTHSM2_CONF for the command's own process where a softhsm2.conf lies beside the configuration; it wins
-    over a variable that was set before, because the configuration names a token that is only there.
+    If a softhsm2.conf lies beside it, set SOFTHSM2_CONF to that file in this process, whatever its value was: the
+    token that the configuration names exists only there.
     """
     from hsmcore.config import load
 
@@ -57,7 +57,7 @@ def load_config(config: Path | None, state: Path | None) -> Config:
 
 
 def token_settings(config: Config) -> Pkcs11Settings:
-    """The primary member's settings; an error if it isn't reached through a PKCS#11 module."""
+    """Return the first member's settings. Raises ConfigurationError if it has no PKCS#11 module, or is incomplete."""
     from hsmcore.config import Pkcs11Settings
 
     provider = config.key_manager.own

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from hsmcore.cli.encoding import Format, decode_signature, encode
-from hsmcore.cli.output import FAILED, BadUsage, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.output import FAILED, BadUsage
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import BadArgument
 
@@ -25,14 +25,13 @@ TextOption = Annotated[str | None, typer.Option("--text", help="The message itse
 HexOption = Annotated[str | None, typer.Option("--hex", help="The message itself, in hexadecimal.")]
 
 
+@common_options
 def sign(
+    cli: Invocation,
     file: FileArgument = None,
     text: TextOption = None,
     hex_: HexOption = None,
     form: Annotated[Format, typer.Option("--format", help="How the signature is printed.")] = "hex",
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Sign one message with the configured key and print the signature.
 
@@ -45,28 +44,28 @@ def sign(
       hsmcore sign --text hello --json
     """
     message = _message(file, text, hex_)
-    if as_json and form == "raw":
+    if cli.as_json and form == "raw":
         raise BadUsage("--json cannot carry --format raw")
-    receipt = asyncio.run(_sign(load_config(config, state), message))
+    receipt = asyncio.run(_sign(cli.config, message))
     if form == "raw":
         sys.stdout.buffer.write(receipt.signature)
-    elif as_json:
-        print_json(
-            {
-                "signature": encode(receipt.signature, form),
-                "format": form,
-                "keyId": receipt.key_id,
-                "publicKey": receipt.public_key.hex(),
-                "member": receipt.member,
-                "level": receipt.level,
-                "latencyNs": receipt.latency_ns,
-            }
-        )
-    else:
-        print(encode(receipt.signature, form))
+        return
+    signature = encode(receipt.signature, form)
+    shown = {
+        "signature": signature,
+        "format": form,
+        "keyId": receipt.key_id,
+        "publicKey": receipt.public_key.hex(),
+        "member": receipt.member,
+        "level": receipt.level,
+        "latencyNs": receipt.latency_ns,
+    }
+    cli.show(shown, signature)
 
 
+@common_options
 def verify(
+    cli: Invocation,
     file: FileArgument = None,
     signature: Annotated[str | None, typer.Option("--signature", help="In hex, base64 or base58.")] = None,
     signature_file: Annotated[
@@ -79,9 +78,6 @@ def verify(
     ] = None,
     algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of --public-key.")] = "ed25519",
     key_id: Annotated[str | None, typer.Option("--key-id", help="One of the token's keys (default: current).")] = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Verify a signature in software. Exit code 0: it is good, 1: it is not.
 
@@ -103,11 +99,8 @@ def verify(
     if public_key is not None:
         good = _verify_here(algorithm, public_key, message, claimed)
     else:
-        good = asyncio.run(_verify(load_config(config, state), message, claimed, key_id))
-    if as_json:
-        print_json({"valid": good})
-    else:
-        print("valid" if good else "NOT valid")
+        good = asyncio.run(_verify(cli.config, message, claimed, key_id))
+    cli.show({"valid": good}, "valid" if good else "NOT valid")
     if not good:
         raise typer.Exit(FAILED)
 

@@ -1,39 +1,45 @@
-"""For commands that work on the state store of a configuration with key rotation."""
+"""Work on the token and on the state store that a configuration names."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from hsmcore.cli.settings import token_settings
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, KeyRotation
+    from hsmcore.config import Config, KeyRotation, Pkcs11Settings
+    from hsmcore.control import ControlPlane
     from hsmcore.state import Store
 
 T = TypeVar("T")
 
 
-def rotation_rules(config: Config) -> KeyRotation:
-    """Raises ConfigurationError without an enabled keyRotation."""
-    rules = config.key_manager
-    if rules.key_rotation is None or not rules.key_rotation.enabled:
-        raise ConfigurationError.of(
-            [ConfigFault(f"{rules.where}.keyRotation", "is missing or not enabled, so no key is rotated")],
-            hint='Add "keyRotation": {"intervalDays": 30} to the configuration.',
-        )
-    return rules.key_rotation
+def on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+    """Run `work` with the first member's token, logged in."""
+    return asyncio.run(with_token(config, work))
+
+
+async def with_token(
+    config: Config, work: Callable[[ControlPlane], Awaitable[T]], settings: Pkcs11Settings | None = None
+) -> T:
+    """Run `work` with a token, logged in. `settings`: another member's than the first."""
+    from hsmcore.control import ControlPlane
+
+    settings = settings or token_settings(config)
+    async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
+        return await work(plane)
 
 
 def on_state(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Do something with the state store that a configuration names."""
+    """Run `work` with the state store."""
     return asyncio.run(in_state(config, work))
 
 
 async def in_state(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
-    """The same within an event loop."""
+    """Run `work` with the state store, within an event loop."""
     from hsmcore.state import Store
 
     store = await Store.open(config.key_manager.state_path)
@@ -43,13 +49,30 @@ async def in_state(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
         await store.close()
 
 
+def on_levels(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
+    """Run `work` with the state store. Raises ConfigurationError without an enabled failover block."""
+    rules = config.key_manager
+    if rules.failover is None or not rules.failover.enabled:
+        raise ConfigurationError.of(
+            [ConfigFault(f"{rules.where}.failover", "is missing or not enabled, so there are no levels")],
+            hint="Add a failover block to the configuration.",
+        )
+    return on_state(config, work)
+
+
+def rotation_rules(config: Config) -> KeyRotation:
+    """Return the rules of key rotation. Raises ConfigurationError without an enabled keyRotation."""
+    rules = config.key_manager
+    if rules.key_rotation is None or not rules.key_rotation.enabled:
+        raise ConfigurationError.of(
+            [ConfigFault(f"{rules.where}.keyRotation", "is missing or not enabled, so no key is rotated")],
+            hint='Add "keyRotation": {"intervalDays": 30} to the configuration.',
+        )
+    return rules.key_rotation
+
+
 async def rotates_somewhere(store: Store) -> bool:
-    """Whether a running key manager rotates the keys of this store."""
+    """Return whether a running key manager rotates the keys of this store."""
     from hsmcore.state import Desired
 
     return any("rotation" in report for report in await Desired(store).running())
-
-
-def when(time_ns: int | None) -> str | None:
-    """Unix nanoseconds for people, in UTC."""
-    return None if time_ns is None else datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The `tokens` and `cluster` commands: what the module shows, and what AWS says of a CloudHSM cluster."""
+"""The `tokens` and `cluster` commands: the tokens of a PKCS#11 module; AWS' view of a CloudHSM cluster."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config, token_settings
+from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.output import FAILED, problem
+from hsmcore.cli.settings import token_settings
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
     from hsmcore.members.cloudhsm import ClusterHealth
 
 
-def tokens(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def tokens(cli: Invocation) -> None:
     """List every token that the module shows, and mark the one that the configuration names. Nobody logs in.
 
     Exit code 1 if the configuration names none, or more than one.
@@ -25,14 +27,13 @@ def tokens(config: ConfigOption = None, state: StateOption = None, as_json: Json
     """
     from hsmcore.control import ControlPlane, TokenSelector
 
-    loaded = load_config(config, state)
-    settings = token_settings(loaded)
+    config = cli.config
+    settings = token_settings(config)
 
     async def listed() -> Any:
-        plane = ControlPlane.for_settings(
-            settings, isolated=settings.isolation == "process", hidden=loaded.secret_variables
-        )
-        try:
+        isolated = settings.isolation == "process"
+        plane = ControlPlane.for_settings(settings, isolated=isolated, hidden=config.secret_variables)
+        try:  # not `async with`, which opens the one token that the configuration names
             return await plane.list_tokens()
         finally:
             await plane.close()
@@ -40,25 +41,21 @@ def tokens(config: ConfigOption = None, state: StateOption = None, as_json: Json
     found = asyncio.run(listed())
     selector = TokenSelector.of(settings)
     chosen = selector.choose(found)
-    if as_json:
-        names = {"slot_id": "slotId", "slot_description": "slotDescription"}
-        shown = [{names.get(k, k): v for k, v in asdict(t).items()} | {"matches": t in chosen} for t in found]
-        print_json({"tokens": shown, "chosen": chosen[0].slot_id if len(chosen) == 1 else None})
-    else:
-        print_table(
-            ("", "SLOT", "LABEL", "SERIAL", "MODEL", "SLOT DESCRIPTION"),
-            [
-                ("*" if t in chosen else "", str(t.slot_id), t.label, t.serial, t.model, t.slot_description)
-                for t in found
-            ],
-        )
+    names = {"slot_id": "slotId", "slot_description": "slotDescription"}
+    shown = [{names.get(k, k): v for k, v in asdict(t).items()} | {"matches": t in chosen} for t in found]
+    cli.show_table(
+        {"tokens": shown, "chosen": chosen[0].slot_id if len(chosen) == 1 else None},
+        ("", "SLOT", "LABEL", "SERIAL", "MODEL", "SLOT DESCRIPTION"),
+        [("*" if t in chosen else "", str(t.slot_id), t.label, t.serial, t.model, t.slot_description) for t in found],
+    )
     if len(chosen) != 1:
-        note(f"hsmcore: {len(chosen)} of {len(found)} tokens match {selector}")
-        note("  next: Set slotId, tokenSerial or tokenLabel to what is listed.")
+        what = f"{len(chosen)} of {len(found)} tokens match {selector}"
+        problem(what, "Set slotId, tokenSerial or tokenLabel to what is listed.")
         raise typer.Exit(FAILED)
 
 
-def cluster(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
+@common_options
+def cluster(cli: Invocation) -> None:
     """Compare the configuration of a CloudHSM cluster with the vendor library's own, and ask AWS for the state of its
     HSMs (DescribeClusters). No HSM is used.
 
@@ -66,22 +63,19 @@ def cluster(config: ConfigOption = None, state: StateOption = None, as_json: Jso
 
     Example: hsmcore cluster --config hsm.json --json
     """
-    provider = load_config(config, state).key_manager.own
+    provider = cli.config.key_manager.own
     ask = provider.descriptor.cluster
     if ask is None:
-        problem = f"is {provider.type}: a provider of this type has no cluster"
-        raise ConfigurationError.of([ConfigFault(f"{provider.where}.type", problem)])
+        what = f"is {provider.type}: a provider of this type has no cluster"
+        raise ConfigurationError.of([ConfigFault(f"{provider.where}.type", what)])
     health: ClusterHealth = provider.resolve(ask)(provider.config)
     shown = health.to_json()
-    if as_json:
-        print_json(shown)
-    else:
-        zones = {
-            zone: ", ".join(f"{n} {state}" for state, n in states.items()) for zone, states in health.zones.items()
-        }
+    if not cli.as_json:
         names = ("clusterId", "region", "state", "mode", "hsmType", "active", "error")
-        print_fields({name: shown[name] for name in names} | zones)
-        for problem in health.problems:
-            note(f"hsmcore: {problem}")
+        zones = {zone: [f"{n} {state}" for state, n in states.items()] for zone, states in health.zones.items()}
+        shown = {name: shown[name] for name in names} | zones
+    cli.show(shown)
+    for fault in () if cli.as_json else health.problems:
+        problem(fault)
     if not health.ok:
         raise typer.Exit(FAILED)

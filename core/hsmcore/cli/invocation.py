@@ -1,0 +1,67 @@
+"""The options that every command has, and the forms in which a command prints its result.
+
+A command is a function whose first argument is an `Invocation`; `common_options` gives it --config, --state and --json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hsmcore.cli.output import print_fields, print_json, print_table
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config
+
+_COMMON: Final = [
+    Parameter("config_path", Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
+    Parameter("state", Parameter.KEYWORD_ONLY, default=None, annotation=StateOption),
+    Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
+]
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The common options of one command line."""
+
+    config_path: Path | None
+    state: Path | None
+    as_json: bool
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration, loaded when it is first used. Raises ConfigurationError."""
+        return load_config(self.config_path, self.state)
+
+    def show(self, result: Mapping[str, Any], text: str | None = None) -> None:
+        """Print a result: as JSON, else as `text`, else one field a line."""
+        if self.as_json:
+            print_json(result)
+        elif text is not None:
+            print(text)
+        else:
+            print_fields({name: ", ".join(v) if isinstance(v, list) else v for name, v in result.items()})
+
+    def show_table(self, result: Any, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a result: as JSON, else as a table."""
+        if self.as_json:
+            print_json(result)
+        else:
+            print_table(header, rows)
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with the common options behind its own; they reach `command` as its first argument."""
+
+    @wraps(command)
+    def run(*, config_path: Path | None, state: Path | None, as_json: bool, **own: Any) -> None:
+        command(Invocation(config_path, state, as_json), **own)
+
+    own = [*signature(command, eval_str=True).parameters.values()][1:]
+    run.__signature__ = Signature([*own, *_COMMON])  # type: ignore[attr-defined]  # typer reads it
+    return run
