@@ -193,8 +193,13 @@ class Config(Model):
         secrets = list(_all(Secret, self))
         found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
         found = found.union(*(provider.descriptor.secret_variables for provider in _all(Provider, self)))
-        asks_aws = any(secret.kind == "awsSecretsManager" for secret in secrets)
-        return found | AWS_VARIABLES if asks_aws or self.key_manager.cloud_watch_logs is not None else found
+        rotation = self.key_manager.key_rotation
+        asks_aws = (
+            any(secret.kind == "awsSecretsManager" for secret in secrets)
+            or self.key_manager.cloud_watch_logs is not None
+            or (rotation is not None and (rotation.backup_location or "").startswith("s3:"))
+        )
+        return found | AWS_VARIABLES if asks_aws else found
 
     def require_complete(self) -> None:
         """Raise ConfigurationError if placeholders are left. Called before connecting."""
