@@ -229,8 +229,8 @@ class DeadlineExceeded(HsmError, TimeoutError):
 
 
 class QueueFull(DeadlineExceeded):
-    """So many requests wait that this one would not have been answered in time, which is said at once. Nothing was
-    signed. Whoever handles deadlines handles this."""
+    """The queue is so long that the request could not meet its deadline, so it is rejected at once. Nothing was signed.
+    A handler of DeadlineExceeded handles this too."""
 
     default_status = "QUEUE_FULL"
 

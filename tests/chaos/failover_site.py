@@ -22,6 +22,7 @@ from hsmcore.failover import breaker, health, plan
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import Levels
 from hsmcore.failover.router import Router
+from hsmcore.keyring import KeyVersion
 
 Fault = Callable[[str, str], None]
 
@@ -172,20 +173,20 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
     """Key managers that are made in here are watched: their levels appear in the list."""
     made: list[Watched] = []
     attempts = Attempts(fault)
-    was = (plan.Levels, Endpoint.bind, Router.begin_many, health.TICK_S, breaker.BACKOFF_MAX_NS, Endpoint.abandon)
+    was = (plan.Levels, Endpoint.start, Router.begin_many, health.TICK_S, breaker.BACKOFF_MAX_NS, Endpoint.abandon)
 
     def levels(*arguments: Any, **named: Any) -> Watched:
         made.append(Watched(*arguments, **named))
         made[-1].attach(fault)
         return made[-1]
 
-    def bind(endpoint: Endpoint) -> None:
-        was[1](endpoint)
-
+    async def start(endpoint: Endpoint) -> KeyVersion:
+        version = await was[1](endpoint)
         endpoint.submit, endpoint.traced = (
             _watched(attempts, endpoint, endpoint.submit),
             _watched(attempts, endpoint, endpoint.traced),
         )
+        return version
 
     def begin_many(router: Router, endpoint: Endpoint, batch: list[Any], *more: Any) -> asyncio.Future[list[Any]]:
         key = endpoint.key
@@ -209,7 +210,7 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
 
     changes: list[tuple[Any, str, Any]] = [
         (plan, "Levels", levels),
-        (Endpoint, "bind", bind),
+        (Endpoint, "start", start),
         (Router, "begin_many", begin_many),
         (health, "TICK_S", TICK_S),
         (breaker, "BACKOFF_MAX_NS", BACKOFF_MAX_NS),

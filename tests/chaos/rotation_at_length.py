@@ -37,10 +37,10 @@ async def two_hundred(config):
         before = holdings()
         await rotate(manager, 197)
         assert surplus_since(before) == []
-        assert len(await manager._member.control.list_keys()) == 1
+        assert len(await manager._path.member.control.list_keys()) == 1
         keys = await manager._background.rotation.keys.all()
         assert [key.state for key in keys] == ["destroyed"] * 200 + ["active"]
-        assert len(manager._member._known) <= 2
+        assert len(manager._path.member._known) <= 2
 
 
 @one_loop

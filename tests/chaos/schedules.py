@@ -241,7 +241,7 @@ async def run(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
         [stats] = manager.get_stats().values()
         verdict.recoveries.update(stats["recoveries"])
         verdict.caught += stats["wrong"]
-        supervisor = manager._member and manager._member.supervisor
+        supervisor = manager._path.member and manager._path.member.supervisor
         verdict.restarts = supervisor.restarts if supervisor else 0
     finally:
         await manager.close()

@@ -328,7 +328,7 @@ async def main():
     if sibling == 0 and sys.argv[2] == "forked":
         time.sleep(60)
         os._exit(0)
-    print(manager._member.engine.host_pid, sibling, flush=True)
+    print(manager._path.member.engine.host_pid, sibling, flush=True)
     while True:
         await manager.sign(os.urandom(16))
 asyncio.run(main())

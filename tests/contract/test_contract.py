@@ -322,6 +322,6 @@ async def test_doctor_finds_nothing_wrong_and_the_same_key(rig):
 
 def control_of(manager: hsmcore.KeyManager) -> Any:
     """The manager's control plane: no public method destroys a key or puts one back."""
-    member = manager._member
+    member = manager._path.member
     assert member is not None
     return member.control

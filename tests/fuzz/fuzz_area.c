@@ -266,7 +266,7 @@ static void lie(struct input *input) {
     default:
         atomic_store(&record->running, value);
         atomic_store(&record->call_started_ns, value);
-        atomic_store(&record->hsm_histogram[where], value);
+        atomic_store(&record->hsm.counts[where], value);
         atomic_store(&record->park, value);
         break;
     }

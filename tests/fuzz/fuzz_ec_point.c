@@ -1,5 +1,6 @@
 /* Attributes as a token may send them: what is decoded is of the right form, and what is verified was signed. */
 #include "algorithm.h"
+#include "verify.h"
 
 #include "input.h"
 #include "pkcs11.h"

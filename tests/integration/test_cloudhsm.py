@@ -156,7 +156,7 @@ async def test_the_signer_cannot_administer_and_the_administrator_does(cluster, 
             await manager.generate_key()
         assert caught.value.ckr_name == "CKR_FUNCTION_REJECTED"
         with pytest.raises(RequestRejected):
-            await manager._member.control.destroy(await manager.get_current_key_id())
+            await manager._path.member.control.destroy(await manager.get_current_key_id())
         assert await manager.sign(b"still")
     refused = len(cluster.refusals())
     assert refused >= 2
@@ -168,7 +168,7 @@ async def test_the_signer_cannot_administer_and_the_administrator_does(cluster, 
         await manager.deactivate_key(made)  # the vendor's library cannot enforce it: the key manager does
         with pytest.raises(hsmcore.KeyDeactivated):
             await manager.sign(b"m")
-        await manager._member.control.destroy(made)
+        await manager._path.member.control.destroy(made)
     assert [line for line in cluster.refusals()[refused:] if "C_SetAttributeValue" not in line] == []
 
 

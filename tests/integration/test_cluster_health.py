@@ -184,11 +184,11 @@ async def test_a_member_shows_its_clusters_health_and_signs_whatever_it_is(fresh
     cluster = Cluster(tmp_path, fresh_token())
     settings = {"isolation": "thread", "clusterHealthIntervalMs": 20, "region": REGION}
     async with opened(cluster.provider(settings=settings)) as manager:
-        await until(lambda: manager._member.cluster_health.error == "AWS was not asked: RuntimeError")
+        await until(lambda: manager._path.member.cluster_health.error == "AWS was not asked: RuntimeError")
         assert await manager.sign(b"m")
         assert made
     async with opened(cluster.provider(settings={"isolation": "thread"})) as manager:
-        assert manager._member.cluster_health is None
+        assert manager._path.member.cluster_health is None
 
 
 # ---- the command line ----

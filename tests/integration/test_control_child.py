@@ -93,7 +93,7 @@ async def test_the_module_is_never_in_this_process(fresh_token, module):
         await manager.set_current_key_id(another)
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
         await manager.set_current_key_id(old)
-        shown = {key.id: key.can_sign for key in await manager._member.control.list_keys()}
+        shown = {key.id: key.can_sign for key in await manager._path.member.control.list_keys()}
         assert shown == {old: True, new: False, another: True}
         assert not mapped(module)
     assert not mapped(module)

@@ -177,7 +177,7 @@ async def test_keys_are_made_and_wiped():
         with pytest.raises(KeyNotExportable):
             await manager.export_key_backup(second)
         assert await manager.verify(b"x", signature, second)
-        control = manager._member.control
+        control = manager._path.member.control
         assert {record.id: record.can_sign for record in await control.list_keys()} == {first: False, second: True}
         with pytest.raises(hsmcore.KeyNotFound):
             await manager.set_current_key_id("00")

@@ -86,7 +86,7 @@ async def test_a_handover_that_fails_half_way_is_given_back(fresh_token, tmp_pat
         program, nonce = AUTHORITIES[0], AUTHORITIES[3]
         for authority in (program, nonce):
             assert bytes(authority.holder(await chain.account(bytes(authority.address)))) == manager.public_key
-        assert [key.id for key in await manager._member.control.list_keys()] == [old]
+        assert [key.id for key in await manager._path.member.control.list_keys()] == [old]
 
 
 async def test_the_handover_works_over_the_rpc_of_a_node(fresh_token, tmp_path, monkeypatch):

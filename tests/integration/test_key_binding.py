@@ -89,7 +89,7 @@ def key_of(place: Site, number: int) -> bytes:
 
 async def fail_over(manager: hsmcore.KeyManager) -> None:
     """Have the secondary level sign, and the primary members nothing."""
-    service = manager._failover
+    service = manager._path.failover
     for endpoint in service.endpoints:
         if endpoint.level_name == "primary":
             await service.health._desired.set(f"drain:{endpoint.name}", "yes", "a test")
@@ -99,7 +99,7 @@ async def fail_over(manager: hsmcore.KeyManager) -> None:
 
 async def fail_back(manager: hsmcore.KeyManager) -> None:
     """Have the primary level sign again."""
-    service = manager._failover
+    service = manager._path.failover
     for endpoint in service.endpoints:
         await service.health._desired.set(f"drain:{endpoint.name}", None, "a test")
     await service.health._follow()
@@ -152,7 +152,7 @@ async def test_a_request_abandoned_while_being_signed_is_bound(site):
         await asyncio.gather(*asked)
         place.members[0].clear()
         place.members[0].release()
-        await until(lambda: not manager._failover.endpoints[0].engine.in_flight)
+        await until(lambda: not manager._path.failover.endpoints[0].engine.in_flight)
         await fail_over(manager)
         assert await signers(manager, every) == dict.fromkeys(every, None)
         assert (await manager.sign_with_receipt(b"another", 5)).public_key == key_of(place, 1)
@@ -171,7 +171,7 @@ async def test_a_request_abandoned_between_two_attempts_is_bound(site):
         # A signature that does not verify may be one all the same, and its member is waited for: no other may sign it.
         place.members[0].fault("C_Sign", "wrong-signature", every=1)
         asked = start(manager.sign(b"m", 20))
-        await until(lambda: bool(manager._failover.router._waiters))
+        await until(lambda: bool(manager._path.failover.router._waiters))
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         await fail_over(manager)
@@ -185,7 +185,7 @@ async def test_an_abandoned_batch_is_bound_wherever_its_parts_were(site):
         place.members[1].fault("C_Sign", "hang", forever=True, every=1)
         messages = [b"message %d" % n for n in range(32)]
         asked = start(manager.sign_many(messages, 20))
-        done = manager._failover.endpoints[0].signing
+        done = manager._path.failover.endpoints[0].signing
         await until(lambda: done.stats()["signatures"] == 16 and place.members[1].stats()["hung"] == 2)
         await asyncio.sleep(0)  # until the half that is done has been taken
         asked.cancel()
@@ -218,7 +218,7 @@ async def test_an_abandoned_part_of_a_batch_is_bound(site):
     """One member refuses its part, and the caller gets that error at once."""
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
-        manager._failover.endpoints[1].signing.retire_key(0)
+        manager._path.failover.endpoints[1].signing.retire_key(0)
         messages = [b"message %d" % n + b" and a long one" * (n == 0) for n in range(32)]
         with pytest.raises(hsmcore.KeyDeactivated):
             await manager.sign_many(messages, 20)
@@ -241,19 +241,19 @@ async def test_what_is_signed_one_by_one_and_thrown_away_is_bound(site):
         place.members[0].release()
         place.kill(0)
         await manager.sign(b"who?", 5)
-        assert manager._failover.levels.active == 1
+        assert manager._path.failover.levels.active == 1
         with pytest.raises(AllLevelsFailed):
             await manager.sign_many([b"x", b"y", b"bound"], 0.5)
         assert signatures_of(manager, 1) == 3
         place.revive(0)
-        await until(lambda: manager._failover.levels.active == 0)
+        await until(lambda: manager._path.failover.levels.active == 0)
         other, first = key_of(place, 1), key_of(place, 0)
         assert await signers(manager, [b"x", b"y", b"bound"]) == {b"x": other, b"y": other, b"bound": first}
 
 
 def signatures_of(manager: hsmcore.KeyManager, number: int) -> int:
     """Signatures that a member has made."""
-    count: int = manager._failover.endpoints[number].signing.stats()["signatures"]
+    count: int = manager._path.failover.endpoints[number].signing.stats()["signatures"]
     return count
 
 
@@ -347,7 +347,7 @@ async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         place.members[0].release()
-        router = manager._failover.router
+        router = manager._path.failover.router
         assert router.any_bound_elsewhere([b"bound"], b"another key")
         with pytest.raises(hsmcore.InvalidMessage):
             await manager.sign_with_receipt("text")
@@ -374,7 +374,7 @@ async def test_requests_that_only_queued_are_not_bound_where_that_is_known(kms, 
             task.cancel()
         await asyncio.gather(begun, *in_line, return_exceptions=True)
         kms.release()
-        service = manager._failover
+        service = manager._path.failover
         await service.health._desired.set("force", "secondary", "a test")
         await service.health._follow()
         found = await signers(manager, [b"begun", b"in line", b"a", b"b"])

@@ -141,12 +141,12 @@ async def test_moto_understands_every_request(moto):
         made = await manager.generate_key()
         await manager.set_current_key_id(made)
         assert is_good("ecdsa-p256", manager.public_key, b"x", await manager.sign(b"x"))
-        listed = {record.id: record for record in await manager._member.control.list_keys()}
+        listed = {record.id: record for record in await manager._path.member.control.list_keys()}
         assert listed[made].can_sign
         await manager.deactivate_key(made)
-        listed = {record.id: record for record in await manager._member.control.list_keys()}
+        listed = {record.id: record for record in await manager._path.member.control.list_keys()}
         assert not listed[made].can_sign
-        await manager._member.control.destroy(made)
+        await manager._path.member.control.destroy(made)
     client.close()
 
 
@@ -200,7 +200,7 @@ async def test_temporary_credentials_are_renewed_by_the_sdk(kms, monkeypatch, tm
     async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
         await manager.sign(b"x")
         issue("ASIASECOND")
-        await until(lambda: manager._member._client.credentials.access_key == "ASIASECOND")
+        await until(lambda: manager._path.member._client.credentials.access_key == "ASIASECOND")
         kms.secrets = {"ASIASECOND": "temporary"}
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
         given.unlink()  # the SDK fails: what is valid goes on being used
@@ -370,7 +370,7 @@ async def test_refused_credentials_are_not_presented_again(kms, name):
                 await manager.sign(b"x")
         assert kms.calls["Sign"] == 1
         # New ones from the SDK, as after a renewal, are tried.
-        client = manager._member._client
+        client = manager._path.member._client
         kms.secrets["AKIARENEWEDRENEWED00"] = "another"
         client.credentials = client.credentials._replace(access_key="AKIARENEWEDRENEWED00", secret_key="another")
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
@@ -473,7 +473,7 @@ async def test_an_outage_fails_waiting_requests_and_closing_ends_the_probe(kms):
 async def test_keys_are_made_disabled_and_deleted(kms):
     key = kms.store.make(alias="sequencer")
     async with opened(config(kms, "alias/sequencer", maxCacheSize=0)) as manager:
-        control = manager._member.control
+        control = manager._path.member.control
         made = await manager.generate_key()
         [key_made] = [held for held in kms.store.keys.values() if held is not key]
         assert made == key_made.id.replace("-", "")
@@ -523,5 +523,9 @@ async def test_a_new_key_is_waited_for(kms):
 async def test_nothing_secret_is_logged(kms, capfd):
     async with opened(config(kms, kms.store.make())) as manager:
         await manager.sign(b"x")
-        text = json.dumps(manager.config.redacted()) + repr(vars(manager._member)) + repr(vars(manager._member._client))
+        text = (
+            json.dumps(manager.config.redacted())
+            + repr(vars(manager._path.member))
+            + repr(vars(manager._path.member._client))
+        )
     assert SECRET_KEY not in text + "".join(capfd.readouterr())

@@ -41,7 +41,7 @@ async def test_it_is_recognized_without_being_named(nss):
     config = nss.config("ed25519")
     del config["sequencer"]["keyManager"]["config"]["quirks"]
     async with opened(config) as manager:
-        assert manager._member.engine.token()["quirks"] == "nss"
+        assert manager._path.member.engine.token()["quirks"] == "nss"
         assert nss.is_good("ed25519", b"x", await manager.sign(b"x"))
 
 

@@ -155,7 +155,7 @@ async def test_it_belongs_to_one_loop_and_one_process(anywhere):
         thread.start()
         await asyncio.to_thread(thread.join)
         assert [type(error) for error in failures] == [hsmcore.WrongEventLoop]
-        engine = manager._member.engine
+        engine = manager._path.member.engine
         assert in_a_child(lambda: engine.submit(b"x")) == 0
 
 
@@ -242,7 +242,7 @@ async def test_no_request_joins_one_in_flight_from_before_a_wipe(place):
         place.hold()
         before = start(manager.sign(b"x"))
         await until(lambda: counters(manager)["busy"] == 1)
-        manager._member.engine.clear_cache()
+        manager._path.member.engine.clear_cache()
         after = start(manager.sign(b"x"))
         await asyncio.sleep(0)
         place.release()
@@ -335,7 +335,7 @@ async def test_retiring_a_key_refuses_what_is_queued(place):
         place.hold()
         tasks = [start(manager.sign(b"%d" % n)) for n in range(10)]
         await until(lambda: counters(manager)["busy"] == 2)
-        manager._member.engine.retire_key(0)
+        manager._path.member.engine.retire_key(0)
         place.release()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(outcome, bytes) for outcome in outcomes) == 2

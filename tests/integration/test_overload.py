@@ -283,14 +283,14 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
         assert moves == []
         spilt = manager.get_stats()[site.name(1)]["signatures"] - before
         assert spilt <= 0.05 * kinds[bytes], "the secondary level is for a primary that fails"
-        assert [member["condition"] for member in manager._failover.health.describe()["members"]] == ["ready"] * 2
+        assert [member["condition"] for member in manager._path.failover.health.describe()["members"]] == ["ready"] * 2
 
 
 @one_loop
 async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_path, fresh_token, monkeypatch):
     site = Site(tmp_path, fresh_token, SAME, SAME, SAME)
     async with opened(site.config(primary=2)) as manager:
-        router = manager._failover.router
+        router = manager._path.failover.router
         full = {site.name(0)}
 
         def refuse(endpoint, submit):
@@ -313,6 +313,6 @@ async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_
             with pytest.raises(hsmcore.QueueFull):
                 await manager.sign(b"y %d" % n)
         assert manager.get_stats()[site.name(2)]["signatures"] == 0
-        assert all(member["condition"] == "ready" for member in manager._failover.health.describe()["members"])
+        assert all(member["condition"] == "ready" for member in manager._path.failover.health.describe()["members"])
         full.clear()
         assert len({(await manager.sign_with_receipt(b"z %d" % n)).level for n in range(40)}) == 1

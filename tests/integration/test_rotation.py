@@ -120,7 +120,7 @@ async def test_a_key_that_was_displaced_by_hand_ends_like_a_rotated_one(fresh_to
         with pytest.raises(KeyDeactivated):
             await manager.set_current_key_id(old)
         assert await manager.verify(M, signed, key_id=old)
-        assert len(await manager._member.control.list_keys()) == 2, "what a person displaced a person destroys"
+        assert len(await manager._path.member.control.list_keys()) == 2, "what a person displaced a person destroys"
     keys, [change], steps = await stored(tmp_path)
     assert [(key.state, key.note) for key in keys] == [
         ("deactivated", "displaced by hand: version 2 was chosen"),
@@ -148,7 +148,7 @@ async def test_going_back_to_the_old_key_within_the_overlap(fresh_token, tmp_pat
         assert await manager.verify(M, await manager.sign(M), key_id=old)
         with pytest.raises(KeyDeactivated):
             await manager.set_current_key_id(new)
-        assert len(await manager._member.control.list_keys()) == 2
+        assert len(await manager._path.member.control.list_keys()) == 2
     keys, _, _ = await stored(tmp_path)
     assert [key.state for key in keys] == ["active", "deactivated"]
 
@@ -259,7 +259,7 @@ async def test_a_handover_that_fails_leaves_the_old_key_signing_and_no_other(fre
         with pytest.raises(HsmError, match="the chain says no"):
             await manager.rotate_key()
         assert await manager.get_current_key_id() == old
-        assert [key.id for key in await manager._member.control.list_keys()] == [old]
+        assert [key.id for key in await manager._path.member.control.list_keys()] == [old]
         assert [key.id for key in manager.keys()] == [old]  # noqa: SIM118
         new = await manager.rotate_key()
         assert [call[0] for call in handover.calls] == ["handover", "revert", "handover"]

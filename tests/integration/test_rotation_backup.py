@@ -107,7 +107,7 @@ async def test_a_key_that_the_token_cannot_wrap_is_reported_at_the_start_and_sto
         with pytest.raises(HsmError, match="cannot wrap ed25519"):
             await manager.rotate_key()
         assert await manager.get_current_key_id() == old
-        assert len(await manager._member.control.list_keys()) == 1
+        assert len(await manager._path.member.control.list_keys()) == 1
     assert "no rotation will succeed" in caplog.text
 
 
@@ -128,7 +128,7 @@ async def test_a_key_ceremony_for_tokens_that_cannot_wrap(fresh_token, tmp_path,
     async with opened(config) as manager:
         new = await manager.rotate_key()
         public_key = manager.public_key
-        [record] = [r for r in await manager._member.control.list_keys() if r.id == new]
+        [record] = [r for r in await manager._path.member.control.list_keys() if r.id == new]
         assert record.sensitive
         assert not record.extractable
     [row] = await rows(tmp_path)
@@ -161,7 +161,7 @@ async def test_a_yubihsm_s_backup_is_tried_in_place(yubihsm, tmp_path):
         new = await manager.rotate_key()
         public_key = manager.public_key
         assert await manager.verify(M, await manager.sign(M))
-        await manager._member.control.destroy(new)
+        await manager._path.member.control.destroy(new)
     _, _, steps = await stored(tmp_path)
     drilled = [step["details"] for step in steps if step["step"] == "drill" and step["outcome"] == "done"]
     assert drilled[0]["restored"] == "in place, before its first use"
@@ -194,7 +194,7 @@ async def test_another_token_shows_that_it_could_take_over(fresh_token, tmp_path
         else:
             with pytest.raises(HsmError, match="does not hold the wrapping key"):
                 await manager.rotate_key()
-            assert [key.id for key in await manager._member.control.list_keys()] == [token.keys["p256"].id]
+            assert [key.id for key in await manager._path.member.control.list_keys()] == [token.keys["p256"].id]
         assert await there.list_keys() == [], "the drill leaves nothing behind"
     if shared:
         _, _, steps = await stored(tmp_path)
@@ -262,7 +262,7 @@ async def test_a_place_that_cannot_be_written(fresh_token, tmp_path, policy):
         if policy == "require":
             with pytest.raises(HsmError, match="Not a directory"):
                 await manager.rotate_key()
-            assert len(await manager._member.control.list_keys()) == 1
+            assert len(await manager._path.member.control.list_keys()) == 1
         else:
             assert await manager.rotate_key() != old
 

@@ -251,7 +251,7 @@ def test_write_access_to_the_store_does_not_approve(fresh_token, tmp_path, hsmco
             with pytest.raises(Exception, match="0 of 2 approvals"):
                 await rotating
             assert await manager.get_current_key_id() == new
-            assert len(await manager._member.control.list_keys()) == 2
+            assert len(await manager._path.member.control.list_keys()) == 2
 
     asyncio.run(scenario())
 

@@ -121,7 +121,7 @@ async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, caplog, for
     block = {"overlapDays": 0, "destroyAfterDays": 0, "approvals": approvals, "approvers": APPROVERS}
     forger = Forger(tmp_path)
     async with opened(token.config(**rules(tmp_path, **block))) as manager:
-        before = {record.id for record in await manager._member.control.list_keys()}
+        before = {record.id for record in await manager._path.member.control.list_keys()}
         assert len(before) == 3
         for name in ("unrelated", "lookalike", "ed25519"):  # the key that signs comes last
             number = forge(forger, token.keys[name])
@@ -130,7 +130,7 @@ async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, caplog, for
                 return (await manager._background.rotation.rotations.get(number)).run.status in ("failed", "done")
 
             await becomes(ended)
-            assert {record.id for record in await manager._member.control.list_keys()} == before, name
+            assert {record.id for record in await manager._path.member.control.list_keys()} == before, name
             assert await manager.verify(M, await manager.sign(M), key_id=token.keys["ed25519"].id)
             steps = await manager._background.rotation.rotations.steps(number)
             assert any("kept" in step["details"] or step["outcome"] == "failed" for step in steps), "told"
@@ -164,7 +164,7 @@ async def test_a_rotation_that_replaces_another_key_than_the_one_that_signs_make
             return (await manager._background.rotation.rotations.get(number)).run.status in ("failed", "done")
 
         await becomes(ended)
-        assert len(await manager._member.control.list_keys()) == 3
+        assert len(await manager._path.member.control.list_keys()) == 3
 
 
 async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, tmp_path):
@@ -182,7 +182,7 @@ async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, t
 
         await becomes(looked)
         assert (await other._background.rotation.rotations.get(1)).run.status == "undoing"
-        assert new in {record.id for record in await other._member.control.list_keys()}
+        assert new in {record.id for record in await other._path.member.control.list_keys()}
 
 
 @pytest.mark.parametrize("given", [0, 1, 2])
@@ -213,7 +213,7 @@ async def test_an_undo_asks_for_the_approvals_again(token, tmp_path, given):
             await rotation._approvals.add(1, by_signature(approver, text, key.sign(text).signature))
         with pytest.raises(HsmError, match="the chain says no"):
             await rotating
-        assert len(await manager._member.control.list_keys()) == (3 if given == 2 else 4)
+        assert len(await manager._path.member.control.list_keys()) == (3 if given == 2 else 4)
     keys, _, steps = await stored(tmp_path)
     assert keys[1].state == ("destroyed" if given == 2 else "deactivated")
     assert keys[1].activated_ns is None

@@ -148,7 +148,7 @@ async def test_no_secret_shows_from_opening_to_closing(fresh_token, tmp_path, mo
             await _fails(outputs, manager.sign(b"message"))
             await _fails(outputs, manager.export_key_backup(made))
             await _fails(outputs, manager.set_current_key_id("ff"))
-            await _fails(outputs, manager._member.control.destroy("ee"))
+            await _fails(outputs, manager._path.member.control.destroy("ee"))
             outputs.add("manager", f"{manager!r}{manager.config!r}{manager.get_stats()}{manager.keys()}")
             outputs.add("configuration", json.dumps(manager.config.redacted()))
             outputs.add("pickled configuration", pickle.dumps(manager.config))

@@ -217,14 +217,14 @@ async def test_what_cannot_be_recorded_is_not_done(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME)
     config = site.config(auditLogFile=str(tmp_path / "audit.log"), monitoring={**HERE, **TOKENS})
     async with opened(config) as manager, attached(manager) as served:
-        manager.audit._open._failure = "no space left on device"
+        manager.audit._open.failure = "no space left on device"
         body = json.dumps({"reason": "x", "member": site.name(0)}).encode()
         answer = await asked(served.address, "/api/actions/drain", "POST", token=OPERATOR, body=body)
         assert answer.status == 503
         assert "no space left" in answer.json()["message"]
         assert await wishes(config) == {}
         await becomes(lambda: _unready(served))
-        manager.audit._open._failure = None
+        manager.audit._open.failure = None
 
 
 async def _unready(site):

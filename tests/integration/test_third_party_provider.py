@@ -94,7 +94,7 @@ from hsmcore import create_key_manager
 async def main(document):
     async with create_key_manager(document) as manager:
         receipt = await manager.sign_with_receipt(b"acme")
-        member, variables = type(manager._member).__name__, sorted(manager._member._hidden_variables)
+        member, variables = type(manager._path.member).__name__, sorted(manager._path.member._hidden_variables)
         print(json.dumps([member, variables, receipt.member, receipt.public_key.hex(), receipt.signature.hex()]))
 
 

@@ -33,8 +33,8 @@ def config_of(world: Any, key: str = "ed25519", isolation: str = "thread", **pat
 async def test_it_signs_with_the_key_of_a_uri(world, isolation, path):
     async with opened(config_of(world, isolation=isolation, **path)) as manager:
         assert is_good("ed25519", world.keys["ed25519"].public_key, b"x", await manager.sign(b"x"))
-        assert await manager._member.control.list_keys()
-        assert manager._member.engine.token()["quirks"] == "softhsm"
+        assert await manager._path.member.control.list_keys()
+        assert manager._path.member.engine.token()["quirks"] == "softhsm"
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])

@@ -51,7 +51,7 @@ async def test_it_is_recognized_without_being_named(rig):
     settings |= {"moduleArgs": f"connector={rig.connector.url}"}
     settings["pin"] = {"file": rig.password_file(f"{SIGNER:04x}{PASSWORDS[SIGNER]}")}
     async with opened({"keyManager": {"type": "pkcs11", "config": settings}}) as manager:
-        assert manager._member.engine.token()["quirks"] == "yubihsm"
+        assert manager._path.member.engine.token()["quirks"] == "yubihsm"
         assert is_good("ed25519", rig.public_key, b"x", await manager.sign(b"x"))
 
 
@@ -164,7 +164,7 @@ async def test_generations_of_keys_have_labels_that_fit(rig):
         assert len({key.label for key in known}) == 6
     with pytest.raises(ControlError, match="40 bytes"):
         async with opened(rig.config(ADMIN)) as manager:
-            await manager._member.control.generate_key("ed25519", "x" * 41)
+            await manager._path.member.control.generate_key("ed25519", "x" * 41)
 
 
 @isolations
@@ -198,7 +198,7 @@ async def test_backup_destroy_restore_sign(yubihsm, algorithm, isolation):
     rig = yubihsm(algorithm=ALGORITHMS[algorithm])
     key_id = f"{KEY_ID:04x}"
     async with opened(rig.config(ADMIN, settings={"isolation": isolation})) as manager:
-        control = manager._member.control
+        control = manager._path.member.control
         backup = await manager.export_key_backup(key_id)
         secret = next(stored.secret for stored in rig.device.store if stored.id == KEY_ID)
         assert secret.hex().encode() not in backup
@@ -236,7 +236,7 @@ async def test_what_the_device_does_not_let_out(yubihsm):
 @one_loop
 async def test_a_backup_that_names_another_key_restores_nothing(rig):
     async with opened(rig.config(ADMIN)) as manager:
-        control = manager._member.control
+        control = manager._path.member.control
         other = await control.generate_key("ed25519", "other", extractable=True)
         backup, foreign = await control.do(ExportWrapped(f"{KEY_ID:04x}")), await control.do(ExportWrapped(other.id))
         await control.destroy(other.id)

@@ -128,7 +128,7 @@ async def one_round(
     """Open, work, close. Returns how much private memory a host process gained in the second half, in KiB."""
     manager = await opened(config, target, tally)
     try:
-        engine = manager._member.engine  # type: ignore[union-attr]  # it is open
+        engine = manager._path.member.engine  # type: ignore[union-attr]  # it is open
         loop = asyncio.get_running_loop()
         begun = loop.time()
         work = asyncio.ensure_future(Work(manager, target, tally, begun + seconds).run(CALLERS, seed))
@@ -139,7 +139,7 @@ async def one_round(
         await work
         [stats] = manager.get_stats().values()
         recoveries.update(stats["recoveries"])
-        recoveries["host restarts"] += manager._member.supervisor.restarts  # type: ignore[union-attr]  # it is open
+        recoveries["host restarts"] += manager._path.member.supervisor.restarts  # type: ignore[union-attr]  # it is open
     finally:
         await manager.close()
     return growth

@@ -161,7 +161,7 @@ class Work:
     async def _life_of_a_key(self) -> None:
         made = await self.manager.generate_key()
         await self.manager.deactivate_key(made)
-        member = self.manager._member
+        member = self.manager._path.member
         assert member is not None
         await member.control.destroy(made)
         self.tally.done["key made and destroyed"] += 1

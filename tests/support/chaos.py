@@ -122,14 +122,14 @@ class Chaos:
 
 def engine_of(manager: hsmcore.KeyManager) -> Any:
     """The manager's native engine."""
-    member = manager._member
+    member = manager._path.member
     assert member is not None
     return member.engine
 
 
 def supervisor_of(manager: hsmcore.KeyManager) -> Any:
     """The supervisor of the manager's host process."""
-    member = manager._member
+    member = manager._path.member
     assert member is not None
     assert member.supervisor is not None
     return member.supervisor

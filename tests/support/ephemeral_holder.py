@@ -27,7 +27,7 @@ class Holder:
 
     def __init__(self, manager: hsmcore.KeyManager) -> None:
         self.manager = manager
-        [held] = manager._member.control._held.values()  # type: ignore[union-attr]
+        [held] = manager._path.member.control._held.values()  # type: ignore[union-attr]
         self.key: locked.LockedKey = held.key
 
     async def sign(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Holder:
         if child == 0:
             answer = {"bytes": ctypes.string_at(self.key.address, 64).hex()}
             for name, work in (
-                ("error", lambda: self.manager._member.engine.submit(b"x")),  # type: ignore[union-attr]
+                ("error", lambda: self.manager._path.member.engine.submit(b"x")),  # type: ignore[union-attr]
                 ("key_error", lambda: self.key.sign(b"x")),
             ):
                 try:

@@ -80,12 +80,12 @@ async def check(manager: Any, rotation: RotationService, chain: Chain) -> None:
     assert await manager.get_current_key_id() == active[0].key_id == chain.authority()
     signature = await manager.sign(b"m", timeout=30)
     assert await manager.verify(b"m", signature, key_id=active[0].key_id)
-    there = {record.id for record in await manager._member.control.list_keys()}
+    there = {record.id for record in await manager._path.member.control.list_keys()}
     expected = {key.key_id for key in keys if key.state in ("active", "overlap", "deactivated")}
     assert there == expected, ("keys on the token that no record accounts for", there ^ expected)
     latest = keys[-6:]  # what was before them a life before this one has checked
-    assert not any([await sweep(manager._member, key.key_id) for key in latest if key.key_id]), "a public half"
-    assert await sweep(manager._member, "", nameless=True) == 0, "half a key"
+    assert not any([await sweep(manager._path.member, key.key_id) for key in latest if key.key_id]), "a public half"
+    assert await sweep(manager._path.member, "", nameless=True) == 0, "half a key"
     assert all(key.state != "pending" for key in keys)
     rotations = await rotation.rotations.last(8)
     for entry in rotations:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hsmcore import MemberSnapshot
 from hsmcore_bench.harness import host
 from hsmcore_bench.suite.contenders import MEMORY, contenders
 from hsmcore_bench.suite.model import Break
@@ -27,9 +28,10 @@ class TestRecovery:
         killed = []
         pid = os.getpid() if pid == "own" else pid
         monkeypatch.setattr(host.os, "kill", lambda *args: killed.append(args))
-        for member in (None, SimpleNamespace(engine=SimpleNamespace(host_pid=pid))):
+        running = SimpleNamespace(engine=SimpleNamespace(host_pid=pid))
+        for member in (None, running):
             with pytest.raises(RuntimeError, match="no host process"):
-                host.kill_host(SimpleNamespace(_member=member))
+                host.kill_host(MemberSnapshot("a", "primary", "ready", "", True, None, None, 0, member=member))
         assert killed == []
 
     def test_service_is_back_at_the_end_of_the_pause_that_follows_the_kill(self):

@@ -64,3 +64,9 @@ def test_a_pinned_public_key_is_bytes() -> None:
     settings = load(manager(config={**SOFT, "publicKey": "AB" * 32})).key_manager.config
     assert isinstance(settings, SoftHsmSettings)
     assert settings.public_key_bytes == b"\xab" * 32
+
+
+def test_credentials_for_kms_are_hidden_from_children() -> None:
+    config = load(manager("softhsm", SOFT))
+    assert "AWS_SECRET_ACCESS_KEY" not in config.secret_variables
+    assert "AWS_SECRET_ACCESS_KEY" in load(manager("aws-kms", {"keyId": "alias/a"})).secret_variables

@@ -64,3 +64,9 @@ def test_notices_need_a_target_and_show_none():
     config = loaded(notices={"targets": ["slack://T0/hunter2", {"env": "MAIL_URL"}]})
     assert "hunter2" not in repr(config) + str(config.redacted())
     assert "MAIL_URL" in config.secret_variables
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/keys", "/var/backups"])
+def test_credentials_of_an_object_store_are_hidden_from_children(place):
+    config = loaded({"enabled": True, "intervalDays": 90, "backupEnabled": True, "backupLocation": place})
+    assert ("AWS_SECRET_ACCESS_KEY" in config.secret_variables) == place.startswith("s3:")

@@ -84,16 +84,14 @@ class _Player:
     async def _direct(self) -> None:
         await asyncio.sleep(PULLED_AT)
         self._event("pulled", {"member": self._primary.name})
-        self._twins.pull(self._primary.member)
+        self._twins.pull(self._primary)
         await asyncio.sleep(BACK_AT - PULLED_AT)
         self._twins.put_back()
         self._event("put-back", {"member": self._primary.name})
 
     @property
-    def _primary(self) -> Any:
-        service = self._manager._failover  # noqa: SLF001 - the host process to kill has no public name
-        assert service is not None
-        return service.endpoints[0]
+    def _primary(self) -> hsmcore.MemberSnapshot:
+        return self._manager.members()[0]
 
     async def _block(self, until: float) -> None:
         sequencer = self.sequencer

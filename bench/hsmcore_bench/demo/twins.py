@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hsmcore import MemberSnapshot
 from hsmcore.control.provision import provision_twins
 from hsmcore.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
-from hsmcore_bench.harness.host import kill_engine_host
+from hsmcore_bench.harness.host import kill_host
 from hsmcore_bench.harness.softhsm import TokenFolder, token_folder, variable
 
 LABELS: Final = ("sequencer-a", "sequencer-b")
@@ -47,10 +48,10 @@ class Twins:
                   "verifySignatures": "always"}  # fmt: skip
         return {"type": "softhsm", "config": config}
 
-    def pull(self, member: object) -> None:
+    def pull(self, member: MemberSnapshot) -> None:
         """Token a is gone: its files are moved away and the process that had it open is killed."""
         self._token().rename(self.folder.path / "pulled")
-        kill_engine_host(member)
+        kill_host(member)
 
     def put_back(self) -> None:
         """It is there again."""

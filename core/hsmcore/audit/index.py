@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from hsmcore._native import MerkleTree, fnv1a
+from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import Segment
 
 BLOCK: Final = 1024
@@ -62,10 +63,10 @@ def read(path: Path) -> list[Block]:
     return [Block(a, b, c, d, e, f, g, (h, i, j, k)) for a, b, c, d, e, f, g, h, i, j, k in _ROW.iter_unpack(whole)]
 
 
-def sane(blocks: list[Block], segment: int) -> Iterator[Block]:
-    """Yield the rows as long as each follows the one before, in a segment whose first record is `segment`."""
-    offset, first = 0, segment
-    for block in blocks:
+def blocks(layout: Layout, segment: Segment) -> Iterator[Block]:
+    """Yield the rows of a segment's index, as long as each follows the one before. Raises OSError."""
+    offset, first = 0, segment.first
+    for block in read(layout.index(segment.first)):
         if block.first != first or block.offset != offset or block.count == 0 or block.length < block.count:
             return
         yield block

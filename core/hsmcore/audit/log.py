@@ -12,6 +12,7 @@ from hsmcore._native import Journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
+from hsmcore.audit.record import tail
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner, SigningMember
@@ -48,6 +49,15 @@ class AuditLog:
         self._layout = None if path is None else Layout(path)
         self._settings = settings or AuditSettings()
         self._places = tuple(places)
+        self.file: Path | None = None if self._layout is None else self._layout.log
+        """The file of the newest records; None if nothing is recorded."""
+        self.enabled = path is not None
+        """Whether anything is recorded."""
+        self.waits = self.enabled and self._settings.durability != "interval"
+        """Whether an operation waits until its record is durable."""
+        key = self._settings.signing_key
+        self.needs_member = self.enabled and key is not None and key.hsm_key_id is not None
+        """Whether a key of the HSM signs checkpoints: then a member must run until the log is closed."""
         self._open: OpenLog | None = None
         self._shipping: Shipping | None = None
 
@@ -67,16 +77,6 @@ class AuditLog:
         log = self._open
         return None if log is None else log.status()
 
-    @property
-    def file(self) -> Path | None:
-        """The file of the newest records; None if nothing is recorded."""
-        return None if self._layout is None else self._layout.log
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is recorded."""
-        return self._layout is not None
-
     def describe(self) -> dict[str, Any] | None:
         """Return the state of the log as JSON-ready data; None while it is closed. In the event loop only."""
         log = self._open
@@ -90,22 +90,6 @@ class AuditLog:
             "onFailure": self._settings.on_failure,
             "shipping": {kind: status.as_dict() for kind, status in self.shipping.items()},
         }
-
-    @property
-    def layout(self) -> Layout | None:
-        """Paths of its files; None if nothing is recorded."""
-        return self._layout
-
-    @property
-    def waits(self) -> bool:
-        """Whether an operation waits until its record is durable."""
-        return self.enabled and self._settings.durability != "interval"
-
-    @property
-    def needs_member(self) -> bool:
-        """Whether a key of the HSM signs checkpoints: then a member must run until the log is closed."""
-        key = self._settings.signing_key
-        return self.enabled and key is not None and key.hsm_key_id is not None
 
     async def open(self) -> None:
         """Open the log, create it if it is missing, and complete or undo what a crash interrupted. Raises
@@ -130,8 +114,8 @@ class AuditLog:
             self._shipping.start()
 
     async def use_member(self, member: SigningMember, stop: Callable[[], Awaitable[None]]) -> None:
-        """Sign checkpoints with a key of this member, if the configuration names one. If that cannot be, `stop` is
-        called. Raises HsmError."""
+        """Sign checkpoints with a key of this member, if the configuration names one. On an error, `stop` is called
+        first. Raises HsmError."""
         key = self._settings.signing_key
         if self._open is None or key is None or key.hsm_key_id is None:
             return
@@ -152,7 +136,7 @@ class AuditLog:
         if self._open is None:
             return b"}"
         fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level}
-        return self._open.tail(fields)
+        return tail(fields, self._open.process)
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Record an operation. Return its sequence number, or None if nothing is recorded. record.ALLOWED has the names

@@ -72,18 +72,20 @@ class OpenLog:
         self._opened: Opened | None = None
         self.journal: Journal | None = None
         self._signer: CheckpointSigner | None = None
-        self._process = record.this_process()
+        self.process = record.this_process()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._failure: str | None = None
+        self.failure: str | None = None
+        """Why the log cannot be written at present; None if it can."""
         self._errno = 0
         self._dropped = 0
         self._pruned_at: float | None = None
         self._own_prunes: dict[int, int] = {}
         """Prune records that this process wrote, by sequence number; the value is the last record that each one
         prunes."""
-        self._durable_seq = 0
+        self.durable_seq = 0
+        """The newest record that is as durable as `durability` requires. From any thread."""
         self.origin = ""
         self.keep_from: Shipping | None = None
         """Pruning keeps records that these destinations do not have yet."""
@@ -95,7 +97,7 @@ class OpenLog:
     async def open(self) -> None:
         opened = await self._run(self._open_files)
         self.origin, self.checkpoint = opened.origin, opened.checkpoint
-        self._durable_seq = opened.sealer.size
+        self.durable_seq = opened.sealer.size
         if self.journal is not None:
             self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
         for operation, fields in opened.events:
@@ -130,12 +132,7 @@ class OpenLog:
     @property
     def last_seq(self) -> int:
         """The newest record, durable or not."""
-        return self._durable_seq if self.journal is None else self.journal.next - 1
-
-    @property
-    def durable_seq(self) -> int:
-        """The newest record that is as durable as `durability` requires. From any thread."""
-        return self._durable_seq
+        return self.durable_seq if self.journal is None else self.journal.next - 1
 
     @property
     def sealed(self) -> int:
@@ -188,7 +185,7 @@ class OpenLog:
                 left = await self._run(journal.close)
                 if left:
                     get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
-                self._durable_seq = last - left
+                self.durable_seq = last - left
                 self._release_waiting()
                 self._fail_waiting("it was closed before the record was written")
                 await self.seal_or_say(prune=False)
@@ -202,11 +199,6 @@ class OpenLog:
         if self._lock is not None:
             self._lock.release()
 
-    @property
-    def failure(self) -> str | None:
-        """Why the log cannot be written at present; None if it can."""
-        return self._failure
-
     def record(
         self, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
     ) -> int | None:
@@ -216,13 +208,13 @@ class OpenLog:
         if journal is None:
             return None
         full = journal.pending >= MAX_PENDING
-        if self._failure is not None or full:
+        if self.failure is not None or full:
             if self._settings.on_failure == "closed":
-                raise self._unavailable(self._failure or "too many records wait for the disk")
+                raise self._unavailable(self.failure or "too many records wait for the disk")
             if full:
                 self._dropped += 1
                 return None
-        if self._failure is None:
+        if self.failure is None:
             self._note_dropped()
         self._put(journal.stamp(), operation, fields, process)
         return self.last_seq
@@ -236,21 +228,17 @@ class OpenLog:
         self, now: int, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
     ) -> None:
         if self.journal is not None:
-            self.journal.put(record.line(self.journal.next, now, operation, fields, process or self._process))
+            self.journal.put(record.line(self.journal.next, now, operation, fields, process or self.process))
 
     def _note_clock_step(self, before: int, now: int) -> None:
         self._put(now, "clock-step", {"from_ns": before, "to_ns": now})
 
-    def tail(self, fields: Mapping[str, object]) -> bytes:
-        """Return what all records of one key share, in the form that Engine.set_tail takes."""
-        return record.tail(fields, self._process)
-
     async def durable(self, seq: int) -> None:
-        if seq <= self._durable_seq or self.journal is None:
+        if seq <= self.durable_seq or self.journal is None:
             return
         try:
-            if self._failure is not None:
-                raise self._unavailable(self._failure)
+            if self.failure is not None:
+                raise self._unavailable(self.failure)
             future: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append((seq, future))
             try:
@@ -269,7 +257,7 @@ class OpenLog:
         if failure != self._errno:
             self._errno = failure
             self._note_failure(failure)
-        self._durable_seq = max(written, self._durable_seq)
+        self.durable_seq = max(written, self.durable_seq)
         self._release_waiting()
         self._schedule()
 
@@ -279,19 +267,19 @@ class OpenLog:
     def _release_waiting(self) -> None:
         waiting = self._waiting
         # The queue is in order of arrival, so an early record that is waited for late may be released with a later one.
-        while waiting and waiting[0][0] <= self._durable_seq:
+        while waiting and waiting[0][0] <= self.durable_seq:
             future = waiting.popleft()[1]
             if not future.done():
                 future.set_result(None)
 
     def _note_failure(self, failure: int) -> None:
         if not failure:
-            self._failure = None
+            self.failure = None
             get_logger().warning("the audit log is written again", file=str(self._layout.log))
             return
-        self._failure = os.strerror(failure)
-        get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self._failure)
-        self._fail_waiting(self._failure)
+        self.failure = os.strerror(failure)
+        get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self.failure)
+        self._fail_waiting(self.failure)
 
     def _fail_waiting(self, problem: str) -> None:
         for _, future in self._waiting:
@@ -301,13 +289,12 @@ class OpenLog:
 
     def _schedule(self) -> None:
         """Seal now if enough records are unsealed, else when the first of them is old enough."""
-        sealed = self.sealed
-        due = self._durable_seq - sealed >= self._settings.checkpoint_every_records
+        unsealed = self.durable_seq - self.sealed
         if self._task is not None and not self._task.done():
             return
-        if due:
+        if unsealed >= self._settings.checkpoint_every_records:
             self._begin_seal()
-        elif self._timer is None and self._durable_seq > sealed:
+        elif self._timer is None and unsealed > 0:
             self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
 
     def _begin_seal(self) -> None:
@@ -330,7 +317,7 @@ class OpenLog:
         TileError, SegmentError, OSError."""
         async with self._sealing:
             opened, signer = self._opened, self._signer
-            size = self._durable_seq
+            size = self.durable_seq
             if opened is None or signer is None or (self.checkpoint is not None and self.sealed >= size):
                 return
             sealer = opened.sealer
@@ -355,7 +342,7 @@ class OpenLog:
                 self.record(retention.VOID, {"first": seq, "last": seq})
             size = self.last_seq
             await self.durable(size)
-            if self.journal is None or self._durable_seq < size:
+            if self.journal is None or self.durable_seq < size:
                 raise self._unavailable(f"record {foreign[0]} cannot be called void")
             await self._run(functools.partial(sealer.advance, size))
 

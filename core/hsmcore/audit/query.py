@@ -47,7 +47,7 @@ class Query:
     def _texts(self, segment: Segment) -> Iterator[tuple[bytes, bool]]:
         """Yield the parts of a segment that may hold matches, and whether each part lies within the time range."""
         offset = 0
-        for block in index.sane(index.read(self._layout.index(segment.first)), segment.first):
+        for block in index.blocks(self._layout, segment):
             offset = block.offset + block.length
             if self._may_be_in(block):
                 inside = self._first <= block.min_time_ns and block.max_time_ns <= self._last
@@ -121,7 +121,7 @@ def find(layout: Layout, seq: int) -> bytes | None:
     segment = holding[-1]
     offset = 0
     prefix = b'{"seq":%d,' % seq
-    for block in index.sane(index.read(layout.index(segment.first)), segment.first):
+    for block in index.blocks(layout, segment):
         offset = block.offset
         if seq < block.first + block.count:
             return _line(segment.read(block.offset, block.length), prefix)

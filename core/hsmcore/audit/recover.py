@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.retention import VOID, pruned
 from hsmcore.audit.sealer import Damaged, Sealer
-from hsmcore.audit.segment import Segment, SegmentError, consecutive, first_seq, first_seq_of, frame_table, segments
+from hsmcore.audit.segment import Segment, SegmentError, first_seq, first_seq_of, frame_table, segments
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
 from hsmcore.state.ownership import adopt, make_folder
@@ -158,9 +159,9 @@ def _sealer(layout: Layout, checkpoint: Checkpoint | None) -> Sealer:
         sealer.close()
         raise
     sealer.prunes.clear()  # a checkpoint covers them
-    for segment, following in consecutive(ordered):
-        if segment.first < start.first and following and (lengths := _mend_index(layout, segment)):
-            sealer.note_full(segment.first, lengths, following)
+    for segment, following in pairwise(ordered):
+        if segment.first < start.first and following.first and (lengths := _mend_index(layout, segment)):
+            sealer.note_full(segment.first, lengths, following.first)
     return sealer
 
 
@@ -171,7 +172,7 @@ def _mend_index(layout: Layout, segment: Segment) -> list[int]:
     try:
         if segment.compressed and index.has_rows(path, len(frame_table(segment.path))):  # one frame for each block
             return []
-        blocks = [] if segment.compressed else list(index.sane(index.read(path), segment.first))
+        blocks = [] if segment.compressed else list(index.blocks(layout, segment))
         if not blocks or sum(block.length for block in blocks) != segment.path.stat().st_size:
             blocks, whole = index.made(segment)
             if not whole:

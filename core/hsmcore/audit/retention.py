@@ -49,7 +49,7 @@ def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired |
             break
         if count == MOST_SEGMENTS:
             return Expired(first, last, more=True)
-        blocks = list(index.sane(index.read(layout.index(segment.first)), segment.first))
+        blocks = list(index.blocks(layout, segment))
         if not blocks or any(block.max_time_ns >= before_ns for block in blocks):
             break
         # The index is not evidence: it only saves reading a segment that is not old enough.

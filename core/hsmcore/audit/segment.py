@@ -6,7 +6,6 @@ end. `zstdcat` reads it as one stream.
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -193,10 +192,3 @@ def compress(layout: Layout, first: int, lengths: list[int]) -> None:
     beside.replace(final)
     sync(layout.segments)
     plain.unlink()
-
-
-def consecutive(ordered: list[Segment]) -> Iterator[tuple[Segment, int | None]]:
-    """Yield each segment with the first sequence number of the next one, None for the last."""
-    for segment, following in itertools.pairwise([*ordered, None]):
-        assert segment is not None  # noqa: S101  # only the last of the pairs has one
-        yield segment, following.first if following is not None else None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from pathlib import Path
 from typing import Protocol
 
 from nacl.signing import SigningKey
 
-from hsmcore.audit.files import sync, write_all
+from hsmcore.audit.files import sync, write_new
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
 from hsmcore.keyring import KeyVersion
-from hsmcore.state.ownership import make
 
 _PREFIX = "PRIVATE+KEY+"
 _HSM_SECONDS = 10.0
@@ -32,22 +30,22 @@ class CheckpointSigner(Protocol):
 
 
 class SigningEngine(Protocol):
-    """What a checkpoint needs of a member's engine."""
+    """The part of a member's engine that signs checkpoints."""
 
     def submit(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]:
-        """Sign with the key of this index. `extra` b"": without a record."""
+        """Sign with the key at this index, within `timeout` seconds. `extra` b"": without a record."""
 
 
 class SigningMember(Protocol):
-    """What a checkpoint needs of a member."""
+    """The part of a member that signs checkpoints."""
 
     @property
     def engine(self) -> SigningEngine: ...
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
-        """Find a key by its id. Raises KeyNotFound."""
+        """Return the key with this id, known to the engine from now on. Raises KeyNotFound."""
 
 
 class FileSigner:
@@ -87,12 +85,8 @@ class FileSigner:
     def _make(cls, path: Path, name: str) -> FileSigner:
         signer = cls(name, SigningKey.generate())
         secret = base64.b64encode(bytes([ED25519]) + bytes(signer._secret)).decode()
-        descriptor = make(path)
-        try:
-            write_all(descriptor, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_new(path, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
+        sync(path)
         sync(path.parent)
         return signer
 
@@ -109,7 +103,7 @@ class HsmSigner:
 
     @classmethod
     async def find(cls, member: SigningMember, key_id: bytes, name: str) -> HsmSigner:
-        """Raises HsmError."""
+        """Find an Ed25519 key of the member. Raises HsmError."""
         version = await member.load_key(key_id)
         if version.algorithm != "ed25519":
             raise AuditUnavailable(

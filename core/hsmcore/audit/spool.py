@@ -59,18 +59,18 @@ class Intention:
         self._file = _made(self._pending)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            os.fchmod(self._file, _MODE)
-            write_all(self._file, self._text({"result": "unknown"}))
-            os.fsync(self._file)
+            self._fill(self._file, {"result": "unknown"})
             sync(layout.spool)
         except BaseException:
             os.close(self._file)
             self._pending.unlink(missing_ok=True)
             raise
 
-    def _text(self, more: Mapping[str, object]) -> bytes:
+    def _fill(self, file: int, more: Mapping[str, object]) -> None:
         whole = {"at_ns": self._begun, "fields": cleaned({**self._fields, **more}), **this_process()}
-        return orjson.dumps(whole)
+        os.fchmod(file, _MODE)
+        write_all(file, orjson.dumps(whole))
+        os.fsync(file)
 
     def complete(self, fields: Mapping[str, object]) -> None:
         """Record how the command ended. Raises OSError; then its result is recorded as unknown."""
@@ -78,9 +78,7 @@ class Intention:
             beside = self._pending.with_suffix(".new")
             file = _made(beside)
             try:
-                os.fchmod(file, _MODE)
-                write_all(file, self._text(fields))
-                os.fsync(file)
+                self._fill(file, fields)
             finally:
                 os.close(file)
             beside.replace(self._pending)

@@ -4,7 +4,7 @@ of full tiles below."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -108,8 +108,21 @@ class Tiles:
     def inclusion(self, index: int) -> list[bytes]:
         """Return the inclusion proof (RFC 6962 section 2.1.1) of the record with this index, from leaf to root. Raises
         TileError, OSError."""
+        return self._descend(index, lambda start, end: end - start == 1)[0]
+
+    def consistency(self, old: int) -> list[bytes]:
+        """Return the consistency proof (RFC 6962 section 2.1.2) between the tree of `old` records and this one. Raises
+        TileError, OSError."""
+        if old in (0, self.size):
+            return []
+        path, start = self._descend(old - 1, lambda _start, end: end == old)
+        return [self.range_root(start, old), *path] if start else path
+
+    def _descend(self, index: int, found: Callable[[int, int], bool]) -> tuple[list[bytes], int]:
+        """Descend from the root to the subtree of leaf `index` whose range is `found`. Return the siblings on the way,
+        lowest first, and the subtree's first leaf."""
         start, end, path = 0, self.size, []
-        while end - start > 1:
+        while not found(start, end):
             middle = start + split(end - start)
             if index < middle:
                 path.append(self.range_root(middle, end))
@@ -117,25 +130,7 @@ class Tiles:
             else:
                 path.append(self.range_root(start, middle))
                 start = middle
-        return path[::-1]
-
-    def consistency(self, old: int) -> list[bytes]:
-        """Return the consistency proof (RFC 6962 section 2.1.2) between the tree of `old` records and this one. Raises
-        TileError, OSError."""
-        if old in (0, self.size):
-            return []
-        start, end, path, whole = 0, self.size, [], True
-        while old != end:
-            middle = start + split(end - start)
-            if old <= middle:
-                path.append(self.range_root(middle, end))
-                end = middle
-            else:
-                path.append(self.range_root(start, middle))
-                start, whole = middle, False
-        if not whole:
-            path.append(self.range_root(start, end))
-        return path[::-1]
+        return path[::-1], start
 
 
 def split(count: int) -> int:

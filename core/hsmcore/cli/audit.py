@@ -29,7 +29,7 @@ KeyOption = Annotated[
 ]
 
 
-@app.command(short_help="Find whatever was changed in a log.")
+@app.command(short_help="Find what was changed in a log.")
 def verify(
     folder: FolderArgument = None,
     key: KeyOption = None,
@@ -70,7 +70,7 @@ def verify(
         return
     layout = support.layout(folder, config, state)
     known = [support.checkpoint(path).note for path in against or []]
-    with support.Bar(as_json) as progress:
+    with support.progress_bar(as_json) as progress:
         report = support.reading(lambda: verify(layout, Trust(keys, witnesses, known), progress))
     support.conclude(report, layout, as_json=as_json)
 
@@ -94,7 +94,7 @@ def mend(
 
     keys = support.keys(key)
     layout = support.layout(folder, config, state)
-    with support.Bar(as_json) as progress:
+    with support.progress_bar(as_json) as progress:
         report = support.reading(lambda: mend(layout, Trust(keys), progress))
     support.conclude(report, layout, as_json=as_json)
 

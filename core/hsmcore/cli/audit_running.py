@@ -44,7 +44,7 @@ def ship(config: ConfigOption = None, state: StateOption = None, as_json: JsonOp
         )
     shown = {}
     for place in places:
-        with support.Bar(as_json) as progress:
+        with support.progress_bar(as_json) as progress:
             shown[place.kind] = _shipped(layout, place, progress)
     if as_json:
         print_json(shown)
@@ -75,11 +75,15 @@ def device_log(config: ConfigOption = None, state: StateOption = None, as_json: 
 
     Example: hsmcore audit device-log --config hsm.json --json
     """
+    from hsmcore.config.registry import BUILT_IN, descriptor_of
+
     loaded = load_config(config, state)
     layout = log_of(loaded)
-    members = [member for member in _members(loaded) if member.descriptor.device_log is not None]
+    served = [member for level, member in loaded.key_manager.members() if level != "emergency"]
+    members = [member for member in served if member.descriptor.device_log is not None]
     if not members:
-        fault = ConfigFault(loaded.key_manager.where, "names no member of a type whose devices keep a log")
+        types = " or ".join(name for name in BUILT_IN if descriptor_of(name).device_log is not None)
+        fault = ConfigFault(loaded.key_manager.where, f"names no member of type {types}, whose devices keep a log")
         raise ConfigurationError.of([fault])
     loaded.require_complete()
     reports = [_examined(member, layout) for member in members]
@@ -90,14 +94,6 @@ def device_log(config: ConfigOption = None, state: StateOption = None, as_json: 
             _print_report(report)
     if any(report.findings for report in reports):
         raise typer.Exit(FAILED)
-
-
-def _members(config: Config) -> list[Provider]:
-    from hsmcore.config import all_members
-
-    rules = config.key_manager
-    secondary = rules.failover.secondary if rules.failover is not None and rules.failover.enabled else None
-    return [*rules.primary, *all_members(secondary or ())]
 
 
 def _examined(member: Provider, layout: Layout) -> DeviceReport:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -86,13 +87,11 @@ def reading(work: Callable[[], T]) -> T:
 
     try:
         return work()
-    except HsmError:
+    except (HsmError, BrokenPipeError):
         raise
     except (ProofError, SegmentError, TileError) as error:
         raise SystemFailure(str(error), hint="Run `hsmcore audit verify` on the log.") from None
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
         raise SystemFailure(f"{error.filename}: {error.strerror}", hint="Check that the log can be read.") from None
 
 
@@ -197,24 +196,15 @@ def plain(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-class Bar:
-    """A progress bar on standard error, if that is a terminal."""
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress on standard error while the block runs; it gets None if `quiet`, or if that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet or not sys.stderr.isatty()
-        self._bar: Any = None
-
-    def __enter__(self) -> Any:
-        if self._quiet:
-            return None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self._bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
-        self._bar.start()
-        task = self._bar.add_task("records")
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("records")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -55,11 +55,9 @@ def _current(config: Config) -> str:
 
 def pkcs11_member(config: Config, name: str) -> Provider:
     """Return the PKCS#11 member of that name. Raises BadUsage."""
-    from hsmcore.config import Pkcs11Settings, all_members
+    from hsmcore.config import Pkcs11Settings
 
-    failover = config.key_manager.failover
-    more = (failover.secondary or ()) if failover is not None else ()
-    members = {member.name: member for member in (*config.key_manager.primary, *all_members(more))}
+    members = {member.name: member for _, member in config.key_manager.members()}
     found = members.get(name)
     if found is None or not isinstance(found.config, Pkcs11Settings):
         raise BadUsage(f"there is no PKCS#11 member {name!r}; the configuration has {', '.join(members)}")

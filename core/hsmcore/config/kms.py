@@ -10,6 +10,7 @@ from pydantic import model_validator
 from hsmcore.config.base import EndpointUrl, Text, Whole, clash
 from hsmcore.config.descriptor import ProviderDescriptor
 from hsmcore.config.pkcs11 import KeyPin, Region, VerifySignatures
+from hsmcore.config.secret import AWS_VARIABLES
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MULTI_REGION: Final = re.compile(r"mrk-[0-9a-f]{32}")
@@ -67,6 +68,7 @@ PROVIDER: Final = ProviderDescriptor(
     patience_ms=2000,  # a service far away
     member="hsmcore.members.kms.member:KmsMember",
     probe="hsmcore.doctor.kms:probe_kms",
+    secret_variables=AWS_VARIABLES,
 )
 
 

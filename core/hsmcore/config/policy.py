@@ -15,6 +15,7 @@ Operation = Literal[
 ]
 FailoverMode = Literal["smart", "literal"]
 KeyLevel = Literal["primary", "secondary"]
+LevelName = Literal["primary", "secondary", "emergency"]
 
 _HOUR_MS = 3_600_000
 Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]

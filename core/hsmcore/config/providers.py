@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Self
 
 from pydantic import (
     Field,
@@ -47,26 +47,19 @@ class Provider(Model):
             return value
         return descriptor_of(info.data["type"]).settings.model_validate(value, context=info.context)
 
-    _number: int = PrivateAttr(default=1)
-    _kept_name: str | None = PrivateAttr(default=None)
+    _name: str | None = PrivateAttr(default=None)
 
-    def distinguish(self, number: int) -> None:
-        """Add "#NUMBER" to the name, because another member has the same one."""
-        self._number = number
-
-    def keep_name(self) -> None:
-        """Keep the present name, whatever key the settings name later."""
-        self._kept_name = self._plain_name
+    def named(self, name: str) -> Self:
+        """Return a copy of this name, whatever key its settings name later."""
+        copy = self.model_copy()
+        copy._name = name  # noqa: SLF001 - a copy of our own
+        return copy
 
     @property
     def name(self) -> str:
         """The member's name in messages, receipts and logs, such as "softhsm:sequencer". Holds no secret."""
-        return self._plain_name if self._number == 1 else f"{self._plain_name}#{self._number}"
-
-    @property
-    def _plain_name(self) -> str:
-        if self._kept_name is not None:
-            return self._kept_name
+        if self._name is not None:
+            return self._name
         part = self.config.name_part
         return self.type if part is None else f"{self.type}:{part}"
 

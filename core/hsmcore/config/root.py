@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,7 +15,7 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.monitoring import Monitoring
-from hsmcore.config.policy import CloudWatchLogs, Failover, require_lasting
+from hsmcore.config.policy import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
@@ -133,6 +134,23 @@ class KeyManagerConfig(Provider):
         """The members of the primary level: those of this provider first, then those that failover.primary adds."""
         return all_members(self._listed_primary if self._first_is_listed else (self, *self._listed_primary))
 
+    def members(self) -> tuple[tuple[LevelName, Provider], ...]:
+        """Return every member with its level, in the order of the levels. Names are distinct: the second member of a
+        name gets "#2"."""
+        failover = self.failover if self.failover is not None and self.failover.enabled else None
+        found: list[tuple[LevelName, Provider]] = [("primary", member) for member in self.primary]
+        if failover is not None:
+            found += [("secondary", member) for member in all_members(failover.secondary or ())]
+            if failover.emergency_mode_enabled:
+                found += [("emergency", member) for member in failover.emergency_level]
+        seen: Counter[str] = Counter()
+        distinct: list[tuple[LevelName, Provider]] = []
+        for level, member in found:
+            seen[member.name] += 1
+            number = seen[member.name]
+            distinct.append((level, member if number == 1 else member.named(f"{member.name}#{number}")))
+        return tuple(distinct)
+
     def with_first_listed(self) -> KeyManagerConfig:
         """Return a copy whose provider is the first one of failover.primary."""
         self._first_is_listed = True
@@ -175,8 +193,13 @@ class Config(Model):
         secrets = list(_all(Secret, self))
         found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
         found = found.union(*(provider.descriptor.secret_variables for provider in _all(Provider, self)))
-        asks_aws = any(secret.kind == "awsSecretsManager" for secret in secrets)
-        return found | AWS_VARIABLES if asks_aws or self.key_manager.cloud_watch_logs is not None else found
+        rotation = self.key_manager.key_rotation
+        asks_aws = (
+            any(secret.kind == "awsSecretsManager" for secret in secrets)
+            or self.key_manager.cloud_watch_logs is not None
+            or (rotation is not None and (rotation.backup_location or "").startswith("s3:"))
+        )
+        return found | AWS_VARIABLES if asks_aws else found
 
     def require_complete(self) -> None:
         """Raise ConfigurationError if placeholders are left. Called before connecting."""

@@ -1,6 +1,7 @@
-"""The capability probe: what `hsmcore doctor` finds out about each provider of a configuration, one step at a time.
+"""The checks of `hsmcore doctor`: a probe examines each provider of a configuration, one step at a time.
 
-Reading order: report, subject, doctor; then pkcs11 with child, checks, keychecks and signing; ephemeral, kms.
+Reading order: report, subject, doctor; then pkcs11, child, plan, checks, keychecks, signing; then ephemeral, kms,
+cluster.
 """
 
 from hsmcore.doctor.doctor import Levels, diagnose, levels_of, probe

@@ -1,7 +1,7 @@
-"""The C_* calls of the probe, through the module's function list, each announced before it is made.
+"""The probe's C_* calls, through the module's function list. Each call is announced before it is made.
 
-python-pkcs11 is not used here: it couples calls that have to be told apart, and nobody could say in which of them a
-module hangs. Whatever the module returns is taken as hostile: lengths and counts are bounded, text is cleaned.
+python-pkcs11 supplies the constants only: it couples calls that the probe must tell apart, and does not say in which of
+them a module hangs. Values from the module are untrusted: lengths and counts are bounded, text is cleaned.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import ctypes
 from collections.abc import Callable
 from ctypes import Structure, byref, c_char, c_ubyte, c_ulong, c_void_p
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from pkcs11 import Attribute
 
 from hsmcore.control.cryptoki import CkrError
+from hsmcore.control.records import TokenRecord
 from hsmcore.doctor.report import printable
 
-# Places in CK_FUNCTION_LIST after its CK_VERSION (PKCS#11 v2.40, pkcs11f.h; the order is the same in v3).
+# Positions in CK_FUNCTION_LIST after its CK_VERSION (PKCS#11 v2.40, pkcs11f.h; the order is the same in v3).
 _PLACES: Final = {
     "C_GetInfo": 2,
     "C_GetSlotList": 4,
@@ -34,12 +37,9 @@ _FUNCTIONS: Final = 68
 _SERIAL: Final = 0x4  # CKF_SERIAL_SESSION
 _READ_WRITE: Final = 0x2  # CKF_RW_SESSION
 _USER: Final = 1  # CKU_USER
-_UNAVAILABLE: Final = c_ulong(-1).value  # CK_UNAVAILABLE_INFORMATION; also CK_EFFECTIVELY_INFINITE is 0
-_ABSENT: Final = (0x011, 0x012)  # CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID
-_MECHANISM_INVALID: Final = 0x070
-_CKA_CLASS: Final = 0x000
-_CKA_LABEL: Final = 0x003
-_CKA_ID: Final = 0x102
+_UNAVAILABLE: Final = c_ulong(-1).value  # CK_UNAVAILABLE_INFORMATION
+_NO_ATTRIBUTE: Final = (0x011, 0x012)  # CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID
+_NO_MECHANISM: Final = (0x070,)  # CKR_MECHANISM_INVALID
 
 MAX_SLOTS: Final = 4096
 MAX_OBJECTS: Final = 4096
@@ -95,7 +95,7 @@ class _Attribute(Structure):
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
-    """CK_INFO."""
+    """Fields of CK_INFO."""
 
     cryptoki: tuple[int, int]
     manufacturer: str
@@ -104,15 +104,9 @@ class ModuleInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenInfo:
-    """CK_TOKEN_INFO. Session counts: None where the token does not say, 0 as the most: no limit."""
+class TokenInfo(TokenRecord):
+    """CK_TOKEN_INFO and the slot. `max_sessions` 0: no limit. Counts None: the token does not say."""
 
-    slot: int
-    slot_description: str
-    label: str
-    manufacturer: str
-    model: str
-    serial: str
     flags: int
     max_sessions: int | None
     sessions: int | None
@@ -122,12 +116,13 @@ class TokenInfo:
 class Calls:
     """The function list of a module that this process has loaded and initialized. For one thread.
 
-    `announce` is called with the name of each function before the call."""
+    `announce` is called with the name of each function before the call.
+    """
 
     def __init__(self, path: str, announce: Callable[[str], None]) -> None:
         self._announce = announce
         listed = c_void_p()
-        get_list = ctypes.CDLL(path).C_GetFunctionList  # one more reference to what is loaded already
+        get_list = ctypes.CDLL(path).C_GetFunctionList  # one more reference to the loaded library
         get_list.restype = c_ulong
         announce("C_GetFunctionList")
         ckr = get_list(byref(listed))
@@ -142,13 +137,15 @@ class Calls:
         function = ctypes.CFUNCTYPE(c_ulong)(self._functions[_PLACES[name]] or 0)
         return int(function(*arguments))
 
-    def _call(self, name: str, *arguments: object) -> None:
+    def _call(self, name: str, *arguments: object, absent: tuple[int, ...] = ()) -> bool:
+        """Make a call. Return False if it returned one of `absent`. Raises CkrError for any other value than CKR_OK."""
         ckr = self._try(name, *arguments)
-        if ckr != 0:
+        if ckr not in (0, *absent):
             raise CkrError(name, ckr)
+        return ckr == 0
 
     def info(self) -> ModuleInfo:
-        """C_GetInfo."""
+        """Call C_GetInfo."""
         info = _Info()
         self._call("C_GetInfo", byref(info))
         return ModuleInfo(
@@ -159,7 +156,7 @@ class Calls:
         )
 
     def slots(self) -> list[int]:
-        """Slots in which there is a token, MAX_SLOTS at most."""
+        """Return the slots with a token, at most MAX_SLOTS."""
         count = c_ulong()
         self._call("C_GetSlotList", c_ubyte(1), None, byref(count))
         room = min(count.value, MAX_SLOTS) + 1
@@ -167,19 +164,15 @@ class Calls:
         self._call("C_GetSlotList", c_ubyte(1), slots, byref(filled))
         return list(slots[: min(filled.value, room)])
 
-    def slot_description(self, slot: int) -> str:
-        """CK_SLOT_INFO.slotDescription; "" where the module does not say."""
-        info = _SlotInfo()
-        return _text(info, _SlotInfo.description) if self._try("C_GetSlotInfo", c_ulong(slot), byref(info)) == 0 else ""
-
     def token(self, slot: int) -> TokenInfo:
-        """C_GetTokenInfo, and the slot's description."""
-        info = _TokenInfo()
+        """Call C_GetTokenInfo, and C_GetSlotInfo for the slot's description; "" if the latter fails."""
+        info, place = _TokenInfo(), _SlotInfo()
         self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
+        described = self._try("C_GetSlotInfo", c_ulong(slot), byref(place)) == 0
         most, used = (None if count == _UNAVAILABLE else int(count) for count in (info.max_sessions, info.sessions))
         return TokenInfo(
-            slot=slot,
-            slot_description=self.slot_description(slot),
+            slot_id=slot,
+            slot_description=_text(place, _SlotInfo.description) if described else "",
             label=_text(info, _TokenInfo.label),
             manufacturer=_text(info, _TokenInfo.manufacturer),
             model=_text(info, _TokenInfo.model),
@@ -191,28 +184,24 @@ class Calls:
         )
 
     def mechanism_flags(self, slot: int, mechanism: int) -> int | None:
-        """CK_MECHANISM_INFO.flags; None for a mechanism that the token does not have."""
+        """Return CK_MECHANISM_INFO.flags; None if the token does not have the mechanism."""
         info = _MechanismInfo()
-        ckr = self._try("C_GetMechanismInfo", c_ulong(slot), c_ulong(mechanism), byref(info))
-        if ckr == _MECHANISM_INVALID:
-            return None
-        if ckr != 0:
-            raise CkrError("C_GetMechanismInfo", ckr)
-        return int(info.flags)
+        arguments = (c_ulong(slot), c_ulong(mechanism), byref(info))
+        return int(info.flags) if self._call("C_GetMechanismInfo", *arguments, absent=_NO_MECHANISM) else None
 
     def open(self, slot: int, *, read_write: bool = False) -> int:
-        """A new session."""
+        """Open a session and return its handle."""
         session = c_ulong()
         flags = _SERIAL | (_READ_WRITE if read_write else 0)
         self._call("C_OpenSession", c_ulong(slot), c_ulong(flags), None, None, byref(session))
         return session.value
 
     def close(self, session: int) -> None:
-        """C_CloseSession; that a session is gone already is no error."""
+        """Close a session. Ignores the result: the session may be gone already."""
         self._try("C_CloseSession", c_ulong(session))
 
     def login(self, session: int, pin: bytearray) -> None:
-        """C_Login as the token's user, once. The caller wipes `pin`; the copy that the call needs is wiped here."""
+        """Call C_Login as the token's user, once. The caller wipes `pin`; this method wipes the copy for the call."""
         buffer = (c_ubyte * (len(pin) + 1))(*pin)
         try:
             self._call("C_Login", c_ulong(session), c_ulong(_USER), buffer, c_ulong(len(pin)))
@@ -220,8 +209,8 @@ class Calls:
             ctypes.memset(buffer, 0, len(buffer))
 
     def find(self, session: int, class_: int, label: bytes | None = None, identity: bytes | None = None) -> list[int]:
-        """Objects of one class, MAX_OBJECTS at most. Nothing else is asked for: see control/keys.py."""
-        wanted = {_CKA_CLASS: bytes(c_ulong(class_)), _CKA_LABEL: label, _CKA_ID: identity}
+        """Find objects of one class, at most MAX_OBJECTS. Nothing else is in the template: see control/keys.py."""
+        wanted = {Attribute.CLASS: bytes(c_ulong(class_)), Attribute.LABEL: label, Attribute.ID: identity}
         named = [(kind, ctypes.create_string_buffer(value, len(value))) for kind, value in wanted.items() if value]
         template = (_Attribute * len(named))()
         for row, (kind, value) in zip(template, named, strict=True):
@@ -240,21 +229,17 @@ class Calls:
         return found
 
     def attribute(self, session: int, item: int, kind: int, size: int = MAX_ATTRIBUTE) -> bytes | None:
-        """One attribute; None if the object does not have or show it, or one that is longer than `size`. For numbers
-        and truth values `size` must be theirs: NSS refuses a larger buffer."""
+        """Read one attribute. Return None if the object does not have it or show it, or if it is longer than `size`.
+        For CK_ULONG and CK_BBOOL, `size` must be exact: NSS refuses a larger buffer."""
         room = (c_ubyte * size)()
         asked = _Attribute(kind, ctypes.addressof(room), size)
-        ckr = self._try("C_GetAttributeValue", c_ulong(session), c_ulong(item), byref(asked), c_ulong(1))
-        if ckr in _ABSENT:
-            return None
-        if ckr != 0:
-            raise CkrError("C_GetAttributeValue", ckr)
-        return bytes(room[: asked.length]) if asked.length <= size else None
+        arguments = (c_ulong(session), c_ulong(item), byref(asked), c_ulong(1))
+        shown = self._call("C_GetAttributeValue", *arguments, absent=_NO_ATTRIBUTE)
+        return bytes(room[: asked.length]) if shown and asked.length <= size else None
 
 
-def _text(info: Structure, field: object) -> str:
-    """A padded text field, without reading past its end."""
-    place = field
-    start, size = place.offset, place.size  # type: ignore[attr-defined]  # a field's descriptor
+def _text(info: Structure, field: Any) -> str:
+    """Decode a padded text field, without reading past its end."""
+    start, size = field.offset, field.size
     raw = bytes(info)[start : start + size].rstrip(b" \0")
     return printable(raw.decode("utf-8", "replace"), 64)

@@ -1,4 +1,4 @@
-"""The checks of a module and its token, up to the login: each a function from what is known to steps."""
+"""The checks of a module and its token, up to the sessions. Each takes the context and yields steps."""
 
 from __future__ import annotations
 
@@ -7,36 +7,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from pkcs11 import TokenFlag
+
 from hsmcore.config.uri import build_uri
 from hsmcore.control.adopt import hold_module
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.faults import translated
 from hsmcore.control.nearby import near_tokens
 from hsmcore.control.quirks import quirks_for
-from hsmcore.control.records import TokenRecord
 from hsmcore.doctor.calls import Calls, TokenInfo
 from hsmcore.doctor.context import Context
-from hsmcore.doctor.issues import Facts, known_issues
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
 from hsmcore.statuses import STATUSES
-
-# CK_TOKEN_INFO.flags
-_WRITE_PROTECTED: Final = 0x2
-_LOGIN_REQUIRED: Final = 0x4
-_USER_PIN_INITIALIZED: Final = 0x8
-_PROTECTED_PATH: Final = 0x100
-_INITIALIZED: Final = 0x400
-_PIN_COUNT_LOW: Final = 0x10000
-_PIN_FINAL_TRY: Final = 0x20000
-_PIN_LOCKED: Final = 0x40000
-_PIN_TO_BE_CHANGED: Final = 0x80000
 
 _SESSION_COUNT: Final = 0x0B1
 
 
 def check_module(context: Context) -> Iterator[Step]:
-    """It loads, initializes, and says who it is."""
+    """Load and initialize the module, and recognize it."""
     question = context.question
     context.announce("C_Initialize")
     context.holder = hold_module(question.module_path, question.module_args)
@@ -65,39 +54,21 @@ def check_module(context: Context) -> Iterator[Step]:
         yield ok("module", found, **data)
 
 
-def check_issues(context: Context) -> Iterator[Step]:
-    """What is known of this module in this configuration."""
-    question = context.question
-    issues = list(
-        known_issues(
-            Facts(
-                quirks=context.quirks.name,
-                version=context.info.library,
-                isolation=question.isolation,
-                algorithm=question.algorithm or "ed25519",
-                sessions=question.sessions,
-            )
-        )
-    )
-    yield from issues or (ok("known-issues", "none is known"),)
-
-
 def check_token(context: Context) -> Iterator[Step]:
-    """The one token that the selectors name."""
+    """Find the one token that the selectors name."""
     question = context.question
     seen: list[TokenInfo] = []
     with translated("looking for the token", question.member):
         for slot in context.calls.slots():
             with suppress(CkrError):  # a slot whose token does not answer is no candidate
                 seen.append(context.calls.token(slot))
-    wanted = question.selector
-    records = [TokenRecord(t.slot, t.label, t.serial, t.manufacturer, t.model, t.slot_description) for t in seen]
-    chosen = wanted.choose(records)
-    matching = [token for token, record in zip(seen, records, strict=True) if record in chosen]
-    present = [_token_data(token) for token in seen if token.flags & _INITIALIZED]
+    wanted = question.token
+    chosen = wanted.choose(seen)
+    matching = [token for token in seen if token in chosen]
+    present = [_token_data(token) for token in seen if token.flags & TokenFlag.TOKEN_INITIALIZED]
     if len(matching) == 1:
         token = context.token = matching[0]
-        place = f"{token.label!r}, serial {token.serial or '-'}, slot {token.slot}"
+        place = f"{token.label!r}, serial {token.serial or '-'}, slot {token.slot_id}"
         yield ok("token", f"{place}, {token.manufacturer} {token.model}".rstrip(), **_token_data(token))
     elif matching:
         yield fail(
@@ -116,45 +87,40 @@ def check_token(context: Context) -> Iterator[Step]:
 
 
 def check_token_state(context: Context) -> Iterator[Step]:
-    """What the token's flags say, before any attempt to log in."""
-    flags = context.token.flags
-    problems = [
-        (_INITIALIZED, False, "fail", "the token is not initialized", "Initialize it and give its user a PIN."),
-        (_USER_PIN_INITIALIZED, False, "fail", "the user's PIN is not set", "Have the security officer set it."),
-        (_PIN_LOCKED, True, "fail", "the user's PIN is locked", STATUSES["PIN_LOCKED"].hint),
-        (_PIN_FINAL_TRY, True, "warn", "one more wrong PIN locks the user out", "Check the PIN by hand first."),
-        (_PIN_TO_BE_CHANGED, True, "warn", "the user's PIN has to be changed", "Change it with the vendor's tool."),
-        (_PIN_COUNT_LOW, True, "warn", "a wrong PIN was given since the last login", "Find out who gave it."),
-        (_PROTECTED_PATH, True, "warn", "the token takes its PIN from a keypad, too", ""),
-    ]
-    initialized = bool(flags & _INITIALIZED)
-    login_required = bool(flags & _LOGIN_REQUIRED)
-    found = [
-        Step(name="token-state", outcome=outcome, found=text, hint=hint)
-        for bit, bad, outcome, text, hint in problems
-        if bool(flags & bit) is bad
-        # A token that asks for no login needs no PIN; one that is not initialized has none.
-        and not (bit == _USER_PIN_INITIALIZED and not (login_required and initialized))
-    ]
-    login = "required" if login_required else "not required"
-    state = f"initialized, login {login}"
+    """Judge the token's flags, before any attempt to log in."""
+    flag, flags = TokenFlag, context.token.flags
+    login_required = bool(flags & flag.LOGIN_REQUIRED)
+    found: list[Step] = []
+    if not flags & flag.TOKEN_INITIALIZED:
+        found.append(fail("token-state", "the token is not initialized", "Initialize it and give its user a PIN."))
+    elif login_required and not flags & flag.USER_PIN_INITIALIZED:
+        found.append(fail("token-state", "the user's PIN is not set", "Have the security officer set it."))
+    problems = (
+        (flag.USER_PIN_LOCKED, fail, "the user's PIN is locked", STATUSES["PIN_LOCKED"].hint),
+        (flag.USER_PIN_FINAL_TRY, warn, "one more wrong PIN locks the user out", "Check the PIN by hand first."),
+        (flag.USER_PIN_TO_BE_CHANGED, warn, "the user's PIN has to be changed", "Change it with the vendor's tool."),
+        (flag.USER_PIN_COUNT_LOW, warn, "a wrong PIN was given since the last login", "Find out who gave it."),
+        (flag.PROTECTED_AUTHENTICATION_PATH, warn, "the token takes its PIN from a keypad, too", ""),
+    )
+    found += [make("token-state", text, hint) for bit, make, text, hint in problems if flags & bit]
+    state = f"initialized, login {'required' if login_required else 'not required'}"
     yield from found or (ok("token-state", state, flags=flags, loginRequired=login_required),)
 
 
 def check_login(context: Context) -> Iterator[Step]:
-    """One attempt, or none where the token's flags speak against it."""
+    """Log in, at most once; not at all if the token's flags advise against it."""
     question, flags = context.question, context.token.flags
     with translated("opening a session", question.member):
-        context.session = context.calls.open(context.token.slot, read_write=context.quirks.opens_read_write)
+        context.session = context.calls.open(context.token.slot_id, read_write=context.quirks.opens_read_write)
     if not question.has_pin:
-        if flags & _LOGIN_REQUIRED:
+        if flags & TokenFlag.LOGIN_REQUIRED:
             yield fail(
                 "login", "the token requires a login, and no PIN is configured", "Give pin, or pin-source in uri."
             )
         else:
             yield ok("login", "none is needed", attempts=0)
         return
-    if flags & _PIN_FINAL_TRY and not question.force_login:
+    if flags & TokenFlag.USER_PIN_FINAL_TRY and not question.force_login:
         yield fail(
             "login",
             "not tried: the token says that one more wrong PIN locks it",
@@ -173,7 +139,7 @@ def check_login(context: Context) -> Iterator[Step]:
 
 
 def check_sessions(context: Context) -> Iterator[Step]:
-    """As many sessions as the configuration asks for, beside the one that is logged in."""
+    """Open as many sessions as the configuration needs, beside the one that is logged in."""
     wanted, token = context.question.sessions + 1, context.token
     most, used = token.max_sessions or None, token.sessions
     data = {"wanted": wanted, "most": most, "inUse": used}
@@ -191,7 +157,7 @@ def check_sessions(context: Context) -> Iterator[Step]:
     refused: CkrError | None = None
     try:
         while len(opened) + 1 < wanted:
-            opened.append(context.calls.open(token.slot, read_write=context.quirks.opens_read_write))
+            opened.append(context.calls.open(token.slot_id, read_write=context.quirks.opens_read_write))
             time.sleep(context.quirks.open_pause)
     except CkrError as error:
         refused = error
@@ -211,8 +177,8 @@ def check_sessions(context: Context) -> Iterator[Step]:
 
 
 def writable(context: Context) -> bool:
-    """Whether the token takes new objects at all."""
-    return not context.token.flags & _WRITE_PROTECTED
+    """Return whether the token accepts new objects."""
+    return not context.token.flags & TokenFlag.WRITE_PROTECTED
 
 
 def _token_data(token: TokenInfo) -> dict[str, object]:
@@ -221,7 +187,7 @@ def _token_data(token: TokenInfo) -> dict[str, object]:
         "uri": build_uri({**names, "model": token.model or None}),
         "label": token.label,
         "serial": token.serial,
-        "slotId": token.slot,
+        "slotId": token.slot_id,
         "slotDescription": token.slot_description,
         "manufacturer": token.manufacturer,
         "model": token.model,

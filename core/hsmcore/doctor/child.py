@@ -1,7 +1,6 @@
-"""The probe's child: the vendor's module is loaded here and nowhere else, so it may hang or crash.
+"""The probe's child process: the only process that loads the vendor's module, so the module may hang or crash.
 
-Beside its answers it sends a note with the name of each C_* call before the call, so that its parent can say where it
-got stuck.
+Before each C_* call the child sends a note with the call's name, so its parent can say which call hangs.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import io
 from typing import IO, Any, NoReturn
 
 import orjson
+from pydantic import TypeAdapter
 
 from hsmcore.control.child import read_exactly, run
 from hsmcore.control.wire import error_to_json
@@ -20,12 +20,12 @@ from hsmcore.errors import HsmError, InternalError
 
 
 def main(parent: int) -> NoReturn:
-    """What the child does from its start, given its parent's process id."""
+    """Run the child; `parent` is its parent's process id."""
     run(parent, serve)
 
 
 def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
-    """Carry out one check for each line of `requests`, until the last or the request to close."""
+    """Carry out one check for each line of `requests`, until the last line or the request to close."""
 
     def send(line: Any) -> None:
         answers.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
@@ -38,7 +38,8 @@ def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
             if request["call"] == "close":
                 break
             if request["call"] == "begin":
-                context = Context(Question(**request["question"]), announce=lambda call: send({"note": call}))
+                question = TypeAdapter(Question).validate_python(request["question"])
+                context = Context(question, announce=lambda call: send({"note": call}))
                 send({"result": None})
                 continue
             pin = read_exactly(requests, request["pin_bytes"])

@@ -1,4 +1,4 @@
-"""What stands around a CloudHSM cluster: the vendor library's own configuration, and what AWS says of the HSMs."""
+"""Checks around a CloudHSM cluster: the vendor library's own configuration, and AWS's view of the HSMs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hsmcore.members.cloudhsm.poller import HealthPoller
 
 
 def probe_cluster(subject: Subject) -> Iterator[Step]:
-    """Two steps; AWS is not asked where clusterHealthIntervalMs is 0."""
+    """Yield up to two steps. AWS is not asked if clusterHealthIntervalMs is 0."""
     settings: AwsCloudHsmSettings = subject.settings
     faults = check_client(settings)
     if faults:

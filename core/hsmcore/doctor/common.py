@@ -1,4 +1,4 @@
-"""What is checked of every provider alike: that its configuration is complete, and its secret is there."""
+"""The check that every provider has: its configuration is complete and its secret is available."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hsmcore.errors import HsmError
 
 
 def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] | None) -> Iterator[Step]:
-    """No blank of an example is left; `fetch` gets the secret, which is wiped at once."""
+    """Check that no placeholder of an example is left, and that `fetch` returns the secret, which is then wiped."""
     where = subject.provider.where
     blanks = [path for path in subject.config.placeholders if path.startswith(f"{where}.config")]
     if blanks:

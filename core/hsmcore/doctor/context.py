@@ -1,4 +1,4 @@
-"""What the checks of one module share: what the earlier ones found, and the calls."""
+"""What the checks of one module share: the question, the findings of earlier checks, and the C_* calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from hsmcore._native import Module
 from hsmcore.control.quirks import Quirks
@@ -18,13 +18,13 @@ _ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the probe's child is asked about; plain data, so that it can be sent. Secrets are no part of it."""
+    """What the parent asks its child. Plain data, serialized as JSON, without secrets."""
 
     member: str
     module_path: str
     module_args: str | None
     quirks: str | None
-    token: dict[str, Any]
+    token: TokenSelector
     key_label: str | None
     key_id: str | None
     key_handle: int | None
@@ -33,21 +33,17 @@ class Question:
     sessions: int
     isolation: str
     has_pin: bool
-    rotates: bool = False
-    """Whether keys are to be made by this login (keyRotation)."""
-    backs_up: bool = False
-    """Whether keys are to be wrapped (keyRotation.backupEnabled)."""
-    backup_is_required: bool = True
-    """Whether a key that cannot be wrapped stops a rotation (keyRotation.backupPolicy)."""
-    seals: bool = False
+    rotates: bool
+    """Whether this login makes keys (keyRotation)."""
+    backs_up: bool
+    """Whether keys are wrapped for backups (keyRotation.backupEnabled)."""
+    backup_is_required: bool
+    """Whether a rotation fails if the new key cannot be wrapped (keyRotation.backupPolicy)."""
+    seals: bool
     """Whether new keys are made and sealed outside of the token (keyRotation.keyCeremony)."""
-    force_login: bool = False
-    seconds: float = 10.0
-    """How long one signature may take."""
-
-    @property
-    def selector(self) -> TokenSelector:
-        return TokenSelector(**self.token)
+    force_login: bool
+    seconds: float
+    """Timeout of one signature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +60,17 @@ class FoundKey:
 
 @dataclass(slots=True)
 class Context:
-    """What is known so far. A field without a value is set by a check, and there for those that
-    need that check."""
+    """The findings so far. A check sets the fields without a value; only checks that need that check may read them."""
 
     question: Question
     announce: Callable[[str], None]
     pin: bytearray = field(default_factory=bytearray)
-    """For the check that logs in, and wiped after it."""
+    """For the login check, and wiped after it."""
     holder: Module | None = None
     session: int = 0
-    """The session that is logged in; closing the last one would log out."""
+    """The session that is logged in. Closing a token's last session logs out."""
     hung: bool = False
-    """Whether a call did not return: then nothing is closed any more, the process just ends."""
+    """Whether a call did not return. If so, nothing is closed: the process just ends."""
     calls: Calls = field(init=False)
     info: ModuleInfo = field(init=False)
     quirks: Quirks = field(init=False)
@@ -83,17 +78,17 @@ class Context:
     key: FoundKey = field(init=False)
 
     def number(self, item: int, kind: int) -> int | None:
-        """A CK_ULONG attribute."""
+        """Return a CK_ULONG attribute."""
         raw = self.calls.attribute(self.session, item, kind, _ULONG)
         return int.from_bytes(raw, sys.byteorder) if raw is not None and len(raw) == _ULONG else None
 
     def flag(self, item: int, kind: int) -> bool | None:
-        """A CK_BBOOL attribute."""
+        """Return a CK_BBOOL attribute."""
         raw = self.calls.attribute(self.session, item, kind, 1)
         return None if raw is None or len(raw) != 1 else raw != b"\0"
 
     def close(self) -> None:
-        """Let the module go."""
+        """Close the session and finalize the module. Idempotent."""
         holder, self.holder = self.holder, None
         if holder is not None:
             if self.session:

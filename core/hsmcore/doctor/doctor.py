@@ -1,4 +1,4 @@
-"""All providers of a configuration, one after the other."""
+"""The probes of all providers of a configuration, one after the other."""
 
 from __future__ import annotations
 
@@ -13,20 +13,12 @@ from hsmcore.errors import HsmError
 
 Levels = tuple[tuple[Level, Provider], ...]
 Watcher = Callable[[Level, Provider, Step | Begun | None], None]
-"""Hears of each provider (None) and then of each of its steps, as they come."""
+"""Called with None for each provider, then with each of its events."""
 
 
 def levels_of(config: Config) -> Levels:
-    """Every provider that may come to sign, in the order in which they do."""
-    rules = config.key_manager
-    failover = rules.failover
-    if failover is None or not failover.enabled:
-        return (("primary", rules.own),)
-    found: list[tuple[Level, Provider]] = [("primary", member) for member in rules.primary]
-    found += [("secondary", member) for member in failover.secondary or ()]
-    if failover.emergency_mode_enabled:
-        found += [("emergency", member) for member in failover.emergency_level]
-    return tuple(found)
+    """Return every member, in the order of the levels."""
+    return config.key_manager.members()
 
 
 def diagnose(
@@ -36,27 +28,21 @@ def diagnose(
     members: Iterable[tuple[Level, Provider]] | None = None,
     watch: Watcher = lambda _level, _provider, _event: None,
 ) -> DoctorReport:
-    """Probe `members` (default: all of them). Blocks: no event loop may run in this thread.
+    """Probe `members` (default: all of them). Blocks; no event loop may run in this thread.
 
-    Nothing that is found raises: it stands in the report."""
+    An HsmError of a probe becomes a step of the report.
+    """
     reports = []
     for level, provider in members if members is not None else levels_of(config):
         watch(level, provider, None)
         steps, identity = _probed(Subject(provider, config, level, options or Options()), watch)
-        report = ProviderReport(
-            name=provider.name,
-            type=provider.type,
-            level=level,
-            where=provider.where,
-            steps=tuple(steps),
-            identity=identity,
-        )
-        reports.append(report)
+        named = {"name": provider.name, "type": provider.type, "where": provider.where}
+        reports.append(ProviderReport(**named, level=level, steps=tuple(steps), identity=identity))
     return DoctorReport.of(__version__, tuple(reports))
 
 
 def probe(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
-    """All steps of one provider, its surroundings first."""
+    """Yield all steps of one provider, those of its surroundings first."""
     provider = subject.provider
     around = provider.descriptor.surroundings
     if around is not None:
@@ -83,4 +69,4 @@ def _probed(subject: Subject, watch: Watcher) -> tuple[list[Step], Identity | No
             return steps, cast("Identity | None", end.value)
         if isinstance(event, Step):
             steps.append(event)
-        watch(cast("Level", subject.level), subject.provider, event)
+        watch(subject.level, subject.provider, event)

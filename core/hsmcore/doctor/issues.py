@@ -1,4 +1,4 @@
-"""What is known of modules and must be known by whoever runs them: data, one row for each issue.
+"""Known issues of modules, as data: one row for each issue.
 
 Each row was measured on the module, read in its source, or is documented by its vendor.
 """
@@ -9,18 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hsmcore.doctor.report import Step, warn
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What decides whether an issue concerns somebody."""
-
-    quirks: str
-    version: tuple[int, int]
-    isolation: str
-    algorithm: str | None
-    sessions: int
+from hsmcore.doctor.context import Context
+from hsmcore.doctor.report import Step, ok, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +22,19 @@ class Issue:
     text: str
     hint: str = ""
     below: tuple[int, int] | None = None
-    """Only versions of the library before this one."""
+    """The first version of the library without the issue."""
     isolation: str | None = None
     algorithm: str | None = None
     more_sessions_than: int = 0
 
-    def concerns(self, facts: Facts) -> bool:
+    def concerns(self, context: Context) -> bool:
+        question = context.question
         return (
-            self.module == facts.quirks
-            and (self.below is None or facts.version < self.below)
-            and self.isolation in (None, facts.isolation)
-            and self.algorithm in (None, facts.algorithm)
-            and facts.sessions > self.more_sessions_than
+            self.module == context.quirks.name
+            and (self.below is None or context.info.library < self.below)
+            and self.isolation in (None, question.isolation)
+            and self.algorithm in (None, question.algorithm or "ed25519")
+            and question.sessions > self.more_sessions_than
         )
 
 
@@ -95,8 +86,10 @@ ISSUES: Final = (
 )
 
 
-def known_issues(facts: Facts) -> Iterator[Step]:
-    """A warning for each issue that concerns this module in this configuration."""
-    for issue in ISSUES:
-        if issue.concerns(facts):
-            yield warn("known-issues", issue.text, issue.hint, issue=issue.name)
+def check_issues(context: Context) -> Iterator[Step]:
+    """Warn of each issue that concerns this module in this configuration."""
+    found = [issue for issue in ISSUES if issue.concerns(context)]
+    for issue in found:
+        yield warn("known-issues", issue.text, issue.hint, issue=issue.name)
+    if not found:
+        yield ok("known-issues", "none is known")

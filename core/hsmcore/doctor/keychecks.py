@@ -1,9 +1,11 @@
-"""The checks of the key: found, of a type that can be signed with, kept as it should be, and the one that was meant."""
+"""The checks of the key: found, supported, protected, and the one that the configuration pins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
+
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
 from hsmcore.base58 import base58
 from hsmcore.control.curves import algorithm_of_params, decode_point
@@ -14,40 +16,11 @@ from hsmcore.doctor.context import Context, FoundKey
 from hsmcore.doctor.report import Step, fail, ok, printable, warn
 from hsmcore.statuses import STATUSES
 
-# CKO_*, CKK_*, CKA_*, CKM_* and CKF_* of PKCS#11 v3.0.
-_PUBLIC_KEY: Final = 2
-_PRIVATE_KEY: Final = 3
-_EC: Final = 0x3
-_EC_EDWARDS: Final = 0x40
-_LABEL: Final = 0x003
-_KEY_TYPE: Final = 0x100
-_ID: Final = 0x102
-_SENSITIVE: Final = 0x103
-_DECRYPT: Final = 0x105
-_UNWRAP: Final = 0x107
-_SIGN: Final = 0x108
-_DERIVE: Final = 0x10C
-_EXTRACTABLE: Final = 0x162
-_NEVER_EXTRACTABLE: Final = 0x164
-_DESTROYABLE: Final = 0x172
-_EC_PARAMS: Final = 0x180
-_EC_POINT: Final = 0x181
-_ALWAYS_AUTHENTICATE: Final = 0x202
-_CKM_EDDSA: Final = 0x1057
-_CKM_ECDSA: Final = 0x1041
-_CKM_EDWARDS_GENERATE: Final = 0x1055
-_CKM_EC_GENERATE: Final = 0x1040
-_CKF_SIGN: Final = 0x800
-_CKF_GENERATE_PAIR: Final = 0x10000
-_CKF_WRAP: Final = 0x20000
-
 _CANDIDATES: Final = 64
-_MECHANISM: Final = {"ed25519": (_CKM_EDDSA, "CKM_EDDSA")}
-_ECDSA: Final = (_CKM_ECDSA, "CKM_ECDSA")
 
 
 def check_key(context: Context) -> Iterator[Step]:
-    """Exactly one private key matches what the configuration says."""
+    """Find the one private key that the configuration names."""
     question = context.question
     with translated("looking for the key", question.member):
         if question.key_handle is not None:
@@ -55,7 +28,7 @@ def check_key(context: Context) -> Iterator[Step]:
         else:
             label = question.key_label.encode() if question.key_label is not None else None
             identity = bytes.fromhex(question.key_id) if question.key_id is not None else None
-            matching = context.calls.find(context.session, _PRIVATE_KEY, label, identity)
+            matching = context.calls.find(context.session, ObjectClass.PRIVATE_KEY, label, identity)
         if len(matching) != 1:
             yield _not_one(context, matching)
             return
@@ -73,11 +46,11 @@ def check_key(context: Context) -> Iterator[Step]:
 
 
 def _not_one(context: Context, matching: list[int]) -> Step:
-    """None or several match: which ones there are, and what may have been meant."""
+    """Report that no key or several keys match, with the candidates."""
     question = context.question
     names = {"label": question.key_label, "id": question.key_id}
     wanted = ", ".join(f"{name} {value!r}" for name, value in names.items() if value is not None)
-    handles = matching or context.calls.find(context.session, _PRIVATE_KEY)
+    handles = matching or context.calls.find(context.session, ObjectClass.PRIVATE_KEY)
     present = [(_label(context, handle), _identity(context, handle).hex()) for handle in handles[:_CANDIDATES]]
     candidates = [{"label": label, "id": identity} for label, identity in present]
     if matching:
@@ -88,24 +61,25 @@ def _not_one(context: Context, matching: list[int]) -> Step:
 
 
 def check_mechanism(context: Context) -> Iterator[Step]:
-    """The token signs with the key's mechanism."""
-    number, name = _MECHANISM.get(context.key.algorithm or "", _ECDSA)
+    """Check that the token signs with the key's mechanism."""
+    mechanism = Mechanism.EDDSA if context.key.algorithm == "ed25519" else Mechanism.ECDSA
+    name = f"CKM_{mechanism.name}"
     with translated("asking for the mechanism", context.question.member):
-        flags = context.calls.mechanism_flags(context.token.slot, number)
-    if flags is None or not flags & _CKF_SIGN:
+        flags = context.calls.mechanism_flags(context.token.slot_id, mechanism)
+    if flags is None or not flags & MechanismFlag.SIGN:
         yield fail("mechanism", f"the token does not sign with {name}", STATUSES["MECHANISM_UNSUPPORTED"].hint)
     else:
         yield ok("mechanism", f"{name} signs", mechanism=name)
 
 
 def check_attributes(context: Context) -> Iterator[Step]:
-    """The private key cannot leave the token in the clear, and is good for signing alone."""
+    """Check that the private key cannot leave the token unwrapped, and is restricted to signing."""
     handle, question = context.key.handle, context.question
     with translated("reading the key's attributes", question.member):
-        sensitive, extractable = context.flag(handle, _SENSITIVE), context.flag(handle, _EXTRACTABLE)
-        never = context.flag(handle, _NEVER_EXTRACTABLE)
-        signs, always = context.flag(handle, _SIGN), context.flag(handle, _ALWAYS_AUTHENTICATE)
-        uses = {"CKA_DECRYPT": _DECRYPT, "CKA_UNWRAP": _UNWRAP, "CKA_DERIVE": _DERIVE}
+        sensitive, extractable = context.flag(handle, Attribute.SENSITIVE), context.flag(handle, Attribute.EXTRACTABLE)
+        never = context.flag(handle, Attribute.NEVER_EXTRACTABLE)
+        signs, always = context.flag(handle, Attribute.SIGN), context.flag(handle, Attribute.ALWAYS_AUTHENTICATE)
+        uses = {"CKA_DECRYPT": Attribute.DECRYPT, "CKA_UNWRAP": Attribute.UNWRAP, "CKA_DERIVE": Attribute.DERIVE}
         others = [name for name, kind in uses.items() if context.flag(handle, kind)]
     if sensitive is False:
         yield fail("sensitive", "CKA_SENSITIVE is false: whoever logs in can read the private key", "Make another key.")
@@ -136,7 +110,7 @@ def check_attributes(context: Context) -> Iterator[Step]:
 
 
 def check_public_key(context: Context) -> Iterator[Step]:
-    """The public half is there, and is the one that was pinned."""
+    """Check that the public key is known, and equals the pinned one."""
     key, pinned = context.key, context.question.public_key
     shown = key.public_key.hex() if key.public_key is not None else None
     if shown is None and pinned is None:
@@ -160,14 +134,15 @@ def check_public_key(context: Context) -> Iterator[Step]:
 
 
 def check_privileges(context: Context) -> Iterator[Step]:
-    """What else this login may do. PKCS#11 does not say it outright, so nothing is tried: flags are read."""
-    mechanisms = (_CKM_EDWARDS_GENERATE, _CKM_EC_GENERATE)
+    """Report what else this login may do, as far as flags show it. PKCS#11 has no query for rights; nothing is
+    tried."""
+    mechanisms = (Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EC_KEY_PAIR_GEN)
     generates, destroys = False, False
     if writable(context):
         with translated("asking what the login may do", context.question.member):
-            flags = [context.calls.mechanism_flags(context.token.slot, mechanism) for mechanism in mechanisms]
-            generates = any(flag is not None and flag & _CKF_GENERATE_PAIR for flag in flags)
-            destroys = context.flag(context.key.handle, _DESTROYABLE) is not False
+            flags = [context.calls.mechanism_flags(context.token.slot_id, mechanism) for mechanism in mechanisms]
+            generates = any(flag is not None and flag & MechanismFlag.GENERATE_KEY_PAIR for flag in flags)
+            destroys = context.flag(context.key.handle, Attribute.DESTROYABLE) is not False
     data = {"mayGenerate": generates, "mayDestroy": destroys}
     rights = " and ".join(name for name, has in (("make", generates), ("destroy", destroys)) if has)
     if not rights:
@@ -180,13 +155,13 @@ def check_privileges(context: Context) -> Iterator[Step]:
 
 
 def check_backup(context: Context) -> Iterator[Step]:
-    """Whether a key of this kind could be backed up, wrapped by the token."""
+    """Check whether the token could wrap a key of this kind for a backup."""
     key, quirks, question = context.key, context.quirks, context.question
     why = quirks.why_not_wrapped(context.info.library, key.algorithm or "")
     if why is None:
         with translated("asking for mechanisms that wrap", question.member):
-            wraps = [context.calls.mechanism_flags(context.token.slot, int(kind)) for kind in quirks.wrap_mechanisms]
-        if not any(flags is not None and flags & _CKF_WRAP for flags in wraps):
+            wraps = [context.calls.mechanism_flags(context.token.slot_id, int(kind)) for kind in quirks.wrap_mechanisms]
+        if not any(flags is not None and flags & MechanismFlag.WRAP for flags in wraps):
             why = f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
     if question.backs_up and question.seals and key.algorithm == "ed25519":
         yield ok("backup", "keyRotation.keyCeremony: new keys are sealed to the recovery key when they are made")
@@ -200,7 +175,7 @@ def check_backup(context: Context) -> Iterator[Step]:
         yield fail("backup", f"{why}, and keyRotation.backupEnabled asks for it", hint)
     elif why is not None:
         yield ok("backup", f"none asked for; {why}", possible=False)
-    elif not context.flag(key.handle, _EXTRACTABLE):
+    elif not context.flag(key.handle, Attribute.EXTRACTABLE):
         found = "the token wraps keys, but not this one: it is not extractable"
         if question.backs_up:
             yield warn("backup", found, "Keys that rotation makes from now on are; rotate to get one.", possible=False)
@@ -211,24 +186,24 @@ def check_backup(context: Context) -> Iterator[Step]:
 
 
 def _label(context: Context, handle: int) -> str:
-    raw = context.calls.attribute(context.session, handle, _LABEL) or b""
+    raw = context.calls.attribute(context.session, handle, Attribute.LABEL) or b""
     return printable(raw.decode("utf-8", "replace"), 128)
 
 
 def _identity(context: Context, handle: int) -> bytes:
-    return context.calls.attribute(context.session, handle, _ID) or b""
+    return context.calls.attribute(context.session, handle, Attribute.ID) or b""
 
 
 def _read(context: Context, handle: int) -> FoundKey:
     calls, session = context.calls, context.session
-    identity, key_type = _identity(context, handle), context.number(handle, _KEY_TYPE)
-    algorithm = algorithm_of_params(calls.attribute(session, handle, _EC_PARAMS) or b"")
-    if key_type != (_EC_EDWARDS if algorithm == "ed25519" else _EC):
+    identity, key_type = _identity(context, handle), context.number(handle, Attribute.KEY_TYPE)
+    algorithm = algorithm_of_params(calls.attribute(session, handle, Attribute.EC_PARAMS) or b"")
+    if key_type != (KeyType.EC_EDWARDS if algorithm == "ed25519" else KeyType.EC):
         algorithm = None
-    point = calls.attribute(session, handle, _EC_POINT) if algorithm is not None else None
+    point = calls.attribute(session, handle, Attribute.EC_POINT) if algorithm is not None else None
     if algorithm is not None and not point:
-        raw = {"identity": identity} if identity else {"label": calls.attribute(session, handle, _LABEL) or b""}
-        halves = calls.find(session, _PUBLIC_KEY, **raw)
-        point = calls.attribute(session, halves[0], _EC_POINT) if len(halves) == 1 else None
+        label = None if identity else calls.attribute(session, handle, Attribute.LABEL)
+        halves = calls.find(session, ObjectClass.PUBLIC_KEY, label, identity)
+        point = calls.attribute(session, halves[0], Attribute.EC_POINT) if len(halves) == 1 else None
     public_key = decode_point(algorithm, point) if algorithm is not None and point else None
     return FoundKey(handle, _label(context, handle), identity.hex(), algorithm, key_type, public_key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, Final
 
 from hsmcore._native import verify
@@ -28,7 +29,7 @@ _DENIED: Final = "Give the signing role kms:DescribeKey, kms:GetPublicKey and km
 
 
 class _Stop(Exception):
-    """A step failed, and the rest cannot go on without it."""
+    """Carries the failed step that ends the probe."""
 
     def __init__(self, step: Step) -> None:
         super().__init__(step.name)
@@ -36,7 +37,7 @@ class _Stop(Exception):
 
 
 def probe_kms(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
-    """All steps of one KMS key. Each request has the check's time; none is repeated."""
+    """Yield all steps of one KMS key. Each request has the check's timeout and is not repeated."""
     done: list[str] = []
     identity: Identity | None = None
     try:
@@ -60,11 +61,8 @@ def _steps(subject: Subject) -> Iterator[Step | Begun | Identity]:
         if step.outcome == "fail":
             raise _Stop(step)
         yield step
-    client = yield from _client(subject, settings)
-    try:
+    with closing((yield from _client(subject, settings))) as client:
         yield from _of_key(client, settings)
-    finally:
-        client.close()
 
 
 def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | Begun | Identity]:
@@ -84,7 +82,7 @@ def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | Begun | Id
         key_id=described[0].data["arn"],
         label=settings.key_id,
         public_key=public_key.hex(),
-        address=base58(public_key) if form.algorithm == "ed25519" else None,
+        address=step.data.get("address"),
     )
 
 
@@ -178,7 +176,7 @@ def _signature(client: Any, settings: AwsKmsSettings, form: Form, public_key: by
 
 
 def _ask(step: str, call: Any, **arguments: Any) -> dict[str, Any]:
-    """One request; what goes wrong becomes a step that says what to do."""
+    """Make one request. Raises _Stop, with a hint, if it fails."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, EndpointConnectionError
 
     try:

@@ -1,4 +1,4 @@
-"""The probe of a PKCS#11 module: what can be seen from here, and what a child process finds inside the module."""
+"""The probe of a PKCS#11 module: checks from outside, then the checks of a child process that loads the module."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
-from hsmcore._native import Engine, wipe
+from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
 from hsmcore.control.process import Child, ChildLost, child_environment
+from hsmcore.control.records import TokenSelector
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
-from hsmcore.doctor.find import question
 from hsmcore.doctor.plan import CHECKS, Check
 from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped
+from hsmcore.doctor.signing import small_engine
 from hsmcore.doctor.subject import Begun, Subject
 from hsmcore.errors import HsmError
 from hsmcore.members.supervisor import HOST_PROGRAM
 
 _SIGN_SHARE: Final = 0.8
-"""Of a check's time, what a signature gets: so the child reports a hanging C_Sign before it is killed."""
+"""The share of a check's time that a signature gets, so that the child reports a hanging C_Sign before it is killed."""
 _START_SECONDS: Final = 30.0
-"""How long the child may take to start: that is the machine's time and not the module's."""
+"""Timeout of the child's start, which depends on the machine and not on the module."""
 _NEEDED_BY_KEY: Final = ("key", "public-key")
 
 
 def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
-    """All steps of one PKCS#11 provider. The module is never loaded into this process."""
+    """Yield all steps of one PKCS#11 provider. The module is never loaded into this process."""
     settings: Pkcs11Settings = subject.settings
     yield Begun("configuration")
     steps = list(check_configuration(subject, settings.resolve_pin if settings.pin_secret is not None else None))
@@ -65,7 +65,7 @@ def _module_file(subject: Subject, settings: Pkcs11Settings) -> Step:
 
 
 def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun]:
-    """The checks of the plan, in a child process."""
+    """Run the checks of the plan in a child process."""
     outcomes: dict[str, bool] = {}
     seconds = subject.options.timeout
     environment = child_environment(subject.config.secret_variables)
@@ -74,7 +74,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
         lost: ChildLost | None = None
         notes = deque(["the start of the process"], maxlen=1)
         try:
-            child.call({"call": "begin", "question": asdict(_question(subject, settings))}, _START_SECONDS)
+            child.call({"call": "begin", "question": _question(subject, settings)}, _START_SECONDS)
         except ChildLost as error:
             lost = error
             yield fail("module", _how_it_was_lost(error, notes, errors), "Look at the process's memory limits.")
@@ -116,7 +116,7 @@ def _asked(child: Child, check: Check, settings: Pkcs11Settings, seconds: float,
 
 
 def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> str:
-    """Where, how, and the last that was written to standard error."""
+    """Return where the child was, how it ended, and its last line on standard error."""
     errors.seek(0)
     last = errors.read(1 << 16).decode(errors="replace").strip().rpartition("\n")[2]
     return f"in {notes[-1]}: {printable(str(lost))}" + (f" ({printable(last, 200)})" if last else "")
@@ -125,8 +125,20 @@ def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> s
 def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
     rotation = subject.config.key_manager.key_rotation
     rotates = rotation is not None and rotation.enabled
-    return replace(
-        question(settings, subject.provider.name),
+    return Question(
+        member=subject.provider.name,
+        module_path=settings.module_path,
+        module_args=settings.initialize_args,
+        quirks=settings.quirks,
+        token=TokenSelector.of(settings),
+        key_label=settings.key_label,
+        key_id=settings.key_id,
+        key_handle=settings.key_handle_number(),
+        algorithm=settings.algorithm,
+        public_key=settings.public_key,
+        sessions=settings.sessions,
+        isolation=settings.isolation,
+        has_pin=settings.pin_secret is not None,
         rotates=rotates,
         backs_up=rotates and rotation is not None and rotation.backup_enabled,
         backup_is_required=rotation is None or rotation.backup_policy == "require",
@@ -137,27 +149,17 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
 
 
 def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
-    """The host process starts, and the module works inside it. Without a login: that was tried once already."""
+    """Start the host process with the module, without a login: the PIN is presented once only."""
     if shutil.which(str(HOST_PROGRAM)) is None:
         return fail("host", f"{HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
-    engine = Engine(
-        member=subject.provider.name,
-        slots=8,
-        max_message=64,
-        max_workers=1,
-        coalesce_seconds=0.0,
-        default_timeout=subject.options.timeout,
-        cache_size=0,
-        single_flight=False,
-        cache_nondeterministic=False,
-    )
+    engine = small_engine(subject.provider.name, subject.options.timeout)
     begun = time.monotonic()
     try:
         engine.start(
             module_path=settings.module_path,
             module_args=settings.initialize_args,
             quirks=settings.quirks,
-            # Found a moment ago, by more than the engine selects by.
+            # The token check found the token with more selectors than the engine has.
             token_label=token.data["label"],
             token_serial=token.data["serial"] or None,
             slot_id=-1 if settings.slot_id is None else settings.slot_id,

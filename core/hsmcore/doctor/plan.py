@@ -8,12 +8,13 @@ from typing import Final
 
 from hsmcore.doctor import checks, keychecks, signing
 from hsmcore.doctor.context import Context
+from hsmcore.doctor.issues import check_issues
 from hsmcore.doctor.report import Step
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. It is skipped unless all of `needs` went without a failure."""
+    """One check. It is skipped unless all of `needs` ran without a failure."""
 
     name: str
     needs: tuple[str, ...]
@@ -23,7 +24,7 @@ class Check:
 
 CHECKS: Final = (
     Check("module", (), checks.check_module),
-    Check("known-issues", ("module",), checks.check_issues),
+    Check("known-issues", ("module",), check_issues),
     Check("token", ("module",), checks.check_token),
     Check("token-state", ("token",), checks.check_token_state),
     Check("login", ("token-state",), checks.check_login, wants_pin=True),

@@ -1,4 +1,4 @@
-"""What the probe reports: plain data, printed by `hsmcore doctor` and given out as JSON by `--json`.
+"""The report: plain data, printed by `hsmcore doctor` and returned as JSON by `--json`.
 
 The models are the schema: `hsmcore doctor --schema` prints it as JSON Schema. Fields are only ever added.
 """
@@ -23,7 +23,7 @@ class _Model(BaseModel):
 
 
 class Step(_Model):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str = Field(description="Which check: a word of its own, the same in every report.")
     outcome: Outcome
@@ -45,7 +45,7 @@ class Identity(_Model):
 
 
 class ProviderReport(_Model):
-    """Everything about one provider."""
+    """The steps of one provider, and its identity."""
 
     name: str
     type: str
@@ -56,12 +56,12 @@ class ProviderReport(_Model):
 
     @property
     def outcome(self) -> Outcome:
-        """The worst of its steps."""
+        """The worst outcome of its steps."""
         return worst(self.steps)
 
 
 class DoctorReport(_Model):
-    """The answer of `hsmcore doctor --json`."""
+    """The output of `hsmcore doctor --json`."""
 
     schema_version: Literal[1] = 1
     version: str = Field(description="Of hsmcore.")
@@ -71,7 +71,7 @@ class DoctorReport(_Model):
 
     @classmethod
     def of(cls, version: str, providers: tuple[ProviderReport, ...]) -> DoctorReport:
-        """The whole, with its exit code: 2 if the configuration is at fault anywhere, else 1 if anything failed."""
+        """Return the report with its exit code: 2 if the configuration is at fault, else 1 if anything failed."""
         steps = tuple(step for provider in providers for step in provider.steps)
         failed = [step for step in steps if step.outcome == "fail"]
         code: Literal[0, 1, 2] = 2 if any(step.configuration for step in failed) else 1 if failed else 0
@@ -79,7 +79,7 @@ class DoctorReport(_Model):
 
 
 def worst(steps: tuple[Step, ...]) -> Outcome:
-    """fail, warn or ok; what was skipped does not count."""
+    """Return "fail", "warn" or "ok". Skipped steps do not count."""
     found = {step.outcome for step in steps}
     return "fail" if "fail" in found else "warn" if "warn" in found else "ok"
 
@@ -101,7 +101,7 @@ def skipped(name: str, found: str) -> Step:
 
 
 def failed(name: str, error: HsmError, hint: str | None = None) -> Step:
-    """The step of a check that ended with an error; its hint is the error's own unless another is given."""
+    """Return the step of a check that ended with an error. The hint is the error's own unless `hint` is given."""
     what = str(error).removesuffix(error.hint).rstrip().removesuffix(".")
     data: dict[str, Any] = {"status": error.status}
     if error.call:
@@ -119,6 +119,6 @@ def failed(name: str, error: HsmError, hint: str | None = None) -> Step:
 
 
 def printable(text: str, most: int = _SHOWN) -> str:
-    """Text that came from outside, fit for a terminal: one line without control characters, not too long."""
+    """Return untrusted text fit for a terminal: one line, without control characters, at most `most` characters."""
     clean = "".join(char if char.isprintable() else "?" for char in text.replace("\n", " "))
     return clean if len(clean) <= most else f"{clean[: most - 1]}…"

@@ -16,25 +16,30 @@ from hsmcore.errors import DeadlineExceeded
 from hsmcore.statuses import STATUSES
 
 SIGNATURES: Final = 20
-"""So many make the latency, if they fit into the time of a check."""
+"""Signatures whose latency is measured, if the time of the check allows."""
 _MESSAGE_BYTES: Final = 32
 _STOP_SECONDS: Final = 1.0
 
 
-def check_signature(context: Context) -> Iterator[Step]:
-    """One signature that verifies, then the latency of some more, one at a time."""
-    question = context.question
-    engine = Engine(
-        member=question.member,
+def small_engine(member: str, timeout: float) -> Engine:
+    """Return an engine with one worker and without a cache. `timeout` in seconds."""
+    return Engine(
+        member=member,
         slots=8,
         max_message=64,
         max_workers=1,
         coalesce_seconds=0.0,
-        default_timeout=question.seconds,
+        default_timeout=timeout,
         cache_size=0,
         single_flight=False,
         cache_nondeterministic=False,
     )
+
+
+def check_signature(context: Context) -> Iterator[Step]:
+    """Make one signature and verify it, then measure the latency of more, one at a time."""
+    question = context.question
+    engine = small_engine(question.member, question.seconds)
     try:
         context.announce("C_OpenSession")
         # No PIN: this process is logged in.
@@ -42,7 +47,7 @@ def check_signature(context: Context) -> Iterator[Step]:
             module_path=question.module_path,
             module_args=question.module_args,
             quirks=question.quirks,
-            slot_id=context.token.slot,
+            slot_id=context.token.slot_id,
             workers=1,
         )
         context.announce("C_SignInit, C_Sign")

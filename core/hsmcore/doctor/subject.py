@@ -1,7 +1,7 @@
-"""What a probe is given and what it yields.
+"""The input and the output of a probe.
 
-A probe is a generator: it yields a `Begun` before anything that may take long, and each `Step` as soon as it is known;
-it returns the identity that the provider signs with, or None. It may block; it runs in a thread of doctor's own.
+A probe is a generator. It yields a `Begun` before work that may take long, and each `Step` as soon as it is known. It
+returns the identity that the provider signs with, or None. It may block.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hsmcore.config import Config, Provider
-from hsmcore.doctor.report import Identity, Step
+from hsmcore.doctor.report import Identity, Level, Step
 
 CHECK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to probe. `timeout`: seconds that one check may take. `force_login`: present the PIN even where the token
-    says that a wrong one would lock it."""
+    """`timeout`: seconds for each check. `force_login`: present the PIN even if one more wrong PIN locks the token."""
 
     timeout: float = CHECK_SECONDS
     force_login: bool = False
@@ -27,23 +26,23 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Something has begun that may take a while; for whoever shows progress."""
+    """Work that may take long has begun: for a progress display."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is probed: a provider, the configuration around it, and how."""
+    """A provider, the configuration around it, and the options."""
 
     provider: Provider
     config: Config
-    level: str
+    level: Level
     options: Options = field(default_factory=Options)
 
     @property
     def settings(self) -> Any:
-        """The provider's `config`: each probe knows its class."""
+        """The provider's `config`; each probe knows its class."""
         return self.provider.config
 
 

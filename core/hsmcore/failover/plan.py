@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 
-from hsmcore.config import Config, Failover, Provider, all_members
-from hsmcore.config.policy import KeyLevel
+from hsmcore.config import Config, Failover
+from hsmcore.config.policy import LevelName
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.members import make_member
@@ -16,35 +14,28 @@ MS = 1_000_000
 
 
 def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
-    """The state machine for a configuration with `failover`, or with several members of one provider."""
+    """Return the state machine for a configuration with `failover`, or with several members of one provider."""
     rules = config.key_manager
     configured = rules.failover
     failover = configured if configured is not None and configured.enabled else Failover()
-    plan: list[tuple[Level, tuple[Provider, ...]]] = [(_level("primary", failover), rules.primary)]
-    if failover.secondary:
-        plan.append((_level("secondary", failover), all_members(failover.secondary)))
-    if failover.emergency_mode_enabled:
-        plan.append(
-            (Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True), failover.emergency_level)
-        )
-    _name(provider for _, providers in plan for provider in providers)
-    hidden = config.secret_variables
+    members = rules.members()
+    levels = [_level(name, failover) for name in dict.fromkeys(name for name, _ in members)]
+    places = {level.name: index for index, level in enumerate(levels)}
     endpoints = [
         Endpoint(
             provider.name,
-            index,
-            level.interval,
-            level.name,
-            partial(make_member, provider, rules, level.name, hidden),
+            places[name],
+            levels[places[name]].interval,
+            name,
+            partial(make_member, provider, rules, name, config.secret_variables),
             provider.where,
             config.require_complete,
             provider.patience_ms * MS,
         )
-        for index, (level, providers) in enumerate(plan)
-        for provider in providers
+        for name, provider in members
     ]
     return Levels(
-        [level for level, _ in plan],
+        levels,
         endpoints,
         mode=failover.mode,
         ramp=failover.failback_ramp_ms * MS,
@@ -53,14 +44,8 @@ def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
     )
 
 
-def _level(name: KeyLevel, failover: Failover) -> Level:
+def _level(name: LevelName, failover: Failover) -> Level:
+    if name == EMERGENCY:
+        return Level(EMERGENCY, 1, failover.primary_retry_interval_ms * MS, other_keys=True)
     retries, interval = getattr(failover, f"max_{name}_retries"), getattr(failover, f"{name}_retry_interval_ms")
     return Level(name, retries, interval * MS, other_keys=name in failover.accept_other_keys)
-
-
-def _name(providers: Iterable[Provider]) -> None:
-    seen: Counter[str] = Counter()
-    for provider in providers:
-        provider.distinguish(1)
-        seen[provider.name] += 1
-        provider.distinguish(seen[provider.name])

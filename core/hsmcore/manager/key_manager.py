@@ -348,13 +348,3 @@ class KeyManager:
         """The parts, for hsmcore.metrics. Any thread."""
         rotation = self._background.rotation
         return Snapshot(self.config, self._life.state, self._path, self._keys.ring, rotation, self.audit)
-
-    # Names that the tests and the benchmark suite use.
-
-    @property
-    def _member(self) -> Any:
-        return None if self._path.failover else self._path.member
-
-    @property
-    def _failover(self) -> Any:
-        return self._path.failover

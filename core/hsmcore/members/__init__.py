@@ -1,4 +1,4 @@
-"""Members: the places that can sign, each behind one interface (base.Member)."""
+"""Members: tokens, cloud keys and keys in memory that sign, each behind one interface (base.Member)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_variables: frozenset[str]) -> Member:
-    """The member for a provider of the configuration. Nothing is loaded or connected yet."""
+    """Return the member for a provider. Loads and connects nothing."""
     made: Member = provider.resolve(provider.descriptor.member)(
         MemberSpec(provider, provider.config, rules, level, hidden_variables)
     )
@@ -29,7 +29,7 @@ def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_
 
 
 def cache_summary(engines: Iterable[SigningEngine], most: int) -> dict[str, Any]:
-    """The counters of the engines' caches, added up; `most` signatures fit into each."""
+    """Return the sum of the engines' cache counters. `most`: signatures that fit into each cache."""
     stats: Counter[str] = Counter()
     for engine in engines:
         stats.update(engine.cache_stats())  # adds
@@ -37,10 +37,6 @@ def cache_summary(engines: Iterable[SigningEngine], most: int) -> dict[str, Any]
     return {
         "size": stats["entries"],
         "max_size": most,
-        "hits": stats["hits"],
-        "misses": stats["misses"],
-        "joined": stats["joined"],
-        "evictions": stats["evictions"],
-        "bytes": stats["bytes"],
+        **{name: stats[name] for name in ("hits", "misses", "joined", "evictions", "bytes")},
         "hit_rate": (stats["hits"] + stats["joined"]) / asked if asked else 0.0,
     }

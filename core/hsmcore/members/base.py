@@ -1,4 +1,4 @@
-"""What a member is to the rest: a token, a cloud key or a key in memory that can sign."""
+"""The interface of a member: a token, a cloud key or a key in memory that signs."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
 
 SIGN_SECONDS: Final = 30.0
-"""Timeout, in seconds, of a signature that rare work on keys needs."""
-SAMPLE_EVERY: Final = 64
-"""With "sample", a worker verifies one in so many of its signatures before it hands it out."""
-VERIFY_EVERY: Final = {"always": 1, "sample": SAMPLE_EVERY, "never": 0}
-"""`verifySignatures` as the engine takes it: one signature in so many; 0: none."""
+"""Timeout, in seconds, of the signatures that management of keys needs."""
+VERIFY_EVERY: Final = {"always": 1, "sample": 64, "never": 0}
+"""By `verifySignatures`: each worker verifies one in so many of its signatures before it hands it out; 0: none."""
 
 
 class SigningEngine(Protocol):
-    """The way of one signature through a member. Belongs to the event loop; nothing here blocks.
+    """The path of one signature through a member. Belongs to the event loop; no method blocks.
 
-    The native Engine is one; OffloadEngine is another, for what is no PKCS#11 module. `key` is the `index` of a
-    KeyVersion. Timeouts are seconds; None: the configured default. Errors are HsmError.
+    The native Engine serves PKCS#11 modules, OffloadEngine the other members. `key` is the `index` of a KeyVersion.
+    Timeouts are seconds; None: the configured default. Errors are HsmError.
     """
 
     @property
     def in_flight(self) -> int:
-        """Requests that the member works on."""
+        """Requests that hold a slot."""
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
+        """Requests that wait for a slot."""
 
     def submit(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]:
-        """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
-        goes into its audit record: members of a JSON object, beginning with a comma; b"": there is to be none."""
+        """Sign one message. Returns the signature if the cache holds it and no record is written, else a future of it.
+        `extra` is added to the audit record: members of a JSON object, beginning with a comma; b"": write no record."""
 
     def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
-        """Sign one message: a future of (signature, number of its audit record or None, whether it was cached)."""
+        """Sign one message. Returns a future of (signature, number of its audit record or None, whether it was
+        cached)."""
 
     def submit_many(
         self,
@@ -57,33 +56,32 @@ class SigningEngine(Protocol):
         key: int = 0,
         extra: bytes | None = None,
     ) -> asyncio.Future[list[Any]]:
-        """Sign a batch: a future of the list of signatures, in order."""
+        """Sign a batch. Returns a future of the list of signatures, in order."""
 
     def abandon(self, future: asyncio.Future[Any]) -> bool | None:
-        """Nobody waits for `future` any more. False: nothing was signed for it, and nothing will be; else a signature
-        may exist."""
+        """Give up `future`. Returns False if nothing was or will be signed for it; otherwise a signature may exist."""
 
     def retire_key(self, index: int) -> None:
-        """Refuse every further request for this key, also those that are queued."""
+        """Refuse every further request for this key, and the queued ones."""
 
     def clear_cache(self) -> None:
         """Wipe all cached signatures."""
 
     def refuse(self) -> None:
-        """Take no further requests."""
+        """Refuse every further request."""
 
     def idle(self) -> asyncio.Future[None]:
-        """A future that is done when every caller has its answer."""
+        """Return a future that is done when every caller has its answer."""
 
     def stats(self) -> dict[str, Any]:
-        """Counters and latency histograms, with the native Engine's names."""
+        """Return counters and latency histograms, with the native Engine's names."""
 
     def cache_stats(self) -> dict[str, int]:
-        """hits, misses, joined, evictions, entries, in_flight, bytes."""
+        """Return hits, misses, joined, evictions, entries, in_flight and bytes."""
 
 
 class KeyAdmin(Protocol):
-    """Rare, slow work on a member's keys. ControlPlane is one for tokens."""
+    """Rare, slow work on a member's keys. ControlPlane implements it for tokens."""
 
     async def list_keys(self) -> list[KeyRecord]: ...
     async def generate_key(
@@ -95,11 +93,11 @@ class KeyAdmin(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NonExportable:
-    """In the place of a token: no copy of a key leaves the member. It makes keys completely or not at all, and never
-    uses an id twice. The texts are those of the errors."""
+    """Replaces the token of a member whose keys cannot be copied. Such a member makes a key completely or not at all,
+    and never reuses an id. The texts are those of the errors."""
 
     export: str
-    """Of a key that is to be copied; {} is its id."""
+    """Error text for an export; {} is the key's id."""
     restore: str
     hint: str
 
@@ -112,7 +110,7 @@ S_co = TypeVar("S_co", bound=ProviderSettings, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class MemberSpec(Generic[S_co]):
-    """What a member is made from. A class of members is called with one of these; it loads and connects nothing."""
+    """The arguments of a member's class. Constructing a member loads and connects nothing."""
 
     provider: Provider
     settings: S_co
@@ -122,9 +120,21 @@ class MemberSpec(Generic[S_co]):
     hidden_variables: frozenset[str] = frozenset()
     """Environment variables that no child process inherits."""
 
+    def engine_rules(self) -> dict[str, Any]:
+        """Return the arguments that every engine takes from the configuration."""
+        rules = self.rules
+        return {
+            "member": self.provider.name,
+            "max_message": rules.max_message_bytes,
+            "default_timeout": rules.request_timeout_ms / 1e3,
+            "cache_size": rules.max_cache_size,
+            "single_flight": rules.single_flight,
+            "cache_nondeterministic": rules.cache_non_deterministic,
+        }
+
 
 class Member(Protocol):
-    """One place that can sign. Belongs to the event loop that starts it."""
+    """One token or key store that signs. Belongs to the event loop that starts it."""
 
     name: str
     level: str
@@ -137,19 +147,19 @@ class Member(Protocol):
 
     @property
     def token(self) -> ControlPlane | NonExportable:
-        """What wraps keys and holds ceremonies, or why the member cannot; see tokens.py."""
+        """The token that wraps keys and holds ceremonies, or why there is none; see tokens.py."""
 
     def require_ready(self) -> None:
-        """Raise, without connecting, when software that the member needs is not on this machine."""
+        """Raise HsmError if software that the member needs is not on this machine. Connects to nothing."""
 
     async def start(self) -> KeyVersion:
-        """Connect, find and prove the configured key. When it fails or is cancelled, call `stop`."""
+        """Connect, find and prove the configured key. After a failure or a cancellation, call `stop`."""
 
     def record_in(self, audit: AuditLog) -> None:
-        """After `start`, once, with an open log: record every signature, and hand it out when its record is durable."""
+        """Record every signature and hand it out when its record is durable. Once, after `start`, with an open log."""
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the member by its id. Raises KeyNotFound."""
 
     async def stop(self) -> None:
-        """Answer everybody and let everything go. Doing it twice is no error."""
+        """Answer every caller and release all resources. Idempotent."""

@@ -1,4 +1,4 @@
-"""Signing with keys that live in this process's locked memory only and are gone with it."""
+"""Signing with keys that exist only in this process's locked memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Held:
 
 
 class EphemeralKeys:
-    """The keys of one member: the engine's back end and the control plane in one. Nothing here waits."""
+    """The keys of one member: the engine's back end and the control plane in one. No method waits."""
 
     def __init__(self, member: str) -> None:
         self._member = member
@@ -48,7 +48,7 @@ class EphemeralKeys:
         return self._by_index[key].sign(message)
 
     def enter(self, key_id: str, engine: OffloadEngine) -> KeyVersion:
-        """Have the engine know a key. Raises KeyNotFound, KeyDeactivated."""
+        """Add a key to the engine. Idempotent. Raises KeyNotFound, KeyDeactivated."""
         held = self._find(key_id)
         record = held.record
         if not held.key.alive:
@@ -59,20 +59,20 @@ class EphemeralKeys:
         return KeyVersion(record.id, record.label, ALGORITHM, held.key.public_key, held.index)
 
     def wipe(self) -> None:
-        """Overwrite every key and make no more. Doing it twice is no error."""
+        """Overwrite every key, and refuse to make more. Idempotent."""
         self._closed = True
         for held in self._held.values():
             held.key.wipe()
 
     async def list_keys(self) -> list[KeyRecord]:
-        """Every key, also those that were wiped, by label, then id."""
+        """Return every key, wiped ones included, by label, then id."""
         records = (replace(held.record, can_sign=held.key.alive) for held in self._held.values())
         return sorted(records, key=lambda record: (record.label, record.id))
 
     async def generate_key(
         self, algorithm: Algorithm, label: str, key_id: bytes | None = None, *, extractable: bool = False
     ) -> KeyRecord:
-        """Make a key pair. `extractable` is not granted: such a key never leaves this process."""
+        """Make a key pair. `extractable` is ignored: such a key never leaves this process."""
         del extractable
         if self._closed:
             raise EngineClosed("the ephemeral keys are gone", member=self._member)
@@ -87,7 +87,7 @@ class EphemeralKeys:
         return record
 
     async def deactivate(self, key_id: str) -> Deactivation:
-        """Wipe the key: nothing can sign with it any more."""
+        """Wipe the key, so that nothing can sign with it."""
         held = self._find(key_id)
         held.key.wipe()
         return Deactivation(held.record.id, True)
@@ -115,39 +115,24 @@ class EphemeralMember:
     )
 
     def __init__(self, spec: MemberSpec[EphemeralSettings]) -> None:
-        rules = spec.rules
         self.name = spec.provider.name
         self.level = spec.level
         self._settings = spec.settings
         self.control = EphemeralKeys(self.name)
-        self._engine = OffloadEngine(
-            self.control,
-            member=self.name,
-            queue_size=rules.queue_size,
-            max_message=rules.max_message_bytes,
-            default_timeout=rules.request_timeout_ms / 1e3,
-            cache_size=rules.max_cache_size,
-            single_flight=rules.single_flight,
-            cache_nondeterministic=rules.cache_non_deterministic,
-        )
-
-        self._recorded = RecordedEngine(self._engine, self.name, self.level)
-
-    @property
-    def engine(self) -> RecordedEngine:
-        return self._recorded
+        self._engine = OffloadEngine(self.control, queue_size=spec.rules.queue_size, **spec.engine_rules())
+        self.engine = RecordedEngine(self._engine, self.name, self.level)
 
     def record_in(self, audit: AuditLog) -> None:
         """As Member.record_in."""
-        self._recorded.record_in(audit)
+        self.engine.record_in(audit)
 
     def require_ready(self) -> None:
-        """Everything that is needed comes with hsmcore."""
+        """Do nothing: hsmcore depends on all that is needed."""
 
     async def start(self) -> KeyVersion:
-        """Make the key. Raises OutOfMemory where memory cannot be locked."""
+        """Make the key. Raises OutOfMemory if memory cannot be locked."""
         record = await self.control.generate_key(self._settings.algorithm, LABEL)
-        key = self._recorded.name_key(self.control.enter(record.id, self._engine))
+        key = self.engine.name_key(self.control.enter(record.id, self._engine))
         self._engine.attach(asyncio.get_running_loop())
         log = get_logger()
         if self.level != "emergency":
@@ -165,10 +150,10 @@ class EphemeralMember:
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key by its id. Raises KeyNotFound, KeyDeactivated."""
-        return self._recorded.name_key(self.control.enter(key_id.hex(), self._engine))
+        return self.engine.name_key(self.control.enter(key_id.hex(), self._engine))
 
     async def stop(self) -> None:
-        """Answer everybody and wipe the keys. Doing it twice is no error."""
+        """Answer every caller and wipe the keys. Idempotent."""
         try:
             await self._engine.stop(STOP_SECONDS)
         finally:

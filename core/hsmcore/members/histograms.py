@@ -1,4 +1,4 @@
-"""Reading an engine's histograms: what was added between two looks, and its quantiles."""
+"""Differences and quantiles of an engine's histograms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Rows = Iterable[tuple[int, int]]
 
 
 def added(before: Mapping[int, int], now: Mapping[int, int]) -> list[tuple[int, int]]:
-    """The rows of the time between two looks. Counts are negative if the engine has started again."""
+    """Return the rows of the time between two readings. Counts are negative if the engine was restarted."""
     return [(upper, count - before.get(upper, 0)) for upper, count in now.items()]
 
 
 def quantile(rows: Sequence[tuple[int, int]], permille: int) -> int:
-    """The upper bound in ns of the bucket that the quantile is in. The rows must have a count."""
+    """Return the upper bound in ns of the quantile's bucket. The sum of counts must not be 0."""
     total, seen = sum(count for _, count in rows), 0
     for upper, count in rows:
         seen += count

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long closing waits for calls that are inside the module, in seconds.
+# Seconds that `stop` waits for calls inside the module.
 STOP_TIMEOUT = 5.0
 
 
 class Pkcs11Member:
     """One token behind a PKCS#11 module. Belongs to the event loop that starts it.
 
-    Whatever blocks on the module runs on one thread of the member's own, so nothing here stalls the loop.
+    Calls that may block in the module run on the member's own thread.
     """
 
     def __init__(self, spec: MemberSpec[Pkcs11Settings]) -> None:
@@ -44,33 +44,27 @@ class Pkcs11Member:
         self._settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
         self.engine = Engine(
-            member=self.name,
+            **spec.engine_rules(),
             slots=rules.queue_size,
-            max_message=rules.max_message_bytes,
-            # As many replacements for workers that hang as there are workers.
+            # Room to replace every worker once.
             max_workers=min(2 * settings.sessions, MAX_SESSIONS),
             coalesce_seconds=rules.wake_coalesce_micros / 1e6,
-            default_timeout=rules.request_timeout_ms / 1e3,
-            cache_size=rules.max_cache_size,
-            single_flight=rules.single_flight,
-            cache_nondeterministic=rules.cache_non_deterministic,
             digests=rules.audit_log_file is not None,
         )
         self._known: dict[str, KeyVersion] = {}
         self._audit: AuditLog | None = None
-        self._spin_seconds = rules.spin_micros / 1e6
-        self._warm_seconds = rules.warm_micros / 1e6
+        self._rules = rules
         self._slot_id = -1 if settings.slot_id is None else settings.slot_id
         self._isolated = settings.isolation == "process"
         self._hidden_variables = spec.hidden_variables
         self.supervisor: Supervisor | None = None
-        # Where the module is isolated, it is not loaded here for the control plane either.
+        # An isolated module is not loaded into this process for the control plane either.
         self.control = self.token = ControlPlane.for_settings(
             settings, member=self.name, isolated=self._isolated, hidden=spec.hidden_variables
         )
 
     def require_ready(self) -> None:
-        """Raise ModuleMissing, which says what to install, if the module's file is not there."""
+        """Raise ModuleMissing, with the installation hint, if the module's file does not exist."""
         path = self._settings.module_path
         if not Path(path).is_file():
             raise ModuleMissing(
@@ -80,8 +74,8 @@ class Pkcs11Member:
             )
 
     async def start(self) -> KeyVersion:
-        """Load the module, log in once, start the workers, find and prove the configured key. When it fails or is
-        cancelled, call `stop`. Raises HsmError."""
+        """Load the module, log in once, start the workers, find and prove the configured key. After a failure or a
+        cancellation, call `stop`. Raises HsmError."""
         await self._run(self._start_engine)
         key = await self.load_configured_key()
         self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run)
@@ -118,8 +112,8 @@ class Pkcs11Member:
                 slot_id=self._slot_id,
                 pin=pin,
                 workers=settings.sessions,
-                spin_seconds=self._spin_seconds,
-                warm_seconds=self._warm_seconds,
+                spin_seconds=self._rules.spin_micros / 1e6,
+                warm_seconds=self._rules.warm_micros / 1e6,
                 patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                 verify_every=VERIFY_EVERY[settings.verify_signatures],
                 host_program=str(HOST_PROGRAM) if self._isolated else None,
@@ -156,17 +150,17 @@ class Pkcs11Member:
             raise
 
     async def _near_keys(self) -> str:
-        """Which keys are there instead; "" where only another login could tell."""
+        """Return a hint that names similar keys; "" if listing keys needs another login."""
         if self._isolated:
             return ""
         try:
             present = [(record.label, record.id) for record in await self.control.list_keys()]
         except HsmError:
-            return ""  # what was wrong in the first place is the better message
+            return ""  # the original error is the better message
         return near_keys(self._settings.key_label, self._settings.key_id, present)
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
-        """Find another key of the token by its CKA_ID. One that is loaded takes no second place in the engine."""
+        """Find another key of the token by its CKA_ID. A key that is loaded keeps its index."""
         known = self._known.get(key_id.hex())
         if known is not None and self.engine.signs_with(known.index):
             return known
@@ -193,7 +187,7 @@ class Pkcs11Member:
             self.engine.set_tail(version.index, self._audit.tail(version, self.name, self.level))
 
     async def stop(self) -> None:
-        """Answer everybody, stop the workers, let the token and the module go. Doing it twice is no error."""
+        """Answer every caller, stop the workers, release the token and the module. Idempotent."""
         self.engine.refuse()
         if self.supervisor is not None:
             await self.supervisor.end()

@@ -29,12 +29,12 @@ class MemberSnapshot:
     """The key that the member signs with; None while it is stopped."""
     key_id: str | None
     in_flight: int
-    """Requests that the member works on, and requests that wait for room."""
+    """Requests that hold a slot, and requests that wait for one."""
     breakers: Mapping[str, str] = field(default_factory=dict)
     """Breakers that are not closed: kind of failure and state."""
     next_probe_seconds: float | None = None
     member: Member | None = field(default=None, repr=False, compare=False)
-    """The running member itself, for the library's own use."""
+    """The running member, for internal use."""
 
     @property
     def running(self) -> bool:
@@ -47,14 +47,14 @@ class MemberSnapshot:
         return None if self.member is None else getattr(self.member.engine, "host_pid", None)
 
     def stats(self) -> dict[str, Any] | None:
-        """Counters and latency histograms (see Engine.stats); None if the member is not running."""
+        """Return counters and latency histograms (see Engine.stats); None if the member is not running."""
         try:
             return None if self.member is None else self.member.engine.stats()
         except HsmError:
-            return None  # it is closing
+            return None  # the engine is closing
 
     def to_json(self) -> dict[str, Any]:
-        """The fields in the form of KeyManager.describe()."""
+        """Return the fields in the form of KeyManager.describe()."""
         return {
             "member": self.name,
             "level": self.level,

@@ -1,6 +1,6 @@
-"""Watching over a member's workers: quarantine in this process, kill and restart of a host process.
+"""Supervision of a member's workers: quarantine in this process, kill and restart of a host process.
 
-Nothing here blocks the event loop. The native core finds calls that overran; this decides what follows from it.
+Nothing here blocks the event loop. The native core finds calls that overrun; this file decides what follows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 HOST_PROGRAM = Path(__file__).parents[1] / "_bin" / "hsmcore-host"
 
 TEND_SECONDS = 0.1
-"""How often workers are looked at while some are stuck, and for WATCH_SECONDS after a deadline has passed."""
+"""Interval of checks, in seconds, while workers are stuck and for WATCH_SECONDS after a deadline has passed."""
 WATCH_SECONDS = 2.5
-"""Longer than the patience that the native core has with any module's calls."""
+"""Longer than the native core's patience with the calls of any module."""
 HEARTBEAT_SECONDS = 0.25
-"""How often a host process with requests in flight is looked at, deadlines or not."""
+"""Interval of checks of a host process with requests in flight, deadlines or not."""
 RESTARTS_AT_ONCE = 5
-"""So many restarts within WINDOW_SECONDS begin at once; then each waits twice as long as the one before."""
+"""Restarts within WINDOW_SECONDS that begin immediately; each later one waits twice as long as the one before."""
 WINDOW_SECONDS = 10.0
 PAUSE_FIRST_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
@@ -37,9 +37,9 @@ Blocking = Callable[[Callable[[], str | None]], Awaitable[str | None]]
 class Supervisor:
     """Keeps one engine working. Belongs to the event loop.
 
-    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is
-    room, and when all are stuck the member is down until one comes back. A host process is killed when half of its
-    workers are stuck, and started again whenever it has ended.
+    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is room;
+    when all workers are stuck, the member is down until one returns. A host process is killed when half of its workers
+    are stuck, and restarted whenever it has ended.
     """
 
     def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking) -> None:
@@ -58,21 +58,21 @@ class Supervisor:
         self._attempts: deque[float] = deque()
         self.restarts = 0
         self.refusal: HsmError | None = None
-        """Why the host process was given up: the token refused the login."""
+        """The error of the refused login, after which the host process is not restarted."""
         self.refused: Callable[[HsmError], None] = lambda _error: None
-        """Told of that."""
+        """Called with that error, in the event loop."""
         self.lost: Callable[[], None] = lambda: None
-        """Told whenever the host process has ended, in the event loop, before it is started again."""
+        """Called in the event loop whenever the host process has ended, before its restart."""
 
     def begin(self) -> None:
-        """Attach the engine to the loop and watch it."""
+        """Attach the engine to the loop and start watching it."""
         self._engine.attach(self._loop, self._overdue)
         if self._engine.host_fd >= 0:
             self._beat()
         self._watch_host()
 
     async def end(self) -> None:
-        """Watch no longer. A restart that is under way is waited for."""
+        """Stop watching. Cancels a restart and waits for its end."""
         for timer in (self._tending, self._heartbeat):
             if timer is not None:
                 timer.cancel()
@@ -83,12 +83,12 @@ class Supervisor:
             await asyncio.gather(self._restarting, return_exceptions=True)
 
     def _overdue(self) -> None:
-        """A request has passed its deadline. Whether its call hangs may show only later."""
+        """Handle a request past its deadline. Whether its call hangs may show only later."""
         self._watch_until = self._loop.time() + WATCH_SECONDS
         self._look()
 
     def _beat(self) -> None:
-        """A host process that was stopped ends no call and misses no deadline that this side would hear of soon."""
+        """Check a host process with requests in flight: it may be stopped (SIGSTOP) before their first deadline."""
         self._heartbeat = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
         if self._engine.in_flight and self._tending is None:
             self._look()
@@ -135,7 +135,7 @@ class Supervisor:
         self._restarting = self._loop.create_task(self._restart())
 
     def _pause(self) -> float:
-        """How long the next attempt has to wait, in seconds."""
+        """Return the seconds that the next restart has to wait."""
         now = self._loop.time()
         while self._attempts and self._attempts[0] < now - WINDOW_SECONDS:
             self._attempts.popleft()

@@ -45,13 +45,12 @@ def pinned(config: Config, current: StoredKey) -> Config:
             if (providers := getattr(rules.failover, name)) is not None
         }
         changes["failover"] = rules.failover.model_copy(update=lists)
-    rules.keep_name()
-    return config.model_copy(update={"key_manager": rules.model_copy(update=changes)})
+    return config.model_copy(update={"key_manager": rules.named(rules.name).model_copy(update=changes)})
 
 
 def _provider(provider: Provider, current: StoredKey) -> Provider:
-    provider.keep_name()  # some are named after their key
-    return provider.model_copy(update={"config": _settings(provider, current)})
+    # Some are named after their key.
+    return provider.named(provider.name).model_copy(update={"config": _settings(provider, current)})
 
 
 def _settings(provider: Provider, current: StoredKey) -> ProviderSettings:

@@ -16,7 +16,7 @@ import orjson
 
 import hsmcore
 from hsmcore import HsmError
-from hsmcore_bench.harness.host import kill_engine_host
+from hsmcore_bench.harness.host import kill_host
 from hsmcore_bench.suite.child.chaos import tell
 from hsmcore_bench.suite.child.ours import configuration, signed
 from hsmcore_bench.suite.child.protocol import Job, distinct_messages
@@ -135,7 +135,7 @@ class Switching:
 
     async def _strike(self) -> None:
         if self._job.kind == "failover-host":
-            kill_engine_host(_service(self._manager).endpoints[0].member)
+            kill_host(self._manager.members()[0])
         elif self._job.kind == "failover-token":
             await self._remove()
         else:
@@ -171,7 +171,8 @@ class Switching:
         """Bring the primary back as an operator does, without waiting for a back-off."""
         if self._job.kind != "failover-host":
             await self._restore()
-        service = _service(self._manager)
+        service = self._manager.snapshot().path.failover
+        assert service is not None
         primary = service.endpoints[0]
         await service.health.readmit(primary, "mended")
         deadline = perf_counter_ns() + int(HEAL_SECONDS * NS)
@@ -189,10 +190,6 @@ class Switching:
             self._runner.run(self._manager.close())
         finally:
             self._runner.close()
-
-
-def _service(manager: hsmcore.KeyManager) -> Any:
-    return manager._failover  # noqa: SLF001 - what a person would do by `hsmcore failover` and look up in its status
 
 
 def figures(load: Load) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 import hsmcore
-from hsmcore.members import Pkcs11Member
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, loop_name, saturate
 
@@ -119,10 +118,10 @@ class OurSigner:
 
     def _times(self) -> dict[str, float] | None:
         """Nanoseconds of all signatures since the start; None where no single engine counts them."""
-        member = self._manager._member  # noqa: SLF001 - nothing public has the sums
-        if not isinstance(member, Pkcs11Member):
+        members = self._manager.members()
+        stats = members[0].stats() if len(members) == 1 else None
+        if stats is None:
             return None
-        stats = member.engine.stats()
         return {"ring": stats["queue_sum_ns"], "hsm": stats["hsm_sum_ns"]}
 
     def sign_times(self, count: int) -> None:

@@ -78,9 +78,9 @@ class Recovering(OurSigner):
             await asyncio.sleep(seconds)
             if self._job.kind == "recovery-host":
                 killed = perf_counter_ns()
-                before = kill_host(self._manager)
+                before = kill_host(self._manager.members()[0])
                 await asyncio.sleep(seconds)
-                if host_pid(self._manager) == before:
+                if host_pid(self._manager.members()[0]) == before:
                     raise RuntimeError("the host process that was killed is still there")
             else:
                 struck = await self._struck()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hsmcore.audit import index
 from hsmcore.audit.check.findings import Report
 from hsmcore.audit.check.trust import Trust
-from hsmcore.audit.check.verify import verify
+from hsmcore.audit.check.verify import Progress, verify
 from hsmcore.audit.files import replace
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.recover import rebuild
 from hsmcore.audit.segment import segments
 
-Progress = Callable[[int, int], None]
 
-
-def mend(layout: Layout, trust: Trust, progress: Progress) -> Report:
+def mend(layout: Layout, trust: Trust, progress: Progress | None) -> Report:
     """Verify a log; if only derived files are wrong, derive them again and verify once more. Nothing is changed if the
     records are not whole: tiles that contradict them may show where they were changed. Raises AuditUnavailable if a
     process writes the log, SegmentError, OSError."""

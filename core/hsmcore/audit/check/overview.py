@@ -21,7 +21,7 @@ def overview(layout: Layout) -> dict[str, Any]:
     for segment in ordered:
         stored += segment.path.stat().st_size
         offset = 0
-        for block in index.sane(index.read(layout.index(segment.first)), segment.first):
+        for block in index.blocks(layout, segment):
             first, last = first or block.first, block.first + block.count - 1
             times += [block.min_time_ns, block.max_time_ns]
             offset = block.offset + block.length

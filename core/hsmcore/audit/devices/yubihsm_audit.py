@@ -2,7 +2,7 @@
 
 Entries and records are matched by key, length and order; the device logs no message and no time. A record is written
 after its signature, so while a key manager signs, the newest entries and records may not match yet: they wait for the
-next reading. Whatever has no counterpart is found, at the latest, by a reading while nothing is signed.
+next reading. A reading while nothing is signed finds every entry and record without a counterpart.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any, Final
 
 from hsmcore.audit.devices.yubihsm_chain import Finding, Joined, LogEntry, join
 from hsmcore.audit.devices.yubihsm_log import drain
-from hsmcore.audit.devices.yubihsm_store import EntryStore
+from hsmcore.audit.devices.yubihsm_store import EntryStore, opened
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import Provider, YubiHsmSettings
 
 KEY_TEST_BYTES: Final = 48
 """Bytes that the engine signs to prove a key (`prove` in engine.c); that signature is not recorded."""
-_EDDSA: Final = 0x6A
-_KEY_ID_BYTES: Final = 2
 WAIT_SECONDS: Final = 2.0
 """Seconds that a reading waits for the records of its signatures."""
 GRACE_NS: Final = 10 * 10**9
@@ -68,7 +66,7 @@ async def examine(provider: Provider, layout: Layout) -> DeviceReport:
     if not isinstance(settings, YubiHsmSettings):
         raise TypeError(provider.type)
     report = DeviceReport(provider.name)
-    with EntryStore(layout, provider.name) as store:
+    with opened(layout, provider.name) as store:
         begun_ns = time.time_ns()
         report.findings += store.findings
         result = await drain(settings, store.anchor, store.keep)
@@ -139,7 +137,7 @@ class _Joiner:
     def _explained(self, entry: LogEntry) -> bool:
         """Return whether an entry may be the engine's proof of a key."""
         own = entry.session_key == self._settings.auth_key_id
-        return own and (entry.command != _EDDSA or entry.length == KEY_TEST_BYTES + _KEY_ID_BYTES)
+        return own and entry.message_bytes in (None, KEY_TEST_BYTES)
 
     def _unrecorded(self, entry: LogEntry) -> Finding:
         who = f"user {entry.session_key:#06x} signed with key {entry.target_key:#06x}"

@@ -91,6 +91,11 @@ class LogEntry:
         """Whether the command succeeded."""
         return self.result == self.command | 0x80
 
+    @property
+    def message_bytes(self) -> int | None:
+        """Bytes of the message that was signed; None if a digest was signed."""
+        return self.length - _KEY_ID_BYTES if self.command == _EDDSA else None
+
     def digest_after(self, previous: bytes) -> bytes:
         """Return the digest that this entry must have after an entry with the digest `previous`."""
         data = _FIELDS.pack(*astuple(self)[:-1])
@@ -134,29 +139,25 @@ class Finding:
     detail: str
 
 
-def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | None = None) -> list[Finding]:
+def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | LogEntry | None = None) -> list[Finding]:
     """Return what is wrong with consecutive entries of a log.
 
     With an anchor the first entry must follow it; without one the first entry is trusted. After a finding the check
     continues from its entry.
     """
-    findings = []
-    number = digest = None
-    if anchor is not None:
-        number, digest = anchor.number, anchor.digest
+    findings, before = [], anchor
     for entry in entries:
-        if number is not None and digest is not None:
-            finding = _break(entry, number, digest)
-            if finding is not None:
-                findings.append(finding)
-        number, digest = entry.number, entry.digest
+        if before is not None and (finding := _break(entry, before)) is not None:
+            findings.append(finding)
+        before = entry
     return findings
 
 
-def _break(entry: LogEntry, number: int, digest: bytes) -> Finding | None:
+def _break(entry: LogEntry, before: Anchor | LogEntry) -> Finding | None:
+    number = before.number
     step = entry.number - number & 0xFFFF
     if step == 1:
-        if hmac.compare_digest(entry.digest_after(digest), entry.digest):
+        if hmac.compare_digest(entry.digest_after(before.digest), entry.digest):
             return None
         return Finding("tampered", entry.number, f"entry {entry.number} or the one before it was changed")
     if entry.command == _INITIALIZED and entry.number == 1:
@@ -195,10 +196,8 @@ def join(entries: Iterable[LogEntry], records: Iterable[Mapping[str, Any]], *, a
     waiting: defaultdict[tuple[int, int | None], deque[Mapping[str, Any]]] = defaultdict(deque)
     taken = []
     for record in records:
-        key = _device_key(record)
-        if key is not None and record.get("operation") == "sign" and record.get("result") == "ok":
-            if record.get("cached"):
-                continue  # no signature was made
+        key, signed = _device_key(record), not record.get("cached")
+        if key is not None and signed and record.get("operation") == "sign" and record.get("result") == "ok":
             waiting[key, record.get("message_bytes")].append(record)
             taken.append(record)
     pairs, only_device = [], []
@@ -217,9 +216,9 @@ def join(entries: Iterable[LogEntry], records: Iterable[Mapping[str, Any]], *, a
 def _take(
     waiting: Mapping[tuple[int, int | None], deque[Mapping[str, Any]]], entry: LogEntry
 ) -> Mapping[str, Any] | None:
-    if entry.command == _EDDSA:
-        queues = [waiting.get((entry.target_key, entry.length - _KEY_ID_BYTES))]
-    else:  # the device signed a digest, so the message's length is unknown
+    if entry.message_bytes is not None:
+        queues = [waiting.get((entry.target_key, entry.message_bytes))]
+    else:
         queues = [queue for (key, _), queue in waiting.items() if key == entry.target_key]
     filled = [queue for queue in queues if queue]
     return min(filled, key=lambda queue: queue[0].get("seq", 0)).popleft() if filled else None

@@ -11,9 +11,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Any, Final
 
 import orjson
 
@@ -46,38 +48,34 @@ class Progress:
     """Records whose entry may come with the next reading."""
 
 
-class EntryStore:
-    """The kept log of one member. Blocks; a context manager that holds the lock."""
+@contextmanager
+def opened(layout: Layout, member: str) -> Iterator[EntryStore]:
+    """Hold the lock of a member's kept log. Raises AuditUnavailable if another process drains or the files are damaged,
+    OSError."""
+    # Names that differ only in characters that a file name cannot have get different digests.
+    digest = hashlib.sha256(member.encode()).hexdigest()[:8]
+    path = layout.devices / f"{re.sub(r'[^A-Za-z0-9.]+', '-', member)[:80]}-{digest}"
+    make_folder(layout.devices)
+    lock = FolderLock(path.with_name(path.name + ".lock"), "draining the device's log", "Wait until it has ended.")
+    try:
+        yield EntryStore(path)
+    finally:
+        lock.release()
 
-    def __init__(self, layout: Layout, member: str) -> None:
-        # Names that differ only in characters that a file name cannot have get different digests.
-        digest = hashlib.sha256(member.encode()).hexdigest()[:8]
-        name = f"{re.sub(r'[^A-Za-z0-9.]+', '-', member)[:80]}-{digest}"
-        self._folder = layout.devices
-        self._entries = layout.devices / f"{name}.jsonl"
-        self._state = layout.devices / f"{name}.json"
-        self._lock_path = layout.devices / f"{name}.lock"
-        self._lock: FolderLock | None = None
+
+class EntryStore:
+    """The kept log of one member, for the holder of its lock. Blocks."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the files `path`.jsonl and `path`.json. Raises AuditUnavailable if they are damaged, OSError."""
+        self._folder = path.parent
+        self._entries = path.with_name(path.name + ".jsonl")
+        self._state = path.with_name(path.name + ".json")
         self.anchor: Anchor | None = None
         self.progress = Progress()
         self.findings: list[Finding] = []
         """What is wrong with the kept files."""
-
-    def __enter__(self) -> Self:
-        """Take the lock and load the files. Raises AuditUnavailable if another process drains or the files are damaged,
-        OSError."""
-        make_folder(self._folder)
-        self._lock = FolderLock(self._lock_path, "draining the device's log", "Wait until it has ended.")
-        try:
-            self._load()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._load()
 
     def _load(self) -> None:
         if self._state.exists():
@@ -166,7 +164,7 @@ class EntryStore:
             if entry is None:
                 found.append(Finding("tampered", 0, f"line {count} of {self._entries.name} is no entry"))
                 continue
-            found += verify_chain([entry], None if before is None else Anchor(0, before.number, before.digest))
+            found += verify_chain([entry], before)
             before = entry
         return count, found
 

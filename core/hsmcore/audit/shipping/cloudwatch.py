@@ -45,8 +45,7 @@ class CloudWatch(Destination):
     """One log stream."""
 
     kind = "cloudWatchLogs"
-    batch_bytes = MAX_BATCH_BYTES
-    batch_records = MAX_BATCH_EVENTS
+    batch_bytes, batch_records = MAX_BATCH_BYTES, MAX_BATCH_EVENTS
 
     def __init__(self, settings: CloudWatchLogs) -> None:
         self._settings = settings
@@ -67,16 +66,6 @@ class CloudWatch(Destination):
             if _refused(self._put(again), len(again)):
                 raise ShippingError("CloudWatch Logs refuses events of the present time: is the clock right?")
         return len(events)
-
-    def check(self) -> None:
-        """Do nothing: each batch has been acknowledged."""
-
-    def finish(self) -> bool:
-        """Return True: each batch has been acknowledged."""
-        return True
-
-    def interrupt(self) -> None:
-        """Do nothing: a request has a timeout of its own."""
 
     def close(self) -> None:
         """Close the connections. `send` opens them again."""

@@ -45,14 +45,19 @@ class Destination(Protocol):
         """Send lines (without newline) in order. Return how many were taken, at least one, as far as the protocol can
         tell. Raises ShippingError; then none counts as taken and the same lines are sent again."""
 
+    def close(self) -> None:
+        """Close the connections. `send` opens them again."""
+
+    # The defaults are for a destination that acknowledges each batch, with timeouts of its own.
+
     def check(self) -> None:
         """Raise ShippingError if the connection ended since the last batch. Called when there is nothing to send."""
+        return
 
     def finish(self) -> bool:
         """End the connection in order. Return whether the destination is known to have taken everything."""
+        return True
 
     def interrupt(self) -> None:
         """Abort a `send` that waits, if possible. From any thread."""
-
-    def close(self) -> None:
-        """Close the connections. `send` opens them again."""
+        return

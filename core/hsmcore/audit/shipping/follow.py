@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hsmcore.audit import index
+from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, segments, seq_of
 
@@ -107,7 +108,7 @@ class Follower:
     def _open(self, segment: Segment) -> None:
         self.close()
         offset = 0
-        for block in index.sane(index.read(self._layout.index(segment.first)), segment.first):
+        for block in index.blocks(self._layout, segment):
             if block.first > self.next:
                 break
             offset = block.offset
@@ -126,13 +127,9 @@ def last_seq(layout: Layout) -> int:
         if segment.first == 0:
             continue  # a new file without a first line
         if not segment.compressed:
-            descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fdatasync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(segment.path)
         offset = 0
-        for block in index.sane(index.read(layout.index(segment.first)), segment.first):
+        for block in index.blocks(layout, segment):
             offset = block.offset
         last = 0
         for text in segment.chunks(offset):

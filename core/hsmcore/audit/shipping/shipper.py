@@ -63,11 +63,11 @@ class Shipper:
         """Progress of the destination. From any thread."""
         return ShippingStatus(self._sent, max(self._newest() - self._sent, 0), self._error)
 
-    def begin(self) -> None:
-        """Take the destination's lock and load the cursor. Raises AuditUnavailable if another process ships there,
-        SegmentError, OSError."""
+    def _begin(self) -> Follower:
+        """Take the destination's lock and load the cursor, unless that is done. Raises AuditUnavailable if another
+        process ships there, SegmentError, OSError."""
         if self._follower is not None:
-            return
+            return self._follower
         if self._lock is None:
             make_folder(self._layout.shipping)
             self._lock = FolderLock(
@@ -77,13 +77,11 @@ class Shipper:
         self._sent = self._stored = found.seq
         self._settled = found.seq, b""
         self._follower = Follower(self._layout, found.seq)
+        return self._follower
 
     def step(self) -> int:
         """Send one batch. Return its number of records; 0 if there is nothing to send. Raises any of _FAILURES."""
-        self.begin()
-        follower, place = self._follower, self.destination
-        if follower is None:
-            return 0
+        follower, place = self._begin(), self.destination
         if not self._left:
             most = min(place.batch_bytes, _BESIDE_BYTES) if self._beside else place.batch_bytes
             self._left = follower.take(self._newest(), most, place.batch_records)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final
 
 from hsmcore.config.audit import Syslog, SyslogTls
 
@@ -32,67 +32,49 @@ _SIOCOUTQ: Final = termios.TIOCOUTQ  # the same number on Linux
 _POLL_SECONDS: Final = 0.002
 
 
-class Transport(Protocol):
+class Transport:
+    """A socket that another thread may shut down. `send` connects it."""
+
     batch: tuple[int, int, float]
     """Most bytes and messages of a batch, and least seconds between two batches."""
-    settle_seconds: float
-
-    def send(self, messages: Sequence[bytes]) -> None:
-        """Send messages. Raises OSError; then the connection must be closed."""
-
-    def check(self) -> None:
-        """Raise OSError if the receiver ended the connection."""
-
-    def finish(self) -> bool:
-        """End the connection in order. Return whether the receiver is known to have read everything."""
-
-    def interrupt(self) -> None:
-        """Abort a `send` that waits. From any thread."""
-
-    def close(self) -> None:
-        """Close the connection; `send` opens another."""
-
-
-def transport(settings: Syslog) -> Transport:
-    """Return the transport for the address of the settings."""
-    found = _ADDRESS.fullmatch(settings.address)
-    if found is None:
-        return _Datagrams(settings.address.removeprefix("unix://"))
-    scheme, host = found[1], found[2] or found[3]
-    port = int(found[4] or _PORTS[scheme])
-    if scheme == "udp":
-        return _Datagrams((host, port))
-    return _Stream(host, port, (settings.tls or SyslogTls()) if scheme == "tls" else None)
-
-
-class _Connection:
-    """A socket that another thread may shut down."""
+    settle_seconds = 0.0
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._socket: socket.socket | None = None
 
-    def _take(self, made: socket.socket) -> socket.socket:
-        with self._guard:
-            self._socket = made
-        return made
+    def send(self, messages: Sequence[bytes]) -> None:
+        """Send messages. Raises OSError; then the connection must be closed."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise OSError if the receiver ended the connection, as far as the transport can tell."""
+
+    def finish(self) -> bool:
+        """End the connection in order. Return whether the receiver is known to have taken everything."""
+        return True
 
     def interrupt(self) -> None:
+        """Abort a `send` that waits. From any thread."""
         with self._guard:
             if self._socket is not None:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the connection; `send` opens another."""
         with self._guard:
             ended, self._socket = self._socket, None
         if ended is not None:
             ended.close()
 
+    def _take(self, made: socket.socket) -> socket.socket:
+        with self._guard:
+            self._socket = made
+        return made
 
-class _Datagrams(_Connection):
-    settle_seconds = 0.0
 
+class _Datagrams(Transport):
     def __init__(self, address: str | tuple[str, int]) -> None:
         super().__init__()
         self._address = address
@@ -107,26 +89,18 @@ class _Datagrams(_Connection):
         if failure:
             raise OSError(failure, "nobody receives there")
 
-    def check(self) -> None:
-        pass
-
-    def finish(self) -> bool:
-        return True
-
     def _connect(self) -> socket.socket:
-        if isinstance(self._address, str):
-            made, address = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), self._address
-            return self._connected(made, address)
-        family, kind, protocol, _, resolved = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
-        return self._connected(socket.socket(family, kind, protocol), resolved)
-
-    def _connected(self, made: socket.socket, address: object) -> socket.socket:
-        self._take(made).settimeout(TIMEOUT_SECONDS)
-        made.connect(address)  # type: ignore[arg-type]  # from getaddrinfo, or a path
+        family = socket.AF_UNIX
+        address: str | tuple[Any, ...] = self._address
+        if not isinstance(self._address, str):
+            family, _, _, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
+        made = self._take(socket.socket(family, socket.SOCK_DGRAM))
+        made.settimeout(TIMEOUT_SECONDS)
+        made.connect(address)
         return made
 
 
-class _Stream(_Connection):
+class _Stream(Transport):
     batch = (1 << 18, 1000, 0.0)
     settle_seconds = SETTLE_SECONDS
 
@@ -178,6 +152,18 @@ class _Stream(_Connection):
             context.load_cert_chain(self._tls.certificate_file, self._tls.key_file, _no_passphrase)
         wrapped = context.wrap_socket(made, server_hostname=self._tls.server_name or self._host)
         return self._take(wrapped)
+
+
+def transport(settings: Syslog) -> Transport:
+    """Return the transport for the address of the settings."""
+    found = _ADDRESS.fullmatch(settings.address)
+    if found is None:
+        return _Datagrams(settings.address.removeprefix("unix://"))
+    scheme, host = found[1], found[2] or found[3]
+    port = int(found[4] or _PORTS[scheme])
+    if scheme == "udp":
+        return _Datagrams((host, port))
+    return _Stream(host, port, (settings.tls or SyslogTls()) if scheme == "tls" else None)
 
 
 def _no_passphrase() -> str:

@@ -1,5 +1,5 @@
-"""What is known of an AWS CloudHSM cluster beside its PKCS#11 library: the library's own configuration file, and what
-AWS says of the cluster's HSMs. Nothing here takes part in signing."""
+"""An AWS CloudHSM cluster beside its PKCS#11 library: the library's own configuration file, and AWS's view of the
+cluster's HSMs. Nothing here takes part in signing."""
 
 from hsmcore.config import AwsCloudHsmSettings
 from hsmcore.errors import ConfigurationError

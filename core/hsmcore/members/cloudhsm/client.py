@@ -1,7 +1,7 @@
-"""The configuration file of Client SDK 5's PKCS#11 library: which clusters it connects to.
+"""The configuration file of Client SDK 5's PKCS#11 library: the clusters that it connects to.
 
 `configure-pkcs11` writes it as JSON: `clusters`, each with `type` and `cluster`, in which `servers` have a `hostname`.
-Where it keeps a cluster's id and region is not documented, so they are looked for in all of a cluster's texts.
+The place of a cluster's id and region is not documented, so all texts of a cluster are searched for them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ClientCluster:
-    """One cluster of the file, in its order, which is that of the slots."""
+    """One cluster of the file. The order of clusters is that of the slots."""
 
     cluster_id: str | None
     region: str | None
@@ -36,11 +36,11 @@ class ClientCluster:
 
 
 class ClientUnreadable(Exception):
-    """The file is not what configure-pkcs11 writes; the text says how."""
+    """The file does not have the form that configure-pkcs11 writes; the text says why."""
 
 
 def read_client(path: str) -> list[ClientCluster] | None:
-    """What the file says; None if there is none. Raises ClientUnreadable."""
+    """Return the clusters of the file; None if there is no file. Raises ClientUnreadable."""
     try:
         with Path(path).open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
@@ -59,7 +59,7 @@ def read_client(path: str) -> list[ClientCluster] | None:
 
 
 def check_client(settings: AwsCloudHsmSettings) -> list[ConfigFault]:
-    """What the configuration says otherwise than the library's own: the library would sign with another cluster."""
+    """Return contradictions to the library's own configuration, which would make it use another cluster."""
     path = settings.client_config or CLIENT_CONFIG
     where = settings.where
     try:
@@ -108,13 +108,13 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _only(pattern: re.Pattern[str], texts: list[str]) -> str | None:
-    """The one value of that form; None if there is none, or several."""
+    """Return the one value that matches; None if there is none, or several."""
     found = {text for text in texts if pattern.fullmatch(text)}
     return found.pop() if len(found) == 1 else None
 
 
 def _may_be_same(one: str, other: str) -> bool:
-    """False only where that is sure: a name and an address may be of the same host."""
+    """Return False only if the hosts certainly differ: a name and an address may belong to the same host."""
     first, second = _address(one), _address(other)
     if first is None and second is None:
         return one.lower().rstrip(".") == other.lower().rstrip(".")

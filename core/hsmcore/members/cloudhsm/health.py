@@ -1,18 +1,20 @@
-"""What AWS says of a cluster (cloudhsmv2 DescribeClusters), as data for health checks, metrics and people."""
+"""The health of a cluster, as AWS describes it (cloudhsmv2 DescribeClusters)."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Self
+
+from pydantic.alias_generators import to_camel
 
 from hsmcore.config import AwsCloudHsmSettings
 
 ACTIVE: Final = "ACTIVE"
 _FEWEST_ACTIVE: Final = 2
-"""HSMs below which one failure stops all signing."""
+"""With fewer active HSMs, one failure stops all signing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,63 +31,51 @@ class HsmHealth:
 
 @dataclass(frozen=True, slots=True)
 class ClusterHealth:
-    """A cluster at one moment. `error` says why nothing newer is known; the rest is then that of the last answer."""
+    """A cluster at one moment. `error`: why nothing newer is known; the other fields are then the last answer's."""
 
     cluster_id: str | None = None
     region: str | None = None
     state: str | None = None
-    """ACTIVE, DEGRADED, UPDATE_IN_PROGRESS and others; None: never asked with success."""
+    """ACTIVE, DEGRADED, UPDATE_IN_PROGRESS and others; None: no successful answer yet."""
     mode: str | None = None
     """FIPS or NON_FIPS."""
     hsm_type: str | None = None
     hsms: tuple[HsmHealth, ...] = ()
     problems: tuple[str, ...] = ()
-    """What a person should look at."""
+    """What needs an operator's attention."""
     checked_at: float | None = None
-    """Seconds since 1970 of the last answer."""
+    """Unix time of the last answer, in seconds."""
     error: str | None = None
 
     @property
     def active(self) -> int:
-        """HSMs that can sign."""
+        """Number of HSMs that can sign."""
         return sum(hsm.state == ACTIVE for hsm in self.hsms)
 
     @property
     def ok(self) -> bool:
-        """Known, and nothing to look at."""
+        """Whether the health is known and nothing needs attention."""
         return self.state is not None and self.error is None and not self.problems
 
     @property
     def zones(self) -> dict[str, dict[str, int]]:
-        """How many HSMs of each availability zone are in which state."""
+        """Number of HSMs by availability zone and state."""
         found: dict[str, Counter[str]] = {}
         for hsm in self.hsms:
             found.setdefault(hsm.zone, Counter())[hsm.state] += 1
         return {zone: dict(states) for zone, states in sorted(found.items())}
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, in camelCase; nothing in it is secret."""
-        return {
-            "clusterId": self.cluster_id,
-            "region": self.region,
-            "state": self.state,
-            "mode": self.mode,
-            "hsmType": self.hsm_type,
-            "ok": self.ok,
-            "active": self.active,
-            "zones": self.zones,
-            "hsms": [
-                {"hsmId": hsm.hsm_id, "zone": hsm.zone, "state": hsm.state, "address": hsm.address} for hsm in self.hsms
-            ],
-            "problems": list(self.problems),
-            "checkedAt": self.checked_at,
-            "error": self.error,
-        }
+        """Return the fields for JSON, in camelCase. None is secret."""
+        hsms = [{to_camel(name): value for name, value in asdict(hsm).items()} for hsm in self.hsms]
+        own = {to_camel(name): value for name, value in asdict(self).items()}
+        counted = {"ok": self.ok, "active": self.active, "zones": self.zones}
+        return {**own, **counted, "hsms": hsms, "problems": list(self.problems)}
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the configuration says of the cluster."""
+    """Properties of the cluster that the configuration names."""
 
     cluster_id: str | None = None
     endpoint: str | None = None
@@ -98,7 +88,7 @@ class Expected:
 
 
 def describe_cluster(client: Any, expected: Expected) -> ClusterHealth:
-    """Ask once. `client` is boto3's for "cloudhsmv2". Blocks; raises what botocore raises."""
+    """Ask once. `client` is boto3's for "cloudhsmv2". Blocks. Raises the errors of botocore."""
     for cluster in _clusters(client, expected):
         hsms = tuple(sorted(map(_hsm, cluster.get("Hsms") or ()), key=lambda hsm: (hsm.zone, hsm.hsm_id)))
         addresses = {value for hsm in cluster.get("Hsms") or () for value in (hsm.get("EniIp"), hsm.get("EniIpV6"))}

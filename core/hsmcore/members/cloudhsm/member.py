@@ -1,4 +1,4 @@
-"""An AWS CloudHSM cluster: a PKCS#11 member whose library has a configuration of its own, and AWS an opinion."""
+"""An AWS CloudHSM cluster: a PKCS#11 member that also checks the client configuration and polls cluster health."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hsmcore.members.cloudhsm import ClusterHealth, HealthPoller, check_client
 from hsmcore.members.cloudhsm.health import Expected
 from hsmcore.members.pkcs11 import Pkcs11Member
 
-# A new key may not have reached the HSM that is asked: so long is waited, in seconds, before each further look.
+# Seconds before each further search for a key: a new key may not have reached the HSM that is asked.
 _SYNC_PAUSES: Final = (0.1, 0.3, 0.9)
 _SHARE_HINT: Final = (
     "A key belongs to the crypto user that made it. Share it with the one that signs: cloudhsm-cli key share "
@@ -23,7 +23,7 @@ _SHARE_HINT: Final = (
 
 
 class CloudHsmMember(Pkcs11Member):
-    """One cluster. `cluster_health` is what AWS last said of it; None: it is not asked."""
+    """One cluster. `cluster_health` is AWS's last answer; None: AWS is not asked."""
 
     def __init__(self, spec: MemberSpec[AwsCloudHsmSettings]) -> None:
         super().__init__(spec)
@@ -32,11 +32,11 @@ class CloudHsmMember(Pkcs11Member):
 
     @property
     def cluster_health(self) -> ClusterHealth | None:
-        """Data for health checks and metrics; no call is made for it."""
+        """The last known health, for health checks and metrics. Makes no call."""
         return None if self._poller is None else self._poller.health
 
     async def start(self) -> KeyVersion:
-        """As Pkcs11Member.start. Raises ConfigurationError where the library is configured for another cluster."""
+        """As Pkcs11Member.start. Raises ConfigurationError if the library is configured for another cluster."""
         faults = await self._run(lambda: check_client(self._cluster))
         if faults:
             raise ConfigurationError.of(faults)
@@ -51,7 +51,7 @@ class CloudHsmMember(Pkcs11Member):
         return key
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
-        """As Pkcs11Member.load_key, with patience for the cluster's synchronization of new keys."""
+        """As Pkcs11Member.load_key, with retries while the cluster synchronizes a new key."""
         for pause in _SYNC_PAUSES:
             try:
                 return await super().load_key(key_id)

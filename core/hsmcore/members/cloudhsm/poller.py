@@ -1,4 +1,4 @@
-"""Asking AWS for a cluster's health now and then, off the event loop; signing never waits for it or depends on it."""
+"""Polling AWS for a cluster's health, off the event loop. Signing neither waits for it nor depends on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ClientFactory = Callable[[str | None], Any]
 
 
 def make_client(region: str | None) -> Any:
-    """boto3's client for cloudhsmv2, from the AWS SDK's own configuration. Raises what botocore raises."""
+    """Return boto3's client for cloudhsmv2, from the AWS SDK's own configuration. Raises the errors of botocore."""
     import boto3
     from botocore.config import Config
 
@@ -38,8 +38,8 @@ def make_client(region: str | None) -> Any:
 class HealthPoller:
     """Keeps `health` up to date. Belongs to the event loop that starts it.
 
-    After a failure it waits twice as long each time, up to BACKOFF_MAX_SECONDS. Without boto3, credentials or region it
-    says so once and ends. `changed` is called in the loop with each health that differs in more than its time.
+    After each failure the pause doubles, up to BACKOFF_MAX_SECONDS. Without boto3, credentials or region the poller
+    reports that once and ends. `changed` is called in the loop with each health that differs in more than its time.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class HealthPoller:
         self._thread: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
-        """Begin, with a first question at once."""
+        """Start, with the first request immediately."""
         if self._task is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-health-{self._member}")
             self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def stop(self) -> None:
-        """Ask no more. A question under way is not waited for: its thread ends with it, within half a minute."""
+        """Stop polling. Does not wait for a request under way: its thread ends with it, within half a minute."""
         task, self._task = self._task, None
         thread, self._thread = self._thread, None
         if task is not None:
@@ -78,7 +78,7 @@ class HealthPoller:
             thread.shutdown(wait=False)
 
     def ask(self) -> ClusterHealth:
-        """Ask once, now, and wait for the answer: for a program without an event loop."""
+        """Ask once and wait for the answer. For a program without an event loop."""
         try:
             self.health, _ = self._ask()
         finally:
@@ -98,7 +98,7 @@ class HealthPoller:
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311  # so that many processes do not ask at once
 
     def _ask(self) -> tuple[ClusterHealth, bool]:
-        """What is known now, and whether asking again is of no use. Blocks."""
+        """Return the health, and whether another request would be useless. Blocks."""
         if self._factory is None and importlib.util.find_spec("boto3") is None:
             return replace(self.health, error="boto3 is not installed (extra hsmcore[aws])"), True
         try:

@@ -1,4 +1,4 @@
-"""What the AWS SDK is asked for: credentials, region and endpoint. Blocking, so for a thread."""
+"""Credentials, region and endpoint from the AWS SDK. Blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEEDED: Final = ("boto3", "botocore", "httptools")
 
 
 def require_installed(member: str, hint: str) -> None:
-    """Raise ModuleMissing unless the packages of the extra are there."""
+    """Raise ModuleMissing unless the packages of the extra are installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         text = f"member {member!r}: signing with AWS KMS needs {' and '.join(missing)}"
@@ -22,7 +22,7 @@ def require_installed(member: str, hint: str) -> None:
 
 
 class Surroundings(NamedTuple):
-    """Where requests go. `proxied`: the environment names a proxy for the endpoint, which is not used."""
+    """The destination of requests. `proxied`: the environment names a proxy for the endpoint, which is not used."""
 
     region: str
     url: str
@@ -40,7 +40,7 @@ class AwsSession:
         self._source: Any = None
 
     def open(self) -> tuple[Surroundings, Credentials]:
-        """Raises ConfigurationError without a region, LoginError without credentials."""
+        """Find endpoint and credentials. Raises ConfigurationError without a region, LoginError without credentials."""
         import botocore.session
         from botocore.exceptions import BotoCoreError
 
@@ -60,7 +60,7 @@ class AwsSession:
             "kms",
             region_name=region,
             endpoint_url=self._settings.endpoint_url,
-            aws_access_key_id="unused",  # only where it would send requests is asked
+            aws_access_key_id="unused",  # the client sends nothing: only its endpoint is read
             aws_secret_access_key="unused",
         )
         url: str = client.meta.endpoint_url
@@ -87,11 +87,11 @@ class AwsSession:
 
     @property
     def renews(self) -> bool:
-        """Whether the credentials are temporary and are renewed by asking for them again."""
+        """Whether the credentials are temporary, so that `credentials` renews them."""
         return hasattr(self._source, "refresh_needed")
 
     def credentials(self) -> Credentials:
-        """The credentials as they are now, renewed if it is time. Raises LoginError."""
+        """Return the credentials, renewed if it is time. Raises LoginError."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if self._source is None:

@@ -1,4 +1,4 @@
-"""One operation of AWS KMS: signed, sent, tried again where that can help, and its answer read."""
+"""One operation of AWS KMS: sign, send, retry where that can help, and parse the answer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PAUSE_FIRST: Final = 0.02
 PAUSE_MOST: Final = 1.0
 LOST: Final = "ConnectionLost"
 LOST_MOST: Final = 3
-"""So many connections made for one call that end without an answer mean that KMS cannot be reached."""
+"""New connections of one call that may end without an answer; after that KMS counts as unreachable."""
 NOT_REPEATED: Final = frozenset({"CreateKey", "CreateAlias"})
-"""Operations that must not be done twice: tried again only when KMS says that it did nothing."""
+"""Operations that are not idempotent: retried only if KMS says that it did nothing."""
 
 
 class KmsClient:
-    """Calls KMS over a pool. `call` goes on until it succeeds, fails for good or is cancelled, so give it a deadline.
+    """Calls KMS over a pool. `call` retries until it succeeds, fails for good or is cancelled, so give it a deadline.
 
-    `lost` is called when no connection can be made, `retried` with the name of each error that is tried again.
-    Credentials that were refused are not presented again; `credentials` may be set to others at any time.
+    `lost` is called when no connection can be made, `retried` with the name of each error that is retried. Credentials
+    that were refused are not presented again; `credentials` may be replaced at any time.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class KmsClient:
         self._pool, self._signer, self._member, self._hint = pool, signer, member, hint
         self.credentials = credentials
         self._refused: tuple[Credentials, HsmError] | None = None
-        self.lost: Callable[[], None] = _nothing
-        self.retried: Callable[[str], None] = _ignore
+        self.lost: Callable[[], None] = lambda: None
+        self.retried: Callable[[str], None] = lambda _name: None
 
     async def call(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to an operation. Raises HsmError."""
+        """Return the answer to an operation. Raises HsmError."""
         body = orjson.dumps(request)
         pauses = lost = 0
         while True:
@@ -51,7 +51,7 @@ class KmsClient:
             except ConnectionLost as error:
                 if error.kept:
                     self.retried(LOST)
-                    continue  # there are only so many kept connections
+                    continue  # the number of kept connections is bounded
                 lost += 1
                 if lost == LOST_MOST or operation in NOT_REPEATED:
                     raise self._unreachable(operation, f"connection lost: {error}") from None
@@ -61,15 +61,15 @@ class KmsClient:
             if isinstance(outcome, dict):
                 return outcome
             self.retried(outcome)
-            # The whole pause is random, so that those who were throttled together do not come back together.
+            # Full jitter, so that clients that were throttled together do not retry together.
             await asyncio.sleep(random.uniform(0, min(PAUSE_FIRST * 2.0**pauses, PAUSE_MOST)))  # noqa: S311
             pauses += 1
 
     async def _attempt(self, operation: str, body: bytes) -> dict[str, Any] | str:
-        """The answer; or the name of an error that trying again may mend."""
+        """Return the answer, or the name of an error that a retry may overcome."""
         credentials = self._presentable()
         head = self._signer.head(credentials, TARGET + operation, body)
-        # What must not be repeated gets a connection that the peer cannot have closed already.
+        # An operation that must not be repeated gets a new connection, which the peer has no reason to close.
         answer = await self._pool.post(head + body, fresh=operation in NOT_REPEATED)
         if answer.status == 200:
             return self._content(operation, answer)
@@ -96,7 +96,7 @@ class KmsClient:
             content = orjson.loads(answer.body or b"{}")
         except orjson.JSONDecodeError:
             content = b""
-        if content is None:  # an operation that says nothing
+        if content is None:  # an operation without a result
             content = {}
         if not isinstance(content, dict):
             raise self._down(operation, "the answer is not a JSON object")
@@ -111,19 +111,9 @@ class KmsClient:
 
 
 def _error_name(body: bytes) -> str:
-    """The error's name in an answer of AWS JSON 1.1: `__type`, perhaps with a namespace and a URI around it."""
+    """Return the error's name in an answer of AWS JSON 1.1: `__type` without namespace and URI; "" if there is none."""
     try:
         named = orjson.loads(body)["__type"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return ""
-    if not isinstance(named, str):
-        return ""
-    return named.rpartition("#")[2].partition(":")[0][:80]
-
-
-def _nothing() -> None:
-    """Nobody listens."""
-
-
-def _ignore(_name: str) -> None:
-    """Nobody listens."""
+        named = None
+    return named.rpartition("#")[2].partition(":")[0][:80] if isinstance(named, str) else ""

@@ -1,4 +1,4 @@
-"""Rare work on KMS keys: make, list, disable, schedule for deletion."""
+"""Management of KMS keys: make, list, disable, schedule for deletion."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from hsmcore.members.kms.forms import FORMS, SPEC_OF
 from hsmcore.members.kms.keys import KmsKeys
 
 APPEAR_SECONDS: Final = 20.0
-"""How long a new key may take until every part of KMS knows it; KMS developer guide, "Eventual consistency"."""
+"""Seconds until every part of KMS knows a new key, at most; KMS developer guide, "Eventual consistency"."""
 DELETION_DAYS: Final = 30
-"""The longest waiting period that KMS has, and its default: until then the deletion can be cancelled."""
+"""The longest waiting period that KMS has, and its default. Until its end the deletion can be cancelled."""
 
 
 class KmsControl:
-    """A KeyAdmin (see base.py). Everything but `list_keys` needs rights that a signer should not have."""
+    """A KeyAdmin (see base.py). Every method but `list_keys` needs rights that a signer should not have."""
 
     def __init__(self, keys: KmsKeys, member: str) -> None:
         self._keys, self._member = keys, member
 
     async def list_keys(self) -> list[KeyRecord]:
-        """The account's keys for signatures, by label (an alias, else the description), then id. Their public keys are
-        not fetched."""
+        """Return the account's keys for signatures, without public keys, by label (alias or else description), then
+        id."""
         labels: dict[str, str] = {}
         for alias in await self._all("ListAliases", "Aliases"):
             labels.setdefault(str(alias.get("TargetKeyId")), str(alias.get("AliasName")).removeprefix("alias/"))
@@ -43,7 +43,7 @@ class KmsControl:
             if described.get("KeyUsage") == "SIGN_VERIFY" and identity is not None:
                 can_sign = described.get("KeyState") == "Enabled"
                 algorithm = None if form is None else form.algorithm
-                # A key whose making was cut off has no alias yet, but its description.
+                # A key whose creation was interrupted has a description but no alias.
                 label = labels.get(name) or str(described.get("Description") or "")
                 records.append(KeyRecord(identity, label, algorithm, None, can_sign, True, False))
         return sorted(records, key=lambda record: (record.label, record.id))
@@ -99,20 +99,20 @@ class KmsControl:
             pause = min(pause * 2, 1.0)
 
     async def deactivate(self, key_id: str) -> Deactivation:
-        """Disable the key: KMS refuses to sign with it from now on, whoever asks."""
+        """Disable the key: from now on KMS refuses every request to sign with it."""
         await self._keys.ask("DisableKey", {"KeyId": self._name(key_id)})
         return Deactivation(canonical(key_id), True)
 
     async def destroy(self, key_id: str) -> None:
-        """Schedule the key for deletion in DELETION_DAYS; it signs no more, but until then that can be cancelled. Doing
-        it twice is no error."""
+        """Schedule the key for deletion in DELETION_DAYS; until then that can be cancelled. It signs no more.
+        Idempotent."""
         name = self._name(key_id)
         described = (await self._keys.ask("DescribeKey", {"KeyId": name})).get("KeyMetadata", {})
         if described.get("KeyState") != "PendingDeletion":
             await self._keys.ask("ScheduleKeyDeletion", {"KeyId": name, "PendingWindowInDays": DELETION_DAYS})
 
     async def move_alias(self, alias: str, key_id: str) -> None:
-        """Have an alias name another key: whoever signs or verifies by the alias follows."""
+        """Point an alias at another key. Every client that signs or verifies by the alias follows."""
         name = "alias/" + alias.partition("alias/")[2]
         await self._keys.ask("UpdateAlias", {"AliasName": name, "TargetKeyId": self._name(key_id)})
 

@@ -1,4 +1,4 @@
-"""What AWS KMS answers when it does not sign: a table from the name of its error to a status and what follows from it.
+"""Errors of AWS KMS: a table from the error's name to a status and its consequence.
 
 Names: KMS API reference, "Sign" and "Common Errors".
 """
@@ -30,52 +30,33 @@ _QUOTA: Final = "Lower the rate, or ask AWS for a higher quota of cryptographic 
 
 _BUSY: Final = Row("BUSY", "retry", _QUOTA)
 _TROUBLE: Final = Row("BUSY", "retry", "See the AWS Health Dashboard if it lasts.")
+_NOT_ALLOWED: Final = Row("LOGIN_REFUSED", "fail", _POLICY)
 _REFUSED: Final = Row("LOGIN_REFUSED", "refused", _CREDENTIALS)
-
-ROWS: Final[dict[str, Row]] = {
-    "ThrottlingException": _BUSY,
-    "Throttling": _BUSY,
-    "TooManyRequestsException": _BUSY,
-    "RequestLimitExceeded": _BUSY,
-    "LimitExceededException": Row("BUSY", "fail", _QUOTA),
-    "KMSInternalException": _TROUBLE,
-    "DependencyTimeoutException": _TROUBLE,
-    "KeyUnavailableException": _TROUBLE,
-    "ServiceUnavailable": _TROUBLE,
-    "ServiceUnavailableException": _TROUBLE,
-    "InternalFailure": _TROUBLE,
-    "InternalServerError": _TROUBLE,
-    "RequestTimeout": _TROUBLE,
-    "RequestTimeoutException": _TROUBLE,
-    "DisabledException": Row("KEY_DEACTIVATED", "fail", _STATE),
-    "KMSInvalidStateException": Row("KEY_DEACTIVATED", "fail", _STATE),
-    "InvalidKeyUsageException": Row("KEY_UNUSABLE", "fail", "Use a key made for SIGN_VERIFY."),
-    "NotFoundException": Row("KEY_NOT_FOUND", "fail", "Check keyId, the region and the account of the credentials."),
-    "InvalidArnException": Row("KEY_NOT_FOUND", "fail", "Check keyId: a key id, key ARN, alias name or alias ARN."),
-    "AlreadyExistsException": Row("REQUEST_REJECTED", "fail", "Choose another name."),
-    "ValidationException": Row("REQUEST_REJECTED", "fail"),
-    "UnsupportedOperationException": Row("REQUEST_REJECTED", "fail"),
-    "AccessDeniedException": Row("LOGIN_REFUSED", "fail", _POLICY),
-    "AccessDenied": Row("LOGIN_REFUSED", "fail", _POLICY),
-    "NotAuthorized": Row("LOGIN_REFUSED", "fail", _POLICY),
-    "OptInRequired": _REFUSED,
-    "UnrecognizedClientException": _REFUSED,
-    "InvalidClientTokenId": _REFUSED,
-    "MissingAuthenticationTokenException": _REFUSED,
-    "MissingAuthenticationToken": _REFUSED,
-    "ExpiredTokenException": _REFUSED,
-    "ExpiredToken": _REFUSED,
-    "InvalidSignatureException": Row("LOGIN_REFUSED", "refused", _CLOCK),
-    "IncompleteSignatureException": Row("LOGIN_REFUSED", "refused", _CLOCK),
-    "IncompleteSignature": Row("LOGIN_REFUSED", "refused", _CLOCK),
-    "RequestExpired": Row("LOGIN_REFUSED", "refused", _CLOCK),
-}
+_BAD_SIGNATURE: Final = Row("LOGIN_REFUSED", "refused", _CLOCK)
 _UNKNOWN: Final = Row("REQUEST_REJECTED", "fail")
-_UNKNOWN_REFUSAL: Final = Row("LOGIN_REFUSED", "fail", _POLICY)
+
+_MEANINGS: Final = (
+    (_BUSY, "ThrottlingException Throttling TooManyRequestsException RequestLimitExceeded"),
+    (Row("BUSY", "fail", _QUOTA), "LimitExceededException"),
+    (_TROUBLE, "KMSInternalException DependencyTimeoutException KeyUnavailableException InternalFailure"),
+    (_TROUBLE, "InternalServerError ServiceUnavailable ServiceUnavailableException"),
+    (_TROUBLE, "RequestTimeout RequestTimeoutException"),
+    (Row("KEY_DEACTIVATED", "fail", _STATE), "DisabledException KMSInvalidStateException"),
+    (Row("KEY_UNUSABLE", "fail", "Use a key made for SIGN_VERIFY."), "InvalidKeyUsageException"),
+    (Row("KEY_NOT_FOUND", "fail", "Check keyId, the region and the account of the credentials."), "NotFoundException"),
+    (Row("KEY_NOT_FOUND", "fail", "Check keyId: a key id, key ARN, alias name or alias ARN."), "InvalidArnException"),
+    (Row("REQUEST_REJECTED", "fail", "Choose another name."), "AlreadyExistsException"),
+    (_UNKNOWN, "ValidationException UnsupportedOperationException"),
+    (_NOT_ALLOWED, "AccessDeniedException AccessDenied NotAuthorized"),
+    (_REFUSED, "OptInRequired UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken"),
+    (_REFUSED, "MissingAuthenticationTokenException MissingAuthenticationToken"),
+    (_BAD_SIGNATURE, "InvalidSignatureException IncompleteSignatureException IncompleteSignature RequestExpired"),
+)
+ROWS: Final[dict[str, Row]] = {name: row for row, names in _MEANINGS for name in names.split()}
 
 
 def row_for(name: str, http_status: int) -> Row:
-    """What an error means. For a name that is not in the table the HTTP status decides."""
+    """Return the row of an error. For a name that is not in the table the HTTP status decides."""
     found = ROWS.get(name)
     if found is not None:
         return found
@@ -83,9 +64,9 @@ def row_for(name: str, http_status: int) -> Row:
         return _TROUBLE
     if http_status == 429:
         return _BUSY
-    return _UNKNOWN_REFUSAL if http_status in (401, 403) else _UNKNOWN
+    return _NOT_ALLOWED if http_status in (401, 403) else _UNKNOWN
 
 
 def failure(row: Row, name: str, operation: str, member: str) -> HsmError:
-    """The exception. AWS's own text is left out: it may repeat what was sent."""
+    """Return the exception. It omits AWS's own text, which may repeat the request."""
     return error_of(row.status, call=f"kms:{operation}", detail=name, member=member, hint=row.hint)

@@ -1,4 +1,4 @@
-"""Keys and signatures as KMS writes them, in the forms that the rest of hsmcore uses. Everything else is refused."""
+"""Conversion of KMS's keys and signatures to the encodings of the rest of hsmcore. Other encodings are refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ MAX_RAW_MESSAGE: Final = 4096
 
 
 class Form(NamedTuple):
-    """A key spec: our algorithm, KMS's signing algorithm, what stands before the public key in its
-    SubjectPublicKeyInfo, the key's bytes, and the order of the group."""
+    """A key spec: hsmcore's algorithm, KMS's signing algorithm, the bytes before the public key in its
+    SubjectPublicKeyInfo, the public key's length, and the order of the group (0: EdDSA)."""
 
     algorithm: Algorithm
     signing: str
@@ -44,7 +44,7 @@ SPEC_OF: Final[dict[Algorithm, str]] = {form.algorithm: spec for spec, form in F
 
 
 def raw_public_key(form: Form, spki: bytes) -> bytes | None:
-    """The public key in a SubjectPublicKeyInfo: 32 bytes or 0x04 || X || Y; None if it is not of that form."""
+    """Return the public key in a SubjectPublicKeyInfo: 32 bytes or 0x04 || X || Y; None if it is not of that form."""
     key = spki[len(form.prefix) :]
     if not spki.startswith(form.prefix) or len(key) != form.public_bytes:
         return None
@@ -52,8 +52,8 @@ def raw_public_key(form: Form, spki: bytes) -> bytes | None:
 
 
 def raw_signature(form: Form, signature: bytes) -> bytes | None:
-    """64 bytes: as they are, or from an ECDSA-Sig-Value r || s with s made low, as the native core does; None if
-    malformed."""
+    """Return 64 bytes: an EdDSA signature unchanged, or r || s of an ECDSA-Sig-Value with s made low, as in the native
+    core. Return None if malformed."""
     if not form.order:
         return signature if len(signature) == 64 else None
     numbers = _der_integers(signature)
@@ -64,7 +64,7 @@ def raw_signature(form: Form, signature: bytes) -> bytes | None:
 
 
 def _der_integers(data: bytes) -> tuple[int, int] | None:
-    """The two numbers of SEQUENCE { INTEGER, INTEGER }, in DER and positive; None for anything else."""
+    """Return the two numbers of SEQUENCE { INTEGER, INTEGER } if it is DER and they are not negative, else None."""
     if len(data) < 8 or data[0] != 0x30 or data[1] != len(data) - 2 or data[1] > 0x7F:
         return None
     numbers = []
@@ -74,6 +74,6 @@ def _der_integers(data: bytes) -> tuple[int, int] | None:
             return None
         value, rest = rest[2 : 2 + rest[1]], rest[2 + rest[1] :]
         if value[0] & 0x80 or (len(value) > 1 and value[0] == 0 and not value[1] & 0x80):
-            return None  # negative, or longer than need be
+            return None  # negative, or longer than necessary
         numbers.append(int.from_bytes(value))
     return None if rest else (numbers[0], numbers[1])

@@ -1,6 +1,6 @@
-"""HTTP/1.1 connections that are kept, for one host: a request goes out in one write, its answer comes back as bytes.
+"""Persistent HTTP/1.1 connections to one host: each request is one write, and its answer is returned as bytes.
 
-A call that is cancelled closes its connection, so an endpoint that hangs holds nothing. Belongs to one event loop.
+Cancelling a call closes its connection, so an endpoint that hangs holds no resources. Belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 import httptools
 
 MAX_ANSWER: Final = 1 << 20
-"""Bytes of an answer at most; those of KMS have a few thousand."""
+"""Limit of an answer's body, in bytes; those of KMS have a few thousand."""
 
 
 class ConnectFailed(Exception):
-    """No connection could be made: refused, unreachable, in vain for too long, or not who it should be."""
+    """No connection could be made: refused, unreachable, timed out, or the certificate is not trusted."""
 
 
 class ConnectionLost(Exception):
-    """The connection ended, or what came was not HTTP, before there was a whole answer. `kept`: it was one from an
-    earlier call, which the peer may have closed before the request arrived."""
+    """The connection ended, or its data was not HTTP, before the answer was complete. `kept`: the connection was used
+    before, so the peer may have closed it before the request arrived."""
 
     def __init__(self, text: str, kept: bool) -> None:
         super().__init__(text)
@@ -68,7 +68,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None or self._waiter is None:
-            self.close()  # an answer to nothing
+            self.close()  # an answer without a request
             return
         try:
             self._parser.feed_data(data)
@@ -104,7 +104,7 @@ class _Connection(asyncio.Protocol):
 
 
 class HttpPool:
-    """Connections to the host of `url`; each call has one to itself. `connect_timeout` in seconds."""
+    """Connections to the host of `url`; each call has one of its own. `connect_timeout` in seconds."""
 
     def __init__(self, url: str, connect_timeout: float, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
@@ -112,12 +112,11 @@ class HttpPool:
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = tls if parts.scheme == "https" else None
         self._connect_timeout = connect_timeout
-        self._free: list[_Connection] = []  # the one used last goes first, so that surplus ones grow old and end
+        self._free: list[_Connection] = []  # last in, first out, so that surplus connections age and end
         self._taken: set[_Connection] = set()
 
     async def post(self, request: bytes, *, fresh: bool = False) -> Answer:
-        """Send a whole request and wait for its answer; `fresh`: on a new connection. Raises ConnectFailed,
-        ConnectionLost."""
+        """Send a request and return its answer; `fresh`: on a new connection. Raises ConnectFailed, ConnectionLost."""
         connection = await self._take(fresh)
         self._taken.add(connection)
         try:
@@ -153,7 +152,7 @@ class HttpPool:
         return connection
 
     def drop(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         while self._free:
             self._free.pop().close()
 
@@ -162,5 +161,5 @@ class HttpPool:
         self.drop()
         for connection in list(self._taken):
             connection.close()
-        await asyncio.sleep(0)  # closing is done in the loop's next round
+        await asyncio.sleep(0)  # closing happens in the loop's next iteration
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The keys of one KMS member: found and proven, signed with, and proven again after an outage."""
+"""The keys of one KMS member: found, proven, used for signatures, and proven again after an outage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hsmcore.members.kms.client import KmsClient
 from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, raw_public_key, raw_signature
 
 CALL_SECONDS: Final = 30.0
-"""How long anything but a signature may take, repetitions included."""
+"""Timeout, in seconds, of every operation except a signature for a caller, retries included."""
 PROOF: Final = b"hsmcore key test"  # as the native core
 
 
@@ -44,14 +44,14 @@ class KmsKey:
 
 
 class KmsKeys:
-    """The engine's back end, and what it knows of its keys."""
+    """The engine's back end, and its keys."""
 
     def __init__(self, client: KmsClient, concurrency: int, member: str) -> None:
         self.concurrency = concurrency
         self._client, self._member = client, member
         self.by_index: dict[int, KmsKey] = {}
         self.retired: Callable[[int], bool] = lambda _index: False
-        """Whether nothing is signed with a key any more."""
+        """Returns whether a key was retired."""
 
     async def sign(self, key: int, message: bytes) -> bytes:
         """As Backend."""
@@ -78,7 +78,7 @@ class KmsKeys:
         return signature
 
     async def find(self, name: str) -> KmsKey:
-        """The key that an id, ARN or alias names, if it can sign now. Raises KeyNotFound, KeyDeactivated, KeyUnusable,
+        """Find the key of an id, ARN or alias, if it can sign now. Raises KeyNotFound, KeyDeactivated, KeyUnusable,
         AlgorithmUnsupported, PublicKeyMissing."""
         described = (await self.ask("DescribeKey", {"KeyId": name})).get("KeyMetadata")
         described = described if isinstance(described, dict) else {}
@@ -100,8 +100,8 @@ class KmsKeys:
         return KmsKey(arn, identity, form, await self._public_key(arn, form))
 
     async def prove(self, key: KmsKey) -> None:
-        """One signature, verified here: the key is the one that its public key says, and we may use it."""
-        # Of no meaning to anybody, and never the same: it could not pass for a message of the application.
+        """Make one signature and verify it here: the public key fits, and the policy allows signing."""
+        # Meaningless and random, so that it cannot pass for a message of the application.
         message = PROOF + secrets.token_bytes(32)
         async with self._within("Sign"):
             signature = await self._sign(key, message)
@@ -123,19 +123,19 @@ class KmsKeys:
         return public_key
 
     async def prove_again(self) -> None:
-        """Compare every key that may sign with what it was. Raises KeyMismatch, or what keeps KMS from answering."""
+        """Compare every key that may sign with what it was. Raises KeyMismatch, or the error of a request."""
         for held in [held for index, held in self.by_index.items() if not self.retired(index)]:
             try:
                 public_key = await self._public_key(held.arn, held.form)
             except (AlgorithmUnsupported, PublicKeyMissing) as error:
                 raise KeyMismatch(f"key {held.arn} is another one than before", member=self._member) from error
             except (KeyDeactivated, KeyNotFound):
-                continue  # it cannot sign; its requests will hear so
+                continue  # it cannot sign; its requests get that error
             if public_key != held.public_key:
                 raise KeyMismatch(f"key {held.arn} is another one than before", member=self._member)
 
     async def ask(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Any operation, within CALL_SECONDS."""
+        """Call any operation, within CALL_SECONDS."""
         async with self._within(operation):
             return await self._client.call(operation, request)
 
@@ -152,13 +152,13 @@ class KmsKeys:
 
 
 def _names(answer: dict[str, Any], arn: str) -> bool:
-    """Whether an answer is of that key. AWS gives the ARN, as documented; what stands in for it may give the id."""
+    """Return whether an answer is about that key. AWS returns the ARN, as documented; an emulator may return the id."""
     named = answer.get("KeyId")
     return isinstance(named, str) and named in (arn, arn.rpartition("/")[2])
 
 
 def _bytes(value: object) -> bytes:
-    """Base64 as bytes; nothing for what is none."""
+    """Decode base64; b"" for anything else."""
     try:
         return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
     except binascii.Error:

@@ -34,13 +34,13 @@ STOP_SECONDS: Final = 5.0
 PROBE_FIRST: Final = 0.1
 PROBE_MOST: Final = 5.0
 RENEW_SECONDS: Final = 30.0
-"""How often temporary credentials are looked at; the SDK renews them a quarter of an hour before they expire."""
+"""Interval of renewals of temporary credentials; the SDK renews them 15 minutes before they expire."""
 
 
 class KmsMember:
     """Signs with keys in AWS KMS. Belongs to the event loop that starts it.
 
-    Requests run on the loop, without threads; the AWS SDK is asked in a thread, at the start and for new credentials.
+    Requests run on the loop, without threads. The AWS SDK runs in a thread, at the start and to renew credentials.
     """
 
     token = NonExportable(
@@ -52,7 +52,7 @@ class KmsMember:
     def __init__(self, spec: MemberSpec[AwsKmsSettings]) -> None:
         self.name = spec.provider.name
         self.level = spec.level
-        self._provider, self._settings, self._rules = spec.provider, spec.settings, spec.rules
+        self._spec, self._settings = spec, spec.settings
         self._session = AwsSession(spec.settings, self.name)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
         self._pool: HttpPool | None = None
@@ -77,11 +77,11 @@ class KmsMember:
         return _made(self._control)
 
     def require_ready(self) -> None:
-        """Raise ModuleMissing, which says what to install, if the extra's packages are not there."""
-        require_installed(self.name, self._provider.install_hint)
+        """Raise ModuleMissing, with the installation hint, if packages of the extra are missing."""
+        require_installed(self.name, self._spec.provider.install_hint)
 
     async def start(self) -> KeyVersion:
-        """Find credentials, find and prove the key. When it fails or is cancelled, call `stop`. Raises HsmError."""
+        """Find credentials, find and prove the key. After a failure or a cancellation, call `stop`. Raises HsmError."""
         loop = asyncio.get_running_loop()
         surroundings, credentials = await loop.run_in_executor(self._thread, self._session.open)
         self._assemble(surroundings, credentials)
@@ -102,7 +102,7 @@ class KmsMember:
         return key
 
     def _assemble(self, surroundings: Surroundings, credentials: Credentials) -> None:
-        settings, rules = self._settings, self._rules
+        settings = self._settings
         parts = urlsplit(surroundings.url)
         hint = "Check the network to the endpoint (endpointUrl, VPC endpoint, DNS, security group)."
         if surroundings.proxied:
@@ -114,13 +114,8 @@ class KmsMember:
         self._control = KmsControl(self._keys, self.name)
         self._engine = OffloadEngine(
             self._keys,
-            member=self.name,
-            queue_size=rules.queue_size,
-            max_message=rules.max_message_bytes,
-            default_timeout=rules.request_timeout_ms / 1e3,
-            cache_size=rules.max_cache_size,
-            single_flight=rules.single_flight,
-            cache_nondeterministic=rules.cache_non_deterministic,
+            queue_size=self._spec.rules.queue_size,
+            **self._spec.engine_rules(),
             verify_every=VERIFY_EVERY[settings.verify_signatures],
         )
         self._keys.retired = self._engine.is_retired
@@ -161,7 +156,7 @@ class KmsMember:
         _made(self._engine).meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
 
     def _lost(self) -> None:
-        """No connection can be made: nothing is sent until a probe has found KMS, and the keys, as they were."""
+        """Handle a failed connection: nothing is sent until a probe has reached KMS and found the keys unchanged."""
         if self._engine is None or self._probing or not _made(self._keys).by_index:
             return
         self._probing = True
@@ -190,7 +185,7 @@ class KmsMember:
         get_logger().info("member up again", member=self.name)
 
     async def _renew(self) -> None:
-        """Have the SDK look at temporary credentials, in time and away from the loop."""
+        """Have the SDK renew temporary credentials in time, in the member's thread."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(RENEW_SECONDS)
@@ -207,7 +202,7 @@ class KmsMember:
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """Answer everybody, close the connections. Doing it twice is no error."""
+        """Answer every caller and close the connections. Idempotent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""AWS Signature Version 4 for POST requests of one service, with the signing key kept for the day.
+"""AWS Signature Version 4 for POST requests to one service, with the signing key cached for the day.
 
-As the IAM user guide, "Signing AWS API requests", describes it. botocore's signer derives the key anew for every
-request and takes 70 µs for one; this takes about 15.
+See the IAM user guide, "Signing AWS API requests". botocore's signer derives the key for every request and takes 70 µs
+for one; this one takes about 15 µs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 
 
 class Credentials(NamedTuple):
-    """What signs requests. Compared to find out whether they were renewed; never shown."""
+    """Credentials of requests. They are compared to detect a renewal, and never shown."""
 
     access_key: str
     secret_key: str
@@ -27,7 +27,7 @@ class Credentials(NamedTuple):
 
 
 class Signer:
-    """Signs requests to one endpoint. `host` as in the Host header; `path` is URI-encoded already."""
+    """Signs requests to one endpoint. `host` as in the Host header; `path` is already URI-encoded."""
 
     def __init__(self, region: str, service: str, host: str, path: str = "/") -> None:
         self._region, self._service, self._host, self._path = region, service, host, path
@@ -35,7 +35,7 @@ class Signer:
         self._key = b""
 
     def head(self, credentials: Credentials, target: str, body: bytes, now: float | None = None) -> bytes:
-        """The head of an HTTP/1.1 request with `body`, up to the empty line, for the X-Amz-Target `target`."""
+        """Return the head of an HTTP/1.1 request with `body`, including the empty line. `target`: X-Amz-Target."""
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
         day = moment[:8]
         token = credentials.token

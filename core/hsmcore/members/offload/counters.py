@@ -1,4 +1,4 @@
-"""What an OffloadEngine has done, under the native Engine's names."""
+"""The counters of an OffloadEngine, under the native Engine's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES: Final = tuple(dict.fromkeys(kind for _, kind, _ in statuses() if kind !
 
 
 class Meter:
-    """Counters of requests, and how long they took."""
+    """Counters of requests, and histograms of their duration."""
 
     def __init__(self) -> None:
         self.signatures = 0
@@ -33,7 +33,7 @@ class Meter:
         self.failed[error.error_class] = self.failed.get(error.error_class, 0) + 1
 
     def rows(self) -> dict[str, Any]:
-        """As in Engine.stats. Nothing here needs waking, so `wakes` stays 0."""
+        """Return the counters as in Engine.stats. `wakes` is always 0: this engine has no wake-ups."""
         return {
             "signatures": self.signatures,
             "failures": self.failures,

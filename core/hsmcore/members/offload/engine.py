@@ -1,8 +1,8 @@
-"""OffloadEngine: the native Engine's behaviour for what is no PKCS#11 module.
+"""OffloadEngine: the native Engine's behaviour for members without a PKCS#11 module.
 
-A request has any number of waiters: whoever asks for the same signature while it is being made waits for the same
-request, where that is allowed. It ends when the back end answers, when its last waiter's deadline has passed, or, as
-long as the back end has not begun, when nobody waits any more. Everything belongs to one event loop.
+A request has any number of waiters: a caller that asks for a signature that is being made waits for the same request,
+where sharing is allowed. A request ends when the back end answers, when its last waiter's deadline has passed, or,
+before the back end has begun, when it has no waiter left. All methods belong to one event loop.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SWEEP_SECONDS = 0.005
 class OffloadEngine:
     """A SigningEngine (see base.py) in front of a back end.
 
-    At most `queue_size` requests are in flight, and at most the back end's `concurrency` of them with it; the rest wait
-    within their timeouts. `max_message` in bytes, `default_timeout` in seconds. Each `verify_every`-th signature is
-    verified before it is handed out; 0: none, 1: all.
+    At most `queue_size` requests are in flight, of which at most the back end's `concurrency` are with the back end;
+    others wait within their timeouts. `max_message` in bytes, `default_timeout` in seconds. Each `verify_every`-th
+    signature is verified before it is handed out; 0: none, 1: all.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class OffloadEngine:
         self._open = self._down = False
         self._down_status = "TOKEN_LOST"
         self._keys = KeyTable(member, verify_every)
-        self._ready: deque[Request] = deque()  # not begun, in order; those that are not live any more are skipped
+        self._ready: deque[Request] = deque()  # not begun, in order; skip those that are not in _live
         self._live: set[Request] = set()
-        self._of: dict[asyncio.Future[Any], list[Waiter]] = {}  # who has no answer yet
+        self._of: dict[asyncio.Future[Any], list[Waiter]] = {}  # waiters without an answer
         self._idle: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sweep_at = 0
@@ -84,7 +84,7 @@ class OffloadEngine:
         self.completed = self.rejected = self.abandoned = 0
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve the running `loop`: from now on `submit` works, there only."""
+        """Serve the running `loop`: from now on `submit` works, in this loop only."""
         self._loop = loop
         self._thread = threading.get_ident()
         self._open = True
@@ -92,7 +92,7 @@ class OffloadEngine:
     def add_key(
         self, algorithm: Algorithm, public_key: bytes, max_message: int | None = None, limit: str = "its limit"
     ) -> int:
-        """Enter a key into the table. Returns its index: what the back end is asked to sign with. `max_message` is the
+        """Add a key to the table. Returns its index, which the back end gets with each message. `max_message` is the
         back end's own limit in bytes, and `limit` its name."""
         shared = self._sharing.enabled and (self._share_all or algorithm == "ed25519")
         most, name = self._max_message, "maxMessageBytes"
@@ -101,36 +101,36 @@ class OffloadEngine:
         return self._keys.add(KeyRow(algorithm, public_key, shared, most, name))
 
     def retire_key(self, index: int) -> None:
-        """Refuse every further request for this key, also those that are queued, and forget cached signatures."""
+        """Refuse every further request for this key, and the queued ones, and wipe cached signatures."""
         self._keys.row(index).retired = True
         self.clear_cache()
         self._refuse_queued("KEY_DEACTIVATED", index)
 
     def is_retired(self, index: int) -> bool:
-        """Whether nothing is signed with this key any more."""
+        """Return whether the key was retired."""
         return self._keys.row(index).retired
 
     def set_down(self, down: bool, status: str = "TOKEN_LOST") -> None:
-        """While down, requests fail at once with `status`, also those that are queued."""
+        """While down, fail requests immediately with `status`, and the queued ones."""
         self._down = down
         self._down_status = status
         if down:
             self._refuse_queued(status)
 
     def refuse(self) -> None:
-        """Take no further requests."""
+        """Refuse every further request."""
         self._open = False
 
     def idle(self) -> asyncio.Future[None]:
-        """A future that is done when every caller has its answer."""
+        """Return a future that is done when every caller has its answer."""
         if self._idle is None or self._idle.done():
             self._idle = self._attached().create_future()
         self._check_idle()
         return self._idle
 
     async def stop(self, timeout: float) -> int:
-        """Answer whoever still waits with EngineClosed, end every call to the back end. Returns how many of these did
-        not end within `timeout` seconds. Doing it twice is no error."""
+        """Answer every waiting caller with EngineClosed and end every call to the back end. Returns how many of these
+        did not end within `timeout` seconds. Idempotent."""
         self._open = False
         if self._timer is not None:
             self._timer.cancel()
@@ -143,7 +143,7 @@ class OffloadEngine:
         return left
 
     def submit(self, message: object, timeout: float | None = None, key: int = 0) -> bytes | asyncio.Future[bytes]:
-        """Sign one message: its signature if the cache holds it, else a future of it."""
+        """Sign one message. Returns its signature if the cache holds it, else a future of it."""
         loop = self._checked()
         limit = self._default_timeout if timeout is None else timeout_ns(timeout)
         row = self._keys.row(key)
@@ -166,7 +166,7 @@ class OffloadEngine:
     def submit_many(
         self, messages: object, timeout: float | None = None, return_exceptions: bool = False, key: int = 0
     ) -> asyncio.Future[list[Any]]:
-        """Sign a batch: a future of the list of signatures, in order."""
+        """Sign a batch. Returns a future of the list of signatures, in order."""
         loop = self._checked()
         if not isinstance(messages, Iterable):
             raise TypeError(f"{type(messages).__name__!r} object is not iterable")
@@ -174,7 +174,7 @@ class OffloadEngine:
         data = [checked_message(message, row.max_message, row.limit, self._member) for message in messages]
         limit = self._default_timeout if timeout is None else timeout_ns(timeout)
         self._keys.check_active(row)
-        if data:  # a caller that takes what there is in time gets that; else the last one must be in time
+        if data:  # A caller that accepts partial results needs time for one request, any other caller for all of them.
             self._require_time(1 if return_exceptions or row.shared else len(data), limit)
         now = time.monotonic_ns()
         deadline = now + limit
@@ -198,8 +198,8 @@ class OffloadEngine:
         return future
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        """Nobody waits for `future` any more: drop its requests, unless others wait for them or they have begun.
-        Returns whether a signature may exist, or come, all the same."""
+        """Note that the caller of `future` gave up. Drop its requests, unless they have other waiters or have begun.
+        Returns whether a signature may exist or may still be made."""
         self.abandoned += 1
         waiters = self._of.pop(future, [])
         signed = not waiters or any(waiter.answered for waiter in waiters)
@@ -218,21 +218,21 @@ class OffloadEngine:
         return signed
 
     def clear_cache(self) -> None:
-        """Wipe all cached signatures; what is in flight is not kept either, and not joined any more."""
+        """Wipe all cached signatures. Signatures in flight are not cached and not shared any more."""
         self._sharing.clear()
 
     @property
     def in_flight(self) -> int:
-        """Requests that hold a place in the queue or are with the back end."""
+        """Requests that hold a slot in the queue or are with the back end."""
         return min(self._held, self._slots)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a place."""
+        """Requests that wait for a slot."""
         return self._held - self.in_flight
 
     def stats(self) -> dict[str, Any]:
-        """Counters, and the histograms of time with the back end and in the queue as [(upper bound in ns, count)]."""
+        """Return counters, and histograms of time with the back end and in the queue: [(upper bound in ns, count)]."""
         runner = self._runner
         return {
             **self.meter.rows(),
@@ -248,11 +248,11 @@ class OffloadEngine:
         }
 
     def cache_stats(self) -> dict[str, int]:
-        """Counters of the signature cache; all 0 when it is switched off."""
+        """Return counters of the signature cache; all 0 when it is disabled."""
         return self._sharing.stats()
 
     def _oldest_queued(self) -> int:
-        """Nanoseconds; 0: none waits. From any thread."""
+        """Return the age of the oldest queued request in nanoseconds; 0: none is queued. Any thread."""
         for request in self._ready.copy():
             if request in self._live:
                 return time.monotonic_ns() - request.submitted
@@ -266,7 +266,7 @@ class OffloadEngine:
         return error_of(status, member=self._member)
 
     def _require_time(self, count: int, limit: int) -> None:
-        """Raise if so many more requests cannot be answered within `limit` nanoseconds."""
+        """Raise HsmError if `count` more requests cannot be answered within `limit` nanoseconds."""
         if self._admission.refuses(self._held, count, limit):
             self.meter.refused += 1
             raise error_of("QUEUE_FULL", detail=self._admission.describe(self._held, limit), member=self._member)
@@ -301,12 +301,12 @@ class OffloadEngine:
             self._sharing.begin(request)
 
     def _next(self) -> Request | None:
-        """The next request that somebody waits for. For the runner."""
+        """Return the next request that has a waiter, for the runner."""
         while self._ready:
             request = self._ready.popleft()
             if request not in self._live:
                 continue
-            if request.gone:  # cancelled without a word
+            if request.gone:  # cancelled without a call of `abandon`
                 self.meter.cancelled += 1
                 self._forget_answered(waiter.future for waiter in request.waiters)
                 self._drop(request)
@@ -318,7 +318,7 @@ class OffloadEngine:
         return None
 
     def _finish(self, request: Request, result: bytes | HsmError) -> None:
-        """Take what the back end answered. For the runner."""
+        """Handle the back end's answer, for the runner."""
         now = time.monotonic_ns()
         self.meter.hsm_ns.add(now - request.begun)
         self._admission.note(now, 1, bool(self._ready))
@@ -364,7 +364,7 @@ class OffloadEngine:
             self._idle.set_result(None)
 
     def _watch(self, loop: asyncio.AbstractEventLoop, deadline: int) -> None:
-        """Make sure that deadlines are looked at when this one passes."""
+        """Schedule a sweep no later than this deadline."""
         if self._sweep_at and self._sweep_at <= deadline:
             return
         if self._timer is not None:
@@ -373,7 +373,7 @@ class OffloadEngine:
         self._timer = loop.call_later(max(SWEEP_SECONDS, (deadline - time.monotonic_ns()) / NS), self._sweep, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer every waiter whose deadline has passed, and plan the next look."""
+        """Answer every waiter whose deadline has passed, and schedule the next sweep."""
         self._timer, self._sweep_at = None, 0
         now = time.monotonic_ns()
         soonest: list[int] = []

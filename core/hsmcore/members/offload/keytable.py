@@ -1,4 +1,4 @@
-"""The keys that an OffloadEngine signs with, by index, and the verification of what comes back."""
+"""The keys that an OffloadEngine signs with, by index, and verification of the back end's signatures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNATURE_BYTES = 64
 
 @dataclass(slots=True)
 class KeyRow:
-    """`shared`: identical requests may get the same signature. `limit`: what `max_message` (bytes) comes from."""
+    """`shared`: identical requests may get the same signature. `limit`: the name of the limit `max_message` (bytes)."""
 
     algorithm: Algorithm
     public_key: bytes
@@ -32,23 +32,23 @@ class KeyTable:
         self._since_verified = 0
 
     def add(self, row: KeyRow) -> int:
-        """Returns the row's index."""
+        """Add a row and return its index."""
         self._rows.append(row)
         return len(self._rows) - 1
 
     def row(self, index: int) -> KeyRow:
-        """Raises BadArgument."""
+        """Return the row of an index. Raises BadArgument."""
         if not 0 <= index < len(self._rows):
             raise BadArgument(f"no key with index {index}", member=self._member)
         return self._rows[index]
 
     def check_active(self, row: KeyRow) -> None:
-        """Raises KeyDeactivated."""
+        """Raise KeyDeactivated if the key was retired."""
         if row.retired:
             raise error_of("KEY_DEACTIVATED", member=self._member)
 
     def judged(self, index: int, message: bytes, signature: bytes) -> bytes | HsmError:
-        """The signature if it may be handed out, else the error."""
+        """Return the signature if it may be handed out, else the error."""
         if len(signature) != SIGNATURE_BYTES:
             return error_of("SIGNATURE_MALFORMED", member=self._member)
         self._since_verified += 1

@@ -1,4 +1,4 @@
-"""An engine whose signatures are recorded from Python: for members that the native core does not serve."""
+"""An engine whose signatures are recorded from Python, for members that the native core does not serve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class RecordedEngine:
-    """A SigningEngine (see base.py) around an OffloadEngine. Until `record_in` it only passes on."""
+    """A SigningEngine (see base.py) around an OffloadEngine. Records nothing before `record_in`."""
 
     def __init__(self, inner: OffloadEngine, member: str, level: str) -> None:
         self.inner = inner
@@ -36,12 +36,12 @@ class RecordedEngine:
         self.cache_stats = inner.cache_stats
 
     def name_key(self, version: KeyVersion) -> KeyVersion:
-        """Say in records of this key which it is. Returns it."""
+        """Name this key in its records. Returns `version`."""
         self._keys[version.index] = version
         return version
 
     def record_in(self, audit: AuditLog) -> None:
-        """From now on every signature is recorded, and handed out once its record is kept."""
+        """Record every signature from now on, and hand it out when its record is durable."""
         self._audit = audit
 
     @property
@@ -76,13 +76,14 @@ class RecordedEngine:
     ) -> asyncio.Future[list[Any]]:
         if self._audit is None or extra == b"":
             return self.inner.submit_many(messages, timeout, return_exceptions, key)
-        batch: Any = list(messages) if isinstance(messages, Iterable) else messages  # the engine refuses it then
+        batch: Any = list(messages) if isinstance(messages, Iterable) else messages  # the engine refuses it below
         future = self.inner.submit_many(batch, timeout, True, key)
         data = [freeze(message) for message in batch]
         return self._spawn(self._batch(data, future, key, extra, return_exceptions))
 
     def abandon(self, future: asyncio.Future[Any]) -> bool:
-        return self.inner.abandon(future)  # of a task of ours it knows nothing: cancelling that has done it already
+        # Of a future of `_spawn` the engine knows nothing: cancelling it has abandoned the inner one.
+        return self.inner.abandon(future)
 
     def idle(self) -> asyncio.Future[None]:
         return asyncio.ensure_future(self._idle())
@@ -93,7 +94,7 @@ class RecordedEngine:
             await asyncio.wait(set(self._tasks))
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """A future of what the coroutine returns. Whoever settles the future first ends the work."""
+        """Return a future of the coroutine's result. Settling the future ends the coroutine."""
         loop = asyncio.get_running_loop()
         outer: asyncio.Future[T] = loop.create_future()
         task = loop.create_task(work)
@@ -112,7 +113,7 @@ class RecordedEngine:
                 outer.set_result(task.result())
 
         task.add_done_callback(ended)
-        outer.add_done_callback(lambda _outer: task.cancel())  # nothing, if it has ended
+        outer.add_done_callback(lambda _outer: task.cancel())  # without effect if the task has ended
         return outer
 
     async def _first(self, receipt: Awaitable[tuple[bytes, int | None, bool]]) -> bytes:

@@ -1,4 +1,4 @@
-"""What waits in an OffloadEngine, and the checks on what callers hand in; the native Engine's rules, in Python."""
+"""The requests of an OffloadEngine, and the checks of arguments: the native Engine's rules, in Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NS = 1_000_000_000
 
 
 def checked_message(message: object, most: int, limit: str, member: str) -> bytes:
-    """The message as bytes. `limit` names what allows `most` bytes. Raises InvalidMessage, MessageTooLarge."""
+    """Return the message as bytes. `limit` names the limit `most` (bytes). Raises InvalidMessage, MessageTooLarge."""
     data = freeze(message)
     if not data:
         raise EmptyMessage("a message must have at least one byte", member=member)
@@ -23,7 +23,7 @@ def checked_message(message: object, most: int, limit: str, member: str) -> byte
 
 
 class Waiter:
-    """Who gets one answer: the future of a `submit`."""
+    """The receiver of one answer: the future of a `submit`."""
 
     __slots__ = ("deadline", "future", "request")
 
@@ -34,12 +34,12 @@ class Waiter:
 
     @property
     def answered(self) -> bool:
-        """Whether any of what belongs together has an answer."""
+        """Whether any request of the same batch has an answer."""
         return False
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the caller has given up or has its answer."""
         return self.future.done()
 
     def answer(self, signature: bytes) -> None:
@@ -52,7 +52,7 @@ class Waiter:
 
 
 class Batch:
-    """The answers of one `submit_many`, as they come in."""
+    """The answers of one `submit_many`, as they arrive."""
 
     __slots__ = ("future", "remaining", "results", "return_exceptions", "waiters")
 
@@ -98,9 +98,9 @@ class BatchItem(Waiter):
 
 
 class Request:
-    """One call to the back end, and everybody who waits for its answer.
+    """One call to the back end, and its waiters.
 
-    `deadline` is the latest one among its waiters'; `generation` is the cache's at the beginning. Times are those of
+    `deadline` is the latest of its waiters' deadlines; `generation` is the cache's at the start. Times are those of
     time.monotonic_ns.
     """
 
@@ -123,18 +123,18 @@ class Request:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether no waiter is left."""
         return all(waiter.gone for waiter in self.waiters)
 
     def take_overdue(self, now: int) -> list[Waiter]:
-        """Part from those whose deadline has passed."""
+        """Remove and return the waiters whose deadline has passed."""
         overdue = [waiter for waiter in self.waiters if waiter.deadline <= now]
         if overdue:
             self.waiters = [waiter for waiter in self.waiters if waiter.deadline > now]
         return overdue
 
     def settle(self, result: bytes | HsmError) -> list[asyncio.Future[Any]]:
-        """Give everybody the result. Returns their futures; a batch's may still wait for others."""
+        """Give every waiter the result. Returns their futures; a batch's future may still wait for other positions."""
         waiters, self.waiters = self.waiters, []
         for position, waiter in enumerate(waiters):
             if isinstance(result, bytes):

@@ -1,4 +1,4 @@
-"""How an OffloadEngine's requests are run: as tasks that wait for something, or at once in slices of the event loop."""
+"""The runners of an OffloadEngine's requests: one task for each request, or slices of the event loop's time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hsmcore.errors import HsmError, InternalError, error_of
 from hsmcore.members.offload.requests import Request
 
 STUCK_SECONDS = 0.05
-"""How long a back end has to heed a cancellation before its call counts as stuck for good."""
+"""Seconds within which a back end must obey a cancellation; after that its call counts as stuck."""
 SLICE_NS = 500_000
-"""How long an instant back end signs before the event loop gets its turn."""
+"""Nanoseconds that an instant back end signs before it yields to the event loop."""
 
 Take = Callable[[], Request | None]
 Finish = Callable[[Request, bytes | HsmError], None]
@@ -22,26 +22,25 @@ Finish = Callable[[Request, bytes | HsmError], None]
 
 @runtime_checkable
 class InstantBackend(Protocol):
-    """Signs at once, in the event loop: for keys in memory."""
+    """Signs synchronously in the event loop: for keys in memory."""
 
     def sign_now(self, key: int, message: bytes) -> bytes:
-        """The signature, 64 bytes. Raises HsmError."""
+        """Return the signature, 64 bytes. Raises HsmError."""
 
 
 class Backend(Protocol):
-    """Signs by waiting for something else."""
+    """Signs asynchronously."""
 
     concurrency: int
-    """How many calls it takes at once."""
+    """Calls that may be under way at once."""
 
     def sign(self, key: int, message: bytes) -> Coroutine[Any, Any, bytes]:
-        """The signature, 64 bytes. Raises HsmError. It is cancelled when the deadline has passed and at the stop, and
-        must then let go of what it was waiting for. `key` is what `add_key` returned."""
+        """Return the signature, 64 bytes. Raises HsmError. The call is cancelled when its deadline has passed and at
+        the stop, and must then release its resources. `key` is what `add_key` returned."""
 
 
 class TaskRunner:
-    """A task for each request, `concurrency` of them at most. `take` gives the next request, or None; `finish` takes
-    each one's result."""
+    """A task for each request, at most `concurrency` at once. `take` returns the next request or None."""
 
     def __init__(self, backend: Backend, most: int, member: str, take: Take, finish: Finish) -> None:
         self.workers = min(backend.concurrency, most)
@@ -50,7 +49,7 @@ class TaskRunner:
         self._tasks: dict[Request, asyncio.Task[bytes]] = {}
         self._expired: set[Request] = set()
         self.clogged = False
-        """Whether calls that do not end, past every deadline, are all that there is room for."""
+        """Whether calls past their deadlines occupy every worker."""
 
     @property
     def busy(self) -> int:
@@ -61,7 +60,7 @@ class TaskRunner:
         return len(self._expired)
 
     def oldest(self) -> int:
-        """Nanoseconds that the oldest call has lasted; 0: there is none. From any thread."""
+        """Return the age of the oldest call in nanoseconds; 0: there is none. Any thread."""
         request = next(iter(self._tasks.copy()), None)
         return 0 if request is None else time.monotonic_ns() - request.begun
 
@@ -69,10 +68,10 @@ class TaskRunner:
         return request in self._tasks
 
     def pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin what there is room for."""
+        """Begin requests while there is a free worker."""
         while len(self._tasks) < self.workers and (request := self._take()) is not None:
             task = self._tasks[request] = loop.create_task(self._sign(request.key, request.message))
-            # Not a coroutine around it: of a task that is cancelled before its first step nothing runs but this.
+            # No coroutine around it: if a task is cancelled before its first step, only its callback runs.
             task.add_done_callback(functools.partial(self._done, request, loop))
 
     def _done(self, request: Request, loop: asyncio.AbstractEventLoop, task: asyncio.Task[bytes]) -> None:
@@ -85,17 +84,17 @@ class TaskRunner:
 
     def _outcome(self, task: asyncio.Task[bytes]) -> bytes | HsmError:
         if task.cancelled():
-            return error_of("CANCELLED", member=self._member)  # by ourselves: whoever waited has an answer
+            return error_of("CANCELLED", member=self._member)  # by the engine: every waiter has an answer
         error = task.exception()
         if error is None:
             return task.result()
         if isinstance(error, HsmError):
             return error
-        # A caller must get an answer whatever a back end raises; its text may say anything.
+        # A caller gets an answer whatever the back end raises. The error's text is untrusted.
         return InternalError(f"the back end raised {type(error).__name__}", member=self._member)
 
     def expire(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        """Nobody waits for the request any more and its time is up: end its task."""
+        """Cancel the task of a request whose last deadline has passed."""
         self._expired.add(request)
         self._tasks[request].cancel()
         loop.call_later(STUCK_SECONDS, self._look_at_expired)
@@ -104,7 +103,7 @@ class TaskRunner:
         self.clogged = len(self._expired) >= self.workers
 
     async def stop(self, timeout: float) -> int:
-        """End every task. Returns how many did not end within `timeout` seconds."""
+        """Cancel every task. Returns how many did not end within `timeout` seconds."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -112,7 +111,7 @@ class TaskRunner:
 
 
 class InstantRunner:
-    """Signs in the event loop, a slice of its time after the other."""
+    """Signs in the event loop, one time slice after the other."""
 
     workers = 1
     busy = stuck = 0
@@ -129,7 +128,7 @@ class InstantRunner:
         return False
 
     def pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Sign what waits: later, so that a caller in a loop of its own does not keep the event loop to itself."""
+        """Schedule a slice: it does not run immediately, so that a caller that submits in a loop starves nothing."""
         if self._handle is None:
             self._handle = loop.call_soon(self._slice, loop)
 
@@ -147,10 +146,10 @@ class InstantRunner:
                 break
 
     def expire(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        raise NotImplementedError  # it has no request when anybody looks
+        raise NotImplementedError  # no request is with this runner when the engine sweeps
 
     async def stop(self, _timeout: float) -> int:
-        """Sign nothing more."""
+        """Cancel the next slice."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

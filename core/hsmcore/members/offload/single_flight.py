@@ -1,4 +1,4 @@
-"""One signature for several requests: the cache, and single-flight. The memory is the native core's, which wipes it."""
+"""One signature for several requests: the cache, and single-flight. The native core owns and wipes the memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from hsmcore.members.offload.requests import Request
 
 
 class SingleFlight:
-    """What identical requests share: a cache of `cache_size` signatures (0: none), and with a cache or `single_flight`
-    also what is in flight."""
+    """A cache of `cache_size` signatures (0: none) and, with a cache or `single_flight`, the requests in flight."""
 
     def __init__(self, cache_size: int, single_flight: bool) -> None:
         self.enabled = cache_size > 0 or single_flight
@@ -18,7 +17,7 @@ class SingleFlight:
         self._looked = dict.fromkeys(("hits", "misses", "joined"), 0)
 
     def look_up(self, key: int, message: bytes) -> bytes | Request | None:
-        """The signature, or the request that is making it, or None."""
+        """Return the signature, or the request that is making it, or None."""
         flight = self._flights.get((key, message))
         if flight is not None:
             self._looked["joined"] += 1
@@ -28,7 +27,7 @@ class SingleFlight:
         return held
 
     def begin(self, request: Request) -> None:
-        """From now on the request may be joined."""
+        """Allow other requests to join this one."""
         self._flights[request.key, request.message] = request
 
     def keep(self, request: Request, signature: bytes) -> None:
@@ -37,25 +36,25 @@ class SingleFlight:
             self._cache.put(request.key, request.message, signature)
 
     def end(self, request: Request) -> None:
-        """The request may not be joined any more."""
+        """Forbid other requests to join this one."""
         where = request.key, request.message
         if self._flights.get(where) is request:
             del self._flights[where]
 
     def clear(self) -> None:
-        """Wipe the signatures; what is in flight is not kept either, and not joined any more."""
+        """Wipe the signatures. Those in flight are not cached and not joined any more."""
         self.generation += 1
         self._flights.clear()
         if self._cache is not None:
             self._cache.clear()
 
     def close(self) -> None:
-        """Wipe everything and give the memory back."""
+        """Wipe everything and free the memory."""
         self.clear()
         self._cache = None
 
     def stats(self) -> dict[str, int]:
-        """As Engine.cache_stats."""
+        """Return the counters as in Engine.cache_stats."""
         counted = {"evictions": 0, "entries": 0, "bytes": 0} if self._cache is None else self._cache.stats()
         kept = {name: counted[name] for name in ("evictions", "entries", "bytes")}
         if not self.enabled:
