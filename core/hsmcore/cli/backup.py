@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import shown_key
 from hsmcore.cli.output import FAILED, BadUsage, note, when
 from hsmcore.cli.recorded import key_fields, recorded
@@ -31,8 +32,7 @@ RecoveryOption = Annotated[
 ]
 
 
-@app.command("list", short_help="List the backups at backupLocation.")
-@common_options
+@command(app, "List the backups at backupLocation.", "list")
 def list_(cli: Invocation) -> None:
     """List the backups at keyRotation.backupLocation, with the faults of each.
 
@@ -43,8 +43,7 @@ def list_(cli: Invocation) -> None:
     _print(cli, *asyncio.run(_look(cli.config, None)))
 
 
-@app.command(short_help="Verify backups without importing anything.")
-@common_options
+@command(app, "Verify backups without importing anything.")
 def verify(
     cli: Invocation,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one (default: all).")] = None,
@@ -57,22 +56,18 @@ def verify(
 
     Example: hsmcore backup verify --recovery-key recovery.key
     """
-    from hsmcore.rotation.backup.inspect import Found, opens
+    from hsmcore.rotation.backup.inspect import opens
 
     found, rows = asyncio.run(_look(cli.config, name))
-    if recovery_key is not None:
-        judged = []
-        for file in found:
-            sealed = file.problem is None and file.statement is not None and file.statement.method == "sealed"
-            bad = sealed and file.statement is not None and not opens(file.statement, _recovery(recovery_key))
-            problem = "the recovery key does not open it" if bad else file.problem
-            judged.append(Found(file.name, file.statement, file.sha256, problem))
-        found = judged
+    for index, file in enumerate(found):
+        if recovery_key is None or file.statement is None or file.problem or file.statement.method != "sealed":
+            continue
+        if not opens(file.statement, _recovery(recovery_key)):
+            found[index] = replace(file, problem="the recovery key does not open it")
     _print(cli, found, rows)
 
 
-@app.command(short_help="Put a key back on the token.")
-@common_options
+@command(app, "Put a key back on the token.")
 def restore(
     cli: Invocation,
     name: NameArgument,

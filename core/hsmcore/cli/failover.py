@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.store import on_levels
@@ -27,8 +27,7 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept wit
 MemberArgument = Annotated[str, typer.Argument(metavar="MEMBER", help="The member's name, as in `failover status`.")]
 
 
-@app.command(short_help="Show how the levels and their members stand.")
-@common_options
+@command(app, "Show how the levels and their members stand.")
 def status(cli: Invocation) -> None:
     """Show how the levels and their members stand, as the running key managers last said.
 
@@ -60,8 +59,7 @@ def status(cli: Invocation) -> None:
         print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
 
 
-@app.command(short_help="Show what happened.")
-@common_options
+@command(app, "Show what happened.")
 def history(
     cli: Invocation,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the latest.")] = 50,
@@ -90,8 +88,7 @@ def history(
     )  # fmt: skip
 
 
-@app.command(short_help="Take a member out of service, or put it back.")
-@common_options
+@command(app, "Take a member out of service, or put it back.")
 def drain(
     cli: Invocation,
     member: MemberArgument,
@@ -107,8 +104,7 @@ def drain(
     _wish(cli, f"drain:{member}", None if undo else "yes", reason, member=member)
 
 
-@app.command(short_help="Try a member again that is out.")
-@common_options
+@command(app, "Try a member again that is out.")
 def readmit(cli: Invocation, member: MemberArgument, reason: ReasonOption = "") -> None:
     """Have the running key managers try a member again that is out, also one that is fenced for another key, a refused
     login or an unusable module. It logs in again, must hold a key that may sign, and serves after three good probes.
@@ -122,8 +118,7 @@ def readmit(cli: Invocation, member: MemberArgument, reason: ReasonOption = "") 
     _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
 
 
-@app.command(short_help="Prefer a level, or end that.")
-@common_options
+@command(app, "Prefer a level, or end that.")
 def force(
     cli: Invocation,
     level: Annotated[str, typer.Argument(metavar="LEVEL", help="primary, secondary or emergency; or none.")],

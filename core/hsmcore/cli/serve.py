@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import note
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hsmcore.serve import Site
 
 
-@common_options
 def serve(
     cli: Invocation,
     listen: Annotated[

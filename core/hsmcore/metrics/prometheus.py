@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client import Metric as Family
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -11,7 +12,10 @@ from prometheus_client.registry import Collector
 from hsmcore.metrics.catalog import METRICS, Metric
 from hsmcore.metrics.reading import BOUNDS, Buckets, Reading
 
-_LE = tuple(map(repr, BOUNDS))
+_LE: Final = tuple(map(repr, BOUNDS))
+_FAMILIES: Final[dict[str, Callable[..., Family]]] = {
+    "counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily
+}  # fmt: skip
 
 
 class ManagerCollector(Collector):
@@ -41,8 +45,4 @@ class ManagerCollector(Collector):
 
 
 def _family(metric: Metric) -> Family:
-    if metric.kind == "histogram":
-        return HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-    if metric.kind == "counter":
-        return CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+    return _FAMILIES[metric.kind](metric.name, metric.help, labels=metric.labels)
