@@ -1,12 +1,14 @@
-"""The check that every provider has: its configuration is complete and its secret is available."""
+"""Checks of several kinds of providers: the configuration with its secret, and the pinned public key."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from hsmcore.doctor.report import Step, failed, ok, warn
+from hsmcore.base58 import base58
+from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.doctor.subject import Subject
 from hsmcore.errors import HsmError
+from hsmcore.statuses import STATUSES
 
 
 def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] | None) -> Iterator[Step]:
@@ -37,3 +39,15 @@ def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] 
         yield warn("configuration", f"{where}.config holds a secret in plain text", hint)
     else:
         yield ok("configuration", f"complete at {where}")
+
+
+def compare_public_key(algorithm: str | None, key: bytes, pinned: str | None) -> Step:
+    """Compare a public key with the one in hexadecimal that the configuration pins, if any."""
+    shown = key.hex()
+    data = {"publicKey": shown} | ({"address": base58(key)} if algorithm == "ed25519" else {})
+    if pinned is None:
+        return ok("public-key", f"{data.get('address', shown)} (not pinned: publicKey would)", **data)
+    if pinned.lower() != shown:
+        found = f"{shown}, and publicKey pins {pinned.lower()}"
+        return fail("public-key", found, STATUSES["KEY_MISMATCH"].hint, **data)
+    return ok("public-key", f"{data.get('address', shown)}, as pinned", **data)

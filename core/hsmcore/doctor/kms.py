@@ -8,9 +8,8 @@ from contextlib import closing
 from typing import Any, Final
 
 from hsmcore._native import verify
-from hsmcore.base58 import base58
 from hsmcore.config import AwsKmsSettings
-from hsmcore.doctor.common import check_configuration
+from hsmcore.doctor.common import check_configuration, compare_public_key
 from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
 from hsmcore.doctor.subject import Begun, Subject
 from hsmcore.members.kms.forms import FORMS, Form, raw_public_key, raw_signature
@@ -142,15 +141,10 @@ def _public_key(client: Any, settings: AwsKmsSettings, form: Form) -> tuple[Step
     if key is None:
         text = f"KMS gave {len(der)} bytes that are no {form.algorithm} key"
         raise _Stop(fail("public-key", text, "Look at the key."))
-    data = {"publicKey": key.hex()}
-    if form.algorithm == "ed25519":
-        data["address"] = base58(key)
-    shown = data.get("address", key.hex())
-    pinned = settings.public_key_bytes
-    if pinned is not None and pinned != key:
-        text = f"{shown}, and publicKey pins {pinned.hex()}"
-        raise _Stop(fail("public-key", text, STATUSES["KEY_MISMATCH"].hint, **data))
-    return ok("public-key", f"{shown}, {'as pinned' if pinned else 'not pinned: publicKey would'}", **data), key
+    step = compare_public_key(form.algorithm, key, settings.public_key)
+    if step.outcome == "fail":
+        raise _Stop(step)
+    return step, key
 
 
 def _signature(client: Any, settings: AwsKmsSettings, form: Form, public_key: bytes) -> Iterator[Step]:

@@ -27,7 +27,6 @@ _SIGN_SHARE: Final = 0.8
 """The share of a check's time that a signature gets, so that the child reports a hanging C_Sign before it is killed."""
 _START_SECONDS: Final = 30.0
 """Timeout of the child's start, which depends on the machine and not on the module."""
-_NEEDED_BY_KEY: Final = ("key", "public-key")
 
 
 def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
@@ -182,7 +181,7 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
 
 
 def _identity(found: dict[str, Step]) -> Identity | None:
-    key, public = (found.get(name) for name in _NEEDED_BY_KEY)
+    key, public = found.get("key"), found.get("public-key")
     if key is None or public is None or not isinstance(key.data.get("algorithm"), str):
         return None
     data: dict[str, Any] = key.data

@@ -49,9 +49,7 @@ def read_client(path: str) -> list[ClientCluster] | None:
     except (OSError, ValueError) as error:
         raise ClientUnreadable(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        document = json.loads(raw)
-        clusters = document["clusters"]
-        return [_cluster(cluster) for cluster in clusters]
+        return [_cluster(cluster) for cluster in json.loads(raw)["clusters"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ClientUnreadable(
             f"{path} is not what configure-pkcs11 writes: no list of clusters with servers"
@@ -99,11 +97,8 @@ def _cluster(cluster: dict[str, Any]) -> ClientCluster:
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
 
 

@@ -55,25 +55,21 @@ class AwsSession:
     def _surroundings(self) -> Surroundings:
         from botocore.utils import get_environ_proxies
 
-        region = self._region()
+        settings = self._settings
+        region = settings.region or settings.arn_region or self._session.get_config_variable("region")
+        if region is None:
+            fault = ConfigFault(f"{settings.where}.region", "is required: nothing else names it")
+            raise ConfigurationError.of([fault])
         client = self._session.create_client(
             "kms",
             region_name=region,
-            endpoint_url=self._settings.endpoint_url,
+            endpoint_url=settings.endpoint_url,
             aws_access_key_id="unused",  # the client sends nothing: only its endpoint is read
             aws_secret_access_key="unused",
         )
         url: str = client.meta.endpoint_url
         client.close()
         return Surroundings(region, url, self._tls(url), bool(get_environ_proxies(url)))
-
-    def _region(self) -> str:
-        settings = self._settings
-        named = settings.region or settings.arn_region or self._session.get_config_variable("region")
-        if named is None:
-            fault = ConfigFault(f"{settings.where}.region", "is required: nothing else names it")
-            raise ConfigurationError.of([fault])
-        return str(named)
 
     def _tls(self, url: str) -> ssl.SSLContext | None:
         from botocore.httpsession import get_cert_path
