@@ -103,11 +103,10 @@ def _shown(config: Config, options: object, members: Levels) -> DoctorReport:
     return report
 
 
-def _print(text: str, status: Status | None = None) -> None:
-    if status is not None:
-        status.stop()
+def _print(text: str, status: Status) -> None:
+    status.stop()
     print(text, flush=True)
-    if status is not None and sys.stderr.isatty():
+    if sys.stderr.isatty():
         status.start()
 
 

@@ -27,7 +27,7 @@ class HandoverKey:
         return self.version.public_key
 
     async def sign(self, message: bytes) -> bytes:
-        """64 bytes, made by the HSM."""
+        """Sign a message in the HSM. Returns 64 bytes."""
         return await self._sign(self.version, message)
 
 

@@ -42,7 +42,7 @@ class Authority(Protocol):
         """The present authority; None: it has none, for good."""
 
     def move(self, account: Account, holder: Pubkey, to: Pubkey) -> Instruction:
-        """The instructions that make it obey `to`."""
+        """Return the instruction that makes it obey `to`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def pending(run: Run, until_ns: int) -> Run:
 def failed(run: Run, now_ns: int) -> Run:
     """Note that the step failed. Before the switch every step is undone, with a possible effect of this one. A step
     that cannot be undone is tried again, later each time."""
-    if run.status == "running" and NAMES.index(run.step) < _SWITCH:
+    if can_abort(run):
         return _undo_from(run, NAMES.index(run.step))
     tries = run.tries + 1
     return replace(run, tries=tries, wait_ns=now_ns + min(SECOND * 2 ** min(tries, 12), 3600 * SECOND))
@@ -108,9 +108,7 @@ def failed(run: Run, now_ns: int) -> Run:
 
 def abort(run: Run) -> Run:
     """End the rotation on request. Once the key was switched this changes nothing."""
-    if run.status != "running" or NAMES.index(run.step) >= _SWITCH:
-        return run
-    return _undo_from(replace(run, aborted=True), NAMES.index(run.step))
+    return _undo_from(replace(run, aborted=True), NAMES.index(run.step)) if can_abort(run) else run
 
 
 def can_abort(run: Run) -> bool:

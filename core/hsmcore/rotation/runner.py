@@ -65,52 +65,45 @@ class Runner:
             rotation = await self._step(rotation, action)
 
     async def _step(self, rotation: Rotation, action: machine.Action) -> Rotation:
-        undoing, resumed = action.kind == "undo", rotation.run.begun
-        effects = EFFECTS[action.step]
+        step, undoing, resumed = action.step, action.kind == "undo", rotation.run.begun
+        effects = EFFECTS[step]
         effect = effects.undo if undoing else effects.do
-        point = f"{action.kind}:{action.step}"
+        point = f"{action.kind}:{step}"
         try:
-            if not rotation.run.begun:
+            if not resumed:
                 self.trace(f"{point}:before")
-                planned = (
-                    Done() if undoing or effects.plan is None else await effects.plan(await self.context(rotation))
-                )
-                rotation = await self.rotations.record(
-                    rotation.id, machine.begun(rotation.run), action.step, "undoing" if undoing else "begun",
-                    planned.details, also=planned.also,
-                )  # fmt: skip
+                plan = Done() if undoing or effects.plan is None else await effects.plan(await self.context(rotation))
+                begun = machine.begun(rotation.run)
+                outcome = "undoing" if undoing else "begun"
+                rotation = await self.rotations.record(rotation.id, begun, step, outcome, plan.details, also=plan.also)
                 self.trace(f"{point}:begun")
-            outcome = (
-                skipped("nothing to undo")
-                if effect is None
-                else await effect(replace(await self.context(rotation), resumed=resumed))
-            )
+            if effect is None:
+                result: Done | Pending = skipped("nothing to undo")
+            else:
+                result = await effect(replace(await self.context(rotation), resumed=resumed))
             self.trace(f"{point}:effect")
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  # a handover is the application's code: whatever it raises
-            return await self._fail(rotation, action, error)
-        if isinstance(outcome, Pending):
-            run = machine.pending(rotation.run, outcome.until_ns)
-            if self.waited.get(rotation.id) == outcome.details:
+            return await self._fail(rotation, step, error)
+        if isinstance(result, Pending):
+            run = machine.pending(rotation.run, result.until_ns)
+            if self.waited.get(rotation.id) == result.details:
                 return replace(rotation, run=run)
-            self.waited[rotation.id] = outcome.details
-            return await self.rotations.record(rotation.id, run, action.step, "waiting", outcome.details)
-        rotation = await self.rotations.record(
-            rotation.id, machine.done(rotation.run, outcome.wait_ns), action.step, "undone" if undoing else "done",
-            outcome.details, also=outcome.also,
-        )  # fmt: skip
-        if outcome.then is not None:
-            outcome.then()
+            self.waited[rotation.id] = result.details
+            return await self.rotations.record(rotation.id, run, step, "waiting", result.details)
+        run, outcome = machine.done(rotation.run, result.wait_ns), "undone" if undoing else "done"
+        rotation = await self.rotations.record(rotation.id, run, step, outcome, result.details, also=result.also)
+        if result.then is not None:
+            result.then()
         self.trace(f"{point}:recorded")
         return rotation
 
-    async def _fail(self, rotation: Rotation, action: machine.Action, error: Exception) -> Rotation:
+    async def _fail(self, rotation: Rotation, step: str, error: Exception) -> Rotation:
         text = str(error.args[0]) if isinstance(error, HsmError) and error.args else f"{type(error).__name__}: {error}"
-        get_logger().error("a step of a rotation failed", rotation=rotation.id, step=action.step, error=text)
+        get_logger().error("a step of a rotation failed", rotation=rotation.id, step=step, error=text)
         run = machine.failed(rotation.run, self.clock())
-        rotation = await self.rotations.record(
-            rotation.id, run, action.step, "failed", {"error": text}, error=f"{action.step}: {text}"
-        )
-        await self.failed(rotation, action.step, error)
+        details = {"error": text}
+        rotation = await self.rotations.record(rotation.id, run, step, "failed", details, error=f"{step}: {text}")
+        await self.failed(rotation, step, error)
         return rotation

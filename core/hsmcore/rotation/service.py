@@ -106,8 +106,8 @@ class RotationService:
         return pinned(self._config, current)
 
     async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
-        """The members run and `started` signs: let the ring's current key sign, then continue an unfinished rotation.
-        Raises KeyMismatch if the ring does not have the configured key."""
+        """Let the ring's current key sign, then continue an unfinished rotation. The members run and `started` signs
+        already. Raises KeyMismatch if the ring does not have the configured key."""
         self._port = port
         holders = [member.name for member in port.holders()]
         current = await self.keys.begin(
@@ -123,7 +123,7 @@ class RotationService:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """End; a rotation under way continues at the next start. Idempotent."""
+        """Stop; a rotation under way continues at the next start. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

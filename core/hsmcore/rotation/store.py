@@ -16,7 +16,7 @@ from hsmcore.rotation.machine import OPEN, Run
 from hsmcore.state.keys import StoredKey, activate_key, active_key, change_key, get_key, insert_key, known_version
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION, ROTATION_STEP, insert_row
-from hsmcore.state.store import Store, StoreBusy
+from hsmcore.state.store import StoreBusy, Tables
 
 Work = Callable[[Connection], None]
 
@@ -67,12 +67,9 @@ def _of(row: Any) -> Rotation:
     return Rotation(**same, old=row["old_version"], new=row["new_version"], run=run)
 
 
-class Rotations:
+class Rotations(Tables):
     """Reads and writes `rotation` and `rotation_step`. A caller that changes a rotation holds the store's role
     "rotation"."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def begin(self, cause: str, old: int, label: str, slot_ns: int | None, reason: str = "") -> Rotation:
         """Begin a rotation of version `old`; the next key gets its place in the ring. Raises StoreBusy if one is under

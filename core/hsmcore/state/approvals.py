@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, func, not_, select
 
 from hsmcore.errors import HsmError
 from hsmcore.state.schema import APPROVAL, insert_row
-from hsmcore.state.store import Store
+from hsmcore.state.store import Tables
 
 
 class NotApproved(HsmError):
@@ -28,11 +28,8 @@ class Approval:
     proof: str
 
 
-class Approvals:
+class Approvals(Tables):
     """Reads and writes `approval`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def add(self, rotation: int, given: Approval) -> None:
         """Note an approval; it replaces an earlier one of the same approver. Raises NotApproved for a one-time code

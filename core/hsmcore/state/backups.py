@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, select, update
 
 from hsmcore.state.schema import BACKUP, insert_row
-from hsmcore.state.store import Store
+from hsmcore.state.store import Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,8 @@ def note_drill(connection: Connection, place: str, name: str) -> None:
     connection.execute(update(BACKUP).where(*where).values(drilled_ns=time.time_ns()))
 
 
-class Backups:
+class Backups(Tables):
     """Reads `backup`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def of(self, public_key: bytes | None = None) -> list[BackupRow]:
         """Return the backups of a key, or all, oldest first."""

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from hsmcore.state.schema import DESIRED_STATE as DESIRED
 from hsmcore.state.schema import SNAPSHOT, replace_row
-from hsmcore.state.store import Store
+from hsmcore.state.store import Tables
 
 DRAIN: Final = "drain:"
 """Prefix of a member's name; any value drains it."""
@@ -35,11 +35,8 @@ class Wish:
     reason: str
 
 
-class Desired:
+class Desired(Tables):
     """Reads and writes `desired_state` and `snapshot`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def set(self, name: str, value: str | None, reason: str) -> None:
         """Write a wish; None withdraws it."""

@@ -14,7 +14,7 @@ from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.schema import insert_row, replace_row
-from hsmcore.state.store import Store
+from hsmcore.state.store import Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
 
@@ -151,11 +151,8 @@ def end_overlap(connection: Connection, version: int, now_ns: int) -> StoredKey:
     return key
 
 
-class Keys:
+class Keys(Tables):
     """Reads and writes `key_version` and `rotation_setting`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def all(self) -> list[StoredKey]:
         """Return every version, oldest first."""
@@ -214,11 +211,11 @@ class Keys:
         await self._store.run(work)
 
     async def end_overlap(self, version: int, now_ns: int) -> StoredKey:
-        """As the function of this name, in a transaction of its own."""
+        """Run `end_overlap` in a transaction of its own."""
         return await self._store.run(lambda connection: end_overlap(connection, version, now_ns))
 
     async def change(self, version: int, **values: Any) -> None:
-        """As `change_key`, in a transaction of its own."""
+        """Run `change_key` in a transaction of its own."""
         await self._store.run(lambda connection: change_key(connection, version, **values))
 
     async def setting(self, name: str) -> str | None:

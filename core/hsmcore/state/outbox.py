@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, select, update
 
 from hsmcore.state.schema import NOTICE, NOTICE_DELIVERY, insert_row
-from hsmcore.state.store import Store
+from hsmcore.state.store import Tables
 
 _DELIVERY, _NOTICES = NOTICE_DELIVERY.c, NOTICE.c
 
@@ -28,11 +28,8 @@ class Delivery:
     body: str
 
 
-class Outbox:
+class Outbox(Tables):
     """Reads and writes `notice` and `notice_delivery`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def add(self, kind: str, occasion: str, title: str, body: str, targets: Iterable[str]) -> bool:
         """Add a notice. Returns False, and adds none, if there was one for the occasion."""

@@ -140,6 +140,13 @@ class Store:
             await asyncio.shield(asyncio.wrap_future(self._database.leave()))
 
 
+class Tables:
+    """Base class of the classes that own tables."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """The identity of a file: a file that replaces it is another one."""
@@ -162,7 +169,7 @@ class _Database:
 
     @property
     def is_own_process(self) -> bool:
-        """False in a child that was forked while the file was open."""
+        """Whether this is not a child that was forked while the file was open."""
         return self._process == os.getpid()
 
     def require_own_process(self) -> None:

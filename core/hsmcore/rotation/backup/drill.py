@@ -49,7 +49,7 @@ async def drill_beside(
 
 
 async def drill_in_place(statement: Statement, token: ControlPlane, sign: Sign) -> None:
-    """For tokens whose backups keep their id: destroy the key itself and restore it. Only for a key that is not in use
+    """Destroy the key itself and restore it, for tokens whose backups keep their id. Only for a key that is not in use
     yet. After a crash the key may be gone: it is restored."""
     await end(token, statement.key_id)
     await prove(statement, await token.do(ImportWrapped(statement.payload)), sign)

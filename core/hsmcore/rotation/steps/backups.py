@@ -24,12 +24,12 @@ _SCRATCH_LABEL: Final = "hsmcore-drill"
 
 
 async def back_up_old(ctx: Context) -> Done:
-    """The key that is replaced. A key that cannot leave its token is rotated all the same."""
+    """Back up the key that is replaced. A key that cannot leave its token is rotated without a backup."""
     if not ctx.rules.backup_enabled:
         return skipped("backupEnabled is false")
     why = await why_no_backup(ctx.first, ctx.old.algorithm)
     if why is not None and ctx.ceremony is None and ctx.rules.backup_policy == "require":
-        # Said before anything is made.
+        # Raised before a key is made.
         raise KeyNotExportable(f"the new key could not be backed up: {why}", hint=NO_BACKUP_HINT)
     try:
         return await _back_up(ctx, ctx.old)
@@ -40,7 +40,7 @@ async def back_up_old(ctx: Context) -> Done:
 
 
 async def back_up_new(ctx: Context) -> Done:
-    """The key that follows."""
+    """Back up the new key."""
     if not ctx.rules.backup_enabled:
         return skipped("backupEnabled is false")
     try:

@@ -59,8 +59,8 @@ async def undo(ctx: Context) -> Done | Pending:
 
 
 async def give_back(ctx: Context) -> Pending | None:
-    """Before the new key is destroyed: undo a handover that was called, whatever the rotation's row says. None: the
-    chain does not obey the new key."""
+    """Undo a handover that was called, whatever the rotation's row says, before the new key is destroyed. Returns None
+    if the chain does not obey the new key."""
     if not await _called(ctx):
         return None
     outcome = await undo(ctx)
@@ -97,8 +97,8 @@ async def tell(rotation: Rotation, announce: Announce) -> None:
 
 
 def _may_be_over(rotation: Rotation, steps: Iterable[Mapping[str, Any]]) -> bool:
-    """`steps`: those of the handover, oldest first. A beginning that does not say whether a handover was called counts
-    as a call."""
+    """Return whether the chain may obey the new key. `steps`: those of the handover, oldest first; a beginning that
+    does not say whether a handover was called counts as a call."""
     begun, called = False, False
     for step in steps:
         if step["outcome"] == "begun":
