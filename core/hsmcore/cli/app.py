@@ -26,6 +26,7 @@ from hsmcore.cli import (
     tokens,
     version,
 )
+from hsmcore.cli.invocation import command
 from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
 from hsmcore.errors import HsmError
 from hsmcore.log import configure
@@ -45,8 +46,8 @@ _EXTRAS: Final = {
 }  # fmt: skip
 
 
-def build(*, command: str) -> typer.Typer:
-    """Return the application. Of the package hsmcore-bench, load only `command`: it is slower to load than the rest."""
+def build(*, bench: str) -> typer.Typer:
+    """Return the application. Of the package hsmcore-bench, whose commands load slowly, load only `bench`."""
     app = typer.Typer(
         name="hsmcore",
         help="Sign with hardware security modules, at the speed of the hardware.",
@@ -58,20 +59,20 @@ def build(*, command: str) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_no_command)
     app.command(short_help="Make a SoftHSM token, a key and a configuration.")(init.init)
-    app.command(short_help="Check every provider, step by step.")(doctor.doctor)
-    app.command(short_help="Sign one message.")(signing.sign)
-    app.command(short_help="Verify a signature in software.")(signing.verify)
-    app.command(short_help="Show a key manager to Prometheus, supervisors and people.")(serve.serve)
+    command(app, "Check every provider, step by step.")(doctor.doctor)
+    command(app, "Sign one message.")(signing.sign)
+    command(app, "Verify a signature in software.")(signing.verify)
+    command(app, "Show a key manager to Prometheus, supervisors and people.")(serve.serve)
     for name, short_help in _BENCH_COMMANDS.items():
-        if name == command:
+        if name == bench:
             app.add_typer(_bench_command(name))
         else:
             app.command(name, short_help=short_help)(_nothing)
     app.command(short_help="List metrics; print alert rules and dashboard; scrape.")(metrics.metrics)
     app.command(short_help="Print versions.")(version.version)
-    app.command(short_help="List the tokens that the module shows.")(tokens.tokens)
-    app.command(short_help="Check a CloudHSM cluster with AWS.")(tokens.cluster)
-    keys.app.command(short_help="Put a key on another member, too.")(replicate.replicate)
+    command(app, "List the tokens that the module shows.")(tokens.tokens)
+    command(app, "Check a CloudHSM cluster with AWS.")(tokens.cluster)
+    command(keys.app, "Put a key on another member, too.")(replicate.replicate)
     app.add_typer(keys.app)
     audit_running.add_to(audit.app)
     for group in (rotate, backup, audit, failover, emergency):
@@ -86,10 +87,10 @@ def run(arguments: list[str]) -> int:
         configure(json=as_json, level=os.environ.get("HSMCORE_LOG", "WARNING"))
     except ValueError as error:
         return report_usage(f"HSMCORE_LOG: {error}", "Correct the variable, or unset it.", as_json=as_json)
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    see_help = f"See `hsmcore {command} --help`."
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    see_help = f"See `hsmcore {name} --help`."
     try:
-        result = build(command=command)(arguments, prog_name="hsmcore", standalone_mode=False)
+        result = build(bench=name)(arguments, prog_name="hsmcore", standalone_mode=False)
         sys.stdout.flush()  # here, where BrokenPipeError is handled, and not when the interpreter ends
     except HsmError as error:
         return report(error, see_help, as_json=as_json)

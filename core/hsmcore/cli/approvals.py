@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.store import on_state, rotation_rules
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
 
 
-@common_options
 def approve(
     cli: Invocation,
     rotation: IdArgument = None,

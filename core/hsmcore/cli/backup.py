@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import shown_key
 from hsmcore.cli.output import FAILED, BadUsage, note, when
 from hsmcore.cli.recorded import key_fields, recorded
@@ -31,10 +32,9 @@ RecoveryOption = Annotated[
 ]
 
 
-@app.command("list", short_help="List the backups at backupLocation.")
-@common_options
+@command(app, "List the backups at backupLocation.", "list")
 def list_(cli: Invocation) -> None:
-    """List the backups at keyRotation.backupLocation, and what is wrong with them.
+    """List the backups at keyRotation.backupLocation, with the faults of each.
 
     Exit code 1 if one of them is no good, or one that was made is missing.
 
@@ -43,36 +43,31 @@ def list_(cli: Invocation) -> None:
     _print(cli, *asyncio.run(_look(cli.config, None)))
 
 
-@app.command(short_help="Verify backups without importing anything.")
-@common_options
+@command(app, "Verify backups without importing anything.")
 def verify(
     cli: Invocation,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one (default: all).")] = None,
     recovery_key: RecoveryOption = None,
 ) -> None:
-    """Check the signature of each backup, and compare it with the key ring and with what was once written. With the
-    recovery key, sealed ones are opened for a try in locked memory. Nothing is imported.
+    """Check the signature of each backup, and compare it with the key ring and with the record of its writing. With
+    the recovery key, open sealed ones as a test, in locked memory. Nothing is imported.
 
     Exit code 1 if one of them is no good.
 
     Example: hsmcore backup verify --recovery-key recovery.key
     """
-    from hsmcore.rotation.backup.inspect import Found, opens
+    from hsmcore.rotation.backup.inspect import opens
 
     found, rows = asyncio.run(_look(cli.config, name))
-    if recovery_key is not None:
-        judged = []
-        for file in found:
-            sealed = file.problem is None and file.statement is not None and file.statement.method == "sealed"
-            bad = sealed and file.statement is not None and not opens(file.statement, _recovery(recovery_key))
-            problem = "the recovery key does not open it" if bad else file.problem
-            judged.append(Found(file.name, file.statement, file.sha256, problem))
-        found = judged
+    for index, file in enumerate(found):
+        if recovery_key is None or file.statement is None or file.problem or file.statement.method != "sealed":
+            continue
+        if not opens(file.statement, _recovery(recovery_key)):
+            found[index] = replace(file, problem="the recovery key does not open it")
     _print(cli, found, rows)
 
 
-@app.command(short_help="Put a key back on the token.")
-@common_options
+@command(app, "Put a key back on the token.")
 def restore(
     cli: Invocation,
     name: NameArgument,
@@ -82,8 +77,8 @@ def restore(
         typer.Option("--to", metavar="MEMBER", help="Another member than the first, as in `failover status`."),
     ] = None,
 ) -> None:
-    """Put a key back on the token, and have it sign to prove that it is the one that the backup names; else it is
-    destroyed again. A backup that is not sound, or of another key than the key ring has, is not touched.
+    """Restore a key on the token. A signature must prove that it is the one that the backup names; else it is destroyed
+    again. A damaged backup, or one of another key than the key ring has, is not imported.
 
     Examples:
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import orjson
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage, print_json, print_table
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
 _NAME_WIDTH: Final = 21
 
 
-@common_options
 def doctor(
     cli: Invocation,
     provider: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.failover import note_follower, write_wish
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.store import on_levels
@@ -23,8 +23,7 @@ app = typer.Typer(
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history and in the audit log.")]
 
 
-@app.command(short_help="Show the emergency budget.")
-@common_options
+@command(app, "Show the emergency budget.")
 def status(cli: Invocation) -> None:
     """Show what is left of the emergency budget and until when it can be used.
 
@@ -53,8 +52,7 @@ def status(cli: Invocation) -> None:
     cli.show(on_levels(config, read))
 
 
-@app.command(short_help="Allow the emergency level again after `disable`.")
-@common_options
+@command(app, "Allow the emergency level again after `disable`.")
 def enable(cli: Invocation, reason: ReasonOption = "") -> None:
     """Allow the emergency level again. What the configuration does not enable stays disabled.
 
@@ -68,8 +66,7 @@ def enable(cli: Invocation, reason: ReasonOption = "") -> None:
     _permit(cli, "enabled", reason)
 
 
-@app.command(short_help="Forbid the emergency level.")
-@common_options
+@command(app, "Forbid the emergency level.")
 def disable(cli: Invocation, reason: ReasonOption = "") -> None:
     """Forbid the emergency level until `enable`; if it signs now, it ends and its key is destroyed.
 
@@ -78,8 +75,7 @@ def disable(cli: Invocation, reason: ReasonOption = "") -> None:
     _permit(cli, "disabled", reason)
 
 
-@app.command(short_help="Begin a new emergency budget.")
-@common_options
+@command(app, "Begin a new emergency budget.")
 def reset(
     cli: Invocation,
     reason: Annotated[str, typer.Option("--reason", help="Why; required, and kept in history and audit log.")] = "",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.store import on_levels
@@ -27,8 +27,7 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept wit
 MemberArgument = Annotated[str, typer.Argument(metavar="MEMBER", help="The member's name, as in `failover status`.")]
 
 
-@app.command(short_help="Show how the levels and their members stand.")
-@common_options
+@command(app, "Show how the levels and their members stand.")
 def status(cli: Invocation) -> None:
     """Show how the levels and their members stand, as the running key managers last said.
 
@@ -60,15 +59,14 @@ def status(cli: Invocation) -> None:
         print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
 
 
-@app.command(short_help="Show what happened.")
-@common_options
+@command(app, "Show what happened.")
 def history(
     cli: Invocation,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the latest.")] = 50,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be repeated.")] = None,
     member: Annotated[str | None, typer.Option("--member", help="Only of this member.")] = None,
 ) -> None:
-    """Show transitions of levels and members, and what the emergency level did, oldest first.
+    """Show transitions of levels and members, and events of the emergency level, oldest first.
 
     Example: hsmcore failover history --kind failover --kind failback --limit 20
     """
@@ -90,15 +88,14 @@ def history(
     )  # fmt: skip
 
 
-@app.command(short_help="Take a member out of service, or put it back.")
-@common_options
+@command(app, "Take a member out of service, or put it back.")
 def drain(
     cli: Invocation,
     member: MemberArgument,
     reason: ReasonOption = "",
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
 ) -> None:
-    """Send a member no further requests, for maintenance. What it is doing it ends. Holds until --undo, also over
+    """Send a member no further requests, for maintenance. It completes those in flight. Holds until --undo, also over
     restarts.
 
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
@@ -107,12 +104,11 @@ def drain(
     _wish(cli, f"drain:{member}", None if undo else "yes", reason, member=member)
 
 
-@app.command(short_help="Try a member again that is out.")
-@common_options
+@command(app, "Try a member again that is out.")
 def readmit(cli: Invocation, member: MemberArgument, reason: ReasonOption = "") -> None:
-    """Have the running key managers try a member again that is out, also one that is fenced: for another key, a refused
-    login, or a module past use. It logs in again, must hold a key that may sign, and serves after three good probes.
-    Mend the cause first: a login that is refused again counts towards the token's lock.
+    """Have the running key managers try a member again that is out, also one that is fenced for another key, a refused
+    login or an unusable module. It logs in again, must hold a key that may sign, and serves after three good probes.
+    Correct the cause first: a login that is refused again counts towards the token's lock.
 
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """
@@ -122,8 +118,7 @@ def readmit(cli: Invocation, member: MemberArgument, reason: ReasonOption = "") 
     _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
 
 
-@app.command(short_help="Prefer a level, or end that.")
-@common_options
+@command(app, "Prefer a level, or end that.")
 def force(
     cli: Invocation,
     level: Annotated[str, typer.Argument(metavar="LEVEL", help="primary, secondary or emergency; or none.")],

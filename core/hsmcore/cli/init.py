@@ -30,8 +30,8 @@ def init(
 ) -> None:
     """Make a SoftHSM token, a key and a configuration in a folder of their own.
 
-    The PINs are random and stand in files that only you may read. What is there already is left as it is, so this may
-    be repeated. SoftHSM is software: use it to develop and test, a real HSM to sign for money.
+    The PINs are random; they are in files that only you may read. Idempotent: existing files stay as they are. SoftHSM
+    is software: use it to develop and test, and a real HSM in production.
 
     Examples:
 

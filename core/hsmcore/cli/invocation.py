@@ -1,6 +1,6 @@
 """The options that every command has, and the forms in which a command prints its result.
 
-A command is a function whose first argument is an `Invocation`; `common_options` gives it --config, --state and --json.
+A command is a function whose first argument is an `Invocation`; `command` gives it --config, --state and --json.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from functools import cached_property, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import typer
 
 from hsmcore.cli.output import print_fields, print_json, print_table
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
@@ -55,13 +57,20 @@ class Invocation:
             print_table(header, rows)
 
 
-def common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with the common options behind its own; they reach `command` as its first argument."""
+def command(
+    app: typer.Typer, short_help: str, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds a function to `app` as a command with the common options behind its own. Its name
+    is the function's if it has no other."""
 
-    @wraps(command)
-    def run(*, config_path: Path | None, state: Path | None, as_json: bool, **own: Any) -> None:
-        command(Invocation(config_path, state, as_json), **own)
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(*, config_path: Path | None, state: Path | None, as_json: bool, **own: Any) -> None:
+            function(Invocation(config_path, state, as_json), **own)
 
-    own = [*signature(command, eval_str=True).parameters.values()][1:]
-    run.__signature__ = Signature([*own, *_COMMON])  # type: ignore[attr-defined]  # typer reads it
-    return run
+        own = [*signature(function, eval_str=True).parameters.values()][1:]
+        run.__signature__ = Signature([*own, *_COMMON])  # type: ignore[attr-defined]  # typer reads it
+        app.command(name, short_help=short_help)(run)
+        return function
+
+    return add

@@ -1,4 +1,4 @@
-"""The `keys` commands: what the token holds. No signing engine is started."""
+"""The `keys` commands: the keys of a token. No signing engine is started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from hsmcore.cli.encoding import base58
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, print_json, print_table, problem, when
 from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import token_settings
@@ -39,11 +39,10 @@ app = typer.Typer(name="keys", cls=_ListByDefault, help="List, make, deactivate 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
 
 
-@app.command("list", short_help="List the private keys.")
-@common_options
+@command(app, "List the private keys.", "list")
 def list_(cli: Invocation) -> None:
-    """List the private keys on the token. With key rotation also the versions of the key ring, and from when until when
-    signatures of each are to be accepted: what verifiers elsewhere need to know.
+    """List the private keys on the token. With key rotation, list also the versions of the key ring and the time in
+    which signatures of each are to be accepted, for verifiers elsewhere.
 
     Example: hsmcore keys list --json
     """
@@ -62,8 +61,7 @@ def list_(cli: Invocation) -> None:
     print_table([*header, *(["VERSION"] if known else []), "PUBLIC KEY"], rows)
 
 
-@app.command(short_help="Make a key pair.")
-@common_options
+@command(app, "Make a key pair.")
 def generate(
     cli: Invocation,
     label: Annotated[str, typer.Option("--label", help="CKA_LABEL of the new key.")],
@@ -88,8 +86,7 @@ def generate(
     cli.show(shown_key(record))
 
 
-@app.command(short_help="Take the right to sign from a key.")
-@common_options
+@command(app, "Take the right to sign from a key.")
 def deactivate(
     cli: Invocation,
     key_id: KeyIdArgument,
@@ -97,7 +94,7 @@ def deactivate(
 ) -> None:
     """Take the right to sign away from a key, for every program that uses the token.
 
-    Exit code 1 if the token can't enforce that.
+    Exit code 1 if the token cannot enforce that.
 
     Example: hsmcore keys deactivate 0f3a…
     """
@@ -129,8 +126,7 @@ def deactivate(
         raise typer.Exit(FAILED)
 
 
-@app.command(short_help="Write a wrapped backup of a key.")
-@common_options
+@command(app, "Write a wrapped backup of a key.")
 def export(
     cli: Invocation,
     key_id: KeyIdArgument,
@@ -160,8 +156,7 @@ def export(
     )
 
 
-@app.command("import", short_help="Put a key back from its backup.")
-@common_options
+@command(app, "Put a key back from its backup.", "import")
 def import_(
     cli: Invocation,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup that `keys export` wrote.", exists=True)],

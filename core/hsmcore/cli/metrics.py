@@ -26,7 +26,7 @@ def metrics(
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Print the dashboard for Grafana (JSON).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the metrics that a key manager has; print alert rules or dashboard; or look at a running process.
+    """List the metrics that a key manager has; print alert rules or dashboard; or scrape a running process.
 
     Examples:
 
@@ -62,7 +62,6 @@ def _print_list(*, as_json: bool) -> None:
 
 
 def _print_file(*, dashboard: bool, as_json: bool) -> None:
-
     from hsmcore.metrics import rules
 
     text = rules.dashboard() if dashboard else rules.alert_rules()

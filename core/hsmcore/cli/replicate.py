@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.keys import is_configured, ring, shown_key
 from hsmcore.cli.output import BadUsage
 from hsmcore.cli.recorded import key_fields, recorded
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hsmcore.state import Store
 
 
-@common_options
 def replicate(
     cli: Invocation,
     to: Annotated[str, typer.Option("--to", metavar="MEMBER", help="The member, as in `failover status`.")],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.approvals import approvals_of, approve, under_way
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import is_configured
 from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history.")]
-app.command(name="approve", short_help="Approve a rotation.")(approve)
+command(app, "Approve a rotation.")(approve)
 
 
-@app.command(short_help="Rotate now.")
-@common_options
+@command(app, "Rotate now.")
 def now(
     cli: Invocation,
     reason: ReasonOption = "",
@@ -62,8 +61,7 @@ def now(
             raise typer.Exit(FAILED)
 
 
-@app.command("plan", short_help="Show the coming rotations.")
-@common_options
+@command(app, "Show the coming rotations.", "plan")
 def plan_(
     cli: Invocation,
     count: Annotated[int, typer.Option("--count", min=1, max=10_000, help="How many.")] = 12,
@@ -90,11 +88,10 @@ def plan_(
     cli.show_table(found, header, [(row["at"], row["local"], row["oldKeyVerifiesUntil"]) for row in found])
 
 
-@app.command(short_help="Show the key that signs and what is under way.")
-@common_options
+@command(app, "Show the key that signs and what is under way.")
 def status(cli: Invocation) -> None:
-    """Show the key that signs, when it is replaced, rotations that are under way, and every key that the ring knows:
-    what state it is in, and why.
+    """Show the key that signs, the time of its replacement, the rotations under way, and every key of the ring with its
+    state and the reason for it.
 
     Example: hsmcore rotate status --json
     """
@@ -129,8 +126,7 @@ def status(cli: Invocation) -> None:
     )  # fmt: skip
 
 
-@app.command(short_help="Show past rotations.")
-@common_options
+@command(app, "Show past rotations.")
 def history(
     cli: Invocation,
     rotation: Annotated[int | None, typer.Option("--rotation", help="All steps of this one.")] = None,
@@ -174,8 +170,7 @@ def history(
         )  # fmt: skip
 
 
-@app.command(short_help="End the rotation that is under way.")
-@common_options
+@command(app, "End the rotation that is under way.")
 def abort(cli: Invocation) -> None:
     """Undo the rotation that is under way; the old key goes on signing. Too late once the new key signs.
 
@@ -207,8 +202,7 @@ def abort(cli: Invocation) -> None:
         note(f"  {why}")
 
 
-@app.command(short_help="Go on with the key that the configuration names.")
-@common_options
+@command(app, "Go on with the key that the configuration names.")
 def adopt(cli: Invocation) -> None:
     """Take the key that the configuration names into the key ring and let it sign from now on. The key that signed
     verifies for `overlapDays` more.
@@ -301,10 +295,11 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.steps import handover
     from hsmcore.rotation.store import Rotations
     from hsmcore.state import Keys
+    from hsmcore.state.keys import active_of
 
     known, rotations = await Keys(store).all(), Rotations(store)
     held = await handover.waiting(rotations)
-    current = next((key for key in known if key.state == "active"), None)
+    current = active_of(known)
     coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
     return {
         "running": await rotates_somewhere(store),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import note
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hsmcore.serve import Site
 
 
-@common_options
 def serve(
     cli: Invocation,
     listen: Annotated[
@@ -32,12 +31,12 @@ def serve(
         bool, typer.Option("--watch", help="Open no key manager: show those that run, by their state store.")
     ] = False,
 ) -> None:
-    """Open the key manager of the configuration and show how it stands: /metrics for Prometheus, /healthz and /readyz
-    for the supervisor, and a console for people at /. Ends with Ctrl-C or SIGTERM.
+    """Open the key manager of the configuration and show its state: /metrics for Prometheus, /healthz and /readyz for
+    the supervisor, and a console at /. Ends with Ctrl-C or SIGTERM.
 
-    A sequencer that runs a key manager itself attaches the same server to it: `hsmcore.serve.attached(km)`. With
-    --watch one that does not is shown from outside, if it has failover: its levels, history, rotation and audit log,
-    without rates and metrics; what an operator asks for reaches it, too.
+    A sequencer that runs a key manager attaches the same server to it: `hsmcore.serve.attached(km)`. For one that does
+    not, --watch shows levels, history, rotation and audit log from outside if it has failover, without rates and
+    metrics; an operator's actions reach it, too.
 
     Beyond this machine, monitoring.tls and monitoring.viewerToken are required in the configuration. The token of
     monitoring.operatorToken allows its holder to drain members, force a level and rotate; each such action is recorded.

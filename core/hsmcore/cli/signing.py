@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 
 from hsmcore.cli.encoding import Format, decode_signature, encode
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import FAILED, BadUsage
 from hsmcore.control.curves import Algorithm
 from hsmcore.errors import BadArgument
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
+    from hsmcore.manager.key_manager import KeyManager
+
+T = TypeVar("T")
 
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="The message; - or nothing: standard input.")
@@ -25,7 +29,6 @@ TextOption = Annotated[str | None, typer.Option("--text", help="The message itse
 HexOption = Annotated[str | None, typer.Option("--hex", help="The message itself, in hexadecimal.")]
 
 
-@common_options
 def sign(
     cli: Invocation,
     file: FileArgument = None,
@@ -46,7 +49,7 @@ def sign(
     message = _message(file, text, hex_)
     if cli.as_json and form == "raw":
         raise BadUsage("--json cannot carry --format raw")
-    receipt = asyncio.run(_sign(cli.config, message))
+    receipt = _with_manager(cli.config, lambda manager: manager.sign_with_receipt(message))
     if form == "raw":
         sys.stdout.buffer.write(receipt.signature)
         return
@@ -63,7 +66,6 @@ def sign(
     cli.show(shown, signature)
 
 
-@common_options
 def verify(
     cli: Invocation,
     file: FileArgument = None,
@@ -99,24 +101,21 @@ def verify(
     if public_key is not None:
         good = _verify_here(algorithm, public_key, message, claimed)
     else:
-        good = asyncio.run(_verify(cli.config, message, claimed, key_id))
+        good = _with_manager(cli.config, lambda manager: manager.verify(message, claimed, key_id=key_id))
     cli.show({"valid": good}, "valid" if good else "NOT valid")
     if not good:
         raise typer.Exit(FAILED)
 
 
-async def _sign(config: Config, message: bytes) -> Any:
+def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
+    """Run `work` with an open key manager."""
     from hsmcore.manager.key_manager import create_key_manager
 
-    async with create_key_manager(config, rotates=False) as manager:
-        return await manager.sign_with_receipt(message)
+    async def run() -> T:
+        async with create_key_manager(config, rotates=False) as manager:
+            return await work(manager)
 
-
-async def _verify(config: Config, message: bytes, signature: bytes, key_id: str | None) -> bool:
-    from hsmcore.manager.key_manager import create_key_manager
-
-    async with create_key_manager(config, rotates=False) as manager:
-        return await manager.verify(message, signature, key_id=key_id)
+    return asyncio.run(run())
 
 
 def _verify_here(algorithm: Algorithm, public_key: str, message: bytes, signature: bytes) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation, common_options
+from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import FAILED, problem
 from hsmcore.cli.settings import token_settings
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from hsmcore.members.cloudhsm import ClusterHealth
 
 
-@common_options
 def tokens(cli: Invocation) -> None:
-    """List every token that the module shows, and mark the one that the configuration names. Nobody logs in.
+    """List every token that the module shows, and mark the one that the configuration names, without a login.
 
     Exit code 1 if the configuration names none, or more than one.
 
@@ -54,7 +53,6 @@ def tokens(cli: Invocation) -> None:
         raise typer.Exit(FAILED)
 
 
-@common_options
 def cluster(cli: Invocation) -> None:
     """Compare the configuration of a CloudHSM cluster with the vendor library's own, and ask AWS for the state of its
     HSMs (DescribeClusters). No HSM is used.

@@ -11,7 +11,7 @@ from hsmcore.cli.settings import JsonOption
 
 
 def version(as_json: JsonOption = False) -> None:
-    """Print the versions of hsmcore and of what it stands on.
+    """Print the versions of hsmcore and of its main dependencies.
 
     Example: hsmcore version --json
     """

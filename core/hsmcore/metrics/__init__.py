@@ -1,6 +1,6 @@
-"""Metrics of a key manager for Prometheus: read when somebody asks, from what the engines count in any case.
+"""Metrics of a key manager for Prometheus, read at each scrape from the counters that the engines keep in any case.
 
-`catalog.py` says what there is, `members.py` and `background.py` read it, `text.py` and `prometheus.py` hand it out.
+Reading order: catalog (the metrics), reading, members and background (their values), text and prometheus (output).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["collector", "read", "render"]
 
 
 def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
-    """All metrics now. Any thread, before and after the manager is open, too."""
+    """Return all metrics, read now. Any thread; also before the manager is open, and after."""
     time_slice = time_slice or TimeSlice()
     reading = Reading()
     snapshot = manager.snapshot()
@@ -34,16 +34,16 @@ def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
 
 
 def render(manager: KeyManager, accept: str | None = None) -> tuple[bytes, str]:
-    """All metrics now, as (body, content type): Prometheus' text format, or OpenMetrics if `accept`, an Accept header,
-    names it. Any thread; outside the event loop's it lets the loop go first every two milliseconds."""
+    """Return all metrics, read now, as (body, content type): Prometheus' text format, or OpenMetrics if `accept`, an
+    Accept header, names it. Any thread; outside an event loop it sleeps for 50 µs every 2 ms, so that the loop runs."""
     time_slice = TimeSlice()
     kind = content_type(accept)
     return encode(read(manager, time_slice), kind, time_slice), kind
 
 
 def collector(manager: KeyManager) -> Collector:
-    """For a registry of prometheus_client: `REGISTRY.register(collector(manager))`. It may be scraped from any thread;
-    one registry takes the collector of one key manager."""
+    """Return a collector for prometheus_client: `REGISTRY.register(collector(manager))`. Scrapes may come from any
+    thread; one registry takes the collector of one key manager."""
     from hsmcore.metrics.prometheus import ManagerCollector
 
     return ManagerCollector(lambda: read(manager))

@@ -1,4 +1,4 @@
-"""What goes on beside signing: emergency budget, rotation, backups, the audit log and the disks."""
+"""Readings beside signing: emergency budget, rotation, backups, the audit log and the disks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NS: Final = 1_000_000_000
 
 
 def read_background(reading: Reading, snapshot: Snapshot) -> None:
-    """All of that."""
+    """Read the metrics of everything but signing."""
     if snapshot.open:
         _read_emergency(reading, snapshot)
         _read_rotation(reading, snapshot)
@@ -64,7 +64,7 @@ def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
 
 
 def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:
-    """What is stored where, for what there is."""
+    """Yield the use and the path of each file that grows."""
     if snapshot.audit.file is not None:
         yield "audit", snapshot.audit.file
     rules = snapshot.config.key_manager
@@ -76,6 +76,6 @@ def _read_disk(reading: Reading, use: str, path: Path) -> None:
     try:
         found = os.statvfs(path.parent)
     except OSError:
-        return  # what cannot be reached cannot be written either, and other metrics say so
+        return  # other metrics show that nothing can be written there
     reading.add(names.DISK_FREE, found.f_bavail * found.f_frsize, use)
     reading.add(names.DISK_SIZE, found.f_blocks * found.f_frsize, use)

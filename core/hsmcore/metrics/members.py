@@ -1,4 +1,4 @@
-"""What members and their engines count."""
+"""Readings of members and their engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from hsmcore.metrics.reading import Buckets, Reading
 _CONDITIONS: Final[tuple[str, ...]] = get_args(Condition)
 _IN_SERVICE: Final = frozenset({"ready", "ramping"})
 _STATES: Final = {"closed": 0, "half-open": 1, "open": 2}
-_GAUGES: Final = (
+_COUNTS: Final = (
+    (names.SIGNATURES, "signatures"),
+    (names.WRONG, "wrong"),
     (names.IN_FLIGHT, "in_flight"),
     (names.QUEUED, "queued"),
     (names.WAITING, "waiting"),
@@ -35,7 +37,7 @@ _CACHE: Final = (
 
 
 def read_manager(reading: Reading, snapshot: Snapshot) -> None:
-    """The key manager as a whole."""
+    """Read the metrics of the key manager as a whole."""
     reading.add(names.BUILD, 1, __version__)
     reading.add(names.OPEN, int(snapshot.open))
     if snapshot.key is not None:
@@ -52,7 +54,7 @@ def read_manager(reading: Reading, snapshot: Snapshot) -> None:
 
 
 def read_member(reading: Reading, member: MemberSnapshot) -> None:
-    """One member."""
+    """Read the metrics of one member."""
     labels = (member.name, member.level)
     stats = member.stats()
     reading.add(names.UP, int(member.condition in _IN_SERVICE), *labels)
@@ -76,15 +78,13 @@ def read_member(reading: Reading, member: MemberSnapshot) -> None:
 
 
 def _read_engine(reading: Reading, labels: tuple[str, str], stats: Mapping[str, Any]) -> None:
-    reading.add(names.SIGNATURES, stats["signatures"], *labels)
+    for metric, name in _COUNTS:
+        reading.add(metric, stats[name], *labels)
     reading.add_all(names.FAILURES, [((*labels, name), count) for name, count in stats["failed"].items()])
     for name in ("expired", "cancelled", "refused"):
         reading.add(names.DROPPED, stats[name], *labels, name)
-    reading.add(names.WRONG, stats["wrong"], *labels)
     for metric, name in ((names.QUEUE, "queue"), (names.HSM, "hsm"), (names.VERIFY, "verify")):
         reading.add(metric, Buckets.of(stats[f"{name}_octaves"], stats[f"{name}_sum_ns"]), *labels)
-    for metric, name in _GAUGES:
-        reading.add(metric, stats[name], *labels)
     reading.add(names.QUEUE_OLDEST, stats["oldest_queued_ns"] / 1e9, *labels)
     reading.add(names.CALL_OLDEST, stats["oldest_call_ns"] / 1e9, *labels)
     for rung, count in stats["recoveries"].items():

@@ -1,8 +1,9 @@
-"""The metrics as a collector of prometheus_client, for registries that an application has already."""
+"""The metrics as a collector of prometheus_client, for an application's own registry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client import Metric as Family
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -11,22 +12,25 @@ from prometheus_client.registry import Collector
 from hsmcore.metrics.catalog import METRICS, Metric
 from hsmcore.metrics.reading import BOUNDS, Buckets, Reading
 
-_LE = tuple(map(repr, BOUNDS))
+_LE: Final = tuple(map(repr, BOUNDS))
+_FAMILIES: Final[dict[str, Callable[..., Family]]] = {
+    "counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily
+}  # fmt: skip
 
 
 class ManagerCollector(Collector):
-    """Reads anew at each scrape, in whatever thread that happens."""
+    """Reads the metrics at each scrape, in the thread of the scrape."""
 
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read
 
     def describe(self) -> Iterator[Family]:
-        """The names, so that registering reads nothing."""
+        """Yield the names only, so that registration reads nothing."""
         for metric in METRICS:
             yield _family(metric)
 
     def collect(self) -> Iterator[Family]:
-        """What there is now."""
+        """Yield the present values."""
         samples = self._read().samples
         for metric in METRICS:
             family = _family(metric)
@@ -41,8 +45,4 @@ class ManagerCollector(Collector):
 
 
 def _family(metric: Metric) -> Family:
-    if metric.kind == "histogram":
-        return HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-    if metric.kind == "counter":
-        return CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+    return _FAMILIES[metric.kind](metric.name, metric.help, labels=metric.labels)

@@ -1,4 +1,4 @@
-"""What was read at one moment, metric by metric."""
+"""The values of all metrics at one moment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hsmcore.metrics.catalog import Metric
 FIRST_OCTAVE: Final = 13
 LAST_OCTAVE: Final = 34
 BOUNDS: Final[tuple[float, ...]] = tuple(((1 << octave) - 1) / 1e9 for octave in range(FIRST_OCTAVE, LAST_OCTAVE + 1))
-"""Upper ends of the buckets in seconds: 8.2 µs to 17.2 s, each twice the one before. An engine's bucket lies in one of
-them wholly (native/src/hist.c), so their counts are exact."""
+"""Upper bounds of the buckets in seconds, 8.2 µs to 17.2 s, each twice the one before. A bucket of an engine
+(native/src/hist.c) lies in exactly one of them, so the counts are exact."""
 
 _AT_A_STRETCH_NS: Final = 2_000_000
 _PAUSE_S: Final = 50e-6
@@ -23,7 +23,7 @@ _PAUSE_S: Final = 50e-6
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """A histogram: how many were at most as long as each bound, how many in all, and their sum in seconds."""
+    """A histogram: for each bound, the number of values up to it; the number of all values; their sum in seconds."""
 
     counts: list[int]
     total: int
@@ -31,7 +31,7 @@ class Buckets:
 
     @classmethod
     def of(cls, octaves: Iterable[int], sum_ns: int) -> Buckets:
-        """From an engine's counts by octaves; see Engine.stats."""
+        """Return the histogram of an engine's counts by octaves; see Engine.stats."""
         running = list(accumulate(octaves))
         return cls(running[FIRST_OCTAVE : LAST_OCTAVE + 1], running[-1], sum_ns / 1e9)
 
@@ -41,38 +41,38 @@ Sample = tuple[tuple[str, ...], Value]
 
 
 class Reading:
-    """Samples by metric, in the order in which they were added."""
+    """Samples by metric, in the order of their addition."""
 
     def __init__(self) -> None:
         self.samples: dict[Metric, list[Sample]] = {}
 
     def add(self, metric: Metric, value: Value, *labels: str) -> None:
-        """`labels`: values for the metric's labels."""
+        """Add one sample. `labels`: values of the metric's labels."""
         samples = self.samples.get(metric)
         if samples is None:
             samples = self.samples[metric] = []
         samples.append((labels, value))
 
     def add_all(self, metric: Metric, rows: Iterable[Sample]) -> None:
-        """Many of one metric."""
+        """Add several samples of one metric."""
         self.samples.setdefault(metric, []).extend(rows)
 
 
 class TimeSlice:
-    """Lets other threads have the interpreter now and then; the event loop itself is not held up by its own scrape
-    any longer than that takes."""
+    """Lets other threads run during a scrape: after 2 ms of work it sleeps for 50 µs, in a thread without an event
+    loop. In the event loop's own thread it does nothing, since a sleep would only delay the loop."""
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
         self._since = clock()
         try:
             asyncio.get_running_loop()
-            self._polite = False
+            self._yields = False
         except RuntimeError:
-            self._polite = True
+            self._yields = True
 
     def __call__(self) -> None:
-        """Called every few dozen microseconds of work."""
-        if self._polite and self._clock() - self._since > _AT_A_STRETCH_NS:
+        """Sleep if it is time. Call this after every few dozen microseconds of work."""
+        if self._yields and self._clock() - self._since > _AT_A_STRETCH_NS:
             time.sleep(_PAUSE_S)
             self._since = self._clock()

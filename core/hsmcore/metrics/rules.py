@@ -1,4 +1,4 @@
-"""Alert rules for Prometheus and a dashboard for Grafana, as files; `hsmcore metrics` prints them."""
+"""The alert rules for Prometheus and the dashboard for Grafana; `hsmcore metrics` prints them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from importlib.resources import files
 
 
 def alert_rules() -> str:
-    """alerts.yml."""
+    """Return alerts.yml."""
     return files("hsmcore.metrics").joinpath("alerts.yml").read_text()
 
 
 def dashboard() -> str:
-    """dashboard.json."""
+    """Return dashboard.json."""
     return files("hsmcore.metrics").joinpath("dashboard.json").read_text()

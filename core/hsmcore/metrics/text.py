@@ -1,7 +1,7 @@
 """A reading as text: Prometheus' format 0.0.4 or OpenMetrics 1.0.
 
-prometheus_client has both, and takes ten times as long over them; while it does, no signature is handed out. A test
-compares the two.
+prometheus_client writes both, but takes ten times as long and holds the interpreter for that time, so no signature is
+delivered. A test compares the two outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LE: Final = tuple(f'le="{bound!r}"' for bound in BOUNDS)
 
 
 def content_type(accept: str | None) -> str:
-    """Which of the two somebody wants, by the Accept header."""
+    """Return the content type for an Accept header."""
     for offer in (accept or "").lower().split(","):
         name, *parameters = [part.strip() for part in offer.split(";")]
         if name == "application/openmetrics-text" and not {"q=0", "q=0.0"} & set(parameters):
@@ -27,7 +27,7 @@ def content_type(accept: str | None) -> str:
 
 
 def encode(reading: Reading, kind: str, time_slice: TimeSlice) -> bytes:
-    """The text, in the catalogue's order."""
+    """Return the text, in the order of the catalogue."""
     strict = kind == OPENMETRICS
     lines: list[str] = []
     for metric in METRICS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
@@ -48,6 +48,8 @@ class ManagerPort:
     """The key manager itself, for handovers."""
 
 
+LOOK_AGAIN_NS: Final = 1_000_000_000
+"""Nanoseconds until a step that waits looks again."""
 Announce = Callable[[str, str, str, str], Awaitable[object]]
 """Put a notice into the outbox: kind, title, body, occasion."""
 
@@ -89,7 +91,7 @@ class Context:
         """Return the ceremony that makes the new key; None: its token makes it."""
         return ceremony_for(self.rules, self.new.algorithm)
 
-    def everybody(self) -> list[Member]:
+    def all_holders(self) -> list[Member]:
         """Return every member that holds the old key, in the order of the levels. Raises MemberDown if one is not
         running."""
         holders = self.port.holders()

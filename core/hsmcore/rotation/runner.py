@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hsmcore.errors import HsmError
@@ -40,33 +40,26 @@ EFFECTS: Final[Mapping[str, Effects]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
 class Runner:
     """Belongs to the event loop of a key manager that holds the store's role "rotation"."""
 
-    def __init__(
-        self,
-        rotations: Rotations,
-        context: Callable[[Rotation], Awaitable[Context]],
-        failed: Callable[[Rotation, str, Exception], Awaitable[None]],
-        clock: Callable[[], int],
-        trace: Callable[[str], None],
-        wants_abort: Callable[[Rotation], Awaitable[bool]],
-    ) -> None:
-        self._rotations = rotations
-        self._context = context
-        self._failed = failed
-        self._clock = clock
-        self._trace = trace
-        self._wants_abort = wants_abort
-        self._waited: dict[int, Any] = {}
+    rotations: Rotations
+    context: Callable[[Rotation], Awaitable[Context]]
+    failed: Callable[[Rotation, str, Exception], Awaitable[None]]
+    clock: Callable[[], int]
+    trace: Callable[[str], None]
+    wants_abort: Callable[[Rotation], Awaitable[bool]]
+    waited: dict[int, Any] = field(default_factory=dict)
+    """By rotation: the details of the wait that was last recorded."""
 
     async def advance(self, rotation: Rotation) -> Rotation:
         """Do the steps that can be done now. Returns the rotation: ended, or waiting until `run.wait_ns`."""
         while True:
-            if await self._wants_abort(rotation):
+            if await self.wants_abort(rotation):
                 run = machine.abort(rotation.run)
-                rotation = await self._rotations.record(rotation.id, run, rotation.run.step, "aborted", {})
-            action = machine.next_action(rotation.run, self._clock())
+                rotation = await self.rotations.record(rotation.id, run, rotation.run.step, "aborted", {})
+            action = machine.next_action(rotation.run, self.clock())
             if action.kind in ("wait", "end"):
                 return rotation
             rotation = await self._step(rotation, action)
@@ -78,46 +71,46 @@ class Runner:
         point = f"{action.kind}:{action.step}"
         try:
             if not rotation.run.begun:
-                self._trace(f"{point}:before")
+                self.trace(f"{point}:before")
                 planned = (
-                    Done() if undoing or effects.plan is None else await effects.plan(await self._context(rotation))
+                    Done() if undoing or effects.plan is None else await effects.plan(await self.context(rotation))
                 )
-                rotation = await self._rotations.record(
+                rotation = await self.rotations.record(
                     rotation.id, machine.begun(rotation.run), action.step, "undoing" if undoing else "begun",
                     planned.details, also=planned.also,
                 )  # fmt: skip
-                self._trace(f"{point}:begun")
+                self.trace(f"{point}:begun")
             outcome = (
                 skipped("nothing to undo")
                 if effect is None
-                else await effect(replace(await self._context(rotation), resumed=resumed))
+                else await effect(replace(await self.context(rotation), resumed=resumed))
             )
-            self._trace(f"{point}:effect")
+            self.trace(f"{point}:effect")
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  # a handover is the application's code: whatever it raises
             return await self._fail(rotation, action, error)
         if isinstance(outcome, Pending):
             run = machine.pending(rotation.run, outcome.until_ns)
-            if self._waited.get(rotation.id) == outcome.details:
+            if self.waited.get(rotation.id) == outcome.details:
                 return replace(rotation, run=run)
-            self._waited[rotation.id] = outcome.details
-            return await self._rotations.record(rotation.id, run, action.step, "waiting", outcome.details)
-        rotation = await self._rotations.record(
+            self.waited[rotation.id] = outcome.details
+            return await self.rotations.record(rotation.id, run, action.step, "waiting", outcome.details)
+        rotation = await self.rotations.record(
             rotation.id, machine.done(rotation.run, outcome.wait_ns), action.step, "undone" if undoing else "done",
             outcome.details, also=outcome.also,
         )  # fmt: skip
         if outcome.then is not None:
             outcome.then()
-        self._trace(f"{point}:recorded")
+        self.trace(f"{point}:recorded")
         return rotation
 
     async def _fail(self, rotation: Rotation, action: machine.Action, error: Exception) -> Rotation:
         text = str(error.args[0]) if isinstance(error, HsmError) and error.args else f"{type(error).__name__}: {error}"
         get_logger().error("a step of a rotation failed", rotation=rotation.id, step=action.step, error=text)
-        run = machine.failed(rotation.run, self._clock())
-        rotation = await self._rotations.record(
+        run = machine.failed(rotation.run, self.clock())
+        rotation = await self.rotations.record(
             rotation.id, run, action.step, "failed", {"error": text}, error=f"{action.step}: {text}"
         )
-        await self._failed(rotation, action.step, error)
+        await self.failed(rotation, action.step, error)
         return rotation

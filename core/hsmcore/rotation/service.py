@@ -28,6 +28,7 @@ from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey
+from hsmcore.state.keys import active_of
 
 ROLE: Final = "rotation"
 """The store's role: one process rotates, the others follow."""
@@ -73,14 +74,7 @@ class RotationService:
     trace: Callable[[str], None] = staticmethod(lambda _point: None)
 
     def __init__(
-        self,
-        config: Config,
-        rules: KeyRotation,
-        store: Store,
-        announce: Announce,
-        before_ns: int,
-        *,
-        rotates: bool = True,
+        self, config: Config, rules: KeyRotation, store: Store, announce: Announce, before_ns: int, *, rotates: bool
     ) -> None:
         self._config, self._rules, self._rotates = config, rules, rotates
         self._store, self._announce, self._before_ns = store, announce, before_ns
@@ -194,7 +188,10 @@ class RotationService:
         while True:
             self._wake.clear()
             try:
-                await self._turn()
+                try:
+                    await self._work()
+                finally:
+                    await self._see()
             except HsmError as error:
                 get_logger().error("rotation is held up", error=str(error))
                 self._answer(error)
@@ -206,12 +203,6 @@ class RotationService:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
-
-    async def _turn(self) -> None:
-        try:
-            await self._work()
-        finally:
-            await self._see()
 
     async def _work(self) -> None:
         why = await self._must_follow()
@@ -288,7 +279,7 @@ class RotationService:
                 self._answer(StoreBusy("a rotation is under way") if current else BadArgument("no key signs"))
             return
         now = self.clock()
-        due = nanoseconds(self.schedule.due(moment(current.base_ns or current.created_ns)))
+        due = self._due_ns(current)
         asked = self._asked if self._asked is not None and self._asked.rotation is None else None
         by_hand = asked.reason if asked is not None else wish
         if by_hand is not None:
@@ -310,6 +301,9 @@ class RotationService:
         self.trace("begun")
         await self._advance(rotation)
 
+    def _due_ns(self, current: StoredKey) -> int:
+        return nanoseconds(self.schedule.due(moment(current.counts_from_ns)))
+
     async def _retry_ns(self) -> int:
         failures, ended = await self.rotations.failures_in_a_row()
         return nanoseconds(retry_at(moment(ended), failures)) if failures else 0
@@ -320,12 +314,9 @@ class RotationService:
         status = rotation.run.status
         if status in ("overlap", "done") and before in ("running", "undoing"):
             new = next(key for key in await self.keys.all() if key.version == rotation.new)
-            await self._announce(
-                "rotation",
-                f"rotation {rotation.id}: the new key signs",
-                f"key {new.key_id} (public key {new.public_key.hex()}) signs",
-                f"rotation-{rotation.id}-switched",
-            )
+            title = f"rotation {rotation.id}: the new key signs"
+            text = f"key {new.key_id} (public key {new.public_key.hex()}) signs"
+            await self._announce("rotation", title, text, f"rotation-{rotation.id}-switched")
             self._answer(new.key_id)
         elif status in ("failed", "aborted"):
             self._port.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
@@ -377,12 +368,9 @@ class RotationService:
             return None
         if self._drill is None:
             [member] = members_of(provider)[:1]
+            isolated, hidden = provider.config.isolation == "process", self._config.secret_variables
             self._drill = ControlPlane.for_settings(
-                provider.config,
-                log_in=True,
-                member=member.name,
-                isolated=provider.config.isolation == "process",
-                hidden=self._config.secret_variables,
+                provider.config, log_in=True, member=member.name, isolated=isolated, hidden=hidden
             )
         return self._drill
 
@@ -392,8 +380,7 @@ class RotationService:
         if found == self._known:
             return
         self._note_signed(found)
-        before = next((key for key in self._known if key.state == "active"), None)
-        current = next((key for key in found if key.state == "active"), None)
+        before, current = active_of(self._known), active_of(found)
         if current is not None and before is not None and current.version != before.version:
             version = await self._port.load(current.key_id)
             if version.public_key == current.public_key:
@@ -415,7 +402,7 @@ class RotationService:
         open_ = await self.rotations.open()
         self.seen = Seen(
             created_ns=current.created_ns,
-            due_ns=nanoseconds(self.schedule.due(moment(current.base_ns or current.created_ns))),
+            due_ns=self._due_ns(current),
             running=any(rotation.run.status != "overlap" for rotation in open_),
             failures=(await self.rotations.failures_in_a_row())[0],
             backups=self._rules.backup_enabled,
@@ -432,7 +419,7 @@ class RotationService:
 
 def plan(schedule: Schedule, current: StoredKey, now_ns: int, count: int) -> list[dict[str, Any]]:
     """Return the coming rotations: when each begins, and until when the replaced key verifies."""
-    base = moment(current.base_ns or current.created_ns)
+    base = moment(current.counts_from_ns)
     return [
         {
             "at": when.astimezone(UTC).isoformat(),

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hsmcore.errors import HsmError
 from hsmcore.rotation.machine import OPEN, Run
 from hsmcore.state.keys import StoredKey, activate_key, active_key, change_key, get_key, insert_key, known_version
 from hsmcore.state.schema import KEY_VERSION as KEY
-from hsmcore.state.schema import ROTATION, ROTATION_STEP
+from hsmcore.state.schema import ROTATION, ROTATION_STEP, insert_row
 from hsmcore.state.store import Store, StoreBusy
 
 Work = Callable[[Connection], None]
@@ -62,11 +62,9 @@ class Rotation:
 
 
 def _of(row: Any) -> Rotation:
-    run = Run(row.status, row.step, bool(row.step_begun), row.wait_ns, row.tries, bool(row.aborted))
-    return Rotation(
-        row.id, row.cause, row.reason, row.slot_ns, row.begun_ns, row.ended_ns, row.old_version, row.new_version, run,
-        row.error,
-    )  # fmt: skip
+    run = Run(row["status"], row["step"], bool(row["step_begun"]), row["wait_ns"], row["tries"], bool(row["aborted"]))
+    same = {name: row[name] for name in ("id", "cause", "reason", "slot_ns", "begun_ns", "ended_ns", "error")}
+    return Rotation(**same, old=row["old_version"], new=row["new_version"], run=run)
 
 
 class Rotations:
@@ -88,18 +86,11 @@ class Rotations:
                 connection, key_id="", public_key=b"", algorithm=current.algorithm, label=label, members=(),
                 origin="rotation",
             )  # fmt: skip
-            run = Run()
             try:
-                made = connection.execute(
-                    insert(ROTATION).values(
-                        cause=cause, reason=reason, slot_ns=slot_ns, begun_ns=time.time_ns(), old_version=old,
-                        new_version=new, error="", **_columns(run),
-                    )
-                )  # fmt: skip
+                made = _insert(connection, Run(), cause, old, new, time.time_ns(), reason, slot_ns)
             except IntegrityError:
                 raise StoreBusy("a rotation is under way", hint="See `hsmcore rotate status`.") from None
-            assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
-            return _get(connection, int(made.inserted_primary_key[0]))
+            return _get(connection, made)
 
         return await self._store.run(work)
 
@@ -176,13 +167,12 @@ class Rotations:
     async def open(self) -> list[Rotation]:
         """Return the rotations that have not ended, oldest first."""
         query = select(ROTATION).where(ROTATION.c.status.in_(OPEN)).order_by(ROTATION.c.id)
-        return [_of(row) for row in await self._store.run(lambda connection: connection.execute(query).all())]
+        return [_of(row) for row in await self._store.rows(query)]
 
     async def last(self, count: int = 50) -> list[Rotation]:
         """Return the latest rotations, oldest first."""
         query = select(ROTATION).order_by(ROTATION.c.id.desc()).limit(count)
-        rows = await self._store.run(lambda connection: connection.execute(query).all())
-        return [_of(row) for row in reversed(rows)]
+        return [_of(row) for row in reversed(await self._store.rows(query))]
 
     async def get(self, rotation: int) -> Rotation:
         """Raises HsmError."""
@@ -195,9 +185,14 @@ class Rotations:
             query = query.where(ROTATION_STEP.c.rotation_id == rotation)
         if names:
             query = query.where(ROTATION_STEP.c.step.in_(names))
-        rows = await self._store.run(lambda connection: connection.execute(query).mappings().all())
-        columns = ("id", "rotation_id", "time_ns", "step", "outcome")
+        columns = ("id", "rotation_id", "time_ns", "step", "outcome")  # plain strings, as JSON needs them
+        rows = await self._store.rows(query)
         return [{name: row[name] for name in columns} | {"details": orjson.loads(row["details"])} for row in rows]
+
+    async def detail(self, rotation: int, step: str, name: str) -> Any:
+        """Return the latest value of a detail of a step; None if the step has noted none."""
+        steps = await self.steps(rotation, [step])
+        return next((found["details"][name] for found in reversed(steps) if name in found["details"]), None)
 
     async def failures_in_a_row(self) -> tuple[int, int]:
         """Return how many rotations in a row have failed since the last success, and when the last one ended."""
@@ -211,13 +206,20 @@ class Rotations:
 
 def _displaced(connection: Connection, cause: str, old: StoredKey, new: StoredKey, retire_ns: int, now_ns: int) -> None:
     """Take a change of keys that was no rotation into the history, and let the old key end as after one."""
-    values = {"cause": cause, "reason": "", "slot_ns": None, "begun_ns": now_ns, "error": ""}
-    versions = {"old_version": old.version, "new_version": new.version}
     run = Run("overlap", "deactivate", wait_ns=retire_ns)
-    made = connection.execute(insert(ROTATION).values(**values, **versions, **_columns(run)))
-    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
+    made = _insert(connection, run, cause, old.version, new.version, now_ns)
     details = {"keyId": new.key_id, "previous": old.key_id, "overlapUntilNs": retire_ns}
-    insert_step(connection, int(made.inserted_primary_key[0]), "activate", "done", details, now_ns)
+    insert_step(connection, made, "activate", "done", details, now_ns)
+
+
+def _insert(
+    connection: Connection, run: Run, cause: str, old: int, new: int, now_ns: int, reason: str = "",
+    slot_ns: int | None = None,
+) -> int:  # fmt: skip
+    return insert_row(
+        connection, ROTATION, cause=cause, reason=reason, slot_ns=slot_ns, begun_ns=now_ns, old_version=old,
+        new_version=new, error="", **_columns(run),
+    )  # fmt: skip
 
 
 def insert_step(
@@ -225,8 +227,7 @@ def insert_step(
 ) -> None:
     """Add a row to the history."""
     text = orjson.dumps(details).decode()
-    values = {"rotation_id": rotation, "time_ns": now, "step": step, "outcome": outcome, "details": text}
-    connection.execute(insert(ROTATION_STEP).values(**values))
+    insert_row(connection, ROTATION_STEP, rotation_id=rotation, time_ns=now, step=step, outcome=outcome, details=text)
 
 
 def _account(connection: Connection, version: int, now: int, status: str) -> None:
@@ -243,7 +244,7 @@ def _columns(run: Run) -> dict[str, Any]:
 
 
 def _get(connection: Connection, rotation: int) -> Rotation:
-    row = connection.execute(select(ROTATION).where(ROTATION.c.id == rotation)).one_or_none()
+    row = connection.execute(select(ROTATION).where(ROTATION.c.id == rotation)).mappings().one_or_none()
     if row is None:
         raise HsmError(f"there is no rotation {rotation}")
     return _of(row)

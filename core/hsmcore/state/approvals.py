@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, func, insert, not_, select
+from sqlalchemy import Connection, delete, func, not_, select
 
 from hsmcore.errors import HsmError
-from hsmcore.state.schema import APPROVAL
+from hsmcore.state.schema import APPROVAL, insert_row
 from hsmcore.state.store import Store
 
 
@@ -45,8 +45,7 @@ class Approvals:
                 if (connection.execute(others).scalar() or -1) >= given.totp_step:
                     raise NotApproved(f"{given.approver} has used this code before", hint="Wait for the next code.")
             connection.execute(delete(APPROVAL).where(ours))
-            values = asdict(given) | {"rotation_id": rotation, "time_ns": time.time_ns()}
-            connection.execute(insert(APPROVAL).values(**values))
+            insert_row(connection, APPROVAL, **asdict(given), rotation_id=rotation, time_ns=time.time_ns())
 
         await self._store.run(work)
 
@@ -54,4 +53,4 @@ class Approvals:
         """Return the approvals of a rotation, oldest first."""
         columns = (APPROVAL.c.approver, APPROVAL.c.method, APPROVAL.c.totp_step, APPROVAL.c.proof)
         query = select(*columns).where(APPROVAL.c.rotation_id == rotation).order_by(APPROVAL.c.id)
-        return [Approval(*row) for row in await self._store.run(lambda connection: connection.execute(query).all())]
+        return [Approval(**row) for row in await self._store.rows(query)]

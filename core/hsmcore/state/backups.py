@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
-from hsmcore.state.schema import BACKUP
+from hsmcore.state.schema import BACKUP, insert_row
 from hsmcore.state.store import Store
 
 
@@ -26,30 +25,15 @@ class BackupRow:
     made_ns: int
     drilled_ns: int | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row for output."""
-        return {
-            "keyId": self.key_id,
-            "publicKey": self.public_key.hex(),
-            "place": self.place,
-            "name": self.name,
-            "method": self.method,
-            "sha256": self.sha256,
-            "madeNs": self.made_ns,
-            "drilledNs": self.drilled_ns,
-        }
-
 
 def insert_backup(
     connection: Connection, key_id: str, public_key: bytes, place: str, name: str, method: str, sha256: str
 ) -> None:
     """Note a backup that was written and read back. It replaces one of the same place and name."""
     connection.execute(delete(BACKUP).where(BACKUP.c.place == place, BACKUP.c.name == name))
-    connection.execute(
-        insert(BACKUP).values(
-            key_id=key_id, public_key=public_key.hex(), place=place, name=name, method=method, sha256=sha256,
-            made_ns=time.time_ns(),
-        )
+    insert_row(
+        connection, BACKUP, key_id=key_id, public_key=public_key.hex(), place=place, name=name, method=method,
+        sha256=sha256, made_ns=time.time_ns(),
     )  # fmt: skip
 
 
@@ -70,9 +54,5 @@ class Backups:
         query = select(BACKUP).order_by(BACKUP.c.id)
         if public_key is not None:
             query = query.where(BACKUP.c.public_key == public_key.hex())
-        rows = await self._store.run(lambda connection: connection.execute(query).mappings().all())
+        rows = await self._store.rows(query)
         return [BackupRow(**{**row, "public_key": bytes.fromhex(row["public_key"])}) for row in rows]
-
-    async def note_drill(self, place: str, name: str) -> None:
-        """As the function of this name, in a transaction of its own."""
-        await self._store.run(lambda connection: note_drill(connection, place, name))

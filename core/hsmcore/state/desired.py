@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import select
 
 from hsmcore.state.schema import DESIRED_STATE as DESIRED
-from hsmcore.state.schema import SNAPSHOT
+from hsmcore.state.schema import SNAPSHOT, replace_row
 from hsmcore.state.store import Store
 
 DRAIN: Final = "drain:"
@@ -43,38 +43,26 @@ class Desired:
 
     async def set(self, name: str, value: str | None, reason: str) -> None:
         """Write a wish; None withdraws it."""
-
-        def work(connection: Connection) -> None:
-            connection.execute(delete(DESIRED).where(DESIRED.c.name == name))
-            if value is not None:
-                connection.execute(insert(DESIRED).values(name=name, value=value, reason=reason, set_ns=time.time_ns()))
-
-        await self._store.run(work)
+        row: dict[str, Any] = {} if value is None else {"value": value, "reason": reason, "set_ns": time.time_ns()}
+        await self._store.run(lambda connection: replace_row(connection, DESIRED, name, **row))
 
     async def all(self) -> dict[str, Wish]:
         """Return every wish by name."""
-        query = select(DESIRED.c.name, DESIRED.c.value, DESIRED.c.reason)
-        rows = await self._store.run(lambda connection: connection.execute(query).all())
-        return {name: Wish(value, reason) for name, value, reason in rows}
+        return {row["name"]: Wish(row["value"], row["reason"]) for row in await self._store.rows(select(DESIRED))}
 
     async def report(self, name: str, value: dict[str, Any] | None) -> None:
         """Write a key manager's report of its state; None: it has ended."""
-
-        def work(connection: Connection) -> None:
-            connection.execute(delete(SNAPSHOT).where(SNAPSHOT.c.name == name))
-            if value is not None:
-                text = orjson.dumps(value).decode()
-                connection.execute(insert(SNAPSHOT).values(name=name, value=text, written_ns=time.time_ns()))
-
-        await self._store.run(work)
+        row: dict[str, Any] = {}
+        if value is not None:
+            row = {"value": orjson.dumps(value).decode(), "written_ns": time.time_ns()}
+        await self._store.run(lambda connection: replace_row(connection, SNAPSHOT, name, **row))
 
     async def reports(self) -> list[dict[str, Any]]:
         """Return the last reports of key managers, with `written_ns`."""
-        query = select(SNAPSHOT.c.value, SNAPSHOT.c.written_ns).order_by(SNAPSHOT.c.name)
-        rows = await self._store.run(lambda connection: connection.execute(query).all())
-        return [orjson.loads(value) | {"written_ns": written} for value, written in rows]
+        rows = await self._store.rows(select(SNAPSHOT).order_by(SNAPSHOT.c.name))
+        return [orjson.loads(row["value"]) | {"written_ns": row["written_ns"]} for row in rows]
 
     async def running(self) -> list[dict[str, Any]]:
-        """The reports of the key managers that are running."""
+        """Return the reports of the key managers that are running."""
         fresh = time.time_ns() - STALE_SECONDS * 1e9
         return [report for report in await self.reports() if report["written_ns"] > fresh]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, select, update
 
 from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
+from hsmcore.state.schema import insert_row, replace_row
 from hsmcore.state.store import Store
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
-VERIFYING: Final = ("active", "overlap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ class StoredKey:
     note: str
 
     @property
+    def counts_from_ns(self) -> int:
+        """The time from which its interval counts."""
+        return self.base_ns or self.created_ns
+
+    @property
     def valid_until_ns(self) -> int | None:
         """End of acceptance of its signatures; None: not known."""
         if self.state == "overlap":
@@ -66,8 +71,13 @@ class StoredKey:
         }
 
 
+def active_of(keys: Iterable[StoredKey]) -> StoredKey | None:
+    """Return the version that signs."""
+    return next((key for key in keys if key.state == "active"), None)
+
+
 def _of(row: Any) -> StoredKey:
-    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's documented name for it
+    values = dict(row)
     values["version"] = values.pop("id")
     values["public_key"] = bytes.fromhex(values["public_key"])
     values["members"] = tuple(orjson.loads(values["members"]))
@@ -75,37 +85,20 @@ def _of(row: Any) -> StoredKey:
 
 
 def insert_key(
-    connection: Connection,
-    *,
-    key_id: str,
-    public_key: bytes,
-    algorithm: str,
-    label: str,
-    members: Iterable[str],
+    connection: Connection, *, key_id: str, public_key: bytes, algorithm: str, label: str, members: Iterable[str],
     origin: str,
-    note: str = "",
-) -> int:
+) -> int:  # fmt: skip
     """Add a pending version. Returns its number."""
-    made = connection.execute(
-        insert(KEY).values(
-            key_id=key_id,
-            public_key=public_key.hex(),
-            algorithm=algorithm,
-            label=label,
-            members=orjson.dumps(list(members)).decode(),
-            origin=origin,
-            state="pending",
-            created_ns=time.time_ns(),
-            note=note,
-        )
-    )
-    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
-    return int(made.inserted_primary_key[0])
+    return insert_row(
+        connection, KEY, key_id=key_id, public_key=public_key.hex(), algorithm=algorithm, label=label,
+        members=orjson.dumps(list(members)).decode(), origin=origin, state="pending", created_ns=time.time_ns(),
+        note="",
+    )  # fmt: skip
 
 
 def get_key(connection: Connection, version: int) -> StoredKey:
     """Raises KeyNotFound."""
-    row = connection.execute(select(KEY).where(KEY.c.id == version)).one_or_none()
+    row = connection.execute(select(KEY).where(KEY.c.id == version)).mappings().one_or_none()
     if row is None:
         raise KeyNotFound(f"the state store has no key version {version}")
     return _of(row)
@@ -113,7 +106,7 @@ def get_key(connection: Connection, version: int) -> StoredKey:
 
 def active_key(connection: Connection) -> StoredKey | None:
     """Return the version that signs."""
-    row = connection.execute(select(KEY).where(KEY.c.state == "active")).one_or_none()
+    row = connection.execute(select(KEY).where(KEY.c.state == "active")).mappings().one_or_none()
     return None if row is None else _of(row)
 
 
@@ -168,7 +161,7 @@ class Keys:
         """Return every version, oldest first."""
         query = select(KEY).order_by(KEY.c.id)
         # Made in the store's thread: a key manager looks each second, and after years there are many versions.
-        return await self._store.run(lambda connection: [_of(row) for row in connection.execute(query)])
+        return await self._store.run(lambda connection: [_of(row) for row in connection.execute(query).mappings()])
 
     async def current(self) -> StoredKey | None:
         """Return the version that signs; None before the first start."""
@@ -204,7 +197,7 @@ class Keys:
                     hint="Name the key that the ring began with, or `hsmcore rotate adopt` to go on with the other "
                     "one, or name another stateFile.",
                 )
-            _set(connection, "configured", configured)
+            replace_row(connection, SETTING, "configured", value=configured)
             return current
 
         return await self._store.run(work)
@@ -235,7 +228,7 @@ class Keys:
 
     async def set_setting(self, name: str, value: str) -> None:
         """Change a setting of the ring."""
-        await self._store.run(lambda connection: _set(connection, name, value))
+        await self._store.run(lambda connection: replace_row(connection, SETTING, name, value=value))
 
 
 def known_version(connection: Connection, public_key: bytes) -> int | None:
@@ -243,8 +236,3 @@ def known_version(connection: Connection, public_key: bytes) -> int | None:
     query = select(KEY.c.id).where(KEY.c.public_key == public_key.hex()).order_by(KEY.c.id.desc())
     found = connection.execute(query).scalar()
     return None if found is None else int(found)
-
-
-def _set(connection: Connection, name: str, value: str) -> None:
-    connection.execute(delete(SETTING).where(SETTING.c.name == name))
-    connection.execute(insert(SETTING).values(name=name, value=value))

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Select, select, update
 
-from hsmcore.state.schema import NOTICE, NOTICE_DELIVERY
+from hsmcore.state.schema import NOTICE, NOTICE_DELIVERY, insert_row
 from hsmcore.state.store import Store
+
+_DELIVERY, _NOTICES = NOTICE_DELIVERY.c, NOTICE.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +42,22 @@ class Outbox:
             if connection.execute(select(NOTICE.c.id).where(NOTICE.c.occasion == occasion)).first():
                 return False
             now = time.time_ns()
-            values = {"time_ns": now, "kind": kind, "occasion": occasion, "title": title, "body": body}
-            made = connection.execute(insert(NOTICE).values(**values))
-            assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
+            notice = insert_row(connection, NOTICE, time_ns=now, kind=kind, occasion=occasion, title=title, body=body)
             for target in to:
-                row = {"notice_id": made.inserted_primary_key[0], "target": target, "attempts": 0, "next_ns": now}
-                connection.execute(insert(NOTICE_DELIVERY).values(**row, error=""))
+                insert_row(
+                    connection, NOTICE_DELIVERY, notice_id=notice, target=target, attempts=0, next_ns=now, error=""
+                )
             return True
 
         return await self._store.run(work)
 
     async def due(self, now_ns: int, limit: int = 20) -> list[Delivery]:
         """Return the deliveries that are due, oldest first."""
-        query = (
-            select(
-                NOTICE_DELIVERY.c.id, NOTICE_DELIVERY.c.target, NOTICE_DELIVERY.c.attempts, NOTICE.c.time_ns,
-                NOTICE.c.kind, NOTICE.c.title, NOTICE.c.body,
-            )
-            .join(NOTICE, NOTICE.c.id == NOTICE_DELIVERY.c.notice_id)
-            .where(
-                NOTICE_DELIVERY.c.done_ns.is_(None),
-                NOTICE_DELIVERY.c.given_up_ns.is_(None),
-                NOTICE_DELIVERY.c.next_ns <= now_ns,
-            )
-            .order_by(NOTICE_DELIVERY.c.id)
-            .limit(limit)
-        )  # fmt: skip
-        rows = await self._store.run(lambda connection: connection.execute(query).mappings().all())
-        return [Delivery(**row) for row in rows]
+        columns = (_DELIVERY.id, _DELIVERY.target, _DELIVERY.attempts, _NOTICES.time_ns, _NOTICES.kind, _NOTICES.title,
+                   _NOTICES.body)  # fmt: skip
+        open_ = (_DELIVERY.done_ns.is_(None), _DELIVERY.given_up_ns.is_(None), _DELIVERY.next_ns <= now_ns)
+        query = _joined(*columns).where(*open_).limit(limit)
+        return [Delivery(**row) for row in await self._store.rows(query)]
 
     async def change(self, delivery: int, **values: Any) -> None:
         """Set columns of a delivery."""
@@ -76,10 +66,11 @@ class Outbox:
 
     async def all(self) -> list[dict[str, Any]]:
         """Return every delivery with its notice, oldest first."""
-        query = select(
-            NOTICE.c.time_ns, NOTICE.c.kind, NOTICE.c.occasion, NOTICE.c.title, NOTICE.c.body,
-            NOTICE_DELIVERY.c.target, NOTICE_DELIVERY.c.attempts, NOTICE_DELIVERY.c.done_ns,
-            NOTICE_DELIVERY.c.given_up_ns, NOTICE_DELIVERY.c.error,
-        ).join(NOTICE_DELIVERY, NOTICE.c.id == NOTICE_DELIVERY.c.notice_id).order_by(NOTICE_DELIVERY.c.id)  # fmt: skip
-        rows = await self._store.run(lambda connection: connection.execute(query).mappings().all())
-        return [dict(row) for row in rows]
+        columns = (_NOTICES.time_ns, _NOTICES.kind, _NOTICES.occasion, _NOTICES.title, _NOTICES.body, _DELIVERY.target,
+                   _DELIVERY.attempts, _DELIVERY.done_ns, _DELIVERY.given_up_ns, _DELIVERY.error)  # fmt: skip
+        return [dict(row) for row in await self._store.rows(_joined(*columns))]
+
+
+def _joined(*columns: Any) -> Select[Any]:
+    both = NOTICE_DELIVERY.join(NOTICE, _NOTICES.id == _DELIVERY.notice_id)
+    return select(*columns).select_from(both).order_by(_DELIVERY.id)

@@ -7,184 +7,94 @@ of all of them. Times are nanoseconds since 1970; JSON is text.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, delete, insert
 
 METADATA: Final = MetaData()
 
-VERSION: Final = Table("schema_version", METADATA, Column("version", Integer, primary_key=True),
-                       Column("applied_ns", BigInteger, nullable=False))  # fmt: skip
 
-FAILOVER_EVENT: Final = Table(
-    "failover_event",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("time_ns", BigInteger, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("level_from", Text),
-    Column("level_to", Text),
-    Column("member", Text),
-    Column("reason", Text, nullable=False),
-    Column("details", Text, nullable=False),
-)
+def _table(name: str, columns: str) -> Table:
+    """Return a table. `columns`: names; `:n` marks a number (else text), `?` a column that may be NULL, `*` the key."""
+    made = []
+    for column, number, mark in re.findall(r"(\w+)(:n)?([*?]?)", columns):
+        kind = Text if not number else Integer if mark == "*" else BigInteger
+        made.append(Column(column, kind, primary_key=mark == "*", nullable=mark == "?"))
+    return Table(name, METADATA, *made)
+
+
+VERSION: Final = _table("schema_version", "version:n* applied_ns:n")
+
+FAILOVER_EVENT: Final = _table("failover_event", "id:n* time_ns:n kind level_from? level_to? member? reason details")
 """History. Rows are only added."""
 
-EMERGENCY_EPISODE: Final = Table(
+EMERGENCY_EPISODE: Final = _table(
     "emergency_episode",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("began_ns", BigInteger, nullable=False),
-    Column("first_ns", BigInteger),
-    Column("latest_ns", BigInteger, nullable=False),
-    Column("max_transactions", BigInteger, nullable=False),
-    Column("max_seconds", BigInteger, nullable=False),
-    Column("reserved", BigInteger, nullable=False),
-    Column("ended_ns", BigInteger),
-    Column("end_reason", Text),
+    "id:n* began_ns:n first_ns:n? latest_ns:n max_transactions:n max_seconds:n reserved:n ended_ns:n? end_reason?",
 )
 """Emergency budgets. At most one has not ended. `reserved`: units that may have been used; `first_ns`: time of the
 first reservation, from which the time limit counts; `latest_ns`: the latest time seen, so that a clock set back gains
 nothing."""
 
-DESIRED_STATE: Final = Table(
-    "desired_state",
-    METADATA,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("set_ns", BigInteger, nullable=False),
-)
+DESIRED_STATE: Final = _table("desired_state", "name* value reason set_ns:n")
 """Operators' wishes: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
 
-SNAPSHOT: Final = Table(
-    "snapshot",
-    METADATA,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-    Column("written_ns", BigInteger, nullable=False),
-)
+SNAPSHOT: Final = _table("snapshot", "name* value written_ns:n")
 """Reports of running key managers, by process."""
 
-KEY_VERSION: Final = Table(
+KEY_VERSION: Final = _table(
     "key_version",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("key_id", Text, nullable=False),
-    Column("public_key", Text, nullable=False),
-    Column("algorithm", Text, nullable=False),
-    Column("label", Text, nullable=False),
-    Column("members", Text, nullable=False),
-    Column("origin", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("created_ns", BigInteger, nullable=False),
-    Column("base_ns", BigInteger),
-    Column("activated_ns", BigInteger),
-    Column("retire_ns", BigInteger),
-    Column("deactivated_ns", BigInteger),
-    Column("destroyed_ns", BigInteger),
-    Column("note", Text, nullable=False),
+    "id:n* key_id public_key algorithm label members origin state created_ns:n base_ns:n? activated_ns:n? "
+    "retire_ns:n? deactivated_ns:n? destroyed_ns:n? note",
 )
 """The key ring. `state` is pending, active, overlap, deactivated or destroyed; at most one is active. `public_key` is
 hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` the time from
 which its interval counts; `retire_ns` the time until which it verifies beside its successor."""
 
-ROTATION: Final = Table(
+ROTATION: Final = _table(
     "rotation",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("cause", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("slot_ns", BigInteger),
-    Column("begun_ns", BigInteger, nullable=False),
-    Column("ended_ns", BigInteger),
-    Column("old_version", BigInteger, nullable=False),
-    Column("new_version", BigInteger, nullable=False),
-    Column("status", Text, nullable=False),
-    Column("step", Text, nullable=False),
-    Column("step_begun", Integer, nullable=False),
-    Column("wait_ns", BigInteger, nullable=False),
-    Column("tries", BigInteger, nullable=False),
-    Column("aborted", Integer, nullable=False),
-    Column("error", Text, nullable=False),
+    "id:n* cause reason slot_ns:n? begun_ns:n ended_ns:n? old_version:n new_version:n status step step_begun:n "
+    "wait_ns:n tries:n aborted:n error",
 )
 """Rotations (rotation/machine.py). At most one is running or being undone; others may wait for an overlap to end."""
 
-ROTATION_STEP: Final = Table(
-    "rotation_step",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("rotation_id", BigInteger, nullable=False),
-    Column("time_ns", BigInteger, nullable=False),
-    Column("step", Text, nullable=False),
-    Column("outcome", Text, nullable=False),
-    Column("details", Text, nullable=False),
-)
+ROTATION_STEP: Final = _table("rotation_step", "id:n* rotation_id:n time_ns:n step outcome details")
 """Steps of every rotation. Rows are only added. `outcome` is begun, done, failed, waiting, undoing or undone."""
 
-ROTATION_SETTING: Final = Table(
-    "rotation_setting",
-    METADATA,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-)
+ROTATION_SETTING: Final = _table("rotation_setting", "name* value")
 """Settings of the key ring: "configured" is the key that the configuration named at the beginning."""
 
-BACKUP: Final = Table(
-    "backup",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("key_id", Text, nullable=False),
-    Column("public_key", Text, nullable=False),
-    Column("place", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("method", Text, nullable=False),
-    Column("sha256", Text, nullable=False),
-    Column("made_ns", BigInteger, nullable=False),
-    Column("drilled_ns", BigInteger),
-)
+BACKUP: Final = _table("backup", "id:n* key_id public_key place name method sha256 made_ns:n drilled_ns:n?")
 """Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: time of the last restore."""
 
-APPROVAL: Final = Table(
-    "approval",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("rotation_id", BigInteger, nullable=False),
-    Column("approver", Text, nullable=False),
-    Column("method", Text, nullable=False),
-    Column("totp_step", BigInteger),
-    Column("time_ns", BigInteger, nullable=False),
-    Column("proof", Text, nullable=False),
-)
+APPROVAL: Final = _table("approval", "id:n* rotation_id:n approver method totp_step:n? time_ns:n proof")
 """Approvals of rotations, one for each approver; a one-time code counts once. `proof` (rotation/approvals.py) is data
 that only the approver can make; a row without it counts for nothing."""
 
-NOTICE: Final = Table(
-    "notice",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("time_ns", BigInteger, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("occasion", Text, nullable=False),
-    Column("title", Text, nullable=False),
-    Column("body", Text, nullable=False),
-)
+NOTICE: Final = _table("notice", "id:n* time_ns:n kind occasion title body")
 """Notices. `occasion` is unique, so an event that is repeated after a crash is told once."""
 
-NOTICE_DELIVERY: Final = Table(
+NOTICE_DELIVERY: Final = _table(
     "notice_delivery",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("notice_id", BigInteger, nullable=False),
-    Column("target", Text, nullable=False),
-    Column("attempts", BigInteger, nullable=False),
-    Column("next_ns", BigInteger, nullable=False),
-    Column("done_ns", BigInteger),
-    Column("given_up_ns", BigInteger),
-    Column("error", Text, nullable=False),
+    "id:n* notice_id:n target attempts:n next_ns:n done_ns:n? given_up_ns:n? error",
 )
 """The outbox: a row for each notice and target. `target` is a fingerprint: the address itself may be a secret."""
+
+
+def insert_row(connection: Connection, table: Table, **values: Any) -> int:
+    """Insert a row and return its key."""
+    made = connection.execute(insert(table).values(**values))
+    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
+    return int(made.inserted_primary_key[0])
+
+
+def replace_row(connection: Connection, table: Table, name: str, **values: Any) -> None:
+    """Replace the row of that name; without values, delete it."""
+    connection.execute(delete(table).where(table.c.name == name))
+    if values:
+        connection.execute(insert(table).values(name=name, **values))
 
 
 @dataclass(frozen=True, slots=True)

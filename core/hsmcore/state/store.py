@@ -16,7 +16,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, RowMapping, Select, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -100,6 +100,10 @@ class Store:
             raise StoreError(f"state store {self.path}: it is closed")
         self._database.require_own_process()
         return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._transact, work)
+
+    async def rows(self, query: Select[Any]) -> Sequence[RowMapping]:
+        """Return the rows of a query, by column. Raises StoreError."""
+        return await self.run(lambda connection: connection.execute(query).mappings().all())
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         try:

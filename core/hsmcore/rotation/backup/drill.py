@@ -27,11 +27,11 @@ def signer(token: ControlPlane) -> Sign:
     return sign
 
 
-async def prove(statement: Statement, key_id: str, sign: Sign) -> None:
+async def prove(statement: Statement, record: KeyRecord, sign: Sign) -> None:
     """Have a restored key sign, and verify the signature with the public key of the statement. Raises BackupInvalid."""
     message = DRILL_PREFIX + secrets.token_bytes(32)
-    signature = await sign(key_id, message)
-    if not verify(statement.algorithm, statement.public_key, message, signature):
+    same = record.public_key in (None, statement.public_key)
+    if not same or not verify(statement.algorithm, statement.public_key, message, await sign(record.id, message)):
         raise BackupInvalid("the key that was restored is not the one that the backup names")
 
 
@@ -40,13 +40,10 @@ async def drill_beside(
 ) -> None:
     """Restore under a scratch id and label (None: the token keeps the backup's own), prove the key, destroy it. A
     repetition after a crash (`resumed`) first destroys what was left."""
-    identity = scratch or statement.key_id
-    await end(token, identity, resumed=resumed)
+    await end(token, scratch or statement.key_id, resumed=resumed)
     record = await token.do(ImportWrapped(statement.payload, scratch, label if scratch is not None else None))
     try:
-        if record.public_key is not None and record.public_key != statement.public_key:
-            raise BackupInvalid("the key that was restored is not the one that the backup names")
-        await prove(statement, record.id, sign)
+        await prove(statement, record, sign)
     finally:
         await token.destroy(record.id)
 
@@ -55,10 +52,7 @@ async def drill_in_place(statement: Statement, token: ControlPlane, sign: Sign) 
     """For tokens whose backups keep their id: destroy the key itself and restore it. Only for a key that is not in use
     yet. After a crash the key may be gone: it is restored."""
     await end(token, statement.key_id)
-    record = await token.do(ImportWrapped(statement.payload))
-    if record.public_key is not None and record.public_key != statement.public_key:
-        raise BackupInvalid("the key that was restored is not the one that the backup names")
-    await prove(statement, record.id, sign)
+    await prove(statement, await token.do(ImportWrapped(statement.payload)), sign)
 
 
 async def end(token: ControlPlane, key_id: str, *, resumed: bool = False) -> None:
@@ -69,11 +63,10 @@ async def end(token: ControlPlane, key_id: str, *, resumed: bool = False) -> Non
     await token.do(Sweep(key_id, resumed))
 
 
-async def restore(statement: Statement, token: ControlPlane, sign: Sign) -> KeyRecord:
-    """Restore a key for good; it is destroyed again if it differs from the backup's statement. Raises HsmError."""
-    record = await token.do(ImportWrapped(statement.payload))
+async def keep(statement: Statement, token: ControlPlane, record: KeyRecord) -> KeyRecord:
+    """Keep a restored key for good, or destroy it again if it differs from the backup's statement. Raises HsmError."""
     try:
-        await prove(statement, record.id, sign)
+        await prove(statement, record, signer(token))
     except HsmError:
         await token.destroy(record.id)
         raise

@@ -23,6 +23,11 @@ PREFIX: Final = b"\xffhsmcore backup\x00"
 be one."""
 MOST_BYTES: Final = 64 * 1024
 Method = Literal["wrapped", "sealed"]
+_PLAIN: Final = {
+    "keyId": "key_id", "label": "label", "algorithm": "algorithm", "method": "method", "wrappingKey": "wrapping_key",
+    "member": "member", "madeNs": "made_ns",
+}  # fmt: skip
+"""Members of a statement in the file, and their fields: those whose value is the same in both."""
 
 
 class BackupInvalid(HsmError):
@@ -49,16 +54,8 @@ class Statement:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the payload; nothing of it is secret."""
-        return {
-            "keyId": self.key_id,
-            "label": self.label,
-            "algorithm": self.algorithm,
-            "publicKey": self.public_key.hex(),
-            "method": self.method,
-            "wrappingKey": self.wrapping_key,
-            "member": self.member,
-            "madeNs": self.made_ns,
-        }
+        shown = {name: getattr(self, field) for name, field in _PLAIN.items()}
+        return shown | {"publicKey": self.public_key.hex()}
 
     def to_sign(self) -> bytes:
         """Return the message that the key signs: 48 bytes."""
@@ -104,17 +101,9 @@ def open_envelope(data: bytes, public_key: bytes | None = None) -> Statement:
 
 
 def _statement(body: Any) -> Statement:
-    statement = Statement(
-        key_id=body["keyId"],
-        label=body["label"],
-        algorithm=body["algorithm"],
-        public_key=bytes.fromhex(body["publicKey"]),
-        method=body["method"],
-        wrapping_key=body["wrappingKey"],
-        member=body["member"],
-        made_ns=body["madeNs"],
-        payload=b64decode(body["payload"], validate=True),
-    )
+    plain: dict[str, Any] = {field: body[name] for name, field in _PLAIN.items()}
+    payload = b64decode(body["payload"], validate=True)
+    statement = Statement(**plain, public_key=bytes.fromhex(body["publicKey"]), payload=payload)
     texts = (statement.key_id, statement.label, statement.wrapping_key, statement.member)
     if (
         statement.algorithm not in ALGORITHMS
@@ -131,11 +120,8 @@ def _agree(statement: Statement) -> None:
     """Check that the statement beside the wrapped key is the same. Raises BackupInvalid."""
     try:
         inner = orjson.loads(statement.payload)
-        same = (inner["id"], inner["algorithm"], inner["publicKey"]) == (
-            statement.key_id,
-            statement.algorithm,
-            statement.public_key.hex(),
-        )
+        stated = (statement.key_id, statement.algorithm, statement.public_key.hex())
+        same = (inner["id"], inner["algorithm"], inner["publicKey"]) == stated
     except (orjson.JSONDecodeError, KeyError, TypeError):
         same = False
     if not same:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from hsmcore._native import verify
 from hsmcore.control import ControlPlane, KeyRecord
+from hsmcore.control.backup import ImportWrapped
 from hsmcore.control.locked import LockedKey
 from hsmcore.control.sealed import ImportSealed
-from hsmcore.errors import BadArgument, HsmError, KeyMismatch
-from hsmcore.rotation.backup.drill import prove, restore, signer
+from hsmcore.errors import BadArgument, HsmError
+from hsmcore.rotation.backup.drill import keep
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.places import Place
 from hsmcore.state import StoredKey
@@ -52,15 +53,11 @@ def _contradiction(
     return None
 
 
-async def put_back(
-    statement: Statement, token: ControlPlane, recovery: bytearray | None, public_key: bytes | None = None
-) -> KeyRecord:
+async def put_back(statement: Statement, token: ControlPlane, recovery: bytearray | None) -> KeyRecord:
     """Restore a key on a token for good, after it has proved itself. `recovery`: the X25519 private key for a sealed
-    one; it is wiped. `public_key`: the key that it must be. Raises HsmError; then no key was added."""
-    if public_key is not None and statement.public_key != public_key:
-        raise KeyMismatch("the backup is that of another key")
+    one; it is wiped. Raises HsmError; then no key was added."""
     if statement.method == "wrapped":
-        return await restore(statement, token, signer(token))
+        return await keep(statement, token, await token.do(ImportWrapped(statement.payload)))
     if recovery is None:
         raise BadArgument("a sealed backup needs the recovery key", hint="Name its file with --recovery-key.")
     identity = bytes.fromhex(statement.key_id)
@@ -68,12 +65,7 @@ async def put_back(
         record = await token.do(ImportSealed(statement.label, identity, statement.payload, recovery))
     finally:
         recovery[:] = bytes(len(recovery))
-    try:
-        await prove(statement, record.id, signer(token))
-    except HsmError:
-        await token.destroy(record.id)
-        raise
-    return record
+    return await keep(statement, token, record)
 
 
 def opens(statement: Statement, recovery: bytearray) -> bool:

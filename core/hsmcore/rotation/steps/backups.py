@@ -77,7 +77,9 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
 
 
 async def _envelope(ctx: Context, key: StoredKey) -> bytes:
-    sealed = await _sealed(ctx) if key.version == ctx.new.version else None
+    sealed: str | None = None  # the copy that the ceremony of the new key sealed, in hexadecimal
+    if key.version == ctx.new.version:
+        sealed = await ctx.rotations.detail(ctx.rotation.id, "generate", "sealed")
     member = await holder_of(ctx.port.holders(), key)
     if member is None:
         raise HsmError(f"no running member holds key {key.key_id}")
@@ -91,17 +93,9 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
         wrapping_key=WRAPPING_KEY_LABEL if sealed is None or ceremony is None else ceremony.recovery_public_key.lower(),
         member=member.name,
         made_ns=ctx.clock(),
-        payload=await export_key(member, key.key_id) if sealed is None else sealed,
+        payload=await export_key(member, key.key_id) if sealed is None else bytes.fromhex(sealed),
     )
     return statement.enclose(await ctx.port.sign(await ctx.port.load(key.key_id), statement.to_sign()))
-
-
-async def _sealed(ctx: Context) -> bytes | None:
-    """Return the copies that the ceremony of the new key sealed."""
-    for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["generate"])):
-        if "sealed" in step["details"]:
-            return bytes.fromhex(step["details"]["sealed"])
-    return None
 
 
 def _excused(ctx: Context, error: HsmError) -> Done:
@@ -189,11 +183,8 @@ async def _backup_of_new(ctx: Context) -> Statement | None:
 
 
 async def _scratch(ctx: Context) -> str | None:
-    for step in reversed(await ctx.rotations.steps(ctx.rotation.id, ["drill"])):
-        if "scratch" in step["details"]:
-            scratch: str | None = step["details"]["scratch"]
-            return scratch
-    return None
+    scratch: str | None = await ctx.rotations.detail(ctx.rotation.id, "drill", "scratch")
+    return scratch
 
 
 def _token(ctx: Context) -> ControlPlane:

@@ -6,10 +6,8 @@ import asyncio
 
 from hsmcore.log import get_logger
 from hsmcore.rotation.approvals import genuine, statement
-from hsmcore.rotation.context import Context, Done, Pending, skipped
+from hsmcore.rotation.context import LOOK_AGAIN_NS, Context, Done, Pending, skipped
 from hsmcore.state import NotApproved
-
-_LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def do(ctx: Context) -> Done | Pending:
@@ -37,7 +35,7 @@ async def do(ctx: Context) -> Done | Pending:
         f"`hsmcore rotate approve {ctx.rotation.id}`",
         f"rotation-{ctx.rotation.id}-approval",
     )
-    return Pending(ctx.clock() + _LOOK_AGAIN_NS, details)
+    return Pending(ctx.clock() + LOOK_AGAIN_NS, details)
 
 
 async def require(ctx: Context) -> None:

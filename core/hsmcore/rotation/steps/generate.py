@@ -22,7 +22,7 @@ async def plan(ctx: Context) -> Done:
     """Choose the id, and the members that will hold the key."""
     if ctx.new.key_id or ctx.new.members:
         return Done({"keyId": ctx.new.key_id, "label": ctx.new.label})
-    holders = ctx.everybody()  # a member that is down would not get the key: it fails before a key is made
+    holders = ctx.all_holders()  # a member that is down would not get the key: it fails before a key is made
     names = [member.name for member in (holders[:1] if ctx.ceremony is None else holders)]
     if ctx.old.public_key != ctx.port.signing()[0].public_key:
         raise KeyMismatch("the rotation is to replace another key than the one that signs")
@@ -60,7 +60,7 @@ async def do(ctx: Context) -> Done:
 async def _ceremony(ctx: Context, recovery_key: bytes) -> Done:
     """Make the key in locked memory and import it on every member: a key that cannot leave its token cannot be copied
     later. Keys of an earlier attempt are destroyed, since their sealed copies are lost."""
-    first, *others = holders = ctx.everybody()
+    first, *others = holders = ctx.all_holders()
     for member in holders:
         await _clear(ctx, member)
     identity = bytes.fromhex(ctx.new.key_id)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from hsmcore.errors import HsmError
 from hsmcore.handover.base import HandoverKey
 from hsmcore.log import get_logger
-from hsmcore.rotation.context import Announce, Context, Done, Pending, skipped
+from hsmcore.rotation.context import LOOK_AGAIN_NS, Announce, Context, Done, Pending, skipped
 from hsmcore.rotation.steps import consent
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import StoreBusy
@@ -20,7 +20,6 @@ from hsmcore.state import StoreBusy
 NONE_REGISTERED: Final = "keyRotation.requireHandover is true, and the application has registered no handover"
 NONE_REGISTERED_HINT: Final = "Rotate in the process that does, or call KeyManager.on_rotation() with one."
 HELD_HINT: Final = "Start the application, which calls KeyManager.on_rotation(): it goes on, or undoes it."
-_LOOK_AGAIN_NS: Final = 1_000_000_000
 
 
 async def plan(ctx: Context) -> Done:
@@ -116,7 +115,7 @@ async def _called(ctx: Context) -> bool:
 
 async def _held(ctx: Context) -> Pending:
     await tell(ctx.rotation, ctx.announce)
-    return Pending(ctx.clock() + _LOOK_AGAIN_NS, {"waitsFor": "a process with the handover"})
+    return Pending(ctx.clock() + LOOK_AGAIN_NS, {"waitsFor": "a process with the handover"})
 
 
 async def _keys(ctx: Context) -> tuple[HandoverKey, HandoverKey]:

@@ -10,7 +10,9 @@ from hsmcore.state.keys import change_key
 async def do(ctx: Context) -> Done:
     """Load the key, which proves it by a verified signature, and note its public key."""
     version = await ctx.port.load(ctx.new.key_id)
-    known = ctx.new.public_key or _generated(await ctx.rotations.steps(ctx.rotation.id, ["generate"]))
+    known = ctx.new.public_key or bytes.fromhex(
+        await ctx.rotations.detail(ctx.rotation.id, "generate", "publicKey") or ""
+    )
     if version.public_key == ctx.old.public_key:
         raise KeyMismatch("the token handed out the current key for the new one")
     if known and version.public_key != known:
@@ -19,11 +21,3 @@ async def do(ctx: Context) -> Done:
         {"keyId": version.id, "publicKey": version.public_key.hex()},
         also=lambda connection: change_key(connection, ctx.new.version, public_key=version.public_key),
     )
-
-
-def _generated(steps: list[dict[str, object]]) -> bytes:
-    for step in reversed(steps):
-        details = step["details"]
-        if step["outcome"] == "done" and isinstance(details, dict):
-            return bytes.fromhex(details["publicKey"])
-    return b""

@@ -19,7 +19,7 @@ _NO_COPY = (
 
 async def do(ctx: Context) -> Done:
     """Copy the key, wrapped, to the members that lack it."""
-    holders = ctx.everybody()
+    holders = ctx.all_holders()
     names = [member.name for member in holders]
     if len(holders) == 1:
         return skipped("there is one member")

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.log import get_logger
 from hsmcore.members.tokens import sweep
-from hsmcore.rotation.context import Context, Done, Pending, skipped
+from hsmcore.rotation.context import LOOK_AGAIN_NS, Context, Done, Pending, skipped
 from hsmcore.rotation.schedule import moment, nanoseconds
 from hsmcore.rotation.steps import consent, destruction
 from hsmcore.rotation.steps.generate import matching
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hsmcore.members.kms.control import KmsControl
 
 _DAY_NS = 86_400_000_000_000
-_LOOK_AGAIN_NS = 1_000_000_000
 
 
 async def activate(ctx: Context) -> Done:
@@ -82,7 +81,7 @@ async def deactivate(ctx: Context) -> Done | Pending:
     here = ctx.port.signing()[0]
     if here.state == "active" and (old.key_id == here.id or old.public_key == here.public_key):
         get_logger().error("a key that signs is not deactivated", rotation=ctx.rotation.id, key=old.key_id)
-        return Pending(now + _LOOK_AGAIN_NS, {"keyId": old.key_id, "waitsFor": "another key to sign in this process"})
+        return Pending(now + LOOK_AGAIN_NS, {"keyId": old.key_id, "waitsFor": "another key to sign in this process"})
     enforced = await ctx.port.retire(old.key_id)
     days = ctx.rules.destroy_after_days
     return Done(
