@@ -16,7 +16,7 @@ from hsmcore.errors import HsmError
 if TYPE_CHECKING:
     from hsmcore.config import KeyRotation
     from hsmcore.rotation.store import Rotation
-    from hsmcore.state import Store, StoredKey
+    from hsmcore.state import Store
 
 IdArgument = Annotated[int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")]
 
@@ -40,7 +40,7 @@ def approve(
     """
     rules = rotation_rules(cli.config)
     if code is None and signature is None:
-        print(on_state(cli.config, lambda store: statement_of(store, rotation)), end="")
+        print(on_state(cli.config, lambda store: _text(store, rotation)), end="")
         return
     if name is None or (code is not None and signature is not None):
         raise BadUsage("give --as NAME and one of --code and --signature")
@@ -50,15 +50,12 @@ def approve(
     cli.show(given)
 
 
-async def approvals_of(
-    store: Store, rules: KeyRotation, entry: Rotation, known: list[StoredKey]
-) -> tuple[list[str], list[str]]:
+async def approvals_of(store: Store, rules: KeyRotation, entry: Rotation) -> tuple[list[str], list[str]]:
     """Return the names of approvers whose approval counts, and of those whose stored approval is not genuine."""
-    from hsmcore.rotation.approvals import genuine, statement
+    from hsmcore.rotation.approvals import genuine
     from hsmcore.state import Approvals
 
-    old = next(key for key in known if key.version == entry.old)
-    return genuine(rules.approvers, statement(entry, old), await Approvals(store).of(entry.id))
+    return genuine(rules.approvers, await _statement(store, entry), await Approvals(store).of(entry.id))
 
 
 async def under_way(store: Store, number: int | None) -> Rotation:
@@ -72,34 +69,33 @@ async def under_way(store: Store, number: int | None) -> Rotation:
     raise HsmError(f"{what}, or its key signs already", hint="See `hsmcore rotate status`.")
 
 
-async def statement_of(store: Store, number: int | None) -> str:
+async def _text(store: Store, number: int | None) -> str:
+    return (await _statement(store, await under_way(store, number))).decode()
+
+
+async def _statement(store: Store, entry: Rotation) -> bytes:
     """Return the text that an approver signs."""
     from hsmcore.rotation.approvals import statement
     from hsmcore.state import Keys
 
-    entry = await under_way(store, number)
-    old = next(key for key in await Keys(store).all() if key.version == entry.old)
-    return statement(entry, old).decode()
+    return statement(entry, next(key for key in await Keys(store).all() if key.version == entry.old))
 
 
 async def _approve(
     store: Store, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
 ) -> dict[str, Any]:
     from hsmcore.rotation.approvals import by_code, by_signature
-    from hsmcore.state import Approvals, Keys
+    from hsmcore.state import Approvals
 
     approver = next((approver for approver in rules.approvers if approver.name == name), None)
     if approver is None:
         known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
         raise BadUsage(f"{name} is no approver; the configuration has {known}")
     entry = await under_way(store, number)
-    text = (await statement_of(store, entry.id)).encode()
-    if code is not None:
-        approval = by_code(approver, text, code)
-    else:
-        approval = by_signature(approver, text, _signature(signature))
-    await Approvals(store).add(entry.id, approval)
-    given, _ = await approvals_of(store, rules, entry, await Keys(store).all())
+    text = await _statement(store, entry)
+    good = by_signature(approver, text, _signature(signature)) if code is None else by_code(approver, text, code)
+    await Approvals(store).add(entry.id, good)
+    given, _ = await approvals_of(store, rules, entry)
     return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
 
 

@@ -56,7 +56,8 @@ def list_(cli: Invocation) -> None:
     for record in records:
         row = [record.id, record.label, record.algorithm or "unsupported", "yes" if record.can_sign else "no"]
         if known:
-            row.append(_state(known.get(record.public_key or b"")))
+            key = known.get(record.public_key or b"")
+            row.append("-" if key is None else f"{key.version} ({key.state})")
         rows.append([*row, record.public_key.hex() if record.public_key else "-"])
     print_table([*header, *(["VERSION"] if known else []), "PUBLIC KEY"], rows)
 
@@ -215,10 +216,6 @@ def _validity(key: StoredKey | None) -> dict[str, Any]:
         "validFrom": when(key.activated_ns),
         "validUntil": when(key.valid_until_ns),
     }
-
-
-def _state(key: StoredKey | None) -> str:
-    return "-" if key is None else f"{key.version} ({key.state})"
 
 
 def _gone(key: StoredKey) -> KeyRecord:

@@ -311,7 +311,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
         "open": [
             entry.to_json()
             | {"needsHandover": held is not None and held.id == entry.id}
-            | dict(zip(("approvedBy", "notGenuine"), await approvals_of(store, rules, entry, known), strict=True))
+            | dict(zip(("approvedBy", "notGenuine"), await approvals_of(store, rules, entry), strict=True))
             for entry in await rotations.open()
         ],
     }
