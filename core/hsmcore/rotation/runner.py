@@ -76,9 +76,13 @@ class Runner:
                     Done() if undoing or effects.plan is None else await effects.plan(await self.context(rotation))
                 )
                 rotation = await self.rotations.record(
-                    rotation.id, machine.begun(rotation.run), action.step, "undoing" if undoing else "begun",
-                    planned.details, also=planned.also,
-                )  # fmt: skip
+                    rotation.id,
+                    machine.begun(rotation.run),
+                    action.step,
+                    "undoing" if undoing else "begun",
+                    planned.details,
+                    also=planned.also,
+                )
                 self.trace(f"{point}:begun")
             outcome = (
                 skipped("nothing to undo")
@@ -97,9 +101,13 @@ class Runner:
             self.waited[rotation.id] = outcome.details
             return await self.rotations.record(rotation.id, run, action.step, "waiting", outcome.details)
         rotation = await self.rotations.record(
-            rotation.id, machine.done(rotation.run, outcome.wait_ns), action.step, "undone" if undoing else "done",
-            outcome.details, also=outcome.also,
-        )  # fmt: skip
+            rotation.id,
+            machine.done(rotation.run, outcome.wait_ns),
+            action.step,
+            "undone" if undoing else "done",
+            outcome.details,
+            also=outcome.also,
+        )
         if outcome.then is not None:
             outcome.then()
         self.trace(f"{point}:recorded")
