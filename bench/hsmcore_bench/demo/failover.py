@@ -107,8 +107,11 @@ class _Player:
     def _event(self, what: str, details: Any) -> None:
         at = perf_counter() - self._begun
         event = {"atSeconds": round(at, 4), "event": what}
-        event |= {new: details[old] for old, new in (("member", "member"), ("from_level", "from"), ("to_level", "to"))
-                  if details.get(old)}  # fmt: skip
+        event |= {
+            new: details[old]
+            for old, new in (("member", "member"), ("from_level", "from"), ("to_level", "to"))
+            if details.get(old)
+        }
         self._act.events.append(event)
         self._tell(line_of(event))
 

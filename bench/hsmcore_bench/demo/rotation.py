@@ -113,9 +113,13 @@ class Rotated(Played):
 async def play_rotation(made: Twins, tell: Tell) -> dict[str, Any]:
     """Play it; `tell` hears of what happens, a line each."""
     config = made.lone_config(
-        {"enabled": True, "backupEnabled": True, "backupLocation": str(made.folder.path / "backups"),
-         "keyCeremony": {"recoveryPublicKey": bytes(PrivateKey.generate().public_key).hex()}}
-    )  # fmt: skip
+        {
+            "enabled": True,
+            "backupEnabled": True,
+            "backupLocation": str(made.folder.path / "backups"),
+            "keyCeremony": {"recoveryPublicKey": bytes(PrivateKey.generate().public_key).hex()},
+        }
+    )
     act = Rotated()
     manager = hsmcore.create_key_manager(config)
     most = int(RATE * LONGEST_SECONDS)

@@ -31,21 +31,36 @@ class Twins:
     def config(self) -> dict[str, Any]:
         """For a key manager in a process whose SOFTHSM2_CONF is `softhsm2.conf` in the folder."""
         first, second = (self._provider(label) for label in LABELS)
-        block = {"secondary": [second], "primaryRetryIntervalMs": RETRY_INTERVAL_MS,
-                 "secondaryRetryIntervalMs": RETRY_INTERVAL_MS, "failbackRampMs": RAMP_MS}  # fmt: skip
+        block = {
+            "secondary": [second],
+            "primaryRetryIntervalMs": RETRY_INTERVAL_MS,
+            "secondaryRetryIntervalMs": RETRY_INTERVAL_MS,
+            "failbackRampMs": RAMP_MS,
+        }
         manager = {**first, "maxCacheSize": 0, "stateFile": str(self.folder.path / "state.db"), "failover": block}
         return {"sequencer": {"keyManager": manager}}
 
     def lone_config(self, rotation: dict[str, Any]) -> dict[str, Any]:
         """The same for token b alone, with that `keyRotation` block."""
-        manager = {**self._provider(LABELS[1]), "maxCacheSize": 0, "requestTimeoutMs": 1000,
-                   "stateFile": str(self.folder.path / "rotation.db"), "keyRotation": rotation}  # fmt: skip
+        manager = {
+            **self._provider(LABELS[1]),
+            "maxCacheSize": 0,
+            "requestTimeoutMs": 1000,
+            "stateFile": str(self.folder.path / "rotation.db"),
+            "keyRotation": rotation,
+        }
         return {"sequencer": {"keyManager": manager}}
 
     def _provider(self, label: str) -> dict[str, Any]:
-        config = {"modulePath": self.module, "tokenLabel": label, "pin": {"file": str(self.folder.pin_file())},
-                  "keyLabel": KEY_LABEL, "sessions": os.cpu_count() or 1, "isolation": "process",
-                  "verifySignatures": "always"}  # fmt: skip
+        config = {
+            "modulePath": self.module,
+            "tokenLabel": label,
+            "pin": {"file": str(self.folder.pin_file())},
+            "keyLabel": KEY_LABEL,
+            "sessions": os.cpu_count() or 1,
+            "isolation": "process",
+            "verifySignatures": "always",
+        }
         return {"type": "softhsm", "config": config}
 
     def pull(self, member: MemberSnapshot) -> None:

@@ -184,14 +184,25 @@ class _Asked:
             chaos = ""
         verify = given["verify"] or any(objective.metric == "wrong" for objective in objectives)
         wanted = Wanted(
-            given["algorithm"], given["sessions"], given["cache"], given["isolation"], given["audit"],
+            given["algorithm"],
+            given["sessions"],
+            given["cache"],
+            given["isolation"],
+            given["audit"],
             "" if chaos == "none" else chaos,
-        )  # fmt: skip
+        )
         plan = Plan(
-            given["path"], (), kinds_of(given["mix"] or DEFAULT), given["processes"], given["arrivals"] == "poisson",
-            given["seed"], positive_seconds(given["timeout"], "--timeout") if given["timeout"] is not None else None,
-            verify, faults, given["hdr"],
-        )  # fmt: skip
+            given["path"],
+            (),
+            kinds_of(given["mix"] or DEFAULT),
+            given["processes"],
+            given["arrivals"] == "poisson",
+            given["seed"],
+            positive_seconds(given["timeout"], "--timeout") if given["timeout"] is not None else None,
+            verify,
+            faults,
+            given["hdr"],
+        )
         objectives += map(objective_of, _standing_objectives(objectives, verify=verify, faulty=bool(faults)))
         return cls(given, rate, peak, seconds, objectives, wanted, plan)
 
@@ -254,11 +265,18 @@ def _run(asked: _Asked, given: Mapping[str, Any]) -> dict[str, Any]:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         manager = target.config.key_manager
         settings |= {
-            "rate": rate, "peak": peak, "duration": asked.seconds, "capacity": capacity, "verify": plan.verify,
-            "timeout": plan.timeout or manager.request_timeout_ms / 1e3, "cache": manager.max_cache_size,
-            "sessions": getattr(manager.config, "sessions", None), "queueSize": manager.queue_size,
-            "isolation": getattr(manager.config, "isolation", None), "chaos": asked.wanted.chaos,
-        }  # fmt: skip
+            "rate": rate,
+            "peak": peak,
+            "duration": asked.seconds,
+            "capacity": capacity,
+            "verify": plan.verify,
+            "timeout": plan.timeout or manager.request_timeout_ms / 1e3,
+            "cache": manager.max_cache_size,
+            "sessions": getattr(manager.config, "sessions", None),
+            "queueSize": manager.queue_size,
+            "isolation": getattr(manager.config, "isolation", None),
+            "chaos": asked.wanted.chaos,
+        }
         return result_of(plan, target, outcome, asked.objectives, settings, environment, reference)
 
 

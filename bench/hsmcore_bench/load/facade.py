@@ -187,13 +187,21 @@ class Run:
     def report(self, *, last: bool) -> None:
         """Say what was counted since the last time; `last`: there is no more."""
         line = {
-            "end": last, "at": (_now() - self._begin) / 1e9,
-            "started": self._started, "signed": self._signed, "cached": 0,
-            "failed": self._failed, "lost": self._lost, "twice": 0, "errors": self._errors,
-        }  # fmt: skip
+            "end": last,
+            "at": (_now() - self._begin) / 1e9,
+            "started": self._started,
+            "signed": self._signed,
+            "cached": 0,
+            "failed": self._failed,
+            "lost": self._lost,
+            "twice": 0,
+            "errors": self._errors,
+        }
         for name, series in (
-            ("corrected", self._corrected), ("uncorrected", self._uncorrected), ("start", self._start),
-        ):  # fmt: skip
+            ("corrected", self._corrected),
+            ("uncorrected", self._uncorrected),
+            ("start", self._start),
+        ):
             line[name] = list(chain.from_iterable(series.items()))
         self._fresh()
         _say(line)

@@ -13,9 +13,20 @@ from hsmcore_bench.load.problems import UsageProblem
 from hsmcore_bench.load.units import positive_seconds, seconds_of
 
 ACTIONS: Final = (
-    "return", "hang", "kill-session", "kill-all-sessions", "logout", "remove-token", "wrong-signature",
-    "other-key-signature", "long-signature", "short-signature", "recycle-handle", "crash", "exit",
-)  # fmt: skip
+    "return",
+    "hang",
+    "kill-session",
+    "kill-all-sessions",
+    "logout",
+    "remove-token",
+    "wrong-signature",
+    "other-key-signature",
+    "long-signature",
+    "short-signature",
+    "recycle-handle",
+    "crash",
+    "exit",
+)
 _TIMED: Final = ("hang", "remove-token")
 _DEFAULT_MS: Final = 1000
 _FORM: Final = "[AT] [every PERIOD]:FUNCTION:ACTION[:DETAIL][:xTIMES]"

@@ -100,11 +100,17 @@ def start(path: Path_, target: Target, share: Share) -> Generator:
 
 def _start_facade(target: Target, share: Share) -> Generator:
     settings = {
-        "config": target.document, "segments": [[s.seconds, s.start, s.end] for s in share.segments],
-        "mix": share.table(), "maxMessage": largest_of(share.kinds), "seed": share.own_seed,
-        "phase": share.number / share.processes, "poisson": share.poisson, "timeout": share.timeout,
-        "interval": share.interval, "spool": None if share.spool is None else str(share.spool),
-    }  # fmt: skip
+        "config": target.document,
+        "segments": [[s.seconds, s.start, s.end] for s in share.segments],
+        "mix": share.table(),
+        "maxMessage": largest_of(share.kinds),
+        "seed": share.own_seed,
+        "phase": share.number / share.processes,
+        "poisson": share.poisson,
+        "timeout": share.timeout,
+        "interval": share.interval,
+        "spool": None if share.spool is None else str(share.spool),
+    }
     generator = Generator(
         [sys.executable, "-P", "-m", "hsmcore_bench.load.facade"], child_environment(target.environment)
     )
@@ -169,12 +175,17 @@ def _member_settings(target: Target) -> list[tuple[str, object]]:
         found = find_token(settings, rules.name, target.config.secret_variables)
         label, serial = found.label or None, found.serial or None
     optional = {
-        "module-args": settings.initialize_args, "quirks": settings.quirks,
-        "token-label": label, "token-serial": serial, "slot-id": settings.slot_id, "key-label": settings.key_label,
+        "module-args": settings.initialize_args,
+        "quirks": settings.quirks,
+        "token-label": label,
+        "token-serial": serial,
+        "slot-id": settings.slot_id,
+        "key-label": settings.key_label,
         "key-id": None if settings.key_id is None else settings.key_id.lower(),
-        "key-handle": settings.key_handle_number(), "algorithm": settings.algorithm,
+        "key-handle": settings.key_handle_number(),
+        "algorithm": settings.algorithm,
         "public-key": None if settings.public_key is None else settings.public_key.lower(),
-    }  # fmt: skip
+    }
     return [
         ("module", settings.module_path),
         *((name, value) for name, value in optional.items() if value is not None),

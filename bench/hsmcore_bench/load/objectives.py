@@ -21,8 +21,13 @@ _NS: Final = {unit: seconds * 1e9 for unit, seconds in SECONDS_OF_UNIT.items() i
 
 Compare = Callable[[Any, Any], bool]
 _COMPARISONS: Final[dict[str, Compare]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq, "=": operator.eq,
-}  # fmt: skip
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "==": operator.eq,
+    "=": operator.eq,
+}
 
 
 def _metrics() -> dict[str, tuple[tuple[str, ...], Mapping[str, float]]]:

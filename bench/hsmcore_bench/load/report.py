@@ -17,9 +17,14 @@ _LATE_NS: Final = 10e6
 
 
 def result_of(
-    plan: Plan, target: Target, outcome: Outcome, objectives: Sequence[Objective], settings: Mapping[str, Any],
-    environment: Mapping[str, Any], reference: Reference | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    plan: Plan,
+    target: Target,
+    outcome: Outcome,
+    objectives: Sequence[Objective],
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    reference: Reference | None = None,
+) -> dict[str, Any]:
     """Everything. `settings` are those of the command, `environment` that of the machine."""
     counts = {name: outcome.counts[name] for name in _ALWAYS}
     if outcome.verdict is not None:
@@ -28,7 +33,9 @@ def result_of(
     result: dict[str, Any] = {
         "interrupted": outcome.signal is not None,
         "target": {
-            "name": target.name, "chaos": bool(target.sockets), "configSha256": target.config.sha256(),
+            "name": target.name,
+            "chaos": bool(target.sockets),
+            "configSha256": target.config.sha256(),
             "keys": [{"algorithm": algorithm, "publicKey": key.hex()} for algorithm, key in outcome.keys],
         },
         "settings": {
@@ -50,7 +57,7 @@ def result_of(
         "latency_ns": {name: histogram.summary() for name, histogram in outcome.histograms.items()},
         "memory": outcome.memory.summary(),
         "faults": {"told": outcome.told, "struck": outcome.struck},
-    }  # fmt: skip
+    }
     if reference is not None:
         result["reference"] = reference.summary()
     result["objectives"] = [objective.judge(result) for objective in objectives]

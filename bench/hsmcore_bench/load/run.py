@@ -128,11 +128,18 @@ def run(plan: Plan, target: Target, watch: Watcher) -> Outcome:
         timeout = plan.timeout or target.config.key_manager.request_timeout_ms / 1e3
         shares = [
             Share(
-                number, plan.processes, shared(plan.segments, plan.processes), plan.kinds, plan.seed, plan.poisson,
-                timeout, _TICK_SECONDS, folder / f"answers-{number}" if plan.verify else None,
+                number,
+                plan.processes,
+                shared(plan.segments, plan.processes),
+                plan.kinds,
+                plan.seed,
+                plan.poisson,
+                timeout,
+                _TICK_SECONDS,
+                folder / f"answers-{number}" if plan.verify else None,
             )
             for number in range(plan.processes)
-        ]  # fmt: skip
+        ]
         log = HdrLog(plan.hdr) if plan.hdr is not None else None
         if log is not None:
             stack.callback(log.close)

@@ -13,15 +13,27 @@ DEADLINE_SECONDS: Final = 1.0
 COUNTS: Final = (1, 2, 4, 8)
 SERVERS: Final = 16  # of each member; with all 128 of the profile, two members are more than one event loop can feed
 TARGETS: tuple[Target, ...] = (
-    cost("failover-64-cost", "failover while all is well, SoftHSM, 64 in flight: throughput lost", 3.0,
-         "failover-64", "sign-64"),
+    cost(
+        "failover-64-cost",
+        "failover while all is well, SoftHSM, 64 in flight: throughput lost",
+        3.0,
+        "failover-64",
+        "sign-64",
+    ),
     cost("failover-noop-256-cost", "the same, no-op module, 256 in flight", 3.0, "failover-noop-256", "noop-256"),
     *(
-        relative(f"failover-members-{count}", f"{count} members of a level", "× one member", 0.95 * count,
-                 f"failover-members-{count}", "failover-members-1", f"rate({count} members) / rate(1 member)")
+        relative(
+            f"failover-members-{count}",
+            f"{count} members of a level",
+            "× one member",
+            0.95 * count,
+            f"failover-members-{count}",
+            "failover-members-1",
+            f"rate({count} members) / rate(1 member)",
+        )
         for count in COUNTS[1:]
     ),
-)  # fmt: skip
+)
 
 
 CASES = failures()

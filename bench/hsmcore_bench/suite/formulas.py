@@ -37,8 +37,9 @@ def fast(name: str, what: str, bound: float, ours: str) -> Target:
 def cost(name: str, what: str, bound: float, ours: str, bare: str) -> Target:
     """At most so many percent slower than without it."""
     formula = f"1 - rate({ours}) / rate({bare})"
-    return Target(name, what, formula, "%", bound, False, (ours, bare),
-                  lambda r: 100.0 * (1.0 - r[ours].rate / r[bare].rate))  # fmt: skip
+    return Target(
+        name, what, formula, "%", bound, False, (ours, bare), lambda r: 100.0 * (1.0 - r[ours].rate / r[bare].rate)
+    )
 
 
 def lag(name: str, what: str, ours: str) -> Target:

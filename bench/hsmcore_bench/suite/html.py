@@ -99,8 +99,10 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
         yield "<p>Nothing was measured.</p>"
         return
     drawers: dict[str, Callable[[Result, Scenario, list[Row]], Iterator[str]]] = {
-        "curve": _curves, "parts": _parts, "open": _open,
-    }  # fmt: skip
+        "curve": _curves,
+        "parts": _parts,
+        "open": _open,
+    }
     yield from drawers.get(scenario.chart, _bars)(result, scenario, rows)
     yield _figures(rows)
 

@@ -34,13 +34,18 @@ def _kept(case: str, what: str, bound: float) -> RecoveryTarget:
 
 RECOVERY_TARGETS: tuple[RecoveryTarget, ...] = (
     RecoveryTarget(
-        "recovery-host", "signing again after SIGKILL for the host process, slowest", "end of the longest pause - kill",
-        "ms", 50.0, False, "host",
+        "recovery-host",
+        "signing again after SIGKILL for the host process, slowest",
+        "end of the longest pause - kill",
+        "ms",
+        50.0,
+        False,
+        "host",
     ),
     _kept("sessions", "rate in the second after all sessions were killed, SoftHSM", 0.9),
     _kept("sessions-5ms", "the same, 128 sessions on network-5ms", 0.9),
     _kept("rotation", "rate in the second in which the key is rotated, SoftHSM", 0.8),
-)  # fmt: skip
+)
 
 
 def _device(ours: str, what: str, formula: str, *, raw: str) -> Sequence[Target]:
@@ -48,9 +53,17 @@ def _device(ours: str, what: str, formula: str, *, raw: str) -> Sequence[Target]
     return (
         Target(f"{ours}-rate", f"{what}: rate", formula, "× ceiling", 0.98, True, (ours,), of_ceiling(ours)),
         lag(f"{ours}-lag", f"{what}: loop lag, p99", ours),
-        Target(f"{ours}-tail", f"{what}: p99.9 latency over raw C's", f"p999({ours}) / p999({raw})",
-               "×", 1.5, False, (ours, raw), tail(ours, raw)),
-    )  # fmt: skip
+        Target(
+            f"{ours}-tail",
+            f"{what}: p99.9 latency over raw C's",
+            f"p999({ours}) / p999({raw})",
+            "×",
+            1.5,
+            False,
+            (ours, raw),
+            tail(ours, raw),
+        ),
+    )
 
 
 def _checked(always: str, never: str, what: str) -> Target:

@@ -98,11 +98,27 @@ def _failover(switches: Sequence[Switch]) -> list[Verdict]:
             what = f"primary: {case.title}: signing again after, slowest"
             verdicts.append(worst(case.name, what, "end of the longest pause - failure", "ms", case.bound_ms, own))
     slow = [s.slow_percent for s in switches if s.case == "flapping"]
-    verdicts.append(worst("slow", "primary flaps: requests slower than twice the median", "slow / asked", "%",
-                          failover.SLOW_PERCENT, slow))  # fmt: skip
+    verdicts.append(
+        worst(
+            "slow",
+            "primary flaps: requests slower than twice the median",
+            "slow / asked",
+            "%",
+            failover.SLOW_PERCENT,
+            slow,
+        )
+    )
     lost = [float(s.failed + s.lost + s.wrong + s.twice) for s in switches]
-    verdicts.append(worst("lost", "requests failed, lost, answered wrongly or twice in any of these, most",
-                          "failed + lost + wrong + twice", "requests", 0.0, lost))  # fmt: skip
+    verdicts.append(
+        worst(
+            "lost",
+            "requests failed, lost, answered wrongly or twice in any of these, most",
+            "failed + lost + wrong + twice",
+            "requests",
+            0.0,
+            lost,
+        )
+    )
     return verdicts
 
 

@@ -39,9 +39,15 @@ class Block:
     def pack(self) -> bytes:
         """Return the row, little-endian."""
         return _ROW.pack(
-            self.first, self.offset, self.length, self.count, self.min_time_ns, self.max_time_ns, self.operations,
+            self.first,
+            self.offset,
+            self.length,
+            self.count,
+            self.min_time_ns,
+            self.max_time_ns,
+            self.operations,
             *self.keys,
-        )  # fmt: skip
+        )
 
     def may_have(self, operation: object, key_id: object) -> bool:
         """Return False only if no record of the block has this operation and this key; None matches any."""
@@ -100,9 +106,15 @@ class IndexBuilder:
         self._length += length
         low, high = (min(old[1], summary[1]), max(old[2], summary[2])) if old[0] else summary[1:3]
         self._sum = (
-            old[0] + summary[0], low, high, old[3] | summary[3], old[4] | summary[4], old[5] | summary[5],
-            old[6] | summary[6], old[7] | summary[7],
-        )  # fmt: skip
+            old[0] + summary[0],
+            low,
+            high,
+            old[3] | summary[3],
+            old[4] | summary[4],
+            old[5] | summary[5],
+            old[6] | summary[6],
+            old[7] | summary[7],
+        )
         if (self.next - 1) % BLOCK == 0:
             self.end()
 

@@ -41,9 +41,16 @@ _BENCH_COMMANDS: Final = {
 }
 # The extra of hsmcore that brings a package which may be missing.
 _EXTRAS: Final = {
-    "hsmcore_bench": "bench", "PyKCS11": "bench", "hdrh": "bench", "solders": "solana", "boto3": "aws",
-    "obstore": "backup", "pyotp": "rotation", "starlette": "serve", "uvicorn": "serve",
-}  # fmt: skip
+    "hsmcore_bench": "bench",
+    "PyKCS11": "bench",
+    "hdrh": "bench",
+    "solders": "solana",
+    "boto3": "aws",
+    "obstore": "backup",
+    "pyotp": "rotation",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
 
 
 def build(*, bench: str) -> typer.Typer:

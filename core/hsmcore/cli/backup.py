@@ -170,11 +170,16 @@ def _print(cli: Invocation, found: list[Found], rows: list[BackupRow]) -> None:
         shown,
         ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"),
         [
-            (row["name"], row.get("method", "-"), when(row.get("madeNs")) or "-", when(row["drilledNs"]) or "never",
-             row["problem"] or "good")
+            (
+                row["name"],
+                row.get("method", "-"),
+                when(row.get("madeNs")) or "-",
+                when(row["drilledNs"]) or "never",
+                row["problem"] or "good",
+            )
             for row in shown
         ],
-    )  # fmt: skip
+    )
     bad = [row for row in shown if not row["ok"]]
     if bad:
         note(f"hsmcore: {len(bad)} of {len(shown)} backups are no good")

@@ -81,11 +81,17 @@ def history(
         events,
         ("TIME", "EVENT", "FROM", "TO", "MEMBER", "REASON"),
         [
-            (when(e["time_ns"], "milliseconds") or "-", e["kind"], e["level_from"] or "-", e["level_to"] or "-",
-             e["member"] or "-", e["reason"])
+            (
+                when(e["time_ns"], "milliseconds") or "-",
+                e["kind"],
+                e["level_from"] or "-",
+                e["level_to"] or "-",
+                e["member"] or "-",
+                e["reason"],
+            )
             for e in events
         ],
-    )  # fmt: skip
+    )
 
 
 @command(app, "Take a member out of service, or put it back.")

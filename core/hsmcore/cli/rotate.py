@@ -119,11 +119,17 @@ def status(cli: Invocation) -> None:
     print_table(
         ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
         [
-            (str(key["version"]), key["id"] or "-", key["state"], when(key["validFromNs"]) or "-",
-             when(key["validUntilNs"]) or "-", key["note"] or key["origin"])
+            (
+                str(key["version"]),
+                key["id"] or "-",
+                key["state"],
+                when(key["validFromNs"]) or "-",
+                when(key["validUntilNs"]) or "-",
+                key["note"] or key["origin"],
+            )
             for key in found["keys"]
         ],
-    )  # fmt: skip
+    )
 
 
 @command(app, "Show past rotations.")
@@ -153,21 +159,31 @@ def history(
             found,
             ("TIME", "STEP", "OUTCOME", "DETAILS"),
             [
-                (when(row["time_ns"]) or "", row["step"], row["outcome"],
-                 ", ".join(f"{name}={value}" for name, value in row["details"].items() if name != "sealed"))
+                (
+                    when(row["time_ns"]) or "",
+                    row["step"],
+                    row["outcome"],
+                    ", ".join(f"{name}={value}" for name, value in row["details"].items() if name != "sealed"),
+                )
                 for row in found
             ],
-        )  # fmt: skip
+        )
     else:
         cli.show_table(
             found,
             ("ROTATION", "BEGUN", "ENDED", "CAUSE", "STATUS", "ERROR"),
             [
-                (str(row["id"]), when(row["begunNs"]) or "-", when(row["endedNs"]) or "-", row["cause"], row["status"],
-                 row["error"] or "-")
+                (
+                    str(row["id"]),
+                    when(row["begunNs"]) or "-",
+                    when(row["endedNs"]) or "-",
+                    row["cause"],
+                    row["status"],
+                    row["error"] or "-",
+                )
                 for row in found
             ],
-        )  # fmt: skip
+        )
 
 
 @command(app, "End the rotation that is under way.")
@@ -233,10 +249,12 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
 
     why = await with_token(config, why_no_backup) if rules.backup_enabled else None
     skipped = {
-        "approve": not rules.approvals, "backup-old": not rules.backup_enabled,
-        "backup-new": not rules.backup_enabled or why is not None, "drill": not rules.backup_enabled or why is not None,
+        "approve": not rules.approvals,
+        "backup-old": not rules.backup_enabled,
+        "backup-new": not rules.backup_enabled or why is not None,
+        "drill": not rules.backup_enabled or why is not None,
         "destroy": rules.destroy_after_days is None,
-    }  # fmt: skip
+    }
     return {
         "dryRun": True,
         "replaces": current.key_id if current is not None else None,

@@ -202,10 +202,9 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return (
-            (self.kind, self._name, self._aws) == (other.kind, other._name, other._aws)
-            and hmac.compare_digest(self._plain.encode(), other._plain.encode())
-        )  # fmt: skip
+        return (self.kind, self._name, self._aws) == (other.kind, other._name, other._aws) and hmac.compare_digest(
+            self._plain.encode(), other._plain.encode()
+        )
 
     def __hash__(self) -> int:
         return hash((self.kind, self._name, self._aws))

@@ -89,8 +89,19 @@ def may_have_signed(error: HsmError) -> bool:
 class Breaker:
     """One kind of failure of one member. `interval` is the level's retry interval in nanoseconds."""
 
-    __slots__ = ("_closed_at", "_quick_step", "failures", "good", "interval", "kind", "quick_at", "retry_at", "rule",
-                 "state", "trips")  # fmt: skip
+    __slots__ = (
+        "_closed_at",
+        "_quick_step",
+        "failures",
+        "good",
+        "interval",
+        "kind",
+        "quick_at",
+        "retry_at",
+        "rule",
+        "state",
+        "trips",
+    )
 
     def __init__(self, kind: Kind, interval: int) -> None:
         self.kind = kind

@@ -59,8 +59,16 @@ class EmergencyLevel:
                 if endpoint.member is None and not endpoint.drained:
                     version = await endpoint.start()
                     self._router.on_key(endpoint)
-                    self._levels.events.append(Event("emergency-entered", None, EMERGENCY, endpoint.name,
-                                                     self._levels.causes(endpoint.level), _key(version)))  # fmt: skip
+                    self._levels.events.append(
+                        Event(
+                            "emergency-entered",
+                            None,
+                            EMERGENCY,
+                            endpoint.name,
+                            self._levels.causes(endpoint.level),
+                            _key(version),
+                        )
+                    )
                     self._levels.started(endpoint, version.public_key, monotonic_ns())
         except HsmError as error:
             if self._complaint != str(error):  # it is retried each second, and logged once

@@ -279,9 +279,12 @@ class Levels(Generic[M]):
         steady = tuple(m for m in ready if m.weight == FULL)
         ramping = tuple(m for m in ready if m.weight < FULL)
         if ramping and not steady:
-            steady = tuple(m for index in range(len(self.levels)) for m in self._trusted(index)
-                           if m.weight == FULL and m.key == ramping[0].key
-                           and self.levels[m.level].name != EMERGENCY)  # fmt: skip
+            steady = tuple(
+                m
+                for index in range(len(self.levels))
+                for m in self._trusted(index)
+                if m.weight == FULL and m.key == ramping[0].key and self.levels[m.level].name != EMERGENCY
+            )
             if not steady:
                 ramping = ()
         if (ready, ramping, steady) != (self.ready, self._ramping, self._steady) or active != self.active:
@@ -313,8 +316,11 @@ class Levels(Generic[M]):
 
     def causes(self, below: int | None = None) -> str:
         """Why members are out of service, as one line."""
-        out = [f"{m.name}: {m.reason or m.condition}" for m in self.members
-               if not m.trusted and (below is None or m.level < below) and (m.reason or m.drained)]  # fmt: skip
+        out = [
+            f"{m.name}: {m.reason or m.condition}"
+            for m in self.members
+            if not m.trusted and (below is None or m.level < below) and (m.reason or m.drained)
+        ]
         return "; ".join(out)
 
     def _rank(self, name: str) -> int:
@@ -368,8 +374,15 @@ class Levels(Generic[M]):
         return bool(slow)
 
     def _note(self, kind: EventKind, member: M, **details: Any) -> None:
-        self.events.append(Event(kind, member=member.name, reason=member.reason, details=details,
-                                 level_from=self.levels[member.level].name))  # fmt: skip
+        self.events.append(
+            Event(
+                kind,
+                member=member.name,
+                reason=member.reason,
+                details=details,
+                level_from=self.levels[member.level].name,
+            )
+        )
 
 
 def least_loaded(members: Sequence[M]) -> M:

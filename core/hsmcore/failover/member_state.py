@@ -31,8 +31,20 @@ class Idle:
 class MemberState:
     """Breakers, drain and weight of a member. Only Levels changes it."""
 
-    __slots__ = ("breakers", "checked_at", "drained", "engine", "interval", "key", "level", "name", "ramp_from",
-                 "reason", "turn", "weight")  # fmt: skip
+    __slots__ = (
+        "breakers",
+        "checked_at",
+        "drained",
+        "engine",
+        "interval",
+        "key",
+        "level",
+        "name",
+        "ramp_from",
+        "reason",
+        "turn",
+        "weight",
+    )
 
     def __init__(self, name: str, level: int, interval: int) -> None:
         self.name = name

@@ -354,9 +354,11 @@ class Router:
         self._sole = ready[0] if len(levels.sharing) == 1 else None
         self._closely = self._hedging or not ready or ready[0].level_name == EMERGENCY
         self._careful = self._closely or bool(self._bindings)
-        self._halve = levels.mode == "smart" and bool(ready) and sum(
-            endpoint.trusted and endpoint.key == ready[0].key for endpoint in levels.members
-        ) > 1  # fmt: skip
+        self._halve = (
+            levels.mode == "smart"
+            and bool(ready)
+            and sum(endpoint.trusted and endpoint.key == ready[0].key for endpoint in levels.members) > 1
+        )
         self.wake()
 
     def use(self, version: KeyVersion) -> None:

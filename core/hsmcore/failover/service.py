@@ -362,8 +362,13 @@ class FailoverService:
 
 def vars_of(event: Event) -> dict[str, Any]:
     """An event's fields and details as one mapping."""
-    return {"from_level": event.level_from, "to_level": event.level_to, "member": event.member,
-            "reason": event.reason, **event.details}  # fmt: skip
+    return {
+        "from_level": event.level_from,
+        "to_level": event.level_to,
+        "member": event.member,
+        "reason": event.reason,
+        **event.details,
+    }
 
 
 def disambiguated(version: KeyVersion, others: Sequence[KeyVersion], member: str) -> KeyVersion:

@@ -14,8 +14,10 @@ from hsmcore.metrics.reading import BOUNDS, Buckets, Reading
 
 _LE: Final = tuple(map(repr, BOUNDS))
 _FAMILIES: Final[dict[str, Callable[..., Family]]] = {
-    "counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily
-}  # fmt: skip
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
 class ManagerCollector(Collector):

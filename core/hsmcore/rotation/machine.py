@@ -12,9 +12,19 @@ from typing import Final, Literal
 
 Status = Literal["running", "undoing", "overlap", "done", "failed", "aborted"]
 StepName = Literal[
-    "approve", "backup-old", "generate", "pin", "backup-new", "drill", "replicate", "notify", "handover", "activate",
-    "deactivate", "destroy",
-]  # fmt: skip
+    "approve",
+    "backup-old",
+    "generate",
+    "pin",
+    "backup-new",
+    "drill",
+    "replicate",
+    "notify",
+    "handover",
+    "activate",
+    "deactivate",
+    "destroy",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,9 +80,14 @@ class Rotations(Tables):
             if current is None or current.version != old:
                 raise HsmError(f"key version {old} is no longer the one that signs; nothing is rotated")
             new = insert_key(
-                connection, key_id="", public_key=b"", algorithm=current.algorithm, label=label, members=(),
+                connection,
+                key_id="",
+                public_key=b"",
+                algorithm=current.algorithm,
+                label=label,
+                members=(),
                 origin="rotation",
-            )  # fmt: skip
+            )
             try:
                 made = _insert(connection, Run(), cause, old, new, time.time_ns(), reason, slot_ns)
             except IntegrityError:
@@ -92,9 +97,15 @@ class Rotations(Tables):
         return await self._store.run(work)
 
     async def choose(
-        self, cause: Literal["chosen", "adopted"], key_id: str, public_key: bytes, algorithm: str, label: str,
-        members: Iterable[str], retire_ns: int,
-    ) -> StoredKey:  # fmt: skip
+        self,
+        cause: Literal["chosen", "adopted"],
+        key_id: str,
+        public_key: bytes,
+        algorithm: str,
+        label: str,
+        members: Iterable[str],
+        retire_ns: int,
+    ) -> StoredKey:
         """Make a key current on request; an unknown one joins the ring. The former one verifies until `retire_ns` and
         is then deactivated, as after a rotation. Durable when this returns. Raises StoreBusy while a rotation is under
         way, KeyDeactivated."""
@@ -105,9 +116,14 @@ class Rotations(Tables):
             if connection.execute(busy).first() is not None:
                 raise StoreBusy("a rotation is under way", hint="Wait for its end, or `hsmcore rotate abort`.")
             version = known_version(connection, public_key) or insert_key(
-                connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label, members=holders,
+                connection,
+                key_id=key_id,
+                public_key=public_key,
+                algorithm=algorithm,
+                label=label,
+                members=holders,
                 origin="chosen",
-            )  # fmt: skip
+            )
             now, old = time.time_ns(), active_key(connection)
             activate_key(connection, version, now, now, retire_ns, f"displaced by hand: version {version} was {cause}")
             new = get_key(connection, version)
@@ -133,9 +149,15 @@ class Rotations(Tables):
         return await self._store.run(work)
 
     async def record(
-        self, rotation: int, run: Run, step: str, outcome: str, details: dict[str, Any], error: str = "",
+        self,
+        rotation: int,
+        run: Run,
+        step: str,
+        outcome: str,
+        details: dict[str, Any],
+        error: str = "",
         also: Work | None = None,
-    ) -> Rotation:  # fmt: skip
+    ) -> Rotation:
         """Note the result of a step and the state of the rotation, with the writes of `also`, in one transaction."""
 
         def work(connection: Connection) -> Rotation:
@@ -210,13 +232,27 @@ def _displaced(connection: Connection, cause: str, old: StoredKey, new: StoredKe
 
 
 def _insert(
-    connection: Connection, run: Run, cause: str, old: int, new: int, now_ns: int, reason: str = "",
+    connection: Connection,
+    run: Run,
+    cause: str,
+    old: int,
+    new: int,
+    now_ns: int,
+    reason: str = "",
     slot_ns: int | None = None,
-) -> int:  # fmt: skip
+) -> int:
     return insert_row(
-        connection, ROTATION, cause=cause, reason=reason, slot_ns=slot_ns, begun_ns=now_ns, old_version=old,
-        new_version=new, error="", **_columns(run),
-    )  # fmt: skip
+        connection,
+        ROTATION,
+        cause=cause,
+        reason=reason,
+        slot_ns=slot_ns,
+        begun_ns=now_ns,
+        old_version=old,
+        new_version=new,
+        error="",
+        **_columns(run),
+    )
 
 
 def insert_step(
@@ -236,8 +272,14 @@ def _account(connection: Connection, version: int, now: int, status: str) -> Non
 
 
 def _columns(run: Run) -> dict[str, Any]:
-    return {"status": run.status, "step": run.step, "step_begun": int(run.begun), "wait_ns": run.wait_ns,
-            "tries": run.tries, "aborted": int(run.aborted)}  # fmt: skip
+    return {
+        "status": run.status,
+        "step": run.step,
+        "step_begun": int(run.begun),
+        "wait_ns": run.wait_ns,
+        "tries": run.tries,
+        "aborted": int(run.aborted),
+    }
 
 
 def _get(connection: Connection, rotation: int) -> Rotation:

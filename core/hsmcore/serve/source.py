@@ -16,9 +16,17 @@ ANSWER_SECONDS: Final = 2.0
 """Timeout in seconds for an answer of the key manager's event loop."""
 RECORD_SECONDS: Final = 15.0
 TOLD: Final = (
-    "initialized", "closed", "key-generated", "key-changed", "key-deactivated", "key-rotated", "rotation-begun",
-    "rotation-failed", "rotation-aborted", "operator-action",
-)  # fmt: skip
+    "initialized",
+    "closed",
+    "key-generated",
+    "key-changed",
+    "key-deactivated",
+    "key-rotated",
+    "rotation-begun",
+    "rotation-failed",
+    "rotation-aborted",
+    "operator-action",
+)
 """Events passed on as they come. Those of failover are read from its history, which holds all of them."""
 Tell = Callable[[str, Mapping[str, Any]], None]
 

@@ -32,9 +32,16 @@ def insert_backup(
     """Note a backup that was written and read back. It replaces one of the same place and name."""
     connection.execute(delete(BACKUP).where(BACKUP.c.place == place, BACKUP.c.name == name))
     insert_row(
-        connection, BACKUP, key_id=key_id, public_key=public_key.hex(), place=place, name=name, method=method,
-        sha256=sha256, made_ns=time.time_ns(),
-    )  # fmt: skip
+        connection,
+        BACKUP,
+        key_id=key_id,
+        public_key=public_key.hex(),
+        place=place,
+        name=name,
+        method=method,
+        sha256=sha256,
+        made_ns=time.time_ns(),
+    )
 
 
 def note_drill(connection: Connection, place: str, name: str) -> None:

@@ -85,15 +85,29 @@ def _of(row: Any) -> StoredKey:
 
 
 def insert_key(
-    connection: Connection, *, key_id: str, public_key: bytes, algorithm: str, label: str, members: Iterable[str],
+    connection: Connection,
+    *,
+    key_id: str,
+    public_key: bytes,
+    algorithm: str,
+    label: str,
+    members: Iterable[str],
     origin: str,
-) -> int:  # fmt: skip
+) -> int:
     """Add a pending version. Returns its number."""
     return insert_row(
-        connection, KEY, key_id=key_id, public_key=public_key.hex(), algorithm=algorithm, label=label,
-        members=orjson.dumps(list(members)).decode(), origin=origin, state="pending", created_ns=time.time_ns(),
+        connection,
+        KEY,
+        key_id=key_id,
+        public_key=public_key.hex(),
+        algorithm=algorithm,
+        label=label,
+        members=orjson.dumps(list(members)).decode(),
+        origin=origin,
+        state="pending",
+        created_ns=time.time_ns(),
         note="",
-    )  # fmt: skip
+    )
 
 
 def get_key(connection: Connection, version: int) -> StoredKey:
@@ -182,9 +196,14 @@ class Keys(Tables):
                 )
             if current is None:
                 version = insert_key(
-                    connection, key_id=key_id, public_key=public_key, algorithm=algorithm, label=label,
-                    members=holders, origin="configured",
-                )  # fmt: skip
+                    connection,
+                    key_id=key_id,
+                    public_key=public_key,
+                    algorithm=algorithm,
+                    label=label,
+                    members=holders,
+                    origin="configured",
+                )
                 activate_key(connection, version, now, now, now)
                 current = get_key(connection, version)
             elif known is None:

@@ -89,8 +89,11 @@ class Switching:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._runner = asyncio.Runner(loop_factory=event_loop())
-        block = {"primaryRetryIntervalMs": INTERVAL_MS, "secondaryRetryIntervalMs": INTERVAL_MS,
-                 "failbackRampMs": INTERVAL_MS}  # fmt: skip
+        block = {
+            "primaryRetryIntervalMs": INTERVAL_MS,
+            "secondaryRetryIntervalMs": INTERVAL_MS,
+            "failbackRampMs": INTERVAL_MS,
+        }
         config = configuration(job)
         config["sequencer"]["keyManager"] |= {"requestTimeoutMs": int(DEADLINE_SECONDS * 1e3)}
         config["sequencer"]["keyManager"]["failover"] |= block
@@ -129,9 +132,12 @@ class Switching:
             await self._heal()
         again = pause_after(sorted(load.ended), struck, load.ended[-1]) if struck else None
         moved = self._moved[0] if self._moved and again and struck <= self._moved[0] else None
-        return {**figures(load), "pause_seconds": None if again is None else (again - struck) / NS,
-                "known_seconds": None if moved is None or again is None else max(0, again - moved) / NS,
-                "moves": len(self._moved)}  # fmt: skip
+        return {
+            **figures(load),
+            "pause_seconds": None if again is None else (again - struck) / NS,
+            "known_seconds": None if moved is None or again is None else max(0, again - moved) / NS,
+            "moves": len(self._moved),
+        }
 
     async def _strike(self) -> None:
         if self._job.kind == "failover-host":

@@ -6,9 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal[
-    "changed", "removed", "inserted", "reordered", "truncated", "unreadable", "tile", "index", "checkpoint", "key",
-    "rewritten", "older", "foreign-log", "witness", "unsealed",
-]  # fmt: skip
+    "changed",
+    "removed",
+    "inserted",
+    "reordered",
+    "truncated",
+    "unreadable",
+    "tile",
+    "index",
+    "checkpoint",
+    "key",
+    "rewritten",
+    "older",
+    "foreign-log",
+    "witness",
+    "unsealed",
+]
 Status = Literal["ok", "derived", "failed"]
 
 

@@ -24,9 +24,14 @@ be one."""
 MOST_BYTES: Final = 64 * 1024
 Method = Literal["wrapped", "sealed"]
 _PLAIN: Final = {
-    "keyId": "key_id", "label": "label", "algorithm": "algorithm", "method": "method", "wrappingKey": "wrapping_key",
-    "member": "member", "madeNs": "made_ns",
-}  # fmt: skip
+    "keyId": "key_id",
+    "label": "label",
+    "algorithm": "algorithm",
+    "method": "method",
+    "wrappingKey": "wrapping_key",
+    "member": "member",
+    "madeNs": "made_ns",
+}
 """Members of a statement in the file, and their fields: those whose value is the same in both."""
 
 
