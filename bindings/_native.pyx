@@ -266,7 +266,7 @@ cdef class Engine(Requests):
         return str(_raised(&error, self._member)) if error.status != HSM_OK else None
 
 
-    def tend(self):
+    def supervise(self):
         """Quarantine workers whose call has overrun, and start others. Returns (stuck, healthy)."""
         cdef uint32_t stuck
         cdef uint32_t healthy = 0

@@ -68,7 +68,7 @@ cdef class Requests:
 
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when
-        requests have passed their deadlines: it is time to `tend`."""
+        requests have passed their deadlines: it is time to `supervise`."""
         cdef int event_fd
         cdef int timer_fd
         if self._client == NULL:

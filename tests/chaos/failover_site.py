@@ -182,9 +182,9 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
 
     async def start(endpoint: Endpoint) -> KeyVersion:
         version = await was[1](endpoint)
-        endpoint.submit, endpoint.traced = (
+        endpoint.submit, endpoint.submit_with_receipt = (
             _watched(attempts, endpoint, endpoint.submit),
-            _watched(attempts, endpoint, endpoint.traced),
+            _watched(attempts, endpoint, endpoint.submit_with_receipt),
         )
         return version
 
@@ -245,7 +245,7 @@ def _outcome(future: asyncio.Future[Any]) -> object:
     if future.cancelled():
         return None
     result = future.exception() or future.result()
-    return result[0] if isinstance(result, tuple) else result  # a traced one has its record's number, too
+    return result[0] if isinstance(result, tuple) else result  # one with a receipt has its record's number, too
 
 
 class Modules:

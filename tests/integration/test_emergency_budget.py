@@ -38,10 +38,10 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
         for round_ in range(2):
             await rig.drop()
             for number in range(5):
-                answer = await router.sign_traced(f"{round_} {number}".encode())
+                answer = await router.sign_with_receipt(f"{round_} {number}".encode())
                 assert answer.endpoint.level_name == "emergency"
             await rig.restore()
-            assert (await router.sign_traced(b"back")).endpoint.level_name == "primary"
+            assert (await router.sign_with_receipt(b"back")).endpoint.level_name == "primary"
         assert len(operations) == 10
         assert {o["operation"] for o in operations} == {"sign"}
         assert (await rig.service.budget.status()).left <= 10

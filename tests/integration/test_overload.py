@@ -304,7 +304,7 @@ async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_
         levels: Levels = router.levels
         for endpoint in levels.members:
             monkeypatch.setattr(endpoint, "submit", refuse(endpoint, endpoint.submit))
-            monkeypatch.setattr(endpoint, "traced", refuse(endpoint, endpoint.traced))
+            monkeypatch.setattr(endpoint, "submit_with_receipt", refuse(endpoint, endpoint.submit_with_receipt))
         makers = {(await manager.sign_with_receipt(b"%d" % n)).member for n in range(40)}
         assert makers == {site.name(1)}
         assert len(await asyncio.gather(*[manager.sign(b"x %d" % n) for n in range(40)])) == 40

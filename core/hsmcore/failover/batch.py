@@ -178,7 +178,7 @@ async def _one_by_one(
 ) -> list[Any]:
     """For messages that each need a decision: a bound key, or a unit of the emergency budget."""
     _check(batch)
-    tasks = [asyncio.ensure_future(router.sign_traced(message, timeout, extra=extra)) for message in batch]
+    tasks = [asyncio.ensure_future(router.sign_with_receipt(message, timeout, extra=extra)) for message in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     except BaseException:

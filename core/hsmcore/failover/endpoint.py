@@ -16,7 +16,7 @@ from hsmcore.members.base import Member, SigningEngine
 from hsmcore.members.snapshot import MemberSnapshot
 
 Submit = Callable[..., bytes | asyncio.Future[bytes]]
-Traced = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
+WithReceipt = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
 
 
 def _not_started(*_arguments: object) -> Any:
@@ -28,7 +28,7 @@ class Endpoint(MemberState):
 
     __slots__ = (
         *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
-        *("probing", "refused", "signed", "submit", "traced", "version", "versions", "watch", "where"),
+        *("probing", "refused", "signed", "submit", "submit_with_receipt", "version", "versions", "watch", "where"),
     )
 
     def __init__(
@@ -56,7 +56,7 @@ class Endpoint(MemberState):
         """The member's keys by public key; `index` is the index in the engine's key table."""
         self.index = 0
         self.submit: Submit = _not_started
-        self.traced: Traced = _not_started
+        self.submit_with_receipt: WithReceipt = _not_started
         self.pending: set[asyncio.Future[Any]] = set()
         """Answers with a waiter: the router can move them to another member when this one hangs."""
         self.watch = LatencyWatch()
@@ -95,7 +95,7 @@ class Endpoint(MemberState):
             raise
         self.member = member
         self.engine = engine = member.engine
-        self.submit, self.traced = engine.submit, engine.submit_with_receipt
+        self.submit, self.submit_with_receipt = engine.submit, engine.submit_with_receipt
         supervisor = getattr(member, "supervisor", None)
         if supervisor is not None:
             supervisor.lost = lambda: self.lost(self)
@@ -146,7 +146,7 @@ class Endpoint(MemberState):
     async def stop(self) -> None:
         """Answer every request and stop the member. Idempotent."""
         member, self.member = self.member, None
-        self.submit = self.traced = _not_started
+        self.submit = self.submit_with_receipt = _not_started
         self.engine = Idle()
         if member is not None:
             await member.stop()

@@ -85,7 +85,7 @@ class Router:
     ) -> bytes:
         """As SigningEngine.submit and KeyManager.sign; each member has its own key index."""
         if extra is not None:
-            return (await self.sign_traced(message, timeout, allow_other_key, extra)).signature
+            return (await self.sign_with_receipt(message, timeout, allow_other_key, extra)).signature
         if type(message) is not bytes:
             message = freeze(message)
         endpoint = self._sole or self.levels.pick()
@@ -93,7 +93,7 @@ class Router:
             self._careful and (self._closely or self.any_bound_elsewhere((message,), endpoint.key))
         ):
             self.check()
-            return (await self.sign_traced(message, timeout, allow_other_key)).signature
+            return (await self.sign_with_receipt(message, timeout, allow_other_key)).signature
         begun = monotonic_ns()
         index = endpoint.index
         try:
@@ -120,7 +120,7 @@ class Router:
         self._failed(endpoint, endpoint.key_at(index), failure, request)
         return (await self._route(request)).signature
 
-    async def sign_traced(
+    async def sign_with_receipt(
         self, message: Any, timeout: float | None = None, allow_other_key: bool = False, extra: bytes | None = None
     ) -> Answer:
         """Sign; the answer names member and key. `extra` goes into the audit records."""
@@ -230,7 +230,7 @@ class Router:
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
-                asked = endpoint.traced(request.message, share, version.index, request.extra)
+                asked = endpoint.submit_with_receipt(request.message, share, version.index, request.extra)
                 signature, seq, cached = await self._pending(endpoint, asked, request.bindable, version.public_key)
         except HsmError as error:
             if episode and not may_have_signed(error) and self.budget is not None:

@@ -168,7 +168,7 @@ class FailoverService:
     ) -> Receipt:
         """As SigningPath."""
         begun = time.perf_counter_ns()
-        answer = await self.router.sign_traced(message, timeout, allow_other_key, extra)
+        answer = await self.router.sign_with_receipt(message, timeout, allow_other_key, extra)
         return answer.receipt(time.perf_counter_ns() - begun)
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HOST_PROGRAM = Path(__file__).parents[1] / "_bin" / "hsmcore-host"
 
-TEND_SECONDS = 0.1
+SUPERVISE_SECONDS = 0.1
 """Interval of checks, in seconds, while workers are stuck and for WATCH_SECONDS after a deadline has passed."""
 WATCH_SECONDS = 2.5
 """Longer than the native core's patience with the calls of any module."""
@@ -48,7 +48,7 @@ class Supervisor:
         self._sessions = sessions
         self._run = run
         self._loop = asyncio.get_running_loop()
-        self._tending: asyncio.TimerHandle | None = None
+        self._supervising: asyncio.TimerHandle | None = None
         self._watch_until = 0.0
         self._stuck = 0
         self._down = False
@@ -73,10 +73,10 @@ class Supervisor:
 
     async def end(self) -> None:
         """Stop watching. Cancels a restart and waits for its end."""
-        for timer in (self._tending, self._heartbeat):
+        for timer in (self._supervising, self._heartbeat):
             if timer is not None:
                 timer.cancel()
-        self._tending = self._heartbeat = None
+        self._supervising = self._heartbeat = None
         self._unwatch_host()
         if self._restarting is not None:
             self._restarting.cancel()
@@ -90,16 +90,16 @@ class Supervisor:
     def _beat(self) -> None:
         """Check a host process with requests in flight: it may be stopped (SIGSTOP) before their first deadline."""
         self._heartbeat = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
-        if self._engine.in_flight and self._tending is None:
+        if self._engine.in_flight and self._supervising is None:
             self._look()
 
     def _look(self) -> None:
-        if self._tending is not None:
-            self._tending.cancel()
-            self._tending = None
+        if self._supervising is not None:
+            self._supervising.cancel()
+            self._supervising = None
         if self._restarting is not None:
             return
-        stuck, healthy = self._engine.tend()
+        stuck, healthy = self._engine.supervise()
         if stuck > self._stuck:
             get_logger().warning("calls hang", member=self._name, stuck=stuck, healthy=healthy)
         self._stuck = stuck
@@ -109,7 +109,7 @@ class Supervisor:
         else:
             self._set_down(healthy == 0)
         if stuck or self._loop.time() < self._watch_until:
-            self._tending = self._loop.call_later(TEND_SECONDS, self._look)
+            self._supervising = self._loop.call_later(SUPERVISE_SECONDS, self._look)
 
     def _set_down(self, down: bool) -> None:
         if down and not self._down:
