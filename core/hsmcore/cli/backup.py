@@ -11,7 +11,7 @@ import typer
 
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import shown_key
-from hsmcore.cli.output import FAILED, BadUsage, note, when
+from hsmcore.cli.output import FAILED, BadUsage, cells, note, when
 from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.replicate import note_holder, pkcs11_member
 from hsmcore.cli.store import in_state, with_token
@@ -166,20 +166,11 @@ def _print(cli: Invocation, found: list[Found], rows: list[BackupRow]) -> None:
         }
         for file in found
     ]
-    cli.show_table(
-        shown,
-        ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"),
-        [
-            (
-                row["name"],
-                row.get("method", "-"),
-                when(row.get("madeNs")) or "-",
-                when(row["drilledNs"]) or "never",
-                row["problem"] or "good",
-            )
-            for row in shown
-        ],
-    )
+    table = [
+        [*cells(row, "name", "method", "madeNs"), when(row["drilledNs"]) or "never", row["problem"] or "good"]
+        for row in shown
+    ]
+    cli.show_table(shown, ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"), table)
     bad = [row for row in shown if not row["ok"]]
     if bad:
         note(f"hsmcore: {len(bad)} of {len(shown)} backups are no good")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import BadUsage, note, print_fields, print_json, print_table, when
+from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.store import on_levels
 
@@ -77,21 +77,9 @@ def history(
         return await History(store).query(kinds=kind or (), member=member, limit=limit)
 
     events = on_levels(cli.config, read)
-    cli.show_table(
-        events,
-        ("TIME", "EVENT", "FROM", "TO", "MEMBER", "REASON"),
-        [
-            (
-                when(e["time_ns"], "milliseconds") or "-",
-                e["kind"],
-                e["level_from"] or "-",
-                e["level_to"] or "-",
-                e["member"] or "-",
-                e["reason"],
-            )
-            for e in events
-        ],
-    )
+    fields = ("time", "kind", "level_from", "level_to", "member", "reason")
+    rows = [cells(e | {"time": when(e["time_ns"], "milliseconds")}, *fields) for e in events]
+    cli.show_table(events, ("TIME", "EVENT", "FROM", "TO", "MEMBER", "REASON"), rows)
 
 
 @command(app, "Take a member out of service, or put it back.")

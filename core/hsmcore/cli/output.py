@@ -47,6 +47,12 @@ def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
     return None if time_ns is None else datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec=timespec)
 
 
+def cells(record: Mapping[str, Any], *names: str) -> list[str]:
+    """Return fields of a record as cells of a table: "-" for a missing value, a time for nanoseconds."""
+    found = [when(record.get(name)) if name.endswith(("Ns", "_ns")) else record.get(name) for name in names]
+    return ["-" if value is None else str(value) for value in found]
+
+
 def note(text: str) -> None:
     """Print a line on standard error: for the terminal, not for the reader of a pipe."""
     print(text, file=sys.stderr)

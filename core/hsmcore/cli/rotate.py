@@ -11,7 +11,7 @@ import typer
 from hsmcore.cli.approvals import approvals_of, approve, under_way
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import is_configured
-from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table, when
+from hsmcore.cli.output import FAILED, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import token_settings
 from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, with_token
@@ -116,19 +116,10 @@ def status(cli: Invocation) -> None:
         waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
         waits += "; its handover was called, only the application goes on with it" if entry["needsHandover"] else ""
         print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
+    keys = [key | {"id": key["id"] or None, "why": key["note"] or key["origin"]} for key in found["keys"]]
     print_table(
         ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
-        [
-            (
-                str(key["version"]),
-                key["id"] or "-",
-                key["state"],
-                when(key["validFromNs"]) or "-",
-                when(key["validUntilNs"]) or "-",
-                key["note"] or key["origin"],
-            )
-            for key in found["keys"]
-        ],
+        [cells(key, "version", "id", "state", "validFromNs", "validUntilNs", "why") for key in keys],
     )
 
 
@@ -155,35 +146,12 @@ def history(
 
     found = on_state(cli.config, read)
     if rotation is not None:
-        cli.show_table(
-            found,
-            ("TIME", "STEP", "OUTCOME", "DETAILS"),
-            [
-                (
-                    when(row["time_ns"]) or "",
-                    row["step"],
-                    row["outcome"],
-                    ", ".join(f"{name}={value}" for name, value in row["details"].items() if name != "sealed"),
-                )
-                for row in found
-            ],
-        )
+        details = [", ".join(f"{k}={v}" for k, v in row["details"].items() if k != "sealed") for row in found]
+        rows = [[*cells(row, "time_ns", "step", "outcome"), text] for row, text in zip(found, details, strict=True)]
+        cli.show_table(found, ("TIME", "STEP", "OUTCOME", "DETAILS"), rows)
     else:
-        cli.show_table(
-            found,
-            ("ROTATION", "BEGUN", "ENDED", "CAUSE", "STATUS", "ERROR"),
-            [
-                (
-                    str(row["id"]),
-                    when(row["begunNs"]) or "-",
-                    when(row["endedNs"]) or "-",
-                    row["cause"],
-                    row["status"],
-                    row["error"] or "-",
-                )
-                for row in found
-            ],
-        )
+        rows = [cells(row, "id", "begunNs", "endedNs", "cause", "status", "error") for row in found]
+        cli.show_table(found, ("ROTATION", "BEGUN", "ENDED", "CAUSE", "STATUS", "ERROR"), rows)
 
 
 @command(app, "End the rotation that is under way.")

@@ -8,7 +8,7 @@ has never stopped signing. From `activate` on there is only forward.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Status = Literal["running", "undoing", "overlap", "done", "failed", "aborted"]
 StepName = Literal[
@@ -34,21 +34,8 @@ class Step:
     """Whether undoing it has an effect."""
 
 
-STEPS: Final = (
-    Step("approve"),
-    Step("backup-old"),
-    Step("generate", undone=True),
-    Step("pin"),
-    Step("backup-new"),
-    Step("drill", undone=True),
-    Step("replicate"),
-    Step("notify"),
-    Step("handover", undone=True),
-    Step("activate"),
-    Step("deactivate"),
-    Step("destroy"),
-)
-NAMES: Final = tuple(step.name for step in STEPS)
+NAMES: Final[tuple[StepName, ...]] = get_args(StepName)
+STEPS: Final = tuple(Step(name, undone=name in ("generate", "drill", "handover")) for name in NAMES)
 _SWITCH: Final = NAMES.index("activate")
 OPEN: Final = ("running", "undoing", "overlap")
 """Statuses with which a run goes on after a restart."""
@@ -60,7 +47,7 @@ class Run:
     """One rotation. `step`: the next one to do or undo. Times are Unix nanoseconds."""
 
     status: Status = "running"
-    step: StepName = STEPS[0].name
+    step: StepName = NAMES[0]
     begun: bool = False
     """Whether `step` was begun: it may have had its effect."""
     wait_ns: int = 0

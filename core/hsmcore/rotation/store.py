@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import orjson
@@ -272,14 +272,9 @@ def _account(connection: Connection, version: int, now: int, status: str) -> Non
 
 
 def _columns(run: Run) -> dict[str, Any]:
-    return {
-        "status": run.status,
-        "step": run.step,
-        "step_begun": int(run.begun),
-        "wait_ns": run.wait_ns,
-        "tries": run.tries,
-        "aborted": int(run.aborted),
-    }
+    values = asdict(run) | {"step_begun": int(run.begun), "aborted": int(run.aborted)}
+    del values["begun"]
+    return values
 
 
 def _get(connection: Connection, rotation: int) -> Rotation:

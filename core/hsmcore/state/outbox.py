@@ -50,15 +50,7 @@ class Outbox(Tables):
 
     async def due(self, now_ns: int, limit: int = 20) -> list[Delivery]:
         """Return the deliveries that are due, oldest first."""
-        columns = (
-            _DELIVERY.id,
-            _DELIVERY.target,
-            _DELIVERY.attempts,
-            _NOTICES.time_ns,
-            _NOTICES.kind,
-            _NOTICES.title,
-            _NOTICES.body,
-        )
+        columns = (*NOTICE_DELIVERY.c["id", "target", "attempts"], *NOTICE.c["time_ns", "kind", "title", "body"])
         open_ = (_DELIVERY.done_ns.is_(None), _DELIVERY.given_up_ns.is_(None), _DELIVERY.next_ns <= now_ns)
         query = _joined(*columns).where(*open_).limit(limit)
         return [Delivery(**row) for row in await self._store.rows(query)]
@@ -70,19 +62,9 @@ class Outbox(Tables):
 
     async def all(self) -> list[dict[str, Any]]:
         """Return every delivery with its notice, oldest first."""
-        columns = (
-            _NOTICES.time_ns,
-            _NOTICES.kind,
-            _NOTICES.occasion,
-            _NOTICES.title,
-            _NOTICES.body,
-            _DELIVERY.target,
-            _DELIVERY.attempts,
-            _DELIVERY.done_ns,
-            _DELIVERY.given_up_ns,
-            _DELIVERY.error,
-        )
-        return [dict(row) for row in await self._store.rows(_joined(*columns))]
+        notice = NOTICE.c["time_ns", "kind", "occasion", "title", "body"]
+        delivery = NOTICE_DELIVERY.c["target", "attempts", "done_ns", "given_up_ns", "error"]
+        return [dict(row) for row in await self._store.rows(_joined(*notice, *delivery))]
 
 
 def _joined(*columns: Any) -> Select[Any]:

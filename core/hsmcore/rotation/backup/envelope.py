@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import orjson
+from pydantic.alias_generators import to_camel
 
 from hsmcore._native import verify
 from hsmcore.control.curves import ALGORITHMS
@@ -23,16 +24,8 @@ PREFIX: Final = b"\xffhsmcore backup\x00"
 be one."""
 MOST_BYTES: Final = 64 * 1024
 Method = Literal["wrapped", "sealed"]
-_PLAIN: Final = {
-    "keyId": "key_id",
-    "label": "label",
-    "algorithm": "algorithm",
-    "method": "method",
-    "wrappingKey": "wrapping_key",
-    "member": "member",
-    "madeNs": "made_ns",
-}
-"""Members of a statement in the file, and their fields: those whose value is the same in both."""
+_PLAIN: Final = ("key_id", "label", "algorithm", "method", "wrapping_key", "member", "made_ns")
+"""Fields of a statement whose value is the same in the file, under the name in camel case."""
 
 
 class BackupInvalid(HsmError):
@@ -59,7 +52,7 @@ class Statement:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the payload; nothing of it is secret."""
-        shown = {name: getattr(self, field) for name, field in _PLAIN.items()}
+        shown = {to_camel(name): getattr(self, name) for name in _PLAIN}
         return shown | {"publicKey": self.public_key.hex()}
 
     def to_sign(self) -> bytes:
@@ -106,7 +99,7 @@ def open_envelope(data: bytes, public_key: bytes | None = None) -> Statement:
 
 
 def _statement(body: Any) -> Statement:
-    plain: dict[str, Any] = {field: body[name] for name, field in _PLAIN.items()}
+    plain: dict[str, Any] = {name: body[to_camel(name)] for name in _PLAIN}
     payload = b64decode(body["payload"], validate=True)
     statement = Statement(**plain, public_key=bytes.fromhex(body["publicKey"]), payload=payload)
     texts = (statement.key_id, statement.label, statement.wrapping_key, statement.member)
