@@ -25,8 +25,9 @@ def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
     time_slice = time_slice or TimeSlice()
     reading = Reading()
     snapshot = manager.snapshot()
-    read_manager(reading, snapshot)
-    for member in snapshot.path.members():
+    members = snapshot.path.members()  # once: a single member's state costs a look at all its counters
+    read_manager(reading, snapshot, members)
+    for member in members:
         read_member(reading, member)
         time_slice()
     read_background(reading, snapshot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
 from hsmcore._version import __version__
@@ -36,13 +36,12 @@ _CACHE: Final = (
 )
 
 
-def read_manager(reading: Reading, snapshot: Snapshot) -> None:
+def read_manager(reading: Reading, snapshot: Snapshot, members: Sequence[MemberSnapshot]) -> None:
     """Read the metrics of the key manager as a whole."""
     reading.add(names.BUILD, 1, __version__)
     reading.add(names.OPEN, int(snapshot.open))
-    if snapshot.key is not None:
-        reading.add(names.KEY, 1, snapshot.key.id, snapshot.key.algorithm, snapshot.key.public_key.hex())
-    members = snapshot.path.members()
+    if (key := snapshot.key) is not None:
+        reading.add(names.KEY, 1, key.id, key.algorithm, key.public_key.hex())
     for level in dict.fromkeys(member.level for member in members):
         signs = snapshot.open and any(member.signs for member in members if member.level == level)
         reading.add(names.LEVEL, int(signs), level)

@@ -9,24 +9,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from hsmcore.config import Config
+from hsmcore.events import EVENTS
 from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")
 ANSWER_SECONDS: Final = 2.0
 """Timeout in seconds for an answer of the key manager's event loop."""
 RECORD_SECONDS: Final = 15.0
-TOLD: Final = (
-    "initialized",
-    "closed",
-    "key-generated",
-    "key-changed",
-    "key-deactivated",
-    "key-rotated",
-    "rotation-begun",
-    "rotation-failed",
-    "rotation-aborted",
-    "operator-action",
-)
+TOLD: Final = tuple(name for name in EVENTS if name not in ("failover", "failback", "emergency-operation"))
 """Events passed on as they come. Those of failover are read from its history, which holds all of them."""
 Tell = Callable[[str, Mapping[str, Any]], None]
 
