@@ -17,7 +17,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load, providers, softhsm
-from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose, levels_of
+from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
 
@@ -357,7 +357,7 @@ def test_every_level_is_looked_at(world, fresh_token):
     assert report.exit_code == 0
     assert [provider.level for provider in report.providers] == ["primary", "secondary", "emergency"]
     assert [bool(provider.identity and provider.identity.fixed) for provider in report.providers] == [True, True, False]
-    assert [type_ for _, type_ in [(level, member.type) for level, member in levels_of(load(config))]] == [
+    assert [type_ for _, type_ in [(level, member.type) for level, member in load(config).key_manager.members()]] == [
         *("softhsm", "softhsm", "ephemeral")
     ]
     destroy_key(second, "ed25519")

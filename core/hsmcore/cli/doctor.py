@@ -14,10 +14,11 @@ from hsmcore.cli.output import BadUsage, print_json, print_table
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from hsmcore.config import Config, Provider
-    from hsmcore.doctor import DoctorReport, Levels, Step
-    from hsmcore.doctor.report import Level
+    from hsmcore.config import Config, LevelName, Provider
+    from hsmcore.doctor import DoctorReport, Step
     from hsmcore.doctor.subject import Begun
+
+    Members = tuple[tuple[LevelName, Provider], ...]
 
 MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
 _NAME_WIDTH: Final = 21
@@ -52,12 +53,12 @@ def doctor(
 
       hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
     """
-    from hsmcore.doctor import DoctorReport, Options, diagnose, levels_of
+    from hsmcore.doctor import DoctorReport, Options, diagnose
 
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    members = _chosen(levels_of(cli.config), provider)
+    members = _chosen(cli.config.key_manager.members(), provider)
     options = Options(timeout=timeout, force_login=force_login)
     if cli.as_json:
         report = diagnose(cli.config, options, members=members)
@@ -68,17 +69,17 @@ def doctor(
         raise typer.Exit(report.exit_code)
 
 
-def _chosen(levels: Levels, name: str | None) -> Levels:
+def _chosen(members: Members, name: str | None) -> Members:
     if name is None:
-        return levels
-    chosen = tuple((level, member) for level, member in levels if name in (member.name, member.type, level))
+        return members
+    chosen = tuple((level, member) for level, member in members if name in (member.name, member.type, level))
     if not chosen:
-        names = ", ".join(dict.fromkeys(f'"{member.name}"' for _, member in levels))
+        names = ", ".join(dict.fromkeys(f'"{member.name}"' for _, member in members))
         raise BadUsage(f"--provider: the configuration has none of that name, type or level; it has {names}")
     return chosen
 
 
-def _shown(config: Config, options: object, members: Levels) -> DoctorReport:
+def _shown(config: Config, options: object, members: Members) -> DoctorReport:
     """Print each step when it is complete; on a terminal, the last line shows the step in progress."""
     from rich.console import Console
 
@@ -89,7 +90,7 @@ def _shown(config: Config, options: object, members: Levels) -> DoctorReport:
         if not console.is_terminal:
             status.stop()
 
-        def watch(level: Level, member: Provider, event: Step | Begun | None) -> None:
+        def watch(level: LevelName, member: Provider, event: Step | Begun | None) -> None:
             if event is None:
                 _print(f"\n{level}: {member.name}", status)
             elif isinstance(event, Step):

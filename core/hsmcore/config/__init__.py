@@ -12,7 +12,7 @@ from hsmcore.config.kms import AwsKmsSettings
 from hsmcore.config.load import Source, load
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
-from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover
+from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
 from hsmcore.config.providers import Provider, all_members, members_of
 from hsmcore.config.root import Config, KeyManagerConfig
 from hsmcore.config.rotation import Approver, KeyCeremony, KeyRotation, Notices
@@ -36,6 +36,7 @@ __all__ = [
     "KeyCeremony",
     "KeyManagerConfig",
     "KeyRotation",
+    "LevelName",
     "Monitoring",
     "MonitoringTls",
     "Notices",

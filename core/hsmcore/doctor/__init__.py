@@ -4,19 +4,17 @@ Reading order: report, subject, doctor; then pkcs11, child, plan, checks, keyche
 cluster.
 """
 
-from hsmcore.doctor.doctor import Levels, diagnose, levels_of, probe
+from hsmcore.doctor.doctor import diagnose, probe
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step
 from hsmcore.doctor.subject import Options, Probe
 
 __all__ = [
     "DoctorReport",
     "Identity",
-    "Levels",
     "Options",
     "Probe",
     "ProviderReport",
     "Step",
     "diagnose",
-    "levels_of",
     "probe",
 ]

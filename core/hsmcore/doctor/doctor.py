@@ -6,26 +6,20 @@ from collections.abc import Callable, Generator, Iterable
 from typing import cast
 
 from hsmcore._version import __version__
-from hsmcore.config import Config, Provider
-from hsmcore.doctor.report import DoctorReport, Identity, Level, ProviderReport, Step, failed
+from hsmcore.config import Config, LevelName, Provider
+from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
 
-Levels = tuple[tuple[Level, Provider], ...]
-Watcher = Callable[[Level, Provider, Step | Begun | None], None]
+Watcher = Callable[[LevelName, Provider, Step | Begun | None], None]
 """Called with None for each provider, then with each of its events."""
-
-
-def levels_of(config: Config) -> Levels:
-    """Return every member, in the order of the levels."""
-    return config.key_manager.members()
 
 
 def diagnose(
     config: Config,
     options: Options | None = None,
     *,
-    members: Iterable[tuple[Level, Provider]] | None = None,
+    members: Iterable[tuple[LevelName, Provider]] | None = None,
     watch: Watcher = lambda _level, _provider, _event: None,
 ) -> DoctorReport:
     """Probe `members` (default: all of them). Blocks; no event loop may run in this thread.
@@ -33,7 +27,7 @@ def diagnose(
     An HsmError of a probe becomes a step of the report.
     """
     reports = []
-    for level, provider in members if members is not None else levels_of(config):
+    for level, provider in members if members is not None else config.key_manager.members():
         watch(level, provider, None)
         steps, identity = _probed(Subject(provider, config, level, options or Options()), watch)
         named = {"name": provider.name, "type": provider.type, "where": provider.where}

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from hsmcore.config import LevelName
 from hsmcore.errors import ConfigurationError, HsmError
 
 Outcome = Literal["ok", "warn", "fail", "skipped"]
-Level = Literal["primary", "secondary", "emergency"]
 
 _SHOWN = 400
 
@@ -49,7 +49,7 @@ class ProviderReport(_Model):
 
     name: str
     type: str
-    level: Level
+    level: LevelName
     where: str = Field(description="The provider's JSON path in the configuration.")
     steps: tuple[Step, ...]
     identity: Identity | None = None

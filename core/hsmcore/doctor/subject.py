@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsmcore.config import Config, Provider
-from hsmcore.doctor.report import Identity, Level, Step
+from hsmcore.config import Config, LevelName, Provider
+from hsmcore.doctor.report import Identity, Step
 
 CHECK_SECONDS = 10.0
 
@@ -37,7 +37,7 @@ class Subject:
 
     provider: Provider
     config: Config
-    level: Level
+    level: LevelName
     options: Options = field(default_factory=Options)
 
     @property
