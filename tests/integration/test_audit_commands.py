@@ -112,7 +112,7 @@ def test_a_command_that_is_killed_halfway_is_recorded(tmp_path):
     layout = Layout(tmp_path / "audit.log")
     program = (
         "import sys, time\nfrom hsmcore.audit.layout import Layout\nfrom hsmcore.audit.spool import Intention\n"
-        "i = Intention(Layout(sys.argv[1]), 'keys generate', {'label': 'x', 'pin': '1234'})\n"
+        "i = Intention(Layout(sys.argv[1]), 'keys generate', {'label': 'x', 'pin': 'hush'})\n"
         "print('there', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program, layout.log], stdout=subprocess.PIPE) as child:
@@ -122,7 +122,7 @@ def test_a_command_that_is_killed_halfway_is_recorded(tmp_path):
     asyncio.run(write_log(layout.log, 1))
     [record] = commands(layout)
     assert (record["command"], record["result"], record["source"]["pid"]) == ("keys generate", "unknown", child.pid)
-    assert "1234" not in layout.log.read_text()
+    assert "hush" not in layout.log.read_text()
 
 
 @pytest.mark.parametrize("crash", ["before the rename", "after the record"])
@@ -161,14 +161,14 @@ async def test_whatever_lies_in_the_spool_is_recorded_as_what_it_is(tmp_path):
     (spool / "4.json").write_bytes(b'{"fields":{"x":"' + b"y" * 100_000 + b'"}}')
     os.mkfifo(spool / "5.json")
     (spool / "6.json").write_bytes(
-        b'{"fields":{"seq":1,"operation":"sign","time_ns":1,"command":"keys\\ngenerate","pin":"1234","user":"alice"},'
-        b'"user":"alice","source":{"pid":"x","evil":"1234"},"at_ns":"z"}'
+        b'{"fields":{"seq":1,"operation":"sign","time_ns":1,"command":"keys\\ngenerate","pin":"hush","user":"alice"},'
+        b'"user":"alice","source":{"pid":"x","evil":"hush"},"at_ns":"z"}'
     )
     await write_log(layout.log, 1)
     found = commands(layout)
     assert [record["result"] for record in found[:5]] == ["unreadable"] * 5
     text = layout.log.read_text()
-    assert "1234" not in text
+    assert "hush" not in text
     assert "stolen" not in text
     assert "alice" not in json.dumps(found[5]["user"])
     assert verify(layout).ok

@@ -126,9 +126,10 @@ class GenerateKey(Verb[tuple[KeyRecord, KeyForm]]):
                     if key_id is None:  # chosen here, so that what a failure leaves can be found
                         key_id = new_id(session, admin.quirks)
                     return self._generate(session, admin.quirks, key_id)
-            except (MemberDown, ModuleBusy):
+            except HsmError as error:
                 # SoftHSM fails now and then if its token is searched while it makes an object; others are throttled.
-                if attempt == _GENERATE_ATTEMPTS:
+                passes = isinstance(error, (MemberDown, ModuleBusy)) or error.ckr in admin.quirks.generating_may_pass
+                if not passes or attempt == _GENERATE_ATTEMPTS:
                     raise
             if key_id is not None:
                 with suppress(HsmError), admin.session("erasing half a key") as session:
