@@ -142,7 +142,9 @@ def test_a_refused_pin_is_not_tried_again(chaos):
 @pytest.mark.parametrize("ckr", ["CKR_FUNCTION_FAILED", "CKR_TEMPLATE_INCONSISTENT"])
 def test_a_key_is_made_although_the_token_was_searched_meanwhile(chaos, ckr):
     """SoftHSM's answers when a search in another thread has read the object while it was being made."""
-    chaos.write(faults=[{"function": "C_GenerateKeyPair", "nth": nth, "action": "return", "ckr": ckr} for nth in (1, 2)])
+    chaos.write(
+        faults=[{"function": "C_GenerateKeyPair", "nth": nth, "action": "return", "ckr": ckr} for nth in (1, 2)]
+    )
     with administrator(chaos) as admin:
         made = GenerateKey("ed25519", "second").run(admin)[0]
         assert [key.id for key in ListKeys().run(admin) if key.label == "second"] == [made.id]
