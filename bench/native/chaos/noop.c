@@ -9,74 +9,23 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <p11-kit/pkcs11.h>
 #include <sodium.h>
 
 #include "noop_objects.h"
+#include "noop_session.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-#define SLOT 0UL
 #define PROOF_PREFIX "hsmcore"
 #define PROOF_MAX 64
 #define SIGNATURE_LEN 64
 #define KEY_PREFIX "key="
 #define KEY_NAME_MAX 64
-#define CHUNK 1024
-#define CHUNKS 4096
-#define NOWHERE SIZE_MAX
 
-/* A session belongs to one thread at a time, as the standard demands, so only its handle is atomic. The place of a
- * session is used again, its handle is not: the low 32 bits are the place and the rest counts, so that a stale handle
- * stays stale. */
-struct session {
-    _Atomic CK_SESSION_HANDLE handle; /* 0: closed */
-    size_t next_free;
-    CK_FLAGS flags;
-    CK_OBJECT_HANDLE found[2];
-    unsigned found_count, found_next;
-    int finding;
-};
-
-static atomic_bool initialized;
-static atomic_bool logged_in;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* opening and closing only */
-static struct session *_Atomic chunks[CHUNKS];           /* kept until the process ends: readers take no lock */
-static size_t places_used, first_free = NOWHERE, sessions_open;
-static CK_SESSION_HANDLE opened; /* ever */
 static unsigned char proof_public[crypto_sign_PUBLICKEYBYTES], proof_secret[crypto_sign_SECRETKEYBYTES];
-
-static struct session *session_at(size_t place) {
-    if (place >= (size_t)CHUNK * CHUNKS) {
-        return NULL;
-    }
-    struct session *chunk = atomic_load_explicit(&chunks[place / CHUNK], memory_order_acquire);
-    return chunk == NULL ? NULL : &chunk[place % CHUNK];
-}
-
-/* CKR_OK and the session, or what the standard answers for a call without one. */
-static CK_RV session_of(CK_SESSION_HANDLE handle, struct session **session) {
-    if (!atomic_load_explicit(&initialized, memory_order_acquire)) {
-        return CKR_CRYPTOKI_NOT_INITIALIZED;
-    }
-    *session = session_at(handle & UINT32_MAX);
-    return handle != 0 && *session != NULL && atomic_load_explicit(&(*session)->handle, memory_order_acquire) == handle
-               ? CKR_OK
-               : CKR_SESSION_HANDLE_INVALID;
-}
-
-static CK_RV check_slot(CK_SLOT_ID slot, const void *out) {
-    if (!atomic_load_explicit(&initialized, memory_order_acquire)) {
-        return CKR_CRYPTOKI_NOT_INITIALIZED;
-    }
-    if (slot != SLOT) {
-        return CKR_SLOT_ID_INVALID;
-    }
-    return out == NULL ? CKR_ARGUMENTS_BAD : CKR_OK;
-}
 
 static void pad(unsigned char *out, size_t size, const char *text) {
     size_t length = strlen(text);
@@ -88,18 +37,18 @@ static void pad(unsigned char *out, size_t size, const char *text) {
 /* ---- the signing path ---- */
 
 static CK_RV noop_SignInit(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
+    struct noop_session *session;
+    CK_RV rv = noop_session_of(handle, &session);
     if (rv != CKR_OK) {
         return rv;
     }
     if (mechanism == NULL || mechanism->mechanism != CKM_EDDSA) {
         return CKR_MECHANISM_INVALID;
     }
-    if (key != PRIVATE_KEY) {
+    if (key != NOOP_PRIVATE_KEY) {
         return CKR_KEY_HANDLE_INVALID;
     }
-    return atomic_load_explicit(&logged_in, memory_order_relaxed) ? CKR_OK : CKR_USER_NOT_LOGGED_IN;
+    return atomic_load_explicit(&noop_logged_in, memory_order_relaxed) ? CKR_OK : CKR_USER_NOT_LOGGED_IN;
 }
 
 static int is_proof(const CK_BYTE *data, CK_ULONG size) {
@@ -111,8 +60,8 @@ static int is_proof(const CK_BYTE *data, CK_ULONG size) {
 static CK_RV noop_Sign(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG data_len, CK_BYTE *signature,
                        CK_ULONG *signature_len) {
     static const CK_BYTE constant[SIGNATURE_LEN] = "noop: this is not a signature, it costs nothing to make it";
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
+    struct noop_session *session;
+    CK_RV rv = noop_session_of(handle, &session);
     if (rv != CKR_OK) {
         return rv;
     }
@@ -159,9 +108,9 @@ static CK_RV noop_Initialize(void *init_args) {
             return CKR_CANT_LOCK; /* the caller insists on locks of its own */
         }
     }
-    (void)pthread_mutex_lock(&lock);
+    (void)pthread_mutex_lock(&noop_lock);
     CK_RV rv = CKR_OK;
-    if (atomic_load(&initialized)) {
+    if (atomic_load(&noop_initialized)) {
         rv = CKR_CRYPTOKI_ALREADY_INITIALIZED;
     } else if (sodium_init() < 0) {
         rv = CKR_GENERAL_ERROR;
@@ -170,46 +119,28 @@ static CK_RV noop_Initialize(void *init_args) {
     } else if (crypto_sign_seed_keypair(proof_public, proof_secret, seed) != 0) {
         rv = CKR_GENERAL_ERROR;
     } else {
-        memcpy(ec_point + 2, proof_public, sizeof proof_public);
-        atomic_store(&initialized, 1);
+        noop_set_public_key(proof_public);
+        atomic_store(&noop_initialized, 1);
     }
-    (void)pthread_mutex_unlock(&lock);
+    (void)pthread_mutex_unlock(&noop_lock);
     return rv;
-}
-
-static void close_locked(size_t place) {
-    struct session *session = session_at(place);
-    atomic_store(&session->handle, 0);
-    session->next_free = first_free;
-    first_free = place;
-    if (--sessions_open == 0) {
-        atomic_store(&logged_in, 0);
-    }
-}
-
-static void close_all(void) {
-    for (size_t place = 0; place < places_used; place++) {
-        if (atomic_load(&session_at(place)->handle) != 0) {
-            close_locked(place);
-        }
-    }
 }
 
 static CK_RV noop_Finalize(void *reserved) {
     if (reserved != NULL) {
         return CKR_ARGUMENTS_BAD;
     }
-    (void)pthread_mutex_lock(&lock);
-    CK_RV rv = atomic_exchange(&initialized, 0) ? CKR_OK : CKR_CRYPTOKI_NOT_INITIALIZED;
+    (void)pthread_mutex_lock(&noop_lock);
+    CK_RV rv = atomic_exchange(&noop_initialized, 0) ? CKR_OK : CKR_CRYPTOKI_NOT_INITIALIZED;
     if (rv == CKR_OK) {
-        close_all();
+        noop_close_all();
     }
-    (void)pthread_mutex_unlock(&lock);
+    (void)pthread_mutex_unlock(&noop_lock);
     return rv;
 }
 
 static CK_RV noop_GetInfo(CK_INFO *info) {
-    CK_RV rv = check_slot(SLOT, info);
+    CK_RV rv = noop_check_slot(NOOP_SLOT, info);
     if (rv == CKR_OK) {
         memset(info, 0, sizeof *info);
         info->cryptokiVersion = (CK_VERSION){3, 0};
@@ -233,14 +164,14 @@ static CK_RV put_list(const CK_ULONG *value, CK_ULONG available, CK_ULONG *list,
 }
 
 static CK_RV noop_GetSlotList(CK_BYTE token_present, CK_SLOT_ID *list, CK_ULONG *count) {
-    static const CK_ULONG slot = SLOT;
+    static const CK_ULONG slot = NOOP_SLOT;
     (void)token_present;
-    CK_RV rv = check_slot(SLOT, count);
+    CK_RV rv = noop_check_slot(NOOP_SLOT, count);
     return rv == CKR_OK ? put_list(&slot, 1, list, count) : rv;
 }
 
 static CK_RV noop_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info) {
-    CK_RV rv = check_slot(slot, info);
+    CK_RV rv = noop_check_slot(slot, info);
     if (rv == CKR_OK) {
         memset(info, 0, sizeof *info);
         pad(info->slotDescription, sizeof info->slotDescription, "no-op slot");
@@ -251,7 +182,7 @@ static CK_RV noop_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info) {
 }
 
 static CK_RV noop_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
-    CK_RV rv = check_slot(slot, info);
+    CK_RV rv = noop_check_slot(slot, info);
     if (rv != CKR_OK) {
         return rv;
     }
@@ -265,212 +196,26 @@ static CK_RV noop_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
     info->ulMaxPinLen = 255;
     info->ulTotalPublicMemory = info->ulFreePublicMemory = CK_UNAVAILABLE_INFORMATION;
     info->ulTotalPrivateMemory = info->ulFreePrivateMemory = CK_UNAVAILABLE_INFORMATION;
-    (void)pthread_mutex_lock(&lock);
-    info->ulSessionCount = sessions_open;
-    (void)pthread_mutex_unlock(&lock);
+    (void)pthread_mutex_lock(&noop_lock);
+    info->ulSessionCount = noop_sessions_open;
+    (void)pthread_mutex_unlock(&noop_lock);
     info->ulRwSessionCount = CK_UNAVAILABLE_INFORMATION;
     return CKR_OK;
 }
 
 static CK_RV noop_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE *list, CK_ULONG *count) {
     static const CK_ULONG mechanism = CKM_EDDSA;
-    CK_RV rv = check_slot(slot, count);
+    CK_RV rv = noop_check_slot(slot, count);
     return rv == CKR_OK ? put_list(&mechanism, 1, list, count) : rv;
 }
 
 static CK_RV noop_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO *info) {
-    CK_RV rv = check_slot(slot, info);
+    CK_RV rv = noop_check_slot(slot, info);
     if (rv == CKR_OK && type != CKM_EDDSA) {
         return CKR_MECHANISM_INVALID;
     }
     if (rv == CKR_OK) {
         *info = (CK_MECHANISM_INFO){.ulMinKeySize = 255, .ulMaxKeySize = 255, .flags = CKF_SIGN};
-    }
-    return rv;
-}
-
-/* ---- sessions ---- */
-
-static CK_RV noop_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
-                              CK_SESSION_HANDLE *handle) {
-    (void)application;
-    (void)notify;
-    CK_RV rv = check_slot(slot, handle);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    if ((flags & CKF_SERIAL_SESSION) == 0) {
-        return CKR_SESSION_PARALLEL_NOT_SUPPORTED;
-    }
-    (void)pthread_mutex_lock(&lock);
-    size_t place = first_free != NOWHERE ? first_free : places_used;
-    if (place / CHUNK >= CHUNKS) {
-        rv = CKR_SESSION_COUNT;
-    } else if (session_at(place) == NULL) {
-        struct session *chunk = calloc(CHUNK, sizeof *chunk);
-        rv = chunk == NULL ? CKR_HOST_MEMORY : CKR_OK;
-        atomic_store_explicit(&chunks[place / CHUNK], chunk, memory_order_release);
-    }
-    if (rv == CKR_OK) {
-        struct session *session = session_at(place);
-        if (place == first_free) {
-            first_free = session->next_free;
-        } else {
-            places_used++;
-        }
-        session->flags = flags;
-        session->finding = 0;
-        *handle = (++opened << 32) | place;
-        atomic_store_explicit(&session->handle, *handle, memory_order_release);
-        sessions_open++;
-    }
-    (void)pthread_mutex_unlock(&lock);
-    return rv;
-}
-
-static CK_RV noop_CloseSession(CK_SESSION_HANDLE handle) {
-    struct session *session;
-    (void)pthread_mutex_lock(&lock);
-    CK_RV rv = session_of(handle, &session);
-    if (rv == CKR_OK) {
-        close_locked(handle & UINT32_MAX);
-    }
-    (void)pthread_mutex_unlock(&lock);
-    return rv;
-}
-
-static CK_RV noop_CloseAllSessions(CK_SLOT_ID slot) {
-    CK_RV rv = check_slot(slot, &lock);
-    if (rv == CKR_OK) {
-        (void)pthread_mutex_lock(&lock);
-        close_all();
-        (void)pthread_mutex_unlock(&lock);
-    }
-    return rv;
-}
-
-static CK_RV noop_GetSessionInfo(CK_SESSION_HANDLE handle, CK_SESSION_INFO *info) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv == CKR_OK && info == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (rv == CKR_OK) {
-        CK_STATE public = (session->flags & CKF_RW_SESSION) != 0 ? CKS_RW_PUBLIC_SESSION : CKS_RO_PUBLIC_SESSION;
-        *info = (CK_SESSION_INFO){.slotID = SLOT, .state = public, .flags = session->flags};
-        if (atomic_load(&logged_in)) {
-            info->state++; /* CKS_R*_USER_FUNCTIONS */
-        }
-    }
-    return rv;
-}
-
-static CK_RV noop_Login(CK_SESSION_HANDLE handle, CK_USER_TYPE user, CK_BYTE *pin, CK_ULONG pin_len) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    if (pin == NULL && pin_len != 0) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (user != CKU_USER) {
-        return CKR_USER_TYPE_INVALID;
-    }
-    return atomic_exchange(&logged_in, 1) ? CKR_USER_ALREADY_LOGGED_IN : CKR_OK;
-}
-
-static CK_RV noop_Logout(CK_SESSION_HANDLE handle) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    return atomic_exchange(&logged_in, 0) ? CKR_OK : CKR_USER_NOT_LOGGED_IN;
-}
-
-/* ---- objects ---- */
-
-static CK_RV noop_FindObjectsInit(CK_SESSION_HANDLE handle, CK_ATTRIBUTE *template, CK_ULONG count) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    if (template == NULL && count != 0) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (session->finding) {
-        return CKR_OPERATION_ACTIVE;
-    }
-    session->finding = 1;
-    session->found_count = session->found_next = 0;
-    CK_OBJECT_HANDLE last = atomic_load(&logged_in) ? PRIVATE_KEY : PUBLIC_KEY;
-    for (CK_OBJECT_HANDLE object = PUBLIC_KEY; object <= last; object++) {
-        if (matches(object, template, count)) {
-            session->found[session->found_count++] = object;
-        }
-    }
-    return CKR_OK;
-}
-
-static CK_RV noop_FindObjects(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE *objects, CK_ULONG max, CK_ULONG *count) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    if (objects == NULL || count == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (!session->finding) {
-        return CKR_OPERATION_NOT_INITIALIZED;
-    }
-    for (*count = 0; *count < max && session->found_next < session->found_count; (*count)++) {
-        objects[*count] = session->found[session->found_next++];
-    }
-    return CKR_OK;
-}
-
-static CK_RV noop_FindObjectsFinal(CK_SESSION_HANDLE handle) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv == CKR_OK && !session->finding) {
-        return CKR_OPERATION_NOT_INITIALIZED;
-    }
-    if (rv == CKR_OK) {
-        session->finding = 0;
-    }
-    return rv;
-}
-
-static CK_RV noop_GetAttributeValue(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *template,
-                                    CK_ULONG count) {
-    struct session *session;
-    CK_RV rv = session_of(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    if (template == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    if (object != PUBLIC_KEY && (object != PRIVATE_KEY || !atomic_load(&logged_in))) {
-        return CKR_OBJECT_HANDLE_INVALID;
-    }
-    for (CK_ULONG i = 0; i < count; i++) {
-        size_t row = attribute_of(object, template[i].type);
-        if (row == ATTRIBUTES) {
-            template[i].ulValueLen = CK_UNAVAILABLE_INFORMATION;
-            rv = template[i].type == CKA_VALUE ? CKR_ATTRIBUTE_SENSITIVE : CKR_ATTRIBUTE_TYPE_INVALID;
-        } else if (template[i].pValue != NULL && template[i].ulValueLen < attributes[row].size) {
-            template[i].ulValueLen = CK_UNAVAILABLE_INFORMATION;
-            rv = CKR_BUFFER_TOO_SMALL;
-        } else {
-            if (template[i].pValue != NULL) {
-                memcpy(template[i].pValue, attributes[row].value, attributes[row].size);
-            }
-            template[i].ulValueLen = attributes[row].size;
-        }
     }
     return rv;
 }
