@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.paths import CHAOS_SOURCE
 
 from hsmcore_bench.load.buckets import HIGHEST_NS, PERCENTILES, SIGNIFICANT_DIGITS, Histogram
 from hsmcore_bench.load.facade import _Series
-from hsmcore_bench.load.faults import fault_of, timeline_of
+from hsmcore_bench.load.faults import ACTIONS, fault_of, timeline_of
 from hsmcore_bench.load.hdrlog import HdrLog
 from hsmcore_bench.load.memory import Growth
 from hsmcore_bench.load.objectives import METRICS, objective_of
@@ -149,6 +151,11 @@ def test_every_figure_can_be_judged_with_every_unit_it_has(metric, comparison, n
         assert objective.judge({}) == {
             "objective": objective.text, "met": False, "value": None, "unit": objective.unit,
         }  # fmt: skip
+
+
+def test_the_actions_are_those_of_the_chaos_module():
+    listed = re.findall(r'^CHAOS_ACTION\(\w+, "(.+)"\)$', (CHAOS_SOURCE / "actions.def").read_text(), re.MULTILINE)
+    assert tuple(listed) == ACTIONS
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@
  *
  * The files, in reading order:
  *   functions.def, functions.c     every function of PKCS #11: version, scope, name
+ *   actions.def                    what a fault may do
  *   entry.c                        C_Initialize, function lists and interfaces
  *   module.c                       starting, stopping, forking
  *   wrapped.c                      the wrapped module
@@ -37,19 +38,9 @@
 /* ---- faults ---- */
 
 enum chaos_action {
-    ACTION_RETURN,
-    ACTION_HANG,
-    ACTION_KILL_SESSION,
-    ACTION_KILL_ALL_SESSIONS,
-    ACTION_LOGOUT,
-    ACTION_REMOVE_TOKEN,
-    ACTION_WRONG_SIGNATURE,
-    ACTION_OTHER_KEY_SIGNATURE,
-    ACTION_LONG_SIGNATURE,
-    ACTION_SHORT_SIGNATURE,
-    ACTION_RECYCLE_HANDLE,
-    ACTION_CRASH,
-    ACTION_EXIT,
+#define CHAOS_ACTION(name, text) ACTION_##name,
+#include "actions.def"
+#undef CHAOS_ACTION
     CHAOS_ACTIONS
 };
 extern const char *const chaos_action_names[CHAOS_ACTIONS];

@@ -9,19 +9,11 @@
 #define STREAM_CHOICE UINT64_C(3000)
 #define STREAM_FAULT UINT64_C(4000)
 
-const char *const chaos_action_names[CHAOS_ACTIONS] = {"return",
-                                                       "hang",
-                                                       "kill-session",
-                                                       "kill-all-sessions",
-                                                       "logout",
-                                                       "remove-token",
-                                                       "wrong-signature",
-                                                       "other-key-signature",
-                                                       "long-signature",
-                                                       "short-signature",
-                                                       "recycle-handle",
-                                                       "crash",
-                                                       "exit"};
+const char *const chaos_action_names[CHAOS_ACTIONS] = {
+#define CHAOS_ACTION(name, text) text,
+#include "actions.def"
+#undef CHAOS_ACTION
+};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* adding only; calls walk the lists without it */
 static struct chaos_fault *_Atomic heads[CHAOS_FUNCTIONS];
