@@ -543,16 +543,6 @@ cdef class Requests:
         if overdue and self._on_overdue is not None:
             self._on_overdue()
 
-    cdef uint64_t _sweep_followers(self, _Slot *slot, uint64_t now, uint64_t soonest) except? 0:
-        cdef Pending follower
-        for follower in self._slots.take_followers(slot):
-            if follower.deadline <= now:
-                _refuse_entry(follower, self._failure(HSM_DEADLINE_EXCEEDED))
-            else:
-                soonest = _earlier(follower.deadline, soonest)
-                self._slots.follow(slot, follower)
-        return soonest
-
 
     def stats(self):
         """Counters, and histograms of the time in the module, in the queue and in verification: as [(upper bound in ns,

@@ -125,7 +125,7 @@ static int serve(host *self) {
     static hsm_request_message message;
     for (;;) {
         struct pollfd watched[2] = {{.fd = HSM_FD_CONTROL, .events = POLLIN}, {.fd = self->parent, .events = POLLIN}};
-        int ready = poll(watched, self->parent >= 0 ? 2 : 1, self->memory_limit != 0 ? LOOK_MS : -1);
+        int ready = poll(watched, 2, self->memory_limit != 0 ? LOOK_MS : -1);
         if (ready < 0 && errno != EINTR) {
             return EXIT_USAGE;
         }

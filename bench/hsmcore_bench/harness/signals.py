@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 
 @contextmanager
-def raising(error: Callable[[int], BaseException], *numbers: signal.Signals) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Have `handler` called in the main thread for each of these signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def raising(error: Callable[[int], BaseException], *numbers: signal.Signals) -> AbstractContextManager[None]:
     """Have each of these signals raise `error(number)` in the main thread."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise error(number)
 
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled(leave, *numbers)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hsmcore.errors import MemberDown
+from hsmcore_bench.harness.signals import handled
 from hsmcore_bench.load.buckets import Histogram
 from hsmcore_bench.load.faults import Fault
 from hsmcore_bench.load.generator import Generator, Path_, Share, start
@@ -284,9 +285,5 @@ def _interruptible() -> Iterator[list[int]]:
         if len(seen) > 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handled(note, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,14 +17,13 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import provision
 from hsmcore.control.softhsm import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
-from hsmcore_bench.harness.locate import CHAOS_MODULE, NOOP_MODULE, native
+from hsmcore_bench.harness.locate import CHAOS_CONFIG_ENV, CHAOS_MODULE, NOOP_MODULE, native
 from hsmcore_bench.harness.softhsm import token_folder, variable, write_private
 from hsmcore_bench.load.problems import UsageProblem
 
 TOKEN_LABEL: Final = "hsmcore-load"
 KEY_LABEL: Final = "load-key"
 _CKR_DEVICE_MEMORY: Final = 0x31
-CHAOS_VARIABLE: Final = "HSMCORE_CHAOS_CONFIG"
 _PREFIX: Final = "hsmcore-load-"
 
 
@@ -63,7 +62,7 @@ def own_token(wanted: Wanted) -> Iterator[Target]:
         folder, settings = made.path, {"modulePath": module, "tokenLabel": TOKEN_LABEL, "keyLabel": KEY_LABEL}
         sockets = _put_chaos_before(settings, wanted.chaos, folder, "device") if wanted.chaos is not None else []
         request = made.request(settings["modulePath"], TOKEN_LABEL, KEY_LABEL, wanted.algorithm)
-        with variable(CHAOS_VARIABLE, str(folder / "device.json") if sockets else None):
+        with variable(CHAOS_CONFIG_ENV, str(folder / "device.json") if sockets else None):
             try:
                 provision(request, made.conf)
             except HsmError as error:
@@ -171,7 +170,7 @@ def _sockets_of(config: Config) -> list[str]:
         args = settings.module_args or ""
         path = args.removeprefix("config=").split(" args=")[0] if args.startswith("config=") else None
         try:
-            fields = json.loads(Path(path or os.environ.get(CHAOS_VARIABLE, "")).read_bytes())
+            fields = json.loads(Path(path or os.environ.get(CHAOS_CONFIG_ENV, "")).read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(fields, dict) and isinstance(fields.get("socket"), str):

@@ -158,7 +158,8 @@ def _print_list(files: tuple[str, ...]) -> None:
     def say(name: str, what: str) -> None:
         console.print(f"{name:22} {what}", markup=False, soft_wrap=True, highlight=False)
 
-    for entry in entries(files):
+    listed = list(entries(files))
+    for entry in listed:
         quick = "" if entry.said.quick else " (not in --quick)"
         say(entry.name, f"{entry.said.title}{quick}")
         for contender, _ in expand(entry, environment.cores()):
@@ -168,8 +169,8 @@ def _print_list(files: tuple[str, ...]) -> None:
                 case.title for case in (RECOVERY_CASES if entry.said.kill else CASES if entry.said.failure else ())
             ]
             say(f"  {entry.said.event}", "; ".join(cases) or entry.said.about)
-    for word in dict.fromkeys(word for entry in entries(files) for word in entry.said.words):
-        say(word, f"stands for {', '.join(e.name for e in entries(files) if word in e.said.words)}")
+    for word in dict.fromkeys(word for entry in listed for word in entry.said.words):
+        say(word, f"stands for {', '.join(entry.name for entry in listed if word in entry.said.words)}")
 
 
 def _token(token: str | None, module: str, label: str | None, algorithm: str) -> HsmToken | None:

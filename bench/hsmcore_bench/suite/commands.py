@@ -15,7 +15,7 @@ import orjson
 from hsmcore_bench.harness import locate
 from hsmcore_bench.harness.process import Child, MissingError, child_environment
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job
-from hsmcore_bench.suite.devices import CONFIG_ENV, DEVICES, punctual
+from hsmcore_bench.suite.devices import DEVICES, punctual
 from hsmcore_bench.suite.model import Contender, FailoverCase, HsmToken, Options, RecoveryCase
 from hsmcore_bench.suite.softtoken import temporary_token, temporary_twins
 
@@ -189,7 +189,7 @@ class Commands:
         socket, configuration = place / "s" if control else None, place / "device.json"
         configuration.write_bytes(orjson.dumps(DEVICES[device].configuration(token.module, socket)))
         listens = None if socket is None else str(socket)
-        access = {**token.access, CONFIG_ENV: str(configuration)}
+        access = {**token.access, locate.CHAOS_CONFIG_ENV: str(configuration)}
         return _Target(module, token.token, token.label, access, token.provider, listens)
 
 

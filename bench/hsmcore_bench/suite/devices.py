@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-CONFIG_ENV = "HSMCORE_CHAOS_CONFIG"
 PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 29, 30
 
 

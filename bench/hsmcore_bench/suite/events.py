@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hsmcore_bench.harness import environment
@@ -26,9 +27,24 @@ Step = Callable[[str], None]
 
 def steps(wanted: set[str], options: Options) -> int:
     """How many steps the events report."""
-    kills = sum(min(options.breaks or case.times, case.times) for case in RECOVERY_CASES)
-    switches = sum(min(options.breaks or case.times, case.times) for case in CASES)
+    kills = sum(_times(case, options) for case in RECOVERY_CASES)
+    switches = sum(_times(case, options) for case in CASES)
     return 2 * (MEMORY in wanted) + kills * (RECOVERY in wanted) + switches * (FAILOVER in wanted)
+
+
+def _times(case: RecoveryCase | FailoverCase, options: Options) -> int:
+    return min(options.breaks or case.times, case.times)
+
+
+@contextmanager
+def noting(result: Result, name: str) -> Iterator[None]:
+    """Note under this name what could not run here, or what broke, and go on."""
+    try:
+        yield
+    except MissingError as error:
+        result.skipped[name] = str(error)
+    except (ChildError, OSError) as error:
+        result.failed[name] = str(error)
 
 
 def measure_memory(commands: Commands, options: Options, result: Result, step: Step) -> None:
@@ -36,17 +52,12 @@ def measure_memory(commands: Commands, options: Options, result: Result, step: S
     scenario = Contender(MEMORY, "resident memory", "sign", MEMORY, None, token="noop", in_flight=256)
     count = options.memory_signatures
     readings = []
-    try:
+    with noting(result, MEMORY):
         with commands.start(scenario) as child:
             child.ready()
             for half in (1, 2):
                 step(f"memory: signatures {(half - 1) * count:,} to {half * count:,}")
                 readings.append(child.ask(f"memory {count}", MEMORY_TIMEOUT_SECONDS)["rss_bytes"])
-    except MissingError as error:
-        result.skipped[MEMORY] = str(error)
-    except (ChildError, OSError) as error:
-        result.failed[MEMORY] = str(error)
-    else:
         result.memory = Memory((count, 2 * count), (readings[0], readings[1]))
 
 
@@ -56,18 +67,12 @@ def measure_recovery(commands: Commands, options: Options, result: Result, step:
         result.skipped[RECOVERY] = "it would kill sessions on the token that was named"
         return
     for case in RECOVERY_CASES:
-        name = f"{RECOVERY}-{case.name}"
-        try:
-            with commands.start_recovery(case, case.sessions or environment.cores()) as child:
-                child.ready()
-                times = min(options.breaks or case.times, case.times)
-                for number in range(times):
-                    step(f"{case.title}: {number + 1} of {times}")
-                    result.recovery.append(_break(child, case, options))
-        except MissingError as error:
-            result.skipped[name] = str(error)
-        except (ChildError, OSError) as error:
-            result.failed[name] = str(error)
+        sessions, times = case.sessions or environment.cores(), _times(case, options)
+        with noting(result, f"{RECOVERY}-{case.name}"), commands.start_recovery(case, sessions) as child:
+            child.ready()
+            for number in range(times):
+                step(f"{case.title}: {number + 1} of {times}")
+                result.recovery.append(_break(child, case, options))
 
 
 def _break(child: Child, case: RecoveryCase, options: Options) -> Break:
@@ -105,17 +110,12 @@ def measure_failover(commands: Commands, options: Options, result: Result, step:
     for case in CASES:
         sessions = environment.cores() if case.device == "transparent" else SERVERS + SERVERS // 2
         seconds = options.switch_seconds or (case.quick_seconds if options.breaks else case.seconds)
-        try:
-            with commands.start_failover(case, sessions) as child:
-                child.ready()
-                times = min(options.breaks or case.times, case.times)
-                for number in range(times):
-                    step(f"primary: {case.title}: {number + 1} of {times}")
-                    result.switches.append(_switch(child, case, seconds))
-        except MissingError as error:
-            result.skipped[case.kind] = str(error)
-        except (ChildError, OSError) as error:
-            result.failed[case.kind] = str(error)
+        times = _times(case, options)
+        with noting(result, case.kind), commands.start_failover(case, sessions) as child:
+            child.ready()
+            for number in range(times):
+                step(f"primary: {case.title}: {number + 1} of {times}")
+                result.switches.append(_switch(child, case, seconds))
 
 
 def _switch(child: Child, case: FailoverCase, seconds: float) -> Switch:

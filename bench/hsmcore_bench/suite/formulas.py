@@ -6,19 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from hsmcore_bench.suite.model import Goal
 from hsmcore_bench.suite.stats import Round
 
 Value = Callable[[Round], float | None]  # None: the slice was too short to have it
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    name: str
-    what: str
-    formula: str
-    unit: str
-    bound: float
-    at_least: bool
+class Target(Goal):
+    """A goal whose value comes from one round, if that has the contenders of these names."""
+
     needs: tuple[str, ...]
     value: Value
 

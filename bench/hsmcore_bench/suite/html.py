@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 
 from hsmcore_bench.suite import sizing, svg
-from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Summary, Verdict
-from hsmcore_bench.suite.picture import caption, colour, rates
+from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Verdict
+from hsmcore_bench.suite.picture import Row, caption, colour, rates
 from hsmcore_bench.suite.report import (
     bound,
     disturbance,
@@ -21,11 +21,11 @@ from hsmcore_bench.suite.report import (
     reached,
     recovery_rows,
     switch_rows,
+    titled,
 )
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.stats import usable
 
-Row = tuple[Contender, Summary]
 X_NAMES = {
     "in_flight": "in flight",
     "sessions": "sessions",
@@ -200,8 +200,7 @@ def _figures(rows: Sequence[Row]) -> str:
     times = {"p50": "p50_ns", "p99": "p99_ns", "p99.9": "p999_ns", "lag p99": "lag_p99_ns", "CPU": "cpu_ns"}
     columns |= {name: [duration(getattr(summary, field)) for _, summary in rows] for name, field in times.items()}
     columns = {name: cells for name, cells in columns.items() if any(cells)}
-    notes = ["" if contender.latency_of == "call" else f" (latency: {contender.latency_of})" for contender, _ in rows]
-    titles = [contender.title + note for (contender, _), note in zip(rows, notes, strict=True)]
+    titles = [titled(contender) for contender, _ in rows]
     return table(["", *columns], list(zip(titles, *columns.values(), strict=True)))
 
 

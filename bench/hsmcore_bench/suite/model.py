@@ -209,8 +209,8 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """A target and what was reached. `met` is None when it was not measured."""
+class Goal:
+    """What is to be reached: what a number means, its unit and its bound."""
 
     name: str
     what: str
@@ -218,6 +218,12 @@ class Verdict:
     unit: str
     bound: float
     at_least: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(Goal):
+    """A goal and what was reached. `met` is None when it was not measured."""
+
     value: Spread | None
     met: bool | None
     worst_decides: bool = False  # not the median

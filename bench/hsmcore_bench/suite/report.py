@@ -10,6 +10,7 @@ from rich.table import Table
 from hsmcore_bench.suite import failover, resilience
 from hsmcore_bench.suite.model import Contender, Spread, Summary, Verdict
 from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.results import was_idle
 from hsmcore_bench.suite.stats import DISTURBED, spread, usable_breaks
 
 HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member")
@@ -161,7 +162,7 @@ def print_result(result: Result, console: Console) -> None:
         console.print(f"skipped {name}: {reason}", style="yellow", markup=False)
     for name, reason in result.failed.items():
         console.print(f"failed {name}: {reason}", style="bold red", markup=False)
-    if (shares := spread([sample.others for sample in result.samples])) and shares.median > DISTURBED:
+    if result.samples and not was_idle(result):
         console.print(f"The machine was not idle: {disturbance(result)}. Ratios suffer, rates more.", style="yellow")
     console.print(headline(result), style="dim", markup=False)
 
@@ -255,9 +256,13 @@ def _main_markdown(rows_of: list[Group]) -> list[str]:
     for contender, summary in _under_headings(rows_of, lines, 5):
         cells = [f"{summary.rate.median:,.0f}", "" if summary.ratio is None else f"{summary.ratio.median:.2f}"]
         cells += [duration(summary.p50_ns), duration(summary.p99_ns), duration(summary.p999_ns)]
-        note = "" if contender.latency_of == "call" else f" (latency: {contender.latency_of})"
-        lines.append(f"| {contender.title}{note} | {' | '.join(cells)} |")
+        lines.append(f"| {titled(contender)} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
+
+
+def titled(contender: Contender) -> str:
+    """Its title, with what its latency is of unless that is one call."""
+    return contender.title + ("" if contender.latency_of == "call" else f" (latency: {contender.latency_of})")
 
 
 def _resilience_markdown(rows_of: list[Group]) -> list[str]:

@@ -8,21 +8,16 @@ from dataclasses import dataclass
 
 from hsmcore_bench.suite.catalogue import kills
 from hsmcore_bench.suite.formulas import Target, cost, lag, of_ceiling, relative, tail
+from hsmcore_bench.suite.model import Goal
 
 RECOVERY = "recovery"  # a scenario of its own beside the contenders
 RECOVERY_CASES = kills()
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveryTarget:
+class RecoveryTarget(Goal):
     """Held against the worst of all kills, not the median."""
 
-    name: str
-    what: str
-    formula: str
-    unit: str
-    bound: float
-    at_least: bool
     case: str
 
 

@@ -20,11 +20,11 @@ from typing import Any
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.environment import ProcessorTimes
-from hsmcore_bench.harness.process import SLACK_SECONDS, Child, ChildError, MissingError
+from hsmcore_bench.harness.process import SLACK_SECONDS, Child, ChildError
 from hsmcore_bench.suite.catalogue import entries
 from hsmcore_bench.suite.commands import Commands
 from hsmcore_bench.suite.contenders import MEMORY, blocks, contenders, events, select
-from hsmcore_bench.suite.events import measure_failover, measure_memory, measure_recovery, steps, watched
+from hsmcore_bench.suite.events import measure_failover, measure_memory, measure_recovery, noting, steps, watched
 from hsmcore_bench.suite.failover import FAILOVER
 from hsmcore_bench.suite.model import Contender, Options, Sample
 from hsmcore_bench.suite.resilience import RECOVERY
@@ -156,24 +156,15 @@ class _Run:
             while waiting and (alone or len(waiting) >= environment.cores()):
                 self._await_ready(*waiting.popleft())
             self._step(f"starting {contender.name}")
-            try:
+            with noting(self.result, contender.name):
                 self._ceilings[contender.name] = self._commands.ceiling(contender)
                 waiting.append((contender, children.enter_context(self._commands.start(contender))))
-            except MissingError as error:
-                self.result.skipped[contender.name] = str(error)
-            except OSError as error:
-                self.result.failed[contender.name] = str(error)
         for contender, child in waiting:
             self._await_ready(contender, child)
 
     def _await_ready(self, contender: Contender, child: Child) -> None:
-        try:
+        with noting(self.result, contender.name):
             ready = child.ready()
-        except MissingError as error:
-            self.result.skipped[contender.name] = str(error)
-        except (ChildError, OSError) as error:
-            self.result.failed[contender.name] = str(error)
-        else:
             self._children[contender.name] = child
             self._take_down(contender, ready)
 

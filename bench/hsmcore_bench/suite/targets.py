@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from hsmcore_bench.suite import failover, resilience
 from hsmcore_bench.suite.contenders import MEMORY
 from hsmcore_bench.suite.formulas import Target, added, fast, lag, queued, relative
-from hsmcore_bench.suite.model import Break, Memory, Switch, Verdict
+from hsmcore_bench.suite.model import Break, Goal, Memory, Switch, Verdict
 from hsmcore_bench.suite.stats import Round, spread, usable, usable_breaks
 
 _LOOKUP = "cache-lookup"
@@ -56,9 +56,7 @@ def judge(
             continue
         found = [target.value(r) for r in usable(rounds, target.needs)]
         values = [value for value in found if value is not None]
-        verdicts.append(
-            _verdict(target.name, target.what, target.formula, target.unit, target.bound, target.at_least, values)
-        )
+        verdicts.append(_verdict(target, values))
     if MEMORY in chosen:
         verdicts.append(_memory(memory))
     if resilience.RECOVERY in chosen:
@@ -71,24 +69,24 @@ def judge(
 def _memory(memory: Memory | None) -> Verdict:
     what = "resident memory from the 1st to the 2nd million signatures"
     growth = [] if memory is None else [memory.growth_bytes / 2**20]
-    return _verdict("memory", what, "rss(after 2nd) - rss(after 1st)", "MiB", MEMORY_BOUND_MIB, False, growth)
+    return _verdict(Goal("memory", what, "rss(after 2nd) - rss(after 1st)", "MiB", MEMORY_BOUND_MIB, False), growth)
 
 
 def _recovery(breaks: Sequence[Break]) -> list[Verdict]:
     verdicts = []
-    for t in resilience.RECOVERY_TARGETS:
-        own = usable_breaks(breaks, t.case)
-        values = [b.kept if t.at_least else b.again_seconds * 1e3 for b in own]
-        verdicts.append(_verdict(t.name, t.what, t.formula, t.unit, t.bound, t.at_least, values, worst_decides=True))
+    for target in resilience.RECOVERY_TARGETS:
+        own = usable_breaks(breaks, target.case)
+        values = [b.kept if target.at_least else b.again_seconds * 1e3 for b in own]
+        verdicts.append(_verdict(target, values, worst_decides=True))
     what = "requests that failed, and wrong signatures, in any of these, most"
     lost = [float(b.failed + b.wrong) for b in breaks]
-    last = _verdict("recovery-lost", what, "failed + wrong", "requests", 0.0, False, lost, worst_decides=True)
-    return [*verdicts, last]
+    none_lost = Goal("recovery-lost", what, "failed + wrong", "requests", 0.0, False)
+    return [*verdicts, _verdict(none_lost, lost, worst_decides=True)]
 
 
 def _failover(switches: Sequence[Switch]) -> list[Verdict]:
     def worst(name: str, what: str, formula: str, unit: str, bound: float, values: Sequence[float]) -> Verdict:
-        return _verdict(f"failover-{name}", what, formula, unit, bound, False, values, worst_decides=True)
+        return _verdict(Goal(f"failover-{name}", what, formula, unit, bound, False), values, worst_decides=True)
 
     verdicts = []
     for case in failover.CASES:
@@ -122,18 +120,9 @@ def _failover(switches: Sequence[Switch]) -> list[Verdict]:
     return verdicts
 
 
-def _verdict(
-    name: str,
-    what: str,
-    formula: str,
-    unit: str,
-    bound: float,
-    at_least: bool,
-    values: Sequence[float],
-    *,
-    worst_decides: bool = False,
-) -> Verdict:
-    verdict = Verdict(name, what, formula, unit, bound, at_least, spread(values), None, worst_decides)
+def _verdict(goal: Goal, values: Sequence[float], *, worst_decides: bool = False) -> Verdict:
+    own = {field.name: getattr(goal, field.name) for field in fields(Goal)}
+    verdict = Verdict(**own, value=spread(values), met=None, worst_decides=worst_decides)
     reached = verdict.reached
-    met = None if reached is None else (reached >= bound if at_least else reached <= bound)
+    met = None if reached is None else (reached >= goal.bound if goal.at_least else reached <= goal.bound)
     return replace(verdict, met=met)

@@ -64,7 +64,8 @@ static bool get_text(const struct chaos_reader *reader, const char *key, char *o
     return true;
 }
 
-static bool read_curve(const struct chaos_reader *here, struct chaos_curve *curve) {
+static bool parse_curve(const struct chaos_reader *here, void *out) {
+    struct chaos_curve *curve = out;
     const char *text = json_string_value(here->value);
     size_t digits = text != NULL ? strlen(text) : 0;
     if (digits == 0 || digits % 2 != 0 || digits / 2 > sizeof curve->params ||
@@ -101,10 +102,18 @@ static bool parse_denied(const struct chaos_reader *reader, void *out) {
     return true;
 }
 
-/* Each item of an array into one place of an array of `size`-byte structures. */
-typedef bool parse_item(const struct chaos_reader *reader, void *item);
+typedef bool parse_value(const struct chaos_reader *reader, void *out);
 
-static bool parse_array(const struct chaos_reader *reader, parse_item *parse, void *items, size_t size, size_t *count) {
+/* The value of a field, if the object has it. */
+static bool get_part(const struct chaos_reader *reader, const char *key, parse_value *parse, void *out) {
+    struct chaos_at at = {reader->at, key, 0};
+    struct chaos_reader here = {json_object_get(reader->value, key), &at, reader->error};
+    return here.value == NULL || parse(&here, out);
+}
+
+/* Each item of an array into one place of an array of `size`-byte structures. */
+static bool parse_array(const struct chaos_reader *reader, parse_value *parse, void *items, size_t size,
+                        size_t *count) {
     if (!json_is_array(reader->value) || json_array_size(reader->value) > CHAOS_MANY) {
         return chaos_refuse(reader, "must be an array of at most %d items", CHAOS_MANY);
     }
@@ -120,7 +129,7 @@ static bool parse_array(const struct chaos_reader *reader, parse_item *parse, vo
     return true;
 }
 
-static bool get_array(const struct chaos_reader *reader, const char *key, parse_item *parse, void *items, size_t size,
+static bool get_array(const struct chaos_reader *reader, const char *key, parse_value *parse, void *items, size_t size,
                       size_t *count) {
     struct chaos_at at = {reader->at, key, 0};
     struct chaos_reader here = {json_object_get(reader->value, key), &at, reader->error};
@@ -129,8 +138,9 @@ static bool get_array(const struct chaos_reader *reader, const char *key, parse_
 
 /* ---- the sections ---- */
 
-static bool parse_sessions(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
+static bool parse_sessions(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"readOnly", "limit", "overLimit", NULL};
+    struct chaos_vendor *vendor = out;
     vendor->over_limit = CKR_SESSION_COUNT;
     return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "readOnly", &vendor->read_only) &&
            chaos_get_u64(reader, "limit", 1, INT64_MAX, &vendor->session_limit) &&
@@ -141,7 +151,8 @@ static bool parse_attribute(const struct chaos_reader *here, void *out) {
     return number_of(here, attribute_names, json_string_value(here->value), out);
 }
 
-static bool parse_fixed(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
+static bool parse_fixed(const struct chaos_reader *reader, void *out) {
+    struct chaos_vendor *vendor = out;
     const char *name;
     json_t *value;
     vendor->fixed_count = 0;
@@ -163,24 +174,20 @@ static bool parse_fixed(const struct chaos_reader *reader, struct chaos_vendor *
     return true;
 }
 
-static bool parse_attributes(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
+static bool parse_attributes(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"known", "unknown", "fixed", "wrongValue", NULL};
+    struct chaos_vendor *vendor = out;
     vendor->unknown_attribute = CKR_ATTRIBUTE_TYPE_INVALID;
     vendor->wrong_value = CKR_ATTRIBUTE_VALUE_INVALID;
-    struct chaos_at at = {reader->at, "fixed", 0};
-    struct chaos_reader fixed = {json_object_get(reader->value, "fixed"), &at, reader->error};
     return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "unknown", &vendor->unknown_attribute) &&
            chaos_get_ckr(reader, "wrongValue", &vendor->wrong_value) &&
            get_array(reader, "known", parse_attribute, vendor->known, sizeof vendor->known[0], &vendor->known_count) &&
-           (fixed.value == NULL || parse_fixed(&fixed, vendor));
+           get_part(reader, "fixed", parse_fixed, vendor);
 }
 
-static bool parse_curve(const struct chaos_reader *here, void *out) {
-    return read_curve(here, out);
-}
-
-static bool parse_curves(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
+static bool parse_curves(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"refused", "ckr", "rawPoints", NULL};
+    struct chaos_vendor *vendor = out;
     vendor->wrong_curve = CKR_CURVE_NOT_SUPPORTED;
     vendor->raw_points = false;
     return chaos_check_object(reader, fields) && chaos_get_ckr(reader, "ckr", &vendor->wrong_curve) &&
@@ -191,14 +198,10 @@ static bool parse_curves(const struct chaos_reader *reader, struct chaos_vendor 
 static bool parse_mechanism(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"mechanism", "absent", "as", "curve", NULL};
     struct chaos_mechanism *rule = out;
-    struct chaos_at at = {reader->at, "curve", 0};
-    if (!chaos_check_object(reader, fields) || !chaos_need(reader, "mechanism")) {
-        return false;
-    }
-    struct chaos_reader curve = {json_object_get(reader->value, "curve"), &at, reader->error};
-    if (!get_number(reader, "mechanism", mechanism_names, &rule->mechanism) ||
+    if (!chaos_check_object(reader, fields) || !chaos_need(reader, "mechanism") ||
+        !get_number(reader, "mechanism", mechanism_names, &rule->mechanism) ||
         !chaos_get_true(reader, "absent", &rule->absent) || !get_number(reader, "as", mechanism_names, &rule->as) ||
-        (curve.value != NULL && !read_curve(&curve, &rule->curve))) {
+        !get_part(reader, "curve", parse_curve, &rule->curve)) {
         return false;
     }
     if (rule->absent == (json_object_get(reader->value, "as") != NULL)) {
@@ -207,8 +210,9 @@ static bool parse_mechanism(const struct chaos_reader *reader, void *out) {
     return true;
 }
 
-static bool parse_library(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
+static bool parse_library(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"manufacturer", "description", NULL};
+    struct chaos_vendor *vendor = out;
     return chaos_check_object(reader, fields) &&
            get_text(reader, "manufacturer", vendor->manufacturer, sizeof vendor->manufacturer) &&
            get_text(reader, "description", vendor->description, sizeof vendor->description);
@@ -229,34 +233,17 @@ static bool parse_slot(const struct chaos_reader *reader, void *out) {
 static bool parse_user(const struct chaos_reader *reader, void *out) {
     static const char *const fields[] = {"pin", "tokenPin", "denied", NULL};
     struct chaos_user *user = out;
-    struct chaos_at at = {reader->at, "denied", 0};
-    if (!chaos_check_object(reader, fields) || !chaos_need(reader, "pin") || !chaos_need(reader, "tokenPin")) {
-        return false;
-    }
-    struct chaos_reader denied = {json_object_get(reader->value, "denied"), &at, reader->error};
-    return get_text(reader, "pin", user->pin, sizeof user->pin) &&
+    return chaos_check_object(reader, fields) && chaos_need(reader, "pin") && chaos_need(reader, "tokenPin") &&
+           get_text(reader, "pin", user->pin, sizeof user->pin) &&
            get_text(reader, "tokenPin", user->token_pin, sizeof user->token_pin) &&
-           (denied.value == NULL || parse_denied(&denied, user->denied));
+           get_part(reader, "denied", parse_denied, user->denied);
 }
 
 bool chaos_parse_vendor(const struct chaos_reader *reader, struct chaos_vendor *vendor) {
-    static const struct {
-        const char *key;
-        bool (*parse)(const struct chaos_reader *, struct chaos_vendor *);
-    } sections[] = {{"sessions", parse_sessions},
-                    {"attributes", parse_attributes},
-                    {"curves", parse_curves},
-                    {"library", parse_library}};
-    for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
-        struct chaos_at at = {reader->at, sections[i].key, 0};
-        struct chaos_reader here = {json_object_get(reader->value, sections[i].key), &at, reader->error};
-        if (here.value != NULL && !sections[i].parse(&here, vendor)) {
-            return false;
-        }
-    }
-    struct chaos_at at = {reader->at, "denied", 0};
-    struct chaos_reader denied = {json_object_get(reader->value, "denied"), &at, reader->error};
-    return (denied.value == NULL || parse_denied(&denied, vendor->denied)) &&
+    return get_part(reader, "sessions", parse_sessions, vendor) &&
+           get_part(reader, "attributes", parse_attributes, vendor) &&
+           get_part(reader, "curves", parse_curves, vendor) && get_part(reader, "library", parse_library, vendor) &&
+           get_part(reader, "denied", parse_denied, vendor->denied) &&
            get_array(reader, "mechanisms", parse_mechanism, vendor->mechanisms, sizeof vendor->mechanisms[0],
                      &vendor->mechanism_count) &&
            get_array(reader, "slots", parse_slot, vendor->slots, sizeof vendor->slots[0], &vendor->slot_count) &&
