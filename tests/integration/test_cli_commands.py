@@ -22,11 +22,12 @@ from hsmcore import _native
 from hsmcore.cli.app import run
 from hsmcore.cli.encoding import decode_signature
 from hsmcore.cli.settings import load_config, token_settings
+from hsmcore.config.root import default_state
 from hsmcore.control import TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.keys import Destroy
 from hsmcore.control.provision import TokenRequest, provision
-from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, default_state, find_softhsm
+from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, find_softhsm
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
 
 pytestmark = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hsmcore._native import MerkleTree
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.tiles import HASH, WIDTH, TileError, Tiles
 
@@ -12,7 +11,6 @@ class Genuine:
 
     def __init__(self, layout: Layout, size: int, root: bytes) -> None:
         self._tiles = Tiles(layout, size)
-        self._hasher = MerkleTree()
         self._known: dict[tuple[int, int], bool] = {}
         try:
             self.any = self._tiles.root() == root
@@ -30,9 +28,7 @@ class Genuine:
         try:
             if self._tiles.width(level, number) < WIDTH:
                 return True  # a tile at the right edge: `any` covers it
-            above = self._tiles.read(level + 1, number // WIDTH)
-            entry = above[number % WIDTH * 32 :][:32]
-            return self._hasher.over(self._tiles.read(level, number)) == entry and self.tile(level + 1, number // WIDTH)
+            return self._tiles.proved(level, number) and self.tile(level + 1, number // WIDTH)
         except (TileError, OSError):
             return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -113,18 +113,12 @@ class AuditLog:
             log.keep_from = self._shipping
             self._shipping.start()
 
-    async def use_member(self, member: SigningMember, stop: Callable[[], Awaitable[None]]) -> None:
-        """Sign checkpoints with a key of this member, if the configuration names one. On an error, `stop` is called
-        first. Raises HsmError."""
+    async def use_member(self, member: SigningMember) -> None:
+        """Sign checkpoints with a key of this member, if the configuration names one. Raises HsmError."""
         key = self._settings.signing_key
         if self._open is None or key is None or key.hsm_key_id is None:
             return
-        try:
-            signer = await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._open.origin)
-            await self._open.use(signer)
-        except BaseException:
-            await stop()
-            raise
+        await self._open.use(await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._open.origin))
 
     @property
     def journal(self) -> Journal | None:

@@ -73,8 +73,15 @@ class Tiles:
 
     def leaf(self, index: int) -> bytes:
         """Return the leaf hash of the record with this index, which counts from 0. Raises TileError, OSError."""
-        tile = self.read(0, index // WIDTH)
-        return tile[index % WIDTH * HASH :][:HASH]
+        return self._hash(0, index)
+
+    def proved(self, level: int, number: int) -> bool:
+        """Return whether the hash of a full tile stands in the tile above. Raises TileError, OSError."""
+        above = self._hash(level + 1, number)
+        return self._hasher.over(self.read(level, number)) == above
+
+    def _hash(self, level: int, index: int) -> bytes:
+        return self.read(level, index // WIDTH)[index % WIDTH * HASH :][:HASH]
 
     def range_root(self, start: int, end: int) -> bytes:
         """Return MTH(D[start:end]) of RFC 6962. `start` must be a multiple of the smallest power of two that is not

@@ -106,13 +106,11 @@ def _permit(cli: Invocation, value: str, reason: str) -> None:
 
 
 def _budget(config: Config, store: Store) -> Any:
-    from hsmcore.config import Failover
-    from hsmcore.failover.budget import Emergency, Limits
+    from hsmcore.failover.budget import Emergency
 
-    limits = (config.key_manager.failover or Failover()).emergency_mode_restrictions
-    return Emergency(store, Limits(limits.max_transactions, limits.max_time_seconds))
+    return Emergency.of(config, store)
 
 
 def _configured(config: Config) -> bool:
-    failover = config.key_manager.failover
-    return failover is not None and failover.enabled and failover.emergency_mode_enabled
+    failover = config.key_manager.active_failover
+    return failover is not None and failover.emergency_mode_enabled

@@ -122,26 +122,15 @@ def force(
 
     Example: hsmcore failover force secondary --reason "game day"
     """
-    known = [name for name, _ in configured_levels(cli.config)]
+    known = list(dict.fromkeys(name for name, _ in cli.config.key_manager.members()))
     if level not in (*known, "none"):
         raise BadUsage(f"there is no level {level!r}; the configuration has {', '.join(known)}")
     value = None if level == "none" else level
     _wish(cli, "force", value, reason, level=value)
 
 
-def configured_levels(config: Config) -> list[tuple[str, list[str]]]:
-    """Return the levels' names, each with its members'."""
-    from hsmcore.failover.plan import endpoints_and_levels
-
-    levels = endpoints_and_levels(config)
-    return [
-        (level.name, [endpoint.name for endpoint in levels.members if endpoint.level_name == level.name])
-        for level in levels.levels
-    ]
-
-
 def _require_member(config: Config, member: str) -> None:
-    known = [name for _, members in configured_levels(config) for name in members]
+    known = [provider.name for _, provider in config.key_manager.members()]
     if member not in known:
         raise BadUsage(f"there is no member {member!r}; the configuration has {', '.join(known)}")
 

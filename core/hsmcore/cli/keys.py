@@ -201,8 +201,7 @@ def ring(config: Config) -> list[StoredKey]:
     """Return the versions of the key ring that have signed; none without rotation."""
     from hsmcore.state import Keys
 
-    rotation = config.key_manager.key_rotation
-    if rotation is None or not rotation.enabled or not config.key_manager.state_path.is_file():
+    if config.key_manager.active_rotation is None or not config.key_manager.state_path.is_file():
         return []
     return [key for key in on_state(config, lambda store: Keys(store).all()) if key.activated_ns is not None]
 

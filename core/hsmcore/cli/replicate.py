@@ -95,8 +95,7 @@ async def note_holder(config: Config, key_id: str, member: str) -> None:
     """Note in the key ring that a member holds a key."""
     from hsmcore.state import Keys
 
-    rotation = config.key_manager.key_rotation
-    if rotation is None or not rotation.enabled:
+    if config.key_manager.active_rotation is None:
         return
 
     async def work(store: Store) -> None:

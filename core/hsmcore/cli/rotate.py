@@ -306,7 +306,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.errors import KeyNotFound
     from hsmcore.rotation.pinned import configured_as
-    from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
+    from hsmcore.rotation.schedule import Schedule
     from hsmcore.rotation.store import Rotations
     from hsmcore.state import Keys
 
@@ -315,7 +315,7 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     if len(found) != 1 or found[0].public_key is None or found[0].algorithm is None:
         raise KeyNotFound(f"the configuration names {len(found)} keys of the token that can be adopted, not one")
     key, public_key, algorithm = found[0], found[0].public_key, found[0].algorithm
-    retire = nanoseconds(Schedule.of(rules).overlap_ends(moment(time.time_ns())))
+    retire = Schedule.of(rules).overlap_ends_ns(time.time_ns())
 
     async def write(store: Store) -> dict[str, Any]:
         name = config.key_manager.name

@@ -28,7 +28,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and 
 
 def locate(config: Path | None, state: Path | None) -> Path:
     """Return the path of the configuration: that of --state, else --config, else of the default state folder."""
-    from hsmcore.control.softhsm import StateFolder, default_state
+    from hsmcore.config.root import default_state
+    from hsmcore.control.softhsm import StateFolder
 
     if state is not None:  # before --config, which HSMCORE_CONFIG may set for all commands
         return StateFolder(state).config

@@ -52,7 +52,7 @@ async def in_state(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
 def on_levels(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
     """Run `work` with the state store. Raises ConfigurationError without an enabled failover block."""
     rules = config.key_manager
-    if rules.failover is None or not rules.failover.enabled:
+    if rules.active_failover is None:
         raise ConfigurationError.of(
             [ConfigFault(f"{rules.where}.failover", "is missing or not enabled, so there are no levels")],
             hint="Add a failover block to the configuration.",
@@ -63,12 +63,12 @@ def on_levels(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
 def rotation_rules(config: Config) -> KeyRotation:
     """Return the rules of key rotation. Raises ConfigurationError without an enabled keyRotation."""
     rules = config.key_manager
-    if rules.key_rotation is None or not rules.key_rotation.enabled:
+    if rules.active_rotation is None:
         raise ConfigurationError.of(
             [ConfigFault(f"{rules.where}.keyRotation", "is missing or not enabled, so no key is rotated")],
             hint='Add "keyRotation": {"intervalDays": 30} to the configuration.',
         )
-    return rules.key_rotation
+    return rules.active_rotation
 
 
 async def rotates_somewhere(store: Store) -> bool:

@@ -30,6 +30,12 @@ MAX_RING_BYTES = 4 << 30
 T = TypeVar("T")
 
 
+def default_state() -> Path:
+    """hsmcore's folder under the user's state directory."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore"
+
+
 class KeyManagerConfig(Provider):
     """`keyManager`: the provider that signs, and how requests, cache, audit, failover and rotation behave."""
 
@@ -115,13 +121,22 @@ class KeyManagerConfig(Provider):
             return Path(self.state_file)
         if self.audit_log_file is not None:
             return Path(self.audit_log_file).parent / STATE_FILE
-        base = os.environ.get("XDG_STATE_HOME")
-        return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore" / STATE_FILE
+        return default_state() / STATE_FILE
+
+    @property
+    def active_failover(self) -> Failover | None:
+        """The rules of failover, if it is on."""
+        return self.failover if self.failover is not None and self.failover.enabled else None
+
+    @property
+    def active_rotation(self) -> KeyRotation | None:
+        """The rules of key rotation, if it is on."""
+        return self.key_rotation if self.key_rotation is not None and self.key_rotation.enabled else None
 
     @property
     def has_levels(self) -> bool:
         """Whether failover is on, or the provider has several members."""
-        return (self.failover is not None and self.failover.enabled) or len(all_members((self.own,))) > 1
+        return self.active_failover is not None or len(all_members((self.own,))) > 1
 
     @property
     def own(self) -> Provider:
@@ -137,7 +152,7 @@ class KeyManagerConfig(Provider):
     def members(self) -> tuple[tuple[LevelName, Provider], ...]:
         """Return every member with its level, in the order of the levels. Names are distinct: the second member of a
         name gets "#2"."""
-        failover = self.failover if self.failover is not None and self.failover.enabled else None
+        failover = self.active_failover
         found: list[tuple[LevelName, Provider]] = [("primary", member) for member in self.primary]
         if failover is not None:
             found += [("secondary", member) for member in all_members(failover.secondary or ())]

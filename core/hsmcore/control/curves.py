@@ -18,6 +18,12 @@ _ED25519_OLD_OID: Final = bytes.fromhex("06092b06010401da470f01")  # 1.3.6.1.4.1
 P256_OID: Final = bytes.fromhex("06082a8648ce3d030107")
 SECP256K1_OID: Final = bytes.fromhex("06052b8104000a")
 
+# The orders of the groups (SEC 2, sections 2.4.1 and 2.4.2).
+ORDERS: Final = {
+    "ecdsa-p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    "ecdsa-secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+}
+
 _CURVES: Final[dict[bytes, Algorithm]] = {
     ED25519_OID: "ed25519",
     ED25519_NAME: "ed25519",

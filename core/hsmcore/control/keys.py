@@ -18,7 +18,7 @@ from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 from pkcs11.types import Object, Session, SignMixin
 
 from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
+from hsmcore.control.curves import ORDERS, P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
 from hsmcore.control.faults import ControlError, ckr_of, no_such_key
 from hsmcore.control.quirks import KeyForm, Quirks
 from hsmcore.control.records import Deactivation, KeyRecord
@@ -37,11 +37,6 @@ _SHOWN: Final = [
 ]
 _UNUSED_PUBLIC: Final = (Attribute.ENCRYPT, Attribute.WRAP)
 _UNUSED_PRIVATE: Final = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
-# The orders of the groups (SEC 2, sections 2.4.1 and 2.4.2).
-_ORDERS: Final = {
-    "ecdsa-p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
-    "ecdsa-secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
-}
 _GENERATE_ATTEMPTS: Final = 4
 _GENERATE_PAUSE: Final = 0.02  # seconds, more with each attempt
 # Return values for a mechanism or EC parameters that a module does not know. Some modules use the general codes.
@@ -246,7 +241,7 @@ class Prove(Verb[bytes]):
 def _low_s(algorithm: str, signature: bytes) -> bytes:
     """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
     r, s = signature[:32], int.from_bytes(signature[32:], "big")
-    return r + min(s, _ORDERS[algorithm] - s).to_bytes(32, "big")
+    return r + min(s, ORDERS[algorithm] - s).to_bytes(32, "big")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

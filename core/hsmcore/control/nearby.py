@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from hsmcore.control.records import TokenSelector
+from hsmcore.control.records import TokenRecord, TokenSelector
 
 _MOST = 5
 
 
-def near_tokens(wanted: TokenSelector, present: Sequence[Mapping[str, object]]) -> str:
+def near_tokens(wanted: TokenSelector, present: Sequence[TokenRecord]) -> str:
     """A hint from the tokens that are there."""
     if not present:
         return "No initialized token is there: initialize one, or check that the module sees this user's tokens."
-    labels = [str(token["label"]) for token in present]
+    labels = [token.label for token in present]
     near = difflib.get_close_matches(wanted.label or "", labels, 1, cutoff=0.7)
-    listed = ", ".join(f"{token['label']!r} (serial {token['serial']})" for token in present[:_MOST])
+    listed = ", ".join(f"{token.label!r} (serial {token.serial})" for token in present[:_MOST])
     return (f'Did you mean tokenLabel "{near[0]}"? ' if near else "") + f"Present: {_cut(listed, len(present))}."
 
 

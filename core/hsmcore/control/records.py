@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from hsmcore.control.curves import Algorithm
 
@@ -37,6 +37,9 @@ class TokenRecord:
         return False if re.search(rf"\b{re.escape(kind)}-[0-9a-z]+", words) else None
 
 
+R = TypeVar("R", bound=TokenRecord)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSelector:
     """How to find a token: every field that is set must match. `text` is a name that may be in a token's texts
@@ -61,7 +64,7 @@ class TokenSelector:
             settings.token_text,
         )
 
-    def choose(self, tokens: Sequence[TokenRecord]) -> list[TokenRecord]:
+    def choose(self, tokens: Sequence[R]) -> list[R]:
         """The tokens that match."""
         names = ("label", "serial", "slot_id", "manufacturer", "model")
         found = [token for token in tokens if all(getattr(self, n) in (None, getattr(token, n)) for n in names)]

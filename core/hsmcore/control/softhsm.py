@@ -55,12 +55,6 @@ def find_softhsm() -> str:
     raise ModuleMissing("SoftHSM is not installed", hint="Install it (apt-get install softhsm2), or name its module.")
 
 
-def default_state() -> Path:
-    """hsmcore's folder under the user's state directory."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore"
-
-
 @dataclass(frozen=True, slots=True)
 class StateFolder:
     path: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from pkcs11.exceptions import TokenNotPresent, TokenNotRecognised
 from pkcs11.types import Token
@@ -44,5 +43,5 @@ def choose_one(access: TokenAccess, tokens: list[TokenRecord]) -> TokenRecord:
     if found:
         text = f"{len(found)} tokens match {selector}: {shown}"
         raise TokenAmbiguous(text, member=member, hint="Choose one by slotId, tokenSerial or tokenLabel.")
-    hint = near_tokens(selector, [asdict(token) for token in tokens if token.label or token.serial])
+    hint = near_tokens(selector, [token for token in tokens if token.label or token.serial])
     raise TokenNotFound(f"no slot holds a token with {selector}; there are: {shown}", member=member, hint=hint)

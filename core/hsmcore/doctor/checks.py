@@ -63,9 +63,8 @@ def check_token(context: Context) -> Iterator[Step]:
             with suppress(CkrError):  # a slot whose token does not answer is no candidate
                 seen.append(context.calls.token(slot))
     wanted = question.token
-    chosen = wanted.choose(seen)
-    matching = [token for token in seen if token in chosen]
-    present = [_token_data(token) for token in seen if token.flags & TokenFlag.TOKEN_INITIALIZED]
+    matching = wanted.choose(seen)
+    present = [token for token in seen if token.flags & TokenFlag.TOKEN_INITIALIZED]
     if len(matching) == 1:
         token = context.token = matching[0]
         place = f"{token.label!r}, serial {token.serial or '-'}, slot {token.slot_id}"
@@ -81,8 +80,8 @@ def check_token(context: Context) -> Iterator[Step]:
         yield fail(
             "token",
             f"no slot holds a token with {wanted}",
-            near_tokens(wanted, present) or STATUSES["TOKEN_NOT_FOUND"].hint,
-            candidates=present,
+            near_tokens(wanted, present),
+            candidates=[_token_data(token) for token in present],
         )
 
 

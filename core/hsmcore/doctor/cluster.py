@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hsmcore.config import AwsCloudHsmSettings
+from hsmcore.config.cloudhsm import CLIENT_CONFIG
 from hsmcore.doctor.report import Step, fail, ok, warn
 from hsmcore.doctor.subject import Subject
 from hsmcore.members.cloudhsm import check_client
@@ -20,7 +21,7 @@ def probe_cluster(subject: Subject) -> Iterator[Step]:
         found = "; ".join(f"{fault.path} {fault.problem}" for fault in faults)
         yield fail("client-config", found, "Correct the configuration, or run configure-pkcs11 for this cluster.")
     else:
-        yield ok("client-config", f"{settings.client_config} does not contradict the configuration")
+        yield ok("client-config", f"{settings.client_config or CLIENT_CONFIG} does not contradict the configuration")
     if settings.cluster_health_interval_ms:
         yield _judged(HealthPoller(Expected.of(settings), 1.0, member=subject.provider.name).ask())
 

@@ -122,8 +122,7 @@ def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> s
 
 
 def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
-    rotation = subject.config.key_manager.key_rotation
-    rotates = rotation is not None and rotation.enabled
+    rotation = subject.config.key_manager.active_rotation
     return Question(
         member=subject.provider.name,
         module_path=settings.module_path,
@@ -138,8 +137,8 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
         sessions=settings.sessions,
         isolation=settings.isolation,
         has_pin=settings.pin_secret is not None,
-        rotates=rotates,
-        backs_up=rotates and rotation is not None and rotation.backup_enabled,
+        rotates=rotation is not None,
+        backs_up=rotation is not None and rotation.backup_enabled,
         backup_is_required=rotation is None or rotation.backup_policy == "require",
         seals=rotation is not None and rotation.key_ceremony is not None,
         force_login=subject.options.force_login,

@@ -100,8 +100,8 @@ def skipped(name: str, found: str) -> Step:
     return Step(name=name, outcome="skipped", found=found)
 
 
-def failed(name: str, error: HsmError, hint: str | None = None) -> Step:
-    """Return the step of a check that ended with an error. The hint is the error's own unless `hint` is given."""
+def failed(name: str, error: HsmError) -> Step:
+    """Return the step of a check that ended with an error."""
     what = str(error).removesuffix(error.hint).rstrip().removesuffix(".")
     data: dict[str, Any] = {"status": error.status}
     if error.call:
@@ -112,7 +112,7 @@ def failed(name: str, error: HsmError, hint: str | None = None) -> Step:
         name=name,
         outcome="fail",
         found=printable(what),
-        hint=error.hint if hint is None else hint,
+        hint=error.hint,
         configuration=isinstance(error, ConfigurationError),
         data=data,
     )

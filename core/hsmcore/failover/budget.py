@@ -14,15 +14,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 
+from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import insert_events
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
+from hsmcore.state.schema import insert_row
 from hsmcore.state.store import Store
 
 BLOCK: Final = 16
@@ -79,6 +81,12 @@ class Emergency:
         self._latest_at = steady()
         self.seen: EmergencyStatus | None = None
         """The last result of `status`."""
+
+    @classmethod
+    def of(cls, config: Config, store: Store) -> Self:
+        """The budget that a configuration allows."""
+        limits = (config.key_manager.failover or Failover()).emergency_mode_restrictions
+        return cls(store, Limits(limits.max_transactions, limits.max_time_seconds))
 
     async def begin(self) -> EmergencyStatus:
         """Begin an episode, or continue the present one. Starts no clock."""
@@ -209,14 +217,14 @@ def _row(connection: Connection, limits: Limits, now: int, *, begin: bool) -> An
     query = select(EPISODE).where(EPISODE.c.ended_ns.is_(None))
     row = connection.execute(query).one_or_none()
     if row is None and begin:
-        connection.execute(
-            insert(EPISODE).values(
-                began_ns=now,
-                latest_ns=now,
-                max_transactions=limits.max_transactions,
-                max_seconds=limits.max_seconds,
-                reserved=0,
-            )
+        insert_row(
+            connection,
+            EPISODE,
+            began_ns=now,
+            latest_ns=now,
+            max_transactions=limits.max_transactions,
+            max_seconds=limits.max_seconds,
+            reserved=0,
         )
         row = connection.execute(query).one()
     return row

@@ -51,8 +51,7 @@ class EmergencyLevel:
 
     async def _arm(self, endpoints: list[Endpoint]) -> None:
         try:
-            budget = self._router.budget
-            if budget is not None and not (await budget.begin()).usable:
+            if not (await self._router.budget.begin()).usable:
                 self._levels.emergency_used_up(True, "its budget or time is used up", monotonic_ns())
                 return
             for endpoint in endpoints:

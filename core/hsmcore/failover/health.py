@@ -51,7 +51,7 @@ class HealthMonitor:
         self,
         router: Router,
         verify: Verify,
-        desired: Desired | None,
+        desired: Desired,
         name: str,
         permitted: bool,
         each_second: Callable[[], Awaitable[None]],
@@ -80,8 +80,8 @@ class HealthMonitor:
 
     async def begin(self) -> None:
         """Follow the present orders, then look at the members every TICK_S."""
-        if self._desired is not None:  # orders that earlier processes have followed
-            self._orders = {name: wish.value for name, wish in (await self._desired.all()).items()}
+        # Orders that earlier processes have followed.
+        self._orders = {name: wish.value for name, wish in (await self._desired.all()).items()}
         await self._follow()
         self._later()
 
@@ -94,8 +94,7 @@ class HealthMonitor:
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
-        if self._desired is not None:
-            await self._desired.report(self._report_name, None)
+        await self._desired.report(self._report_name, None)
 
     def _later(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
@@ -122,10 +121,10 @@ class HealthMonitor:
         self.emergency.supervise(now)
         self._router.forget_bindings(now)
         self._router.settle()
-        if self._desired is not None and not self._following and now - self._followed >= FOLLOW_S * SECOND:
+        if not self._following and now - self._followed >= FOLLOW_S * SECOND:
             self._following = True
             self._followed = now
-            self._spawn(self._follow_and_report(self._desired, now))
+            self._spawn(self._follow_and_report(now))
 
     def _look(self, endpoint: Endpoint, now: int, *, judge: bool) -> None:
         stats = endpoint.signing.stats()
@@ -223,20 +222,18 @@ class HealthMonitor:
         self._levels.readmit(endpoint, reason, monotonic_ns())
         self._router.settle()
 
-    async def _follow_and_report(self, desired: Desired, now: int) -> None:
+    async def _follow_and_report(self, now: int) -> None:
         try:
             await self._follow()
             if self._levels.version != self._reported_version or now - self._reported >= REPORT_S * SECOND:
                 self._reported, self._reported_version = now, self._levels.version
-                await desired.report(self._report_name, self.describe())
+                await self._desired.report(self._report_name, self.describe())
         except HsmError as error:
             get_logger().error("the state store cannot be followed", error=str(error))
         finally:
             self._following = False
 
     async def _follow(self) -> None:
-        if self._desired is None:
-            return
         wishes = await self._desired.all()
         now = monotonic_ns()
         nothing = Wish("", "")
@@ -252,7 +249,7 @@ class HealthMonitor:
         self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)
         emergency = wishes.get("emergency", nothing)
         self._levels.permit_emergency(self._permitted and emergency.value != "disabled", emergency.reason, now)
-        if self._router.budget is not None and EMERGENCY in names:
+        if EMERGENCY in names:
             status = await self._router.budget.status()
             self._levels.emergency_used_up(not status.usable, "its budget or time is used up", now)
         await self._each_second()

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from hsmcore.failover.events import Event
 from hsmcore.state.schema import FAILOVER_EVENT as EVENT
-from hsmcore.state.store import Store
+from hsmcore.state.store import Tables
 
 
 def insert_events(connection: Connection, events: Sequence[tuple[int, Event]]) -> None:
@@ -31,11 +31,8 @@ def insert_events(connection: Connection, events: Sequence[tuple[int, Event]]) -
     connection.execute(insert(EVENT), rows)
 
 
-class History:
+class History(Tables):
     """Reads and writes `failover_event`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     async def append(self, events: Sequence[tuple[int, Event]]) -> None:
         """Add events, each with its time in Unix nanoseconds, in one transaction."""
@@ -71,12 +68,7 @@ class History:
             query = query.where(EVENT.c.member == member)
         if limit is not None:
             query = query.limit(limit)
-
-        def work(connection: Connection) -> list[dict[str, Any]]:
-            # The names are a subclass of str, which orjson refuses as a key.
-            return [{str(name): value for name, value in row.items()} for row in connection.execute(query).mappings()]
-
-        rows = await self._store.run(work)
+        rows = await self._store.rows(query)
         return [row | {"details": orjson.loads(row["details"])} for row in reversed(rows)]
 
     async def forget(self, before_ns: int) -> int:

@@ -16,8 +16,7 @@ MS = 1_000_000
 def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
     """Return the state machine for a configuration with `failover`, or with several members of one provider."""
     rules = config.key_manager
-    configured = rules.failover
-    failover = configured if configured is not None and configured.enabled else Failover()
+    failover = rules.active_failover or Failover()
     members = rules.members()
     levels = [_level(name, failover) for name in dict.fromkeys(name for name, _ in members)]
     places = {level.name: index for index, level in enumerate(levels)}

@@ -39,10 +39,10 @@ class Router:
         *,
         default_timeout: float,
         sink: Sink,
-        budget: Emergency | None = None,
-        operations: frozenset[str] = frozenset({"sign"}),
-        hedging: bool = False,
-        on_emergency: Callable[[str, Endpoint], None] = lambda _operation, _endpoint: None,
+        budget: Emergency,
+        operations: frozenset[str],
+        hedging: bool,
+        on_emergency: Callable[[str, Endpoint], None],
     ) -> None:
         self.levels = levels
         self.budget = budget
@@ -61,7 +61,8 @@ class Router:
         self._sole: Endpoint | None = None
         """The only ready endpoint, if there is exactly one."""
         self._waiters: set[asyncio.Future[None]] = set()
-        self._last: KeyVersion | None = None
+        self.version: KeyVersion | None = None
+        """The key that signs now, or that signed last while no member can."""
         self.current: KeyVersion | None = None
         """The key that all members should sign with."""
         self.retired: set[bytes] = set()
@@ -233,7 +234,7 @@ class Router:
                 asked = endpoint.submit_with_receipt(request.message, share, version.index, request.extra)
                 signature, seq, cached = await self._pending(endpoint, asked, request.bindable, version.public_key)
         except HsmError as error:
-            if episode and not may_have_signed(error) and self.budget is not None:
+            if episode and not may_have_signed(error):
                 self.budget.give_back(episode)
             self._failed(endpoint, version.public_key, error, request)
             return None
@@ -251,8 +252,6 @@ class Router:
         return answer
 
     async def _spend(self, endpoint: Endpoint, request: Request) -> int:
-        if self.budget is None:
-            raise EmergencyRefused("there is no emergency budget", member=endpoint.name)
         self.check_operation("sign")
         if episode := self.budget.try_spend():
             return episode
@@ -350,7 +349,7 @@ class Router:
         self._version = levels.version
         ready = levels.ready
         if ready and ready[0].version is not None:
-            self._last = ready[0].version
+            self.version = ready[0].version
         self._sole = ready[0] if len(levels.sharing) == 1 else None
         self._closely = self._hedging or not ready or ready[0].level_name == EMERGENCY
         self._careful = self._closely or bool(self._bindings)
@@ -378,11 +377,6 @@ class Router:
             if not self._bindings:
                 self._version = -1
                 self.settle()
-
-    @property
-    def version(self) -> KeyVersion | None:
-        """The key that signs now, or that signed last while no member can."""
-        return self._last
 
     @property
     def in_emergency(self) -> bool:

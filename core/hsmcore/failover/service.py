@@ -14,7 +14,7 @@ from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
-from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.events import ALARMING, Event
 from hsmcore.failover.health import HealthMonitor, Verify
@@ -51,7 +51,7 @@ class FailoverService:
         self._audit, self._events = audit, events
         self._store = store
         self.history = History(store)
-        self.budget = Emergency(store, Limits(limits.max_transactions, limits.max_time_seconds))
+        self.budget = Emergency.of(config, store)
         self.levels = levels
         self.router = Router(
             levels,

@@ -39,7 +39,7 @@ class BackgroundServices:
         nothing open then."""
         background = cls(config)
         rules = config.key_manager
-        rotation = rules.key_rotation if rules.key_rotation is not None and rules.key_rotation.enabled else None
+        rotation = rules.active_rotation
         if rotation is not None and not rules.descriptor.rotates:
             get_logger().warning(f"an {rules.type} key is not rotated", path=f"{rules.where}.keyRotation")
             rotation = None

@@ -98,7 +98,6 @@ class KeyManager:
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
             self._background = await BackgroundServices.open(self.config, self._handover, rotates=self._rotates)
             path = await open_path(self._background.config, self._verify_version, self.audit, self._events)
-            await self.audit.use_member(path.member, path.close)
             await self._begin(path)
         except BaseException as error:
             await self._end_background()
@@ -111,8 +110,9 @@ class KeyManager:
         self._events.emit("initialized", member=path.member.name, key_id=path.version.id)
 
     async def _begin(self, path: SigningPath) -> None:
-        """Start to record, rotate and notify. If that fails, the path is closed."""
+        """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""
         try:
+            await self.audit.use_member(path.member)
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
             await self._background.begin(self._keys.port(self), path.version, self._events)

@@ -55,6 +55,10 @@ class Schedule:
         """Return the moment of the next rotation of a key whose interval counts from `base`."""
         return self.slot(self.day_of(base) + self.interval_days * _DAY)
 
+    def due_ns(self, base_ns: int) -> int:
+        """As `due`, in Unix nanoseconds."""
+        return nanoseconds(self.due(moment(base_ns)))
+
     def base(self, slot: datetime | None, began: datetime) -> datetime:
         """Return the moment from which a key's interval counts, for a rotation that began at `began`, for `slot` or
         (None) by hand."""
@@ -65,6 +69,10 @@ class Schedule:
         local = activated.astimezone(self.zone)
         ends = datetime.combine(local.date() + self.overlap_days * _DAY, local.time(), self.zone)
         return ends.astimezone(UTC)
+
+    def overlap_ends_ns(self, activated_ns: int) -> int:
+        """As `overlap_ends`, in Unix nanoseconds."""
+        return nanoseconds(self.overlap_ends(moment(activated_ns)))
 
     def calendar(self, base: datetime, now: datetime) -> Iterator[datetime]:
         """Yield the coming rotations without end, if each is on time. One that is overdue happens now."""

@@ -172,7 +172,7 @@ class RotationService:
     async def chosen(self, version: KeyVersion) -> None:
         """Make a key current on request: durable before it signs. Raises StoreBusy during a rotation."""
         now = self.clock()
-        retire = max(nanoseconds(self.schedule.overlap_ends(moment(now))), now + self._grace_ns)
+        retire = max(self.schedule.overlap_ends_ns(now), now + self._grace_ns)
         holders = [member.name for member in self._port.holders()]
         await self.rotations.choose(
             "chosen", version.id, version.public_key, version.algorithm, version.label, holders, retire
@@ -223,12 +223,14 @@ class RotationService:
 
     async def _pause(self) -> float:
         """Return the seconds until the next look."""
+        if not self._leads:
+            return LOOK_SECONDS
         try:
             waits = [rotation.run.wait_ns for rotation in await self.rotations.open()]
         except HsmError:
             return LOOK_SECONDS
         soonest = (min(waits, default=0) - self.clock()) / SECOND
-        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits and self._leads else LOOK_SECONDS
+        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits else LOOK_SECONDS
 
     async def _must_follow(self) -> HsmError | None:
         """Return why this process does not lead: only a process that can end a rotation may lead it."""
@@ -279,7 +281,7 @@ class RotationService:
                 self._answer(StoreBusy("a rotation is under way") if current else BadArgument("no key signs"))
             return
         now = self.clock()
-        due = self._due_ns(current)
+        due = self.schedule.due_ns(current.counts_from_ns)
         asked = self._asked if self._asked is not None and self._asked.rotation is None else None
         by_hand = asked.reason if asked is not None else wish
         if by_hand is not None:
@@ -300,9 +302,6 @@ class RotationService:
         self._port.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)
         self.trace("begun")
         await self._advance(rotation)
-
-    def _due_ns(self, current: StoredKey) -> int:
-        return nanoseconds(self.schedule.due(moment(current.counts_from_ns)))
 
     async def _retry_ns(self) -> int:
         failures, ended = await self.rotations.failures_in_a_row()
@@ -402,7 +401,7 @@ class RotationService:
         open_ = await self.rotations.open()
         self.seen = Seen(
             created_ns=current.created_ns,
-            due_ns=self._due_ns(current),
+            due_ns=self.schedule.due_ns(current.counts_from_ns),
             running=any(rotation.run.status != "overlap" for rotation in open_),
             failures=(await self.rotations.failures_in_a_row())[0],
             backups=self._rules.backup_enabled,

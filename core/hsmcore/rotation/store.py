@@ -204,9 +204,7 @@ class Rotations(Tables):
             query = query.where(ROTATION_STEP.c.rotation_id == rotation)
         if names:
             query = query.where(ROTATION_STEP.c.step.in_(names))
-        columns = ("id", "rotation_id", "time_ns", "step", "outcome")  # plain strings, as JSON needs them
-        rows = await self._store.rows(query)
-        return [{name: row[name] for name in columns} | {"details": orjson.loads(row["details"])} for row in rows]
+        return [row | {"details": orjson.loads(row["details"])} for row in await self._store.rows(query)]
 
     async def detail(self, rotation: int, step: str, name: str) -> Any:
         """Return the latest value of a detail of a step; None if the step has noted none."""

@@ -90,7 +90,7 @@ def _known(what: str, state: Mapping[str, Any]) -> list[str]:
 def _require_configured(name: str, config: Config) -> None:
     rules = config.key_manager
     if name in _OF_ROTATION:
-        if rules.key_rotation is None or not rules.key_rotation.enabled:
+        if rules.active_rotation is None:
             raise BadRequest("keyRotation is not enabled in the configuration")
     elif not rules.has_levels:
         raise BadRequest("failover is not enabled in the configuration")

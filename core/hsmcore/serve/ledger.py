@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from hsmcore.config import Config, Failover
+from hsmcore.config import Config
 from hsmcore.errors import HsmError
-from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.failover.budget import Emergency
 from hsmcore.failover.history import History
-from hsmcore.rotation.schedule import Schedule, moment, nanoseconds
+from hsmcore.rotation.schedule import Schedule
 from hsmcore.rotation.service import plan
 from hsmcore.rotation.store import Rotations
-from hsmcore.state import Approvals, Desired, Keys, Store, StoredKey
+from hsmcore.state import Approvals, Desired, Keys, Store
 
 EVENTS: Final = 200
 """Events of the history that a console gets at first."""
@@ -33,8 +33,7 @@ class Ledger:
     def used(self) -> bool:
         """Return whether the configuration needs a store at all."""
         rules = self._config.key_manager
-        rotates = rules.key_rotation is not None and rules.key_rotation.enabled
-        return rules.has_levels or rotates or rules.notices is not None
+        return rules.has_levels or rules.active_rotation is not None or rules.notices is not None
 
     async def close(self) -> None:
         store, self._store = self._store, None
@@ -83,8 +82,7 @@ class Ledger:
             }
         }
         if rules.has_levels:
-            limits = (rules.failover or Failover()).emergency_mode_restrictions
-            status = await Emergency(store, Limits(limits.max_transactions, limits.max_time_seconds)).status()
+            status = await Emergency.of(self._config, store).status()
             found["budget"] = {
                 "left": status.left,
                 "maxTransactions": status.max_transactions,
@@ -92,8 +90,8 @@ class Ledger:
                 "expiresNs": status.expires_ns,
                 "usable": status.usable,
             }
-        if rules.key_rotation is not None and rules.key_rotation.enabled:
-            found["rotation"] = await self._rotation(store, Schedule.of(rules.key_rotation))
+        if rules.active_rotation is not None:
+            found["rotation"] = await self._rotation(store, Schedule.of(rules.active_rotation))
         return found
 
     async def _rotation(self, store: Store, schedule: Schedule) -> dict[str, Any]:
@@ -105,14 +103,10 @@ class Ledger:
         steps = [step for each in under_way for step in await rotations.steps(each.id)]
         return {
             "next": coming[0] if coming else None,
-            "dueNs": None if current is None else _due(schedule, current),
+            "dueNs": None if current is None else schedule.due_ns(current.counts_from_ns),
             "failedInARow": (await rotations.failures_in_a_row())[0],
             "approvals": {str(each.id): await Approvals(store).of(each.id) for each in under_way},
             "history": [each.to_json() for each in past],
             "steps": [{name: step[name] for name in ("rotation_id", "time_ns", "step", "outcome")} for step in steps],
             "keys": [key.to_json() for key in await keys.all()],
         }
-
-
-def _due(schedule: Schedule, current: StoredKey) -> int:
-    return nanoseconds(schedule.due(moment(current.base_ns or current.created_ns)))

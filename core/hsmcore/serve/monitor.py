@@ -129,11 +129,6 @@ class Monitor:
         """Return whether the key manager's event loop has answered lately."""
         return not self.source.beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
 
-    @property
-    def problem(self) -> str:
-        """Why the key manager did not answer; "" if it did."""
-        return self._problem
-
     def checks(self) -> list[Check]:
         """Return the checks of the present state."""
         return checks(self._state, self._view, self._problem, self._ledger.problem, time.time_ns())

@@ -64,7 +64,7 @@ class Outbox(Tables):
         """Return every delivery with its notice, oldest first."""
         notice = NOTICE.c["time_ns", "kind", "occasion", "title", "body"]
         delivery = NOTICE_DELIVERY.c["target", "attempts", "done_ns", "given_up_ns", "error"]
-        return [dict(row) for row in await self._store.rows(_joined(*notice, *delivery))]
+        return await self._store.rows(_joined(*notice, *delivery))
 
 
 def _joined(*columns: Any) -> Select[Any]:

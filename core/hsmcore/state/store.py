@@ -16,7 +16,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, create_engine, event, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, Select, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -101,9 +101,14 @@ class Store:
         self._database.require_own_process()
         return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._transact, work)
 
-    async def rows(self, query: Select[Any]) -> Sequence[RowMapping]:
+    async def rows(self, query: Select[Any]) -> list[dict[str, Any]]:
         """Return the rows of a query, by column. Raises StoreError."""
-        return await self.run(lambda connection: connection.execute(query).mappings().all())
+
+        def work(connection: Connection) -> list[dict[str, Any]]:
+            # The names are a subclass of str, which orjson refuses as a key.
+            return [{str(name): value for name, value in row.items()} for row in connection.execute(query).mappings()]
+
+        return await self.run(work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         try:

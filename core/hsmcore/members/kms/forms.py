@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from hsmcore.control.curves import Algorithm
+from hsmcore.control.curves import ORDERS, Algorithm
 
 MAX_RAW_MESSAGE: Final = 4096
 """Bytes; KMS API reference, Sign: MessageType RAW."""
@@ -22,7 +22,6 @@ class Form(NamedTuple):
 
 
 # RFC 8410 section 4 and RFC 5480 section 2: SEQUENCE of the algorithm's OIDs, then the key as a BIT STRING.
-# Orders: SEC 2, sections 2.4.1 and 2.4.2.
 FORMS: Final[dict[str, Form]] = {
     "ECC_NIST_EDWARDS25519": Form("ed25519", "ED25519_SHA_512", bytes.fromhex("302a300506032b6570032100"), 32, 0),
     "ECC_NIST_P256": Form(
@@ -30,14 +29,14 @@ FORMS: Final[dict[str, Form]] = {
         "ECDSA_SHA_256",
         bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
         65,
-        0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+        ORDERS["ecdsa-p256"],
     ),
     "ECC_SECG_P256K1": Form(
         "ecdsa-secp256k1",
         "ECDSA_SHA_256",
         bytes.fromhex("3056301006072a8648ce3d020106052b8104000a034200"),
         65,
-        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+        ORDERS["ecdsa-secp256k1"],
     ),
 }
 SPEC_OF: Final[dict[Algorithm, str]] = {form.algorithm: spec for spec, form in FORMS.items()}

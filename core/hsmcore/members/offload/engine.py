@@ -81,7 +81,6 @@ class OffloadEngine:
         self.meter = Meter()
         self._admission = AdmissionControl()
         self._admission.servers = self._runner.workers
-        self.completed = self.rejected = self.abandoned = 0
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve the running `loop`: from now on `submit` works, in this loop only."""
@@ -200,7 +199,6 @@ class OffloadEngine:
     def abandon(self, future: asyncio.Future[Any]) -> bool:
         """Note that the caller of `future` gave up. Drop its requests, unless they have other waiters or have begun.
         Returns whether a signature may exist or may still be made."""
-        self.abandoned += 1
         waiters = self._of.pop(future, [])
         signed = not waiters or any(waiter.answered for waiter in waiters)
         for waiter in waiters:
@@ -328,7 +326,6 @@ class OffloadEngine:
             self.meter.verify_ns.add(time.monotonic_ns() - begun)
         if isinstance(result, bytes):
             self.meter.signatures += 1
-            self.completed += 1
             if self._keys.row(request.key).shared:
                 self._sharing.keep(request, result)
         else:
@@ -345,9 +342,7 @@ class OffloadEngine:
         self._check_idle()
 
     def _settle(self, request: Request, result: bytes | HsmError) -> None:
-        if request in self._live:
-            self.rejected += isinstance(result, HsmError)
-            self._drop(request)
+        self._drop(request)
         self._forget_answered(request.settle(result))
 
     def _drop(self, request: Request) -> None:

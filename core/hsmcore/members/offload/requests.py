@@ -54,14 +54,13 @@ class Waiter:
 class Batch:
     """The answers of one `submit_many`, as they arrive."""
 
-    __slots__ = ("future", "remaining", "results", "return_exceptions", "waiters")
+    __slots__ = ("future", "remaining", "results", "return_exceptions")
 
     def __init__(self, future: asyncio.Future[list[Any]], count: int, return_exceptions: bool) -> None:
         self.future = future
         self.results: list[Any] = [None] * count
         self.remaining = count
         self.return_exceptions = return_exceptions
-        self.waiters: list[BatchItem] = []
 
     def put(self, position: int, result: bytes | HsmError) -> None:
         self.results[position] = result
@@ -104,7 +103,7 @@ class Request:
     time.monotonic_ns.
     """
 
-    __slots__ = ("begun", "deadline", "generation", "key", "message", "submitted", "task", "waiters")
+    __slots__ = ("begun", "deadline", "generation", "key", "message", "submitted", "waiters")
 
     def __init__(self, key: int, message: bytes, submitted: int, generation: int) -> None:
         self.key = key
@@ -113,7 +112,6 @@ class Request:
         self.generation = generation
         self.begun = 0
         self.deadline = 0
-        self.task: asyncio.Task[None] | None = None
         self.waiters: list[Waiter] = []
 
     def add(self, waiter: Waiter) -> None:

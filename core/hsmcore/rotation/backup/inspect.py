@@ -11,7 +11,7 @@ from hsmcore.control.backup import ImportWrapped
 from hsmcore.control.locked import LockedKey
 from hsmcore.control.sealed import ImportSealed
 from hsmcore.errors import BadArgument, HsmError
-from hsmcore.rotation.backup.drill import keep
+from hsmcore.rotation.backup.drill import DRILL_PREFIX, keep
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.places import Place
 from hsmcore.state import StoredKey
@@ -78,7 +78,7 @@ def opens(statement: Statement, recovery: bytearray) -> bool:
     finally:
         recovery[:] = bytes(len(recovery))
     try:
-        message = b"\xffhsmcore drill\x00opened"
+        message = DRILL_PREFIX + b"opened"
         signature = key.sign(message)
         return bool(verify(statement.algorithm, statement.public_key, message, signature))
     finally:

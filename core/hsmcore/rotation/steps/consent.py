@@ -41,16 +41,18 @@ async def do(ctx: Context) -> Done | Pending:
 async def require(ctx: Context) -> None:
     """Check the approvals again before a step that cannot be undone: a writer of the store could have had the first
     step left out. Raises NotApproved."""
-    if not ctx.rules.approvals:
-        return
-    names = await given(ctx)
-    if len(names) < ctx.rules.approvals:
-        raise NotApproved(f"rotation {ctx.rotation.id} has {len(names)} of {ctx.rules.approvals} approvals")
+    why = await why_not(ctx)
+    if why is not None:
+        raise NotApproved(why)
 
 
-async def given(ctx: Context) -> list[str]:
-    """Return the approvers of the rotation; each proof is checked again."""
-    return (await _given(ctx))[0]
+async def why_not(ctx: Context) -> str | None:
+    """Return why there are too few approvals; each proof is checked again."""
+    needed = ctx.rules.approvals
+    if not needed:
+        return None
+    approved, _ = await _given(ctx)
+    return None if len(approved) >= needed else f"rotation {ctx.rotation.id} has {len(approved)} of {needed} approvals"
 
 
 async def _given(ctx: Context) -> tuple[list[str], list[str]]:

@@ -54,7 +54,7 @@ async def why_not_new(ctx: Context) -> str | None:
         return "the rotation replaces another key than the one that signs"
     if _signs(ctx, ctx.new.key_id, ctx.new.public_key):
         return "it signs"
-    return await _not_approved(ctx)
+    return await consent.why_not(ctx)
 
 
 async def why_not_this(ctx: Context, member: Member, record: KeyRecord) -> str | None:
@@ -78,7 +78,7 @@ async def why_not_old(ctx: Context) -> str | None:
     """Return why the key that the rotation replaced may not be destroyed."""
     if _signs(ctx, ctx.old.key_id, ctx.old.public_key):
         return "it signs"
-    why = await _not_approved(ctx)
+    why = await consent.why_not(ctx)
     if why is not None:
         return why
     for member in ctx.port.holders():
@@ -111,14 +111,6 @@ async def keep(ctx: Context, key: StoredKey, why: str) -> None:
 def _signs(ctx: Context, key_id: str, public_key: bytes | None) -> bool:
     """Return whether this process signs with a key, by its memory, whatever the store says."""
     return any(version.id == key_id or version.public_key == public_key for version in ctx.port.signing())
-
-
-async def _not_approved(ctx: Context) -> str | None:
-    if not ctx.rules.approvals:
-        return None
-    given = len(await consent.given(ctx))
-    needed = ctx.rules.approvals
-    return None if given >= needed else f"the rotation has {given} of {needed} approvals"
 
 
 async def _why_not_made(ctx: Context, member: Member, record: KeyRecord) -> str | None:

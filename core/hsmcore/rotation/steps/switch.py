@@ -31,7 +31,7 @@ async def activate(ctx: Context) -> Done:
     now = ctx.clock()
     slot = None if ctx.rotation.slot_ns is None else moment(ctx.rotation.slot_ns)
     base = nanoseconds(ctx.schedule.base(slot, moment(ctx.rotation.begun_ns)))
-    retire = max(nanoseconds(ctx.schedule.overlap_ends(moment(now))), now + ctx.grace_ns)
+    retire = max(ctx.schedule.overlap_ends_ns(now), now + ctx.grace_ns)
 
     def also(connection: Connection) -> None:
         activate_key(connection, ctx.new.version, now, base, retire, f"replaced by rotation {ctx.rotation.id}")
