@@ -8,6 +8,8 @@ import os
 import sqlite3
 import stat
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -180,6 +182,28 @@ def connections(folder):
     """The descriptors that this process has of the database itself."""
     links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
     return [link for link in links if link == str(folder.resolve() / "state.db")]
+
+
+def test_a_process_that_writes_to_a_new_file_delays_the_store_and_does_not_fail_it(tmp_path):
+    """SQLite does not wait when it is told to use the WAL while another process has the write lock."""
+    path = tmp_path / "state.db"
+    path.touch(0o600)
+    program = (
+        "import sqlite3, sys\nwriter = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "writer.execute('BEGIN IMMEDIATE')\nprint('writing', flush=True)\nsys.stdin.read()"
+    )
+
+    async def use(writer):
+        opening = asyncio.ensure_future(Store.open(path))
+        await asyncio.sleep(0.2)
+        assert not opening.done()
+        writer.stdin.close()
+        await (await opening).close()
+
+    command = [sys.executable, "-c", program, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        asyncio.run(use(writer))
 
 
 def test_processes_that_make_a_store_at_the_same_time_share_it(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
 """Wait of a transaction for another process's, in seconds."""
+_RETRY_SECONDS: Final = 0.01
 
 
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
@@ -294,8 +296,24 @@ def _require_known(connection: Connection, path: Path) -> None:
 def _prepare(connection: Any, _record: Any) -> None:
     # The driver would begin transactions by itself, late and without the write lock.
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    _use_wal(connection)
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the WAL. SQLite waits for another process's write lock when a transaction begins, but not here."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # The low byte is the kind of error, the others its details.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 def _begin(connection: Connection) -> None:
