@@ -41,6 +41,7 @@ from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.alone,
     needs_chaos,
     pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
