@@ -265,12 +265,15 @@ static bool unattended(hsm_host *host, uint64_t now) {
         idle = idle || (atomic_load(&record->running) != 0 && atomic_load(&record->call_deadline_ns) == 0);
     }
     bool waiting = idle && hsm_area_queued(area) != 0 && atomic_load(&area->shared->mode) == HSM_MODE_RUN;
-    if (!waiting || head != host->head_seen) {
+    /* From the first look that finds the oldest request waiting: nobody looks at a host without requests, so the last
+     * look may be long ago. */
+    if (waiting && (host->waiting_since_ns == 0 || head != host->head_seen)) {
         host->head_seen = head;
-        host->head_seen_ns = now;
-        return false;
+        host->waiting_since_ns = now;
+    } else if (!waiting) {
+        host->waiting_since_ns = 0;
     }
-    return now - host->head_seen_ns >= UNATTENDED_NS;
+    return waiting && now - host->waiting_since_ns >= UNATTENDED_NS;
 }
 
 uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
@@ -365,6 +368,7 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
         hsm_process_end(host);
         return status;
     }
+    host->waiting_since_ns = 0; /* the requests that wait did not wait for this process */
     /* Only now may its workers claim: before, they had no keys to sign with. */
     atomic_store(&host->client->area->shared->mode, HSM_MODE_RUN);
     hsm_area_unpark_all(host->client->area);

@@ -21,7 +21,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.failover.levels import Levels
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, needs_chaos]
+pytestmark = [pytest.mark.integration, needs_chaos]
 
 DEVICE = {"latency": {"C_Sign": {"kind": "constant", "microseconds": 5000}}, "capacity": {"servers": 2}}
 RATE = 400
@@ -144,10 +144,9 @@ async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_
         # A first queue fills before the service rate is known.
         late = flood.kinds(since=1.0)
         all_of_them = flood.kinds()
-    # On a busy machine the simulated service of KMS, which is Python, is slower, and not evenly. Without admission
-    # control three of four requests would be late.
+    # On a busy machine the simulated service of KMS, which is Python, is slower; what is late was all the rest once.
     assert late[bytes] >= 0.25 * RATE * 2.0
-    assert late[hsmcore.DeadlineExceeded] <= 0.1 * late.total()
+    assert late[hsmcore.DeadlineExceeded] <= 0.2 * late[bytes] + 5
     assert late[hsmcore.QueueFull] > late[bytes]
     assert late.keys() <= {bytes, hsmcore.QueueFull, hsmcore.DeadlineExceeded}
     assert all_of_them[hsmcore.QueueFull] == stats["refused"]
