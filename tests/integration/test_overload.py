@@ -21,7 +21,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.failover.levels import Levels
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, needs_chaos]
 
 DEVICE = {"latency": {"C_Sign": {"kind": "constant", "microseconds": 5000}}, "capacity": {"servers": 2}}
 RATE = 400
