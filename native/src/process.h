@@ -16,7 +16,7 @@ struct hsm_host {
     int pidfd;
     pid_t pid;
     uint32_t fork_generation;
-    pthread_mutex_t lock; /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
+    pthread_mutex_t lock;      /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
     uint64_t head_seen;        /* of the request ring, while requests wait beside idle workers, */
     uint64_t waiting_since_ns; /* and since when; 0: none waits. See `unattended` */
     /* By place; ours alone, so that nothing the process writes into the area can change what an index means. */
