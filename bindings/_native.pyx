@@ -4,13 +4,12 @@
 An Engine belongs to one event loop and that loop's thread. Workers never touch Python: they write answers into shared
 memory and make a descriptor readable. `_drain` then runs in the loop and resolves the futures of all finished requests.
 
-A *waiter* gets an answer: a future, or one position of a Batch. A request in a slot has one waiter. Identical requests
-that arrive while it is in flight follow it (single-flight) and share its answer. Read requests.pxi next; README.md has
-the reading order.
+A *waiter* gets an answer: a future, or one position of a Batch. The native request table knows it by a number. Read
+requests.pxi next; README.md has the reading order.
 """
 import os
 from asyncio import Future, InvalidStateError
-from collections import deque
+from copy import copy
 from math import inf
 
 from cpython.buffer cimport PyObject_CheckBuffer
@@ -18,10 +17,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject, PyObject_Call
-from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 cimport cython
@@ -72,13 +70,10 @@ include "histogram.pxi"
 include "deadlines.pxi"
 include "waiters.pxi"
 include "cache.pxi"
-include "keys.pxi"
-include "wait_queue.pxi"
-include "slots.pxi"
-include "admission.pxi"
 include "journal.pxi"
 include "records.pxi"
 include "requests.pxi"
+include "guest.pxi"
 
 
 @cython.final
@@ -159,7 +154,7 @@ cdef class Engine(Requests):
         self._engine = engine
         self._host = host
         self._isolated = host != NULL
-        self._admission.servers = workers
+        hsm_requests_serve(self._table, workers)
 
     def add_key(self, *, str label=None, bytes id=None, int64_t handle=-1, str algorithm=None, bytes public_key=None):
         """Find, pin and prove a private key. Returns index, label, id, algorithm and public_key. Raises HsmError."""
@@ -184,7 +179,9 @@ cdef class Engine(Requests):
                 status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
-        self._keys.add(&info, self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0)
+        if hsm_requests_pin(self._table, &info, self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0,
+                            0) != HSM_OK:
+            raise MemoryError()
         return {
             "index": info.index,
             "label": _text(info.label),
@@ -197,8 +194,7 @@ cdef class Engine(Requests):
         """Refuse every further and every queued request for this key, and wipe all cached signatures. The index is
         never given to another key. Idempotent. Raises BadArgument."""
         cdef hsm_status status
-        cdef _Key *key = self._keys.at(index)
-        if key.retired and index <= key.index:
+        if hsm_requests_knows(self._table, index) == 0:
             return
         if self._host != NULL:
             status = hsm_host_retire_key(self._host, index)
@@ -206,12 +202,8 @@ cdef class Engine(Requests):
             status = hsm_engine_retire_key(self._engine, index) if self._engine != NULL else HSM_CLOSED
         if status != HSM_OK:
             raise BadArgument(f"no key with index {index}", member=self._member)
-        key.retired = True
+        hsm_requests_retire(self._table, index)
         self.clear_cache()
-
-    def signs_with(self, uint32_t index):
-        """Whether a key was added under this index and not retired."""
-        return not self._keys.refused(index)
 
     def stop(self, double timeout):
         """Stop the workers. Returns how many are still inside the module after `timeout` seconds. Idempotent."""
@@ -249,7 +241,7 @@ cdef class Engine(Requests):
     def recover(self):
         """After the host process has ended: queue the requests again that it had begun, or answer them with an error.
         Returns how many were queued again."""
-        return hsm_client_replay(self._client) if self._client != NULL else 0
+        return hsm_requests_replay(self._table) if self._table != NULL else 0
 
     def restart_host(self):
         """Start the host process again, after `recover`. `host_fd` changes. Returns why a key was not found again while
@@ -280,9 +272,7 @@ cdef class Engine(Requests):
         """After `stop` and `detach`: free rings and cache now. The engine cannot be used afterwards. Idempotent."""
         self._open = False
         if self._engine == NULL and self._host == NULL and self._fds is None and not self._abandoned:
-            hsm_client_free(self._client)
-            self._client = NULL
-            self._cache = None
+            self._free()
 
     def token(self):
         """What the token and the module report about themselves. Raises HsmError."""

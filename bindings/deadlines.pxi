@@ -1,11 +1,6 @@
 # Part of _native.pyx: the timer for deadlines. They are monotonic times in ns; 0: none.
 
 
-cdef inline uint64_t _earlier(uint64_t deadline, uint64_t soonest) noexcept:
-    """The earlier of two deadlines."""
-    return deadline if soonest == 0 or 0 < deadline < soonest else soonest
-
-
 @cython.final
 cdef class DeadlineTimer:
     """Calls `sweep()` in the event loop once the earliest deadline has passed, at most SWEEP_INTERVAL late."""

@@ -17,6 +17,8 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_TOKEN_LOST
         HSM_OUT_OF_MEMORY
         HSM_SIGNATURE_INVALID
+        HSM_SIGNATURE_MALFORMED
+        HSM_CKR_UNKNOWN
         HSM_STATUS_COUNT
 
     enum hsm_class:
@@ -66,35 +68,14 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint32_t digests
         uint64_t coalesce_ns
 
-    ctypedef struct hsm_completion:
-        uint32_t slot
-        uint32_t key
-        hsm_status status
-        uint64_t ckr
-        uint64_t call
-        uint32_t worker
-        uint32_t signature_len
-        const uint8_t *signature
-        const uint8_t *digest
-        uint32_t message_len
-        uint64_t queue_ns
-        uint64_t hsm_ns
-
     hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **client, hsm_error *error)
     void hsm_client_free(hsm_client *client)
     void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
     void hsm_client_wake_clear(hsm_client *client)
     int hsm_client_catch_up(hsm_client *client)
-    hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
-                                 uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns)
+    uint32_t hsm_client_queued(const hsm_client *client)
     void hsm_client_batch_begin(hsm_client *client)
     void hsm_client_batch_end(hsm_client *client)
-    int hsm_client_next(hsm_client *client, hsm_completion *completion)
-    void hsm_client_release(hsm_client *client, uint32_t slot)
-    void hsm_client_cancel(hsm_client *client, uint32_t slot)
-    uint32_t hsm_client_queued(const hsm_client *client)
-    uint32_t hsm_client_free_slots(const hsm_client *client)
-    uint32_t hsm_client_slots(const hsm_client *client)
     const char *hsm_call_name(uint64_t call)
 
     ctypedef struct hsm_engine:
@@ -201,7 +182,6 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t queue_ns[HSM_HISTOGRAM_BUCKETS]
         uint64_t verify_ns[HSM_HISTOGRAM_BUCKETS]
 
-    uint32_t hsm_client_replay(hsm_client *client)
     void hsm_client_stats(const hsm_client *client, hsm_stats *stats)
     uint32_t hsm_histogram_bucket(uint64_t ns)
     uint64_t hsm_histogram_upper(uint32_t bucket)
@@ -229,7 +209,6 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
                                       size_t message_len, uint8_t *signature, uint32_t *signature_len,
                                       uint64_t *leader, uint64_t *entry)
-    void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry, uint64_t leader)
     void hsm_cache_fill(hsm_cache *cache, uint64_t entry, const uint8_t *signature, uint32_t signature_len, int keep)
     void hsm_cache_abandon(hsm_cache *cache, uint64_t entry)
     void hsm_cache_clear(hsm_cache *cache)
@@ -255,6 +234,90 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     void hsm_leaks_read(hsm_leaks *leaks)
     uint64_t hsm_now_ns()
     void hsm_wipe(void *memory, size_t size)
+
+
+cdef extern from "hsmcore/requests.h" nogil:
+    enum:
+        HSM_NO_SLOT
+
+    ctypedef struct hsm_requests:
+        pass
+
+    ctypedef struct hsm_ask:
+        const uint8_t *message
+        uint32_t message_len
+        uint32_t key
+        uint64_t timeout_ns
+        uint64_t tag
+        int admitted
+        int held
+
+    ctypedef struct hsm_answer:
+        uint64_t request
+        uint64_t tag
+        hsm_status status
+        uint64_t ckr
+        uint64_t call
+        uint32_t key
+        uint32_t slot
+        uint32_t signature_len
+        const uint8_t *signature
+        const uint8_t *digest
+        uint64_t latency_ns
+        uint64_t seq
+        uint8_t claimed
+        uint8_t told
+        uint8_t shared
+        uint8_t cached
+        uint8_t last
+
+    ctypedef enum hsm_which:
+        HSM_QUEUED_ONES
+        HSM_HELD_ONES
+        HSM_ALL
+
+    ctypedef struct hsm_requests_counts:
+        uint32_t open
+        uint32_t queued
+        uint32_t slots
+        uint32_t held
+        uint32_t owed
+        uint64_t wrong
+        uint64_t each_ns
+
+    hsm_status hsm_requests_new(hsm_client *client, hsm_cache *cache, hsm_requests **table)
+    void hsm_requests_free(hsm_requests *table)
+    hsm_status hsm_requests_pin(hsm_requests *table, const hsm_key_info *key, int cacheable, uint32_t verify_every)
+    void hsm_requests_retire(hsm_requests *table, uint32_t key)
+    int hsm_requests_knows(const hsm_requests *table, uint32_t key)
+    int hsm_requests_cacheable(const hsm_requests *table, uint32_t key)
+    void hsm_requests_serve(hsm_requests *table, uint32_t workers)
+    uint32_t hsm_requests_room(hsm_requests *table)
+    int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns)
+    hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer)
+    int hsm_requests_next(hsm_requests *table, hsm_answer *answer)
+    void hsm_requests_end(hsm_requests *table, uint64_t request)
+    void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq)
+    void hsm_requests_release(hsm_requests *table, uint64_t seq)
+    int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun)
+    uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now)
+    uint64_t hsm_requests_sweep_at(const hsm_requests *table)
+    void hsm_requests_fail(hsm_requests *table, hsm_which which, hsm_status status)
+    uint32_t hsm_requests_replay(hsm_requests *table)
+    void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts)
+
+
+cdef extern from "hsmcore/guest.h" nogil:
+    ctypedef struct hsm_guest:
+        pass
+
+    hsm_status hsm_guest_new(hsm_requests *table, uint32_t runners, uint32_t verify_every, hsm_guest **guest)
+    void hsm_guest_free(hsm_guest *guest)
+    hsm_status hsm_guest_add_key(hsm_guest *guest, hsm_key_info *key, int cacheable)
+    uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key)
+    int hsm_guest_overran(hsm_guest *guest, uint32_t runner)
+    uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uint64_t ckr, const uint8_t *signature)
+    void hsm_guest_refuse(hsm_guest *guest, hsm_status status)
 
 
 cdef extern from "hsmcore/journal.h" nogil:

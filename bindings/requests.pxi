@@ -1,37 +1,40 @@
-# Part of _native.pyx: requests on their way to the workers, and their answers on the way back.
+# Part of _native.pyx: requests on their way to the workers, and their answers on the way back. The request table
+# (native/include/hsmcore/requests.h) has the rules; here numbers become futures and answers become results.
 
 cdef tuple _CACHE_FIGURES = ("hits", "misses", "joined", "evictions", "entries", "in_flight", "bytes")
+# The loop gets its turn after so many ns of answers.
+cdef uint64_t SLICE_NS = 2000000
 
 
 cdef class Requests:
-    """One member's rings, signature cache and futures: the event loop's side of an Engine."""
+    """One member's rings, signature cache and futures: the event loop's side of an Engine or a Guest."""
 
     cdef hsm_client *_client
+    cdef hsm_requests *_table
     cdef Cache _cache  # None: no cache, and no single-flight
-    cdef SlotTable _slots
+    cdef Waiters _waiters
+    cdef dict _batches  # by future
+    cdef dict _details  # by slot: an error that says more than its status
     cdef uint32_t _generation
     cdef uint64_t _default_timeout
     cdef bint _open
     cdef bint _cache_all
     cdef bint _abandoned  # workers may still write into the area
-    cdef bint _leaving  # _cancel_gone is planned
-    cdef uint64_t _left_at
-    cdef bint _down
     cdef bint _isolated  # the workers are in a host process
-    cdef PinnedKeys _keys
+    cdef object _down  # the status of requests while the member is down, or None
     cdef uint32_t _max_message
     cdef object _loop
     cdef object _loop_is_running
     cdef dict _future_keywords
     cdef unsigned long _thread
     cdef object _member
-    cdef WaitQueue _queue
-    cdef AdmissionControl _admission
-    cdef DurableAnswers _durable  # None: nothing is recorded
+    cdef Recorder _recorder  # None: nothing is recorded
+    cdef int _journal_failure
     cdef object _idle
     cdef DeadlineTimer _deadlines
     cdef object _fds
     cdef object _on_overdue
+    cdef object _pump  # called when requests wait for a guest's runners, or None
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
@@ -42,26 +45,30 @@ cdef class Requests:
                   bint cache_nondeterministic, bint digests=False):
         cdef hsm_error error
         cdef hsm_client_options options
+        cdef hsm_cache *cache = NULL
         options.digests = digests
         options.slots = slots
         options.max_message = max_message
         options.max_workers = max_workers
         options.coalesce_ns = <uint64_t>(coalesce_seconds * NS)
-        if hsm_client_new(&options, &self._client, &error) != HSM_OK:
-            raise _raised(&error, member)
         self._generation = hsm_fork_generation()
         self._max_message = max_message
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
         self._member = member
-        self._keys = PinnedKeys.__new__(PinnedKeys)
-        self._queue = WaitQueue.__new__(WaitQueue)
-        self._admission = AdmissionControl.__new__(AdmissionControl)
-        self._slots = SlotTable.__new__(SlotTable, hsm_client_slots(self._client))
+        self._waiters = Waiters.__new__(Waiters)
+        self._batches = {}
+        self._details = {}
         if cache_size or single_flight:
             self._cache = Cache.__new__(Cache, cache_size)
+            cache = self._cache._cache
+        if hsm_client_new(&options, &self._client, &error) != HSM_OK:
+            raise _raised(&error, member)
+        if hsm_requests_new(self._client, cache, &self._table) != HSM_OK:
+            raise MemoryError()
 
     def __dealloc__(self):
+        hsm_requests_free(self._table)
         if not self._abandoned:
             hsm_client_free(self._client)
 
@@ -87,28 +94,27 @@ cdef class Requests:
 
     def record_in(self, Journal journal not None):
         """Record every signature from now on, and hand it out once its record is durable. In the event loop, once,
-        after `attach`; the engine must have been made with `digests`."""
-        self._durable = DurableAnswers.__new__(DurableAnswers, journal, self._member)
+        after `attach`."""
+        self._recorder = Recorder.__new__(Recorder, journal)
         journal._engines.append(self)
 
     def set_tail(self, uint32_t key, bytes tail):
         """Set the part of this key's records that stays the same: the rest of a JSON object, from a comma to the
         closing brace. Has no effect before `record_in`."""
-        if self._durable is not None:
-            self._durable.set_tail(key, tail)
+        if self._recorder is not None:
+            self._recorder.set_tail(key, tail)
 
     def refuse(self):
         """Take no further requests."""
         self._open = False
 
-    def set_down(self, bint down):
-        """While down, requests fail at once: as HOST_LOST, or without a host process as TOKEN_LOST."""
-        self._down = down
+    def set_down(self, bint down, str status=None):
+        """While down, requests fail at once: with this status, or as HOST_LOST, or without a host process as
+        TOKEN_LOST."""
+        self._down = None if not down else status or ("HOST_LOST" if self._isolated else "TOKEN_LOST")
 
     def detach(self):
         """Answer every waiter with EngineClosed, and leave the loop."""
-        cdef uint32_t i
-        cdef _Slot *slot
         self._open = False
         if self._fds is None:
             return
@@ -117,20 +123,22 @@ cdef class Requests:
             self._loop.remove_reader(fd)
         self._fds = None
         self._deadlines.cancel()
-        for i in range(self._slots.count):
-            slot = self._slots.at(i)
-            if slot.waiter != NULL:
-                self._drop(i, HSM_CLOSED)
-            for follower in self._slots.take_followers(slot):
-                _refuse_entry(follower, self._failure(HSM_CLOSED))
-            self._abandon_entry(slot)
-        while self._queue.messages:
-            _refuse_entry(self._queue.pop(), self._failure(HSM_CLOSED))
-        if self._durable is not None:
-            self._refuse_durable(0)
-            self._durable.journal._engines.remove(self)
-            self._durable = None
+        self._journal_failure = 0
+        hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
+        self._take()
+        if self._recorder is not None:
+            self._recorder.journal._engines.remove(self)
+            self._recorder = None
         self._deadlines = None
+
+    cdef int _free(self) except -1:
+        self._open = False
+        hsm_requests_free(self._table)
+        hsm_client_free(self._client)
+        self._table = NULL
+        self._client = NULL
+        self._cache = None
+        return 0
 
     def idle(self):
         """A future that is done when every waiter has its answer."""
@@ -144,89 +152,108 @@ cdef class Requests:
         """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
         goes into its record: members of a JSON object, beginning with a comma; b"": write no record. Raises
         HsmError."""
-        return self._submit(message, timeout, key, extra, False)
+        return self._submit(message, timeout, key, extra, 0)
 
     def submit_with_receipt(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message: a future of (signature, number of its audit record or None, cached). Raises HsmError."""
-        return self._submit(message, timeout, key, extra, True)
+        return self._submit(message, timeout, key, extra, RECEIPT)
 
-    cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, bint with_receipt):
+    cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, uint64_t tag):
+        cdef hsm_ask ask
+        cdef hsm_answer answer
         cdef bytes data
-        cdef uint64_t limit
-        cdef uint64_t entry = 0
-        cdef int found
         self._check(extra)
-        limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
         data = self._checked(message)
-        self._require_key(key)
-        found = self._look_up(data, key, &entry)
-        if found == HSM_CACHE_HIT:
-            if not with_receipt and (self._durable is None or extra == b""):
-                return self._cache.signature()
-        elif found != HSM_CACHE_JOINED and self._admission.refuses(self._ahead(), 1, limit):
-            if entry:
-                hsm_cache_abandon(self._cache._cache, entry)
-            raise self._full(limit)
-        future = self._new_future()
-        waiter = WithReceipt.__new__(WithReceipt, future) if with_receipt else future
-        if not self._proceed(found, entry, waiter, 0, data, key, limit, extra):
-            self._wait_for_slot(_pending(waiter, 0, data, key, hsm_now_ns() + limit, extra))
-        if found == HSM_CACHE_HIT:
-            self._flush()
-        elif hsm_client_catch_up(self._client):
+        self._fill(&ask, timeout, key, tag == RECEIPT or (self._recorder is not None and extra != b""))
+        ask.tag = tag
+        self._start(&ask, &answer, data, None, extra)
+        if answer.request == 0:
+            return PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len)
+        future = self._new_waiter(answer.request)
+        if self._pump is not None:
+            self._pump()
+        if answer.cached or hsm_client_catch_up(self._client):
             self._take()
         return future
 
     def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0, bytes extra=None):
         """Sign a batch: a future of the list of signatures, in order. `extra` as in `submit`, for each. Raises
         HsmError."""
+        cdef hsm_ask ask
+        cdef hsm_answer answer
         cdef Batch batch
         cdef list data
-        cdef uint64_t limit
-        cdef uint64_t count = 1
+        cdef Py_ssize_t i
+        cdef uint64_t count
         self._check(extra)
         data = [self._checked(message) for message in messages]
-        limit = self._default_timeout if timeout is None else _timeout_ns(timeout)
-        self._require_key(key)
+        self._fill(&ask, timeout, key, self._recorder is not None and extra != b"")
         # With `return_exceptions` or a cache, a part of the results is of use; else the last one must be in time.
-        if not return_exceptions and not self._caches(key):
-            count = PyList_GET_SIZE(data)
-        if data and self._admission.refuses(self._ahead(), count, limit):
-            raise self._full(limit)
-        batch = Batch.__new__(Batch)
-        batch.deadline = hsm_now_ns() + limit
-        batch.messages = data
-        batch.remaining = PyList_GET_SIZE(data)
-        batch.results = [None] * batch.remaining
-        batch.key = key
-        batch.return_exceptions = return_exceptions
-        batch.extra = extra
-        batch.future = future = self._new_future()
-        if batch.remaining == 0:
-            future.set_result(batch.results)
-        elif self._queue.messages or not self._feed(batch):  # a batch does not overtake what waits already
-            self._wait_for_slot(batch)
+        count = 1 if return_exceptions or hsm_requests_cacheable(self._table, key) else len(data)
+        if data and hsm_requests_refuses(self._table, count, ask.timeout_ns):
+            self._raise_refused(HSM_QUEUE_FULL, ask.timeout_ns)
+        future = self._new_future()
+        batch = Batch.__new__(Batch, future, len(data), return_exceptions)
+        if not data:
+            future.set_result([])
+            return future
+        ask.admitted = 1
+        self._batches[future] = batch
+        hsm_client_batch_begin(self._client)
+        try:
+            for i in range(len(data)):
+                ask.tag = <uint64_t>i
+                self._start(&ask, &answer, <bytes>data[i], batch, extra)
+                if answer.request == 0:
+                    batch.put(i, PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len))
+                batch.numbers[i] = answer.request
+        except BaseException:
+            self._cancel_batch(future, batch)
+            raise
+        finally:
+            hsm_client_batch_end(self._client)
+        self._take()
+        if future.done():
+            self._batches.pop(future, None)
         return future
 
     def abandon(self, future):
-        """The caller of `future`, which is done, has left: cancel its requests, except those that have followers or
-        that a worker has begun."""
+        """The caller of `future` has left: cancel its requests, except those that have followers or that a worker has
+        begun. Returns whether a signature of one was or will be made."""
+        cdef uint64_t number
+        cdef int begun = 1
         self.abandoned += 1
-        # One pass over the slots serves all callers that leave within SWEEP_INTERVAL.
-        if self._open and not self._leaving and self._generation == hsm_fork_generation():
-            self._leaving = True
-            recent = hsm_now_ns() - self._left_at < SWEEP_INTERVAL * NS
-            self._loop.call_later(SWEEP_INTERVAL if recent else 0, self._cancel_gone)
+        if not self._open or self._generation != hsm_fork_generation():
+            return True
+        number = self._waiters.number_of(future)
+        if number:
+            begun = self._cancel(number)
+        elif future in self._batches:
+            begun = self._cancel_batch(future, self._batches[future])
+        self._check_idle()
+        return begun != 0
 
-    def _cancel_gone(self):
-        cdef uint32_t i
-        cdef _Slot *slot
-        self._leaving = False
-        self._left_at = hsm_now_ns()
-        for i in range(self._slots.count):
-            slot = self._slots.at(i)
-            if slot.waiter != NULL and slot.followers == NULL and _gone(<object>slot.waiter):
-                hsm_client_cancel(self._client, i)
+    cdef bint _cancel(self, uint64_t number) except -1:
+        """Returns whether a signature was or will be made."""
+        cdef int begun
+        self._waiters.take(number)
+        if hsm_requests_cancel(self._table, number, &begun):
+            self._waiters.forget(number)
+        return begun != 0
+
+    cdef bint _cancel_batch(self, future, Batch batch) except -1:
+        cdef Py_ssize_t i
+        cdef bint begun = batch.remaining < PyList_GET_SIZE(batch.results)
+        self._batches.pop(future, None)
+        for i in range(PyList_GET_SIZE(batch.results)):
+            if batch.numbers[i]:
+                begun = self._cancel(batch.numbers[i]) or begun
+                batch.numbers[i] = 0
+        return begun
+
+    def signs_with(self, uint32_t index):
+        """Whether a key was added under this index and not retired."""
+        return hsm_requests_knows(self._table, index) == 1
 
     def clear_cache(self):
         """Wipe all cached signatures."""
@@ -236,12 +263,12 @@ cdef class Requests:
     @property
     def in_flight(self):
         """Requests that hold a slot."""
-        return self._slots.in_flight
+        return self._counts().slots
 
     @property
     def waiting(self):
-        """Callers that wait for a slot."""
-        return len(self._queue)
+        """Requests that wait for a slot."""
+        return self._counts().queued
 
 
     cdef int _check(self, bytes extra) except -1:
@@ -252,19 +279,14 @@ cdef class Requests:
             if self._loop is None:
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
-        if self._down:
-            raise self._failure(HSM_HOST_LOST if self._isolated else HSM_TOKEN_LOST)
+        if self._down is not None:
+            raise error_of(self._down, member=self._member)
         # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
-        if self._durable is not None and extra != b"":
-            self._durable.require_writable()
-        return 0
-
-    cdef inline int _require_key(self, uint32_t key) except -1:
-        if self._keys.refused(key):
-            raise self._failure(HSM_KEY_DEACTIVATED)
+        if self._recorder is not None and extra != b"":
+            self._recorder.require_writable()
         return 0
 
     cdef inline bytes _checked(self, object message):
@@ -277,114 +299,69 @@ cdef class Requests:
                            member=self._member)
         return data
 
-    cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
-        return _exception(status, self._member, ckr, hsm_call_name(call))
+    cdef inline int _fill(self, hsm_ask *ask, object timeout, uint32_t key, bint held) except -1:
+        """What all requests of one call have in common. Raises if the key or the timeout is not good."""
+        ask.timeout_ns = self._default_timeout if timeout is None else _timeout_ns(timeout)
+        ask.key = key
+        ask.held = held
+        ask.admitted = 0
+        if hsm_requests_knows(self._table, key) == 0:
+            raise self._failure(HSM_KEY_DEACTIVATED)
+        return 0
 
-    cdef inline uint64_t _ahead(self) noexcept:
-        """Requests that a new one waits for. A call that hangs is none of them once its waiter has been answered."""
-        return self._slots.owed + self._queue.messages
-
-    cdef object _full(self, uint64_t limit):
-        self.refused += 1
-        return error_of("QUEUE_FULL", detail=self._admission.describe(self._ahead(), limit), member=self._member)
-
+    cdef inline int _start(self, hsm_ask *ask, hsm_answer *answer, bytes data, Batch batch, bytes extra) except -1:
+        """Put a request into the table, and what belongs to it beside it. Its future, if it needs one, comes later."""
+        cdef hsm_status status
+        cdef uint32_t room = hsm_requests_room(self._table)
+        if room == 0:
+            raise MemoryError()
+        self._waiters.reserve(room)
+        ask.message = <const uint8_t *>PyBytes_AS_STRING(data)
+        ask.message_len = <uint32_t>PyBytes_GET_SIZE(data)
+        status = hsm_requests_submit(self._table, ask, answer)
+        if status != HSM_OK:
+            self._raise_refused(status, ask.timeout_ns)
+        if answer.request:
+            self._waiters.put(answer.request, batch, data, extra)
+            self._deadlines.watch(hsm_requests_sweep_at(self._table))
+        return 0
 
     cdef inline object _new_future(self):
         # With the keywords made beforehand; Future takes its loop by keyword only.
         return PyObject_Call(Future, (), self._future_keywords)
 
-    cdef inline bint _caches(self, uint32_t key) noexcept:
-        return self._cache is not None and self._keys.at(key).cacheable
-
-    cdef inline int _look_up(self, bytes data, uint32_t key, uint64_t *entry) except -1:
-        """Ask the cache. JOINED puts the leader's slot into `entry`; MISS a new entry, or 0."""
-        cdef uint64_t leader = 0
-        cdef int found
-        if not self._caches(key):
-            return HSM_CACHE_MISS
-        found = self._cache.look_up(key, self._keys.at(key).algorithm, data, &leader, entry)
-        if found == HSM_CACHE_JOINED:
-            entry[0] = leader
-        elif found == HSM_CACHE_MISS and hsm_client_free_slots(self._client) == 0:
-            hsm_cache_abandon(self._cache._cache, entry[0])  # the request waits, and asks again when it gets a slot
-            entry[0] = 0
-        return found
-
-    cdef inline bint _proceed(self, int found, uint64_t entry, object waiter, Py_ssize_t position, bytes data,
-                              uint32_t key, uint64_t limit, bytes extra) except -1:
-        """Continue after `_look_up`: answer a hit, follow an identical request, or hand the request to the workers,
-        which have `limit` ns. Returns False if there is no free slot."""
-        cdef Pending follower
-        if found == HSM_CACHE_HIT:
-            self._share(waiter, position, self._cache.signature(), key,
-                        hsm_now_ns() + limit if self._durable is not None else 0, data, extra, True)
-            return True
-        if found == HSM_CACHE_JOINED:
-            follower = _pending(waiter, position, data, key, hsm_now_ns() + limit, extra)
-            self._slots.follow(self._slots.at(<uint32_t>entry), follower)
-            self._deadlines.watch(follower.deadline)
-            return True
-        return self._send(waiter, position, data, key, limit, entry, extra)
-
-    cdef inline bint _start(self, object waiter, Py_ssize_t position, bytes data, uint32_t key, uint64_t limit,
-                            bytes extra) except -1:
-        """`_look_up` and `_proceed`."""
-        cdef uint64_t entry = 0
-        cdef int found = self._look_up(data, key, &entry)
-        return self._proceed(found, entry, waiter, position, data, key, limit, extra)
-
-    cdef bint _start_pending(self, Pending request, uint64_t now) except -1:
-        cdef uint64_t limit = request.deadline - now if request.deadline > now else 1
-        return self._start(request.waiter, request.position, request.message, request.key, limit, request.extra)
-
-    cdef int _share(self, object waiter, Py_ssize_t position, bytes signature, uint32_t key, uint64_t deadline,
-                    bytes message, bytes extra, bint cached) except -1:
-        """Answer with a signature that was made for another request."""
-        if self._durable is None or extra == b"":
-            return _answer(waiter, position, signature, 0, cached)
-        self._durable.shared(waiter, position, signature, key, deadline, message, extra)
-        return self._deadlines.watch(deadline)
-
-    cdef bint _send(self, object waiter, Py_ssize_t position, bytes data, uint32_t key, uint64_t limit,
-                    uint64_t entry, bytes extra) except -1:
-        """Hand a request to the workers. Returns False if there is no free slot."""
-        cdef uint32_t i
-        cdef uint64_t deadline
-        cdef hsm_status status = hsm_client_submit(self._client, key, <const uint8_t *>PyBytes_AS_STRING(data),
-                                                   <size_t>PyBytes_GET_SIZE(data), limit, &i, &deadline)
-        if status == HSM_QUEUE_FULL:
-            return False
-        if status != HSM_OK:
-            if entry:
-                hsm_cache_abandon(self._cache._cache, entry)
-            raise self._failure(status)
-        if entry:
-            hsm_cache_set_leader(self._cache._cache, entry, i)
-        self._slots.fill(i, waiter, position, key, deadline, entry, extra)
-        self._deadlines.watch(deadline)
-        return True
-
-    cdef int _wait_for_slot(self, object entry) except -1:
-        self._queue.push(entry)
-        return self._deadlines.watch(_deadline_of(entry))
-
-    cdef bint _feed(self, Batch batch) except -1:
-        """Send as much of the batch as there are slots for. Returns whether all of it is on its way."""
-        cdef Py_ssize_t count = PyList_GET_SIZE(batch.messages)
-        cdef uint64_t now = hsm_now_ns()
-        cdef uint64_t limit = batch.deadline - now if batch.deadline > now else 1
-        cdef bytes data
-        hsm_client_batch_begin(self._client)
+    cdef inline object _new_waiter(self, uint64_t number):
+        """The future of a request that has been started."""
         try:
-            while batch.next < count:
-                data = <bytes>PyList_GET_ITEM(batch.messages, batch.next)
-                if not self._start(batch, batch.next, data, batch.key, limit, batch.extra):
-                    return False
-                batch.next += 1
-        finally:
-            hsm_client_batch_end(self._client)
-            self._flush()
-        return True
+            future = self._new_future()
+        except BaseException:
+            self._cancel(number)
+            raise
+        self._waiters.waiters[<Py_ssize_t><uint32_t>number] = future
+        self._waiters.name(future, number)
+        return future
+
+    cdef int _raise_refused(self, hsm_status status, uint64_t timeout_ns) except -1:
+        cdef hsm_requests_counts counts
+        if status != HSM_QUEUE_FULL:
+            raise self._failure(status)
+        self.refused += 1
+        counts = self._counts()
+        ahead = counts.owed + counts.queued
+        raise error_of("QUEUE_FULL", member=self._member,
+                       detail=f"{ahead} requests wait, which takes about {ahead * counts.each_ns / NS:.3g} s; the "
+                              f"timeout is {timeout_ns / NS:.3g} s")
+
+    cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
+        return _exception(status, self._member, ckr, hsm_call_name(call))
+
+    cdef inline hsm_requests_counts _counts(self) noexcept:
+        cdef hsm_requests_counts counts
+        if self._table != NULL:
+            hsm_requests_count(self._table, &counts)
+        else:
+            memset(&counts, 0, sizeof(counts))
+        return counts
 
 
     def _drain(self):
@@ -393,153 +370,105 @@ cdef class Requests:
         self._take()
 
     cdef int _take(self) except -1:
-        """Take every completion, answer its waiter and followers, give free slots to requests that wait for one."""
-        cdef hsm_completion done
-        cdef uint64_t taken = 0
-        while hsm_client_next(self._client, &done):
-            taken += 1
-            if done.status == HSM_OK:
-                self._complete(&done)
+        """Take every answer and give it to its waiter."""
+        cdef hsm_answer answer
+        cdef uint64_t begun = hsm_now_ns()
+        cdef uint32_t taken = 0
+        while True:
+            while hsm_requests_next(self._table, &answer):
+                self._answered(&answer)
+                taken += 1
+                if taken % 64 == 0 and hsm_now_ns() - begun > SLICE_NS and self._fds is not None:
+                    self._loop.call_soon(self._continue)
+                    break
+            if self._recorder is None or not self._recorder.flush() or self._counts().held == 0:
+                break
+            hsm_requests_release(self._table, <uint64_t>-1)
+        if self._pump is not None and hsm_client_queued(self._client):
+            self._pump()
+        return self._check_idle()
+
+    def _continue(self):
+        if self._fds is not None:
+            self._take()
+
+    cdef int _answered(self, const hsm_answer *answer) except -1:
+        cdef Py_ssize_t i = <uint32_t>answer.request
+        cdef object waiter = <object>PyList_GET_ITEM(self._waiters.waiters, i)
+        cdef bytes extra = <object>PyList_GET_ITEM(self._waiters.extras, i)
+        cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)
+        cdef uint64_t seq = answer.seq
+        cdef object error = None
+        if answer.slot != HSM_NO_SLOT and not answer.shared and answer.seq == 0:
+            if answer.status == HSM_OK:
+                self.completed += 1
             else:
-                self._fail(&done)
-        self._flush()
-        self._admission.note(hsm_now_ns(), taken, self._queue.messages != 0 or hsm_client_queued(self._client) != 0)
-        if self._queue.messages:
-            self._refill()
-            self._flush()
-        self._check_idle()
-        return 0
-
-    cdef inline int _complete(self, const hsm_completion *done) except -1:
-        cdef _Slot *slot = self._slots.at(done.slot)
-        cdef PyObject *waiter = self._slots.complete(slot)
-        cdef bytes extra = self._slots.take_extra(slot)
-        cdef bytes signature = PyBytes_FromStringAndSize(<const char *>done.signature, done.signature_len)
-        cdef Pending follower
-        self.completed += 1
-        if slot.entry:
-            hsm_cache_fill(self._cache._cache, slot.entry, done.signature, done.signature_len,
-                           not self._keys.refused(done.key))
-            slot.entry = 0
-        if self._durable is not None:
-            self._durable.completed(done, waiter, slot.position, signature, slot.deadline, extra)
-        elif waiter != NULL:
-            _answer(<object>waiter, slot.position, signature, 0, False)
-        Py_XDECREF(waiter)
-        hsm_client_release(self._client, done.slot)
-        if slot.followers != NULL:
-            for follower in self._slots.take_followers(slot):
-                self._share(follower.waiter, follower.position, signature, done.key, follower.deadline,
-                            follower.message, follower.extra, False)
-        return 0
-
-    cdef int _fail(self, const hsm_completion *done) except -1:
-        cdef _Slot *slot = self._slots.at(done.slot)
-        cdef PyObject *waiter = self._slots.complete(slot)
-        cdef bytes extra = self._slots.take_extra(slot)
-        cdef uint64_t now
-        cdef Pending follower
-        cdef bint alone
-        self._abandon_entry(slot)
-        if self._durable is not None and waiter != NULL:
-            self._durable.failed(done, extra)
-        hsm_client_release(self._client, done.slot)
-        self.rejected += 1
-        if waiter != NULL:
-            _refuse(<object>waiter, slot.position, self._failure(done.status, done.ckr, done.call))
-            Py_XDECREF(waiter)
-        if slot.followers != NULL:
-            # What ended the leader alone, its deadline or its caller, does not end its followers.
-            alone = done.status == HSM_CANCELLED or done.status == HSM_DEADLINE_EXCEEDED
-            for follower in self._slots.take_followers(slot):
-                now = hsm_now_ns()
-                if not alone:
-                    _refuse_entry(follower, self._failure(done.status, done.ckr, done.call))
-                elif not self._open:
-                    _refuse_entry(follower, self._failure(HSM_CLOSED))
-                # The leader's slot is free now: there is one.
-                elif follower.deadline <= now or not self._start_pending(follower, now):
-                    _refuse_entry(follower, self._failure(HSM_DEADLINE_EXCEEDED))
-        return 0
-
-    cdef int _abandon_entry(self, _Slot *slot) except -1:
-        if slot.entry:
-            hsm_cache_abandon(self._cache._cache, slot.entry)
-            slot.entry = 0
-        return 0
-
-    cdef int _refill(self) except -1:
-        """Give free slots to the requests that wait, in their order."""
-        cdef uint64_t now = hsm_now_ns()
-        while self._queue.messages and hsm_client_free_slots(self._client) != 0:
-            first = self._queue.pop()
-            if type(first) is Batch:
-                if not _gone(first) and not self._feed(<Batch>first):
-                    self._queue.put_back(first)
+                self.rejected += 1
+        if self._recorder is not None and extra != b"" and self._recorder.wants(answer):
+            try:
+                seq = self._recorder.put(answer, <bytes>self._waiters.messages[i], extra, claimed)
+            except BaseException as unrecorded:  # a signature without a record is not handed out
+                error = unrecorded
+            else:
+                if answer.status == HSM_OK and claimed:
+                    hsm_requests_hold(self._table, answer.request, seq)
                     return 0
-            elif not _gone((<Pending>first).waiter):
-                self._start_pending(<Pending>first, now)
+        if answer.claimed:
+            self._waiters.take(answer.request)
+        if answer.last:
+            self._waiters.forget(answer.request)
+            if type(waiter) is Batch:
+                (<Batch>waiter).numbers[answer.tag] = 0
+        try:
+            if not claimed:
+                pass
+            elif answer.status != HSM_OK or error is not None:
+                _refuse(waiter, answer.tag, error if error is not None else self._error(answer))
+            else:
+                _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
+                                                                      answer.signature_len), seq, answer.cached)
+        finally:
+            if answer.last:
+                hsm_requests_end(self._table, answer.request)
+        if type(waiter) is Batch and (<Batch>waiter).future.done():
+            self._batch_ended(<Batch>waiter)
         return 0
 
-    cdef int _drop(self, uint32_t i, hsm_status status) except -1:
-        """Answer a slot's waiter before its completion. The slot stays taken until that comes."""
-        cdef _Slot *slot = self._slots.at(i)
-        cdef object waiter = self._slots.take_waiter(slot)
-        cdef bytes extra = self._slots.take_extra(slot)
-        if self._durable is not None:
-            self._durable.dropped(slot.key, status, extra)
-            self._flush()
-        _refuse(waiter, slot.position, self._failure(status))
-        if status != HSM_CLOSED and slot.followers == NULL:
-            hsm_client_cancel(self._client, i)
+    cdef int _batch_ended(self, Batch batch) except -1:
+        """Spare the HSM what a batch that has failed would still ask of it."""
+        if self._batches.get(batch.future) is batch:
+            self._cancel_batch(batch.future, batch)
         return 0
 
-    cdef int _flush(self) except -1:
-        if self._durable is not None and self._durable.flush():
-            self._check_idle()
-        return 0
+    cdef object _error(self, const hsm_answer *answer):
+        if answer.seq and answer.status != HSM_DEADLINE_EXCEEDED:
+            return self._recorder.journal._refusal(self._journal_failure)
+        detailed = self._details.get(answer.slot) if self._details else None
+        # One exception raised in several tasks would collect the tracebacks of all of them.
+        return self._failure(answer.status, answer.ckr, answer.call) if detailed is None else copy(detailed)
 
     cdef int _release_durable(self, uint64_t kept) except -1:
         """For the journal: the records up to number `kept` are durable."""
-        self._durable.release(kept)
-        return self._check_idle()
+        hsm_requests_release(self._table, kept)
+        return self._take()
 
     cdef int _refuse_durable(self, int failure) except -1:
         """For the journal: it is failing (`failure`: an errno), or is closed (0)."""
-        self._durable.refuse(failure)
-        return self._check_idle()
+        self._journal_failure = failure
+        hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_CLOSED)
+        return self._take()
 
     cdef inline int _check_idle(self) except -1:
-        if (self._idle is not None and self._slots.owed == 0 and not self._queue.messages and self._slots.followed == 0
-                and (self._durable is None or self._durable.idle()) and not self._idle.done()):
+        if self._idle is not None and self._counts().open == 0 and not self._idle.done():
             self._idle.set_result(None)
         return 0
 
-
     def _sweep(self):
         """Answer every waiter whose deadline has passed, and plan the next look."""
-        cdef uint64_t now = hsm_now_ns()
-        cdef uint64_t soonest = 0
-        cdef uint32_t i
-        cdef _Slot *slot
-        cdef bint overdue = False
-        for i in range(self._slots.count):
-            slot = self._slots.at(i)
-            if slot.waiter != NULL:
-                if slot.deadline <= now:
-                    self._drop(i, HSM_DEADLINE_EXCEEDED)
-                    overdue = True
-                else:
-                    soonest = _earlier(slot.deadline, soonest)
-            if slot.followers != NULL:
-                soonest = self._slots.sweep_followers(slot, now, soonest, self._member)
-        for entry in self._queue.take_overdue(now):
-            _refuse_entry(entry, self._failure(HSM_DEADLINE_EXCEEDED))
-        soonest = _earlier(self._queue.soonest(), soonest)
-        if self._durable is not None:
-            soonest = self._durable.sweep(now, soonest)
-        self._deadlines.watch(soonest)
-        self._check_idle()
+        cdef uint32_t overdue = hsm_requests_sweep(self._table, hsm_now_ns())
+        self._take()
+        if self._deadlines is not None:
+            self._deadlines.watch(hsm_requests_sweep_at(self._table))
         if overdue and self._on_overdue is not None:
             self._on_overdue()
 
@@ -548,10 +477,12 @@ cdef class Requests:
         """Counters, and histograms of the time in the module, in the queue and in verification: as [(upper bound in ns,
         count)], and by octaves, where item n counts times below 2^n ns and not below 2^(n-1) ns. Any thread."""
         cdef hsm_stats native
+        cdef hsm_requests_counts counts = self._counts()
         if self._client == NULL:
             raise self._failure(HSM_CLOSED)
         hsm_client_stats(self._client, &native)
-        return {**_figures(&native), "refused": self.refused, "in_flight": self.in_flight, "waiting": self.waiting}
+        native.wrong += counts.wrong
+        return {**_figures(&native), "refused": self.refused, "in_flight": counts.slots, "waiting": counts.queued}
 
     def cache_stats(self):
         """Counters of the signature cache; all 0 when it is switched off."""

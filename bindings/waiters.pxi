@@ -1,30 +1,32 @@
-# Part of _native.pyx: the waiters, and how each gets its answer. A waiter is a future, a WithReceipt or a Batch, the
-# last one together with a position. A future that is done already, because its caller has left, takes no answer.
+# Part of _native.pyx: the waiters, by the numbers that the request table gives to requests. A waiter is a future or a
+# Batch. A future that is done already, because its caller has left, takes no answer.
 
-
-@cython.final
-cdef class WithReceipt:
-    """The waiter of `submit_with_receipt`: its future gets (signature, number of the audit record or None, cached)."""
-
-    cdef object future
-
-    def __cinit__(self, future):
-        self.future = future
+# The tag of a request whose future gets (signature, number of the audit record or None, cached).
+cdef uint64_t RECEIPT = 1
 
 
 @cython.final
 cdef class Batch:
-    """The messages of one `submit_many` and their results. The messages before `next` are sent or answered."""
+    """The messages of one `submit_many` and their results. The tag of a request is its position."""
 
     cdef object future
-    cdef list messages
     cdef list results
-    cdef Py_ssize_t next
     cdef Py_ssize_t remaining
-    cdef uint32_t key
-    cdef uint64_t deadline
-    cdef bytes extra
+    cdef uint64_t *numbers
+    """By position: the number of the request; 0: there is none."""
     cdef bint return_exceptions
+
+    def __cinit__(self, future, Py_ssize_t count, bint return_exceptions):
+        self.future = future
+        self.results = [None] * count
+        self.remaining = count
+        self.return_exceptions = return_exceptions
+        self.numbers = <uint64_t *>PyMem_Calloc(count or 1, sizeof(uint64_t))
+        if self.numbers == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        PyMem_Free(self.numbers)
 
     cdef int put(self, Py_ssize_t position, object result) except -1:
         self.results[position] = result
@@ -54,24 +56,126 @@ cdef inline int _set_exception(object future, object error) except -1:
     return 0
 
 
-cdef inline int _answer(object waiter, Py_ssize_t position, bytes signature, uint64_t seq, bint cached) except -1:
+cdef inline int _answer(object waiter, uint64_t tag, bytes signature, uint64_t seq, bint cached) except -1:
     """Give a waiter its signature. `seq`: the number of its audit record, or 0."""
     if type(waiter) is Batch:
-        return (<Batch>waiter).put(position, signature)
-    if type(waiter) is WithReceipt:
-        return _set_result((<WithReceipt>waiter).future, (signature, seq or None, cached))
-    return _set_result(waiter, signature)
+        return (<Batch>waiter).put(<Py_ssize_t>tag, signature)
+    return _set_result(waiter, (signature, seq or None, cached) if tag == RECEIPT else signature)
 
 
-cdef int _refuse(object waiter, Py_ssize_t position, object error) except -1:
+cdef int _refuse(object waiter, uint64_t tag, object error) except -1:
     """Give a waiter its error."""
-    if type(waiter) is Batch:
-        return (<Batch>waiter).fail(position, error)
-    return _set_exception((<WithReceipt>waiter).future if type(waiter) is WithReceipt else waiter, error)
+    return (<Batch>waiter).fail(<Py_ssize_t>tag, error) if type(waiter) is Batch else _set_exception(waiter, error)
 
 
-cdef bint _gone(object waiter):
+cdef inline bint _gone(object waiter):
     """Whether the caller has left or has its answer."""
-    if type(waiter) is Batch:
-        return (<Batch>waiter).future.done()
-    return (<WithReceipt>waiter).future.done() if type(waiter) is WithReceipt else waiter.done()
+    return (<Batch>waiter).future.done() if type(waiter) is Batch else waiter.done()
+
+
+cdef struct _Named:
+    PyObject *future  # borrowed from the waiters; NULL: free
+    uint64_t number
+
+
+@cython.final
+cdef class Waiters:
+    """What belongs to a request, by the lower half of its number, and the numbers of the futures that wait."""
+
+    cdef list waiters
+    """A future, a Batch, or None: the waiter has left or was answered."""
+    cdef list messages
+    """What the request table points to."""
+    cdef list extras
+    # A hash table with linear probing, half full at most. Python's own dictionary takes four times as long.
+    cdef _Named *_named
+    cdef size_t _mask
+    cdef size_t _count
+
+    def __cinit__(self):
+        self.waiters, self.messages, self.extras = [], [], []
+        self._rehash(512)
+
+    def __dealloc__(self):
+        PyMem_Free(self._named)
+
+    cdef inline int reserve(self, uint32_t room) except -1:
+        """Make room, so that `put` cannot fail."""
+        cdef Py_ssize_t more = <Py_ssize_t>room - PyList_GET_SIZE(self.extras)
+        if more > 0:
+            for of in (self.waiters, self.messages, self.extras):
+                of.extend([None] * more)
+        return self._rehash(2 * (self._mask + 1)) if 2 * (self._count + 1) > self._mask else 0
+
+    cdef inline void put(self, uint64_t number, object waiter, bytes message, bytes extra):
+        cdef Py_ssize_t i = <uint32_t>number
+        self.waiters[i], self.messages[i], self.extras[i] = waiter, message, extra
+
+    cdef inline void name(self, object future, uint64_t number):
+        """Let `number_of` find a future, until its waiter is taken."""
+        self._insert(<PyObject *>future, number)
+        self._count += 1
+
+    cdef inline object take(self, uint64_t number):
+        """The waiter, which gets its answer now or has left."""
+        cdef Py_ssize_t i = <uint32_t>number
+        cdef object waiter = <object>PyList_GET_ITEM(self.waiters, i)
+        if waiter is not None:
+            self.waiters[i] = None
+            if type(waiter) is not Batch:
+                self._remove(<PyObject *>waiter)
+        return waiter
+
+    cdef inline void forget(self, uint64_t number):
+        """The request is over, its waiter was taken."""
+        cdef Py_ssize_t i = <uint32_t>number
+        self.messages[i] = None
+        self.extras[i] = None
+
+    cdef inline size_t _home(self, PyObject *future) noexcept:
+        return (<uint64_t>future >> 4) * <uint64_t>0x9e3779b97f4a7c15 >> 32 & self._mask
+
+    cdef inline size_t _find(self, PyObject *future) noexcept:
+        cdef size_t at = self._home(future)
+        while self._named[at].future != NULL and self._named[at].future != future:
+            at = (at + 1) & self._mask
+        return at
+
+    cdef uint64_t number_of(self, object future) noexcept:
+        """The number of the request that a future waits for; 0: none."""
+        return self._named[self._find(<PyObject *>future)].number
+
+    cdef inline void _insert(self, PyObject *future, uint64_t number) noexcept:
+        cdef size_t at = self._find(future)
+        self._named[at].future = future
+        self._named[at].number = number
+
+    cdef inline void _remove(self, PyObject *future) noexcept:
+        cdef size_t hole = self._find(future)
+        cdef size_t at = hole
+        if self._named[hole].future == NULL:
+            return
+        self._count -= 1
+        while True:  # move back what could not have its own place because of this one
+            at = (at + 1) & self._mask
+            if self._named[at].future == NULL:
+                break
+            if ((at - self._home(self._named[at].future)) & self._mask) >= ((at - hole) & self._mask):
+                self._named[hole] = self._named[at]
+                hole = at
+        self._named[hole].future = NULL
+        self._named[hole].number = 0
+
+    cdef int _rehash(self, size_t capacity) except -1:
+        cdef _Named *old = self._named
+        cdef size_t count = self._mask + 1 if old != NULL else 0
+        cdef size_t i
+        cdef _Named *named = <_Named *>PyMem_Calloc(capacity, sizeof(_Named))
+        if named == NULL:
+            raise MemoryError()
+        self._named, self._mask = named, capacity - 1
+        for i in range(count):
+            if old[i].future != NULL:
+                self._insert(old[i].future, old[i].number)
+        PyMem_Free(old)
+        return 0

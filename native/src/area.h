@@ -26,6 +26,9 @@
 
 /* Whether workers may claim. PAUSED is for a host process that is started again: its workers wait for their keys. */
 enum hsm_mode { HSM_MODE_RUN, HSM_MODE_PAUSED, HSM_MODE_STOPPING };
+/* A request in a slot, until it is answered. The client cancels and a worker begins by compare-and-swap, so that a
+ * request that was cancelled is not signed. */
+enum hsm_stage { HSM_STAGE_QUEUED, HSM_STAGE_CANCELLED, HSM_STAGE_BEGUN };
 enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_FIRED };
 
 /* One request and its answer. */
@@ -35,7 +38,7 @@ typedef struct hsm_slot {
     uint64_t deadline_ns;
     uint32_t message_len;
     uint32_t key;
-    _Atomic uint32_t cancelled;
+    _Atomic uint32_t stage; /* enum hsm_stage */
     /* answer: written by the worker */
     uint32_t status;
     uint64_t ckr;
@@ -155,6 +158,9 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
     return deadline != 0 && now >= deadline;
 }
 
+/* Count a request that its worker has completed. */
+void hsm_worker_tally(hsm_worker_record *record, hsm_status status);
+
 /* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is
  * read later. Were the tail the older of the two, the head could be past it. */
 static inline uint64_t hsm_area_queued_from(hsm_area *area, uint64_t head) {
@@ -191,6 +197,14 @@ static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
             return true;
         }
     }
+}
+
+/* Begin a claimed request. Returns false if it was cancelled. Its worker only. */
+static inline bool hsm_area_begin(hsm_slot *slot) {
+    uint32_t queued = HSM_STAGE_QUEUED;
+    return atomic_compare_exchange_strong_explicit(&slot->stage, &queued, HSM_STAGE_BEGUN, memory_order_acq_rel,
+                                                   memory_order_relaxed) ||
+           queued != HSM_STAGE_CANCELLED;
 }
 
 /* ---- completion ring: many producers, one consumer ---- */

@@ -135,8 +135,19 @@ void hsm_client_publish(hsm_client *client) {
     }
 }
 
-hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
-                             uint64_t timeout_ns, uint32_t *slot_out, uint64_t *deadline_ns) {
+static void fill(hsm_client *client, uint32_t index, uint32_t key, const uint8_t *message, size_t message_len,
+                 uint64_t deadline_ns) {
+    hsm_slot *slot = hsm_area_slot(client->area, index);
+    slot->deadline_ns = deadline_ns;
+    slot->message_len = (uint32_t)message_len;
+    slot->key = key;
+    if (message_len > 0) { /* `message` may be NULL then */
+        memcpy(hsm_area_message(client->area, index, message_len), message, message_len);
+    }
+}
+
+hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
+                            uint64_t deadline_ns, uint32_t *slot_out) {
     if (hsm_client_forked(client)) {
         return HSM_FORKED;
     }
@@ -151,22 +162,30 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
     client->use[index] = HSM_USE_TAKEN;
     note_in_flight(client);
     hsm_slot *slot = hsm_area_slot(area, index);
-    uint64_t now = hsm_now_ns();
     atomic_store_explicit(&slot->submitted_ns, now, memory_order_relaxed);
-    slot->deadline_ns = timeout_ns != 0 && timeout_ns <= UINT64_MAX - now ? now + timeout_ns : 0;
-    *deadline_ns = slot->deadline_ns;
-    slot->message_len = (uint32_t)message_len;
-    slot->key = key;
-    atomic_store_explicit(&slot->cancelled, 0, memory_order_relaxed);
-    if (message_len > 0) { /* `message` may be NULL then */
-        memcpy(hsm_area_message(area, index, message_len), message, message_len);
-    }
+    atomic_store_explicit(&slot->stage, HSM_STAGE_QUEUED, memory_order_relaxed);
+    fill(client, index, key, message, message_len, deadline_ns);
     hsm_area_publish(area, client->tail++, index);
     if (!client->batching || client->tail - client->published >= BATCH_GROUP) {
         hsm_client_publish(client);
     }
     *slot_out = index;
     return HSM_OK;
+}
+
+hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
+                             uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns) {
+    uint64_t now = hsm_now_ns();
+    *deadline_ns = timeout_ns != 0 && timeout_ns <= UINT64_MAX - now ? now + timeout_ns : 0;
+    return hsm_client_write(client, key, message, message_len, now, *deadline_ns, slot);
+}
+
+void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
+                        uint64_t deadline_ns, bool again) {
+    fill(client, slot, key, message, message_len, deadline_ns);
+    if (!again && client->use[slot] == HSM_USE_TAKEN) {
+        client->use[slot] = HSM_USE_REPLAYED;
+    }
 }
 
 void hsm_client_batch_begin(hsm_client *client) {
@@ -218,10 +237,13 @@ void hsm_client_release(hsm_client *client, uint32_t slot) {
     }
 }
 
-void hsm_client_cancel(hsm_client *client, uint32_t slot) {
-    if (!hsm_client_forked(client) && slot < client->area->slots) {
-        atomic_store_explicit(&hsm_area_slot(client->area, slot)->cancelled, 1, memory_order_relaxed);
+int hsm_client_cancel(hsm_client *client, uint32_t slot) {
+    if (hsm_client_forked(client) || slot >= client->area->slots) {
+        return 0;
     }
+    uint32_t queued = HSM_STAGE_QUEUED;
+    return atomic_compare_exchange_strong(&hsm_area_slot(client->area, slot)->stage, &queued, HSM_STAGE_CANCELLED) ||
+           queued == HSM_STAGE_CANCELLED;
 }
 
 uint32_t hsm_client_queued(const hsm_client *client) {

@@ -53,6 +53,10 @@ uint32_t hsm_client_replay(hsm_client *client) {
         atomic_store(&record->call_started_ns, 0);
         atomic_store(&record->call_deadline_ns, 0);
     }
+    for (uint32_t index = 0; index < area->slots; index++) { /* none has been begun, for the next host */
+        uint32_t begun = HSM_STAGE_BEGUN;
+        (void)atomic_compare_exchange_strong(&hsm_area_slot(area, index)->stage, &begun, HSM_STAGE_QUEUED);
+    }
     uint32_t again = 0;
     bool answers = atomic_load(&area->shared->completion_tail) != client->head;
     for (uint32_t index = 0; index < area->slots; index++) {

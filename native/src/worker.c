@@ -82,7 +82,7 @@ static bool is_down(const hsm_area *area) {
 /* Whether the request may begin. `*now` moves on if it had to wait. */
 static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t *now) {
     const hsm_area *area = worker->engine->area;
-    if (atomic_load_explicit(&slot->cancelled, memory_order_relaxed) != 0) {
+    if (atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_CANCELLED) {
         return HSM_CANCELLED;
     }
     if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
@@ -111,19 +111,6 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
         return key < newest ? HSM_KEY_DEACTIVATED : HSM_BAD_ARGUMENT;
     }
     return state == HSM_KEY_RETIRED ? HSM_KEY_DEACTIVATED : HSM_KEY_MISMATCH;
-}
-
-static void tally(hsm_worker_record *record, hsm_status status) {
-    if (status == HSM_OK) {
-        hsm_add_relaxed(&record->signatures, 1);
-    } else if (status == HSM_DEADLINE_EXCEEDED) {
-        hsm_add_relaxed(&record->expired, 1);
-    } else if (status == HSM_CANCELLED) {
-        hsm_add_relaxed(&record->cancelled, 1);
-    } else {
-        hsm_add_relaxed(&record->failures, 1);
-        hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
-    }
 }
 
 /* Sign, and climb the ladder after each failure. */
@@ -175,6 +162,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     uint32_t key = slot->key;
     (void)atomic_exchange(&worker->serving, hsm_key_place(key) + 1U); /* before the look at the key, see is_served */
     hsm_status status = admit(worker, slot, key, &begun);
+    status = status == HSM_OK && !hsm_area_begin(slot) ? HSM_CANCELLED : status;
     uint64_t queued = begun > submitted ? begun - submitted : 0;
     uint64_t ended = begun;
     slot->signature_len = 0;
@@ -200,7 +188,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     slot->worker = worker->index;
     slot->queue_ns = queued < UINT32_MAX ? (uint32_t)queued : UINT32_MAX;
     slot->hsm_ns = ended - begun;
-    tally(worker->record, status);
+    hsm_worker_tally(worker->record, status);
     hsm_area_complete(area, index);
     atomic_store_explicit(&worker->serving, 0, memory_order_release);
     return ended;

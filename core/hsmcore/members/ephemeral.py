@@ -17,7 +17,6 @@ from hsmcore.keyring import KeyVersion, canonical
 from hsmcore.log import get_logger
 from hsmcore.members.base import MemberSpec, NonExportable
 from hsmcore.members.offload.engine import OffloadEngine
-from hsmcore.members.offload.recorded import RecordedEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -119,12 +118,11 @@ class EphemeralMember:
         self.level = spec.level
         self._settings = spec.settings
         self.control = EphemeralKeys(self.name)
-        self._engine = OffloadEngine(self.control, queue_size=spec.rules.queue_size, **spec.engine_rules())
-        self.engine = RecordedEngine(self._engine, self.name, self.level)
+        self.engine = OffloadEngine.before(self.control, queue_size=spec.rules.queue_size, **spec.engine_rules())
 
     def record_in(self, audit: AuditLog) -> None:
         """As Member.record_in."""
-        self.engine.record_in(audit)
+        self.engine.record(audit, self.level)
 
     def require_ready(self) -> None:
         """Do nothing: hsmcore depends on all that is needed."""
@@ -132,8 +130,8 @@ class EphemeralMember:
     async def start(self) -> KeyVersion:
         """Make the key. Raises OutOfMemory if memory cannot be locked."""
         record = await self.control.generate_key(self._settings.algorithm, LABEL)
-        key = self.engine.name_key(self.control.enter(record.id, self._engine))
-        self._engine.attach(asyncio.get_running_loop())
+        key = self.engine.name_key(self.control.enter(record.id, self.engine))
+        self.engine.start(asyncio.get_running_loop())
         log = get_logger()
         if self.level != "emergency":
             log.warning(
@@ -150,11 +148,11 @@ class EphemeralMember:
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key by its id. Raises KeyNotFound, KeyDeactivated."""
-        return self.engine.name_key(self.control.enter(key_id.hex(), self._engine))
+        return self.engine.name_key(self.control.enter(key_id.hex(), self.engine))
 
     async def stop(self) -> None:
         """Answer every caller and wipe the keys. Idempotent."""
         try:
-            await self._engine.stop(STOP_SECONDS)
+            await self.engine.stop(STOP_SECONDS)
         finally:
             self.control.wipe()

@@ -49,7 +49,8 @@ class Pkcs11Member:
             # Room to replace every worker once.
             max_workers=min(2 * settings.sessions, MAX_SESSIONS),
             coalesce_seconds=rules.wake_coalesce_micros / 1e6,
-            digests=rules.audit_log_file is not None,
+            # What a host process says of a message is not recorded.
+            digests=rules.audit_log_file is not None and settings.isolation != "process",
         )
         self._known: dict[str, KeyVersion] = {}
         self._audit: AuditLog | None = None

@@ -23,7 +23,6 @@ from hsmcore.members.kms.http import HttpPool
 from hsmcore.members.kms.keys import KmsKey, KmsKeys
 from hsmcore.members.kms.sigv4 import Credentials, Signer
 from hsmcore.members.offload.engine import OffloadEngine
-from hsmcore.members.offload.recorded import RecordedEngine
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -59,18 +58,17 @@ class KmsMember:
         self._client: KmsClient | None = None
         self._keys: KmsKeys | None = None
         self._engine: OffloadEngine | None = None
-        self._recorded: RecordedEngine | None = None
         self._control: KmsControl | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = False
 
     @property
-    def engine(self) -> RecordedEngine:
-        return _made(self._recorded)
+    def engine(self) -> OffloadEngine:
+        return _made(self._engine)
 
     def record_in(self, audit: AuditLog) -> None:
         """As Member.record_in."""
-        self.engine.record_in(audit)
+        self.engine.record(audit, self.level)
 
     @property
     def control(self) -> KmsControl:
@@ -86,7 +84,7 @@ class KmsMember:
         surroundings, credentials = await loop.run_in_executor(self._thread, self._session.open)
         self._assemble(surroundings, credentials)
         key = await self._load(self._settings.key_id, self._settings)
-        _made(self._engine).attach(loop)
+        self.engine.start(loop)
         if self._session.renews:
             self._spawn(self._renew())
         get_logger().info(
@@ -112,14 +110,13 @@ class KmsMember:
         self._client = KmsClient(self._pool, signer, credentials, self.name, hint)
         self._keys = KmsKeys(self._client, settings.concurrency, self.name)
         self._control = KmsControl(self._keys, self.name)
-        self._engine = OffloadEngine(
+        self._engine = engine = OffloadEngine.before(
             self._keys,
             queue_size=self._spec.rules.queue_size,
             **self._spec.engine_rules(),
             verify_every=VERIFY_EVERY[settings.verify_signatures],
         )
-        self._keys.retired = self._engine.is_retired
-        self._recorded = RecordedEngine(self._engine, self.name, self.level)
+        self._keys.retired = lambda index: not engine.signs_with(index)
         self._client.lost = self._lost
         self._client.retried = self._retried
 
@@ -139,7 +136,7 @@ class KmsMember:
         if index is None:
             await keys.prove(key)
             most = None if key.form.order else MAX_RAW_MESSAGE
-            index = _made(self._engine).add_key(key.form.algorithm, key.public_key, most, "the limit of AWS KMS")
+            index = self.engine.add_key(key.form.algorithm, key.public_key, most, "the limit of AWS KMS")
             keys.by_index[index] = key
         elif keys.by_index[index].public_key != key.public_key:
             raise KeyMismatch(f"key {name!r} is another one than before", member=self.name)
@@ -153,7 +150,7 @@ class KmsMember:
             raise KeyMismatch(f"key {pin.key_id!r} is not the one that publicKey names", member=self.name)
 
     def _retried(self, name: str) -> None:
-        _made(self._engine).meter.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
+        self.engine.recoveries["REOPEN" if name == LOST else "RETRY"] += 1
 
     def _lost(self) -> None:
         """Handle a failed connection: nothing is sent until a probe has reached KMS and found the keys unchanged."""
@@ -161,7 +158,7 @@ class KmsMember:
             return
         self._probing = True
         get_logger().error("member down: AWS KMS cannot be reached", member=self.name)
-        self._engine.set_down(True)
+        self._engine.lose("TOKEN_LOST")
         self._spawn(self._probe())
 
     async def _probe(self) -> None:
@@ -173,15 +170,15 @@ class KmsMember:
                 await _made(self._keys).prove_again()
             except KeyMismatch as error:
                 get_logger().error("member down for good: not the key that it was", member=self.name, error=str(error))
-                _made(self._engine).set_down(True, error.status)
+                self.engine.lose(error.status)
                 return
             except HsmError as error:
-                _made(self._engine).set_down(True, error.status if error.error_class == "AUTH_FATAL" else "TOKEN_LOST")
+                self.engine.lose(error.status if error.error_class == "AUTH_FATAL" else "TOKEN_LOST")
             else:
                 break
         self._probing = False
-        _made(self._engine).meter.recoveries["MEMBER_DOWN"] += 1
-        _made(self._engine).set_down(False)
+        self.engine.recoveries["MEMBER_DOWN"] += 1
+        self.engine.lose("")
         get_logger().info("member up again", member=self.name)
 
     async def _renew(self) -> None:

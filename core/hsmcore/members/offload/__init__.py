@@ -1,4 +1,5 @@
-"""The engine, in Python, of members that sign with coroutines or in software: AWS KMS and ephemeral keys.
+"""Members that sign with coroutines or in software, AWS KMS and ephemeral keys: the native engine's table and counters
+in front of a back end.
 
-Reading order: requests, engine, runners; then keytable, single_flight, counters, recorded.
+Reading order: engine, runners.
 """

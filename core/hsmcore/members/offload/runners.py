@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hsmcore.errors import HsmError, InternalError, error_of
-from hsmcore.members.offload.requests import Request
+
+if TYPE_CHECKING:
+    from hsmcore.members.offload.engine import OffloadEngine
 
 STUCK_SECONDS = 0.05
 """Seconds within which a back end must obey a cancellation; after that its call counts as stuck."""
 SLICE_NS = 500_000
 """Nanoseconds that an instant back end signs before it yields to the event loop."""
-
-Take = Callable[[], Request | None]
-Finish = Callable[[Request, bytes | HsmError], None]
 
 
 @runtime_checkable
@@ -40,51 +39,39 @@ class Backend(Protocol):
 
 
 class TaskRunner:
-    """A task for each request, at most `concurrency` at once. `take` returns the next request or None."""
+    """A task for each request, at most `count` at once."""
 
-    def __init__(self, backend: Backend, most: int, member: str, take: Take, finish: Finish) -> None:
-        self.workers = min(backend.concurrency, most)
-        self._sign = backend.sign
-        self._member, self._take, self._finish = member, take, finish
-        self._tasks: dict[Request, asyncio.Task[bytes]] = {}
-        self._expired: set[Request] = set()
+    def __init__(self, engine: OffloadEngine, backend: Backend, count: int, member: str) -> None:
+        self._engine, self._sign, self._count, self._member = engine, backend.sign, count, member
+        self._idle = list(range(count))
+        self._tasks: dict[int, asyncio.Task[bytes]] = {}
+        self._expired: set[int] = set()
         self.clogged = False
-        """Whether calls past their deadlines occupy every worker."""
+        """Whether calls past their deadlines occupy every runner."""
 
-    @property
-    def busy(self) -> int:
-        return len(self._tasks)
-
-    @property
-    def stuck(self) -> int:
-        return len(self._expired)
-
-    def oldest(self) -> int:
-        """Return the age of the oldest call in nanoseconds; 0: there is none. Any thread."""
-        request = next(iter(self._tasks.copy()), None)
-        return 0 if request is None else time.monotonic_ns() - request.begun
-
-    def has(self, request: Request) -> bool:
-        return request in self._tasks
-
-    def pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin requests while there is a free worker."""
-        while len(self._tasks) < self.workers and (request := self._take()) is not None:
-            task = self._tasks[request] = loop.create_task(self._sign(request.key, request.message))
+    def pump(self) -> None:
+        """Begin requests while a runner is idle."""
+        loop = asyncio.get_running_loop()
+        while self._idle and (request := self._engine.begin(self._idle[-1])) is not None:
+            runner = self._idle.pop()
+            task = self._tasks[runner] = loop.create_task(self._sign(*request))
             # No coroutine around it: if a task is cancelled before its first step, only its callback runs.
-            task.add_done_callback(functools.partial(self._done, request, loop))
+            task.add_done_callback(functools.partial(self._done, runner))
 
-    def _done(self, request: Request, loop: asyncio.AbstractEventLoop, task: asyncio.Task[bytes]) -> None:
-        del self._tasks[request]
-        if request in self._expired:
-            self._expired.discard(request)
+    def _done(self, runner: int, task: asyncio.Task[bytes]) -> None:
+        del self._tasks[runner]
+        self._idle.append(runner)
+        self._engine.end(runner, self._outcome(runner, task))
+        self._expired.discard(runner)
+        if self.clogged:
             self.clogged = False
-        self._finish(request, self._outcome(task))
-        self.pump(loop)
+            self._engine.look_again()
+        self._engine.deliver()
+        self.pump()
 
-    def _outcome(self, task: asyncio.Task[bytes]) -> bytes | HsmError:
-        if task.cancelled():
-            return error_of("CANCELLED", member=self._member)  # by the engine: every waiter has an answer
+    def _outcome(self, runner: int, task: asyncio.Task[bytes]) -> bytes | HsmError:
+        if task.cancelled():  # by this runner: every waiter has an answer
+            return error_of("DEADLINE_EXCEEDED" if runner in self._expired else "CANCELLED", member=self._member)
         error = task.exception()
         if error is None:
             return task.result()
@@ -93,14 +80,19 @@ class TaskRunner:
         # A caller gets an answer whatever the back end raises. The error's text is untrusted.
         return InternalError(f"the back end raised {type(error).__name__}", member=self._member)
 
-    def expire(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel the task of a request whose last deadline has passed."""
-        self._expired.add(request)
-        self._tasks[request].cancel()
-        loop.call_later(STUCK_SECONDS, self._look_at_expired)
+    def expire(self) -> None:
+        """Cancel the tasks whose last deadline has passed."""
+        for runner, task in list(self._tasks.items()):
+            if runner not in self._expired and self._engine.overran(runner):
+                self._expired.add(runner)
+                task.cancel()
+        if self._expired:
+            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._look_at_expired)
 
     def _look_at_expired(self) -> None:
-        self.clogged = len(self._expired) >= self.workers
+        if len(self._expired) >= self._count:
+            self.clogged = True
+            self._engine.look_again()
 
     async def stop(self, timeout: float) -> int:
         """Cancel every task. Returns how many did not end within `timeout` seconds."""
@@ -113,40 +105,33 @@ class TaskRunner:
 class InstantRunner:
     """Signs in the event loop, one time slice after the other."""
 
-    workers = 1
-    busy = stuck = 0
     clogged = False
 
-    def __init__(self, backend: InstantBackend, take: Take, finish: Finish) -> None:
-        self._sign, self._take, self._finish = backend.sign_now, take, finish
+    def __init__(self, engine: OffloadEngine, backend: InstantBackend) -> None:
+        self._engine, self._sign = engine, backend.sign_now
         self._handle: asyncio.Handle | None = None
 
-    def oldest(self) -> int:
-        return 0
-
-    def has(self, _request: Request) -> bool:
-        return False
-
-    def pump(self, loop: asyncio.AbstractEventLoop) -> None:
+    def pump(self) -> None:
         """Schedule a slice: it does not run immediately, so that a caller that submits in a loop starves nothing."""
         if self._handle is None:
-            self._handle = loop.call_soon(self._slice, loop)
+            self._handle = asyncio.get_running_loop().call_soon(self._slice)
 
-    def _slice(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _slice(self) -> None:
         self._handle = None
         until = time.monotonic_ns() + SLICE_NS
-        while (request := self._take()) is not None:
+        while (request := self._engine.begin(0)) is not None:
             try:
-                result: bytes | HsmError = self._sign(request.key, request.message)
+                result: bytes | HsmError = self._sign(*request)
             except HsmError as error:
                 result = error
-            self._finish(request, result)
+            self._engine.end(0, result)
             if time.monotonic_ns() >= until:
-                self.pump(loop)
+                self.pump()
                 break
+        self._engine.deliver()
 
-    def expire(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        raise NotImplementedError  # no request is with this runner when the engine sweeps
+    def expire(self) -> None:
+        """Do nothing: no call lasts beyond its slice."""
 
     async def stop(self, _timeout: float) -> int:
         """Cancel the next slice."""

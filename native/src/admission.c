@@ -1,0 +1,55 @@
+/* The measurement behind admission control, in windows. */
+#include "admission.h"
+
+/* A window ends after WINDOW_ANSWERS or WINDOW_LONGEST_NS, but lasts at least WINDOW_SHORTEST_NS. */
+#define WINDOW_ANSWERS 16U
+#define WINDOW_LONGEST_NS UINT64_C(250000000)
+#define WINDOW_SHORTEST_NS UINT64_C(5000000)
+
+static void begin(hsm_admission *admission, uint64_t now, bool loaded) {
+    admission->begun_ns = now;
+    admission->answers = 0;
+    admission->loaded = loaded;
+}
+
+void hsm_admission_note(hsm_admission *admission, uint64_t now, uint64_t answers, bool loaded) {
+    if (admission->begun_ns == 0) {
+        begin(admission, now, loaded);
+        return;
+    }
+    admission->answers += answers;
+    admission->loaded = admission->loaded && loaded;
+    uint64_t took = now - admission->begun_ns;
+    if (took < WINDOW_SHORTEST_NS || admission->answers == 0 ||
+        (admission->answers < WINDOW_ANSWERS && took < WINDOW_LONGEST_NS)) {
+        return;
+    }
+    uint64_t sample = took / admission->answers;
+    uint64_t known = admission->each_ns;
+    if (admission->loaded) {
+        admission->measured_ns = now;
+    }
+    if (admission->loaded && known == 0) {
+        admission->each_ns = sample;
+    } else if (sample < known) { /* a shorter time is true under any load */
+        admission->each_ns -= (known - sample) / 4U;
+    } else if (admission->loaded) {
+        admission->each_ns += ((sample < 2U * known ? sample : 2U * known) - known) / 4U;
+    }
+    begin(admission, now, loaded);
+}
+
+bool hsm_admission_late(const hsm_admission *admission, uint64_t ahead, uint64_t limit_ns) {
+    return admission->each_ns != 0 && (ahead + 1U) * admission->each_ns > limit_ns - limit_ns / 5U;
+}
+
+bool hsm_admission_refuses(hsm_admission *admission, uint64_t ahead, uint64_t count, uint64_t limit_ns) {
+    if (ahead + count <= admission->servers || !hsm_admission_late(admission, ahead + count - 1U, limit_ns)) {
+        return false;
+    }
+    if (ahead < admission->servers && hsm_now_ns() - admission->measured_ns > limit_ns) {
+        admission->each_ns = 0;
+        return false;
+    }
+    return true;
+}

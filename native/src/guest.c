@@ -1,0 +1,149 @@
+/* The worker's part, played by the caller's thread: claim, complete, count. */
+#include <hsmcore/guest.h>
+
+#include <string.h>
+
+#include "table.h"
+
+typedef struct guest_runner {
+    uint32_t slot; /* of the request that it serves, or HSM_NONE */
+    uint64_t begun_ns;
+} guest_runner;
+
+struct hsm_guest {
+    hsm_requests *table;
+    hsm_area *area;
+    uint32_t count, verify_every;
+    guest_runner runners[];
+};
+
+hsm_status hsm_guest_new(hsm_requests *table, uint32_t runners, uint32_t verify_every, hsm_guest **out) {
+    *out = NULL;
+    hsm_area *area = table->client->area;
+    if (runners < 1 || runners > area->max_workers) {
+        return HSM_BAD_ARGUMENT;
+    }
+    hsm_guest *guest = hsm_alloc(sizeof *guest + runners * sizeof guest->runners[0]);
+    if (guest == NULL) {
+        return HSM_OUT_OF_MEMORY;
+    }
+    guest->table = table;
+    guest->area = area;
+    guest->count = runners;
+    guest->verify_every = verify_every;
+    hsm_requests_serve(table, runners);
+    for (uint32_t i = 0; i < runners; i++) {
+        guest->runners[i].slot = HSM_NONE;
+        atomic_store(&hsm_area_worker(area, i)->running, 1);
+    }
+    *out = guest;
+    return HSM_OK;
+}
+
+void hsm_guest_free(hsm_guest *guest) {
+    hsm_free(guest);
+}
+
+hsm_status hsm_guest_add_key(hsm_guest *guest, hsm_key_info *info, int cacheable) {
+    for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
+        const hsm_pinned_key *key = &guest->table->pinned.keys[place];
+        if (!key->known || (key->retired && key->index < UINT32_MAX - HSM_MAX_KEYS)) {
+            info->index = key->known ? key->index + HSM_MAX_KEYS : place;
+            return hsm_pinned_add(&guest->table->pinned, info, cacheable != 0, guest->verify_every);
+        }
+    }
+    return HSM_BAD_ARGUMENT;
+}
+
+static void complete(hsm_guest *guest, hsm_worker_record *record, uint32_t slot, hsm_status status, uint64_t ckr) {
+    hsm_slot *answered = hsm_area_slot(guest->area, slot);
+    answered->status = status;
+    answered->ckr = ckr;
+    answered->call = 0;
+    answered->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
+    hsm_worker_tally(record, status);
+    hsm_area_complete(guest->area, slot);
+}
+
+static hsm_status admit(const hsm_guest *guest, hsm_slot *slot, uint64_t now) {
+    if (!hsm_area_begin(slot)) {
+        return HSM_CANCELLED;
+    }
+    if (now >= slot->deadline_ns) {
+        return HSM_DEADLINE_EXCEEDED;
+    }
+    return hsm_pinned_state(&guest->table->pinned, slot->key) == 1 ? HSM_OK : HSM_KEY_DEACTIVATED;
+}
+
+uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {
+    hsm_worker_record *record = hsm_area_worker(guest->area, runner);
+    uint32_t index;
+    while (hsm_area_claim(guest->area, &index)) {
+        uint64_t now = hsm_now_ns();
+        hsm_slot *slot = hsm_area_slot(guest->area, index);
+        uint64_t queued = now - atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
+        slot->queue_ns = queued < UINT32_MAX ? (uint32_t)queued : UINT32_MAX;
+        slot->hsm_ns = 0;
+        slot->worker = runner;
+        hsm_status status = admit(guest, slot, now);
+        if (status == HSM_OK) {
+            guest->runners[runner].slot = index;
+            guest->runners[runner].begun_ns = now;
+            atomic_store_explicit(&record->call_started_ns, now, memory_order_relaxed);
+            hsm_histogram_add(&record->queue, queued);
+            *key = slot->key;
+            return hsm_table_number(guest->table, guest->table->places[index].owner);
+        }
+        complete(guest, record, index, status, 0);
+    }
+    return 0;
+}
+
+int hsm_guest_overran(hsm_guest *guest, uint32_t runner) {
+    uint32_t slot = guest->runners[runner].slot;
+    if (slot == HSM_NONE) {
+        return 0;
+    }
+    const hsm_place *place = &guest->table->places[slot];
+    const hsm_request *request = &guest->table->all[place->owner];
+    if (request->claimed || place->followers.count != 0 || hsm_now_ns() < request->deadline_ns) {
+        return 0;
+    }
+    atomic_store_explicit(&hsm_area_worker(guest->area, runner)->quarantined, 1, memory_order_relaxed);
+    return 1;
+}
+
+uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uint64_t ckr, const uint8_t *signature) {
+    hsm_worker_record *record = hsm_area_worker(guest->area, runner);
+    uint32_t index = guest->runners[runner].slot;
+    hsm_slot *slot = hsm_area_slot(guest->area, index);
+    uint64_t now = hsm_now_ns();
+    slot->hsm_ns = now - guest->runners[runner].begun_ns;
+    hsm_histogram_add(&record->hsm, slot->hsm_ns);
+    if (status == HSM_OK) {
+        const hsm_request *request = &guest->table->all[guest->table->places[index].owner];
+        memcpy(slot->signature, signature, HSM_MAX_SIGNATURE);
+        status = hsm_pinned_check(&guest->table->pinned, slot->key, request->message, request->message_len, signature,
+                                  HSM_MAX_SIGNATURE);
+        hsm_histogram_add(&record->verify, hsm_now_ns() - now);
+    }
+    if (status == HSM_SIGNATURE_INVALID) {
+        hsm_add_relaxed(&record->wrong, 1);
+    }
+    guest->runners[runner].slot = HSM_NONE;
+    atomic_store_explicit(&record->call_started_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&record->quarantined, 0, memory_order_relaxed);
+    complete(guest, record, index, status, ckr);
+    return index;
+}
+
+void hsm_guest_refuse(hsm_guest *guest, hsm_status status) {
+    uint32_t index;
+    while (hsm_area_claim(guest->area, &index)) {
+        hsm_slot *slot = hsm_area_slot(guest->area, index);
+        slot->queue_ns = 0;
+        slot->hsm_ns = 0;
+        complete(guest, hsm_area_worker(guest->area, 0), index, hsm_area_begin(slot) ? status : HSM_CANCELLED, 0);
+    }
+    hsm_requests_fail(guest->table, HSM_QUEUED_ONES, status);
+}

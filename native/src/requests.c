@@ -1,0 +1,364 @@
+/* The way of a request: from hsm_requests_submit through a slot, or behind an identical request, to hsm_requests_next. */
+#include <string.h>
+
+#include "table.h"
+
+/* ---- in ---- */
+
+/* What the cache knows of a message. */
+static enum hsm_cache_result look_up(hsm_requests *table, uint32_t key, const uint8_t *message, uint32_t message_len,
+                                     uint8_t *signature, uint32_t *signature_len, uint64_t *leader, uint64_t *entry) {
+    *entry = 0;
+    if (!hsm_requests_cacheable(table, key)) {
+        return HSM_CACHE_MISS;
+    }
+    hsm_algorithm algorithm = table->pinned.keys[hsm_key_place(key)].algorithm;
+    enum hsm_cache_result result =
+        hsm_cache_lookup(table->cache, key, algorithm, message, message_len, signature, signature_len, leader, entry);
+    return result == HSM_CACHE_NO_MEMORY ? HSM_CACHE_MISS : result; /* it is signed, and not kept */
+}
+
+static void forget_entry(hsm_requests *table, uint64_t entry) {
+    if (entry != 0) {
+        hsm_cache_abandon(table->cache, entry);
+    }
+}
+
+/* Go on with a request that is in no list, after the cache was asked for it. */
+static void proceed(hsm_requests *table, uint32_t index, enum hsm_cache_result found, uint64_t leader, uint64_t entry,
+                    uint64_t now) {
+    hsm_request *r = &table->all[index];
+    if (found == HSM_CACHE_HIT) {
+        r->status = HSM_OK;
+        r->shared = r->cached = true;
+        hsm_table_move(table, index, HSM_REQUEST_READY);
+    } else if (found == HSM_CACHE_JOINED) {
+        r->slot = (uint32_t)leader;
+        hsm_table_move(table, index, HSM_REQUEST_FOLLOWING);
+    } else if (hsm_client_write(table->client, r->key, r->message, r->message_len, now, r->deadline_ns, &r->slot) ==
+               HSM_OK) {
+        hsm_place *at = &table->places[r->slot];
+        at->owner = index;
+        at->entry = entry;
+        if (entry != 0) {
+            hsm_cache_set_leader(table->cache, entry, r->slot);
+        }
+        r->state = HSM_REQUEST_SENT;
+        table->owed++;
+    } else { /* it asks the cache again when it gets a slot */
+        forget_entry(table, entry);
+        hsm_table_move(table, index, HSM_REQUEST_QUEUED);
+    }
+}
+
+int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns) {
+    /* A call that hangs is nobody to wait for once its waiter has been answered. */
+    return hsm_admission_refuses(&table->admission, (uint64_t)table->owed + table->queue.count, count, timeout_ns);
+}
+
+hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer) {
+    answer->request = 0;
+    answer->cached = 0;
+    int known = hsm_pinned_state(&table->pinned, ask->key);
+    if (known != 1) {
+        return known == 0 ? HSM_KEY_DEACTIVATED : HSM_KEY_NOT_FOUND;
+    }
+    if (hsm_requests_room(table) == 0) {
+        return HSM_OUT_OF_MEMORY;
+    }
+    uint32_t index = table->free.first;
+    hsm_request *r = &table->all[index];
+    uint64_t leader = 0;
+    uint64_t entry = 0;
+    r->signature_len = 0;
+    enum hsm_cache_result found =
+        look_up(table, ask->key, ask->message, ask->message_len, r->signature, &r->signature_len, &leader, &entry);
+    answer->cached = found == HSM_CACHE_HIT;
+    if (found == HSM_CACHE_HIT && ask->held == 0) {
+        answer->signature = r->signature;
+        answer->signature_len = r->signature_len;
+        return HSM_OK;
+    }
+    if (found == HSM_CACHE_MISS && ask->admitted == 0 && hsm_requests_refuses(table, 1, ask->timeout_ns)) {
+        forget_entry(table, entry);
+        return HSM_QUEUE_FULL;
+    }
+    uint64_t now = hsm_now_ns();
+    hsm_list_drop(table->links, &table->free, index);
+    r->state = HSM_REQUEST_GIVEN; /* in no list */
+    r->deadline_ns = ask->timeout_ns <= UINT64_MAX - now ? now + ask->timeout_ns : UINT64_MAX;
+    r->message = ask->message;
+    r->message_len = ask->message_len;
+    r->key = ask->key;
+    r->tag = ask->tag;
+    r->slot = r->answered_slot = HSM_NONE;
+    r->claimed = true;
+    r->told = r->shared = r->cached = false;
+    r->ckr = r->call = r->latency_ns = r->seq = 0;
+    r->digest = NULL;
+    table->open++;
+    hsm_deadlines_add(&table->deadlines, index, r->deadline_ns, now);
+    if (found == HSM_CACHE_MISS && table->queue.count != 0) { /* it does not overtake those that wait */
+        forget_entry(table, entry);
+        hsm_table_move(table, index, HSM_REQUEST_QUEUED);
+    } else {
+        proceed(table, index, found, leader, entry, now);
+    }
+    answer->request = hsm_table_number(table, index);
+    return HSM_OK;
+}
+
+/* Give free slots to the requests that wait, in their order. Returns whether any was ready at once. */
+static bool refill(hsm_requests *table) {
+    uint64_t now = hsm_now_ns();
+    hsm_client_batch_begin(table->client);
+    while (table->queue.count != 0 && hsm_client_free_slots(table->client) != 0) {
+        uint32_t index = table->queue.first;
+        hsm_request *r = &table->all[index];
+        uint64_t leader = 0;
+        uint64_t entry = 0;
+        enum hsm_cache_result found =
+            look_up(table, r->key, r->message, r->message_len, r->signature, &r->signature_len, &leader, &entry);
+        hsm_list_drop(table->links, &table->queue, index);
+        r->state = HSM_REQUEST_GIVEN;
+        proceed(table, index, found, leader, entry, now);
+    }
+    hsm_client_batch_end(table->client);
+    return table->ready.count != 0;
+}
+
+/* ---- out ---- */
+
+/* A request has this answer, to be given by the next call of hsm_requests_next. */
+static void settle(hsm_requests *table, uint32_t index, hsm_status status) {
+    table->all[index].status = status;
+    hsm_table_move(table, index, HSM_REQUEST_READY);
+}
+
+/* The request in a slot has ended with `r`'s answer: so have those that follow it. What ended it alone, its deadline or
+ * its waiter, does not end them: they ask again, before all others. */
+static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r) {
+    bool alone = r->status == HSM_CANCELLED || r->status == HSM_DEADLINE_EXCEEDED;
+    while (followers->count != 0) {
+        uint32_t index = alone ? followers->last : followers->first;
+        hsm_request *follower = &table->all[index];
+        hsm_list_drop(table->links, followers, index);
+        follower->slot = HSM_NONE;
+        if (alone) {
+            follower->state = HSM_REQUEST_QUEUED;
+            hsm_list_push(table->links, &table->queue, index, true);
+            continue;
+        }
+        follower->state = HSM_REQUEST_GIVEN;
+        follower->ckr = r->ckr;
+        follower->call = r->call;
+        follower->answered_slot = r->answered_slot;
+        follower->shared = true;
+        follower->signature_len = r->signature_len;
+        memcpy(follower->signature, r->signature, r->signature_len);
+        settle(table, index, (hsm_status)r->status);
+    }
+}
+
+/* Take one completion. Returns false when there is none. */
+static bool take(hsm_requests *table) {
+    hsm_completion done;
+    if (hsm_client_next(table->client, &done) == 0) {
+        return false;
+    }
+    hsm_place *at = &table->places[done.slot];
+    uint32_t index = at->owner;
+    hsm_request *r = &table->all[index];
+    hsm_status status = done.status < HSM_STATUS_COUNT ? done.status : HSM_CKR_UNKNOWN;
+    table->taken++;
+    if (status == HSM_OK) { /* copied once: what is checked, kept, recorded and handed out is the same */
+        r->signature_len = done.signature_len;
+        memcpy(r->signature, done.signature, done.signature_len);
+        status = done.signature_len == 0 ? HSM_SIGNATURE_MALFORMED
+                                         : hsm_pinned_check(&table->pinned, r->key, r->message, r->message_len,
+                                                            r->signature, r->signature_len);
+    }
+    if (status != HSM_OK) {
+        r->signature_len = 0;
+    }
+    r->ckr = done.ckr;
+    r->call = done.call;
+    r->digest = done.hsm_ns != 0 && table->client->area->digests ? done.digest : NULL;
+    r->latency_ns = done.queue_ns + done.hsm_ns;
+    if (at->entry != 0 && status == HSM_OK) {
+        hsm_cache_fill(table->cache, at->entry, r->signature, r->signature_len,
+                       hsm_pinned_state(&table->pinned, r->key) == 1);
+    } else {
+        forget_entry(table, at->entry);
+    }
+    at->entry = 0;
+    at->owner = HSM_NONE;
+    hsm_client_release(table->client, done.slot);
+    r->answered_slot = done.slot;
+    r->slot = HSM_NONE;
+    table->owed -= r->claimed ? 1U : 0U;
+    settle(table, index, status);
+    if (at->followers.count != 0) {
+        share(table, &at->followers, r);
+    }
+    return true;
+}
+
+int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
+    if (hsm_client_forked(table->client)) {
+        return 0;
+    }
+    while (table->ready.count == 0) {
+        if (take(table)) {
+            continue;
+        }
+        if (table->taken != 0) {
+            bool loaded = table->queue.count != 0 || hsm_client_queued(table->client) != 0;
+            hsm_admission_note(&table->admission, hsm_now_ns(), table->taken, loaded);
+            table->taken = 0;
+        }
+        if (table->queue.count == 0 || !refill(table)) {
+            return 0;
+        }
+    }
+    uint32_t index = table->ready.first;
+    hsm_request *r = &table->all[index];
+    bool last = r->slot == HSM_NONE;
+    hsm_list_drop(table->links, &table->ready, index);
+    r->state = last ? HSM_REQUEST_GIVEN : HSM_REQUEST_SENT;
+    *answer = (hsm_answer){.request = hsm_table_number(table, index),
+                           .tag = r->tag,
+                           .status = (hsm_status)r->status,
+                           .ckr = r->ckr,
+                           .call = r->call,
+                           .key = r->key,
+                           .slot = r->answered_slot,
+                           .signature_len = r->status == HSM_OK ? r->signature_len : 0,
+                           .signature = r->signature,
+                           .digest = r->digest,
+                           .latency_ns = r->latency_ns,
+                           .seq = r->seq,
+                           .claimed = r->claimed,
+                           .told = r->told,
+                           .shared = r->shared,
+                           .cached = r->cached,
+                           .last = last};
+    r->told = r->told || r->claimed;
+    table->open -= r->claimed ? 1U : 0U;
+    r->claimed = false;
+    return 1;
+}
+
+void hsm_requests_end(hsm_requests *table, uint64_t number) {
+    uint32_t index = hsm_table_find(table, number);
+    if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
+        hsm_deadlines_drop(&table->deadlines, index);
+        table->all[index].generation += table->all[index].generation == UINT32_MAX ? 2U : 1U; /* no number is 0 */
+        hsm_table_move(table, index, HSM_REQUEST_FREE);
+    }
+}
+
+void hsm_requests_hold(hsm_requests *table, uint64_t number, uint64_t seq) {
+    uint32_t index = hsm_table_find(table, number);
+    if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
+        hsm_request *r = &table->all[index];
+        r->seq = seq;
+        r->claimed = true;
+        r->told = false;
+        table->open++;
+        hsm_table_move(table, index, HSM_REQUEST_HELD);
+    }
+}
+
+void hsm_requests_release(hsm_requests *table, uint64_t seq) {
+    while (table->held.count != 0 && table->all[table->held.first].seq <= seq) {
+        settle(table, table->held.first, HSM_OK);
+    }
+}
+
+/* ---- ends that are not the workers' ---- */
+
+/* Withdraw the request in a slot, unless others follow it. Returns whether a signature of it was or will be made. */
+static bool withdraw(hsm_requests *table, uint32_t slot) {
+    return table->places[slot].followers.count != 0 || hsm_client_cancel(table->client, slot) == 0;
+}
+
+int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
+    uint32_t index = hsm_table_find(table, number);
+    *begun = 1;
+    if (index == HSM_NONE || !table->all[index].claimed) {
+        return 0;
+    }
+    hsm_request *r = &table->all[index];
+    bool follows = r->state == HSM_REQUEST_FOLLOWING;
+    r->claimed = false;
+    table->open--;
+    if (r->slot != HSM_NONE && !follows) { /* it stays until the workers are done with it */
+        table->owed -= r->state == HSM_REQUEST_SENT ? 1U : 0U;
+        *begun = withdraw(table, r->slot); /* its deadline stays: a call that hangs is found by it */
+        hsm_table_move(table, index, HSM_REQUEST_SENT);
+        return 0;
+    }
+    *begun = r->state != HSM_REQUEST_QUEUED;
+    hsm_table_move(table, index, HSM_REQUEST_GIVEN);
+    hsm_requests_end(table, number);
+    return 1;
+}
+
+/* Answer a waiter before its request has ended. */
+static void answer_early(hsm_requests *table, uint32_t index, hsm_status status) {
+    hsm_request *r = &table->all[index];
+    if (r->state == HSM_REQUEST_SENT) {
+        table->owed--;
+        if (status != HSM_CLOSED) {
+            (void)withdraw(table, r->slot);
+        }
+    } else if (r->state == HSM_REQUEST_FOLLOWING) {
+        hsm_table_move(table, index, HSM_REQUEST_GIVEN);
+        r->slot = HSM_NONE;
+    }
+    settle(table, index, status);
+}
+
+uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now) {
+    uint32_t index;
+    uint32_t overdue = 0;
+    while (hsm_deadlines_expired(&table->deadlines, now, &index)) {
+        const hsm_request *r = &table->all[index];
+        overdue += r->state == HSM_REQUEST_SENT || r->state == HSM_REQUEST_FOLLOWING ? 1U : 0U;
+        if (r->claimed && r->state != HSM_REQUEST_READY) {
+            answer_early(table, index, HSM_DEADLINE_EXCEEDED);
+        }
+    }
+    return overdue;
+}
+
+uint64_t hsm_requests_sweep_at(const hsm_requests *table) {
+    return hsm_deadlines_next(&table->deadlines);
+}
+
+void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status status) {
+    while (which != HSM_HELD_ONES && table->queue.count != 0) {
+        settle(table, table->queue.first, status);
+    }
+    while (which != HSM_QUEUED_ONES && table->held.count != 0) {
+        settle(table, table->held.first, status);
+    }
+    for (uint32_t index = 0; which == HSM_ALL && index < table->room; index++) {
+        const hsm_request *r = &table->all[index];
+        if (r->claimed && (r->state == HSM_REQUEST_SENT || r->state == HSM_REQUEST_FOLLOWING)) {
+            answer_early(table, index, status);
+        }
+    }
+}
+
+uint32_t hsm_requests_replay(hsm_requests *table) {
+    for (uint32_t slot = 0; slot < hsm_client_slots(table->client); slot++) {
+        if (table->places[slot].owner != HSM_NONE) {
+            const hsm_request *r = &table->all[table->places[slot].owner];
+            bool again = hsm_algorithm_is_deterministic(table->pinned.keys[hsm_key_place(r->key)].algorithm) != 0;
+            hsm_client_restore(table->client, slot, r->key, r->message, r->message_len, r->deadline_ns, again);
+        }
+    }
+    return hsm_client_replay(table->client);
+}

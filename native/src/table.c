@@ -1,0 +1,144 @@
+/* The life of a request table, and its lists. */
+#include "table.h"
+
+#include <string.h>
+
+#define FIRST_ROOM 256U
+
+bool hsm_table_grow(hsm_requests *table) {
+    uint32_t room = table->room == 0 ? FIRST_ROOM : table->room * 2U;
+    hsm_request *all = room > table->room ? hsm_alloc(room * sizeof *all) : NULL;
+    hsm_link *links = all != NULL ? hsm_alloc(room * sizeof *links) : NULL;
+    if (links == NULL || !hsm_deadlines_grow(&table->deadlines, room)) {
+        hsm_free(all);
+        hsm_free(links);
+        return false;
+    }
+    if (table->room != 0) {
+        memcpy(all, table->all, table->room * sizeof *all);
+        memcpy(links, table->links, table->room * sizeof *links);
+    }
+    hsm_free(table->all);
+    hsm_free(table->links);
+    table->all = all;
+    table->links = links;
+    for (uint32_t index = room; index-- > table->room;) {
+        all[index].generation = 1; /* no number is 0 */
+        all[index].slot = HSM_NONE;
+        hsm_list_push(links, &table->free, index, true);
+    }
+    table->room = room;
+    return true;
+}
+
+static hsm_list *list_of(hsm_requests *table, const hsm_request *request) {
+    switch (request->state) {
+    case HSM_REQUEST_FREE:
+        return &table->free;
+    case HSM_REQUEST_QUEUED:
+        return &table->queue;
+    case HSM_REQUEST_FOLLOWING:
+        return &table->places[request->slot].followers;
+    case HSM_REQUEST_READY:
+        return &table->ready;
+    case HSM_REQUEST_HELD:
+        return &table->held;
+    default:
+        return NULL;
+    }
+}
+
+void hsm_table_move(hsm_requests *table, uint32_t index, enum hsm_request_state state) {
+    hsm_request *request = &table->all[index];
+    hsm_list *list = list_of(table, request);
+    if (list != NULL) {
+        hsm_list_drop(table->links, list, index);
+    }
+    request->state = (uint8_t)state;
+    list = list_of(table, request);
+    if (list != NULL) { /* a free one goes first: few requests that stay warm, not all in turn */
+        hsm_list_push(table->links, list, index, state == HSM_REQUEST_FREE);
+    }
+}
+
+uint32_t hsm_table_find(const hsm_requests *table, uint64_t number) {
+    uint32_t index = (uint32_t)number;
+    bool known = index < table->room && hsm_table_number(table, index) == number;
+    return known && table->all[index].state != HSM_REQUEST_FREE ? index : HSM_NONE;
+}
+
+hsm_status hsm_requests_new(hsm_client *client, hsm_cache *cache, hsm_requests **out) {
+    uint32_t slots = hsm_client_slots(client);
+    hsm_requests *table = hsm_alloc(sizeof *table);
+    *out = table;
+    if (table == NULL) {
+        return HSM_OUT_OF_MEMORY;
+    }
+    table->client = client;
+    table->cache = cache;
+    hsm_list_begin(&table->free);
+    hsm_list_begin(&table->queue);
+    hsm_list_begin(&table->ready);
+    hsm_list_begin(&table->held);
+    table->places = hsm_alloc(slots * sizeof *table->places);
+    if (table->places == NULL || !hsm_table_grow(table)) {
+        hsm_requests_free(table);
+        *out = NULL;
+        return HSM_OUT_OF_MEMORY;
+    }
+    for (uint32_t slot = 0; slot < slots; slot++) {
+        table->places[slot].owner = HSM_NONE;
+        hsm_list_begin(&table->places[slot].followers);
+    }
+    return HSM_OK;
+}
+
+void hsm_requests_free(hsm_requests *table) {
+    if (table != NULL) {
+        hsm_deadlines_free(&table->deadlines);
+        hsm_pinned_free(&table->pinned);
+        hsm_free(table->places);
+        hsm_free(table->all);
+        hsm_free(table->links);
+        hsm_free(table);
+    }
+}
+
+hsm_status hsm_requests_pin(hsm_requests *table, const hsm_key_info *key, int cacheable, uint32_t verify_every) {
+    table->verifies = table->verifies || verify_every != 0;
+    return hsm_pinned_add(&table->pinned, key, cacheable != 0, verify_every);
+}
+
+void hsm_requests_retire(hsm_requests *table, uint32_t key) {
+    if (hsm_pinned_state(&table->pinned, key) == 1) {
+        table->pinned.keys[hsm_key_place(key)].retired = true;
+    }
+}
+
+int hsm_requests_knows(const hsm_requests *table, uint32_t key) {
+    return hsm_pinned_state(&table->pinned, key);
+}
+
+int hsm_requests_cacheable(const hsm_requests *table, uint32_t key) {
+    return table->cache != NULL && table->pinned.keys[hsm_key_place(key)].cacheable;
+}
+
+void hsm_requests_serve(hsm_requests *table, uint32_t workers) {
+    table->admission.servers = workers;
+}
+
+uint32_t hsm_requests_room(hsm_requests *table) {
+    return table->free.count != 0 || hsm_table_grow(table) ? table->room : 0;
+}
+
+void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) {
+    *counts = (hsm_requests_counts){
+        .open = table->open,
+        .queued = table->queue.count,
+        .slots = hsm_client_slots(table->client) - hsm_client_free_slots(table->client),
+        .held = table->held.count,
+        .owed = table->owed,
+        .wrong = table->wrong,
+        .each_ns = table->admission.each_ns,
+    };
+}
