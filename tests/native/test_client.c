@@ -210,12 +210,12 @@ static void cancelling_marks_and_reuse_unmarks(void) {
     hsm_completion done;
     uint32_t slot = submit(client, "x", 1);
     hsm_client_cancel(client, slot);
-    CHECK_INT(atomic_load(&hsm_area_slot(client->area, slot)->cancelled), ==, 1);
+    CHECK_INT(atomic_load(&hsm_area_slot(client->area, slot)->stage), ==, HSM_STAGE_CANCELLED);
     (void)serve(client, 1);
     REQUIRE(hsm_client_next(client, &done));
     hsm_client_release(client, slot);
     CHECK_INT(submit(client, "x", 1), ==, slot);
-    CHECK_INT(atomic_load(&hsm_area_slot(client->area, slot)->cancelled), ==, 0);
+    CHECK_INT(atomic_load(&hsm_area_slot(client->area, slot)->stage), ==, HSM_STAGE_QUEUED);
     hsm_client_cancel(client, 1); /* no such slot: nothing happens */
     hsm_client_cancel(client, UINT32_MAX);
     hsm_client_free(client);
