@@ -123,7 +123,8 @@ async def main():
     async with hsmcore.create_key_manager(json.loads(sys.argv[1])) as manager:
         await manager.sign(sys.argv[2].encode())
         messages = [f"{number}".encode() for number in range(2000)]
-        answers = [await asyncio.gather(manager.sign(message, 0.2), return_exceptions=True) for message in messages[:20]]
+        for message in messages[:20]:
+            await asyncio.gather(manager.sign(message, 0.2), return_exceptions=True)
         await manager.sign_many(messages, 5.0, return_exceptions=True)
         print("runs", flush=True)
 asyncio.run(main())
