@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from tests.chaos.load import until_it_signs
 from tests.support.chaos import Chaos, ends_within, engine_of, needs_chaos, send_signal, supervisor_of, wrap
 from tests.support.leaks import children
@@ -26,6 +27,9 @@ from tests.support.verifiers import is_good
 from tests.support.wrapper import compile_wrapper
 
 import hsmcore
+from hsmcore.config import load
+from hsmcore.doctor import diagnose
+from hsmcore.doctor.isolation import ptrace_scope
 from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [
@@ -250,3 +254,82 @@ async def test_its_memory_limit_holds_also_while_a_call_hangs(world, tmp_path):
     assert caught.value.status == "HOST_LOST"
     assert time.monotonic() - begun < 30
     assert children() == frozenset()
+
+
+# ---- a kernel without it ---------------------------------------------------------------------------------------------
+
+WITHOUT = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/syscall.h>
+
+/* A kernel without Landlock. The host asks for nothing else by number, but for waiting and waking. */
+long syscall(long number, ...) {
+    va_list given;
+    long a[6];
+    va_start(given, number);
+    for (int i = 0; i < 6; i++) {
+        a[i] = va_arg(given, long);
+    }
+    va_end(given);
+    if (number >= SYS_landlock_create_ruleset && number <= SYS_landlock_restrict_self) {
+        errno = ENOSYS;
+        return -1;
+    }
+    extern long (*real(void))(long, ...);
+    return real()(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
+#include <dlfcn.h>
+
+long (*real(void))(long, ...) {
+    static long (*found)(long, ...);
+    if (found == 0) {
+        found = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    }
+    return found;
+}
+"""
+
+
+@pytest.fixture
+def without_landlock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts run on a kernel without Landlock."""
+    source, library, program = tmp_path / "without.c", tmp_path / "without.so", tmp_path / "host"
+    source.write_text(WITHOUT)
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"], check=True)
+    program.write_text(f"#!/bin/sh\nLD_PRELOAD={library} exec {HOST_PROGRAM}\n")
+    program.chmod(0o755)
+    for user in ("members", "doctor"):
+        monkeypatch.setattr(f"hsmcore.{user}.pkcs11.HOST_PROGRAM", program)
+
+
+@one_loop
+async def test_without_landlock_it_signs_and_says_what_is_missing(hostile, without_landlock):
+    with capture_logs() as lines:
+        manager = hsmcore.create_key_manager(hostile.config())
+        await manager.initialize()
+    assert [line["lacking"] for line in lines if "less isolated" in line["event"]] == [["landlock"]]
+    async with manager:
+        assert engine_of(manager).hardening == (("landlock",), 0)
+        assert await hostile.tries(manager, "probe") == errno.EPERM
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+@pytest.mark.parametrize(("scope", "says"), [(None, "write the application's memory"), (1, "much of /proc")])
+def test_the_doctor_says_that_the_kernel_has_no_landlock(world, without_landlock, monkeypatch, scope, says):
+    monkeypatch.setattr("hsmcore.doctor.pkcs11.ptrace_scope", lambda: scope)
+    [report] = diagnose(load(world.config(settings={"isolation": "process"}))).providers
+    [step] = [step for step in report.steps if step.name == "isolation"]
+    assert (step.outcome, step.data["lacking"]) == ("warn", ["landlock"])
+    assert says in step.found
+    assert "lsm=" in step.hint
+
+
+def test_the_doctor_says_what_the_kernel_offers(world):
+    [report] = diagnose(load(world.config(settings={"isolation": "process"}))).providers
+    [step] = [step for step in report.steps if step.name == "isolation"]
+    assert step.data["ptraceScope"] == ptrace_scope()
+    assert step.outcome == ("warn" if step.data["lacking"] else "ok")
+    assert ("landlock" in step.data["lacking"]) == (step.data["landlockAbi"] == 0)
