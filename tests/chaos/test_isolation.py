@@ -308,13 +308,11 @@ def without_landlock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @one_loop
 async def test_without_landlock_it_signs_and_says_what_is_missing(hostile, without_landlock):
     with capture_logs() as lines:
-        manager = hsmcore.create_key_manager(hostile.config())
-        await manager.initialize()
-    assert [line["lacking"] for line in lines if "less isolated" in line["event"]] == [["landlock"]]
-    async with manager:
-        assert engine_of(manager).hardening == (("landlock",), 0)
-        assert await hostile.tries(manager, "probe") == errno.EPERM
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+        async with opened(hostile.config()) as manager:
+            assert engine_of(manager).hardening == (("landlock",), 0)
+            assert await hostile.tries(manager, "probe") == errno.EPERM
+            assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+    assert [list(line["lacking"]) for line in lines if "less isolated" in line["event"]] == [["landlock"]]
 
 
 @pytest.mark.parametrize(("scope", "says"), [(None, "write the application's memory"), (1, "much of /proc")])
