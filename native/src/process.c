@@ -45,7 +45,9 @@ static int prepare(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attri
         (void)sigaddset(&blocked, signals[i]);
     }
     int code = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    code = code != 0 ? code : posix_spawn_file_actions_adddup2(actions, STDERR_FILENO, STDOUT_FILENO);
+    if (code == 0 && fcntl(STDERR_FILENO, F_GETFD) >= 0) { /* a service may have closed it */
+        code = posix_spawn_file_actions_adddup2(actions, STDERR_FILENO, STDOUT_FILENO);
+    }
     for (int i = 0; code == 0 && i < count; i++) {
         code = moved[i] < 0 ? EMFILE : posix_spawn_file_actions_adddup2(actions, moved[i], HSM_FD_CONTROL + i);
     }
