@@ -18,7 +18,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject, PyObject_Call
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
@@ -232,6 +232,19 @@ cdef class Engine(Requests):
         processes."""
         cdef int64_t pid = hsm_host_pid(self._host) if self._host != NULL else 0
         return pid if pid > 0 else None
+
+    @property
+    def hardening(self):
+        """(lacking, Landlock's version): the steps of its hardening that did not take effect in the host process, and
+        the kernel's version of Landlock, 0 where it has none. None without a host."""
+        cdef int32_t abi = 0
+        cdef uint32_t done
+        if self._host == NULL:
+            return None
+        done = hsm_host_hardening(self._host, &abi)
+        steps = {"no-core-dumps": HSM_NO_CORE_DUMPS, "not-dumpable": HSM_NOT_DUMPABLE,
+                 "no-new-privileges": HSM_NO_NEW_PRIVILEGES, "seccomp": HSM_SECCOMP, "landlock": HSM_LANDLOCK}
+        return tuple(name for name, bit in steps.items() if not done & bit), abi
 
     def kill_host(self):
         """Kill the host process; `host_fd` becomes readable when it has ended."""

@@ -1,5 +1,5 @@
 # The C boundary: native/include/hsmcore/*.h, declaration by declaration. No logic.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "hsmcore/status.h" nogil:
@@ -150,6 +150,13 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host, hsm_error *error)
     int hsm_host_fd(const hsm_host *host)
     int64_t hsm_host_pid(const hsm_host *host)
+    uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi)
+    enum:
+        HSM_NO_CORE_DUMPS
+        HSM_NOT_DUMPABLE
+        HSM_NO_NEW_PRIVILEGES
+        HSM_SECCOMP
+        HSM_LANDLOCK
     hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                 hsm_error *error)
     hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index)

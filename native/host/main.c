@@ -1,7 +1,9 @@
 /* hsmcore-host: the engine in a process of its own. hsm_host_start (src/host.c) starts it with its descriptors at fixed
  * numbers. It ends on request, with the process that started it, or when it outgrows its memory limit. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
@@ -16,13 +18,18 @@
 
 #define EXIT_USAGE 2
 #define EXIT_MEMORY 3
-#define LOOK_MS 500 /* how often the memory limit is looked at */
+#define LOOK_NS UINT64_C(500000000) /* how often the memory limit is looked at */
 
 typedef struct host {
     hsm_client client; /* only the fields that an engine uses */
     hsm_engine *engine;
+    pthread_t watcher;
+    bool watched;
     uint64_t memory_limit;
     int parent; /* pidfd of the process that started this one */
+    int statm;  /* /proc/self/statm */
+    uint32_t hardening;
+    int32_t landlock_abi;
 } host;
 
 static hsm_status attach(hsm_client *client) {
@@ -32,6 +39,27 @@ static hsm_status attach(hsm_client *client) {
     client->timer_fd = HSM_FD_TIMER;
     client->fork_generation = hsm_fork_generation();
     return hsm_area_attach(HSM_FD_AREA, client->area);
+}
+
+static uint64_t resident_bytes(const host *self) {
+    char text[64] = "";
+    unsigned long long pages = 0;
+    if (pread(self->statm, text, sizeof text - 1, 0) <= 0 ||
+        sscanf(text, "%*u %llu", &pages) != 1) { // NOLINT(cert-err34-c)
+        return 0;
+    }
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The end of the parent and the memory limit, while a call may hang in the module. */
+static void *watch(void *argument) {
+    const host *self = argument;
+    while (!hsm_wait_fd(self->parent, POLLIN, self->memory_limit != 0 ? LOOK_NS : 0)) {
+        if (self->memory_limit != 0 && resident_bytes(self) > self->memory_limit) {
+            _exit(EXIT_MEMORY);
+        }
+    }
+    _exit(0);
 }
 
 static hsm_status start(host *self, const hsm_request_message *message, hsm_error *error) {
@@ -53,6 +81,11 @@ static hsm_status start(host *self, const hsm_request_message *message, hsm_erro
     };
     options.pin = hsm_wire_get(message, &message->pin, &options.pin_len);
     self->memory_limit = message->memory_limit;
+    errno = self->watched ? 0 : hsm_thread_start(&self->watcher, watch, self);
+    self->watched = errno == 0;
+    if (!self->watched) {
+        return hsm_fail_errno(error, "pthread_create", "watcher");
+    }
     return hsm_engine_start(&self->client, &options, &self->engine, error);
 }
 
@@ -76,6 +109,8 @@ static bool handle(host *self, hsm_request_message *message) {
     uint32_t healthy;
     switch (message->operation) {
     case HSM_OP_HELLO:
+        reply.hardening = self->hardening;
+        reply.landlock_abi = self->landlock_abi;
         break;
     case HSM_OP_START:
         status = start(self, message, &reply.error);
@@ -107,30 +142,13 @@ static bool handle(host *self, hsm_request_message *message) {
     return send(HSM_FD_CONTROL, &reply, sizeof reply, MSG_NOSIGNAL) == (ssize_t)sizeof reply && go_on;
 }
 
-static uint64_t resident_bytes(void) {
-    unsigned long long total = 0;
-    unsigned long long resident = 0;
-    FILE *file = fopen("/proc/self/statm", "re");
-    if (file == NULL) {
-        return 0;
-    }
-    if (fscanf(file, "%llu %llu", &total, &resident) != 2) { // NOLINT(cert-err34-c)
-        resident = 0;
-    }
-    (void)fclose(file);
-    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 static int serve(host *self) {
     static hsm_request_message message;
     for (;;) {
         struct pollfd watched[2] = {{.fd = HSM_FD_CONTROL, .events = POLLIN}, {.fd = self->parent, .events = POLLIN}};
-        int ready = poll(watched, 2, self->memory_limit != 0 ? LOOK_MS : -1);
+        int ready = poll(watched, 2, -1);
         if (ready < 0 && errno != EINTR) {
             return EXIT_USAGE;
-        }
-        if (self->memory_limit != 0 && resident_bytes() > self->memory_limit) {
-            return EXIT_MEMORY;
         }
         /* The parent's end is asked for separately: a forked sibling may hold the other end of the socket open. */
         if (ready > 0 && watched[1].revents != 0) {
@@ -148,6 +166,16 @@ static int serve(host *self) {
     }
 }
 
+static void ignore_signals(void) {
+    const int signals[] = HSM_HOST_IGNORES;
+    sigset_t none;
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
+        (void)signal(signals[i], SIG_IGN);
+    }
+    (void)sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         (void)printf("hsmcore-host %llx\n", (unsigned long long)HSM_WIRE_VERSION);
@@ -158,12 +186,14 @@ int main(int argc, char **argv) {
         (void)fputs("hsmcore-host is started by hsmcore, not by hand.\n", stderr);
         return EXIT_USAGE;
     }
-    hsm_harden();
     pid_t parent = getppid();
     self.parent = parent > 1 ? pidfd_open(parent, 0) : -1;
+    self.statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
     if (self.parent < 0 || getppid() != parent) {
         return 0; /* it has ended already */
     }
+    ignore_signals();
+    self.hardening = hsm_harden(&self.landlock_abi);
     /* Not exit: handlers of the module may hang, and nothing of ours needs flushing. */
     _exit(serve(&self));
 }

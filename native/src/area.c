@@ -63,8 +63,10 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
         return hsm_fail_errno(error, "memfd_create", "shared area");
     }
     char *memory = NULL;
-    /* Sealed, so that the other side cannot shrink the file under our mapping. */
-    if (ftruncate(file, (off_t)area->size) == 0 && fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0) {
+    /* Sealed, so that the other side cannot shrink the file under our mapping, nor keep the next process from mapping
+     * it with a seal of its own. */
+    if (ftruncate(file, (off_t)area->size) == 0 &&
+        fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0) {
         memory = map(file, area->size);
     }
     if (memory == NULL) {
@@ -73,13 +75,20 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
         return status;
     }
     describe(area, &at, memory);
-    area->shared->magic = HSM_AREA_MAGIC;
-    area->shared->version = HSM_AREA_VERSION;
-    area->shared->options = *options;
-    area->shared->options.slots = area->slots;
-    area->shared->size = area->size;
+    hsm_area_write_header(area);
     *fd = file;
     return HSM_OK;
+}
+
+void hsm_area_write_header(hsm_area *area) {
+    area->shared->magic = HSM_AREA_MAGIC;
+    area->shared->version = HSM_AREA_VERSION;
+    area->shared->options = (hsm_client_options){.slots = area->slots,
+                                                 .max_message = area->max_message,
+                                                 .max_workers = area->max_workers,
+                                                 .digests = area->digests ? 1 : 0,
+                                                 .coalesce_ns = area->coalesce_ns};
+    area->shared->size = area->size;
 }
 
 hsm_status hsm_area_attach(int fd, hsm_area *area) {

@@ -131,6 +131,8 @@ typedef struct hsm_area {
 
 /* Map new memory and describe it in `area`. `fd` receives the memory file, which a host process can map too. */
 hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, int *fd, hsm_error *error);
+/* Write the layout for the process that maps the memory next: the one before may have overwritten it. */
+void hsm_area_write_header(hsm_area *area);
 /* Map the memory of another process and describe it in `area`. */
 hsm_status hsm_area_attach(int fd, hsm_area *area);
 /* Unmap the memory, if there is any, and close the file, if it is open. */

@@ -1,7 +1,9 @@
 /* The platform: see base.h. */
 #include "base.h"
 
+#include <errno.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <signal.h>
 #include <sodium.h>
 #include <stdarg.h>
@@ -9,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static _Atomic int64_t allocations;
@@ -116,7 +119,23 @@ void hsm_event_set(int event_fd) {
 
 void hsm_event_clear(int event_fd) {
     uint64_t count;
-    (void)!read(event_fd, &count, sizeof count);
+    const struct iovec where = {.iov_base = &count, .iov_len = sizeof count};
+    if (preadv2(event_fd, &where, 1, -1, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP && hsm_wait_fd(event_fd, POLLIN, 1)) {
+        (void)!read(event_fd, &count, sizeof count); /* before Linux 5.8 */
+    }
+}
+
+bool hsm_wait_fd(int fd, short events, uint64_t timeout_ns) {
+    uint64_t begun = hsm_now_ns();
+    struct pollfd what = {.fd = fd, .events = events};
+    for (;;) {
+        uint64_t passed = hsm_now_ns() - begun;
+        struct timespec left = hsm_timespec(passed < timeout_ns ? timeout_ns - passed : 0);
+        int ready = ppoll(&what, 1, timeout_ns == 0 ? NULL : &left, NULL);
+        if (ready >= 0 || errno != EINTR) {
+            return ready > 0;
+        }
+    }
 }
 
 void hsm_leaks_read(hsm_leaks *leaks) {

@@ -39,9 +39,12 @@ void hsm_close(int *fd);
 int hsm_thread_start(pthread_t *thread, void *(*run)(void *argument), void *argument);
 void hsm_thread_join(pthread_t thread);
 
-/* Make an eventfd readable, and unreadable again. Neither blocks. */
+/* Make an eventfd readable, and unreadable again. Clearing never blocks, whatever another process that has the
+ * descriptor does with it, O_NONBLOCK included; setting does not unless that process has filled the counter. */
 void hsm_event_set(int event_fd);
 void hsm_event_clear(int event_fd);
+/* Whether one of `events` comes within `timeout_ns` (0: no limit). */
+bool hsm_wait_fd(int fd, short events, uint64_t timeout_ns);
 
 static inline struct timespec hsm_timespec(uint64_t ns) {
     return (struct timespec){.tv_sec = (time_t)(ns / 1000000000U), .tv_nsec = (long)(ns % 1000000000U)};

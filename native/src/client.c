@@ -94,9 +94,13 @@ void hsm_client_wake_clear(hsm_client *client) {
     uint32_t was = atomic_exchange(&client->area->shared->notify, HSM_NOTIFY_IDLE);
     begin_taking(client);
     if (was != HSM_NOTIFY_FIRED) {
-        hsm_event_clear(client->timer_fd); /* no worker woke us, so the timer did */
+        /* No worker woke us, so the timer did. Disarmed and not read: the host has the descriptor too, and could make a
+         * read block. The next worker arms it again. */
+        const struct itimerspec never = {.it_value = {0}};
+        (void)timerfd_settime(client->timer_fd, 0, &never, NULL);
+        atomic_store(&client->area->shared->alarm_at_ns, 0);
     }
-    /* A completion published before a worker saw IDLE must be seen by the drain that follows. */
+    /* A completion published before a worker saw IDLE, or trusted an alarm, must be seen by the drain that follows. */
     atomic_thread_fence(memory_order_seq_cst);
 }
 

@@ -16,22 +16,21 @@
 
 static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_message *reply, hsm_error *error) {
     message->version = HSM_WIRE_VERSION;
-    ssize_t sent = send(host->control, message, sizeof *message, MSG_NOSIGNAL);
+    uint64_t limit = host->options.timeout_ns;
+    /* A host that reads nothing, because a call hangs in its module, has a full socket after a while. */
+    ssize_t sent = -1;
+    bool in_time = hsm_wait_fd(host->control, POLLOUT, limit);
+    if (in_time) {
+        sent = send(host->control, message, sizeof *message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
     hsm_wipe(message->text, sizeof message->text);
-    if (sent != (ssize_t)sizeof *message) {
+    if (in_time && sent != (ssize_t)sizeof *message) {
         return hsm_fail(error, HSM_HOST_LOST, "send", "the host has ended");
     }
-    struct pollfd ready = {.fd = host->control, .events = POLLIN};
-    uint64_t limit = host->options.timeout_ns / 1000000U;
-    int timeout = limit == 0 || limit > INT32_MAX ? -1 : (int)limit;
-    int polled;
-    do {
-        polled = poll(&ready, 1, timeout);
-    } while (polled < 0 && errno == EINTR);
-    if (polled == 0) {
-        hsm_process_end(host);
+    if (!in_time || !hsm_wait_fd(host->control, POLLIN, limit)) {
+        (void)hsm_process_end(host);
         return hsm_fail(error, HSM_HOST_LOST, "poll", "the host did not answer within %llu ms and was killed",
-                        (unsigned long long)limit);
+                        (unsigned long long)(limit / 1000000U));
     }
     ssize_t got = recv(host->control, reply, sizeof *reply, 0);
     if (got != (ssize_t)sizeof *reply) {
@@ -61,6 +60,8 @@ static hsm_status begin(hsm_host *host, hsm_error *error) {
     if (status != HSM_OK) {
         return status;
     }
+    host->hardening = reply.hardening;
+    host->landlock_abi = reply.landlock_abi;
     const hsm_engine_options *engine = &host->options.engine;
     message = (hsm_request_message){.operation = HSM_OP_START,
                                     .slot_id = engine->token.slot_id,
@@ -183,7 +184,7 @@ hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, h
     status = status != HSM_OK ? status : hsm_process_start(host, error);
     status = status != HSM_OK ? status : begin(host, error);
     if (status != HSM_OK) {
-        hsm_process_end(host);
+        (void)hsm_process_end(host);
         free_host(host);
         return status;
     }
@@ -197,6 +198,11 @@ int hsm_host_fd(const hsm_host *host) {
 
 int64_t hsm_host_pid(const hsm_host *host) {
     return host->pid;
+}
+
+uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi) {
+    *landlock_abi = host->landlock_abi;
+    return host->hardening;
 }
 
 static hsm_status check_fork(const hsm_host *host, hsm_error *error) {
@@ -354,18 +360,40 @@ static hsm_status find_all_again(hsm_host *host, hsm_error *error) {
     return any ? HSM_OK : missing;
 }
 
+/* The process that has ended may have overwritten which keys there are. A key that it found to be another one stays
+ * refused. */
+static void restore_key_table(hsm_host *host) {
+    for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
+        hsm_key_record *record = &host->client->area->shared->keys[place];
+        const hsm_key_info *pinned = &host->keys[place];
+        bool known = pinned->public_key_len != 0;
+        atomic_store(&record->index, known ? pinned->index : place);
+        if (!known || atomic_load(&record->state) != HSM_KEY_MISMATCHED) {
+            atomic_store(&record->state, known ? HSM_KEY_ACTIVE : HSM_KEY_ABSENT);
+        }
+        record->algorithm = known ? (uint32_t)pinned->algorithm : HSM_ALGORITHM_NONE;
+        if (atomic_load(&host->retired[place])) { /* looked at last: another thread may retire it now */
+            atomic_store(&record->state, HSM_KEY_RETIRED);
+        }
+    }
+}
+
 hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     hsm_status status = check_fork(host, error);
     if (status != HSM_OK) {
         return status;
     }
-    hsm_process_end(host);
+    if (!hsm_process_end(host)) {
+        return hsm_fail(error, HSM_HOST_LOST, "waitpid",
+                        "the host was killed and has not ended: it waits for its device");
+    }
     hsm_close(&host->control);
+    restore_key_table(host);
     status = hsm_process_start(host, error);
     status = status != HSM_OK ? status : begin(host, error);
     status = status != HSM_OK ? status : find_all_again(host, error);
     if (status != HSM_OK) {
-        hsm_process_end(host);
+        (void)hsm_process_end(host);
         return status;
     }
     host->waiting_since_ns = 0; /* the requests that wait did not wait for this process */
@@ -386,6 +414,6 @@ void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
         host->options.timeout_ns = timeout_ns + 500000000U;
         (void)call(host, &message, &reply, NULL);
     }
-    hsm_process_end(host);
+    (void)hsm_process_end(host);
     free_host(host);
 }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
@@ -20,15 +21,39 @@ void hsm_host_kill(hsm_host *host) {
     (void)pthread_mutex_unlock(&host->lock);
 }
 
-void hsm_process_end(hsm_host *host) {
-    (void)pthread_mutex_lock(&host->lock);
+bool hsm_process_end(hsm_host *host) {
+    hsm_host_kill(host);
     if (host->pid > 0) {
-        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
-        while (waitpid(host->pid, NULL, 0) < 0 && errno == EINTR) {
-        }
+        (void)hsm_wait_fd(host->pidfd, POLLIN, HSM_PROCESS_END_NS);
+    }
+    (void)pthread_mutex_lock(&host->lock);
+    if (host->pid > 0 && waitpid(host->pid, NULL, WNOHANG) != 0) {
         host->pid = -1;
     }
+    bool ended = host->pid < 0;
     (void)pthread_mutex_unlock(&host->lock);
+    return ended;
+}
+
+/* What the process inherits. Signals that mean the application wait until it ignores them (host/main.c); a session of
+ * its own keeps those of a terminal away, and its input. What it prints is no output of the application. */
+static int prepare(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attributes, const int *moved, int count) {
+    sigset_t blocked;
+    (void)sigemptyset(&blocked);
+    const int signals[] = HSM_HOST_IGNORES;
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
+        (void)sigaddset(&blocked, signals[i]);
+    }
+    int code = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    if (code == 0 && fcntl(STDERR_FILENO, F_GETFD) >= 0) { /* a service may have closed it */
+        code = posix_spawn_file_actions_adddup2(actions, STDERR_FILENO, STDOUT_FILENO);
+    }
+    for (int i = 0; code == 0 && i < count; i++) {
+        code = moved[i] < 0 ? EMFILE : posix_spawn_file_actions_adddup2(actions, moved[i], HSM_FD_CONTROL + i);
+    }
+    code = code != 0 ? code : posix_spawn_file_actions_addclosefrom_np(actions, HSM_FD_END);
+    code = code != 0 ? code : posix_spawnattr_setsigmask(attributes, &blocked);
+    return code != 0 ? code : posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSID);
 }
 
 hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
@@ -46,25 +71,29 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     (void)posix_spawnattr_init(&attributes);
     for (int i = 0; i < COUNT; i++) {
         moved[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, HSM_FD_END);
-        (void)posix_spawn_file_actions_adddup2(&actions, moved[i], HSM_FD_CONTROL + i);
     }
-    (void)posix_spawn_file_actions_addclosefrom_np(&actions, HSM_FD_END);
-    sigset_t none;
-    (void)sigemptyset(&none);
-    (void)posix_spawnattr_setsigmask(&attributes, &none);
-    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    int unprepared = prepare(&actions, &attributes, moved, COUNT);
     char name[] = "hsmcore-host";
     char *arguments[] = {name, NULL};
     pid_t pid = -1;
-    int code = posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
+    hsm_area_write_header(host->client->area);
+    int code = unprepared != 0
+                   ? unprepared
+                   : posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
     (void)posix_spawnattr_destroy(&attributes);
     (void)posix_spawn_file_actions_destroy(&actions);
     for (int i = 0; i < COUNT; i++) {
-        (void)close(moved[i]);
+        if (moved[i] >= 0) {
+            (void)close(moved[i]);
+        }
     }
     (void)close(pair[1]);
     if (code != 0) {
         (void)close(pair[0]);
+        if (unprepared != 0) {
+            errno = unprepared;
+            return hsm_fail_errno(error, "fcntl", "the host's descriptors");
+        }
         return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
     }
     host->control = hsm_counted(pair[0]);
@@ -74,8 +103,11 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     host->pidfd = hsm_counted(pidfd_open(pid, 0));
     (void)pthread_mutex_unlock(&host->lock);
     if (host->pidfd < 0) {
+        hsm_status status = hsm_fail_errno(error, "pidfd_open", "host");
         (void)kill(pid, SIGKILL);
-        return hsm_fail_errno(error, "pidfd_open", "host");
+        (void)waitpid(pid, NULL, 0); /* it has not begun yet */
+        host->pid = -1;
+        return status;
     }
     return HSM_OK;
 }

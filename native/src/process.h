@@ -16,7 +16,9 @@ struct hsm_host {
     int pidfd;
     pid_t pid;
     uint32_t fork_generation;
-    pthread_mutex_t lock;      /* `pid`, `pidfd` and reaping, against hsm_host_kill from another thread */
+    pthread_mutex_t lock; /* `pid` and `pidfd`, against hsm_host_kill from another thread; never held for long */
+    uint32_t hardening;   /* as the process said before it loaded the module */
+    int32_t landlock_abi;
     uint64_t head_seen;        /* of the request ring, while requests wait beside idle workers, */
     uint64_t waiting_since_ns; /* and since when; 0: none waits. See `unattended` */
     /* By place; ours alone, so that nothing the process writes into the area can change what an index means. */
@@ -27,7 +29,10 @@ struct hsm_host {
 
 /* Start the program with its descriptors; there must be no process yet. */
 hsm_status hsm_process_start(hsm_host *host, hsm_error *error);
-/* Kill the process, if there is one, and take its exit status, so that no zombie is left. */
-void hsm_process_end(hsm_host *host);
+/* Time for a killed process to end, in ns. One that waits in the kernel for a device ends when the device answers. */
+#define HSM_PROCESS_END_NS UINT64_C(1000000000)
+/* Kill the process, if there is one, and take its exit status, so that no zombie is left. Returns false if it has not
+ * ended in time: then it does nothing any more, but holds what it has open. */
+bool hsm_process_end(hsm_host *host);
 
 #endif

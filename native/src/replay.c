@@ -43,6 +43,10 @@ uint32_t hsm_client_replay(hsm_client *client) {
     atomic_store(&area->shared->spinning, 0);
     atomic_store(&area->shared->down, 0); /* the next host finds out by itself */
     atomic_store(&area->shared->notify, HSM_NOTIFY_IDLE);
+    atomic_store(&area->shared->request_tail, client->published);
+    atomic_store(&area->shared->waiting_since_ns, 0);
+    atomic_store(&area->shared->alarm_at_ns, 0);
+    atomic_store(&area->shared->probe_at_ns, 0);
     for (uint32_t i = 0; i < HSM_PARKED_WORDS; i++) {
         atomic_store(&area->shared->parked[i], 0);
     }
@@ -78,6 +82,7 @@ uint32_t hsm_client_replay(hsm_client *client) {
     hsm_free(seen);
     if (answers) {
         atomic_store(&area->shared->notify, HSM_NOTIFY_FIRED);
+        hsm_event_clear(client->event_fd); /* the host may have filled the counter: then a write would block */
         hsm_event_set(client->event_fd);
     }
     return again;

@@ -4,13 +4,19 @@
 #ifndef HSM_WIRE_H
 #define HSM_WIRE_H
 
+#include <signal.h>
+
 #include "base.h"
 
 /* The host finds its descriptors at these numbers. */
 enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, HSM_FD_END };
 
+/* Signals that a terminal or a service manager sends to every process of the application. The host ends with the client,
+ * so that what it has begun is answered. */
+#define HSM_HOST_IGNORES {SIGINT, SIGTERM, SIGHUP, SIGQUIT}
+
 /* Changes with every change of a message or of the area's layout. */
-#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303034)
+#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303035)
 #define HSM_WIRE_TEXT 4096U /* bytes of all strings of a message together */
 
 enum hsm_operation { HSM_OP_HELLO = 1, HSM_OP_START, HSM_OP_ADD_KEY, HSM_OP_TOKEN, HSM_OP_SUPERVISE, HSM_OP_STOP };
@@ -40,6 +46,10 @@ typedef struct hsm_request_message {
 typedef struct hsm_reply_message {
     uint64_t version;
     uint32_t operation, status;
+    /* HELLO */
+    uint32_t hardening;
+    int32_t landlock_abi;
+    /* the others */
     hsm_error error;
     hsm_key_info key;
     hsm_token_info token;

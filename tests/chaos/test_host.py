@@ -294,7 +294,8 @@ async def test_a_message_that_crashes_the_module_is_answered_and_the_others_go_o
 def other_version(folder: Path) -> Path:
     """Our host program with another protocol version."""
     program = Path(shutil.copy(HOST_PROGRAM, folder / "host"))
-    version = (0x68736D2D30303034).to_bytes(8, "little")
+    says = subprocess.run([HOST_PROGRAM, "--version"], check=True, capture_output=True, text=True).stdout
+    version = int(says.split()[1], 16).to_bytes(8, "little")
     data = program.read_bytes()
     assert version in data
     program.write_bytes(data.replace(version, version[:-1] + b"i"))
@@ -409,7 +410,8 @@ async def test_no_secret_is_in_its_environment(world, tmp_path, monkeypatch):
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
         limits = (folder / "limits").read_text()
         assert " ".join(next(x for x in limits.splitlines() if "core file" in x).split()[4:6]) == "0 0"
-        # Standard streams, its four descriptors, a pidfd of its parent and what the module opens: no file of ours.
+        # Its own standard input and output, its four descriptors, a pidfd of its parent, places in /proc, and what the
+        # module opens: no file of ours.
         inherited = {str(link.readlink()) for link in (folder / "fd").iterdir()}
         assert not any(str(tmp_path) in name or name.endswith((".py", ".log")) for name in inherited)
 

@@ -1,4 +1,6 @@
 /* The rings under contention, and sleeping workers that must never miss a request. */
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 
@@ -73,6 +75,32 @@ static void regions_do_not_overlap(void) {
     check_layout(1000, 5000, HSM_MAX_WORKERS);
     check_layout(16, HSM_MAX_MESSAGE, 4);
     check_layout(HSM_MAX_SLOTS, HSM_MAX_MESSAGE, 1); /* reserved, not used: costs no memory */
+}
+
+static void the_other_side_adds_no_seal(void) {
+    int fd = -1;
+    hsm_area *area = make_area(4, 1, 1, &fd);
+    CHECK_INT(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), ==, -1);
+    CHECK_INT(errno, ==, EPERM);
+    free_area(area, fd);
+}
+
+static void a_header_that_was_overwritten_is_written_again(void) {
+    int fd = -1;
+    hsm_area *area = make_area(3, HSM_INLINE_MESSAGE + 1, 2, &fd);
+    hsm_area other = {.slots = 0};
+    memset(area->shared, 0xa5, HSM_CACHE_LINE);
+    CHECK_STATUS(hsm_area_attach(fd, &other), HSM_HOST_MISMATCH);
+    hsm_area_write_header(area);
+    CHECK_STATUS(hsm_area_attach(fd, &other), HSM_OK);
+    CHECK_INT(other.size, ==, area->size);
+    CHECK_INT(other.slots, ==, area->slots);
+    CHECK_INT(other.max_message, ==, area->max_message);
+    CHECK_INT(other.max_workers, ==, area->max_workers);
+    CHECK_INT(other.overflow_stride, ==, area->overflow_stride);
+    int none = -1;
+    hsm_area_destroy(&other, &none);
+    free_area(area, fd);
 }
 
 static void the_order_of_requests_is_kept(void) {
@@ -340,6 +368,8 @@ static void unpark_wakes_no_more_than_asked(void) {
 
 static const struct test tests[] = {
     TEST(regions_do_not_overlap),
+    TEST(the_other_side_adds_no_seal),
+    TEST(a_header_that_was_overwritten_is_written_again),
     TEST(the_order_of_requests_is_kept),
     TEST(a_head_beyond_the_tail_is_an_empty_ring),
     TEST(no_request_is_lost_or_doubled),

@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "engine.h"
@@ -10,16 +12,35 @@
 
 #define KEY 3U
 
-/* What happens just before the client reads one of its descriptors; in place of libc's, for this program. */
+/* What happens just before the client reads its event or disarms its timer, or just after; in place of libc's, for this
+ * program. Workers arm the timer, too: that happens as it does elsewhere. */
 static void (*before_read)(void);
+static void (*before_disarm)(void);
+static void (*after_disarm)(void);
 
-ssize_t read(int fd, void *buffer, size_t size) {
-    void (*hook)(void) = before_read;
-    before_read = NULL;
-    if (hook != NULL) {
-        hook();
+static void run_once(void (**hook)(void)) {
+    void (*now)(void) = *hook;
+    *hook = NULL;
+    if (now != NULL) {
+        now();
     }
-    return syscall(SYS_read, fd, buffer, size);
+}
+
+ssize_t preadv2(int fd, const struct iovec *where, int count, off_t offset, int flags) {
+    run_once(&before_read);
+    return syscall(SYS_preadv2, fd, where, count, offset, 0, flags);
+}
+
+int timerfd_settime(int fd, int flags, const struct itimerspec *when, struct itimerspec *before) {
+    bool disarms = when->it_value.tv_sec == 0 && when->it_value.tv_nsec == 0;
+    if (disarms) {
+        run_once(&before_disarm);
+    }
+    int code = (int)syscall(SYS_timerfd_settime, fd, flags, when, before);
+    if (disarms) {
+        run_once(&after_disarm);
+    }
+    return code;
 }
 
 static hsm_client *make_client(uint32_t slots, uint32_t max_message, uint64_t coalesce_ns) {
@@ -471,6 +492,58 @@ static void a_wake_in_the_middle_of_clearing_is_not_swallowed(void) {
     hsm_client_free(client);
 }
 
+static void complete_and_defer(void) {
+    (void)serve(interrupted, 7);
+    notify(interrupted, false);
+}
+
+/* How many completions the drain takes, after a wake or an alarm. */
+static int drain(hsm_client *client) {
+    hsm_completion done;
+    int taken = 0;
+    while (hsm_client_next(client, &done)) {
+        hsm_client_release(client, done.slot);
+        taken++;
+    }
+    return taken;
+}
+
+static void an_alarm_that_is_set_while_the_timer_is_disarmed_is_not_lost(void) {
+    hsm_client *client = interrupted = make_client(4, 1, MILLISECOND);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    for (int round = 0; round < 6; round++) {
+        (void)submit(client, "x", 1);
+        (void)submit(client, "y", 1);
+        *(round % 2 == 0 ? &before_disarm : &after_disarm) = complete_and_defer;
+        hsm_client_wake_clear(client);
+        CHECK(before_disarm == NULL && after_disarm == NULL);
+        int taken = drain(client);
+        complete_and_defer(); /* must not trust an alarm that is no more */
+        CHECK(readable(timer_fd, 5000) || readable(event_fd, 0));
+        hsm_client_wake_clear(client);
+        CHECK(!readable(timer_fd, 0));
+        CHECK_INT(taken + drain(client), ==, 2);
+    }
+    hsm_client_free(client);
+}
+
+/* A host shares both descriptors: it may make them block, and read what the client is about to read. */
+static void clearing_never_blocks_whatever_the_descriptors_are_set_to(void) {
+    hsm_client *client = make_client(4, 1, MILLISECOND);
+    int event_fd;
+    int timer_fd;
+    hsm_client_wake_fds(client, &event_fd, &timer_fd);
+    CHECK_INT(fcntl(event_fd, F_SETFL, 0), ==, 0);
+    CHECK_INT(fcntl(timer_fd, F_SETFL, 0), ==, 0);
+    hsm_client_wake_clear(client); /* with nothing to read in either */
+    hsm_event_set(event_fd);
+    hsm_client_wake_clear(client); /* an event without a completion */
+    CHECK(!readable(event_fd, 0));
+    hsm_client_free(client);
+}
+
 static void a_wake_after_clearing_is_a_new_one(void) {
     hsm_client *client = make_client(4, 1, 0);
     hsm_completion done;
@@ -631,6 +704,8 @@ static const struct test tests[] = {
     TEST(an_urgent_wake_comes_at_once_and_once),
     TEST(a_deferred_wake_comes_with_the_first_completion_that_finds_it_old),
     TEST(the_timer_wakes_when_the_workers_do_not),
+    TEST(an_alarm_that_is_set_while_the_timer_is_disarmed_is_not_lost),
+    TEST(clearing_never_blocks_whatever_the_descriptors_are_set_to),
     TEST(an_urgent_wake_overtakes_a_deferred_one),
     TEST(a_client_that_is_awake_is_told_what_waits),
     TEST(requests_that_nobody_has_begun_are_counted),

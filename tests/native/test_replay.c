@@ -1,4 +1,7 @@
 /* What a client takes back from a host process that has died: the test plays the host. */
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "client.h"
 #include "harness.h"
 
@@ -181,12 +184,24 @@ static void rubble_is_cleared(void) {
     answer(client, 3);                   /* twice */
     hsm_area_complete(area, 0x7ffffff0); /* out of range */
     atomic_store(&area->shared->request_head, UINT64_MAX / 2);
+    atomic_store(&area->shared->request_tail, 12345);
+    atomic_store(&area->shared->alarm_at_ns, UINT64_MAX); /* nobody would set an alarm */
+    atomic_store(&area->shared->waiting_since_ns, UINT64_MAX);
+    atomic_store(&area->shared->probe_at_ns, UINT64_MAX);
     atomic_store(&area->shared->spinning, 1);
     atomic_store(&area->shared->parked[0], UINT64_MAX);
+    /* A write into an event that is full blocks. */
+    const uint64_t full = UINT64_MAX - 1U;
+    CHECK_INT(write(client->event_fd, &full, sizeof full), ==, (ssize_t)sizeof full);
+    CHECK_INT(fcntl(client->event_fd, F_SETFL, 0), ==, 0);
     for (uint32_t i = 0; i < SLOTS; i++) {
         hsm_area_slot(area, i)->key = UINT32_MAX - i;
     }
     (void)hsm_client_replay(client);
+    CHECK(readable(client->event_fd, 0));
+    CHECK_INT(atomic_load(&area->shared->alarm_at_ns), ==, 0);
+    CHECK_INT(atomic_load(&area->shared->waiting_since_ns), ==, 0);
+    CHECK_INT(atomic_load(&area->shared->probe_at_ns), ==, 0);
     unsigned times[SLOTS] = {0};
     uint32_t index;
     while (hsm_area_claim(area, &index)) {

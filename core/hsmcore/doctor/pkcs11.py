@@ -16,6 +16,7 @@ from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import TokenSelector
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
+from hsmcore.doctor.isolation import judge, ptrace_scope
 from hsmcore.doctor.plan import CHECKS, Check
 from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped
 from hsmcore.doctor.signing import small_engine
@@ -46,7 +47,7 @@ def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | N
         yield event
     if found["token"].outcome != "fail" and settings.isolation == "process":
         yield Begun("host")
-        yield _host(subject, settings, found["token"])
+        yield from _host(subject, settings, found["token"])
     return _identity(found)
 
 
@@ -146,10 +147,11 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
     )
 
 
-def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
+def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Iterator[Step]:
     """Start the host process with the module, without a login: the PIN is presented once only."""
     if shutil.which(str(HOST_PROGRAM)) is None:
-        return fail("host", f"{HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
+        yield fail("host", f"{HOST_PROGRAM.name} is not there or cannot be run", "Install hsmcore again.")
+        return
     engine = small_engine(subject.provider.name, subject.options.timeout)
     begun = time.monotonic()
     try:
@@ -167,16 +169,18 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Step:
             memory_limit=settings.host_memory_limit_bytes or 0,
             host_timeout=subject.options.timeout,
         )
+        hardening = engine.hardening
     except HsmError as error:
-        return failed("host", error)
+        yield failed("host", error)
+        return
     finally:
         engine.refuse()
         engine.stop(1.0)
         engine.release()
     milliseconds = (time.monotonic() - begun) * 1e3
-    return ok(
-        "host", f"starts, finds the token and ends within {milliseconds:.0f} ms", milliseconds=round(milliseconds)
-    )
+    yield ok("host", f"starts, finds the token and ends within {milliseconds:.0f} ms", milliseconds=round(milliseconds))
+    if hardening is not None:
+        yield judge(*hardening, ptrace_scope())
 
 
 def _identity(found: dict[str, Step]) -> Identity | None:

@@ -81,6 +81,9 @@ class Pkcs11Member:
         key = await self.load_configured_key()
         self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run)
         self.supervisor.begin()
+        hardening = self.engine.hardening
+        if hardening is not None and hardening[0]:
+            get_logger().warning("host process less isolated than it could be", member=self.name, lacking=hardening[0])
         token = await self._run(self.engine.token)
         get_logger().info(
             "member started",

@@ -218,6 +218,15 @@ typedef struct hsm_host_options {
     uint64_t timeout_ns;            /* for each answer of the host, the start included; 0: none */
 } hsm_host_options;
 
+/* What a host process gives up. */
+enum hsm_hardening {
+    HSM_NO_CORE_DUMPS = 1,
+    HSM_NOT_DUMPABLE = 2, /* no process of the same user looks into it */
+    HSM_NO_NEW_PRIVILEGES = 4,
+    HSM_SECCOMP = 8,  /* system calls that no module needs */
+    HSM_LANDLOCK = 16 /* other processes' memory and descriptors; of /proc, all but what modules read */
+};
+
 /* Start the process and in it the engine. On failure nothing is left. Returns HSM_HOST_MISSING if the program cannot be
  * run, HSM_HOST_MISMATCH if it is another version's. */
 HSM_NODISCARD hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host,
@@ -225,6 +234,9 @@ HSM_NODISCARD hsm_status hsm_host_start(hsm_client *client, const hsm_host_optio
 /* A descriptor (a pidfd) that becomes readable when the process has ended. Owned by the host. */
 int hsm_host_fd(const hsm_host *host);
 int64_t hsm_host_pid(const hsm_host *host);
+/* What the process gave up at its start, before it loaded the module: bits of enum hsm_hardening. `landlock_abi`
+ * receives the kernel's version of Landlock; 0: it has none. */
+uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi);
 HSM_NODISCARD hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
                                           hsm_error *error);
 hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index);
