@@ -29,6 +29,10 @@ void hsm_deadlines_free(hsm_deadlines *wheel);
 void hsm_deadlines_add(hsm_deadlines *wheel, uint32_t number, uint64_t at_ns, uint64_t now);
 /* Forget the deadline of a number. Idempotent. */
 void hsm_deadlines_drop(hsm_deadlines *wheel, uint32_t number);
+/* Whether a number has no deadline: none was added, or it was dropped. */
+static inline bool hsm_deadlines_passed(const hsm_deadlines *wheel, uint32_t number) {
+    return wheel->nodes[number].at_ns == 0;
+}
 /* Drop one deadline that has passed and return true; false: none has passed by more than a tick of 4.2 ms. */
 bool hsm_deadlines_expired(hsm_deadlines *wheel, uint64_t now, uint32_t *number);
 /* When to ask hsm_deadlines_expired again, at the earliest; 0: no deadline is watched. */

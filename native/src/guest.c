@@ -44,10 +44,21 @@ void hsm_guest_free(hsm_guest *guest) {
     hsm_free(guest);
 }
 
+/* Whether a runner is with a request for the key in this place. */
+static bool serves(const hsm_guest *guest, uint32_t place) {
+    for (uint32_t i = 0; i < guest->count; i++) {
+        uint32_t slot = guest->runners[i].slot;
+        if (slot != HSM_NONE && hsm_key_place(guest->table->all[guest->table->places[slot].owner].key) == place) {
+            return true;
+        }
+    }
+    return false;
+}
+
 hsm_status hsm_guest_add_key(hsm_guest *guest, hsm_key_info *info, int cacheable) {
     for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
         const hsm_pinned_key *key = &guest->table->pinned.keys[place];
-        if (!key->known || (key->retired && key->index < UINT32_MAX - HSM_MAX_KEYS)) {
+        if (!key->known || (key->retired && key->index < UINT32_MAX - HSM_MAX_KEYS && !serves(guest, place))) {
             info->index = key->known ? key->index + HSM_MAX_KEYS : place;
             return hsm_pinned_add(&guest->table->pinned, info, cacheable != 0, guest->verify_every);
         }
@@ -78,7 +89,7 @@ static hsm_status admit(const hsm_guest *guest, hsm_slot *slot, uint64_t now) {
 uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {
     hsm_worker_record *record = hsm_area_worker(guest->area, runner);
     uint32_t index;
-    while (hsm_area_claim(guest->area, &index)) {
+    while (!hsm_client_forked(guest->table->client) && hsm_area_claim(guest->area, &index)) {
         uint64_t now = hsm_now_ns();
         hsm_slot *slot = hsm_area_slot(guest->area, index);
         uint64_t queued = now - atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
@@ -101,7 +112,7 @@ uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {
 
 int hsm_guest_overran(hsm_guest *guest, uint32_t runner) {
     uint32_t slot = guest->runners[runner].slot;
-    if (slot == HSM_NONE) {
+    if (slot == HSM_NONE || hsm_client_forked(guest->table->client)) {
         return 0;
     }
     const hsm_place *place = &guest->table->places[slot];
@@ -114,8 +125,11 @@ int hsm_guest_overran(hsm_guest *guest, uint32_t runner) {
 }
 
 uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uint64_t ckr, const uint8_t *signature) {
-    hsm_worker_record *record = hsm_area_worker(guest->area, runner);
     uint32_t index = guest->runners[runner].slot;
+    if (hsm_client_forked(guest->table->client)) {
+        return index;
+    }
+    hsm_worker_record *record = hsm_area_worker(guest->area, runner);
     hsm_slot *slot = hsm_area_slot(guest->area, index);
     uint64_t now = hsm_now_ns();
     slot->hsm_ns = now - guest->runners[runner].begun_ns;
@@ -125,7 +139,9 @@ uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uin
         memcpy(slot->signature, signature, HSM_MAX_SIGNATURE);
         status = hsm_pinned_check(&guest->table->pinned, slot->key, request->message, request->message_len, signature,
                                   HSM_MAX_SIGNATURE);
-        hsm_histogram_add(&record->verify, hsm_now_ns() - now);
+        if (guest->verify_every != 0) {
+            hsm_histogram_add(&record->verify, hsm_now_ns() - now);
+        }
     }
     if (status == HSM_SIGNATURE_INVALID) {
         hsm_add_relaxed(&record->wrong, 1);
@@ -139,7 +155,7 @@ uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uin
 
 void hsm_guest_refuse(hsm_guest *guest, hsm_status status) {
     uint32_t index;
-    while (hsm_area_claim(guest->area, &index)) {
+    while (!hsm_client_forked(guest->table->client) && hsm_area_claim(guest->area, &index)) {
         hsm_slot *slot = hsm_area_slot(guest->area, index);
         slot->queue_ns = 0;
         slot->hsm_ns = 0;

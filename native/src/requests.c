@@ -59,6 +59,12 @@ int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_n
 hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer) {
     answer->request = 0;
     answer->cached = 0;
+    if (hsm_client_forked(table->client)) {
+        return HSM_FORKED;
+    }
+    if (ask->message_len > table->client->area->max_message) { /* it would wait for a slot for ever */
+        return HSM_MESSAGE_TOO_LARGE;
+    }
     int known = hsm_pinned_state(&table->pinned, ask->key);
     if (known != 1) {
         return known == 0 ? HSM_KEY_DEACTIVATED : HSM_KEY_NOT_FOUND;
@@ -174,9 +180,13 @@ static bool take(hsm_requests *table) {
     if (status == HSM_OK) { /* copied once: what is checked, kept, recorded and handed out is the same */
         r->signature_len = done.signature_len;
         memcpy(r->signature, done.signature, done.signature_len);
-        status = done.signature_len == 0 ? HSM_SIGNATURE_MALFORMED
-                                         : hsm_pinned_check(&table->pinned, r->key, r->message, r->message_len,
-                                                            r->signature, r->signature_len);
+        if (r->signature_len == 0) {
+            status = HSM_SIGNATURE_MALFORMED;
+        } else if (table->verifies) { /* a guest has verified it */
+            status =
+                hsm_pinned_check(&table->pinned, r->key, r->message, r->message_len, r->signature, r->signature_len);
+            table->wrong += status == HSM_SIGNATURE_INVALID ? 1U : 0U;
+        }
     }
     if (status != HSM_OK) {
         r->signature_len = 0;
@@ -262,6 +272,11 @@ void hsm_requests_hold(hsm_requests *table, uint64_t number, uint64_t seq) {
     uint32_t index = hsm_table_find(table, number);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
         hsm_request *r = &table->all[index];
+        if (hsm_deadlines_passed(&table->deadlines, index)) { /* a sweep came between its answer and this call */
+            hsm_deadlines_add(&table->deadlines, index, r->deadline_ns, hsm_now_ns());
+        }
+        r->digest = NULL; /* it lies in the slot, which is another request's by now */
+        r->answered_slot = HSM_NONE;
         r->seq = seq;
         r->claimed = true;
         r->told = false;
@@ -283,6 +298,15 @@ static bool withdraw(hsm_requests *table, uint32_t slot) {
     return table->places[slot].followers.count != 0 || hsm_client_cancel(table->client, slot) == 0;
 }
 
+/* A follower leaves the request in its slot: withdraw that one if no waiter is left. Returns as withdraw. */
+static bool unfollow(hsm_requests *table, uint32_t index) {
+    uint32_t slot = table->all[index].slot;
+    const hsm_request *leader = &table->all[table->places[slot].owner];
+    hsm_table_move(table, index, HSM_REQUEST_GIVEN);
+    table->all[index].slot = HSM_NONE;
+    return (leader->claimed && leader->state == HSM_REQUEST_SENT) || withdraw(table, slot);
+}
+
 int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
     uint32_t index = hsm_table_find(table, number);
     *begun = 1;
@@ -290,10 +314,14 @@ int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
         return 0;
     }
     hsm_request *r = &table->all[index];
-    bool follows = r->state == HSM_REQUEST_FOLLOWING;
     r->claimed = false;
     table->open--;
-    if (r->slot != HSM_NONE && !follows) { /* it stays until the workers are done with it */
+    if (r->state == HSM_REQUEST_FOLLOWING) {
+        *begun = unfollow(table, index);
+        hsm_requests_end(table, number);
+        return 1;
+    }
+    if (r->slot != HSM_NONE) { /* it stays until the workers are done with it */
         table->owed -= r->state == HSM_REQUEST_SENT ? 1U : 0U;
         *begun = withdraw(table, r->slot); /* its deadline stays: a call that hangs is found by it */
         hsm_table_move(table, index, HSM_REQUEST_SENT);
@@ -314,8 +342,7 @@ static void answer_early(hsm_requests *table, uint32_t index, hsm_status status)
             (void)withdraw(table, r->slot);
         }
     } else if (r->state == HSM_REQUEST_FOLLOWING) {
-        hsm_table_move(table, index, HSM_REQUEST_GIVEN);
-        r->slot = HSM_NONE;
+        (void)unfollow(table, index);
     }
     settle(table, index, status);
 }

@@ -2,6 +2,8 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <hsmcore/guest.h>
+
 #include "engine.h"
 #include "engine_fixture.h"
 
@@ -186,6 +188,61 @@ static void a_child_may_begin_anew(void) {
     in_child(begin_anew, NULL);
 }
 
+/* ---- the request table and its guest ---- */
+
+static hsm_requests *table;
+static hsm_guest *guest;
+static const hsm_ask question = {.message = (const uint8_t *)"x", .message_len = 1, .timeout_ns = PATIENCE};
+
+static void use_table(struct fixture *f) {
+    hsm_answer answer;
+    CHECK_STATUS(hsm_requests_submit(table, &question, &answer), HSM_FORKED);
+    CHECK_INT(answer.request, ==, 0);
+    uint32_t key;
+    CHECK_INT(hsm_guest_begin(guest, 1, &key), ==, 0);
+    CHECK_INT(hsm_guest_overran(guest, 0), ==, 0);
+    (void)hsm_guest_end(guest, 0, HSM_TOKEN_LOST, 0, NULL);
+    hsm_guest_refuse(guest, HSM_CLOSED);
+    CHECK_INT(hsm_requests_next(table, &answer), ==, 0);
+    (void)hsm_requests_sweep(table, UINT64_MAX);
+    int begun;
+    (void)hsm_requests_cancel(table, answer.request, &begun);
+    hsm_requests_fail(table, HSM_ALL, HSM_CLOSED);
+    CHECK_INT(hsm_requests_replay(table), ==, 0);
+    CHECK_INT(hsm_requests_next(table, &answer), ==, 0);
+    hsm_requests_counts counts;
+    hsm_requests_count(table, &counts);
+    CHECK_INT(counts.slots, ==, 0);
+    hsm_guest_free(guest);
+    hsm_requests_free(table);
+    hsm_client_free(f->client);
+}
+
+static void the_table_is_dead_in_the_child(void) {
+    struct fixture f = {.client = new_client(&small_client)};
+    hsm_key_info info = {.algorithm = HSM_ED25519, .public_key_len = 32};
+    REQUIRE(hsm_requests_new(f.client, NULL, &table) == HSM_OK);
+    REQUIRE(hsm_guest_new(table, 2, 0, &guest) == HSM_OK && hsm_guest_add_key(guest, &info, 1) == HSM_OK);
+    hsm_answer begun;
+    hsm_answer waits;
+    uint32_t key;
+    CHECK_STATUS(hsm_requests_submit(table, &question, &begun), HSM_OK);
+    CHECK_STATUS(hsm_requests_submit(table, &question, &waits), HSM_OK);
+    CHECK_INT(hsm_guest_begin(guest, 0, &key), ==, begun.request);
+    in_child(use_table, &f);
+    CHECK_INT(hsm_guest_begin(guest, 1, &key), ==, waits.request);
+    for (uint32_t runner = 0; runner < 2; runner++) {
+        hsm_answer answer;
+        (void)hsm_guest_end(guest, runner, HSM_TOKEN_LOST, 0, NULL);
+        CHECK_INT(hsm_requests_next(table, &answer), ==, 1);
+        CHECK_INT(answer.request, ==, runner == 0 ? begun.request : waits.request);
+        hsm_requests_end(table, answer.request);
+    }
+    hsm_guest_free(guest);
+    hsm_requests_free(table);
+    hsm_client_free(f.client);
+}
+
 /* ---- a cache is plain memory of one thread, and goes on ---- */
 
 static hsm_cache *shared_cache;
@@ -214,6 +271,6 @@ static const struct test tests[] = {
     TEST(the_child_may_free_its_copy),       TEST(the_engine_is_dead_in_the_child),
     TEST(no_engine_starts_on_a_dead_client), TEST(the_module_is_dead_in_the_child),
     TEST(releasing_it_there_does_nothing),   TEST(a_child_may_begin_anew),
-    TEST(a_cache_goes_on_in_the_child),
+    TEST(the_table_is_dead_in_the_child),    TEST(a_cache_goes_on_in_the_child),
 };
 HARNESS_MAIN(tests)

@@ -71,8 +71,9 @@ uint32_t hsm_requests_room(hsm_requests *table);
 /* Whether admission control refuses `count` more requests: then the last of them would miss its deadline. */
 int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns);
 /* Take one request. With HSM_OK, `answer->request` is its number; or 0 when the cache had its signature, which is in
- * `answer` until the next call. `answer->cached` is 1 if it was a hit, and no other field is set. Otherwise HSM_QUEUE_FULL (admission control refuses it), HSM_KEY_DEACTIVATED, HSM_KEY_NOT_FOUND, HSM_OUT_OF_MEMORY. Put
- * many between hsm_client_batch_begin and hsm_client_batch_end. */
+ * `answer` until the next call. `answer->cached` is 1 if it was a hit, and no other field is set. Otherwise HSM_QUEUE_FULL
+ * (admission control refuses it), HSM_KEY_DEACTIVATED, HSM_KEY_NOT_FOUND, HSM_MESSAGE_TOO_LARGE, HSM_OUT_OF_MEMORY,
+ * HSM_FORKED. Put many between hsm_client_batch_begin and hsm_client_batch_end. */
 hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer);
 /* Take one answer, after hsm_client_wake_clear. Returns 0 when there is none now. */
 int hsm_requests_next(hsm_requests *table, hsm_answer *answer);
@@ -84,7 +85,7 @@ void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq);
 /* The records up to `seq` are durable. */
 void hsm_requests_release(hsm_requests *table, uint64_t seq);
 /* The waiter has left. Returns 1 if the request is over, with nothing more to take of it; `begun` receives 0 if no
- * signature of it was or will be made, else 1. */
+ * signature of it was or will be made, 1 if one may be. */
 int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun);
 /* Answer the waiters whose deadline has passed. Returns for how many requests with the workers it has, those without a
  * waiter included. */
