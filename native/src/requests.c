@@ -180,7 +180,7 @@ static bool take(hsm_requests *table) {
     if (status == HSM_OK) { /* copied once: what is checked, kept, recorded and handed out is the same */
         r->signature_len = done.signature_len;
         memcpy(r->signature, done.signature, done.signature_len);
-        if (r->signature_len == 0) {
+        if (r->signature_len != HSM_MAX_SIGNATURE) {
             status = HSM_SIGNATURE_MALFORMED;
         } else if (table->verifies) { /* a guest has verified it */
             status =
