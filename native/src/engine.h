@@ -65,6 +65,7 @@ typedef struct hsm_worker {
     bool suspicious;              /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
+    size_t used;      /* the most bytes of it that a message has had */
 } hsm_worker;
 
 struct hsm_engine {
@@ -115,11 +116,20 @@ struct hsm_engine {
     pthread_mutex_t state;
     pthread_cond_t changed;
     uint32_t starting, running;
+    uint32_t guests;    /* other threads inside: hsm_engine_add_key */
+    bool closing_token; /* the thread `closer` was started, */
+    bool token_closed;  /* and has ended its work */
+    pthread_t closer;
     hsm_error start_error;
     uint32_t worker_count; /* that should be running */
     uint32_t worker_slots; /* places in `workers`, replacements included */
     hsm_worker *workers;
 };
+
+/* engine.c: a thread that is no worker's uses the engine until it leaves; hsm_engine_stop waits for it. Returns
+ * HSM_CLOSED once the engine is being stopped. */
+hsm_status hsm_engine_guest_enter(hsm_engine *engine, hsm_error *error);
+void hsm_engine_guest_leave(hsm_engine *engine);
 
 /* worker.c: the thread function of a worker; `argument` is its hsm_worker. */
 void *hsm_worker_main(void *argument);

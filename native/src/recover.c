@@ -97,7 +97,7 @@ static bool close_gate(hsm_worker *worker) {
 
 static void open_gate(hsm_engine *engine) {
     atomic_store(&engine->gate, 0);
-    hsm_futex_wake(&engine->gate, INT32_MAX);
+    hsm_futex_wake(&engine->gate, INT32_MAX, true);
 }
 
 /* After C_Finalize the same numbers may stand for other objects. */
@@ -110,12 +110,14 @@ static void forget_handles(hsm_engine *engine) {
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
-/* Initialize the module again, with no call inside, and heal. If others in this process use the module, only heal. Call
- * with `control` held. */
+/* Initialize the module again, with no call inside, and heal. If others in this process use the module, only heal; the
+ * module is busy if that fails while a call of another user than an engine is inside. Call with `control` held. */
 static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
     hsm_engine *engine = worker->engine;
     if (!hsm_module_claim(engine->module)) {
-        return heal_token(engine, error);
+        hsm_status healed = heal_token(engine, error);
+        bool passes = hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL && atomic_load(&engine->module->engines) == 1;
+        return healed == HSM_OK || !passes ? healed : HSM_BUSY;
     }
     hsm_status status = HSM_TOKEN_LOST;
     if (close_gate(worker)) {
@@ -134,7 +136,7 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
-    hsm_module_exit(engine->module);
+    hsm_module_disclaim(engine->module);
     return status;
 }
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 
-/* A parked worker wakes up by itself this often, to keep an idle session alive. */
+/* Where idle sessions need a call now and then, a parked worker wakes up by itself this often. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
 
@@ -180,6 +180,9 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     slot->signature_len = 0;
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
+        if (message_len > HSM_INLINE_MESSAGE) {
+            worker->used = area->max_message;
+        }
         memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
         if (area->digests) {
             hsm_sha256(worker->message, message_len, slot->digest);
@@ -253,20 +256,18 @@ static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
     *waited = false;
     for (;;) {
         uint32_t mode = atomic_load_explicit(&area->shared->mode, memory_order_acquire);
-        if (mode == HSM_MODE_STOPPING ||
-            atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0) {
-            return false;
-        }
-        if (mode == HSM_MODE_RUN && hsm_area_claim(area, index)) {
-            /* The submitter may have counted on this worker for several requests; pass the wake on. */
+        bool leaves =
+            mode == HSM_MODE_STOPPING || atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0;
+        if (leaves || (mode == HSM_MODE_RUN && hsm_area_claim(area, index))) {
+            /* The submitter may have counted on this worker for this request, or for several; pass the wake on. */
             if (*waited && hsm_area_queued(area) != 0) {
                 hsm_area_unpark(area, 1);
             }
-            return true;
+            return !leaves;
         }
         *waited = true;
         if (!spin(worker)) {
-            hsm_area_park(area, worker->index, PARK_NS);
+            hsm_area_park(area, worker->index, worker->engine->quirks->keepalive_s != 0 ? PARK_NS : 0);
             keep_alive(worker);
         }
     }
@@ -327,12 +328,13 @@ void *hsm_worker_main(void *argument) {
     hsm_engine *engine = worker->engine;
     hsm_error error = {.status = HSM_OK};
     (void)prctl(PR_SET_NAME, "hsm-worker");
-    if (engine->quirks->open_pause_ms != 0) {
+    if (engine->quirks->open_pause_ms != 0 && !worker->replacement) {
         hsm_sleep((uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U);
     }
     hsm_worker_enter(worker, hsm_now_ns());
     hsm_status status = hsm_worker_open(worker, &error);
     hsm_worker_leave(worker);
+    atomic_store(&worker->record->call_deadline_ns, 0); /* see hsm_worker_start */
     if (!announce(worker, status, &error)) {
         return finish(worker, false);
     }
@@ -344,5 +346,6 @@ void *hsm_worker_main(void *argument) {
         hsm_verifier_free(worker->verifiers[i]);
         worker->verifiers[i] = NULL;
     }
+    hsm_wipe(worker->message, worker->used);
     return finish(worker, true);
 }
