@@ -27,8 +27,8 @@ static struct {
     _Atomic bool hold_open, hold_find, hold_finalize;
     _Atomic unsigned inside_open, inside_find, inside_finalize;
     _Atomic unsigned finalized, finalized_beside; /* of these, with a C_OpenSession inside */
-    _Atomic CK_SESSION_HANDLE closed;             /* a session that was closed, */
-    _Atomic unsigned used_closed;                 /* and the searches in it */
+    _Atomic CK_SESSION_HANDLE dead;               /* a session that was closed, */
+    _Atomic unsigned used_dead;                   /* and the searches in it */
     _Atomic unsigned sign_inits;
     _Atomic unsigned signs;
     _Atomic unsigned opened;
@@ -128,7 +128,7 @@ static inline CK_RV intercept_Finalize(void *reserved) {
 }
 
 static inline CK_RV intercept_FindObjectsInit(CK_SESSION_HANDLE session, CK_ATTRIBUTE *wanted, CK_ULONG count) {
-    atomic_fetch_add(&intercept.used_closed, session == atomic_load(&intercept.closed) ? 1U : 0U);
+    atomic_fetch_add(&intercept.used_dead, session == atomic_load(&intercept.dead) ? 1U : 0U);
     intercept_stay(&intercept.hold_find, &intercept.inside_find);
     return intercept.real->C_FindObjectsInit(session, wanted, count);
 }
@@ -220,8 +220,8 @@ static inline void intercept_begin(const char *path) {
     atomic_store(&intercept.hold_find, false);
     atomic_store(&intercept.hold_finalize, false);
     atomic_store(&intercept.finalized, 0);
-    atomic_store(&intercept.closed, 0);
-    atomic_store(&intercept.used_closed, 0);
+    atomic_store(&intercept.dead, 0);
+    atomic_store(&intercept.used_dead, 0);
     atomic_store(&intercept.finalized_beside, 0);
     atomic_store(&intercept.sign_inits, 0);
     atomic_store(&intercept.signs, 0);

@@ -177,14 +177,14 @@ static void a_worker_does_not_search_in_a_session_that_was_closed(void) {
     while (atomic_load(&worker->record->call_started_ns) != 0) {
         (void)sched_yield();
     }
-    atomic_store(&intercept.closed, worker->session);
+    atomic_store(&intercept.dead, worker->session);
     hsm_worker_close(worker);
     atomic_fetch_add(&f.engine->epoch, 1);
     atomic_store(&f.engine->gate, 0);
     hsm_futex_wake(&f.engine->gate, INT32_MAX, true);
     hsm_engine_unlock(f.engine);
     CHECK_STATUS(finish(&f, slot).status, HSM_OK);
-    CHECK_INT(atomic_load(&intercept.used_closed), ==, 0); /* the number may be another worker's by now */
+    CHECK_INT(atomic_load(&intercept.used_dead), ==, 0); /* the number may be another worker's by now */
     fixture_end(&f);
     intercept_end();
 }
