@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds that `stop` waits for calls inside the module.
+# Seconds that `stop` waits for calls inside the module. One that hangs in the member's thread has half of them.
 STOP_TIMEOUT = 5.0
 
 
@@ -192,7 +192,7 @@ class Pkcs11Member:
         if self.supervisor is not None:
             await self.supervisor.end()
         await self.control.close()
-        left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
+        left = await self._stop_engine()
         self.engine.detach()
         self.engine.release()
         self._thread.shutdown(wait=False)
@@ -200,6 +200,22 @@ class Pkcs11Member:
             get_logger().error(
                 "workers are still inside the module and were left behind", member=self.name, workers=left
             )
+
+    async def _stop_engine(self) -> int:
+        """Stop the workers within STOP_TIMEOUT, even if a call hangs in the member's thread. Returns how many threads are
+        left inside the module."""
+        idle = asyncio.ensure_future(self._run(lambda: None))
+        await asyncio.wait([idle], timeout=STOP_TIMEOUT / 2)
+        if self._isolated and not idle.done():
+            self.engine.kill_host()  # which ends the call
+        if self._isolated or idle.done():
+            return await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
+        idle.cancel()
+        aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}-stop")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(aside, self.engine.stop, STOP_TIMEOUT / 2)
+        finally:
+            aside.shutdown(wait=False)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
