@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 # Seconds that `stop` waits for calls inside the module. One that hangs in the member's thread has half of them.
 STOP_TIMEOUT = 5.0
+LEAST_PATIENCE_MS = 500
+"""`hangAfterMs` of a module that has none of its own."""
 
 
 class Pkcs11Member:
@@ -41,6 +43,7 @@ class Pkcs11Member:
         self.name = spec.provider.name
         self.level = spec.level
         self._provider = spec.provider
+        self._patience = (settings.hang_after_ms or max(spec.provider.patience_ms, LEAST_PATIENCE_MS)) / 1e3
         self._settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
         self.engine = Engine(
@@ -78,7 +81,7 @@ class Pkcs11Member:
         cancellation, call `stop`. Raises HsmError."""
         await self._run(self._start_engine)
         key = await self.load_configured_key()
-        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run)
+        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run, self._patience)
         self.supervisor.begin()
         token = await self._run(self.engine.token)
         get_logger().info(
@@ -202,8 +205,8 @@ class Pkcs11Member:
             )
 
     async def _stop_engine(self) -> int:
-        """Stop the workers within STOP_TIMEOUT, even if a call hangs in the member's thread. Returns how many threads are
-        left inside the module."""
+        """Stop the workers within STOP_TIMEOUT, even if a call hangs in the member's thread. Returns how many threads
+        are left inside the module."""
         idle = asyncio.ensure_future(self._run(lambda: None))
         await asyncio.wait([idle], timeout=STOP_TIMEOUT / 2)
         if self._isolated and not idle.done():
