@@ -66,6 +66,10 @@ static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *e
     if (engine->workers == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "workers");
     }
+    engine->aside = hsm_alloc(engine->area->slots * sizeof *engine->aside);
+    if (engine->aside == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "requests put aside");
+    }
     engine->worker_slots = engine->area->max_workers;
     engine->worker_count = count;
     engine->starting = count;
@@ -108,6 +112,7 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     (void)pthread_mutex_init(&engine->control, NULL);
     (void)pthread_mutex_init(&engine->state, NULL);
+    (void)pthread_mutex_init(&engine->aside_lock, NULL);
     (void)pthread_cond_init(&engine->changed, &attributes);
     (void)pthread_condattr_destroy(&attributes);
     return engine;
@@ -167,7 +172,8 @@ static void complete_queued(hsm_engine *engine) {
     uint32_t index;
     static hsm_worker_record unread; /* the wake counts for no worker */
     bool any = false;
-    while (hsm_area_claim(engine->area, &index)) {
+    hsm_worker none = {.engine = engine, .others_first = true};
+    while (hsm_take_aside(&none, UINT64_MAX, &index) || hsm_area_claim(engine->area, &index)) {
         hsm_area_fail(engine->area, index, HSM_CLOSED);
         any = true;
     }
@@ -217,6 +223,7 @@ static void destroy(hsm_engine *engine) {
         hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
+    hsm_free(engine->aside);
     hsm_free((void *)(uintptr_t)engine->selector.label);
     hsm_free((void *)(uintptr_t)engine->selector.serial);
     for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
@@ -227,6 +234,7 @@ static void destroy(hsm_engine *engine) {
     }
     (void)pthread_cond_destroy(&engine->changed);
     (void)pthread_mutex_destroy(&engine->state);
+    (void)pthread_mutex_destroy(&engine->aside_lock);
     (void)pthread_mutex_destroy(&engine->control);
     hsm_free(engine);
 }
