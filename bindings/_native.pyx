@@ -87,6 +87,7 @@ cdef class Engine(Requests):
 
     cdef hsm_engine *_engine  # the workers in this process,
     cdef hsm_host *_host  # or in a host process; at most one of the two
+    cdef bint _starting
 
     def __dealloc__(self):
         if self._engine != NULL and self._generation == hsm_fork_generation():
@@ -133,8 +134,14 @@ cdef class Engine(Requests):
         options.engine.patience_ns = <uint64_t>(patience_seconds * NS)
         options.engine.verify_every = verify_every
         if program is None:
+            self._starting = True
             with nogil:
                 status = hsm_engine_start(self._client, &options.engine, &engine, &error)
+            self._starting = False
+            if self._abandoned:  # by `stop`, while the module hung
+                with nogil:
+                    hsm_engine_stop(engine, 0)
+                raise self._failure(HSM_CLOSED)
         else:
             options.program = program
             options.memory_limit = memory_limit
@@ -206,7 +213,8 @@ cdef class Engine(Requests):
         self.clear_cache()
 
     def stop(self, double timeout):
-        """Stop the workers. Returns how many are still inside the module after `timeout` seconds. Idempotent."""
+        """Stop the workers. Returns how many threads are still inside the module after `timeout` seconds. Idempotent. May
+        be called beside an `add_key` or a `start` in this process that hangs."""
         cdef uint32_t left
         cdef hsm_engine *engine = self._engine
         cdef hsm_host *host = self._host
@@ -216,6 +224,7 @@ cdef class Engine(Requests):
         with nogil:
             hsm_host_stop(host, limit)
             left = hsm_engine_stop(engine, limit)
+        left += self._starting
         # The area must outlive workers that may still write into it.
         self._abandoned = self._abandoned or left != 0
         return left

@@ -76,6 +76,7 @@ hsm_status hsm_area_create(const hsm_client_options *options, hsm_area *area, in
     }
     describe(area, &at, memory);
     hsm_area_write_header(area);
+    area->one_process = true; /* until a host attaches */
     *fd = file;
     return HSM_OK;
 }
@@ -98,6 +99,7 @@ hsm_status hsm_area_attach(int fd, hsm_area *area) {
         return HSM_HOST_MISMATCH;
     }
     offsets at = lay_out(area, &head.options);
+    area->one_process = false;
     char *memory = area->size == head.size ? map(fd, area->size) : NULL;
     if (memory == NULL) {
         return HSM_HOST_MISMATCH;
@@ -106,8 +108,22 @@ hsm_status hsm_area_attach(int fd, hsm_area *area) {
     return HSM_OK;
 }
 
+/* Wipe what was ever written: messages may be confidential, and another process may still have the file. The rest of
+ * the memory is a hole, which stays one. */
+static void wipe(const hsm_area *area, int fd) {
+    off_t end;
+    for (off_t at = 0; (at = lseek(fd, at, SEEK_DATA)) >= 0; at = end) {
+        end = lseek(fd, at, SEEK_HOLE);
+        if (end <= at || (uint64_t)end > area->size) {
+            return;
+        }
+        hsm_wipe((char *)area->shared + at, (size_t)(end - at));
+    }
+}
+
 void hsm_area_destroy(hsm_area *area, int *fd) {
     if (area->shared != NULL) {
+        wipe(area, *fd);
         (void)munmap(area->shared, area->size);
         area->shared = NULL;
     }
@@ -122,6 +138,20 @@ void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status) {
     hsm_area_complete(area, slot);
 }
 
+/* Wake this worker, if it sleeps. Returns whether it did. */
+static bool unpark_one(hsm_area *area, uint32_t worker) {
+    uint64_t bit = UINT64_C(1) << (worker % 64U);
+    /* Only the thread that clears the bit wakes its worker: not twice for one sleep. */
+    if ((atomic_fetch_and_explicit(&area->shared->parked[worker / 64U], ~bit, memory_order_acq_rel) & bit) == 0 ||
+        worker >= area->max_workers) { /* the area may be shared with a process that misbehaves */
+        return false;
+    }
+    _Atomic uint32_t *park = &hsm_area_worker(area, worker)->park;
+    atomic_store_explicit(park, 1, memory_order_release);
+    hsm_futex_wake(park, 1, area->one_process);
+    return true;
+}
+
 void hsm_area_unpark(hsm_area *area, uint64_t count) {
     uint32_t words = (area->max_workers + 63U) / 64U;
     for (uint32_t word = 0; word < words && count > 0; word++) {
@@ -129,18 +159,7 @@ void hsm_area_unpark(hsm_area *area, uint64_t count) {
         while (sleeping != 0 && count > 0) {
             uint64_t bit = sleeping & (~sleeping + 1U);
             sleeping &= ~bit;
-            /* Only the thread that clears the bit wakes its worker: not twice for one sleep. */
-            if ((atomic_fetch_and_explicit(&area->shared->parked[word], ~bit, memory_order_acq_rel) & bit) == 0) {
-                continue;
-            }
-            uint32_t worker = word * 64U + (uint32_t)__builtin_ctzll(bit);
-            if (worker >= area->max_workers) {
-                continue; /* the area may be shared with a process that misbehaves */
-            }
-            _Atomic uint32_t *park = &hsm_area_worker(area, worker)->park;
-            atomic_store_explicit(park, 1, memory_order_release);
-            hsm_futex_wake(park, 1);
-            count--;
+            count -= unpark_one(area, word * 64U + (uint32_t)__builtin_ctzll(bit)) ? 1U : 0U;
         }
     }
 }
@@ -151,10 +170,17 @@ void hsm_area_unpark_all(hsm_area *area) {
     hsm_area_unpark(area, HSM_MAX_WORKERS);
 }
 
+void hsm_area_quarantine(hsm_area *area, uint32_t worker) {
+    atomic_store(&hsm_area_worker(area, worker)->quarantined, 1);
+    atomic_thread_fence(memory_order_seq_cst); /* as above: its call may have ended a moment ago */
+    (void)unpark_one(area, worker);
+}
+
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
     _Atomic uint64_t *word = &area->shared->parked[worker / 64U];
     uint64_t bit = UINT64_C(1) << (worker % 64U);
-    _Atomic uint32_t *park = &hsm_area_worker(area, worker)->park;
+    hsm_worker_record *record = hsm_area_worker(area, worker);
+    _Atomic uint32_t *park = &record->park;
 
     atomic_store_explicit(park, 0, memory_order_relaxed);
     /* Sequentially consistent, like the fence in the submitting thread: either it sees this bit, or its request is seen
@@ -162,8 +188,9 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
     atomic_fetch_or(word, bit);
     atomic_thread_fence(memory_order_seq_cst);
     uint32_t mode = atomic_load(&area->shared->mode);
-    if (mode == HSM_MODE_PAUSED || (mode == HSM_MODE_RUN && hsm_area_queued(area) == 0)) {
-        hsm_futex_wait(park, 0, timeout_ns);
+    if (atomic_load(&record->quarantined) == 0 &&
+        (mode == HSM_MODE_PAUSED || (mode == HSM_MODE_RUN && hsm_area_queued(area) == 0))) {
+        hsm_futex_wait(park, 0, timeout_ns, area->one_process);
     }
     atomic_fetch_and(word, ~bit);
 }

@@ -98,13 +98,13 @@ typedef struct hsm_shared {
     HSM_ALIGNED _Atomic uint64_t request_tail;
     HSM_ALIGNED _Atomic uint64_t request_head;
     HSM_ALIGNED _Atomic uint64_t completion_tail;
-    HSM_ALIGNED _Atomic uint32_t notify;   /* enum hsm_notify */
-    _Atomic uint64_t waiting_since_ns;     /* of the oldest completion whose wake was deferred; 0: none */
-    _Atomic uint64_t alarm_at_ns;          /* when the timer wakes the client by itself */
-    _Atomic uint64_t taken_at_ns;          /* when the client last began to take completions */
-    _Atomic uint32_t in_flight;            /* slots in use; a hint */
-    HSM_ALIGNED _Atomic uint32_t spinning; /* a worker polls the request ring */
-    _Atomic uint32_t mode;                 /* enum hsm_mode */
+    HSM_ALIGNED _Atomic uint32_t notify;    /* enum hsm_notify */
+    _Atomic uint64_t waiting_since_ns;      /* of the oldest completion whose wake was deferred; 0: none */
+    _Atomic uint64_t alarm_at_ns;           /* when the timer wakes the client by itself */
+    _Atomic uint64_t taken_at_ns;           /* when the client last began to take completions */
+    HSM_ALIGNED _Atomic uint32_t in_flight; /* slots in use; a hint */
+    HSM_ALIGNED _Atomic uint32_t spinning;  /* a worker polls the request ring */
+    _Atomic uint32_t mode;                  /* enum hsm_mode */
     _Atomic uint32_t down; /* the token does not answer; requests fail or wait, but for a probe now and then */
     _Atomic uint64_t probe_at_ns;
     HSM_ALIGNED _Atomic uint64_t parked[HSM_PARKED_WORDS]; /* one bit for each sleeping worker */
@@ -120,7 +120,8 @@ typedef struct hsm_area {
     uint32_t max_workers;
     bool digests;
     uint64_t coalesce_ns;
-    uint64_t size; /* bytes of the whole memory */
+    uint64_t size;    /* bytes of the whole memory */
+    bool one_process; /* no other process maps the memory */
     _Atomic uint32_t *requests;
     _Atomic uint32_t *completions;
     hsm_slot *slot_table;
@@ -212,7 +213,9 @@ static inline bool hsm_area_begin(hsm_slot *slot) {
 /* ---- completion ring: many producers, one consumer ---- */
 
 static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
-    uint64_t tail = atomic_fetch_add_explicit(&area->shared->completion_tail, 1U, memory_order_relaxed);
+    /* Acquire and release: this place was emptied before the worker that had it in the lap before published the slot
+     * that is completed now, in the order of the language and not only in that of today's processors. */
+    uint64_t tail = atomic_fetch_add_explicit(&area->shared->completion_tail, 1U, memory_order_acq_rel);
     /* Slot plus one, so that 0 means "not written yet". */
     atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
 }
@@ -242,8 +245,10 @@ static inline uint64_t hsm_area_moment(const hsm_area *area) {
 void hsm_area_unpark(hsm_area *area, uint64_t count);
 /* Wake all of them, so that they see what was stored before. Any thread. */
 void hsm_area_unpark_all(hsm_area *area);
-/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed or the area is
- * stopping. */
+/* Let a worker take no further request, and wake it if it sleeps. */
+void hsm_area_quarantine(hsm_area *area, uint32_t worker);
+/* Sleep until unparked or `timeout_ns` has passed (0: no limit), unless a request may be claimed, the area is
+ * stopping or the worker is quarantined. */
 void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns);
 
 #endif

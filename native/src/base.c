@@ -160,11 +160,12 @@ void hsm_sleep(uint64_t ns) {
     (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
 }
 
-void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns) {
+void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns, bool one_process) {
     struct timespec timeout = hsm_timespec(timeout_ns);
-    (void)syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns == 0 ? NULL : &timeout, NULL, 0);
+    int operation = one_process ? FUTEX_WAIT_PRIVATE : FUTEX_WAIT;
+    (void)syscall(SYS_futex, word, operation, expected, timeout_ns == 0 ? NULL : &timeout, NULL, 0);
 }
 
-void hsm_futex_wake(_Atomic uint32_t *word, int count) {
-    (void)syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
+void hsm_futex_wake(_Atomic uint32_t *word, int count, bool one_process) {
+    (void)syscall(SYS_futex, word, one_process ? FUTEX_WAKE_PRIVATE : FUTEX_WAKE, count, NULL, NULL, 0);
 }

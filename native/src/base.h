@@ -51,10 +51,10 @@ static inline struct timespec hsm_timespec(uint64_t ns) {
 }
 
 void hsm_sleep(uint64_t ns);
-/* Sleep while *word == expected, until woken or `timeout_ns` has passed (0: no limit). May return early. The word may
- * lie in memory that processes share. */
-void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns);
-void hsm_futex_wake(_Atomic uint32_t *word, int count);
+/* Sleep while *word == expected, until woken or `timeout_ns` has passed (0: no limit). May return early. With
+ * `one_process` only threads of this process wait on the word, or wake it: the kernel need not look up its page. */
+void hsm_futex_wait(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_ns, bool one_process);
+void hsm_futex_wake(_Atomic uint32_t *word, int count, bool one_process);
 
 /* A hint to the processor inside a polling loop. */
 static inline void hsm_relax(void) {

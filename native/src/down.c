@@ -50,7 +50,7 @@ static bool admit(hsm_worker *worker, uint64_t *now, uint64_t until) {
             worker->probing_ns = *now;
             return true;
         }
-        hsm_futex_wait(&engine->probes_ended, ended, wake_at - *now);
+        hsm_futex_wait(&engine->probes_ended, ended, wake_at - *now, true);
         *now = hsm_now_ns();
     }
     return true;
@@ -68,7 +68,7 @@ bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns)
 
 void hsm_probe_waiters_wake(hsm_engine *engine) {
     atomic_fetch_add(&engine->probes_ended, 1);
-    hsm_futex_wake(&engine->probes_ended, INT32_MAX);
+    hsm_futex_wake(&engine->probes_ended, INT32_MAX, true);
 }
 
 void hsm_probe_end(hsm_worker *worker) {

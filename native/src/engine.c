@@ -66,6 +66,10 @@ static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *e
     if (engine->workers == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "workers");
     }
+    engine->aside = hsm_alloc(engine->area->slots * sizeof *engine->aside);
+    if (engine->aside == NULL) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "requests put aside");
+    }
     engine->worker_slots = engine->area->max_workers;
     engine->worker_count = count;
     engine->starting = count;
@@ -108,6 +112,7 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     (void)pthread_mutex_init(&engine->control, NULL);
     (void)pthread_mutex_init(&engine->state, NULL);
+    (void)pthread_mutex_init(&engine->aside_lock, NULL);
     (void)pthread_cond_init(&engine->changed, &attributes);
     (void)pthread_condattr_destroy(&attributes);
     return engine;
@@ -167,7 +172,8 @@ static void complete_queued(hsm_engine *engine) {
     uint32_t index;
     static hsm_worker_record unread; /* the wake counts for no worker */
     bool any = false;
-    while (hsm_area_claim(engine->area, &index)) {
+    hsm_worker none = {.engine = engine, .others_first = true};
+    while (hsm_take_aside(&none, UINT64_MAX, &index) || hsm_area_claim(engine->area, &index)) {
         hsm_area_fail(engine->area, index, HSM_CLOSED);
         any = true;
     }
@@ -176,19 +182,39 @@ static void complete_queued(hsm_engine *engine) {
     }
 }
 
-/* Wait until every worker has left its loop, or until the timeout. Returns how many have not. */
-static uint32_t wait_for_workers(hsm_engine *engine, uint64_t timeout_ns) {
-    uint64_t now = hsm_now_ns();
-    struct timespec until = hsm_timespec(timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns);
+/* How many threads use the engine. Call with `state` held. */
+static uint32_t inside(const hsm_engine *engine) {
+    return engine->running + engine->starting + engine->guests + (engine->closing_token && !engine->token_closed);
+}
+
+/* Wait until no thread uses the engine, or until a time. Returns how many do. */
+static uint32_t wait_for_threads(hsm_engine *engine, uint64_t until_ns) {
+    struct timespec until = hsm_timespec(until_ns);
     (void)pthread_mutex_lock(&engine->state);
-    while (engine->running + engine->starting > 0) {
+    while (inside(engine) > 0) {
         if (pthread_cond_timedwait(&engine->changed, &engine->state, &until) == ETIMEDOUT) {
             break;
         }
     }
-    uint32_t left = engine->running + engine->starting;
+    uint32_t left = inside(engine);
     (void)pthread_mutex_unlock(&engine->state);
     return left;
+}
+
+/* The last calls of the module: close the login session, and finalize it if this was its last user. No C_Logout: it
+ * would end the login for every other user of the token in this process. Closing the last session ends it too. */
+static void *close_token(void *argument) {
+    hsm_engine *engine = argument;
+    hsm_engine_close_login(engine);
+    if (engine->module != NULL) {
+        hsm_module_leave(engine->module);
+        hsm_module_release(engine->module);
+    }
+    (void)pthread_mutex_lock(&engine->state);
+    engine->token_closed = true;
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+    return NULL;
 }
 
 static void destroy(hsm_engine *engine) {
@@ -197,13 +223,7 @@ static void destroy(hsm_engine *engine) {
         hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
-    /* No C_Logout: it would end the login for every other user of the token in this process. Closing the last session
-     * ends it too. */
-    hsm_engine_close_login(engine);
-    if (engine->module != NULL) {
-        hsm_module_leave(engine->module);
-        hsm_module_release(engine->module);
-    }
+    hsm_free(engine->aside);
     hsm_free((void *)(uintptr_t)engine->selector.label);
     hsm_free((void *)(uintptr_t)engine->selector.serial);
     for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
@@ -214,6 +234,7 @@ static void destroy(hsm_engine *engine) {
     }
     (void)pthread_cond_destroy(&engine->changed);
     (void)pthread_mutex_destroy(&engine->state);
+    (void)pthread_mutex_destroy(&engine->aside_lock);
     (void)pthread_mutex_destroy(&engine->control);
     hsm_free(engine);
 }
@@ -222,21 +243,54 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     if (engine == NULL || engine->fork_generation != hsm_fork_generation()) {
         return 0;
     }
+    (void)pthread_mutex_lock(&engine->state); /* no guest comes after this */
     atomic_store(&engine->closing, true);
+    (void)pthread_mutex_unlock(&engine->state);
     atomic_store(&engine->area->shared->mode, HSM_MODE_STOPPING);
     hsm_area_unpark_all(engine->area);
     hsm_probe_waiters_wake(engine);
     hsm_warmer_stop(engine);
-    uint32_t left = wait_for_workers(engine, timeout_ns);
+    uint64_t now = hsm_now_ns();
+    uint64_t until = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
+    uint32_t left = wait_for_threads(engine, until);
     if (!engine->keep_queued) {
         complete_queued(engine);
     }
+    if (left == 0 && !engine->closing_token) {
+        /* In a thread of its own: the module may hang in these calls too. */
+        engine->closing_token = hsm_thread_start(&engine->closer, close_token, engine) == 0;
+        if (!engine->closing_token) {
+            (void)close_token(engine);
+        }
+        left = wait_for_threads(engine, until);
+    }
     if (left > 0) {
-        hsm_engine_wipe_pin(engine); /* a worker may still point to the engine, but logs in no more */
+        hsm_engine_wipe_pin(engine); /* a thread may still point to the engine, but logs in no more */
         return left;
+    }
+    if (engine->closing_token) {
+        hsm_thread_join(engine->closer);
     }
     destroy(engine);
     return 0;
+}
+
+hsm_status hsm_engine_guest_enter(hsm_engine *engine, hsm_error *error) {
+    if (engine->fork_generation != hsm_fork_generation()) {
+        return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
+    }
+    (void)pthread_mutex_lock(&engine->state);
+    bool closing = atomic_load(&engine->closing);
+    engine->guests += closing ? 0U : 1U;
+    (void)pthread_mutex_unlock(&engine->state);
+    return closing ? hsm_fail(error, HSM_CLOSED, "", "the engine is being stopped") : HSM_OK;
+}
+
+void hsm_engine_guest_leave(hsm_engine *engine) {
+    (void)pthread_mutex_lock(&engine->state);
+    engine->guests--;
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
 }
 
 void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info) {

@@ -28,19 +28,28 @@ enum hsm_thread_state { HSM_THREAD_NONE, HSM_THREAD_STARTED, HSM_THREAD_ENDED };
 
 /* One request on the ladder, from its first failure on. */
 typedef struct hsm_ladder {
-    uint64_t failed_ns;  /* time of the last failure */
-    uint64_t since_ns;   /* time of the failure before */
-    uint64_t until_ns;   /* end of its time on the ladder */
-    uint32_t seen;       /* a bit for each class of failure so far */
-    enum hsm_class last; /* of the failure before this one */
+    uint32_t slot;         /* which request it is: its slot, */
+    uint64_t submitted_ns; /* and when that was filled */
+    uint64_t failed_ns;    /* time of the last failure */
+    uint64_t since_ns;     /* time of the failure before */
+    uint64_t until_ns;     /* end of its time on the ladder */
+    uint32_t seen;         /* a bit for each class of failure so far */
+    enum hsm_class last;   /* of the failure before this one */
     unsigned pauses;
     unsigned wrong;   /* signatures that did not verify */
     uint64_t wait_ns; /* until the rung may be tried again; 0: it was tried */
+    uint64_t due_ns;  /* put the request aside, and try again then; 0: do not */
     bool last_attempt;
     bool healed;        /* heal was tried */
     bool reinitialized; /* this worker has initialized the module again */
     bool unhealed;      /* the last heal or reinit failed, or the token signs nothing in spite of it */
 } hsm_ladder;
+
+/* A request that was put aside, see aside.c. */
+typedef struct hsm_aside {
+    hsm_ladder ladder;
+    uint32_t slot;
+} hsm_aside;
 
 typedef struct hsm_worker {
     hsm_engine *engine;
@@ -62,9 +71,11 @@ typedef struct hsm_worker {
     hsm_ladder ladder;
     uint64_t probing_ns;          /* when its request became the probe; 0: it is none */
     _Atomic uint64_t answered_ns; /* time of its last signature; other workers read it */
+    bool others_first;            /* the next request is none that was put aside */
     bool suspicious;              /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
+    size_t used;      /* the most bytes of it that a message has had */
 } hsm_worker;
 
 struct hsm_engine {
@@ -105,6 +116,12 @@ struct hsm_engine {
     _Atomic uint32_t epoch;
     hsm_engine_key keys[HSM_MAX_KEYS]; /* by place; `label` is NULL where there is none */
 
+    /* A ring with a place for each slot: the requests that were put aside, in the order in which that was. */
+    pthread_mutex_t aside_lock;
+    hsm_aside *aside;
+    uint32_t aside_first;
+    _Atomic uint32_t aside_count;
+
     /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. */
     uint64_t warm_ns;
     pthread_t warmer;
@@ -115,11 +132,20 @@ struct hsm_engine {
     pthread_mutex_t state;
     pthread_cond_t changed;
     uint32_t starting, running;
+    uint32_t guests;    /* other threads inside: hsm_engine_add_key */
+    bool closing_token; /* the thread `closer` was started, */
+    bool token_closed;  /* and has ended its work */
+    pthread_t closer;
     hsm_error start_error;
     uint32_t worker_count; /* that should be running */
     uint32_t worker_slots; /* places in `workers`, replacements included */
     hsm_worker *workers;
 };
+
+/* engine.c: a thread that is no worker's uses the engine until it leaves; hsm_engine_stop waits for it. Returns
+ * HSM_CLOSED once the engine is being stopped. */
+hsm_status hsm_engine_guest_enter(hsm_engine *engine, hsm_error *error);
+void hsm_engine_guest_leave(hsm_engine *engine);
 
 /* worker.c: the thread function of a worker; `argument` is its hsm_worker. */
 void *hsm_worker_main(void *argument);
@@ -160,12 +186,22 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
 
 /* ---- recover.c ---- */
 
-/* A request failed for the first time at `now`. */
-void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns);
-/* One step up the ladder after `status`; called inside the module. Returns whether another attempt is worth it. */
+/* The request in this slot failed for the first time at `now`, or for the first time since it was put aside. */
+void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t slot);
+/* One step up the ladder after `status`; called inside the module. Returns whether another attempt is worth it now; if
+ * not, it may be worth one later, at the ladder's `due_ns`. */
 bool hsm_ladder_climb(hsm_worker *worker, hsm_status status);
 /* The final status of a request that failed with `status`: the refusal of the login, if that is the cause. */
 hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status);
+
+/* ---- aside.c ---- */
+
+/* Put this worker's request, which is in `slot`, aside with its ladder. Returns false if there is no room. */
+bool hsm_put_aside(hsm_worker *worker, uint32_t slot);
+/* Take back the request that was put aside first, if its time has come and it is its turn. */
+bool hsm_take_aside(hsm_worker *worker, uint64_t now, uint32_t *slot);
+/* When the time of that request comes; 0: there is none. */
+uint64_t hsm_aside_due(hsm_engine *engine);
 
 /* ---- down.c ---- */
 

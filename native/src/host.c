@@ -180,6 +180,7 @@ hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, h
     host->fork_generation = hsm_fork_generation();
     (void)pthread_mutex_init(&host->lock, NULL);
     hsm_status status = copy_options(host, options) ? HSM_OK : hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
+    client->area->one_process = false;
     atomic_store(&client->area->shared->mode, HSM_MODE_RUN);
     status = status != HSM_OK ? status : hsm_process_start(host, error);
     status = status != HSM_OK ? status : begin(host, error);

@@ -141,7 +141,7 @@ static bool await_lines(hsm_journal *journal) {
         if (closing) {
             return false;
         }
-        hsm_futex_wait(&journal->turn, turn, 0);
+        hsm_futex_wait(&journal->turn, turn, 0, true);
     }
 }
 
@@ -153,7 +153,7 @@ static void pause_until_closing(hsm_journal *journal, uint64_t ns) {
         if (atomic_load(&journal->closing) != 0 || now >= until) {
             return;
         }
-        hsm_futex_wait(&journal->turn, turn, until - now);
+        hsm_futex_wait(&journal->turn, turn, until - now, true);
     }
 }
 
@@ -287,7 +287,7 @@ uint64_t hsm_journal_close(hsm_journal *journal) {
     hsm_journal_flush(journal);
     atomic_store(&journal->closing, 1);
     atomic_fetch_add(&journal->turn, 1);
-    hsm_futex_wake(&journal->turn, 1);
+    hsm_futex_wake(&journal->turn, 1, true);
     hsm_thread_join(journal->thread);
     uint64_t lost = journal->lost + journal->filling.lines;
     release(journal);

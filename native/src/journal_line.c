@@ -155,6 +155,6 @@ void hsm_journal_flush(hsm_journal *journal) {
     /* As long as the thread has not taken an earlier flush, it will find these lines too. */
     if (waiting && atomic_exchange(&journal->flushed, 1) == 0) {
         atomic_fetch_add(&journal->turn, 1);
-        hsm_futex_wake(&journal->turn, 1);
+        hsm_futex_wake(&journal->turn, 1, true);
     }
 }

@@ -185,6 +185,10 @@ static hsm_status read_attributes(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE sessi
     for (size_t i = 0; i < COUNT; i++) {
         CK_RV rv =
             read_attribute(p11, session, handle, wanted[i].type, wanted[i].value, wanted[i].size, &wanted[i].length);
+        if (rv == CKR_BUFFER_TOO_SMALL) {
+            return hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue",
+                            "%s of the private key is longer than %zu bytes", wanted[i].name, wanted[i].size);
+        }
         if (rv != CKR_OK) {
             return hsm_fail_ckr(error, rv, "C_GetAttributeValue", "%s of the private key", wanted[i].name);
         }

@@ -136,12 +136,13 @@ hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *select
 
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error) {
-    if (engine->fork_generation != hsm_fork_generation()) {
-        return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
+    hsm_status status = hsm_engine_guest_enter(engine, error);
+    if (status != HSM_OK) {
+        return status;
     }
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
-    hsm_status status = hsm_engine_ready(engine, error);
+    status = hsm_engine_ready(engine, error);
     status =
         status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
     status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
@@ -152,6 +153,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
         record_missing(engine, selector, index);
     }
     hsm_engine_unlock(engine);
+    hsm_engine_guest_leave(engine);
     return status;
 }
 

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* One table for the process, as C_Initialize is for the process. Its lock is held while a module initializes, so that
- * only one caller is the first. No signature waits for it. */
+/* One table for the process, as C_Initialize is for the process. Its lock guards the list and the counts of users, and
+ * is held across no call of a module: one that hangs holds up no other. */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static hsm_module *table;
 
@@ -78,6 +78,7 @@ static hsm_status load(hsm_module *module, hsm_error *error) {
     }
     CK_RV rv = get_list(&module->p11);
     if (rv != CKR_OK) {
+        module->p11 = NULL;
         return hsm_fail_ckr(error, rv, "C_GetFunctionList", "%s", module->path);
     }
     return module->p11 != NULL ? HSM_OK : hsm_fail(error, HSM_MODULE_INVALID, "C_GetFunctionList", "%s", module->path);
@@ -91,6 +92,7 @@ static hsm_status initialize(hsm_module *module, hsm_error *error) {
         return hsm_fail_ckr(error, rv, "C_Initialize",
                             "other code in this process has initialized %s; let hsmcore do it first", module->path);
     }
+    module->initialized = rv == CKR_OK;
     return rv == CKR_OK ? HSM_OK : hsm_fail_ckr(error, rv, "C_Initialize", "%s", module->path);
 }
 
@@ -98,6 +100,8 @@ static void discard(hsm_module *module) {
     if (module->library != NULL) {
         (void)dlclose(module->library);
     }
+    (void)pthread_mutex_destroy(&module->state);
+    (void)pthread_mutex_destroy(&module->outside);
     hsm_free(module->path);
     hsm_free(module->args);
     hsm_free(module);
@@ -116,97 +120,126 @@ static bool same_args(const char *one, const char *other) {
     return (one == NULL && other == NULL) || (one != NULL && other != NULL && strcmp(one, other) == 0);
 }
 
-static hsm_status acquire_locked(const char *path, const char *args, hsm_module **out, hsm_error *error) {
-    hsm_module *module = find(path);
-    if (module != NULL) {
-        if (module->fork_generation != hsm_fork_generation()) {
-            return hsm_fail(error, HSM_FORKED, "C_Initialize",
-                            "%s was open when this process was forked; use spawn instead of fork", path);
-        }
-        if (!same_args(module->args, args)) {
-            return hsm_fail(error, HSM_BAD_ARGUMENT, "C_Initialize",
-                            "%s is in use in this process with another moduleArgs", path);
-        }
-        module->users++;
-        *out = module;
-        return HSM_OK;
-    }
-    module = hsm_alloc(sizeof *module);
+static hsm_module *new_module(const char *path, const char *args) {
+    hsm_module *module = hsm_alloc(sizeof *module);
     if (module == NULL) {
-        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module");
+        return NULL;
     }
+    (void)pthread_mutex_init(&module->state, NULL);
+    (void)pthread_mutex_init(&module->outside, NULL);
+    module->fork_generation = hsm_fork_generation();
     module->path = hsm_strdup(path);
     module->args = hsm_strdup(args);
-    hsm_status status = module->path == NULL || (args != NULL && module->args == NULL)
-                            ? hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module")
-                            : load(module, error);
-    status = status != HSM_OK ? status : initialize(module, error);
-    if (status != HSM_OK) {
+    if (module->path == NULL || (args != NULL && module->args == NULL)) {
         discard(module);
-        return status;
+        return NULL;
     }
-    (void)pthread_mutex_init(&module->outside, NULL);
-    module->users = 1;
-    module->fork_generation = hsm_fork_generation();
-    module->next = table;
-    table = module;
+    return module;
+}
+
+/* Count a user of the module, which is put into the table if it is not there. Call with `table_lock` held. */
+static hsm_status enlist(const char *path, const char *args, hsm_module **out, hsm_error *error) {
+    hsm_module *module = find(path);
+    if (module == NULL) {
+        module = new_module(path, args);
+        if (module == NULL) {
+            return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "module");
+        }
+        module->next = table;
+        table = module;
+    } else if (module->fork_generation != hsm_fork_generation()) {
+        return hsm_fail(error, HSM_FORKED, "C_Initialize",
+                        "%s was open when this process was forked; use spawn instead of fork", path);
+    } else if (!same_args(module->args, args)) {
+        return hsm_fail(error, HSM_BAD_ARGUMENT, "C_Initialize", "%s is in use in this process with another moduleArgs",
+                        path);
+    }
+    atomic_fetch_add(&module->users, 1);
     *out = module;
     return HSM_OK;
 }
 
-hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error) {
-    *module = NULL;
+hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **out, hsm_error *error) {
+    *out = NULL;
+    hsm_module *module = NULL;
     char *resolved = realpath(path, NULL);
     if (resolved == NULL) {
         return hsm_fail(error, HSM_MODULE_MISSING, "dlopen", "%s: no such file, or not readable", path);
     }
     (void)pthread_mutex_lock(&table_lock);
-    hsm_status status = acquire_locked(resolved, args, module, error);
+    hsm_status status = enlist(resolved, args, &module, error);
     (void)pthread_mutex_unlock(&table_lock);
     free(resolved);
-    return status;
+    if (status != HSM_OK) {
+        return status;
+    }
+    (void)pthread_mutex_lock(&module->state);
+    status = module->p11 != NULL ? HSM_OK : load(module, error);
+    if (status == HSM_OK && !module->initialized) {
+        status = initialize(module, error);
+    }
+    (void)pthread_mutex_unlock(&module->state);
+    if (status != HSM_OK) {
+        hsm_module_release(module);
+        return status;
+    }
+    *out = module;
+    return HSM_OK;
 }
 
 void hsm_module_release(hsm_module *module) {
     if (module == NULL || module->fork_generation != hsm_fork_generation()) {
         return;
     }
+    (void)pthread_mutex_lock(&module->state);
     (void)pthread_mutex_lock(&table_lock);
-    if (--module->users == 0) {
-        hsm_module **link = &table;
-        while (*link != module) {
-            link = &(*link)->next;
-        }
-        *link = module->next;
+    bool last = atomic_fetch_sub(&module->users, 1) == 1;
+    (void)pthread_mutex_unlock(&table_lock);
+    if (last && module->initialized) {
         (void)module->p11->C_Finalize(NULL);
+        module->initialized = false;
+    }
+    (void)pthread_mutex_lock(&table_lock);
+    bool unused = atomic_load(&module->users) == 0; /* a user that came during C_Finalize initializes it again */
+    hsm_module **link = &table;
+    while (unused && *link != module) {
+        link = &(*link)->next;
+    }
+    *link = unused ? module->next : *link;
+    (void)pthread_mutex_unlock(&table_lock);
+    (void)pthread_mutex_unlock(&module->state);
+    if (unused) {
         discard(module);
     }
-    (void)pthread_mutex_unlock(&table_lock);
 }
 
 void hsm_module_join(hsm_module *module) {
-    (void)pthread_mutex_lock(&table_lock);
-    module->engines++;
-    (void)pthread_mutex_unlock(&table_lock);
+    (void)pthread_mutex_lock(&module->state); /* after a C_Finalize that is under way */
+    atomic_fetch_add(&module->engines, 1);
+    (void)pthread_mutex_unlock(&module->state);
 }
 
 void hsm_module_leave(hsm_module *module) {
-    (void)pthread_mutex_lock(&table_lock);
-    module->engines--;
-    (void)pthread_mutex_unlock(&table_lock);
+    atomic_fetch_sub(&module->engines, 1);
 }
 
 bool hsm_module_claim(hsm_module *module) {
     if (pthread_mutex_trylock(&module->outside) != 0) {
         return false;
     }
-    (void)pthread_mutex_lock(&table_lock);
-    bool alone = module->engines == 1;
-    (void)pthread_mutex_unlock(&table_lock);
-    if (!alone) {
-        (void)pthread_mutex_unlock(&module->outside);
+    if (pthread_mutex_trylock(&module->state) == 0) {
+        if (atomic_load(&module->engines) == 1) {
+            return true;
+        }
+        (void)pthread_mutex_unlock(&module->state);
     }
-    return alone;
+    (void)pthread_mutex_unlock(&module->outside);
+    return false;
+}
+
+void hsm_module_disclaim(hsm_module *module) {
+    (void)pthread_mutex_unlock(&module->state);
+    (void)pthread_mutex_unlock(&module->outside);
 }
 
 uint64_t hsm_module_enter(hsm_module *module) {
@@ -219,10 +252,8 @@ void hsm_module_exit(hsm_module *module) {
 }
 
 hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error) {
-    (void)pthread_mutex_lock(&table_lock);
     (void)module->p11->C_Finalize(NULL);
-    hsm_status status = initialize(module, error);
+    module->initialized = false;
     module->initializations++;
-    (void)pthread_mutex_unlock(&table_lock);
-    return status;
+    return initialize(module, error);
 }

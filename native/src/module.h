@@ -12,20 +12,25 @@ struct hsm_module {
     void *library;
     /* The v2.40 prefix of the newest interface that the module offers; later versions only append to it. */
     CK_FUNCTION_LIST *p11;
-    unsigned users;           /* engines and others that hold it */
-    unsigned engines;         /* among the users */
+    _Atomic unsigned users;   /* engines and others that hold it; under the table's lock */
     pthread_mutex_t outside;  /* held during calls that are no worker's, and while the module is initialized again */
-    uint64_t initializations; /* so far; handles of an earlier one are dead */
+    uint64_t initializations; /* so far; handles of an earlier one are dead; under `outside` */
+    pthread_mutex_t state;    /* held while the module is loaded, initialized or finalized; taken after `outside` */
+    bool initialized;         /* by the last C_Initialize; under `state` */
+    _Atomic unsigned engines; /* among the users; one more only under `state` */
     uint32_t fork_generation;
 };
 
-/* An engine's hold, which hsm_module_claim counts. Released with hsm_module_release after hsm_module_leave. */
+/* An engine's hold, which hsm_module_claim counts; every call of an engine lies between the two. Joining waits while
+ * another engine has a claim. Released with hsm_module_release after hsm_module_leave. */
 void hsm_module_join(hsm_module *module);
 void hsm_module_leave(hsm_module *module);
-/* As hsm_module_enter, for the only engine before it initializes the module again. Returns false, at once, if there is
- * another engine, or a call inside that is no worker's. hsm_module_exit ends it. */
+/* For the only engine, before it initializes the module again: until hsm_module_disclaim no other user comes or goes.
+ * Returns false, at once, if there is another engine, a call inside that is no worker's, or a user that comes or
+ * goes. */
 bool hsm_module_claim(hsm_module *module);
-/* C_Finalize, then C_Initialize, for a module that lost its state. The caller makes sure that no call is inside. */
+void hsm_module_disclaim(hsm_module *module);
+/* C_Finalize, then C_Initialize, for a module that lost its state. Call with a claim, and with no call inside. */
 hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error);
 
 #endif

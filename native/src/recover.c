@@ -6,9 +6,9 @@
  *   reinit    C_Finalize and C_Initialize, with no call inside the module, then heal
  *   down      fail at once between probes, until the token answers (down.c)
  *
- * The class of a failure chooses the rung; a failure that repeats takes the next one. A request leaves the ladder after
- * LADDER_NS or at its deadline, and after a few attempts while others wait for its worker, since the failure may be its
- * own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and
+ * The class of a failure chooses the rung; a failure that repeats takes the next one. A request leaves the ladder with
+ * its deadline; after a few attempts it waits for the next one outside the workers (aside.c), since the failure may be
+ * its own. Heal and reinit are single-flight (the epoch shows a worker that another one has done the work) and
  * rate-limited: a request waits for its turn. A refused PIN ends all logins. */
 #include "session.h"
 
@@ -18,14 +18,19 @@
 /* The shortest time between two attempts to heal, and to reinitialize; it doubles with each failure in a row. */
 #define HEAL_INTERVAL_NS (20 * MS)
 #define HEAL_INTERVAL_MAX_NS (1000 * MS)
-/* The longest time of a request on the ladder, during which its worker serves no other. */
+/* The time on the ladder of a request without a deadline. */
 #define LADDER_NS (500 * MS)
+/* A request with less time than this is not put aside any more: its error is to reach its caller. */
+#define LEAST_ASIDE_NS (256 * MS)
+/* The pause of a worker that puts a request aside while no session signs, so that a module that is busy is left alone. */
+#define PACE_NS (16 * MS)
 #define BACKOFF_NS MS
 #define BACKOFF_MAX_SHIFT 7U
-/* Pauses after which a request gives way to those that wait. While other sessions sign, its pauses are short. */
+/* Pauses after which a request is put aside. While others wait for the worker and other sessions sign, they are
+ * short. */
 #define MAX_SHORT_PAUSES 8U
 #define MAX_PAUSES 6U
-/* Wrong signatures after which the request fails. */
+/* Wrong signatures after which the request fails, of a token that makes no good ones. */
 #define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
@@ -97,7 +102,7 @@ static bool close_gate(hsm_worker *worker) {
 
 static void open_gate(hsm_engine *engine) {
     atomic_store(&engine->gate, 0);
-    hsm_futex_wake(&engine->gate, INT32_MAX);
+    hsm_futex_wake(&engine->gate, INT32_MAX, true);
 }
 
 /* After C_Finalize the same numbers may stand for other objects. */
@@ -110,12 +115,14 @@ static void forget_handles(hsm_engine *engine) {
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
-/* Initialize the module again, with no call inside, and heal. If others in this process use the module, only heal. Call
- * with `control` held. */
+/* Initialize the module again, with no call inside, and heal. If others in this process use the module, only heal; the
+ * module is busy if that fails while a call of another user than an engine is inside. Call with `control` held. */
 static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
     hsm_engine *engine = worker->engine;
     if (!hsm_module_claim(engine->module)) {
-        return heal_token(engine, error);
+        hsm_status healed = heal_token(engine, error);
+        bool passes = hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL && atomic_load(&engine->module->engines) == 1;
+        return healed == HSM_OK || !passes ? healed : HSM_BUSY;
     }
     hsm_status status = HSM_TOKEN_LOST;
     if (close_gate(worker)) {
@@ -134,7 +141,7 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
-    hsm_module_exit(engine->module);
+    hsm_module_disclaim(engine->module);
     return status;
 }
 
@@ -157,25 +164,34 @@ static void nap(hsm_worker *worker, uint64_t ns) {
     hsm_worker_enter(worker, hsm_now_ns());
 }
 
-/* The rung "retry": sleep, longer each time. Returns false when the request's time on the ladder is over; before that
- * there is one last attempt, halfway between now and then. */
+/* The rung "retry": sleep, longer each time; after some attempts, outside the worker. Returns false when the request is
+ * put aside, or when its time is over; before that there is one last attempt, halfway between now and then. */
 static bool retry(hsm_worker *worker) {
     hsm_ladder *ladder = &worker->ladder;
     uint64_t now = hsm_now_ns();
     if (ladder->last_attempt || now >= ladder->until_ns) {
         return false;
     }
+    uint64_t left = ladder->until_ns - now;
     unsigned shift = ++ladder->pauses < BACKOFF_MAX_SHIFT ? ladder->pauses : BACKOFF_MAX_SHIFT;
-    if (hsm_area_queued(worker->engine->area) != 0) {
-        bool others_sign = hsm_token_answers(worker);
-        if (ladder->pauses > (others_sign ? MAX_SHORT_PAUSES : MAX_PAUSES)) {
+    uint64_t pause = BACKOFF_NS << shift;
+    const hsm_engine *engine = worker->engine;
+    bool others_wait = hsm_area_queued(engine->area) != 0;
+    bool others_sign = hsm_token_answers(worker);
+    if (ladder->pauses > (others_wait && others_sign ? MAX_SHORT_PAUSES : MAX_PAUSES)) {
+        if (left >= LEAST_ASIDE_NS) {
+            if (!others_sign) {
+                nap(worker, PACE_NS);
+            }
+            ladder->due_ns = now + pause;
+        }
+        if (left >= LEAST_ASIDE_NS || others_wait || atomic_load(&engine->aside_count) != 0) {
             return false;
         }
-        shift = others_sign ? 0 : shift;
     }
-    uint64_t pause = BACKOFF_NS << shift;
-    if (pause > ladder->until_ns - now) {
-        pause = (ladder->until_ns - now) / 2;
+    pause = others_wait && others_sign ? BACKOFF_NS : pause;
+    if (pause > left / 2) {
+        pause = left / 2;
         ladder->last_attempt = true;
     }
     nap(worker, pause);
@@ -283,12 +299,18 @@ static bool is_gone(const hsm_worker *worker) {
            atomic_load(&engine->keys_found) > 0;
 }
 
-void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
-    uint64_t until = now + LADDER_NS;
+void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t index) {
+    const hsm_slot *slot = hsm_area_slot(worker->engine->area, index);
+    uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
+    if (worker->ladder.until_ns != 0 && worker->ladder.slot == index && worker->ladder.submitted_ns == submitted) {
+        return; /* it was put aside */
+    }
     worker->ladder = (hsm_ladder){
+        .slot = index,
+        .submitted_ns = submitted,
         .since_ns = now,
         .failed_ns = now,
-        .until_ns = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until,
+        .until_ns = slot->deadline_ns != 0 ? slot->deadline_ns : now + LADDER_NS,
     };
 }
 
@@ -331,7 +353,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         }
         if (status == HSM_SIGNATURE_INVALID) {
             (void)heal(worker, false); /* the handle may be another key's by now */
-            return ++ladder->wrong < MAX_WRONG;
+            return hsm_token_answers(worker) ? retry(worker) : ++ladder->wrong < MAX_WRONG;
         }
         hsm_worker_close(worker);
         return !again || retry_or_reinit(worker);

@@ -39,7 +39,7 @@ void hsm_worker_wait_at_gate(hsm_worker *worker, uint64_t now) {
     uint32_t gate;
     while ((gate = atomic_load(&engine->gate)) != 0) {
         atomic_store(&worker->record->call_started_ns, 0);
-        hsm_futex_wait(&engine->gate, gate, 0);
+        hsm_futex_wait(&engine->gate, gate, 0, true);
         (void)atomic_exchange(&worker->record->call_started_ns, now);
     }
 }
@@ -53,7 +53,10 @@ static hsm_status find_own_handle(hsm_worker *worker, uint32_t place, hsm_outcom
     hsm_worker_leave(worker);
     hsm_engine_lock(engine);
     hsm_worker_enter(worker, hsm_now_ns());
-    hsm_status status = hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error);
+    /* While it waited, the module may have been initialized again, and the session's number given to another worker. */
+    hsm_status status = worker->session_open
+                            ? hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error)
+                            : hsm_fail_ckr(&error, CKR_SESSION_CLOSED, "", "the module was initialized again");
     if (status == HSM_KEY_NOT_FOUND) {
         (void)hsm_engine_session_state(engine, worker->session, &logged_in);
         status = logged_in ? status : HSM_NOT_LOGGED_IN; /* without a login all private keys are hidden */

@@ -36,7 +36,7 @@ uint32_t hsm_engine_supervise(hsm_engine *engine, uint32_t *healthy) {
             continue;
         }
         if (hsm_worker_overran(record, now)) {
-            atomic_store(&record->quarantined, 1);
+            hsm_area_quarantine(engine->area, i);
         }
         bool quarantined = atomic_load(&record->quarantined) != 0;
         stuck += quarantined ? 1U : 0U;

@@ -13,8 +13,12 @@ hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement
     if (worker->message == NULL) {
         return HSM_OUT_OF_MEMORY;
     }
+    worker->used = engine->area->max_message < HSM_INLINE_MESSAGE ? engine->area->max_message : HSM_INLINE_MESSAGE;
+    /* A replacement whose start hangs, in the module or at its gate, is no better than the worker that it replaces. */
+    atomic_store(&worker->record->call_deadline_ns, replacement ? hsm_now_ns() + engine->patience_ns : 0);
     errno = hsm_thread_start(&worker->thread, hsm_worker_main, worker);
     if (errno != 0) {
+        atomic_store(&worker->record->call_deadline_ns, 0);
         return HSM_SYSTEM;
     }
     atomic_store(&worker->thread_state, HSM_THREAD_STARTED);

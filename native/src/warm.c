@@ -28,7 +28,7 @@ static void *keep_warm(void *argument) {
         return NULL; /* at an ordinary priority it would be in the way */
     }
     while (!stopping(engine)) {
-        hsm_futex_wait(&engine->warm, 0, 0);
+        hsm_futex_wait(&engine->warm, 0, 0, true);
         while (!stopping(engine) && wanted(engine)) {
             for (int i = 0; i < 64; i++) {
                 hsm_relax();
@@ -51,7 +51,7 @@ void hsm_warmer_stop(hsm_engine *engine) {
         return;
     }
     atomic_store(&engine->warm, 1);
-    hsm_futex_wake(&engine->warm, 1);
+    hsm_futex_wake(&engine->warm, 1, true);
     hsm_thread_join(engine->warmer);
     engine->warm_ns = 0;
 }
@@ -62,6 +62,6 @@ void hsm_warmer_note(hsm_engine *engine, uint64_t now) {
     }
     atomic_store_explicit(&engine->last_answer_ns, now, memory_order_relaxed);
     if (atomic_load_explicit(&engine->warm, memory_order_relaxed) == 0 && atomic_exchange(&engine->warm, 1) == 0) {
-        hsm_futex_wake(&engine->warm, 1);
+        hsm_futex_wake(&engine->warm, 1, true);
     }
 }

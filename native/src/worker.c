@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 
-/* A parked worker wakes up by itself this often, to keep an idle session alive. */
+/* Where idle sessions need a call now and then, a parked worker wakes up by itself this often. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
 
@@ -136,9 +136,12 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             break;
         }
         if (first) {
-            hsm_ladder_begin(worker, now, slot->deadline_ns);
+            hsm_ladder_begin(worker, now, (uint32_t)(slot - worker->engine->area->slot_table));
         }
         if (!hsm_ladder_climb(worker, status)) {
+            if (worker->ladder.due_ns != 0) {
+                break;
+            }
             status = hsm_ladder_verdict(worker, status);
             hsm_token_silent(worker, status, hsm_now_ns());
             break;
@@ -150,6 +153,14 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     hsm_worker_leave(worker);
     atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
     return status;
+}
+
+/* From here on the request is another worker's. */
+static bool put_aside(hsm_worker *worker, uint32_t index) {
+    atomic_store_explicit(&worker->serving, 0, memory_order_release);
+    bool done = hsm_put_aside(worker, index);
+    worker->ladder.due_ns = 0;
+    return done;
 }
 
 /* Serve one request, which was claimed at `begun`. Returns the time of its end. */
@@ -168,6 +179,9 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     slot->signature_len = 0;
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
+        if (message_len > HSM_INLINE_MESSAGE) {
+            worker->used = area->max_message;
+        }
         memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
         if (area->digests) {
             hsm_sha256(worker->message, message_len, slot->digest);
@@ -177,6 +191,8 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         ended = hsm_now_ns();
         if (status == HSM_OK) {
             atomic_store_explicit(&worker->answered_ns, ended, memory_order_relaxed);
+        } else if (worker->ladder.due_ns != 0 && put_aside(worker, index)) {
+            return ended;
         }
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
         hsm_histogram_add(&worker->record->hsm, ended - begun - worker->verifying_ns);
@@ -235,26 +251,38 @@ static void keep_alive(hsm_worker *worker) {
     atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
 }
 
+/* 0: without limit. */
+static uint64_t longest_sleep(const hsm_worker *worker) {
+    uint64_t sleep = worker->engine->quirks->keepalive_s != 0 ? PARK_NS : 0;
+    uint64_t due = hsm_aside_due(worker->engine);
+    if (due != 0) {
+        uint64_t now = hsm_now_ns();
+        due = due > now ? due - now : 1;
+        sleep = sleep == 0 || due < sleep ? due : sleep;
+    }
+    return sleep;
+}
+
 /* Wait for a request. Returns false when the engine stops; `waited` says whether time has passed. */
 static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
     hsm_area *area = worker->engine->area;
     *waited = false;
     for (;;) {
         uint32_t mode = atomic_load_explicit(&area->shared->mode, memory_order_acquire);
-        if (mode == HSM_MODE_STOPPING ||
-            atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0) {
-            return false;
-        }
-        if (mode == HSM_MODE_RUN && hsm_area_claim(area, index)) {
-            /* The submitter may have counted on this worker for several requests; pass the wake on. */
-            if (*waited && hsm_area_queued(area) != 0) {
+        bool leaves =
+            mode == HSM_MODE_STOPPING || atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0;
+        bool aside = atomic_load_explicit(&worker->engine->aside_count, memory_order_relaxed) != 0;
+        if (leaves || (mode == HSM_MODE_RUN &&
+                       ((aside && hsm_take_aside(worker, hsm_now_ns(), index)) || hsm_area_claim(area, index)))) {
+            /* The submitter may have counted on this worker for this request, or for several; pass the wake on. */
+            if (*waited && (aside || hsm_area_queued(area) != 0)) {
                 hsm_area_unpark(area, 1);
             }
-            return true;
+            return !leaves;
         }
         *waited = true;
         if (!spin(worker)) {
-            hsm_area_park(area, worker->index, PARK_NS);
+            hsm_area_park(area, worker->index, longest_sleep(worker));
             keep_alive(worker);
         }
     }
@@ -315,12 +343,13 @@ void *hsm_worker_main(void *argument) {
     hsm_engine *engine = worker->engine;
     hsm_error error = {.status = HSM_OK};
     (void)prctl(PR_SET_NAME, "hsm-worker");
-    if (engine->quirks->open_pause_ms != 0) {
+    if (engine->quirks->open_pause_ms != 0 && !worker->replacement) {
         hsm_sleep((uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U);
     }
     hsm_worker_enter(worker, hsm_now_ns());
     hsm_status status = hsm_worker_open(worker, &error);
     hsm_worker_leave(worker);
+    atomic_store(&worker->record->call_deadline_ns, 0); /* see hsm_worker_start */
     if (!announce(worker, status, &error)) {
         return finish(worker, false);
     }
@@ -332,5 +361,6 @@ void *hsm_worker_main(void *argument) {
         hsm_verifier_free(worker->verifiers[i]);
         worker->verifiers[i] = NULL;
     }
+    hsm_wipe(worker->message, worker->used);
     return finish(worker, true);
 }

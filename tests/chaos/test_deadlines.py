@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
+import threading
 import time
 from typing import Any
 
@@ -208,3 +212,86 @@ async def test_closing_does_not_wait_for_ever_for_a_call_that_hangs(world, tmp_p
         await lateness(manager, b"hangs", 0.05)
         begun = time.monotonic()
     assert time.monotonic() - begun < 6.0
+
+
+@pytest.mark.parametrize("what", ["search", "start"])
+def test_closing_does_not_wait_for_another_call_that_hangs(fresh_token, tmp_path, what):
+    """It occupies the thread in which the member's blocking calls are made. In a process of its own: something is
+    left."""
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    chaos = Chaos(tmp_path, wrap(token))
+    if what == "start":
+        chaos.write(faults=[{"function": "C_FindObjectsInit", "action": "hang", "forever": True, "nth": 1}])
+    arguments = [token.keys["other"].id] if what == "search" else []
+    command = [sys.executable, "-m", "tests.support.closing_victim", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
+        assert victim.stdin is not None
+        assert victim.stdout is not None
+        try:
+            print(json.dumps(chaos.config(settings={"sessions": 2})), file=victim.stdin, flush=True)
+            assert victim.stdout.readline() == "ready\n"
+            if what == "search":
+                chaos.fault("C_FindObjectsInit", "hang", forever=True)
+            print(file=victim.stdin, flush=True)
+            while chaos.stats()["hung"] == 0:
+                time.sleep(0.002)
+            print(file=victim.stdin, flush=True)
+            timer = threading.Timer(15.0, victim.kill)
+            timer.start()
+            took = victim.stdout.readline()
+            timer.cancel()
+            assert took, "it hangs"
+            assert float(took) < 8.0
+        finally:
+            victim.kill()
+
+
+@one_loop
+async def test_closing_does_not_wait_for_a_host_that_hangs(fresh_token, tmp_path):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    chaos = Chaos(tmp_path, wrap(token))
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": "process"})) as manager:
+        chaos.fault("C_FindObjectsInit", "hang", forever=True)
+        searching = asyncio.create_task(manager.set_current_key_id(token.keys["other"].id))
+        await until(lambda: chaos.stats()["hung"] == 1)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 8.0
+    with pytest.raises(hsmcore.HsmError):
+        await searching
+
+
+@one_loop
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_a_member_whose_replacements_hang_too_is_down(world, tmp_path, capsys, isolation):
+    """Not before: the first calls are given until their deadline, and those that take their place `hangAfterMs`."""
+    chaos = Chaos(tmp_path, wrap(world))
+    settings = {"sessions": 2, "isolation": isolation, "hangAfterMs": 200}
+    hang = [{"function": name, "action": "hang", "forever": True, "every": 1} for name in ("C_Sign", "C_OpenSession")]
+    async with opened(chaos.config(settings=settings)) as manager:
+        chaos.write(faults=hang)  # for the next host process
+        for fault in hang:
+            chaos.ask("fault", **fault)
+        begun = time.monotonic()
+        first = [asyncio.create_task(manager.sign(b"%d" % number, 0.5)) for number in range(4)]
+        then = [asyncio.create_task(manager.sign(b"then %d" % number, 20.0)) for number in range(4)]
+        for task in first:
+            with pytest.raises(hsmcore.HsmError):
+                await task
+        while True:
+            try:
+                await manager.sign(b"refused?", 0.02)
+            except MemberDown:
+                break
+            except DeadlineExceeded:
+                assert time.monotonic() - begun < 10.0
+        took = time.monotonic() - begun - 0.5
+        tell(capsys, f"{isolation}: down {took * 1e3:.0f} ms after the deadline of the calls that hang")
+        assert took < 0.2 + 0.5
+        chaos.write()
+        if isolation == "thread":
+            chaos.clear()
+            chaos.release()
+        else:
+            engine_of(manager).kill_host()
+        await asyncio.gather(*then)
+        await until_it_signs(manager)

@@ -157,6 +157,40 @@ async def test_an_operation_that_stays_active_ends_with_its_session(world, shim)
             assert shim.calls("C_OpenSession") - opened_before == 2
 
 
+@one_loop
+@BOTH
+@pytest.mark.parametrize("sessions", [1, 4])
+async def test_a_module_that_is_busy_for_a_while_costs_no_request(world, shim_library, tmp_path, sessions, isolation):
+    """However many attempts that takes: those that wait for the worker do not end them."""
+    shim = Shim(shim_library, tmp_path / "own.so", shared=isolation == "process")
+    settings = {"modulePath": shim.path, "sessions": sessions, "isolation": isolation}
+    async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
+        shim.fail("C_SignInit", CKR_FUNCTION_FAILED)
+        asked = start(burst(manager, numbered("throttled", 500), timeout=8.0))
+        await asyncio.sleep(1.5)
+        calls = shim.calls("C_SignInit")
+        shim.fail("C_SignInit", 0, 0)
+        assert await asked == {}
+        assert calls < 1.5 * sessions * 250  # it was left alone
+
+
+@one_loop
+@BOTH
+async def test_a_request_that_is_tried_again_and_again_occupies_no_session(world, tmp_path, isolation):
+    module = compile_poison(world.module, tmp_path, refusal=CKR_FUNCTION_FAILED, microseconds=2000)
+    settings = {"modulePath": str(module), "sessions": 1, "isolation": isolation}
+    async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
+        refused = start(burst(manager, numbered("poison", 8), timeout=4.0))
+        await asyncio.sleep(1.5)  # until all of them are known
+        took = []
+        for number in range(50):
+            begun = time.monotonic()
+            await signs(manager, b"good %d" % number, 2.0)
+            took.append(time.monotonic() - begun)
+        assert sorted(took)[25] < 0.1
+        assert await refused == {"ModuleBusy BUSY C_Sign": 8}
+
+
 # ---- one message, one key --------------------------------------------------------------------------------------------
 
 
@@ -189,7 +223,7 @@ async def test_a_message_that_is_always_refused_fails_no_other(picky, name):
 async def test_it_fails_alone_with_one_session_too(picky, name):
     async with opened(picky(REFUSALS[name], sessions=1)) as manager:
         for round_ in range(3):
-            errors = await burst(manager, [b"poison", *numbered(f"behind {round_}", 100)])
+            errors = await burst(manager, [b"poison", *numbered(f"behind {round_}", 100)], timeout=4.0)
             assert errors.total() == 1, errors
         assert not counters(manager)["down"]
 

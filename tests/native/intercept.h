@@ -5,7 +5,11 @@
 #ifndef HSM_TEST_INTERCEPT_H
 #define HSM_TEST_INTERCEPT_H
 
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdlib.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "harness.h"
@@ -19,6 +23,12 @@ static struct {
     _Atomic unsigned logins;
     _Atomic unsigned wrong_pins; /* logins with another PIN than 1234, as read when the login ends */
     _Atomic bool hold_logins;
+    /* While true, the call stays inside, where it is counted. */
+    _Atomic bool hold_open, hold_find, hold_finalize;
+    _Atomic unsigned inside_open, inside_find, inside_finalize;
+    _Atomic unsigned finalized, finalized_beside; /* of these, with a C_OpenSession inside */
+    _Atomic CK_SESSION_HANDLE dead;               /* a session that was closed, */
+    _Atomic unsigned used_dead;                   /* and the searches in it */
     _Atomic unsigned sign_inits;
     _Atomic unsigned signs;
     _Atomic unsigned opened;
@@ -71,11 +81,62 @@ static inline void gate_await(unsigned count) {
     (void)pthread_mutex_unlock(&intercept.lock);
 }
 
+static inline void intercept_pause(void) {
+    const struct timespec pause = {.tv_nsec = 100000};
+    (void)nanosleep(&pause, NULL);
+}
+
+/* Whether a thread ends within ten seconds; it is joined then. */
+static inline bool ends_soon(pthread_t thread) {
+    struct timespec until;
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 10;
+    return pthread_timedjoin_np(thread, NULL, &until) == 0;
+}
+
+/* Copy the no-op module to a file of its own, which is another module to the loader; `path` ends in XXXXXX. */
+static inline void copy_module(char *path) {
+    int from = open(HSMC_NOOP_MODULE, O_RDONLY | O_CLOEXEC);
+    int to = mkstemp(path);
+    struct stat size;
+    REQUIRE(from >= 0 && to >= 0 && fstat(from, &size) == 0);
+    REQUIRE(sendfile(to, from, NULL, (size_t)size.st_size) == size.st_size);
+    (void)close(from);
+    (void)close(to);
+}
+
+static inline void intercept_stay(const _Atomic bool *held, _Atomic unsigned *inside) {
+    atomic_fetch_add(inside, 1);
+    while (atomic_load(held)) {
+        intercept_pause();
+    }
+    atomic_fetch_sub(inside, 1);
+}
+
+static inline void intercept_await(const _Atomic unsigned *counter, unsigned count) {
+    while (atomic_load(counter) < count) {
+        intercept_pause();
+    }
+}
+
+static inline CK_RV intercept_Finalize(void *reserved) {
+    atomic_fetch_add(&intercept.finalized_beside, atomic_load(&intercept.inside_open) != 0 ? 1U : 0U);
+    intercept_stay(&intercept.hold_finalize, &intercept.inside_finalize);
+    CK_RV rv = intercept.real->C_Finalize(reserved);
+    atomic_fetch_add(&intercept.finalized, 1);
+    return rv;
+}
+
+static inline CK_RV intercept_FindObjectsInit(CK_SESSION_HANDLE session, CK_ATTRIBUTE *wanted, CK_ULONG count) {
+    atomic_fetch_add(&intercept.used_dead, session == atomic_load(&intercept.dead) ? 1U : 0U);
+    intercept_stay(&intercept.hold_find, &intercept.inside_find);
+    return intercept.real->C_FindObjectsInit(session, wanted, count);
+}
+
 static inline CK_RV intercept_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length) {
     atomic_fetch_add(&intercept.logins, 1);
     while (atomic_load(&intercept.hold_logins)) {
-        const struct timespec pause = {.tv_nsec = 100000};
-        (void)nanosleep(&pause, NULL);
+        intercept_pause();
     }
     atomic_fetch_add(&intercept.wrong_pins, length == 4 && memcmp(pin, "1234", 4) == 0 ? 0U : 1U);
     return intercept.real->C_Login(session, user, pin, length);
@@ -87,10 +148,7 @@ static inline void intercept_hold_logins(bool held) {
 }
 
 static inline void intercept_await_login(void) {
-    while (atomic_load(&intercept.logins) < 2) {
-        const struct timespec pause = {.tv_nsec = 100000};
-        (void)nanosleep(&pause, NULL);
-    }
+    intercept_await(&intercept.logins, 2);
 }
 
 static inline CK_RV intercept_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
@@ -100,6 +158,7 @@ static inline CK_RV intercept_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void 
     if (intercept_take(&intercept.fail_open) || (limit != 0 && number > limit)) {
         return atomic_load(&intercept.ckr);
     }
+    intercept_stay(&intercept.hold_open, &intercept.inside_open);
     return intercept.real->C_OpenSession(slot, flags, application, notify, session);
 }
 
@@ -145,6 +204,8 @@ static inline void intercept_begin(const char *path) {
     REQUIRE_OK(hsm_module_acquire(path, NULL, &intercept.module, &error), error);
     intercept.real = intercept.module->p11;
     intercept.list = *intercept.real;
+    intercept.list.C_Finalize = intercept_Finalize;
+    intercept.list.C_FindObjectsInit = intercept_FindObjectsInit;
     intercept.list.C_Login = intercept_Login;
     intercept.list.C_OpenSession = intercept_OpenSession;
     intercept.list.C_GetTokenInfo = intercept_GetTokenInfo;
@@ -155,6 +216,13 @@ static inline void intercept_begin(const char *path) {
     atomic_store(&intercept.logins, 0);
     atomic_store(&intercept.wrong_pins, 0);
     atomic_store(&intercept.hold_logins, false);
+    atomic_store(&intercept.hold_open, false);
+    atomic_store(&intercept.hold_find, false);
+    atomic_store(&intercept.hold_finalize, false);
+    atomic_store(&intercept.finalized, 0);
+    atomic_store(&intercept.dead, 0);
+    atomic_store(&intercept.used_dead, 0);
+    atomic_store(&intercept.finalized_beside, 0);
     atomic_store(&intercept.sign_inits, 0);
     atomic_store(&intercept.signs, 0);
     atomic_store(&intercept.opened, 0);

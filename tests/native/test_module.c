@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "harness.h"
+#include "intercept.h"
 
 static void check_refused(const char *path, hsm_status expected) {
     hsm_module *module = (hsm_module *)&module;
@@ -72,6 +73,15 @@ static hsm_module *acquire(const char *path) {
     REQUIRE_OK(hsm_module_acquire(path, NULL, &module, &error), error);
     REQUIRE(module != NULL && module->p11 != NULL);
     return module;
+}
+
+static void *release(void *module) {
+    hsm_module_release(module);
+    return NULL;
+}
+
+static void *acquire_in_thread(void *path) {
+    return acquire(path);
 }
 
 static CK_RV ask(const CK_FUNCTION_LIST *p11) {
@@ -161,6 +171,104 @@ static void a_lost_initialization_can_be_made_again(void) {
     hsm_module_release(module);
 }
 
+/* ---- a module that hangs, a module that is claimed ---- */
+
+static void *reinitialize(void *argument) {
+    hsm_error error = {.status = HSM_OK};
+    CHECK(hsm_module_claim(argument));
+    CHECK_STATUS(hsm_module_reinitialize(argument, &error), HSM_OK);
+    hsm_module_disclaim(argument);
+    return NULL;
+}
+
+static void *use_other_module(void *path) {
+    hsm_module *module = acquire(path);
+    hsm_module_join(module);
+    CHECK(hsm_module_claim(module));
+    hsm_module_disclaim(module);
+    hsm_module_leave(module);
+    hsm_module_release(module);
+    return NULL;
+}
+
+static void a_module_that_hangs_holds_up_no_other(void) {
+    char path[] = "/tmp/hsmcore-test-XXXXXX";
+    copy_module(path);
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_module_join(intercept.module);
+    atomic_store(&intercept.hold_finalize, true);
+    pthread_t hangs;
+    pthread_t other;
+    REQUIRE(pthread_create(&hangs, NULL, reinitialize, intercept.module) == 0);
+    intercept_await(&intercept.inside_finalize, 1);
+    REQUIRE(pthread_create(&other, NULL, use_other_module, path) == 0);
+    bool waited = !ends_soon(other);
+    CHECK(!waited);
+    atomic_store(&intercept.hold_finalize, false);
+    (void)pthread_join(hangs, NULL);
+    if (waited) {
+        (void)pthread_join(other, NULL);
+    }
+    hsm_module_leave(intercept.module);
+    intercept_end();
+    CHECK_INT(unlink(path), ==, 0);
+}
+
+static _Atomic unsigned joined;
+
+static void *join(void *module) {
+    hsm_module_join(module);
+    atomic_store(&joined, 1);
+    return NULL;
+}
+
+static void no_engine_joins_a_module_that_is_claimed(void) {
+    hsm_module *module = acquire(HSMC_NOOP_MODULE);
+    hsm_module_join(module);
+    atomic_store(&joined, 0);
+    REQUIRE(hsm_module_claim(module));
+    CHECK(!hsm_module_claim(module));
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, join, module) == 0);
+    hsm_error error = {.status = HSM_OK};
+    for (int i = 0; i < 100; i++) {
+        CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
+        CHECK_INT(atomic_load(&joined), ==, 0);
+        intercept_pause();
+    }
+    hsm_module_disclaim(module);
+    (void)pthread_join(thread, NULL);
+    CHECK(!hsm_module_claim(module)); /* it is not the only one any more */
+    hsm_module_leave(module);
+    CHECK(hsm_module_claim(module));
+    hsm_module_disclaim(module);
+    hsm_module_leave(module);
+    hsm_module_release(module);
+}
+
+/* Between the end of the last user and C_Finalize another one may come. */
+static void a_user_that_comes_during_c_finalize_initializes_it_again(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_module *module = intercept.module;
+    atomic_store(&intercept.hold_finalize, true);
+    pthread_t last;
+    pthread_t next;
+    REQUIRE(pthread_create(&last, NULL, release, module) == 0);
+    intercept_await(&intercept.inside_finalize, 1);
+    static char path[] = HSMC_NOOP_MODULE;
+    REQUIRE(pthread_create(&next, NULL, acquire_in_thread, path) == 0);
+    while (atomic_load(&module->users) == 0) {
+        intercept_pause();
+    }
+    atomic_store(&intercept.hold_finalize, false);
+    (void)pthread_join(last, NULL);
+    void *again = NULL;
+    (void)pthread_join(next, &again);
+    CHECK(again == module);
+    CHECK_INT(ask(module->p11), ==, CKR_OK);
+    intercept_end();
+}
+
 #define THREADS 4
 #define ROUNDS 300
 
@@ -194,6 +302,7 @@ static const struct test tests[] = {
     TEST(a_library_that_is_no_module_is_refused),      TEST(it_is_initialized_once_and_finalized_last),
     TEST(one_file_is_one_module_under_any_name),       TEST(other_arguments_are_refused_while_it_is_in_use),
     TEST(a_module_that_others_initialized_is_refused), TEST(a_lost_initialization_can_be_made_again),
-    TEST(threads_may_take_and_release_it_at_once),
+    TEST(threads_may_take_and_release_it_at_once),     TEST(a_module_that_hangs_holds_up_no_other),
+    TEST(no_engine_joins_a_module_that_is_claimed),    TEST(a_user_that_comes_during_c_finalize_initializes_it_again),
 };
 HARNESS_MAIN(tests)

@@ -183,10 +183,86 @@ static void sessions_that_were_closed_are_opened_again(void) {
     fixture_end(&f);
 }
 
+/* ---- initializing a module again beside others ---- */
+
+static void *start_another(void *options) {
+    struct fixture f = fixture_begin(&small_client, options, "noop-key");
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    return NULL;
+}
+
+/* The first engine waits for its other worker to come out of the module before it calls C_Finalize. */
+static void no_engine_is_inside_while_another_finalizes_the_module(void) {
+    for (int round = 0; round < 5; round++) {
+        intercept_begin(HSMC_NOOP_MODULE);
+        struct fixture f = noop_begin(2);
+        hsm_engine_options options = noop_options(1);
+        gate_set(true);
+        (void)submit_text(&f, SIGNED, 0);
+        gate_await(1);
+        atomic_store(&intercept.ckr, CKR_CRYPTOKI_NOT_INITIALIZED);
+        atomic_store(&intercept.fail_sign_init, 1);
+        (void)submit_text(&f, SIGNED, 0);
+        while (atomic_load(&f.engine->gate) == 0) {
+            (void)sched_yield();
+        }
+        atomic_store(&intercept.hold_open, true);
+        pthread_t other;
+        REQUIRE(pthread_create(&other, NULL, start_another, &options) == 0);
+        for (int i = 0; i < 500 && atomic_load(&intercept.inside_open) == 0; i++) {
+            intercept_pause();
+        }
+        gate_set(false);
+        uint64_t begun = hsm_now_ns();
+        while (atomic_load(&intercept.finalized) == 0 && atomic_load(&f.engine->gate) != 0 && patient(begun)) {
+            intercept_pause();
+        }
+        CHECK_INT(atomic_load(&intercept.finalized_beside), ==, 0);
+        atomic_store(&intercept.hold_open, false);
+        (void)finish(&f, UINT32_MAX);
+        (void)finish(&f, UINT32_MAX);
+        (void)pthread_join(other, NULL);
+        fixture_end(&f);
+        intercept_end();
+    }
+}
+
+static void *hang_in_reinitialize(void *module) {
+    hsm_error error = {.status = HSM_OK};
+    CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
+    return NULL;
+}
+
+static void a_module_is_initialized_again_while_another_one_hangs(void) {
+    char path[] = "/tmp/hsmcore-test-XXXXXX";
+    copy_module(path);
+    hsm_engine_options options = noop_options(1);
+    options.module_path = path;
+    struct fixture f = fixture_begin(&small_client, &options, "noop-key");
+    intercept_begin(HSMC_NOOP_MODULE);
+    atomic_store(&intercept.hold_finalize, true);
+    pthread_t hangs;
+    REQUIRE(pthread_create(&hangs, NULL, hang_in_reinitialize, intercept.module) == 0);
+    intercept_await(&intercept.inside_finalize, 1);
+    CHECK_INT(f.engine->p11->C_Finalize(NULL), ==, CKR_OK); /* other code did */
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 10 * SECOND)).status, HSM_OK);
+    atomic_store(&intercept.hold_finalize, false);
+    (void)pthread_join(hangs, NULL);
+    intercept_end();
+    fixture_end(&f);
+    CHECK_INT(unlink(path), ==, 0);
+}
+
 static const struct test tests[] = {
-    TEST(a_pin_that_might_lock_is_not_tried),         TEST(one_login_serves_all_workers),
-    TEST(a_stopped_engine_does_not_log_in_again),     TEST(the_pin_is_not_wiped_under_a_login),
-    TEST(every_ckr_gets_what_its_class_says),         TEST(what_never_mends_is_given_up),
+    TEST(a_pin_that_might_lock_is_not_tried),
+    TEST(one_login_serves_all_workers),
+    TEST(a_stopped_engine_does_not_log_in_again),
+    TEST(the_pin_is_not_wiped_under_a_login),
+    TEST(every_ckr_gets_what_its_class_says),
+    TEST(what_never_mends_is_given_up),
     TEST(sessions_that_were_closed_are_opened_again),
+    TEST(no_engine_is_inside_while_another_finalizes_the_module),
+    TEST(a_module_is_initialized_again_while_another_one_hangs),
 };
 HARNESS_MAIN(tests)

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds that `stop` waits for calls inside the module.
+# Seconds that `stop` waits for calls inside the module. One that hangs in the member's thread has half of them.
 STOP_TIMEOUT = 5.0
+LEAST_PATIENCE_MS = 500
+"""`hangAfterMs` of a module that has none of its own."""
 
 
 class Pkcs11Member:
@@ -41,6 +43,7 @@ class Pkcs11Member:
         self.name = spec.provider.name
         self.level = spec.level
         self._provider = spec.provider
+        self._patience = (settings.hang_after_ms or max(spec.provider.patience_ms, LEAST_PATIENCE_MS)) / 1e3
         self._settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
         self.engine = Engine(
@@ -79,7 +82,7 @@ class Pkcs11Member:
         cancellation, call `stop`. Raises HsmError."""
         await self._run(self._start_engine)
         key = await self.load_configured_key()
-        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run)
+        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run, self._patience)
         self.supervisor.begin()
         hardening = self.engine.hardening
         if hardening is not None and hardening[0]:
@@ -196,7 +199,7 @@ class Pkcs11Member:
         if self.supervisor is not None:
             await self.supervisor.end()
         await self.control.close()
-        left = await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
+        left = await self._stop_engine()
         self.engine.detach()
         self.engine.release()
         self._thread.shutdown(wait=False)
@@ -204,6 +207,22 @@ class Pkcs11Member:
             get_logger().error(
                 "workers are still inside the module and were left behind", member=self.name, workers=left
             )
+
+    async def _stop_engine(self) -> int:
+        """Stop the workers within STOP_TIMEOUT, even if a call hangs in the member's thread. Returns how many threads
+        are left inside the module."""
+        idle = asyncio.ensure_future(self._run(lambda: None))
+        await asyncio.wait([idle], timeout=STOP_TIMEOUT / 2)
+        if self._isolated and not idle.done():
+            self.engine.kill_host()  # which ends the call
+        if self._isolated or idle.done():
+            return await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
+        idle.cancel()
+        aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}-stop")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(aside, self.engine.stop, STOP_TIMEOUT / 2)
+        finally:
+            aside.shutdown(wait=False)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

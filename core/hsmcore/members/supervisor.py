@@ -28,6 +28,8 @@ HEARTBEAT_SECONDS = 0.25
 RESTARTS_AT_ONCE = 5
 """Restarts within WINDOW_SECONDS that begin immediately; each later one waits twice as long as the one before."""
 WINDOW_SECONDS = 10.0
+START_SECONDS = 0.2
+"""What a restart takes beside calls of the module."""
 PAUSE_FIRST_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
@@ -39,14 +41,17 @@ class Supervisor:
 
     `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is room;
     when all workers are stuck, the member is down until one returns. A host process is killed when half of its workers
-    are stuck, and restarted whenever it has ended.
+    are stuck, and restarted whenever it has ended. If it hung, the member is down while the restart takes much longer
+    than `patience`, the seconds after which a call counts as hanging.
     """
 
-    def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking) -> None:
+    def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking, patience: float) -> None:
         self._engine = engine
         self._name = name
         self._sessions = sessions
         self._run = run
+        self._patience = patience
+        self._hung = False
         self._loop = asyncio.get_running_loop()
         self._supervising: asyncio.TimerHandle | None = None
         self._watch_until = 0.0
@@ -105,6 +110,7 @@ class Supervisor:
         self._stuck = stuck
         if self._engine.host_pid and stuck * 2 >= self._sessions:
             get_logger().error("host process killed: it hangs", member=self._name, pid=self._engine.host_pid)
+            self._hung = True
             self._engine.kill_host()
         else:
             self._set_down(healthy == 0)
@@ -144,6 +150,23 @@ class Supervisor:
         return 0.0 if surplus <= 0 else min(PAUSE_FIRST_SECONDS * 2.0 ** (surplus - 1), PAUSE_MAX_SECONDS)
 
     async def _restart(self) -> None:
+        # The module that hung may hang in its start too. A start after a crash may take its time.
+        hanging = self._loop.call_later(self._patience + START_SECONDS, self._set_down, True) if self._hung else None
+        try:
+            started = await self._start_again()
+        finally:
+            if hanging is not None:
+                hanging.cancel()
+        if started:
+            self.restarts += 1
+            self._restarting = None
+            self._hung = False
+            self._stuck = 0
+            self._set_down(False)
+            self._watch_host()
+
+    async def _start_again(self) -> bool:
+        """Start the host process until it runs. Returns False if its login was refused."""
         while True:
             pause = self._pause()
             if pause:
@@ -160,13 +183,8 @@ class Supervisor:
                     get_logger().error("member down for good: the login was refused", member=self._name)
                     self.refusal = error.with_traceback(None)
                     self.refused(error)
-                    return
+                    return False
             else:
                 if missing is not None:
                     get_logger().error("host process started without a key", member=self._name, error=missing)
-                break
-        self.restarts += 1
-        self._restarting = None
-        self._stuck = 0
-        self._set_down(False)
-        self._watch_host()
+                return True

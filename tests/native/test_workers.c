@@ -1,0 +1,244 @@
+/* Workers and their module when a call hangs: replacement, an engine beside another one, the end; and idle workers. */
+#include <sched.h>
+
+#include "session.h"
+
+#include "engine_fixture.h"
+#include "intercept.h"
+
+/* Let the worker at `index` hang in C_Sign until its call counts as overrun, and have it replaced. */
+static void hang_one(struct fixture *f) {
+    gate_set(true);
+    (void)submit_text(f, SIGNED, MILLISECOND);
+    gate_await(1);
+    uint32_t healthy;
+    while (hsm_engine_supervise(f->engine, &healthy) == 0) {
+        intercept_pause();
+    }
+}
+
+static void let_go(struct fixture *f) {
+    gate_set(false);
+    (void)finish(f, UINT32_MAX);
+}
+
+/* ---- replacements ---- */
+
+static void a_replacement_whose_start_hangs_is_not_healthy(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_engine_options options = noop_options(1);
+    options.patience_ns = MILLISECOND;
+    struct fixture f = fixture_begin(&small_client, &options, "noop-key");
+    atomic_store(&intercept.hold_open, true);
+    hang_one(&f);
+    intercept_await(&intercept.inside_open, 1);
+    uint32_t healthy = 1;
+    uint64_t begun = hsm_now_ns();
+    while (healthy != 0 && hsm_now_ns() - begun < 10 * SECOND) {
+        (void)hsm_engine_supervise(f.engine, &healthy);
+        intercept_pause();
+    }
+    CHECK_INT(healthy, ==, 0);
+    CHECK_INT(atomic_load(&intercept.inside_open), ==, 3); /* the client has room for four */
+    atomic_store(&intercept.hold_open, false);
+    let_go(&f);
+    while (hsm_engine_supervise(f.engine, &healthy) != 0 || healthy != 1) {
+        intercept_pause();
+    }
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
+static void a_replacement_opens_its_session_at_once(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    enum { WORKERS = 20, PAUSE_MS = 50 };
+    hsm_client_options wide = small_client;
+    wide.max_workers = WORKERS + 1;
+    hsm_engine_options options = noop_options(WORKERS);
+    options.quirks = "aws-cloudhsm";
+    options.patience_ns = MILLISECOND;
+    struct fixture f = fixture_begin(&wide, &options, "noop-key");
+    unsigned opened = atomic_load(&intercept.opened);
+    uint64_t begun = hsm_now_ns();
+    hang_one(&f);
+    intercept_await(&intercept.opened, opened + 1);
+    CHECK_INT(hsm_now_ns() - begun, <, WORKERS * PAUSE_MS * MILLISECOND);
+    let_go(&f);
+    fixture_end(&f);
+    intercept_end();
+}
+
+/* ---- a quarantined worker ---- */
+
+static void await_parked(const struct fixture *f, uint64_t workers) {
+    while (atomic_load(&f->client->area->shared->parked[0]) != workers) {
+        (void)sched_yield();
+    }
+}
+
+/* Its call ended a moment before it was found to hang; it sleeps, and is the first to be woken. */
+static void a_quarantined_worker_passes_its_wake_on(void) {
+    struct fixture f = noop_begin(2);
+    await_parked(&f, 3);
+    atomic_store(&hsm_area_worker(f.client->area, 0)->quarantined, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+}
+
+static void a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced(void) {
+    struct fixture f = noop_begin(1);
+    await_parked(&f, 1);
+    /* As if the call had just overrun. */
+    atomic_store(&hsm_area_worker(f.client->area, 0)->call_deadline_ns, 1);
+    uint32_t healthy = 0;
+    CHECK_INT(hsm_engine_supervise(f.engine, &healthy), ==, 1);
+    while (hsm_engine_supervise(f.engine, &healthy) != 0) {
+        intercept_pause();
+    }
+    CHECK_INT(healthy, ==, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+}
+
+static void a_worker_wipes_its_message_when_it_ends(void) {
+    struct fixture f = noop_begin(2);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    await_parked(&f, 3);
+    uint32_t used = memcmp(f.engine->workers[0].message, SIGNED, strlen(SIGNED)) == 0 ? 0 : 1;
+    hsm_worker *worker = &f.engine->workers[used];
+    CHECK_BYTES(worker->message, SIGNED, strlen(SIGNED));
+    atomic_store(&worker->record->quarantined, 1);
+    hsm_area_unpark_all(f.client->area);
+    while (atomic_load(&worker->thread_state) != HSM_THREAD_ENDED) {
+        (void)sched_yield();
+    }
+    static const uint8_t wiped[sizeof SIGNED];
+    CHECK_BYTES(worker->message, wiped, strlen(SIGNED));
+    fixture_end(&f);
+}
+
+/* ---- idle workers ---- */
+
+static unsigned long sleeps_of_workers(void) {
+    unsigned long sum = 0;
+    DIR *folder = opendir("/proc/self/task");
+    REQUIRE(folder != NULL);
+    for (const struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        char path[64];
+        char line[128];
+        bool worker = false;
+        (void)snprintf(path, sizeof path, "/proc/self/task/%.20s/status", entry->d_name);
+        FILE *file = fopen(path, "re");
+        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+            unsigned long count;
+            worker = worker || strcmp(line, "Name:\thsm-worker\n") == 0;
+            if (worker && sscanf(line, "voluntary_ctxt_switches: %lu", &count) == 1) { // NOLINT(cert-err34-c)
+                sum += count;
+            }
+        }
+        if (file != NULL) {
+            (void)fclose(file);
+        }
+    }
+    (void)closedir(folder);
+    return sum;
+}
+
+static void idle_workers_sleep(void) {
+    struct fixture f = noop_begin(4);
+    await_parked(&f, 15);
+    hsm_sleep(100 * MILLISECOND); /* until they sleep after that */
+    unsigned long before = sleeps_of_workers();
+    CHECK_INT(before, >, 0);
+    hsm_sleep(1500 * MILLISECOND);
+    CHECK_INT(sleeps_of_workers(), ==, before);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+}
+
+/* ---- a session that is closed while its worker waits ---- */
+
+static void a_worker_does_not_search_in_a_session_that_was_closed(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_engine_options options = noop_options(1);
+    options.quirks = "aws-cloudhsm";
+    struct fixture f = fixture_begin(&small_client, &options, "noop-key");
+    hsm_worker *worker = &f.engine->workers[0];
+    await_parked(&f, 1);
+    hsm_engine_lock(f.engine);
+    uint32_t slot = submit_text(&f, SIGNED, PATIENCE);
+    while (atomic_load(&worker->record->call_deadline_ns) == 0) {
+        (void)sched_yield();
+    }
+    hsm_sleep(10 * MILLISECOND); /* until it waits for the lock; before that the test shows nothing */
+    /* As when the module is initialized again. */
+    atomic_store(&f.engine->gate, 1);
+    while (atomic_load(&worker->record->call_started_ns) != 0) {
+        (void)sched_yield();
+    }
+    atomic_store(&intercept.dead, worker->session);
+    hsm_worker_close(worker);
+    atomic_fetch_add(&f.engine->epoch, 1);
+    atomic_store(&f.engine->gate, 0);
+    hsm_futex_wake(&f.engine->gate, INT32_MAX, true);
+    hsm_engine_unlock(f.engine);
+    CHECK_STATUS(finish(&f, slot).status, HSM_OK);
+    CHECK_INT(atomic_load(&intercept.used_dead), ==, 0); /* the number may be another worker's by now */
+    fixture_end(&f);
+    intercept_end();
+}
+
+/* ---- the end ---- */
+
+static void stop_does_not_wait_for_c_finalize(void) {
+    /* The module's last user is the engine. */
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    atomic_store(&intercept.hold_finalize, true);
+    intercept.module->p11 = &intercept.list;
+    hsm_module_release(intercept.module);
+    uint64_t begun = hsm_now_ns();
+    CHECK_INT(hsm_engine_stop(f.engine, 50 * MILLISECOND), ==, 1);
+    CHECK_INT(hsm_now_ns() - begun, <, 10 * SECOND);
+    CHECK_INT(atomic_load(&intercept.inside_finalize), ==, 1);
+    atomic_store(&intercept.hold_finalize, false);
+    CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
+    hsm_client_free(f.client);
+}
+
+static void *look_for_a_key(void *engine) {
+    hsm_key_selector selector = {.label = "noop-key", .handle = -1};
+    hsm_key_info info;
+    hsm_error error;
+    CHECK_STATUS(hsm_engine_add_key(engine, &selector, &info, &error), HSM_OK);
+    return NULL;
+}
+
+static void stop_does_not_wait_for_a_search_that_hangs(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    atomic_store(&intercept.hold_find, true);
+    pthread_t adds;
+    REQUIRE(pthread_create(&adds, NULL, look_for_a_key, f.engine) == 0);
+    intercept_await(&intercept.inside_find, 1);
+    CHECK_INT(hsm_engine_stop(f.engine, 10 * MILLISECOND), ==, 1);
+    atomic_store(&intercept.hold_find, false);
+    (void)pthread_join(adds, NULL);
+    CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
+    hsm_client_free(f.client);
+    intercept_end();
+}
+
+static const struct test tests[] = {
+    TEST(a_replacement_whose_start_hangs_is_not_healthy),
+    TEST(a_replacement_opens_its_session_at_once),
+    TEST(a_quarantined_worker_passes_its_wake_on),
+    TEST(a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced),
+    TEST(a_worker_wipes_its_message_when_it_ends),
+    TEST(idle_workers_sleep),
+    TEST(a_worker_does_not_search_in_a_session_that_was_closed),
+    TEST(stop_does_not_wait_for_c_finalize),
+    TEST(stop_does_not_wait_for_a_search_that_hangs),
+};
+HARNESS_MAIN(tests)
