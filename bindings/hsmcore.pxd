@@ -300,6 +300,7 @@ cdef extern from "hsmcore/journal.h" nogil:
     uint64_t hsm_journal_kept(const hsm_journal *journal)
     uint64_t hsm_journal_written(const hsm_journal *journal)
     int hsm_journal_failure(const hsm_journal *journal)
+    uint64_t hsm_journal_oldest_ns(const hsm_journal *journal)
     uint64_t hsm_journal_next(const hsm_journal *journal)
     int hsm_journal_put(hsm_journal *journal, const char *line, size_t len)
     uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len)

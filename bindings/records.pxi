@@ -63,14 +63,16 @@ cdef class DurableAnswers:
         return 0
 
     cdef int require_writable(self) except -1:
-        """Raise the journal's error if it is failing and `fail_open` is off."""
-        cdef int failure
-        if not self.journal.fail_open:
-            failure = hsm_journal_failure(self.journal._journal)
-            if failure:
-                raise self.journal._refusal(failure)
+        """Raise the journal's error if a record could not be kept at present and `fail_open` is off."""
+        refusal = self.journal._unwritable()
+        if refusal is not None:
+            raise refusal
         return 0
 
+    cdef object refusal_of(self, entry):
+        """The journal's error if no record of this Batch or Pending could be kept at present; else None."""
+        cdef bytes extra = (<Batch>entry).extra if type(entry) is Batch else (<Pending>entry).extra
+        return self.journal._unwritable() if extra != b"" else None
 
     cdef int completed(self, const hsm_completion *done, PyObject *waiter, Py_ssize_t position, bytes signature,
                        uint64_t deadline, bytes extra) except -1:
@@ -122,10 +124,13 @@ cdef class DurableAnswers:
         sign.result = b"ok"
         return self._hold(self._put(&sign, key, extra), waiter, position, signature, deadline, True)
 
-    cdef uint64_t _put(self, hsm_journal_sign *sign, uint32_t key, bytes extra) except 0:
-        """Append a record. Returns its number."""
+    cdef uint64_t _put(self, hsm_journal_sign *sign, uint32_t key, bytes extra) except? 0:
+        """Append a record. Returns its number; 0 if it is dropped because the journal is full, with `fail_open`."""
         cdef bytes tail = self._tails.get(key, b"}")
         cdef uint64_t seq
+        if self.journal.fail_open and self.journal._full():
+            self.journal.dropped += 1
+            return 0
         if extra is not None:
             tail = extra + tail
         sign.time_ns = self.journal._stamp()
@@ -137,7 +142,7 @@ cdef class DurableAnswers:
     cdef bint flush(self) except -1:
         """Start writing the records. Returns whether that gave answers: where they do not wait for the disk."""
         hsm_journal_flush(self.journal._journal)
-        if self.journal._immediate or (self.journal.fail_open and hsm_journal_failure(self.journal._journal)):
+        if self.journal._hands_out():
             self.release(<uint64_t>-1)
             return True
         return False

@@ -473,7 +473,10 @@ cdef class Requests:
         cdef uint64_t now = hsm_now_ns()
         while self._queue.messages and hsm_client_free_slots(self._client) != 0:
             first = self._queue.pop()
-            if type(first) is Batch:
+            refusal = self._durable.refusal_of(first) if self._durable is not None else None
+            if refusal is not None:
+                _refuse_entry(first, refusal)
+            elif type(first) is Batch:
                 if not _gone(first) and not self._feed(<Batch>first):
                     self._queue.put_back(first)
                     return 0

@@ -142,6 +142,8 @@ async def test_the_engine_s_own_records_look_at_the_clock_too(tmp_path):
         interval_seconds=0.05,
         durability="fsync",
         fail_open=False,
+        wait_seconds=10,
+        max_pending=1 << 20,
         last_time_ns=2**63,
     )
     journal.attach(
