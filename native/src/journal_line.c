@@ -37,18 +37,14 @@ static void count_line(hsm_journal *journal, size_t len) {
         filling->begun_ns = hsm_now_ns();
         atomic_store_explicit(&journal->filling_since_ns, filling->begun_ns, memory_order_relaxed);
     }
-    bool large = filling->used < HSM_JOURNAL_GROUP && filling->used + len >= HSM_JOURNAL_GROUP;
     filling->last->used += len;
     filling->used += len;
     filling->lines++;
     journal->next++;
     atomic_fetch_add_explicit(&journal->pending, len, memory_order_relaxed);
-    if (large) { /* the thread may be waiting for its interval to end */
-        hsm_journal_wake(journal);
-    }
 }
 
-static bool forked(const hsm_journal *journal) {
+static inline bool forked(const hsm_journal *journal) {
     return journal->fork_generation != hsm_fork_generation();
 }
 
@@ -174,9 +170,10 @@ void hsm_journal_flush(hsm_journal *journal) {
     }
     (void)pthread_mutex_lock(&journal->lock);
     bool waiting = journal->filling.lines > 0;
+    bool early = journal->durability == HSM_DURABLE_INTERVAL && journal->filling.used >= HSM_JOURNAL_GROUP;
     (void)pthread_mutex_unlock(&journal->lock);
     /* As long as the thread has not taken an earlier flush, it will find these lines too. */
-    if (waiting && atomic_exchange(&journal->flushed, 1) == 0) {
+    if (waiting && (atomic_exchange(&journal->flushed, 1) == 0 || early)) {
         hsm_journal_wake(journal);
     }
 }

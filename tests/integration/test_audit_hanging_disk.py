@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.paths import NOOP, ROOT
+from tests.support.disk import SYNC, WRITE, compile_disk, run_on
+from tests.support.paths import NOOP
 
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
@@ -18,7 +16,6 @@ from hsmcore.audit.segment import segments
 
 pytestmark = pytest.mark.integration
 
-WRITE, SYNC = 1, 2  # as in disk.c
 LINE_BYTES = 1024  # more than a record has
 SLOTS = 16_384
 """More than the engine has."""
@@ -27,11 +24,7 @@ SLOTS = 16_384
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """disk.c, to be preloaded."""
-    out = tmp_path_factory.mktemp("disk") / "disk.so"
-    source = ROOT / "tests/support/disk.c"
-    command = ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", str(source)]
-    subprocess.run([*command, "-o", str(out), "-ldl"], check=True)
-    return out
+    return compile_disk(tmp_path_factory.mktemp("disk"))
 
 
 def hang(disk: Path, folder: Path, calls: int, seconds: float, most_pending: int, **audit: Any) -> dict[str, Any]:
@@ -46,18 +39,9 @@ def hang(disk: Path, folder: Path, calls: int, seconds: float, most_pending: int
         "most_pending": most_pending,
     }
     (folder / "given.json").write_text(json.dumps(given))
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.disk_victim", str(folder / "given.json")],
-        env={**os.environ, "LD_PRELOAD": str(disk)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=seconds + 100,
-        check=False,
+    said: dict[str, Any] = json.loads(
+        run_on(disk, "tests.support.disk_victim", folder / "given.json", seconds=seconds + 100)
     )
-    assert ended.returncode == 0, ended.stderr
-    said: dict[str, Any] = json.loads(ended.stdout)
-    print(said)
     return said
 
 
@@ -85,7 +69,7 @@ def test_pending_bytes_are_bounded_while_the_disk_hangs(disk, tmp_path, durabili
     assert said["most"] >= bound, "the disk was not slow enough to show anything"
 
 
-@pytest.mark.parametrize(("durability", "calls"), HANGS)
+@pytest.mark.parametrize(("durability", "calls"), [HANGS[0], HANGS[-1]])
 def test_callers_are_refused_once_a_record_has_waited_too_long(disk, tmp_path, durability, calls):
     no_bound = 1 << 40
     said = hang(disk, tmp_path, calls, 1.5, no_bound, durability=durability, waitMs=500)

@@ -1,7 +1,7 @@
 """Signs at full speed with an audit log on a disk that hangs for a while, and says what became of that.
 
-LD_PRELOAD=disk.so python -m tests.support.disk_victim CONFIG.json; see disk.c. CONFIG.json: `config` of the key manager,
-`calls` that hang, `seconds` for which they do, `most_pending` in place of the audit log's own bound.
+LD_PRELOAD=disk.so python -m tests.support.disk_victim CONFIG.json; see disk.c. CONFIG.json: `config` of the key
+manager, `calls` that hang, `seconds` for which they do, `most_pending` in place of the audit log's own bound.
 """
 
 from __future__ import annotations
@@ -72,4 +72,4 @@ async def main(given: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(main(json.loads(Path(sys.argv[1]).read_text())))))
+    sys.stdout.write(json.dumps(asyncio.run(main(json.loads(Path(sys.argv[1]).read_text())))))

@@ -56,7 +56,7 @@ class AuditStatus:
 
 
 MAX_PENDING: Final = 64 << 20
-"""Most bytes of records that may wait for the disk. What an HSM has begun to sign when they are reached comes on top."""
+"""Most bytes of records that may wait for the disk; those of requests that an HSM has begun by then come on top."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _PRUNE_SECONDS: Final = 3600
 
