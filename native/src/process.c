@@ -44,11 +44,13 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     posix_spawnattr_t attributes;
     (void)posix_spawn_file_actions_init(&actions);
     (void)posix_spawnattr_init(&attributes);
-    for (int i = 0; i < COUNT; i++) {
+    int code = 0;
+    for (int i = 0; i < COUNT; i++) { /* a host that lacks one would wake nobody */
         moved[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, HSM_FD_END);
-        (void)posix_spawn_file_actions_adddup2(&actions, moved[i], HSM_FD_CONTROL + i);
+        code = code == 0 && moved[i] < 0 ? errno : code;
+        code = code == 0 ? posix_spawn_file_actions_adddup2(&actions, moved[i], HSM_FD_CONTROL + i) : code;
     }
-    (void)posix_spawn_file_actions_addclosefrom_np(&actions, HSM_FD_END);
+    code = code == 0 ? posix_spawn_file_actions_addclosefrom_np(&actions, HSM_FD_END) : code;
     sigset_t none;
     (void)sigemptyset(&none);
     (void)posix_spawnattr_setsigmask(&attributes, &none);
@@ -56,15 +58,22 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     char name[] = "hsmcore-host";
     char *arguments[] = {name, NULL};
     pid_t pid = -1;
-    int code = posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
+    code = code == 0 ? posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment)
+                     : code;
     (void)posix_spawnattr_destroy(&attributes);
     (void)posix_spawn_file_actions_destroy(&actions);
     for (int i = 0; i < COUNT; i++) {
-        (void)close(moved[i]);
+        if (moved[i] >= 0) {
+            (void)close(moved[i]);
+        }
     }
     (void)close(pair[1]);
     if (code != 0) {
         (void)close(pair[0]);
+        if (code == EMFILE || code == ENFILE || code == ENOMEM || code == EAGAIN) { /* the program is not to blame */
+            errno = code;
+            return hsm_fail_errno(error, "posix_spawn", host->options.program);
+        }
         return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
     }
     host->control = hsm_counted(pair[0]);
