@@ -16,6 +16,7 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_HOST_LOST
         HSM_TOKEN_LOST
         HSM_OUT_OF_MEMORY
+        HSM_SYSTEM
         HSM_SIGNATURE_INVALID
         HSM_SIGNATURE_MALFORMED
         HSM_CKR_UNKNOWN
@@ -370,6 +371,7 @@ cdef extern from "hsmcore/journal.h" nogil:
     uint64_t hsm_journal_kept(const hsm_journal *journal)
     uint64_t hsm_journal_written(const hsm_journal *journal)
     int hsm_journal_failure(const hsm_journal *journal)
+    uint64_t hsm_journal_oldest_ns(const hsm_journal *journal)
     uint64_t hsm_journal_next(const hsm_journal *journal)
     int hsm_journal_put(hsm_journal *journal, const char *line, size_t len)
     uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len)

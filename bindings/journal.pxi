@@ -12,7 +12,9 @@ cdef class Journal:
     """Appends lines to an audit log and has a native thread write them in groups; see native/include/hsmcore/journal.h.
 
     Belongs to one event loop. The constructor and `close` block: call them in a thread. `durability` is "fsync",
-    "write" or "interval". A line is *kept* once it is as durable as that says. Lines are numbered without a gap.
+    "write" or "interval". A line is *kept* once it is as durable as that says. Lines are numbered without a gap. The
+    journal is *full* at `max_pending` bytes of lines that are not written, and *late* if it is full or the oldest of
+    them has waited for longer than `wait_seconds`: then the disk hangs, or is slower than the lines come.
     """
 
     cdef hsm_journal *_journal
@@ -20,15 +22,20 @@ cdef class Journal:
     cdef object _changed
     cdef object _refusal
     cdef object _clock_stepped
-    cdef bint _immediate  # answers do not wait for the disk
+    cdef bint _immediate  # answers do not wait for a disk that works
+    cdef uint64_t _wait_ns  # the age of the oldest pending line at which the disk counts as hanging
+    cdef uint64_t _max_pending
     cdef uint64_t _last_time
     cdef list _engines
     cdef int _fd
     cdef uint32_t _generation
     cdef readonly bint fail_open
+    cdef public uint64_t dropped
+    """Records that were not appended because the journal was full, with `fail_open`."""
 
     def __cinit__(self, *, str path, str archive, uint64_t first_seq, uint64_t next_seq, uint64_t rotate_bytes,
-                  double interval_seconds, str durability, bint fail_open, uint64_t last_time_ns=0):
+                  double interval_seconds, str durability, bint fail_open,
+                  double wait_seconds, uint64_t max_pending, uint64_t last_time_ns=0):
         cdef hsm_error error
         cdef hsm_journal_options options
         cdef hsm_status status
@@ -38,6 +45,8 @@ cdef class Journal:
         self.fail_open = fail_open
         self._last_time = last_time_ns
         self._immediate = durability == "interval"
+        self._wait_ns = <uint64_t>((wait_seconds + (interval_seconds if self._immediate else 0)) * NS)
+        self._max_pending = max_pending
         file, folder = os.fsencode(path), os.fsencode(archive)
         options.path = file
         options.archive = folder
@@ -98,8 +107,11 @@ cdef class Journal:
         return self._stamp()
 
     def put(self, bytes line):
-        """Append a line, newline included, that bears the number `next`, and start writing. Raises MemoryError."""
+        """Append a line, newline included, that bears the number `next`, and start writing. Raises EngineForked,
+        MemoryError."""
         self._check()
+        if self._generation != hsm_fork_generation():
+            raise _exception(HSM_FORKED, None)
         if not hsm_journal_put(self._journal, PyBytes_AS_STRING(line), <size_t>PyBytes_GET_SIZE(line)):
             raise MemoryError()
         hsm_journal_flush(self._journal)
@@ -134,6 +146,18 @@ cdef class Journal:
         self._check()
         return hsm_journal_pending(self._journal)
 
+    @property
+    def full(self):
+        """Whether as many bytes are pending as may be."""
+        self._check()
+        return self._full()
+
+    @property
+    def late(self):
+        """Whether the journal is full, or its oldest pending line has waited for too long."""
+        self._check()
+        return self._late()
+
     def stats(self):
         """How long lines take until they are kept: commit_octaves of groups (see Engine.stats), commit_sum_ns, and
         oldest_ns of the oldest pending line. Any thread."""
@@ -142,6 +166,26 @@ cdef class Journal:
         hsm_journal_stats_read(self._journal, &stats)
         return {"oldest_ns": stats.oldest_ns, "commit_sum_ns": stats.commit_sum_ns,
                 "commit_octaves": _octaves(stats.commit_ns)}
+
+    cdef inline bint _full(self) noexcept:
+        return hsm_journal_pending(self._journal) >= self._max_pending
+
+    cdef inline bint _late(self) noexcept:
+        return self._full() or hsm_journal_oldest_ns(self._journal) > self._wait_ns
+
+    cdef object _unwritable(self):
+        """The exception for a request whose record could not be kept at present; None: it could, or `fail_open`."""
+        cdef int failure
+        if self.fail_open:
+            return None
+        failure = hsm_journal_failure(self._journal)
+        return self._refusal(failure) if failure or self._late() else None
+
+    cdef bint _hands_out(self) noexcept:
+        """Whether answers do not wait for the disk at present."""
+        if self.fail_open:
+            return self._immediate or hsm_journal_failure(self._journal) != 0 or self._late()
+        return self._immediate and hsm_journal_failure(self._journal) == 0 and not self._late()
 
     cdef int _check(self) except -1:
         if self._journal == NULL:
@@ -152,10 +196,8 @@ cdef class Journal:
         cdef uint64_t kept
         cdef int failure
         hsm_journal_clear(self._journal)
-        kept = hsm_journal_kept(self._journal)
+        kept = <uint64_t>-1 if self._hands_out() else hsm_journal_written(self._journal)
         failure = hsm_journal_failure(self._journal)
-        if failure and self.fail_open:
-            kept = <uint64_t>-1
         for engine in self._engines:
             (<Requests>engine)._release_durable(kept)
             if failure and not self.fail_open:

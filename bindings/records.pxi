@@ -20,12 +20,10 @@ cdef class Recorder:
         return 0
 
     cdef int require_writable(self) except -1:
-        """Raise the journal's error if it is failing and `fail_open` is off."""
-        cdef int failure
-        if not self.journal.fail_open:
-            failure = hsm_journal_failure(self.journal._journal)
-            if failure:
-                raise self.journal._refusal(failure)
+        """Raise the journal's error if a record could not be kept at present and `fail_open` is off."""
+        refusal = self.journal._unwritable()
+        if refusal is not None:
+            raise refusal
         return 0
 
     cdef bint wants(self, const hsm_answer *answer) noexcept:
@@ -35,11 +33,15 @@ cdef class Recorder:
         return answer.status == HSM_OK or not answer.last or not (
             answer.shared or answer.told or answer.slot == HSM_NO_SLOT)
 
-    cdef uint64_t put(self, const hsm_answer *answer, bytes message, bytes extra, bint claimed) except 0:
-        """Append the record of an answer. Returns its number. `claimed`: a caller waits for it."""
+    cdef uint64_t put(self, const hsm_answer *answer, bytes message, bytes extra, bint claimed) except? 0:
+        """Append the record of an answer. Returns its number; 0 if it is dropped because the journal is full, with
+        `fail_open`. `claimed`: a caller waits for it."""
         cdef hsm_journal_sign sign
         cdef bytes tail = self._tails.get(answer.key, b"}")
         cdef uint64_t seq
+        if self.journal.fail_open and self.journal._full():
+            self.journal.dropped += 1
+            return 0
         memset(&sign, 0, sizeof(sign))
         if answer.status != HSM_OK:
             sign.result, sign.error = b"error", hsm_status_name(answer.status)
@@ -64,4 +66,4 @@ cdef class Recorder:
     cdef bint flush(self) except -1:
         """Start writing the records. Returns whether answers do not wait for the disk now."""
         hsm_journal_flush(self.journal._journal)
-        return self.journal._immediate or (self.journal.fail_open and hsm_journal_failure(self.journal._journal) != 0)
+        return self.journal._hands_out()

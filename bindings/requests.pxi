@@ -124,6 +124,7 @@ cdef class Requests:
         self._fds = None
         self._deadlines.cancel()
         self._journal_failure = 0
+        hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
         hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
         self._take()
         if self._recorder is not None:
@@ -374,6 +375,10 @@ cdef class Requests:
         cdef hsm_answer answer
         cdef uint64_t begun = hsm_now_ns()
         cdef uint32_t taken = 0
+        if self._recorder is not None and self._counts().queued and self._recorder.journal._unwritable() is not None:
+            # Requests that wait would grow what the disk cannot take.
+            self._journal_failure = hsm_journal_failure(self._recorder.journal._journal)
+            hsm_requests_fail(self._table, HSM_QUEUED_ONES, HSM_SYSTEM)
         while True:
             while hsm_requests_next(self._table, &answer):
                 self._answered(&answer)
@@ -410,7 +415,7 @@ cdef class Requests:
             except BaseException as unrecorded:  # a signature without a record is not handed out
                 error = unrecorded
             else:
-                if answer.status == HSM_OK and claimed:
+                if answer.status == HSM_OK and claimed and seq:
                     hsm_requests_hold(self._table, answer.request, seq)
                     return 0
         if answer.claimed:
@@ -441,7 +446,7 @@ cdef class Requests:
         return 0
 
     cdef object _error(self, const hsm_answer *answer):
-        if answer.seq and answer.status != HSM_DEADLINE_EXCEEDED:
+        if answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
             return self._recorder.journal._refusal(self._journal_failure)
         detailed = self._details.get(answer.slot) if self._details else None
         # One exception raised in several tasks would collect the tracebacks of all of them.
@@ -455,7 +460,7 @@ cdef class Requests:
     cdef int _refuse_durable(self, int failure) except -1:
         """For the journal: it is failing (`failure`: an errno), or is closed (0)."""
         self._journal_failure = failure
-        hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_CLOSED)
+        hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
         return self._take()
 
     cdef inline int _check_idle(self) except -1:

@@ -124,6 +124,7 @@ class Journal:
     """Appends lines to an audit log and has a native thread write them in groups. Belongs to one event loop."""
 
     fail_open: bool
+    dropped: int
     def __init__(
         self,
         *,
@@ -135,6 +136,8 @@ class Journal:
         interval_seconds: float,
         durability: str,
         fail_open: bool,
+        wait_seconds: float,
+        max_pending: int,
         last_time_ns: int = 0,
     ) -> None: ...
     def attach(
@@ -158,6 +161,10 @@ class Journal:
     def failure(self) -> int: ...
     @property
     def pending(self) -> int: ...
+    @property
+    def full(self) -> bool: ...
+    @property
+    def late(self) -> bool: ...
     def stats(self) -> dict[str, Any]: ...
 
 @final

@@ -39,6 +39,10 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
     engine->selector.label = hsm_strdup(options->token.label);
     engine->selector.serial = hsm_strdup(options->token.serial);
     engine->selector.slot_id = options->token.slot_id;
+    if ((options->token.label != NULL && engine->selector.label == NULL) ||
+        (options->token.serial != NULL && engine->selector.serial == NULL)) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "token"); /* without them, any token would do after an outage */
+    }
     hsm_status status = hsm_token_find(engine->p11, &options->token, &engine->token, error);
     if (status != HSM_OK) {
         return status;
@@ -46,6 +50,9 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
     /* The engine stays with this token, even if another one by that name is plugged in later. */
     if (engine->selector.serial == NULL && engine->token.serial[0] != '\0') {
         engine->selector.serial = hsm_strdup(engine->token.serial);
+        if (engine->selector.serial == NULL) {
+            return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "token");
+        }
     }
     engine->slot = engine->token.slot_id;
     char description[sizeof info.libraryDescription + 1];

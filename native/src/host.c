@@ -147,8 +147,11 @@ static bool copy_options(hsm_host *host, const hsm_host_options *options) {
     host->options = *options;
     host->options.engine.pin = NULL;
     find_strings(&host->options, strings);
+    bool all = true;
     for (size_t i = 0; i < STRINGS; i++) {
-        *strings[i] = hsm_strdup(*strings[i]);
+        const char *given = *strings[i];
+        *strings[i] = hsm_strdup(given);
+        all = all && (given == NULL || *strings[i] != NULL); /* without its label, any token would do */
     }
     size_t count = 0;
     while (options->environment != NULL && options->environment[count] != NULL) {
@@ -162,7 +165,7 @@ static bool copy_options(hsm_host *host, const hsm_host_options *options) {
         }
     }
     return hsm_secret_copy(options->engine.pin, options->engine.pin_len, &host->pin) && host->environment != NULL &&
-           host->options.engine.module_path != NULL && host->options.program != NULL;
+           all;
 }
 
 hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {

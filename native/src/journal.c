@@ -1,4 +1,4 @@
-/* The journal's thread: take all lines that wait, write them with one call, flush once, tell the client. The next group
+/* The journal's thread: take all lines that wait, write them, flush once, tell the client. The next group
  * gathers at the same time: the slower the disk, the larger the groups. Appending is in journal_line.c. */
 #include <hsmcore/journal.h>
 
@@ -16,8 +16,6 @@
 
 #define RETRY_NS UINT64_C(500000000)
 #define OPEN_FLAGS (O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW)
-/* A buffer that one burst has made larger than this is given back when it is empty. */
-#define KEPT_CAPACITY (8U << 20)
 
 /* ---- the file: only the thread's, after the start ---- */
 
@@ -44,12 +42,11 @@ static int sync_parent(const char *path) {
     return failure;
 }
 
-/* 0 if the path still leads to the open file. A folder that was unmounted or moved away takes the written lines
- * along. */
-static int check_place(hsm_journal *journal) {
+/* 0 if `path` leads to the open file. A folder that was unmounted or moved away takes the written lines along. */
+static int check_place(const hsm_journal *journal, const char *path) {
     struct stat ours;
     struct stat there;
-    if (fstat(journal->fd, &ours) != 0 || lstat(journal->path, &there) != 0) {
+    if (fstat(journal->fd, &ours) != 0 || lstat(path, &there) != 0) {
         return errno;
     }
     return ours.st_ino == there.st_ino && ours.st_dev == there.st_dev ? 0 : ESTALE;
@@ -69,6 +66,22 @@ static int write_all(int fd, const char *data, size_t len) {
     return 0;
 }
 
+/* Rename `from`, unless there is a file called `to`: it would be a segment, and lost. */
+static int rename_new(const char *from, const char *to) {
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) {
+        return 0;
+    }
+    if (errno != EINVAL && errno != ENOSYS) {
+        return errno;
+    }
+    /* A file system that cannot promise it, such as NFS. This log is the folder's only writer. */
+    struct stat there;
+    if (lstat(to, &there) == 0) {
+        return EEXIST;
+    }
+    return rename(from, to) == 0 ? 0 : errno;
+}
+
 /* Move the full segment aside and begin another. Whatever fails, trying again goes on from there. */
 static int rotate(hsm_journal *journal) {
     char name[4096 + 64];
@@ -76,12 +89,17 @@ static int rotate(hsm_journal *journal) {
     if (length < 0 || (size_t)length >= sizeof name) {
         return ENAMETOOLONG;
     }
-    if (fsync(journal->fd) != 0) {
-        return errno;
+    int failure = check_place(journal, journal->moved ? name : journal->path);
+    if (failure != 0) {
+        return failure;
     }
-    /* Not there any more: an earlier attempt had come so far. */
-    if (rename(journal->path, name) != 0 && errno != ENOENT) {
-        return errno;
+    if (!journal->moved) {
+        failure = fsync(journal->fd) == 0 ? rename_new(journal->path, name) : errno;
+        if (failure != 0) {
+            return failure;
+        }
+        journal->moved = true;
+        journal->unsynced = true;
     }
     int fd = open(journal->path, OPEN_FLAGS | O_CREAT | O_EXCL, 0600);
     if (fd < 0) {
@@ -90,9 +108,28 @@ static int rotate(hsm_journal *journal) {
     (void)close(journal->fd);
     journal->fd = fd;
     journal->size = 0;
+    journal->moved = false;
     journal->first = atomic_load_explicit(&journal->kept, memory_order_relaxed) + 1U;
+    return 0;
+}
+
+/* Make the last rotation's names durable: before that, no line in the new file is. */
+static int sync_folders(hsm_journal *journal) {
     int failure = sync_folder(journal->archive);
-    return failure != 0 ? failure : sync_parent(journal->path);
+    failure = failure != 0 ? failure : sync_parent(journal->path);
+    journal->unsynced = failure != 0;
+    return failure;
+}
+
+static int write_lines(const hsm_journal *journal, const hsm_journal_buffer *group) {
+    int failure = 0;
+    for (const hsm_journal_chunk *chunk = group->first; chunk != NULL && failure == 0; chunk = chunk->next) {
+        failure = write_all(journal->fd, chunk->data, chunk->used);
+    }
+    if (failure == 0 && journal->durability != HSM_DURABLE_WRITE && fdatasync(journal->fd) != 0) {
+        failure = errno;
+    }
+    return failure;
 }
 
 static int write_group(hsm_journal *journal, const hsm_journal_buffer *group) {
@@ -101,20 +138,18 @@ static int write_group(hsm_journal *journal, const hsm_journal_buffer *group) {
         return errno;
     }
     journal->torn = false;
-    if (journal->size > 0 && journal->size + group->used > journal->rotate_bytes) {
+    if (journal->moved || (journal->size > 0 && journal->size + group->used > journal->rotate_bytes)) {
         failure = rotate(journal);
     }
-    failure = failure != 0 ? failure : check_place(journal);
+    failure = failure != 0 || !journal->unsynced ? failure : sync_folders(journal);
+    failure = failure != 0 ? failure : check_place(journal, journal->path);
     if (failure != 0) {
         return failure;
     }
     journal->torn = true;
-    failure = write_all(journal->fd, group->data, group->used);
-    if (failure == 0 && journal->durability != HSM_DURABLE_WRITE && fdatasync(journal->fd) != 0) {
-        failure = errno;
-    }
+    failure = write_lines(journal, group);
     /* Once more: the file may have been moved away while it was written to. */
-    failure = failure != 0 ? failure : check_place(journal);
+    failure = failure != 0 ? failure : check_place(journal, journal->path);
     if (failure == 0) {
         journal->torn = false;
         journal->size += group->used;
@@ -145,12 +180,13 @@ static bool await_lines(hsm_journal *journal) {
     }
 }
 
-static void pause_until_closing(hsm_journal *journal, uint64_t ns) {
+/* Wait for `ns`, or until the journal is being closed, or until `most` bytes are pending. */
+static void pause_for(hsm_journal *journal, uint64_t ns, uint64_t most) {
     uint64_t until = hsm_now_ns() + ns;
     for (;;) {
         uint32_t turn = atomic_load(&journal->turn);
         uint64_t now = hsm_now_ns();
-        if (atomic_load(&journal->closing) != 0 || now >= until) {
+        if (atomic_load(&journal->closing) != 0 || now >= until || atomic_load(&journal->pending) >= most) {
             return;
         }
         hsm_futex_wait(&journal->turn, turn, until - now, true);
@@ -168,49 +204,65 @@ static void take_group(hsm_journal *journal, hsm_journal_buffer *group) {
     (void)pthread_mutex_unlock(&journal->lock);
 }
 
-static void empty_group(hsm_journal *journal, hsm_journal_buffer *group) {
-    atomic_fetch_sub_explicit(&journal->pending, group->used, memory_order_relaxed);
-    group->used = 0;
-    group->lines = 0;
-    if (group->capacity > KEPT_CAPACITY) {
-        hsm_free(group->data);
-        *group = (hsm_journal_buffer){.data = NULL};
+/* Forget the lines, and keep memory for at most `keep` bytes. */
+static void empty(hsm_journal_buffer *buffer, size_t keep) {
+    hsm_journal_chunk **link = &buffer->first;
+    while (*link != NULL) {
+        hsm_journal_chunk *chunk = *link;
+        chunk->used = 0;
+        if (chunk->capacity <= keep) {
+            keep -= chunk->capacity;
+            link = &chunk->next;
+        } else {
+            *link = chunk->next;
+            hsm_free(chunk);
+        }
     }
+    buffer->last = NULL;
+    buffer->used = 0;
+    buffer->lines = 0;
+}
+
+/* Write a group, again and again while that fails. After closing has begun, a failed try is the last one. */
+static int write_until_closing(hsm_journal *journal, const hsm_journal_buffer *group) {
+    bool last_try = false;
+    int failure;
+    while ((failure = write_group(journal, group)) != 0) {
+        note_failure(journal, failure);
+        if (last_try) {
+            break;
+        }
+        pause_for(journal, RETRY_NS, UINT64_MAX);
+        last_try = atomic_load(&journal->closing) != 0;
+    }
+    return failure;
 }
 
 static void *run(void *argument) {
     hsm_journal *journal = argument;
-    hsm_journal_buffer group = {.data = NULL};
+    hsm_journal_buffer group = {.first = NULL};
     (void)prctl(PR_SET_NAME, "hsm-journal");
     while (await_lines(journal)) {
         if (journal->durability == HSM_DURABLE_INTERVAL) {
-            pause_until_closing(journal, journal->interval_ns); /* more lines come into the group */
+            pause_for(journal, journal->interval_ns, HSM_JOURNAL_GROUP); /* more lines come into the group */
         }
         take_group(journal, &group);
-        bool last_try = false;
-        int failure;
-        while (group.lines > 0 && (failure = write_group(journal, &group)) != 0) {
-            note_failure(journal, failure);
-            if (last_try) {
-                break;
-            }
-            pause_until_closing(journal, RETRY_NS);
-            last_try = atomic_load(&journal->closing) != 0;
+        if (group.lines == 0) {
+            continue;
         }
-        if (group.lines > 0 && last_try && atomic_load(&journal->failure) != 0) {
+        if (write_until_closing(journal, &group) != 0) {
             break;
         }
-        if (group.lines > 0) {
-            hsm_histogram_add(&journal->commits, hsm_now_ns() - group.begun_ns);
-        }
+        hsm_histogram_add(&journal->commits, hsm_now_ns() - group.begun_ns);
         atomic_store_explicit(&journal->writing_since_ns, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
-        empty_group(journal, &group);
+        atomic_fetch_sub_explicit(&journal->pending, group.used, memory_order_relaxed);
+        empty(&group, HSM_JOURNAL_GROUP);
         atomic_store(&journal->failure, 0);
         hsm_event_set(journal->event_fd);
     }
     journal->lost = group.lines;
-    hsm_free(group.data);
+    empty(&group, 0);
     return NULL;
 }
 
@@ -220,7 +272,7 @@ static void release(hsm_journal *journal) {
     hsm_close(&journal->fd);
     hsm_close(&journal->event_fd);
     (void)pthread_mutex_destroy(&journal->lock);
-    hsm_free(journal->filling.data);
+    empty(&journal->filling, 0);
     hsm_free(journal->path);
     hsm_free(journal->archive);
     hsm_free(journal);
@@ -259,6 +311,7 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
     journal->rotate_bytes = options->rotate_bytes;
     journal->first = options->first_seq;
     journal->next = options->next_seq;
+    journal->fork_generation = hsm_fork_generation();
     atomic_init(&journal->kept, options->next_seq - 1U);
     hsm_status status = HSM_OK;
     if (journal->path == NULL || journal->archive == NULL) {
@@ -281,13 +334,12 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
 }
 
 uint64_t hsm_journal_close(hsm_journal *journal) {
-    if (journal == NULL) {
+    if (journal == NULL || journal->fork_generation != hsm_fork_generation()) {
         return 0;
     }
     hsm_journal_flush(journal);
     atomic_store(&journal->closing, 1);
-    atomic_fetch_add(&journal->turn, 1);
-    hsm_futex_wake(&journal->turn, 1, true);
+    hsm_journal_wake(journal);
     hsm_thread_join(journal->thread);
     uint64_t lost = journal->lost + journal->filling.lines;
     release(journal);
@@ -318,13 +370,17 @@ uint64_t hsm_journal_pending(const hsm_journal *journal) {
     return atomic_load_explicit(&journal->pending, memory_order_relaxed);
 }
 
-void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats) {
-    memset(stats, 0, sizeof *stats);
-    hsm_histogram_merge(&journal->commits, stats->commit_ns, &stats->commit_sum_ns);
-    uint64_t now = hsm_now_ns();
+uint64_t hsm_journal_oldest_ns(const hsm_journal *journal) {
     uint64_t since = atomic_load_explicit(&journal->writing_since_ns, memory_order_relaxed);
     if (since == 0) {
         since = atomic_load_explicit(&journal->filling_since_ns, memory_order_relaxed);
     }
-    stats->oldest_ns = since != 0 && since < now ? now - since : 0;
+    uint64_t now = since != 0 ? hsm_now_ns() : 0;
+    return since < now ? now - since : 0;
+}
+
+void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats) {
+    memset(stats, 0, sizeof *stats);
+    hsm_histogram_merge(&journal->commits, stats->commit_ns, &stats->commit_sum_ns);
+    stats->oldest_ns = hsm_journal_oldest_ns(journal);
 }

@@ -9,12 +9,25 @@
 #include "base.h"
 #include "hist.h"
 
-typedef struct hsm_journal_buffer {
-    char *data;
+/* Whole lines. */
+typedef struct hsm_journal_chunk {
+    struct hsm_journal_chunk *next;
     size_t used, capacity;
+    char data[];
+} hsm_journal_chunk;
+
+/* Lines in their order, in chunks: however many there are, appending one copies no other. */
+typedef struct hsm_journal_buffer {
+    hsm_journal_chunk *first;
+    hsm_journal_chunk *last; /* the next line goes here; the chunks after it are empty. NULL: no line yet */
+    size_t used;
     uint64_t lines;
     uint64_t begun_ns; /* when the first of them came */
 } hsm_journal_buffer;
+
+/* A group of this size is written before its interval is over, and a buffer keeps no more memory than this once it is
+ * empty. */
+#define HSM_JOURNAL_GROUP ((size_t)8U << 20)
 
 struct hsm_journal {
     char *path, *archive;
@@ -22,6 +35,7 @@ struct hsm_journal {
     uint64_t interval_ns, rotate_bytes;
     int event_fd;
     pthread_t thread;
+    uint32_t fork_generation;
 
     /* the appending thread's */
     uint64_t next;
@@ -44,7 +58,12 @@ struct hsm_journal {
     uint64_t size;  /* of what is written whole */
     uint64_t first; /* number of the first line in the segment */
     bool torn;      /* a part of a group may stand behind `size` */
+    bool moved;     /* the open file is the full segment, under its archived name; the next one is not made yet */
+    bool unsynced;  /* the folders' entries for the last rotation may not be on the disk */
     uint64_t lost;
 };
+
+/* Have the thread look again at what it waits for. Any thread. */
+void hsm_journal_wake(hsm_journal *journal);
 
 #endif

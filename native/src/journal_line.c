@@ -5,42 +5,47 @@
 #include "algorithm.h"
 #include "journal.h"
 
-#define FIRST_CAPACITY ((size_t)256U << 10)
+#define CHUNK ((size_t)256U << 10)
 /* Everything in a record of a signature but its tail and its two texts: names, three numbers, 64 and 128 digits. */
 #define SIGN_BYTES 512U
 
-static bool grow(hsm_journal_buffer *buffer, size_t more) {
-    size_t wanted = buffer->used + more;
-    if (wanted <= buffer->capacity) {
-        return true;
+/* Where the next line, of at most `len` bytes, goes; NULL when memory is short. */
+static char *room_for(hsm_journal_buffer *buffer, size_t len) {
+    hsm_journal_chunk *last = buffer->last;
+    if (last != NULL && last->capacity - last->used >= len) {
+        return last->data + last->used;
     }
-    size_t capacity = buffer->capacity > 0 ? buffer->capacity : FIRST_CAPACITY;
-    while (capacity < wanted) {
-        capacity *= 2;
+    hsm_journal_chunk **link = last != NULL ? &last->next : &buffer->first;
+    if (*link == NULL || (*link)->capacity < len) {
+        size_t capacity = len > CHUNK ? len : CHUNK;
+        hsm_journal_chunk *chunk = hsm_alloc(sizeof *chunk + capacity);
+        if (chunk == NULL) {
+            return NULL;
+        }
+        chunk->capacity = capacity;
+        chunk->next = *link;
+        *link = chunk;
     }
-    char *data = hsm_alloc(capacity);
-    if (data == NULL) {
-        return false;
-    }
-    if (buffer->used > 0) {
-        memcpy(data, buffer->data, buffer->used);
-    }
-    hsm_free(buffer->data);
-    buffer->data = data;
-    buffer->capacity = capacity;
-    return true;
+    buffer->last = *link;
+    return buffer->last->data;
 }
 
-/* Call with `lock` held, after writing `len` bytes at the end of `filling`. */
+/* Call with `lock` held, after writing `len` bytes where room_for said. */
 static void count_line(hsm_journal *journal, size_t len) {
-    if (journal->filling.lines == 0) {
-        journal->filling.begun_ns = hsm_now_ns();
-        atomic_store_explicit(&journal->filling_since_ns, journal->filling.begun_ns, memory_order_relaxed);
+    hsm_journal_buffer *filling = &journal->filling;
+    if (filling->lines == 0) {
+        filling->begun_ns = hsm_now_ns();
+        atomic_store_explicit(&journal->filling_since_ns, filling->begun_ns, memory_order_relaxed);
     }
-    journal->filling.used += len;
-    journal->filling.lines++;
+    filling->last->used += len;
+    filling->used += len;
+    filling->lines++;
     journal->next++;
     atomic_fetch_add_explicit(&journal->pending, len, memory_order_relaxed);
+}
+
+static inline bool forked(const hsm_journal *journal) {
+    return journal->fork_generation != hsm_fork_generation();
 }
 
 uint64_t hsm_journal_next(const hsm_journal *journal) {
@@ -48,14 +53,17 @@ uint64_t hsm_journal_next(const hsm_journal *journal) {
 }
 
 int hsm_journal_put(hsm_journal *journal, const char *line, size_t len) {
+    if (forked(journal)) {
+        return 0;
+    }
     (void)pthread_mutex_lock(&journal->lock);
-    bool fits = grow(&journal->filling, len);
-    if (fits) {
-        memcpy(journal->filling.data + journal->filling.used, line, len);
+    char *out = room_for(&journal->filling, len);
+    if (out != NULL) {
+        memcpy(out, line, len);
         count_line(journal, len);
     }
     (void)pthread_mutex_unlock(&journal->lock);
-    return fits ? 1 : 0;
+    return out != NULL ? 1 : 0;
 }
 
 static char *put_bytes(char *out, const char *text, size_t len) {
@@ -105,9 +113,12 @@ uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign
     size_t error_len = sign->error != NULL ? strlen(sign->error) : 0;
     uint32_t signature_len = sign->signature_len < HSM_MAX_SIGNATURE ? sign->signature_len : HSM_MAX_SIGNATURE;
     uint64_t seq = 0;
+    if (forked(journal)) {
+        return 0;
+    }
     (void)pthread_mutex_lock(&journal->lock);
-    if (grow(&journal->filling, SIGN_BYTES + result_len + error_len + tail_len)) {
-        char *begin = journal->filling.data + journal->filling.used;
+    char *begin = room_for(&journal->filling, SIGN_BYTES + result_len + error_len + tail_len);
+    if (begin != NULL) {
         char *out = PUT(begin, "{\"seq\":");
         out = put_number(out, journal->next);
         out = PUT(out, ",\"time_ns\":");
@@ -148,13 +159,21 @@ uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign
     return seq;
 }
 
+void hsm_journal_wake(hsm_journal *journal) {
+    atomic_fetch_add(&journal->turn, 1);
+    hsm_futex_wake(&journal->turn, 1, true);
+}
+
 void hsm_journal_flush(hsm_journal *journal) {
+    if (forked(journal)) {
+        return;
+    }
     (void)pthread_mutex_lock(&journal->lock);
     bool waiting = journal->filling.lines > 0;
+    bool early = journal->durability == HSM_DURABLE_INTERVAL && journal->filling.used >= HSM_JOURNAL_GROUP;
     (void)pthread_mutex_unlock(&journal->lock);
     /* As long as the thread has not taken an earlier flush, it will find these lines too. */
-    if (waiting && atomic_exchange(&journal->flushed, 1) == 0) {
-        atomic_fetch_add(&journal->turn, 1);
-        hsm_futex_wake(&journal->turn, 1, true);
+    if (waiting && (atomic_exchange(&journal->flushed, 1) == 0 || early)) {
+        hsm_journal_wake(journal);
     }
 }

@@ -69,7 +69,7 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     posix_spawnattr_t attributes;
     (void)posix_spawn_file_actions_init(&actions);
     (void)posix_spawnattr_init(&attributes);
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < COUNT; i++) { /* a host that lacks one would wake nobody */
         moved[i] = fcntl(sources[i], F_DUPFD_CLOEXEC, HSM_FD_END);
     }
     int unprepared = prepare(&actions, &attributes, moved, COUNT);
@@ -93,6 +93,10 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
         if (unprepared != 0) {
             errno = unprepared;
             return hsm_fail_errno(error, "fcntl", "the host's descriptors");
+        }
+        if (code == EMFILE || code == ENFILE || code == ENOMEM || code == EAGAIN) { /* the program is not to blame */
+            errno = code;
+            return hsm_fail_errno(error, "posix_spawn", host->options.program);
         }
         return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
     }

@@ -18,6 +18,15 @@ struct hsm_verifier {
     EVP_PKEY_CTX *context; /* ECDSA only */
 };
 
+/* Whether libcrypto refused a point, and was not merely short of memory. */
+static bool point_is_bad(void) {
+    bool bad = true;
+    for (unsigned long code = ERR_get_error(); code != 0; code = ERR_get_error()) {
+        bad = bad && ERR_GET_REASON(code) != ERR_R_MALLOC_FAILURE;
+    }
+    return bad;
+}
+
 /* A context ready for EVP_PKEY_verify on an ECDSA public key, or NULL if the point is not on the curve. */
 static EVP_PKEY_CTX *ecdsa_context(hsm_algorithm algorithm, const uint8_t *public_key, size_t len) {
     char p256[] = "prime256v1";
@@ -45,26 +54,33 @@ static EVP_PKEY_CTX *ecdsa_context(hsm_algorithm algorithm, const uint8_t *publi
     return context;
 }
 
-hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len) {
+static hsm_status make(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, hsm_verifier **out) {
     const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
+    *out = NULL;
     /* Of the forms of a point, libcrypto would take the hybrid ones 0x06 and 0x07 too: two spellings of one key. */
     if (info == NULL || public_key_len != info->public_key_len || (info->prehashed && public_key[0] != 0x04)) {
-        return NULL;
+        return HSM_BAD_ARGUMENT;
     }
     hsm_verifier *verifier = hsm_alloc(sizeof *verifier);
     if (verifier == NULL) {
-        return NULL;
+        return HSM_OUT_OF_MEMORY;
     }
     verifier->algorithm = algorithm;
     memcpy(verifier->public_key, public_key, public_key_len);
     if (info->prehashed) {
         verifier->context = ecdsa_context(algorithm, public_key, public_key_len);
         if (verifier->context == NULL) {
-            ERR_clear_error();
             hsm_verifier_free(verifier);
-            return NULL;
+            return point_is_bad() ? HSM_BAD_ARGUMENT : HSM_OUT_OF_MEMORY;
         }
     }
+    *out = verifier;
+    return HSM_OK;
+}
+
+hsm_verifier *hsm_verifier_new(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len) {
+    hsm_verifier *verifier;
+    (void)make(algorithm, public_key, public_key_len, &verifier);
     return verifier;
 }
 
@@ -92,19 +108,22 @@ static size_t ecdsa_der(const uint8_t signature[HSM_MAX_SIGNATURE], uint8_t der[
     return len > 0 ? (size_t)len : 0;
 }
 
-static bool ecdsa_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len, const uint8_t *signature) {
+static hsm_status ecdsa_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
+                              const uint8_t *signature) {
     uint8_t low[HSM_MAX_SIGNATURE];
     memcpy(low, signature, sizeof low);
     if (!hsm_normalize_s(verifier->algorithm, low) || memcmp(low, signature, sizeof low) != 0) {
-        return false; /* out of range, or the malleable high-s form */
+        return HSM_SIGNATURE_INVALID; /* out of range, or the malleable high-s form */
     }
     uint8_t digest[HSM_SHA256_SIZE];
     uint8_t der[80];
     hsm_sha256(message, message_len, digest);
     size_t der_len = ecdsa_der(signature, der);
-    bool good = der_len > 0 && EVP_PKEY_verify(verifier->context, der, der_len, digest, sizeof digest) == 1;
+    int good = der_len > 0 ? EVP_PKEY_verify(verifier->context, der, der_len, digest, sizeof digest) : -1;
+    /* Both numbers are in range, and their encoding is ours: else only a shortage of memory is an error. */
+    bool failed = good < 0 && ERR_GET_REASON(ERR_peek_error()) != EC_R_POINT_AT_INFINITY;
     ERR_clear_error();
-    return good;
+    return good == 1 ? HSM_OK : failed ? HSM_OUT_OF_MEMORY : HSM_SIGNATURE_INVALID;
 }
 
 hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
@@ -112,19 +131,21 @@ hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, si
     if (signature_len != HSM_MAX_SIGNATURE) {
         return HSM_SIGNATURE_INVALID;
     }
-    bool good = verifier->algorithm == HSM_ED25519
-                    ? crypto_sign_verify_detached(signature, message, message_len, verifier->public_key) == 0
-                    : ecdsa_check(verifier, message, message_len, signature);
-    return good ? HSM_OK : HSM_SIGNATURE_INVALID;
+    if (verifier->algorithm != HSM_ED25519) {
+        return ecdsa_check(verifier, message, message_len, signature);
+    }
+    return crypto_sign_verify_detached(signature, message, message_len, verifier->public_key) == 0
+               ? HSM_OK
+               : HSM_SIGNATURE_INVALID;
 }
 
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
                       size_t message_len, const uint8_t *signature, size_t signature_len) {
-    hsm_verifier *verifier = hsm_verifier_new(algorithm, public_key, public_key_len);
-    if (verifier == NULL) {
-        return HSM_BAD_ARGUMENT;
+    hsm_verifier *verifier;
+    hsm_status status = make(algorithm, public_key, public_key_len, &verifier);
+    if (status == HSM_OK) {
+        status = hsm_verifier_check(verifier, message, message_len, signature, signature_len);
+        hsm_verifier_free(verifier);
     }
-    hsm_status status = hsm_verifier_check(verifier, message, message_len, signature, signature_len);
-    hsm_verifier_free(verifier);
     return status;
 }

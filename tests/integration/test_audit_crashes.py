@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.support.audit_kills import kill_again_and_again
 from tests.support.audit_logs import copy_of, files_at_most, keys_of, settings, write_log
+from tests.support.child import in_fork
 from tests.support.loops import one_loop
 
 import hsmcore
@@ -142,6 +143,8 @@ async def test_the_engine_s_own_records_look_at_the_clock_too(tmp_path):
         interval_seconds=0.05,
         durability="fsync",
         fail_open=False,
+        wait_seconds=10,
+        max_pending=1 << 20,
         last_time_ns=2**63,
     )
     journal.attach(
@@ -152,6 +155,15 @@ async def test_the_engine_s_own_records_look_at_the_clock_too(tmp_path):
     assert second >= first
     journal.detach()
     assert journal.close() == 0
+
+
+@one_loop
+async def test_a_forked_child_records_nothing(tmp_path):
+    log = await opened(tmp_path / "audit.log")
+    assert in_fork(lambda: log.record("sign")) == "EngineForked"
+    seq = log.record("sign")
+    await log.close()
+    assert [record["seq"] for record in records(Layout(tmp_path / "audit.log"))] == list(range(1, seq + 1))
 
 
 @one_loop

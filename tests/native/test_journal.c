@@ -1,4 +1,5 @@
 /* The journal against a real file system: groups, rotation, a disk that refuses, a file that is taken away. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -9,12 +10,31 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#include <hsmcore/journal.h>
-
-#include "base.h"
 #include "harness.h"
+#include "journal.h"
+
+/* In front of the C library's: the journal's calls come here. */
+static _Atomic int folder_syncs;
+static _Atomic int failing_folder_syncs; /* so many fail with EIO */
+
+int fsync(int fd) {
+    int (*real)(int);
+    void *symbol = dlsym(RTLD_NEXT, "fsync");
+    memcpy(&real, &symbol, sizeof real);
+    struct stat status;
+    if (fstat(fd, &status) == 0 && S_ISDIR(status.st_mode)) {
+        if (atomic_load(&failing_folder_syncs) > 0) {
+            atomic_fetch_sub(&failing_folder_syncs, 1);
+            errno = EIO;
+            return -1;
+        }
+        atomic_fetch_add(&folder_syncs, 1);
+    }
+    return real(fd);
+}
 
 static char folder[64];
 static char path[128];
@@ -69,6 +89,27 @@ static void await(hsm_journal *journal, uint64_t kept, int failure) {
     }
 }
 
+/* Wait until `lines` are in the file. */
+static void await_written(hsm_journal *journal, uint64_t lines) {
+    uint64_t until = hsm_now_ns() + PATIENCE;
+    struct pollfd ready = {.fd = hsm_journal_fd(journal), .events = POLLIN};
+    while (hsm_journal_written(journal) != lines) {
+        REQUIRE(hsm_now_ns() < until);
+        (void)poll(&ready, 1, 1000);
+        hsm_journal_clear(journal);
+    }
+}
+
+static void await_failure(hsm_journal *journal, int failure) {
+    uint64_t until = hsm_now_ns() + PATIENCE;
+    struct pollfd ready = {.fd = hsm_journal_fd(journal), .events = POLLIN};
+    while (hsm_journal_failure(journal) != failure) {
+        REQUIRE(hsm_now_ns() < until);
+        (void)poll(&ready, 1, 1000);
+        hsm_journal_clear(journal);
+    }
+}
+
 static uint64_t commits(const hsm_journal_stats *stats) {
     uint64_t sum = 0;
     for (uint32_t bucket = 0; bucket < HSM_HISTOGRAM_BUCKETS; bucket++) {
@@ -111,11 +152,12 @@ static void *watch(void *argument) {
     return NULL;
 }
 
+static const enum hsm_durability durabilities[] = {HSM_DURABLE_FSYNC, HSM_DURABLE_WRITE, HSM_DURABLE_INTERVAL};
+
 static void lines_are_kept_in_their_order(void) {
-    static const enum hsm_durability all[] = {HSM_DURABLE_FSYNC, HSM_DURABLE_WRITE, HSM_DURABLE_INTERVAL};
-    for (size_t i = 0; i < COUNT_OF(all); i++) {
+    for (size_t i = 0; i < COUNT_OF(durabilities); i++) {
         make_folder();
-        hsm_journal *journal = open_journal(all[i], 1, UINT64_MAX);
+        hsm_journal *journal = open_journal(durabilities[i], 1, UINT64_MAX);
         atomic_store(&watching, true);
         pthread_t thread;
         REQUIRE(pthread_create(&thread, NULL, watch, journal) == 0);
@@ -252,6 +294,207 @@ static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_bac
     remove_folder();
 }
 
+static void what_the_last_try_writes_is_not_lost(void) {
+    for (size_t i = 0; i < COUNT_OF(durabilities); i++) {
+        make_folder();
+        hsm_journal *journal = open_journal(durabilities[i], 1, UINT64_MAX);
+        put(journal, 1);
+        hsm_journal_flush(journal);
+        await_written(journal, 1);
+        char away[160];
+        (void)snprintf(away, sizeof away, "%s.away", path);
+        REQUIRE(rename(path, away) == 0);
+        put(journal, 2);
+        hsm_journal_flush(journal);
+        await_failure(journal, ENOENT);
+        REQUIRE(rename(away, path) == 0);
+        put(journal, 3); /* goes to the next group */
+        CHECK_INT(hsm_journal_close(journal), ==, 0);
+        CHECK(holds(path, 1, 3));
+        remove_folder();
+    }
+}
+
+/* With nine lines of ten bytes in the file, so that the next one begins another. */
+static hsm_journal *open_nearly_full(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, 100);
+    for (uint64_t n = 1; n <= 9; n++) {
+        put(journal, n);
+    }
+    hsm_journal_flush(journal);
+    await(journal, 9, 0);
+    return journal;
+}
+
+static void close_rotated(hsm_journal *journal) {
+    await(journal, 10, 0);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    char name[256];
+    (void)snprintf(name, sizeof name, "%s/%020d.jsonl", archive, 1);
+    CHECK(holds(name, 1, 9));
+    CHECK(holds(path, 10, 10));
+    remove_folder();
+}
+
+static void a_line_is_not_kept_before_the_name_of_its_file_is(void) {
+    hsm_journal *journal = open_nearly_full();
+    atomic_store(&folder_syncs, 0);
+    atomic_store(&failing_folder_syncs, 2);
+    put(journal, 10);
+    hsm_journal_flush(journal);
+    await(journal, 9, EIO);
+    close_rotated(journal);
+    CHECK_INT(atomic_load(&folder_syncs), ==, 2); /* the archive and the log's folder */
+}
+
+static void a_rotation_goes_on_where_it_failed(void) {
+    hsm_journal *journal = open_nearly_full();
+    struct rlimit before;
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    struct rlimit none = {.rlim_cur = 3, .rlim_max = before.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    put(journal, 10);
+    hsm_journal_flush(journal);
+    await(journal, 9, EMFILE);
+    CHECK(access(path, F_OK) != 0); /* renamed, and no other made yet */
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    close_rotated(journal);
+}
+
+/* What an unmounted file system looks like: its mount point is an empty folder. */
+static void no_segment_begins_where_the_log_was_unmounted(void) {
+    hsm_journal *journal = open_nearly_full();
+    char away[128];
+    (void)snprintf(away, sizeof away, "%s-away", folder);
+    REQUIRE(rename(folder, away) == 0);
+    REQUIRE(mkdir(folder, 0700) == 0);
+    put(journal, 10);
+    hsm_journal_flush(journal);
+    await(journal, 9, ENOENT);
+    CHECK(access(path, F_OK) != 0);
+    REQUIRE(rmdir(folder) == 0);
+    REQUIRE(rename(away, folder) == 0);
+    close_rotated(journal);
+}
+
+static void a_missing_archive_is_waited_for(void) {
+    hsm_journal *journal = open_nearly_full();
+    REQUIRE(rmdir(archive) == 0);
+    put(journal, 10);
+    hsm_journal_flush(journal);
+    await(journal, 9, ENOENT);
+    REQUIRE(mkdir(archive, 0700) == 0);
+    close_rotated(journal);
+}
+
+static void a_segment_is_never_replaced(void) {
+    hsm_journal *journal = open_nearly_full();
+    char name[256];
+    char text[8] = "";
+    (void)snprintf(name, sizeof name, "%s/%020d.jsonl", archive, 1);
+    int other = open(name, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+    REQUIRE(write(other, "theirs", 6) == 6);
+    put(journal, 10);
+    hsm_journal_flush(journal);
+    await(journal, 9, EEXIST);
+    REQUIRE(pread(other, text, sizeof text, 0) == 6);
+    CHECK_TEXT(text, "theirs");
+    (void)close(other);
+    REQUIRE(unlink(name) == 0);
+    close_rotated(journal);
+}
+
+static void many_lines_are_written_whole_and_their_memory_is_given_back(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    static char line[70000];
+    hsm_leaks before;
+    hsm_leaks_read(&before);
+    uint64_t bytes = 0;
+    for (uint64_t n = 1; n <= 1000; n++) {
+        int len = snprintf(line, sizeof line, "{\"seq\":%llu,\"is\":\"", (unsigned long long)n);
+        size_t size = (size_t)len + (n * 7919U) % 60000U;
+        memset(line + len, 'x', size - (size_t)len);
+        memcpy(line + size, "\"}\n", 3);
+        REQUIRE(hsm_journal_put(journal, line, size + 3) == 1);
+        bytes += size + 3;
+    }
+    CHECK_INT(hsm_journal_pending(journal), ==, bytes);
+    hsm_journal_flush(journal);
+    await(journal, 1000, 0);
+    CHECK_INT(hsm_journal_pending(journal), ==, 0);
+    put(journal, 1001); /* the next group's, into the other buffer */
+    hsm_journal_flush(journal);
+    await(journal, 1001, 0);
+    hsm_leaks after;
+    hsm_leaks_read(&after);
+    CHECK_INT(after.allocations - before.allocations, <=, 2 * (int64_t)(HSM_JOURNAL_GROUP >> 18));
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    struct stat status;
+    REQUIRE(stat(path, &status) == 0);
+    CHECK_INT(status.st_size, ==, bytes + 13);
+    FILE *file = fopen(path, "re");
+    uint64_t next = 0;
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        char expected[64];
+        (void)snprintf(expected, sizeof expected, "{\"seq\":%llu", (unsigned long long)++next);
+        CHECK(strncmp(line, expected, strlen(expected)) == 0);
+    }
+    CHECK_INT(next, ==, 1001);
+    (void)fclose(file);
+    remove_folder();
+}
+
+static void a_large_group_does_not_wait_for_its_interval(void) {
+    make_folder();
+    hsm_journal_options options = {.path = path,
+                                   .archive = archive,
+                                   .first_seq = 1,
+                                   .next_seq = 1,
+                                   .rotate_bytes = UINT64_MAX,
+                                   .interval_ns = 10 * PATIENCE,
+                                   .durability = HSM_DURABLE_INTERVAL};
+    hsm_journal *journal = NULL;
+    hsm_error error = {.status = HSM_OK};
+    REQUIRE_OK(hsm_journal_open(&options, &journal, &error), error);
+    static char line[65536];
+    memset(line, 'x', sizeof line);
+    line[sizeof line - 1] = '\n';
+    for (size_t n = 0; n < HSM_JOURNAL_GROUP / sizeof line; n++) {
+        REQUIRE(hsm_journal_put(journal, line, sizeof line) == 1);
+        hsm_journal_flush(journal);
+    }
+    await_written(journal, HSM_JOURNAL_GROUP / sizeof line);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    remove_folder();
+}
+
+/* The fork came while another thread appended. */
+static void in_a_forked_child_nothing_is_appended_and_nothing_waits(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    REQUIRE(pthread_mutex_lock(&journal->lock) == 0);
+    (void)fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        (void)alarm(20);
+        hsm_journal_sign sign = {.result = "ok"};
+        bool refused = hsm_journal_put(journal, "x\n", 2) == 0 && hsm_journal_put_sign(journal, &sign, "}", 1) == 0;
+        hsm_journal_flush(journal);
+        _exit(refused && hsm_journal_close(journal) == 0 ? 0 : 1);
+    }
+    REQUIRE(pthread_mutex_unlock(&journal->lock) == 0);
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK_INT(status, ==, 0);
+    put(journal, 2);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    CHECK(holds(path, 1, 2));
+    remove_folder();
+}
+
 static void a_record_of_a_signature_says_what_it_should(void) {
     make_folder();
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 41, UINT64_MAX);
@@ -314,6 +557,15 @@ static const struct test tests[] = {
     TEST(a_disk_that_refuses_is_reported_and_used_again),
     TEST(lines_that_cannot_be_written_at_the_end_are_counted),
     TEST(a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_back),
+    TEST(what_the_last_try_writes_is_not_lost),
+    TEST(a_line_is_not_kept_before_the_name_of_its_file_is),
+    TEST(a_rotation_goes_on_where_it_failed),
+    TEST(no_segment_begins_where_the_log_was_unmounted),
+    TEST(a_missing_archive_is_waited_for),
+    TEST(a_segment_is_never_replaced),
+    TEST(many_lines_are_written_whole_and_their_memory_is_given_back),
+    TEST(a_large_group_does_not_wait_for_its_interval),
+    TEST(in_a_forked_child_nothing_is_appended_and_nothing_waits),
     TEST(a_record_of_a_signature_says_what_it_should),
     TEST(what_cannot_be_opened_is_refused),
 };

@@ -327,7 +327,54 @@ static void a_verifier_serves_many_times(void) {
     hsm_verifier_free(NULL);
 }
 
+/* libcrypto's allocations: the n-th one fails. */
+static uint64_t crypto_calls;
+static uint64_t crypto_fails;
+
+static void *crypto_malloc(size_t size, const char *file, int line) {
+    (void)file;
+    (void)line;
+    return crypto_fails != 0 && ++crypto_calls == crypto_fails ? NULL : malloc(size);
+}
+
+static void *crypto_realloc(void *memory, size_t size, const char *file, int line) {
+    (void)file;
+    (void)line;
+    return crypto_fails != 0 && ++crypto_calls == crypto_fails ? NULL : realloc(memory, size);
+}
+
+static void crypto_free(void *memory, const char *file, int line) {
+    (void)file;
+    (void)line;
+    free(memory);
+}
+
+__attribute__((constructor)) static void take_over(void) {
+    REQUIRE(CRYPTO_set_mem_functions(crypto_malloc, crypto_realloc, crypto_free) == 1);
+}
+
+static void a_shortage_of_memory_says_nothing_about_key_and_signature(void) {
+    static const hsm_algorithm algorithms[] = {HSM_ECDSA_P256, HSM_ECDSA_SECP256K1};
+    for (size_t i = 0; i < COUNT_OF(algorithms); i++) {
+        struct case_ row = ecdsa_case(algorithms[i]);
+        uint64_t short_of = 0;
+        do {
+            crypto_calls = 0;
+            crypto_fails++;
+            hsm_status status = verify(&row);
+            if (status != HSM_OK) {
+                CHECK_STATUS(status, HSM_OUT_OF_MEMORY);
+                short_of++;
+            }
+        } while (crypto_calls >= crypto_fails);
+        crypto_fails = 0;
+        CHECK_INT(short_of, >, 0);
+        CHECK_STATUS(verify(&row), HSM_OK);
+    }
+}
+
 static const struct test tests[] = {
+    TEST(a_shortage_of_memory_says_nothing_about_key_and_signature),
     TEST(published_ed25519_vectors_verify),
     TEST(a_flipped_bit_breaks_ed25519),
     TEST(wrong_lengths_are_refused),

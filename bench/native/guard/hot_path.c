@@ -146,7 +146,7 @@ static void audit_line(uint64_t signatures) {
                              .result = "ok"};
     for (uint64_t number = 0; number < signatures; number++) {
         require(hsm_journal_put_sign(&journal, &sign, tail, sizeof tail - 1) != 0, "hsm_journal_put_sign");
-        journal.filling.used = 0;
+        journal.filling.used = journal.filling.last->used = 0;
     }
 }
 

@@ -18,6 +18,7 @@ from hsmcore.audit.segment import Segment
 BLOCK: Final = 1024
 """Records in a block. A block begins at sequence number n * BLOCK + 1, or where its segment begins."""
 _ROW: Final = struct.Struct("<QQIIQQQ4Q")
+ROW_BYTES: Final = _ROW.size
 Summary = tuple[int, int, int, int, int, int, int, int]
 _EMPTY: Final[Summary] = (0, 0, 0, 0, 0, 0, 0, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hsmcore.errors import AuditUnavailable
@@ -33,8 +34,9 @@ class FolderLock:
                 f"audit log {path.parent}: process {holder} is {doing}",
                 hint=hint,
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
+        with suppress(OSError):  # the number is only for the error of another process
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
 
     def release(self) -> None:
         """Release the lock."""

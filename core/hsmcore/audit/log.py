@@ -18,7 +18,7 @@ from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destin
 from hsmcore.audit.signers import HsmSigner, SigningMember
 from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
-from hsmcore.errors import AuditUnavailable, BadArgument
+from hsmcore.errors import AuditUnavailable, BadArgument, SystemFailure
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 
@@ -99,7 +99,7 @@ class AuditLog:
         log = OpenLog(self._layout, self._settings, asyncio.get_running_loop())
         try:
             await log.open()
-        except (OSError, TileError, SegmentError) as error:
+        except (OSError, SystemFailure, TileError, SegmentError) as error:
             await log.close()
             problem = f"audit log {self._layout.log}: {_reason(error)}"
             hint = _OWNER_HINT if isinstance(error, PermissionError) else None

@@ -56,7 +56,8 @@ class AuditStatus:
 
 
 MAX_PENDING: Final = 64 << 20
-"""Most bytes of records that may wait for the disk."""
+"""Most bytes of records that may wait for the disk; those of requests that an HSM has begun by then come on top."""
+_TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _PRUNE_SECONDS: Final = 3600
 
 
@@ -79,7 +80,6 @@ class OpenLog:
         self.failure: str | None = None
         """Why the log cannot be written at present; None if it can."""
         self._errno = 0
-        self._dropped = 0
         self._pruned_at: float | None = None
         self._own_prunes: dict[int, int] = {}
         """Prune records that this process wrote, by sequence number; the value is the last record that each one
@@ -125,6 +125,8 @@ class OpenLog:
             interval_seconds=rules.flush_interval_ms / 1e3,
             durability=rules.durability,
             fail_open=rules.on_failure == "open",
+            wait_seconds=rules.wait_ms / 1e3,
+            max_pending=MAX_PENDING,
             last_time_ns=opened.last_time_ns,
         )
         return opened
@@ -207,22 +209,21 @@ class OpenLog:
         journal = self.journal
         if journal is None:
             return None
-        full = journal.pending >= MAX_PENDING
-        if self.failure is not None or full:
-            if self._settings.on_failure == "closed":
-                raise self._unavailable(self.failure or "too many records wait for the disk")
-            if full:
-                self._dropped += 1
-                return None
+        if self._settings.on_failure == "closed" and (self.failure is not None or journal.late):
+            raise self._unavailable(self.failure or _TOO_SLOW)
+        if journal.full:
+            journal.dropped += 1
+            return None
         if self.failure is None:
             self._note_dropped()
         self._put(journal.stamp(), operation, fields, process)
         return self.last_seq
 
     def _note_dropped(self) -> None:
-        if self._dropped and self.journal is not None:
-            dropped, self._dropped = self._dropped, 0
-            self._put(self.journal.stamp(), "audit-lost", {"records": dropped})
+        journal = self.journal
+        if journal is not None and journal.dropped:
+            dropped, journal.dropped = journal.dropped, 0
+            self._put(journal.stamp(), "audit-lost", {"records": dropped})
 
     def _put(
         self, now: int, operation: str, fields: Mapping[str, object], process: Mapping[str, object] | None = None
@@ -245,7 +246,7 @@ class OpenLog:
                 async with asyncio.timeout(self._settings.wait_ms / 1e3):
                     await future
             except TimeoutError:
-                raise self._unavailable("the disk does not answer") from None
+                raise self._unavailable(_TOO_SLOW) from None
         except AuditUnavailable:
             if self._settings.on_failure == "closed":
                 raise
@@ -260,9 +261,11 @@ class OpenLog:
         self.durable_seq = max(written, self.durable_seq)
         self._release_waiting()
         self._schedule()
+        if not failure and self.journal is not None and not self.journal.full:
+            self._note_dropped()
 
     def _refusal(self, failure: int) -> AuditUnavailable:
-        return self._unavailable(os.strerror(failure) if failure else "the disk does not answer")
+        return self._unavailable(os.strerror(failure) if failure else _TOO_SLOW)
 
     def _release_waiting(self) -> None:
         waiting = self._waiting

@@ -51,6 +51,8 @@ class Sealer:
         self._full: list[tuple[int, list[int], int]] = []
         self.prunes = Prunes()
         """Prune records that no checkpoint covers yet."""
+        self._history: int | None = None
+        """Bytes in the file of all checkpoints, up to the newest one that is stored."""
         self._file = -1
         self._open(segment)
 
@@ -91,11 +93,11 @@ class Sealer:
             why, consumed, leaves, summary = self.tree.scan(
                 text, used, self.size + 1, min(self._rows.room, size - self.size)
             )
-            self._tiles.append(leaves)
             self._rows.add(consumed, summary)
+            self.prunes.take(text[used : used + consumed])
             used += consumed
             self.offset += consumed
-        self.prunes.take(text[:used])
+            self._tiles.append(leaves)  # last, because it may fail: the lines are taken by now
         if why not in ("end", "limit"):
             raise Damaged(self.segment, self.offset, self.size + 1, why)
 
@@ -115,13 +117,16 @@ class Sealer:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
-            if first_seq_of(descriptor) == following:
-                self._full_until_here()
-                if path == log:
-                    adopt(log, lambda file: first_seq_of(file) == following)
-                self._use(Segment(following, path), descriptor)
-                return
-            os.close(descriptor)
+            try:
+                if first_seq_of(descriptor) == following:
+                    if path == log:
+                        adopt(log, lambda file: first_seq_of(file) == following)
+                    self._full_until_here()
+                    self._use(Segment(following, path), descriptor)
+                    return
+            finally:
+                if self._file != descriptor:
+                    os.close(descriptor)
         raise Damaged(Segment(following, log), 0, following, "missing")
 
     def enter(self, path: Path) -> None:
@@ -146,6 +151,7 @@ class Sealer:
             replace(path, rows)  # rows of an earlier run are derived again
             self._started = True
         elif rows:
+            os.truncate(path, self._indexed * index.ROW_BYTES)  # an earlier attempt may have written a part
             append(path, rows, durable=False)
         self._indexed = len(self._rows.blocks)
 
@@ -159,13 +165,15 @@ class Sealer:
     def store(self, checkpoint: Checkpoint) -> None:
         """Store a signed checkpoint, durably. Raises OSError."""
         layout = self._layout
-        fresh = not layout.history.exists()
-        if fresh:
+        if not layout.history.exists():
             write_new(layout.history, b"")
+            sync(layout.folder)
+        if self._history is None:
+            self._history = layout.history.stat().st_size
+        os.truncate(layout.history, self._history)  # an earlier attempt may have failed after it had written
         append(layout.history, checkpoint.note + b"\n", durable=True)
         replace(layout.checkpoint, checkpoint.note)
-        if fresh:
-            sync(layout.folder)
+        self._history += len(checkpoint.note) + 1
         self.prunes.clear()
 
     def compress_full(self, size: int) -> None:

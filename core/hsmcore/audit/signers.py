@@ -9,7 +9,7 @@ from typing import Protocol
 
 from nacl.signing import SigningKey
 
-from hsmcore.audit.files import sync, write_new
+from hsmcore.audit.files import replace
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
 from hsmcore.errors import AuditUnavailable
 from hsmcore.keyring import KeyVersion
@@ -85,9 +85,7 @@ class FileSigner:
     def _make(cls, path: Path, name: str) -> FileSigner:
         signer = cls(name, SigningKey.generate())
         secret = base64.b64encode(bytes([ED25519]) + bytes(signer._secret)).decode()
-        write_new(path, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
-        sync(path)
-        sync(path.parent)
+        replace(path, f"{_PREFIX}{name}+{signer.key.id.hex()}+{secret}\n".encode())
         return signer
 
     def __repr__(self) -> str:

@@ -182,6 +182,7 @@ class TileWriter:
         """Continue the tree that `tiles` reads. Raises TileError, OSError."""
         self._layout = layout
         self._builder = TileBuilder()
+        self._full: list[tuple[int, int, bytes]] = []
         self._written: list[Path] = []
         for level in range(MAX_LEVEL + 1):
             number, width = divmod(tiles.size >> 8 * level, WIDTH)
@@ -190,9 +191,12 @@ class TileWriter:
                 self._builder.tails[level] += tiles.read(level, number)
 
     def append(self, leaves: bytes) -> None:
-        """Add the hashes of records. Raises OSError."""
-        for tile in self._builder.append(leaves):
-            self._write(*tile)
+        """Add the hashes of records. Raises OSError; they are added all the same, and the next call writes what is
+        left."""
+        self._full += self._builder.append(leaves)
+        while self._full:
+            self._write(*self._full[0])
+            del self._full[0]
 
     def _write(self, level: int, number: int, hashes: bytes) -> None:
         path = self._layout.tile(level, number, len(hashes) // HASH)
@@ -207,6 +211,7 @@ class TileWriter:
     def finish(self) -> None:
         """Write the partial tiles and flush all tiles to the disk, so that a checkpoint may be signed. Raises
         OSError."""
+        self.append(b"")
         for tile in self._builder.partial():
             self._write(*tile)
         for path in dict.fromkeys(self._written):

@@ -23,14 +23,14 @@ typedef struct hsm_journal_options {
     uint64_t first_seq;    /* of the first line in the current segment */
     uint64_t next_seq;     /* of the next line; at least 1 */
     uint64_t rotate_bytes; /* a group that would make the segment larger begins another one */
-    uint64_t interval_ns;  /* for HSM_DURABLE_INTERVAL */
+    uint64_t interval_ns;  /* for HSM_DURABLE_INTERVAL; a large group is written earlier */
     enum hsm_durability durability;
 } hsm_journal_options;
 
 /* Open the segment and start the thread. */
 HSM_NODISCARD hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **journal, hsm_error *error);
 /* Write what is left, unless that fails now, and end the thread. Returns the number of lines that were not written.
- * Blocks for as long as the disk does. NULL is allowed. */
+ * Blocks for as long as the disk does. NULL is allowed. In a forked child it does nothing. */
 uint64_t hsm_journal_close(hsm_journal *journal);
 /* A descriptor (non-blocking, close-on-exec) that becomes readable when more lines are kept, or when writing has begun
  * to fail or to succeed again; owned by the journal. hsm_journal_clear re-arms it: call it first, then look. */
@@ -44,9 +44,12 @@ uint64_t hsm_journal_written(const hsm_journal *journal);
  * The journal tries again by itself twice a second, and keeps the lines until then. */
 int hsm_journal_failure(const hsm_journal *journal);
 
+/* Age, in nanoseconds, of the oldest line that is not in the file; 0: none. Any thread, until hsm_journal_close. */
+uint64_t hsm_journal_oldest_ns(const hsm_journal *journal);
+
 /* How long keeping takes. Ages and times in nanoseconds, buckets as in hsm_stats. */
 typedef struct hsm_journal_stats {
-    uint64_t oldest_ns; /* age of the oldest line that is not in the file; 0: none */
+    uint64_t oldest_ns; /* see hsm_journal_oldest_ns */
     uint64_t commit_sum_ns;
     uint64_t commit_ns[HSM_HISTOGRAM_BUCKETS]; /* from a group's first line until the group is in the file */
 } hsm_journal_stats;
@@ -58,7 +61,7 @@ void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats
 
 /* The number that the next line will have. */
 uint64_t hsm_journal_next(const hsm_journal *journal);
-/* Append a line, newline included, that bears the next number. Returns 0 when memory is short. */
+/* Append a line, newline included, that bears the next number. Returns 0 when memory is short, and in a forked child. */
 int hsm_journal_put(hsm_journal *journal, const char *line, size_t len);
 
 /* What a record of one signature says beside what its template does. */
@@ -76,12 +79,12 @@ typedef struct hsm_journal_sign {
 } hsm_journal_sign;
 
 /* Append the record of one signature. `tail` is the rest of the JSON object, from a comma to the closing brace: what
- * does not change from one signature to the next. Returns its number, or 0 when memory is short. Takes well under 1
+ * does not change from one signature to the next. Returns its number, or 0 as hsm_journal_put does. Takes well under 1
  * µs. */
 uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len);
 /* Let the thread begin with what was appended. */
 void hsm_journal_flush(hsm_journal *journal);
-/* Bytes that are appended and not written yet. */
+/* Bytes that are appended and not written yet. They are in memory without a limit: the caller keeps one. */
 uint64_t hsm_journal_pending(const hsm_journal *journal);
 
 #endif
