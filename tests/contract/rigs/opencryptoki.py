@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.contract.rigs.generic import Generic
-from tests.support.chaos import CHAOS, Chaos, Wrapped, copy_of, ends_within, send_signal
+from tests.support.chaos import CHAOS, Chaos, Wrapped, copy_of
+from tests.support.daemons import end_daemon
 from tests.support.relocate import relocate, short_folder
 
 DAEMON = Path("/usr/sbin/pkcsslotd")
@@ -68,13 +69,7 @@ class OpenCryptoki(Generic):
     def teardown(self) -> None:
         if not hasattr(self, "home"):
             return
-        file = self.home / "run" / "pkcsslotd.pid"
-        if file.exists():
-            pid = int(file.read_text())
-            daemon = os.pidfd_open(pid)
-            send_signal(pid, signal.SIGTERM)  # it removes its shared memory
-            assert ends_within(daemon, 10.0)
-            os.close(daemon)
+        end_daemon(self.home / "run" / "pkcsslotd.pid", signal.SIGTERM)  # it removes its shared memory
         for left in Path("/dev/shm").glob(f"{str(self.home)[1:].replace('/', '.')}.*"):
             left.unlink()
         shutil.rmtree(self.home)
