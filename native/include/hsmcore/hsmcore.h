@@ -332,7 +332,10 @@ void hsm_module_release(hsm_module *module);
  * while it is. Returns how often that has happened; sessions and handles from before a change are dead. */
 uint64_t hsm_module_enter(hsm_module *module);
 void hsm_module_exit(hsm_module *module);
-/* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"; NULL past the end. Static storage. */
+/* The CK_FUNCTION_LIST by which a module was initialized, or NULL if this process holds none of that path. Other code
+ * must use the same one: p11-kit gives each caller a list, and a state, of its own. Any thread. */
+void *hsm_module_functions(const char *path);
+/* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"; NULL past the end. Static storage. */
 const char *hsm_quirks_name(size_t index);
 
 /* 0 in the process that loaded the library, more in forked descendants. Async-signal-safe. */

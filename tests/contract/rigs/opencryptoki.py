@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.contract.rigs.generic import Generic
 from tests.support.chaos import CHAOS, Chaos, Wrapped, copy_of
-from tests.support.daemons import end_daemon
+from tests.support.daemons import await_daemon, end_daemon
 from tests.support.relocate import relocate, short_folder
 
 DAEMON = Path("/usr/sbin/pkcsslotd")
@@ -52,6 +52,7 @@ class OpenCryptoki(Generic):
         if os.geteuid() != 0:
             pytest.skip("openCryptoki's daemon must be started by root")
         self.home = short_folder()
+        self.pid_file = self.home / "run" / "pkcsslotd.pid"
         moves = {old: self.home / new for old, new in MOVES.items()}
         for source in (DAEMON, libraries / "libopencryptoki.so.0", libraries / "stdll" / "libpkcs11_sw.so"):
             relocate(source, self.home / source.name, moves)
@@ -64,12 +65,13 @@ class OpenCryptoki(Generic):
             if path.is_dir():
                 path.chmod(0o770)
         subprocess.run([str(self.home / DAEMON.name)], check=True, capture_output=True, timeout=60)
+        await_daemon(self.home / "run" / "pkcsslotd.socket", self.pid_file)
         self.put_token(self.home / "libopencryptoki.so.0")
 
     def teardown(self) -> None:
         if not hasattr(self, "home"):
             return
-        end_daemon(self.home / "run" / "pkcsslotd.pid", signal.SIGTERM)  # it removes its shared memory
+        end_daemon(self.pid_file, signal.SIGTERM)  # it removes its shared memory
         for left in Path("/dev/shm").glob(f"{str(self.home)[1:].replace('/', '.')}.*"):
             left.unlink()
         shutil.rmtree(self.home)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from tests.contract.rigs.generic import Generic
-from tests.support.daemons import end_daemon
+from tests.support.daemons import await_daemon, end_daemon
 
 MODULES = tuple(
     Path(f"/usr/lib/{machine}/pkcs11/libtpm2_pkcs11.so") for machine in ("x86_64-linux-gnu", "aarch64-linux-gnu")
@@ -62,6 +62,7 @@ class Tpm2(Generic):
         command += ["--pid", f"file={self.pid_file}", "--flags", "not-need-init,startup-clear"]
         command += ["--server", f"type=unixio,path={self.socket}", "--ctrl", f"type=unixio,path={control}"]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
+        await_daemon(self.socket, self.pid_file)
 
 
 class Tpm2Thread(Tpm2):
