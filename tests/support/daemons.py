@@ -16,7 +16,7 @@ def await_daemon(listens: Path, pid_file: Path, seconds: float = 60.0) -> None:
     """Wait until it takes connections and has written its process id: the command that starts it may end sooner."""
     end = time.monotonic() + seconds
     with socket.socket(socket.AF_UNIX) as connection:
-        while connection.connect_ex(str(listens)) != 0 or not (pid_file.exists() and pid_file.read_text().strip()):
+        while not (pid_file.exists() and pid_file.read_text().strip()) or connection.connect_ex(str(listens)) != 0:
             assert time.monotonic() < end, f"nothing listens at {listens}"
             time.sleep(0.002)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pkcs11 import Attribute, _pkcs11
 from pkcs11.attributes import AttributeMapper
 
-from hsmcore import _native
 from hsmcore._native import Module, functions_of
+from hsmcore._native import __file__ as native_file
 from hsmcore.control.faults import ControlError
 
 
@@ -46,7 +46,7 @@ def adopt(path: str) -> AdoptedLibrary:
     """Wrap a module that this process holds (hold_module). Raises ControlError if it holds none."""
     if not functions_of(path):
         raise ControlError(f"{path} is not held by the native core", hint="hold it with hsmcore._native.Module first")
-    return AdoptedLibrary(_native.__file__)
+    return AdoptedLibrary(native_file)
 
 
 class Attributes(AttributeMapper):
