@@ -110,6 +110,7 @@ cdef class Engine(Requests):
         `memory_limit` is in bytes; 0: none."""
         cdef hsm_error error
         cdef hsm_host_options options
+        cdef hsm_stats started
         cdef hsm_engine *engine = NULL
         cdef hsm_host *host = NULL
         cdef hsm_status status
@@ -161,7 +162,8 @@ cdef class Engine(Requests):
         self._engine = engine
         self._host = host
         self._isolated = host != NULL
-        hsm_requests_serve(self._table, workers)
+        hsm_client_stats(self._client, &started)
+        hsm_requests_serve(self._table, started.workers)
 
     def add_key(self, *, str label=None, bytes id=None, int64_t handle=-1, str algorithm=None, bytes public_key=None):
         """Find, pin and prove a private key. Returns index, label, id, algorithm and public_key. Raises HsmError."""

@@ -229,6 +229,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     void hsm_module_release(hsm_module *module)
     uint64_t hsm_module_enter(hsm_module *module)
     void hsm_module_exit(hsm_module *module)
+    void *hsm_module_functions(const char *path)
     const char *hsm_quirks_name(size_t index)
 
     uint32_t hsm_fork_generation()

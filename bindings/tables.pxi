@@ -54,6 +54,31 @@ cdef class Module:
         hsm_module_release(self._module)
 
 
+cdef extern from *:
+    """
+    /* python-pkcs11 asks a library for a function list. This library gives it that of a module which the core has
+       initialized: the module itself might give one that is not. */
+    static _Thread_local void *lent;
+    __attribute__((visibility("default"))) unsigned long C_GetFunctionList(void **list);
+    unsigned long C_GetFunctionList(void **list) {
+        *list = lent;
+        return lent == NULL ? 0x190 /* CKR_CRYPTOKI_NOT_INITIALIZED */ : 0;
+    }
+    """
+    void *lent
+
+
+def functions_of(str path):
+    """The address of the CK_FUNCTION_LIST by which the core has initialized a module; 0 if this process does not hold
+    it. From now on C_GetFunctionList of this library gives that list to this thread."""
+    global lent
+    encoded = path.encode()
+    cdef const char *c_path = encoded
+    with nogil:
+        lent = hsm_module_functions(c_path)
+    return <size_t>lent
+
+
 def verify(str algorithm, bytes public_key, message, bytes signature):
     """Whether `signature` is good, by libsodium or libcrypto. Releases the GIL. Any thread. Raises BadArgument for a
     bad key."""

@@ -60,15 +60,18 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
     (void)snprintf(engine->token.library, sizeof engine->token.library, "%s %u.%u", description,
                    (unsigned)info.libraryVersion.major, (unsigned)info.libraryVersion.minor);
     (void)snprintf(engine->token.quirks, sizeof engine->token.quirks, "%s", engine->quirks->name);
-    if (engine->token.max_sessions != 0 && options->workers + 1U > engine->token.max_sessions) {
+    uint32_t bearable = engine->quirks->sessions;
+    engine->worker_count = bearable != 0 && bearable < options->workers ? bearable : options->workers;
+    if (engine->token.max_sessions != 0 && engine->worker_count + 1U > engine->token.max_sessions) {
         return hsm_fail(error, HSM_BAD_ARGUMENT, "C_GetTokenInfo",
-                        "sessions: %u and the login session are more than the token's limit of %llu", options->workers,
-                        (unsigned long long)engine->token.max_sessions);
+                        "sessions: %u and the login session are more than the token's limit of %llu",
+                        engine->worker_count, (unsigned long long)engine->token.max_sessions);
     }
     return HSM_OK;
 }
 
-static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *error) {
+static hsm_status start_workers(hsm_engine *engine, hsm_error *error) {
+    uint32_t count = engine->worker_count;
     engine->workers = hsm_alloc(engine->area->max_workers * sizeof *engine->workers);
     if (engine->workers == NULL) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "workers");
@@ -78,7 +81,6 @@ static hsm_status start_workers(hsm_engine *engine, uint32_t count, hsm_error *e
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "requests put aside");
     }
     engine->worker_slots = engine->area->max_workers;
-    engine->worker_count = count;
     engine->starting = count;
     for (uint32_t i = 0; i < count; i++) {
         hsm_status status = hsm_worker_start(engine, i, false);
@@ -157,7 +159,7 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         status = open_token(engine, options, error);
     }
     status = status != HSM_OK ? status : hsm_engine_login(engine, error);
-    status = status != HSM_OK ? status : start_workers(engine, options->workers, error);
+    status = status != HSM_OK ? status : start_workers(engine, error);
     if (status != HSM_OK) {
         /* A host that does not start leaves queued requests to the next one. */
         hsm_area *area = engine->area;

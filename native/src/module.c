@@ -213,6 +213,19 @@ void hsm_module_release(hsm_module *module) {
     }
 }
 
+void *hsm_module_functions(const char *path) {
+    char *resolved = realpath(path, NULL);
+    if (resolved == NULL) {
+        return NULL;
+    }
+    (void)pthread_mutex_lock(&table_lock);
+    hsm_module *module = find(resolved);
+    void *functions = module != NULL && module->fork_generation == hsm_fork_generation() ? module->p11 : NULL;
+    (void)pthread_mutex_unlock(&table_lock);
+    free(resolved);
+    return functions;
+}
+
 void hsm_module_join(hsm_module *module) {
     (void)pthread_mutex_lock(&module->state); /* after a C_Finalize that is under way */
     atomic_fetch_add(&module->engines, 1);

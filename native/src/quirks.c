@@ -16,6 +16,9 @@ static const hsm_quirks rows[] = {
      .sign_bytes = 3114}, /* observed: a frame of 3136 (firmware 2.4) less headers, ids, padding and MAC */
     {.name = "aws-cloudhsm", .library_contains = "CloudHSM", .read_write_sessions = true, .handles_per_session = true,
      .open_pause_ms = 50, .patience_ms = 1000}, /* its library repeats throttled calls by itself */
+    /* Its sessions disturb each other, up to a crash, and a TPM works on one command at a time. A chip takes up to some
+     * hundred ms. */
+    {.name = "tpm2", .library_contains = "TPM2.0 Cryptoki", .sessions = 1, .patience_ms = 2000},
     {.name = "generic", .patience_ms = 500},
 };
 // clang-format on

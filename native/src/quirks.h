@@ -14,6 +14,7 @@ typedef struct hsm_quirks {
     bool users_are_objects;       /* CKR_OBJECT_HANDLE_INVALID from C_Login: there is no such user */
     uint32_t open_pause_ms;       /* between two C_OpenSession calls */
     uint32_t keepalive_s;         /* idle sessions die after somewhat longer; 0: they do not */
+    uint32_t sessions;            /* that may sign at once; 0: no limit known */
     uint32_t calls_in_flight;     /* that one slot works on at once; 0: no limit known */
     uint32_t patience_ms;         /* a shorter call does not count as hanging: several times what the device takes */
     /* The most bytes that C_Sign can send to the device; 0: not known. Of a module that has a limit, an error about the

@@ -18,6 +18,7 @@ from tests.support.pkcs11_client import (
     CKA_PRIVATE,
     CKA_TOKEN,
     CKA_VALUE,
+    CKM_AES_KEY_WRAP_PAD,
     CKM_EDDSA,
     CKM_SHA256,
     CKO_PRIVATE_KEY,
@@ -199,6 +200,21 @@ def scenario_interfaces(module: Module, wrapped: str) -> Any:
     }
 
 
+def scenario_large_count(module: Module) -> Any:
+    """The answers to a template of one row that claims to have 2**32, where something else is wrong as well."""
+    _slot, session, _key = ready(module)
+    rows, _count, _kept = template({CKA_LABEL: b"one"})
+    mechanism, handle = ctypes.byref(Mechanism(CKM_AES_KEY_WRAP_PAD)), ctypes.byref(ctypes.c_ulong())
+    calls: dict[str, tuple[Any, ...]] = {
+        "C_CopyObject": (0xBADBAD, rows, 1 << 32, handle),
+        "C_GenerateKey": (ctypes.byref(Mechanism(0xDEAD)), rows, 1 << 32, handle),
+        "C_GenerateKeyPair": (ctypes.byref(Mechanism(0xDEAD)), rows, 1 << 32, rows, 1 << 32, handle, handle),
+        "C_UnwrapKey": (mechanism, 0xBADBAD, b"wrapped!" * 3, 24, rows, 1 << 32, handle),
+        "C_DeriveKey": (mechanism, 0xBADBAD, rows, 1 << 32, handle),
+    }
+    return {name: hex(module(name, session, *arguments)) for name, arguments in calls.items()}
+
+
 def scenario_only_interface(module: Module) -> Any:
     count, found = ctypes.c_ulong(), ctypes.c_void_p()
     assert module.library.C_GetInterfaceList(None, ctypes.byref(count)) == CKR_OK
@@ -227,6 +243,12 @@ def test_a_conformance_run_gives_the_same_results(bench: Bench, fields: dict[str
     wrapped = bench.run(scenario_conformance, bench.config(**fields)).checked()
     assert wrapped == direct
     assert len(direct) > 150
+
+
+def test_the_count_of_a_template_is_the_wrapped_modules_to_judge(bench: Bench) -> None:
+    direct = bench.run(scenario_large_count, module=SOFTHSM).checked()
+    assert bench.run(scenario_large_count, bench.config()).checked() == direct
+    assert hex(CKR_OK) not in direct.values()
 
 
 @pytest.mark.parametrize("wrapped", [NOOP, NSS], ids=["noop", "nss"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.chaos import Chaos, destroy_key, needs_chaos, wrap
+from tests.support.chaos import TPM2, Chaos, destroy_key, needs_chaos, wrap
 from tests.support.shim import Shim
 from tests.support.verifiers import is_good
 
@@ -216,6 +216,38 @@ def test_sessions_that_run_out(world, tmp_path):
     assert failures(report) == ["sessions"]
     assert step(report, "sessions").hint == "Set sessions to 2 or less."
     assert step(report, "signature").outcome == "ok"
+
+
+@needs_chaos
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"isolation": "process", "sessions": 1}, []),
+        ({"isolation": "process"}, []),
+        ({"isolation": "process", "sessions": 3}, ["one-session"]),
+        ({"isolation": "thread", "sessions": 3}, ["one-session", "concurrent-crash"]),
+    ],
+    ids=["one", "default", "several", "thread"],
+)
+def test_known_issues_of_a_module_that_bears_one_session(world, tmp_path, settings, expected):
+    chaos = Chaos(tmp_path, wrap(world), library=TPM2)
+    config = chaos.config(settings={"quirks": None, "sessions": None, **settings})
+    kept = config["sequencer"]["keyManager"]["config"]
+    config["sequencer"]["keyManager"]["config"] = {name: value for name, value in kept.items() if value is not None}
+    report = probed(config)
+    assert failures(report) == []
+    assert step(report, "module").data["quirks"] == "tpm2"
+    named = [step.data.get("issue") for step in report.steps if step.name == "known-issues"]
+    assert named == (expected or [None])
+    assert step(report, "sessions").data["opened"] == 2
+
+
+@needs_chaos
+def test_a_rotation_is_warned_of_a_module_that_reads_its_store_once(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world), library=TPM2)
+    settings = {"quirks": "tpm2", "isolation": "process", "sessions": 1}
+    report = probed(chaos.config(settings=settings, keyRotation={"enabled": True}))
+    assert [step.data.get("issue") for step in report.steps if step.name == "known-issues"] == ["store-read-once"]
 
 
 # ---- modules that hang or crash ----

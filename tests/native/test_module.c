@@ -106,6 +106,15 @@ static void it_is_initialized_once_and_finalized_last(void) {
     hsm_module_release(NULL);
 }
 
+static void other_code_gets_the_list_by_which_it_was_initialized(void) {
+    CHECK(hsm_module_functions(HSMC_NOOP_MODULE) == NULL);
+    CHECK(hsm_module_functions("/nonexistent/libnothing.so") == NULL);
+    hsm_module *module = acquire(HSMC_NOOP_MODULE);
+    CHECK(hsm_module_functions(HSMC_NOOP_MODULE) == module->p11);
+    hsm_module_release(module);
+    CHECK(hsm_module_functions(HSMC_NOOP_MODULE) == NULL);
+}
+
 static void one_file_is_one_module_under_any_name(void) {
     char folder[] = "/tmp/hsmcore-test-XXXXXX";
     REQUIRE(mkdtemp(folder) != NULL);
@@ -298,11 +307,18 @@ static void threads_may_take_and_release_it_at_once(void) {
 }
 
 static const struct test tests[] = {
-    TEST(a_path_that_is_no_module_is_refused),         TEST(a_file_that_is_no_library_is_refused),
-    TEST(a_library_that_is_no_module_is_refused),      TEST(it_is_initialized_once_and_finalized_last),
-    TEST(one_file_is_one_module_under_any_name),       TEST(other_arguments_are_refused_while_it_is_in_use),
-    TEST(a_module_that_others_initialized_is_refused), TEST(a_lost_initialization_can_be_made_again),
-    TEST(threads_may_take_and_release_it_at_once),     TEST(a_module_that_hangs_holds_up_no_other),
-    TEST(no_engine_joins_a_module_that_is_claimed),    TEST(a_user_that_comes_during_c_finalize_initializes_it_again),
+    TEST(a_path_that_is_no_module_is_refused),
+    TEST(a_file_that_is_no_library_is_refused),
+    TEST(a_library_that_is_no_module_is_refused),
+    TEST(it_is_initialized_once_and_finalized_last),
+    TEST(other_code_gets_the_list_by_which_it_was_initialized),
+    TEST(one_file_is_one_module_under_any_name),
+    TEST(other_arguments_are_refused_while_it_is_in_use),
+    TEST(a_module_that_others_initialized_is_refused),
+    TEST(a_lost_initialization_can_be_made_again),
+    TEST(threads_may_take_and_release_it_at_once),
+    TEST(a_module_that_hangs_holds_up_no_other),
+    TEST(no_engine_joins_a_module_that_is_claimed),
+    TEST(a_user_that_comes_during_c_finalize_initializes_it_again),
 };
 HARNESS_MAIN(tests)

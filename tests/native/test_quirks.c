@@ -3,7 +3,7 @@
 #include "quirks.h"
 
 static void every_name_leads_to_its_row(void) {
-    static const char *const expected[] = {"softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"};
+    static const char *const expected[] = {"softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"};
     size_t count = 0;
     for (const char *name; (name = hsm_quirks_name(count)) != NULL; count++) {
         REQUIRE(count < COUNT_OF(expected));
@@ -37,6 +37,7 @@ static void modules_are_recognized_by_what_they_say(void) {
     CHECK_TEXT(recognize("Mozilla Foundation", "NSS Internal Crypto Services")->name, "nss");
     CHECK_TEXT(recognize("Yubico (www.yubico.com)", "YubiHSM PKCS#11 Library")->name, "yubihsm");
     CHECK_TEXT(recognize("Amazon", "AWS CloudHSM PKCS11 Library")->name, "aws-cloudhsm");
+    CHECK_TEXT(recognize("tpm2-software.github.io", "TPM2.0 Cryptoki")->name, "tpm2");
     CHECK_TEXT(recognize("hsmcore", "no-op module")->name, "generic");
     CHECK_TEXT(recognize("", "")->name, "generic");
     /* The fields are padded, not terminated: a word that would begin in one and end in the next is none. */
@@ -52,9 +53,10 @@ static void the_rows_say_what_the_vendors_say(void) {
     CHECK_INT(yubihsm->keepalive_s, >, 0);
     CHECK_INT(yubihsm->keepalive_s, <, 30);
     CHECK(hsm_quirks_of_name("nss")->memory_error_is_logout);
+    CHECK_INT(hsm_quirks_of_name("tpm2")->sessions, ==, 1);
     const hsm_quirks *generic = hsm_quirks_of_name("generic");
     CHECK(!generic->read_write_sessions && !generic->handles_per_session && !generic->memory_error_is_logout);
-    CHECK_INT(generic->open_pause_ms + generic->keepalive_s + generic->calls_in_flight, ==, 0);
+    CHECK_INT(generic->open_pause_ms + generic->keepalive_s + generic->calls_in_flight + generic->sessions, ==, 0);
 }
 
 static void a_module_s_own_ways_of_failing(void) {

@@ -135,6 +135,10 @@ def supervisor_of(manager: hsmcore.KeyManager) -> Any:
     return member.supervisor
 
 
+TPM2 = {"manufacturer": "tpm2-software.github.io", "description": "TPM2.0 Cryptoki"}
+"""What tpm2-pkcs11 says of itself: the field `library` of a configuration."""
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,8 @@ static struct state *state = &own_state;
 
 static CK_FUNCTION_LIST *target;
 static CK_FUNCTION_LIST functions;
+static CK_FUNCTION_LIST_3_0 functions_3;
+static CK_RV (*target_interfaces)(CK_INTERFACE *, CK_ULONG *);
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static struct knob *knob_of(const char *name) {
@@ -169,6 +171,8 @@ static void load(void) {
         target = NULL;
         return;
     }
+    symbol = dlsym(library, "C_GetInterfaceList");
+    memcpy(&target_interfaces, &symbol, sizeof symbol);
     functions = *target;
 #define X(name) functions.name = shim_##name;
     COUNTED(X)
@@ -179,6 +183,27 @@ EXPORT CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
     (void)pthread_once(&once, load);
     *list = &functions;
     return target == NULL ? CKR_GENERAL_ERROR : CKR_OK;
+}
+
+/* The target's list, with whatever count it gives, and the standard's interfaces in it by way of the shim. */
+EXPORT CK_RV C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
+    (void)pthread_once(&once, load);
+    CK_RV rv = target_interfaces == NULL ? CKR_FUNCTION_NOT_SUPPORTED : target_interfaces(list, count);
+    for (CK_ULONG i = 0; rv == CKR_OK && list != NULL && i < *count; i++) {
+        const CK_FUNCTION_LIST_3_0 *found = list[i].pFunctionList;
+        if (found == NULL || strcmp((const char *)list[i].pInterfaceName, "PKCS 11") != 0) {
+            continue;
+        }
+        list[i].pFunctionList = &functions;
+        if (found->version.major == 3) {
+            functions_3 = *found;
+#define X(name) functions_3.name = shim_##name;
+            COUNTED(X)
+#undef X
+            list[i].pFunctionList = &functions_3;
+        }
+    }
+    return rv;
 }
 
 /* ---- knobs: any thread; names are from COUNTED ---- */

@@ -22,7 +22,7 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.log import get_logger
 
 Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
-Quirks = Literal["softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"]
+Quirks = Literal["softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"]
 Isolation = Literal["thread", "process"]
 VerifySignatures = Literal["always", "sample", "never"]
 
@@ -111,7 +111,7 @@ class Pkcs11Settings(KeyPin):
     """With isolation "process": the longest time of the host process to connect, log in and find its key, each."""
     hang_after_ms: Annotated[int, Whole(1, 3_600_000)] | None = None
     """A call into the module that has lasted so long, and beyond its request's deadline, counts as hanging; None:
-    several times the longest usual call of the device (0.5 s; AWS CloudHSM 1 s; YubiHSM 2 s)."""
+    several times the longest usual call of the device (0.5 s; AWS CloudHSM 1 s; YubiHSM and TPM 2 s)."""
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
     admin_credentials: Credentials | None = None

@@ -2,16 +2,16 @@
 
 python-pkcs11 calls C_Initialize without arguments. SoftHSM then turns its mutexes off, while python-pkcs11 releases the
 GIL during each call: two threads crash it. A second C_Initialize also fails. So the native core alone initializes, with
-CKF_OS_LOCKING_OK, and finalizes; python-pkcs11 uses the initialized module.
+CKF_OS_LOCKING_OK, and finalizes; python-pkcs11 uses the initialized module, by the core's own function list.
 """
 
 from __future__ import annotations
 
 from pkcs11 import Attribute, _pkcs11
 from pkcs11.attributes import AttributeMapper
-from pkcs11.exceptions import PKCS11Error
 
-from hsmcore._native import Module
+from hsmcore._native import Module, functions_of
+from hsmcore._native import __file__ as native_file
 from hsmcore.control.faults import ControlError
 
 
@@ -44,13 +44,9 @@ class AdoptedLibrary(_pkcs11.lib):
 
 def adopt(path: str) -> AdoptedLibrary:
     """Wrap a module that this process holds (hold_module). Raises ControlError if it holds none."""
-    try:
-        return AdoptedLibrary(path)
-    except PKCS11Error as error:
-        # python-pkcs11 has no exception of its own for CKR_CRYPTOKI_NOT_INITIALIZED.
-        raise ControlError(
-            f"{path} is not held by the native core ({error})", hint="hold it with hsmcore._native.Module first"
-        ) from error
+    if not functions_of(path):
+        raise ControlError(f"{path} is not held by the native core", hint="hold it with hsmcore._native.Module first")
+    return AdoptedLibrary(native_file)
 
 
 class Attributes(AttributeMapper):

@@ -15,6 +15,8 @@ from typing import Final
 
 from pkcs11.types import Session
 
+from hsmcore._native import functions_of
+
 _CKU_USER: Final = 1
 _RO_USER_FUNCTIONS: Final = 1  # CKS_RO_USER_FUNCTIONS
 _RW_USER_FUNCTIONS: Final = 3  # CKS_RW_USER_FUNCTIONS
@@ -53,12 +55,10 @@ class Cryptoki:
     """A loaded and initialized module. Any thread; a session in the arguments belongs to the caller's thread."""
 
     def __init__(self, path: str) -> None:
-        self._library = ctypes.CDLL(path)  # one more reference to the module that the native core has loaded
-        pointer = POINTER(_FunctionList)()
-        get_list = self._library.C_GetFunctionList
-        get_list.restype = c_ulong
-        _check("C_GetFunctionList", get_list(byref(pointer)))
-        functions = pointer.contents.functions
+        address = functions_of(path)
+        if not address:
+            raise CkrError("C_GetFunctionList", 0x190)  # CKR_CRYPTOKI_NOT_INITIALIZED
+        functions = _FunctionList.from_address(address).functions
         self._init_token = _prototype(c_ulong, c_void_p, c_ulong, c_void_p)(functions[_INIT_TOKEN])
         self._get_session_info = _prototype(c_ulong, POINTER(_SessionInfo))(functions[_GET_SESSION_INFO])
         self._create = _prototype(c_ulong, c_void_p, c_ulong, POINTER(c_ulong))(functions[_CREATE_OBJECT])

@@ -73,6 +73,8 @@ class Quirks:
     wrap_mechanisms: tuple[Mechanism, ...] = _WRAP_STANDARD
     """Mechanisms for backups, the best first; the first one that the token lists is used."""
     wrapping_key: WrappingKey = WrappingKey()
+    sessions: int | None = None
+    """The most sessions that sign at once; None: no limit is known."""
     opens_read_write: bool = False
     """Whether a session that logs in must be opened for writing."""
     open_pause: float = 0.0
@@ -132,6 +134,8 @@ _TABLE: Final[dict[str, Quirks]] = {
             names_private=False,
             wrap_mechanisms=(_CLOUDHSM_ZERO_PAD,),
         ),
+        # CKA_VERIFY of a private key, even false, contradicts what the TPM says of it.
+        Quirks("tpm2", "TPM2.0 Cryptoki", sessions=1, usage_in_template=False, wrap_mechanisms=()),
     )
 }
 

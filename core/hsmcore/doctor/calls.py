@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pkcs11 import Attribute
 
+from hsmcore._native import functions_of
 from hsmcore.control.cryptoki import CkrError
 from hsmcore.control.records import TokenRecord
 from hsmcore.doctor.report import printable
@@ -121,16 +122,11 @@ class Calls:
 
     def __init__(self, path: str, announce: Callable[[str], None]) -> None:
         self._announce = announce
-        listed = c_void_p()
-        get_list = ctypes.CDLL(path).C_GetFunctionList  # one more reference to the loaded library
-        get_list.restype = c_ulong
-        announce("C_GetFunctionList")
-        ckr = get_list(byref(listed))
-        if ckr != 0 or not listed.value:
-            raise CkrError("C_GetFunctionList", ckr or 0x5)
+        listed = functions_of(path)
+        if not listed:
+            raise CkrError("C_GetFunctionList", 0x190)  # CKR_CRYPTOKI_NOT_INITIALIZED
         # CK_VERSION has two bytes; the pointers after it are aligned.
-        first = listed.value + ctypes.sizeof(c_void_p)
-        self._functions = (c_void_p * _FUNCTIONS).from_address(first)
+        self._functions = (c_void_p * _FUNCTIONS).from_address(listed + ctypes.sizeof(c_void_p))
 
     def _try(self, name: str, *arguments: object) -> int:
         self._announce(name)

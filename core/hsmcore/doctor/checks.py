@@ -139,7 +139,8 @@ def check_login(context: Context) -> Iterator[Step]:
 
 def check_sessions(context: Context) -> Iterator[Step]:
     """Open as many sessions as the configuration needs, beside the one that is logged in."""
-    wanted, token = context.question.sessions + 1, context.token
+    token, most_useful = context.token, context.quirks.sessions
+    wanted = min(context.question.sessions, most_useful or context.question.sessions) + 1
     most, used = token.max_sessions or None, token.sessions
     data = {"wanted": wanted, "most": most, "inUse": used}
     if most is not None and most < wanted:

@@ -31,6 +31,8 @@ class Question:
     algorithm: str | None
     public_key: str | None
     sessions: int
+    sessions_given: bool
+    """Whether the configuration says how many."""
     isolation: str
     has_pin: bool
     rotates: bool

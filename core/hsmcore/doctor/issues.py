@@ -26,6 +26,9 @@ class Issue:
     isolation: str | None = None
     algorithm: str | None = None
     more_sessions_than: int = 0
+    sessions_given: bool = False
+    """Only if the configuration says how many sessions."""
+    rotates: bool = False
 
     def concerns(self, context: Context) -> bool:
         question = context.question
@@ -35,6 +38,8 @@ class Issue:
             and self.isolation in (None, question.isolation)
             and self.algorithm in (None, question.algorithm or "ed25519")
             and question.sessions > self.more_sessions_than
+            and question.sessions_given >= self.sessions_given
+            and question.rotates >= self.rotates
         )
 
 
@@ -82,6 +87,29 @@ ISSUES: Final = (
         "AWS CloudHSM signs Ed25519 on hsm2m.medium in non-FIPS mode only, and messages of 16,000 bytes at most",
         "Check the cluster's HsmType and Mode (aws cloudhsmv2 describe-clusters).",
         algorithm="ed25519",
+    ),
+    Issue(
+        "tpm2",
+        "one-session",
+        "sessions of tpm2-pkcs11 disturb each other and can crash: hsmcore signs with one, whatever sessions says",
+        "Set sessions to 1 or leave it out; a TPM works on one command at a time, more sessions would only wait.",
+        more_sessions_than=1,
+        sessions_given=True,
+    ),
+    Issue(
+        "tpm2",
+        "concurrent-crash",
+        "tpm2-pkcs11 can crash while two threads are inside it, such as one that makes a key beside one that signs",
+        'Use isolation "process": a crash then costs a restart of the host and not of the application.',
+        isolation="thread",
+    ),
+    Issue(
+        "tpm2",
+        "store-read-once",
+        "tpm2-pkcs11 reads its store once: the host process does not find a key that was made after its start",
+        "Start the application again after a new key was made, and before it is to sign.",
+        isolation="process",
+        rotates=True,
     ),
 )
 

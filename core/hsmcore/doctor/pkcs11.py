@@ -136,6 +136,7 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
         algorithm=settings.algorithm,
         public_key=settings.public_key,
         sessions=settings.sessions,
+        sessions_given="sessions" in settings.model_fields_set,
         isolation=settings.isolation,
         has_pin=settings.pin_secret is not None,
         rotates=rotation is not None,

@@ -82,7 +82,8 @@ class Pkcs11Member:
         cancellation, call `stop`. Raises HsmError."""
         await self._run(self._start_engine)
         key = await self.load_configured_key()
-        self.supervisor = Supervisor(self.engine, self.name, self._settings.sessions, self._run, self._patience)
+        sessions = self.engine.stats()["workers"]  # the module's quirks may have lowered it
+        self.supervisor = Supervisor(self.engine, self.name, sessions, self._run, self._patience)
         self.supervisor.begin()
         hardening = self.engine.hardening
         if hardening is not None and hardening[0]:
@@ -95,7 +96,7 @@ class Pkcs11Member:
             token=token["label"],
             library=token["library"],
             quirks=token["quirks"],
-            sessions=self._settings.sessions,
+            sessions=sessions,
             key=key.id,
             algorithm=key.algorithm,
         )

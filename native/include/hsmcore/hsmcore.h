@@ -142,7 +142,7 @@ typedef struct hsm_engine_options {
     hsm_token_selector token;
     const uint8_t *pin; /* copied into locked memory and wiped when the engine stops; NULL: do not log in */
     size_t pin_len;
-    uint32_t workers;      /* sessions, one worker thread each; 1 .. the client's max_workers */
+    uint32_t workers;      /* sessions, a worker thread each; 1 .. the client's max_workers; quirks may lower it */
     uint64_t spin_ns;      /* time for which one idle worker at a time polls before it sleeps; 0: none polls */
     uint64_t warm_ns;      /* time after an answer for which a processor stays awake for a lone request; 0: none */
     uint64_t patience_ns;  /* a call that is shorter does not count as hanging; 0: as the quirks say */
@@ -346,7 +346,10 @@ void hsm_module_release(hsm_module *module);
  * while it is. Returns how often that has happened; sessions and handles from before a change are dead. */
 uint64_t hsm_module_enter(hsm_module *module);
 void hsm_module_exit(hsm_module *module);
-/* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "generic"; NULL past the end. Static storage. */
+/* The CK_FUNCTION_LIST by which a module was initialized, or NULL if this process holds none of that path. Other code
+ * must use the same one: p11-kit gives each caller a list, and a state, of its own. Any thread. */
+void *hsm_module_functions(const char *path);
+/* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"; NULL past the end. Static storage. */
 const char *hsm_quirks_name(size_t index);
 
 /* 0 in the process that loaded the library, more in forked descendants. Async-signal-safe. */
