@@ -25,6 +25,8 @@
 /* Pauses after which a request gives way to those that wait. While other sessions sign, its pauses are short. */
 #define MAX_SHORT_PAUSES 8U
 #define MAX_PAUSES 6U
+/* Pauses after which a request gives way to the diagnosis that the token is down. */
+#define MAX_UNHEALED_PAUSES 3U
 /* Wrong signatures after which the request fails. */
 #define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
@@ -36,11 +38,16 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     hsm_engine_key *key = &engine->keys[place];
     CK_OBJECT_HANDLE handle = 0;
     hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
+    bool logged_in = true;
+    if (status == HSM_KEY_NOT_FOUND) {
+        (void)hsm_engine_session_state(engine, engine->login_session, &logged_in);
+        status = logged_in ? status : HSM_NOT_LOGGED_IN; /* without a login all private keys are hidden */
+    }
     *found = status == HSM_OK;
     /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
      * one. */
     bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
-    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || error->ckr == CKR_OK;
+    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || (logged_in && error->ckr == CKR_OK);
     atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
     atomic_store(&key->gone, own && !there);
     return own ? HSM_OK : status;
@@ -265,14 +272,54 @@ static bool reinit(hsm_worker *worker) {
     return !worker->ladder.reinitialized && take(worker, REINIT, true);
 }
 
-/* While other sessions sign, the module is well, and a moment may do. */
-static bool retry_or_reinit(hsm_worker *worker) {
-    return hsm_token_answers(worker) ? retry(worker) : reinit(worker);
+/* Reinit may meet a fault itself: then wait a moment, unless the token is known to be down. */
+static bool reinit_or_retry(hsm_worker *worker) {
+    bool hopeless = atomic_load(&worker->engine->area->shared->down) != 0 ||
+                    atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed) != HSM_OK;
+    return reinit(worker) || (!hopeless && worker->ladder.pauses < MAX_UNHEALED_PAUSES && retry(worker));
 }
 
-/* Where healing fails, or has not helped this request before, take the next rung. */
+/* While other sessions sign, the module is well, and a moment may do. */
+static bool retry_or_reinit(hsm_worker *worker) {
+    return hsm_token_answers(worker) ? retry(worker) : reinit_or_retry(worker);
+}
+
+/* Whether the module says that the session or its login is gone: then the failure is not the request's own. */
+static bool is_lost(const hsm_worker *worker) {
+    bool logged_in;
+    return worker->session_open &&
+           (hsm_engine_session_state(worker->engine, worker->session, &logged_in) != CKR_OK || !logged_in);
+}
+
+/* Whether the last heal failed, or a fault of the token kept it from finding the key of this request. */
+static bool is_unhealed(const hsm_worker *worker) {
+    uint32_t place = atomic_load_explicit(&worker->serving, memory_order_relaxed) - 1U;
+    const hsm_engine_key *key = &worker->engine->keys[place];
+    return worker->ladder.unhealed || (atomic_load(&key->handle) == 0 && !atomic_load(&key->gone));
+}
+
+/* Where healing fails, or has not helped this request before, take the next rung; and then heal again, if need be. */
 static bool heal_or_more(hsm_worker *worker) {
-    return (!worker->ladder.healed && heal(worker, true)) || retry_or_reinit(worker);
+    if ((!worker->ladder.healed || is_lost(worker)) && heal(worker, true)) {
+        return true;
+    }
+    if (!retry_or_reinit(worker)) {
+        return false;
+    }
+    if (is_unhealed(worker)) {
+        (void)heal(worker, true);
+    }
+    return true;
+}
+
+/* Go on with a new session. Where that does not help, the login may have gone with the old one. */
+static bool reopen(hsm_worker *worker, bool again) {
+    bool lost = again && is_lost(worker);
+    hsm_worker_close(worker); /* ends the operation as well */
+    if (lost) {
+        nap(worker, BACKOFF_NS);
+    }
+    return !again || lost || heal_or_more(worker);
 }
 
 /* Whether the key alone is gone, and the token is not: the search found other keys and not this one. */
@@ -311,10 +358,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         return retry(worker);
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
-        /* Closing ends the operation as well. Where a new session does not help, the login may have gone with the old
-         * one. */
-        hsm_worker_close(worker);
-        return !again || heal_or_more(worker);
+        return reopen(worker, again);
     case HSM_CLASS_REFIND:
         if (is_gone(worker)) {
             return !ladder->healed && heal(worker, false);
@@ -324,7 +368,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         return heal_or_more(worker);
     case HSM_CLASS_REINIT:
         hsm_worker_close(worker);
-        return reinit(worker);
+        return reinit_or_retry(worker);
     case HSM_CLASS_MEMBER_DOWN:
         if (status == HSM_KEY_MISMATCH) {
             return false;

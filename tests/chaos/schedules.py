@@ -34,7 +34,7 @@ from tests.support.chaos import Chaos, Wrapped, engine_of, wrap, wrap_noop
 from tests.support.liveness import Asked, Liveness
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.softhsm import Folder, find_module, make_token
-from tests.support.two_keys import FIRST, SECOND, TwoKeys
+from tests.support.two_keys import FIRST, SECOND, THIRD, TwoKeys
 
 import hsmcore
 from hsmcore import _native
@@ -188,6 +188,7 @@ class Asking:
         self.keys = [manager._path.key_index]
         self.taken = 0
         self.destroyed = False
+        self.kills: list[float] = []
 
     async def load_second(self) -> None:
         """Have the engine find the second key, in spite of the faults."""
@@ -249,7 +250,7 @@ class Asking:
         plan_, verdict, engine = self.plan, self.verdict, self.engine
         loop, begun = asyncio.get_running_loop(), time.monotonic()
         for after in plan_.kills:
-            loop.call_later(after, engine.kill_host)
+            loop.call_later(after, self._kill)
         removing = asyncio.ensure_future(self._remove_token())
         pauses = PAUSES
         for first in range(0, REQUESTS, plan_.group):
@@ -271,6 +272,10 @@ class Asking:
         verdict.fault("lost", f"{self.taken} were taken, {ended} ended", max(self.taken - ended, 0))
         verdict.fault("twice", f"{self.taken} were taken, {ended} ended", max(ended - self.taken, 0))
 
+    def _kill(self) -> None:
+        self.kills.append(time.monotonic())
+        self.engine.kill_host()
+
     async def _remove_token(self) -> None:
         if self.plan.away is not None:
             after, milliseconds = self.plan.away
@@ -289,7 +294,7 @@ class Asking:
             if what.endswith(": hang"):
                 at = datetime.fromisoformat(when).timestamp() + to_monotonic
                 struck.append((at, at + hangs[0] / 1000))
-        found = self.liveness.without_need(struck)
+        found = self.liveness.without_need(struck, self.kills)
         count = sum(map(len, found.values()))
         self.verdict.fault("refused without need", self.liveness.describe(found), count)
 
@@ -366,35 +371,34 @@ async def run_timed(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Pa
     return verdict
 
 
-def run_chunk(seeds: Iterable[int], module: Wrapped) -> dict[str, Any]:
-    """Some schedules one after the other, in one event loop."""
+def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
+    """Some schedules one after the other, in one event loop, on tokens that no other process uses."""
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as name, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        folder, sites = Path(name), {}
-        for noop, wrapped in ((True, wrap_noop()), (False, module)):
-            place = folder / wrapped.settings["tokenLabel"]
-            place.mkdir()
-            sites[noop] = (wrapped, TwoKeys(wrapped.module, place), place)
-        return added(runner.run(run_timed(plan_, *sites[plan_.noop])).as_dict() for plan_ in map(plan, seeds))
+    softhsm = find_module()
+    if softhsm is None:
+        raise SystemExit("SoftHSM is not installed")
+    tokens = Folder()
+    try:
+        token = make_token(tokens, softhsm, [{"name": name, "kind": "ed25519", "id": name} for name in (FIRST, THIRD)])
+        with tempfile.TemporaryDirectory() as name, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sites = {}
+            for noop, wrapped in ((True, wrap_noop()), (False, wrap(token, FIRST))):
+                place = Path(name) / wrapped.settings["tokenLabel"]
+                place.mkdir()
+                sites[noop] = (wrapped, TwoKeys(wrapped.module, place), place)
+            return added(runner.run(run_timed(plan_, *sites[plan_.noop])).as_dict() for plan_ in map(plan, seeds))
+    finally:
+        tokens.remove()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the schedules of a range of seeds."""
     asked = parse("Seeded random fault schedules.", arguments)
     if asked.chunk:
-        seeds, path, settings = json.load(sys.stdin)
-        json.dump(run_chunk(seeds, Wrapped(path, settings)), sys.stdout)
+        [seeds] = json.load(sys.stdin)
+        json.dump(run_chunk(seeds), sys.stdout)
         return 0
-    softhsm = find_module()
-    if softhsm is None:
-        raise SystemExit("SoftHSM is not installed")
-    folder = Folder()
-    try:
-        token = make_token(folder, softhsm, [{"name": "ed25519", "kind": "ed25519", "id": FIRST}, {"name": "2", "kind": "ed25519"}])
-        wrapped = wrap(token)
-        return run_seeds(asked, "tests.chaos.schedules", CHUNK, wrapped.module, dict(wrapped.settings))
-    finally:
-        folder.remove()
+    return run_seeds(asked, "tests.chaos.schedules", CHUNK)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.support.wrapper import compile_wrapper
 
-FIRST, SECOND = "01", "02"
+FIRST, SECOND, THIRD = "01", "02", "03"
+"""The key, its second name, and an id that is free for another one."""
 
 _BODY = r"""
 #include <fcntl.h>
