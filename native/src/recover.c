@@ -25,8 +25,6 @@
 /* Pauses after which a request gives way to those that wait. While other sessions sign, its pauses are short. */
 #define MAX_SHORT_PAUSES 8U
 #define MAX_PAUSES 6U
-/* Pauses after which a request gives way to the diagnosis that the token is down. */
-#define MAX_UNHEALED_PAUSES 3U
 /* Wrong signatures after which the request fails. */
 #define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
@@ -47,7 +45,8 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
      * one. */
     bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
-    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || (logged_in && error->ckr == CKR_OK);
+    bool own =
+        there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || (logged_in && error->ckr == CKR_OK);
     atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
     atomic_store(&key->gone, own && !there);
     return own ? HSM_OK : status;
@@ -56,7 +55,14 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
 /* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is
  * found, that failure is returned. Call with `control` held. */
 static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
-    hsm_status status = hsm_engine_ready(engine, error);
+    hsm_status status = HSM_OK;
+    if (engine->slot_lost) { /* the PIN is for this token alone */
+        hsm_token_info found;
+        status = hsm_token_find(engine->p11, &engine->selector, &found, error);
+        engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
+        engine->slot_lost = status != HSM_OK;
+    }
+    status = status != HSM_OK ? status : hsm_engine_ready(engine, error);
     hsm_status failure = HSM_OK;
     uint32_t keys_found = 0;
     for (uint32_t place = 0; place < HSM_MAX_KEYS && status == HSM_OK; place++) {
@@ -132,12 +138,8 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         }
         hsm_engine_close_login(engine);
         forget_handles(engine);
+        engine->slot_lost = true;
         status = hsm_module_reinitialize(engine->module, error);
-        if (status == HSM_OK) {
-            hsm_token_info found;
-            status = hsm_token_find(engine->p11, &engine->selector, &found, error);
-            engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
-        }
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
@@ -233,7 +235,9 @@ static enum result attempt(hsm_worker *worker, enum rung rung) {
     }
     atomic_fetch_add(&engine->heal_failures, 1);
     ladder->unhealed = true;
-    if (hsm_status_class(status) == HSM_CLASS_RETRY) { /* a token that is busy is there */
+    enum hsm_class class_ = hsm_status_class(status);
+    /* A token that is busy, or that signs for others, is there. */
+    if (class_ == HSM_CLASS_RETRY || (class_ < HSM_CLASS_AUTH_FATAL && hsm_token_answers(worker))) {
         ladder->wait_ns = interval;
         return TOO_SOON;
     }
@@ -272,11 +276,10 @@ static bool reinit(hsm_worker *worker) {
     return !worker->ladder.reinitialized && take(worker, REINIT, true);
 }
 
-/* Reinit may meet a fault itself: then wait a moment, unless the token is known to be down. */
+/* Reinit may meet a fault itself: then wait a moment, until the token has been silent for so long that it is down. */
 static bool reinit_or_retry(hsm_worker *worker) {
-    bool hopeless = atomic_load(&worker->engine->area->shared->down) != 0 ||
-                    atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed) != HSM_OK;
-    return reinit(worker) || (!hopeless && worker->ladder.pauses < MAX_UNHEALED_PAUSES && retry(worker));
+    bool refused = atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed) != HSM_OK;
+    return reinit(worker) || (!refused && !hsm_token_is_silent(worker, hsm_now_ns()) && retry(worker));
 }
 
 /* While other sessions sign, the module is well, and a moment may do. */
@@ -333,6 +336,7 @@ static bool is_gone(const hsm_worker *worker) {
 void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint64_t deadline_ns) {
     uint64_t until = now + LADDER_NS;
     worker->ladder = (hsm_ladder){
+        .begun_ns = now,
         .since_ns = now,
         .failed_ns = now,
         .until_ns = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until,

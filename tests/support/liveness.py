@@ -84,7 +84,6 @@ class Liveness:
             if asked.status == "OK":
                 signed[asked.key].append(asked)
         every = sorted(asked.ended for asked in self._asked if asked.status == "OK")
-        self.gaps = []
         hung = list(hangs)
         found: defaultdict[str, list[Asked]] = defaultdict(list)
         for asked in self._asked:
@@ -96,8 +95,6 @@ class Liveness:
             if kind == "overtaken" and (excuse := next((h for h in hung if h[0] <= asked.deadline <= h[1]), None)):
                 hung.remove(excuse)
             elif kind:
-                i = bisect.bisect_right(every, asked.ended)
-                self.gaps.append((asked.status, round(asked.ended - (every[i-1] if i else self._asked[0].begun), 4)))
                 found[kind].append(asked)
         return dict(found)
 
@@ -111,7 +108,7 @@ class Liveness:
                 f"{len(several)} {kind} {statuses}: the first, for key {first.key}, asked for at "
                 f"{first.begun - begin:.3f} s, failed at {first.ended - begin:.3f} s, deadline {first.deadline - begin:.3f} s"
             )
-        return "; ".join(parts) + str(self.gaps[:8])
+        return "; ".join(parts)
 
 
 def _judge(asked: Asked, signed: list[Asked], every: list[float]) -> str:

@@ -102,7 +102,9 @@ class TwoKeys:
         self._state = folder / "gone"
         self._state.touch(mode=0o600)
         self.restore()
-        self.path = str(compile_wrapper("#include <unistd.h>\n" + _BODY, target, folder / "two-keys.so", STATE=f'"{self._state}"'))
+        self.path = str(
+            compile_wrapper("#include <unistd.h>\n" + _BODY, target, folder / "two-keys.so", STATE=f'"{self._state}"')
+        )
 
     def restore(self) -> None:
         """The second key is there again."""
