@@ -20,10 +20,10 @@ import random
 import sys
 import tempfile
 import time
-from datetime import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import uvloop
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.chaos import Chaos, Wrapped, engine_of, wrap, wrap_noop
-from tests.support.liveness import Asked, Liveness
+from tests.support.liveness import Liveness
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.softhsm import Folder, find_module, make_token
 from tests.support.two_keys import FIRST, SECOND, THIRD, TwoKeys
