@@ -4,6 +4,8 @@
 #define MS UINT64_C(1000000)
 #define PROBE_FIRST_NS (20 * MS)
 #define PROBE_MAX_NS (1000 * MS)
+/* A token is down after so long without a signature: a heal that meets a fault has been repeated by then. */
+#define SILENCE_NS (50 * MS)
 /* The longest wait of another request for the end of a probe, or for its turn. */
 #define PROBE_WAIT_NS (1000 * MS)
 
@@ -18,6 +20,12 @@ bool hsm_token_answered_since(const hsm_engine *engine, uint64_t since) {
 
 bool hsm_token_answers(const hsm_worker *worker) {
     return hsm_token_answered_since(worker->engine, worker->ladder.since_ns);
+}
+
+bool hsm_token_is_silent(const hsm_worker *worker, uint64_t now) {
+    uint64_t since = now - SILENCE_NS;
+    return worker->probing_ns != 0 ||
+           (worker->ladder.begun_ns <= since && !hsm_token_answered_since(worker->engine, since));
 }
 
 /* Whether a request between two probes waits for the next one. It does in the first pause, which is short and may be
@@ -89,8 +97,9 @@ void hsm_token_answered(hsm_engine *engine) {
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
     hsm_engine *engine = worker->engine;
     hsm_shared *shared = engine->area->shared;
-    /* If the token was healed, or has signed since, the failure is the request's own. */
-    if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || !worker->ladder.unhealed || hsm_token_answers(worker)) {
+    /* If the token was healed, or has signed, the failure is the request's own. */
+    if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || !worker->ladder.unhealed || hsm_token_answers(worker) ||
+        !hsm_token_is_silent(worker, now)) {
         return;
     }
     uint32_t answering = 0;

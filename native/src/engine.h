@@ -30,6 +30,7 @@ enum hsm_thread_state { HSM_THREAD_NONE, HSM_THREAD_STARTED, HSM_THREAD_ENDED };
 typedef struct hsm_ladder {
     uint32_t slot;         /* which request it is: its slot, */
     uint64_t submitted_ns; /* and when that was filled */
+    uint64_t begun_ns;     /* time of the first failure */
     uint64_t failed_ns;    /* time of the last failure */
     uint64_t since_ns;     /* time of the failure before */
     uint64_t until_ns;     /* end of its time on the ladder */
@@ -87,7 +88,8 @@ struct hsm_engine {
     hsm_token_info token;        /* as it was at the start */
     hsm_token_selector selector; /* owned copies */
     CK_SLOT_ID slot;
-    uint8_t *pin; /* locked memory, or NULL */
+    bool slot_lost; /* since a reinit; found again by the next heal */
+    uint8_t *pin;   /* locked memory, or NULL */
     size_t pin_len;
     uint64_t spin_ns, patience_ns;
     uint32_t verify_every, fork_generation;
@@ -209,6 +211,8 @@ uint64_t hsm_aside_due(hsm_engine *engine);
 bool hsm_token_answered_since(const hsm_engine *engine, uint64_t since);
 /* Whether any session has signed since the failure before this worker's last one: then the token answers. */
 bool hsm_token_answers(const hsm_worker *worker);
+/* Whether no session has signed for so long, while this worker was on the ladder, that the token counts as down. */
+bool hsm_token_is_silent(const hsm_worker *worker, uint64_t now);
 /* Whether a request may go to a token that is down: as a probe, now and then. May wait for a probe, within the
  * request's deadline; `*now` is then the time afterwards. */
 bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns);

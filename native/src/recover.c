@@ -41,11 +41,17 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     hsm_engine_key *key = &engine->keys[place];
     CK_OBJECT_HANDLE handle = 0;
     hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
+    bool logged_in = true;
+    if (status == HSM_KEY_NOT_FOUND) {
+        (void)hsm_engine_session_state(engine, engine->login_session, &logged_in);
+        status = logged_in ? status : HSM_NOT_LOGGED_IN; /* without a login all private keys are hidden */
+    }
     *found = status == HSM_OK;
     /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
      * one. */
     bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
-    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || error->ckr == CKR_OK;
+    bool own =
+        there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || (logged_in && error->ckr == CKR_OK);
     atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
     atomic_store(&key->gone, own && !there);
     return own ? HSM_OK : status;
@@ -54,7 +60,14 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
 /* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is
  * found, that failure is returned. Call with `control` held. */
 static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
-    hsm_status status = hsm_engine_ready(engine, error);
+    hsm_status status = HSM_OK;
+    if (engine->slot_lost) { /* the PIN is for this token alone */
+        hsm_token_info found;
+        status = hsm_token_find(engine->p11, &engine->selector, &found, error);
+        engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
+        engine->slot_lost = status != HSM_OK;
+    }
+    status = status != HSM_OK ? status : hsm_engine_ready(engine, error);
     hsm_status failure = HSM_OK;
     uint32_t keys_found = 0;
     for (uint32_t place = 0; place < HSM_MAX_KEYS && status == HSM_OK; place++) {
@@ -132,12 +145,8 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         }
         hsm_engine_close_login(engine);
         forget_handles(engine);
+        engine->slot_lost = true;
         status = hsm_module_reinitialize(engine->module, error);
-        if (status == HSM_OK) {
-            hsm_token_info found;
-            status = hsm_token_find(engine->p11, &engine->selector, &found, error);
-            engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
-        }
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);
@@ -242,7 +251,9 @@ static enum result attempt(hsm_worker *worker, enum rung rung) {
     }
     atomic_fetch_add(&engine->heal_failures, 1);
     ladder->unhealed = true;
-    if (hsm_status_class(status) == HSM_CLASS_RETRY) { /* a token that is busy is there */
+    enum hsm_class class_ = hsm_status_class(status);
+    /* A token that is busy, or that signs for others, is there. */
+    if (class_ == HSM_CLASS_RETRY || (class_ < HSM_CLASS_AUTH_FATAL && hsm_token_answers(worker))) {
         ladder->wait_ns = interval;
         return TOO_SOON;
     }
@@ -281,14 +292,53 @@ static bool reinit(hsm_worker *worker) {
     return !worker->ladder.reinitialized && take(worker, REINIT, true);
 }
 
-/* While other sessions sign, the module is well, and a moment may do. */
-static bool retry_or_reinit(hsm_worker *worker) {
-    return hsm_token_answers(worker) ? retry(worker) : reinit(worker);
+/* Reinit may meet a fault itself: then wait a moment, until the token has been silent for so long that it is down. */
+static bool reinit_or_retry(hsm_worker *worker) {
+    bool refused = atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed) != HSM_OK;
+    return reinit(worker) || (!refused && !hsm_token_is_silent(worker, hsm_now_ns()) && retry(worker));
 }
 
-/* Where healing fails, or has not helped this request before, take the next rung. */
+/* While other sessions sign, the module is well, and a moment may do. */
+static bool retry_or_reinit(hsm_worker *worker) {
+    return hsm_token_answers(worker) ? retry(worker) : reinit_or_retry(worker);
+}
+
+/* Whether the module says that the session or its login is gone: then the failure is not the request's own. */
+static bool is_lost(const hsm_worker *worker) {
+    bool logged_in;
+    return worker->session_open &&
+           (hsm_engine_session_state(worker->engine, worker->session, &logged_in) != CKR_OK || !logged_in);
+}
+
+/* Whether the last heal failed, or a fault of the token kept it from finding the key of this request. */
+static bool is_unhealed(const hsm_worker *worker) {
+    uint32_t place = atomic_load_explicit(&worker->serving, memory_order_relaxed) - 1U;
+    const hsm_engine_key *key = &worker->engine->keys[place];
+    return worker->ladder.unhealed || (atomic_load(&key->handle) == 0 && !atomic_load(&key->gone));
+}
+
+/* Where healing fails, or has not helped this request before, take the next rung; and then heal again, if need be. */
 static bool heal_or_more(hsm_worker *worker) {
-    return (!worker->ladder.healed && heal(worker, true)) || retry_or_reinit(worker);
+    if ((!worker->ladder.healed || is_lost(worker)) && heal(worker, true)) {
+        return true;
+    }
+    if (!retry_or_reinit(worker)) {
+        return false;
+    }
+    if (is_unhealed(worker)) {
+        (void)heal(worker, true);
+    }
+    return true;
+}
+
+/* Go on with a new session. Where that does not help, the login may have gone with the old one. */
+static bool reopen(hsm_worker *worker, bool again) {
+    bool lost = again && is_lost(worker);
+    hsm_worker_close(worker); /* ends the operation as well */
+    if (lost) {
+        nap(worker, BACKOFF_NS);
+    }
+    return !again || lost || heal_or_more(worker);
 }
 
 /* Whether the key alone is gone, and the token is not: the search found other keys and not this one. */
@@ -308,6 +358,7 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t index) {
     worker->ladder = (hsm_ladder){
         .slot = index,
         .submitted_ns = submitted,
+        .begun_ns = now,
         .since_ns = now,
         .failed_ns = now,
         .until_ns = slot->deadline_ns != 0 ? slot->deadline_ns : now + LADDER_NS,
@@ -333,10 +384,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         return retry(worker);
     case HSM_CLASS_RESET:
     case HSM_CLASS_REOPEN:
-        /* Closing ends the operation as well. Where a new session does not help, the login may have gone with the old
-         * one. */
-        hsm_worker_close(worker);
-        return !again || heal_or_more(worker);
+        return reopen(worker, again);
     case HSM_CLASS_REFIND:
         if (is_gone(worker)) {
             return !ladder->healed && heal(worker, false);
@@ -346,7 +394,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         return heal_or_more(worker);
     case HSM_CLASS_REINIT:
         hsm_worker_close(worker);
-        return reinit(worker);
+        return reinit_or_retry(worker);
     case HSM_CLASS_MEMBER_DOWN:
         if (status == HSM_KEY_MISMATCH) {
             return false;

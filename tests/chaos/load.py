@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any, Self
 
 from tests.support.chaos import engine_of
+from tests.support.liveness import Liveness
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -44,13 +45,15 @@ async def until_it_signs(
 
 
 class Load:
-    """Callers that sign one message after the other. Every answer is verified; each request has exactly one."""
+    """Callers that sign one message after the other. Every answer is verified; each request has exactly one, and none
+    fails without need."""
 
     def __init__(self, manager: hsmcore.KeyManager, callers: int = 64, timeout: float = 5.0) -> None:
         self.manager, self.callers, self.timeout = manager, callers, timeout
         self.good: list[float] = []  # when
         self.errors: list[hsmcore.HsmError] = []
         self.asked = 0
+        self.liveness = Liveness()
         self._going = True
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -65,20 +68,25 @@ class Load:
         engine = engine_of(self.manager)
         # Requests that admission control rejects never reach a slot.
         assert engine.completed + engine.rejected + engine.refused >= self.asked
+        found = self.liveness.without_need()
+        assert not found, self.liveness.describe(found)
         assert all(error.retryable for error in self.errors), Counter(map(str, self.errors))
 
     async def _caller(self, number: int) -> None:
         while self._going:
             message = f"caller {number} message {self.asked}".encode()
             self.asked += 1
+            asked = self.liveness.ask(None, time.monotonic(), self.timeout)
             try:
                 signature = await self.manager.sign(message, self.timeout)
             except hsmcore.HsmError as error:
+                self.liveness.end(asked, time.monotonic(), error.status)
                 self.errors.append(error)
                 await asyncio.sleep(0.002)
             else:
                 assert is_good("ed25519", self.manager.public_key, message, signature)
                 self.good.append(time.monotonic())
+                self.liveness.end(asked, self.good[-1])
 
     def between(self, begin: float, end: float) -> int:
         """Signatures in a stretch of time."""

@@ -3,13 +3,16 @@
     python -m tests.chaos.schedules --seeds 0-9999 --jobs 2
 
 Each schedule opens a key manager on a module that breaks at random, asks for 200 signatures, judges every answer, takes
-the faults away, waits until it signs again and closes. The summary is JSON on standard output; the exit code is 1 if
-anything was lost, answered twice, wrong, hung, or left behind.
+the faults away, waits until it signs again and closes. In many of them the device is slow or away for a moment, the
+host process is killed, callers leave, single messages are refused, or a second key is destroyed. The summary is JSON on
+standard output; the exit code is 1 if anything was lost, answered twice, wrong, hung, refused without need
+(tests/support/liveness.py), or left behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +22,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,10 @@ import uvloop
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.chaos import Chaos, Wrapped, engine_of, wrap, wrap_noop
+from tests.support.liveness import Liveness
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.softhsm import Folder, find_module, make_token
+from tests.support.two_keys import FIRST, SECOND, THIRD, TwoKeys
 
 import hsmcore
 from hsmcore import _native
@@ -42,6 +48,8 @@ LATEST = 1.0
 """An answer that comes so many seconds after its deadline counts as a hang; so does a schedule of HANGS seconds."""
 HANGS = 30.0
 HEALS = 10.0
+ATTEMPTS = 50
+"""How often a start is tried that meets faults."""
 PAUSE = 0.02
 PAUSES = 5
 """How long, and how often in a schedule, callers wait for a member that is down."""
@@ -54,6 +62,8 @@ SIGN_CKRS = [
 LADDER_CKRS = ["CKR_DEVICE_ERROR", "CKR_DEVICE_REMOVED", "CKR_FUNCTION_FAILED", "CKR_SESSION_HANDLE_INVALID"]
 LADDER_CKRS += ["CKR_GENERAL_ERROR", "CKR_SESSION_COUNT", "CKR_TOKEN_NOT_PRESENT", "CKR_CRYPTOKI_NOT_INITIALIZED"]
 LOSSES = ["kill-session", "kill-all-sessions", "logout"]
+POISONS = [0x005, 0x006, 0x030, 0x082, 0x0B3, 0x101]
+"""CKRs with which a message is refused each time, as if the fault were the token's."""
 LIES = ["wrong-signature", "other-key-signature", "short-signature", "long-signature"]
 
 
@@ -67,8 +77,20 @@ class Plan:
     sessions: int
     group: int
     timeout: float
-    kill_after: float | None
+    kills: tuple[float, ...]
     random: Mapping[str, Any]
+    slow: Mapping[str, Any]
+    """The latency of C_Sign."""
+    away: tuple[float, int] | None
+    """When the token is removed, in seconds after the first request, and for how many milliseconds."""
+    poisoned: float
+    """The share of messages that the module refuses."""
+    leaving: float
+    """The share of callers that leave."""
+    second: bool
+    """A third of the requests is for a second key."""
+    destroyed_at: int | None
+    """The request with which the second key is destroyed."""
 
 
 def plan(seed: int) -> Plan:
@@ -82,7 +104,7 @@ def plan(seed: int) -> Plan:
         actions = [action for action in actions if not isinstance(action, dict)]
         actions += [{"action": "return", "ckr": name} for name in dice.sample(LADDER_CKRS, 3)]
     mode = "process" if seed % 2 else "thread"
-    timeout = dice.choice([0.05, 0.1, 0.2, 1.0])
+    timeout = dice.choice([0.05, 0.1, 0.2, 1.0, 2.0])
     hangs, killed, noop = dice.random() < 0.5, dice.random() < 0.5, dice.random() < 0.5
     if hangs:
         # Some of them longer than the deadline.
@@ -91,6 +113,9 @@ def plan(seed: int) -> Plan:
         noop = True  # a process that is killed while SoftHSM logs in leaves no token behind: it rewrites the file
     if mode == "thread" and "logout" in actions:
         noop = True  # SoftHSM 2.6.1 crashes by itself now and then in a C_Logout beside other calls
+    slow, away, second = dice.random() < 0.3, dice.random() < 0.2, dice.random() < 0.5
+    if away:
+        noop = True  # that is a logout, too
     return Plan(
         seed=seed,
         mode=mode,
@@ -98,13 +123,19 @@ def plan(seed: int) -> Plan:
         sessions=dice.choice([1, 2, 2, 4, 8]),
         group=dice.choice([1, 8, 32, 64, 200]),
         timeout=timeout,
-        kill_after=dice.uniform(0.0, 0.03) if killed else None,
+        kills=tuple(dice.uniform(0.0, 0.1) for _ in range(dice.randint(1, 3))) if killed and mode == "process" else (),
         random={
             "seed": seed,
             "probability": round(10 ** dice.uniform(-2, -1), 4),
             "functions": functions,
             "actions": actions,
         },
+        slow={"kind": "exponential", "meanMicroseconds": dice.choice([200, 1000, 4000])} if slow else {"kind": "none"},
+        away=(dice.uniform(0.0, 0.05), dice.choice([5, 20, 100, 300])) if away else None,
+        poisoned=dice.choice([0.0, 0.0, 0.01, 0.05]),
+        leaving=dice.choice([0.0, 0.0, 0.05, 0.3]),
+        second=second,
+        destroyed_at=dice.randrange(REQUESTS) if second and dice.random() < 0.5 else None,
     )
 
 
@@ -147,56 +178,128 @@ class Verdict:
         }
 
 
-async def _ask(manager: hsmcore.KeyManager, plan_: Plan, verdict: Verdict) -> None:
-    """All requests of the schedule."""
-    key = VerifyKey(manager.public_key)
-    engine = engine_of(manager)
-    taken = 0
+class Asking:
+    """All requests of a schedule."""
 
-    async def one(number: int) -> None:
-        nonlocal taken
-        message = f"hsmcore {plan_.seed} {number}".encode()
+    def __init__(self, manager: hsmcore.KeyManager, plan_: Plan, verdict: Verdict, chaos: Chaos) -> None:
+        self.manager, self.plan, self.verdict, self.chaos = manager, plan_, verdict, chaos
+        self.liveness, self.engine = Liveness(), engine_of(manager)
+        self.public_key = VerifyKey(manager.public_key)
+        self.keys = [manager._path.key_index]
+        self.taken = 0
+        self.destroyed = False
+        self.kills: list[float] = []
+
+    async def load_second(self) -> None:
+        """Have the engine find the second key, in spite of the faults."""
+        if not self.plan.second:
+            return
+        for _ in range(ATTEMPTS):
+            try:
+                await self.manager.set_current_key_id(SECOND)
+                self.keys.append(self.manager._path.key_index)
+                await self.manager.set_current_key_id(FIRST)
+            except hsmcore.HsmError as error:
+                failure = error
+            else:
+                return
+        self.verdict.fault("never opened", f"second key: {failure!r}")
+
+    async def one(self, number: int) -> None:
+        """Make one request and judge its answer."""
+        plan_, verdict, dice = self.plan, self.verdict, random.Random(self.plan.seed * REQUESTS + number)
+        second = len(self.keys) > 1 and (number % 3 == 0 or number == plan_.destroyed_at)
+        poisoned, leaves = dice.random() < plan_.poisoned, dice.random() < plan_.leaving
+        message = f"hsmcore {plan_.seed} {number}"
+        message += f" poison {dice.choice(POISONS)};" if poisoned else ""
+        message += " destroy" if number == plan_.destroyed_at else ""
+        self.destroyed = self.destroyed or number == plan_.destroyed_at
         begun = time.monotonic()
+        asked = self.liveness.ask(second, begun, plan_.timeout, own=poisoned)
+        status = "OK"
         try:
-            future = engine.submit(message, plan_.timeout, manager._path.key_index)
-            taken += 1
+            future = self.engine.submit(message.encode(), plan_.timeout, self.keys[second])
+            self.taken += 1
+            if leaves:
+                await asyncio.wait([future], timeout=dice.uniform(0.0, 0.02))
+                if future.cancel():
+                    self.engine.abandon(future)
             signature = await future
+        except asyncio.CancelledError:
+            status = "CANCELLED"
         except hsmcore.HsmError as error:
-            verdict.answers[error.status] += 1
+            status = error.status
             if isinstance(error, KeyMismatch) or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
                 verdict.fault("unfit errors", repr(error))
         else:
-            verdict.answers["signed"] += 1
+            verdict.fault("wrong", f"request {number} was to be refused", poisoned)
             try:
-                key.verify(message, signature)
+                self.public_key.verify(message.encode(), signature)
             except (BadSignatureError, ValueError):
                 verdict.fault("wrong", f"request {number}")
-        late = time.monotonic() - begun - plan_.timeout
+        now = time.monotonic()
+        asked.own = asked.own or (second and self.destroyed)
+        self.liveness.end(asked, now, status)
+        verdict.answers["signed" if status == "OK" else status] += 1
+        late = now - asked.deadline
         verdict.latest = max(verdict.latest, late)
         verdict.fault("hangs", f"request {number} was answered {late:.2f} s late", late > LATEST)
 
-    pauses = PAUSES
-    if plan_.kill_after is not None:  # only a host process can be killed
-        asyncio.get_running_loop().call_later(plan_.kill_after, engine.kill_host)
-    for first in range(0, REQUESTS, plan_.group):
-        down = verdict.answers["TOKEN_LOST"] + verdict.answers["HOST_LOST"]
-        numbers = range(first, min(first + plan_.group, REQUESTS))
-        await asyncio.gather(*(one(number) for number in numbers))
-        if verdict.answers["TOKEN_LOST"] + verdict.answers["HOST_LOST"] > down and pauses > 0:
-            pauses -= 1
-            await asyncio.sleep(PAUSE)  # else all that is left would fail at once
-    answered = sum(verdict.answers.values())
-    verdict.fault("lost", f"{REQUESTS} asked, {answered} answered", REQUESTS - answered)
-    # Each request that was taken ends once: as completed or as rejected, though its caller may have gone before that.
-    end = time.monotonic() + 5.0
-    while engine.in_flight and time.monotonic() < end:  # noqa: ASYNC110  # what is waited for is in native threads
-        await asyncio.sleep(0.002)
-    ended = engine.completed + engine.rejected
-    verdict.fault("lost", f"{taken} were taken, {ended} ended", max(taken - ended, 0))
-    verdict.fault("twice", f"{taken} were taken, {ended} ended", max(ended - taken, 0))
+    async def all(self) -> None:
+        """Make them in groups, while the host is killed and the token removed."""
+        plan_, verdict, engine = self.plan, self.verdict, self.engine
+        loop, begun = asyncio.get_running_loop(), time.monotonic()
+        for after in plan_.kills:
+            loop.call_later(after, self._kill)
+        removing = asyncio.ensure_future(self._remove_token())
+        pauses = PAUSES
+        for first in range(0, REQUESTS, plan_.group):
+            down = verdict.answers["TOKEN_LOST"] + verdict.answers["HOST_LOST"]
+            numbers = range(first, min(first + plan_.group, REQUESTS))
+            await asyncio.gather(*(self.one(number) for number in numbers))
+            if verdict.answers["TOKEN_LOST"] + verdict.answers["HOST_LOST"] > down and pauses > 0:
+                pauses -= 1
+                await asyncio.sleep(PAUSE)  # else all that is left would fail at once
+        await removing
+        await asyncio.sleep(begun + max(plan_.kills, default=0.0) - time.monotonic())
+        answered = sum(verdict.answers.values())
+        verdict.fault("lost", f"{REQUESTS} asked, {answered} answered", REQUESTS - answered)
+        # Each request that was taken ends once: as completed or as rejected, though its caller may have gone before.
+        end = time.monotonic() + 5.0
+        while engine.in_flight and time.monotonic() < end:  # noqa: ASYNC110  # what is waited for is in native threads
+            await asyncio.sleep(0.002)
+        ended = engine.completed + engine.rejected
+        verdict.fault("lost", f"{self.taken} were taken, {ended} ended", max(self.taken - ended, 0))
+        verdict.fault("twice", f"{self.taken} were taken, {ended} ended", max(ended - self.taken, 0))
+
+    def _kill(self) -> None:
+        self.kills.append(time.monotonic())
+        self.engine.kill_host()
+
+    async def _remove_token(self) -> None:
+        if self.plan.away is not None:
+            after, milliseconds = self.plan.away
+            await asyncio.sleep(after)
+            fault = {"function": "C_SignInit", "nth": 1, "action": "remove-token", "milliseconds": milliseconds}
+            with contextlib.suppress(AssertionError, TimeoutError):  # the module is being initialized again
+                await asyncio.to_thread(self.chaos.ask, "fault", 0.2, **fault)
+
+    def judge(self) -> None:
+        """Count the requests that were refused without need."""
+        hangs = [action["milliseconds"] for action in self.plan.random["actions"] if "milliseconds" in action]
+        to_monotonic = time.monotonic() - time.time()
+        struck = []
+        for line in self.chaos.log.read_text().splitlines() if hangs else []:
+            when, _, what = line.partition(" ")
+            if what.endswith(": hang"):
+                at = datetime.fromisoformat(when).timestamp() + to_monotonic
+                struck.append((at, at + hangs[0] / 1000))
+        found = self.liveness.without_need(struck, self.kills)
+        count = sum(map(len, found.values()))
+        self.verdict.fault("refused without need", self.liveness.describe(found), count)
 
 
-async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict) -> None:
+async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict, liveness: Liveness) -> None:
     """Without faults it must sign again."""
     chaos.write()
     begun = time.monotonic()
@@ -206,6 +309,7 @@ async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict) -> 
         verdict.healed = time.monotonic() - begun
         try:
             await asyncio.to_thread(chaos.ask, "clear", 2.0)
+            witness = liveness.ask(False, time.monotonic(), 1.0, own=True)
             await manager.sign(b"hsmcore healed?", 1.0)
         except hsmcore.HsmError as error:
             errors[error.status] += 1
@@ -213,31 +317,38 @@ async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict) -> 
         except AssertionError:
             errors["no socket"] += 1
         else:
+            liveness.end(witness, time.monotonic())
             return
     verdict.fault("not healed", str(dict(errors)))
 
 
-async def run(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
+async def run(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Path) -> Verdict:
     """One schedule, from opening to closing."""
     verdict = Verdict(plan_)
     settings = {"sessions": plan_.sessions, "isolation": plan_.mode, "verifySignatures": "always"}
-    chaos = Chaos(folder, wrapped)
+    two_keys.restore()
+    chaos = Chaos(folder, replace(wrapped, module=two_keys.path))
+    chaos.log.unlink(missing_ok=True)
     config = chaos.config(settings=settings, queueSize=256, maxMessageBytes=256)
     while True:
         verdict.attempts += 1
         # What strikes while it is opened is reported and that is all; the next series of faults may let it pass.
-        chaos.write(random={**plan_.random, "seed": plan_.seed + 1_000_003 * (verdict.attempts - 1)})
+        series = {**plan_.random, "seed": plan_.seed + 1_000_003 * (verdict.attempts - 1)}
+        chaos.write(random=series, latency={"C_Sign": plan_.slow})
         manager = hsmcore.create_key_manager(config)
         try:
             await manager.initialize()
             break
         except hsmcore.HsmError as error:
-            if verdict.attempts == 50:
+            if verdict.attempts == ATTEMPTS:
                 verdict.fault("never opened", repr(error))
                 return verdict
     try:
-        await _ask(manager, plan_, verdict)
-        await _heal(manager, chaos, verdict)
+        asking = Asking(manager, plan_, verdict, chaos)
+        await asking.load_second()
+        await asking.all()
+        await _heal(manager, chaos, verdict, asking.liveness)
+        asking.judge()
         [stats] = manager.get_stats().values()
         verdict.recoveries.update(stats["recoveries"])
         verdict.caught += stats["wrong"]
@@ -248,10 +359,10 @@ async def run(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
     return verdict
 
 
-async def run_timed(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
+async def run_timed(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Path) -> Verdict:
     """The same with a limit, and a look at what it left."""
     try:
-        verdict = await asyncio.wait_for(run(plan_, wrapped, folder), HANGS)
+        verdict = await asyncio.wait_for(run(plan_, wrapped, two_keys, folder), HANGS)
     except TimeoutError:
         verdict = Verdict(plan_)
         verdict.fault("hangs", f"longer than {HANGS:.0f} s")
@@ -260,33 +371,34 @@ async def run_timed(plan_: Plan, wrapped: Wrapped, folder: Path) -> Verdict:
     return verdict
 
 
-def run_chunk(seeds: Iterable[int], module: Wrapped) -> dict[str, Any]:
-    """Some schedules one after the other, in one event loop."""
+def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
+    """Some schedules one after the other, in one event loop, on tokens that no other process uses."""
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return added(
-            runner.run(run_timed(plan_, wrap_noop() if plan_.noop else module, Path(folder))).as_dict()
-            for plan_ in map(plan, seeds)
-        )
+    softhsm = find_module()
+    if softhsm is None:
+        raise SystemExit("SoftHSM is not installed")
+    tokens = Folder()
+    try:
+        token = make_token(tokens, softhsm, [{"name": name, "kind": "ed25519", "id": name} for name in (FIRST, THIRD)])
+        with tempfile.TemporaryDirectory() as name, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sites = {}
+            for noop, wrapped in ((True, wrap_noop()), (False, wrap(token, FIRST))):
+                place = Path(name) / wrapped.settings["tokenLabel"]
+                place.mkdir()
+                sites[noop] = (wrapped, TwoKeys(wrapped.module, place), place)
+            return added(runner.run(run_timed(plan_, *sites[plan_.noop])).as_dict() for plan_ in map(plan, seeds))
+    finally:
+        tokens.remove()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the schedules of a range of seeds."""
     asked = parse("Seeded random fault schedules.", arguments)
     if asked.chunk:
-        seeds, path, settings = json.load(sys.stdin)
-        json.dump(run_chunk(seeds, Wrapped(path, settings)), sys.stdout)
+        [seeds] = json.load(sys.stdin)
+        json.dump(run_chunk(seeds), sys.stdout)
         return 0
-    softhsm = find_module()
-    if softhsm is None:
-        raise SystemExit("SoftHSM is not installed")
-    folder = Folder()
-    try:
-        token = make_token(folder, softhsm, [{"name": "ed25519", "kind": "ed25519"}, {"name": "2", "kind": "ed25519"}])
-        wrapped = wrap(token)
-        return run_seeds(asked, "tests.chaos.schedules", CHUNK, wrapped.module, dict(wrapped.settings))
-    finally:
-        folder.remove()
+    return run_seeds(asked, "tests.chaos.schedules", CHUNK)
 
 
 if __name__ == "__main__":
