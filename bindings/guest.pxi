@@ -62,15 +62,15 @@ cdef class Guest(Requests):
             return
         if type(result) is not bytes:
             status = <hsm_status><int>_STATUS_NUMBERS.get(result.status, HSM_CKR_UNKNOWN)
+            if status == HSM_OK:  # of an InternalError, which no status stands for
+                status = HSM_CKR_UNKNOWN
             ckr = result.ckr or 0
         elif PyBytes_GET_SIZE(result) != HSM_MAX_SIGNATURE:
             status = HSM_SIGNATURE_MALFORMED
         else:
             signature = result
         slot = hsm_guest_end(self._guest, runner, status, ckr, <const uint8_t *>PyBytes_AS_STRING(signature))
-        if type(result) is bytes:
-            self._details.pop(slot, None)
-        else:
+        if type(result) is not bytes:
             self._details[slot] = result
 
     def deliver(self):
@@ -85,7 +85,6 @@ cdef class Guest(Requests):
         """Fail every request that no runner has begun."""
         if self._guest != NULL:
             hsm_guest_refuse(self._guest, <hsm_status><int>_STATUS_NUMBERS[status])
-            self._details.clear()
             self._continue()
 
     def release(self):

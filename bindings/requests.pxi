@@ -14,7 +14,8 @@ cdef class Requests:
     cdef Cache _cache  # None: no cache, and no single-flight
     cdef Waiters _waiters
     cdef dict _batches  # by future
-    cdef dict _details  # by slot: an error that says more than its status
+    cdef dict _details  # by slot, until its answer is taken: an error that says more than its status
+    cdef object _detail  # of the request whose answer was taken last: its followers have their answers next; or None
     cdef uint32_t _generation
     cdef uint64_t _default_timeout
     cdef bint _open
@@ -118,10 +119,10 @@ cdef class Requests:
         self._open = False
         if self._fds is None:
             return
-        self._drain()
         for fd in self._fds:
             self._loop.remove_reader(fd)
-        self._fds = None
+        self._fds = None  # from now on, every answer is taken at once
+        self._drain()
         self._deadlines.cancel()
         self._journal_failure = 0
         hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
@@ -375,20 +376,24 @@ cdef class Requests:
         cdef hsm_answer answer
         cdef uint64_t begun = hsm_now_ns()
         cdef uint32_t taken = 0
+        cdef bint more = False
         if self._recorder is not None and self._counts().queued and self._recorder.journal._unwritable() is not None:
             # Requests that wait would grow what the disk cannot take.
             self._journal_failure = hsm_journal_failure(self._recorder.journal._journal)
             hsm_requests_fail(self._table, HSM_QUEUED_ONES, HSM_SYSTEM)
-        while True:
+        while not more:
             while hsm_requests_next(self._table, &answer):
                 self._answered(&answer)
                 taken += 1
                 if taken % 64 == 0 and hsm_now_ns() - begun > SLICE_NS and self._fds is not None:
                     self._loop.call_soon(self._continue)
+                    more = True
                     break
             if self._recorder is None or not self._recorder.flush() or self._counts().held == 0:
                 break
             hsm_requests_release(self._table, <uint64_t>-1)
+        if self._recorder is not None and self._fds is not None:  # a held answer may be late already
+            self._deadlines.watch(hsm_requests_sweep_at(self._table))
         if self._pump is not None and hsm_client_queued(self._client):
             self._pump()
         return self._check_idle()
@@ -404,7 +409,8 @@ cdef class Requests:
         cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)
         cdef uint64_t seq = answer.seq
         cdef object error = None
-        if answer.slot != HSM_NO_SLOT and not answer.shared and answer.seq == 0:
+        if answer.slot != HSM_NO_SLOT and not answer.shared:
+            self._detail = self._details.pop(answer.slot, None) if self._details else None
             if answer.status == HSM_OK:
                 self.completed += 1
             else:
@@ -448,7 +454,7 @@ cdef class Requests:
     cdef object _error(self, const hsm_answer *answer):
         if answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
             return self._recorder.journal._refusal(self._journal_failure)
-        detailed = self._details.get(answer.slot) if self._details else None
+        detailed = self._detail if answer.slot != HSM_NO_SLOT else None
         # One exception raised in several tasks would collect the tracebacks of all of them.
         return self._failure(answer.status, answer.ckr, answer.call) if detailed is None else copy(detailed)
 

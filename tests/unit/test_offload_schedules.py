@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.managers import until
 
-from hsmcore._native import Histogram
-from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, KeyDeactivated, MemberDown, ModuleBusy
+from hsmcore._native import Histogram, Journal
+from hsmcore.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    HsmError,
+    InternalError,
+    KeyDeactivated,
+    MemberDown,
+    ModuleBusy,
+)
 from hsmcore.members.offload.engine import OffloadEngine
 
 
@@ -58,6 +70,7 @@ class Backend:
 
 def engine_for(backend: Any, **options: Any) -> OffloadEngine:
     given_options = {
+        "member": "test",
         "queue_size": 8,
         "max_message": 100,
         "default_timeout": 30.0,
@@ -65,8 +78,8 @@ def engine_for(backend: Any, **options: Any) -> OffloadEngine:
         "single_flight": False,
         "cache_nondeterministic": False,
     } | options
-    engine = OffloadEngine(backend, member="test", **given_options)
-    engine.attach(asyncio.get_running_loop())
+    engine = OffloadEngine.before(backend, **given_options)
+    engine.start(asyncio.get_running_loop())
     for _ in range(2):
         engine.add_key("ed25519", bytes(32))
     return engine
@@ -98,18 +111,22 @@ async def schedule(steps: Any, seed: int, cache: int, shared: bool, concurrency:
     backend = Backend(concurrency, seed)
     engine = engine_for(backend, cache_size=cache, single_flight=shared)
     asked: list[Asked] = []
+    refused = 0
+    """Requests that failed without a call, because the back end was lost."""
     for step, message, key in steps:
+        before = engine.stats()["failures"]
         await take(step, engine, asked, message, key)
+        refused += engine.stats()["failures"] - before if step == "down" else 0
     await asyncio.wait_for(engine.idle(), 10)
     for one in asked:
         one.check()
     await until(lambda: engine.in_flight == 0)  # what was begun for requests that are gone
+    stats = engine.stats()
     assert await engine.stop(5) == 0
     assert backend.inside == 0
     assert backend.most <= concurrency
-    stats = engine.stats()
     assert (stats["in_flight"], stats["waiting"], stats["busy"], stats["stuck"]) == (0, 0, 0, 0)
-    assert stats["signatures"] + stats["failures"] == backend.calls
+    assert stats["signatures"] + stats["failures"] - refused == backend.calls
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -147,7 +164,7 @@ async def take(step: str, engine: OffloadEngine, asked: list[Asked], message: by
     elif step == "wipe":
         engine.clear_cache()
     elif step in ("down", "up"):
-        engine.set_down(step == "down")
+        engine.lose("TOKEN_LOST" if step == "down" else "")
 
 
 def ask(step: str, engine: OffloadEngine, asked: list[Asked], message: bytes, key: int) -> None:
@@ -197,7 +214,8 @@ async def test_a_call_that_is_stopped_before_its_first_step_is_over():
     future = engine.submit(b"x")
     assert await engine.stop(5) == 0
     assert backend.calls == 0
-    assert engine.stats()["busy"] == 0
+    assert backend.inside == 0
+    assert await engine.stop(5) == 0
     with pytest.raises(HsmError, match="closed"):
         await future
 
@@ -227,3 +245,114 @@ def test_times_fall_into_the_native_buckets(ns):
     histogram = Histogram()
     histogram.add(ns)
     assert histogram.rows() == [(upper, 1)]
+
+
+# ---- each error is the request's own -------------------------------------------------------------------------------
+
+
+async def test_no_error_of_another_request_in_the_same_slot():
+    backend = Backend(1, 0)
+    engine = engine_for(backend, queue_size=2)
+    failed = [engine.submit(b"busy %d" % n) for n in range(2)]
+    assert {type(one) for one in await asyncio.gather(*failed, return_exceptions=True)} == {ModuleBusy}
+    held, refused = engine.submit(b"hang", key=1), engine.submit(b"x")
+    await backend.hanging.wait()
+    engine.retire_key(0)
+    backend.let.set()
+    assert await held == answer_for(1, b"hang")
+    with pytest.raises(KeyDeactivated):
+        await refused
+    assert await engine.stop(5) == 0
+
+
+FOLLOWERS = 20_000
+"""More answers than the engine gives before it yields to the loop."""
+
+
+async def test_followers_get_the_leaders_error_while_their_slot_is_used_again():
+    backend = Backend(1, 0)
+    engine = engine_for(backend, queue_size=1, single_flight=True)
+    futures = [engine.submit(b"busy") for _ in range(FOLLOWERS)]
+    others: list[asyncio.Future[bytes]] = []
+    futures[0].add_done_callback(lambda _: others.extend(engine.submit(b"bug %d" % n) for n in range(20)))
+    outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ModuleBusy}
+    outcomes = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InternalError] * 20
+    assert await engine.stop(5) == 0
+
+
+@contextmanager
+def stalled(folder: Path) -> Iterator[Journal]:
+    """A journal that nothing reads: no record is ever known to be durable."""
+    archive = folder / "archive"
+    archive.mkdir()
+    journal = Journal(
+        path=str(folder / "log"),
+        archive=str(archive),
+        first_seq=1,
+        next_seq=1,
+        rotate_bytes=1 << 30,
+        interval_seconds=1.0,
+        durability="fsync",
+        fail_open=False,
+    )
+    journal.attach(asyncio.get_running_loop(), lambda *_: None, lambda _: EngineClosed("refused"), lambda *_: None)
+    journal.detach()
+    yield journal
+    assert journal.close() == 0
+
+
+async def test_a_held_answer_that_is_late_has_an_error_of_its_own(tmp_path):
+    with stalled(tmp_path) as journal:
+        backend = Backend(1, 0)
+        engine = engine_for(backend, queue_size=1)
+        engine.record_in(journal)
+        held = engine.submit(b"x", timeout=0.5)
+        await until(lambda: journal.next > 1)
+        with pytest.raises(ModuleBusy):
+            await engine.submit(b"busy")
+        with pytest.raises(DeadlineExceeded):
+            await held
+        assert await engine.stop(5) == 0
+
+
+async def leader_and_followers(engine: OffloadEngine, backend: Backend, timeout: float) -> tuple[Any, list[Any]]:
+    """Requests that share a signature, of which some are held and others wait to be taken."""
+    leader = engine.submit(b"hang")  # with more time than the others, so that it is begun
+    futures = [engine.submit(b"hang", timeout=timeout) for _ in range(FOLLOWERS)]
+    await backend.hanging.wait()
+    backend.let.set()
+    while engine.in_flight:  # noqa: ASYNC110 (one turn of the loop is one slice of answers)
+        await asyncio.sleep(0)
+    return leader, futures
+
+
+async def test_an_answer_that_is_held_after_its_deadline_is_given_up(tmp_path):
+    with stalled(tmp_path) as journal:
+        backend = Backend(1, 0)
+        engine = engine_for(backend, single_flight=True)
+        engine.record_in(journal)
+        timeout = 1.0
+        leader, futures = await leader_and_followers(engine, backend, timeout)
+        # The loop is late, so that the deadlines pass while answers wait to be taken.
+        time.sleep(timeout)  # noqa: ASYNC251
+        done, _ = await asyncio.wait(futures, timeout=30)
+        assert len(done) == FOLLOWERS
+        assert {type(future.exception()) for future in done} == {DeadlineExceeded}
+        assert await engine.stop(5) == 0
+        with pytest.raises(EngineClosed):
+            await leader
+
+
+async def test_stopping_answers_what_waits_to_be_taken(tmp_path):
+    with stalled(tmp_path) as journal:
+        backend = Backend(1, 0)
+        engine = engine_for(backend, single_flight=True)
+        engine.record_in(journal)
+        leader, futures = await leader_and_followers(engine, backend, 30.0)
+        assert await engine.stop(5) == 0
+        assert {type(future.exception()) for future in futures if future.done()} == {EngineClosed}
+        assert sum(future.done() for future in futures) == FOLLOWERS
+        with pytest.raises(EngineClosed):
+            await leader
