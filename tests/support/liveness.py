@@ -33,7 +33,8 @@ MARGIN = 0.02
 """Time that a free session needs for a request, in seconds, on a busy machine."""
 ROOM = 0.5
 """Time in which a request that is served meets a session that signs, however often the sessions have to be mended."""
-RECENT = 32
+RECENT = 128
+"""Answers that the measurement of admission control goes back to: a few of its windows."""
 OUTAGE = 0.05
 """Time without a signature after which a member may be down, in seconds."""
 OWN_CLASSES = frozenset({"REQUEST_FATAL", "PROCESS_FATAL"})
@@ -104,9 +105,10 @@ class Liveness:
         parts = []
         for kind, several in found.items():
             first, statuses = several[0], dict(Counter(asked.status for asked in several))
+            times = [f"{when - begin:.3f}" for when in (first.begun, first.ended, first.deadline)]
             parts.append(
-                f"{len(several)} {kind} {statuses}: the first, for key {first.key}, asked for at "
-                f"{first.begun - begin:.3f} s, failed at {first.ended - begin:.3f} s, deadline {first.deadline - begin:.3f} s"
+                f"{len(several)} {kind} {statuses}: the first, for key {first.key}, asked for at {times[0]} s, failed "
+                f"at {times[1]} s, deadline {times[2]} s"
             )
         return "; ".join(parts)
 

@@ -1,0 +1,235 @@
+"""Where two things meet that each do well alone: a hostile host and a live client, a stop and a call that hangs,
+signals and a host process, a device that slows down and admission control, many callers that leave at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from tests.chaos.load import tell
+from tests.support.chaos import Chaos, engine_of, needs_chaos, send_signal, supervisor_of, wrap
+from tests.support.group_victim import SIGNALS
+from tests.support.hostile import compile_hostile_host
+from tests.support.loops import one_loop
+from tests.support.managers import counters, opened, settle, start, until
+from tests.support.paths import NOOP, ROOT
+
+import hsmcore
+from hsmcore.members import pkcs11
+from hsmcore.members.supervisor import HOST_PROGRAM
+
+pytestmark = [
+    pytest.mark.integration,
+    needs_chaos,
+    pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
+]
+
+
+class Standstill:
+    """The longest time for which the event loop did nothing else."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._watching = start(self._watch())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0)
+            now = time.monotonic()
+            self.longest, last = max(self.longest, now - last), now
+
+
+# ---- a hostile host process ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hostile_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, compiled."""
+    return compile_hostile_host(tmp_path_factory.mktemp("hostile"))
+
+
+@one_loop
+@pytest.mark.parametrize("kind", ["random", "rings", "answers", "flood", "silence", "hang-up", "end", "blocking"])
+async def test_a_hostile_host_denies_service_and_no_more(hostile_host, monkeypatch, kind):
+    """Each request ends once, in time, the loop goes on, and nothing is left."""
+    monkeypatch.setattr(pkcs11, "HOST_PROGRAM", hostile_host)
+    config = {"modulePath": str(NOOP), "moduleArgs": f"{kind} 1 40", "tokenLabel": "hostile", "keyLabel": "hostile"}
+    config |= {"pin": "1234", "sessions": 2, "isolation": "process", "hangAfterMs": 100}
+    rules = {"type": "pkcs11", "config": config, "maxCacheSize": 0, "queueSize": 64}
+    answers: Counter[str] = Counter()
+    async with opened({"sequencer": {"keyManager": rules}}) as manager, Standstill() as loop:
+
+        async def one(number: int) -> None:
+            begun = time.monotonic()
+            try:
+                await manager.sign(b"hostile %d" % number, 0.4)
+            except hsmcore.HsmError as error:
+                answers[error.status] += 1
+            else:
+                answers["signed"] += 1
+            assert time.monotonic() - begun < 0.4 + 1.0
+
+        for first in range(0, 120, 40):
+            await asyncio.gather(*(one(number) for number in range(first, first + 40)))
+    assert answers.total() == 120
+    assert answers["signed"] >= 1
+    assert loop.longest < 1.0
+
+
+# ---- a stop while a call of the ladder hangs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["C_Login", "C_OpenSession", "C_FindObjects", "C_SignInit"])
+def test_close_while_the_ladder_hangs_logs_in_no_more(world, tmp_path, point):
+    """The call comes back after the key manager was closed and the PIN wiped; tests/native/test_seams.c has all
+    calls."""
+    wrapped = wrap(world)
+    asked = json.dumps({"folder": str(tmp_path), "wrapped": {"module": wrapped.module, "settings": wrapped.settings}})
+    command = [sys.executable, "-m", "tests.support.stop_victim", point]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False, cwd=ROOT, timeout=50)
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout)
+    assert before == after
+
+
+# ---- signals to the process group ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_to_the_process_group_loses_nothing(world, tmp_path, number):
+    """A terminal's Ctrl-C and a service manager's stop reach the host process too. The application ends in order."""
+    chaos = Chaos(tmp_path, wrap(world, "ecdsa-p256"), latency={"C_Sign": {"kind": "constant", "microseconds": 2000}})
+    config = chaos.config(settings={"sessions": 4, "isolation": "process"})
+    command = [sys.executable, "-m", "tests.support.group_victim"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    ) as victim:
+        assert victim.stdin is not None
+        assert victim.stdout is not None
+        victim.stdin.write(json.dumps(config))
+        victim.stdin.close()
+        assert victim.stdout.readline() == "ready\n"
+        os.killpg(victim.pid, number)
+        found = json.loads(victim.stdout.readline())
+        assert victim.wait(30) == 0
+    assert found["errors"] == []
+    assert found["restarts"] == 0
+
+
+# ---- admission control -----------------------------------------------------------------------------------------------
+
+
+async def _callers(manager: hsmcore.KeyManager, count: int, timeout: float, over: asyncio.Event) -> list[Any]:
+    """Callers that sign without a pause until `over`. Returns when each answer came, and its status."""
+    answers: list[tuple[float, str]] = []
+
+    async def caller(number: int) -> None:
+        while not over.is_set():
+            try:
+                await manager.sign(b"%d %d" % (number, len(answers)), timeout)
+            except hsmcore.HsmError as error:
+                answers.append((time.monotonic(), error.status))
+                await asyncio.sleep(0.005)
+            else:
+                answers.append((time.monotonic(), "OK"))
+
+    await asyncio.gather(*(caller(number) for number in range(count)))
+    return answers
+
+
+@one_loop
+@pytest.mark.alone
+async def test_refusals_end_within_one_timeout_after_a_brown_out(world, tmp_path, capsys):
+    """All timeouts are equal, so no request with a longer one measures for the others that the device is back."""
+    chaos = Chaos(tmp_path, wrap(world))
+
+    def takes(milliseconds: int) -> None:
+        chaos.ask("latency", function="C_Sign", kind="constant", microseconds=milliseconds * 1000)
+
+    timeout, over = 0.5, asyncio.Event()
+    async with opened(chaos.config(settings={"sessions": 4})) as manager:
+        await asyncio.to_thread(takes, 5)
+        load = start(_callers(manager, 200, timeout, over))
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(takes, 200)
+        await asyncio.sleep(2.0)
+        await asyncio.to_thread(takes, 5)
+        back = time.monotonic()
+        await asyncio.sleep(3.0)
+        over.set()
+        answers = await load
+    refused = [when for when, status in answers if status == "QUEUE_FULL"]
+    after = [when - back for when in refused if when > back]
+    tell(capsys, f"brown-out: {len(refused)} refused; the last one {max(after, default=0.0):.2f} s after it")
+    assert len([when for when in refused if when <= back]) > 10  # it was a brown-out
+    # The calls that had begun take 0.2 s.
+    assert max(after, default=0.0) <= timeout + 0.2
+
+
+@one_loop
+@pytest.mark.alone
+async def test_no_request_is_refused_because_the_host_was_away_for_a_moment(world, tmp_path, capsys):
+    """A pause is no slowness: a request that waits for a host process that starts again has time."""
+    chaos = Chaos(tmp_path, wrap(world), latency={"C_Sign": {"kind": "constant", "microseconds": 2000}})
+    kinds: Counter[str] = Counter()
+    pauses = []
+    async with opened(chaos.config(settings={"sessions": 4, "isolation": "process"}, queueSize=256)) as manager:
+        for kills in range(1, 6):
+            over = asyncio.Event()
+            load = start(_callers(manager, 200, 1.0, over))
+            await asyncio.sleep(0.5)
+            killed = time.monotonic()
+            assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+            await until(lambda kills=kills: supervisor_of(manager).restarts == kills)
+            await asyncio.sleep(1.0)
+            over.set()
+            answers = await load
+            pauses.append(min(when for when, status in answers if status == "OK" and when > killed + 0.01) - killed)
+            kinds.update(status for _, status in answers)
+    tell(capsys, f"host killed under load, away for {max(pauses) * 1e3:.0f} ms at most: {dict(kinds)}")
+    assert kinds.keys() == {"OK"}
+
+
+# ---- many callers that leave at once ---------------------------------------------------------------------------------
+
+
+@one_loop
+@pytest.mark.alone
+async def test_the_loop_does_not_stand_still_when_12000_callers_leave(world, shim, capsys):
+    """The cost of each cancelled request is bounded, and the loop turns in between."""
+    callers = 12_000
+    settings = {"modulePath": shim.path, "sessions": 2}
+    async with opened(world.config(settings=settings, maxCacheSize=0, queueSize=16384)) as manager:
+        shim.hold()
+        tasks = [start(manager.sign(b"%d" % number, timeout=60)) for number in range(callers)]
+        await until(lambda: counters(manager)["in_flight"] == callers)
+        async with Standstill() as loop:
+            for first in range(0, callers, 100):  # a server cancels its handlers as their connections close
+                for task in tasks[first : first + 100]:
+                    task.cancel()
+                await asyncio.sleep(0)
+            for task in tasks:  # one by one, since a gather of all would be a standstill of the test's own
+                await asyncio.wait([task])
+            await asyncio.sleep(0.2)
+        shim.release()
+        await settle(manager)
+    tell(capsys, f"{callers} callers leave: the loop stands still for {loop.longest * 1e3:.1f} ms at most")
+    assert all(task.cancelled() for task in tasks)
+    assert loop.longest <= 0.02
