@@ -15,6 +15,8 @@ import cffi
 
 ROOT = Path(__file__).parents[2]
 INCLUDE = ROOT / "native" / "include"
+HEADERS = [INCLUDE / "hsmcore" / name for name in ("status.h", "hsmcore.h", "requests.h", "guest.h")]
+HEADERS += [ROOT / "native" / "src" / name for name in ("list.h", "deadlines.h", "admission.h")]
 LIBRARY = "libhsmcore_test.so"
 
 
@@ -28,12 +30,13 @@ def _status_rows() -> str:
 
 
 def declarations() -> str:
-    """The public header as cffi reads it: no preprocessor, no attributes; the table of statuses put in its place."""
-    text = "".join((INCLUDE / "hsmcore" / name).read_text() for name in ("status.h", "hsmcore.h"))
-    text = _without_comments(text)
+    """The headers as cffi reads them: no preprocessor, no attributes, no inline functions; the table of statuses put in
+    its place."""
+    text = _without_comments("".join(header.read_text() for header in HEADERS))
+    text = re.sub(r"^static inline .*?^}", "", text, flags=re.MULTILINE | re.DOTALL)
     table = r"^#define HSM_STATUS\(.*\n#include <hsmcore/status\.def>\n#undef .*$"
     text = re.sub(table, _status_rows(), text, flags=re.MULTILINE)
-    constants = dict(re.findall(r"^#define (HSM_\w+) (\d+)\b", text, re.MULTILINE))
+    constants = dict(re.findall(r"^#define (HSM_\w+) (\d+)U?\b", text, re.MULTILINE))
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"__attribute__\(\(.*?\)\)(?=;)", "", text, flags=re.DOTALL)
     # printf-like functions are for C alone.
@@ -45,9 +48,9 @@ def declarations() -> str:
 
 
 def constant(name: str) -> int:
-    """A numeric #define of the public header."""
-    for header in ("hsmcore.h", "status.h"):
-        found = re.search(rf"^#define {name} (\d+)\b", (INCLUDE / "hsmcore" / header).read_text(), re.MULTILINE)
+    """A numeric #define."""
+    for header in HEADERS:
+        found = re.search(rf"^#define {name} (\d+)U?\b", header.read_text(), re.MULTILINE)
         if found:
             return int(found[1])
     raise KeyError(name)

@@ -5,14 +5,36 @@ from __future__ import annotations
 import random
 import time
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from hsmcore._native import AdmissionControl
+from tests.native import abi
 
 MS = 1_000_000
 SECOND = 1_000_000_000
+
+
+class AdmissionControl:
+    """native/src/admission.h."""
+
+    def __init__(self) -> None:
+        ffi, self._lib = abi.load()
+        self._state = ffi.new("hsm_admission *")
+
+    @property
+    def each_ns(self) -> int:
+        return self._state.each_ns
+
+    def serve_with(self, servers: int) -> None:
+        self._state.servers = servers
+
+    def note(self, now: int, answers: int, loaded: bool) -> None:
+        self._lib.hsm_admission_note(self._state, now, answers, loaded)
+
+    def is_late(self, ahead: int, limit: int) -> bool:
+        return self._lib.hsm_admission_late(self._state, ahead, limit)
+
+    def refuses(self, ahead: int, count: int, limit: int) -> bool:
+        return self._lib.hsm_admission_refuses(self._state, ahead, count, limit)
 
 
 def serve(
@@ -99,7 +121,7 @@ def test_the_service_rate_recovers_without_load(slow, fast):
 @settings(deadline=None, max_examples=50)
 def test_no_request_is_refused_that_an_idle_server_could_serve(each, servers, ahead, count):
     admission = known(each, time.monotonic_ns())
-    admission.servers = servers
+    admission.serve_with(servers)
     limit = 4 * each  # longer than since the last window
     late = admission.is_late(ahead + count - 1, limit)
     assert admission.refuses(ahead, count, limit) == (late and ahead + count > servers)
@@ -108,7 +130,7 @@ def test_no_request_is_refused_that_an_idle_server_could_serve(each, servers, ah
 
 def test_a_measurement_ends_with_the_time_that_a_request_may_wait():
     admission = known(10 * MS, time.monotonic_ns())
-    admission.servers = 2
+    admission.serve_with(2)
     limit = SECOND // 2
     assert admission.refuses(0, 100, limit)
     time.sleep(0.6)
@@ -121,7 +143,7 @@ def test_lone_requests_do_not_keep_a_measurement_alive():
     """They say nothing about how fast requests are answered while others wait."""
     now = time.monotonic_ns()
     admission = known(100 * MS, now - SECOND)
-    admission.servers = 1
+    admission.serve_with(1)
     serve(admission, now - SECOND, 20 * MS, 50, loaded=False)
     assert not admission.refuses(0, 100, SECOND // 2)
 
@@ -172,9 +194,3 @@ def test_nearly_all_admitted_requests_meet_their_deadline(capacity, load, timeou
     assert late <= unmeasured + 0.02 * (good + late) + 5
     if load < 0.8 and capacity * timeout > 100:
         assert refused == 0
-
-
-@pytest.mark.parametrize("ahead", [0, 70])
-def test_the_reason_is_in_words(ahead):
-    text = known(114 * MS).describe(ahead, 2 * SECOND)
-    assert text == f"{ahead} requests wait, which takes about {ahead * 0.114:.3g} s; the timeout is 2 s"
