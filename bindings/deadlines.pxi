@@ -13,6 +13,10 @@ cdef class DeadlineTimer:
     def __cinit__(self, loop, sweep):
         self._loop, self._sweep = loop, sweep
 
+    cdef inline bint covers(self, uint64_t deadline) noexcept:
+        """Whether the timer is set for this deadline or an earlier one."""
+        return 0 < self._at <= deadline
+
     cdef inline int watch(self, uint64_t deadline) except -1:
         """Call `sweep` when this deadline has passed. `sweep` must watch what is still ahead."""
         return 0 if deadline == 0 or 0 < self._at <= deadline else self._set(deadline)

@@ -264,6 +264,7 @@ cdef extern from "hsmcore/requests.h" nogil:
     ctypedef struct hsm_answer:
         uint64_t request
         uint64_t tag
+        uint64_t deadline_ns
         hsm_status status
         uint64_t ckr
         uint64_t call
@@ -301,7 +302,6 @@ cdef extern from "hsmcore/requests.h" nogil:
     int hsm_requests_knows(const hsm_requests *table, uint32_t key)
     int hsm_requests_cacheable(const hsm_requests *table, uint32_t key)
     void hsm_requests_serve(hsm_requests *table, uint32_t workers)
-    uint32_t hsm_requests_room(hsm_requests *table)
     int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns)
     hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer)
     int hsm_requests_next(hsm_requests *table, hsm_answer *answer)

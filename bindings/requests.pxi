@@ -314,10 +314,6 @@ cdef class Requests:
     cdef inline int _start(self, hsm_ask *ask, hsm_answer *answer, bytes data, Batch batch, bytes extra) except -1:
         """Put a request into the table, and what belongs to it beside it. Its future, if it needs one, comes later."""
         cdef hsm_status status
-        cdef uint32_t room = hsm_requests_room(self._table)
-        if room == 0:
-            raise MemoryError()
-        self._waiters.reserve(room)
         ask.message = <const uint8_t *>PyBytes_AS_STRING(data)
         ask.message_len = <uint32_t>PyBytes_GET_SIZE(data)
         status = hsm_requests_submit(self._table, ask, answer)
@@ -325,7 +321,8 @@ cdef class Requests:
             self._raise_refused(status, ask.timeout_ns)
         if answer.request:
             self._waiters.put(answer.request, batch, data, extra)
-            self._deadlines.watch(hsm_requests_sweep_at(self._table))
+            if not self._deadlines.covers(answer.deadline_ns):
+                self._deadlines.watch(hsm_requests_sweep_at(self._table))
         return 0
 
     cdef inline object _new_future(self):
@@ -336,11 +333,10 @@ cdef class Requests:
         """The future of a request that has been started."""
         try:
             future = self._new_future()
+            self._waiters.name(number, future)
         except BaseException:
             self._cancel(number)
             raise
-        self._waiters.waiters[<Py_ssize_t><uint32_t>number] = future
-        self._waiters.name(future, number)
         return future
 
     cdef int _raise_refused(self, hsm_status status, uint64_t timeout_ns) except -1:
@@ -374,7 +370,7 @@ cdef class Requests:
     cdef int _take(self) except -1:
         """Take every answer and give it to its waiter."""
         cdef hsm_answer answer
-        cdef uint64_t begun = hsm_now_ns()
+        cdef uint64_t begun = 0
         cdef uint32_t taken = 0
         cdef bint more = False
         if self._recorder is not None and self._counts().queued and self._recorder.journal._unwritable() is not None:
@@ -385,10 +381,12 @@ cdef class Requests:
             while hsm_requests_next(self._table, &answer):
                 self._answered(&answer)
                 taken += 1
-                if taken % 64 == 0 and hsm_now_ns() - begun > SLICE_NS and self._fds is not None:
-                    self._loop.call_soon(self._continue)
-                    more = True
-                    break
+                if taken % 64 == 0:
+                    begun = begun or hsm_now_ns()
+                    if hsm_now_ns() - begun > SLICE_NS and self._fds is not None:
+                        self._loop.call_soon(self._continue)
+                        more = True
+                        break
             if self._recorder is None or not self._recorder.flush() or self._counts().held == 0:
                 break
             hsm_requests_release(self._table, <uint64_t>-1)
@@ -404,50 +402,58 @@ cdef class Requests:
 
     cdef int _answered(self, const hsm_answer *answer) except -1:
         cdef Py_ssize_t i = <uint32_t>answer.request
-        cdef object waiter = <object>PyList_GET_ITEM(self._waiters.waiters, i)
-        cdef bytes extra = <object>PyList_GET_ITEM(self._waiters.extras, i)
-        cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)
-        cdef uint64_t seq = answer.seq
+        cdef object waiter
         cdef object error = None
+        cdef uint64_t seq = answer.seq
         if answer.slot != HSM_NO_SLOT and not answer.shared:
             self._detail = self._details.pop(answer.slot, None) if self._details else None
             if answer.status == HSM_OK:
                 self.completed += 1
             else:
                 self.rejected += 1
-        if self._recorder is not None and extra != b"" and self._recorder.wants(answer):
+        if self._recorder is not None and PyList_GET_ITEM(self._waiters.extras, i) != <PyObject *>b"" and (
+                self._recorder.wants(answer)):
             try:
-                seq = self._recorder.put(answer, <bytes>self._waiters.messages[i], extra, claimed)
+                seq = self._record(answer)
             except BaseException as unrecorded:  # a signature without a record is not handed out
                 error = unrecorded
             else:
-                if answer.status == HSM_OK and claimed and seq:
-                    hsm_requests_hold(self._table, answer.request, seq)
+                if seq == <uint64_t>-1:
                     return 0
-        if answer.claimed:
-            self._waiters.take(answer.request)
+        waiter = self._waiters.take(answer.request) if answer.claimed else None
         if answer.last:
             self._waiters.forget(answer.request)
-            if type(waiter) is Batch:
-                (<Batch>waiter).numbers[answer.tag] = 0
-        try:
-            if not claimed:
-                pass
-            elif answer.status != HSM_OK or error is not None:
-                _refuse(waiter, answer.tag, error if error is not None else self._error(answer))
-            else:
-                _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
-                                                                      answer.signature_len), seq, answer.cached)
-        finally:
-            if answer.last:
-                hsm_requests_end(self._table, answer.request)
-        if type(waiter) is Batch and (<Batch>waiter).future.done():
-            self._batch_ended(<Batch>waiter)
+            hsm_requests_end(self._table, answer.request)
+        if waiter is None:
+            if error is not None:
+                self._loop.call_exception_handler({"message": "an audit record was lost", "exception": error})
+            return 0
+        if answer.status == HSM_OK and error is None:
+            _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
+                                                                  answer.signature_len), seq, answer.cached)
+        else:
+            _refuse(waiter, answer.tag, error if error is not None else self._error(answer))
+        if type(waiter) is Batch:
+            self._batch_answered(<Batch>waiter, answer)
         return 0
 
-    cdef int _batch_ended(self, Batch batch) except -1:
-        """Spare the HSM what a batch that has failed would still ask of it."""
-        if self._batches.get(batch.future) is batch:
+    cdef uint64_t _record(self, const hsm_answer *answer) except? 0:
+        """Record an answer. Returns the number of its record; 0: it has none, -1: the answer is held until it is
+        durable."""
+        cdef Py_ssize_t i = <uint32_t>answer.request
+        cdef object waiter = self._waiters.waiters[i]
+        cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)
+        cdef uint64_t seq = self._recorder.put(answer, <bytes>self._waiters.messages[i], self._waiters.extras[i], claimed)
+        if answer.status == HSM_OK and claimed and seq:
+            hsm_requests_hold(self._table, answer.request, seq)
+            return <uint64_t>-1
+        return seq
+
+    cdef int _batch_answered(self, Batch batch, const hsm_answer *answer) except -1:
+        if answer.last:
+            batch.numbers[answer.tag] = 0
+        # Spare the HSM what a batch that has failed would still ask of it.
+        if batch.future.done() and self._batches.get(batch.future) is batch:
             self._cancel_batch(batch.future, batch)
         return 0
 

@@ -78,6 +78,13 @@ cdef struct _Named:
     uint64_t number
 
 
+cdef inline void _replace(list items, Py_ssize_t i, object item) noexcept:
+    cdef PyObject *old = PyList_GET_ITEM(items, i)
+    Py_INCREF(item)
+    PyList_SET_ITEM(items, i, item)
+    Py_XDECREF(old)
+
+
 @cython.final
 cdef class Waiters:
     """What belongs to a request, by the lower half of its number, and the numbers of the futures that wait."""
@@ -99,29 +106,37 @@ cdef class Waiters:
     def __dealloc__(self):
         PyMem_Free(self._named)
 
-    cdef inline int reserve(self, uint32_t room) except -1:
-        """Make room, so that `put` cannot fail."""
-        cdef Py_ssize_t more = <Py_ssize_t>room - PyList_GET_SIZE(self.extras)
-        if more > 0:
-            for of in (self.waiters, self.messages, self.extras):
-                of.extend([None] * more)
-        return self._rehash(2 * (self._mask + 1)) if 2 * (self._count + 1) > self._mask else 0
-
-    cdef inline void put(self, uint64_t number, object waiter, bytes message, bytes extra):
+    cdef inline int put(self, uint64_t number, object waiter, bytes message, bytes extra) except -1:
         cdef Py_ssize_t i = <uint32_t>number
-        self.waiters[i], self.messages[i], self.extras[i] = waiter, message, extra
+        if i >= PyList_GET_SIZE(self.extras):
+            try:
+                for of in (self.waiters, self.messages, self.extras):
+                    of.extend([None] * (i + 1))
+            except BaseException:
+                Py_INCREF(message)  # for ever: the request points to it
+                raise
+        _replace(self.messages, i, message)
+        if waiter is not None:
+            _replace(self.waiters, i, waiter)
+        if extra is not None:
+            _replace(self.extras, i, extra)
+        return 0
 
-    cdef inline void name(self, object future, uint64_t number):
-        """Let `number_of` find a future, until its waiter is taken."""
+    cdef inline int name(self, uint64_t number, object future) except -1:
+        """Make a future the waiter, which `number_of` finds until it is taken."""
+        if 2 * self._count > self._mask:
+            self._rehash(2 * (self._mask + 1))
+        _replace(self.waiters, <Py_ssize_t><uint32_t>number, future)
         self._insert(<PyObject *>future, number)
         self._count += 1
+        return 0
 
     cdef inline object take(self, uint64_t number):
         """The waiter, which gets its answer now or has left."""
         cdef Py_ssize_t i = <uint32_t>number
         cdef object waiter = <object>PyList_GET_ITEM(self.waiters, i)
         if waiter is not None:
-            self.waiters[i] = None
+            _replace(self.waiters, i, None)
             if type(waiter) is not Batch:
                 self._remove(<PyObject *>waiter)
         return waiter
@@ -129,8 +144,9 @@ cdef class Waiters:
     cdef inline void forget(self, uint64_t number):
         """The request is over, its waiter was taken."""
         cdef Py_ssize_t i = <uint32_t>number
-        self.messages[i] = None
-        self.extras[i] = None
+        _replace(self.messages, i, None)
+        if PyList_GET_ITEM(self.extras, i) != <PyObject *>None:
+            _replace(self.extras, i, None)
 
     cdef inline size_t _home(self, PyObject *future) noexcept:
         return (<uint64_t>future >> 4) * <uint64_t>0x9e3779b97f4a7c15 >> 32 & self._mask

@@ -48,7 +48,8 @@ void hsm_guest_free(hsm_guest *guest) {
 static bool serves(const hsm_guest *guest, uint32_t place) {
     for (uint32_t i = 0; i < guest->count; i++) {
         uint32_t slot = guest->runners[i].slot;
-        if (slot != HSM_NONE && hsm_key_place(guest->table->all[guest->table->places[slot].owner].key) == place) {
+        if (slot != HSM_NONE &&
+            hsm_key_place(guest->table->all[guest->table->places[slot].owner].answer.key) == place) {
             return true;
         }
     }
@@ -117,7 +118,7 @@ int hsm_guest_overran(hsm_guest *guest, uint32_t runner) {
     }
     const hsm_place *place = &guest->table->places[slot];
     const hsm_request *request = &guest->table->all[place->owner];
-    if (request->claimed || place->followers.count != 0 || hsm_now_ns() < request->deadline_ns) {
+    if (request->answer.claimed || place->followers.count != 0 || hsm_now_ns() < request->deadline_ns) {
         return 0;
     }
     atomic_store_explicit(&hsm_area_worker(guest->area, runner)->quarantined, 1, memory_order_relaxed);

@@ -29,14 +29,14 @@ static void proceed(hsm_requests *table, uint32_t index, enum hsm_cache_result f
                     uint64_t now) {
     hsm_request *r = &table->all[index];
     if (found == HSM_CACHE_HIT) {
-        r->status = HSM_OK;
-        r->shared = r->cached = true;
+        r->answer.status = HSM_OK;
+        r->answer.shared = r->answer.cached = true;
         hsm_table_move(table, index, HSM_REQUEST_READY);
     } else if (found == HSM_CACHE_JOINED) {
         r->slot = (uint32_t)leader;
         hsm_table_move(table, index, HSM_REQUEST_FOLLOWING);
-    } else if (hsm_client_write(table->client, r->key, r->message, r->message_len, now, r->deadline_ns, &r->slot) ==
-               HSM_OK) {
+    } else if (hsm_client_write(table->client, r->answer.key, r->message, r->message_len, now, r->deadline_ns,
+                                &r->slot) == HSM_OK) {
         hsm_place *at = &table->places[r->slot];
         at->owner = index;
         at->entry = entry;
@@ -76,13 +76,13 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     hsm_request *r = &table->all[index];
     uint64_t leader = 0;
     uint64_t entry = 0;
-    r->signature_len = 0;
-    enum hsm_cache_result found =
-        look_up(table, ask->key, ask->message, ask->message_len, r->signature, &r->signature_len, &leader, &entry);
+    r->answer.signature_len = 0;
+    enum hsm_cache_result found = look_up(table, ask->key, ask->message, ask->message_len, r->signature,
+                                          &r->answer.signature_len, &leader, &entry);
     answer->cached = found == HSM_CACHE_HIT;
     if (found == HSM_CACHE_HIT && ask->held == 0) {
         answer->signature = r->signature;
-        answer->signature_len = r->signature_len;
+        answer->signature_len = r->answer.signature_len;
         return HSM_OK;
     }
     if (found == HSM_CACHE_MISS && ask->admitted == 0 && hsm_requests_refuses(table, 1, ask->timeout_ns)) {
@@ -95,13 +95,13 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     r->deadline_ns = ask->timeout_ns <= UINT64_MAX - now ? now + ask->timeout_ns : UINT64_MAX;
     r->message = ask->message;
     r->message_len = ask->message_len;
-    r->key = ask->key;
-    r->tag = ask->tag;
-    r->slot = r->answered_slot = HSM_NONE;
-    r->claimed = true;
-    r->told = r->shared = r->cached = false;
-    r->ckr = r->call = r->latency_ns = r->seq = 0;
-    r->digest = NULL;
+    r->slot = HSM_NONE;
+    r->answer = (hsm_answer){.request = hsm_table_number(table, index),
+                             .tag = ask->tag,
+                             .key = ask->key,
+                             .slot = HSM_NONE,
+                             .signature_len = r->answer.signature_len,
+                             .claimed = 1};
     table->open++;
     hsm_deadlines_add(&table->deadlines, index, r->deadline_ns, now);
     if (found == HSM_CACHE_MISS && table->queue.count != 0) { /* it does not overtake those that wait */
@@ -110,7 +110,8 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     } else {
         proceed(table, index, found, leader, entry, now);
     }
-    answer->request = hsm_table_number(table, index);
+    answer->request = r->answer.request;
+    answer->deadline_ns = r->deadline_ns;
     return HSM_OK;
 }
 
@@ -123,8 +124,8 @@ static bool refill(hsm_requests *table) {
         hsm_request *r = &table->all[index];
         uint64_t leader = 0;
         uint64_t entry = 0;
-        enum hsm_cache_result found =
-            look_up(table, r->key, r->message, r->message_len, r->signature, &r->signature_len, &leader, &entry);
+        enum hsm_cache_result found = look_up(table, r->answer.key, r->message, r->message_len, r->signature,
+                                              &r->answer.signature_len, &leader, &entry);
         hsm_list_drop(table->links, &table->queue, index);
         r->state = HSM_REQUEST_GIVEN;
         proceed(table, index, found, leader, entry, now);
@@ -137,14 +138,14 @@ static bool refill(hsm_requests *table) {
 
 /* A request has this answer, to be given by the next call of hsm_requests_next. */
 static void settle(hsm_requests *table, uint32_t index, hsm_status status) {
-    table->all[index].status = status;
+    table->all[index].answer.status = status;
     hsm_table_move(table, index, HSM_REQUEST_READY);
 }
 
 /* The request in a slot has ended with `r`'s answer: so have those that follow it. What ended it alone, its deadline or
  * its waiter, does not end them: they ask again, before all others. */
 static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r) {
-    bool alone = r->status == HSM_CANCELLED || r->status == HSM_DEADLINE_EXCEEDED;
+    bool alone = r->answer.status == HSM_CANCELLED || r->answer.status == HSM_DEADLINE_EXCEEDED;
     while (followers->count != 0) {
         uint32_t index = alone ? followers->last : followers->first;
         hsm_request *follower = &table->all[index];
@@ -156,21 +157,21 @@ static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r
             continue;
         }
         follower->state = HSM_REQUEST_GIVEN;
-        follower->ckr = r->ckr;
-        follower->call = r->call;
-        follower->answered_slot = r->answered_slot;
-        follower->shared = true;
-        follower->signature_len = r->signature_len;
-        memcpy(follower->signature, r->signature, r->signature_len);
-        settle(table, index, (hsm_status)r->status);
+        follower->answer.ckr = r->answer.ckr;
+        follower->answer.call = r->answer.call;
+        follower->answer.slot = r->answer.slot;
+        follower->answer.shared = true;
+        follower->answer.signature_len = r->answer.signature_len;
+        memcpy(follower->signature, r->signature, r->answer.signature_len);
+        settle(table, index, (hsm_status)r->answer.status);
     }
 }
 
-/* Take one completion. Returns false when there is none. */
-static bool take(hsm_requests *table) {
+/* Take one completion. Returns the request that it answers; HSM_NONE: there is none. */
+static uint32_t take(hsm_requests *table) {
     hsm_completion done;
     if (hsm_client_next(table->client, &done) == 0) {
-        return false;
+        return HSM_NONE;
     }
     hsm_place *at = &table->places[done.slot];
     uint32_t index = at->owner;
@@ -178,49 +179,53 @@ static bool take(hsm_requests *table) {
     hsm_status status = done.status < HSM_STATUS_COUNT ? done.status : HSM_CKR_UNKNOWN;
     table->taken++;
     if (status == HSM_OK) { /* copied once: what is checked, kept, recorded and handed out is the same */
-        r->signature_len = done.signature_len;
-        memcpy(r->signature, done.signature, done.signature_len);
-        if (r->signature_len != HSM_MAX_SIGNATURE) {
+        r->answer.signature_len = done.signature_len;
+        memcpy(r->signature, done.signature, sizeof r->signature);
+        if (r->answer.signature_len != HSM_MAX_SIGNATURE) {
             status = HSM_SIGNATURE_MALFORMED;
         } else if (table->verifies) { /* a guest has verified it */
-            status =
-                hsm_pinned_check(&table->pinned, r->key, r->message, r->message_len, r->signature, r->signature_len);
+            status = hsm_pinned_check(&table->pinned, r->answer.key, r->message, r->message_len, r->signature,
+                                      r->answer.signature_len);
             table->wrong += status == HSM_SIGNATURE_INVALID ? 1U : 0U;
         }
     }
     if (status != HSM_OK) {
-        r->signature_len = 0;
+        r->answer.signature_len = 0;
     }
-    r->ckr = done.ckr;
-    r->call = done.call;
-    r->digest = done.hsm_ns != 0 && table->client->area->digests ? done.digest : NULL;
-    r->latency_ns = done.queue_ns + done.hsm_ns;
+    r->answer.ckr = done.ckr;
+    r->answer.call = done.call;
+    r->answer.digest = done.hsm_ns != 0 && table->client->area->digests ? done.digest : NULL;
+    r->answer.latency_ns = done.queue_ns + done.hsm_ns;
     if (at->entry != 0 && status == HSM_OK) {
-        hsm_cache_fill(table->cache, at->entry, r->signature, r->signature_len,
-                       hsm_pinned_state(&table->pinned, r->key) == 1);
+        hsm_cache_fill(table->cache, at->entry, r->signature, r->answer.signature_len,
+                       hsm_pinned_state(&table->pinned, r->answer.key) == 1);
     } else {
         forget_entry(table, at->entry);
     }
     at->entry = 0;
     at->owner = HSM_NONE;
     hsm_client_release(table->client, done.slot);
-    r->answered_slot = done.slot;
+    r->answer.slot = done.slot;
     r->slot = HSM_NONE;
-    table->owed -= r->claimed ? 1U : 0U;
-    settle(table, index, status);
+    table->owed -= r->answer.claimed ? 1U : 0U;
+    r->answer.status = status;
     if (at->followers.count != 0) {
         share(table, &at->followers, r);
     }
-    return true;
+    return index;
 }
 
-int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
-    if (hsm_client_forked(table->client)) {
-        return 0;
-    }
-    while (table->ready.count == 0) {
-        if (take(table)) {
-            continue;
+/* The request to be answered next, in no list; HSM_NONE: there is none now. */
+static uint32_t next(hsm_requests *table) {
+    for (;;) {
+        uint32_t index = table->ready.first;
+        if (index != HSM_NONE) {
+            hsm_list_drop(table->links, &table->ready, index);
+            return index;
+        }
+        index = take(table);
+        if (index != HSM_NONE) {
+            return index;
         }
         if (table->taken != 0) {
             bool loaded = table->queue.count != 0 || hsm_client_queued(table->client) != 0;
@@ -228,34 +233,29 @@ int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
             table->taken = 0;
         }
         if (table->queue.count == 0 || !refill(table)) {
-            return 0;
+            return HSM_NONE;
         }
     }
-    uint32_t index = table->ready.first;
+}
+
+int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
+    uint32_t index = hsm_client_forked(table->client) ? HSM_NONE : next(table);
+    if (index == HSM_NONE) {
+        return 0;
+    }
     hsm_request *r = &table->all[index];
-    bool last = r->slot == HSM_NONE;
-    hsm_list_drop(table->links, &table->ready, index);
-    r->state = last ? HSM_REQUEST_GIVEN : HSM_REQUEST_SENT;
-    *answer = (hsm_answer){.request = hsm_table_number(table, index),
-                           .tag = r->tag,
-                           .status = (hsm_status)r->status,
-                           .ckr = r->ckr,
-                           .call = r->call,
-                           .key = r->key,
-                           .slot = r->answered_slot,
-                           .signature_len = r->status == HSM_OK ? r->signature_len : 0,
-                           .signature = r->signature,
-                           .digest = r->digest,
-                           .latency_ns = r->latency_ns,
-                           .seq = r->seq,
-                           .claimed = r->claimed,
-                           .told = r->told,
-                           .shared = r->shared,
-                           .cached = r->cached,
-                           .last = last};
-    r->told = r->told || r->claimed;
-    table->open -= r->claimed ? 1U : 0U;
-    r->claimed = false;
+    r->answer.last = r->slot == HSM_NONE;
+    r->answer.signature = r->signature;
+    r->state = r->answer.last != 0 ? HSM_REQUEST_GIVEN : HSM_REQUEST_SENT;
+    *answer = r->answer;
+    if (r->answer.status != HSM_OK) {
+        answer->signature_len = 0;
+    }
+    if (r->answer.claimed != 0) {
+        r->answer.claimed = 0;
+        r->answer.told = 1;
+        table->open--;
+    }
     return 1;
 }
 
@@ -275,18 +275,18 @@ void hsm_requests_hold(hsm_requests *table, uint64_t number, uint64_t seq) {
         if (hsm_deadlines_passed(&table->deadlines, index)) { /* a sweep came between its answer and this call */
             hsm_deadlines_add(&table->deadlines, index, r->deadline_ns, hsm_now_ns());
         }
-        r->digest = NULL; /* it lies in the slot, which is another request's by now */
-        r->answered_slot = HSM_NONE;
-        r->seq = seq;
-        r->claimed = true;
-        r->told = false;
+        r->answer.digest = NULL; /* it lies in the slot, which is another request's by now */
+        r->answer.slot = HSM_NONE;
+        r->answer.seq = seq;
+        r->answer.claimed = true;
+        r->answer.told = false;
         table->open++;
         hsm_table_move(table, index, HSM_REQUEST_HELD);
     }
 }
 
 void hsm_requests_release(hsm_requests *table, uint64_t seq) {
-    while (table->held.count != 0 && table->all[table->held.first].seq <= seq) {
+    while (table->held.count != 0 && table->all[table->held.first].answer.seq <= seq) {
         settle(table, table->held.first, HSM_OK);
     }
 }
@@ -304,17 +304,17 @@ static bool unfollow(hsm_requests *table, uint32_t index) {
     const hsm_request *leader = &table->all[table->places[slot].owner];
     hsm_table_move(table, index, HSM_REQUEST_GIVEN);
     table->all[index].slot = HSM_NONE;
-    return (leader->claimed && leader->state == HSM_REQUEST_SENT) || withdraw(table, slot);
+    return (leader->answer.claimed && leader->state == HSM_REQUEST_SENT) || withdraw(table, slot);
 }
 
 int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
     uint32_t index = hsm_table_find(table, number);
     *begun = 1;
-    if (index == HSM_NONE || !table->all[index].claimed) {
+    if (index == HSM_NONE || !table->all[index].answer.claimed) {
         return 0;
     }
     hsm_request *r = &table->all[index];
-    r->claimed = false;
+    r->answer.claimed = false;
     table->open--;
     if (r->state == HSM_REQUEST_FOLLOWING) {
         *begun = unfollow(table, index);
@@ -353,7 +353,7 @@ uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now) {
     while (hsm_deadlines_expired(&table->deadlines, now, &index)) {
         const hsm_request *r = &table->all[index];
         overdue += r->state == HSM_REQUEST_SENT || r->state == HSM_REQUEST_FOLLOWING ? 1U : 0U;
-        if (r->claimed && r->state != HSM_REQUEST_READY) {
+        if (r->answer.claimed && r->state != HSM_REQUEST_READY) {
             answer_early(table, index, HSM_DEADLINE_EXCEEDED);
         }
     }
@@ -373,7 +373,7 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
     }
     for (uint32_t index = 0; which == HSM_ALL && index < table->room; index++) {
         const hsm_request *r = &table->all[index];
-        if (r->claimed && (r->state == HSM_REQUEST_SENT || r->state == HSM_REQUEST_FOLLOWING)) {
+        if (r->answer.claimed && (r->state == HSM_REQUEST_SENT || r->state == HSM_REQUEST_FOLLOWING)) {
             answer_early(table, index, status);
         }
     }
@@ -383,8 +383,9 @@ uint32_t hsm_requests_replay(hsm_requests *table) {
     for (uint32_t slot = 0; slot < hsm_client_slots(table->client); slot++) {
         if (table->places[slot].owner != HSM_NONE) {
             const hsm_request *r = &table->all[table->places[slot].owner];
-            bool again = hsm_algorithm_is_deterministic(table->pinned.keys[hsm_key_place(r->key)].algorithm) != 0;
-            hsm_client_restore(table->client, slot, r->key, r->message, r->message_len, r->deadline_ns, again);
+            bool again =
+                hsm_algorithm_is_deterministic(table->pinned.keys[hsm_key_place(r->answer.key)].algorithm) != 0;
+            hsm_client_restore(table->client, slot, r->answer.key, r->message, r->message_len, r->deadline_ns, again);
         }
     }
     return hsm_client_replay(table->client);

@@ -27,19 +27,10 @@ typedef struct hsm_request {
     uint64_t deadline_ns;
     const uint8_t *message;
     uint32_t message_len;
-    uint32_t key;
-    uint64_t tag;
     uint32_t generation; /* the upper half of its number */
     uint32_t slot;       /* that it has, or whose request it follows; or HSM_NONE */
     uint8_t state;       /* enum hsm_request_state */
-    bool claimed;        /* its waiter has no answer */
-    bool told, shared, cached;
-    /* its answer, as in hsm_answer */
-    uint32_t status;
-    uint64_t ckr, call, latency_ns, seq;
-    const uint8_t *digest;
-    uint32_t answered_slot;
-    uint32_t signature_len;
+    hsm_answer answer;   /* `claimed`: its waiter has no answer; `slot`: that it had */
     uint8_t signature[HSM_MAX_SIGNATURE];
 } hsm_request;
 
