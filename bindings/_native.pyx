@@ -91,6 +91,7 @@ cdef class Engine(Requests):
 
     cdef hsm_engine *_engine  # the workers in this process,
     cdef hsm_host *_host  # or in a host process; at most one of the two
+    cdef uint32_t _verify_every  # on this side of the boundary; 0: none
     cdef bint _starting
 
     def __dealloc__(self):
@@ -166,6 +167,8 @@ cdef class Engine(Requests):
         self._engine = engine
         self._host = host
         self._isolated = host != NULL
+        # What a host process says of its signatures is not believed: they are verified on this side too.
+        self._verify_every = verify_every if host != NULL else 0
         hsm_client_stats(self._client, &started)
         hsm_requests_serve(self._table, started.workers)
 
@@ -193,7 +196,7 @@ cdef class Engine(Requests):
         if status != HSM_OK:
             raise _raised(&error, self._member)
         if hsm_requests_pin(self._table, &info, self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0,
-                            0) != HSM_OK:
+                            self._verify_every) != HSM_OK:
             raise MemoryError()
         return {
             "index": info.index,

@@ -222,9 +222,14 @@ async def test_an_abandoned_part_of_a_batch_is_bound(site):
         messages = [b"message %d" % n + b" and a long one" * (n == 0) for n in range(32)]
         with pytest.raises(hsmcore.KeyDeactivated):
             await manager.sign_many(messages, 20)
+        engine = manager._path.failover.endpoints[0].signing
+        await until(lambda: engine.in_flight == 0)
+        begun = engine.stats()["cancelled"] < 16
         await fail_over(manager)
         found = await signers(manager, messages)
-        assert found == dict.fromkeys(messages[:16]) | dict.fromkeys(messages[16:], key_of(place, 2))
+        # A part that was given up before a worker had begun any of it may be signed by any key.
+        bound = dict.fromkeys(messages[:16], None if begun else key_of(place, 2))
+        assert found == bound | dict.fromkeys(messages[16:], key_of(place, 2))
 
 
 @one_loop
