@@ -1,6 +1,7 @@
 """Build the extension: CMake makes the native archive and tools, setuptools links the archive."""
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,12 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+# As in CMakeLists.txt.
+PROTECTION = [
+    "-fstack-clash-protection",
+    *{"x86_64": ["-fcf-protection=return"], "aarch64": ["-mbranch-protection=standard"]}.get(platform.machine(), []),
+]
 
 # Listed as dependencies so that setuptools puts them into the source distribution.
 FOLDERS = ("native", "bench/native", "bindings")
@@ -74,6 +81,7 @@ setup(
             ["bindings/_native.pyx"],
             include_dirs=["native/include"],
             libraries=["crypto", "sodium"],
+            extra_compile_args=["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3", "-fstack-protector-strong", *PROTECTION],
             extra_link_args=["-Wl,-z,relro,-z,now"],
             depends=["CMakeLists.txt", *NATIVE],
         )

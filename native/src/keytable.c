@@ -23,6 +23,10 @@ void hsm_keys_begin(hsm_engine *engine) {
     }
 }
 
+/* How long a test signature is repeated, from the first failure on, and the first pause. */
+#define PROVE_NS UINT64_C(2000000000)
+#define PROVE_PAUSE_NS UINT64_C(2000000)
+
 /* Sign a message that can be no transaction, and verify it: this proves that both halves of the key belong together,
  * and that the token signs. */
 static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_key_info *info, hsm_error *error) {
@@ -53,6 +57,38 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
                         "a test signature with '%s' does not verify with its public key", info->label);
     }
     return HSM_OK;
+}
+
+/* Whether another attempt, in a new session with a new login, may succeed where a test signature failed. */
+static bool may_pass(const hsm_engine *engine, hsm_status status) {
+    enum hsm_class class_ = hsm_status_class(status);
+    return class_ != HSM_CLASS_OK && class_ < HSM_CLASS_AUTH_FATAL && status != HSM_KEY_MISMATCH &&
+           !atomic_load(&engine->closing);
+}
+
+/* Find the key and prove it. A failure of the test signature alone is tried again for a while, like a request's: the
+ * search says by itself whether the key is there. */
+static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE *handle,
+                                 hsm_key_info *info, hsm_error *error) {
+    uint64_t until = 0;
+    for (uint64_t pause = PROVE_PAUSE_NS;; pause *= 2) {
+        hsm_status status = hsm_engine_ready(engine, error);
+        status =
+            status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, handle, info, error);
+        status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
+        if (status != HSM_OK && until == 0) {
+            return status;
+        }
+        status = status != HSM_OK ? status : prove(engine, *handle, info, error);
+        uint64_t now = hsm_now_ns();
+        until = until == 0 ? now + PROVE_NS : until;
+        if (!may_pass(engine, status) || now + pause >= until) {
+            return status;
+        }
+        hsm_engine_unlock(engine); /* requests that fail wait for it too */
+        hsm_sleep(pause);
+        hsm_engine_lock(engine);
+    }
 }
 
 /* Whether a worker may still serve a request for the key in this place. A worker sets `serving` before it reads the
@@ -145,11 +181,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     }
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
-    status = hsm_engine_ready(engine, error);
-    status =
-        status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, &handle, info, error);
-    status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
-    status = status != HSM_OK ? status : prove(engine, handle, info, error);
+    status = find_and_prove(engine, selector, &handle, info, error);
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
     } else if (index != HSM_ANY_INDEX && status != HSM_KEY_MISMATCH) {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.chaos.load import signs, until_it_signs
-from tests.support.chaos import Chaos, compile_poison, destroy_key, engine_of, needs_chaos, wrap
+from tests.support.chaos import Chaos, compile_poison, destroy_key, engine_of, needs_chaos, supervisor_of, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, settle, start, until
 from tests.support.shim import Shim
@@ -188,7 +188,46 @@ async def test_a_request_that_is_tried_again_and_again_occupies_no_session(world
             await signs(manager, b"good %d" % number, 2.0)
             took.append(time.monotonic() - begun)
         assert sorted(took)[25] < 0.1
+        assert not refused.done()  # nor were they given up
         assert await refused == {"ModuleBusy BUSY C_Sign": 8}
+
+
+@one_loop
+@BOTH
+@pytest.mark.parametrize("ckr", ["CKR_FUNCTION_FAILED", "CKR_SESSION_HANDLE_INVALID", "CKR_USER_NOT_LOGGED_IN"])
+@pytest.mark.parametrize("function", ["C_SignInit", "C_Sign"])
+async def test_a_start_whose_first_signatures_fail_starts(world, tmp_path, function, ckr, isolation):
+    """Its test signature is tried again, in another session and after another login."""
+    chaos = Chaos(tmp_path, wrap(world))
+    chaos.write(faults=[{"function": function, "action": "return", "ckr": ckr, "every": 1, "count": 3}])
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation})) as manager:
+        assert chaos.calls("C_SignInit") >= 4
+        await signs(manager, b"started")
+
+
+@one_loop
+async def test_a_host_whose_first_signatures_fail_is_started_again_in_one_attempt(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": "process"})) as manager:
+        chaos.write(
+            faults=[{"function": "C_Sign", "action": "return", "ckr": "CKR_FUNCTION_FAILED", "every": 1, "count": 3}]
+        )
+        engine_of(manager).kill_host()
+        await signs(manager, b"after the restart", 10.0)
+        await until(lambda: supervisor_of(manager).restarts > 0)
+        assert supervisor_of(manager).restarts == 1
+
+
+@one_loop
+async def test_a_start_that_never_signs_ends(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    chaos.write(faults=[{"function": "C_Sign", "action": "return", "ckr": "CKR_FUNCTION_FAILED", "every": 1}])
+    manager = hsmcore.create_key_manager(chaos.config(settings={"sessions": 1}))
+    begun = time.monotonic()
+    with pytest.raises(hsmcore.HsmError) as caught:
+        await manager.initialize()
+    assert (caught.value.status, caught.value.call) == ("BUSY", "C_Sign")
+    assert 1.0 < time.monotonic() - begun < 10.0
 
 
 # ---- one message, one key --------------------------------------------------------------------------------------------

@@ -226,6 +226,22 @@ async def test_a_key_that_does_not_fit_is_found_before_any_signature(world, shim
 
 
 @one_loop
+@pytest.mark.parametrize(("what", "most"), [("CKA_LABEL", 127), ("CKA_ID", 64)])
+async def test_a_key_whose_name_is_too_long(fresh_token, what, most):
+    names = {"label": "long", "id": "0a0b"}
+    names |= {"label": "x" * 128} if what == "CKA_LABEL" else {"id": "0a" * 65}
+    token = fresh_token({"name": "long", "kind": "ed25519", **names})
+    chosen = {"keyId": names["id"]} if what == "CKA_LABEL" else {"keyLabel": "long"}
+    config = token.config("long")
+    settings = config["sequencer"]["keyManager"]["config"]
+    settings.pop("keyId", None)
+    settings.pop("keyLabel", None)
+    settings.update(chosen)
+    error = await refusal(config, KeyUnusable)
+    assert f"{what} of the private key is longer than {most} bytes" in str(error)
+
+
+@one_loop
 async def test_a_curve_that_is_not_supported(world, shim):
     error = await refusal(world.config("p384", settings={"modulePath": shim.path}), AlgorithmUnsupported)
     assert "p384-key" in str(error)

@@ -1,8 +1,12 @@
 /* The rings under contention, and sleeping workers that must never miss a request. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "area.h"
 #include "harness.h"
@@ -366,6 +370,71 @@ static void unpark_wakes_no_more_than_asked(void) {
     free_area(area, fd);
 }
 
+static void what_each_request_writes_lies_apart_from_what_each_completion_reads(void) {
+    static const size_t read_per_completion[] = {offsetof(hsm_shared, notify), offsetof(hsm_shared, taken_at_ns),
+                                                 offsetof(hsm_shared, spinning), offsetof(hsm_shared, mode)};
+    for (size_t i = 0; i < COUNT_OF(read_per_completion); i++) {
+        CHECK_INT(offsetof(hsm_shared, in_flight) / HSM_CACHE_LINE, !=, read_per_completion[i] / HSM_CACHE_LINE);
+    }
+}
+
+/* In place of libc's, to see which kind of futex is used. */
+static _Atomic long last_futex;
+
+long syscall(long number, ...) {
+    va_list arguments;
+    va_start(arguments, number);
+    _Atomic uint32_t *word = va_arg(arguments, _Atomic uint32_t *);
+    int operation = va_arg(arguments, int);
+    uint32_t value = va_arg(arguments, uint32_t);
+    const struct timespec *timeout = va_arg(arguments, const struct timespec *);
+    va_end(arguments);
+    REQUIRE(number == SYS_futex);
+    atomic_store(&last_futex, operation);
+    static long (*real)(long, ...);
+    void *symbol = dlsym(RTLD_NEXT, "syscall");
+    memcpy(&real, &symbol, sizeof real);
+    return real(number, word, operation, value, timeout, NULL, 0);
+}
+
+static void one_process_s_futexes_are_private(void) {
+    int fd = -1;
+    hsm_area *area = make_area(4, 64, 1, &fd);
+    hsm_area_park(area, 0, MILLISECOND);
+    CHECK_INT(atomic_load(&last_futex), ==, FUTEX_WAIT_PRIVATE);
+    hsm_area other;
+    memset(&other, 0, sizeof other);
+    REQUIRE(hsm_area_attach(fd, &other) == HSM_OK);
+    hsm_area_park(&other, 0, MILLISECOND);
+    CHECK_INT(atomic_load(&last_futex), ==, FUTEX_WAIT);
+    int none = -1;
+    hsm_area_destroy(&other, &none);
+    free_area(area, fd);
+}
+
+/* Another process may still hold the file. */
+static void messages_are_wiped_with_the_area(void) {
+    enum { LONG = 3 * HSM_INLINE_MESSAGE };
+    static char found[LONG];
+    int fd = -1;
+    hsm_area *area = make_area(64, LONG, 1, &fd);
+    int kept = dup(fd);
+    uint64_t places[] = {offset_of(area, hsm_area_message(area, 3, 1)),
+                         offset_of(area, hsm_area_message(area, 60, LONG))};
+    memset(hsm_area_message(area, 3, 1), 'm', HSM_INLINE_MESSAGE);
+    memset(hsm_area_message(area, 60, LONG), 'm', LONG);
+    uint64_t size = area->size;
+    free_area(area, fd);
+    for (size_t i = 0; i < COUNT_OF(places); i++) {
+        CHECK_INT(pread(kept, found, LONG, (off_t)places[i]), ==, LONG);
+        CHECK(memchr(found, 'm', LONG) == NULL);
+    }
+    struct stat status;
+    REQUIRE(fstat(kept, &status) == 0);
+    CHECK_INT((uint64_t)status.st_blocks * 512U, <, size / 2U); /* what was never used is none the more */
+    (void)close(kept);
+}
+
 static const struct test tests[] = {
     TEST(regions_do_not_overlap),
     TEST(the_other_side_adds_no_seal),
@@ -373,6 +442,9 @@ static const struct test tests[] = {
     TEST(the_order_of_requests_is_kept),
     TEST(a_head_beyond_the_tail_is_an_empty_ring),
     TEST(no_request_is_lost_or_doubled),
+    TEST(what_each_request_writes_lies_apart_from_what_each_completion_reads),
+    TEST(one_process_s_futexes_are_private),
+    TEST(messages_are_wiped_with_the_area),
     TEST(no_wake_is_lost),
     TEST(a_worker_does_not_sleep_past_work_or_the_end),
     TEST(unpark_wakes_no_more_than_asked),

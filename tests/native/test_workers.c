@@ -6,11 +6,15 @@
 #include "engine_fixture.h"
 #include "intercept.h"
 
-/* Let the worker at `index` hang in C_Sign until its call counts as overrun, and have it replaced. */
+/* Let a worker hang in C_Sign, count its call as overrun, and have it replaced. */
 static void hang_one(struct fixture *f) {
     gate_set(true);
-    (void)submit_text(f, SIGNED, MILLISECOND);
+    (void)submit_text(f, SIGNED, 0);
     gate_await(1);
+    for (uint32_t i = 0; i < f->engine->worker_slots; i++) {
+        hsm_worker_record *record = hsm_area_worker(f->client->area, i);
+        atomic_store(&record->call_deadline_ns, atomic_load(&record->call_started_ns) != 0 ? 1 : 0);
+    }
     uint32_t healthy;
     while (hsm_engine_supervise(f->engine, &healthy) == 0) {
         intercept_pause();
@@ -39,7 +43,7 @@ static void a_replacement_whose_start_hangs_is_not_healthy(void) {
         intercept_pause();
     }
     CHECK_INT(healthy, ==, 0);
-    CHECK_INT(atomic_load(&intercept.inside_open), ==, 3); /* the client has room for four */
+    intercept_await(&intercept.inside_open, 3); /* the client has room for four */
     atomic_store(&intercept.hold_open, false);
     let_go(&f);
     while (hsm_engine_supervise(f.engine, &healthy) != 0 || healthy != 1) {
