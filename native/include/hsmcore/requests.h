@@ -72,9 +72,9 @@ uint32_t hsm_requests_room(hsm_requests *table);
 /* Whether admission control refuses `count` more requests: then the last of them would miss its deadline. */
 int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns);
 /* Take one request. With HSM_OK, `answer->request` is its number; or 0 when the cache had its signature, which is in
- * `answer` until the next call. Beside it and its deadline, `answer->cached` is set: 1 if it was a hit. Otherwise HSM_QUEUE_FULL
- * (admission control refuses it), HSM_KEY_DEACTIVATED, HSM_KEY_NOT_FOUND, HSM_MESSAGE_TOO_LARGE, HSM_OUT_OF_MEMORY,
- * HSM_FORKED. Put many between hsm_client_batch_begin and hsm_client_batch_end. */
+ * `answer` until the next call. Beside it and its deadline, `answer->cached` is set: 1 if it was a hit. Otherwise
+ * HSM_QUEUE_FULL (admission control refuses it), HSM_KEY_DEACTIVATED, HSM_KEY_NOT_FOUND, HSM_MESSAGE_TOO_LARGE,
+ * HSM_OUT_OF_MEMORY, HSM_FORKED. Put many between hsm_client_batch_begin and hsm_client_batch_end. */
 hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer);
 /* Take one answer, after hsm_client_wake_clear. Returns 0 when there is none now. */
 int hsm_requests_next(hsm_requests *table, hsm_answer *answer);
