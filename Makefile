@@ -13,7 +13,7 @@ ARGS ?=
 
 BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
-C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference -name '*.[ch]')
+C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/proofs tests/reference -name '*.[ch]')
 JOBS := $(shell nproc)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
@@ -43,6 +43,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 check-deep: sanitize-test guard ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m pytest tests/browser/console_at_length.py --timeout 600
+	$(BIN)/python -m pytest tests/proofs/faults/audit_at_length.py --timeout 1200
 	$(CONFIGURE) build/tsan -DHSMC_SANITIZE=thread
 	cmake --build build/tsan
 	$(CTEST) build/tsan

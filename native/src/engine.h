@@ -124,8 +124,8 @@ struct hsm_engine {
     uint32_t aside_first;
     _Atomic uint32_t aside_count;
 
-    /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. */
-    uint64_t warm_ns;
+    /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. Set when the workers run. */
+    _Atomic uint64_t warm_ns;
     pthread_t warmer;
     _Atomic uint32_t warm; /* a futex: 1 while it polls */
     _Atomic uint64_t last_answer_ns;

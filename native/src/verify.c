@@ -123,7 +123,10 @@ static hsm_status ecdsa_check(hsm_verifier *verifier, const uint8_t *message, si
     /* Both numbers are in range, and their encoding is ours: else only a shortage of memory is an error. */
     bool failed = good < 0 && ERR_GET_REASON(ERR_peek_error()) != EC_R_POINT_AT_INFINITY;
     ERR_clear_error();
-    return good == 1 ? HSM_OK : failed ? HSM_OUT_OF_MEMORY : HSM_SIGNATURE_INVALID;
+    if (failed) {
+        return HSM_OUT_OF_MEMORY;
+    }
+    return good == 1 ? HSM_OK : HSM_SIGNATURE_INVALID;
 }
 
 hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,

@@ -406,7 +406,7 @@ static void any_write_of_a_journal_may_hang(void) {
 }
 
 static const struct test tests[] = {
-    TEST(any_call_in_an_engine_may_fail), TEST(any_call_around_a_host_may_fail), TEST(any_call_inside_a_host_may_fail),
-    TEST(any_call_of_a_journal_may_fail), TEST(any_write_of_a_journal_may_hang),
+    TEST(any_call_in_an_engine_may_fail),  TEST(any_call_around_a_host_may_fail), TEST(no_fault_leads_to_another_token),
+    TEST(any_call_inside_a_host_may_fail), TEST(any_call_of_a_journal_may_fail),  TEST(any_write_of_a_journal_may_hang),
 };
 HARNESS_MAIN(tests)
