@@ -80,8 +80,8 @@ class TableMachine(RuleBasedStateMachine):
         out = ffi.new("hsm_guest **")
         assert lib.hsm_guest_new(self.table, RUNNERS, 0, out) == 0
         self.guest = out[0]
-        self.add_key(True)
         self.add_key(False)
+        self.add_key(True)
 
     # ---- keys and cache ----
 
@@ -116,13 +116,12 @@ class TableMachine(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 3),
         message=st.sampled_from(MESSAGES),
-        timeout=st.sampled_from([None, 10 * SECOND, HOUR, HOUR]),
+        timeouts=st.lists(st.sampled_from([None, 10 * SECOND, HOUR]), min_size=1, max_size=20),
         hold=st.booleans(),
-        count=st.sampled_from([1, 1, 1, 3, 20]),
     )
-    def submit(self, which: int, message: bytes, timeout: int | None, hold: bool, count: int) -> None:
+    def submit(self, which: int, message: bytes, timeouts: list[int | None], hold: bool) -> None:
         key = list(self.keys)[-1 - which % len(self.keys)]
-        for _ in range(count):
+        for timeout in timeouts:
             self.submit_one(key, message, timeout, hold)
 
     def submit_one(self, key: int, message: bytes, timeout: int | None, hold: bool) -> None:
@@ -156,8 +155,10 @@ class TableMachine(RuleBasedStateMachine):
         self.open[answer.request] = request
 
     @precondition(lambda self: any(request.waiting for request in self.open.values()))
-    @rule(which=st.integers(0, 400), count=st.sampled_from([1, 1, 3, 10]))
-    def cancel(self, which: int, count: int) -> None:
+    @rule(which=st.integers(0, 400), count=st.sampled_from([1, 1, 3, 20]), drained=st.booleans())
+    def cancel(self, which: int, count: int, drained: bool) -> None:
+        if drained:
+            self.take_up_to(1000)
         for _ in range(count):
             waiting = [number for number, request in self.open.items() if request.waiting]
             if waiting:
