@@ -13,7 +13,7 @@ overtaken   Its deadline passed, and ROOM before that a request was signed which
             Requests are served in the order of their arrival, so it had been served for as long, in vain. A call that
             hangs beyond the deadline of its request excuses one such request: no session can take it over.
 turned away Admission control refused it (QUEUE_FULL), though it would have been in time at half the rate of the last
-            RECENT signatures (their longest pause apart: a pause is no slowness), and at half of that of the next ones.
+            RECENT signatures, and at half of that of the next ones.
 
 What no request shows counts as nothing: while everything fails, the module may be unable to sign. A run therefore ends
 with a request that must succeed, after all faults are gone. Other keys are no witnesses: a key has faults of its own.
@@ -22,7 +22,6 @@ with a request that must succeed, after all faults are gone. Other keys are no w
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -117,8 +116,8 @@ def _judge(asked: Asked, signed: list[Asked], every: list[float]) -> str:
     """The kind of need that was missing; "": there was need. `signed` are those of its key, in order of their end."""
     if asked.status == "QUEUE_FULL":
         now, limit = bisect.bisect(every, asked.begun), asked.deadline - MARGIN
-        pauses = [after - before for before, after in itertools.pairwise(every[max(now - RECENT, 0) : now])]
-        each = (sum(pauses) - max(pauses)) / len(pauses) if pauses else 0.0
+        recent = every[max(now - RECENT, 0) : now]
+        each = (recent[-1] - recent[0]) / len(recent) if recent else 0.0
         was_slow = 2 * (asked.ahead + 1) * each > limit - asked.begun
         return "" if was_slow or bisect.bisect(every, limit) - now < 2 * (asked.ahead + 1) else "turned away"
     if asked.ended < asked.deadline - MARGIN:
