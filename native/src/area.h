@@ -196,7 +196,9 @@ static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
 /* ---- completion ring: many producers, one consumer ---- */
 
 static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
-    uint64_t tail = atomic_fetch_add_explicit(&area->shared->completion_tail, 1U, memory_order_relaxed);
+    /* Acquire and release, so that the client's 0 in the place, one lap ago, cannot come after the store below: the
+     * request that the client published after it may be another worker's. */
+    uint64_t tail = atomic_fetch_add_explicit(&area->shared->completion_tail, 1U, memory_order_acq_rel);
     /* Slot plus one, so that 0 means "not written yet". */
     atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
 }

@@ -106,7 +106,7 @@ struct hsm_engine {
     hsm_engine_key keys[HSM_MAX_KEYS]; /* by place; `label` is NULL where there is none */
 
     /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. */
-    uint64_t warm_ns;
+    _Atomic uint64_t warm_ns;
     pthread_t warmer;
     _Atomic uint32_t warm; /* a futex: 1 while it polls */
     _Atomic uint64_t last_answer_ns;

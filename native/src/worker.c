@@ -247,22 +247,25 @@ static void keep_alive(hsm_worker *worker) {
     atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
 }
 
+/* Wake another worker if requests are left: the wake of this one may have been for several, or for one that it does not
+ * serve, being quarantined. */
+static void pass_wake_on(hsm_area *area, bool waited) {
+    if (waited && hsm_area_queued(area) != 0) {
+        hsm_area_unpark(area, 1);
+    }
+}
+
 /* Wait for a request. Returns false when the engine stops; `waited` says whether time has passed. */
 static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
     hsm_area *area = worker->engine->area;
     *waited = false;
     for (;;) {
         uint32_t mode = atomic_load_explicit(&area->shared->mode, memory_order_acquire);
-        if (mode == HSM_MODE_STOPPING ||
-            atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0) {
-            return false;
-        }
-        if (mode == HSM_MODE_RUN && hsm_area_claim(area, index)) {
-            /* The submitter may have counted on this worker for several requests; pass the wake on. */
-            if (*waited && hsm_area_queued(area) != 0) {
-                hsm_area_unpark(area, 1);
-            }
-            return true;
+        bool leaves =
+            mode == HSM_MODE_STOPPING || atomic_load_explicit(&worker->record->quarantined, memory_order_relaxed) != 0;
+        if (leaves || (mode == HSM_MODE_RUN && hsm_area_claim(area, index))) {
+            pass_wake_on(area, *waited);
+            return !leaves;
         }
         *waited = true;
         if (!spin(worker)) {
