@@ -213,8 +213,8 @@ static inline bool hsm_area_begin(hsm_slot *slot) {
 /* ---- completion ring: many producers, one consumer ---- */
 
 static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
-    /* Acquire and release: this place was emptied before the worker that had it in the lap before published the slot
-     * that is completed now, in the order of the language and not only in that of today's processors. */
+    /* Acquire and release, so that the client's 0 in the place, one lap ago, cannot come after the store below: the
+     * request that the client published after it may be another worker's. */
     uint64_t tail = atomic_fetch_add_explicit(&area->shared->completion_tail, 1U, memory_order_acq_rel);
     /* Slot plus one, so that 0 means "not written yet". */
     atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);

@@ -7,6 +7,8 @@
 #include "token.h"
 
 void hsm_engine_wipe_pin(hsm_engine *engine) {
+    /* Either a thread that has released the lock sees `closing`, or the one that stored it sees the lock released. */
+    atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&engine->closing) && pthread_mutex_trylock(&engine->control) == 0) {
         if (engine->pin != NULL) {
             hsm_wipe(engine->pin, engine->pin_len);

@@ -10,8 +10,13 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+/* Workers look at it while the engine starts and stops. */
+static uint64_t warm_time(const hsm_engine *engine) {
+    return atomic_load_explicit(&engine->warm_ns, memory_order_relaxed);
+}
+
 static bool wanted(hsm_engine *engine) {
-    return hsm_now_ns() - atomic_load_explicit(&engine->last_answer_ns, memory_order_relaxed) < engine->warm_ns &&
+    return hsm_now_ns() - atomic_load_explicit(&engine->last_answer_ns, memory_order_relaxed) < warm_time(engine) &&
            atomic_load_explicit(&engine->area->shared->in_flight, memory_order_relaxed) <= 1;
 }
 
@@ -43,21 +48,22 @@ void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns) {
     if (warm_ns == 0 || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
         return;
     }
-    engine->warm_ns = hsm_thread_start(&engine->warmer, keep_warm, engine) == 0 ? warm_ns : 0;
+    bool started = hsm_thread_start(&engine->warmer, keep_warm, engine) == 0;
+    atomic_store(&engine->warm_ns, started ? warm_ns : 0);
 }
 
 void hsm_warmer_stop(hsm_engine *engine) {
-    if (engine->warm_ns == 0) {
+    if (warm_time(engine) == 0) {
         return;
     }
     atomic_store(&engine->warm, 1);
     hsm_futex_wake(&engine->warm, 1, true);
     hsm_thread_join(engine->warmer);
-    engine->warm_ns = 0;
+    atomic_store(&engine->warm_ns, 0);
 }
 
 void hsm_warmer_note(hsm_engine *engine, uint64_t now) {
-    if (engine->warm_ns == 0 || atomic_load_explicit(&engine->area->shared->in_flight, memory_order_relaxed) > 1) {
+    if (warm_time(engine) == 0 || atomic_load_explicit(&engine->area->shared->in_flight, memory_order_relaxed) > 1) {
         return;
     }
     atomic_store_explicit(&engine->last_answer_ns, now, memory_order_relaxed);

@@ -263,6 +263,14 @@ static uint64_t longest_sleep(const hsm_worker *worker) {
     return sleep;
 }
 
+/* Wake another worker if requests are left: the wake of this one may have been for several, or for one that it does not
+ * serve, being quarantined. */
+static void pass_wake_on(hsm_area *area, bool waited) {
+    if (waited && hsm_area_queued(area) != 0) {
+        hsm_area_unpark(area, 1);
+    }
+}
+
 /* Wait for a request. Returns false when the engine stops; `waited` says whether time has passed. */
 static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
     hsm_area *area = worker->engine->area;
@@ -274,8 +282,8 @@ static bool next_request(hsm_worker *worker, uint32_t *index, bool *waited) {
         bool aside = atomic_load_explicit(&worker->engine->aside_count, memory_order_relaxed) != 0;
         if (leaves || (mode == HSM_MODE_RUN &&
                        ((aside && hsm_take_aside(worker, hsm_now_ns(), index)) || hsm_area_claim(area, index)))) {
-            /* The submitter may have counted on this worker for this request, or for several; pass the wake on. */
-            if (*waited && (aside || hsm_area_queued(area) != 0)) {
+            pass_wake_on(area, *waited);
+            if (*waited && aside) {
                 hsm_area_unpark(area, 1);
             }
             return !leaves;
