@@ -41,7 +41,8 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     if (status == HSM_OK) {
         client->free_slots = hsm_alloc(client->area->slots * sizeof *client->free_slots);
         client->use = hsm_alloc(client->area->slots);
-        if (client->free_slots == NULL || client->use == NULL) {
+        client->seen = hsm_alloc(client->area->slots);
+        if (client->free_slots == NULL || client->use == NULL || client->seen == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
         } else {
             for (; client->free_count < client->area->slots; client->free_count++) {
@@ -69,6 +70,7 @@ void hsm_client_free(hsm_client *client) {
     }
     hsm_free(client->free_slots);
     hsm_free(client->use);
+    hsm_free(client->seen);
     hsm_free(client);
 }
 

@@ -18,6 +18,7 @@ struct hsm_client {
     uint64_t head;        /* of the completion ring */
     uint64_t taken_at_ns; /* our own copy: what is in the area others may overwrite */
     bool batching;
+    uint8_t *seen;        /* by slot, for hsm_client_replay, which must not fail */
     uint8_t *use;         /* by slot: enum hsm_slot_use */
     uint32_t *free_slots; /* a stack, so that the slots in use stay few and warm */
 };

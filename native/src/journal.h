@@ -64,6 +64,9 @@ struct hsm_journal {
 };
 
 /* Have the thread look again at what it waits for. Any thread. */
-void hsm_journal_wake(hsm_journal *journal);
+static inline void hsm_journal_wake(hsm_journal *journal) {
+    atomic_fetch_add(&journal->turn, 1);
+    hsm_futex_wake(&journal->turn, 1, true);
+}
 
 #endif

@@ -159,11 +159,6 @@ uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign
     return seq;
 }
 
-void hsm_journal_wake(hsm_journal *journal) {
-    atomic_fetch_add(&journal->turn, 1);
-    hsm_futex_wake(&journal->turn, 1, true);
-}
-
 void hsm_journal_flush(hsm_journal *journal) {
     if (forked(journal)) {
         return;

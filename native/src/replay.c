@@ -1,6 +1,8 @@
 /* After a host process has died: the requests that it had begun and not answered are queued again, or fail. */
 #include "client.h"
 
+#include <string.h>
+
 /* Close a completion ring up that may have holes: places that a worker had reserved and not filled. Marks the slots
  * that were answered before the end in `seen`. */
 static void close_completions(hsm_client *client, uint8_t *seen) {
@@ -26,10 +28,8 @@ uint32_t hsm_client_replay(hsm_client *client) {
         return 0;
     }
     hsm_area *area = client->area;
-    uint8_t *seen = hsm_alloc(area->slots);
-    if (seen == NULL) {
-        return 0; /* the requests fail at their deadlines */
-    }
+    uint8_t *seen = client->seen;
+    memset(seen, 0, area->slots);
     atomic_store(&area->shared->mode, HSM_MODE_PAUSED);
     close_completions(client, seen);
     uint64_t head = atomic_load(&area->shared->request_head);
@@ -79,7 +79,6 @@ uint32_t hsm_client_replay(hsm_client *client) {
         }
     }
     hsm_client_publish(client);
-    hsm_free(seen);
     if (answers) {
         atomic_store(&area->shared->notify, HSM_NOTIFY_FIRED);
         hsm_event_clear(client->event_fd); /* the host may have filled the counter: then a write would block */

@@ -55,7 +55,7 @@ class AuditStatus:
     """Sum of the commit times, in nanoseconds."""
 
 
-MAX_PENDING: Final = 64 << 20
+MAX_PENDING: Final = 56 << 20
 """Most bytes of records that may wait for the disk; those of requests that an HSM has begun by then come on top."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _PRUNE_SECONDS: Final = 3600

@@ -53,8 +53,8 @@ int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 
 /* Verify a signature in software: libsodium for Ed25519 (rejects small-order keys and non-canonical encodings),
  * libcrypto for ECDSA, where a high s is rejected too. Takes no lock; 40 to 120 microseconds; never calls a module.
- * Returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of the
- * curve. */
+ * Returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of
+ * the curve. */
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
                       size_t message_len, const uint8_t *signature, size_t signature_len);
 

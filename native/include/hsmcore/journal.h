@@ -61,7 +61,7 @@ void hsm_journal_stats_read(const hsm_journal *journal, hsm_journal_stats *stats
 
 /* The number that the next line will have. */
 uint64_t hsm_journal_next(const hsm_journal *journal);
-/* Append a line, newline included, that bears the next number. Returns 0 when memory is short, and in a forked child. */
+/* Append a line, newline included, that bears the next number. Returns 0 when memory is short or in a forked child. */
 int hsm_journal_put(hsm_journal *journal, const char *line, size_t len);
 
 /* What a record of one signature says beside what its template does. */
