@@ -4,12 +4,15 @@
  *   hot_path SECTION SIGNATURES
  *
  * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the
- * digest that a record needs), cache-hit, cache-miss (lookup, fill, eviction), audit-line.
+ * digest that a record needs), requests (as ring, through the request table), cache-hit, cache-miss (lookup, fill,
+ * eviction), audit-line.
  */
 #include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
 
 #include <stdio.h>
 #include <stdlib.h>
+
+#include <hsmcore/requests.h>
 
 #include "journal.h"
 
@@ -24,6 +27,7 @@ static hsm_worker *worker;
 static hsm_key_info key;
 static hsm_cache *cache;
 static hsm_journal journal;
+static hsm_requests *table;
 static uint8_t message[MESSAGE_BYTES];
 
 _Noreturn static void fail(const char *what) {
@@ -70,8 +74,18 @@ static void number_message(uint64_t number) {
     memcpy(message, &number, sizeof number);
 }
 
-static void ring(uint64_t signatures) {
+static void serve_all(void) {
     hsm_area *area = engine->area;
+    uint64_t now = hsm_now_ns();
+    uint32_t index;
+    while (hsm_area_claim(area, &index)) {
+        now = serve(worker, index, now);
+        hsm_notify(area, client->event_fd, client->timer_fd, hsm_area_queued(area) == 0, now, worker->record);
+        hsm_warmer_note(engine, now);
+    }
+}
+
+static void ring(uint64_t signatures) {
     hsm_completion done;
     for (uint64_t number = 0; number < signatures; number += BATCH) {
         hsm_client_batch_begin(client);
@@ -83,13 +97,7 @@ static void ring(uint64_t signatures) {
                     "hsm_client_submit");
         }
         hsm_client_batch_end(client);
-        uint64_t now = hsm_now_ns();
-        uint32_t index;
-        while (hsm_area_claim(area, &index)) {
-            now = serve(worker, index, now);
-            hsm_notify(area, client->event_fd, client->timer_fd, hsm_area_queued(area) == 0, now, worker->record);
-            hsm_warmer_note(engine, now);
-        }
+        serve_all();
         hsm_client_wake_clear(client);
         uint64_t answered = 0;
         while (hsm_client_next(client, &done) != 0) {
@@ -98,6 +106,31 @@ static void ring(uint64_t signatures) {
             answered++;
         }
         require(answered == BATCH, "completions are missing");
+    }
+}
+
+static void requests(uint64_t signatures) {
+    static uint8_t messages[BATCH][MESSAGE_BYTES]; /* they stay in place until their requests are over */
+    hsm_ask ask = {.message_len = MESSAGE_BYTES, .key = key.index, .timeout_ns = COALESCE_NS};
+    hsm_answer answer;
+    for (uint64_t number = 0; number < signatures; number += BATCH) {
+        hsm_client_batch_begin(client);
+        for (uint64_t i = 0; i < BATCH; i++) {
+            uint64_t text = number + i;
+            memcpy(messages[i], &text, sizeof text);
+            ask.message = messages[i];
+            require(hsm_requests_submit(table, &ask, &answer) == HSM_OK && answer.request != 0, "hsm_requests_submit");
+        }
+        hsm_client_batch_end(client);
+        serve_all();
+        hsm_client_wake_clear(client);
+        uint64_t answered = 0;
+        while (hsm_requests_next(table, &answer) != 0) {
+            require(answer.status == HSM_OK && answer.claimed != 0, "a signature failed");
+            hsm_requests_end(table, answer.request);
+            answered++;
+        }
+        require(answered == BATCH, "answers are missing");
     }
 }
 
@@ -158,6 +191,12 @@ static void prepare_digest(void) {
     start(1);
 }
 
+static void prepare_requests(void) {
+    start(0);
+    require(hsm_requests_new(client, NULL, &table) == HSM_OK, "hsm_requests_new");
+    require(hsm_requests_pin(table, &key, 0, 0) == HSM_OK, "hsm_requests_pin");
+}
+
 static void prepare_cache(void) {
     require(hsm_cache_new(CACHE, &cache) == HSM_OK, "hsm_cache_new");
     for (uint64_t number = 0; number < CACHE; number++) {
@@ -178,6 +217,7 @@ static const struct section {
 } sections[] = {
     {"ring", prepare_ring, ring},
     {"ring-digest", prepare_digest, ring},
+    {"requests", prepare_requests, requests},
     {"cache-hit", prepare_cache, cache_hit},
     {"cache-miss", prepare_cache, cache_miss},
     {"audit-line", prepare_journal, audit_line},
