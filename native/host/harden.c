@@ -1,5 +1,6 @@
 /* Privileges that a signing process gives up. */
 #include "harden.h"
+#include "landlock.h"
 
 #include <errno.h>
 #include <fcntl.h>

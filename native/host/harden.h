@@ -2,17 +2,11 @@
 #ifndef HSM_HARDEN_H
 #define HSM_HARDEN_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 /* No core dumps, no debugger, no new privileges; then the two filters: Landlock for files and other processes' memory
  * (landlock.c), seccomp for system calls. A step that the kernel lacks is skipped. Returns what took effect, as bits of
  * enum hsm_hardening. Call it before any thread is started. */
 uint32_t hsm_harden(int32_t *landlock_abi);
-
-/* The kernel's version of Landlock; 0: none. */
-int32_t hsm_landlock_abi(void);
-/* Enter a Landlock domain. Keeps a few descriptors open. Needs no new privileges. Returns whether it took effect. */
-bool hsm_landlock_enter(int32_t abi);
 
 #endif

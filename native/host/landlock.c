@@ -2,9 +2,9 @@
  * there, and of /proc there is what modules read.
  *
  * Landlock allows and does not refuse, so each entry of the root folder is allowed but for /proc. Where a module's
- * library, configuration and token lie is the vendor's choice, and so is what it connects to: they all stay as they are.
- * What is mounted directly under / later on is not seen. */
-#include "harden.h"
+ * library, configuration and token lie is the vendor's choice, and so is what it connects to: they all stay as they
+ * are. What is mounted directly under / later on is not seen. */
+#include "landlock.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -79,8 +79,8 @@ static bool allow_root_entries(int ruleset, uint64_t refer) {
     return done;
 }
 
-/* What modules and their libraries read of /proc. The descriptors stay open: the kernel makes a new inode, which no rule
- * names, when it has forgotten an entry of /proc. */
+/* What modules and their libraries read of /proc. The descriptors stay open: the kernel makes a new inode, which no
+ * rule names, when it has forgotten an entry of /proc. */
 static bool allow_proc_entries(int ruleset) {
     static const char *const names[] = {"bus",         "cgroups", "cpuinfo", "crypto", "devices", "driver",
                                         "filesystems", "loadavg", "meminfo", "misc",   "modules", "scsi",

@@ -193,7 +193,7 @@ static void complete_queued(hsm_engine *engine) {
 
 /* How many threads use the engine. Call with `state` held. */
 static uint32_t inside(const hsm_engine *engine) {
-    return engine->running + engine->starting + engine->guests + (engine->closing_token && !engine->token_closed);
+    return engine->running + engine->starting + engine->visitors + (engine->closing_token && !engine->token_closed);
 }
 
 /* Wait until no thread uses the engine, or until a time. Returns how many do. */
@@ -282,24 +282,6 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     }
     destroy(engine);
     return 0;
-}
-
-hsm_status hsm_engine_guest_enter(hsm_engine *engine, hsm_error *error) {
-    if (engine->fork_generation != hsm_fork_generation()) {
-        return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
-    }
-    (void)pthread_mutex_lock(&engine->state);
-    bool closing = atomic_load(&engine->closing);
-    engine->guests += closing ? 0U : 1U;
-    (void)pthread_mutex_unlock(&engine->state);
-    return closing ? hsm_fail(error, HSM_CLOSED, "", "the engine is being stopped") : HSM_OK;
-}
-
-void hsm_engine_guest_leave(hsm_engine *engine) {
-    (void)pthread_mutex_lock(&engine->state);
-    engine->guests--;
-    (void)pthread_cond_broadcast(&engine->changed);
-    (void)pthread_mutex_unlock(&engine->state);
 }
 
 void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info) {

@@ -134,7 +134,7 @@ struct hsm_engine {
     pthread_mutex_t state;
     pthread_cond_t changed;
     uint32_t starting, running;
-    uint32_t guests;    /* other threads inside: hsm_engine_add_key */
+    uint32_t visitors;  /* other threads inside: hsm_engine_add_key */
     bool closing_token; /* the thread `closer` was started, */
     bool token_closed;  /* and has ended its work */
     pthread_t closer;
@@ -144,10 +144,10 @@ struct hsm_engine {
     hsm_worker *workers;
 };
 
-/* engine.c: a thread that is no worker's uses the engine until it leaves; hsm_engine_stop waits for it. Returns
+/* thread.c: a thread that is no worker's uses the engine until it leaves; hsm_engine_stop waits for it. Returns
  * HSM_CLOSED once the engine is being stopped. */
-hsm_status hsm_engine_guest_enter(hsm_engine *engine, hsm_error *error);
-void hsm_engine_guest_leave(hsm_engine *engine);
+hsm_status hsm_visitor_enter(hsm_engine *engine, hsm_error *error);
+void hsm_visitor_leave(hsm_engine *engine);
 
 /* worker.c: the thread function of a worker; `argument` is its hsm_worker. */
 void *hsm_worker_main(void *argument);

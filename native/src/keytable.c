@@ -175,7 +175,7 @@ hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *select
 
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error) {
-    hsm_status status = hsm_engine_guest_enter(engine, error);
+    hsm_status status = hsm_visitor_enter(engine, error);
     if (status != HSM_OK) {
         return status;
     }
@@ -188,7 +188,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
         record_missing(engine, selector, index);
     }
     hsm_engine_unlock(engine);
-    hsm_engine_guest_leave(engine);
+    hsm_visitor_leave(engine);
     return status;
 }
 

@@ -22,7 +22,8 @@
 #define LADDER_NS (500 * MS)
 /* A request with less time than this is not put aside any more: its error is to reach its caller. */
 #define LEAST_ASIDE_NS (256 * MS)
-/* The pause of a worker that puts a request aside while no session signs, so that a module that is busy is left alone. */
+/* The pause of a worker that puts a request aside while no session signs, so that a module that is busy is left
+ * alone. */
 #define PACE_NS (16 * MS)
 #define BACKOFF_NS MS
 #define BACKOFF_MAX_SHIFT 7U

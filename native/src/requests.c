@@ -1,4 +1,5 @@
-/* The way of a request: from hsm_requests_submit through a slot, or behind an identical request, to hsm_requests_next. */
+/* The way of a request: from hsm_requests_submit through a slot, or behind an identical request, to
+ * hsm_requests_next. */
 #include <string.h>
 
 #include "table.h"

@@ -1,6 +1,6 @@
-/* The request table's memory: requests by number, slots, lists. A request is in one list at a time: it waits for a slot,
- * follows an identical request in a slot, is ready to be answered, is held until its record is durable, or is free. One
- * that is with the workers is in none: its slot names it. */
+/* The request table's memory: requests by number, slots, lists. A request is in one list at a time: it waits for a
+ * slot, follows an identical request in a slot, is ready to be answered, is held until its record is durable, or is
+ * free. One that is with the workers is in none: its slot names it. */
 #ifndef HSM_TABLE_H
 #define HSM_TABLE_H
 

@@ -31,3 +31,21 @@ void hsm_worker_reap(hsm_worker *worker) {
         atomic_store(&worker->thread_state, HSM_THREAD_NONE);
     }
 }
+
+hsm_status hsm_visitor_enter(hsm_engine *engine, hsm_error *error) {
+    if (engine->fork_generation != hsm_fork_generation()) {
+        return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
+    }
+    (void)pthread_mutex_lock(&engine->state);
+    bool closing = atomic_load(&engine->closing);
+    engine->visitors += closing ? 0U : 1U;
+    (void)pthread_mutex_unlock(&engine->state);
+    return closing ? hsm_fail(error, HSM_CLOSED, "", "the engine is being stopped") : HSM_OK;
+}
+
+void hsm_visitor_leave(hsm_engine *engine) {
+    (void)pthread_mutex_lock(&engine->state);
+    engine->visitors--;
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+}

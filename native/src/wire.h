@@ -11,8 +11,8 @@
 /* The host finds its descriptors at these numbers. */
 enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, HSM_FD_END };
 
-/* Signals that a terminal or a service manager sends to every process of the application. The host ends with the client,
- * so that what it has begun is answered. */
+/* Signals that a terminal or a service manager sends to every process of the application. The host ends with the
+ * client, so that what it has begun is answered. */
 #define HSM_HOST_IGNORES {SIGINT, SIGTERM, SIGHUP, SIGQUIT}
 
 /* Changes with every change of a message or of the area's layout. */

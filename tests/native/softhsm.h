@@ -120,7 +120,8 @@ static inline CK_SESSION_HANDLE softhsm_login(CK_FUNCTION_LIST *p11) {
 
 /* Make the token and its keys: "ed25519", "p256", "secp256k1" and, twice, "twin". */
 static inline void softhsm_begin(void) {
-    /* SoftHSM writes errors to the system's log and keeps the connection; so it is there before descriptors are counted. */
+    /* SoftHSM writes errors to the system's log and keeps the connection; so it is there before descriptors are
+     * counted. */
     openlog("hsmcore-test", LOG_NDELAY, LOG_USER);
     softhsm_find_module();
     softhsm_write_configuration();

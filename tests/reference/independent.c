@@ -1,10 +1,9 @@
-/* A second signing loop, to hold the first one (bench/native/raw/raw_sign.c) against. It shares nothing with it but the
- * standard's header: no histogram, no clock reading per signature, no hashing. Each thread opens a session, finds the key
- * and signs one 32-byte digest with CKM_ECDSA, as load generators for PKCS#11 do.
+/* A second signing loop, to hold the first one (bench/native/raw/raw_sign.c) against. It shares nothing with it but
+ * the standard's header: no histogram, no clock reading per signature, no hashing. Each thread opens a session,
+ * finds the key and signs one 32-byte digest with CKM_ECDSA, as load generators for PKCS#11 do.
  *
- *   independent MODULE TOKEN LABEL THREADS      the PIN in HSM_PIN
- *   stdin   run SECONDS
- *   stdout  {"ready": true}, then for each run {"signatures": N, "seconds": S}
+ * independent MODULE TOKEN LABEL THREADS      the PIN in HSM_PIN stdin   run SECONDS stdout  {"ready": true}, then
+ * for each run {"signatures": N, "seconds": S}
  *
  * After each run the last signature of every thread is verified with the token's public key. */
 #define CRYPTOKI_COMPAT

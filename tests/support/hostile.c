@@ -1,6 +1,6 @@
-/* A module before TARGET whose C_Sign does, for a message "do:NAME ...", what NAME says against the application, appends
- * "NAME result" to the file beside it (0: it was done, else the errno), and then signs. tests/support/wrapper.py puts
- * the rest of a module before it. */
+/* A module before TARGET whose C_Sign does, for a message "do:NAME ...", what NAME says against the application,
+ * appends "NAME result" to the file beside it (0: it was done, else the errno), and then signs.
+ * tests/support/wrapper.py puts the rest of a module before it. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,6 @@
-/* Through the engine: one thread submits what is due, takes answers, and sleeps until either has more to do. It plays the
- * event loop's part, on the same request table: cache and single-flight, deadlines, supervision of workers that hang. */
+/* Through the engine: one thread submits what is due, takes answers, and sleeps until either has more to do. It
+ * plays the event loop's part, on the same request table: cache and single-flight, deadlines, supervision of workers
+ * that hang. */
 #include "load.h"
 
 #include <hsmcore/requests.h>

@@ -1,6 +1,6 @@
-/* A guest serves the requests of a table in the caller's own thread, in place of an engine: for keys behind coroutines or
- * in memory. It claims a request for one of its runners, the caller signs, the guest completes it; then the answer is
- * taken with hsm_requests_next as ever. Its counters are those of an engine, see hsm_client_stats.
+/* A guest serves the requests of a table in the caller's own thread, in place of an engine: for keys behind coroutines
+ * or in memory. It claims a request for one of its runners, the caller signs, the guest completes it; then the answer
+ * is taken with hsm_requests_next as ever. Its counters are those of an engine, see hsm_client_stats.
  *
  * One thread at a time, the one that submits. A table has a guest or an engine, not both.
  */
@@ -22,11 +22,11 @@ HSM_NODISCARD hsm_status hsm_guest_add_key(hsm_guest *guest, hsm_key_info *key, 
 /* Begin the next request with this idle runner. Requests that were cancelled, whose deadline has passed or whose key is
  * retired complete without it. Returns the request's number, or 0 when there is none. */
 uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key);
-/* 1 if a call has overrun: the runner's request has no waiter left, and its deadline has passed. From then on the runner
- * counts as stuck. */
+/* 1 if a call has overrun: the runner's request has no waiter left, and its deadline has passed. From then on the
+ * runner counts as stuck. */
 int hsm_guest_overran(hsm_guest *guest, uint32_t runner);
-/* End the runner's request: with a signature of HSM_MAX_SIGNATURE bytes, or with a status other than HSM_OK. Returns the
- * slot that it had. */
+/* End the runner's request: with a signature of HSM_MAX_SIGNATURE bytes, or with a status other than HSM_OK. Returns
+ * the slot that it had. */
 uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uint64_t ckr, const uint8_t *signature);
 /* Complete every request that no runner has begun. */
 void hsm_guest_refuse(hsm_guest *guest, hsm_status status);

@@ -63,11 +63,12 @@ void hsm_requests_retire(hsm_requests *table, uint32_t key);
 int hsm_requests_knows(const hsm_requests *table, uint32_t key);
 /* Whether identical messages may get the same signature of this key. */
 int hsm_requests_cacheable(const hsm_requests *table, uint32_t key);
-/* How many requests are served at the same time, for admission control: nothing is refused while fewer are under way. */
+/* How many requests are served at the same time, for admission control: nothing is refused while fewer are under
+ * way. */
 void hsm_requests_serve(hsm_requests *table, uint32_t workers);
 
-/* How many requests there is room for: the lower half of a number is below it. Grows the table when none is left, so that
- * the next hsm_requests_submit finds room and numbers its request within it. 0 when memory is short. */
+/* How many requests there is room for: the lower half of a number is below it. Grows the table when none is left, so
+ * that the next hsm_requests_submit finds room and numbers its request within it. 0 when memory is short. */
 uint32_t hsm_requests_room(hsm_requests *table);
 /* Whether admission control refuses `count` more requests: then the last of them would miss its deadline. */
 int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns);

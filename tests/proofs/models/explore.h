@@ -1,5 +1,5 @@
-/* A model checker for the engine's own atomics: runs a few threads of real code in every order and with every value that
- * C11 lets their loads return. See explore.c for the memory model; a model is one .c file beside it. */
+/* A model checker for the engine's own atomics: runs a few threads of real code in every order and with every value
+ * that C11 lets their loads return. See explore.c for the memory model; a model is one .c file beside it. */
 #ifndef HSM_EXPLORE_H
 #define HSM_EXPLORE_H
 
@@ -28,8 +28,8 @@ void mm_relax(void);
 void mm_name(const void *address, const char *name);
 /* The number of the thread that runs. */
 int mm_self(void);
-/* Let other threads go on until one has written what this one has read since its last pause. For loops that poll: a turn
- * without a store must leave no trace in the caller's variables. */
+/* Let other threads go on until one has written what this one has read since its last pause. For loops that poll: a
+ * turn without a store must leave no trace in the caller's variables. */
 void mm_pause(void);
 /* Wait until the descriptor, or the other one, is readable: hsm_event_set makes it so, hsm_event_clear ends it. */
 void mm_wait_readable(int fd, int other);

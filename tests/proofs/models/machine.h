@@ -1,18 +1,19 @@
-/* The explorer. Clang compiles the engine's sources with -fsanitize=thread, which turns each atomic operation and each
- * plain access into a call; this file stands in for the sanitizer's runtime, so what is checked is the very code.
+/* The explorer. Clang compiles the engine's sources with -fsanitize=thread, which turns each atomic operation and
+ * each plain access into a call; this file stands in for the sanitizer's runtime, so what is checked is the very
+ * code.
  *
  * The model is C11's as repaired in RC11 (Lahav et al., PLDI 2017), as a machine with views: a location is a list of
- * messages in modification order; a thread's view says how far into each list it has seen. A load may return any message
- * that is not older than the view, a store may go before messages that its thread has not seen, and acquire, release and
- * fences join views. Whatever AArch64, RISC-V or POWER may do with the compiled code is allowed here too, but for one
- * thing: a relaxed load is not delayed beyond a later store of its thread. Two plain accesses that nothing orders are a
- * data race, which is reported.
+ * messages in modification order; a thread's view says how far into each list it has seen. A load may return any
+ * message that is not older than the view, a store may go before messages that its thread has not seen, and acquire,
+ * release and fences join views. Whatever AArch64, RISC-V or POWER may do with the compiled code is allowed here
+ * too, but for one thing: a relaxed load is not delayed beyond a later store of its thread. Two plain accesses that
+ * nothing orders are a data race, which is reported.
  *
- * The search is depth-first over all choices: which thread goes on, which message a load returns, where a store goes. An
- * execution is run again from its start for each choice. A state that was seen before is not searched again: a state is
- * what each thread has read so far, with the messages and views. A location that only one thread uses takes no part; at
- * its first use by a second one the search begins again. A wait that nothing ends is a violation, whatever its timeout:
- * so a lost wake-up cannot hide behind one. */
+ * The search is depth-first over all choices: which thread goes on, which message a load returns, where a store
+ * goes. An execution is run again from its start for each choice. A state that was seen before is not searched
+ * again: a state is what each thread has read so far, with the messages and views. A location that only one thread
+ * uses takes no part; at its first use by a second one the search begins again. A wait that nothing ends is a
+ * violation, whatever its timeout: so a lost wake-up cannot hide behind one. */
 #ifndef HSM_EXPLORE_MACHINE_H
 #define HSM_EXPLORE_MACHINE_H
 

@@ -38,7 +38,7 @@ class OffloadEngine(Guest):
         engine._runner = (
             InstantRunner(engine, backend)
             if isinstance(backend, InstantBackend)
-            else TaskRunner(engine, backend, runners, rules["member"])
+            else TaskRunner(engine, backend, runners, rules["member"], engine.look_again)
         )
         engine.serve(runners, verify_every, engine._runner.pump)
         return engine

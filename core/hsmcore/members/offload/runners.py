@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, runtime_checkable
 
+from hsmcore._native import Guest
 from hsmcore.errors import HsmError, InternalError, error_of
-
-if TYPE_CHECKING:
-    from hsmcore.members.offload.engine import OffloadEngine
 
 STUCK_SECONDS = 0.05
 """Seconds within which a back end must obey a cancellation; after that its call counts as stuck."""
@@ -39,10 +37,11 @@ class Backend(Protocol):
 
 
 class TaskRunner:
-    """A task for each request, at most `count` at once."""
+    """A task for each request, at most `count` at once. `changed()` is called when `clogged` changes."""
 
-    def __init__(self, engine: OffloadEngine, backend: Backend, count: int, member: str) -> None:
+    def __init__(self, engine: Guest, backend: Backend, count: int, member: str, changed: Callable[[], None]) -> None:
         self._engine, self._sign, self._count, self._member = engine, backend.sign, count, member
+        self._changed = changed
         self._idle = list(range(count))
         self._tasks: dict[int, asyncio.Task[bytes]] = {}
         self._expired: set[int] = set()
@@ -65,7 +64,7 @@ class TaskRunner:
         self._expired.discard(runner)
         if self.clogged:
             self.clogged = False
-            self._engine.look_again()
+            self._changed()
         self._engine.deliver()
         self.pump()
 
@@ -92,7 +91,7 @@ class TaskRunner:
     def _look_at_expired(self) -> None:
         if len(self._expired) >= self._count:
             self.clogged = True
-            self._engine.look_again()
+            self._changed()
 
     async def stop(self, timeout: float) -> int:
         """Cancel every task. Returns how many did not end within `timeout` seconds."""
@@ -107,7 +106,7 @@ class InstantRunner:
 
     clogged = False
 
-    def __init__(self, engine: OffloadEngine, backend: InstantBackend) -> None:
+    def __init__(self, engine: Guest, backend: InstantBackend) -> None:
         self._engine, self._sign = engine, backend.sign_now
         self._handle: asyncio.Handle | None = None
 
