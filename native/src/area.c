@@ -195,19 +195,6 @@ void hsm_area_park(hsm_area *area, uint32_t worker, uint64_t timeout_ns) {
     atomic_fetch_and(word, ~bit);
 }
 
-void hsm_worker_tally(hsm_worker_record *record, hsm_status status) {
-    if (status == HSM_OK) {
-        hsm_add_relaxed(&record->signatures, 1);
-    } else if (status == HSM_DEADLINE_EXCEEDED) {
-        hsm_add_relaxed(&record->expired, 1);
-    } else if (status == HSM_CANCELLED) {
-        hsm_add_relaxed(&record->cancelled, 1);
-    } else {
-        hsm_add_relaxed(&record->failures, 1);
-        hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
-    }
-}
-
 uint64_t hsm_area_oldest(hsm_area *area) {
     uint64_t head = atomic_load_explicit(&area->shared->request_head, memory_order_acquire);
     if (hsm_area_queued_from(area, head) == 0) {

@@ -162,7 +162,18 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
 }
 
 /* Count a request that its worker has completed. */
-void hsm_worker_tally(hsm_worker_record *record, hsm_status status);
+static inline void hsm_worker_tally(hsm_worker_record *record, hsm_status status) {
+    if (status == HSM_OK) {
+        hsm_add_relaxed(&record->signatures, 1);
+    } else if (status == HSM_DEADLINE_EXCEEDED) {
+        hsm_add_relaxed(&record->expired, 1);
+    } else if (status == HSM_CANCELLED) {
+        hsm_add_relaxed(&record->cancelled, 1);
+    } else {
+        hsm_add_relaxed(&record->failures, 1);
+        hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
+    }
+}
 
 /* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is
  * read later. Were the tail the older of the two, the head could be past it. */

@@ -141,8 +141,8 @@ void hsm_client_publish(hsm_client *client) {
     }
 }
 
-static void fill(hsm_client *client, uint32_t index, uint32_t key, const uint8_t *message, size_t message_len,
-                 uint64_t deadline_ns) {
+static inline void fill(hsm_client *client, uint32_t index, uint32_t key, const uint8_t *message, size_t message_len,
+                        uint64_t deadline_ns) {
     hsm_slot *slot = hsm_area_slot(client->area, index);
     slot->deadline_ns = deadline_ns;
     slot->message_len = (uint32_t)message_len;
@@ -152,8 +152,8 @@ static void fill(hsm_client *client, uint32_t index, uint32_t key, const uint8_t
     }
 }
 
-hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
-                            uint64_t deadline_ns, uint32_t *slot_out) {
+static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
+                             uint64_t deadline_ns, uint32_t *slot_out) {
     if (hsm_client_forked(client)) {
         return HSM_FORKED;
     }
@@ -179,11 +179,16 @@ hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *mes
     return HSM_OK;
 }
 
+hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
+                            uint64_t deadline_ns, uint32_t *slot) {
+    return put(client, key, message, message_len, now, deadline_ns, slot);
+}
+
 hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
                              uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns) {
     uint64_t now = hsm_now_ns();
     *deadline_ns = timeout_ns != 0 && timeout_ns <= UINT64_MAX - now ? now + timeout_ns : 0;
-    return hsm_client_write(client, key, message, message_len, now, *deadline_ns, slot);
+    return put(client, key, message, message_len, now, *deadline_ns, slot);
 }
 
 void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
