@@ -1,5 +1,5 @@
 /* The engine's inside, shared by its files. Read engine.c (life cycle), worker.c (the loop), session.c, recover.c (the
- * ladder) with down.c, keytable.c (keys), supervise.c (hanging workers), in this order. */
+ * ladder) with aside.c and down.c, keytable.c (keys), supervise.c (hanging workers), in this order. */
 #ifndef HSM_ENGINE_H
 #define HSM_ENGINE_H
 
@@ -188,8 +188,8 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
 
 /* ---- recover.c ---- */
 
-/* The request in this slot failed for the first time at `now`, or for the first time since it was put aside. */
-void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t slot);
+/* The request in the slot `index` failed for the first time at `now`, or for the first time since it was put aside. */
+void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t index);
 /* One step up the ladder after `status`; called inside the module. Returns whether another attempt is worth it now; if
  * not, it may be worth one later, at the ladder's `due_ns`. */
 bool hsm_ladder_climb(hsm_worker *worker, hsm_status status);

@@ -170,12 +170,12 @@ hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **o
     hsm_status status = enlist(resolved, args, &module, error);
     (void)pthread_mutex_unlock(&table_lock);
     free(resolved);
-    if (status != HSM_OK) {
+    if (module == NULL) {
         return status;
     }
     (void)pthread_mutex_lock(&module->state);
     status = module->p11 != NULL ? HSM_OK : load(module, error);
-    if (status == HSM_OK && !module->initialized) {
+    if (status == HSM_OK && module->p11 != NULL && !module->initialized) {
         status = initialize(module, error);
     }
     (void)pthread_mutex_unlock(&module->state);
