@@ -1,6 +1,8 @@
 /* The measurement behind admission control, in windows. */
 #include "admission.h"
 
+#include <string.h>
+
 /* A window ends after WINDOW_ANSWERS or WINDOW_LONGEST_NS, but lasts at least WINDOW_SHORTEST_NS. */
 #define WINDOW_ANSWERS 16U
 #define WINDOW_LONGEST_NS UINT64_C(250000000)
@@ -10,6 +12,16 @@ static void begin(hsm_admission *admission, uint64_t now, bool loaded) {
     admission->begun_ns = now;
     admission->answers = 0;
     admission->loaded = loaded;
+}
+
+static uint64_t fastest(const hsm_admission *admission) {
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < HSM_ADMISSION_WINDOWS; i++) {
+        if (admission->windows[i] != 0 && admission->windows[i] < least) {
+            least = admission->windows[i];
+        }
+    }
+    return least;
 }
 
 void hsm_admission_note(hsm_admission *admission, uint64_t now, uint64_t answers, bool loaded) {
@@ -25,16 +37,12 @@ void hsm_admission_note(hsm_admission *admission, uint64_t now, uint64_t answers
         return;
     }
     uint64_t sample = took / admission->answers;
-    uint64_t known = admission->each_ns;
     if (admission->loaded) {
         admission->measured_ns = now;
     }
-    if (admission->loaded && known == 0) {
-        admission->each_ns = sample;
-    } else if (sample < known) { /* a shorter time is true under any load */
-        admission->each_ns -= (known - sample) / 4U;
-    } else if (admission->loaded) {
-        admission->each_ns += ((sample < 2U * known ? sample : 2U * known) - known) / 4U;
+    if (admission->loaded || sample < admission->each_ns) { /* a shorter time is true under any load */
+        admission->windows[admission->next++ % HSM_ADMISSION_WINDOWS] = sample;
+        admission->each_ns = fastest(admission);
     }
     begin(admission, now, loaded);
 }
@@ -49,6 +57,7 @@ bool hsm_admission_refuses(hsm_admission *admission, uint64_t ahead, uint64_t co
     }
     if (ahead < admission->servers && hsm_now_ns() - admission->measured_ns > limit_ns) {
         admission->each_ns = 0;
+        memset(admission->windows, 0, sizeof admission->windows);
         return false;
     }
     return true;

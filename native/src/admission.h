@@ -5,11 +5,15 @@
 
 #include "base.h"
 
-/* Measures how fast requests are answered while others wait. A module that pauses must not count as slow, or the pause
- * would cost further requests: a window counts at most twice the measured time, and one without an answer does not
- * count. Zeroed memory, with `servers` set, has measured nothing. */
+#define HSM_ADMISSION_WINDOWS 4U
+
+/* Measures how fast requests are answered while others wait, in windows; the fastest of the last four counts. A module
+ * that pauses must not count as slow, or the pause would cost further requests: only what is slow in every window is.
+ * Zeroed memory, with `servers` set, has measured nothing. */
 typedef struct hsm_admission {
-    uint64_t each_ns; /* from one answer to the next; 0: not measured yet */
+    uint64_t each_ns;                        /* from one answer to the next; 0: not measured yet */
+    uint64_t windows[HSM_ADMISSION_WINDOWS]; /* the last ones, in ns; 0: none */
+    uint32_t next;
     uint64_t servers; /* requests that are served at the same time */
     uint64_t begun_ns, measured_ns, answers;
     bool loaded;

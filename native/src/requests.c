@@ -178,7 +178,7 @@ static uint32_t take(hsm_requests *table) {
     uint32_t index = at->owner;
     hsm_request *r = &table->all[index];
     hsm_status status = done.status < HSM_STATUS_COUNT ? done.status : HSM_CKR_UNKNOWN;
-    table->taken++;
+    table->taken += done.hsm_ns != 0 ? 1U : 0U; /* what was dropped says nothing about the service */
     if (status == HSM_OK) { /* copied once: what is checked, kept, recorded and handed out is the same */
         r->answer.signature_len = done.signature_len;
         memcpy(r->signature, done.signature, sizeof r->signature);

@@ -55,7 +55,7 @@ struct hsm_requests {
     uint32_t owed;  /* of these, those whose request is with the workers */
     bool verifies;  /* signatures are verified on this side */
     uint64_t wrong; /* of these, those that did not fit */
-    uint64_t taken; /* completions since admission control was told */
+    uint64_t taken; /* completions of calls since admission control was told */
 };
 
 /* Make room for more requests. Returns false when memory is short. */
