@@ -296,6 +296,8 @@ def stalled(folder: Path) -> Iterator[Journal]:
         interval_seconds=1.0,
         durability="fsync",
         fail_open=False,
+        wait_seconds=60.0,
+        max_pending=1 << 26,
     )
     journal.attach(asyncio.get_running_loop(), lambda *_: None, lambda _: EngineClosed("refused"), lambda *_: None)
     journal.detach()
