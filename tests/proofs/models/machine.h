@@ -4,7 +4,7 @@
  * The model is C11's as repaired in RC11 (Lahav et al., PLDI 2017), as a machine with views: a location is a list of
  * messages in modification order; a thread's view says how far into each list it has seen. A load may return any message
  * that is not older than the view, a store may go before messages that its thread has not seen, and acquire, release and
- * fences join views. Whatever AArch64, RISC-V or POWER may do with the compiled code is allowed here too, but for one
+ * fences join views. Whatever AArch64 and RISC-V may do with the compiled code is allowed here too, but for one
  * thing: a relaxed load is not delayed beyond a later store of its thread. Two plain accesses that nothing orders are a
  * data race, which is reported.
  *
