@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep build bench reference micro guard guard-update soak scrape-cost schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
+.PHONY: help run test check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -13,7 +13,7 @@ ARGS ?=
 
 BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
-C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/proofs tests/reference -name '*.[ch]')
+C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference tests/proofs -name '*.[ch]')
 JOBS := $(shell nproc)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
@@ -40,7 +40,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
-check-deep: sanitize-test guard ## Run the native tests under every sanitizer, and the fuzzers for a bounded time
+check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m pytest tests/browser/console_at_length.py --timeout 600
 	$(BIN)/python -m pytest tests/proofs/faults/audit_at_length.py --timeout 1200
@@ -50,6 +50,15 @@ check-deep: sanitize-test guard ## Run the native tests under every sanitizer, a
 	$(CONFIGURE) build/fuzz -DCMAKE_C_COMPILER=$(CLANG) -DHSMC_FUZZ=ON '-DHSMC_SANITIZE=address;undefined'
 	cmake --build build/fuzz
 	$(CTEST) build/fuzz
+
+proofs: setup-deep ## Prove memory orders, parsers and arithmetic within bounds: see tests/proofs/README.md
+	$(BIN)/python -m pytest -n $(JOBS) --timeout 1800 tests/proofs/memory_order.py tests/proofs/bounded.py $(ARGS)
+
+cross-test: setup-deep ## Cross-compile for AArch64 and run the native tests in QEMU
+	scripts/sysroot build/aarch64/sysroot
+	$(CONFIGURE) build/aarch64/build -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/scripts/aarch64.cmake
+	cmake --build build/aarch64/build
+	$(CTEST) build/aarch64/build --exclude-regex test_softhsm
 
 build: .venv/.built ## Build the extension and the tools in place
 
@@ -111,6 +120,10 @@ clean: ## Delete everything that was built; .venv stays
 .PHONY: native-configure
 native-configure: .venv/.setup-test
 	$(CONFIGURE) build/test -DCMAKE_BUILD_TYPE=Debug
+
+.PHONY: setup-deep
+setup-deep:
+	@scripts/setup deep
 
 # The script looks every time and touches its stamp only if it changed something, so FORCE rebuilds nothing by itself.
 .venv/.setup-run .venv/.setup-test: FORCE
