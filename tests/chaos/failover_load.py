@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.chaos.failover_site import Attempts
+from tests.support.liveness import Liveness
 
 import hsmcore
 from hsmcore.errors import AuditUnavailable, HsmError, RequestRejected
@@ -79,6 +80,7 @@ class Asking:
         self.asked = 0
         self.signed: dict[bytes, tuple[bytes, bytes]] = {}  # message -> (public key, signature)
         self.operations = 0
+        self.liveness = Liveness()
         manager.on("emergency-operation", self._operation)
 
     def _operation(self, _details: object) -> None:
@@ -129,12 +131,19 @@ class Asking:
 
     async def _plain(self) -> None:
         message, begun = self._message(), time.monotonic()
+        asked = self.liveness.ask("primary", begun, self.plan.timeout)
         try:
             signature = await self.manager.sign(message, self.plan.timeout)
         except HsmError as error:
+            # Only that key may sign it, and its members may be down. The literal mode counts its attempts.
+            asked.own = self.attempts.is_bound(message) or self.plan.mode == "literal"
+            self.liveness.end(asked, time.monotonic(), error.status)
             self._failed(error)
         else:
             self._good(message, signature, self._any_key())
+            # What the emergency level signs shows nothing: its budget ends at any time.
+            regular = self.signed[message][0] in self.keys if message in self.signed else True
+            self.liveness.end(asked, time.monotonic(), "OK" if regular else "CANCELLED")
         self._on_time(begun)
 
     async def _many(self) -> None:
@@ -210,6 +219,8 @@ class Asking:
         most = self.plan.budget
         verdict.fault("over budget", f"{self.operations} operations of {most}", max(self.operations - most, 0))
         verdict.fault("over budget", f"{verdict.emergencies} signatures of {most}", max(verdict.emergencies - most, 0))
+        found = self.liveness.without_need()
+        verdict.fault("refused without need", self.liveness.describe(found), sum(map(len, found.values())))
         if not self.plan.emergency:
             verdict.fault("over budget", "there is no emergency level", verdict.emergencies + self.operations)
         if self.plan.audited:

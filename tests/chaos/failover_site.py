@@ -154,6 +154,10 @@ class Attempts:
         elif not isinstance(result, HsmError) or unsure(result):
             self._bound[message][attempt] = key
 
+    def is_bound(self, message: bytes) -> bool:
+        """Whether a signature of it may exist."""
+        return bool(self._bound.get(message))
+
     def never(self, attempt: object) -> None:
         """The engine says that the abandoned request had not begun and never will."""
         self._never.add(attempt)
