@@ -4,15 +4,17 @@ counts. Only for deterministic signatures, where both answers are equal."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hsmcore.errors import HsmError
-from hsmcore.failover.breaker import Kind, kind_of
+from hsmcore.failover.breaker import Kind, kind_of, may_have_signed
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
     from hsmcore.failover.endpoint import Endpoint
     from hsmcore.failover.levels import Levels
+    from hsmcore.failover.request import Request
 
 FLOOR_S: Final = 0.001
 UNKNOWN_S: Final = 0.05
@@ -28,25 +30,34 @@ class Route(Protocol):
     def report(self, endpoint: Endpoint, kind: Kind, error: HsmError) -> None:
         """Count a failure of a member."""
 
+    def bind(self, messages: Iterable[bytes], key: bytes) -> None:
+        """Let no other key sign these messages."""
+
 
 Asked = dict["asyncio.Future[bytes]", tuple["Endpoint", KeyVersion]]
 
 
 async def hedged(
-    router: Route, endpoint: Endpoint, version: KeyVersion, signed: asyncio.Future[bytes], message: bytes, share: float
+    router: Route,
+    endpoint: Endpoint,
+    version: KeyVersion,
+    signed: asyncio.Future[bytes],
+    request: Request,
+    share: float,
 ) -> tuple[bytes, Endpoint, KeyVersion]:
-    """The first good answer, with its member and key. Raises the first member's error if there is no good answer.
-    `version`: the key of `signed`; by now the members may sign with another key."""
+    """The first good answer, with its member and key. Raises the first member's error if there is no good answer; the
+    message is bound to the key if the second member may have signed it. `version`: the key of `signed`; by now the
+    members may sign with another key."""
     asked: Asked = {signed: (endpoint, version)}
     endpoint.pending.add(signed)
     try:
         after = max(endpoint.watch.p99 / 1e9, FLOOR_S) if endpoint.watch.p99 else UNKNOWN_S
         done, _ = await asyncio.wait(asked, timeout=min(after, share))
         if not done:
-            known = _ask_second(router, endpoint, version, asked, message, share)
+            known = _ask_second(router, endpoint, version, asked, request.message, share)
             if known is not None:
                 return known
-        return await _first_good(router, asked)
+        return await _first_good(router, asked, request)
     finally:
         for future, (asked_of, _) in asked.items():
             asked_of.pending.discard(future)
@@ -78,7 +89,7 @@ def _ask_second(
     return None
 
 
-async def _first_good(router: Route, asked: Asked) -> tuple[bytes, Endpoint, KeyVersion]:
+async def _first_good(router: Route, asked: Asked, request: Request) -> tuple[bytes, Endpoint, KeyVersion]:
     first = next(iter(asked))
     waiting = set(asked)
     while waiting:
@@ -89,6 +100,8 @@ async def _first_good(router: Route, asked: Asked) -> tuple[bytes, Endpoint, Key
                 return future.result(), *asked[future]
             if not isinstance(ended, HsmError):
                 raise ended
+            if future is not first and may_have_signed(ended):
+                router.bind(request.bindable, asked[future][1].public_key)
             if future is not first and (kind := kind_of(ended)) is not None:
                 router.report(asked[future][0], kind, ended)
     return await first, *asked[first]  # raises

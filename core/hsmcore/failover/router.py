@@ -226,7 +226,7 @@ class Router:
                 if isinstance(signed, bytes):
                     return self._answered(endpoint, Answer(signed, endpoint, version, cached=True), episode)
                 try:
-                    signature, endpoint, version = await hedged(self, endpoint, version, signed, request.message, share)
+                    signature, endpoint, version = await hedged(self, endpoint, version, signed, request, share)
                 except (asyncio.CancelledError, AuditUnavailable):
                     self.bind(request.bindable, version.public_key)
                     raise
