@@ -73,3 +73,9 @@ def test_nothing_is_lost_over_the_levels():
     assert total["transitions"] > 24
     assert total["emergency signatures"] > 0
     assert total["audit records of signatures"] > 100
+
+
+def test_a_hedge_that_ends_unsure_binds_its_message():
+    """Of this seed the second member's attempt ended at its deadline, and the emergency key signed the message too."""
+    code, total = run_command("tests.chaos.failover_schedules", "352", 60)
+    assert (code, total["faults"]) == (0, {}), total["notes"]
