@@ -122,7 +122,8 @@ def _judge(asked: Asked, signed: list[Asked], every: list[float]) -> str:
         return "" if was_slow or bisect.bisect(every, limit) - now < 2 * (asked.ahead + 1) else "turned away"
     if asked.ended < asked.deadline - MARGIN:
         last = bisect.bisect_right(every, asked.ended)
-        if last and asked.ended - every[last - 1] > OUTAGE:
+        # An answer reaches its caller up to MARGIN after its signature, from which the member counts.
+        if last and asked.ended - every[last - 1] > OUTAGE - MARGIN:
             return ""
         later = bisect.bisect_right(signed, asked.ended, key=lambda other: other.ended)
         return "given up" if later < len(signed) and signed[later].ended <= asked.deadline - MARGIN else ""
