@@ -42,10 +42,10 @@ cdef class Guest(Requests):
         self.clear_cache()
 
     def begin(self, uint32_t runner):
-        """The next request for an idle runner: (key, message), or None."""
+        """The next request for an idle runner: (key, message), or None. After `detach` there is none."""
         cdef uint32_t key
         cdef uint64_t number
-        if self._guest == NULL:
+        if self._guest == NULL or self._fds is None:
             return None
         number = hsm_guest_begin(self._guest, runner, &key)
         if hsm_client_catch_up(self._client):  # it completed some that need no runner

@@ -220,6 +220,18 @@ async def test_a_call_that_is_stopped_before_its_first_step_is_over():
         await future
 
 
+async def test_nothing_that_waits_is_begun_while_the_engine_stops():
+    backend, tasks = Backend(1, 0), asyncio.all_tasks()
+    engine = engine_for(backend)
+    asked = [engine.submit(b"hang"), engine.submit(b"x")]
+    await backend.hanging.wait()
+    assert await engine.stop(5) == 0
+    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [EngineClosed] * 2
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (backend.calls, backend.inside, asyncio.all_tasks()) == (1, 0, tasks)
+
+
 async def test_a_retired_key_fails_no_request_of_another():
     backend = Backend(1, 0)
     engine = engine_for(backend)
