@@ -8,10 +8,10 @@
 #define HSM_ADMISSION_WINDOWS 4U
 
 /* Measures how fast requests are answered while others wait, in windows; the fastest of the last four counts. A module
- * that pauses must not count as slow, or the pause would cost further requests: only what is slow in every window is.
+ * that pauses must not count as slow, or the pause would cost further requests: only what is slow in four windows is.
  * Zeroed memory, with `servers` set, has measured nothing. */
 typedef struct hsm_admission {
-    uint64_t each_ns;                        /* from one answer to the next; 0: not measured yet */
+    uint64_t each_ns;                        /* from one answer to the next; 0: fewer than four windows so far */
     uint64_t windows[HSM_ADMISSION_WINDOWS]; /* the last ones, in ns; 0: none */
     uint32_t next;
     uint64_t servers; /* requests that are served at the same time */

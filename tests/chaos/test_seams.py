@@ -4,6 +4,7 @@ signals and a host process, a device that slows down and admission control, many
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -37,19 +38,22 @@ pytestmark = [
 
 class Standstill:
     """The longest time for which the event loop did nothing else, by a clock: that of the loop's thread does not count
-    the time that a busy machine takes from it."""
+    the time that a busy machine takes from it. The garbage collector rests: what it costs depends on the whole process.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.longest = 0.0
 
     async def __aenter__(self) -> Self:
+        gc.disable()
         self._watching = start(self._watch())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
+        gc.enable()
 
     async def _watch(self) -> None:
         last = self._clock()
