@@ -9,13 +9,13 @@ from typing import Any
 from _token import tokens
 
 import hsmcore
-from hsmcore.handover import HandoverKey
+from hsmcore.handover import HandoverKey, Settled
 
 
 class Registry:
     """Stands for whatever obeys the key: a program's authority on chain, a list of allowed signers, a peer.
 
-    It is an `hsmcore.handover.Handover`. Both calls are idempotent: a rotation that a crash cut off calls them again.
+    It is an `hsmcore.handover.Handover`. All calls are idempotent: a rotation that a crash cut off calls them again.
     `hsmcore.handover.solana` has ready ones for Solana.
     """
 
@@ -35,6 +35,10 @@ class Registry:
         """Make it obey the old key again: the rotation failed."""
         self.obeys = old.public_key
         return {"obeys": old.id}
+
+    async def settled(self, old: HandoverKey, new: HandoverKey) -> Settled:
+        """Say which key it obeys, at finality. Only after "new" the new key signs; only after "old" it may go."""
+        return "new" if self.obeys == new.public_key else "old" if self.obeys == old.public_key else "unknown"
 
 
 async def main() -> None:

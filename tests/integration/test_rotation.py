@@ -231,14 +231,17 @@ async def test_an_overdue_key_is_replaced_at_once(fresh_token, tmp_path):
 
 
 class Handover:
+    """A chain that obeys one key, in memory. `fails`: how often it fails after it has moved."""
+
     def __init__(self, fails=0):
-        self.fails, self.calls = fails, []
+        self.fails, self.calls, self.obeys = fails, [], None
 
     async def handover(self, old, new, km):
         self.calls.append(("handover", old.id, new.id))
         assert old.public_key == km.public_key
         assert await km.verify(M, await old.sign(M), key_id=old.id)
         assert len(await new.sign(M)) == 64
+        self.obeys = new.public_key
         if self.fails:
             self.fails -= 1
             raise ValueError("the chain says no")
@@ -246,6 +249,10 @@ class Handover:
 
     async def revert(self, old, new, km):
         self.calls.append(("revert", old.id, new.id))
+        self.obeys = old.public_key
+
+    async def settled(self, old, new):
+        return "new" if self.obeys == new.public_key else "old"
 
 
 @one_loop

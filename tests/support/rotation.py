@@ -71,6 +71,9 @@ class Chain:
         assert self.authority() in (old.id, new.id)
         self._set(old.id)
 
+    async def settled(self, old: Any, new: Any) -> str:
+        return {old.id: "old", new.id: "new"}[self.authority()]
+
 
 async def check(manager: Any, rotation: RotationService, chain: Chain) -> None:
     """What holds whenever nothing is under way."""

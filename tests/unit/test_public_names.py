@@ -23,7 +23,7 @@ NAMES = {
         QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed
         SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
     """,
-    "hsmcore.handover": "Handover HandoverKey",
+    "hsmcore.handover": "Handover HandoverKey Settled",
     "hsmcore.handover.rpc": "RpcClient",
     "hsmcore.handover.solana": "MintAuthority NonceAuthority ProgramAuthority SolanaHandover",
     "hsmcore.metrics": "collector read render",

@@ -23,7 +23,7 @@ from solders.system_program import TransferParams, transfer
 from solders.transaction import Transaction, VersionedTransaction
 
 import hsmcore
-from hsmcore.handover import HandoverKey
+from hsmcore.handover import HandoverKey, Settled
 from hsmcore.handover.client import Account, ChainRefused
 from hsmcore.handover.solana import TOKEN, MintAuthority, SolanaHandover
 from hsmcore_bench.demo.builder import TransferBuilder, Unsigned
@@ -86,6 +86,10 @@ class Handing:
     async def revert(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any]:
         """As Handover. The lamports stay where they are: both keys are the sequencer's."""
         return await self._mint.revert(old, new, km)
+
+    async def settled(self, old: HandoverKey, new: HandoverKey) -> Settled:
+        """As Handover."""
+        return await self._mint.settled(old, new)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from hsmcore.errors import HsmError
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyRotation
     from hsmcore.control import ControlPlane
-    from hsmcore.rotation.store import Rotation
+    from hsmcore.rotation.store import Rotation, Rotations
     from hsmcore.state import Store
 
 app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
@@ -115,6 +115,7 @@ def status(cli: Invocation) -> None:
         waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
         waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
         waits += "; its handover was called, only the application goes on with it" if entry["needsHandover"] else ""
+        waits += f"; it waits for {entry['waitsFor']}" if entry["waitsFor"] else ""
         print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
     keys = [key | {"id": key["id"] or None, "why": key["note"] or key["origin"]} for key in found["keys"]]
     print_table(
@@ -296,11 +297,22 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
         "approvals": rules.approvals,
         "open": [
             entry.to_json()
-            | {"needsHandover": held is not None and held.id == entry.id}
+            | {
+                "needsHandover": held is not None and held.id == entry.id,
+                "waitsFor": await _waits_for(rotations, entry),
+            }
             | dict(zip(("approvedBy", "notGenuine"), await approvals_of(store, rules, entry), strict=True))
             for entry in await rotations.open()
         ],
     }
+
+
+async def _waits_for(rotations: Rotations, entry: Rotation) -> str | None:
+    """Return what a step that cannot be done yet waits for, and why."""
+    [*_, last] = [{"outcome": "", "details": {}}, *await rotations.steps(entry.id)]
+    found = last["details"].get("waitsFor") if last["outcome"] == "waiting" else None
+    why = last["details"].get("why")
+    return f"{found}: {why}" if found and why else found
 
 
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:

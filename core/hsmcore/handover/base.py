@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
+from hsmcore.errors import BadArgument
 from hsmcore.keyring import KeyVersion
+
+Settled = Literal["old", "new", "unknown"]
+"""The key that the chain obeys at finality. "unknown": a part obeys each key, or the chain does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,11 @@ class HandoverKey:
 class Handover(Protocol):
     """An application's handover.
 
-    Both methods may be called again after a crash, also if they had succeeded: they look at the present state first.
-    Their return value goes into the rotation's history. An exception rolls the rotation back (`handover`) or is tried
-    again later (`revert`).
+    Every method may be called again after a crash, also if it had succeeded: it looks at the present state first. The
+    return values of `handover` and `revert` go into the rotation's history. An exception rolls the rotation back
+    (`handover`), is tried again later (`revert`), or counts as "unknown" (`settled`).
+
+    `settled` decides: the new key signs only after "new", and is destroyed only after "old".
     """
 
     async def handover(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
@@ -44,3 +50,20 @@ class Handover(Protocol):
 
     async def revert(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
         """Make every account obey `old` again, whatever part of the handover was done."""
+
+    async def settled(self, old: HandoverKey, new: HandoverKey) -> Settled:
+        """Return "new" if every account obeys `new`, "old" if none does. Change nothing. "old" also promises that
+        nothing sent before, for example a transaction without a result, can still make an account obey `new`."""
+
+
+_METHODS: Final = ("handover", "revert", "settled")
+
+
+def require_whole(handover: object) -> None:
+    """Raises BadArgument for an object that lacks a method of Handover."""
+    missing = [name for name in _METHODS if not callable(getattr(handover, name, None))]
+    if missing:
+        raise BadArgument(
+            f"the handover {type(handover).__name__} has no {' and no '.join(f'`{name}`' for name in missing)}",
+            hint='See hsmcore.handover.Handover: the coroutine `settled(old, new)` returns "old", "new" or "unknown".',
+        )

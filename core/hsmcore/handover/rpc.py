@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import itertools
-import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
 from typing import Any, Final
@@ -68,7 +68,7 @@ class RpcClient:
         body = orjson.dumps({"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": params})
         try:
             answer = orjson.loads(await asyncio.get_running_loop().run_in_executor(None, self._post, body))
-        except (OSError, orjson.JSONDecodeError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
             # Without the error's text: it may hold the URL, which may hold an API key.
             raise ChainRefused(
                 f"{method}: the node does not answer ({type(error).__name__})", status="TOKEN_LOST"

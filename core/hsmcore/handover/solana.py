@@ -18,7 +18,8 @@ from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import Transaction
 
-from hsmcore.handover.base import HandoverKey
+from hsmcore.errors import BadArgument
+from hsmcore.handover.base import HandoverKey, Settled
 from hsmcore.handover.client import Account, ChainRefused, SolanaClient
 
 LOADER: Final = Pubkey.from_string("BPFLoaderUpgradeab1e11111111111111111111111")
@@ -116,9 +117,11 @@ class NonceAuthority:
 
 class SolanaHandover:
     """Moves authorities one after the other, each in a transaction of its own. The key that holds an authority pays the
-    fee, so both need some lamports (the new one only for the way back)."""
+    fee, so both need some lamports (the new one only for the way back). Raises BadArgument without an authority."""
 
     def __init__(self, client: SolanaClient, authorities: Sequence[Authority]) -> None:
+        if not authorities:
+            raise BadArgument("a handover needs at least one authority")
         self._client, self._authorities = client, list(authorities)
 
     async def handover(self, old: HandoverKey, new: HandoverKey, km: Any) -> dict[str, Any]:
@@ -133,6 +136,20 @@ class SolanaHandover:
         await self._client.settle()
         given = [a for a in self._authorities if await self._holder(a) == Pubkey(new.public_key)]
         return {"moved": [str(authority.address) for authority in given if await self._make(authority, new, old)]}
+
+    async def settled(self, old: HandoverKey, new: HandoverKey) -> Settled:
+        """Return "new" if every authority obeys the new key at finality, "old" if none does. Before "old" is said, a
+        transaction in doubt is waited for. Raises ChainRefused."""
+        del old
+        key = Pubkey(new.public_key)
+        found = await self._obeyed()
+        if key not in found:
+            await self._client.settle()
+            found = await self._obeyed()
+        return "new" if found == {key} else "unknown" if key in found else "old"
+
+    async def _obeyed(self) -> set[Pubkey | None]:
+        return {await self._holder(authority) for authority in self._authorities}
 
     async def _make(self, authority: Authority, holder: HandoverKey, to: HandoverKey) -> bool:
         account = await self._account(authority)

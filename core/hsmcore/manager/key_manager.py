@@ -13,7 +13,7 @@ from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
 from hsmcore.errors import HsmError, LoginError, WrongEventLoop
 from hsmcore.events import Callback, Events
-from hsmcore.handover.base import Handover
+from hsmcore.handover.base import Handover, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
@@ -301,7 +301,9 @@ class KeyManager:
 
     def on_rotation(self, handover: Handover) -> None:
         """Set the handover that announces each new key to the chain before it signs (see hsmcore.handover). Call it
-        before initialize(): a rotation that was interrupted in its handover waits for it."""
+        before initialize(): a rotation that was interrupted in its handover waits for it. Raises BadArgument for an
+        object that lacks one of its methods."""
+        require_whole(handover)
         self._handover = handover
         if self._background.rotation is not None:
             self._background.rotation.handover = handover

@@ -1,16 +1,17 @@
 """Tell the chain which key to obey, while the old one still signs.
 
-From the moment that a handover is called the chain may obey either key, until the handover itself says otherwise. The
-call is noted before it is made; from then on only a process with a handover does or undoes this step.
+From the moment that a handover is called the chain may obey either key. The call is noted before it is made; from then
+on only a process with a handover does or undoes this step, and it asks the chain (`settled`): the new key signs only
+after "new" and is destroyed only after "old". While the answer is "unknown", the rotation waits and people are told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from hsmcore.errors import HsmError
-from hsmcore.handover.base import HandoverKey
+from hsmcore.handover.base import Handover, HandoverKey, Settled
 from hsmcore.log import get_logger
 from hsmcore.rotation.context import LOOK_AGAIN_NS, Announce, Context, Done, Pending, skipped
 from hsmcore.rotation.steps import consent
@@ -19,6 +20,11 @@ from hsmcore.state import StoreBusy
 
 NONE_REGISTERED: Final = "keyRotation.requireHandover is true, and the application has registered no handover"
 NONE_REGISTERED_HINT: Final = "Rotate in the process that does, or call KeyManager.on_rotation() with one."
+UNKNOWN_HINT: Final = (
+    "Bring the chain's node back; or `hsmcore rotate abort`, which gives everything back to the old key."
+)
+ASK_AGAIN_NS: Final = 5_000_000_000
+"""Nanoseconds until the chain is asked again."""
 HELD_HINT: Final = "Start the application, which calls KeyManager.on_rotation(): it goes on, or undoes it."
 
 
@@ -28,7 +34,8 @@ async def plan(ctx: Context) -> Done:
 
 
 async def do(ctx: Context) -> Done | Pending:
-    """Hand over. After a crash it runs again, so it looks at the present state first."""
+    """Hand over, and see the chain obey the new key. A call that an earlier life made is not repeated before the chain
+    has said that it obeys the old key."""
     await consent.require(ctx)
     called = await _called(ctx)
     if ctx.handover is None:
@@ -40,12 +47,19 @@ async def do(ctx: Context) -> Done | Pending:
     if not called:  # a process without a handover had begun the step
         await ctx.rotations.note(ctx.rotation.id, "handover", "begun", {"handover": True})
     old, new = await _keys(ctx)
+    if called and ctx.resumed:
+        obeyed, why = await _ask(ctx.handover, old, new)
+        if obeyed != "old":
+            return Done({"settled": "new"}) if obeyed == "new" else await _unknown(ctx, why)
     details = await ctx.handover.handover(old, new, ctx.port.manager)
-    return Done(dict(details or {}))
+    obeyed, why = await _ask(ctx.handover, old, new)
+    if obeyed == "old":
+        raise HsmError("the handover has returned, and the chain obeys the old key")
+    return await _unknown(ctx, why) if obeyed == "unknown" else Done({**(details or {}), "settled": "new"})
 
 
 async def undo(ctx: Context) -> Done | Pending:
-    """Give every authority back to the old key."""
+    """Give every authority back to the old key, and see the chain obey it."""
     called = await _called(ctx)
     if ctx.handover is None:
         return await _held(ctx) if called else skipped("nothing was handed over")
@@ -54,8 +68,14 @@ async def undo(ctx: Context) -> Done | Pending:
             raise HsmError("a handover was called, and the key ring does not say to which key")
         return skipped("nothing was handed over")
     old, new = await _keys(ctx)
+    obeyed, _ = await _ask(ctx.handover, old, new)
+    if obeyed == "old":
+        return Done({"settled": "old"})
     details = await ctx.handover.revert(old, new, ctx.port.manager)
-    return Done(dict(details or {}))
+    obeyed, why = await _ask(ctx.handover, old, new)
+    if obeyed == "old":
+        return Done({**(details or {}), "settled": "old"})
+    return await _unknown(ctx, why if obeyed == "unknown" else "it was reverted, and the chain obeys the new key")
 
 
 async def give_back(ctx: Context) -> Pending | None:
@@ -94,6 +114,35 @@ async def tell(rotation: Rotation, announce: Announce) -> None:
         f"or destroyed without the handover. {HELD_HINT}",
         f"rotation-{rotation.id}-handover-open",
     )
+
+
+async def _ask(asked: Handover, old: HandoverKey, new: HandoverKey) -> tuple[Settled, str]:
+    """Return the key that the chain obeys, and why that is unknown. An error of the application's code is no answer."""
+    try:
+        obeyed: object = await asked.settled(old, new)
+    except Exception as error:  # noqa: BLE001  # the application's code: it may raise anything
+        text = str(error.args[0]) if isinstance(error, HsmError) and error.args else type(error).__name__
+        return "unknown", f"settled() failed: {text}"
+    for known in get_args(Settled):
+        if isinstance(obeyed, str) and obeyed == known:
+            return known, "the chain does not obey one key in everything, or does not say"
+    return "unknown", f"settled() returned {type(obeyed).__name__}, not one of {', '.join(get_args(Settled))}"
+
+
+async def _unknown(ctx: Context, why: str) -> Pending:
+    """Wait; log and note it once."""
+    steps = await ctx.rotations.steps(ctx.rotation.id, ["handover"])
+    details = {"waitsFor": "the chain to obey one key", "why": why}
+    if steps[-1]["outcome"] != "waiting" or steps[-1]["details"] != details:
+        get_logger().error("a rotation waits for its chain", rotation=ctx.rotation.id, reason=why, hint=UNKNOWN_HINT)
+    await ctx.announce(
+        "failure",
+        f"rotation {ctx.rotation.id} waits for the chain",
+        f"its handover was called, and which key the chain obeys is unknown: {why}. The old key signs, and no key is "
+        f"destroyed. {UNKNOWN_HINT}",
+        f"rotation-{ctx.rotation.id}-handover-unknown-{ctx.rotation.run.status}",
+    )
+    return Pending(ctx.clock() + ASK_AGAIN_NS, details)
 
 
 def _may_be_over(rotation: Rotation, steps: Iterable[Mapping[str, Any]]) -> bool:
