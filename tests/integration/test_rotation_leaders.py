@@ -174,6 +174,47 @@ async def test_a_step_that_an_earlier_version_began_counts_as_a_call(fresh_token
             await manager.rotate_key()
 
 
+@pytest.mark.parametrize("point", ["begun", "do:generate:effect", "do:handover:effect", "do:activate:recorded"])
+def test_a_wish_that_a_kill_cut_off_is_fulfilled_once(fresh_token, tmp_path, point):
+    token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
+    config = token.config("p256", settings={"sessions": 1}, **rules(tmp_path, destroyAfterDays=0))
+    common = {"config": config, "chain": str(tmp_path / "authority"), "fails": False}
+    with Lives(environment(token)) as application:
+        assert application.live(kill=point, wish=True, **common)
+        assert not application.live(kill=None, **common)
+    assert read(tmp_path, "SELECT reason, status FROM rotation") == [("asked for", "done")]
+    assert read(tmp_path, "SELECT name FROM desired_state") == []
+
+
+@one_loop
+async def test_a_wish_that_a_restart_cut_off_is_fulfilled_once(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
+    config = fresh_token().config(**rules(tmp_path, overlapDays=1))
+    hanging = asyncio.Event()
+
+    class Hangs(Handover):
+        async def handover(self, old, new, km):
+            hanging.set()
+            await asyncio.Event().wait()
+
+    first = hsmcore.create_key_manager(config)
+    first.on_rotation(Hangs())
+    async with first:
+        await first._background.rotation._desired.set(service.ROTATE, "now", "asked for")
+        await hanging.wait()
+    second = hsmcore.create_key_manager(config)
+    second.on_rotation(Handover())
+    async with second:
+
+        async def over():
+            return [r.run.status for r in (await stored(tmp_path))[1]][:1] == ["overlap"]
+
+        await becomes(over)
+        assert await second._background.rotation._desired.all() == {}
+        await asyncio.sleep(0.1)  # looks, with nothing to do
+    assert [r.reason for r in (await stored(tmp_path))[1]] == ["asked for"]
+
+
 @one_loop
 async def test_a_key_manager_that_only_follows_rotates_nothing(fresh_token, tmp_path):
     config = fresh_token().config(**rules(tmp_path, overlapDays=1))

@@ -3,7 +3,8 @@ other; each opens a key manager, has it finish what the one before left, checks 
 its end.
 
 As a program: `python -m tests.support.rotation`; it reads a JSON line for each child and answers with one:
-{"config": …, "kill": point or null, "fails": bool, "delay": seconds} → {"status": wait status, "error": text}.
+{"config": …, "kill": point or null, "fails": bool, "delay": seconds, "wish": bool} → {"status": wait status, "error":
+text}. `wish`: rotate on an operator's wish in the store instead of a call.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hsmcore.members.tokens import sweep
 from hsmcore.rotation import service
 from hsmcore.rotation.machine import NAMES
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import Backups, StoredKey
+from hsmcore.state import Backups, Desired, StoredKey
 
 DONE = "everything was done"
 
@@ -132,7 +133,12 @@ async def life(request: dict[str, Any]) -> None:
         armed, chain.fails = True, fails
         if kill is not None:
             try:
-                await manager.rotate_key()
+                if request.get("wish"):
+                    await Desired(rotation._store).set(service.ROTATE, "now", "asked for")
+                    while service.ROTATE in await Desired(rotation._store).all():  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
+                else:
+                    await manager.rotate_key()
             except HsmError:
                 assert fails
             while await rotation.rotations.open():  # noqa: ASYNC110

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey
+from hsmcore.state.desired import withdraw
 from hsmcore.state.keys import active_of
 
 ROLE: Final = "rotation"
@@ -286,8 +288,6 @@ class RotationService:
         by_hand = asked.reason if asked is not None else wish
         if by_hand is not None:
             await self._rotate(current, "manual", by_hand, None)
-            if wish is not None:
-                await self._desired.set(ROTATE, None, "")
         elif now >= due and now >= await self._retry_ns():
             await self._rotate(current, "schedule", "", due)
         elif now >= due - self._before_ns:
@@ -296,7 +296,8 @@ class RotationService:
 
     async def _rotate(self, current: StoredKey, cause: str, reason: str, slot_ns: int | None) -> None:
         label = successor_label(current.label, os.urandom(4))
-        rotation = await self.rotations.begin(cause, current.version, label, slot_ns, reason)
+        fulfils = partial(withdraw, name=ROTATE) if cause == "manual" else None
+        rotation = await self.rotations.begin(cause, current.version, label, slot_ns, reason, fulfils)
         if self._asked is not None and cause == "manual":
             self._asked.rotation = rotation.id
         self._port.tell("rotation-begun", rotation_id=str(rotation.id), trigger=cause, reason=reason)

@@ -71,11 +71,15 @@ class Rotations(Tables):
     """Reads and writes `rotation` and `rotation_step`. A caller that changes a rotation holds the store's role
     "rotation"."""
 
-    async def begin(self, cause: str, old: int, label: str, slot_ns: int | None, reason: str = "") -> Rotation:
-        """Begin a rotation of version `old`; the next key gets its place in the ring. Raises StoreBusy if one is under
-        way, HsmError if `old` does not sign any more."""
+    async def begin(
+        self, cause: str, old: int, label: str, slot_ns: int | None, reason: str = "", also: Work | None = None
+    ) -> Rotation:
+        """Begin a rotation of version `old`; the next key gets its place in the ring. `also` is written in the same
+        transaction. Raises StoreBusy if one is under way, HsmError if `old` does not sign any more."""
 
         def work(connection: Connection) -> Rotation:
+            if also is not None:
+                also(connection)
             current = active_key(connection)
             if current is None or current.version != old:
                 raise HsmError(f"key version {old} is no longer the one that signs; nothing is rotated")

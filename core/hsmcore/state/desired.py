@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from hsmcore.state.schema import DESIRED_STATE as DESIRED
 from hsmcore.state.schema import SNAPSHOT, replace_row
@@ -33,6 +33,11 @@ STALE_SECONDS: Final = 15.0
 class Wish:
     value: str
     reason: str
+
+
+def withdraw(connection: Connection, name: str) -> None:
+    """Delete a wish, in the transaction that begins to fulfil it: a later life must not fulfil it once more."""
+    replace_row(connection, DESIRED, name)
 
 
 class Desired(Tables):
