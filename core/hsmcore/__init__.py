@@ -11,6 +11,7 @@ from hsmcore._version import __version__
 from hsmcore.audit import tagged as audit_tag
 from hsmcore.config import Config, load
 from hsmcore.errors import (
+    AccessDenied,
     AuditUnavailable,
     ConfigurationError,
     DeadlineExceeded,
@@ -43,6 +44,7 @@ from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 
 __all__ = [
+    "AccessDenied",
     "AllLevelsFailed",
     "AllLevelsLate",
     "AuditUnavailable",

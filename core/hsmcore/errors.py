@@ -23,6 +23,8 @@ class HsmError(Exception):
 
     default_status: ClassVar[str] = "BAD_ARGUMENT"
     default_hint: ClassVar[str] = ""
+    maybe_signed: bool = False
+    """Whether a signature may exist all the same, where `status` and `call` do not tell: set by members."""
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class SignatureInvalid(HsmError):
 
 
 class LoginError(HsmError):
-    """The token does not let us in. Never retried: one more attempt may lock the PIN."""
+    """The token does not let us in. Not retried, except AccessDenied: one more attempt may lock the PIN."""
 
     default_status = "LOGIN_REFUSED"
 
@@ -114,6 +116,12 @@ class PinLocked(LoginError):
     """The PIN is locked, or one attempt from it, and was not tried."""
 
     default_status = "PIN_LOCKED"
+
+
+class AccessDenied(LoginError):
+    """A service refuses the credentials, or what they may do. That locks nothing: the service is asked again."""
+
+    default_status = "ACCESS_DENIED"
 
 
 class ModuleMissing(HsmError):
@@ -159,9 +167,13 @@ class KeyAmbiguous(HsmError):
 
 
 class KeyMismatch(HsmError):
-    """The key's public key is not the one that was pinned: nothing is signed with it."""
+    """The key's public key is not the one that was pinned: nothing is signed with it until a restart."""
 
     default_status = "KEY_MISMATCH"
+
+    @property
+    def retryable(self) -> bool:
+        return False
 
 
 class KeyUnusable(HsmError):
@@ -348,6 +360,7 @@ EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
     "PIN_INCORRECT": PinIncorrect,
     "PIN_LOCKED": PinLocked,
     "LOGIN_REFUSED": LoginError,
+    "ACCESS_DENIED": AccessDenied,
     "MESSAGE_REJECTED": RequestRejected,
     "MECHANISM_UNSUPPORTED": AlgorithmUnsupported,
     "KEY_UNUSABLE": KeyUnusable,

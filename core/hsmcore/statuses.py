@@ -70,6 +70,11 @@ STATUSES: dict[str, StatusRow] = {
         "the token refuses this login",
         "Check that the user exists, that its PIN is set and has not expired, and that no other user is logged in.",
     ),
+    "ACCESS_DENIED": StatusRow(
+        "AUTH_FATAL",
+        "the service refuses these credentials",
+        "Check the credentials, their policy and this machine's clock; the service is asked again now and then.",
+    ),
     "MESSAGE_REJECTED": StatusRow(
         "REQUEST_FATAL",
         "the token refuses this message",

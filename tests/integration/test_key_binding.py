@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.support.audit_logs import files_at_most
 from tests.support.chaos import needs_chaos
+from tests.support.kms import KmsServer
 from tests.support.kms import config as kms_config
 from tests.support.levels import OTHER, QUICK, SAME, Site
 from tests.support.loops import one_loop
@@ -24,6 +25,8 @@ from hsmcore.failover.errors import AllLevelsFailed
 pytestmark = [pytest.mark.integration, needs_chaos]
 
 LEVELS = {"acceptOtherKeys": ["secondary"]}
+PATIENT = {**LEVELS, "maxPrimaryRetries": 1000}
+"""A request that is bound to a key waits for a member that holds it."""
 BATCH = 3
 
 Ask = Callable[[hsmcore.KeyManager, list[bytes]], Awaitable[Any]]
@@ -166,8 +169,7 @@ async def test_a_request_abandoned_while_being_signed_is_bound(site):
 @one_loop
 async def test_a_request_abandoned_between_two_attempts_is_bound(site):
     place = site(SAME, OTHER)
-    patient = {**LEVELS, "maxPrimaryRetries": 1000}
-    async with opened(place.config(failover=patient)) as manager:
+    async with opened(place.config(failover=PATIENT)) as manager:
         # A signature that does not verify may be one all the same, and its member is waited for: no other may sign it.
         place.members[0].fault("C_Sign", "wrong-signature", every=1)
         asked = start(manager.sign(b"m", 20))
@@ -235,8 +237,7 @@ async def test_an_abandoned_part_of_a_batch_is_bound(site):
 @one_loop
 async def test_what_is_signed_one_by_one_and_thrown_away_is_bound(site):
     place = site(SAME, OTHER)
-    patient = {**LEVELS, "maxPrimaryRetries": 1000}  # the bound one waits for its key's member until its deadline
-    async with opened(place.config(failover=patient)) as manager:
+    async with opened(place.config(failover=PATIENT)) as manager:
         place.members[0].fault("C_Sign", "hang", forever=True, every=1)
         asked = start(manager.sign(b"bound", 20))
         await until(lambda: place.members[0].stats()["hung"] == 1)
@@ -385,3 +386,46 @@ async def test_requests_that_only_queued_are_not_bound_where_that_is_known(kms, 
         found = await signers(manager, [b"begun", b"in line", b"a", b"b"])
         other = second.raw_public
         assert found == {b"begun": first.raw_public, b"in line": other, b"a": other, b"b": other}
+
+
+@one_loop
+@pytest.mark.parametrize("lost", ["drop", "garbage"])
+async def test_a_signature_that_kms_may_have_made_binds_its_message(kms, tmp_path, lost):
+    first, second = kms.store.make(), kms.store.make()
+    block = {**QUICK, **PATIENT, "secondary": [kms_config(kms, second)["keyManager"]]}
+    rules = {"failover": block, "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
+    async with opened(kms_config(kms, first, **rules)) as manager:
+        kms.calls.clear()
+        # As often as the client asks: once on the connection that it kept, then on new ones.
+        kms.faults.add(lost, times=1 if lost == "garbage" else 4)
+        receipt = await manager.sign_with_receipt(b"m", 20)
+        assert not kms.faults.queue
+        assert receipt.public_key == first.raw_public
+        assert is_good("ed25519", receipt.public_key, b"m", receipt.signature)
+        refused = manager._path.failover.endpoints[0]
+        assert "down" in refused.breakers, "its breaker saw the failure"
+
+
+@one_loop
+async def test_a_request_that_never_reached_kms_is_free(kms, tmp_path):
+    with KmsServer() as elsewhere:
+        first, second = elsewhere.store.make(), kms.store.make()
+        block = {**QUICK, **PATIENT, "secondary": [kms_config(kms, second)["keyManager"]]}
+        rules = {"failover": block, "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
+        async with opened(kms_config(elsewhere, first, **rules)) as manager:
+            elsewhere.stop_listening()
+            assert (await manager.sign_with_receipt(b"m", 20)).public_key == second.raw_public
+            elsewhere.start_listening()
+
+
+@one_loop
+async def test_a_refusal_after_a_lost_answer_binds_all_the_same(kms, tmp_path):
+    """KMS took the request, and the answer to its repetition is that the credentials are not good any more."""
+    first, second = kms.store.make(), kms.store.make()
+    block = {**QUICK, **PATIENT, "secondary": [kms_config(kms, second)["keyManager"]]}
+    rules = {"failover": block, "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
+    async with opened(kms_config(kms, first, **rules)) as manager:
+        kms.faults.add("drop")
+        kms.faults.error("ExpiredTokenException")
+        assert (await manager.sign_with_receipt(b"m", 20)).public_key == first.raw_public
+        assert not kms.faults.queue

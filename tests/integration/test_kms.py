@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 from collections.abc import Iterator
 
@@ -17,7 +16,7 @@ from tests.support.verifiers import is_good, is_low_s
 
 import hsmcore
 from hsmcore.control import KeyNotExportable
-from hsmcore.errors import AlgorithmUnsupported, KeyUnusable, LoginError, PublicKeyMissing, RequestRejected
+from hsmcore.errors import AlgorithmUnsupported, KeyUnusable, PublicKeyMissing, RequestRejected
 
 pytestmark = pytest.mark.integration
 
@@ -162,55 +161,16 @@ async def test_moto_understands_every_request(moto):
 )
 async def test_wrong_credentials_are_presented_once(kms, monkeypatch, access_key, secret_key, says):
     set_credentials(monkeypatch, access_key, secret_key)
-    error = await refusal(config(kms, kms.store.make()), LoginError)
+    error = await refusal(config(kms, kms.store.make()), hsmcore.AccessDenied)
     assert says in str(error)
     assert not error.retryable
     assert sum(kms.calls.values()) == 1
 
 
 @one_loop
-async def test_a_manager_that_was_refused_does_not_ask_again(kms, monkeypatch):
-    set_credentials(monkeypatch, "AKIANOBODYNOBODYNOBO")
-    manager = hsmcore.create_key_manager(config(kms, kms.store.make()))
-    for _ in range(3):
-        with pytest.raises(LoginError) as caught:
-            await manager.initialize()
-        assert "AWS SDK" in caught.value.hint
-    assert sum(kms.calls.values()) == 1
-
-
-@one_loop
-async def test_temporary_credentials_are_renewed_by_the_sdk(kms, monkeypatch, tmp_path):
-    monkeypatch.setattr("hsmcore.members.kms.member.RENEW_SECONDS", 0.02)
-    set_credentials(monkeypatch, None)
-    given = tmp_path / "credentials.json"
-
-    def issue(access_key: str) -> None:
-        soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)
-        issued = {"AccessKeyId": access_key, "SecretAccessKey": "temporary", "SessionToken": f"token of {access_key}"}
-        fresh = tmp_path / "fresh.json"
-        fresh.write_text(json.dumps({"Version": 1, "Expiration": soon.isoformat(), **issued}))
-        fresh.replace(given)
-
-    settings = tmp_path / "config"
-    settings.write_text(f"[default]\ncredential_process = cat {given}\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
-    issue("ASIAFIRST")
-    kms.secrets = {"ASIAFIRST": "temporary"}
-    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
-        await manager.sign(b"x")
-        issue("ASIASECOND")
-        await until(lambda: manager._path.member._client.credentials.access_key == "ASIASECOND")
-        kms.secrets = {"ASIASECOND": "temporary"}
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
-        given.unlink()  # the SDK fails: what is valid goes on being used
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
-
-
-@one_loop
 async def test_without_credentials_nothing_is_sent(kms, monkeypatch):
     set_credentials(monkeypatch, None)
-    error = await refusal(config(kms, kms.store.make()), LoginError)
+    error = await refusal(config(kms, kms.store.make()), hsmcore.AccessDenied)
     assert "AWS_PROFILE" in error.hint
     assert not kms.calls
 
@@ -241,7 +201,7 @@ async def test_a_key_that_cannot_sign_is_refused_at_the_start(kms, change, kind,
 @one_loop
 async def test_a_key_that_may_not_be_used_is_refused_at_the_start(kms):
     kms.faults.error("AccessDeniedException", "Sign")
-    error = await refusal(config(kms, kms.store.make()), LoginError)
+    error = await refusal(config(kms, kms.store.make()), hsmcore.AccessDenied)
     assert "kms:Sign" in error.hint
     key, other = kms.store.make(), kms.store.make()
     key.sign = other.sign
@@ -341,7 +301,7 @@ async def test_trying_again_ends_with_the_deadline(kms):
         ("InvalidKeyUsageException", KeyUnusable),
         ("NotFoundException", hsmcore.KeyNotFound),
         ("ValidationException", RequestRejected),
-        ("AccessDeniedException", LoginError),
+        ("AccessDeniedException", hsmcore.AccessDenied),
         ("NobodyKnowsThisOne", RequestRejected),
     ],
 )
@@ -361,12 +321,12 @@ async def test_permanent_failures_are_not_retried(kms, name, kind):
 
 @pytest.mark.parametrize("name", ["ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"])
 @one_loop
-async def test_refused_credentials_are_not_presented_again(kms, name):
+async def test_refused_credentials_are_not_presented_again_at_once(kms, name):
     async with opened(config(kms, kms.store.make())) as manager:
         kms.calls.clear()
         kms.faults.error(name)
         for _ in range(3):
-            with pytest.raises(LoginError, match=name):
+            with pytest.raises(hsmcore.AccessDenied, match=name):
                 await manager.sign(b"x")
         assert kms.calls["Sign"] == 1
         # New ones from the SDK, as after a renewal, are tried.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,8 +98,9 @@ REQUEST_S_OWN = {
 def test_every_error_has_a_kind_or_is_the_request_s_own(status):
     error = error_of(status, call="C_Sign")
     kind = kind_of(error)
-    if error.error_class == "AUTH_FATAL":
-        assert kind == "auth"
+    if error.error_class == "AUTH_FATAL":  # of a token, that may lock a PIN
+        assert kind == ("access" if status == "ACCESS_DENIED" else "auth")
+        assert RULES[kind].probed == (status == "ACCESS_DENIED")
     if error.retryable and status != "QUEUE_FULL":  # that is no failure of the member
         assert kind is not None
     if status in REQUEST_S_OWN:
@@ -111,3 +114,7 @@ def test_what_failed_before_it_signed_left_no_signature():
         assert not may_have_signed(error_of("TOKEN_LOST", call=call))
     assert may_have_signed(error_of("TOKEN_LOST", call="C_Sign"))
     assert not may_have_signed(error_of("BUSY", call="C_Sign"))
+    told = error_of("TOKEN_LOST", call="kms:Sign")
+    assert not may_have_signed(told)
+    told.maybe_signed = True  # the member knows
+    assert may_have_signed(copy.copy(told))

@@ -146,5 +146,5 @@ def test_the_table_of_errors_uses_the_table_of_statuses():
         if row.then == "refused":
             assert error_class == "AUTH_FATAL", name
     assert row_for("Unheard", 500).then == "retry"
-    assert row_for("Unheard", 403).status == "LOGIN_REFUSED"
+    assert row_for("Unheard", 403).status == "ACCESS_DENIED"
     assert row_for("Unheard", 400).then == "fail"

@@ -9,19 +9,19 @@ import pytest
 
 NAMES = {
     "hsmcore": """
-        AllLevelsFailed AllLevelsLate AuditUnavailable Config ConfigurationError DeadlineExceeded EmergencyRefused
-        EngineClosed EngineForked HsmError InvalidMessage InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager
-        KeyMismatch KeyNotFound KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge ModuleInvalid
+        AccessDenied AllLevelsFailed AllLevelsLate AuditUnavailable Config ConfigurationError DeadlineExceeded
+        EmergencyRefused EngineClosed EngineForked HsmError InvalidMessage InvalidTimeout KeyAmbiguous KeyDeactivated
+        KeyManager KeyMismatch KeyNotFound KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge ModuleInvalid
         ModuleMissing NotInitialized PinIncorrect PinLocked QueueFull Receipt SignatureInvalid TokenNotFound
         WrongEventLoop __version__ audit_tag create_key_manager load
     """,
     "hsmcore.errors": """
-        AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError DeadlineExceeded EmptyMessage
-        EngineClosed EngineForked HostUnusable HsmError InternalError InvalidMessage InvalidMessageType InvalidTimeout
-        KeyAmbiguous KeyDeactivated KeyMismatch KeyNotFound KeyUnusable LoginError MemberDown MessageTooLarge ModuleBusy
-        ModuleFatal ModuleInvalid ModuleMissing NotInitialized OutOfMemory PinIncorrect PinLocked PublicKeyMissing
-        QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed
-        SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
+        AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError DeadlineExceeded
+        EmptyMessage EngineClosed EngineForked HostUnusable HsmError InternalError InvalidMessage InvalidMessageType
+        InvalidTimeout KeyAmbiguous KeyDeactivated KeyMismatch KeyNotFound KeyUnusable LoginError MemberDown
+        MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotInitialized OutOfMemory PinIncorrect
+        PinLocked PublicKeyMissing QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed
+        SignatureInvalid SignatureMalformed SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
     """,
     "hsmcore.handover": "Handover HandoverKey Settled",
     "hsmcore.handover.rpc": "RpcClient",

@@ -353,6 +353,7 @@ OK = {"member": "b", "level": "secondary", "condition": "ready", "reason": "", "
         ("members", {"members": [OUT], "failover": None}, "fail"),
         ("login", {"members": [{**OUT, "breakers": {"auth": "open"}}], "failover": {"active": None}}, "fail"),
         ("login", {"members": [{**OUT, "breakers": {"auth": "open"}}, OK]}, "warn"),
+        ("login", {"members": [{**OUT, "breakers": {"access": "open"}}, OK]}, "warn"),
         ("key", {"currentKey": None}, "fail"),
         ("key", {"keys": [{"id": "01", "state": "deactivated"}]}, "fail"),
         ("audit", {"audit": {"failure": "no space", "onFailure": "closed", "shipping": {}}}, "fail"),

@@ -9,8 +9,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
 
 from hsmcore._native import freeze
-from hsmcore.errors import AuditUnavailable, EmptyMessage, HsmError
-from hsmcore.failover.breaker import may_have_signed
+from hsmcore.errors import EmptyMessage, HsmError
+from hsmcore.failover.breaker import WITHHELD, may_have_signed
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.request import Answer
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
@@ -128,7 +128,7 @@ class _Part:
         error = self.asked.exception()
         results = self.asked.result() if error is None else [error] * len(own)
         for message, result in zip(own, results, strict=True):
-            if not isinstance(result, HsmError) or isinstance(result, AuditUnavailable) or may_have_signed(result):
+            if not isinstance(result, HsmError) or isinstance(result, WITHHELD) or may_have_signed(result):
                 router.bind((message,), self.key)
 
 

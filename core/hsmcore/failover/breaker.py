@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hsmcore.errors import AuditUnavailable, HsmError, QueueFull
+from hsmcore.errors import AuditUnavailable, EngineClosed, HsmError, QueueFull
 
-Kind = Literal["busy", "late", "slow", "session", "down", "wrong", "key", "auth", "fatal"]
+Kind = Literal["busy", "late", "slow", "session", "down", "access", "wrong", "key", "auth", "fatal"]
 State = Literal["closed", "open", "half-open"]
 
 SECOND: Final = 1_000_000_000
@@ -39,6 +39,7 @@ RULES: Final[dict[Kind, Rule]] = {
     "slow": Rule(1, True),
     "session": Rule(3, True),
     "down": Rule(1, True),
+    "access": Rule(1, True),  # a cloud service locks nothing, and renewed credentials or a right clock mend it
     "wrong": Rule(1, True),
     # Another key, a refused login, a broken module: time repairs none of these, and another login may lock the PIN.
     "key": Rule(1, False),
@@ -57,6 +58,7 @@ _KIND_OF_CLASS: Final[dict[str, Kind]] = {
     "AUTH_FATAL": "auth",
 }
 _KIND_OF_STATUS: Final[dict[str, Kind]] = {
+    "ACCESS_DENIED": "access",
     "DEADLINE_EXCEEDED": "late",
     "SIGNATURE_MALFORMED": "wrong",
     "SIGNATURE_INVALID": "wrong",
@@ -72,6 +74,11 @@ _UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORM
 _SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 
+WITHHELD: Final = (AuditUnavailable, EngineClosed)
+"""As the answer to a request that was submitted, these leave it open too: the signature was not recorded, or the member
+was closed in the middle of its work."""
+
+
 def kind_of(error: HsmError) -> Kind | None:
     """The kind of member failure of an error; None: the error is the request's own, and no other member helps."""
     if isinstance(error, AuditUnavailable | QueueFull):
@@ -81,7 +88,7 @@ def kind_of(error: HsmError) -> Kind | None:
 
 def may_have_signed(error: HsmError) -> bool:
     """Whether a signature may exist although the attempt failed; then no other key may sign the same message."""
-    if error.status in _UNSURE:
+    if error.status in _UNSURE or error.maybe_signed:
         return True
     return error.call in _SIGNING_CALLS and error.error_class not in ("RETRY", "REQUEST_FATAL")
 
@@ -157,6 +164,10 @@ class Breaker:
     def progress(self) -> None:
         """The member signed: reset the count of failures in a row."""
         self.failures = 0
+
+    def hasten(self, now: int) -> None:
+        """Make the next probe due at once: the cause may be gone."""
+        self.retry_at = self.quick_at = now
 
     def due(self, now: int, hurry: bool) -> bool:
         """Whether a probe is due. `hurry`: no other member can sign."""

@@ -28,7 +28,8 @@ class Endpoint(MemberState):
 
     __slots__ = (
         *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
-        *("probing", "refused", "signed", "submit", "submit_with_receipt", "version", "versions", "watch", "where"),
+        *("probing", "refused", "renewed", "signed", "submit", "submit_with_receipt", "version", "versions", "watch"),
+        "where",
     )
 
     def __init__(
@@ -64,6 +65,8 @@ class Endpoint(MemberState):
         """Called when the member's host process has ended."""
         self.refused: Callable[[Endpoint, HsmError], None] = lambda _endpoint, _error: None
         """Called with the error when the host process cannot restart because the login is refused."""
+        self.renewed: Callable[[Endpoint], None] = lambda _endpoint: None
+        """Called when the member has other credentials."""
         self.probing = False
         self.signed = 0
         self.done = 0
@@ -100,6 +103,8 @@ class Endpoint(MemberState):
         if supervisor is not None:
             supervisor.lost = lambda: self.lost(self)
             supervisor.refused = lambda error: self.refused(self, error)
+        if hasattr(member, "renewed"):
+            member.renewed = lambda: self.renewed(self)
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()

@@ -77,6 +77,7 @@ class HealthMonitor:
         for endpoint in self._levels.members:
             endpoint.lost = self._host_lost
             endpoint.refused = self._login_refused
+            endpoint.renewed = self._credentials_renewed
 
     async def begin(self) -> None:
         """Follow the present orders, then look at the members every TICK_S."""
@@ -157,6 +158,11 @@ class HealthMonitor:
         if not self._ended:
             self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
             self._router.settle()
+
+    def _credentials_renewed(self, endpoint: Endpoint) -> None:
+        """The next probe is due at once if the old credentials were refused."""
+        if "access" in endpoint.breakers:
+            endpoint.breakers["access"].hasten(monotonic_ns())
 
     async def _probe(self, endpoint: Endpoint) -> None:
         try:

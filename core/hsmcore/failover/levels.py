@@ -211,7 +211,7 @@ class Levels(Generic[M]):
             return
         member.breakers.clear()
         member.breaker("down").trip(now)
-        member.breaker("down").retry_at = member.breaker("down").quick_at = now
+        member.breaker("down").hasten(now)
         self._note("member-readmitted", member, why=reason)
         self.refresh(now)
 

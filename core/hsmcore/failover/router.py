@@ -13,8 +13,8 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore._native import freeze, timeout_ns
-from hsmcore.errors import AuditUnavailable, DeadlineExceeded, EngineClosed, HsmError, QueueFull
-from hsmcore.failover.breaker import SECOND, Kind, kind_of, may_have_signed
+from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, QueueFull
+from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of, may_have_signed
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import EmergencyRefused
@@ -109,7 +109,7 @@ class Router:
                 if endpoint.abandon(signed) and not allow_other_key:
                     self.bind((message,), endpoint.key_at(index))
                 raise
-            except AuditUnavailable:  # the message is signed, but the signature is withheld
+            except WITHHELD:
                 if not allow_other_key:
                     self.bind((message,), endpoint.key_at(index))
                 raise
@@ -156,7 +156,7 @@ class Router:
         """Route a message whose attempt on `endpoint` with this public key failed; `begun` in monotonic ns."""
         request = self._request(message, begun, timeout, allow_other_key=False)
         request.extra = extra
-        if isinstance(error, AuditUnavailable):
+        if isinstance(error, WITHHELD):
             self.bind((message,), key)
         self._failed(endpoint, key, error, request)
         return await self._route(request)
@@ -227,7 +227,7 @@ class Router:
                     return self._answered(endpoint, Answer(signed, endpoint, version, cached=True), episode)
                 try:
                     signature, endpoint, version = await hedged(self, endpoint, version, signed, request, share)
-                except (asyncio.CancelledError, AuditUnavailable):
+                except (asyncio.CancelledError, *WITHHELD):
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
@@ -276,7 +276,7 @@ class Router:
             if endpoint.abandon(future):
                 self.bind(messages, key)
             raise
-        except AuditUnavailable:
+        except WITHHELD:
             self.bind(messages, key)
             raise
         finally:
@@ -287,14 +287,16 @@ class Router:
         left = self._left(error)
         if isinstance(error, QueueFull) and self._has_room(endpoint, error, request):
             return
+        if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
+            request.attempts.bound_to = key
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
+                if request.attempts.bound_to is not None:
+                    self.bind(request.bindable, request.attempts.bound_to)
                 raise error
             request.refused = endpoint, error  # another member decides whether the request is at fault, if there is one
             request.failed_at(endpoint, error)
             return
-        if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
-            request.attempts.bound_to = key
         request.failed_at(endpoint, error)
         kind = kind_of(error)
         if kind is not None and not left:

@@ -29,8 +29,8 @@ from hsmcore.members.base import SIGN_SECONDS
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
-# A token that is not there may come back; every other fatal error at the start needs an operator.
-SURVIVABLE = frozenset({"TOKEN_NOT_FOUND"})
+# What is no retryable error and yet may mend by itself, or concerns this one member: the others sign.
+SURVIVABLE = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED", "KEY_MISMATCH"})
 _EMITTED = frozenset({"failover", "failback"})
 
 

@@ -11,7 +11,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
-from hsmcore.errors import HsmError, LoginError, WrongEventLoop
+from hsmcore.errors import AccessDenied, HsmError, LoginError, WrongEventLoop
 from hsmcore.events import Callback, Events
 from hsmcore.handover.base import Handover, require_whole
 from hsmcore.keyring import KeyVersion
@@ -101,7 +101,7 @@ class KeyManager:
             await self._begin(path)
         except BaseException as error:
             await self._end_background()
-            if isinstance(error, LoginError):
+            if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
                 self._refused = error.with_traceback(None)
             self._record.not_opened(error)
             await self.audit.close()

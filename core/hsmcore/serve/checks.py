@@ -67,7 +67,7 @@ def _said_of(member: str, reason: str) -> str:
 
 
 def _login(state: Mapping[str, Any]) -> Check:
-    refused = [member["member"] for member in state["members"] if "auth" in member["breakers"]]
+    refused = [member["member"] for member in state["members"] if {"auth", "access"} & member["breakers"].keys()]
     if not refused:
         return Check("login", "ok", "no login was refused")
     stopped = not any(member["condition"] in _SERVING for member in state["members"])

@@ -7,7 +7,7 @@ import ssl
 from typing import Any, Final, NamedTuple
 
 from hsmcore.config import AwsKmsSettings
-from hsmcore.errors import ConfigFault, ConfigurationError, LoginError, ModuleMissing
+from hsmcore.errors import AccessDenied, ConfigFault, ConfigurationError, ModuleMissing
 from hsmcore.members.kms.sigv4 import Credentials
 
 NEEDED: Final = ("boto3", "botocore", "httptools")
@@ -40,15 +40,17 @@ class AwsSession:
         self._source: Any = None
 
     def open(self) -> tuple[Surroundings, Credentials]:
-        """Find endpoint and credentials. Raises ConfigurationError without a region, LoginError without credentials."""
+        """Find endpoint and credentials. Raises ConfigurationError without a region, AccessDenied without
+        credentials."""
         import botocore.session
-        from botocore.exceptions import BotoCoreError
 
         self._session = botocore.session.get_session()
         try:
             surroundings = self._surroundings()
             self._source = self._session.get_credentials()
-        except BotoCoreError as error:
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001  # see `credentials`
             raise self._no_credentials(type(error).__name__) from None
         return surroundings, self.credentials()
 
@@ -87,19 +89,17 @@ class AwsSession:
         return hasattr(self._source, "refresh_needed")
 
     def credentials(self) -> Credentials:
-        """Return the credentials, renewed if it is time. Raises LoginError."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        """Return the credentials, renewed if it is time. Raises AccessDenied."""
         if self._source is None:
             raise self._no_credentials("no provider of the AWS SDK's chain has any")
         try:
             frozen = self._source.get_frozen_credentials()
-        except (BotoCoreError, ClientError) as error:
+        except Exception as error:  # noqa: BLE001  # a provider of the SDK's chain may raise anything
             raise self._no_credentials(type(error).__name__) from None
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
-    def _no_credentials(self, why: str) -> LoginError:
-        return LoginError(
+    def _no_credentials(self, why: str) -> AccessDenied:
+        return AccessDenied(
             f"member {self._member!r}: no AWS credentials ({why})",
             member=self._member,
             hint="Give the process a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",

@@ -13,7 +13,8 @@ Then = Literal["retry", "fail", "refused"]
 
 
 class Row(NamedTuple):
-    """`then`: "retry" within the deadline, "fail" this request, or "refused": never present these credentials again."""
+    """`then`: "retry" within the deadline, "fail" this request, or "refused": do not present these credentials again
+    for some time."""
 
     status: str
     then: Then
@@ -21,18 +22,18 @@ class Row(NamedTuple):
 
 
 _CREDENTIALS: Final = (
-    "Check where the AWS SDK takes the credentials from (environment, profile, role); they are not tried again."
+    "Check where the AWS SDK takes the credentials from (environment, profile, role); they are tried later."
 )
 _POLICY: Final = "Allow kms:Sign, kms:GetPublicKey and kms:DescribeKey for this key in its policy or the role's."
 _STATE: Final = "See the key's state in KMS: enable it or cancel its deletion, or sign with another key."
-_CLOCK: Final = "Check this machine's clock, and the secret access key; the credentials are not tried again."
+_CLOCK: Final = "Check this machine's clock, and the secret access key; the credentials are tried again now and then."
 _QUOTA: Final = "Lower the rate, or ask AWS for a higher quota of cryptographic operations (ECC)."
 
 _BUSY: Final = Row("BUSY", "retry", _QUOTA)
 _TROUBLE: Final = Row("BUSY", "retry", "See the AWS Health Dashboard if it lasts.")
-_NOT_ALLOWED: Final = Row("LOGIN_REFUSED", "fail", _POLICY)
-_REFUSED: Final = Row("LOGIN_REFUSED", "refused", _CREDENTIALS)
-_BAD_SIGNATURE: Final = Row("LOGIN_REFUSED", "refused", _CLOCK)
+_NOT_ALLOWED: Final = Row("ACCESS_DENIED", "fail", _POLICY)
+_REFUSED: Final = Row("ACCESS_DENIED", "refused", _CREDENTIALS)
+_BAD_SIGNATURE: Final = Row("ACCESS_DENIED", "refused", _CLOCK)
 _UNKNOWN: Final = Row("REQUEST_REJECTED", "fail")
 
 _MEANINGS: Final = (

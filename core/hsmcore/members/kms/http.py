@@ -22,11 +22,11 @@ class ConnectFailed(Exception):
 
 class ConnectionLost(Exception):
     """The connection ended, or its data was not HTTP, before the answer was complete. `kept`: the connection was used
-    before, so the peer may have closed it before the request arrived."""
+    before, so the peer may have closed it before the request arrived. `sent`: the request may have arrived."""
 
-    def __init__(self, text: str, kept: bool) -> None:
+    def __init__(self, text: str, kept: bool, sent: bool) -> None:
         super().__init__(text)
-        self.kept = kept
+        self.kept, self.sent = kept, sent
 
 
 class Answer(NamedTuple):
@@ -54,7 +54,7 @@ class _Connection(asyncio.Protocol):
         self._body, self._size = [], 0
         self._parser = httptools.HttpResponseParser(self)
         if self.transport is None or self.transport.is_closing():
-            self._fail("closed")
+            self._fail("closed", sent=False)
         else:
             self.transport.write(data)
         return waiter
@@ -97,10 +97,10 @@ class _Connection(asyncio.Protocol):
         if not waiter.done():
             waiter.set_result(Answer(parser.get_status_code(), b"".join(self._body)))
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, text: str, *, sent: bool = True) -> None:
         waiter, self._waiter, self._parser = self._waiter, None, None
         if waiter is not None and not waiter.done():
-            waiter.set_exception(ConnectionLost(text, self.used))
+            waiter.set_exception(ConnectionLost(text, self.used, sent))
 
 
 class HttpPool:

@@ -71,7 +71,9 @@ class KmsKeys:
             },
         )
         if not _names(answer, held.arn):
-            raise KeyMismatch("kms:Sign answered for another key", call="kms:Sign", member=self._member)
+            mismatch = KeyMismatch("kms:Sign answered for another key", call="kms:Sign", member=self._member)
+            mismatch.maybe_signed = True
+            raise mismatch
         signature = raw_signature(held.form, _bytes(answer.get("Signature")))
         if signature is None:
             raise SignatureMalformed("kms:Sign returned no signature of this key's form", member=self._member)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -61,6 +62,9 @@ class KmsMember:
         self._control: KmsControl | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = False
+        self._stale = asyncio.Event()  # the credentials were refused
+        self.renewed: Callable[[], None] = lambda: None
+        """Called when the SDK has given other credentials."""
 
     @property
     def engine(self) -> OffloadEngine:
@@ -119,6 +123,7 @@ class KmsMember:
         self._keys.retired = lambda index: not engine.signs_with(index)
         self._client.lost = self._lost
         self._client.retried = self._retried
+        self._client.refused = self._stale.set
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the account by its id. Raises KeyNotFound."""
@@ -182,16 +187,22 @@ class KmsMember:
         get_logger().info("member up again", member=self.name)
 
     async def _renew(self) -> None:
-        """Have the SDK renew temporary credentials in time, in the member's thread."""
+        """Have the SDK renew temporary credentials in time, or when they were refused, in the member's thread."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await self._stale.wait()
+            self._stale.clear()
             try:
                 credentials = await loop.run_in_executor(self._thread, self._session.credentials)
             except HsmError as error:
                 get_logger().error("AWS credentials cannot be renewed", member=self.name, error=str(error))
-            else:
-                _made(self._client).credentials = credentials
+                continue
+            client = _made(self._client)
+            if credentials != client.credentials:
+                client.credentials = credentials
+                self.renewed()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

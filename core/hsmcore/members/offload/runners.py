@@ -77,7 +77,9 @@ class TaskRunner:
         if isinstance(error, HsmError):
             return error
         # A caller gets an answer whatever the back end raises. The error's text is untrusted.
-        return InternalError(f"the back end raised {type(error).__name__}", member=self._member)
+        failure = InternalError(f"the back end raised {type(error).__name__}", member=self._member)
+        failure.maybe_signed = True
+        return failure
 
     def expire(self) -> None:
         """Cancel the tasks whose last deadline has passed."""

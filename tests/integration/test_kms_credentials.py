@@ -1,0 +1,168 @@
+"""Credentials of AWS KMS: it locks nothing, so a refusal heals by itself, and renewal survives what the SDK raises."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.kms import SECRET_KEY, KmsServer, config, set_credentials
+from tests.support.levels import QUICK
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.members.kms import client as kms_client
+from hsmcore.members.kms import member as kms_member
+
+pytestmark = pytest.mark.integration
+
+REFUSALS = ["AccessDeniedException", "ExpiredTokenException", "InvalidSignatureException"]
+NEVER = 1e6
+"""Seconds."""
+
+
+def two_levels(kms: KmsServer, elsewhere: KmsServer, folder: Path, **failover: Any) -> dict[str, Any]:
+    """Another KMS is the secondary level, with a key of its own."""
+    secondary = config(elsewhere, elsewhere.store.make())["keyManager"]
+    block = {**QUICK, "acceptOtherKeys": ["secondary"], "secondary": [secondary], **failover}
+    return config(kms, kms.store.make(), maxCacheSize=0, failover=block, stateFile=str(folder / "state.db"))
+
+
+@pytest.fixture
+def issue(tmp_path, monkeypatch) -> Callable[..., None]:
+    """Has the SDK find temporary credentials, valid for so many minutes, under this access key."""
+    set_credentials(monkeypatch, None)
+    given, settings = tmp_path / "credentials.json", tmp_path / "config"
+    settings.write_text(f"[default]\ncredential_process = cat {given}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
+
+    def issued(access_key: str, minutes: float = 5) -> None:
+        soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
+        keys = {"AccessKeyId": access_key, "SecretAccessKey": "temporary", "SessionToken": f"token of {access_key}"}
+        fresh = tmp_path / "fresh.json"
+        fresh.write_text(json.dumps({"Version": 1, "Expiration": soon.isoformat(), **keys}))
+        fresh.replace(given)
+
+    return issued
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@one_loop
+async def test_a_refusal_that_passes_heals_by_itself(kms, name, tmp_path, monkeypatch):
+    """Of a policy that takes a moment to spread, a token that expired, a clock that was stepped."""
+    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", 0.05)
+    with KmsServer() as elsewhere:
+        async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:
+            own = manager.public_key
+            kms.faults.error(name, times=3)
+            receipt = await manager.sign_with_receipt(b"x", 5)
+            assert receipt.level == "secondary"
+            [primary, _] = manager.members()
+            assert primary.breakers == {"access": "open"}
+            await until(lambda: manager.members()[0].condition in ("ready", "ramping"))
+            assert (await manager.sign_with_receipt(b"y", 5)).public_key == own
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@one_loop
+async def test_without_levels_it_heals_too(kms, name, monkeypatch):
+    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", 0.05)
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        kms.faults.error(name)
+        with pytest.raises(hsmcore.AccessDenied, match=name):
+            await manager.sign(b"x")
+
+        signatures: list[bytes] = []
+        while not signatures:
+            try:
+                signatures.append(await manager.sign(b"x"))
+            except hsmcore.AccessDenied:
+                assert name != "AccessDeniedException", "it is asked for each request"
+        assert is_good("ed25519", manager.public_key, b"x", signatures[0])
+
+
+@one_loop
+async def test_new_credentials_are_fetched_and_tried_as_soon_as_the_old_ones_are_refused(
+    kms, issue, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kms_member, "RENEW_SECONDS", NEVER)
+    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", NEVER)
+    issue("ASIAFIRST")
+    kms.secrets = {"ASIAFIRST": "temporary"}
+    with KmsServer() as elsewhere:
+        elsewhere.secrets = {"ASIAFIRST": "temporary", "ASIASECOND": "temporary"}
+        # Without the new credentials the next probe is an hour away: another member signs.
+        hour = {"primaryRetryIntervalMs": 3_600_000}
+        async with opened(two_levels(kms, elsewhere, tmp_path, **hour)) as manager:
+            issue("ASIASECOND")
+            kms.secrets = {"ASIASECOND": "temporary"}
+            primary = manager._path.failover.endpoints[0]
+            assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
+            await until(lambda: primary.half_open)
+            assert primary.member._client.credentials.access_key == "ASIASECOND"
+
+
+@one_loop
+async def test_temporary_credentials_are_renewed_by_the_sdk(kms, issue, tmp_path, monkeypatch):
+    monkeypatch.setattr(kms_member, "RENEW_SECONDS", 0.02)
+    issue("ASIAFIRST")
+    kms.secrets = {"ASIAFIRST": "temporary"}
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        await manager.sign(b"x")
+        issue("ASIASECOND")
+        await until(lambda: manager._path.member._client.credentials.access_key == "ASIASECOND")
+        kms.secrets = {"ASIASECOND": "temporary"}
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+        (tmp_path / "credentials.json").unlink()  # the SDK fails: what is valid goes on being used
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+@one_loop
+async def test_renewal_goes_on_after_the_sdk_raised_something_unheard_of(kms, issue, monkeypatch, caplog):
+    monkeypatch.setattr(kms_member, "RENEW_SECONDS", 0.02)
+    issue("ASIAFIRST")
+    kms.secrets = {"ASIAFIRST": "temporary", "ASIASECOND": "temporary"}
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        issue("ASIAEXPIRED", minutes=-5)  # botocore raises a RuntimeError
+        await until(lambda: "cannot be renewed" in caplog.text)
+        assert "RuntimeError" in caplog.text
+        assert "temporary" not in caplog.text
+        issue("ASIASECOND")
+        await until(lambda: manager._path.member._client.credentials.access_key == "ASIASECOND")
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+@one_loop
+async def test_expired_credentials_at_the_start_are_an_error_of_ours(kms, issue):
+    issue("ASIAEXPIRED", minutes=-5)
+    with pytest.raises(hsmcore.AccessDenied, match="RuntimeError"):
+        await hsmcore.create_key_manager(config(kms, kms.store.make())).initialize()
+    assert not kms.calls
+
+
+@one_loop
+async def test_a_member_whose_credentials_are_refused_at_the_start_joins_later(kms, tmp_path, monkeypatch):
+    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", 0.05)
+    with KmsServer() as elsewhere:
+        kms.faults.error("AccessDeniedException", None)
+        async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:
+            assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
+            await until(lambda: manager.members()[0].condition in ("ready", "ramping"))
+
+
+@one_loop
+async def test_a_manager_that_was_refused_may_be_initialized_again(kms, monkeypatch):
+    set_credentials(monkeypatch, "AKIANOBODYNOBODYNOBO")
+    manager = hsmcore.create_key_manager(config(kms, kms.store.make()))
+    with pytest.raises(hsmcore.AccessDenied) as caught:
+        await manager.initialize()
+    assert "AWS SDK" in caught.value.hint
+    set_credentials(monkeypatch)
+    async with manager:
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+    assert SECRET_KEY not in repr(caught.value)
