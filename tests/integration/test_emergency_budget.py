@@ -28,6 +28,43 @@ def test_so_many_and_not_one_more_leave_whatever_is_killed(fresh_token, tmp_path
 
 
 @one_loop
+async def test_single_requests_with_pauses_get_the_whole_budget(fresh_token, tmp_path):
+    """In a pause the health monitor looks at the budget: units that this process holds are not spent."""
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=10) as rig:
+        await rig.drop()
+        service = rig.service
+        for number in range(10):
+            answer = await service.router.sign_with_receipt(b"%d" % number)
+            assert answer.endpoint.level_name == "emergency"
+            await service.health._follow()
+            assert service.levels.emergency_spent == (number == 9)
+        with pytest.raises(AllLevelsFailed) as caught:
+            await service.router.sign(b"one more")
+        assert isinstance(caught.value.causes["emergency"], EmergencyRefused)
+        await until(lambda: rig.endpoints[1].member is None)
+
+
+@one_loop
+async def test_units_of_a_block_can_be_used_when_the_store_has_no_more(tmp_path):
+    store = await Store.open(tmp_path / "s.db")
+    first, second = (Emergency(store, Limits(40, 3600)) for _ in range(2))
+    assert await first.spend()  # and 15 more are reserved
+    for _ in range(24):
+        assert await second.spend()
+    assert not (await second.status()).usable
+    assert (await first.status()).usable
+    assert (await first.begin()).usable
+    for _ in range(15):
+        assert await first.spend()
+    assert not (await first.status()).usable
+    for budget in (first, second):
+        with pytest.raises(EmergencyRefused):
+            await budget.spend()
+    await store.close()
+
+
+@one_loop
 async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_path):
     token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
     rig = Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "state.db", most=20)

@@ -5,7 +5,8 @@ left and entered again, and when the process restarts. Its time counts from its 
 of its beginning; a stricter configuration applies at once, a laxer one after the next reset.
 
 Units are reserved durably in blocks of at most BLOCK before they are used, so neither a crash nor several processes can
-spend more than the budget; a crash wastes the rest of a block, at most BLOCK - 1 units.
+spend more than the budget; a crash wastes the rest of a block, at most BLOCK - 1 units. Of the last two blocks each
+unit is reserved by itself, so that none lies idle in one process while another one is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, select, update
@@ -52,11 +53,13 @@ class EmergencyStatus:
     reserved: int
     left: int
     expired: bool
+    held: int = 0
+    """Units that this process has reserved, or is reserving, and not used."""
 
     @property
     def usable(self) -> bool:
-        """Whether another signature is allowed."""
-        return self.left > 0 and not self.expired
+        """Whether this process may make another signature."""
+        return self.left + self.held > 0 and not self.expired
 
 
 class Emergency:
@@ -76,6 +79,7 @@ class Emergency:
         self._reserving = asyncio.Lock()
         self._episode = 0
         self._units = 0  # of the present block: reserved durably, not used
+        self._asked = 0  # units of reservations under way
         self._until = 0
         self._latest = 0
         self._latest_at = steady()
@@ -91,7 +95,9 @@ class Emergency:
     async def begin(self) -> EmergencyStatus:
         """Begin an episode, or continue the present one. Starts no clock."""
         now = self._now()
-        return await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
+        return self._with_own(
+            await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
+        )
 
     def try_spend(self, units: int = 1) -> int:
         """Use units of the reserved block. Returns the episode's number; 0: `spend` must reserve more units."""
@@ -114,7 +120,11 @@ class Emergency:
 
     async def _reserve(self, units: int) -> None:
         now, own, left = self._now(), self._episode, self._units
-        found = await self._store.run(lambda connection: _reserve(connection, self._limits, now, units, own, left))
+        self._asked += units
+        try:
+            found = await self._store.run(lambda connection: _reserve(connection, self._limits, now, units, own, left))
+        finally:
+            self._asked -= units
         self._saw(found.latest)
         if found.episode != self._episode:
             self._episode, self._units = found.episode, 0  # the old episode was reset, with its units
@@ -166,10 +176,13 @@ class Emergency:
         """The present episode. Units of the present block count as reserved."""
         now = self._now()
         found = await self._store.run(lambda connection: _status(connection, self._limits, now))
+        self.seen = self._with_own(found)
+        return self.seen
+
+    def _with_own(self, found: EmergencyStatus) -> EmergencyStatus:
         if found.episode != self._episode:
             self._units = 0  # they belong to an episode that was reset
-        self.seen = found
-        return found
+        return replace(found, held=self._units + self._asked)
 
     def _now(self) -> int:
         # A clock that was set back must not extend the time: add the boot clock to the latest known moment.
@@ -204,7 +217,7 @@ def _reserve(connection: Connection, limits: Limits, now: int, units: int, own: 
     free = most - row.reserved
     if free < wanted:
         return _Reserved(row.id, now, f"the emergency budget of {most} signatures is used up")
-    taken = min(max(wanted, BLOCK), free)
+    taken = wanted if free <= 2 * BLOCK else max(wanted, BLOCK)
     connection.execute(
         update(EPISODE)
         .where(EPISODE.c.id == row.id)
