@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hsmcore.config import YubiHsmSettings, all_members, load, members_of
+from hsmcore.audit import AuditLog
+from hsmcore.config import Failover, YubiHsmSettings, all_members, load, members_of
 from hsmcore.errors import ConfigurationError
+from hsmcore.events import Events
+from hsmcore.failover.plan import endpoints_and_levels
+from hsmcore.failover.service import FailoverService
+from hsmcore.manager.verification import VerifierPool
+from hsmcore.serve.actions import BadRequest, parse
+from hsmcore.state import Store
 
 URLS = [f"http://10.0.0.{number}:12345" for number in range(1, 5)]
 
@@ -44,6 +51,40 @@ def test_a_level_is_made_of_them_in_order():
     rules = key_manager([other], connectors=URLS[:2])
     assert [member.name for member in rules.primary] == [f"yubihsm:{URLS[0]}", f"yubihsm:{URLS[1]}", "softhsm:t"]
     assert all_members([]) == ()
+
+
+def switched_off():
+    """Two connectors, so there is a primary level, and a whole block that is off."""
+    other = {"type": "softhsm", "config": {"pin": {"env": "P"}, "keyLabel": "k", "tokenLabel": "t"}}
+    block = {
+        "enabled": False,
+        "primary": [other],
+        "secondary": [other | {"config": other["config"] | {"tokenLabel": "u"}}],
+        "hedging": True,
+        "emergencyModeEnabled": True,
+        "emergencyModeRestrictions": {"maxTransactions": 5},
+    }
+    config = {"authKeyId": 1, "password": {"env": "YUBI"}, "keyId": "0064", "connectors": URLS[:2]}
+    return load({"keyManager": {"type": "yubihsm", "config": config, "failover": block}})
+
+
+async def test_nothing_of_a_block_that_is_off_has_an_effect(tmp_path):
+    config = switched_off()
+    assert [name for name, _ in config.key_manager.members()] == ["primary", "primary"]
+    store = await Store.open(tmp_path / "state.db")
+    levels, verifiers = endpoints_and_levels(config), VerifierPool()
+    service = FailoverService(
+        config, levels, store, lambda v, m, s: verifiers.verify([v], m, s), AuditLog(None), Events()
+    )
+    assert (service.router._hedging, levels.emergency_permitted) == (False, False)
+    assert (await service.budget.status()).max_transactions == Failover().emergency_mode_restrictions.max_transactions
+    await service.close()
+    verifiers.close()
+
+
+def test_the_console_allows_no_emergency_level_of_a_block_that_is_off():
+    with pytest.raises(BadRequest, match="emergencyModeEnabled"):
+        parse("emergency-enable", {"reason": "why not"}, switched_off(), {"failover": None, "members": []})
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ class KeyManagerConfig(Provider):
     @property
     def primary(self) -> tuple[Provider, ...]:
         """The members of the primary level: those of this provider first, then those that failover.primary adds."""
+        if self.active_failover is None:
+            return all_members((self.own,))
         return all_members(self._listed_primary if self._first_is_listed else (self, *self._listed_primary))
 
     def members(self) -> tuple[tuple[LevelName, Provider], ...]:

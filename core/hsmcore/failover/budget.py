@@ -89,7 +89,7 @@ class Emergency:
     @classmethod
     def of(cls, config: Config, store: Store) -> Self:
         """The budget that a configuration allows."""
-        limits = (config.key_manager.failover or Failover()).emergency_mode_restrictions
+        limits = (config.key_manager.active_failover or Failover()).emergency_mode_restrictions
         return cls(store, Limits(limits.max_transactions, limits.max_time_seconds))
 
     async def begin(self) -> EmergencyStatus:

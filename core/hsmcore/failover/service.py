@@ -46,7 +46,7 @@ class FailoverService:
         self, config: Config, levels: Levels[Endpoint], store: Store, verify: Verify, audit: AuditLog, events: Events
     ) -> None:
         rules = config.key_manager
-        failover = rules.failover or Failover()
+        failover = rules.active_failover or Failover()
         limits = failover.emergency_mode_restrictions
         self._audit, self._events = audit, events
         self._store = store

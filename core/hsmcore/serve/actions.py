@@ -94,7 +94,8 @@ def _require_configured(name: str, config: Config) -> None:
             raise BadRequest("keyRotation is not enabled in the configuration")
     elif not rules.has_levels:
         raise BadRequest("failover is not enabled in the configuration")
-    if name == "emergency-enable" and (rules.failover is None or not rules.failover.emergency_mode_enabled):
+    failover = rules.active_failover
+    if name == "emergency-enable" and (failover is None or not failover.emergency_mode_enabled):
         raise BadRequest("emergencyModeEnabled is not true: only the configuration can say that the chain accepts it")
 
 
