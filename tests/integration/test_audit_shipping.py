@@ -8,7 +8,11 @@ import json
 import ssl
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import hypothesis
 import orjson
@@ -231,6 +235,91 @@ async def test_against_moto(tmp_path, aws):
     assert [event["message"].encode() for event in found["events"]] == lines_of(layout)
 
 
+@contextmanager
+def container_credentials():
+    """An endpoint of container credentials, and how long those that it hands out are still valid: a list of seconds."""
+    validity: list[int] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            until = datetime.now(UTC) + timedelta(seconds=validity[0] if len(validity) == 1 else validity.pop(0))
+            found = {"AccessKeyId": "testing", "SecretAccessKey": "testing-secret-key", "Token": "t"}
+            body = json.dumps(found | {"Expiration": f"{until:%Y-%m-%dT%H:%M:%SZ}"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: object) -> None:
+            """Silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/", validity
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_credentials_that_are_renewed_too_late_stop_no_shipping(tmp_path, logs, monkeypatch):
+    """botocore raises RuntimeError then, which is none of its own errors."""
+    monkeypatch.setattr("hsmcore.audit.shipping.shipper._full_jitter", quick)
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    with container_credentials() as (url, validity):
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+        validity[:] = [-60]
+        log = AuditLog(str(tmp_path / "audit.log"), settings(), [cloud(logs.url)])
+        await log.open()
+        for n in range(50):
+            log.record("sign", message=b"%d" % n)
+        await log.flush()
+        await until(lambda: log.shipping["cloudWatchLogs"].error is not None)
+        refused = log.shipping["cloudWatchLogs"].error
+        validity[:] = [3600]
+        await until(lambda: log.shipping["cloudWatchLogs"].sent_seq == 50)
+        await until(lambda: log.shipping["cloudWatchLogs"].error is None)
+        await log.close()
+    assert "RuntimeError" in refused
+    assert logs.lines() == lines_of(Layout(tmp_path / "audit.log"))
+
+
+class Raising(SyslogDestination):
+    """A destination of another's making: what it raises, also when it is closed, is not foreseen."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(Syslog.model_validate({"address": address}))
+        self.failures = 0
+
+    def send(self, lines):
+        if self.failures < 3:
+            self.failures += 1
+            raise KeyError("a secret of the library's")
+        return super().send(lines)
+
+    def close(self) -> None:
+        super().close()
+        raise LookupError("at the end, too")
+
+
+async def test_whatever_a_destination_raises_its_thread_goes_on_and_leaves_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.audit.shipping.shipper._full_jitter", lambda _failures: 0.2)
+    with receiver("tcp", tmp_path) as (address, taking):
+        log = AuditLog(str(tmp_path / "audit.log"), settings(), [Raising(address)])
+        await log.open()
+        log.record("sign", message=b"1")
+        await until(lambda: log.shipping["syslog"].error is not None)
+        raised = log.shipping["syslog"].error
+        await until(lambda: log.shipping["syslog"].sent_seq == 1)
+        await until(lambda: log.shipping["syslog"].error is None)
+        await log.close()
+        assert ShipNow(Layout(tmp_path / "audit.log"), syslog(address)).run() is None
+    assert raised == "KeyError"
+    assert first_times([parse(raw).text for raw in taking.messages]) == lines_of(Layout(tmp_path / "audit.log"))
+
+
 # ---- cursors ----
 
 
@@ -420,6 +509,26 @@ async def test_a_receiver_that_takes_nothing_delays_closing_only_shortly(tmp_pat
         await log.close()
         assert time.monotonic() - begun < 30
     assert last_seq(Layout(tmp_path / "audit.log")) == 20_000
+
+
+IMPOSSIBLE = [
+    f"tls://{'a' * 64}.example.com",
+    "tcp://logs..example.com",
+    "udp://logs..example.com:514",
+    "tcp://[::1]:99999",
+]
+
+
+@pytest.mark.parametrize("address", IMPOSSIBLE)
+async def test_an_address_that_cannot_exist_is_reported_and_leaves_no_lock(tmp_path, address):
+    log = AuditLog(str(tmp_path / "audit.log"), settings(), [syslog(address)])
+    await log.open()
+    log.record("sign", message=b"1")
+    await until(lambda: log.shipping["syslog"].error is not None)
+    assert address in log.shipping["syslog"].error
+    assert log.shipping["syslog"].lag_records == 1
+    await log.close()
+    assert address in ShipNow(Layout(tmp_path / "audit.log"), syslog(address)).run()
 
 
 @pytest.mark.parametrize("wrong", [{"serverName": "other.test"}, {"caFile": None}])

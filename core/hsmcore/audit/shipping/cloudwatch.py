@@ -80,7 +80,7 @@ class CloudWatch(Destination):
             raise ShippingError("boto3 is not installed: pip install 'hsmcore[aws]'") from None
 
     def _requested(self, events: list[dict[str, Any]]) -> dict[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         place = {"logGroupName": self._settings.log_group, "logStreamName": self._settings.log_stream}
         try:
@@ -94,7 +94,9 @@ class CloudWatch(Destination):
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             raise ShippingError(f"{_HINTS.get(code, 'AWS refuses')} ({code})") from None
-        except BotoCoreError as error:
+        except ImportError:
+            raise
+        except Exception as error:  # noqa: BLE001  # botocore also raises RuntimeError and ValueError; texts may hold tokens
             raise ShippingError(f"CloudWatch Logs cannot be reached ({type(error).__name__})") from None
         return answer
 

@@ -135,13 +135,18 @@ class Shipper:
             self._settling.clear()
             self.store()
         finally:
-            self.destination.close()
-            if self._follower is not None:
-                self._follower.close()
-            self._follower, self._left = None, []
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            try:
+                self.destination.close()
+            finally:
+                self._release()
+
+    def _release(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
+        self._follower, self._left = None, []
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -166,10 +171,10 @@ class Shipper:
             begun, ending = time.thread_time(), self._stop.is_set()
             try:
                 count = self.step()
-            except _FAILURES as error:
-                self.go_back()
+            except Exception as error:  # noqa: BLE001  # a thread that ended would keep its lock and report no error
                 failures += 1
-                self._note(str(error))
+                self._note(str(error) if isinstance(error, _FAILURES) else type(error).__name__)
+                self.go_back()
                 if ending:
                     break
                 self._stop.wait(_full_jitter(failures))
@@ -189,7 +194,7 @@ class Shipper:
                 self._stop.wait(max(_BESIDE_SHARE * spent, gather))
         try:
             self.end()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # the thread ends; what was sent since is sent again
             get_logger().warning("how far shipping came was not stored", error=str(error))
 
     def _note(self, error: str | None) -> None:

@@ -66,9 +66,9 @@ class SyslogDestination:
     def _said(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:  # no OSError: a name or a port that cannot exist
             self._transport.close()
-            what = error.strerror or str(error) or type(error).__name__
+            what = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ShippingError(f"{self._settings.address}: {what}") from None
 
     def interrupt(self) -> None:
