@@ -16,6 +16,8 @@ from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
 import hsmcore
+from hsmcore.audit.check.verify import verify
+from hsmcore.audit.layout import Layout
 from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown, RequestRejected
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
 
@@ -470,3 +472,35 @@ async def test_bad_requests_are_refused_at_once_and_harm_no_member(site):
         changing[:] = b"otherwise"
         assert is_good("ed25519", manager.public_key, b"as it was", await signing)
         assert conditions(manager) == ["ready", "ready"]
+
+
+async def test_checkpoints_are_signed_by_any_running_member_that_holds_the_key(site, tmp_path):
+    place = site(SAME, SAME)
+    for token in place.tokens:
+        token.add_keys([SAME | {"name": "audit", "id": "a0d17000"}])
+    path = tmp_path / "audit.log"
+    config = place.config(auditLogFile=str(path), audit={"signingKey": {"hsmKeyId": "a0d17000"}})
+    async with opened(config) as manager:
+        health, (first, second) = manager._path.health, manager._path.endpoints
+
+        async def sealed(message: bytes) -> None:
+            receipt = await manager.sign_with_receipt(message)
+            await manager.audit.checkpoint()
+            assert manager.audit.describe()["sealed"] >= receipt.audit_seq
+
+        await sealed(b"both")
+        place.kill(0)
+        await sealed(b"the first one is down")
+        assert not first.trusted
+        place.revive(0)
+        await until(lambda: first.trusted)
+        for number, endpoint in enumerate((first, second)):
+            before = endpoint.member
+            manager._path.levels.failed(endpoint, "auth", "the login was refused", 1)
+            await health.readmit(endpoint, "the PIN is right again")
+            await until(lambda endpoint=endpoint: endpoint.trusted)
+            assert endpoint.member is not before, "it has started again"
+            await sealed(b"%d has started again" % number)
+    report = verify(Layout(path))
+    assert report.ok, report.findings
+    assert report.unsealed == 0

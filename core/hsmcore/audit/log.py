@@ -15,7 +15,7 @@ from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.record import tail
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
-from hsmcore.audit.signers import HsmSigner, SigningMember
+from hsmcore.audit.signers import HsmSigner, Members
 from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, BadArgument, SystemFailure
@@ -113,12 +113,12 @@ class AuditLog:
             log.keep_from = self._shipping
             self._shipping.start()
 
-    async def use_member(self, member: SigningMember) -> None:
-        """Sign checkpoints with a key of this member, if the configuration names one. Raises HsmError."""
+    async def use_members(self, members: Members) -> None:
+        """Sign checkpoints with a key of these members, if the configuration names one. Raises HsmError."""
         key = self._settings.signing_key
         if self._open is None or key is None or key.hsm_key_id is None:
             return
-        await self._open.use(await HsmSigner.find(member, bytes.fromhex(key.hsm_key_id), self._open.origin))
+        await self._open.use(await HsmSigner.find(members, bytes.fromhex(key.hsm_key_id), self._open.origin))
 
     @property
     def journal(self) -> Journal | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from nacl.signing import SigningKey
 
 from hsmcore.audit.files import replace
 from hsmcore.audit.note import ED25519, NoteError, VerifierKey
-from hsmcore.errors import AuditUnavailable
+from hsmcore.errors import AuditUnavailable, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.keyring import KeyVersion
 
 _PREFIX = "PRIVATE+KEY+"
@@ -46,6 +47,10 @@ class SigningMember(Protocol):
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Return the key with this id, known to the engine from now on. Raises KeyNotFound."""
+
+
+Members = Callable[[], Iterable[SigningMember]]
+"""Returns the running members, those to ask first before the others."""
 
 
 class FileSigner:
@@ -93,24 +98,50 @@ class FileSigner:
 
 
 class HsmSigner:
-    """A key of the member that signs messages. No message may be signed with this key: a caller could have a checkpoint
-    signed as its message."""
+    """A key that members hold; any running one that holds it signs. No message may be signed with this key: a caller
+    could have a checkpoint signed as its message."""
 
-    def __init__(self, member: SigningMember, index: int, key: VerifierKey) -> None:
-        self._member, self._index, self.key = member, index, key
+    def __init__(self, members: Members, key_id: bytes, key: VerifierKey) -> None:
+        self._members, self._key_id, self.key = members, key_id, key
+        self._index: dict[SigningMember, int] = {}
+        """The key's index in the engine of each running member that is known to hold it."""
 
     @classmethod
-    async def find(cls, member: SigningMember, key_id: bytes, name: str) -> HsmSigner:
-        """Find an Ed25519 key of the member. Raises HsmError."""
-        version = await member.load_key(key_id)
-        if version.algorithm != "ed25519":
-            raise AuditUnavailable(
-                f"audit key {key_id.hex()} is an {version.algorithm} key", hint="Checkpoints need an Ed25519 key."
-            )
-        return cls(member, version.index, VerifierKey(name, ED25519, version.public_key))
+    async def find(cls, members: Members, key_id: bytes, name: str) -> HsmSigner:
+        """Find an Ed25519 key on a running member. Raises HsmError."""
+        failure: HsmError = KeyNotFound(f"no running member holds the audit key {key_id.hex()}")
+        for member in members():
+            try:
+                version = await member.load_key(key_id)
+            except HsmError as error:
+                failure = error
+                continue
+            if version.algorithm != "ed25519":
+                raise AuditUnavailable(
+                    f"audit key {key_id.hex()} is an {version.algorithm} key", hint="Checkpoints need an Ed25519 key."
+                )
+            return cls(members, key_id, VerifierKey(name, ED25519, version.public_key))
+        raise failure
 
     async def sign(self, text: bytes) -> bytes:
-        """Return the signature (64 bytes). Raises HsmError."""
+        """Return the signature (64 bytes). Raises HsmError, the one of the last member, if none can sign."""
+        failure: HsmError = KeyNotFound(f"no running member holds the audit key {self._key_id.hex()}")
+        members = list(self._members())
+        self._index = {member: index for member, index in self._index.items() if member in members}
+        for member in sorted(members, key=lambda member: member not in self._index):
+            try:
+                return await self._signed_by(member, text)
+            except HsmError as error:
+                self._index.pop(member, None)
+                failure = error
+        raise failure
+
+    async def _signed_by(self, member: SigningMember, text: bytes) -> bytes:
+        if member not in self._index:
+            version = await member.load_key(self._key_id)
+            if version.public_key != self.key.public_key:
+                raise KeyMismatch(f"audit key {self._key_id.hex()} is not the same one on all members")
+            self._index[member] = version.index
         # Not recorded: the record of a checkpoint's signature would need a checkpoint itself.
-        signature = self._member.engine.submit(text, _HSM_SECONDS, self._index, b"")
+        signature = member.engine.submit(text, _HSM_SECONDS, self._index[member], b"")
         return signature if isinstance(signature, bytes) else await signature

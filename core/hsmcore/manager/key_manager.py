@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -19,7 +20,7 @@ from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle
-from hsmcore.manager.path import UNOPENED, SigningPath, open_path
+from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running
 from hsmcore.manager.recording import Recorder
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
@@ -112,7 +113,7 @@ class KeyManager:
     async def _begin(self, path: SigningPath) -> None:
         """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""
         try:
-            await self.audit.use_member(path.member)
+            await self.audit.use_members(partial(running, path))
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
             await self._background.begin(self._keys.port(self), path.version, self._events)

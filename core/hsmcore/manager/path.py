@@ -104,6 +104,12 @@ class SigningPath(Protocol):
         """Answer every request and stop the members. Idempotent."""
 
 
+def running(path: SigningPath) -> list[Member]:
+    """Return the running members, those in service first."""
+    started = sorted(path.members(), key=lambda one: one.condition not in ("ready", "ramping"))
+    return [one.member for one in started if one.member is not None]
+
+
 async def open_path(config: Config, verify: Verify, audit: AuditLog, events: Events) -> SigningPath:
     """Start the members of a configuration. Raises HsmError, and leaves nothing open then."""
     if config.key_manager.has_levels:
