@@ -14,7 +14,7 @@ static void begin(hsm_admission *admission, uint64_t now, bool loaded) {
     admission->loaded = loaded;
 }
 
-/* 0 until every window is known: a first one that holds an outage would refuse requests that a healthy module serves. */
+/* 0 until every window is known: a first one that holds an outage would refuse what a healthy module serves. */
 static uint64_t fastest(const hsm_admission *admission) {
     uint64_t least = admission->windows[0];
     for (uint32_t i = 1; i < HSM_ADMISSION_WINDOWS; i++) {

@@ -46,6 +46,29 @@ async def test_single_requests_with_pauses_get_the_whole_budget(fresh_token, tmp
 
 
 @one_loop
+async def test_a_close_in_the_middle_of_leaving_tells_that_the_key_is_destroyed(fresh_token, tmp_path, monkeypatch):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    begun = asyncio.Event()
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=10) as rig:
+        await rig.drop()
+        await rig.service.router.sign(b"in the emergency")
+        member = type(rig.endpoints[1].member)
+        stop = member.stop
+
+        async def stop_late(self):
+            begun.set()
+            await asyncio.sleep(0.2)
+            await stop(self)
+
+        monkeypatch.setattr(member, "stop", stop_late)
+        await rig.service.health._desired.set(f"drain:{rig.endpoints[0].name}", None, "")
+        await begun.wait()
+    store = await Store.open(tmp_path / "s.db")
+    assert [row["kind"] for row in await History(store).query()].count("emergency-left") == 1
+    await store.close()
+
+
+@one_loop
 async def test_units_of_a_block_can_be_used_when_the_store_has_no_more(tmp_path):
     store = await Store.open(tmp_path / "s.db")
     first, second = (Emergency(store, Limits(40, 3600)) for _ in range(2))

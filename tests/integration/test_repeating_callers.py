@@ -118,7 +118,7 @@ async def test_the_loop_turns_and_the_outage_ends_with_the_device_s(place, way):
 async def test_the_loop_turns_while_requests_are_refused_for_being_too_many(kms):
     kms.faults.latency = 0.01
     async with opened(kms_config(kms, kms.store.make(), {"concurrency": 1}, maxCacheSize=0)) as manager:
-        await manager.sign_many([b"%d" % n for n in range(40)], timeout=30)  # now its speed is known
+        await manager.sign_many([b"%d" % n for n in range(80)], timeout=30)  # now its speed is known
         kms.hold()
         waiting = [start(manager.sign(b"waits %d" % n, timeout=30)) for n in range(20)]
         await until(lambda: counters(manager)["in_flight"] == 20)

@@ -269,6 +269,7 @@ async def test_without_it_the_first_failure_is_raised_and_nothing_stays_behind(w
         shim.fail("C_Sign", CKR_DATA_LEN_RANGE, times=2)
         with pytest.raises(RequestRejected, match="CKR_DATA_LEN_RANGE"):
             await manager.sign_many([n.to_bytes(2) for n in range(1, 41)])
+        shim.fail("C_Sign", 0, times=0)  # the second message may have been given up before it was tried
         assert is_good("ed25519", manager.public_key, b"next", await manager.sign(b"next"))
         await manager.close()
 

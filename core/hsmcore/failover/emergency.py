@@ -28,7 +28,8 @@ class EmergencyLevel:
         self._router = router
         self._levels = router.levels
         self._spawn = spawn
-        self._arming = self._leaving = False
+        self._arming = False
+        self._leaving: asyncio.Task[None] | None = None
         self._rearm_at = 0
         self._complaint = ""
 
@@ -43,11 +44,11 @@ class EmergencyLevel:
         elif wanted and not self._arming and any(endpoint.member is None for endpoint in endpoints):
             self._arming = True
             self._spawn(self._arm(endpoints))
-        elif not wanted and not self._router.in_emergency and not self._leaving and not self._arming:
+        elif not wanted and not self._router.in_emergency and self._leaving is None and not self._arming:
             left = [endpoint for endpoint in endpoints if endpoint.member is not None]
             if left:
-                self._leaving = True
-                self._spawn(self._leave(left))
+                # Not spawned: if it were cancelled halfway, the end of a key would be told to nobody.
+                self._leaving = asyncio.get_running_loop().create_task(self._leave(left))
 
     async def _arm(self, endpoints: list[Endpoint]) -> None:
         try:
@@ -84,8 +85,13 @@ class EmergencyLevel:
             for endpoint in endpoints:
                 await self.destroy(endpoint)
         finally:
-            self._leaving = False
+            self._leaving = None
             self._router.settle()
+
+    async def end(self) -> None:
+        """Wait for members that are being stopped."""
+        if self._leaving is not None:
+            await asyncio.wait({self._leaving})
 
     async def destroy(self, endpoint: Endpoint) -> None:
         """Stop an emergency member, which destroys its key, after its requests have ended."""

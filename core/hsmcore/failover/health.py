@@ -87,7 +87,7 @@ class HealthMonitor:
         self._later()
 
     async def end(self) -> None:
-        """Stop, and wait for the cancelled tasks. The members stay as they are."""
+        """Stop, and wait for the cancelled tasks. The members stay as they are; those that are being stopped end."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
@@ -95,6 +95,7 @@ class HealthMonitor:
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
+        await self.emergency.end()
         await self._desired.report(self._report_name, None)
 
     def _later(self) -> None:
