@@ -76,12 +76,12 @@ cdef class Journal:
         loop.add_reader(self._fd, self._ready)
 
     def detach(self):
-        """Leave the loop. Fail every answer that an engine still holds."""
+        """Leave the loop. An engine that still records here is closed: it answers every waiter with an error."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._fd = -1
         for engine in self._engines:
-            (<Requests>engine)._refuse_durable(0)
+            (<Requests>engine)._leave_journal()
         self._engines.clear()
 
     def close(self):

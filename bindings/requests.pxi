@@ -470,10 +470,19 @@ cdef class Requests:
         return self._take()
 
     cdef int _refuse_durable(self, int failure) except -1:
-        """For the journal: it is failing (`failure`: an errno), or is closed (0)."""
+        """For the journal: it is failing (`failure`: an errno), or is about to be closed (0)."""
         self._journal_failure = failure
         hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
         return self._take()
+
+    cdef int _leave_journal(self) except -1:
+        """For the journal, before it is closed: what cannot be recorded any more is not handed out."""
+        self._open = False
+        self._refuse_durable(0)
+        hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
+        self._take()
+        self._recorder = None
+        return 0
 
     cdef inline int _check_idle(self) except -1:
         if self._idle is not None and self._counts().open == 0 and not self._idle.done():

@@ -222,7 +222,7 @@ def test_closing_does_not_wait_for_another_call_that_hangs(fresh_token, tmp_path
     chaos = Chaos(tmp_path, wrap(token))
     if what == "start":
         chaos.write(faults=[{"function": "C_FindObjectsInit", "action": "hang", "forever": True, "nth": 1}])
-    arguments = [token.keys["other"].id] if what == "search" else []
+    arguments = [what, token.keys["other"].id] if what == "search" else [what]
     command = [sys.executable, "-m", "tests.support.closing_victim", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdin is not None

@@ -1,7 +1,8 @@
 """Closes a key manager while one of its calls hangs, and says on standard output how many seconds that took.
 
-Standard input has the configuration as one line of JSON, a line when the call may begin, and another when it hangs.
-Exits without waiting for it.
+The argument says what hangs: start, sign, generate, or search and the id of a key. Standard input has the configuration
+as one line of JSON, a line when the call may begin, and another when it hangs. Exits at its end, without waiting for
+the call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import hsmcore
 
@@ -22,24 +25,31 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-async def main(key: str | None) -> None:
-    """With a key, its search hangs; without one, the start."""
+async def main(what: str, key: str = "") -> None:
+    """Close while that hangs."""
     manager = hsmcore.create_key_manager(json.loads(sys.stdin.readline()))
-    if key is not None:
+    if what != "start":
         await manager.initialize()
     say("ready")
     sys.stdin.readline()
-    hangs = asyncio.create_task(manager.initialize() if key is None else manager.set_current_key_id(key))
+    calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "start": manager.initialize,
+        "sign": lambda: manager.sign(b"hangs", 0.5),
+        "generate": manager.generate_key,
+        "search": lambda: manager.set_current_key_id(key),
+    }
+    hangs = asyncio.create_task(calls[what]())
     await asyncio.to_thread(sys.stdin.readline)
     begun = time.monotonic()
-    if key is None:
+    if what == "start":
         hangs.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await hangs
     await manager.close()
     say(str(time.monotonic() - begun))
+    await asyncio.to_thread(sys.stdin.readline)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:] or [None]))
+    asyncio.run(main(*sys.argv[1:]))

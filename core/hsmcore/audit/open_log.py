@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -173,27 +174,32 @@ class OpenLog:
             await self.seal()
 
     async def close(self) -> None:
-        await self._intake.end()
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            rest.callback(self._thread.shutdown, wait=False)
+            rest.push_async_callback(self._run, self._close_files)
+            rest.push_async_callback(self._end_journal)
+            rest.push_async_callback(self._end_sealing)
+            rest.push_async_callback(self._intake.end)
+
+    async def _end_sealing(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
             await asyncio.wait({self._task})
-        try:
-            self._note_dropped()
-            last = self.last_seq
-            journal, self.journal = self.journal, None
-            if journal is not None:
-                journal.detach()
-                left = await self._run(journal.close)
-                if left:
-                    get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
-                self.durable_seq = last - left
-                self._release_waiting()
-                self._fail_waiting("it was closed before the record was written")
-                await self.seal_or_say(prune=False)
-        finally:
-            await self._run(self._close_files)
-            self._thread.shutdown(wait=False)
+
+    async def _end_journal(self) -> None:
+        self._note_dropped()
+        last = self.last_seq
+        journal, self.journal = self.journal, None
+        if journal is not None:
+            journal.detach()
+            left = await self._run(journal.close)
+            if left:
+                get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
+            self.durable_seq = last - left
+            self._release_waiting()
+            self._fail_waiting("it was closed before the record was written")
+            await self.seal_or_say(prune=False)
 
     def _close_files(self) -> None:
         if self._opened is not None:

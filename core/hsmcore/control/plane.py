@@ -17,6 +17,7 @@ from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
 from hsmcore.control.tokens import choose_one
 from hsmcore.control.verb import ListTokens, Verb
 from hsmcore.errors import EngineClosed, EngineForked, PinIncorrect
+from hsmcore.log import get_logger
 
 if TYPE_CHECKING:
     from hsmcore.config import Pkcs11Settings
@@ -26,7 +27,7 @@ T = TypeVar("T")
 IDLE_SECONDS: Final = 5.0
 """How long an idle child process is kept."""
 CLOSE_SECONDS: Final = 5.0
-"""How long closing waits for a call in an isolated module."""
+"""How long closing waits for a call."""
 
 
 class ControlPlane:
@@ -104,24 +105,28 @@ class ControlPlane:
     async def close(self) -> None:
         """Wait for calls under way, close the token, end the thread. Idempotent.
 
-        Calls in a child process get CLOSE_SECONDS to end; then the child is killed and they fail."""
+        Calls get CLOSE_SECONDS to end. Then those in a child process fail, for it is killed; one in this process is
+        left behind with its thread, which closes the token if the call ever returns."""
         thread, self._thread = self._thread, None
         if thread is None or os.getpid() != self._process:
             return
         if self._resting is not None:
             self._resting.cancel()
         loop = asyncio.get_running_loop()
-        overdue = loop.call_later(CLOSE_SECONDS, self._remote.abandon) if self._remote is not None else None
+        closing = loop.run_in_executor(thread, self._admin.close)
+        thread.shutdown(wait=False)
         try:
-            await loop.run_in_executor(thread, self._admin.close)
+            if not (await asyncio.wait({closing}, timeout=CLOSE_SECONDS))[0]:
+                if self._remote is None:
+                    closing.add_done_callback(_closed_late)
+                    get_logger().error("a call hangs in the module: its thread is left", member=self._access.member)
+                    return
+                self._remote.abandon()
+            await closing
         except BaseException:
             if self._remote is not None:
                 self._remote.abandon()
-            thread.shutdown(wait=False)
             raise
-        finally:
-            if overdue is not None:
-                overdue.cancel()
         thread.shutdown()  # it is idle: this takes microseconds
 
     async def do(self, verb: Verb[T]) -> T:
@@ -186,6 +191,12 @@ class ControlPlane:
         self._resting = None
         if self._thread is not None:
             self._thread.submit(self._admin.close)
+
+
+def _closed_late(closing: asyncio.Future[None]) -> None:
+    error = None if closing.cancelled() else closing.exception()
+    if error is not None:
+        get_logger().error("the token was not closed", error=str(error))
 
 
 def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) -> TokenRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
 
@@ -27,9 +28,9 @@ class Endpoint(MemberState):
     """Belongs to the event loop. `make` returns a new member: a stopped member cannot start again."""
 
     __slots__ = (
-        *("_complete", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience", "pending"),
-        *("probing", "refused", "renewed", "signed", "submit", "submit_with_receipt", "version", "versions", "watch"),
-        "where",
+        *("_complete", "_stopping", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience"),
+        *("pending", "probing", "refused", "renewed", "signed", "submit", "submit_with_receipt"),
+        *("version", "versions", "watch", "where"),
     )
 
     def __init__(
@@ -51,6 +52,7 @@ class Endpoint(MemberState):
         self.where = where
         self._complete = complete
         self.member: Member | None = None
+        self._stopping: list[Member] = []
         self.version: KeyVersion | None = None
         """The key that the member signs with now."""
         self.versions: dict[bytes, KeyVersion] = {}
@@ -149,9 +151,13 @@ class Endpoint(MemberState):
         )
 
     async def stop(self) -> None:
-        """Answer every request and stop the member. Idempotent."""
-        member, self.member = self.member, None
+        """Answer every request and stop the member. Idempotent; called again after an error, it stops the rest."""
+        if self.member is not None:
+            self._stopping.append(self.member)
+        self.member = None
         self.submit = self.submit_with_receipt = _not_started
         self.engine = Idle()
-        if member is not None:
+        for member in tuple(self._stopping):
             await member.stop()
+            with suppress(ValueError):  # another call was faster
+                self._stopping.remove(member)

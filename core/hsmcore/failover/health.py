@@ -87,7 +87,8 @@ class HealthMonitor:
         self._later()
 
     async def end(self) -> None:
-        """Stop, and wait for the cancelled tasks. The members stay as they are; those that are being stopped end."""
+        """Stop, and wait for the cancelled tasks. The members stay as they are; those that are being stopped end.
+        Idempotent."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
@@ -96,6 +97,9 @@ class HealthMonitor:
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
         await self.emergency.end()
+
+    async def report_end(self) -> None:
+        """Remove the report from the store: it is that of a key manager which runs. Raises StoreError."""
         await self._desired.report(self._report_name, None)
 
     def _later(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -25,13 +26,15 @@ from hsmcore.failover.router import Router
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.members.base import SIGN_SECONDS, Submit, refuse_closed
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
 # What is no retryable error and yet may mend by itself, or concerns this one member: the others sign.
 SURVIVABLE = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED", "KEY_MISMATCH"})
 _EMITTED = frozenset({"failover", "failback"})
+MOST_UNWRITTEN = 1000
+"""Events that are kept while the store cannot be written; older ones are in the log only."""
 
 
 class FailoverService:
@@ -64,13 +67,13 @@ class FailoverService:
         )
         self._desired = Desired(store)
         self.health = HealthMonitor(
-            self.router, verify, self._desired, rules.name, failover.emergency_mode_enabled, self._audit_resets
+            self.router, verify, self._desired, rules.name, failover.emergency_mode_enabled, self._each_second
         )
         self.members = self.health.members
         # As SigningPath.
         self.key_index = 0
-        self.submit = self.router.sign
-        self.submit_any_key = partial(self.router.sign, allow_other_key=True)
+        self.submit: Submit = self.router.sign
+        self.submit_any_key: Submit = partial(self.router.sign, allow_other_key=True)
         self.submit_many = partial(sign_many, self.router)
         self.check_operation = self.router.check_operation
         self._unwritten: list[tuple[int, Event]] = []
@@ -291,6 +294,7 @@ class FailoverService:
 
     def refuse(self) -> None:
         """As SigningPath; requests that wait for a member end with EngineClosed."""
+        self.submit = self.submit_any_key = refuse_closed
         self.router.closing = True
         if not self._audit.needs_member:  # else a member signs the last checkpoint; `stop` refuses then
             for endpoint in self.running():
@@ -298,24 +302,40 @@ class FailoverService:
         self.router.wake()
 
     async def idle(self) -> None:
-        """Requests in flight are answered by `close`: health monitoring may still have to move them."""
+        """As SigningPath. The emergency key is destroyed."""
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            for endpoint in self.running():
+                emergency = endpoint.level_name == EMERGENCY
+                rest.push_async_callback(self.health.emergency.destroy if emergency else _idle, endpoint)
+            rest.push_async_callback(self.health.end)
 
     async def close(self) -> None:
-        """Answer every request, then close members and store."""
+        """Answer every request, then close members and store. Idempotent; called again after an error, it closes the
+        rest."""
         self.refuse()
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            rest.push_async_callback(self._store.close)
+            rest.push_async_callback(self._report_end)
+            rest.push_async_callback(self._stop_members)
+            rest.push_async_callback(self.idle)
+
+    async def _stop_members(self) -> None:
+        done = await asyncio.gather(*(endpoint.stop() for endpoint in self.endpoints), return_exceptions=True)
+        for error in done:
+            if error is not None:
+                raise error
+
+    async def _report_end(self) -> None:
+        """Leave in the store what it should know. What it does not take keeps nothing open: units of the emergency
+        budget stay spent, events are in the log."""
         try:
-            await self.health.end()
-            for endpoint in self.running():
-                await endpoint.signing.idle()
-                if endpoint.level_name == EMERGENCY:
-                    await self.health.emergency.destroy(endpoint)
-            await asyncio.gather(*(endpoint.stop() for endpoint in self.running()))
-            await self.budget.close()
-            await self._write()
             if self._writing is not None:
                 await asyncio.wait((self._writing,))
-        finally:
-            await self._store.close()
+            await self.budget.close()
+            await self._write()
+            await self.health.report_end()
+        except HsmError as error:
+            get_logger().error("the state store was not told of the end", error=str(error))
 
     def _tell(self, event: Event) -> None:
         log = get_logger()
@@ -338,6 +358,11 @@ class FailoverService:
             public_key=key.public_key if key else None,
         )
 
+    async def _each_second(self) -> None:
+        if self._unwritten and (self._writing is None or self._writing.done()):
+            await self._write()
+        await self._audit_resets()
+
     async def _audit_resets(self) -> None:
         """Copy resets of the budget by other processes to the audit log, each once."""
         if not self._audit.enabled:
@@ -350,7 +375,11 @@ class FailoverService:
 
     async def _write(self) -> None:
         taken, self._unwritten = self._unwritten, []
-        await self.history.append(taken)
+        try:
+            await self.history.append(taken)
+        except HsmError:
+            self._unwritten = [*taken, *self._unwritten][-MOST_UNWRITTEN:]
+            raise
 
     async def _write_safely(self) -> None:
         try:
@@ -358,6 +387,11 @@ class FailoverService:
                 await self._write()
         except HsmError as error:
             get_logger().error("events were not written to the state store", error=str(error))
+
+
+async def _idle(endpoint: Endpoint) -> None:
+    if endpoint.member is not None:
+        await endpoint.member.engine.idle()
 
 
 def vars_of(event: Event) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final, Self
 
@@ -72,11 +73,12 @@ class BackgroundServices:
 
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
-        for end in self._subscriptions:
-            end()
-        if self.rotation is not None:
-            await self.rotation.close()
-        if self.notices is not None:
-            await self.notices.close()
-        if self._store is not None:
-            await self._store.close()
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            if self._store is not None:
+                rest.push_async_callback(self._store.close)
+            if self.notices is not None:
+                rest.push_async_callback(self.notices.close)
+            if self.rotation is not None:
+                rest.push_async_callback(self.rotation.close)
+            for end in self._subscriptions:
+                rest.callback(end)

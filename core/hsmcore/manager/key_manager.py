@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -82,7 +83,8 @@ class KeyManager:
 
     async def close(self) -> None:
         """Refuse new requests, wait until each request in flight has its signature or an error, then release the token.
-        Idempotent."""
+        Idempotent. A part that cannot be closed keeps no other one open: its error is raised at the end, and another
+        call closes what is left."""
         await self._life.close()
 
     async def _open(self) -> None:
@@ -101,11 +103,12 @@ class KeyManager:
             path = await open_path(self._background.config, self._verify_version, self.audit, self._events)
             await self._begin(path)
         except BaseException as error:
-            await self._end_background()
             if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
                 self._refused = error.with_traceback(None)
-            self._record.not_opened(error)
-            await self.audit.close()
+            async with AsyncExitStack() as rest:
+                rest.push_async_callback(self.audit.close)
+                rest.callback(self._record.not_opened, error)
+                rest.push_async_callback(self._end_background)
             raise
         self._record.opened(path.members(), path.version)
         self._events.emit("initialized", member=path.member.name, key_id=path.version.id)
@@ -118,31 +121,32 @@ class KeyManager:
             path.begin(self._keys.ring, self._life.check)
             await self._background.begin(self._keys.port(self), path.version, self._events)
         except BaseException:
-            await self._end_background()
-            self._sign_on(UNOPENED)
-            await path.close()
+            async with AsyncExitStack() as rest:
+                rest.push_async_callback(path.close)
+                rest.callback(self._sign_on, UNOPENED)
+                rest.push_async_callback(self._end_background)
             raise
 
     async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         return await self._verifiers.verify([version], message, signature)
 
     async def _end_background(self) -> None:
-        background, self._background = self._background, BackgroundServices(self.config)
-        await background.close()
+        await self._background.close()
+        self._background = BackgroundServices(self.config)
 
     def _refuse(self) -> None:
         self._path.refuse()
 
     async def _close(self) -> None:
         path, name = self._path, self._rules.name
-        path.refuse()  # also here: an opening that was cancelled too late is closed without _refuse
-        await self._end_background()
-        await path.idle()
-        self.audit.note("close", member=name)
-        await self.audit.seal()  # while a member can still sign the checkpoint
-        await path.close()
-        await self.audit.close()
-        self._verifiers.close()
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            rest.callback(self._verifiers.close)
+            rest.push_async_callback(self.audit.close)
+            rest.push_async_callback(path.close)
+            rest.push_async_callback(self.audit.seal)  # while a member can still sign the checkpoint
+            rest.callback(self.audit.note, "close", member=name)
+            rest.push_async_callback(path.idle)
+            rest.push_async_callback(self._end_background)
         self._events.emit("closed", member=name)
 
     async def __aenter__(self) -> Self:
@@ -177,7 +181,8 @@ class KeyManager:
             submit = path.submit_any_key if allow_other_key else path.submit
             signed = submit(message, timeout, path.key_index, extra)
         except HsmError as error:
-            self._record.failure("sign", message, error)
+            if self._life.state == "open":  # else nothing was attempted, and the log may be sealed already
+                self._record.failure("sign", message, error)
             await _a_turn(error)
             raise
         if type(signed) is bytes:  # cheaper than isinstance where `signed` is a coroutine

@@ -18,7 +18,8 @@ class Lifecycle:
 
     A caller that is cancelled in open() undoes the opening and waits until nothing is left. A caller that is cancelled
     in close() does not stop the closing; the next call to close() waits for its end. `open` must leave nothing behind
-    when it fails or is cancelled. Belongs to the event loop that opens.
+    when it fails or is cancelled. `close` may be called again after it has failed. Belongs to the event loop that
+    opens.
     """
 
     def __init__(self, open_: Step, refuse: Callable[[], None], close: Step) -> None:
@@ -42,9 +43,9 @@ class Lifecycle:
             closed = task.cancelled()
             task.cancel()
             await _finished(task)
-            if not task.cancelled() and task.exception() is None:
-                await self._close_step()  # the cancellation came too late for it
             self.state = "closed"
+            if not task.cancelled() and task.exception() is None:  # the cancellation came too late for it
+                await _finished(self._begin_close())
             if closed:
                 raise EngineClosed("closed while it was being initialized") from None
             raise
@@ -54,7 +55,8 @@ class Lifecycle:
         self.state = "open"
 
     async def close(self) -> None:
-        """Close, and return when everything is closed. Idempotent, also without open()."""
+        """Close, and return when everything is closed. Idempotent, also without open(). Raises the error of a part that
+        could not be closed, when all others are; another call closes what is left."""
         self.check_process()
         if self.state in ("new", "closed"):
             return
@@ -63,18 +65,20 @@ class Lifecycle:
             self._task.cancel()
             await _finished(self._task)
             return
-        if self.state == "open" and self._loop is not None:
-            self.state = "closing"
-            self._refuse()
-            self._task = self._loop.create_task(self._close_and_note())
+        if self.state == "open" or self._task is None or self._task.done():
+            self._begin_close()
         if self._task is not None:
             await asyncio.shield(self._task)
 
+    def _begin_close(self) -> asyncio.Task[None]:
+        self.state = "closing"
+        self._refuse()
+        task = self._task = asyncio.get_running_loop().create_task(self._close_and_note())
+        return task
+
     async def _close_and_note(self) -> None:
-        try:
-            await self._close_step()
-        finally:
-            self.state = "closed"
+        await self._close_step()
+        self.state = "closed"
 
     def check(self) -> None:
         """Raise unless open, in the process and the event loop that opened."""

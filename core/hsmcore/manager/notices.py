@@ -22,6 +22,8 @@ GIVE_UP_NS: Final = 3 * 86400 * SECOND
 _FIRST_RETRY_NS: Final = 5 * SECOND
 _LAST_RETRY_NS: Final = 3600 * SECOND
 _LOOK_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 10.0
+"""How long closing waits for the store to take notices."""
 
 Send = Callable[[bytearray, str, str], str]
 
@@ -48,14 +50,19 @@ class NoticeService:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Stop delivering, after the attempt under way (some seconds at most). Undelivered notices stay in the outbox.
-        Idempotent."""
+        """Stop delivering, after the attempt under way (some seconds at most). Undelivered notices stay in the outbox;
+        one that the store does not take within CLOSE_SECONDS is lost, with a line in the log. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
         if self._noting:
-            await asyncio.wait(tuple(self._noting))
+            _, late = await asyncio.wait(tuple(self._noting), timeout=CLOSE_SECONDS)
+            for noting in late:
+                noting.cancel()
+            if late:
+                get_logger().error("the state store does not take notices", lost=len(late))
+                await asyncio.wait(late)
         if self._thread is not None:
             thread, self._thread = self._thread, None
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)

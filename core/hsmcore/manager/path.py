@@ -14,11 +14,9 @@ from hsmcore.failover.service import FailoverService
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.single import SingleMember
 from hsmcore.members import Member
+from hsmcore.members.base import Submit
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
-
-Submit = Callable[[object, float | None, int, bytes | None], bytes | Awaitable[bytes]]
-"""As SigningEngine.submit: message, timeout, key index, and what is added to the audit record."""
 
 
 class SigningPath(Protocol):
@@ -95,13 +93,13 @@ class SigningPath(Protocol):
         """Start to record, and add the members' keys to the ring. `check` raises where a request is not allowed."""
 
     def refuse(self) -> None:
-        """Refuse new requests, unless a member must still sign the audit log's last checkpoint."""
+        """Refuse new requests of callers. A member may still have to sign the audit log's last checkpoint."""
 
     def idle(self) -> Awaitable[None]:
-        """Wait for the answers that the last audit records need."""
+        """Wait until every request is answered, and end all that could still add to the audit log."""
 
     def close(self) -> Awaitable[None]:
-        """Answer every request and stop the members. Idempotent."""
+        """Answer every request and stop the members. Idempotent; called again after an error, it stops the rest."""
 
 
 def running(path: SigningPath) -> list[Member]:

@@ -12,7 +12,7 @@ from hsmcore.config import Config
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.members import Member, make_member
-from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.members.base import SIGN_SECONDS, Submit, refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 
@@ -30,7 +30,8 @@ class SingleMember:
         self.version, self.key_index = version, version.index
         self._audit = audit
         self._engine = engine = member.engine
-        self.submit = self.submit_any_key = engine.submit
+        self.submit: Submit = engine.submit
+        self.submit_any_key: Submit = engine.submit
         self.abandon, self.idle, self.close = engine.abandon, engine.idle, member.stop
 
     @classmethod
@@ -134,5 +135,6 @@ class SingleMember:
         )
 
     def refuse(self) -> None:
+        self.submit = self.submit_any_key = refuse_closed
         if not self._audit.needs_member:
             self._engine.refuse()

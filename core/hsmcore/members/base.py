@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.control import ControlPlane, KeyNotExportable
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.records import Deactivation, KeyRecord
+from hsmcore.errors import EngineClosed
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ SIGN_SECONDS: Final = 30.0
 """Timeout, in seconds, of the signatures that management of keys needs."""
 VERIFY_EVERY: Final = {"always": 1, "sample": 64, "never": 0}
 """By `verifySignatures`: each worker verifies one in so many of its signatures before it hands it out; 0: none."""
+
+
+Submit = Callable[[object, float | None, int, bytes | None], bytes | Awaitable[bytes]]
+"""As SigningEngine.submit: message, timeout, key index, and what is added to the audit record."""
+
+
+def refuse_closed(*_request: object) -> NoReturn:
+    """Take the place of `submit` once close() has begun. Raises EngineClosed."""
+    raise EngineClosed("the key manager is closed")
 
 
 class SigningEngine(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,6 +63,8 @@ class Pkcs11Member:
         self._isolated = settings.isolation == "process"
         self._hidden_variables = spec.hidden_variables
         self.supervisor: Supervisor | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._released = False
         # An isolated module is not loaded into this process for the control plane either.
         self.control = self.token = ControlPlane.for_settings(
             settings, member=self.name, isolated=self._isolated, hidden=spec.hidden_variables
@@ -195,12 +198,26 @@ class Pkcs11Member:
             self.engine.set_tail(version.index, self._audit.tail(version, self.name, self.level))
 
     async def stop(self) -> None:
-        """Answer every caller, stop the workers, release the token and the module. Idempotent."""
+        """Answer every caller, stop the workers, release the token and the module. Idempotent: all calls wait for one
+        stop, which their cancellation does not end; called again after an error, it releases the rest."""
+        task = self._stopping
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._stopping = asyncio.get_running_loop().create_task(self._stop())
+        await asyncio.shield(task)
+
+    async def _stop(self) -> None:
         self.engine.refuse()
-        if self.supervisor is not None:
-            await self.supervisor.end()
-        await self.control.close()
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            rest.push_async_callback(self._release)
+            rest.push_async_callback(self.control.close)
+            if self.supervisor is not None:
+                rest.push_async_callback(self.supervisor.end)
+
+    async def _release(self) -> None:
+        if self._released:
+            return
         left = await self._stop_engine()
+        self._released = True
         self.engine.detach()
         self.engine.release()
         self._thread.shutdown(wait=False)

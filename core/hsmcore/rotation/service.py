@@ -126,15 +126,23 @@ class RotationService:
 
     async def close(self) -> None:
         """Stop; a rotation under way continues at the next start. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            if self._drill is not None:
+                rest.push_async_callback(self._drill.close)
+            rest.push_async_callback(self._role.aclose)
+            rest.callback(self._answer, EngineClosed("the key manager was closed during the rotation"))
+            rest.push_async_callback(self._end)
+
+    async def _end(self) -> None:
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        self._task = None
+        try:
             await self._desired.report(self._name, None)
-        self._answer(EngineClosed("the key manager was closed during the rotation"))
-        await self._role.aclose()
-        if self._drill is not None:
-            await self._drill.close()
+        except HsmError as error:  # it keeps nothing open: the report is stale soon
+            get_logger().error("the state store was not told of the end", error=str(error))
 
     @property
     def _name(self) -> str:
@@ -189,17 +197,15 @@ class RotationService:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            try:
+            for part in (self._work, self._see):  # no finally: its own error would take the place of a cancellation
                 try:
-                    await self._work()
-                finally:
-                    await self._see()
-            except HsmError as error:
-                get_logger().error("rotation is held up", error=str(error))
-                self._answer(error)
-            except Exception as error:  # noqa: BLE001  # a mistake of ours: said, and no reason to rotate never again
-                get_logger().exception("rotation is held up")
-                self._answer(InternalError(f"{type(error).__name__}: {error}"))
+                    await part()
+                except HsmError as error:
+                    get_logger().error("rotation is held up", error=str(error))
+                    self._answer(error)
+                except Exception as error:  # noqa: BLE001  # a mistake of ours: said, and no reason to rotate never again
+                    get_logger().exception("rotation is held up")
+                    self._answer(InternalError(f"{type(error).__name__}: {error}"))
             pause = await self._pause()
             # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
             with suppress(TimeoutError):
