@@ -118,6 +118,9 @@ async def test_roles_see_and_do_what_they_may(world, tmp_path):
         async def status(path, token=None, method="GET", body=None):
             return (await asked(site.address, path, method, token=token, body=body)).status
 
+        assert await status("/readyz", "w" * 40) == 200
+        for path in ("9" * 5000, "-1", "9" * 19 + "/proof"):
+            assert await status(f"/api/audit/{path}") == await status(f"/api/audit/{path}", VIEWER) == 404
         looking = ("/metrics", "/api/state", "/api/events", "/api/audit", "/api/audit/1", "/api/audit/1/proof")
         for path in looking:
             assert await status(path) == 401
@@ -137,7 +140,8 @@ async def test_roles_see_and_do_what_they_may(world, tmp_path):
         said = [
             (one["result"], one["error"], one["ip"]) for one in records(log) if one["operation"] == "operator-action"
         ]
-        assert said == [("refused", error, "127.0.0.1") for error in ("forbidden", "missing", "wrong", "bad request")]
+        refusals = ("wrong", "forbidden", "missing", "wrong", "bad request")  # the first one at /readyz
+        assert said == [("refused", error, "127.0.0.1") for error in refusals]
     assert VIEWER not in log.read_text()
     assert OPERATOR not in log.read_text()
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 
 import pytest
+from tests.support.paths import ROOT
+
+import hsmcore
 
 NAMES = {
     "hsmcore": """
-        AccessDenied AllLevelsFailed AllLevelsLate AuditUnavailable Config ConfigurationError DeadlineExceeded
-        EmergencyRefused EngineClosed EngineForked HsmError InvalidMessage InvalidTimeout KeyAmbiguous KeyDeactivated
-        KeyManager KeyMismatch KeyNotFound KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge ModuleInvalid
-        ModuleMissing NotInitialized PinIncorrect PinLocked QueueFull Receipt SignatureInvalid TokenNotFound
-        WrongEventLoop __version__ audit_tag create_key_manager load
+        AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument Config
+        ConfigurationError DeadlineExceeded EmergencyRefused EmptyMessage EngineClosed EngineForked HostUnusable
+        HsmError InternalError InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager
+        KeyMismatch KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
+        MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotInitialized OutOfMemory
+        PinIncorrect PinLocked PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected SecretUnavailable
+        SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError SystemFailure TokenAmbiguous
+        TokenNotFound WrongEventLoop __version__ audit_tag create_key_manager load
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError DeadlineExceeded
@@ -50,3 +57,21 @@ def test_the_public_names_are_these(module):
 def test_every_public_name_exists(module):
     imported = importlib.import_module(module)
     assert [name for name in NAMES[module].split() if not hasattr(imported, name)] == []
+
+
+def errors_of(base: type) -> list[type]:
+    return [base, *(found for each in base.__subclasses__() for found in errors_of(each))]
+
+
+def test_every_error_that_is_documented_is_exported():
+    """So that the file of a user who catches it passes `mypy --strict`."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))]
+    texts += [inspect.getdoc(member) or "" for _, member in inspect.getmembers(hsmcore.KeyManager)]
+    said = set(re.findall(r"\w+", " ".join(texts)))
+    for module in ("hsmcore.cli", "hsmcore.handover.solana", "hsmcore.serve"):
+        importlib.import_module(module)
+    documented = {found.__name__ for found in errors_of(hsmcore.HsmError) if found.__name__ in said}
+    assert documented > {"StoreBusy", "BadArgument", "KeyNotExportable", "DeadlineExceeded"}
+    assert documented - set(hsmcore.__all__) == set()
+    everywhere = {found.__name__ for found in errors_of(hsmcore.HsmError) if found.__module__ == "hsmcore.errors"}
+    assert everywhere - set(hsmcore.__all__) == set()

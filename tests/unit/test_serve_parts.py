@@ -155,6 +155,18 @@ def test_failed_guesses_limit_that_peer_alone_even_for_a_right_token():
     assert judged(found, "w" * 32, "viewer") == (None, "limited")
 
 
+def test_failed_guesses_lock_out_no_token_that_came_from_there_before():
+    """Behind a proxy, a guesser has the operator's address, and that of Prometheus."""
+    found = access(clock=Clock())
+    assert judged(found, VIEWER, "viewer") == ("viewer", "")
+    for _ in range(2 * FAILURES):
+        judged(found, "w" * 32, "viewer")
+    assert judged(found, "w" * 32, "viewer") == (None, "limited")
+    assert judged(found, VIEWER, "viewer") == ("viewer", "")
+    assert judged(found, VIEWER, "operator") == ("viewer", "forbidden")
+    assert judged(found, OPERATOR, "operator") == (None, "limited")
+
+
 def test_right_wrong_and_missing_tokens_take_the_same_time():
     """Nothing like a proof, but an early return or a comparison that stops at the first difference would show."""
     found = access(clock=lambda: 0.0)

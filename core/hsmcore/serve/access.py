@@ -66,11 +66,12 @@ class Access:
         digest = self._digest(presented)
         is_operator = hmac.compare_digest(digest, self._operator or self._nobody)
         is_viewer = hmac.compare_digest(digest, self._viewer or self._nobody)
-        limited = self._failures.spent(peer)
-        role: Role | None = None
-        if is_operator and not limited:
-            role = "operator"
-        elif (is_viewer and not limited) or (self._viewer is None and not presented):
+        right: Role | None = "operator" if is_operator else "viewer" if is_viewer else None
+        limited = self._failures.spent(peer) and not self._failures.is_known(peer, right)
+        role = right if not limited else None
+        if role is not None:
+            self._failures.know(peer, role)
+        elif self._viewer is None and not presented:
             role = "viewer"
         if role == "operator" or (role == "viewer" and wanted == "viewer"):
             return Verdict(role)
@@ -110,12 +111,16 @@ class Access:
 
 
 class _Failures:
-    """Token buckets, one for each address that has sent a wrong token lately."""
+    """Token buckets, one for each address that has sent a wrong token lately; and the addresses that have sent a right
+    one, which goes on working there: behind a proxy all clients have one address, and no one's guesses may lock out the
+    others."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Attempts left, and at what time; the latest address last."""
+        self._known: OrderedDict[tuple[str, Role], None] = OrderedDict()
+        """Addresses with the role of a right token that came from there; the latest last."""
 
     def spent(self, peer: str) -> bool:
         return self._left(peer) < 1
@@ -125,6 +130,15 @@ class _Failures:
         self._peers.move_to_end(peer)
         if len(self._peers) > _MAX_PEERS:
             self._peers.popitem(last=False)
+
+    def is_known(self, peer: str, role: Role | None) -> bool:
+        return role is not None and (peer, role) in self._known
+
+    def know(self, peer: str, role: Role) -> None:
+        self._known[peer, role] = None
+        self._known.move_to_end((peer, role))
+        if len(self._known) > _MAX_PEERS:
+            self._known.popitem(last=False)
 
     def _left(self, peer: str) -> float:
         left, then = self._peers.get(peer, (float(FAILURES), 0.0))

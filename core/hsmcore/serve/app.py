@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -58,6 +59,15 @@ _SAID: Final = {
 }
 
 
+class _Number(IntegerConvertor):
+    """Starlette's own takes any count of digits, which int() does not: no path of this kind is longer."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("number", _Number())
+
+
 class Console:
     """The handlers. For the server's event loop."""
 
@@ -84,8 +94,8 @@ class Console:
             Route("/api/events", Stream(self), methods=get),
             Route("/api/audit", self.records, methods=get),
             Route("/api/audit/consistency", self.consistency, methods=get),
-            Route("/api/audit/{seq:int}", self.record, methods=get),
-            Route("/api/audit/{seq:int}/proof", self.proof, methods=get),
+            Route("/api/audit/{seq:number}", self.record, methods=get),
+            Route("/api/audit/{seq:number}/proof", self.proof, methods=get),
             Route("/api/actions/{name}", self.action, methods=post),
             *(Route(path, self.page, methods=get) for path in self._static),
         ]
@@ -99,10 +109,13 @@ class Console:
         """Answer a refused request, and record the refusal."""
         problem = verdict.problem
         if problem in ("wrong", "forbidden", "limited") or wanted == "operator":
-            await self._refusals.note(_peer(request), problem, _path(request))
+            await self._note_refusal(request, verdict)
         status = _STATUS[problem]
         headers = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}.get(status, {})
         return _json({"error": problem, "message": _SAID[problem]}, status, headers)
+
+    async def _note_refusal(self, request: Request, verdict: Verdict) -> None:
+        await self._refusals.note(_peer(request), verdict.problem, _path(request))
 
     async def _may_look(self, request: Request) -> Response | None:
         verdict = self.verdict(request, "viewer")
@@ -120,7 +133,10 @@ class Console:
         exclude = frozenset(request.query_params.getlist("exclude"))
         good = ready(found, exclude)
         body: dict[str, Any] = {"status": "ready" if good else "not ready"}
-        if not self.verdict(request, "viewer").problem:
+        verdict = self.verdict(request, "viewer")
+        if verdict.problem in ("wrong", "limited"):
+            await self._note_refusal(request, verdict)
+        elif not verdict.problem:
             body["checks"] = [check.to_json() for check in found if check.name not in exclude]
         return _json(body, 200 if good else 503)
 
@@ -309,7 +325,7 @@ class _Guarded:
 async def _body(request: Request) -> bytes:
     announced = request.headers.get("content-length", "0")
     body = b""
-    if announced.isdigit() and int(announced) <= MAX_BODY_BYTES:
+    if _is_number(announced) and int(announced) <= MAX_BODY_BYTES:
         async for part in request.stream():
             body += part
             if len(body) > MAX_BODY_BYTES:
