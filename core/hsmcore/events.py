@@ -18,6 +18,8 @@ EVENTS = (
     "rotation-begun",
     "rotation-failed",
     "rotation-aborted",
+    "member-down",
+    "member-up",
     "failover",
     "failback",
     "emergency-operation",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
+from contextlib import suppress
 
 import pytest
 from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
+from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 
 import hsmcore
+from hsmcore.members import Pkcs11Member
 
 pytestmark = pytest.mark.integration
 
@@ -70,3 +74,74 @@ async def test_a_level_may_sign_with_another_key(tmp_path, fresh_token):
         first, second = manager.members()
         assert first.public_key == manager.public_key
         assert second.public_key != first.public_key
+
+
+@needs_chaos
+@pytest.mark.chaos
+@one_loop
+async def test_an_outage_of_the_only_member_is_told(tmp_path, fresh_token, caplog):
+    place = Site(tmp_path, fresh_token, SAME)
+    config = place.config(auditLogFile=str(tmp_path / "audit.log"))
+    del config["sequencer"]["keyManager"]["failover"]
+    told = []
+    caplog.set_level("INFO")
+    async with opened(config) as manager:
+        for kind in ("member-down", "member-up"):
+            manager.on(kind, lambda details, kind=kind: told.append((kind, details["member"])))
+        place.kill(0)
+        with suppress(hsmcore.HsmError):
+            await manager.sign(b"nobody is there", 1)
+        await until(lambda: len(told) == 1)
+        place.revive(0)
+        await manager.sign(b"requests are what finds out", 20)
+        await until(lambda: len(told) == 2)
+        await manager.audit.flush()
+        operations = [record["operation"] async for record in manager.audit.query()]
+    expected = ["member-down", "member-up"]
+    assert told == [(kind, place.name(0)) for kind in expected]
+    assert [name for name in operations if name in expected] == expected
+    assert all(f"event='{kind}'" in caplog.text for kind in expected)
+
+
+@needs_chaos
+@pytest.mark.chaos
+@one_loop
+async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_again(
+    tmp_path, fresh_token, monkeypatch
+):
+    place = Site(tmp_path, fresh_token, SAME, SAME)
+    async with opened(place.config(primary=2)) as manager:
+        old, made = await manager.get_current_key_id(), await manager.generate_key()
+        for key_id in (made, old):
+            await manager.set_current_key_id(key_id)
+        service = manager._path.failover
+        endpoint = service.endpoints[1]
+        service.levels.stopped(endpoint, 1)
+        await endpoint.stop()
+        service.router.current = dataclasses.replace(service.router.current, public_key=b"another", id=made)
+        asked = []
+
+        async def load_key(member, key_id):
+            asked.append(member)
+            raise hsmcore.MemberDown("the connection was lost")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Pkcs11Member, "load_key", load_key)
+            await until(lambda: len(asked) >= 2)
+        await until(lambda: manager.members()[1].condition in ("ready", "ramping"))
+        assert len(set(asked)) == len(asked), "each time another one, and none was left running"
+
+
+@needs_chaos
+@pytest.mark.chaos
+@one_loop
+async def test_a_probe_that_meets_the_closing_calls_no_member_down(tmp_path, fresh_token):
+    place = Site(tmp_path, fresh_token, SAME, SAME)
+    async with opened(place.config()) as manager:
+        service = manager._path.failover
+        service.refuse()
+        await service.health._probe(service.endpoints[1])
+        service.endpoints[1].checked_at = 0  # a probe is due
+        service.health._tick()
+        assert not service.endpoints[1].probing
+        assert manager.members()[1].breakers == {}

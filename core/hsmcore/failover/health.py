@@ -120,11 +120,12 @@ class HealthMonitor:
             if endpoint.member is not None:
                 self._look(endpoint, now, judge=not late)
         self._levels.tick(now)
-        for endpoint in self._levels.probes_due(now):
-            if not endpoint.probing and self._levels.levels[endpoint.level].name != EMERGENCY:
-                endpoint.probing = True
-                self._spawn(self._probe(endpoint))
-        self.emergency.supervise(now)
+        if not self._router.closing:  # a member that is being closed is not down, and none is to start
+            for endpoint in self._levels.probes_due(now):
+                if not endpoint.probing and self._levels.levels[endpoint.level].name != EMERGENCY:
+                    endpoint.probing = True
+                    self._spawn(self._probe(endpoint))
+            self.emergency.supervise(now)
         self._router.forget_bindings(now)
         self._router.settle()
         if not self._following and now - self._followed >= FOLLOW_S * SECOND:
@@ -175,6 +176,8 @@ class HealthMonitor:
                 await self.start(endpoint)
             await self._try(endpoint)
         except HsmError as error:
+            if self._router.closing:
+                return
             kind = kind_of(error) or "down"
             reason = str(error.args[0])
             if kind in ("auth", "key", "fatal"):
@@ -189,7 +192,12 @@ class HealthMonitor:
 
     async def start(self, endpoint: Endpoint) -> None:
         """Start a member that is not running. Raises HsmError."""
-        version = await self._current_key(endpoint, await endpoint.start())
+        configured = await endpoint.start()
+        try:
+            version = await self._current_key(endpoint, configured)
+        except BaseException:
+            await endpoint.stop()  # or no probe would start it again, nor find a key to sign with
+            raise
         if version.public_key in self._router.retired:
             endpoint.signing.retire_key(version.index)
         self._levels.started(endpoint, version.public_key, monotonic_ns())

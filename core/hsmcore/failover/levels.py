@@ -186,14 +186,14 @@ class Levels(Generic[M]):
             breaker.progress()
 
     def probes_due(self, now: int) -> list[M]:
-        """The members with a probe due: out of service, or on standby, once in an interval."""
+        """The members with a probe due: out of service, or, once in an interval, on standby or just stopped."""
         hurry = not self.ready
         return [m for m in self.members if m.due(now, hurry) or self._standby_due(m, now)]
 
     def _standby_due(self, member: M, now: int) -> bool:
+        stopped = member.condition == "stopped"
         return (
-            member.trusted
-            and member not in self.ready
+            (stopped or (member.trusted and member not in self.ready))
             and self.levels[member.level].name != EMERGENCY
             and now >= member.checked_at + member.interval
         )

@@ -112,7 +112,7 @@ async def open_path(config: Config, verify: Verify, audit: AuditLog, events: Eve
     """Start the members of a configuration. Raises HsmError, and leaves nothing open then."""
     if config.key_manager.has_levels:
         return await FailoverService.open(config, verify, audit, events)
-    return await SingleMember.open(config, audit)
+    return await SingleMember.open(config, audit, events)
 
 
 class _Unopened:

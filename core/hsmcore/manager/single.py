@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter_ns
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, KeyNotFound
+from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion
+from hsmcore.log import get_logger
 from hsmcore.members import Member, make_member
 from hsmcore.members.base import SIGN_SECONDS, Submit, refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 
 T = TypeVar("T")
+
+LOOK_SECONDS: Final = 0.5
+"""Seconds between two looks whether the member is down."""
 
 
 class SingleMember:
@@ -25,24 +30,26 @@ class SingleMember:
     answers_recorded = True
     failover = None
 
-    def __init__(self, member: Member, version: KeyVersion, audit: AuditLog) -> None:
+    def __init__(self, member: Member, version: KeyVersion, audit: AuditLog, events: Events) -> None:
         self.member = member
         self.version, self.key_index = version, version.index
-        self._audit = audit
+        self._audit, self._events = audit, events
+        self._down = False
+        self._look_again: asyncio.TimerHandle | None = None
         self._engine = engine = member.engine
         self.submit: Submit = engine.submit
         self.submit_any_key: Submit = engine.submit
-        self.abandon, self.idle, self.close = engine.abandon, engine.idle, member.stop
+        self.abandon, self.idle = engine.abandon, engine.idle
 
     @classmethod
-    async def open(cls, config: Config, audit: AuditLog) -> Self:
+    async def open(cls, config: Config, audit: AuditLog, events: Events) -> Self:
         """Start the member. Raises HsmError, and leaves nothing open then."""
         rules = config.key_manager
         member = make_member(rules.own, rules, "primary", config.secret_variables)
         try:
             member.require_ready()  # software to install is reported before placeholders of an example
             config.require_complete()
-            return cls(member, await member.start(), audit)
+            return cls(member, await member.start(), audit, events)
         except BaseException:
             await member.stop()
             raise
@@ -53,6 +60,30 @@ class SingleMember:
             self.member.record_in(self._audit)
         ring.add(self.version)
         ring.make_current(self.version.id)
+        self._look()
+
+    def _look(self) -> None:
+        """Tell an outage and its end, as the levels of failover tell those of their members."""
+        self._look_again = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        down = self._is_down()
+        if down != self._down:
+            self._down = down
+            kind, log = ("member-down", get_logger().warning) if down else ("member-up", get_logger().info)
+            details: dict[str, Any] = {"member": self.member.name, "from_level": self.member.level}
+            log(kind, **details)
+            self._audit.note(kind, result="ok", **details)
+            self._events.emit(kind, **details)
+
+    def _is_down(self) -> bool:
+        try:
+            return bool(self._engine.stats()["down"])
+        except HsmError:
+            return True  # it is closed
+
+    async def close(self) -> None:
+        if self._look_again is not None:
+            self._look_again.cancel()
+        await self.member.stop()
 
     def submit_many(
         self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
@@ -116,10 +147,7 @@ class SingleMember:
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         member, engine, version = self.member, self._engine, self.version
-        try:
-            down = bool(engine.stats()["down"])
-        except HsmError:
-            down = True  # it is closed
+        down = self._is_down()
         return (
             MemberSnapshot(
                 name=member.name,
