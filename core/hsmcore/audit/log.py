@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -193,6 +195,26 @@ class AuditLog:
         finally:
             if shipping is not None:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)
+
+    async def cut_off(self, seconds: float, most: int) -> list[Record]:
+        """Return the newest records of signatures, at most `most`, of the last `seconds` that an earlier process wrote
+        and that no "close" follows: it was killed, and may not have handed out the newest ones. Raises
+        AuditUnavailable."""
+        if self._open is None:
+            return []
+        before, start = self._open.found, time.time() - seconds
+        closed = 0
+        found: deque[Record] = deque(maxlen=most)
+        try:
+            async for record in self.query(start, None, {"operation": "close"}):
+                if record["seq"] <= before:
+                    closed, start = record["seq"], record["time_ns"] / 1e9 - 1
+            async for record in self.query(start, None, {"operation": "sign"}):
+                if closed < record["seq"] <= before:
+                    found.append(record)
+        except (OSError, SegmentError) as error:
+            raise AuditUnavailable(f"audit log {self.file}: {_reason(error)}", call="read") from None
+        return list(found)
 
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None

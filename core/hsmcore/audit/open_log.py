@@ -87,6 +87,8 @@ class OpenLog:
         prunes."""
         self.durable_seq = 0
         """The newest record that is as durable as `durability` requires. From any thread."""
+        self.found = 0
+        """The newest record that earlier processes wrote."""
         self.origin = ""
         self.keep_from: Shipping | None = None
         """Pruning keeps records that these destinations do not have yet."""
@@ -98,7 +100,7 @@ class OpenLog:
     async def open(self) -> None:
         opened = await self._run(self._open_files)
         self.origin, self.checkpoint = opened.origin, opened.checkpoint
-        self.durable_seq = opened.sealer.size
+        self.durable_seq = self.found = opened.sealer.size
         if self.journal is not None:
             self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
         for operation, fields in opened.events:

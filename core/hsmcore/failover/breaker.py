@@ -69,8 +69,8 @@ _KIND_OF_STATUS: Final[dict[str, Kind]] = {
     "MODULE_FATAL": "fatal",
     "TOKEN_NOT_FOUND": "down",
 }
-# Errors that leave it open whether the module made a signature.
-_UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
+UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
+"""Errors that leave it open whether the module made a signature."""
 _SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 
@@ -88,7 +88,7 @@ def kind_of(error: HsmError) -> Kind | None:
 
 def may_have_signed(error: HsmError) -> bool:
     """Whether a signature may exist although the attempt failed; then no other key may sign the same message."""
-    if error.status in _UNSURE or error.maybe_signed:
+    if error.status in UNSURE or error.maybe_signed:
         return True
     return error.call in _SIGNING_CALLS and error.error_class not in ("RETRY", "REQUEST_FATAL")
 

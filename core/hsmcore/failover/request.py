@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Final
 
 from hsmcore.errors import HsmError, MemberDown
 from hsmcore.failover.endpoint import Endpoint
@@ -14,11 +11,6 @@ from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts
 from hsmcore.keyring import KeyVersion
 from hsmcore.receipt import Receipt
-
-BINDING_NS: Final = 120_000_000_000
-"""How long a message stays bound to the key of an attempt with an unknown outcome: longer than a Solana transaction is
-valid (150 slots, 60 to 90 s)."""
-BINDINGS_MAX: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,37 +91,6 @@ def _cause(level: int, request: Request, levels: Levels[Endpoint]) -> HsmError:
         f"{one.name} is {one.condition}" + (f" ({one.reason})" if one.reason else "") for one in endpoints
     )
     return MemberDown(reasons or "it has no member", hint="")
-
-
-class KeyBindings:
-    """Messages that may be signed under one key although no caller got the signature: no other key must sign them when
-    the caller asks again. Kept as digests, for BINDING_NS."""
-
-    def __init__(self) -> None:
-        self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._keys)
-
-    def add(self, message: bytes, key: bytes, now: int) -> None:
-        """Bind a message to a public key."""
-        digest = hashlib.sha256(message).digest()
-        self._keys[digest] = key, now + BINDING_NS
-        self._keys.move_to_end(digest)  # `forget` begins with the oldest
-        while len(self._keys) > BINDINGS_MAX:
-            self._keys.popitem(last=False)
-
-    def get(self, message: Any) -> bytes | None:
-        """The key that a message is bound to, if any."""
-        if not isinstance(message, bytes):
-            return None  # no message: the engine raises the error
-        found = self._keys.get(hashlib.sha256(message).digest())
-        return None if found is None else found[0]
-
-    def forget(self, now: int) -> None:
-        """Remove bindings older than BINDING_NS."""
-        while self._keys and next(iter(self._keys.values()))[1] <= now:
-            self._keys.popitem(last=False)
 
 
 def by_module(error: HsmError) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from hsmcore._native import freeze, timeout_ns
 from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, QueueFull
+from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of, may_have_signed
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint
@@ -22,7 +23,7 @@ from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, KeyBindings, Request, by_module, failure_of
+from hsmcore.failover.request import Answer, Request, by_module, failure_of
 from hsmcore.keyring import KeyVersion
 
 LATE_NS: Final = SECOND // 10
@@ -43,6 +44,7 @@ class Router:
         operations: frozenset[str],
         hedging: bool,
         on_emergency: Callable[[str, Endpoint], None],
+        bindings: KeyBindings,
     ) -> None:
         self.levels = levels
         self.budget = budget
@@ -51,7 +53,7 @@ class Router:
         self._on_emergency = on_emergency
         self._default = default_timeout
         self._hedging = hedging
-        self._bindings = KeyBindings()
+        self._bindings = bindings
         self._careful = True
         """Whether messages may need a decision before a member gets them: bindings exist, or `_closely`."""
         self._closely = True

@@ -15,6 +15,7 @@ from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
+from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.events import ALARMING, Event
@@ -56,6 +57,8 @@ class FailoverService:
         self.history = History(store)
         self.budget = Emergency.of(config, store)
         self.levels = levels
+        other_keys = any(level.other_keys for level in levels.levels)
+        self.bindings = KeyBindings(StoredBindings(store) if other_keys else None)
         self.router = Router(
             levels,
             default_timeout=rules.request_timeout_ms / 1e3,
@@ -64,6 +67,7 @@ class FailoverService:
             operations=frozenset(limits.allowed_operations),
             hedging=failover.hedging,
             on_emergency=self._emergency_operation,
+            bindings=self.bindings,
         )
         self._desired = Desired(store)
         self.health = HealthMonitor(
@@ -105,6 +109,7 @@ class FailoverService:
     async def _start(self) -> None:
         endpoints = [endpoint for endpoint in self.endpoints if endpoint.level_name != EMERGENCY]
         await self._check_emergency()
+        await self.bindings.restore(self._audit)
         done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
         failures = [result for result in done if isinstance(result, BaseException)]
         for failure in failures:
@@ -331,6 +336,7 @@ class FailoverService:
         try:
             if self._writing is not None:
                 await asyncio.wait((self._writing,))
+            await self.bindings.close()
             await self.budget.close()
             await self._write()
             await self.health.report_end()

@@ -38,6 +38,9 @@ EMERGENCY_EPISODE: Final = _table(
 first reservation, from which the time limit counts; `latest_ns`: the latest time seen, so that a clock set back gains
 nothing."""
 
+KEY_BINDING: Final = _table("key_binding", "digest* public_key until_ns:n")
+"""Messages, by SHA-256, that may be signed under a key although no caller got the signature. In hexadecimal."""
+
 DESIRED_STATE: Final = _table("desired_state", "name* value reason set_ns:n")
 """Operators' wishes: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
 
@@ -170,4 +173,8 @@ MIGRATIONS: Final = (
         ),
     ),
     Migration(3, ("ALTER TABLE approval ADD COLUMN proof TEXT NOT NULL DEFAULT ''",)),
+    Migration(
+        5,
+        ("CREATE TABLE key_binding (digest TEXT PRIMARY KEY, public_key TEXT NOT NULL, until_ns BIGINT NOT NULL)",),
+    ),
 )

@@ -1,0 +1,174 @@
+"""Messages that may be signed under one key although no caller got the signature: no other key signs them when the
+caller asks again. Where levels have different keys, they outlive the process: in the state store, and in the records of
+signatures that a process left when it was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import Any, Final
+
+from sqlalchemy import delete, insert, select
+
+from hsmcore.audit import AuditLog
+from hsmcore.errors import HsmError
+from hsmcore.failover.breaker import SECOND, UNSURE
+from hsmcore.log import get_logger
+from hsmcore.state.schema import KEY_BINDING as BINDING
+from hsmcore.state.store import Tables
+
+BINDING_NS: Final = 120 * SECOND
+"""How long a message stays bound to the key of an attempt with an unknown outcome: longer than a Solana transaction is
+valid (150 slots, 60 to 90 s)."""
+BINDINGS_MAX: Final = 100_000
+HANDING_OUT_NS: Final = 5 * SECOND
+"""Longest time from the record of a signature until its caller has it; a process that is killed leaves such ones."""
+RETRY_NS: Final = SECOND
+_MOST_HEX: Final = 1024
+_DIGEST_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A binding that lasts: `until_ns` in Unix nanoseconds."""
+
+    digest: bytes
+    key: bytes
+    until_ns: int
+
+
+class StoredBindings(Tables):
+    """Reads and writes `key_binding`."""
+
+    async def keep(self, rows: list[Row]) -> None:
+        """Add rows, replacing those of the same messages, and delete those whose time is over."""
+        values = [{"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns} for row in rows]
+        now = time.time_ns()
+
+        def work(connection: Any) -> None:
+            connection.execute(delete(BINDING).where(BINDING.c.until_ns <= now))
+            digests = [value["digest"] for value in values]
+            for at in range(0, len(digests), 500):  # a statement of SQLite takes a limited number of values
+                connection.execute(delete(BINDING).where(BINDING.c.digest.in_(digests[at : at + 500])))
+            if values:
+                connection.execute(insert(BINDING), values)
+
+        await self._store.run(work)
+
+    async def load(self) -> list[Row]:
+        """The newest rows, at most BINDINGS_MAX, oldest first. What is no binding is left out."""
+        newest = select(BINDING).order_by(BINDING.c.until_ns.desc()).limit(BINDINGS_MAX)
+        found = [_row(row["digest"], row["public_key"], row["until_ns"]) for row in await self._store.rows(newest)]
+        return [row for row in reversed(found) if row is not None]
+
+
+async def left_by_a_crash(audit: AuditLog) -> list[Row]:
+    """What the process before, if it was killed, may have signed without handing it out: the signatures, and the
+    attempts with an unknown outcome, of the last HANDING_OUT_NS of its records."""
+    records = await audit.cut_off(BINDING_NS / SECOND, BINDINGS_MAX)
+    if not records:
+        return []
+    since = records[-1]["time_ns"] - HANDING_OUT_NS
+    found = (
+        _row(record.get("message_sha256"), record.get("public_key"), record["time_ns"] + BINDING_NS)
+        for record in records
+        if record["time_ns"] >= since and _may_be_signed(record)
+    )
+    return [row for row in found if row is not None]
+
+
+def _may_be_signed(record: Mapping[str, Any]) -> bool:
+    return "signature" in record or record.get("error") in UNSURE
+
+
+def _row(digest: object, key: object, until: object) -> Row | None:
+    """A row of the store, or of a record: whoever can write these may have written anything."""
+    if not (isinstance(digest, str) and isinstance(key, str) and isinstance(until, int) and len(key) <= _MOST_HEX):
+        return None
+    try:
+        row = Row(bytes.fromhex(digest), bytes.fromhex(key), until)
+    except ValueError:
+        return None
+    return row if len(row.digest) == _DIGEST_BYTES and row.key else None
+
+
+class KeyBindings:
+    """The bindings of a router, as digests, for BINDING_NS. With `stored`, they are also written to the state store,
+    soon after: a wait that was cancelled cannot wait for the disk. Belongs to one event loop."""
+
+    def __init__(self, stored: StoredBindings | None = None) -> None:
+        self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
+        self._stored = stored
+        self._unsaved: dict[bytes, Row] = {}
+        self._saving: asyncio.Task[None] | None = None
+        self._save_at = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    async def restore(self, audit: AuditLog) -> None:
+        """Take up the bindings that earlier processes left. Raises StoreError, AuditUnavailable."""
+        if self._stored is None:
+            return
+        now, unix = monotonic_ns(), time.time_ns()
+        lost = await left_by_a_crash(audit) if audit.enabled else []
+        for row in sorted([*await self._stored.load(), *lost], key=lambda row: row.until_ns):
+            left = min(row.until_ns - unix, BINDING_NS)  # a clock that was set back makes no binding last longer
+            if left > 0:
+                self._bind(row.digest, row.key, now + left)
+        self._unsaved |= {row.digest: row for row in lost}  # the next crash may come before their time is over
+        self._save()
+
+    def add(self, message: bytes, key: bytes, now: int) -> None:
+        """Bind a message to a public key."""
+        digest = hashlib.sha256(message).digest()
+        self._bind(digest, key, now + BINDING_NS)
+        if self._stored is not None:
+            self._unsaved[digest] = Row(digest, key, time.time_ns() + BINDING_NS)
+            self._save()
+
+    def _bind(self, digest: bytes, key: bytes, until: int) -> None:
+        self._keys[digest] = key, until
+        self._keys.move_to_end(digest)  # `forget` begins with the oldest
+        while len(self._keys) > BINDINGS_MAX:
+            self._keys.popitem(last=False)
+
+    def get(self, message: Any) -> bytes | None:
+        """The key that a message is bound to, if any."""
+        if not isinstance(message, bytes):
+            return None  # no message: the engine raises the error
+        found = self._keys.get(hashlib.sha256(message).digest())
+        return None if found is None else found[0]
+
+    def forget(self, now: int) -> None:
+        """Remove bindings older than BINDING_NS. Save what the store has refused before."""
+        while self._keys and next(iter(self._keys.values()))[1] <= now:
+            self._unsaved.pop(self._keys.popitem(last=False)[0], None)
+        if self._unsaved and now >= self._save_at:
+            self._save()
+
+    def _save(self) -> None:
+        if self._unsaved and (self._saving is None or self._saving.done()):
+            self._saving = asyncio.get_running_loop().create_task(self._save_all())
+
+    async def _save_all(self) -> None:
+        while self._stored is not None and self._unsaved:
+            rows, self._unsaved = self._unsaved, {}
+            try:
+                await self._stored.keep(list(rows.values()))
+            except HsmError as error:
+                self._unsaved = rows | self._unsaved
+                self._save_at = monotonic_ns() + RETRY_NS
+                get_logger().error("messages' keys were not written to the state store", error=str(error))
+                return
+
+    async def close(self) -> None:
+        """Save what is not saved, if the store takes it."""
+        if self._saving is not None:
+            await asyncio.wait((self._saving,))
+        await self._save_all()
