@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.audit_kills import kill_again_and_again
-from tests.support.audit_logs import copy_of, files_at_most, keys_of, settings, write_log
+from tests.support.audit_logs import copy_of, files_at_most, keys_of, settings, turn_clock, write_log
 from tests.support.child import in_fork
 from tests.support.loops import one_loop
 
@@ -270,11 +270,14 @@ async def test_verify_reports_records_that_no_checkpoint_covered_at_first(tmp_pa
     kept = layout.checkpoint.read_bytes()
     layout.log.write_bytes(layout.log.read_bytes().replace(b'"result":"ok"', b'"result":"no"', 1))
     shutil.rmtree(layout.folder / "tile")
-    layout.checkpoint.unlink()
-    layout.history.unlink()
+    for path in (layout.checkpoint, layout.history, layout.keys):
+        path.unlink()
     await write_log(layout.log, 5)
-    assert any("the first 50 records" in note for note in verify(layout).notes)
-    assert [finding.kind for finding in verify(layout, Trust(against=[kept])).findings] == ["rewritten"]
+    [finding] = verify(layout).findings
+    assert (finding.kind, finding.first, finding.last) == ("adopted", 1, 50)
+    assert "the first 50 records" in finding.text
+    trust = Trust(against=[kept], adopted=50)
+    assert [finding.kind for finding in verify(layout, trust).findings] == ["rewritten"]
 
 
 @one_loop
@@ -282,8 +285,7 @@ async def test_old_records_go_and_proofs_stay(tmp_path, monkeypatch):
     path = tmp_path / "audit.log"
     layout = await write_log(path, 900)
     before = layout.checkpoint.read_bytes()
-    ago = time.time_ns() + 40 * 86_400 * 10**9
-    monkeypatch.setattr(time, "time_ns", lambda: ago)
+    turn_clock(time.time_ns() + 40 * 86_400 * 10**9, monkeypatch.setattr)
     log = await opened(path, retainDays=30, checkpointEveryRecords=1)
     await log.durable(log.record("sign", result="ok"))
     async with asyncio.timeout(30):
@@ -291,12 +293,12 @@ async def test_old_records_go_and_proofs_stay(tmp_path, monkeypatch):
             await asyncio.sleep(0.01)
     await log.close()
     first = segments(layout)[0].first
-    report = verify(layout, Trust(against=[before]))
+    report = verify(layout, Trust(against=[before], retain_days=30))
     assert report.ok, report.findings
     assert report.pruned == first - 1 > 0
     assert [record["last"] for record in records(layout) if record["operation"] == "audit-prune"] == [first - 1]
     await write_log(path, 500)
-    report = verify(layout, Trust(against=[before]))
+    report = verify(layout, Trust(against=[before], retain_days=30))
     assert report.ok, report.findings
     segments(layout)[0].path.unlink()
     assert not verify(layout).ok, "more is gone than was said"

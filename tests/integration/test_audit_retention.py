@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
-from tests.support.audit_logs import copy_of, keys_of, settings, write_log
+from tests.support.audit_logs import SMALLEST_SEGMENT, copy_of, keys_of, settings, turn_clock, write_log
 from tests.support.audit_tampering import prune_line
 from tests.support.loops import one_loop
 
@@ -22,11 +23,13 @@ from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
+from hsmcore.audit.retention import DAY_NS
 from hsmcore.audit.segment import segments
 
 pytestmark = pytest.mark.integration
 RECORDS = 900
-LATER_NS = 40 * 86_400 * 10**9
+LATER_NS = 40 * DAY_NS
+EXPECTED = Trust(retain_days=30)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +72,16 @@ def remove_oldest(layout: Layout) -> None:
     layout.index(segment.first).unlink()
 
 
+def command(*arguments: str) -> tuple[int, dict]:
+    program = [sys.executable, "-c", "from hsmcore.cli import main; main()", "audit", *arguments, "--json"]
+    done = subprocess.run(program, capture_output=True, check=False, timeout=60)
+    return done.returncode, json.loads(done.stdout)
+
+
 async def pruned(layout: Layout, monkeypatch) -> None:
     """Have the log's own retention prune it."""
     with monkeypatch.context() as clock:
-        later = time.time_ns() + LATER_NS
-        clock.setattr(time, "time_ns", lambda: later)
+        turn_clock(time.time_ns() + LATER_NS, clock.setattr)
         log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
         await log.open()
         await log.durable(log.record("sign", result="ok"))
@@ -92,19 +100,9 @@ def test_a_forged_prune_record_explains_nothing(original, layout, tmp_path, kept
     report = verify(layout, Trust(keys=[key], against=[original.checkpoint.read_bytes()] if kept else []))
     assert findings(report) == [("removed", 1, last)]
     assert any("counts for nothing" in note for note in report.notes)
-    command = [
-        sys.executable,
-        "-c",
-        "from hsmcore.cli import main; main()",
-        "audit",
-        "verify",
-        str(layout.log),
-        "--json",
-    ]
     against = ["--against", str(original.checkpoint)] if kept else []
-    done = subprocess.run([*command, "--key", str(key), *against], capture_output=True, check=False, timeout=60)
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["status"] == "failed"
+    code, shown = command("verify", str(layout.log), "--expect-retention", "30d", "--key", str(key), *against)
+    assert (code, shown["status"]) == (1, "failed")
 
 
 @one_loop
@@ -141,7 +139,7 @@ async def test_an_orphaned_or_forged_prune_record_counts_for_nothing(layout, mon
     remove_oldest(held)
     assert findings(verify(held)) == [("removed", 1, oldest(layout))]
     await pruned(layout, monkeypatch)
-    assert verify(layout).ok
+    assert verify(layout, EXPECTED).ok
 
 
 @one_loop
@@ -169,6 +167,66 @@ async def test_a_prune_record_written_into_a_log_that_is_open_counts_for_nothing
 
 
 @one_loop
+async def test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it(layout, tmp_path, monkeypatch):
+    await pruned(layout, monkeypatch)
+    report = verify(layout)
+    gone = report.pruned
+    assert findings(report) == [("pruned", 1, gone)]
+    [record] = operations(layout, "audit-prune")
+    for part in (f"record {record['seq']} ", f"user {record['user']!r} on {record['source']['hostname']!r}"):
+        assert part in report.findings[0].text
+    expected = {
+        "30d": (30, 0),
+        "39d": (39, 0),
+        "41d": None,  # no record was that old
+        str(gone): (None, gone),
+        str(gone - 1): None,
+    }
+    for text, trust in expected.items():
+        code, shown = command("verify", str(layout.log), "--expect-retention", text)
+        assert (code, [each["kind"] for each in shown["findings"]]) == ((1, ["pruned"]) if trust is None else (0, []))
+        if trust is not None:
+            report = verify(layout, Trust(retain_days=trust[0], pruned=trust[1]))
+            assert report.ok
+            assert any(note.startswith(f"as expected, records 1 to {gone} were pruned") for note in report.notes)
+    config = tmp_path / "hsm.json"
+    for days, code in ((30, 0), (41, 1), (None, 1)):
+        settings_of = {"tokenLabel": "t", "keyLabel": "k", "pin": {"env": "NONE"}}
+        manager = {"type": "softhsm", "config": settings_of, "auditLogFile": str(layout.log)}
+        config.write_text(json.dumps({"keyManager": manager | ({"audit": {"retainDays": days}} if days else {})}))
+        assert command("verify", "--config", str(config))[0] == code
+    for path in layout.segments.glob("*.idx"):
+        path.write_bytes(b"")
+    assert command("mend", str(layout.log), "--expect-retention", "30d")[0] == 0
+    assert command("mend", str(layout.log))[0] == 1
+
+
+@one_loop
+async def test_a_file_is_kept_until_the_record_behind_it_is_old(layout, monkeypatch):
+    """The record that is left is the only evidence of the age of those that are gone."""
+    newest, begun = segments(layout)[-1].first, time.time_ns()
+    long = bytes(2000)  # a line of 4,000 bytes more
+    for days in (0, 31, 62):
+        with monkeypatch.context() as clock:
+            turn_clock(begun + days * DAY_NS, clock.setattr)
+            log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
+            await log.open()
+            while days == 0 and layout.log.stat().st_size < SMALLEST_SEGMENT - 4000:
+                await log.durable(log.record("sign", result="ok", signature=bytes(64)))
+            while days == 31 and segments(layout)[-1].first == newest:
+                await log.durable(log.record("sign", result="ok", signature=long))
+            young = segments(layout)[-1].first
+            await log.checkpoint()
+            await log._open._prune()
+            await log.close()
+        report = verify(layout, EXPECTED)
+        assert report.ok, report.findings
+        oldest = {0: 1, 31: newest, 62: young}[days]
+        assert segments(layout)[0].first == oldest
+    assert young > newest
+
+
+@one_loop
 async def test_a_forged_index_makes_retention_delete_nothing(layout):
     for segment in segments(layout)[:-1]:
         path = layout.index(segment.first)
@@ -185,8 +243,7 @@ async def test_a_forged_index_makes_retention_delete_nothing(layout):
 
 @one_loop
 async def test_retention_goes_on_while_records_come(layout, monkeypatch):
-    later = time.time_ns() + LATER_NS
-    monkeypatch.setattr(time, "time_ns", lambda: later)
+    turn_clock(time.time_ns() + LATER_NS, monkeypatch.setattr)
     log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
     await log.open()
     async with asyncio.timeout(30):
@@ -194,7 +251,7 @@ async def test_retention_goes_on_while_records_come(layout, monkeypatch):
             log.record("sign", result="ok")
             await asyncio.sleep(0)
     await log.close()
-    assert verify(layout).ok
+    assert verify(layout, EXPECTED).ok
 
 
 def test_after_a_kill_at_each_point_of_a_pruning_the_log_verifies_and_goes_on(original, tmp_path, monkeypatch):
@@ -204,7 +261,7 @@ def test_after_a_kill_at_each_point_of_a_pruning_the_log_verifies_and_goes_on(or
     subprocess.run(program, check=True, timeout=120)
     *killed, whole = sorted(folder.iterdir())
     assert len(killed) > 20
-    trust = Trust(keys=keys_of(original), against=[original.checkpoint.read_bytes()])
+    trust = replace(EXPECTED, keys=keys_of(original), against=[original.checkpoint.read_bytes()])
     seen = set()
     for place in killed:
         log = Layout(place / original.log.name)

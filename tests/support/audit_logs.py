@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from hsmcore.audit import AuditLog, index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import VerifierKey
+from hsmcore.audit.open_log import OpenLog
 from hsmcore.audit.segment import Segment, compress, segments
 from hsmcore.config import AuditSettings
 
@@ -36,6 +38,13 @@ async def write_log(path: Path, records: int, *, batch: int = 100, begin: int = 
             await log.flush()
     await log.close()
     return Layout(path)
+
+
+def turn_clock(to_ns: int, patch: Callable[[object, str, object], None] = setattr) -> None:
+    """Set the clock of this process's audit logs."""
+    put = OpenLog._put
+    patch(time, "time_ns", lambda: to_ns)
+    patch(OpenLog, "_put", lambda log, _now, *record: put(log, to_ns, *record))
 
 
 def keys_of(layout: Layout) -> list[VerifierKey]:

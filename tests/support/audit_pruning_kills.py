@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.support.audit_logs import copy_of, settings
+from tests.support.audit_logs import copy_of, settings, turn_clock
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.layout import Layout
@@ -39,8 +39,7 @@ class Fuse:
 
 
 async def prune(path: Path, fuse: Fuse) -> None:
-    later = time.time_ns() + 40 * 86_400 * 10**9
-    time.time_ns = lambda: later
+    turn_clock(time.time_ns() + 40 * 86_400 * 10**9)
     log = AuditLog(str(path), settings(retainDays=30, checkpointEveryRecords=1))
     await log.open()
     fuse.armed = True

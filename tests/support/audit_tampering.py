@@ -6,18 +6,22 @@ import asyncio
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
-from tests.support.audit_logs import copy_of, keys_of, line_places, put_text, text_of, write_log
+import pytest
+from tests.support.audit_logs import copy_of, keys_of, line_places, put_text, settings, text_of, write_log
 
-from hsmcore.audit import record
+from hsmcore.audit import AuditLog, record
+from hsmcore.audit.check.adopt import adopt
 from hsmcore.audit.check.findings import Report
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.recover import rebuild
 from hsmcore.audit.segment import segments
+from hsmcore.errors import AuditUnavailable
 
 RECORDS = 1500
 
@@ -31,11 +35,12 @@ class World:
         layout = asyncio.run(write_log(path, RECORDS // 2))
         self.older = copy_of(layout, folder / "older")
         self.layout = asyncio.run(write_log(path, RECORDS - RECORDS // 2, begin=RECORDS // 2))
-        self.trust = Trust(keys=keys_of(self.layout), against=[self.layout.checkpoint.read_bytes()])
+        self.trust = Trust(keys_of(self.layout), against=[self.layout.checkpoint.read_bytes()], retain_days=30)
         self.places = line_places(self.layout)
 
-    def verify(self, layout: Layout) -> Report:
-        return verify(layout, self.trust)
+    def verify(self, layout: Layout, *, kept: bool = True) -> Report:
+        """Verify a copy; `kept`: the auditor has kept a checkpoint."""
+        return verify(layout, self.trust if kept else replace(self.trust, against=()))
 
 
 def flipped(data: bytes, dice: random.Random) -> bytes:
@@ -148,6 +153,62 @@ def forge_prune(world: World, copy: Layout, dice: random.Random) -> int:
     return dice.randrange(1, last + 1)
 
 
+def seal_prune(world: World, copy: Layout, dice: random.Random) -> int:
+    """Delete the oldest segments, none of them old enough, and have the log itself say and seal that they were
+    pruned, as an attacker in the process can."""
+
+    async def seal(last: int) -> None:
+        log = AuditLog(str(copy.log), settings())
+        await log.open()
+        seq = log.record("audit-prune", first=1, last=last, records=last)
+        log._open._own_prunes[seq] = last
+        await log.close()
+
+    *full, _newest = segments(copy)
+    gone = dice.randrange(1, len(full) + 1)
+    last = segments(copy)[gone].first - 1
+    shutil.copy(world.layout.default_key, copy.log.parent)
+    asyncio.run(seal(last))
+    for segment in full[:gone]:
+        segment.path.unlink()
+        copy.index(segment.first).unlink()
+    return dice.randrange(1, last + 1)
+
+
+def drop_checkpoints(world: World, copy: Layout, dice: random.Random) -> None:
+    """Change a record and delete all checkpoints, perhaps also the tiles; a start refuses that."""
+    changed = change_record(world, copy, dice)
+    for path in (copy.checkpoint, copy.history):
+        path.unlink()
+    if dice.random() < 0.5:
+        shutil.rmtree(copy.tiles)
+    before = copy.log.read_bytes()
+    with pytest.raises(AuditUnavailable, match="its checkpoints are missing"):
+        asyncio.run(write_log(copy.log, 1))
+    assert copy.log.read_bytes() == before, f"record {changed} was sealed"
+
+
+def have_adopted(world: World, copy: Layout, dice: random.Random) -> int:
+    """Change a record, delete the checkpoints, and have an operator and the next start adopt the log and sign it."""
+    seq = change_record(world, copy, dice)
+    for path in (copy.checkpoint, copy.history):
+        path.unlink()
+    adopt(copy)
+    shutil.copy(world.layout.default_key, copy.log.parent)
+    asyncio.run(write_log(copy.log, 1))
+    return seq
+
+
+def change_record(world: World, copy: Layout, dice: random.Random) -> int:
+    """Change a record into another one; returns its sequence number."""
+    seq = dice.randrange(1, RECORDS + 1)
+    segment_of, at = world.places[seq - 1]
+    segment = next(s for s in segments(copy) if s.path.name == segment_of.path.name)
+    changed = edit(text_of(segment).splitlines(), at, dice)
+    put_text(copy, segment, b"".join(line + b"\n" for line in changed))
+    return seq
+
+
 def prune_line(layout: Layout, seq: int, last: int) -> bytes:
     """What retention would record as number `seq`."""
     [newest] = layout.log.read_bytes().splitlines()[-1:]
@@ -155,14 +216,20 @@ def prune_line(layout: Layout, seq: int, last: int) -> bytes:
     return record.line(seq, time.time_ns(), "audit-prune", {"first": 1, "last": last, "records": last}, origin)
 
 
+KINDS = (
+    *(change_lines, change_lines, change_lines, cut_off, change_file, remove_file, replay),
+    *(forge_prune, seal_prune, drop_checkpoints, have_adopted),
+)
+
+
 def tamper(world: World, folder: Path, number: int) -> None:
     dice = random.Random(number)
     copy = copy_of(world.layout, folder / "copy")
     before = [text_of(segment) for segment in segments(copy)]
-    kinds = [change_lines, change_lines, change_lines, cut_off, change_file, remove_file, replay, forge_prune]
-    kind = kinds[number % len(kinds)]
+    kind = KINDS[number % len(KINDS)]
     seq = kind(world, copy, dice)
-    report = world.verify(copy)
+    # A kept checkpoint alone would reveal a log that was signed again.
+    report = world.verify(copy, kept=kind is not have_adopted)
     if kind is change_file and report.ok:
         # Zstandard's format has bits that mean nothing.
         assert [text_of(segment) for segment in segments(copy)] == before

@@ -9,7 +9,7 @@ from tests.support.audit_tampering import RECORDS, World, tamper
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 
-FEW = 120
+FEW = 132
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ class Layout:
         self.keys = self.folder / "keys"
         self.checkpoint = self.folder / "checkpoint"
         self.history = self.folder / "checkpoints"
+        self.tiles = self.folder / "tile"
         self.segments = self.folder / "segments"
         self.lost = self.folder / "lost"
         self.shipping = self.folder / "shipping"
@@ -46,7 +47,7 @@ class Layout:
         groups = [f"{number % 1000:03d}"]
         while number := number // 1000:
             groups.insert(0, f"x{number % 1000:03d}")
-        path = self.folder.joinpath("tile", str(level), *groups)
+        path = self.tiles.joinpath(str(level), *groups)
         return path if width == 256 else path.with_name(path.name + ".p") / str(width)
 
     @classmethod

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hsmcore._native import Journal
+from hsmcore._native import Journal, MerkleTree
 from hsmcore.audit import record, retention
 from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.intake import Intake
@@ -165,15 +165,27 @@ class OpenLog:
         opened = self._opened
         if opened is None:
             return
-        previous = opened.keys[-1] if opened.keys else None
+        previous, began = opened.keys[-1] if opened.keys else None, self.checkpoint is None
+        if began:
+            await self._begin_tree(signer, opened.sealer)
         if signer.key not in opened.keys:
             await self._run(lambda: add_key(self._layout, signer.key))
             opened.keys.append(signer.key)
         self._signer = signer
         if previous is not None and previous != signer.key:
             self.record("audit-key", {"verifier_key": str(signer.key), "previous_verifier_key": str(previous)})
-        if self.checkpoint is None:
+        if began:
             await self.seal()
+
+    async def _begin_tree(self, signer: CheckpointSigner, sealer: Sealer) -> None:
+        """Store a checkpoint of the empty tree, before the key: then a log with keys and without a checkpoint is one
+        whose checkpoints were taken away. Raises HsmError, OSError."""
+        await self.durable(self.last_seq)  # `audit-adopted` must not be lost once there is a checkpoint
+        empty = Checkpoint(self.origin, 0, MerkleTree().root())
+        note = signed(empty.text, signer.key, await signer.sign(empty.text))
+        checkpoint = Checkpoint(empty.origin, 0, empty.root, note)
+        await self._run(lambda: sealer.store(checkpoint))
+        self.checkpoint = checkpoint
 
     async def close(self) -> None:
         async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
@@ -362,7 +374,7 @@ class OpenLog:
         if days is None or (self._pruned_at is not None and now - self._pruned_at < _PRUNE_SECONDS):
             return
         self._pruned_at = now
-        before = time.time_ns() - days * 86_400 * 10**9
+        before = time.time_ns() - days * retention.DAY_NS
         newest = self.checkpoint
         if newest is None:
             return

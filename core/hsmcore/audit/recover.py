@@ -38,12 +38,16 @@ class Opened:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
-def refuse(layout: Layout, problem: str) -> NoReturn:
+_HINT = "Find out what was changed with `hsmcore audit verify`; to begin a new log, move this one and its folder."
+_ADOPT_HINT = (
+    "Compare the records with a checkpoint or a copy that was kept elsewhere. To go on with them as they are, run "
+    "`hsmcore audit adopt` on the log; to begin a new one, move this one and its folder."
+)
+
+
+def refuse(layout: Layout, problem: str, hint: str = _HINT) -> NoReturn:
     """Raise AuditUnavailable: the log was changed, or is another one."""
-    raise AuditUnavailable(
-        f"audit log {layout.log}: {problem}",
-        hint="Find out what was changed with `hsmcore audit verify`; to begin a new log, move this one and its folder.",
-    )
+    raise AuditUnavailable(f"audit log {layout.log}: {problem}", hint=hint)
 
 
 def open_log(layout: Layout, origin: str | None) -> Opened:
@@ -109,9 +113,15 @@ def _checkpoint(layout: Layout, origin: str, keys: list[VerifierKey]) -> Checkpo
     if past and (latest is None or past[-1].size > latest.size):
         latest = past[-1]  # a crash between the writes of the two files
         replace(layout.checkpoint, latest.note)
+    if not keys and latest is not None and latest.size == 0 and len(past) < 2:
+        # The first start ended between the empty tree's checkpoint and its key.
+        for path in (layout.checkpoint, layout.history):
+            path.unlink(missing_ok=True)
+            sync(layout.folder)
+        return None
     if latest is None:
-        if (layout.folder / "tile").exists():
-            refuse(layout, "its checkpoints are missing")
+        if keys or layout.tiles.exists():
+            refuse(layout, "its checkpoints are missing", _ADOPT_HINT)
         return None
     if not past or past[-1].note != latest.note:
         refuse(layout, "its last checkpoint is not in the file of all checkpoints")
@@ -187,6 +197,10 @@ def _start(layout: Layout, ordered: list[Segment], size: int) -> Segment:
     """Return the last plain segment with a record of the checkpoint, or the one that begins after it: the sealer reads
     it from its beginning."""
     held = [segment for segment in ordered if segment.first]
+    if any(segment.compressed and segment.first > size for segment in held):
+        if layout.checkpoint.exists():
+            refuse(layout, "its last checkpoint is older than its full files")
+        refuse(layout, "its checkpoints are missing", _ADOPT_HINT)
     reached = [segment for segment in held if not segment.compressed and segment.first <= size + 1]
     start = reached[-1] if reached else Segment(size + 1, layout.log)
     before = [segment for segment in held if segment.first < start.first]

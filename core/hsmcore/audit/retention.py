@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from hsmcore._native import MerkleTree
@@ -26,6 +27,7 @@ from hsmcore.audit.tiles import WIDTH
 PRUNE: Final = "audit-prune"
 VOID: Final = "audit-prune-void"
 _MARK: Final = b'"operation":"audit-prune'  # prefix of both
+DAY_NS: Final = 86_400 * 10**9
 MOST_SEGMENTS: Final = 8
 """Most segments that one call of `expired` reads, because sealing waits for it."""
 
@@ -40,13 +42,11 @@ class Expired:
 
 
 def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired | None:
-    """Return the oldest full segments whose records are all older than `before_ns` and covered by `checkpoint`. Raises
-    SegmentError, OSError."""
+    """Return the oldest full segments whose records, and the one that follows, are all older than `before_ns`, and
+    which `checkpoint` covers. Raises SegmentError, OSError."""
     genuine = Genuine(layout, checkpoint.size, checkpoint.root)
     first = last = count = 0
-    for segment in segments(layout):
-        if segment.path == layout.log:
-            break
+    for segment, following in pairwise(segments(layout)):
         if count == MOST_SEGMENTS:
             return Expired(first, last, more=True)
         blocks = list(index.blocks(layout, segment))
@@ -54,10 +54,16 @@ def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired |
             break
         # The index is not evidence: it only saves reading a segment that is not old enough.
         end = _sealed_before(segment, before_ns, genuine)
-        if end is None:
+        if end is None or not _begins_before(following, before_ns):
             break
         first, last, count = first or segment.first, end, count + 1
     return Expired(first, last) if last else None
+
+
+def _begins_before(segment: Segment, before_ns: int) -> bool:
+    """Return whether a segment's first record is older: the only evidence of the age of records that are deleted."""
+    first = parsed(next(segment.chunks(), b"").partition(b"\n")[0])
+    return first is not None and bool(first["time_ns"] < before_ns)
 
 
 def _sealed_before(segment: Segment, before_ns: int, genuine: Genuine) -> int | None:
@@ -89,6 +95,7 @@ class Prunes:
 
     def __init__(self) -> None:
         self._last_of: dict[int, int] = {}
+        self._records: dict[int, Mapping[str, Any]] = {}
 
     def take(self, text: bytes) -> None:
         """Take whole lines."""
@@ -102,6 +109,7 @@ class Prunes:
         operation, first, last = record.get("operation"), record.get("first"), record.get("last")
         if operation == PRUNE:
             self._last_of[record["seq"]] = last if type(last) is int else 0
+            self._records[record["seq"]] = record
         elif operation == VOID and type(first) is int and type(last) is int:
             self._last_of = {seq: last_of for seq, last_of in self._last_of.items() if not first <= seq <= last}
 
@@ -114,9 +122,15 @@ class Prunes:
         """The last pruned record by these; 0 if there is none."""
         return max(self._last_of.values(), default=0)
 
+    def of(self, last: int) -> Mapping[str, Any] | None:
+        """Return the newest prune record that prunes records up to `last` or further; None if there is none."""
+        found = [seq for seq, last_of in self._last_of.items() if last_of >= last]
+        return self._records[max(found)] if found else None
+
     def clear(self) -> None:
         """Forget all of them."""
         self._last_of.clear()
+        self._records.clear()
 
 
 def pruned(layout: Layout, size: int) -> int:

@@ -170,6 +170,21 @@ def _frame_table(path: Path, size: int, _version: tuple[int, int]) -> tuple[tupl
     return rows
 
 
+def decompress(layout: Layout, segment: Segment) -> None:
+    """Make a compressed segment plain again. After a crash one of the two files is complete. Raises SegmentError,
+    OSError."""
+    plain = layout.archived(segment.first, compressed=False)
+    beside = plain.with_name(plain.name + ".new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(make(beside), "wb") as target:
+        target.writelines(segment.chunks())
+        target.flush()
+        os.fsync(target.fileno())
+    beside.replace(plain)
+    sync(layout.segments)
+    segment.path.unlink()
+
+
 def compress(layout: Layout, first: int, lengths: list[int]) -> None:
     """Compress a full segment, a frame for each length in bytes of text, and delete its plain file. After a crash one
     of the two files is complete. Raises SegmentError, OSError."""

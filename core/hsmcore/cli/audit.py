@@ -28,6 +28,25 @@ KeyOption = Annotated[
     typer.Option("--key", metavar="VKEY", help="A key to trust instead of the folder's own; may be given again."),
 ]
 
+RetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expect-retention",
+        metavar="DAYS|SEQ",
+        help="Records that retention may have deleted: those older than so many days, such as 90d, or those up to a "
+        "sequence number. Default: none, or the configuration's retainDays where it names the log.",
+    ),
+]
+AdoptedOption = Annotated[
+    int,
+    typer.Option(
+        "--expect-adopted",
+        metavar="RECORDS",
+        min=0,
+        help="So many records were in the log before its first checkpoint.",
+    ),
+]
+
 
 @app.command(short_help="Find what was changed in a log.")
 def verify(
@@ -46,6 +65,8 @@ def verify(
     proof: Annotated[
         Path | None, typer.Option("--proof", metavar="FILE", help="Check a proof of `audit prove` instead of a log.")
     ] = None,
+    expect_retention: RetentionOption = None,
+    expect_adopted: AdoptedOption = 0,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -59,6 +80,9 @@ def verify(
     Keep a copy of a checkpoint elsewhere and give it with --against: only that reveals an older copy in the place of
     the log, or a log that was written again with a stolen key.
 
+    Records that retention deleted, or that a key manager adopted without a checkpoint, are findings until they are
+    expected: --expect-retention 90d where retainDays is 90, --expect-adopted with the number that the finding names.
+
     Example: hsmcore audit verify /mnt/copy/audit --key "$(cat audit.vkey)" --against last-week.checkpoint
     """
     from hsmcore.audit.check.trust import Trust
@@ -68,10 +92,12 @@ def verify(
     if proof is not None:
         support.check_proof(proof, keys, folder, as_json=as_json)
         return
-    layout = support.layout(folder, config, state)
+    layout, days = support.log_and_retention(folder, config, state)
     known = [support.checkpoint(path).note for path in against or []]
+    retain_days, pruned = support.retention(expect_retention, days)
+    trust = Trust(keys, witnesses, known, retain_days, pruned, expect_adopted)
     with support.progress_bar(as_json) as progress:
-        report = support.reading(lambda: verify(layout, Trust(keys, witnesses, known), progress))
+        report = support.reading(lambda: verify(layout, trust, progress))
     support.conclude(report, layout, as_json=as_json)
 
 
@@ -79,6 +105,8 @@ def verify(
 def mend(
     folder: FolderArgument = None,
     key: KeyOption = None,
+    expect_retention: RetentionOption = None,
+    expect_adopted: AdoptedOption = 0,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -93,10 +121,42 @@ def mend(
     from hsmcore.audit.check.trust import Trust
 
     keys = support.keys(key)
-    layout = support.layout(folder, config, state)
+    layout, days = support.log_and_retention(folder, config, state)
+    retain_days, pruned = support.retention(expect_retention, days)
+    trust = Trust(keys, retain_days=retain_days, pruned=pruned, adopted=expect_adopted)
     with support.progress_bar(as_json) as progress:
-        report = support.reading(lambda: mend(layout, Trust(keys), progress))
+        report = support.reading(lambda: mend(layout, trust, progress))
     support.conclude(report, layout, as_json=as_json)
+
+
+@app.command(short_help="Go on with a log whose checkpoints are missing.")
+def adopt(
+    folder: FolderArgument = None,
+    config: ConfigOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the next key manager go on with a log whose checkpoints are missing. It takes the records as they are and
+    records that as `audit-adopted`, which `audit verify` reports until it gets --expect-adopted. Without this command
+    the start is refused, because an attacker that changes records deletes the checkpoints first. Keys and tiles of
+    before are kept in the log's folder, below lost/.
+
+    Example: hsmcore audit adopt /var/lib/hsmcore/audit.log
+    """
+    from hsmcore.audit.check.adopt import Adopted, adopt
+    from hsmcore.cli.recorded import spooled
+
+    layout = support.layout(folder, config, state)
+
+    def work() -> Adopted:
+        with spooled(layout, "audit adopt"):
+            return adopt(layout)
+
+    done = support.reading(work)
+    if as_json:
+        print_json({"records": done.records, "kept": str(done.kept)})
+    else:
+        print(f"the next start of the key manager adopts {done.records} records; keys and tiles are in {done.kept}")
 
 
 @app.command(short_help="Write a proof that stands alone.")

@@ -26,15 +26,35 @@ T = TypeVar("T")
 
 
 def layout(folder: Path | None, config: Path | None, state: Path | None) -> Layout:
+    return log_and_retention(folder, config, state)[0]
+
+
+def log_and_retention(folder: Path | None, config: Path | None, state: Path | None) -> tuple[Layout, int | None]:
+    """Return a log, and the configuration's `retainDays` if the configuration names the log."""
     from hsmcore.audit.layout import Layout
 
-    path = folder if folder is not None else load_config(config, state).key_manager.audit_log_file
+    path: str | Path | None = folder
+    days = None
+    if path is None:
+        rules = load_config(config, state).key_manager
+        path, days = rules.audit_log_file, None if rules.audit is None else rules.audit.retain_days
     if path is None:
         raise BadUsage("the configuration has no auditLogFile; name the log's folder")
     try:
-        return Layout.find(path)
+        return Layout.find(path), days
     except BadArgument as error:
         raise BadUsage(str(error)) from None
+
+
+def retention(text: str | None, default: int | None) -> tuple[int | None, int]:
+    """Return the days after which retention may delete records, and the last record that it may have deleted whatever
+    its age. `default`: the days where `text` says nothing."""
+    if text is None:
+        return default, 0
+    found = re.fullmatch(r"([0-9]{1,18})(d?)", text)
+    if found is None:
+        raise BadUsage(f"--expect-retention: {text!r} is neither days, such as 90d, nor a sequence number")
+    return (int(found[1]), 0) if found[2] else (None, int(found[1]))
 
 
 def keys(texts: list[str] | None) -> list[VerifierKey]:

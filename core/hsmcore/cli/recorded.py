@@ -14,6 +14,7 @@ from hsmcore.cli.output import problem
 from hsmcore.errors import AuditUnavailable, HsmError
 
 if TYPE_CHECKING:
+    from hsmcore.audit.layout import Layout
     from hsmcore.audit.spool import Intention
     from hsmcore.config import KeyManagerConfig
 
@@ -32,6 +33,25 @@ def recorded(rules: KeyManagerConfig, command: str, **fields: object) -> Iterato
     _complete(rules, intention, {"result": "ok", **more})
 
 
+@contextmanager
+def spooled(layout: Layout, command: str) -> Iterator[None]:
+    """Leave a record of the block's work for the log's next start. Raises OSError."""
+    from hsmcore.audit.spool import Intention
+
+    intention = Intention(layout, command, _sudo_user())
+    try:
+        yield
+    except BaseException as error:
+        intention.complete({"result": "error", "error": _name(error)})
+        raise
+    intention.complete({"result": "ok"})
+
+
+def _sudo_user() -> dict[str, object]:
+    sudo = os.environ.get("SUDO_USER")
+    return {"sudo_user": sudo} if sudo else {}
+
+
 def _announced(rules: KeyManagerConfig, command: str, fields: dict[str, object]) -> Intention | None:
     from hsmcore.audit.layout import Layout
     from hsmcore.audit.spool import Intention
@@ -39,9 +59,8 @@ def _announced(rules: KeyManagerConfig, command: str, fields: dict[str, object])
     if rules.audit_log_file is None:
         return None
     layout = Layout(rules.audit_log_file)
-    sudo = os.environ.get("SUDO_USER")
     try:
-        return Intention(layout, command, fields | ({"sudo_user": sudo} if sudo else {}))
+        return Intention(layout, command, fields | _sudo_user())
     except OSError as error:
         what = f"audit log {layout.log}: the command cannot be recorded: {error.strerror}"
         if rules.audit is not None and rules.audit.on_failure == "open":
@@ -69,9 +88,12 @@ def _complete(rules: KeyManagerConfig, intention: Intention | None, fields: dict
 async def _append(rules: KeyManagerConfig) -> None:
     """Move the record into the log now, unless another process holds the log: that one does so within a second."""
     from hsmcore.audit import AuditLog
+    from hsmcore.audit.layout import Layout
     from hsmcore.audit.lock import FolderInUse
 
     log = AuditLog(rules.audit_log_file, rules.audit)
+    if log.needs_member and not Layout(rules.audit_log_file or "").checkpoint.exists():
+        return  # only a member can sign the first checkpoint, and records from before it would have to be adopted
     try:
         await log.open()
     except FolderInUse:

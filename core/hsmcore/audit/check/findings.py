@@ -21,6 +21,8 @@ Kind = Literal[
     "foreign-log",
     "witness",
     "unsealed",
+    "pruned",
+    "adopted",
 ]
 Status = Literal["ok", "derived", "failed"]
 
@@ -77,6 +79,12 @@ class Report:
         if self.ok:
             return "ok"
         return "derived" if all(finding.derived for finding in self.findings) else "failed"
+
+    @property
+    def mendable(self) -> bool:
+        """Whether files are wrong that can be derived again, and no record is."""
+        wrong = [finding for finding in self.findings if finding.kind not in ("pruned", "adopted")]
+        return bool(wrong) and all(finding.derived for finding in wrong)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""

@@ -20,7 +20,7 @@ def mend(layout: Layout, trust: Trust, progress: Progress | None) -> Report:
     lock = FolderLock(layout.lock)
     try:
         report = verify(layout, trust, progress)
-        if report.status != "derived":
+        if not report.mendable:
             return report
         _make_index(layout)
         rebuild(layout, report.records)

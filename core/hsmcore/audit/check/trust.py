@@ -9,6 +9,7 @@ from hsmcore.audit.check.findings import Finding, Kind, Report
 from hsmcore.audit.checkpoint import Checkpoint, history
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import COSIGNATURE, Note, NoteError, VerifierKey
+from hsmcore.audit.retention import DAY_NS
 
 _MOST = 100
 """Findings after which older checkpoints are not examined."""
@@ -16,12 +17,25 @@ _MOST = 100
 
 @dataclass(frozen=True)
 class Trust:
-    """What the verifier supplies: keys, witnesses' keys, and older checkpoints. Without `keys` the folder's keys are
-    used."""
+    """What the verifier supplies: keys, witnesses' keys, older checkpoints, and what may be missing or unproven.
+    Without `keys` the folder's keys are used."""
 
     keys: Sequence[VerifierKey] = ()
     witnesses: Sequence[VerifierKey] = ()
     against: Sequence[bytes] = ()
+    retain_days: int | None = None
+    """Retention may have deleted records that were older than so many days; None: it is not expected to delete any."""
+    pruned: int = 0
+    """Retention is expected to have deleted records up to this one, whatever their age."""
+    adopted: int = 0
+    """So many records are expected to have been in the log before its first checkpoint."""
+
+    def expects_prune(self, last: int, pruned_ns: int, following_ns: int) -> bool:
+        """Return whether retention may have deleted the records up to `last`. `pruned_ns`: the time of the prune
+        record; `following_ns`: that of the oldest record that is left, which no deleted record was younger than."""
+        if last <= self.pruned:
+            return True
+        return self.retain_days is not None and following_ns < pruned_ns - self.retain_days * DAY_NS
 
 
 class Trusted:

@@ -7,9 +7,10 @@ differs, `diagnose` looks for the place. Memory use does not grow with the log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
@@ -60,6 +61,8 @@ class _Pass:
         self.failure: tuple[Kind, str, object] = ("changed", "the records do not give the signed root", None)
         self.tiles = TileCheck(trusted.layout, self.size)
         self.prunes, self.unsealed_prunes = Prunes(), Prunes()
+        self.oldest_ns: int | None = None
+        """The time of the oldest record that is left."""
 
     def run(self) -> None:
         self.begin()
@@ -117,6 +120,8 @@ class _Pass:
         offset = 0
         for text in prefetched(segment.chunks()):
             used = sealed = 0
+            if self.oldest_ns is None and (oldest := parsed(text.partition(b"\n")[0])) is not None:
+                self.oldest_ns = oldest["time_ns"]
             while used < len(text):
                 why, consumed, leaves, summary = self.tree.scan(
                     text, used, self.tree.size + 1, min(builder.room, self.to_stop())
@@ -163,10 +168,32 @@ class _Pass:
         if _ADOPTED in text:
             for record in filter(None, map(parsed, text[:sealed].split(b"\n"))):
                 if record.get("operation") == "audit-adopted":
-                    self.report.notes.append(
-                        f"record {record['seq']}: the first {record.get('records')} records were in the log before its "
-                        "first checkpoint, or that was taken away; only a checkpoint kept from before vouches for them"
-                    )
+                    self.adopted(record)
+
+    def adopted(self, record: Mapping[str, Any]) -> None:
+        """Judge a record that says that records had no checkpoint when a key manager started."""
+        count = record.get("records")
+        text = (
+            f"record {record['seq']} ({_origin(record)}): the first {count} records were in the log before its first "
+            "checkpoint, or that was taken away; only a checkpoint kept from before vouches for them"
+        )
+        if type(count) is int and count <= self.trusted.trust.adopted:
+            self.report.notes.append(f"as expected, {text}")
+        else:
+            self.trusted.find("adopted", text, 1, count if type(count) is int else record["seq"])
+
+    def pruned(self, last: int) -> None:
+        """Judge that the first records, up to `last`, are gone."""
+        record = self.prunes.of(last)
+        if record is None:
+            text = f"records 1 to {last} are gone, and no sealed record says that they were pruned"
+            self.trusted.find("removed", text, 1, last)
+            return
+        text = f"records 1 to {last} were pruned, by record {record['seq']} ({_origin(record)})"
+        if self.trusted.trust.expects_prune(last, record["time_ns"], self.oldest_ns or record["time_ns"]):
+            self.report.notes.append(f"as expected, {text}")
+        else:
+            self.trusted.find("pruned", f"{text}, which no retention that is expected explains", 1, last)
 
     def bad_line(self, why: str, segment: Segment, offset: int, line: bytes) -> None:
         """Report a line that is not the next record."""
@@ -215,9 +242,8 @@ class _Pass:
         report.unsealed = max(0, size - self.size)
         report.root = self.trusted.latest.root if self.trusted.latest is not None else b""
         report.checkpoints = len(self.trusted.past)
-        if report.pruned and self.prunes.last < report.pruned and not self.broken:
-            text = f"records 1 to {report.pruned} are gone, and no sealed record says that they were pruned"
-            self.trusted.find("removed", text, 1, report.pruned)
+        if report.pruned and not self.broken:
+            self.pruned(report.pruned)
         for seq, last in self.unsealed_prunes.items():
             report.notes.append(
                 f"record {seq} says that records up to {last} are to be pruned; it counts for nothing, as no "
@@ -229,6 +255,17 @@ class _Pass:
                     f"the log has {max(size, self.size)} records, but had {known.size}: it is an older copy, or was cut"
                 )
                 self.trusted.find("older", text, max(size, self.size) + 1, known.size)
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    """Return when, where and by which user a record was written."""
+    source = record.get("source")
+    host = source.get("hostname") if isinstance(source, dict) else None
+    try:
+        moment = datetime.fromtimestamp(record["time_ns"] // 10**9, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        moment = f"{record['time_ns']} ns"
+    return f"{moment}, user {record.get('user')!r} on {host!r}"
 
 
 def prefetched(chunks: Iterator[bytes]) -> Iterator[bytes]:
