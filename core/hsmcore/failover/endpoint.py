@@ -28,8 +28,8 @@ class Endpoint(MemberState):
     """Belongs to the event loop. `make` returns a new member: a stopped member cannot start again."""
 
     __slots__ = (
-        *("_complete", "_stopping", "busy_since", "done", "index", "level_name", "lost", "make", "member", "patience"),
-        *("pending", "probing", "refused", "renewed", "signed", "submit", "submit_with_receipt"),
+        *("_complete", "_stopping", "busy_since", "done", "index", "lacks_key", "level_name", "lost", "make", "member"),
+        *("patience", "pending", "probing", "refused", "renewed", "signed", "submit", "submit_with_receipt"),
         *("version", "versions", "watch", "where"),
     )
 
@@ -69,6 +69,8 @@ class Endpoint(MemberState):
         """Called with the error when the host process cannot restart because the login is refused."""
         self.renewed: Callable[[Endpoint], None] = lambda _endpoint: None
         """Called when the member has other credentials."""
+        self.lacks_key = False
+        """Whether it could not start because its token lacks the key ring's current key, which it may be given."""
         self.probing = False
         self.signed = 0
         self.done = 0

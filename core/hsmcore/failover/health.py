@@ -178,7 +178,8 @@ class HealthMonitor:
         except HsmError as error:
             if self._router.closing:
                 return
-            kind = kind_of(error) or "down"
+            lacks_key = endpoint.lacks_key and isinstance(error, KeyNotFound)
+            kind = "down" if lacks_key else kind_of(error) or "down"
             reason = str(error.args[0])
             if kind in ("auth", "key", "fatal"):
                 self._levels.failed(endpoint, kind, reason, monotonic_ns())
@@ -198,6 +199,7 @@ class HealthMonitor:
         except BaseException:
             await endpoint.stop()  # or no probe would start it again, nor find a key to sign with
             raise
+        endpoint.lacks_key = False
         if version.public_key in self._router.retired:
             endpoint.signing.retire_key(version.index)
         self._levels.started(endpoint, version.public_key, monotonic_ns())

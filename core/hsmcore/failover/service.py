@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config, Failover
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound, MemberDown
 from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
@@ -27,7 +27,7 @@ from hsmcore.failover.router import Router
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.members.base import SIGN_SECONDS, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, NonExportable, Retired, Submit, refuse_closed
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
@@ -47,13 +47,20 @@ class FailoverService:
     answers_recorded = False
 
     def __init__(
-        self, config: Config, levels: Levels[Endpoint], store: Store, verify: Verify, audit: AuditLog, events: Events
+        self,
+        config: Config,
+        levels: Levels[Endpoint],
+        store: Store,
+        verify: Verify,
+        audit: AuditLog,
+        events: Events,
+        pinned: frozenset[str],
     ) -> None:
         rules = config.key_manager
         failover = rules.active_failover or Failover()
         limits = failover.emergency_mode_restrictions
         self._audit, self._events = audit, events
-        self._store = store
+        self._store, self._pinned = store, pinned
         self.history = History(store)
         self.budget = Emergency.of(config, store)
         self.levels = levels
@@ -84,12 +91,20 @@ class FailoverService:
         self._writing: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, config: Config, verify: Verify, audit: AuditLog, events: Events) -> Self:
-        """Open the store and start the members of all levels but the emergency level. A member that does not answer is
-        retried later, if another one can sign. Raises HsmError, and leaves nothing open then."""
+    async def open(
+        cls,
+        config: Config,
+        verify: Verify,
+        audit: AuditLog,
+        events: Events,
+        pinned: frozenset[str] = frozenset(),
+    ) -> Self:
+        """Open the store and start the members of all levels but the emergency level. A member that does not answer, or
+        one of `pinned` that lacks the key ring's key, is retried later, if another one can sign. Raises HsmError, and
+        leaves nothing open then."""
         store = await Store.open(config.key_manager.state_path)
         try:
-            service = cls(config, endpoints_and_levels(config), store, verify, audit, events)
+            service = cls(config, endpoints_and_levels(config), store, verify, audit, events, pinned)
         except BaseException:
             await store.close()
             raise
@@ -112,10 +127,12 @@ class FailoverService:
         await self.bindings.restore(self._audit)
         done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
         failures = [result for result in done if isinstance(result, BaseException)]
-        for failure in failures:
-            survivable = isinstance(failure, HsmError) and (failure.retryable or failure.status in SURVIVABLE)
-            if not survivable or len(failures) == len(endpoints):
-                raise failure
+        for endpoint, result in zip(endpoints, done, strict=True):
+            endpoint.lacks_key = endpoint.name in self._pinned and isinstance(result, KeyNotFound)
+            if isinstance(result, BaseException):
+                survivable = isinstance(result, HsmError) and (result.retryable or result.status in SURVIVABLE)
+                if not (survivable or endpoint.lacks_key) or len(failures) == len(endpoints):
+                    raise result
         now = time.monotonic_ns()
         self._require_consent([endpoint for endpoint in endpoints if endpoint.version is not None])
         self.router.current = next(result for result in done if isinstance(result, KeyVersion))
@@ -125,6 +142,9 @@ class FailoverService:
         for endpoint, result in zip(endpoints, done, strict=True):
             if isinstance(result, HsmError):
                 self.levels.failed(endpoint, "down", f"it did not start: {result.args[0]}", now)
+            if endpoint.lacks_key:
+                hint = "Give it the key: `hsmcore keys replicate`, or restore a backup."
+                get_logger().error("a member lacks the current key and signs nothing", member=endpoint.name, hint=hint)
         self.router.settle()
 
     async def _check_emergency(self) -> None:
@@ -251,9 +271,13 @@ class FailoverService:
         self.levels.use_key(version.public_key, time.monotonic_ns())
         self.router.settle()
 
-    def holders(self) -> list[Member]:
+    def lasting(self) -> list[Member]:
+        """As ManagerPort.members."""
+        return [member for _, member in self._lasting()]
+
+    def holders(self, public_key: bytes | None = None) -> list[Member]:
         """As ManagerPort.holders, but empty if there is none."""
-        key = (self.router.current or self.version).public_key
+        key = public_key or (self.router.current or self.version).public_key
         return [member for endpoint, member in self._lasting() if key in endpoint.versions]
 
     def signing(self) -> list[KeyVersion]:
@@ -282,20 +306,19 @@ class FailoverService:
         for endpoint, own in self._loaded(version):
             endpoint.signing.retire_key(own.index)
 
-    async def deactivate(self, version: KeyVersion) -> bool:
-        """Retire a key and deactivate it on every token that holds it. Whether all tokens enforce that; the token of a
-        member that is not running cannot be told."""
+    async def deactivate(self, version: KeyVersion) -> Retired:
+        """Retire a key and deactivate it on every token that holds it, also where it is not loaded."""
         self.retire(version)
-        enforced = all(endpoint.member is not None for endpoint in self.endpoints if endpoint.level_name != EMERGENCY)
-        for endpoint, own in self._loaded(version):
-            if endpoint.member is None:
+        enforced, untold = True, []
+        for endpoint in self.endpoints:
+            if endpoint.level_name == EMERGENCY:
                 continue
             try:
-                enforced &= (await endpoint.member.control.deactivate(own.id)).enforced
+                enforced &= await _deactivate_on(endpoint, version)
             except HsmError as error:
-                enforced = False
+                untold.append(endpoint.name)
                 get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
-        return enforced
+        return Retired(enforced and not untold, tuple(untold))
 
     def refuse(self) -> None:
         """As SigningPath; requests that wait for a member end with EngineClosed."""
@@ -398,6 +421,28 @@ class FailoverService:
 async def _idle(endpoint: Endpoint) -> None:
     if endpoint.member is not None:
         await endpoint.member.engine.idle()
+
+
+async def _deactivate_on(endpoint: Endpoint, version: KeyVersion) -> bool:
+    """Deactivate a key on one token, by its public key: another key may have its id there. Returns whether the token
+    enforces it, or does not hold it. Raises HsmError."""
+    member, own, enforced = endpoint.member, endpoint.versions.get(version.public_key), True
+    if member is None:
+        raise MemberDown("the member is not running", member=endpoint.name)
+    if own is not None:
+        names = [own.id]
+    else:
+        lists_none = isinstance(member.token, NonExportable)  # no public keys, and each id is used once
+        names = [
+            record.id
+            for record in await member.control.list_keys()
+            if record.public_key == version.public_key
+            or (lists_none and record.public_key is None and record.id == version.id)
+        ]
+    for key_id in names:
+        with suppress(KeyNotFound):  # a key that is gone signs nothing
+            enforced &= (await member.control.deactivate(key_id)).enforced
+    return enforced
 
 
 def vars_of(event: Event) -> dict[str, Any]:

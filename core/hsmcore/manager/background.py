@@ -29,6 +29,8 @@ class BackgroundServices:
     def __init__(self, config: Config) -> None:
         self.config = config
         """The configuration that the members start with."""
+        self.pinned: frozenset[str] = frozenset()
+        """The members that start with the key ring's current key."""
         self.rotation: RotationService | None = None
         self.notices: NoticeService | None = None
         self._store: Store | None = None
@@ -55,7 +57,7 @@ class BackgroundServices:
                     config, rotation, store, notices.announce, before, rotates=rotates
                 )
                 background.rotation.handover = handover
-                background.config = await background.rotation.configured()
+                background.config, background.pinned = await background.rotation.configured()
         except BaseException:
             await store.close()
             raise

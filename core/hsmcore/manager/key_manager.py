@@ -100,7 +100,8 @@ class KeyManager:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
             self._background = await BackgroundServices.open(self.config, self._handover, rotates=self._rotates)
-            path = await open_path(self._background.config, self._verify_version, self.audit, self._events)
+            background = self._background
+            path = await open_path(background.config, self._verify_version, self.audit, self._events, background.pinned)
             await self._begin(path)
         except BaseException as error:
             if isinstance(error, LoginError) and not isinstance(error, AccessDenied):

@@ -14,6 +14,7 @@ from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.manager.path import SigningPath
 from hsmcore.members import Member
+from hsmcore.members.base import Retired
 from hsmcore.members.tokens import export_key
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
@@ -42,6 +43,7 @@ class KeyOperations:
     def port(self, manager: object) -> ManagerPort:
         """The operations that a rotation needs. `manager`: the key manager, for handovers."""
         return ManagerPort(
+            members=self._path.lasting,
             holders=self._holders,
             signing=self._path.signing,
             load=self._load,
@@ -91,7 +93,7 @@ class KeyOperations:
             version = self.ring.get(key_id)
             if self._rotation is not None:
                 await self._rotation.keys.deactivate(version.public_key)
-            enforced = await self._retire(version.id)
+            enforced = (await self._retire(version.id)).enforced
         self._audit.record("deactivate-key", result="ok", key_id=version.id, enforced=enforced, member=member.name)
         self._events.emit("key-deactivated", key_id=version.id, enforced=enforced)
 
@@ -117,8 +119,8 @@ class KeyOperations:
         self._path.check_operation(operation)
         return self._path.member
 
-    def _holders(self) -> list[Member]:
-        found = self._path.holders()
+    def _holders(self, public_key: bytes | None = None) -> list[Member]:
+        found = self._path.holders(public_key)
         if not found:
             raise MemberDown("no member that holds the current key is running")
         return found
@@ -133,7 +135,7 @@ class KeyOperations:
             self.ring.add(version)
         return version
 
-    async def _retire(self, key_id: str) -> bool:
+    async def _retire(self, key_id: str) -> Retired:
         """The key need not be loaded in this process, and may be destroyed."""
         return await self._path.deactivate(self.ring.deactivate(key_id))
 

@@ -14,7 +14,7 @@ from hsmcore.failover.service import FailoverService
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.single import SingleMember
 from hsmcore.members import Member
-from hsmcore.members.base import Submit
+from hsmcore.members.base import Retired, Submit
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 
@@ -66,7 +66,10 @@ class SigningPath(Protocol):
     async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
         """Sign with a key that need not be the current one."""
 
-    def holders(self) -> list[Member]:
+    def lasting(self) -> list[Member]:
+        """As ManagerPort.members."""
+
+    def holders(self, public_key: bytes | None = None) -> list[Member]:
         """As ManagerPort.holders, but empty if there is none."""
 
     def signing(self) -> list[KeyVersion]:
@@ -75,8 +78,8 @@ class SigningPath(Protocol):
     def retire(self, version: KeyVersion) -> None:
         """Refuse every further signature with this key, in this process."""
 
-    async def deactivate(self, version: KeyVersion) -> bool:
-        """Retire a key and deactivate it on every token. Whether all tokens enforce that."""
+    async def deactivate(self, version: KeyVersion) -> Retired:
+        """Retire a key and deactivate it on every token."""
 
     def forget(self, version: KeyVersion) -> None:
         """Retire a key that never was current and was destroyed."""
@@ -108,10 +111,13 @@ def running(path: SigningPath) -> list[Member]:
     return [one.member for one in started if one.member is not None]
 
 
-async def open_path(config: Config, verify: Verify, audit: AuditLog, events: Events) -> SigningPath:
-    """Start the members of a configuration. Raises HsmError, and leaves nothing open then."""
+async def open_path(
+    config: Config, verify: Verify, audit: AuditLog, events: Events, pinned: frozenset[str] = frozenset()
+) -> SigningPath:
+    """Start the members of a configuration. `pinned`: those that start with the key ring's current key. Raises
+    HsmError, and leaves nothing open then."""
     if config.key_manager.has_levels:
-        return await FailoverService.open(config, verify, audit, events)
+        return await FailoverService.open(config, verify, audit, events, pinned)
     return await SingleMember.open(config, audit, events)
 
 

@@ -14,7 +14,7 @@ from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member, make_member
-from hsmcore.members.base import SIGN_SECONDS, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 
@@ -126,7 +126,11 @@ class SingleMember:
         signed = self._engine.submit(message, SIGN_SECONDS, version.index)
         return signed if isinstance(signed, bytes) else await signed
 
-    def holders(self) -> list[Member]:
+    def lasting(self) -> list[Member]:
+        return [self.member]
+
+    def holders(self, public_key: bytes | None = None) -> list[Member]:
+        del public_key
         return [self.member]
 
     def signing(self) -> list[KeyVersion]:
@@ -138,12 +142,12 @@ class SingleMember:
 
     forget = retire
 
-    async def deactivate(self, version: KeyVersion) -> bool:
+    async def deactivate(self, version: KeyVersion) -> Retired:
         self.retire(version)
         try:
-            return (await self.member.control.deactivate(version.id)).enforced
+            return Retired((await self.member.control.deactivate(version.id)).enforced)
         except KeyNotFound:
-            return True  # a key that is gone signs nothing
+            return Retired(True)  # a key that is gone signs nothing
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         member, engine, version = self.member, self._engine, self.version

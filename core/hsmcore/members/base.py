@@ -116,6 +116,16 @@ class NonExportable:
         return KeyNotExportable(text, member=member, hint=self.hint)
 
 
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What the tokens know of a key that signs no more."""
+
+    enforced: bool
+    """Whether every token refuses it."""
+    untold: tuple[str, ...] = ()
+    """The members whose token could not be told: they are not running, or failed."""
+
+
 S_co = TypeVar("S_co", bound=ProviderSettings, covariant=True)
 
 

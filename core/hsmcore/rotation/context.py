@@ -13,6 +13,7 @@ from hsmcore.control import ControlPlane
 from hsmcore.errors import MemberDown
 from hsmcore.keyring import KeyVersion
 from hsmcore.members import Member
+from hsmcore.members.base import Retired
 from hsmcore.rotation.schedule import Schedule
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Keys, StoredKey
@@ -25,17 +26,19 @@ if TYPE_CHECKING:
 class ManagerPort:
     """The key manager, as a rotation uses it. All in the key manager's event loop."""
 
-    holders: Callable[[], list[Member]]
-    """Return the running members that hold the current key, in the order of the levels, without the emergency level.
-    Raises MemberDown if there is none."""
+    members: Callable[[], list[Member]]
+    """Return the running members, in the order of the levels, without the emergency level."""
+    holders: Callable[[bytes | None], list[Member]]
+    """Return those of them that hold a key, by its public key; None: the current one. Raises MemberDown if there is
+    none."""
     signing: Callable[[], Sequence[KeyVersion]]
     """Return the current key as this process knows it, then the keys of levels with other keys; none from the store."""
     load: Callable[[str], Awaitable[KeyVersion]]
     """Have the members find a key by its id and prove it by a signature."""
     sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
     """Sign with a key that need not be the current one."""
-    retire: Callable[[str], Awaitable[bool]]
-    """Never sign with a key again. Returns whether the tokens refuse it too."""
+    retire: Callable[[str], Awaitable[Retired]]
+    """Never sign with a key again, and have the tokens refuse it."""
     forget: Callable[[str], None]
     """Remove a key that was never current from the ring."""
     learn: Callable[[Sequence[StoredKey]], None]
@@ -71,6 +74,8 @@ class Context:
     handover: Handover | None
     aliases: Mapping[str, str]
     """By member of AWS KMS: the alias that the configuration names the key with."""
+    configured: frozenset[str]
+    """The names of the configuration's members. The ring may name others, which are gone."""
     drill: ControlPlane | None
     """The token for restore drills; None: the key's own."""
     signed: frozenset[str]
@@ -84,7 +89,7 @@ class Context:
     @property
     def first(self) -> Member:
         """Return the member that makes the key."""
-        return self.port.holders()[0]
+        return self.port.holders(None)[0]
 
     @property
     def ceremony(self) -> KeyCeremony | None:
@@ -92,10 +97,10 @@ class Context:
         return ceremony_for(self.rules, self.new.algorithm)
 
     def all_holders(self) -> list[Member]:
-        """Return every member that holds the old key, in the order of the levels. Raises MemberDown if one is not
-        running."""
-        holders = self.port.holders()
-        missing = sorted(set(self.old.members) - {member.name for member in holders})
+        """Return every member that holds the old key, in the order of the levels. Raises MemberDown if one that the
+        configuration names is not running."""
+        holders = self.port.holders(None)
+        missing = sorted(self.named(self.old) - {member.name for member in holders})
         if missing:
             verb = "hold the current key and are" if len(missing) > 1 else "holds the current key and is"
             raise MemberDown(
@@ -103,6 +108,14 @@ class Context:
                 hint="Bring it back, or take it out of the configuration.",
             )
         return holders
+
+    def named(self, key: StoredKey) -> frozenset[str]:
+        """Return the members that hold a key by the ring, and that the configuration still names."""
+        return self.configured.intersection(key.members)
+
+    def away(self, key: StoredKey) -> list[str]:
+        """Return those of them that are not running."""
+        return sorted(self.named(key) - {member.name for member in self.port.members()})
 
 
 @dataclass(frozen=True, slots=True)

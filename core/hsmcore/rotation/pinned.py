@@ -34,30 +34,34 @@ def aliases(config: Config) -> dict[str, str]:
     }
 
 
-def pinned(config: Config, current: StoredKey) -> Config:
-    """Return the configuration in which the members that hold the current key sign with it."""
+def pinned(config: Config, current: StoredKey) -> tuple[Config, frozenset[str]]:
+    """Return the configuration in which members sign with the current key, and their names: those that hold it by the
+    ring, and those that may sign with no other key. The latter may be new, or have got a new name, or lack the key."""
     rules = config.key_manager
-    changes: dict[str, Any] = {"config": _settings(rules, current)}
-    if rules.failover is not None:
-        lists = {
-            name: tuple(_provider(provider, current) for provider in providers)
-            for name in ("primary", "secondary")
-            if (providers := getattr(rules.failover, name)) is not None
-        }
-        changes["failover"] = rules.failover.model_copy(update=lists)
-    return config.model_copy(update={"key_manager": rules.named(rules.name).model_copy(update=changes)})
+    failover = rules.failover
+    others = frozenset(failover.accept_other_keys if failover is not None else ())
+    names: set[str] = set()
 
+    def settings(provider: Provider, level: str) -> ProviderSettings:
+        members = {member.name for member in all_members((provider,))}
+        bound = current.origin != "configured" and level not in others
+        if not bound and members.isdisjoint(current.members):
+            return provider.config
+        names.update(members)
+        return provider.config.pinned(
+            current.key_id, current.public_key.hex(), current.algorithm, configured=current.origin == "configured"
+        )
 
-def _provider(provider: Provider, current: StoredKey) -> Provider:
-    # Some are named after their key.
-    return provider.named(provider.name).model_copy(update={"config": _settings(provider, current)})
-
-
-def _settings(provider: Provider, current: StoredKey) -> ProviderSettings:
-    settings = provider.config
-    holds = any(member.name in current.members for member in all_members((provider,)))
-    if not holds:
-        return settings
-    return settings.pinned(
-        current.key_id, current.public_key.hex(), current.algorithm, configured=current.origin == "configured"
+    changes: dict[str, Any] = {"config": settings(rules, "primary")}
+    if failover is not None:
+        lists: dict[str, tuple[Provider, ...]] = {}
+        for level, providers in (("primary", failover.primary), ("secondary", failover.secondary)):
+            if providers is not None:  # a provider keeps its name: some are named after their key
+                lists[level] = tuple(
+                    provider.named(provider.name).model_copy(update={"config": settings(provider, level)})
+                    for provider in providers
+                )
+        changes["failover"] = failover.model_copy(update=lists)
+    return config.model_copy(update={"key_manager": rules.named(rules.name).model_copy(update=changes)}), frozenset(
+        names
     )

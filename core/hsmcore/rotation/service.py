@@ -100,24 +100,29 @@ class RotationService:
         """The ring at the last look."""
         self._port: ManagerPort
 
-    async def configured(self) -> Config:
-        """Return the configuration to start with: that of the current key, unless the configured key was changed."""
+    async def configured(self) -> tuple[Config, frozenset[str]]:
+        """Return the configuration to start with: that of the current key, unless the configured key was changed; and
+        the members that start with the current key."""
         current = await self.keys.current()
         if current is None or await self.keys.setting("configured") != configured_as(self._config):
-            return self._config
+            return self._config, frozenset()
         return pinned(self._config, current)
 
     async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
         """Let the ring's current key sign, then continue an unfinished rotation. The members run and `started` signs
         already. Raises KeyMismatch if the ring does not have the configured key."""
         self._port = port
-        holders = [member.name for member in port.holders()]
+        holders = [member.name for member in port.holders(None)]
         current = await self.keys.begin(
             started.id, started.public_key, started.algorithm, started.label, holders, configured_as(self._config)
         )
         await self._follow()
         if current.public_key != started.public_key:
             port.switch(await port.load(current.key_id))
+        # A member may have got a new name, or the key by hand. One that is away stays noted.
+        added = [member.name for member in port.holders(None) if member.name not in current.members]
+        if added:
+            await self.keys.change(current.version, members=[*current.members, *added])
         await self._look_at_backups(current)
         if self._rotates and self._rules.require_handover and self.handover is None:
             text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
@@ -150,7 +155,7 @@ class RotationService:
 
     async def _look_at_backups(self, current: StoredKey) -> None:
         """Log at the start what would make every rotation fail, or leave it without a backup."""
-        holders = self._port.holders()
+        holders = self._port.holders(None)
         shares = len(holders) > 1 and isinstance(holders[0].token, ControlPlane)
         if ceremony_for(self._rules, current.algorithm) is not None or not (self._rules.backup_enabled or shares):
             return
@@ -183,7 +188,7 @@ class RotationService:
         """Make a key current on request: durable before it signs. Raises StoreBusy during a rotation."""
         now = self.clock()
         retire = max(self.schedule.overlap_ends_ns(now), now + self._grace_ns)
-        holders = [member.name for member in self._port.holders()]
+        holders = [member.name for member in self._port.holders(version.public_key)]  # those that have loaded it
         await self.rotations.choose(
             "chosen", version.id, version.public_key, version.algorithm, version.label, holders, retire
         )
@@ -362,6 +367,7 @@ class RotationService:
             announce=self._announce,
             handover=self.handover,
             aliases=aliases(self._config),
+            configured=frozenset(member.name for _, member in self._config.key_manager.members()),
             drill=self._drill_token(),
             signed=frozenset(self._signed),
             grace_ns=self._grace_ns,

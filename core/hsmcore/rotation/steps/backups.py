@@ -80,7 +80,7 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
     sealed: str | None = None  # the copy that the ceremony of the new key sealed, in hexadecimal
     if key.version == ctx.new.version:
         sealed = await ctx.rotations.detail(ctx.rotation.id, "generate", "sealed")
-    member = await holder_of(ctx.port.holders(), key)
+    member = await holder_of(ctx.port.holders(None), key)
     if member is None:
         raise HsmError(f"no running member holds key {key.key_id}")
     ceremony = ctx.ceremony

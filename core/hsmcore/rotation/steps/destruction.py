@@ -81,7 +81,7 @@ async def why_not_old(ctx: Context) -> str | None:
     why = await consent.why_not(ctx)
     if why is not None:
         return why
-    for member in ctx.port.holders():
+    for member in ctx.port.holders(None):
         for record in await member.control.list_keys():
             if record.id == ctx.new.key_id and await _why_not_made(ctx, member, record) is None:
                 return None

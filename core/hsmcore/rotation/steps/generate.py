@@ -52,7 +52,7 @@ async def do(ctx: Context) -> Done:
             cast("Algorithm", ctx.new.algorithm),
             ctx.new.label,
             bytes.fromhex(ctx.new.key_id) or None,
-            extractable=ctx.rules.backup_enabled or len(ctx.port.holders()) > 1,
+            extractable=ctx.rules.backup_enabled or len(ctx.port.holders(None)) > 1,
         )
     return _made(ctx, record, [member.name])
 
@@ -96,15 +96,24 @@ async def undo(ctx: Context) -> Done | Pending:
     held = await handover.give_back(ctx)
     if held is not None:
         return held
-    holders = ctx.port.holders()
-    missing = set(ctx.new.members) - {member.name for member in holders}
+    missing, gone = ctx.away(ctx.new), sorted(set(ctx.new.members) - ctx.configured)
     if missing:
-        raise HsmError(f"{', '.join(sorted(missing))} may hold the new key and is not running")
+        raise HsmError(f"{', '.join(missing)} may hold the new key and is not running")
+    if gone:
+        get_logger().error("a new key may be left on a member that is gone", members=gone, key=ctx.new.key_id)
+        await ctx.announce(
+            "failure",
+            f"rotation {ctx.rotation.id}: a key may be left",
+            f"key {ctx.new.key_id} ({ctx.new.label}) is undone, and may be left on {', '.join(gone)}, which the "
+            "configuration does not name any more. Erase it there.",
+            f"rotation-{ctx.rotation.id}-left",
+        )
     doubt = await destruction.why_not_new(ctx)
     if ctx.new.key_id and doubt is None:
         ctx.port.forget(ctx.new.key_id)
     destroyed, kept = [], []
-    for member in holders:
+    holders = ctx.port.holders(None)
+    for member in [each for each in ctx.port.members() if each in holders or each.name in ctx.new.members]:
         for key in matching(await member.control.list_keys(), ctx.new):
             why = doubt or await destruction.why_not_this(ctx, member, key)
             if why is not None:
@@ -116,7 +125,7 @@ async def undo(ctx: Context) -> Done | Pending:
         if not (doubt or kept):
             await sweep(member, ctx.new.key_id, nameless=ctx.resumed)
     if not kept:
-        return Done({"destroyed": destroyed})
+        return Done({"destroyed": destroyed} | ({"gone": gone} if gone else {}))
     why = kept[0]["why"]
     await destruction.keep(ctx, ctx.new, why)
     return Done(
