@@ -24,6 +24,7 @@ EVENTS = (
     "failback",
     "emergency-operation",
     "operator-action",
+    "store-not-genuine",
 )
 
 Callback = Callable[[Mapping[str, Any]], object]

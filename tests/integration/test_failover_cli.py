@@ -46,7 +46,7 @@ def command(place, capfdbinary):
 
 
 def test_an_unused_store(command, place):
-    assert command("failover", "status")[:2] == (0, {"running": [], "wishes": {}})
+    assert command("failover", "status")[:2] == (0, {"running": [], "wishes": {}, "storeNotGenuine": {}})
     assert command("failover", "history")[:2] == (0, [])
     code, status, _ = command("emergency", "status")
     assert code == 0

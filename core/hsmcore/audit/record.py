@@ -134,6 +134,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "source_member",
         "isolation",
         "approver",
+        "scope",
     ),
     **dict.fromkeys(
         (

@@ -23,6 +23,7 @@ from hsmcore.cli import (
     rotate,
     serve,
     signing,
+    state,
     tokens,
     version,
 )
@@ -82,7 +83,7 @@ def build(*, bench: str) -> typer.Typer:
     command(keys.app, "Put a key on another member, too.")(replicate.replicate)
     app.add_typer(keys.app)
     audit_running.add_to(audit.app)
-    for group in (rotate, backup, audit, failover, emergency):
+    for group in (rotate, backup, audit, failover, emergency, state):
         app.add_typer(group.app)
     return app
 

@@ -49,7 +49,7 @@ def status(cli: Invocation) -> None:
             "usable": found.usable,
         }
 
-    cli.show(on_levels(config, read))
+    cli.show(on_levels(config, read, shows=True))
 
 
 @command(app, "Allow the emergency level again after `disable`.")

@@ -15,7 +15,7 @@ import typer
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
-from hsmcore.cli.store import on_levels
+from hsmcore.cli.store import not_genuine, on_levels, print_not_genuine
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
@@ -33,10 +33,11 @@ def status(cli: Invocation) -> None:
 
     Example: hsmcore failover status --json
     """
-    running, wishes = on_levels(cli.config, _read_status)
+    running, wishes, problems = on_levels(cli.config, _read_status, shows=True)
     if cli.as_json:
-        print_json({"running": running, "wishes": wishes})
+        print_json({"running": running, "wishes": wishes, "storeNotGenuine": problems})
         return
+    print_not_genuine(problems)
     if not running:
         print("no key manager is running on this state store")
     for report in running:
@@ -76,7 +77,7 @@ def history(
 
         return await History(store).query(kinds=kind or (), member=member, limit=limit)
 
-    events = on_levels(cli.config, read)
+    events = on_levels(cli.config, read, shows=True)
     fields = ("time", "kind", "level_from", "level_to", "member", "reason")
     rows = [cells(e | {"time": when(e["time_ns"], "milliseconds")}, *fields) for e in events]
     cli.show_table(events, ("TIME", "EVENT", "FROM", "TO", "MEMBER", "REASON"), rows)
@@ -167,9 +168,10 @@ def note_follower(cli: Invocation, running: list[dict[str, Any]]) -> None:
         )
 
 
-async def _read_status(store: Store) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+async def _read_status(store: Store) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, str]]:
     from hsmcore.state import Desired
 
     desired = Desired(store)
     wishes = {name: {"value": wish.value, "reason": wish.reason} for name, wish in (await desired.all()).items()}
-    return [report for report in await desired.running() if "members" in report], wishes
+    reports = [report for report in await desired.running() if "members" in report]
+    return reports, wishes, await not_genuine(store)

@@ -31,8 +31,9 @@ def init(
 ) -> None:
     """Make a SoftHSM token, a key and a configuration in a folder of their own.
 
-    The PINs are random; they are in files that only you may read. Idempotent: existing files stay as they are. SoftHSM
-    is software: use it to develop and test, and a real HSM in production.
+    The PINs, and the secret of the state store's seal, are random; they are in files that only you may read.
+    Idempotent: existing files stay as they are. SoftHSM is software: use it to develop and test, and a real HSM in
+    production.
 
     Examples:
 

@@ -14,7 +14,15 @@ from hsmcore.cli.keys import is_configured
 from hsmcore.cli.output import FAILED, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import token_settings
-from hsmcore.cli.store import in_state, on_state, rotates_somewhere, rotation_rules, with_token
+from hsmcore.cli.store import (
+    in_state,
+    not_genuine,
+    on_state,
+    print_not_genuine,
+    rotates_somewhere,
+    rotation_rules,
+    with_token,
+)
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -80,7 +88,7 @@ def plan_(
         current = await Keys(store).current()
         return [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), count)
 
-    found = on_state(cli.config, read)
+    found = on_state(cli.config, read, shows=True)
     if not found and not cli.as_json:
         print("no key has signed yet: the first start of a key manager begins the key ring")
         return
@@ -96,7 +104,7 @@ def status(cli: Invocation) -> None:
     Example: hsmcore rotate status --json
     """
     rules = rotation_rules(cli.config)
-    found = on_state(cli.config, lambda store: _status(store, rules))
+    found = on_state(cli.config, lambda store: _status(store, rules), shows=True)
     if cli.as_json:
         print_json(found)
         return
@@ -111,6 +119,7 @@ def status(cli: Invocation) -> None:
             "failed in a row": found["failedInARow"],
         }
     )
+    print_not_genuine(found["storeNotGenuine"])
     for entry in found["open"]:
         waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
         waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
@@ -145,7 +154,7 @@ def history(
             return await rotations.steps(rotation)
         return [entry.to_json() for entry in await rotations.last(limit)]
 
-    found = on_state(cli.config, read)
+    found = on_state(cli.config, read, shows=True)
     if rotation is not None:
         details = [", ".join(f"{k}={v}" for k, v in row["details"].items() if k != "sealed") for row in found]
         rows = [[*cells(row, "time_ns", "step", "outcome"), text] for row, text in zip(found, details, strict=True)]
@@ -290,6 +299,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
     return {
         "running": await rotates_somewhere(store),
+        "storeNotGenuine": await not_genuine(store),
         "current": None if current is None else current.to_json(),
         "keys": [key.to_json() for key in known],
         "next": coming[0]["at"] if coming else None,

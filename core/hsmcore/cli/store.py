@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from hsmcore.cli.output import note
 from hsmcore.cli.settings import token_settings
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.errors import ConfigFault, ConfigurationError, SecretUnavailable
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyRotation, Pkcs11Settings
@@ -33,31 +34,55 @@ async def with_token(
         return await work(plane)
 
 
-def on_state(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Run `work` with the state store."""
-    return asyncio.run(in_state(config, work))
+def on_state(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
+    """Run `work` with the state store. `shows`: it only shows what is there, also if it is not genuine."""
+    return asyncio.run(in_state(config, work, shows=shows))
 
 
-async def in_state(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Run `work` with the state store, within an event loop."""
-    from hsmcore.state import Store
+async def in_state(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
+    """Run `work` with the state store, within an event loop. `shows`: as `on_state`."""
+    from hsmcore.state import Store, StoreNotGenuine
 
-    store = await Store.open(config.key_manager.state_path)
+    path = config.key_manager.state_path
+    try:
+        store = await Store.open(path, config.state_secret, shows=shows)
+    except SecretUnavailable as error:
+        if not shows:
+            raise
+        note(f"the seal of the state store is not checked: {error}")
+        store = await Store.open(path)
     try:
         return await work(store)
+    except (ValueError, TypeError, LookupError):
+        if not shows or not store.problems:
+            raise
+        raise StoreNotGenuine(f"state store {path}: a forged row cannot be shown") from None
     finally:
         await store.close()
 
 
-def on_levels(config: Config, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Run `work` with the state store. Raises ConfigurationError without an enabled failover block."""
+async def not_genuine(store: Store) -> dict[str, str]:
+    """Return why rows of the store are not genuine, by scope."""
+    status = await store.seal_status()
+    return {} if status is None else dict(status.problems)
+
+
+def print_not_genuine(problems: dict[str, str]) -> None:
+    """Say that rows are not genuine."""
+    for scope, problem in problems.items():
+        print(f"NOT GENUINE: {scope}: {problem}: nothing is done for it; see: hsmcore state seal")
+
+
+def on_levels(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
+    """Run `work` with the state store; `shows`: as `on_state`. Raises ConfigurationError without an enabled failover
+    block."""
     rules = config.key_manager
     if rules.active_failover is None:
         raise ConfigurationError.of(
             [ConfigFault(f"{rules.where}.failover", "is missing or not enabled, so there are no levels")],
             hint="Add a failover block to the configuration.",
         )
-    return on_state(config, work)
+    return on_state(config, work, shows=shows)
 
 
 def rotation_rules(config: Config) -> KeyRotation:

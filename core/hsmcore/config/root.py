@@ -188,6 +188,14 @@ class Config(Model):
     """A whole configuration. Make one with `hsmcore.config.load`."""
 
     key_manager: KeyManagerConfig
+    state_secret: Secret | None = None
+    """The secret of the state store's seal, 32 bytes at least: without it a writer of the store is believed."""
+
+    @property
+    def has_emergency(self) -> bool:
+        """Whether there is an emergency level, and so a budget."""
+        failover = self.key_manager.active_failover
+        return failover is not None and failover.emergency_mode_enabled
 
     def redacted(self) -> dict[str, Any]:
         """Return everything, defaults included, as JSON-ready data with the document's keys and without secrets."""

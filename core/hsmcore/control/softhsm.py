@@ -98,7 +98,8 @@ class StateFolder:
                 pin, so_pin = self._secret("pin"), self._secret("so-pin")
                 request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
                 key = provision(request, self.softhsm_conf)
-                config = _config(module, token_label, key_label, self.path / "pin", sessions or os.cpu_count() or 1)
+                self._secret("state-secret")
+                config = _config(module, token_label, key_label, self.path, sessions or os.cpu_count() or 1)
                 _write(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
                 return key
         except OSError as error:
@@ -123,7 +124,7 @@ class StateFolder:
             os.close(lock)
 
 
-def _config(module: str, token: str, key: str, pin_file: Path, sessions: int) -> dict[str, Any]:
+def _config(module: str, token: str, key: str, folder: Path, sessions: int) -> dict[str, Any]:
     return {
         "sequencer": {
             "keyManager": {
@@ -131,12 +132,13 @@ def _config(module: str, token: str, key: str, pin_file: Path, sessions: int) ->
                 "config": {
                     "modulePath": module,
                     "tokenLabel": token,
-                    "pin": {"file": str(pin_file.resolve())},
+                    "pin": {"file": str((folder / "pin").resolve())},
                     "keyLabel": key,
                     "sessions": sessions,
                 },
                 "maxCacheSize": 10000,
-            }
+            },
+            "stateSecret": {"file": str((folder / "state-secret").resolve())},
         }
     }
 

@@ -8,6 +8,7 @@ from typing import cast
 from hsmcore._version import __version__
 from hsmcore.config import Config, LevelName, Provider
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed
+from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
 
@@ -24,12 +25,15 @@ def diagnose(
 ) -> DoctorReport:
     """Probe `members` (default: all of them). Blocks; no event loop may run in this thread.
 
-    An HsmError of a probe becomes a step of the report.
+    An HsmError of a probe becomes a step of the report. The state store, which all share, is checked with the first.
     """
-    reports = []
+    reports: list[ProviderReport] = []
     for level, provider in members if members is not None else config.key_manager.members():
         watch(level, provider, None)
         steps, identity = _probed(Subject(provider, config, level, options or Options()), watch)
+        for step in () if reports else check_store(config):
+            steps.append(step)
+            watch(level, provider, step)
         named = {"name": provider.name, "type": provider.type, "where": provider.where}
         reports.append(ProviderReport(**named, level=level, steps=tuple(steps), identity=identity))
     return DoctorReport.of(__version__, tuple(reports))

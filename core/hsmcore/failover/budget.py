@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
@@ -26,6 +27,7 @@ from hsmcore.failover.events import Event
 from hsmcore.failover.history import insert_events
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row
+from hsmcore.state.seal import StoreNotGenuine
 from hsmcore.state.store import Store
 
 BLOCK: Final = 16
@@ -140,17 +142,18 @@ class Emergency:
             self._units += units
 
     async def close(self) -> None:
-        """Return the rest of the block to the store."""
+        """Return the rest of the block to the store. A store that is not genuine gets nothing back."""
         units, self._units = self._units, 0
         if units:
             own = self._episode
-            await self._store.run(
-                lambda connection: connection.execute(
-                    update(EPISODE)
-                    .where(EPISODE.c.id == own, EPISODE.c.ended_ns.is_(None))
-                    .values(reserved=EPISODE.c.reserved - units)
+            with suppress(StoreNotGenuine):
+                await self._store.run(
+                    lambda connection: connection.execute(
+                        update(EPISODE)
+                        .where(EPISODE.c.id == own, EPISODE.c.ended_ns.is_(None))
+                        .values(reserved=EPISODE.c.reserved - units)
+                    )
                 )
-            )
 
     async def reset(self, reason: str) -> EmergencyStatus:
         """End the episode; the next use begins another one with a full budget. Returns the last status of the old one.

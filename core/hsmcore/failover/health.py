@@ -21,7 +21,7 @@ from hsmcore.failover.router import Router
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.state import Desired, Wish
+from hsmcore.state import Desired, StoreNotGenuine, Wish
 
 TICK_S: Final = 0.1
 """Seconds between two looks at the members."""
@@ -35,6 +35,8 @@ REPORT_S: Final = 5.0
 PROBE_PREFIX: Final = b"\xffhsmcore probe\x00"
 """A Solana message begins with a count of signatures below 0x80, or with 0x80 plus its version (0 or 1 so far); an
 off-chain message with 0xff and "solana offchain". No probe is one of these."""
+
+NOT_GENUINE: Final = "the state store is not genuine"
 
 Verify = Callable[[KeyVersion, bytes, bytes], Awaitable[bool]]
 
@@ -72,6 +74,7 @@ class HealthMonitor:
         self._reported_version = -1
         self._following = False
         self._orders: dict[str, str] = {}
+        self._obeyed = False
         self.emergency = EmergencyLevel(router, self._spawn)
         self._ended = False
         for endpoint in self._levels.members:
@@ -82,7 +85,7 @@ class HealthMonitor:
     async def begin(self) -> None:
         """Follow the present orders, then look at the members every TICK_S."""
         # Orders that earlier processes have followed.
-        self._orders = {name: wish.value for name, wish in (await self._desired.all()).items()}
+        self._orders = {name: wish.value for name, wish in (await self._genuine_wishes() or {}).items()}
         await self._follow()
         self._later()
 
@@ -255,8 +258,30 @@ class HealthMonitor:
             self._following = False
 
     async def _follow(self) -> None:
-        wishes = await self._desired.all()
         now = monotonic_ns()
+        wishes = await self._genuine_wishes()
+        if wishes is not None:
+            await self._obey(wishes, now)
+        elif not self._obeyed:  # an operator may have disabled it
+            self._levels.permit_emergency(False, NOT_GENUINE, now)
+        if any(level.name == EMERGENCY for level in self._levels.levels):
+            try:
+                usable, why = (await self._router.budget.status()).usable, "its budget or time is used up"
+            except StoreNotGenuine:
+                usable, why = False, NOT_GENUINE
+            self._levels.emergency_used_up(not usable, why, now)
+        await self._each_second()
+        self._router.settle()
+
+    async def _genuine_wishes(self) -> dict[str, Wish] | None:
+        """Return the orders; None if another writer than hsmcore has changed them: what was obeyed before stays."""
+        try:
+            return await self._desired.all()
+        except StoreNotGenuine:  # the store has told of it
+            return None
+
+    async def _obey(self, wishes: dict[str, Wish], now: int) -> None:
+        self._obeyed = True
         nothing = Wish("", "")
         for endpoint in self._levels.members:
             wish = wishes.get(f"drain:{endpoint.name}")
@@ -270,11 +295,6 @@ class HealthMonitor:
         self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)
         emergency = wishes.get("emergency", nothing)
         self._levels.permit_emergency(self._permitted and emergency.value != "disabled", emergency.reason, now)
-        if EMERGENCY in names:
-            status = await self._router.budget.status()
-            self._levels.emergency_used_up(not status.usable, "its budget or time is used up", now)
-        await self._each_second()
-        self._router.settle()
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         """Every member, in the order of the levels. Any thread."""

@@ -102,7 +102,7 @@ class FailoverService:
         """Open the store and start the members of all levels but the emergency level. A member that does not answer, or
         one of `pinned` that lacks the key ring's key, is retried later, if another one can sign. Raises HsmError, and
         leaves nothing open then."""
-        store = await Store.open(config.key_manager.state_path)
+        store = await Store.open(config.key_manager.state_path, config.state_secret)
         try:
             service = cls(config, endpoints_and_levels(config), store, verify, audit, events, pinned)
         except BaseException:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final, Self
 
@@ -15,16 +16,26 @@ from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import Store
+from hsmcore.state import Store, StoreError
 
+_LOOK_SECONDS: Final = 1.0
 _HOUR_NS: Final = 3_600_000_000_000
-_NOTICED: Final = {"failover": "failover", "failback": "failover", "emergency-operation": "emergency"}
+STORE_NOT_GENUINE: Final = "store-not-genuine"
+NOT_SEALED_HINT: Final = (
+    "A writer of its file is believed: give stateSecret, then adopt the store (`hsmcore state seal --help`)."
+)
+_NOTICED: Final = {
+    "failover": "failover",
+    "failback": "failover",
+    "emergency-operation": "emergency",
+    STORE_NOT_GENUINE: "failure",
+}
 """Events that become notices, and the kind of notice."""
 
 
 class BackgroundServices:
-    """State store, rotation and notices of one key manager; empty without `keyRotation` and `notices`. Belongs to the
-    event loop that opens it."""
+    """State store, rotation and notices of one key manager; empty without `keyRotation`, `notices`, or levels and a
+    `stateSecret`. Belongs to the event loop that opens it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -35,6 +46,7 @@ class BackgroundServices:
         self.notices: NoticeService | None = None
         self._store: Store | None = None
         self._subscriptions: list[Callable[[], None]] = []
+        self._looking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, config: Config, handover: Handover | None = None, *, rotates: bool = True) -> Self:
@@ -46,9 +58,12 @@ class BackgroundServices:
         if rotation is not None and not rules.descriptor.rotates:
             get_logger().warning(f"an {rules.type} key is not rotated", path=f"{rules.where}.keyRotation")
             rotation = None
-        if rotation is None and rules.notices is None:
+        sealed = config.state_secret is not None
+        if not sealed and (rotation is not None or config.has_emergency):
+            get_logger().warning("the state store is not sealed", store=str(rules.state_path), hint=NOT_SEALED_HINT)
+        if rotation is None and rules.notices is None and not (sealed and rules.has_levels):
             return background
-        background._store = store = await Store.open(rules.state_path)
+        background._store = store = await Store.open(rules.state_path, config.state_secret)
         try:
             notices = background.notices = NoticeService(store, rules.notices)
             if rotation is not None:
@@ -64,14 +79,46 @@ class BackgroundServices:
         return background
 
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
-        """The members run: resume an unfinished rotation, deliver notices. Raises KeyMismatch."""
+        """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
+        KeyMismatch, StoreNotGenuine."""
         if self.notices is not None:
             notices = self.notices
             for event, kind in _NOTICED.items():
                 self._subscriptions.append(events.on(event, partial(notices.note, kind, event)))
             notices.begin()
+        if self._store is not None:
+            await self._watch(self._store, port)
         if self.rotation is not None:
             await self.rotation.begin(port, started)
+
+    @property
+    def store_problems(self) -> Mapping[str, str] | None:
+        """Why the state store is not genuine, by scope; None: it has no seal. Any thread."""
+        return None if self._store is None or self.config.state_secret is None else self._store.problems
+
+    async def _watch(self, store: Store, port: ManagerPort) -> None:
+        loop = asyncio.get_running_loop()
+
+        def told(scope: str, problem: str) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._tell, port, scope, problem)
+
+        await store.look()
+        self._subscriptions.append(store.watch(told))
+        for scope, problem in store.problems.items():
+            self._tell(port, scope, problem)
+        self._looking = loop.create_task(self._look(store))
+
+    async def _look(self, store: Store) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            with suppress(StoreError):  # an act that needs the store says so
+                await store.look()
+
+    @staticmethod
+    def _tell(port: ManagerPort, scope: str, problem: str) -> None:
+        if problem:
+            port.tell(STORE_NOT_GENUINE, scope=scope, reason=problem)
 
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
@@ -82,5 +129,11 @@ class BackgroundServices:
                 rest.push_async_callback(self.notices.close)
             if self.rotation is not None:
                 rest.push_async_callback(self.rotation.close)
+            rest.push_async_callback(self._end_looking)
             for end in self._subscriptions:
                 rest.callback(end)
+
+    async def _end_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})

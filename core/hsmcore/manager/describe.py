@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hsmcore.audit import AuditLog
@@ -24,6 +25,8 @@ class Snapshot(NamedTuple):
     ring: KeyRing
     rotation: RotationService | None
     audit: AuditLog
+    store: Mapping[str, str] | None
+    """Why the state store is not genuine, by scope; None: it has no seal."""
 
     @property
     def open(self) -> bool:
@@ -52,6 +55,7 @@ class Snapshot(NamedTuple):
             "audit": self.audit.describe(),
             "auditConfigured": self.audit.enabled,
             "rotates": self.rotation is not None,
+            "storeNotGenuine": dict(self.store or {}),
         }
         if not self.open:
             return shown

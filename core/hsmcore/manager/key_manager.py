@@ -355,5 +355,6 @@ class KeyManager:
 
     def snapshot(self) -> Snapshot:
         """The parts, for hsmcore.metrics. Any thread."""
-        rotation = self._background.rotation
-        return Snapshot(self.config, self._life.state, self._path, self._keys.ring, rotation, self.audit)
+        background = self._background
+        rotation, problems = background.rotation, background.store_problems
+        return Snapshot(self.config, self._life.state, self._path, self._keys.ring, rotation, self.audit, problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import KeyManagerConfig
@@ -19,6 +19,8 @@ from hsmcore.members.tokens import export_key
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
 from hsmcore.state import StoredKey
+
+_ALARMING: Final = ("rotation-failed", "store-not-genuine")
 
 
 class KeyOperations:
@@ -165,7 +167,7 @@ class KeyOperations:
             self._events.emit("key-changed", key_id=version.id, previous=previous)
 
     def _tell(self, event: str, **details: Any) -> None:
-        self._audit.note(event, result="error" if event == "rotation-failed" else "ok", **details)
+        self._audit.note(event, result="error" if event in _ALARMING else "ok", **details)
         self._events.emit(event, **details)
 
 

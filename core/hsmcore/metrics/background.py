@@ -10,6 +10,7 @@ from typing import Final
 from hsmcore.manager.describe import Snapshot
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
+from hsmcore.state.seal import SEALED
 
 _NS: Final = 1_000_000_000
 
@@ -19,6 +20,9 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
     if snapshot.open:
         _read_emergency(reading, snapshot)
         _read_rotation(reading, snapshot)
+        if snapshot.store is not None:
+            for scope in SEALED:
+                reading.add(names.STORE_NOT_GENUINE, int(scope in snapshot.store), scope)
     _read_audit(reading, snapshot)
     for use, path in _places(snapshot):
         _read_disk(reading, use, path)

@@ -92,6 +92,10 @@ DRILL = _gauge(
     "When a backup of the current key was last restored and signed, Unix time; 0: never.",
 )
 
+STORE_NOT_GENUINE = _gauge(
+    "hsmcore_store_not_genuine", "1 while rows of the state store are not those that hsmcore wrote.", "scope"
+)
+
 AUDIT_RECORDS = _counter("hsmcore_audit_records_total", "Records in the audit log.")
 AUDIT_LAG = _gauge("hsmcore_audit_lag_records", "Records that are not kept yet.")
 AUDIT_LAG_SECONDS = _gauge("hsmcore_audit_lag_seconds", "Age of the oldest record that is not in the file.")

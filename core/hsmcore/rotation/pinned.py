@@ -2,6 +2,8 @@
 
 At the start the current key's id and public key replace those in the providers' settings. So the configured key need
 not exist any more, and no other key can take the current one's place.
+
+A ring that is not genuine decides nothing: the configured key signs, if the ring does not contradict it.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.config import Config, Provider, ProviderSettings, all_members
-from hsmcore.state import StoredKey
+from hsmcore.keyring import KeyVersion
+from hsmcore.state import Store, StoredKey, StoreNotGenuine
+from hsmcore.state.keys import active_key
 
 
 def configured_as(config: Config) -> str:
@@ -20,6 +25,23 @@ def configured_as(config: Config) -> str:
     names = ("key_label", "key_id", "key_handle", "public_key")
     found = {name: getattr(settings, name, None) for name in names}
     return orjson.dumps({name: value for name, value in found.items() if value is not None}).decode()
+
+
+async def require_same_key(store: Store, started: KeyVersion) -> None:
+    """Raise StoreNotGenuine unless the current key of a ring that is not genuine is the key that the configuration has
+    started with. So a forged ring chooses no key, and a ring that was damaged after a rotation does not bring back the
+    key before it."""
+    try:
+        current = await store.run(active_key, shows=True)
+    except (ValueError, TypeError, SQLAlchemyError):
+        current = None  # a forged row
+    if current is None or current.public_key != started.public_key:
+        raise StoreNotGenuine(
+            f"state store {store.path}: it is not genuine, and its current key is not {started.id}, which the "
+            "configuration names",
+            hint="Compare what `hsmcore state seal` shows, and adopt it; or name the key that is to sign in the "
+            "configuration, and another stateFile.",
+        )
 
 
 def aliases(config: Config) -> dict[str, str]:

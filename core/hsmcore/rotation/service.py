@@ -22,13 +22,13 @@ from hsmcore.log import get_logger
 from hsmcore.members.tokens import why_no_backup
 from hsmcore.rotation import machine
 from hsmcore.rotation.context import Announce, Context, ManagerPort, ceremony_for
-from hsmcore.rotation.pinned import aliases, configured_as, pinned
+from hsmcore.rotation.pinned import aliases, configured_as, pinned, require_same_key
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
 from hsmcore.rotation.store import Rotation, Rotations
-from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey
+from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey, StoreNotGenuine
 from hsmcore.state.desired import withdraw
 from hsmcore.state.keys import active_of
 
@@ -92,7 +92,7 @@ class RotationService:
         self._task: asyncio.Task[None] | None = None
         self._asked: _Asked | None = None
         self._role = AsyncExitStack()
-        self._leads = False
+        self._leads = self._joined = False
         self._held: set[int] = set()
         self._drill: ControlPlane | None = None
         self._reported = 0
@@ -103,31 +103,43 @@ class RotationService:
     async def configured(self) -> tuple[Config, frozenset[str]]:
         """Return the configuration to start with: that of the current key, unless the configured key was changed; and
         the members that start with the current key."""
-        current = await self.keys.current()
-        if current is None or await self.keys.setting("configured") != configured_as(self._config):
-            return self._config, frozenset()
+        try:
+            current = await self.keys.current()
+            if current is None or await self.keys.setting("configured") != configured_as(self._config):
+                return self._config, frozenset()
+        except StoreNotGenuine:
+            return self._config, frozenset()  # `begin` compares its key with the ring's
         return pinned(self._config, current)
 
     async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
         """Let the ring's current key sign, then continue an unfinished rotation. The members run and `started` signs
-        already. Raises KeyMismatch if the ring does not have the configured key."""
+        already. Raises KeyMismatch if the ring does not have the configured key, StoreNotGenuine if the ring is not
+        genuine and has another current key than the configuration."""
         self._port = port
-        holders = [member.name for member in port.holders(None)]
+        try:
+            await self._join(started)
+        except StoreNotGenuine:
+            await require_same_key(self._store, started)
+        if self._rotates and self._rules.require_handover and self.handover is None:
+            text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
+            get_logger().warning(f"no key is rotated here: {text}", hint=hint)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _join(self, started: KeyVersion) -> None:
+        """Find the key that signs in the ring, or begin the ring with it; then sign with the ring's current key."""
+        holders = [member.name for member in self._port.holders(None)]
         current = await self.keys.begin(
             started.id, started.public_key, started.algorithm, started.label, holders, configured_as(self._config)
         )
         await self._follow()
         if current.public_key != started.public_key:
-            port.switch(await port.load(current.key_id))
+            self._port.switch(await self._port.load(current.key_id))
         # A member may have got a new name, or the key by hand. One that is away stays noted.
-        added = [member.name for member in port.holders(None) if member.name not in current.members]
+        added = [member.name for member in self._port.holders(None) if member.name not in current.members]
         if added:
             await self.keys.change(current.version, members=[*current.members, *added])
+        self._joined = True
         await self._look_at_backups(current)
-        if self._rotates and self._rules.require_handover and self.handover is None:
-            text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
-            get_logger().warning(f"no key is rotated here: {text}", hint=hint)
-        self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
         """Stop; a rotation under way continues at the next start. Idempotent."""
@@ -205,6 +217,8 @@ class RotationService:
             for part in (self._work, self._see):  # no finally: its own error would take the place of a cancellation
                 try:
                     await part()
+                except StoreNotGenuine as error:
+                    self._answer(error)  # the store has told of it
                 except HsmError as error:
                     get_logger().error("rotation is held up", error=str(error))
                     self._answer(error)
@@ -218,6 +232,9 @@ class RotationService:
                     await self._wake.wait()
 
     async def _work(self) -> None:
+        self._store.require_genuine()
+        if not self._joined:
+            await self._join(self._port.signing()[0])
         why = await self._must_follow()
         if why is not None:
             await self._step_down()

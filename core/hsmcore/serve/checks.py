@@ -38,7 +38,7 @@ def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, st
     if life != "open":
         return found
     found += [_members(state), _login(state), _key(state), _audit(state.get("audit"), state)]
-    found += [_rotation(ledger.get("rotation"), now_ns), Check("store", "warn" if store else "ok", store or "readable")]
+    found += [_rotation(ledger.get("rotation"), now_ns), _store(state, store)]
     found.append(_emergency(state["failover"], ledger.get("budget")))
     return [check for check in found if check.detail]
 
@@ -104,6 +104,11 @@ def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> Check:
     if now_ns > due + _OVERDUE_NS:
         return Check("rotation", "fail", f"{said}overdue since {when}")
     return Check("rotation", "warn" if failed else "ok", f"{said}due at {when}")
+
+
+def _store(state: Mapping[str, Any], problem: str) -> Check:
+    said = [f"not genuine: {scope}: {why}" for scope, why in state.get("storeNotGenuine", {}).items()]
+    return Check("store", "warn" if problem or said else "ok", problem or "; ".join(said) or "readable")
 
 
 def _emergency(failover: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> Check:

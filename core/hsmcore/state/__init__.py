@@ -2,7 +2,7 @@
 
 A policy's own tables lie beside it: failover/budget.py, failover/history.py, rotation/store.py.
 
-Reading order: schema, ownership, store, then keys, desired, backups, approvals, outbox.
+Reading order: schema, seal, ownership, store, then keys, desired, backups, approvals, outbox.
 """
 
 from hsmcore.state.approvals import Approval, Approvals, NotApproved
@@ -10,7 +10,8 @@ from hsmcore.state.backups import Backups
 from hsmcore.state.desired import Desired, Wish
 from hsmcore.state.keys import Keys, StoredKey
 from hsmcore.state.outbox import Outbox
-from hsmcore.state.store import Store, StoreBusy, StoreError
+from hsmcore.state.seal import StoreError, StoreNotGenuine
+from hsmcore.state.store import Store, StoreBusy
 
 __all__ = [
     "Approval",
@@ -23,6 +24,7 @@ __all__ = [
     "Store",
     "StoreBusy",
     "StoreError",
+    "StoreNotGenuine",
     "StoredKey",
     "Wish",
 ]

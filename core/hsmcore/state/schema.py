@@ -2,7 +2,8 @@
 
 A migration is a number and a list of statements in SQL that SQLite and PostgreSQL both understand; `{serial}` is a key
 that counts up by itself. A released migration is never changed: another one is added. The tables below are the result
-of all of them. Times are nanoseconds since 1970; JSON is text.
+of all of them. Times are nanoseconds since 1970; JSON is text. A column that is added to a sealed table (state/seal.py)
+comes last and may be NULL: rows that were sealed before keep their digest.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ BACKUP: Final = _table("backup", "id:n* key_id public_key place name method sha2
 APPROVAL: Final = _table("approval", "id:n* rotation_id:n approver method totp_step:n? time_ns:n proof")
 """Approvals of rotations, one for each approver; a one-time code counts once. `proof` (rotation/approvals.py) is data
 that only the approver can make; a row without it counts for nothing."""
+
+SEAL: Final = _table("seal", "name* store counter:n digests mac")
+"""The seal (state/seal.py), one row: `digests` is JSON, by scope; `mac` vouches for the other columns."""
 
 NOTICE: Final = _table("notice", "id:n* time_ns:n kind occasion title body")
 """Notices. `occasion` is unique, so an event that is repeated after a crash is told once."""
@@ -173,6 +177,14 @@ MIGRATIONS: Final = (
         ),
     ),
     Migration(3, ("ALTER TABLE approval ADD COLUMN proof TEXT NOT NULL DEFAULT ''",)),
+    Migration(
+        4,
+        (
+            """CREATE TABLE seal (
+                name TEXT PRIMARY KEY, store TEXT NOT NULL, counter BIGINT NOT NULL, digests TEXT NOT NULL,
+                mac TEXT NOT NULL)""",
+        ),
+    ),
     Migration(
         5,
         ("CREATE TABLE key_binding (digest TEXT PRIMARY KEY, public_key TEXT NOT NULL, until_ns BIGINT NOT NULL)",),

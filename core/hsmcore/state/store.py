@@ -17,10 +17,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
@@ -31,9 +32,21 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hsmcore.errors import HsmError, SystemFailure
+from hsmcore.errors import HsmError
 from hsmcore.state.ownership import make_empty, make_folder, open_or_make
 from hsmcore.state.schema import MIGRATIONS, SERIAL, VERSION
+from hsmcore.state.seal import (
+    Guard,
+    Listener,
+    Schema,
+    Seal,
+    SealSecret,
+    SealStatus,
+    StoreError,
+    StoreNotGenuine,
+    derive,
+    schema_of,
+)
 
 T = TypeVar("T")
 
@@ -43,12 +56,6 @@ _RETRY_SECONDS: Final = 0.01
 
 
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
-
-
-class StoreError(SystemFailure):
-    """The state store cannot be opened, read or written. No operation that depends on it is carried out."""
-
-    default_hint = "Check that the state file's folder is writable and has space; name another with stateFile."
 
 
 class StoreBusy(HsmError):
@@ -65,43 +72,87 @@ class Store:
     `run` is for the classes that own tables: Emergency, History, Desired, …
     """
 
-    def __init__(self, path: Path, database: _Database) -> None:
+    def __init__(self, path: Path, database: _Database, *, shows: bool = False) -> None:
         self.path = path
         self._database = database
+        self._shows = shows
         self._closed = False
 
     @classmethod
-    async def open(cls, path: str | os.PathLike[str]) -> Self:
+    async def open(cls, path: str | os.PathLike[str], secret: SealSecret | None = None, *, shows: bool = False) -> Self:
         """Open the database, make it (mode 0600) and its folder (0700) if they are missing, and migrate its tables.
-        Raises StoreError, also for a store that a newer version has written, and in a forked child for one that was
-        open at the fork."""
-        return await cls._opened(Path(path), writes=True)
+        With the configuration's stateSecret, rows are sealed (state/seal.py), and `run` raises StoreNotGenuine for
+        others; `shows`: not for reading, since the rows are only shown. Raises StoreError, also for a store that a
+        newer version has written, and in a forked child for one that was open at the fork; SecretUnavailable."""
+        key = None if secret is None else await asyncio.to_thread(derive, secret)
+        return await cls._opened(Path(path), key, writes=True, shows=shows)
 
     @classmethod
-    async def open_to_read(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a database that other processes write: this one makes and changes nothing, and blocks no writer. Raises
-        StoreError, also if there is no database."""
-        return await cls._opened(Path(path), writes=False)
+    async def open_to_read(cls, path: str | os.PathLike[str], secret: SealSecret | None = None) -> Self:
+        """Open a database that other processes write: this one makes and changes nothing, and blocks no writer. What it
+        reads is not checked; `secret`: for `seal_status`. Raises StoreError, also if there is no database."""
+        key = None if secret is None else await asyncio.to_thread(derive, secret)
+        return await cls._opened(Path(path), key, writes=False)
 
     @classmethod
-    async def _opened(cls, path: Path, *, writes: bool) -> Self:
+    async def _opened(cls, path: Path, key: bytearray | None, *, writes: bool, shows: bool = False) -> Self:
         database = _join(await asyncio.to_thread(_file_at, path, writes=writes))
         try:
-            await asyncio.shield(asyncio.wrap_future(database.thread.submit(database.open)))
+            await asyncio.shield(asyncio.wrap_future(database.thread.submit(database.open, key)))
         except BaseException:
             database.leave()
             raise
-        return cls(path, database)
+        return cls(path, database, shows=shows)
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in one transaction, which is durable when this returns. Raises StoreError.
+    async def run(self, work: Callable[[Connection], T], *, shows: bool = False) -> T:
+        """Do `work` in one transaction, which is durable when this returns. Raises StoreError, StoreNotGenuine;
+        `shows`: as in `open`.
 
         Cancelling the caller does not stop a transaction that has begun.
         """
+        return await self._run(lambda: self._database.transact(work, lenient=shows or self._shows))
+
+    async def seal_status(self) -> SealStatus | None:
+        """Check the whole seal. None: the configuration has no stateSecret. Raises StoreError."""
+        seal = self._database.seal
+        return None if seal is None else await self._run(lambda: self._database.transact_unchecked(seal.status))
+
+    async def look(self) -> None:
+        """Bring `problems` up to date. Cheap if no other process has written. Raises StoreError."""
+        seal = self._database.seal
+        if seal is not None:
+            await self._run(lambda: self._database.transact_unchecked(seal.look))
+
+    async def adopt(self, digest: str) -> None:
+        """Seal the rows as they are, if `seal_status` has shown this digest of them. Raises StoreError."""
+        seal = self._database.seal
+        if seal is None:
+            raise StoreError("the configuration has no stateSecret", hint="See `hsmcore state seal --help`.")
+        await self._run(lambda: seal.seen(self._database.transact_unchecked(lambda on: seal.adopt(on, digest))))
+        await self.seal_status()
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Why rows are not genuine, by scope, at the last look. Any thread."""
+        seal = self._database.seal
+        return {} if seal is None else seal.problems
+
+    def require_genuine(self) -> None:
+        """Raise StoreNotGenuine if there are problems."""
+        for scope, problem in self.problems.items():
+            raise StoreNotGenuine(f"the state store is not genuine: {scope}: {problem}")
+
+    def watch(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` told of each change of `problems`, in the store's thread. Returns how to end that."""
+        listeners = [] if self._database.seal is None else self._database.seal.listeners
+        listeners.append(listener)
+        return lambda: listeners.remove(listener)
+
+    async def _run(self, work: Callable[[], T]) -> T:
         if self._closed:
             raise StoreError(f"state store {self.path}: it is closed")
         self._database.require_own_process()
-        return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._transact, work)
+        return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._translated, work)
 
     async def rows(self, query: Select[Any]) -> list[dict[str, Any]]:
         """Return the rows of a query, by column. Raises StoreError."""
@@ -112,9 +163,9 @@ class Store:
 
         return await self.run(work)
 
-    def _transact(self, work: Callable[[Connection], T]) -> T:
+    def _translated(self, work: Callable[[], T]) -> T:
         try:
-            return self._database.transact(work)
+            return work()
         except SQLAlchemyError as error:
             raise StoreError(f"state store {self.path}: {_reason(error)}") from None
 
@@ -171,6 +222,8 @@ class _Database:
         self.users = 0
         """Changed under _LOCK only."""
         self.thread = ThreadPoolExecutor(1, "hsmcore-state" if writes else "hsmcore-state-read")
+        self.seal: Seal | None = None
+        self._guard: Guard | None = None
         self._process = os.getpid()
         self._opened: tuple[Engine, Connection] | None = None
 
@@ -187,15 +240,47 @@ class _Database:
                 hint="Open it after the fork, or start the child with spawn.",
             )
 
-    def open(self) -> Connection:
-        """Connect, unless another Store has. Runs in the thread."""
+    def open(self, key: bytearray | None = None) -> None:
+        """Connect, unless another Store has. `key`: of the seal, which this takes over. Runs in the thread."""
         if self._opened is None:
             self._opened = (_open if self.writes else _open_to_read)(self.file.path)
-        return self._opened[1]
+            if self.writes:
+                event.listen(self._opened[1], "before_execute", self._before_execute)
+        if key is None:
+            return
+        if self.seal is not None:
+            if not self.seal.is_of(key):
+                raise StoreError(f"state store {self.file.path}: it is open with another stateSecret")
+            return
+        seal = Seal(key, _expected_schema())
+        if self.writes:
+            seal.seen(self.transact_unchecked(seal.begin))
+        self.seal = seal
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
+    def _before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
+        if self._guard is not None:
+            self._guard.before(statement)
+
+    def transact(self, work: Callable[[Connection], T], *, lenient: bool) -> T:
+        """Do `work` in one transaction, under the seal. Runs in the thread, for an open Store."""
+
+        def guarded(connection: Connection) -> tuple[T, int]:
+            guard = self._guard = Guard(connection, self.seal, lenient=lenient)
+            try:
+                result = work(connection)
+                return result, guard.end()
+            finally:
+                self._guard = None
+
+        result, counter = self.transact_unchecked(guarded)
+        if self.seal is not None:
+            self.seal.seen(counter)
+        return result
+
+    def transact_unchecked(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in one transaction. Runs in the thread, for an open Store."""
-        connection = self.open()
+        assert self._opened is not None  # noqa: S101  # for the type checker
+        connection = self._opened[1]
         with connection.begin():
             return work(connection)
 
@@ -212,6 +297,8 @@ class _Database:
         try:
             if self._opened is not None:
                 _close(*self._opened)
+            if self.seal is not None:
+                self.seal.wipe()
         finally:
             self.thread.shutdown(wait=False)
 
@@ -335,6 +422,17 @@ def _migrate(connection: Connection, path: Path) -> None:
             for statement in migration.statements:
                 connection.execute(text(statement.replace("{serial}", SERIAL[connection.dialect.name])))
             connection.execute(insert(VERSION).values(version=migration.number, applied_ns=time.time_ns()))
+
+
+@cache
+def _expected_schema() -> Schema:
+    """Return the objects that the migrations make."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    with engine.connect() as connection:
+        _migrate(connection, Path())
+        found = schema_of(connection)
+    engine.dispose()
+    return found
 
 
 def _reason(error: SQLAlchemyError) -> str:

@@ -1,0 +1,103 @@
+"""`hsmcore state`: the seal of the state store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.output import FAILED, print_fields, print_json, print_table
+from hsmcore.cli.recorded import recorded
+from hsmcore.cli.store import on_state
+from hsmcore.errors import ConfigFault, ConfigurationError
+
+if TYPE_CHECKING:
+    from hsmcore.state import Store
+
+app = typer.Typer(name="state", help="Look at the seal of the state store, adopt a store.", no_args_is_help=True)
+
+
+@command(app, "Show what the state store says, or adopt it.")
+def seal(
+    cli: Invocation,
+    adopt: Annotated[
+        str | None, typer.Option("--adopt", metavar="DIGEST", help="Seal the rows with this digest, as it was shown.")
+    ] = None,
+) -> None:
+    """Show whether the seal of the state store holds, and what the store says: keys, open rotations, emergency budget,
+    orders. Ends with 1 if a row is not one that hsmcore has sealed.
+
+    Compare what is shown with what you know. Then adopt it: the rows that have that digest are sealed as they are. Do
+    this once when stateSecret is given to a store that has rows, and after an incident.
+
+    Example: hsmcore state seal --adopt 6254f205b2cac161a3fe70252976e5620c5480cdb054b39bbc0e1d22ff997482
+    """
+    config = cli.config
+    if config.state_secret is None:
+        raise ConfigurationError.of(
+            [ConfigFault(f"{config.where}.stateSecret", "is missing, so the state store has no seal")],
+            hint='Make one: `openssl rand -hex 32`; then name it, such as "stateSecret": {"file": "…/state-secret"}.',
+        )
+    if adopt is not None:
+        digest = adopt
+        with recorded(config.key_manager, "state seal", sha256=digest):
+            on_state(config, lambda store: store.adopt(digest))
+    found = on_state(config, _read, shows=True)
+    if cli.as_json:
+        print_json(found)
+    else:
+        _print(found)
+    if found["problems"]:
+        raise typer.Exit(FAILED)
+
+
+async def _read(store: Store) -> dict[str, Any]:
+    """Return the rows as they are: any of them may be forged."""
+    from sqlalchemy import select
+
+    from hsmcore.state import StoreError, schema
+
+    status = await store.seal_status()
+    if status is None:
+        raise StoreError("the seal cannot be checked without the secret", hint="Give this process the stateSecret.")
+
+    async def rows(query: Any) -> list[dict[str, Any]]:
+        known = (str, int, type(None))
+        found = await store.rows(query)
+        return [{name: v if isinstance(v, known) else ascii(v) for name, v in row.items()} for row in found]
+
+    keys, rotations, episodes = schema.KEY_VERSION, schema.ROTATION, schema.EMERGENCY_EPISODE
+    open_ = rotations.c.status.in_(("running", "undoing", "overlap"))
+    return {
+        "sealed": status.sealed,
+        "problems": dict(status.problems),
+        "counter": status.counter,
+        "digest": status.digest,
+        "keys": await rows(select(keys).order_by(keys.c.id)),
+        "openRotations": await rows(select(rotations).where(open_).order_by(rotations.c.id)),
+        "budget": await rows(select(episodes).where(episodes.c.ended_ns.is_(None))),
+        "orders": await rows(select(schema.DESIRED_STATE).order_by(schema.DESIRED_STATE.c.name)),
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    state = "holds" if found["sealed"] and not found["problems"] else "does not hold" if found["sealed"] else "none"
+    print_fields({"seal": state, "counter": found["counter"], "digest": found["digest"]})
+    for scope, problem in found["problems"].items():
+        print(f"NOT GENUINE: {scope}: {_plain(problem)}")
+    tables = {
+        "keys": ("id", "key_id", "state", "public_key", "members", "note"),
+        "openRotations": ("id", "cause", "status", "step", "old_version", "new_version"),
+        "budget": ("id", "reserved", "max_transactions", "max_seconds"),
+        "orders": ("name", "value", "reason"),
+    }
+    for name, columns in tables.items():
+        print(f"\n{name}:")
+        print_table(columns, [[_plain(row[column]) for column in columns] for row in found[name]])
+
+
+def _plain(value: Any) -> str:
+    """Return a value without what a terminal would obey."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)

@@ -1,0 +1,53 @@
+"""The check of the state store: whether its rows are those that hsmcore wrote. It reads, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+from hsmcore.config import Config
+from hsmcore.doctor.report import Step, fail, failed, ok, warn
+from hsmcore.errors import HsmError
+from hsmcore.state import Store, StoreNotGenuine
+from hsmcore.state.seal import SealStatus
+
+NAME: Final = "state-store"
+_MAKE: Final = (
+    'Make a secret (openssl rand -hex 32), name it, such as "stateSecret": {"file": "…"}, and adopt the rows: '
+    "hsmcore state seal"
+)
+
+
+def check_store(config: Config) -> Iterator[Step]:
+    """Check the seal, if the configuration keeps anything in the store that leads to an act."""
+    rules = config.key_manager
+    if rules.active_rotation is None and not config.has_emergency and config.state_secret is None:
+        return
+    if config.state_secret is None:
+        yield warn(NAME, "it has no seal: whoever can write its file is believed", _MAKE)
+        return
+    if not rules.state_path.is_file():
+        yield ok(NAME, "there is none yet; the first start makes and seals it")
+        return
+    try:
+        status = asyncio.run(_status(config))
+    except HsmError as error:
+        yield failed(NAME, error)
+        return
+    data = {"digest": status.digest, "problems": dict(status.problems)}
+    if status.problems:
+        said = "; ".join(f"{scope}: {problem}" for scope, problem in status.problems.items())
+        yield fail(NAME, f"it is not genuine: {said}", StoreNotGenuine.default_hint, **data)
+    else:
+        yield ok(NAME, f"{rules.state_path} is sealed, and the seal holds", **data)
+
+
+async def _status(config: Config) -> SealStatus:
+    store = await Store.open_to_read(config.key_manager.state_path, config.state_secret)
+    try:
+        status = await store.seal_status()
+    finally:
+        await store.close()
+    assert status is not None  # noqa: S101  # for the type checker: there is a secret
+    return status

@@ -1,0 +1,361 @@
+"""The seal of a state store: an HMAC, under a secret that is not in the store, over all rows that may lead to an act
+which cannot be undone. A writer of the file who does not know the secret can make no row that is believed.
+
+The rows of a scope have one digest; the seal is the MAC of all digests and of a counter that only grows. So a row that
+was changed, added, removed, or put back from an earlier time is found. The whole store as it once was, with its seal,
+is found by the processes that have seen a later counter, not after a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import orjson
+from sqlalchemy import Connection, Table, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.dml import UpdateBase
+
+from hsmcore.errors import SystemFailure
+from hsmcore.log import get_logger
+from hsmcore.state.schema import (
+    APPROVAL,
+    BACKUP,
+    DESIRED_STATE,
+    EMERGENCY_EPISODE,
+    KEY_VERSION,
+    ROTATION,
+    ROTATION_SETTING,
+    ROTATION_STEP,
+    SEAL,
+    replace_row,
+)
+
+SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
+    "ring": (KEY_VERSION, ROTATION_SETTING, ROTATION),
+    "steps": (ROTATION_STEP, APPROVAL),
+    "backups": (BACKUP,),
+    "budget": (EMERGENCY_EPISODE,),
+    "orders": (DESIRED_STATE,),
+}
+"""The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first."""
+LEAST_SECRET: Final = 32
+"""Bytes."""
+_SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
+_ROW: Final = "store"
+_LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
+_STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
+
+Listener = Callable[[str, str], None]
+"""Called in the store's thread with a scope and its problem, or "" once it is genuine again."""
+Schema = frozenset[tuple[str, str, str, str]]
+"""Of each object of the database: its kind, name, table and SQL."""
+
+
+class StoreError(SystemFailure):
+    """The state store cannot be opened, read or written. No operation that depends on it is carried out."""
+
+    default_hint = "Check that the state file's folder is writable and has space; name another with stateFile."
+
+
+class StoreNotGenuine(StoreError):
+    """Rows of the state store are not those that hsmcore wrote. Nothing is done for them; signing goes on."""
+
+    default_hint = (
+        "Find out who can write the state store; compare what `hsmcore state seal` shows, and then adopt it or put a "
+        "good copy in its place."
+    )
+
+
+class SealSecret(Protocol):
+    """The secret of a seal: hsmcore.config.Secret."""
+
+    def resolve(self) -> bytearray:
+        """Fetch it. The caller owns and wipes it. Raises SecretUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealStatus:
+    """What a seal says of its store."""
+
+    sealed: bool
+    counter: int
+    digest: str
+    """Of all sealed rows as they are now, in hexadecimal."""
+    problems: Mapping[str, str]
+    """By scope."""
+
+
+class Seal:
+    """Checks and renews the seal of one database, in that database's thread. `schema`: the objects that the migrations
+    make; an object of another writer, such as a trigger, could change rows while they are sealed."""
+
+    def __init__(self, key: bytearray, schema: Schema) -> None:
+        self._key, self._schema = key, schema
+        self._store, self._counter = "", 0
+        self._looked = -1
+        self.problems: Mapping[str, str] = {}
+        """By scope: why it is not genuine. Replaced, never changed; any thread may read it."""
+        self.listeners: list[Listener] = []
+
+    def __repr__(self) -> str:
+        return "Seal(hidden)"
+
+    def is_of(self, key: bytearray) -> bool:
+        """Return whether this is the key."""
+        return hmac.compare_digest(self._key, key)
+
+    def wipe(self) -> None:
+        """Forget the key."""
+        self._key[:] = bytes(len(self._key))
+
+    def begin(self, connection: Connection) -> int:
+        """Seal a store in which no row is to be sealed yet. Another one without a seal waits for `adopt`. Returns the
+        counter, for `seen`, or 0."""
+        empty = not any(connection.execute(select(table).limit(1)).first() for table in map(_table, _SCOPE))
+        if not empty or _seal_row(connection) is not None or self._foreign(connection):
+            return 0
+        self._store = secrets.token_hex(16)
+        return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, self._store, 1)
+
+    def read(self, connection: Connection) -> tuple[str, dict[str, str]]:
+        """Return the problem of the whole seal, or "" and the digests that it vouches for."""
+        try:
+            row = _seal_row(connection)
+        except OperationalError as error:
+            _require_unreadable(error)
+            row = (None,) * 4
+        if row is None:
+            return ("its seal was removed" if self._counter else "it was never sealed"), {}
+        if not self._made(*row):
+            return "its seal was made with another secret, or by another writer", {}
+        store, counter, digests, _ = row
+        if self._counter and (counter < self._counter or store != self._store):
+            return "it was replaced by an earlier state, or by another store", {}
+        foreign = self._foreign(connection)
+        if foreign:
+            return f"{foreign} is not of hsmcore's making", {}
+        self._store, self._counter = store, counter
+        found = orjson.loads(digests)
+        return "", found
+
+    def problem(self, connection: Connection, scope: str, vouched: Mapping[str, str]) -> str:
+        """Return why the rows of a scope are not those that were sealed, or ""."""
+        for table in SEALED[scope]:
+            if _is_sqlite(connection):
+                # A forged index would find other rows than those that are digested.
+                found = connection.exec_driver_sql(f"PRAGMA integrity_check('{table.name}')").scalar()
+                if found != "ok":
+                    return f"table {table.name}: {found}"
+        try:
+            same = hmac.compare_digest(_digest(connection, scope), vouched.get(scope, ""))
+        except OperationalError as error:
+            _require_unreadable(error)
+            same = False
+        return "" if same else "a row was changed, added, removed or put back"
+
+    def note(self, scope: str, problem: str) -> None:
+        """Remember the result of a check, and tell of a change."""
+        if self.problems.get(scope, "") == problem:
+            return
+        others = {name: text for name, text in self.problems.items() if name != scope}
+        self.problems = others | ({scope: problem} if problem else {})
+        if problem:
+            hint = StoreNotGenuine.default_hint
+            get_logger().error("the state store is not genuine", scope=scope, problem=problem, hint=hint)
+        else:
+            get_logger().warning("the state store is genuine again", scope=scope)
+        for listener in tuple(self.listeners):
+            listener(scope, problem)
+
+    def write(self, connection: Connection, digests: dict[str, str], store: str = "", counter: int = 0) -> int:
+        """Write the seal. Returns its counter, which `seen` takes once the transaction is durable."""
+        store, counter = store or self._store, counter or self._counter + 1
+        text = orjson.dumps(digests, option=orjson.OPT_SORT_KEYS).decode()
+        mac = self._mac(store, counter, text).decode()
+        replace_row(connection, SEAL, _ROW, store=store, counter=counter, digests=text, mac=mac)
+        return counter
+
+    def seen(self, counter: int) -> None:
+        """Note that a seal of this process is durable."""
+        self._counter = max(self._counter, counter)
+
+    def status(self, connection: Connection) -> SealStatus:
+        """Check everything."""
+        broken, vouched = self.read(connection)
+        problems = {scope: broken or self.problem(connection, scope, vouched) for scope in SEALED}
+        for scope, problem in problems.items():
+            self.note(scope, problem)
+        return SealStatus(
+            sealed=_seal_row(connection) is not None,
+            counter=self._counter,
+            digest=_whole(connection),
+            problems={scope: problem for scope, problem in problems.items() if problem},
+        )
+
+    def look(self, connection: Connection) -> None:
+        """Check everything, if another connection has written since the last look. For telling people: what an act
+        relies on is checked in the transaction that reads it."""
+        version = connection.exec_driver_sql("PRAGMA data_version").scalar() if _is_sqlite(connection) else None
+        if version is None or version != self._looked or self.problems:
+            self.status(connection)
+            self._looked = -1 if version is None else int(version)
+
+    def adopt(self, connection: Connection, digest: str) -> int:
+        """Seal the rows as they are, if they have that digest. Returns the counter, for `seen`. Raises StoreError."""
+        if not hmac.compare_digest(_whole(connection), digest):
+            raise StoreError(
+                "the state store does not have that digest", hint="Compare it again: `hsmcore state seal`."
+            )
+        foreign = self._foreign(connection)
+        if foreign:
+            raise StoreError(f"{foreign} is not of hsmcore's making", hint="Drop it, then adopt the store.")
+        row = _seal_row(connection)
+        store, counter = self._store or secrets.token_hex(16), self._counter
+        if row is not None and self._made(*row):
+            store, counter = row[0], max(counter, row[1])
+        # Greater than each counter that a running key manager has seen, also if the seal was put back or removed.
+        self._store, counter = store, max(counter + 1, time.time_ns())
+        return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, store, counter)
+
+    def _made(self, store: Any, counter: Any, digests: Any, mac: Any) -> bool:
+        return isinstance(mac, str) and hmac.compare_digest(mac.encode(), self._mac(store, counter, digests))
+
+    def _mac(self, store: object, counter: object, digests: object) -> bytes:
+        key = hmac.digest(self._key, _LABEL + ascii(store).encode(), "sha256")
+        return hmac.digest(key, ascii((counter, digests)).encode(), "sha256").hex().encode()
+
+    def _foreign(self, connection: Connection) -> str:
+        """Return an object of the database that is missing, or that could change rows on its own."""
+        found = schema_of(connection)
+        ours = {table for _, _, table, _ in self._schema}
+        for kind, name, table, _ in found - self._schema:
+            harmless = kind in ("table", "index") and table not in ours and name not in ours
+            if not harmless and not (kind == "table" and name in _STATISTICS):
+                return f"{kind} {name}"
+        missing = next(iter(self._schema - found), None)
+        return "" if missing is None else f"the lack of {missing[0]} {missing[1]}"
+
+
+class Guard:
+    """One transaction: checks each scope before its first use, and seals again those that it writes. `lenient`: rows of
+    a scope that is not genuine may be read, to show them. `seal`: None if the configuration has no stateSecret."""
+
+    def __init__(self, connection: Connection, seal: Seal | None, *, lenient: bool) -> None:
+        self._connection, self._seal, self._lenient = connection, seal, lenient
+        self._vouched: tuple[str, dict[str, str]] | None = None
+        self._problems: dict[str, str] = {}
+        self._written: set[str] = set()
+        self._busy = False
+
+    def before(self, statement: Any) -> None:
+        """Check the scopes that a statement uses. Raises StoreNotGenuine; StoreError for a write without the secret."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            writes = isinstance(statement, UpdateBase)
+            for scope in _scopes(statement):
+                self._require(scope, writes=writes)
+        finally:
+            self._busy = False
+
+    def end(self) -> int:
+        """Seal what was written. Returns the seal's new counter, or 0."""
+        self._busy = True
+        if self._seal is None or not self._written or self._vouched is None:
+            return 0
+        fresh = {scope: _digest(self._connection, scope) for scope in self._written}
+        return self._seal.write(self._connection, self._vouched[1] | fresh)
+
+    def _require(self, scope: str, *, writes: bool) -> None:
+        if self._seal is None:
+            if writes and _seal_row(self._connection) is not None:
+                raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.")
+            return
+        if scope not in self._problems:
+            if self._vouched is None:
+                self._vouched = self._seal.read(self._connection)
+            broken, vouched = self._vouched
+            self._problems[scope] = broken or self._seal.problem(self._connection, scope, vouched)
+            self._seal.note(scope, self._problems[scope])
+        problem = self._problems[scope]
+        if problem and (writes or not self._lenient):
+            raise StoreNotGenuine(f"the state store is not genuine: {scope}: {problem}")
+        if writes:
+            self._written.add(scope)
+
+
+def derive(secret: SealSecret) -> bytearray:
+    """Return the key of a seal. Blocks: the secret may be fetched from AWS. Raises SecretUnavailable, StoreError."""
+    value = secret.resolve()
+    try:
+        if len(value) < LEAST_SECRET:
+            raise StoreError(
+                f"stateSecret has {len(value)} bytes; it needs {LEAST_SECRET} at least",
+                hint="Make one with: openssl rand -hex 32",
+            )
+        return bytearray(hmac.digest(value, _LABEL, "sha256"))
+    finally:
+        value[:] = bytes(len(value))
+
+
+def schema_of(connection: Connection) -> Schema:
+    """Return the objects of a database."""
+    if not _is_sqlite(connection):
+        return frozenset()
+    rows = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master")
+    return frozenset((kind, name, table, " ".join(str(sql or "").split())) for kind, name, table, sql in rows)
+
+
+def _is_sqlite(connection: Connection) -> bool:
+    return connection.dialect.name == "sqlite"
+
+
+def _table(name: str) -> Table:
+    return next(table for table in SEALED[_SCOPE[name]] if table.name == name)
+
+
+def _scopes(statement: Any) -> set[str]:
+    parts = [*visitors.iterate(statement), getattr(statement, "table", None)]
+    return {_SCOPE[part.name] for part in parts if isinstance(part, Table) and part.name in _SCOPE}
+
+
+def _require_unreadable(error: OperationalError) -> None:
+    """Raise an error again, unless it is of text that no process of ours has written: it is not UTF-8."""
+    if "decode" not in str(error):
+        raise error
+
+
+def _seal_row(connection: Connection) -> tuple[Any, ...] | None:
+    columns = (SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac)
+    row = connection.execute(select(*columns).where(SEAL.c.name == _ROW)).first()
+    return None if row is None else tuple(row)
+
+
+def _digest(connection: Connection, scope: str) -> str:
+    """Return the digest of the rows of a scope. `ascii` tells apart each value of each type, the same way in every
+    version of Python. A NULL at the end is left out, so that a migration may append a column which may be NULL."""
+    digest = hashlib.sha256()
+    for table in SEALED[scope]:
+        digest.update(ascii(table.name).encode())
+        for row in connection.execute(select(table).order_by(*table.primary_key)):
+            digest.update(ascii(_trimmed(row)).encode())
+    return digest.hexdigest()
+
+
+def _trimmed(row: Iterable[Any]) -> tuple[Any, ...]:
+    values = tuple(row)
+    while values and values[-1] is None:
+        values = values[:-1]
+    return values
+
+
+def _whole(connection: Connection) -> str:
+    return hashlib.sha256(ascii([_digest(connection, scope) for scope in SEALED]).encode()).hexdigest()

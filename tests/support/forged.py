@@ -1,0 +1,154 @@
+"""States that a writer of the state store can bring about without its secret: each column of each sealed table, rows
+added, removed, doubled and put back, the seal itself, and objects of SQL that change rows on their own."""
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import BigInteger, Integer
+
+from hsmcore.state.schema import SEAL
+from hsmcore.state.seal import SEALED
+
+Work = Callable[[sqlite3.Connection], object]
+TABLES = tuple(table for tables in SEALED.values() for table in tables)
+_FAR = 4_102_444_800_000_000_000
+_NUMBERS = (0, 1, 2, -1, _FAR, None, "1", 9e999)
+_WORDS = {
+    "state": ("active", "pending", "overlap", "deactivated", "destroyed"),
+    "status": ("running", "undoing", "overlap", "done", "failed", "aborted"),
+    "step": ("approve", "generate", "handover", "activate", "deactivate", "destroy"),
+    "outcome": ("begun", "done", "undone"),
+    "details": ("{}", '{"handover": false}', "null"),
+    "members": ("[]", '["softhsm:other"]'),
+    "method": ("totp", "signature", "sealed"),
+    "value": ("emergency", "enabled", "secondary"),
+    "name": ("force", "emergency", "rotate", "rotate-abort", "readmit:softhsm:primary", "configured"),
+    "cause": ("chosen", "schedule"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Forgery:
+    name: str
+    scope: str
+    """What is told to be not genuine; "" if it is everything."""
+    work: Work
+
+
+class Original:
+    """The sealed tables of a store as they are now, to put them back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with closing(sqlite3.connect(path, timeout=10)) as connection:
+            self.rows = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in _names()}
+            self.schema = sorted(connection.execute("SELECT type, name, sql FROM sqlite_master"), key=repr)
+
+    def forge(self, forgery: Forgery) -> bool:
+        """Write the state. Returns whether SQLite takes it, and whether it differs from the original."""
+        try:
+            self._write(forgery.work)
+        except sqlite3.IntegrityError:
+            return False
+        return self.differs()
+
+    def differs(self) -> bool:
+        now = Original(self.path)
+        # repr: 1 and True and 1.0 are equal.
+        return repr((now.rows, now.schema)) != repr((self.rows, self.schema))
+
+    def put_back(self) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            known = {(kind, name) for kind, name, _ in self.schema}
+            for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
+                if (kind, name) not in known:
+                    connection.execute(f"DROP {kind} {name}")
+            for name in self.rows:
+                connection.execute(f"DELETE FROM {name}")
+            there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            for _, name, sql in reversed(self.schema):  # tables, then their indexes
+                if name not in there:
+                    connection.execute(sql)
+            for name, rows in self.rows.items():
+                for row in rows:
+                    connection.execute(f"INSERT INTO {name} VALUES ({','.join('?' * len(row))})", row)
+
+        self._write(work)
+        assert not self.differs()
+
+    def _write(self, work: Work) -> None:
+        with closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
+            connection.execute("PRAGMA ignore_check_constraints = ON")
+            connection.execute("BEGIN IMMEDIATE")
+            work(connection)
+
+
+def _names() -> list[str]:
+    return [table.name for table in (*TABLES, SEAL)]
+
+
+def forgeries(scope: str | None = None) -> Iterator[Forgery]:
+    """Yield every state, or those of a scope. Some of them SQLite refuses in some stores."""
+    return (each for each in _forgeries() if scope is None or each.scope == scope)
+
+
+def _forgeries() -> Iterator[Forgery]:
+    for scope, tables in SEALED.items():
+        for table in tables:
+            for column in table.columns:
+                numbers = isinstance(column.type, (BigInteger, Integer))
+                values: tuple[Any, ...] = _NUMBERS if numbers else ("", "00", None, *_WORDS.get(column.name, ()))
+                for value in values:
+                    yield Forgery(f"{table.name}.{column.name}={value}", scope, _set(table.name, column.name, value))
+            key = next(iter(table.primary_key)).name
+            yield Forgery(f"{table.name}: the last row removed", scope, _sql(_LAST_GONE.format(table.name, key)))
+            yield Forgery(f"{table.name}: all rows removed", scope, _sql(f"DELETE FROM {table.name}"))
+            yield Forgery(f"{table.name}: its rows doubled", scope, _doubled(table.name, key))
+    for column in SEAL.columns:
+        for value in ("", 0, 10**18, "{}"):
+            yield Forgery(f"seal.{column.name}={value}", "", _set("seal", column.name, value))
+    yield Forgery("the seal removed", "", _sql("DELETE FROM seal"))
+    for table in TABLES:
+        trigger = f"CREATE TRIGGER forged AFTER INSERT ON notice BEGIN DELETE FROM {table.name}; END"
+        yield Forgery(f"a trigger that empties {table.name}", "", _sql(trigger))
+    yield Forgery("one person is a quorum", "", _quorum)
+    yield Forgery("two keys may be active", "", _sql("DROP INDEX key_version_active"))
+    yield Forgery("a view of ours", "", _sql("CREATE VIEW forged AS SELECT * FROM rotation"))
+
+
+_LAST_GONE = "DELETE FROM {0} WHERE {1} = (SELECT max({1}) FROM {0})"
+
+
+def _set(table: str, column: str, value: Any) -> Work:
+    """Change the last row."""
+    statement = f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT max(rowid) FROM {table})"
+    return lambda connection: connection.execute(statement, (value,))
+
+
+def _sql(statement: str) -> Work:
+    return lambda connection: connection.execute(statement)
+
+
+def _quorum(connection: sqlite3.Connection) -> None:
+    connection.execute("DROP INDEX approval_once")
+    connection.execute("DROP INDEX approval_code")
+    _doubled("approval", "id")(connection)
+
+
+def _doubled(table: str, key: str) -> Work:
+    """Copy the rows that the indexes let in."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        other = f"{key} + 1000" if key == "id" else f"{key} || '2'"
+        columns = ", ".join(other if name == key else name for name in names)
+        connection.execute(f"INSERT OR IGNORE INTO {table} SELECT {columns} FROM {table}")
+
+    return work

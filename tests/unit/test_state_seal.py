@@ -1,0 +1,374 @@
+"""The seal of the state store: each row that another writer has changed, added, removed or put back is found before it
+is used, and no writer of ours leaves a sealed table without a new seal."""
+
+from __future__ import annotations
+
+import ast
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select, update
+from tests.support.forged import TABLES, Original, forgeries
+from tests.support.loops import one_loop
+from tests.support.paths import ROOT
+
+from hsmcore.config import Secret
+from hsmcore.errors import SecretUnavailable
+from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.rotation.machine import Run
+from hsmcore.rotation.store import Rotations
+from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine
+from hsmcore.state.schema import BACKUP, KEY_VERSION, METADATA
+from hsmcore.state.seal import SEALED, Seal, derive
+
+SECRET, OTHER = Secret.plain("s" * 32), Secret.plain("o" * 32)
+
+
+async def filled(path: Path, secret: Secret | None = SECRET) -> Store:
+    """A store with rows in every sealed table."""
+    store = await Store.open(path, secret)
+    keys, rotations, budget = Keys(store), Rotations(store), Emergency(store, Limits(100, 3600))
+    await keys.begin("aa" * 8, b"\1" * 32, "ed25519", "key", ["softhsm:primary"], "as configured")
+    for label in ("key-00000001", "key-00000002"):
+        current = await keys.current()
+        rotation = await rotations.begin("manual", current.version, label, None)
+        await keys.change(rotation.new, key_id="bb" * 8, public_key=rotation.new.to_bytes(32))
+        await rotations.note(rotation.id, "generate", "done", {"keyId": "bb" * 8})
+        for number, name in enumerate(("bob", "carol")):
+            await Approvals(store).add(rotation.id, Approval(name, "totp", 10 * rotation.id + number, "ab"))
+        await rotations.record(rotation.id, Run("done", "destroy"), "destroy", "done", {})
+    values = {"key_id": "bb" * 8, "public_key": "01", "place": "p", "method": "wrapped", "sha256": "00", "made_ns": 1}
+    await store.run(lambda on: on.execute(insert(BACKUP).values(name="n", **values)))
+    for reason in ("first", "second"):
+        await budget.spend()
+        await budget.reset(reason)
+    await budget.spend()
+    for name in ("drain:softhsm:primary", "force", "readmit:softhsm:primary"):
+        await Desired(store).set(name, "primary", "a reason")
+    return store
+
+
+async def reading(store: Store) -> list[str]:
+    """Use every scope. Returns those that are not believed."""
+    budget = Emergency(store, Limits(100, 3600))
+    uses = {
+        "ring": Keys(store).all,
+        "steps": Rotations(store).steps,
+        "backups": lambda: store.rows(select(BACKUP)),
+        "budget": budget.status,
+        "orders": Desired(store).all,
+    }
+    assert uses.keys() == SEALED.keys()
+    found = []
+    for scope, use in uses.items():
+        try:
+            await use()
+        except StoreNotGenuine:
+            found.append(scope)
+    return found
+
+
+@one_loop
+async def test_what_we_write_is_believed(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    assert await reading(store) == []
+    status = await store.seal_status()
+    assert (status.sealed, status.problems) == (True, {})
+    await store.close()
+    again = await Store.open(tmp_path / "state.db", SECRET)
+    assert await reading(again) == []
+    assert await Keys(again).current() is not None
+    await again.close()
+
+
+@one_loop
+async def test_every_forged_state_is_found_in_the_transaction_that_would_use_it(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    original, tried = Original(tmp_path / "state.db"), 0
+    for forgery in forgeries():
+        if original.forge(forgery):
+            tried += 1
+            expected = [forgery.scope] if forgery.scope else list(SEALED)
+            assert await reading(store) == expected, forgery.name
+            await store.look()
+            assert list(store.problems) == expected, forgery.name
+        original.put_back()
+    assert tried >= 200
+    assert await reading(store) == []
+    await store.close()
+
+
+@one_loop
+async def test_the_tables_that_lead_to_acts_are_sealed():
+    unsealed = METADATA.tables.keys() - {table.name for table in TABLES}
+    assert unsealed == {"schema_version", "failover_event", "snapshot", "notice", "notice_delivery", "seal"}
+
+
+@one_loop
+async def test_nothing_is_written_into_a_scope_that_is_not_genuine(tmp_path):
+    """Else the next seal would vouch for the forged row."""
+    store = await filled(tmp_path / "state.db")
+    original = Original(tmp_path / "state.db")
+    writes = {
+        "ring": lambda: Keys(store).set_setting("configured", "other"),
+        "steps": lambda: Rotations(store).note(1, "generate", "done", {}),
+        "backups": lambda: store.run(lambda on: on.execute(update(BACKUP).values(drilled_ns=1))),
+        "budget": lambda: Emergency(store, Limits(100, 3600)).reset("again"),
+        "orders": lambda: Desired(store).set("force", None, ""),
+    }
+    for scope, table in (("ring", "key_version"), ("steps", "approval"), ("backups", "backup"),
+                         ("budget", "emergency_episode"), ("orders", "desired_state")):  # fmt: skip
+        original._write(lambda on, table=table: on.execute(f"DELETE FROM {table}"))  # noqa: S608
+        forged = Original(tmp_path / "state.db")
+        with pytest.raises(StoreNotGenuine, match=scope):
+            await writes[scope]()
+        assert not forged.differs()
+        original.put_back()
+        assert await reading(store) == []
+    await store.close()
+
+
+@one_loop
+async def test_a_state_from_before_is_found_while_the_process_runs(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    before = Original(tmp_path / "state.db")  # with its seal
+    await Desired(store).set("force", None, "")
+    before.put_back()
+    assert await reading(store) == list(SEALED)
+    [problem] = set(store.problems.values())
+    assert "an earlier state" in problem
+    await store.close()
+    # The limit that docs/ROTATION.md names: a process that starts later has seen nothing else.
+    again = await Store.open(tmp_path / "state.db", SECRET)
+    assert await reading(again) == []
+    await again.close()
+
+
+@one_loop
+async def test_rows_of_a_sealed_store_mean_nothing_in_another(tmp_path):
+    mine, other = await filled(tmp_path / "mine.db"), await filled(tmp_path / "other.db")
+    await Desired(other).set("force", "emergency", "for the other store")
+    await Desired(other).set("force", "emergency", "again: its counter is greater")
+    theirs = Original(tmp_path / "other.db")
+    mine_file = Original(tmp_path / "mine.db")
+    mine_file.rows = theirs.rows
+    mine_file.put_back()
+    assert await reading(mine) == list(SEALED)
+    for store in (mine, other):
+        await store.close()
+
+
+@one_loop
+async def test_a_forged_index_shows_no_other_row(tmp_path):
+    """Bytes of the file, not SQL: the partial index that finds the active version names another row."""
+    path = tmp_path / "state.db"
+    store = await filled(path)
+    await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        where = "UPDATE sqlite_master SET sql = replace(sql, '''active''', '''destroyed''') WHERE name = ?"
+        connection.execute(where, ("key_version_active",))
+        connection.commit()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("REINDEX key_version_active")
+        connection.execute("PRAGMA writable_schema = ON")
+        back = "UPDATE sqlite_master SET sql = replace(sql, '''destroyed''', '''active''') WHERE name = ?"
+        connection.execute(back, ("key_version_active",))
+        connection.commit()
+    with closing(sqlite3.connect(path)) as connection:
+        [(found,)] = connection.execute("SELECT count(*) FROM key_version WHERE state = 'active'")
+        [(there,)] = connection.execute("SELECT count(*) FROM key_version NOT INDEXED WHERE state || '' = 'active'")
+    assert (found, there) == (0, 1), "SQLite is misled"
+    again = await Store.open(path, SECRET)
+    assert await reading(again) == ["ring"]
+    await again.close()
+
+
+@one_loop
+async def test_a_default_of_the_schema_adds_nothing(tmp_path):
+    """A column that our INSERT leaves out would take the forged default, and be sealed with it."""
+    store = await filled(tmp_path / "state.db")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        sql = "replace(sql, 'activated_ns BIGINT', 'activated_ns BIGINT DEFAULT 1')"
+        connection.execute(f"UPDATE sqlite_master SET sql = {sql} WHERE name = 'key_version'")  # noqa: S608
+        connection.commit()
+    assert await reading(store) == list(SEALED)
+    await store.close()
+
+
+@one_loop
+async def test_tables_of_other_tools_do_no_harm(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
+        connection.execute("CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)")
+        connection.execute("ANALYZE")
+        connection.commit()
+    assert await reading(store) == []
+    await store.close()
+
+
+@one_loop
+async def test_a_store_with_rows_is_sealed_only_by_adoption(tmp_path):
+    path = tmp_path / "state.db"
+    await (await filled(path, None)).close()
+    store = await Store.open(path, SECRET)
+    assert await reading(store) == list(SEALED)
+    status = await store.seal_status()
+    assert (status.sealed, set(status.problems.values())) == (False, {"it was never sealed"})
+    with pytest.raises(StoreError, match="does not have that digest"):
+        await store.adopt("00" * 32)
+    assert await reading(store) == list(SEALED)
+    await store.adopt(status.digest)
+    assert (await store.seal_status()).problems == {}
+    assert await reading(store) == []
+    await store.close()
+
+
+@one_loop
+async def test_a_row_that_comes_between_the_look_and_the_adoption_is_not_adopted(tmp_path):
+    store = await filled(tmp_path / "state.db", None)
+    await store.close()
+    store = await Store.open(tmp_path / "state.db", SECRET)
+    shown = (await store.seal_status()).digest
+    Original(tmp_path / "state.db")._write(lambda on: on.execute("UPDATE key_version SET state = 'pending'"))
+    with pytest.raises(StoreError, match="does not have that digest"):
+        await store.adopt(shown)
+    Original(tmp_path / "state.db")._write(
+        lambda on: on.execute("CREATE TRIGGER later AFTER INSERT ON notice BEGIN DELETE FROM rotation; END")
+    )
+    with pytest.raises(StoreError, match="trigger later"):
+        await store.adopt((await store.seal_status()).digest)
+    await store.close()
+
+
+@one_loop
+async def test_an_adoption_is_believed_by_a_process_that_has_seen_later_states(tmp_path):
+    path = tmp_path / "state.db"
+    running = await filled(path)
+    before = Original(path)
+    await Desired(running).set("force", None, "")
+    before.put_back()
+    assert await reading(running) == list(SEALED)
+    running._database.seal, kept = None, running._database.seal  # as another process: a Store shares its database
+    other = await Store.open(path, SECRET)
+    await other.adopt((await other.seal_status()).digest)
+    running._database.seal = kept
+    assert await reading(running) == []
+    for store in (running, other):
+        await store.close()
+
+
+@one_loop
+async def test_without_the_secret_a_sealed_store_is_not_written(tmp_path):
+    await (await filled(tmp_path / "state.db")).close()
+    original = Original(tmp_path / "state.db")
+    store = await Store.open(tmp_path / "state.db")
+    assert len(await Keys(store).all()) == 3
+    for write in (Desired(store).set("force", None, ""), Keys(store).set_setting("configured", "x")):
+        with pytest.raises(StoreError, match="is sealed"):
+            await write
+    await Desired(store).report("process", {"it": "runs"})  # not a sealed table
+    assert not original.differs()
+    await store.close()
+
+
+@one_loop
+async def test_another_secret_is_no_secret(tmp_path):
+    await (await filled(tmp_path / "state.db")).close()
+    store = await Store.open(tmp_path / "state.db", OTHER)
+    assert await reading(store) == list(SEALED)
+    with pytest.raises(StoreError, match="another stateSecret"):
+        await Store.open(tmp_path / "state.db", SECRET)
+    await store.close()
+
+
+@one_loop
+async def test_the_secret_is_long_and_stays_hidden(tmp_path):
+    with pytest.raises(StoreError, match="31 bytes") as short:
+        await Store.open(tmp_path / "state.db", Secret.plain("k" * 31))
+    assert "kkk" not in str(short.value)
+    with pytest.raises(SecretUnavailable):
+        await Store.open(tmp_path / "state.db", Secret.env("HSMCORE_NO_SUCH_VARIABLE"))
+    assert not (tmp_path / "state.db").exists()
+    seal = Seal(derive(SECRET), frozenset())
+    assert repr(seal) == "Seal(hidden)"
+    seal.wipe()
+    assert seal._key == bytes(32)
+
+
+@one_loop
+async def test_a_store_that_only_shows_reads_what_is_there_and_writes_nothing(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    Original(tmp_path / "state.db")._write(lambda on: on.execute("UPDATE key_version SET note = 'forged'"))
+    shown = await Store.open(tmp_path / "state.db", SECRET, shows=True)
+    assert {key.note for key in await Keys(shown).all()} == {"forged"}
+    assert list(shown.problems) == ["ring"]
+    with pytest.raises(StoreNotGenuine):
+        await Keys(shown).set_setting("configured", "x")
+    for each in (store, shown):
+        await each.close()
+
+
+@one_loop
+async def test_a_change_is_told_once_each_way(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    told = []
+    end = store.watch(lambda scope, problem: told.append((scope, bool(problem))))
+    original = Original(tmp_path / "state.db")
+    original._write(lambda on: on.execute("DELETE FROM desired_state"))
+    for _ in range(3):
+        await store.look()
+        await reading(store)
+    original.put_back()
+    for _ in range(3):
+        await store.look()
+    assert told == [("orders", True), ("orders", False)]
+    end()
+    await store.close()
+
+
+@one_loop
+async def test_a_transaction_that_fails_leaves_the_seal_as_it_was(tmp_path):
+    store = await filled(tmp_path / "state.db")
+    original = Original(tmp_path / "state.db")
+
+    def fails(connection):
+        connection.execute(update(KEY_VERSION).values(note="half"))
+        raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        await store.run(fails)
+    assert not original.differs()
+    assert await reading(store) == []
+    await Keys(store).set_setting("configured", "x")
+    assert await reading(store) == []
+    await store.close()
+
+
+def test_every_writer_of_a_sealed_table_goes_through_the_guard():
+    """The guard sees statements of SQLAlchemy Core. SQL as text stands only where tables are made and sealed."""
+    allowed = {"store.py", "seal.py"}
+    for file in sorted((ROOT / "core/hsmcore").rglob("*.py")):
+        names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        imported = {
+            alias.name
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy")
+            for alias in node.names
+        }
+        raw = {"exec_driver_sql", "driver_connection"} & names | {"text", "DDL"} & imported
+        assert not raw or (file.parent.name == "state" and file.name in allowed), (file, raw)
+
+
+def test_every_open_store_of_the_library_gets_the_secret():
+    """`Store.open` without the secret would read rows that nothing vouches for."""
+    for file in sorted((ROOT / "core/hsmcore").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            opens = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "open"
+            if opens and isinstance(node.func.value, ast.Name) and node.func.value.id == "Store":
+                given = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
+                shows_unchecked = file.name == "store.py" and file.parent.name == "cli" and not given
+                assert given.endswith("state_secret") or shows_unchecked, (file, ast.unparse(node))
