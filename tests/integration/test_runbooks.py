@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import sqlite3
 import subprocess
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +287,36 @@ async def test_a_rotation_failed(fresh_token, terminal, tmp_path):
         assert after("hsmcore_backup_timestamp_seconds") >= after("hsmcore_key_created_timestamp_seconds") - 1 > 1e9
         assert after("hsmcore_restore_drill_timestamp_seconds") > 1e9
     play.judge("HsmcoreRotationFailed")
+
+
+@one_loop
+async def test_the_state_store_is_not_genuine(fresh_token, terminal, tmp_path):
+    """A row of the key ring was changed beside the running key manager."""
+    log = str(tmp_path / "audit" / "audit.log")
+    config = fresh_token().config(**rules(tmp_path, overlapDays=2), auditLogFile=log)
+    config["sequencer"]["stateSecret"] = "s" * 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    operator = Operator(terminal, tmp_path / "config.json")
+
+    async def happens():
+        with closing(sqlite3.connect(tmp_path / "state.db", timeout=10)) as connection, connection:
+            connection.execute("UPDATE key_version SET base_ns = 0")
+
+    def compared():
+        [shown] = [text for command, text in operator.said.items() if command.startswith("hsmcore state seal")]
+        assert "NOT GENUINE: ring" in shown
+        operator.set(DIGEST=re.search(r"digest +([0-9a-f]{64})", shown)[1])
+
+    async with opened(config) as manager:
+        play = Play(manager, tmp_path)
+        await until(lambda: bool(Scrape.of(manager).all("hsmcore_store_not_genuine")))
+        await incident(
+            play, operator, "The state store is not genuine",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_store_not_genuine", scope="ring") == 1,
+            repair=compared, mended=lambda scrape: scrape("hsmcore_store_not_genuine", scope="ring") == 0,
+        )  # fmt: skip
+        assert await manager.sign(b"m")
+    play.judge("HsmcoreStoreNotGenuine")
 
 
 @pytest.fixture
