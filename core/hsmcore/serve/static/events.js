@@ -7,7 +7,8 @@ export const MOST = 200;
 
 const TONES = {
   failover: "bad", outage: "bad", "member-down": "bad", "emergency-entered": "bad", "emergency-exhausted": "bad",
-  "rotation-failed": "bad", "member-drained": "warn", "level-forced": "warn", "emergency-disabled": "warn",
+  "rotation-failed": "bad", "store-not-genuine": "bad",
+  "member-drained": "warn", "level-forced": "warn", "emergency-disabled": "warn",
   "operator-action": "warn", "rotation-aborted": "warn", "key-deactivated": "warn", missed: "warn",
   failback: "good", recovered: "good", "member-up": "good", "key-rotated": "good",
 };
