@@ -90,8 +90,9 @@ scrape-cost: .venv/.setup-test .venv/.built ## What a scrape of the metrics cost
 schedules: .venv/.setup-test .venv/.built ## Random fault schedules: make schedules ARGS='--seeds 0-9999'
 	$(BIN)/python -m tests.chaos.schedules $(ARGS)
 
-failover-long: .venv/.setup-test .venv/.built ## A thousand random schedules over levels, and the emergency budget under twenty kills
+failover-long: .venv/.setup-test .venv/.built ## A thousand random schedules over levels, a thousand of callers that give up, and the emergency budget under twenty kills
 	$(BIN)/python -m tests.chaos.failover_schedules $(ARGS)
+	$(BIN)/python -m tests.chaos.binding_schedules $(ARGS)
 	$(BIN)/python -m pytest tests/chaos/budget_at_length.py
 
 audit-long: .venv/.setup-test .venv/.built ## The audit log at length: 2000 tamperings, 200 kills, ten million records

@@ -107,6 +107,8 @@ class KeyStore:
     def __init__(self, region: str) -> None:
         self.region = region
         self.keys: dict[str, Key] = {}
+        self.signed: list[tuple[str, bytes]] = []
+        """The id of the key and the message of each signature, whether its answer arrived or not."""
         self.aliases: dict[str, str] = {}
         self.operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "CreateKey": self._create_key,
@@ -219,5 +221,6 @@ class KeyStore:
             raise KmsFailure("ValidationException", "1 validation error detected: Message")
         if request["SigningAlgorithm"] != wanted:
             raise KmsFailure("InvalidKeyUsageException", f"{key.arn} key usage does not support it")
+        self.signed.append((key.id, message))
         signature = base64.b64encode(key.sign(message, kind)).decode()
         return {"KeyId": key.arn, "Signature": signature, "SigningAlgorithm": wanted}
