@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +159,58 @@ def test_the_state_file_lies_beside_the_audit_log_or_in_the_user_s_state_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    name = load(manager()).key_manager.state_path.name
+    assert re.fullmatch(r"hsmcore-state-softhsm-[A-Za-z0-9._-]+-[0-9a-f]{8}\.db", name)
     for rules, path in (
-        ({}, "/var/state/hsmcore/hsmcore-state.db"),
-        ({"auditLogFile": "audit/audit.log"}, "audit/hsmcore-state.db"),
+        ({}, f"/var/state/hsmcore/{name}"),
+        ({"auditLogFile": "audit/audit.log"}, f"audit/{name}"),
         ({"auditLogFile": "audit/audit.log", "stateFile": "/s.db"}, "/s.db"),
     ):
         assert load(manager(**rules)).key_manager.state_path == Path(path)
     monkeypatch.delenv("XDG_STATE_HOME")
-    assert load(manager()).key_manager.state_path == Path.home() / ".local/state/hsmcore/hsmcore-state.db"
+    assert load(manager()).key_manager.state_path == Path.home() / ".local/state/hsmcore" / name
+
+
+def test_each_token_has_a_state_file_of_its_own_whatever_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+
+    def path(**settings: object) -> Path:
+        document = manager()
+        document["keyManager"]["config"] |= settings
+        return load(document).key_manager.state_path
+
+    assert path(tokenLabel="a/b") != path(tokenLabel="a-b")
+    assert path(keyLabel="one") == path(keyLabel="another")
+    kms = [manager("aws-kms", {"keyId": key, "region": "eu-west-1"}) for key in ("alias/one", "alias/two")]
+    assert len({load(document).key_manager.state_path for document in kms}) == 1
+
+
+def test_a_store_that_all_configurations_shared_is_used_on(tmp_path: Path) -> None:
+    rules = load(manager(auditLogFile=str(tmp_path / "audit.log"))).key_manager
+    own = rules.state_path
+    (tmp_path / "hsmcore-state.db").touch()
+    assert rules.state_path == tmp_path / "hsmcore-state.db"
+    own.touch()
+    assert rules.state_path == own
+
+
+def test_what_a_configuration_file_keeps_lies_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    file = home / "hsmcore.json"
+    file.write_text(json.dumps(manager(auditLogFile="audit/audit.log", stateFile="state.db")))
+    for folder in (home, elsewhere, tmp_path):
+        monkeypatch.chdir(folder)
+        rules = load(os.path.relpath(file)).key_manager
+        assert (rules.state_path, rules.audit_log_file) == (home / "state.db", str(home / "audit/audit.log"))
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "state.db").touch()  # as it was before, when it started here
+    with pytest.raises(ConfigurationError, match=r"move .*elsewhere/state\.db") as caught:
+        load(file)
+    assert [fault.path for fault in caught.value.faults] == ["$.keyManager.stateFile"]
+    (home / "state.db").touch()
+    assert load(file).key_manager.state_path == home / "state.db"
 
 
 def test_loading_leaves_the_document_as_it_was() -> None:

@@ -19,6 +19,11 @@ class ProviderSettings(Model):
         return None
 
     @property
+    def place_part(self) -> object:
+        """The part that says where the keys are, and no key: the default state store is named after it."""
+        return self.name_part
+
+    @property
     def key_alias(self) -> str | None:
         """The alias that names the key, if a rotation can point it to another key."""
         return None

@@ -46,6 +46,10 @@ class AwsKmsSettings(KeyPin):
         return self.key_id
 
     @property
+    def place_part(self) -> object:
+        return self.endpoint_url or self.region or self.arn_region
+
+    @property
     def key_alias(self) -> str | None:
         return self.key_id if "alias/" in self.key_id else None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from hsmcore.config.base import Model, child_path
 from hsmcore.config.faults import faults_of, unknown_key
@@ -28,7 +29,9 @@ def load(source: Source) -> Config:
 
     `source` is a dict, the path of a JSON file, or a Config (returned as it is). The key manager stands at
     `sequencer.keyManager` or at `keyManager`. Raises ConfigurationError, whose `faults` lists each fault with its JSON
-    path. Secrets are not resolved here, so a missing variable is found at `initialize()`.
+    path. Secrets are not resolved here, so a missing variable is found at `initialize()`. In a file, a relative
+    `stateFile` or `auditLogFile` starts at the file's folder: in another working directory, another store or log would
+    be begun. Other files, which must exist, start at the working directory.
     """
     if isinstance(source, Config):
         return source
@@ -37,7 +40,9 @@ def load(source: Source) -> Config:
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str):
-            return _checked(_read(path), f"configuration {path}" if path.isprintable() else "configuration")
+            source = f"configuration {path}" if path.isprintable() else "configuration"
+            folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  # no links are resolved: one may be exchanged
+            return _placed(_checked(_read(path), source), folder, source)
     raise ConfigurationError.of(
         [ConfigFault("$", f"must be a dict, a path or a Config, not a {type(source).__name__}")]
     )
@@ -77,6 +82,25 @@ def _checked(document: object, source: str) -> Config:
     _locate(config, path, plain)
     _warn(config, plain)
     return config
+
+
+def _placed(config: Config, folder: Path, source: str) -> Config:
+    """Return the configuration with the paths of what it keeps made absolute."""
+    rules = config.key_manager
+    found = {"state_file": rules.state_file, "audit_log_file": rules.audit_log_file}
+    relative = {name: path for name, path in found.items() if path is not None and not Path(path).is_absolute()}
+    faults = [
+        ConfigFault(
+            child_path(rules.where, to_camel(name)),
+            f"starts at the configuration's folder: {folder / path}; move {Path(path).absolute()} there, or name it so",
+        )
+        for name, path in relative.items()
+        if os.path.exists(path) and not os.path.exists(folder / path)  # noqa: PTH110  # never raises
+    ]
+    if faults:
+        raise ConfigurationError.of(faults, source=source)
+    changes = {name: str(folder / path) for name, path in relative.items()}
+    return config.model_copy(update={"key_manager": rules.model_copy(update=changes)}) if changes else config
 
 
 def _locate(value: object, path: str, plain: list[str]) -> None:

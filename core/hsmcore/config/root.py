@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from hsmcore.config.secret import AWS_VARIABLES, Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 STATE_FILE = "hsmcore-state.db"
+"""The store that all configurations of a folder shared before each got its own."""
 MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: a larger one is a mistake.
@@ -60,8 +62,8 @@ class KeyManagerConfig(Provider):
     audit: AuditSettings | None = None
     """Settings of the audit log. Default: its defaults."""
     state_file: Annotated[str, Text(4096)] | None = None
-    """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. Default:
-    `hsmcore-state.db` beside auditLogFile; without one, under $XDG_STATE_HOME/hsmcore."""
+    """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. Default: see
+    `state_path`."""
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
@@ -116,12 +118,20 @@ class KeyManagerConfig(Provider):
 
     @property
     def state_path(self) -> Path:
-        """The path of the state store."""
+        """The path of the state store. By default it lies beside auditLogFile, or in the user's state folder, and is
+        named after the token that signs, not after its key: a configuration that names another key must meet the ring
+        that it leaves. A store of the name that all shared is used on: it may hold the ring and the budget."""
         if self.state_file is not None:
             return Path(self.state_file)
-        if self.audit_log_file is not None:
-            return Path(self.audit_log_file).parent / STATE_FILE
-        return default_state() / STATE_FILE
+        folder = default_state() if self.audit_log_file is None else Path(self.audit_log_file).parent
+        own = folder / f"hsmcore-state-{_file_name(self.own)}.db"
+        shared = folder / STATE_FILE
+        return shared if os.path.isfile(shared) and not os.path.isfile(own) else own  # noqa: PTH113  # never raises
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a state store is used."""
+        return self.has_levels or self.active_rotation is not None or self.notices is not None
 
     @property
     def active_failover(self) -> Failover | None:
@@ -232,6 +242,13 @@ class Config(Model):
             raise ConfigurationError.of(
                 ConfigFault(path, "is a placeholder: put in the real value") for path in self.placeholders
             )
+
+
+def _file_name(provider: Provider) -> str:
+    part = provider.config.place_part
+    name = provider.type if part is None else f"{provider.type}:{part}"
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:48]
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _lists_primary(value: dict[Any, Any]) -> bool:

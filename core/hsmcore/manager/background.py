@@ -17,6 +17,7 @@ from hsmcore.manager.notices import NoticeService
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
 from hsmcore.state import Store, StoreError
+from hsmcore.state.keys import require_no_other_ring
 
 _LOOK_SECONDS: Final = 1.0
 _HOUR_NS: Final = 3_600_000_000_000
@@ -88,7 +89,9 @@ class BackgroundServices:
             notices.begin()
         if self._store is not None:
             await self._watch(self._store, port)
-        if self.rotation is not None:
+        if self.rotation is not None and self._store is not None:
+            if self.config.key_manager.state_file is None:
+                await require_no_other_ring(self._store, started.public_key)
             await self.rotation.begin(port, started)
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -13,10 +14,12 @@ from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
+from hsmcore.config.root import STATE_FILE
 from hsmcore.errors import AccessDenied, HsmError, LoginError, WrongEventLoop
 from hsmcore.events import Callback, Events
 from hsmcore.handover.base import Handover, require_whole
 from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
@@ -89,6 +92,7 @@ class KeyManager:
 
     async def _open(self) -> None:
         instrument(self)
+        self._say_where()
         if self._refused is not None:
             raise type(self._refused)(
                 "an earlier initialize() was refused; another attempt could lock the PIN",
@@ -113,6 +117,16 @@ class KeyManager:
             raise
         self._record.opened(path.members(), path.version)
         self._events.emit("initialized", member=path.member.name, key_id=path.version.id)
+
+    def _say_where(self) -> None:
+        """Name the files in the log."""
+        rules, log = self._rules, get_logger()
+        state = str(rules.state_path.absolute()) if rules.keeps_state else None
+        audit = None if rules.audit_log_file is None else str(Path(rules.audit_log_file).absolute())
+        log.info("key manager opens", name=rules.name, state_store=state, audit_log=audit)
+        if state is not None and rules.state_file is None and rules.state_path.name == STATE_FILE:
+            hint = "Name it with stateFile, in the configuration that its key ring belongs to."
+            log.warning("the state store has the name that all configurations shared", path=state, hint=hint)
 
     async def _begin(self, path: SigningPath) -> None:
         """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""

@@ -32,8 +32,7 @@ class Ledger:
     @property
     def used(self) -> bool:
         """Return whether the configuration needs a store at all."""
-        rules = self._config.key_manager
-        return rules.has_levels or rules.active_rotation is not None or rules.notices is not None
+        return self._config.key_manager.keeps_state
 
     async def close(self) -> None:
         store, self._store = self._store, None

@@ -14,7 +14,7 @@ from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.schema import insert_row, replace_row
-from hsmcore.state.store import Tables
+from hsmcore.state.store import Store, StoreError, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
 
@@ -245,6 +245,28 @@ class Keys(Tables):
     async def set_setting(self, name: str, value: str) -> None:
         """Change a setting of the ring."""
         await self._store.run(lambda connection: replace_row(connection, SETTING, name, value=value))
+
+
+async def require_no_other_ring(store: Store, public_key: bytes) -> None:
+    """Before a ring is begun: raise KeyMismatch if another store beside this one has the key in its ring. The
+    configuration may have got another default name. A file that cannot be read is left out."""
+    if await store.run(lambda connection: connection.execute(select(KEY.c.id).limit(1)).scalar()) is not None:
+        return
+    for path in sorted(store.path.parent.glob("hsmcore-state*.db")):
+        if path == store.path:
+            continue
+        try:
+            other = await Store.open_to_read(path)
+        except StoreError:
+            continue
+        try:
+            if await other.run(lambda connection: known_version(connection, public_key)) is not None:
+                raise KeyMismatch(
+                    f"the key ring of {public_key.hex()} lies in {path}, and {store.path} would begin another one",
+                    hint="Name that store with stateFile; to begin another ring, name a new one.",
+                )
+        finally:
+            await other.close()
 
 
 def known_version(connection: Connection, public_key: bytes) -> int | None:
