@@ -1,0 +1,16 @@
+"""Looks at the state store beside a signer that is killed: a few seeds of `tests/chaos/looks.py`. `make check-deep` has
+two hundred."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.seeds import run_command
+
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
+
+
+def test_what_is_committed_after_a_look_survives_a_kill():
+    code, verdict = run_command("tests.chaos.looks", "4-7", 110)
+    assert verdict["notes"] == []
+    assert verdict["schedules"] == 4
+    assert code == 0
