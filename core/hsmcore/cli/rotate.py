@@ -82,11 +82,10 @@ def plan_(
 
     async def read(store: Store) -> list[dict[str, Any]]:
         from hsmcore.rotation.schedule import Schedule
-        from hsmcore.rotation.service import plan
         from hsmcore.state import Keys
 
         current = await Keys(store).current()
-        return [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), count)
+        return [] if current is None else Schedule.of(rules).plan(current.counts_from_ns, time.time_ns(), count)
 
     found = on_state(cli.config, read, shows=True)
     if not found and not cli.as_json:
@@ -287,7 +286,6 @@ async def _last(store: Store) -> dict[str, Any]:
 
 async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.schedule import Schedule
-    from hsmcore.rotation.service import plan
     from hsmcore.rotation.steps import handover
     from hsmcore.rotation.store import Rotations
     from hsmcore.state import Keys
@@ -296,7 +294,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     known, rotations = await Keys(store).all(), Rotations(store)
     held = await handover.waiting(rotations)
     current = active_of(known)
-    coming = [] if current is None else plan(Schedule.of(rules), current, time.time_ns(), 1)
+    coming = [] if current is None else Schedule.of(rules).plan(current.counts_from_ns, time.time_ns(), 1)
     return {
         "running": await rotates_somewhere(store),
         "storeNotGenuine": await not_genuine(store),

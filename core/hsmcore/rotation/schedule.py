@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from typing import TYPE_CHECKING, Final, Self
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from hsmcore.config import KeyRotation
@@ -81,6 +82,18 @@ class Schedule:
         while True:
             yield due
             slot = due = self.due(self.base(slot, due))
+
+    def plan(self, base_ns: int, now_ns: int, count: int) -> list[dict[str, Any]]:
+        """Return the coming rotations of a key whose interval counts from `base_ns`, as data for JSON: when each
+        begins, and until when the replaced key verifies."""
+        return [
+            {
+                "at": when.isoformat(),
+                "local": when.astimezone(self.zone).isoformat(),
+                "oldKeyVerifiesUntil": self.overlap_ends(when).isoformat(),
+            }
+            for when in islice(self.calendar(moment(base_ns), moment(now_ns)), count)
+        ]
 
 
 def retry_at(ended: datetime, failures: int) -> datetime:

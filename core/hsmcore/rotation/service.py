@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC
 from functools import partial
-from itertools import islice
 from typing import Any, Final
 
 from hsmcore.config import Config, KeyRotation, Pkcs11Settings, members_of
@@ -209,7 +207,7 @@ class RotationService:
     async def calendar(self, count: int) -> list[dict[str, Any]]:
         """Return the coming rotations."""
         current = await self.keys.current()
-        return [] if current is None else plan(self.schedule, current, self.clock(), count)
+        return [] if current is None else self.schedule.plan(current.counts_from_ns, self.clock(), count)
 
     async def _run(self) -> None:
         while True:
@@ -444,16 +442,3 @@ class RotationService:
         if now - self._reported >= _REPORT_NS:
             self._reported = now
             await self._desired.report(self._name, {"rotation": True, "process": os.getpid()})
-
-
-def plan(schedule: Schedule, current: StoredKey, now_ns: int, count: int) -> list[dict[str, Any]]:
-    """Return the coming rotations: when each begins, and until when the replaced key verifies."""
-    base = moment(current.counts_from_ns)
-    return [
-        {
-            "at": when.astimezone(UTC).isoformat(),
-            "local": when.astimezone(schedule.zone).isoformat(),
-            "oldKeyVerifiesUntil": schedule.overlap_ends(when).isoformat(),
-        }
-        for when in islice(schedule.calendar(base, moment(now_ns)), count)
-    ]

@@ -10,7 +10,6 @@ from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.history import History
 from hsmcore.rotation.schedule import Schedule
-from hsmcore.rotation.service import plan
 from hsmcore.rotation.store import Rotations
 from hsmcore.state import Approvals, Desired, Keys, Store
 
@@ -96,7 +95,7 @@ class Ledger:
     async def _rotation(self, store: Store, schedule: Schedule) -> dict[str, Any]:
         keys, rotations = Keys(store), Rotations(store)
         current = await keys.current()
-        coming = [] if current is None else plan(schedule, current, time.time_ns(), 1)
+        coming = [] if current is None else schedule.plan(current.counts_from_ns, time.time_ns(), 1)
         past = await rotations.last(_ROTATIONS)
         under_way = [rotation for rotation in past if rotation.run.status in ("running", "undoing")]
         steps = [step for each in under_way for step in await rotations.steps(each.id)]

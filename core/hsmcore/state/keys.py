@@ -14,7 +14,8 @@ from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.schema import insert_row, replace_row
-from hsmcore.state.store import Store, StoreError, Tables
+from hsmcore.state.seal import StoreError
+from hsmcore.state.store import Store, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
 
