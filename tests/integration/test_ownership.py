@@ -7,13 +7,16 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from tests.support.as_nobody import USER
 from tests.support.audit_logs import write_log
 from tests.support.loops import one_loop
@@ -23,6 +26,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
+from hsmcore.cli.app import build
+from hsmcore.rotation.backup.places import place_at
 from hsmcore.state import Store, ownership
 
 pytestmark = [
@@ -102,6 +107,116 @@ def test_a_service_starts_and_signs_after_commands_of_root(place):
     commands = [record for block in Query(layout, None, None, {"operation": "command"}).blocks() for record in block]
     assert [(record["command"], record["user"]) for record in commands] == [("failover drain", "root")] * 4
     assert verify(layout).ok
+
+
+# Each command, with the arguments of a use beside a service; or why it makes no file there.
+USES: dict[str, list[str] | str] = {
+    "audit adopt": [],
+    "audit checkpoint": [],
+    "audit device-log": "needs a YubiHSM; devices/ is made as shipping/ is",
+    "audit mend": [],
+    "audit prove": ["1"],
+    "audit query": [],
+    "audit ship": [],
+    "audit show": [],
+    "audit verify": [],
+    "backup list": [],
+    "backup restore": ["none"],
+    "backup verify": [],
+    "bench": "a package of its own, and its files are where its options say",
+    "cluster": "needs AWS, and makes no file",
+    "demo": "a package of its own, in a folder of its own",
+    "doctor": [],
+    "emergency disable": ["--reason", "x"],
+    "emergency enable": ["--reason", "x"],
+    "emergency reset": ["--reason", "x"],
+    "emergency status": [],
+    "failover drain": ["MEMBER", "--reason", "x"],
+    "failover force": ["primary", "--reason", "x"],
+    "failover history": [],
+    "failover readmit": ["MEMBER", "--reason", "x"],
+    "failover status": [],
+    "init": "makes a token and a configuration in a folder of its own",
+    "keys deactivate": ["KEY", "--yes"],
+    "keys export": "makes the file that --output names",
+    "keys generate": ["--label", "spare"],
+    "keys import": ["none"],
+    "keys list": [],
+    "keys replicate": ["--to", "none", "KEY"],
+    "load": "a package of its own, and its files are where its options say",
+    "metrics": [],
+    "rotate abort": ["--reason", "x"],
+    "rotate adopt": ["none"],
+    "rotate approve": ["--as", "none"],
+    "rotate history": [],
+    "rotate now": ["--reason", "x"],
+    "rotate plan": [],
+    "rotate status": [],
+    "serve": "runs until it is stopped; it opens what `sign` opens",
+    "sign": ["--text", "x"],
+    "tokens": [],
+    "verify": ["--text", "x", "--signature", "00" * 64],
+    "version": [],
+}
+
+
+def commands_of(group: Any, above: tuple[str, ...] = ()) -> list[str]:
+    if not hasattr(group, "commands"):
+        return [" ".join(above)]
+    return [name for own, one in group.commands.items() for name in commands_of(one, (*above, own))]
+
+
+def test_every_command_is_tried_as_root_or_makes_no_file():
+    assert sorted(commands_of(typer.main.get_command(build(bench="")))) == sorted(USES)
+
+
+def test_no_command_of_root_leaves_a_file_that_the_service_cannot_use(place):
+    config, before, member = service(place)
+    folder = place / "service"
+    for path in (config, before):
+        document = json.loads(path.read_bytes())
+        manager = document.get("sequencer", document)["keyManager"]
+        manager["keyRotation"] = {"intervalDays": 30, "overlapDays": 2}
+        manager["audit"] = {"syslog": {"address": f"unix://{place}/no-receiver"}}
+        path.write_text(json.dumps(document))
+    assert len(start(config, before)) == 128
+    [key] = json.loads(run(*PROGRAM, "keys", "list", "--config", config, "--json"))
+    replaced = {"MEMBER": member, "KEY": key["id"]}
+    uses = [
+        [*name.split(), *(replaced.get(one, one) for one in arguments)]
+        for name, arguments in USES.items()
+        if not isinstance(arguments, str)
+    ]
+    undone = [["failover", "drain", member, "--undo", "--reason", "x"], ["failover", "force", "none"]]
+    run(sys.executable, "-c", ALL, config, json.dumps([*uses, *undone]))
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert {"state.db.rotation.lock", "audit.log.d/shipping"} <= made
+    assert [name for name in of_root(folder) if not name.startswith("audit.log.d/spool/")] == []
+    # The files of SoftHSM's token are SoftHSM's; a device has none.
+    for path in (place / "token").rglob("*"):
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    assert len(start(config, before)) == 128
+    assert of_root(folder) == []
+
+
+ALL = """
+import json, sys
+from hsmcore.cli.app import run
+for arguments in json.loads(sys.argv[2]):
+    try:
+        code = run([*arguments, *([] if arguments[0] == "version" else ["--config", sys.argv[1]])])
+    except SystemExit as error:
+        code = error.code
+    print(*arguments, code, flush=True)
+"""
+
+
+@one_loop
+async def test_everything_that_root_makes_for_backups_is_the_folder_s_owner_s(place):
+    backups = place_at(str(place / "backups" / "keys"))
+    await backups.create("key.bak", b"wrapped")
+    assert of_root(place) == []
+    assert stat.S_IMODE((place / "backups" / "keys").stat().st_mode) == 0o700
 
 
 @one_loop

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.errors import HsmError, SystemFailure
+from hsmcore.state.ownership import make, make_folder
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -57,7 +58,7 @@ def name_for(label: str, key_id: str) -> str:
 
 
 class Folder:
-    """A folder of this machine. Files are 0600, the folder 0700 if it has to be made."""
+    """A folder of this machine. Files are 0600, and belong to its owner; the folder is 0700 if it has to be made."""
 
     def __init__(self, location: str, path: Path) -> None:
         self.location = location
@@ -67,9 +68,9 @@ class Folder:
         await self._run(self._create, name, data)
 
     def _create(self, name: str, data: bytes) -> None:
-        self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._path, parents=True)
         temporary = self._path / f".{name}.{secrets.token_hex(4)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = make(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
