@@ -8,12 +8,12 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
 
-from hsmcore.errors import HsmError, NotInitialized
+from hsmcore.errors import HsmError, KeyNotFound, MemberDown, NotInitialized
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.latency import LatencyWatch
 from hsmcore.failover.member_state import Idle, MemberState
 from hsmcore.keyring import KeyVersion
-from hsmcore.members.base import Member, SigningEngine
+from hsmcore.members.base import Member, NonExportable, SigningEngine
 from hsmcore.members.snapshot import MemberSnapshot
 
 Submit = Callable[..., bytes | asyncio.Future[bytes]]
@@ -163,3 +163,24 @@ class Endpoint(MemberState):
             await member.stop()
             with suppress(ValueError):  # another call was faster
                 self._stopping.remove(member)
+
+    async def deactivate(self, version: KeyVersion) -> bool:
+        """Deactivate a key on the token, by its public key: another key may have its id. Returns whether the token
+        enforces it, or does not hold it. Raises HsmError."""
+        member, own, enforced = self.member, self.versions.get(version.public_key), True
+        if member is None:
+            raise MemberDown("the member is not running", member=self.name)
+        if own is not None:
+            names = [own.id]
+        else:
+            lists_none = isinstance(member.token, NonExportable)  # no public keys, and each id is used once
+            names = [
+                record.id
+                for record in await member.control.list_keys()
+                if record.public_key == version.public_key
+                or (lists_none and record.public_key is None and record.id == version.id)
+            ]
+        for key_id in names:
+            with suppress(KeyNotFound):  # a key that is gone signs nothing
+                enforced &= (await member.control.deactivate(key_id)).enforced
+        return enforced

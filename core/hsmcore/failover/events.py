@@ -40,3 +40,13 @@ class Event:
     member: str | None = None
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        """Return the fields that have a value, and the details, as one mapping."""
+        fields = {
+            "from_level": self.level_from,
+            "to_level": self.level_to,
+            "member": self.member,
+            "reason": self.reason,
+        }
+        return {name: value for name, value in (fields | self.details).items() if value not in (None, "")}

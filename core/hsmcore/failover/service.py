@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config, Failover
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound, MemberDown
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
 from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
@@ -27,7 +27,7 @@ from hsmcore.failover.router import Router
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.members.base import SIGN_SECONDS, NonExportable, Retired, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, refuse_closed
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
@@ -314,7 +314,7 @@ class FailoverService:
             if endpoint.level_name == EMERGENCY:
                 continue
             try:
-                enforced &= await _deactivate_on(endpoint, version)
+                enforced &= await endpoint.deactivate(version)
             except HsmError as error:
                 untold.append(endpoint.name)
                 get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
@@ -368,7 +368,7 @@ class FailoverService:
 
     def _tell(self, event: Event) -> None:
         log = get_logger()
-        details = {name: value for name, value in vars_of(event).items() if value not in (None, "")}
+        details = event.described()
         (log.warning if event.kind in ALARMING else log.info)(event.kind, **details)
         self._unwritten.append((time.time_ns(), event))
         if self._writing is None or self._writing.done():
@@ -421,39 +421,6 @@ class FailoverService:
 async def _idle(endpoint: Endpoint) -> None:
     if endpoint.member is not None:
         await endpoint.member.engine.idle()
-
-
-async def _deactivate_on(endpoint: Endpoint, version: KeyVersion) -> bool:
-    """Deactivate a key on one token, by its public key: another key may have its id there. Returns whether the token
-    enforces it, or does not hold it. Raises HsmError."""
-    member, own, enforced = endpoint.member, endpoint.versions.get(version.public_key), True
-    if member is None:
-        raise MemberDown("the member is not running", member=endpoint.name)
-    if own is not None:
-        names = [own.id]
-    else:
-        lists_none = isinstance(member.token, NonExportable)  # no public keys, and each id is used once
-        names = [
-            record.id
-            for record in await member.control.list_keys()
-            if record.public_key == version.public_key
-            or (lists_none and record.public_key is None and record.id == version.id)
-        ]
-    for key_id in names:
-        with suppress(KeyNotFound):  # a key that is gone signs nothing
-            enforced &= (await member.control.deactivate(key_id)).enforced
-    return enforced
-
-
-def vars_of(event: Event) -> dict[str, Any]:
-    """An event's fields and details as one mapping."""
-    return {
-        "from_level": event.level_from,
-        "to_level": event.level_to,
-        "member": event.member,
-        "reason": event.reason,
-        **event.details,
-    }
 
 
 def disambiguated(version: KeyVersion, others: Sequence[KeyVersion], member: str) -> KeyVersion:
