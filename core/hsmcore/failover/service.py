@@ -54,7 +54,7 @@ class FailoverService:
         verify: Verify,
         audit: AuditLog,
         events: Events,
-        pinned: frozenset[str],
+        pinned: frozenset[str] = frozenset(),
     ) -> None:
         rules = config.key_manager
         failover = rules.active_failover or Failover()
