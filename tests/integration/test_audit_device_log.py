@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from tests.support.audit_logs import settings
 from tests.support.managers import opened
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS
 
+from hsmcore.audit import AuditLog
 from hsmcore.audit.devices import yubihsm_audit
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
@@ -113,13 +115,8 @@ def test_a_signature_by_another_client_is_found(place):
     assert kinds(place.read()) == []  # it is said once; the entry is kept
 
 
-def test_a_record_without_a_signature_is_found(place, monkeypatch):
-    from tests.support.audit_logs import settings
-
-    from hsmcore.audit import AuditLog
-
-    place.sign([b"1"])
-    place.read()
+def invent(place):
+    """A record of a signature that no device made."""
 
     async def invent():
         log = AuditLog(str(place.folder / "audit.log"), settings())
@@ -129,9 +126,34 @@ def test_a_record_without_a_signature_is_found(place, monkeypatch):
         await log.close()
 
     asyncio.run(invent())
+
+
+def test_a_record_without_a_signature_is_found(place, monkeypatch):
+    place.sign([b"1"])
+    place.read()
+    invent(place)
     assert place.read()["waiting"] == 1  # its entry might come with the next reading
     monkeypatch.setattr(yubihsm_audit, "GRACE_NS", -(10**9))
     assert [finding.kind for finding in place.examine().findings] == ["missing"]
+
+
+def test_what_was_under_way_at_the_first_reading_is_forgiven_once(place, monkeypatch):
+    """Each reading used to forgive as many records as sessions could have had under way at the first one."""
+    place.sign([b"1"])
+    begin = yubihsm_audit._Joiner._begin
+
+    async def beside(self, report, lines):
+        await asyncio.to_thread(invent, place)  # recorded during the first reading
+        await begin(self, report, lines)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(yubihsm_audit._Joiner, "_begin", beside)
+        assert place.read()["firstReading"]
+    monkeypatch.setattr(yubihsm_audit, "GRACE_NS", 0)
+    assert place.read()["matched"] == 0  # forgiven
+    for _ in range(2):
+        invent(place)
+        assert [finding.kind for finding in place.examine().findings] == ["missing"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "drop", "cut"])

@@ -242,6 +242,13 @@ def test_known_issues_of_a_module_that_bears_one_session(world, tmp_path, settin
     assert step(report, "sessions").data["opened"] == 2
 
 
+@pytest.mark.parametrize("key", ["ed25519", "ecdsa-p256", "ecdsa-secp256k1"])
+def test_a_leak_of_one_algorithm_concerns_no_key_of_another(world, key):
+    report = probed(world.config(key, settings={"isolation": "process"}))
+    named = {step.data.get("issue") for step in report.steps if step.name == "known-issues"}
+    assert ("signature-leak" in named) == (key == "ed25519")
+
+
 @needs_chaos
 def test_a_rotation_is_warned_of_a_module_that_reads_its_store_once(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world), library=TPM2)

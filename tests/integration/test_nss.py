@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 from tests.support.chaos import Chaos, Wrapped, needs_chaos
@@ -78,3 +81,19 @@ async def test_it_recovers(nss, tmp_path, key, action):
             assert "RELOGIN" in counters(manager)["recoveries"]
             assert chaos.calls("C_Login") == 2
         assert chaos.stats()["skipped"] == 0
+
+
+def test_a_key_for_key_agreement_is_not_shown_as_one_that_signs(tmp_path):
+    """NSS's X25519 key has the key type of EC keys, and the OID that others give to Ed25519."""
+    nss = make_nss(tmp_path)
+    noise = tmp_path / "noise"
+    noise.write_bytes(os.urandom(64))
+    made = ["certutil", "-G", "-k", "ec", "-q", "curve25519", "-d", f"sql:{tmp_path}", "-f", nss.pin_file, "-z", noise]
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    (tmp_path / "hsm.json").write_text(json.dumps(nss.config("ed25519")))
+    program = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+    command = [*program, "keys", "list", "--json", "--config", tmp_path / "hsm.json"]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    algorithms = {key["id"]: key["algorithm"] for key in shown}
+    assert {name: algorithms.pop(identity) for name, identity in KEYS.items()} == {name: name for name in KEYS}
+    assert list(algorithms.values()) == [None]

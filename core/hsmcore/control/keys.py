@@ -149,7 +149,7 @@ class GenerateKey(Verb[tuple[KeyRecord, KeyForm]]):
         raise first
 
     def _in_form(self, session: Session, quirks: Quirks, key_id: bytes, form: KeyForm) -> KeyRecord:
-        key_type = KeyType.EC_EDWARDS if self.algorithm == "ed25519" else KeyType.EC
+        key_type = _key_type(self.algorithm)
         parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: form.params}, local=True)
         public_template: dict[Attribute, Any] = {Attribute.PRIVATE: False if quirks.names_private else DEFAULT}
         private_template: dict[Attribute, Any] = {
@@ -314,9 +314,16 @@ def _shown(key: Object | None) -> dict[Attribute, Any]:
         return {}
 
 
+def _key_type(algorithm: Algorithm | None) -> KeyType:
+    return KeyType.EC_EDWARDS if algorithm == "ed25519" else KeyType.EC
+
+
 def _record(private: dict[Attribute, Any], public: dict[Attribute, Any]) -> KeyRecord:
     params = public.get(Attribute.EC_PARAMS) or private.get(Attribute.EC_PARAMS) or b""
     algorithm = algorithm_of_params(params)
+    # A key for key agreement may have the OID of the curve's old name (NSS's X25519).
+    if private.get(Attribute.KEY_TYPE, expected := _key_type(algorithm)) != expected:
+        algorithm = None
     point = public.get(Attribute.EC_POINT) or private.get(Attribute.EC_POINT)
     return KeyRecord(
         id=private.get(Attribute.ID, b"").hex(),

@@ -15,7 +15,7 @@ from hsmcore.doctor.report import Step, ok, warn
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """One issue. A condition that is None or 0 always holds."""
+    """One issue. A condition that is None or 0 always holds; one about the algorithm also where that is unknown."""
 
     module: str
     name: str
@@ -32,11 +32,13 @@ class Issue:
 
     def concerns(self, context: Context) -> bool:
         question = context.question
+        key = getattr(context, "key", None)  # not there unless the token showed it
+        algorithm = question.algorithm or (None if key is None else key.algorithm)
         return (
             self.module == context.quirks.name
             and (self.below is None or context.info.library < self.below)
             and self.isolation in (None, question.isolation)
-            and self.algorithm in (None, question.algorithm or "ed25519")
+            and (self.algorithm is None or algorithm in (None, self.algorithm))
             and question.sessions > self.more_sessions_than
             and question.sessions_given >= self.sessions_given
             and question.rotates >= self.rotates

@@ -24,12 +24,12 @@ class Check:
 
 CHECKS: Final = (
     Check("module", (), checks.check_module),
-    Check("known-issues", ("module",), check_issues),
     Check("token", ("module",), checks.check_token),
     Check("token-state", ("token",), checks.check_token_state),
     Check("login", ("token-state",), checks.check_login, wants_pin=True),
     Check("sessions", ("login",), checks.check_sessions),
     Check("key", ("login",), keychecks.check_key),
+    Check("known-issues", ("module",), check_issues),  # behind "key", which tells the algorithm
     Check("mechanism", ("key",), keychecks.check_mechanism),
     Check("attributes", ("key",), keychecks.check_attributes),
     Check("public-key", ("key",), keychecks.check_public_key),

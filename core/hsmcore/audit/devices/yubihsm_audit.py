@@ -105,8 +105,9 @@ class _Joiner:
         report.matched = len(joined.pairs)
         report.key_tests = len(joined.only_device) - len(unexplained)
         report.findings += map(self._unrecorded, unexplained)
-        late = self._missing(joined, report)
+        forgiven, late = self._missing(joined, report)
         store.advance(
+            slack=store.progress.slack - forgiven,
             joined=lines,
             seq=max([store.progress.seq, *(record["seq"] for record in records)]),
             since_ns=self._begun_ns - GRACE_NS,
@@ -118,8 +119,9 @@ class _Joiner:
         report.first_reading = True
         self._store.advance(begun_ns=self._begun_ns, since_ns=self._begun_ns)
         await asyncio.sleep(WAIT_SECONDS)
-        under_way = len(await asyncio.to_thread(self._records))
-        self._store.advance(joined=lines, slack=min(under_way, int(self._settings.sessions)))
+        under_way = await asyncio.to_thread(self._records)
+        last = max((record["seq"] for record in under_way), default=0)
+        self._store.advance(joined=lines, slack=min(len(under_way), int(self._settings.sessions)), slack_seq=last)
 
     def _records(self) -> list[dict[str, Any]]:
         """Return our records that were not joined yet, oldest first."""
@@ -145,12 +147,15 @@ class _Joiner:
             return Finding("foreign", entry.number, f"{who}, which is not the user of the configuration")
         return Finding("unrecorded", entry.number, f"{who}, and there is no record of it")
 
-    def _missing(self, joined: Joined, report: DeviceReport) -> list[Any]:
-        """Report records that should have an entry by now. Return those whose entry may still come."""
+    def _missing(self, joined: Joined, report: DeviceReport) -> tuple[int, list[Any]]:
+        """Report records that should have an entry by now. Return how many are forgiven, because they were written
+        during the first reading, and those whose entry may still come."""
         settled = [r for r in joined.only_ours if r["time_ns"] <= self._begun_ns - GRACE_NS]
         late = [r for r in joined.only_ours if r["time_ns"] > self._begun_ns - GRACE_NS]
-        for record in settled[self._store.progress.slack :]:
+        progress = self._store.progress
+        forgiven = [r for r in settled if r["seq"] <= progress.slack_seq][: progress.slack]
+        for record in [record for record in settled if record not in forgiven]:
             detail = f"record {record['seq']} speaks of a signature that the device's log does not have"
             report.findings.append(Finding("missing", 0, detail))
         report.waiting = len(late)
-        return late
+        return len(forgiven), late

@@ -43,7 +43,9 @@ class Progress:
     since_ns: int = 0
     """Our records that were not joined are not older than this."""
     slack: int = 0
-    """Signatures that may have been in progress at the first reading."""
+    """Signatures that may have been in progress at the first reading, and whose records had no entry to match yet."""
+    slack_seq: int = 0
+    """The last record that may speak of one of them."""
     left: tuple[Mapping[str, Any], ...] = ()
     """Records whose entry may come with the next reading."""
 
