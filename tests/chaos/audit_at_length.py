@@ -1,4 +1,4 @@
-"""The audit log at length: two thousand tamperings, two hundred kills, ten million records. `make audit-long`."""
+"""The audit log at length: 2,000 tamperings, 200 and 500 kills, ten million records. `make audit-long`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import time
 
 import pytest
-from tests.support.audit_kills import kill_again_and_again
+from tests.support.audit_kills import kill_again_and_again, kill_at_segment_ends
 from tests.support.audit_tampering import World, tamper
 from tests.support.audit_volume import BEGIN_NS, write_volume
 from tests.support.signing_kills import kill_signers
@@ -30,6 +30,10 @@ def test_two_thousand_tamperings_are_found_and_located(tmp_path):
 
 def test_two_hundred_kills_leave_a_log_that_verifies(tmp_path):
     kill_again_and_again(tmp_path / "audit.log", 200, seed=2)
+
+
+def test_five_hundred_kills_at_the_ends_of_files_leave_logs_that_verify(tmp_path):
+    assert kill_at_segment_ends(tmp_path, 500, seed=4) == 500
 
 
 def test_two_hundred_kills_let_no_signature_out_unrecorded(world, tmp_path, capsys):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.audit_kills import kill_again_and_again
+from tests.support.audit_kills import kill_again_and_again, kill_at_segment_ends
 from tests.support.audit_logs import copy_of, files_at_most, keys_of, settings, turn_clock, write_log
 from tests.support.child import in_fork
 from tests.support.loops import one_loop
@@ -262,6 +262,10 @@ async def test_an_index_that_a_kill_left_empty_is_made_again_and_its_segment_com
     assert segments(layout)[0].compressed
     await write_log(layout.log, 10)
     assert verify(layout).ok
+
+
+def test_kills_at_the_ends_of_files_leave_logs_that_verify(tmp_path):
+    assert kill_at_segment_ends(tmp_path, 8, seed=1) == 8
 
 
 @one_loop
