@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,7 +54,7 @@ PAGES = ("/", "/readyz", "/metrics", "/api/state", "/api/audit", "/api/session")
 
 
 async def committed(store: Store) -> dict[str, Any]:
-    """What must not be lost, as the store has it."""
+    """What must not be lost, as the store has it. Wishes for rotations are taken out when they are followed."""
     episodes = await store.run(
         lambda connection: [
             tuple(row) for row in connection.exec_driver_sql("SELECT id, reserved FROM emergency_episode")
@@ -63,7 +64,7 @@ async def committed(store: Store) -> dict[str, Any]:
         "keys": {str(key.version): key.key_id for key in await Keys(store).all()},
         "signs": next((key.key_id for key in await Keys(store).all() if key.state == "active"), None),
         "rotations": [rotation.id for rotation in await Rotations(store).last(99)],
-        "wishes": {name: wish.value for name, wish in (await Desired(store).all()).items() if name != "rotate"},
+        "wishes": {name: wish.value for name, wish in (await Desired(store).all()).items() if "rotate" not in name},
         "events": [row["id"] for row in await History(store).query()],
         "reserved": {str(number): units for number, units in episodes},
     }
@@ -155,8 +156,11 @@ class Signer:
 
     def deleted(self) -> list[str]:
         """Its open files of the store that have no name any more."""
-        links = [os.readlink(link) for link in Path(f"/proc/{self.pid}/fd").iterdir()]  # noqa: PTH115
-        return [link for link in links if "state.db" in link and link.endswith("(deleted)")]
+        found = []
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed just now
+                found.append(os.readlink(link))  # noqa: PTH115
+        return [name for name in found if "state.db" in name and name.endswith("(deleted)")]
 
     def kill(self) -> None:
         send_signal(self.pid, signal.SIGKILL)

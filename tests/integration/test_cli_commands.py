@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsmcore import _native
 from hsmcore.cli.app import run
@@ -25,6 +29,7 @@ from hsmcore.cli.settings import load_config, token_settings
 from hsmcore.config.root import default_state
 from hsmcore.control import TokenAccess, TokenSelector
 from hsmcore.control.admin import TokenAdmin
+from hsmcore.control.curves import ORDERS
 from hsmcore.control.keys import Destroy
 from hsmcore.control.provision import TokenRequest, provision
 from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, find_softhsm
@@ -232,6 +237,28 @@ def test_sign_and_verify_in_every_form(state, cli, tmp_path, form):
     assert cli("verify", str(message), "--signature-file", str(tmp_path / "signature"))[:2] == (0, b"valid\n")
     if form != "raw":
         assert cli("verify", str(message), "--signature", out.decode().strip())[0] == 0
+
+
+@pytest.mark.parametrize(("algorithm", "curve"), [("ecdsa-p256", ec.SECP256R1()), ("ecdsa-secp256k1", ec.SECP256K1())])
+def test_verify_says_that_s_is_not_low(cli, tmp_path, algorithm, curve):
+    """As OpenSSL writes it: DER, and every other one with a high s."""
+    key = ec.generate_private_key(curve)
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint).hex()
+    r, s = decode_dss_signature(key.sign(b"hello", ec.ECDSA(SHA256())))
+    low, high = sorted((s, ORDERS[algorithm] - s))
+    known = ("--public-key", point, "--algorithm", algorithm)
+    for number, text, said in (
+        (low, "hello", b"valid"),
+        (high, "hello", b"NOT valid: s is not low"),
+        (high, "x", b"NOT valid\n"),
+    ):
+        (tmp_path / "signature").write_bytes(encode_dss_signature(r, number))
+        code, out, _ = cli("verify", "--text", text, "--signature-file", str(tmp_path / "signature"), *known)
+        assert (code, out.startswith(said)) == (0 if said == b"valid" else 1, True)
+    code, out, _ = cli(
+        "verify", "--text", "hello", "--signature", encode_dss_signature(r, high).hex(), *known, "--json"
+    )
+    assert (code, json.loads(out)["valid"], "low" in json.loads(out)["problem"]) == (1, False, True)
 
 
 def test_a_message_from_everywhere_gives_the_same_signature(cli, tmp_path):

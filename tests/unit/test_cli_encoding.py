@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
-from hypothesis import given
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hsmcore.cli.encoding import base58, decode_signature, encode, from_base58
@@ -37,6 +40,26 @@ def test_verify_reads_what_sign_prints(signature, form):
     assert decode_signature(printed) == signature
     assert decode_signature(printed + b"\n") == signature
     assert decode_signature(signature) == signature
+
+
+@given(st.integers(1, 2**256 - 1), st.integers(1, 2**256 - 1))
+def test_verify_reads_the_der_of_other_software(r, s):
+    der = encode_dss_signature(r, s)
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    assume(len(der) != 64)
+    for written in (der, der.hex().encode(), base64.b64encode(der) + b"\n"):
+        assert decode_signature(written) == signature
+
+
+@pytest.mark.parametrize("r", ["020101", "02020001", "020181", "0200", "022200" + "ff" * 33, "0221" + "01" * 33])
+def test_der_has_one_form(r):
+    body = bytes.fromhex(r + "020102")
+    der = b"0" + bytes([len(body)]) + body
+    if r == "020101":
+        assert decode_signature(der) == bytes(31) + b"\x01" + bytes(31) + b"\x02"
+    for wrong in (der + b"\0", der[:-1], b"1" + der[1:], *([der] if r != "020101" else [])):
+        with pytest.raises(ValueError, match="not a signature"):
+            decode_signature(wrong)
 
 
 @pytest.mark.parametrize(

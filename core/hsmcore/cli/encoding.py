@@ -23,19 +23,42 @@ def encode(data: bytes, form: Format) -> str:
 
 
 def decode_signature(given: bytes) -> bytes:
-    """Decode a signature in any form that `sign` prints: they differ in length or alphabet. Raises ValueError."""
-    if len(given) == SIGNATURE_BYTES:
-        return given
-    try:
-        text = given.decode("ascii").strip()
-        if len(text) == 2 * SIGNATURE_BYTES:
-            signature = bytes.fromhex(text)
-        elif text.endswith("="):
-            signature = base64.b64decode(text, validate=True)
-        else:
-            signature = from_base58(text)
-    except (UnicodeDecodeError, binascii.Error, ValueError):
-        signature = b""
-    if len(signature) != SIGNATURE_BYTES:
-        raise ValueError("not a signature of 64 bytes in hex, base64, base58 or raw form")
-    return signature
+    """Decode a signature in any form that `sign` prints, or in DER (ECDSA), as OpenSSL writes it; that too raw, in hex
+    or in base64. Raises ValueError."""
+    for read in (_as_it_is, _from_text):
+        signature = read(given)
+        if len(signature) != SIGNATURE_BYTES:
+            signature = _from_der(signature)
+        if signature:
+            return signature
+    raise ValueError("not a signature of 64 bytes in hex, base64, base58 or raw form, nor an ECDSA signature in DER")
+
+
+def _as_it_is(given: bytes) -> bytes:
+    return given
+
+
+def _from_text(given: bytes) -> bytes:
+    for decode in (bytes.fromhex, lambda text: base64.b64decode(text, validate=True), from_base58):
+        try:
+            found = decode(given.decode("ascii").strip())
+        except (UnicodeDecodeError, binascii.Error, ValueError):
+            continue
+        if len(found) == SIGNATURE_BYTES or _from_der(found):
+            return found
+    return b""
+
+
+def _from_der(given: bytes) -> bytes:
+    """Return r || s of SEQUENCE { INTEGER r, INTEGER s } in the one form that DER has for it, or b""."""
+    numbers, rest = [], given[2:]
+    if given[:1] != b"\x30" or len(given) < 2 or given[1] != len(rest):
+        return b""
+    for _ in range(2):
+        size = rest[1] if len(rest) > 1 and rest[0] == 2 else 0
+        number, rest = rest[2 : 2 + size], rest[2 + size :]
+        padded = number[:1] == b"\0" and number[1:2] < b"\x80"
+        if not 0 < size <= 33 or len(number) != size or number[0] >= 0x80 or padded or len(number.lstrip(b"\0")) > 32:
+            return b""
+        numbers.append(number.lstrip(b"\0").rjust(32, b"\0"))
+    return b"" if rest else b"".join(numbers)

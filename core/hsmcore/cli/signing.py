@@ -6,14 +6,14 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar, cast
 
 import typer
 
 from hsmcore.cli.encoding import Format, decode_signature, encode
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import FAILED, BadUsage
-from hsmcore.control.curves import Algorithm
+from hsmcore.control.curves import ORDERS, Algorithm, low_s
 from hsmcore.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")
+
+_HIGH_S: Final = "s is not low; with the lower one of the two equivalent s it would be"
 
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="The message; - or nothing: standard input.")
@@ -69,7 +71,9 @@ def sign(
 def verify(
     cli: Invocation,
     file: FileArgument = None,
-    signature: Annotated[str | None, typer.Option("--signature", help="In hex, base64 or base58.")] = None,
+    signature: Annotated[
+        str | None, typer.Option("--signature", help="In hex, base64 or base58; ECDSA also in DER.")
+    ] = None,
     signature_file: Annotated[
         Path | None, typer.Option("--signature-file", metavar="PATH", help="A file with it in any form; -: stdin.")
     ] = None,
@@ -82,6 +86,9 @@ def verify(
     key_id: Annotated[str | None, typer.Option("--key-id", help="One of the token's keys (default: current).")] = None,
 ) -> None:
     """Verify a signature in software. Exit code 0: it is good, 1: it is not.
+
+    An ECDSA signature must have a low s, as every signature of hsmcore has. Of those of other software half have a high
+    one: they are refused, and the answer says so.
 
     Examples:
 
@@ -98,13 +105,23 @@ def verify(
     except ValueError as error:
         raise BadUsage(str(error)) from None
     message = _message(file, text, hex_)
+    keys: list[tuple[str, bytes]] = []
     if public_key is not None:
-        good = _verify_here(algorithm, public_key, message, claimed)
+        keys.append((algorithm, _from_hex(public_key, "--public-key")))
+        good = _verify_here(*keys[0], message, claimed)
     else:
-        good = _with_manager(cli.config, lambda manager: manager.verify(message, claimed, key_id=key_id))
-    cli.show({"valid": good}, "valid" if good else "NOT valid")
-    if not good:
-        raise typer.Exit(FAILED)
+
+        async def ask(manager: KeyManager) -> bool:
+            keys.extend((key.algorithm, key.public_key) for key in manager.keys())  # noqa: SIM118  # a list
+            return await manager.verify(message, claimed, key_id=key_id)
+
+        good = _with_manager(cli.config, ask)
+    if good:
+        cli.show({"valid": True}, "valid")
+        return
+    problem = _HIGH_S if _has_high_s(keys, message, claimed) else ""
+    cli.show({"valid": False, "problem": problem}, f"NOT valid: {problem}" if problem else "NOT valid")
+    raise typer.Exit(FAILED)
 
 
 def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
@@ -118,13 +135,22 @@ def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) ->
     return asyncio.run(run())
 
 
-def _verify_here(algorithm: Algorithm, public_key: str, message: bytes, signature: bytes) -> bool:
+def _verify_here(algorithm: str, public_key: bytes, message: bytes, signature: bytes) -> bool:
     from hsmcore._native import verify as verify_signature
 
     try:
-        return verify_signature(algorithm, _from_hex(public_key, "--public-key"), message, signature)
+        return verify_signature(algorithm, public_key, message, signature)
     except BadArgument as error:
         raise BadUsage(f"--public-key: {error}") from None
+
+
+def _has_high_s(keys: list[tuple[str, bytes]], message: bytes, signature: bytes) -> bool:
+    """Whether nothing but that is wrong with the signature."""
+    return any(
+        algorithm in ORDERS and _verify_here(algorithm, public_key, message, low_s(algorithm, signature))
+        for algorithm, public_key in keys
+        if int.from_bytes(signature[32:], "big") < ORDERS.get(algorithm, 0)
+    )
 
 
 def _message(file: Path | None, text: str | None, hex_: str | None) -> bytes:

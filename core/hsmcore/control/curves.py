@@ -52,3 +52,9 @@ def decode_point(algorithm: Algorithm, point: bytes) -> bytes | None:
     if algorithm != "ed25519" and key[0] != _UNCOMPRESSED:
         return None
     return key
+
+
+def low_s(algorithm: str, signature: bytes) -> bytes:
+    """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
+    r, s = signature[:32], int.from_bytes(signature[32:], "big")
+    return r + min(s, ORDERS[algorithm] - s).to_bytes(32, "big")

@@ -18,7 +18,7 @@ from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 from pkcs11.types import Object, Session, SignMixin
 
 from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.curves import ORDERS, P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point
+from hsmcore.control.curves import P256_OID, SECP256K1_OID, Algorithm, algorithm_of_params, decode_point, low_s
 from hsmcore.control.faults import ControlError, ckr_of, no_such_key
 from hsmcore.control.quirks import KeyForm, Quirks
 from hsmcore.control.records import Deactivation, KeyRecord
@@ -235,13 +235,7 @@ class Prove(Verb[bytes]):
             if algorithm == "ed25519":
                 return bytes(private.sign(self.message, mechanism=Mechanism.EDDSA))
             digest = hashlib.sha256(self.message).digest()
-            return _low_s(algorithm, bytes(private.sign(digest, mechanism=Mechanism.ECDSA)))
-
-
-def _low_s(algorithm: str, signature: bytes) -> bytes:
-    """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
-    r, s = signature[:32], int.from_bytes(signature[32:], "big")
-    return r + min(s, ORDERS[algorithm] - s).to_bytes(32, "big")
+            return low_s(algorithm, bytes(private.sign(digest, mechanism=Mechanism.ECDSA)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -273,8 +273,9 @@ class KeyManager:
     async def verify(
         self, message: bytes | bytearray | memoryview, signature: bytes, key_id: str | None = None
     ) -> bool:
-        """Whether `signature` is valid for `message` under the given key, or under any key of the ring. In software,
-        off the event loop, never by the HSM. Raises KeyNotFound, InvalidMessage."""
+        """Whether `signature` is valid for `message` under the given key, or under any key of the ring. An ECDSA
+        signature with a high s is not: other software makes such. In software, off the event loop, never by the HSM.
+        Raises KeyNotFound, InvalidMessage."""
         self._life.check_open()
         ring = self._keys.ring
         versions = [ring.get(key_id)] if key_id is not None else ring.for_verification()
