@@ -9,7 +9,9 @@ from tests.support.managers import opened
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.state import Desired, Store
+from hsmcore.rotation.store import Rotations
+from hsmcore.serve.ledger import Ledger
+from hsmcore.state import Approval, Approvals, Desired, Keys, Store
 
 pytestmark = pytest.mark.integration
 
@@ -72,3 +74,18 @@ async def test_orders_for_members_and_levels_that_are_gone_block_nothing(world, 
     async with opened(config) as manager:
         assert (await manager.sign_with_receipt(b"x")).level == "primary"
         assert manager.describe()["failover"]["forced"] is None
+
+
+@one_loop
+async def test_what_the_console_shows_of_approvals_proves_nothing(world, tmp_path):
+    config = load(world.config(stateFile=str(tmp_path / "state.db"), keyRotation={"overlapDays": 1}))
+    store = await Store.open(tmp_path / "state.db")
+    current = await Keys(store).begin("aa" * 8, b"\1" * 32, "ed25519", "key", ["softhsm:primary"], "as configured")
+    rotation = await Rotations(store).begin("manual", current.version, "key-2", None)
+    await Approvals(store).add(rotation.id, Approval("alice", "totp", 58_000_000, "a proof"))
+    await store.close()
+    ledger = Ledger(config)
+    shown = await ledger.view()
+    await ledger.close()
+    assert shown["rotation"]["approvals"] == {str(rotation.id): [{"approver": "alice", "method": "totp"}]}
+    assert "a proof" not in str(shown)
