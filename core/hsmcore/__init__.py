@@ -61,7 +61,7 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.manager.key_manager import KeyManager, create_key_manager
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
-from hsmcore.state import NotApproved, StoreBusy, StoreError
+from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
 
 __all__ = [
     "AccessDenied",
@@ -115,6 +115,7 @@ __all__ = [
     "SignatureMalformed",
     "StoreBusy",
     "StoreError",
+    "StoreNotGenuine",
     "SystemFailure",
     "TokenAmbiguous",
     "TokenNotFound",

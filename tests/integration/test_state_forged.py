@@ -10,14 +10,16 @@ from contextlib import closing
 import pytest
 from tests.integration.test_rotation import M, rules
 from tests.integration.test_rotation_forged import APPROVERS, BOB, CAROL, FORGERIES, Forger
-from tests.support.forged import Original, forgeries
+from tests.support.forged import UNSEALED, Original, forgeries, unsealed
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
 from hsmcore.config import Secret
 from hsmcore.failover import health
-from hsmcore.manager import background
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
+from hsmcore.manager import background, notices
 from hsmcore.rotation import service
 from hsmcore.rotation.approvals import by_signature, statement
 from hsmcore.rotation.steps import consent
@@ -27,7 +29,10 @@ from hsmcore.state.seal import SEALED
 
 pytestmark = [pytest.mark.integration, one_loop]
 SECRET = "s" * 32
-LEAST = {"ring": 100, "steps": 40, "backups": 20, "budget": 25, "orders": 10, "": 20}
+LEAST = {
+    "key_version": 60, "rotation_setting": 5, "rotation": 50, "rotation_step": 20, "approval": 15, "backup": 15,
+    "emergency_episode": 20, "desired_state": 10, "": 20,
+}  # fmt: skip
 """States that SQLite takes in the store of the test: 200 in all at least."""
 BLOCK = {"overlapDays": 1, "destroyAfterDays": 0, "approvals": 2, "approvers": APPROVERS}
 
@@ -112,8 +117,8 @@ async def approve(manager, *names):
     return entry.id
 
 
-@pytest.mark.parametrize("scope", [*SEALED, ""])
-async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, monkeypatch, scope):
+@pytest.mark.parametrize("table", LEAST)
+async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, monkeypatch, table):
     """A rotation in its overlap, one that has one of two approvals, an emergency budget, orders."""
     async with opened(sealed(token, tmp_path, **BLOCK)) as manager:
         rotating = start(manager.rotate_key())
@@ -131,7 +136,7 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
         await watched.looked()
         before, original, tried = await watched.state(), Original(tmp_path / "state.db"), 0
         assert len(before["keys"]) == 4
-        for forgery in forgeries(scope):
+        for forgery in forgeries(table):
             watched.told.clear()
             if original.forge(forgery):
                 tried += 1
@@ -145,12 +150,33 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
                         await budget._reserve(1)
             original.put_back()
             await until(lambda: not manager._background.store_problems)
-        assert tried >= LEAST[scope]
+        assert tried >= LEAST[table]
         steps = await watched.rotation.rotations.steps(waiting)
         assert {step["step"] for step in steps} == {"approve"}
         assert steps[-1]["details"]["approvedBy"] == ["bob"]
         records = [record async for record in manager.audit.query(match={"operation": "store-not-genuine"})]
         assert len(records) >= tried
+
+
+@pytest.mark.parametrize("table", UNSEALED, ids=str)
+async def test_rows_that_are_not_sealed_lead_to_no_act(token, tmp_path, monkeypatch, table):
+    """History, reports and the outbox may hold anything: signing, rotation and orders go on, also the telling."""
+    monkeypatch.setattr(notices, "_LOOK_SECONDS", 0.005)
+    monkeypatch.setattr(notices, "send", lambda url, title, body: "")
+    config = sealed(token, tmp_path, **BLOCK)
+    config["sequencer"]["keyManager"]["notices"] = {"targets": ["jsons://127.0.0.1:9/nowhere"]}
+    async with opened(config) as manager:
+        watched, history = Watched(manager, monkeypatch), History(manager._background._store)
+        before, original, tried = await watched.state(), Original(tmp_path / "state.db"), 0
+        assert await manager._background.notices.announce("failure", "a title", "a body", "an occasion")
+        for forgery in unsealed(table):
+            await history.note(Event("emergency-reset", reason="never was", details={"reserved": 1}))
+            tried += original.write(forgery)
+            await watched.looked()
+            assert await watched.state() == before, forgery.name
+        assert (tried > 9, watched.told) == (True, [])
+        original._write(lambda on: on.execute("UPDATE key_version SET note = 'forged'"))
+        await until(lambda: watched.told == ["ring"])
 
 
 @pytest.mark.parametrize("approvals", [0, 2])

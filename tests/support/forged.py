@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer
+from sqlalchemy import BigInteger, Integer, Table
 
-from hsmcore.state.schema import SEAL
+from hsmcore.state.schema import FAILOVER_EVENT, KEY_BINDING, NOTICE, NOTICE_DELIVERY, SEAL, SNAPSHOT
 from hsmcore.state.seal import SEALED
 
 Work = Callable[[sqlite3.Connection], object]
 TABLES = tuple(table for tables in SEALED.values() for table in tables)
+UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING)
 _FAR = 4_102_444_800_000_000_000
-_NUMBERS = (0, 1, 2, -1, _FAR, None, "1", 9e999)
+_NUMBERS = (0, 2, _FAR, None, "1", 9e999)
 _WORDS = {
     "state": ("active", "pending", "overlap", "deactivated", "destroyed"),
     "status": ("running", "undoing", "overlap", "done", "failed", "aborted"),
@@ -37,6 +38,8 @@ _WORDS = {
 @dataclass(frozen=True, slots=True)
 class Forgery:
     name: str
+    table: str
+    """The table that is changed; "" if it is the seal or the schema."""
     scope: str
     """What is told to be not genuine; "" if it is everything."""
     work: Work
@@ -63,6 +66,14 @@ class Original:
         now = Original(self.path)
         # repr: 1 and True and 1.0 are equal.
         return repr((now.rows, now.schema)) != repr((self.rows, self.schema))
+
+    def write(self, forgery: Forgery) -> bool:
+        """Write a state of a table that is not sealed. Returns whether SQLite takes it."""
+        try:
+            self._write(forgery.work)
+        except sqlite3.IntegrityError:
+            return False
+        return True
 
     def put_back(self) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -94,33 +105,48 @@ def _names() -> list[str]:
     return [table.name for table in (*TABLES, SEAL)]
 
 
-def forgeries(scope: str | None = None) -> Iterator[Forgery]:
-    """Yield every state, or those of a scope. Some of them SQLite refuses in some stores."""
-    return (each for each in _forgeries() if scope is None or each.scope == scope)
+def forgeries(table: str | None = None) -> Iterator[Forgery]:
+    """Yield every state, those of a sealed table, or (with "") all others. Some of them SQLite refuses in some
+    stores."""
+    return (each for each in _forgeries() if table in (None, each.table))
+
+
+def unsealed(table: Table) -> Iterator[Forgery]:
+    """Yield states of a table that is not sealed, since no act follows from it."""
+    yield from _columns(table, "")
+    yield Forgery(f"{table.name}: all rows removed", table.name, "", _sql(f"DELETE FROM {table.name}"))
+
+
+def _columns(table: Table, scope: str) -> Iterator[Forgery]:
+    for column in table.columns:
+        numbers = isinstance(column.type, (BigInteger, Integer))
+        values: tuple[Any, ...] = _NUMBERS if numbers else ("", "00", None, *_WORDS.get(column.name, ()))
+        for value in values:
+            yield Forgery(
+                f"{table.name}.{column.name}={value}", table.name, scope, _set(table.name, column.name, value)
+            )
 
 
 def _forgeries() -> Iterator[Forgery]:
     for scope, tables in SEALED.items():
         for table in tables:
-            for column in table.columns:
-                numbers = isinstance(column.type, (BigInteger, Integer))
-                values: tuple[Any, ...] = _NUMBERS if numbers else ("", "00", None, *_WORDS.get(column.name, ()))
-                for value in values:
-                    yield Forgery(f"{table.name}.{column.name}={value}", scope, _set(table.name, column.name, value))
+            yield from _columns(table, scope)
             key = next(iter(table.primary_key)).name
-            yield Forgery(f"{table.name}: the last row removed", scope, _sql(_LAST_GONE.format(table.name, key)))
-            yield Forgery(f"{table.name}: all rows removed", scope, _sql(f"DELETE FROM {table.name}"))
-            yield Forgery(f"{table.name}: its rows doubled", scope, _doubled(table.name, key))
+            yield Forgery(
+                f"{table.name}: the last row removed", table.name, scope, _sql(_LAST_GONE.format(table.name, key))
+            )
+            yield Forgery(f"{table.name}: all rows removed", table.name, scope, _sql(f"DELETE FROM {table.name}"))
+            yield Forgery(f"{table.name}: its rows doubled", table.name, scope, _doubled(table.name, key))
     for column in SEAL.columns:
         for value in ("", 0, 10**18, "{}"):
-            yield Forgery(f"seal.{column.name}={value}", "", _set("seal", column.name, value))
-    yield Forgery("the seal removed", "", _sql("DELETE FROM seal"))
+            yield Forgery(f"seal.{column.name}={value}", "", "", _set("seal", column.name, value))
+    yield Forgery("the seal removed", "", "", _sql("DELETE FROM seal"))
     for table in TABLES:
         trigger = f"CREATE TRIGGER forged AFTER INSERT ON notice BEGIN DELETE FROM {table.name}; END"
-        yield Forgery(f"a trigger that empties {table.name}", "", _sql(trigger))
-    yield Forgery("one person is a quorum", "", _quorum)
-    yield Forgery("two keys may be active", "", _sql("DROP INDEX key_version_active"))
-    yield Forgery("a view of ours", "", _sql("CREATE VIEW forged AS SELECT * FROM rotation"))
+        yield Forgery(f"a trigger that empties {table.name}", "", "", _sql(trigger))
+    yield Forgery("one person is a quorum", "", "", _quorum)
+    yield Forgery("two keys may be active", "", "", _sql("DROP INDEX key_version_active"))
+    yield Forgery("a view of ours", "", "", _sql("CREATE VIEW forged AS SELECT * FROM rotation"))
 
 
 _LAST_GONE = "DELETE FROM {0} WHERE {1} = (SELECT max({1}) FROM {0})"

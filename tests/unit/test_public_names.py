@@ -19,8 +19,8 @@ NAMES = {
         KeyMismatch KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
         MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotInitialized OutOfMemory
         PinIncorrect PinLocked PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected SecretUnavailable
-        SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError SystemFailure TokenAmbiguous
-        TokenNotFound WrongEventLoop __version__ audit_tag create_key_manager load
+        SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError StoreNotGenuine SystemFailure
+        TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag create_key_manager load
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError DeadlineExceeded

@@ -254,6 +254,8 @@ class HealthMonitor:
                 await self._desired.report(self._report_name, self.describe())
         except HsmError as error:
             get_logger().error("the state store cannot be followed", error=str(error))
+        except Exception:  # noqa: BLE001  # a row that is not sealed may hold anything: said, and followed again
+            get_logger().exception("the state store cannot be followed")
         finally:
             self._following = False
 

@@ -107,6 +107,8 @@ class NoticeService:
                 await self._deliver()
             except HsmError as error:
                 get_logger().error("notices are not delivered", error=str(error))
+            except Exception:  # noqa: BLE001  # a row that is not sealed may hold anything: said, and tried again
+                get_logger().exception("notices are not delivered")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()

@@ -98,7 +98,7 @@ class Seal:
 
     def __init__(self, key: bytearray, schema: Schema) -> None:
         self._key, self._schema = key, schema
-        self._store, self._counter = "", 0
+        self._store, self._counter, self._last = "", 0, ""
         self._looked = -1
         self.problems: Mapping[str, str] = {}
         """By scope: why it is not genuine. Replaced, never changed; any thread may read it."""
@@ -135,13 +135,14 @@ class Seal:
             return ("its seal was removed" if self._counter else "it was never sealed"), {}
         if not self._made(*row):
             return "its seal was made with another secret, or by another writer", {}
-        store, counter, digests, _ = row
-        if self._counter and (counter < self._counter or store != self._store):
+        store, counter, digests, mac = row
+        older = counter < self._counter or (counter == self._counter and mac != (self._last or mac))
+        if self._counter and (older or store != self._store):
             return "it was replaced by an earlier state, or by another store", {}
         foreign = self._foreign(connection)
         if foreign:
             return f"{foreign} is not of hsmcore's making", {}
-        self._store, self._counter = store, counter
+        self._store, self._counter, self._last = store, counter, mac
         found = orjson.loads(digests)
         return "", found
 
@@ -184,7 +185,8 @@ class Seal:
 
     def seen(self, counter: int) -> None:
         """Note that a seal of this process is durable."""
-        self._counter = max(self._counter, counter)
+        if counter > self._counter:
+            self._counter, self._last = counter, ""
 
     def status(self, connection: Connection) -> SealStatus:
         """Check everything."""
