@@ -84,10 +84,10 @@ def test_init_makes_a_private_folder(state):
     for path in (folder, *folder.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "softhsm2.conf", "tokens", "pin", "so-pin", ".lock")
+        *("config.json", "softhsm2.conf", "tokens", "pin", "so-pin", "state-secret", ".lock")
     }
-    pins = {(folder / name).read_text() for name in ("pin", "so-pin")}
-    assert len(pins) == 2
+    pins = {(folder / name).read_text() for name in ("pin", "so-pin", "state-secret")}
+    assert len(pins) == 3
     assert all(len(pin) >= 32 and pin not in json.dumps(made) for pin in pins)
     assert all(pin not in (folder / "config.json").read_text() for pin in pins)
 
