@@ -95,6 +95,8 @@ def test_a_forged_row_is_shown_refused_and_adopted_after_comparison(command, con
         code, status, _ = command(name, "status")
         assert (code, list(status["storeNotGenuine"])) == (0, ["ring"])
         assert "NOT GENUINE: ring" in command(name, "status", plain=True)[1]
+    code, status, _ = command("emergency", "status")
+    assert (code, status["usable"], len(status["notGenuine"])) == (0, True, 1)
     code, _, said = command("rotate", "now")
     assert (code, "not genuine" in said) == (1, True)
     assert command("keys")[0] == 1, "verifiers elsewhere believe this list"

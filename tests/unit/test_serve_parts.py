@@ -392,5 +392,6 @@ def test_an_overdue_rotation_and_silence_are_not_ready():
     assert outcome("rotation", state(), failed, now=100 * hour) == ("warn", True)
     assert outcome("answers", state(), problem="no answer") == ("fail", False)
     assert outcome("store", state(), store="locked") == ("warn", True)
+    assert outcome("store", state() | {"storeNotGenuine": {"ring": "a row was changed"}}) == ("warn", True)
     found = checks(state(), rotation, "", "", 102 * hour)
     assert ready(found, frozenset({"rotation"}))

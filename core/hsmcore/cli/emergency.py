@@ -10,7 +10,7 @@ from hsmcore.cli.failover import note_follower, write_wish
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, when
 from hsmcore.cli.recorded import recorded
-from hsmcore.cli.store import on_levels
+from hsmcore.cli.store import not_genuine, on_levels
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def status(cli: Invocation) -> None:
     async def read(store: Store) -> dict[str, Any]:
         from hsmcore.state import Desired
 
-        found = await _budget(config, store).status()
+        found, problems = await _budget(config, store).status(), await not_genuine(store)
         wish = (await Desired(store).all()).get("emergency")
         return {
             "enabled": enabled and (wish is None or wish.value != "disabled"),
@@ -46,7 +46,8 @@ def status(cli: Invocation) -> None:
             "maxTimeSeconds": found.max_seconds,
             "reserved": found.reserved,
             "left": found.left,
-            "usable": found.usable,
+            "usable": found.usable and "budget" not in problems,
+            "notGenuine": [f"{scope}: {problem}" for scope, problem in problems.items()],
         }
 
     cli.show(on_levels(config, read, shows=True))
