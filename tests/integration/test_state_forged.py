@@ -20,6 +20,8 @@ from hsmcore.failover import health
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
 from hsmcore.manager import background, notices
+from hsmcore.metrics import read
+from hsmcore.metrics.catalog import STORE_NOT_GENUINE
 from hsmcore.rotation import service
 from hsmcore.rotation.approvals import by_signature, statement
 from hsmcore.rotation.steps import consent
@@ -239,6 +241,26 @@ async def test_a_start_does_not_sign_with_a_key_that_only_a_forged_ring_names(to
         original.put_back()
     async with opened(config) as manager:
         assert await manager.get_current_key_id() == token.keys["ed25519"].id
+
+
+async def test_levels_without_rotation_tell_too_and_give_no_budget(token, tmp_path):
+    config = sealed(token, tmp_path)
+    del config["sequencer"]["keyManager"]["keyRotation"]
+    async with opened(config) as manager:
+        told, budget, levels = [], manager._path.budget, manager._path.levels
+        manager.on("store-not-genuine", lambda details: told.append(details["scope"]))
+        await budget.spend()
+        assert not levels.emergency_spent
+        original = Original(tmp_path / "state.db")
+        original._write(lambda on: on.execute("UPDATE emergency_episode SET reserved = 0"))
+        await until(lambda: told == ["budget"] and levels.emergency_spent)
+        reading = read(manager).samples[STORE_NOT_GENUINE]
+        assert {labels[0]: value for labels, value in reading} == {scope: int(scope == "budget") for scope in SEALED}
+        with pytest.raises(StoreNotGenuine):
+            await budget.reset("forged")
+        original.put_back()
+        await until(lambda: not levels.emergency_spent)
+        assert len(await manager.sign(M)) == 64
 
 
 async def test_orders_that_are_forged_before_a_start_are_not_obeyed(token, tmp_path, monkeypatch):

@@ -235,6 +235,8 @@ class Seal:
 
     def _foreign(self, connection: Connection) -> str:
         """Return an object of the database that is missing, or that could change rows on its own."""
+        if not _is_sqlite(connection):
+            return ""
         found = schema_of(connection)
         ours = {table for _, _, table, _ in self._schema}
         for kind, name, table, _ in found - self._schema:
@@ -309,9 +311,7 @@ def derive(secret: SealSecret) -> bytearray:
 
 
 def schema_of(connection: Connection) -> Schema:
-    """Return the objects of a database."""
-    if not _is_sqlite(connection):
-        return frozenset()
+    """Return the objects of a database of SQLite."""
     rows = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master")
     return frozenset((kind, name, table, " ".join(str(sql or "").split())) for kind, name, table, sql in rows)
 
@@ -325,8 +325,10 @@ def _table(name: str) -> Table:
 
 
 def _scopes(statement: Any) -> set[str]:
-    parts = [*visitors.iterate(statement), getattr(statement, "table", None)]
-    return {_SCOPE[part.name] for part in parts if isinstance(part, Table) and part.name in _SCOPE}
+    """Return the scopes of the tables that a statement names anywhere, be it by one column in a subquery."""
+    parts = [*visitors.iterate(statement)] if hasattr(statement, "get_children") else [statement]
+    tables = [part if isinstance(part, Table) else getattr(part, "table", None) for part in parts]
+    return {_SCOPE[table.name] for table in tables if isinstance(table, Table) and table.name in _SCOPE}
 
 
 def _require_unreadable(error: OperationalError) -> None:

@@ -249,7 +249,9 @@ class _Database:
         if key is None:
             return
         if self.seal is not None:
-            if not self.seal.is_of(key):
+            same = self.seal.is_of(key)
+            key[:] = bytes(len(key))
+            if not same:
                 raise StoreError(f"state store {self.file.path}: it is open with another stateSecret")
             return
         seal = Seal(key, _expected_schema())
