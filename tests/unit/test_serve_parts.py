@@ -388,6 +388,8 @@ def test_an_overdue_rotation_and_silence_are_not_ready():
     rotation = {"rotation": {"dueNs": 100 * hour, "failedInARow": 0}}
     assert outcome("rotation", state(), rotation, now=100 * hour) == ("ok", True)
     assert outcome("rotation", state(), rotation, now=101 * hour + 1) == ("fail", False)
+    waits = {"rotation": {"dueNs": 100 * hour, "failedInARow": 0, "waits": True}}
+    assert outcome("rotation", state(), waits, now=200 * hour) == ("warn", True), "an approver who is away"
     failed = {"rotation": {"dueNs": 100 * hour, "failedInARow": 2}}
     assert outcome("rotation", state(), failed, now=100 * hour) == ("warn", True)
     assert outcome("answers", state(), problem="no answer") == ("fail", False)

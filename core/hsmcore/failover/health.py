@@ -62,7 +62,7 @@ class HealthMonitor:
         self._levels = router.levels
         self._verify = verify
         self._desired = desired
-        self._report_name = f"{name}:{os.getpid()}"
+        self._report_name = f"{name}:{os.getpid()}:{secrets.token_hex(4)}"
         self._permitted = permitted
         self._each_second = each_second
         self._loop = asyncio.get_running_loop()

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from hsmcore.config import Config, KeyRotation, Pkcs11Settings, members_of
 from hsmcore.control import ControlPlane
-from hsmcore.errors import BadArgument, EngineClosed, HsmError, InternalError
+from hsmcore.errors import BadArgument, EngineClosed, HsmError, InternalError, KeyMismatch
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
 from hsmcore.members.tokens import why_no_backup
 from hsmcore.rotation import machine
-from hsmcore.rotation.context import Announce, Context, ManagerPort, ceremony_for
+from hsmcore.rotation.context import Announce, Context, ManagerPort, Verdicts, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned, require_same_key
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
@@ -37,6 +37,7 @@ ROTATE: Final = "rotate"
 ABORT: Final = "rotate-abort"
 """The wish to end the rotation that is under way."""
 LOOK_SECONDS: Final = 1.0
+_FAILED_HINT: Final = "The old key signs on; `hsmcore rotate history` names the step, and it is tried again later."
 _LEAST_PAUSE: Final = 0.01
 _REPORT_NS: Final = 5_000_000_000
 _MS: Final = 1_000_000
@@ -94,6 +95,8 @@ class RotationService:
         self._held: set[int] = set()
         self._drill: ControlPlane | None = None
         self._reported = 0
+        self._name = f"rotation:{os.getpid()}:{os.urandom(4).hex()}"  # containers may share a process id
+        self._verdicts: Verdicts = {}
         self.seen: Seen | None = None
         """The ring at the last look."""
         self._port: ManagerPort
@@ -158,10 +161,6 @@ class RotationService:
             await self._desired.report(self._name, None)
         except HsmError as error:  # it keeps nothing open: the report is stale soon
             get_logger().error("the state store was not told of the end", error=str(error))
-
-    @property
-    def _name(self) -> str:
-        return f"rotation:{os.getpid()}"
 
     async def _look_at_backups(self, current: StoredKey) -> None:
         """Log at the start what would make every rotation fail, or leave it without a backup."""
@@ -244,8 +243,9 @@ class RotationService:
             await self._advance(rotation)
         await self._follow()
         wishes = await self._desired.all()
-        if ABORT in wishes:
-            await self._desired.set(ABORT, None, "")  # whatever it meant has ended
+        # Read after the wishes: an order that came while a rotation was advanced is followed at the next look.
+        if ABORT in wishes and not any(machine.can_abort(each.run) for each in await self.rotations.open()):
+            await self._desired.set(ABORT, None, "")  # what it meant has ended
         await self._begin_what_is_due(wishes[ROTATE].reason if ROTATE in wishes else None)
         await self._report()
 
@@ -346,7 +346,8 @@ class RotationService:
             self._answer(new.key_id)
         elif status in ("failed", "aborted"):
             self._port.tell(f"rotation-{status}", rotation_id=str(rotation.id), error=rotation.error)
-            self._answer(HsmError(f"the rotation {status}: {rotation.error or 'somebody wanted it'}", status="SYSTEM"))
+            text = f"the rotation {status}: {rotation.error or 'somebody wanted it'}"
+            self._answer(HsmError(text, status="SYSTEM", hint=_FAILED_HINT))
 
     def _answer(self, result: str | HsmError) -> None:
         if self._asked is None or self._asked.answer.done():
@@ -385,6 +386,7 @@ class RotationService:
             configured=frozenset(member.name for _, member in self._config.key_manager.members()),
             drill=self._drill_token(),
             signed=frozenset(self._signed),
+            verdicts=self._verdicts,
             grace_ns=self._grace_ns,
             clock=self.clock,
         )
@@ -402,17 +404,21 @@ class RotationService:
         return self._drill
 
     async def _follow(self) -> None:
-        """Learn the keys of the store's ring, and sign with its current key."""
+        """Learn the keys of the store's ring, and sign with its current key. A key that the ring has ended signs no
+        more, also while the current one cannot be loaded."""
         found = await self.keys.all()
         if found == self._known:
             return
         self._note_signed(found)
         before, current = active_of(self._known), active_of(found)
-        if current is not None and before is not None and current.version != before.version:
-            version = await self._port.load(current.key_id)
-            if version.public_key == current.public_key:
+        try:
+            if current is not None and before is not None and current.version != before.version:
+                version = await self._port.load(current.key_id)
+                if version.public_key != current.public_key:
+                    raise KeyMismatch(f"key {current.key_id} is not the one of the key ring")
                 self._port.switch(version)
-        self._port.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
+        finally:
+            self._port.learn(found)  # after the switch: with no overlap, the key that signed here is retired by it
         self._known = found
 
     def _note_signed(self, keys: Iterable[StoredKey]) -> None:

@@ -102,6 +102,7 @@ class Ledger:
         return {
             "next": coming[0] if coming else None,
             "dueNs": None if current is None else schedule.due_ns(current.counts_from_ns),
+            "waits": bool(steps) and steps[-1]["outcome"] == "waiting",
             "failedInARow": (await rotations.failures_in_a_row())[0],
             "approvals": {str(each.id): await _approvers(store, each.id) for each in under_way},
             "history": [each.to_json() for each in past],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, delete, select
 
 from hsmcore.state.schema import DESIRED_STATE as DESIRED
 from hsmcore.state.schema import SNAPSHOT, replace_row
@@ -26,6 +26,7 @@ FORCE: Final = "force"
 """The name of the preferred level."""
 EMERGENCY: Final = "emergency"
 """"enabled" or "disabled"."""
+_FORGET_NS: Final = 86_400_000_000_000
 STALE_SECONDS: Final = 15.0
 """A key manager whose report is older is not running any more."""
 
@@ -56,9 +57,17 @@ class Desired(Tables):
     async def report(self, name: str, value: dict[str, Any] | None) -> None:
         """Write a key manager's report of its state; None: it has ended."""
         row: dict[str, Any] = {}
+        now = time.time_ns()
         if value is not None:
-            row = {"value": orjson.dumps(value).decode(), "written_ns": time.time_ns()}
-        await self._store.run(lambda connection: replace_row(connection, SNAPSHOT, name, **row))
+            row = {"value": orjson.dumps(value).decode(), "written_ns": now}
+
+        def work(connection: Connection) -> None:
+            replace_row(connection, SNAPSHOT, name, **row)
+            # Of a key manager that was killed; each life has a name of its own, with a colon.
+            old = SNAPSHOT.c.name.contains(":") & (SNAPSHOT.c.written_ns < now - _FORGET_NS)
+            connection.execute(delete(SNAPSHOT).where(old))
+
+        await self._store.run(work)
 
     async def reports(self) -> list[dict[str, Any]]:
         """Return the last reports of key managers, with `written_ns`."""

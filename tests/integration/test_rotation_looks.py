@@ -1,0 +1,148 @@
+"""What a key manager makes of each look at the store: orders, approvals, the ring of another leader, its own report."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pyotp
+import pytest
+from tests.integration.test_rotation import M, rules, stored
+from tests.support.loops import one_loop
+from tests.support.managers import becomes, opened, start
+
+import hsmcore
+from hsmcore.config.secret import Secret
+from hsmcore.errors import HsmError, KeyDeactivated, MemberDown
+from hsmcore.rotation import service
+from hsmcore.rotation.service import ABORT, RotationService
+from hsmcore.state import Approval, Desired
+
+pytestmark = [pytest.mark.integration, one_loop]
+SECRET = pyotp.random_base32()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
+
+
+def approved(tmp_path, approvals=1):
+    return rules(tmp_path, approvals=approvals, approvers=[{"name": "alice", "totp": SECRET}])
+
+
+async def test_an_abort_that_comes_between_two_looks_is_followed(fresh_token, tmp_path, monkeypatch):
+    """After the rotation was advanced, and before the wishes are read."""
+    follow, ordered = RotationService._follow, []
+
+    async def orders(rotation):
+        await follow(rotation)
+        if not ordered and any(each.run.step == "approve" for each in await rotation.rotations.open()):
+            ordered.append(await rotation._desired.set(ABORT, "yes", ""))
+
+    monkeypatch.setattr(RotationService, "_follow", orders)
+    async with opened(fresh_token().config(**approved(tmp_path))) as manager:
+        with pytest.raises(HsmError, match="aborted") as caught:
+            await asyncio.wait_for(manager.rotate_key(), 20)
+        assert "rotate history" in caught.value.hint
+
+        async def withdrawn():
+            return await manager._background.rotation._desired.all() == {}
+
+        await becomes(withdrawn)
+
+
+async def test_a_slow_secret_of_an_approver_stops_no_signature_and_is_not_fetched_each_second(
+    fresh_token, tmp_path, monkeypatch
+):
+    resolve, fetched = Secret.resolve, []
+
+    def slow(secret):
+        if secret.where.endswith("totp"):
+            fetched.append(threading.current_thread())
+            time.sleep(0.4)
+        return resolve(secret)
+
+    async with opened(fresh_token().config(**approved(tmp_path, 1))) as manager:
+        monkeypatch.setattr(Secret, "resolve", slow)
+        rotation, old = manager._background.rotation, await manager.get_current_key_id()
+        rotating = start(manager.rotate_key())
+
+        async def waits():
+            return any(each.run.step == "approve" for each in await rotation.rotations.open())
+
+        await becomes(waits)
+        [entry] = await rotation.rotations.open()
+        await rotation._approvals.add(entry.id, Approval("alice", "totp", 1, "00" * 32))
+        looks, look = [], RotationService._work
+
+        async def counted(rotation):
+            looks.append(1)
+            await look(rotation)
+
+        monkeypatch.setattr(RotationService, "_work", counted)
+        longest = 0.0
+        while len(looks) < 12:
+            begun = asyncio.get_running_loop().time()
+            await manager.sign(M)
+            longest = max(longest, asyncio.get_running_loop().time() - begun)
+        assert 1 <= len(fetched) <= 2, "once for these rows: for the proof, and to tell secrets apart"
+        assert threading.main_thread() not in fetched
+        assert await manager.get_current_key_id() == old
+        rotating.cancel()
+        await asyncio.wait({rotating})
+
+
+async def test_a_follower_that_cannot_load_the_new_key_signs_no_more_with_the_one_that_has_ended(
+    fresh_token, tmp_path, monkeypatch
+):
+    config = fresh_token().config(**rules(tmp_path))
+    async with hsmcore.create_key_manager(config, rotates=False) as follower, opened(config) as leader:
+        load, away = follower._path.load_key, [True]
+
+        async def loads(identity, known=None):
+            if away:
+                raise MemberDown("the member is away")
+            return await load(identity, known)
+
+        monkeypatch.setattr(follower._path, "load_key", loads)
+        new = await leader.rotate_key()
+
+        async def ended():
+            return (await stored(tmp_path))[0][0].state == "deactivated"
+
+        await becomes(ended)
+
+        async def refused():
+            try:
+                await follower.sign(M)
+            except KeyDeactivated:
+                return True
+            return False
+
+        await becomes(refused)
+        away.clear()
+
+        async def follows():
+            return await follower.get_current_key_id() == new
+
+        await becomes(follows)
+        assert await follower.verify(M, await follower.sign(M), key_id=new)
+
+
+async def test_two_key_managers_of_one_process_id_have_a_report_each(fresh_token, tmp_path):
+    config = fresh_token().config(**rules(tmp_path))
+    async with opened(config) as first:
+        reports = Desired(first._background.rotation._store)
+
+        async def reported():
+            return len(await reports.running()) == 1
+
+        await becomes(reported)
+        async with opened(config) as second:
+            assert second._background.rotation._name != first._background.rotation._name
+        assert len(await reports.running()) == 1, "the one that has ended takes only its own report away"
+        await reports._store.run(lambda connection: connection.exec_driver_sql("UPDATE snapshot SET written_ns = 1"))
+        await reports.report("another:1", {})
+        assert [report for report in await reports.reports() if report["written_ns"] == 1] == []
