@@ -48,13 +48,16 @@ cdef class Recorder:
         else:
             sign.result = b"ok" if claimed else b"unclaimed"
             sign.signature, sign.signature_len = answer.signature, answer.signature_len
-        if answer.last:  # else a worker has the message still
+        if answer.last:
             sign.latency_ns = answer.latency_ns
             sign.message_len = <uint64_t>PyBytes_GET_SIZE(message)
             sign.cached = answer.shared
             sign.digest = answer.digest
             if sign.digest == NULL and (answer.status == HSM_OK or answer.latency_ns):
                 sign.message = <const uint8_t *>PyBytes_AS_STRING(message)
+        else:  # it has a slot, so it may still be signed
+            sign.message_len = <uint64_t>PyBytes_GET_SIZE(message)
+            sign.message = <const uint8_t *>PyBytes_AS_STRING(message)
         if extra is not None:
             tail = extra + tail
         sign.time_ns = self.journal._stamp()

@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from time import monotonic_ns
 from typing import Any
 
 import pytest
@@ -430,3 +431,19 @@ async def test_a_refusal_after_a_lost_answer_binds_all_the_same(kms, tmp_path):
         kms.faults.error("ExpiredTokenException")
         assert (await manager.sign_with_receipt(b"m", 20)).public_key == first.raw_public
         assert not kms.faults.queue
+
+
+@one_loop
+async def test_a_request_whose_member_was_closed_in_the_middle_is_bound(kms, tmp_path):
+    first, second = kms.store.make(), kms.store.make()
+    block = {**QUICK, **PATIENT, "secondary": [kms_config(kms, second)["keyManager"]]}
+    rules = {"failover": block, "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
+    async with opened(kms_config(kms, first, **rules)) as manager:
+        levels, endpoint = manager._path.failover.levels, manager._path.failover.endpoints[0]
+        kms.hold()
+        asked = start(manager.sign_with_receipt(b"m", 20))
+        await until(lambda: bool(endpoint.pending))
+        levels.stopped(endpoint, monotonic_ns())
+        await endpoint.stop()
+        kms.release()
+        assert (await asked).public_key == first.raw_public

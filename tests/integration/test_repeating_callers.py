@@ -23,6 +23,7 @@ from hsmcore.failover.errors import AllLevelsFailed
 pytestmark = [pytest.mark.integration, needs_chaos]
 
 Ask = Callable[[hsmcore.KeyManager, bytes], Awaitable[bytes]]
+Change = Callable[[hsmcore.KeyManager], object]
 
 
 async def _one_of_many(manager: hsmcore.KeyManager, message: bytes) -> bytes:
@@ -46,13 +47,18 @@ LONGEST = 20.0
 
 
 class Place:
-    """A device that can go and come back, and a configuration that signs with it."""
+    """A device that can go and come back, and a configuration that signs with it. `down` and `up` get the manager."""
 
-    def __init__(self, config: dict[str, Any], down: Callable[[], None], up: Callable[[], None]) -> None:
+    def __init__(self, config: dict[str, Any], down: Change, up: Change) -> None:
         self.config, self.down, self.up = config, down, up
 
 
-@pytest.fixture(params=["pkcs11", "pkcs11, levels", "aws-kms", "aws-kms, levels"])
+def lost(status: str) -> Change:
+    """What a back end that other distributions bring says of its service. "": it is there again."""
+    return lambda manager: manager._path.member.engine.lose(status)
+
+
+@pytest.fixture(params=["pkcs11", "pkcs11, levels", "aws-kms", "aws-kms, levels", "ephemeral", "ephemeral, levels"])
 def place(request, tmp_path, fresh_token) -> Place:
     """Each kind of member, with levels and without."""
     kind, _, levels = request.param.partition(", ")
@@ -61,11 +67,16 @@ def place(request, tmp_path, fresh_token) -> Place:
         config = site.config()
         if not levels:
             del config["sequencer"]["keyManager"]["failover"]
-        return Place(config, lambda: site.kill(0), lambda: site.revive(0))
+        return Place(config, lambda _: site.kill(0), lambda _: site.revive(0))
+    if kind == "ephemeral":
+        config = {"keyManager": {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}, "maxCacheSize": 0}}
+        if levels:
+            config["keyManager"] |= {"failover": QUICK, "stateFile": str(tmp_path / "state.db")}
+        return Place(config, lost("TOKEN_LOST"), lost(""))
     kms = request.getfixturevalue("kms")
     rules = {"failover": QUICK, "stateFile": str(tmp_path / "state.db")} if levels else {}
     config = kms_config(kms, kms.store.make(), maxCacheSize=0, **rules)
-    return Place(config, kms.stop_listening, kms.start_listening)
+    return Place(config, lambda _: kms.stop_listening(), lambda _: kms.start_listening())
 
 
 @asynccontextmanager
@@ -91,7 +102,7 @@ async def turning() -> AsyncIterator[Callable[[], int]]:
 async def test_the_loop_turns_and_the_outage_ends_with_the_device_s(place, way):
     async with opened(place.config) as manager, turning() as turns:
         assert await WAYS[way](manager, b"before")
-        place.down()
+        place.down(manager)
         begun = time.monotonic()
         failures = number = signed = 0
         while signed < 20:
@@ -110,7 +121,7 @@ async def test_the_loop_turns_and_the_outage_ends_with_the_device_s(place, way):
             assert turns() > before, f"failure {failures} came without a turn of the loop"
             failures += 1
             if failures == FAILURES:
-                place.up()
+                place.up(manager)
         assert failures >= FAILURES
 
 

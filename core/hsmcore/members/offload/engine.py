@@ -139,9 +139,10 @@ class OffloadEngine(Guest):
         return {**counted, "recoveries": dict(recoveries), "down": bool(self._lost) or self._runner.clogged}
 
     async def stop(self, timeout: float) -> int:
-        """Answer every waiting caller with EngineClosed and end every call to the back end. Returns how many of these
-        did not end within `timeout` seconds. Idempotent."""
+        """End every call to the back end, and answer every caller that waits then with EngineClosed. Returns how many
+        calls did not end within `timeout` seconds. Idempotent."""
+        self.refuse()
+        left = await self._runner.stop(timeout, lambda: self.idle().done())
         self.detach()
-        left = await self._runner.stop(timeout)
         self.release()
         return left

@@ -13,6 +13,8 @@ from hsmcore.errors import HsmError, InternalError, error_of
 
 STUCK_SECONDS = 0.05
 """Seconds within which a back end must obey a cancellation; after that its call counts as stuck."""
+SETTLE_SECONDS = 0.25
+"""Seconds that a stop waits for calls whose callers have left: what they signed gets its record."""
 SLICE_NS = 500_000
 """Nanoseconds that an instant back end signs before it yields to the event loop."""
 
@@ -45,13 +47,14 @@ class TaskRunner:
         self._idle = list(range(count))
         self._tasks: dict[int, asyncio.Task[bytes]] = {}
         self._expired: set[int] = set()
+        self._stopping = False
         self.clogged = False
         """Whether calls past their deadlines occupy every runner."""
 
     def pump(self) -> None:
         """Begin requests while a runner is idle."""
         loop = asyncio.get_running_loop()
-        while self._idle and (request := self._engine.begin(self._idle[-1])) is not None:
+        while self._idle and not self._stopping and (request := self._engine.begin(self._idle[-1])) is not None:
             runner = self._idle.pop()
             task = self._tasks[runner] = loop.create_task(self._sign(*request))
             # No coroutine around it: if a task is cancelled before its first step, only its callback runs.
@@ -70,7 +73,8 @@ class TaskRunner:
 
     def _outcome(self, runner: int, task: asyncio.Task[bytes]) -> bytes | HsmError:
         if task.cancelled():  # by this runner: every waiter has an answer
-            return error_of("DEADLINE_EXCEEDED" if runner in self._expired else "CANCELLED", member=self._member)
+            status = "DEADLINE_EXCEEDED" if runner in self._expired else "CLOSED" if self._stopping else "CANCELLED"
+            return error_of(status, member=self._member)
         error = task.exception()
         if error is None:
             return task.result()
@@ -95,8 +99,12 @@ class TaskRunner:
             self.clogged = True
             self._changed()
 
-    async def stop(self, timeout: float) -> int:
-        """Cancel every task. Returns how many did not end within `timeout` seconds."""
+    async def stop(self, timeout: float, idle: Callable[[], bool]) -> int:
+        """Begin nothing more, and cancel every task; before that, wait SETTLE_SECONDS if no caller waits (`idle`).
+        Returns how many did not end within `timeout` seconds."""
+        self._stopping = True
+        if self._tasks and idle():
+            await asyncio.wait(list(self._tasks.values()), timeout=SETTLE_SECONDS)
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -134,7 +142,7 @@ class InstantRunner:
     def expire(self) -> None:
         """Do nothing: no call lasts beyond its slice."""
 
-    async def stop(self, _timeout: float) -> int:
+    async def stop(self, _timeout: float, _idle: Callable[[], bool]) -> int:
         """Cancel the next slice."""
         if self._handle is not None:
             self._handle.cancel()
