@@ -154,6 +154,7 @@ USES: dict[str, list[str] | str] = {
     "rotate status": [],
     "serve": "runs until it is stopped; it opens what `sign` opens",
     "sign": ["--text", "x"],
+    "state seal": ["--adopt", "00" * 32],
     "tokens": [],
     "verify": ["--text", "x", "--signature", "00" * 64],
     "version": [],
