@@ -18,6 +18,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load, providers, softhsm
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
+from hsmcore.doctor.places import check_places
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
 
@@ -247,6 +248,24 @@ def test_a_leak_of_one_algorithm_concerns_no_key_of_another(world, key):
     report = probed(world.config(key, settings={"isolation": "process"}))
     named = {step.data.get("issue") for step in report.steps if step.name == "known-issues"}
     assert ("signature-leak" in named) == (key == "ed25519")
+
+
+def test_places_that_cannot_be_written_are_found_before_the_first_record_and_backup(world, tmp_path):
+    taken = tmp_path / "file"
+    taken.touch()
+
+    def places(log, backups):
+        rotation = {"enabled": True, "backupEnabled": True, "backupLocation": str(backups)}
+        config = load(world.config("ecdsa-p256", auditLogFile=str(log), keyRotation=rotation))
+        return [(step.name, step.outcome) for step in check_places(config)]
+
+    good = [("audit-log", "ok"), ("backup-location", "ok")]
+    assert places(tmp_path / "new" / "audit.log", f"file://{tmp_path}/new/backups") == good
+    assert places(taken / "audit.log", taken / "backups") == [(name, "fail") for name, _ in good]
+    assert places(tmp_path / "audit.log", "s3://bucket/backups") == good[:1]
+    assert sorted(tmp_path.iterdir()) == [taken], "doctor makes nothing"
+    report = probed(world.config(auditLogFile=str(taken / "audit.log")))
+    assert failures(report) == ["audit-log"]
 
 
 @needs_chaos
