@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 import structlog
 from tests.support.loops import one_loop
@@ -89,3 +92,17 @@ async def test_what_the_console_shows_of_approvals_proves_nothing(world, tmp_pat
     await ledger.close()
     assert shown["rotation"]["approvals"] == {str(rotation.id): [{"approver": "alice", "method": "totp"}]}
     assert "a proof" not in str(shown)
+
+
+@one_loop
+async def test_a_ring_that_is_not_genuine_is_no_reason_to_look_for_another(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    config = fresh_token().config(keyRotation={"overlapDays": 1})
+    config["sequencer"]["stateSecret"] = "s" * 32
+    async with opened(config):
+        path = load(config).key_manager.state_path
+    with closing(sqlite3.connect(path)) as forger:
+        forger.execute("UPDATE key_version SET label = 'forged'")
+        forger.commit()
+    async with opened(config) as manager:
+        assert await manager.sign(b"x")

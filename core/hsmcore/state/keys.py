@@ -14,7 +14,7 @@ from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.schema import insert_row, replace_row
-from hsmcore.state.seal import StoreError
+from hsmcore.state.seal import StoreError, StoreNotGenuine
 from hsmcore.state.store import Store, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
@@ -251,7 +251,11 @@ class Keys(Tables):
 async def require_no_other_ring(store: Store, public_key: bytes) -> None:
     """Before a ring is begun: raise KeyMismatch if another store beside this one has the key in its ring. The
     configuration may have got another default name. A file that cannot be read is left out."""
-    if await store.run(lambda connection: connection.execute(select(KEY.c.id).limit(1)).scalar()) is not None:
+    try:
+        begun = await store.run(lambda connection: connection.execute(select(KEY.c.id).limit(1)).scalar()) is not None
+    except StoreNotGenuine:
+        begun = True  # there is something
+    if begun:
         return
     for path in sorted(store.path.parent.glob("hsmcore-state*.db")):
         if path == store.path:
