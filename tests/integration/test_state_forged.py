@@ -32,10 +32,10 @@ from hsmcore.state.seal import SEALED
 pytestmark = [pytest.mark.integration, one_loop]
 SECRET = "s" * 32
 LEAST = {
-    "key_version": 60, "rotation_setting": 5, "rotation": 50, "rotation_step": 20, "approval": 15, "backup": 15,
-    "emergency_episode": 20, "desired_state": 10, "": 20,
+    "key_version": 50, "rotation_setting": 15, "rotation": 60, "rotation_step": 30, "approval": 20, "backup": 30,
+    "emergency_episode": 40, "desired_state": 20, "": 30,
 }  # fmt: skip
-"""States that SQLite takes in the store of the test: 200 in all at least."""
+"""States that SQLite takes in the store of the test: nearly 300 in all."""
 BLOCK = {"overlapDays": 1, "destroyAfterDays": 0, "approvals": 2, "approvers": APPROVERS}
 
 
@@ -57,7 +57,8 @@ def token(fresh_token):
 
 def sealed(token, tmp_path, secret=SECRET, **block):
     config = token.config(**rules(tmp_path, **block), auditLogFile=str(tmp_path / "audit" / "audit.log"))
-    config["sequencer"]["keyManager"]["failover"] = {"emergencyModeEnabled": True}
+    # A slow machine is no reason for a request to fail.
+    config["sequencer"]["keyManager"] |= {"failover": {"emergencyModeEnabled": True}, "requestTimeoutMs": 30_000}
     if secret is not None:
         config["sequencer"]["stateSecret"] = secret
     return config
