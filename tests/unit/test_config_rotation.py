@@ -58,6 +58,23 @@ def test_it_is_refused_with_its_place(rotation, where, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "label", "key_id"),
+    [
+        ({"tokenLabel": "t"}, "hsmcore-drill", None),
+        ({"tokenLabel": "t", "keyId": "02"}, None, "02"),
+        ({"uri": "pkcs11:token=t"}, "hsmcore-drill", None),
+        ({"uri": "pkcs11:token=t;object=mine"}, "mine", None),
+        ({"uri": "pkcs11:token=t;id=%02"}, None, "02"),
+    ],
+)
+def test_a_token_for_drills_need_name_no_key_and_is_given_no_second_name(settings, label, key_id):
+    common = {"modulePath": "/none.so", "pin": {"env": "NONE"}}
+    rules = loaded({"drill": {"type": "pkcs11", "config": common | settings}}).key_manager.key_rotation
+    drill = rules.drill.config
+    assert (drill.key_label, drill.key_id) == (label, key_id)
+
+
 def test_notices_need_a_target_and_show_none():
     with pytest.raises(ConfigurationError, match="at least one target"):
         loaded(notices={"targets": []})

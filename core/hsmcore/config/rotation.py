@@ -97,12 +97,12 @@ class KeyRotation(Model):
         config = value.get("config") if isinstance(value, dict) else None
         if not isinstance(config, dict) or value.get("type") not in known_types():
             return value
-        settings = descriptor_of(value["type"]).settings
-        return (
-            value | {"config": {"keyLabel": "hsmcore-drill"} | config}
-            if "key_label" in settings.model_fields
-            else value
-        )
+        in_uri = re.search(r"[:;](object|id)=", str(config.get("uri", "")))
+        if in_uri or not config.keys().isdisjoint(("keyLabel", "keyId", "keyHandle")):
+            return value  # it names one; another name could contradict it
+        if "key_label" not in descriptor_of(value["type"]).settings.model_fields:
+            return value
+        return value | {"config": {"keyLabel": "hsmcore-drill"} | config}
 
     @field_validator("backup_location")
     @classmethod
