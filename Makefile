@@ -97,7 +97,7 @@ failover-long: .venv/.setup-test .venv/.built ## A thousand random schedules ove
 	$(BIN)/python -m tests.chaos.binding_schedules $(ARGS)
 	$(BIN)/python -m pytest tests/chaos/budget_at_length.py
 
-audit-long: .venv/.setup-test .venv/.built ## The audit log at length: 2000 tamperings, 200 kills, ten million records
+audit-long: .venv/.setup-test .venv/.built ## The audit log at length: 2000 tamperings, 200 and 500 kills, ten million records
 	$(BIN)/python -m pytest tests/chaos/audit_at_length.py $(ARGS)
 
 native-test: native-configure ## Build the native tests and run them
