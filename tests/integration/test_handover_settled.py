@@ -176,11 +176,44 @@ async def test_the_new_key_is_kept_until_the_chain_obeys_the_old_one(fresh_token
         assert (await stored(tmp_path))[1][0].run.status == ("failed" if fails else "aborted")
 
 
-def test_a_handover_without_settled_is_refused(fresh_token, tmp_path):
-    class Older:
-        async def handover(self, old, new, km): ...
-        async def revert(self, old, new, km): ...
+class Older:
+    """A handover for an earlier version."""
 
+    def __init__(self, fails=0):
+        self.fails, self.calls = fails, []
+
+    async def handover(self, old, new, km):
+        self.calls.append("handover")
+        if len(self.calls) <= self.fails:
+            raise RuntimeError("refused")
+
+    async def revert(self, old, new, km):
+        self.calls.append("revert")
+
+
+@one_loop
+async def test_a_handover_that_cannot_be_asked_is_taken_at_its_word_and_costs_no_key(fresh_token, tmp_path, caplog):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=1, requireHandover=True))
+    chain = Older(fails=1)
+    manager = hsmcore.create_key_manager(config)
+    manager.on_rotation(chain)
+    assert "cannot say which key the chain obeys" in caplog.text
+    async with manager:
+        first = manager.keys()[0].id
+        with pytest.raises(HsmError, match="refused"):
+            await manager.rotate_key()
+        assert chain.calls == ["handover", "revert"]
+        kept = await on_token(manager) - {first}
+        assert len(kept) == 1, "the key that the chain may still obey"
+        assert await manager.get_current_key_id() == first
+        new = await manager.rotate_key()
+        assert chain.calls[2:] == ["handover"]
+        assert await on_token(manager) == {first, *kept, new}
+
+
+@pytest.mark.parametrize("method", ["handover", "revert"])
+def test_a_handover_that_lacks_half_is_refused(fresh_token, tmp_path, method):
     manager = hsmcore.create_key_manager(fresh_token().config(**rules(tmp_path)))
-    with pytest.raises(BadArgument, match="has no `settled`"):
-        manager.on_rotation(Older())
+    half = type("Half", (), {method: Older.revert})()
+    with pytest.raises(BadArgument, match="has no `"):
+        manager.on_rotation(half)

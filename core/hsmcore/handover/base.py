@@ -42,7 +42,8 @@ class Handover(Protocol):
     return values of `handover` and `revert` go into the rotation's history. An exception rolls the rotation back
     (`handover`), is tried again later (`revert`), or counts as "unknown" (`settled`).
 
-    `settled` decides: the new key signs only after "new", and is destroyed only after "old".
+    `settled` decides: the new key signs only after "new", and is destroyed only after "old". Of an object without it
+    the return of `handover` or `revert` counts, and a key that was handed over is never destroyed.
     """
 
     async def handover(self, old: HandoverKey, new: HandoverKey, km: Any) -> Mapping[str, Any] | None:
@@ -56,14 +57,22 @@ class Handover(Protocol):
         nothing sent before, for example a transaction without a result, can still make an account obey `new`."""
 
 
-_METHODS: Final = ("handover", "revert", "settled")
+_METHODS: Final = ("handover", "revert")
+ADD_SETTLED: Final = (
+    "Add `settled` (see hsmcore.handover.Handover): without it, a key that was given back is never destroyed."
+)
 
 
 def require_whole(handover: object) -> None:
-    """Raises BadArgument for an object that lacks a method of Handover."""
+    """Raises BadArgument for an object that lacks a method which a rotation calls."""
     missing = [name for name in _METHODS if not callable(getattr(handover, name, None))]
     if missing:
         raise BadArgument(
             f"the handover {type(handover).__name__} has no {' and no '.join(f'`{name}`' for name in missing)}",
-            hint='See hsmcore.handover.Handover: the coroutine `settled(old, new)` returns "old", "new" or "unknown".',
+            hint="See hsmcore.handover.Handover.",
         )
+
+
+def can_be_asked(handover: object) -> bool:
+    """Return whether a handover has `settled`, which those for earlier versions lack."""
+    return callable(getattr(handover, "settled", None))

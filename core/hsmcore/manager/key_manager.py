@@ -17,7 +17,7 @@ from hsmcore.config.load import Source
 from hsmcore.config.root import STATE_FILE
 from hsmcore.errors import AccessDenied, HsmError, LoginError, WrongEventLoop
 from hsmcore.events import Callback, Events
-from hsmcore.handover.base import Handover, require_whole
+from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.manager.background import BackgroundServices
@@ -324,8 +324,10 @@ class KeyManager:
     def on_rotation(self, handover: Handover) -> None:
         """Set the handover that announces each new key to the chain before it signs (see hsmcore.handover). Call it
         before initialize(): a rotation that was interrupted in its handover waits for it. Raises BadArgument for an
-        object that lacks one of its methods."""
+        object that lacks `handover` or `revert`."""
         require_whole(handover)
+        if not can_be_asked(handover):
+            get_logger().warning("the handover cannot say which key the chain obeys", hint=ADD_SETTLED)
         self._handover = handover
         if self._background.rotation is not None:
             self._background.rotation.handover = handover

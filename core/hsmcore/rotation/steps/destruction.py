@@ -20,7 +20,7 @@ from hsmcore.members.base import NonExportable
 from hsmcore.members.tokens import free_id
 from hsmcore.rotation.approvals import statement
 from hsmcore.rotation.context import Context
-from hsmcore.rotation.steps import consent
+from hsmcore.rotation.steps import consent, handover
 from hsmcore.state import StoredKey
 
 _LEAST_ID: Final = 8
@@ -54,7 +54,7 @@ async def why_not_new(ctx: Context) -> str | None:
         return "the rotation replaces another key than the one that signs"
     if _signs(ctx, ctx.new.key_id, ctx.new.public_key):
         return "it signs"
-    return await consent.why_not(ctx)
+    return await handover.why_not_settled(ctx) or await consent.why_not(ctx)
 
 
 async def why_not_this(ctx: Context, member: Member, record: KeyRecord) -> str | None:

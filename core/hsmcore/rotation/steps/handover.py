@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, get_args
 
 from hsmcore.errors import HsmError
-from hsmcore.handover.base import Handover, HandoverKey, Settled
+from hsmcore.handover.base import Handover, HandoverKey, Settled, can_be_asked
 from hsmcore.log import get_logger
 from hsmcore.rotation.context import LOOK_AGAIN_NS, Announce, Context, Done, Pending, skipped
 from hsmcore.rotation.steps import consent
@@ -48,11 +48,11 @@ async def do(ctx: Context) -> Done | Pending:
         await ctx.rotations.note(ctx.rotation.id, "handover", "begun", {"handover": True})
     old, new = await _keys(ctx)
     if called and ctx.resumed:
-        obeyed, why = await _ask(ctx.handover, old, new)
+        obeyed, why = await _ask(ctx.handover, old, new, said="old")
         if obeyed != "old":
             return Done({"settled": "new"}) if obeyed == "new" else await _unknown(ctx, why)
     details = await ctx.handover.handover(old, new, ctx.port.manager)
-    obeyed, why = await _ask(ctx.handover, old, new)
+    obeyed, why = await _ask(ctx.handover, old, new, said="new")
     if obeyed == "old":
         raise HsmError("the handover has returned, and the chain obeys the old key")
     return await _unknown(ctx, why) if obeyed == "unknown" else Done({**(details or {}), "settled": "new"})
@@ -68,13 +68,13 @@ async def undo(ctx: Context) -> Done | Pending:
             raise HsmError("a handover was called, and the key ring does not say to which key")
         return skipped("nothing was handed over")
     old, new = await _keys(ctx)
-    obeyed, _ = await _ask(ctx.handover, old, new)
+    obeyed, _ = await _ask(ctx.handover, old, new, said="unknown")
     if obeyed == "old":
         return Done({"settled": "old"})
     details = await ctx.handover.revert(old, new, ctx.port.manager)
-    obeyed, why = await _ask(ctx.handover, old, new)
+    obeyed, why = await _ask(ctx.handover, old, new, said="old")
     if obeyed == "old":
-        return Done({**(details or {}), "settled": "old"})
+        return Done({**(details or {}), "settled": "old" if can_be_asked(ctx.handover) else "not asked"})
     return await _unknown(ctx, why if obeyed == "unknown" else "it was reverted, and the chain obeys the new key")
 
 
@@ -116,8 +116,22 @@ async def tell(rotation: Rotation, announce: Announce) -> None:
     )
 
 
-async def _ask(asked: Handover, old: HandoverKey, new: HandoverKey) -> tuple[Settled, str]:
-    """Return the key that the chain obeys, and why that is unknown. An error of the application's code is no answer."""
+async def why_not_settled(ctx: Context) -> str | None:
+    """Return why the new key may not be destroyed although it was given back: nobody has asked the chain."""
+    called = False
+    for step in await ctx.rotations.steps(ctx.rotation.id, ["handover"]):
+        if step["outcome"] == "begun":
+            called = called or _was_called(step)
+        elif step["outcome"] == "undone":
+            called = called and step["details"].get("settled") != "old"
+    return "a handover was called that cannot say which key the chain obeys" if called else None
+
+
+async def _ask(asked: Handover, old: HandoverKey, new: HandoverKey, *, said: Settled) -> tuple[Settled, str]:
+    """Return the key that the chain obeys, and why that is unknown. An error of the application's code is no answer.
+    `said`: what the last call's return says, for a handover that cannot be asked."""
+    if not can_be_asked(asked):
+        return said, "the handover has no `settled`"
     try:
         obeyed: object = await asked.settled(old, new)
     except Exception as error:  # noqa: BLE001  # the application's code: it may raise anything
@@ -151,11 +165,15 @@ def _may_be_over(rotation: Rotation, steps: Iterable[Mapping[str, Any]]) -> bool
     begun, called = False, False
     for step in steps:
         if step["outcome"] == "begun":
-            begun, called = True, called or bool(step["details"].get("handover", True))
+            begun, called = True, called or _was_called(step)
         elif step["outcome"] == "undone":
             called = False
     lost = rotation.run.status == "running" and rotation.run.step == "handover" and rotation.run.begun and not begun
     return called or lost
+
+
+def _was_called(begun: Mapping[str, Any]) -> bool:
+    return bool(begun["details"].get("handover", True))
 
 
 async def _called(ctx: Context) -> bool:
