@@ -396,7 +396,7 @@ async def test_a_transaction_that_fails_leaves_the_seal_as_it_was(tmp_path):
         (delete(ROTATION_STEP), {"steps"}),
         (select(NOTICE), set()),
     ],
-    ids=str,
+    ids=range(1, 14),
 )
 def test_every_form_of_statement_shows_the_tables_that_it_uses(statement, scopes):
     assert _scopes(statement) == scopes
