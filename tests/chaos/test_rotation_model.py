@@ -35,8 +35,12 @@ def test_the_model_sees_a_key_destroyed_by_a_process_without_the_handover(monkey
     async def nothing(_ctx):
         return skipped("nothing was handed over")
 
+    async def no_doubt(_ctx):
+        return None
+
     monkeypatch.setattr(RotationService, "_must_follow", leads)
     monkeypatch.setattr(handover, "_held", nothing)
+    monkeypatch.setattr(handover, "why_not_settled", no_doubt)
     [verdict] = verdicts([8])
     assert verdict["notes"] == ["seed 8: at load: the chain obeys a key that is destroyed"]
 

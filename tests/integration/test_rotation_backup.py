@@ -235,6 +235,17 @@ async def test_the_token_accepts_none_of_a_thousand_damaged_backups(fresh_token,
         assert record.public_key == row.public_key
 
 
+async def test_clearing_up_meets_a_passing_error_once_more(world, shim):
+    settings = load(world.config(settings={"modulePath": shim.path})).key_manager.config
+    async with ControlPlane.for_settings(settings, log_in=True) as control:
+        await control.list_keys()
+        shim.fail("C_OpenSession", 0x005, times=1)
+        assert await control.do(Sweep("abcd")) == 0
+        shim.fail("C_OpenSession", 0x005, times=2)
+        with pytest.raises(HsmError, match="CKR_GENERAL_ERROR"):
+            await control.do(Sweep("abcd"))
+
+
 def damaged(data, number, chance):
     """One way or the other, never the same as before."""
     while True:

@@ -166,6 +166,7 @@ async def test_a_step_that_an_earlier_version_began_counts_as_a_call(fresh_token
 
         await becomes(cut_off)
     await asyncio.wait({rotating})
+    assert rotating.exception() is not None
     monkeypatch.undo()
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
         connection.execute("UPDATE rotation_step SET details = '{}' WHERE step = 'handover'")

@@ -190,7 +190,8 @@ async def test_the_emergency_level_signs(site, terminal):
     async def happens():
         site.kill(0)
         site.kill(1)
-        assert await manager.sign(b"somebody signs")
+        for number in range(16):
+            assert await manager.sign(b"somebody signs %d" % number)
 
     def repair():
         site.revive(0)
