@@ -7,6 +7,7 @@ import binascii
 from typing import Final, Literal
 
 from hsmcore.base58 import base58, from_base58
+from hsmcore.control.curves import der_integers
 
 __all__ = ["SIGNATURE_BYTES", "Format", "base58", "decode_signature", "encode", "from_base58"]
 
@@ -50,15 +51,8 @@ def _from_text(given: bytes) -> bytes:
 
 
 def _from_der(given: bytes) -> bytes:
-    """Return r || s of SEQUENCE { INTEGER r, INTEGER s } in the one form that DER has for it, or b""."""
-    numbers, rest = [], given[2:]
-    if given[:1] != b"\x30" or len(given) < 2 or given[1] != len(rest):
+    """Return r || s of an ECDSA signature in DER, or b""."""
+    numbers = der_integers(given)
+    if numbers is None or not all(0 < number < 1 << 256 for number in numbers):
         return b""
-    for _ in range(2):
-        size = rest[1] if len(rest) > 1 and rest[0] == 2 else 0
-        number, rest = rest[2 : 2 + size], rest[2 + size :]
-        padded = number[:1] == b"\0" and number[1:2] < b"\x80"
-        if not 0 < size <= 33 or len(number) != size or number[0] >= 0x80 or padded or len(number.lstrip(b"\0")) > 32:
-            return b""
-        numbers.append(number.lstrip(b"\0").rjust(32, b"\0"))
-    return b"" if rest else b"".join(numbers)
+    return b"".join(number.to_bytes(32, "big") for number in numbers)

@@ -58,3 +58,20 @@ def low_s(algorithm: str, signature: bytes) -> bytes:
     """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
     r, s = signature[:32], int.from_bytes(signature[32:], "big")
     return r + min(s, ORDERS[algorithm] - s).to_bytes(32, "big")
+
+
+def der_integers(data: bytes) -> tuple[int, int] | None:
+    """Return r and s of an ECDSA-Sig-Value (RFC 3279, 2.2.3), SEQUENCE { INTEGER, INTEGER }, if it is DER and they are
+    not negative, else None."""
+    if len(data) < 8 or data[0] != 0x30 or data[1] != len(data) - 2 or data[1] > 0x7F:
+        return None
+    numbers = []
+    rest = data[2:]
+    for _ in range(2):
+        if len(rest) < 3 or rest[0] != 0x02 or not 1 <= rest[1] <= len(rest) - 2:
+            return None
+        value, rest = rest[2 : 2 + rest[1]], rest[2 + rest[1] :]
+        if value[0] & 0x80 or (len(value) > 1 and value[0] == 0 and not value[1] & 0x80):
+            return None  # negative, or longer than necessary
+        numbers.append(int.from_bytes(value))
+    return None if rest else (numbers[0], numbers[1])

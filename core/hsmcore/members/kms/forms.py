@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from hsmcore.control.curves import ORDERS, Algorithm
+from hsmcore.control.curves import ORDERS, Algorithm, der_integers
 
 MAX_RAW_MESSAGE: Final = 4096
 """Bytes; KMS API reference, Sign: MessageType RAW."""
@@ -55,24 +55,8 @@ def raw_signature(form: Form, signature: bytes) -> bytes | None:
     core. Return None if malformed."""
     if not form.order:
         return signature if len(signature) == 64 else None
-    numbers = _der_integers(signature)
+    numbers = der_integers(signature)
     if numbers is None or not all(0 < number < form.order for number in numbers):
         return None
     r, s = numbers
     return r.to_bytes(32) + min(s, form.order - s).to_bytes(32)
-
-
-def _der_integers(data: bytes) -> tuple[int, int] | None:
-    """Return the two numbers of SEQUENCE { INTEGER, INTEGER } if it is DER and they are not negative, else None."""
-    if len(data) < 8 or data[0] != 0x30 or data[1] != len(data) - 2 or data[1] > 0x7F:
-        return None
-    numbers = []
-    rest = data[2:]
-    for _ in range(2):
-        if len(rest) < 3 or rest[0] != 0x02 or not 1 <= rest[1] <= len(rest) - 2:
-            return None
-        value, rest = rest[2 : 2 + rest[1]], rest[2 + rest[1] :]
-        if value[0] & 0x80 or (len(value) > 1 and value[0] == 0 and not value[1] & 0x80):
-            return None  # negative, or longer than necessary
-        numbers.append(int.from_bytes(value))
-    return None if rest else (numbers[0], numbers[1])

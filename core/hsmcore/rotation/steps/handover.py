@@ -7,7 +7,7 @@ after "new" and is destroyed only after "old". While the answer is "unknown", th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, get_args
 
 from hsmcore.errors import HsmError
@@ -118,12 +118,8 @@ async def tell(rotation: Rotation, announce: Announce) -> None:
 
 async def why_not_settled(ctx: Context) -> str | None:
     """Return why the new key may not be destroyed although it was given back: nobody has asked the chain."""
-    called = False
-    for step in await ctx.rotations.steps(ctx.rotation.id, ["handover"]):
-        if step["outcome"] == "begun":
-            called = called or _was_called(step)
-        elif step["outcome"] == "undone":
-            called = called and step["details"].get("settled") != "old"
+    steps = await ctx.rotations.steps(ctx.rotation.id, ["handover"])
+    called = _last_call(steps, over=lambda undone: undone["details"].get("settled") == "old")
     return "a handover was called that cannot say which key the chain obeys" if called else None
 
 
@@ -159,21 +155,23 @@ async def _unknown(ctx: Context, why: str) -> Pending:
     return Pending(ctx.clock() + ASK_AGAIN_NS, details)
 
 
-def _may_be_over(rotation: Rotation, steps: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether the chain may obey the new key. `steps`: those of the handover, oldest first; a beginning that
-    does not say whether a handover was called counts as a call."""
-    begun, called = False, False
+def _may_be_over(rotation: Rotation, steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the chain may obey the new key. `steps`: those of the handover, oldest first."""
+    begun = any(step["outcome"] == "begun" for step in steps)
+    lost = rotation.run.status == "running" and rotation.run.step == "handover" and rotation.run.begun and not begun
+    return lost or _last_call(steps, over=lambda _undone: True)
+
+
+def _last_call(steps: Iterable[Mapping[str, Any]], *, over: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Return whether a handover was called and is not `over` by a step that undid it. A beginning that does not say
+    whether a handover was called counts as a call."""
+    called = False
     for step in steps:
         if step["outcome"] == "begun":
-            begun, called = True, called or _was_called(step)
+            called = called or bool(step["details"].get("handover", True))
         elif step["outcome"] == "undone":
-            called = False
-    lost = rotation.run.status == "running" and rotation.run.step == "handover" and rotation.run.begun and not begun
-    return called or lost
-
-
-def _was_called(begun: Mapping[str, Any]) -> bool:
-    return bool(begun["details"].get("handover", True))
+            called = called and not over(step)
+    return called
 
 
 async def _called(ctx: Context) -> bool:
