@@ -12,9 +12,7 @@ the audit log. The summary is JSON on standard output; the exit code is 1 if any
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import logging
 import os
 import random
 import sys
@@ -27,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import uvloop
 from tests.chaos.failover_load import Verdict
 from tests.chaos.failover_site import Attempts, Modules, watching
@@ -36,7 +33,7 @@ from tests.support.kms import KmsServer, set_credentials
 from tests.support.kms import config as kms_config
 from tests.support.levels import QUICK
 from tests.support.managers import start, until
-from tests.support.seeds import added, parse, run_seeds
+from tests.support.seeds import added, judged, parse, quiet, run_seeds
 
 import hsmcore
 from hsmcore import _native
@@ -305,24 +302,9 @@ async def _fails(after: float) -> None:
     raise LookupError("another task of the group fails")
 
 
-async def run_timed(plan_: Plan, modules: Modules, kms: KmsServer, folder: Path) -> Verdict:
-    """A schedule with a limit, and a look at what it left."""
-    schedule = Schedule(plan_, modules, kms, folder)
-    verdict = schedule.verdict
-    try:
-        await asyncio.wait_for(schedule.run(), HANGS)
-    except TimeoutError:
-        verdict.fault("hangs", f"longer than {HANGS:.0f} s")
-    gc.collect()
-    left = {name: count for name, count in _native.leaks().items() if count}
-    verdict.fault("leaks", str(left), len(left))
-    return verdict
-
-
 def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
     """Some schedules one after the other, in one event loop."""
-    logging.disable(logging.CRITICAL)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    quiet()
     verdicts = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -336,7 +318,7 @@ def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
             place = Path(folder) / str(seed)
             place.mkdir()
             kms.store.signed.clear()
-            verdicts.append(runner.run(run_timed(plan(seed), modules, kms, place)).as_dict())
+            verdicts.append(runner.run(judged(Schedule(plan(seed), modules, kms, place), HANGS)).as_dict())
     return added(verdicts)
 
 

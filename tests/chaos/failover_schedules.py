@@ -11,9 +11,7 @@ key. The summary is JSON on standard output; the exit code is 1 if anything was 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import logging
 import os
 import random
 import sys
@@ -24,16 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 import uvloop
 from tests.chaos.failover_load import CALLERS, Asking, Verdict
 from tests.chaos.failover_site import Modules, watching
 from tests.chaos.schedules import LADDER_CKRS, LIES, LOSSES, SIGN_CKRS
 from tests.support.chaos import send_signal
-from tests.support.seeds import added, parse, run_seeds
+from tests.support.seeds import added, judged, parse, quiet, run_seeds
 
 import hsmcore
-from hsmcore import _native
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.members import Pkcs11Member
 
@@ -304,31 +300,16 @@ class Schedule:
                 self.verdict.fault("not healed", f"{receipt.level} signs")
 
 
-async def run_timed(plan_: Plan, modules: Modules, folder: Path) -> Verdict:
-    """A schedule with a limit, and a look at what it left."""
-    schedule = Schedule(plan_, modules, folder)
-    verdict = schedule.verdict
-    try:
-        await asyncio.wait_for(schedule.run(), HANGS)
-    except TimeoutError:
-        verdict.fault("hangs", f"longer than {HANGS:.0f} s")
-    gc.collect()
-    left = {name: count for name, count in _native.leaks().items() if count}
-    verdict.fault("leaks", str(left), len(left))
-    return verdict
-
-
 def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
     """Some schedules one after the other, in one event loop."""
-    logging.disable(logging.CRITICAL)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    quiet()
     verdicts = []
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         modules = Modules(Path(folder), MEMBERS)
         for seed in seeds:
             place = Path(folder) / str(seed)
             place.mkdir()
-            verdicts.append(runner.run(run_timed(plan(seed), modules, place)).as_dict())
+            verdicts.append(runner.run(judged(Schedule(plan(seed), modules, place), HANGS)).as_dict())
     return added(verdicts)
 
 

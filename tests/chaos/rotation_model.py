@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import structlog
 from tests.support.rotation_world import Broken, CutOff, Process, World
-from tests.support.seeds import added, parse, run_seeds
+from tests.support.seeds import added, parse, quiet, run_seeds
 
 from hsmcore.errors import HsmError, KeyNotFound
 from hsmcore.rotation.machine import NAMES
@@ -160,12 +158,6 @@ def run_one(seed: int) -> dict[str, Any]:
         except (HsmError, KeyNotFound) as error:
             faults, notes = {"errors": 1}, [f"seed {seed}: {type(error).__name__}: {error}"]
     return {"schedules": 1, "faults": faults, "notes": notes, "counts": counts}
-
-
-def quiet() -> None:
-    """Log nothing."""
-    logging.disable(logging.CRITICAL)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def main() -> int:

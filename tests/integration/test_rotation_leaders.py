@@ -105,24 +105,30 @@ def test_a_process_without_the_handover_does_not_resume_a_rotation_killed_in_it(
     assert chain.read_text() == (obeyed if not fails else token.keys["p256"].id)
 
 
+class Hangs(Handover):
+    """A handover that does not end."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun = asyncio.Event()
+
+    async def handover(self, old, new, km):
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
 @one_loop
 async def test_a_key_manager_without_the_handover_gives_the_role_up_to_one_that_has_it(
     fresh_token, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
     config = fresh_token().config(**rules(tmp_path, overlapDays=1))
-    hanging = asyncio.Event()
-
-    class Hangs(Handover):
-        async def handover(self, old, new, km):
-            hanging.set()
-            await asyncio.Event().wait()
-
+    hangs = Hangs()
     first = hsmcore.create_key_manager(config)
-    first.on_rotation(Hangs())
+    first.on_rotation(hangs)
     async with first:
         rotating = start(first.rotate_key())
-        await hanging.wait()
+        await hangs.begun.wait()
     await asyncio.wait({rotating})
     assert rotating.exception() is not None
     async with opened(config) as other:
@@ -191,18 +197,12 @@ def test_a_wish_that_a_kill_cut_off_is_fulfilled_once(fresh_token, tmp_path, poi
 async def test_a_wish_that_a_restart_cut_off_is_fulfilled_once(fresh_token, tmp_path, monkeypatch):
     monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
     config = fresh_token().config(**rules(tmp_path, overlapDays=1))
-    hanging = asyncio.Event()
-
-    class Hangs(Handover):
-        async def handover(self, old, new, km):
-            hanging.set()
-            await asyncio.Event().wait()
-
+    hangs = Hangs()
     first = hsmcore.create_key_manager(config)
-    first.on_rotation(Hangs())
+    first.on_rotation(hangs)
     async with first:
         await first._background.rotation._desired.set(service.ROTATE, "now", "asked for")
-        await hanging.wait()
+        await hangs.begun.wait()
     second = hsmcore.create_key_manager(config)
     second.on_rotation(Handover())
     async with second:

@@ -6,7 +6,10 @@ A process of its own because what runs in the caller's process can crash with th
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -15,7 +18,10 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+import structlog
 from tests.support.paths import ROOT
+
+from hsmcore import _native
 
 MOST_NOTES = 40
 
@@ -48,6 +54,25 @@ def added(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             else:
                 total[name] = total.get(name, type(value)()) + value
     return total
+
+
+def quiet() -> None:
+    """Log nothing."""
+    logging.disable(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+async def judged(schedule: Any, seconds: float) -> Any:
+    """Run a schedule with a limit, and look at what it left. Returns its verdict."""
+    verdict = schedule.verdict
+    try:
+        await asyncio.wait_for(schedule.run(), seconds)
+    except TimeoutError:
+        verdict.fault("hangs", f"longer than {seconds:.0f} s")
+    gc.collect()
+    left = {name: count for name, count in _native.leaks().items() if count}
+    verdict.fault("leaks", str(left), len(left))
+    return verdict
 
 
 def _run_chunk(module: str, seeds: list[int], shared: tuple[Any, ...]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, StoreNotGenuine, Wish
+from hsmcore.state.desired import own_report
 
 TICK_S: Final = 0.1
 """Seconds between two looks at the members."""
@@ -62,7 +63,7 @@ class HealthMonitor:
         self._levels = router.levels
         self._verify = verify
         self._desired = desired
-        self._report_name = f"{name}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._report_name = own_report(name)
         self._permitted = permitted
         self._each_second = each_second
         self._loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey, StoreNotGenuine
-from hsmcore.state.desired import withdraw
+from hsmcore.state.desired import own_report, withdraw
 from hsmcore.state.keys import active_of
 
 ROLE: Final = "rotation"
@@ -95,7 +95,7 @@ class RotationService:
         self._held: set[int] = set()
         self._drill: ControlPlane | None = None
         self._reported = 0
-        self._name = f"rotation:{os.getpid()}:{os.urandom(4).hex()}"  # containers may share a process id
+        self._name = own_report("rotation")
         self._verdicts: Verdicts = {}
         self.seen: Seen | None = None
         """The ring at the last look."""

@@ -6,6 +6,8 @@ restart, and one that is written while no key manager runs holds from the next s
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +44,11 @@ def withdraw(connection: Connection, name: str) -> None:
     replace_row(connection, DESIRED, name)
 
 
+def own_report(what: str) -> str:
+    """Return a name for the reports of one life of a key manager: containers may share a process id."""
+    return f"{what}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
 class Desired(Tables):
     """Reads and writes `desired_state` and `snapshot`."""
 
@@ -63,7 +70,7 @@ class Desired(Tables):
 
         def work(connection: Connection) -> None:
             replace_row(connection, SNAPSHOT, name, **row)
-            # Of a key manager that was killed; each life has a name of its own, with a colon.
+            # Of a key manager that was killed: `own_report`.
             old = SNAPSHOT.c.name.contains(":") & (SNAPSHOT.c.written_ns < now - _FORGET_NS)
             connection.execute(delete(SNAPSHOT).where(old))
 
