@@ -30,6 +30,7 @@ from hsmcore cimport *
 from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
+    HsmError,
     InvalidMessageType,
     InvalidTimeout,
     NotInitialized,
@@ -78,9 +79,11 @@ include "journal.pxi"
 include "records.pxi"
 include "requests.pxi"
 include "guest.pxi"
+include "routes.pxi"
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Engine(Requests):
     """One member's rings, workers, signature cache and futures.
 

@@ -3,6 +3,7 @@
 cdef dict _STATUS_NUMBERS = {_text(hsm_status_name(<hsm_status>i)): i for i in range(HSM_STATUS_COUNT)}
 
 
+@cython.no_gc_clear
 cdef class Guest(Requests):
     """An engine without workers: its runners, numbered from 0, are the caller's. All methods belong to the event
     loop."""
@@ -19,8 +20,9 @@ cdef class Guest(Requests):
             raise BadArgument(f"{runners} runners", member=self._member)
         self._pump = pump
 
-    def pin(self, str algorithm not None, bytes public_key not None):
-        """Take in a key. Returns its index."""
+    def pin(self, str algorithm not None, bytes public_key not None, max_message=None, str limit="its limit"):
+        """Take in a key. `max_message`: the longest message that it signs, in bytes, by the name of that `limit`.
+        Returns its index."""
         cdef hsm_key_info info
         cdef hsm_status status
         memset(&info, 0, sizeof(info))
@@ -31,6 +33,9 @@ cdef class Guest(Requests):
                                    self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0)
         if status != HSM_OK:
             raise self._failure(status)
+        self._limits.pop(info.index, None)
+        if max_message is not None:
+            self._limits[info.index] = min(max_message, self._max_message), limit
         return info.index
 
     def retire_key(self, uint32_t index):

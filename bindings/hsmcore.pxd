@@ -284,6 +284,7 @@ cdef extern from "hsmcore/requests.h" nogil:
     ctypedef enum hsm_which:
         HSM_QUEUED_ONES
         HSM_HELD_ONES
+        HSM_UNSIGNED_ONES
         HSM_ALL
 
     ctypedef struct hsm_requests_counts:
@@ -309,6 +310,7 @@ cdef extern from "hsmcore/requests.h" nogil:
     void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq)
     void hsm_requests_release(hsm_requests *table, uint64_t seq)
     int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun)
+    uint32_t hsm_requests_key(const hsm_requests *table, uint64_t request)
     uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now)
     uint64_t hsm_requests_sweep_at(const hsm_requests *table)
     void hsm_requests_fail(hsm_requests *table, hsm_which which, hsm_status status)

@@ -6,6 +6,8 @@ cdef tuple _CACHE_FIGURES = ("hits", "misses", "joined", "evictions", "entries",
 cdef uint64_t SLICE_NS = 2000000
 
 
+# Who holds an engine may call it while a cycle that both are in is taken apart.
+@cython.no_gc_clear
 cdef class Requests:
     """One member's rings, signature cache and futures: the event loop's side of an Engine or a Guest."""
 
@@ -36,6 +38,9 @@ cdef class Requests:
     cdef object _fds
     cdef object _on_overdue
     cdef object _pump  # called when requests wait for a guest's runners, or None
+    cdef dict _limits  # by key: most bytes of a message, and the limit's name
+    cdef public object place
+    """What the engine is to whoever routes requests to it: see Routes."""
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
@@ -60,6 +65,7 @@ cdef class Requests:
         self._waiters = Waiters.__new__(Waiters)
         self._batches = {}
         self._details = {}
+        self._limits = {}
         if cache_size or single_flight:
             self._cache = Cache.__new__(Cache, cache_size)
             cache = self._cache._cache
@@ -161,12 +167,18 @@ cdef class Requests:
         return self._submit(message, timeout, key, extra, RECEIPT)
 
     cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, uint64_t tag):
+        return self._ask(message, self._timeout_ns(timeout), key, extra, tag)
+
+    cdef inline uint64_t _timeout_ns(self, object timeout) except? 0:
+        return self._default_timeout if timeout is None else _timeout_ns(timeout)
+
+    cdef object _ask(self, object message, uint64_t timeout_ns, uint32_t key, bytes extra, uint64_t tag):
         cdef hsm_ask ask
         cdef hsm_answer answer
         cdef bytes data
         self._check(extra)
-        data = self._checked(message)
-        self._fill(&ask, timeout, key, tag == RECEIPT or (self._recorder is not None and extra != b""))
+        data = self._checked(message, key)
+        self._fill(&ask, timeout_ns, key, tag & RECEIPT or (self._recorder is not None and extra != b""))
         ask.tag = tag
         self._start(&ask, &answer, data, None, extra)
         if answer.request == 0:
@@ -188,8 +200,8 @@ cdef class Requests:
         cdef Py_ssize_t i
         cdef uint64_t count
         self._check(extra)
-        data = [self._checked(message) for message in messages]
-        self._fill(&ask, timeout, key, self._recorder is not None and extra != b"")
+        data = [self._checked(message, key) for message in messages]
+        self._fill(&ask, self._timeout_ns(timeout), key, self._recorder is not None and extra != b"")
         # With `return_exceptions` or a cache, a part of the results is of use; else the last one must be in time.
         count = 1 if return_exceptions or hsm_requests_cacheable(self._table, key) else len(data)
         if data and hsm_requests_refuses(self._table, count, ask.timeout_ns):
@@ -253,6 +265,20 @@ cdef class Requests:
                 batch.numbers[i] = 0
         return begun
 
+    def asked_for(self, future):
+        """(index of the key, message) of the request that a future of `submit` waits for; None: it waits for none."""
+        cdef uint64_t number = self._waiters.number_of(future) if self._table != NULL else 0
+        if number == 0:
+            return None
+        return hsm_requests_key(self._table, number), self._waiters.messages[<Py_ssize_t><uint32_t>number]
+
+    def move(self):
+        """Answer every caller whose message is not signed with DeadlineExceeded: this member does not answer, others
+        can."""
+        if self._table != NULL:
+            hsm_requests_fail(self._table, HSM_UNSIGNED_ONES, HSM_DEADLINE_EXCEEDED)
+            self._take()
+
     def signs_with(self, uint32_t index):
         """Whether a key was added under this index and not retired."""
         return hsm_requests_knows(self._table, index) == 1
@@ -291,19 +317,24 @@ cdef class Requests:
             self._recorder.require_writable()
         return 0
 
-    cdef inline bytes _checked(self, object message):
+    cdef inline bytes _checked(self, object message, uint32_t key):
         cdef bytes data = _frozen(message)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
         if size == 0:
             raise EmptyMessage("a message must have at least one byte", member=self._member)
-        if size > self._max_message:
-            raise error_of("MESSAGE_TOO_LARGE", detail=f"{size} bytes; maxMessageBytes is {self._max_message}",
-                           member=self._member)
+        if size > self._max_message or self._limits:
+            self._check_size(size, key)
         return data
 
-    cdef inline int _fill(self, hsm_ask *ask, object timeout, uint32_t key, bint held) except -1:
-        """What all requests of one call have in common. Raises if the key or the timeout is not good."""
-        ask.timeout_ns = self._default_timeout if timeout is None else _timeout_ns(timeout)
+    cdef int _check_size(self, Py_ssize_t size, uint32_t key) except -1:
+        most, name = self._limits.get(key) or (self._max_message, "maxMessageBytes")
+        if size > <Py_ssize_t>most:
+            raise error_of("MESSAGE_TOO_LARGE", detail=f"{size} bytes; {name} is {most}", member=self._member)
+        return 0
+
+    cdef inline int _fill(self, hsm_ask *ask, uint64_t timeout_ns, uint32_t key, bint held) except -1:
+        """What all requests of one call have in common. Raises if the key is not good."""
+        ask.timeout_ns = timeout_ns
         ask.key = key
         ask.held = held
         ask.admitted = 0
@@ -402,7 +433,7 @@ cdef class Requests:
 
     cdef int _answered(self, const hsm_answer *answer) except -1:
         cdef Py_ssize_t i = <uint32_t>answer.request
-        cdef object waiter
+        cdef object waiter, message
         cdef object error = None
         cdef uint64_t seq = answer.seq
         if answer.slot != HSM_NO_SLOT and not answer.shared:
@@ -421,6 +452,7 @@ cdef class Requests:
                 if seq == <uint64_t>-1:
                     return 0
         waiter = self._waiters.take(answer.request) if answer.claimed else None
+        message = self._waiters.messages[i] if answer.status != HSM_OK and answer.tag & ROUTED else None
         if answer.last:
             self._waiters.forget(answer.request)
             hsm_requests_end(self._table, answer.request)
@@ -430,9 +462,13 @@ cdef class Requests:
             return 0
         if answer.status == HSM_OK and error is None:
             _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
-                                                                  answer.signature_len), seq, answer.cached)
+                                                                  answer.signature_len), seq, answer.cached,
+                    self.place, answer.key)
         else:
-            _refuse(waiter, answer.tag, error if error is not None else self._error(answer))
+            error = self._error(answer) if error is None else error
+            if answer.tag & ROUTED:
+                error.attempt = self.place, answer.key, answer.tag & LATEST, message, True
+            _refuse(waiter, answer.tag, error)
         if type(waiter) is Batch:
             self._batch_answered(<Batch>waiter, answer)
         return 0

@@ -1,8 +1,12 @@
 # Part of _native.pyx: the waiters, by the numbers that the request table gives to requests. A waiter is a future or a
 # Batch. A future that is done already, because its caller has left, takes no answer.
 
-# The tag of a request whose future gets (signature, number of the audit record or None, cached).
-cdef uint64_t RECEIPT = 1
+# Tags of a request with a future of its own. RECEIPT: the future gets (signature, number of the audit record or None,
+# cached). ROUTED: its error says which attempt failed, see Routes; the rest of the tag is the deadline of the whole
+# request, in ns of CLOCK_MONOTONIC. The tag of a batch's request is its position.
+cdef uint64_t ROUTED = <uint64_t>1 << 63
+cdef uint64_t RECEIPT = <uint64_t>1 << 62
+cdef uint64_t LATEST = RECEIPT - 1
 
 
 @cython.final
@@ -56,11 +60,17 @@ cdef inline int _set_exception(object future, object error) except -1:
     return 0
 
 
-cdef inline int _answer(object waiter, uint64_t tag, bytes signature, uint64_t seq, bint cached) except -1:
-    """Give a waiter its signature. `seq`: the number of its audit record, or 0."""
+cdef inline int _answer(object waiter, uint64_t tag, bytes signature, uint64_t seq, bint cached, object place,
+                        uint32_t key) except -1:
+    """Give a waiter its signature. `seq`: the number of its audit record, or 0. A receipt of Routes names `place` and
+    `key`."""
     if type(waiter) is Batch:
         return (<Batch>waiter).put(<Py_ssize_t>tag, signature)
-    return _set_result(waiter, (signature, seq or None, cached) if tag == RECEIPT else signature)
+    if tag & RECEIPT == 0:
+        return _set_result(waiter, signature)
+    if tag & ROUTED == 0:
+        return _set_result(waiter, (signature, seq or None, cached))
+    return _set_result(waiter, (signature, seq or None, cached, place, key))
 
 
 cdef int _refuse(object waiter, uint64_t tag, object error) except -1:

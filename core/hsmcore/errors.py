@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
 
@@ -25,6 +25,8 @@ class HsmError(Exception):
     default_hint: ClassVar[str] = ""
     maybe_signed: bool = False
     """Whether a signature may exist all the same, where `status` and `call` do not tell: set by members."""
+    attempt: Any = None
+    """The attempt of several that failed, for who tries the next one: see Routes in _native.pyi."""
 
     def __init__(
         self,

@@ -348,6 +348,11 @@ static void answer_early(hsm_requests *table, uint32_t index, hsm_status status)
     settle(table, index, status);
 }
 
+uint32_t hsm_requests_key(const hsm_requests *table, uint64_t number) {
+    uint32_t index = hsm_table_find(table, number);
+    return index != HSM_NONE ? table->all[index].answer.key : 0;
+}
+
 uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now) {
     uint32_t index;
     uint32_t overdue = 0;
@@ -369,10 +374,10 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
     while (which != HSM_HELD_ONES && table->queue.count != 0) {
         settle(table, table->queue.first, status);
     }
-    while (which != HSM_QUEUED_ONES && table->held.count != 0) {
+    while ((which == HSM_HELD_ONES || which == HSM_ALL) && table->held.count != 0) {
         settle(table, table->held.first, status);
     }
-    for (uint32_t index = 0; which == HSM_ALL && index < table->room; index++) {
+    for (uint32_t index = 0; which >= HSM_UNSIGNED_ONES && index < table->room; index++) {
         const hsm_request *r = &table->all[index];
         if (r->answer.claimed && (r->state == HSM_REQUEST_SENT || r->state == HSM_REQUEST_FOLLOWING)) {
             answer_early(table, index, status);

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.support.chaos import CHAOS, Chaos, copy_of, wrap_noop
 from tests.support.levels_model import Reference
 
+from hsmcore._native import Routes
 from hsmcore.errors import HsmError
 from hsmcore.failover import breaker, health, plan
+from hsmcore.failover import router as router_module
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import Levels
 from hsmcore.failover.router import Router
@@ -222,11 +225,50 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
     ]
     for owner, name, value in changes:
         setattr(owner, name, value)
+    router_module.Routes = partial(WatchedRoutes, attempts)  # type: ignore[misc, assignment]
     try:
         yield made, attempts
     finally:
+        router_module.Routes = Routes  # type: ignore[misc]
         for (owner, name, _), value in zip(changes, was, strict=True):
             setattr(owner, name, value)
+
+
+class WatchedRoutes:
+    """The short way, whose attempts are noted. Members that share requests have one key."""
+
+    def __init__(self, attempts: Attempts, *ways: Callable[..., Any]) -> None:
+        self._attempts = attempts
+        self._native = Routes(*ways)
+        self._key: bytes | None = None
+        self.pick = self._native.pick
+
+    def aim(self, ramping: Sequence[Any], steady: Sequence[Any], **how: Any) -> None:
+        keys = {engine.place.key for engine, _, _ in (*ramping, *steady)}
+        if len(keys) > 1:
+            self._attempts.fault("second key", "members with different keys share the requests")
+        self._key = next(iter(keys), None)
+        self._native.aim(ramping, steady, **how)
+
+    def submit(self, message: Any, timeout: float | None = None, key: int = 0, extra: bytes | None = None) -> Any:
+        return self._noted(message, self._native.submit(message, timeout, key, extra))
+
+    def submit_with_receipt(self, message: Any, timeout: float | None = None, extra: bytes | None = None) -> Any:
+        return self._noted(message, self._native.submit_with_receipt(message, timeout, extra))
+
+    def _noted(self, message: Any, asked: Any) -> Any:
+        if asyncio.iscoroutine(asked):
+            return asked  # the long way goes to the endpoints
+        self._attempts.begun(message, self._key)
+        return _to_be_noted(self._attempts, message, self._key, asked)
+
+
+def _to_be_noted(attempts: Attempts, message: Any, key: bytes | None, asked: Any) -> Any:
+    if isinstance(asked, bytes):
+        attempts.ended(None, message, key, asked)
+    else:
+        asked.add_done_callback(lambda done: attempts.ended(done, message, key, _outcome(done)))
+    return asked
 
 
 def _watched(attempts: Attempts, endpoint: Endpoint, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,12 +277,7 @@ def _watched(attempts: Attempts, endpoint: Endpoint, inner: Callable[..., Any]) 
     def submit(message: Any, *more: Any) -> Any:
         key = endpoint.key or endpoint.key_version.public_key
         attempts.begun(message, key)
-        asked = inner(message, *more)
-        if isinstance(asked, bytes):
-            attempts.ended(None, message, key, asked)
-        else:
-            asked.add_done_callback(lambda done: attempts.ended(done, message, key, _outcome(done)))
-        return asked
+        return _to_be_noted(attempts, message, key, inner(message, *more))
 
     return submit
 

@@ -442,7 +442,7 @@ async def test_a_request_whose_member_was_closed_in_the_middle_is_bound(kms, tmp
         levels, endpoint = manager._path.failover.levels, manager._path.failover.endpoints[0]
         kms.hold()
         asked = start(manager.sign_with_receipt(b"m", 20))
-        await until(lambda: bool(endpoint.pending))
+        await until(lambda: endpoint.engine.in_flight > 0)
         levels.stopped(endpoint, monotonic_ns())
         await endpoint.stop()
         kms.release()

@@ -288,32 +288,20 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
 
 
 @one_loop
-async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_path, fresh_token, monkeypatch):
+async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME, SAME)
     async with opened(site.config(primary=2)) as manager:
-        router = manager._path.failover.router
-        full = {site.name(0)}
-
-        def refuse(endpoint, submit):
-            def maybe(*arguments):
-                if endpoint.name in full:
-                    raise hsmcore.QueueFull("too many requests wait", member=endpoint.name)
-                return submit(*arguments)
-
-            return maybe
-
-        levels: Levels = router.levels
-        for endpoint in levels.members:
-            monkeypatch.setattr(endpoint, "submit", refuse(endpoint, endpoint.submit))
-            monkeypatch.setattr(endpoint, "submit_with_receipt", refuse(endpoint, endpoint.submit_with_receipt))
+        levels: Levels = manager._path.failover.router.levels
+        levels.members[0].engine.set_down(True, "QUEUE_FULL")
         makers = {(await manager.sign_with_receipt(b"%d" % n)).member for n in range(40)}
         assert makers == {site.name(1)}
         assert len(await asyncio.gather(*[manager.sign(b"x %d" % n) for n in range(40)])) == 40
-        full.add(site.name(1))
+        levels.members[1].engine.set_down(True, "QUEUE_FULL")
         for n in range(40):
             with pytest.raises(hsmcore.QueueFull):
                 await manager.sign(b"y %d" % n)
         assert manager.get_stats()[site.name(2)]["signatures"] == 0
         assert all(member["condition"] == "ready" for member in manager._path.failover.health.describe()["members"])
-        full.clear()
+        for member in levels.members[:2]:
+            member.engine.set_down(False)
         assert len({(await manager.sign_with_receipt(b"z %d" % n)).level for n in range(40)}) == 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
 
 from hsmcore._native import freeze
 from hsmcore.errors import EmptyMessage, HsmError
 from hsmcore.failover.breaker import WITHHELD, may_have_signed
 from hsmcore.failover.levels import EMERGENCY
-from hsmcore.failover.request import Answer
+from hsmcore.failover.request import Answer, Request
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ async def sign_many(
     """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records."""
     batch = [freeze(message) for message in messages]
     router.check()
-    endpoint = router.levels.pick()
-    begun = monotonic_ns()
+    endpoint = router.pick()
+    deadline = router.deadline(timeout)
     if endpoint is None or endpoint.level_name == EMERGENCY or router.any_bound_elsewhere(batch, endpoint.key):
         return await _one_by_one(router, batch, timeout, return_exceptions, extra)
     parts = _parts(router, endpoint, batch)
@@ -39,7 +38,12 @@ async def sign_many(
     results = [result for part in parts for result in part.results]
     again = {
         index: asyncio.ensure_future(
-            router.resume(batch[index], begun, timeout, part.endpoint, part.key, results[index], extra)
+            router.resume(
+                Request(batch[index], deadline, allow_other_key=False, extra=extra),
+                part.endpoint,
+                part.key,
+                results[index],
+            )
         )
         for part in parts
         for index in range(part.first, part.end)
@@ -94,7 +98,6 @@ class _Part:
         """Submit to the member. Raises the request's own errors."""
         try:
             self.asked = router.begin_many(self.endpoint, batch[self.first : self.end], timeout, extra)
-            self.endpoint.pending.add(self.asked)
         except HsmError as error:
             self.fail(router, error)
 
@@ -160,10 +163,6 @@ async def _ask(
         for part in parts:
             part.throw_away(router, batch)
         raise
-    finally:
-        for part in parts:
-            if part.asked is not None:
-                part.endpoint.pending.discard(part.asked)
 
 
 def _check(batch: list[bytes]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic_ns
@@ -103,6 +103,7 @@ class KeyBindings:
 
     def __init__(self, stored: StoredBindings | None = None) -> None:
         self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
+        self._of_key: Counter[bytes] = Counter()
         self._stored = stored
         self._unsaved: dict[bytes, Row] = {}
         self._saving: asyncio.Task[None] | None = None
@@ -110,6 +111,10 @@ class KeyBindings:
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    def elsewhere(self, key: bytes | None) -> bool:
+        """Whether a message is bound to another key than this one."""
+        return len(self._of_key) > (key in self._of_key)
 
     async def restore(self, audit: AuditLog) -> None:
         """Take up the bindings that earlier processes left. Raises StoreError, AuditUnavailable."""
@@ -133,10 +138,18 @@ class KeyBindings:
             self._save()
 
     def _bind(self, digest: bytes, key: bytes, until: int) -> None:
-        self._keys[digest] = key, until
-        self._keys.move_to_end(digest)  # `forget` begins with the oldest
+        self._unbind(digest)
+        self._keys[digest] = key, until  # as the newest: `forget` begins with the oldest
+        self._of_key[key] += 1
         while len(self._keys) > BINDINGS_MAX:
-            self._keys.popitem(last=False)
+            self._unbind(next(iter(self._keys)))
+
+    def _unbind(self, digest: bytes) -> None:
+        key, _ = self._keys.pop(digest, (None, 0))
+        if key is not None:
+            self._of_key[key] -= 1
+            if not self._of_key[key]:
+                del self._of_key[key]
 
     def get(self, message: Any) -> bytes | None:
         """The key that a message is bound to, if any."""
@@ -148,7 +161,9 @@ class KeyBindings:
     def forget(self, now: int) -> None:
         """Remove bindings older than BINDING_NS. Save what the store has refused before."""
         while self._keys and next(iter(self._keys.values()))[1] <= now:
-            self._unsaved.pop(self._keys.popitem(last=False)[0], None)
+            digest = next(iter(self._keys))
+            self._unbind(digest)
+            self._unsaved.pop(digest, None)
         if self._unsaved and now >= self._save_at:
             self._save()
 

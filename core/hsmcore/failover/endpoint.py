@@ -29,7 +29,7 @@ class Endpoint(MemberState):
 
     __slots__ = (
         *("_complete", "_stopping", "busy_since", "done", "index", "lacks_key", "level_name", "lost", "make", "member"),
-        *("patience", "pending", "probing", "refused", "renewed", "signed", "submit", "submit_with_receipt"),
+        *("patience", "probing", "refused", "renewed", "signed", "submit", "submit_with_receipt"),
         *("version", "versions", "watch", "where"),
     )
 
@@ -60,8 +60,6 @@ class Endpoint(MemberState):
         self.index = 0
         self.submit: Submit = _not_started
         self.submit_with_receipt: WithReceipt = _not_started
-        self.pending: set[asyncio.Future[Any]] = set()
-        """Answers with a waiter: the router can move them to another member when this one hangs."""
         self.watch = LatencyWatch()
         self.lost: Callable[[Endpoint], None] = lambda _endpoint: None
         """Called when the member's host process has ended."""
@@ -102,6 +100,7 @@ class Endpoint(MemberState):
             raise
         self.member = member
         self.engine = engine = member.engine
+        engine.place = self
         self.submit, self.submit_with_receipt = engine.submit, engine.submit_with_receipt
         supervisor = getattr(member, "supervisor", None)
         if supervisor is not None:
@@ -124,13 +123,11 @@ class Endpoint(MemberState):
         if self.key is not None:
             self.key = version.public_key
 
-    def key_at(self, index: int) -> bytes:
-        """The public key of an index at the time a request was submitted; by now another key may sign."""
-        return next(
-            (key for key, version in self.versions.items() if version.index == index), self.key_version.public_key
-        )
+    def version_at(self, index: int) -> KeyVersion:
+        """The key of an index at the time a request was submitted; by now another key may sign."""
+        return next((version for version in self.versions.values() if version.index == index), self.key_version)
 
-    def abandon(self, future: asyncio.Future[Any]) -> bool:
+    def abandon(self, future: Any) -> bool:
         """Give up an answer that has no waiter. Returns whether a signature may exist."""
         return self.member is None or self.member.engine.abandon(future) is not False
 

@@ -154,14 +154,14 @@ class HealthMonitor:
             self._levels.stalled(endpoint, now)
             self._router.settle()
             if self._levels.pick_for(endpoint.key, [endpoint]) is not None:
-                self._router.move(endpoint)
+                endpoint.engine.move()
 
     def _host_lost(self, endpoint: Endpoint) -> None:
         """The supervisor restarts the host process; other members can answer its requests sooner."""
         if not self._ended and self._levels.pick_for(endpoint.key, [endpoint]) is not None:
             self._levels.failed(endpoint, "down", "its host process ended", monotonic_ns())
             self._router.settle()
-            self._router.move(endpoint)
+            endpoint.engine.move()
 
     def _login_refused(self, endpoint: Endpoint, error: HsmError) -> None:
         """Probes cannot bring the member back; an operator must."""

@@ -49,7 +49,6 @@ async def hedged(
     message is bound to the key if the second member may have signed it. `version`: the key of `signed`; by now the
     members may sign with another key."""
     asked: Asked = {signed: (endpoint, version)}
-    endpoint.pending.add(signed)
     try:
         after = max(endpoint.watch.p99 / 1e9, FLOOR_S) if endpoint.watch.p99 else UNKNOWN_S
         done, _ = await asyncio.wait(asked, timeout=min(after, share))
@@ -60,7 +59,6 @@ async def hedged(
         return await _first_good(router, asked, request)
     finally:
         for future, (asked_of, _) in asked.items():
-            asked_of.pending.discard(future)
             if not future.done():
                 future.cancel()
                 asked_of.abandon(future)
@@ -85,7 +83,6 @@ def _ask_second(
         return again, second, own
     router.hedges += 1
     asked[again] = second, own
-    second.pending.add(again)
     return None
 
 

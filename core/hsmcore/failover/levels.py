@@ -1,7 +1,7 @@
 """Levels of members: which members may sign, which takes the next request, and what changed. No I/O, no clock.
 
-`pick` is on the way of every signature: it compares a few integers. Everything else runs when a member fails or
-returns, or on an operator's order. Times are nanoseconds of a monotonic clock. `events` holds events not yet passed on.
+Nothing here is on the way of a signature: it runs when a member fails or returns, or on an operator's order. Times are
+nanoseconds of a monotonic clock. `events` holds events not yet passed on.
 """
 
 from __future__ import annotations
@@ -56,38 +56,25 @@ class Levels(Generic[M]):
     ready: tuple[M, ...] = ()
     """The members that may take a request now: trusted, of the active level, with its key."""
     version: int = 0
-    """Grows with every change of `ready`."""
+    """Grows with every change of `ready` or of a weight."""
     events: list[Event] = field(default_factory=list)
-    _ramping: tuple[M, ...] = ()
-    _steady: tuple[M, ...] = ()
+    ramping: tuple[M, ...] = ()
+    """The members that take a part of their share for now."""
+    steady: tuple[M, ...] = ()
+    """The members that take the rest: those of `ready`, or while all of these ramp up, of the other levels."""
     _left: str | None = None
     _why: str = ""
     _key_level: int = 0
 
-    def pick(self) -> M | None:
-        """The least loaded member of the active level; None: no member may sign."""
-        if self._ramping:
-            return self._pick_ramping()
-        ready = self.ready
-        if not ready:
-            return None
-        best = ready[0]
-        if len(ready) > 1:
-            best = least_loaded(ready)
-        return best
-
-    def _pick_ramping(self) -> M:
-        for member in self._ramping:
-            member.turn += member.weight
-            if member.turn >= FULL * (len(self.ready) if self._steady and self._steady[0] in self.ready else 1):
-                member.turn = 0
-                return member
-        return least_loaded(self._steady or self._ramping)
-
     @property
     def sharing(self) -> tuple[M, ...]:
-        """The members that `pick` chooses among."""
-        return (*self._steady, *self._ramping) if self._ramping else self.ready
+        """The members that take the requests of callers, each in proportion to its weight."""
+        return (*self.steady, *self.ramping)
+
+    @property
+    def round(self) -> int:
+        """The sum of weights at which a ramping member has its turn: a full one has each turn of its share."""
+        return FULL * (len(self.ready) if self.ramping and self.steady[0] in self.ready else 1)
 
     def pick_for(self, key: bytes | None, tried: Collection[M]) -> M | None:
         """The member for the next attempt: none of `tried`; with `key`, if a signature under that key may exist.
@@ -174,7 +161,7 @@ class Levels(Generic[M]):
         if all(closed) and not member.open_breakers:
             others = any(m is not member and m.key == member.key and m.trusted for m in self.members)
             if self.ramp and others:
-                member.weight, member.ramp_from, member.turn = 0, now, 0
+                member.weight, member.ramp_from = 0, now
             self._note("member-up", member)
             member.reason = ""
         self.refresh(now)
@@ -257,6 +244,7 @@ class Levels(Generic[M]):
                 changed = True
         if changed:
             self.refresh(now)
+            self.version += 1
 
     def emergency_wanted(self, now: int) -> bool:
         """Whether the emergency members are to run: no other level can sign, and the level is allowed."""
@@ -285,12 +273,12 @@ class Levels(Generic[M]):
                 for m in self._trusted(index)
                 if m.weight == FULL and m.key == ramping[0].key and self.levels[m.level].name != EMERGENCY
             )
-            if not steady:
-                ramping = ()
-        if (ready, ramping, steady) != (self.ready, self._ramping, self._steady) or active != self.active:
+        if not steady:
+            ramping, steady = (), ready
+        if (ready, ramping, steady) != (self.ready, self.ramping, self.steady) or active != self.active:
             self.version += 1
         before = self.ready
-        self.ready, self._ramping, self._steady = ready, ramping, steady
+        self.ready, self.ramping, self.steady = ready, ramping, steady
         if active != self.active:
             self._moved(active, before)
 

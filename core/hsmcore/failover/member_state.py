@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from hsmcore.failover.breaker import Breaker, Kind
 
@@ -13,19 +13,27 @@ Condition = Literal["ready", "ramping", "open", "half-open", "fenced", "drained"
 
 
 class Load(Protocol):
-    """The load of a member, as its engine counts it."""
+    """The requests of a member, as its engine knows them: see SigningEngine."""
 
     @property
     def in_flight(self) -> int: ...
     @property
     def waiting(self) -> int: ...
+    def asked_for(self, answer: Any) -> tuple[int, bytes] | None: ...
+    def move(self) -> None: ...
 
 
 class Idle:
-    """The load of a member that does not run."""
+    """In place of the engine of a member that does not run."""
 
     in_flight = 0
     waiting = 0
+
+    def asked_for(self, _answer: object) -> None:
+        """As SigningEngine.asked_for: nobody waits."""
+
+    def move(self) -> None:
+        """As SigningEngine.move: nobody waits."""
 
 
 class MemberState:
@@ -42,7 +50,6 @@ class MemberState:
         "name",
         "ramp_from",
         "reason",
-        "turn",
         "weight",
     )
 
@@ -57,7 +64,6 @@ class MemberState:
         self.breakers: dict[Kind, Breaker] = {}
         self.weight = FULL
         self.ramp_from = 0
-        self.turn = 0
         self.checked_at = 0
         self.reason = ""
 

@@ -8,12 +8,12 @@ names each level's cause. A request is answered once: with the first good signat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore._native import freeze, timeout_ns
-from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, QueueFull
+from hsmcore._native import Routes, freeze, timeout_ns, verify
+from hsmcore.errors import EngineClosed, HsmError, QueueFull
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of, may_have_signed
 from hsmcore.failover.budget import Emergency
@@ -54,14 +54,12 @@ class Router:
         self._default = default_timeout
         self._hedging = hedging
         self._bindings = bindings
-        self._careful = True
-        """Whether messages may need a decision before a member gets them: bindings exist, or `_closely`."""
-        self._closely = True
-        """Whether every message needs one: hedging, no ready endpoint, or the emergency level."""
         self._halve = False
         self._version = -1
-        self._sole: Endpoint | None = None
-        """The only ready endpoint, if there is exactly one."""
+        self._elsewhere = False
+        """Whether a message is bound to another key than that of the members that sign now."""
+        self.routes = Routes(self.sign, self._long_way_with_receipt)
+        """What the key manager submits to: the way of a request while all is well."""
         self._waiters: set[asyncio.Future[None]] = set()
         self.version: KeyVersion | None = None
         """The key that signs now, or that signed last while no member can."""
@@ -79,65 +77,93 @@ class Router:
         """Count of requests that no level signed."""
 
     async def sign(
-        self,
-        message: Any,
-        timeout: float | None = None,
-        _key: int = 0,
-        extra: bytes | None = None,
-        allow_other_key: bool = False,
+        self, message: Any, timeout: float | None = None, extra: bytes | None = None, allow_other_key: bool = False
     ) -> bytes:
-        """As SigningEngine.submit and KeyManager.sign; each member has its own key index."""
-        if extra is not None:
-            return (await self.sign_with_receipt(message, timeout, allow_other_key, extra)).signature
-        if type(message) is not bytes:
-            message = freeze(message)
-        endpoint = self._sole or self.levels.pick()
-        if endpoint is None or (
-            self._careful and (self._closely or self.any_bound_elsewhere((message,), endpoint.key))
-        ):
-            self.check()
-            return (await self.sign_with_receipt(message, timeout, allow_other_key)).signature
-        begun = monotonic_ns()
-        index = endpoint.index
-        try:
-            signed = endpoint.submit(message, self._share(timeout) if self._halve else timeout, index)
-            if isinstance(signed, bytes):
-                return signed
-            pending = endpoint.pending
-            pending.add(signed)
-            try:
-                return await signed
-            except asyncio.CancelledError:
-                if endpoint.abandon(signed) and not allow_other_key:
-                    self.bind((message,), endpoint.key_at(index))
-                raise
-            except WITHHELD:
-                if not allow_other_key:
-                    self.bind((message,), endpoint.key_at(index))
-                raise
-            finally:
-                pending.discard(signed)
-        except HsmError as error:
-            failure = error
-        request = self._request(message, begun, timeout, allow_other_key)
-        self._failed(endpoint, endpoint.key_at(index), failure, request)
-        return (await self._route(request)).signature
+        """Sign with a decision for this message: whose turn it is, which key it is bound to."""
+        return (await self.sign_with_receipt(message, timeout, allow_other_key, extra)).signature
+
+    async def _long_way_with_receipt(self, message: Any, timeout: float | None, extra: bytes | None) -> Answer:
+        return await self.sign_with_receipt(message, timeout, extra=extra)
 
     async def sign_with_receipt(
         self, message: Any, timeout: float | None = None, allow_other_key: bool = False, extra: bytes | None = None
     ) -> Answer:
-        """Sign; the answer names member and key. `extra` goes into the audit records."""
+        """As `sign`; the answer names member and key. `extra` goes into the audit records."""
+        self.check()
         if type(message) is not bytes:
             message = freeze(message)
-        request = self._request(message, monotonic_ns(), timeout, allow_other_key)
-        request.extra = extra
+        request = Request(message, self.deadline(timeout), allow_other_key, extra)
         self._look_up(request)
-        endpoint = self.levels.pick()
+        endpoint = self.pick()
         if endpoint is not None and request.attempts.bound_to in (None, endpoint.key):
             answer = await self._attempt(endpoint, request)
             if answer is not None:
                 return answer
         return await self._route(request)
+
+    async def answer(self, message: Any, timeout: float | None, extra: bytes | None) -> Answer:
+        """As `sign_with_receipt`, by the short way if that is open."""
+        try:
+            asked = self.routes.submit_with_receipt(message, timeout, extra)
+            try:
+                found = await asked
+            except asyncio.CancelledError:
+                self.abandon(asked, message)
+                raise
+        except HsmError as error:
+            return await self.again(error, extra)
+        if isinstance(found, Answer):
+            return found
+        signature, seq, cached, endpoint, index = found
+        return Answer(signature, endpoint, endpoint.version_at(index), cached, seq)
+
+    async def again(self, error: HsmError, extra: bytes | None) -> Answer:
+        """Go on with a request of the short way whose attempt ended with this error. Raises the error if no other
+        member helps."""
+        attempt, error.attempt = error.attempt, None
+        if attempt is None:
+            raise error
+        endpoint, index, deadline, message, taken = attempt
+        request = Request(message, deadline, allow_other_key=False, extra=extra)
+        return await self.resume(request, endpoint, endpoint.version_at(index).public_key, error, taken=taken)
+
+    def abandon(self, answer: Awaitable[Any], message: Any) -> None:
+        """The caller of the short way has left: no other key may sign the message, unless nobody has begun with it."""
+        for endpoint in self.levels.members:
+            asked = endpoint.engine.asked_for(answer)
+            if asked is not None:
+                index, message = asked
+                if endpoint.abandon(answer):
+                    self.bind((message,), endpoint.version_at(index).public_key)
+                return
+        if isinstance(answer, asyncio.Future) and answer.done() and not answer.cancelled():
+            self._bind_answered(answer, message)
+
+    def _bind_answered(self, answer: asyncio.Future[Any], message: Any) -> None:
+        """The answer was there when its caller left."""
+        error = answer.exception()
+        if isinstance(error, HsmError) and error.attempt is not None:
+            endpoint, index, _, message, taken = error.attempt
+            if may_have_signed(error) or (taken and isinstance(error, WITHHELD)):
+                self.bind((message,), endpoint.version_at(index).public_key)
+        elif error is None:
+            result = answer.result()
+            signature, message = result[0] if isinstance(result, tuple) else result, freeze(message)
+            # Rather than keep who signed for each answer: the signature tells.
+            for version in {v.public_key: v for one in self.levels.members for v in one.versions.values()}.values():
+                if verify(version.algorithm, version.public_key, message, signature):
+                    self.bind((message,), version.public_key)
+
+    def deadline(self, timeout: float | None) -> int:
+        """When a request of now is over, in monotonic ns. Raises InvalidTimeout."""
+        return monotonic_ns() + timeout_ns(self._default if timeout is None else timeout)
+
+    def pick(self) -> Endpoint | None:
+        """The member that takes the next request."""
+        if self.levels.version != self._version:
+            self.settle()
+        endpoint: Endpoint | None = self.routes.pick()
+        return endpoint
 
     def begin_many(
         self, endpoint: Endpoint, batch: list[Any], timeout: float | None, extra: bytes | None = None
@@ -146,20 +172,12 @@ class Router:
         return endpoint.signing.submit_many(batch, self._share(timeout), True, endpoint.index, extra)
 
     async def resume(
-        self,
-        message: bytes,
-        begun: int,
-        timeout: float | None,
-        endpoint: Endpoint,
-        key: bytes,
-        error: HsmError,
-        extra: bytes | None = None,
+        self, request: Request, endpoint: Endpoint, key: bytes, error: HsmError, *, taken: bool = True
     ) -> Answer:
-        """Route a message whose attempt on `endpoint` with this public key failed; `begun` in monotonic ns."""
-        request = self._request(message, begun, timeout, allow_other_key=False)
-        request.extra = extra
-        if isinstance(error, WITHHELD):
-            self.bind((message,), key)
+        """Go on with a request whose attempt on `endpoint` with this public key failed. `taken`: the member had taken
+        it."""
+        if taken and isinstance(error, WITHHELD):
+            self.bind((request.message,), key)
         self._failed(endpoint, key, error, request)
         return await self._route(request)
 
@@ -168,7 +186,7 @@ class Router:
         now = monotonic_ns()
         for message in messages:
             self._bindings.add(message, key, now)
-        self._careful |= bool(self._bindings)
+        self._look_elsewhere()
 
     def any_bound_elsewhere(self, messages: Iterable[Any], key: bytes | None) -> bool:
         """Whether one of the messages is bound to another key."""
@@ -234,7 +252,7 @@ class Router:
                     raise
             else:
                 asked = endpoint.submit_with_receipt(request.message, share, version.index, request.extra)
-                signature, seq, cached = await self._pending(endpoint, asked, request.bindable, version.public_key)
+                signature, seq, cached = await self._answered_by(endpoint, asked, request.bindable, version.public_key)
         except HsmError as error:
             if episode and not may_have_signed(error):
                 self.budget.give_back(episode)
@@ -268,10 +286,9 @@ class Router:
             self.settle()
             raise
 
-    async def _pending(
+    async def _answered_by(
         self, endpoint: Endpoint, future: asyncio.Future[Any], messages: Iterable[bytes], key: bytes
     ) -> Any:
-        endpoint.pending.add(future)
         try:
             return await future
         except asyncio.CancelledError:
@@ -281,8 +298,6 @@ class Router:
         except WITHHELD:
             self.bind(messages, key)
             raise
-        finally:
-            endpoint.pending.discard(future)
 
     def _failed(self, endpoint: Endpoint, key: bytes, error: HsmError, request: Request) -> None:
         """Count a failed attempt with this public key. Raises the error again if no other member helps."""
@@ -354,15 +369,38 @@ class Router:
         ready = levels.ready
         if ready and ready[0].version is not None:
             self.version = ready[0].version
-        self._sole = ready[0] if len(levels.sharing) == 1 else None
-        self._closely = self._hedging or not ready or ready[0].level_name == EMERGENCY
-        self._careful = self._closely or bool(self._bindings)
         self._halve = (
             levels.mode == "smart"
             and bool(ready)
             and sum(endpoint.trusted and endpoint.key == ready[0].key for endpoint in levels.members) > 1
         )
+        self._elsewhere = bool(ready) and self._bindings.elsewhere(ready[0].key)
+        self._aim()
         self.wake()
+
+    def _aim(self) -> None:
+        """Tell the short way who shares the requests; the long way decides while that takes a decision for each."""
+        levels = self.levels
+        closed = self._hedging or self.in_emergency
+        self.routes.aim(
+            [(one.signing, one.index, one.weight) for one in levels.ramping if one.member is not None],
+            [(one.signing, one.index, one.weight) for one in levels.steady if one.member is not None],
+            round=levels.round,
+            halve=self._halve,
+            decide=closed or (self._is_bound_elsewhere if self._elsewhere else None),
+        )
+
+    def _is_bound_elsewhere(self, message: Any) -> bool:
+        ready = self.levels.ready
+        return not ready or self.any_bound_elsewhere((message,), ready[0].key)
+
+    def _look_elsewhere(self) -> None:
+        """Messages were bound, or are no longer."""
+        ready = self.levels.ready
+        elsewhere = bool(ready) and self._bindings.elsewhere(ready[0].key)
+        if elsewhere != self._elsewhere:
+            self._elsewhere = elsewhere
+            self._aim()
 
     def use(self, version: KeyVersion) -> None:
         """Change the current key; the next `settle` recomputes the routing."""
@@ -375,12 +413,10 @@ class Router:
             _wake(waiter)
 
     def forget_bindings(self, now: int) -> None:
-        """Remove old bindings; without bindings, requests take the fast path again."""
+        """Remove old bindings."""
         if self._bindings:
             self._bindings.forget(now)
-            if not self._bindings:
-                self._version = -1
-                self.settle()
+            self._look_elsewhere()
 
     @property
     def in_emergency(self) -> bool:
@@ -396,15 +432,6 @@ class Router:
                 hint="Wait until a primary or secondary member is back.",
             )
 
-    def move(self, endpoint: Endpoint) -> int:
-        """Move the pending requests of a hanging member to other members. Returns their number."""
-        taken = [future for future in endpoint.pending if not future.done()]
-        for future in taken:
-            future.set_exception(DeadlineExceeded("the member answers no more", member=endpoint.name))
-        if taken:
-            endpoint.abandon(taken[0])  # gives up every answer without a waiter
-        return len(taken)
-
     def _share(self, timeout: float | None) -> Any:
         """The timeout of a first attempt: half the request's time, if another member could sign afterwards."""
         if not self._halve:
@@ -414,9 +441,6 @@ class Router:
         if type(timeout) in (int, float) and timeout > 0:
             return timeout / 2
         return timeout  # the engine raises the error
-
-    def _request(self, message: bytes, begun: int, timeout: float | None, allow_other_key: bool) -> Request:
-        return Request(message, begun + timeout_ns(self._default if timeout is None else timeout), allow_other_key)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

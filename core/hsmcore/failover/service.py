@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -83,8 +83,8 @@ class FailoverService:
         self.members = self.health.members
         # As SigningPath.
         self.key_index = 0
-        self.submit: Submit = self.router.sign
-        self.submit_any_key: Submit = partial(self.router.sign, allow_other_key=True)
+        self.submit: Submit = self.router.routes.submit
+        self.abandon = self.router.abandon
         self.submit_many = partial(sign_many, self.router)
         self.check_operation = self.router.check_operation
         self._unwritten: list[tuple[int, Event]] = []
@@ -188,15 +188,27 @@ class FailoverService:
         endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
         self._ring.add(endpoint.key_version)
 
-    def abandon(self, _answer: object) -> None:
-        """The router gives up requests itself."""
+    def submit_any_key(
+        self, message: object, timeout: float | None, _key: int, extra: bytes | None
+    ) -> Awaitable[bytes]:
+        """As SigningPath."""
+        if self.router.closing:
+            refuse_closed()
+        return self.router.sign(message, timeout, extra, allow_other_key=True)
+
+    async def again(self, error: HsmError, extra: bytes | None) -> bytes:
+        """As SigningPath."""
+        return (await self.router.again(error, extra)).signature
 
     async def submit_with_receipt(
         self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
     ) -> Receipt:
         """As SigningPath."""
         begun = time.perf_counter_ns()
-        answer = await self.router.sign_with_receipt(message, timeout, allow_other_key, extra)
+        if allow_other_key:
+            answer = await self.router.sign_with_receipt(message, timeout, allow_other_key, extra)
+        else:
+            answer = await self.router.answer(message, timeout, extra)
         return answer.receipt(time.perf_counter_ns() - begun)
 
     @property
@@ -322,7 +334,7 @@ class FailoverService:
 
     def refuse(self) -> None:
         """As SigningPath; requests that wait for a member end with EngineClosed."""
-        self.submit = self.submit_any_key = refuse_closed
+        self.submit = refuse_closed
         self.router.closing = True
         if not self._audit.needs_member:  # else a member signs the last checkpoint; `stop` refuses then
             for endpoint in self.running():

@@ -191,24 +191,26 @@ class KeyManager:
         message although a signature under the first key may exist.
         """
         extra = audit_extra() if self._audited else None
-        path = self._path
+        path, submitted = self._path, False
         try:
             submit = path.submit_any_key if allow_other_key else path.submit
             signed = submit(message, timeout, path.key_index, extra)
+            if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
+                return signed
+            submitted = True
+            try:
+                return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
+            except asyncio.CancelledError:
+                path.abandon(signed, message)
+                raise
         except HsmError as error:
-            if self._life.state == "open":  # else nothing was attempted, and the log may be sealed already
-                self._record.failure("sign", message, error)
-            await _a_turn(error)
-            raise
-        if type(signed) is bytes:  # cheaper than isinstance where `signed` is a coroutine
-            return signed
+            failure = error
+        # If nothing was attempted, the log may be sealed already.
+        unrecorded = not path.answers_recorded if submitted else self._life.state == "open"
         try:
-            return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
-        except asyncio.CancelledError:
-            path.abandon(signed)
-            raise
+            return await path.again(failure, extra)
         except HsmError as error:
-            if not path.answers_recorded:
+            if unrecorded:
                 self._record.failure("sign", message, error)
             await _a_turn(error)
             raise

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, cast
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config
-from hsmcore.errors import NotInitialized
+from hsmcore.errors import HsmError, NotInitialized
 from hsmcore.events import Events
 from hsmcore.failover.health import Verify
 from hsmcore.failover.service import FailoverService
@@ -35,8 +35,12 @@ class SigningPath(Protocol):
     def answers_recorded(self) -> bool:
         """Whether the engine records an answer that is an error; else the key manager does."""
 
-    def abandon(self, answer: Any) -> object:
-        """Called when the wait for an answer of `submit` was cancelled."""
+    def abandon(self, answer: Any, message: Any) -> object:
+        """Called when the wait for an answer of `submit` to this message was cancelled."""
+
+    def again(self, error: HsmError, extra: bytes | None) -> Awaitable[bytes]:
+        """Called when `submit` or its answer ended with this error: have another member sign. Raises the error if none
+        helps."""
 
     def submit_many(
         self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None

@@ -39,7 +39,7 @@ class SingleMember:
         self._engine = engine = member.engine
         self.submit: Submit = engine.submit
         self.submit_any_key: Submit = engine.submit
-        self.abandon, self.idle = engine.abandon, engine.idle
+        self.idle = engine.idle
 
     @classmethod
     async def open(cls, config: Config, audit: AuditLog, events: Events) -> Self:
@@ -107,8 +107,15 @@ class SingleMember:
         try:
             return await answer
         except asyncio.CancelledError:
-            self.abandon(answer)
+            self._engine.abandon(answer)
             raise
+
+    def abandon(self, answer: Any, _message: Any) -> None:
+        self._engine.abandon(answer)
+
+    async def again(self, error: HsmError, _extra: bytes | None) -> bytes:
+        """There is no other member."""
+        raise error
 
     def check_operation(self, operation: str) -> None:
         """There is no emergency level."""

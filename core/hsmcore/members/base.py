@@ -69,8 +69,19 @@ class SigningEngine(Protocol):
     ) -> asyncio.Future[list[Any]]:
         """Sign a batch. Returns a future of the list of signatures, in order."""
 
+    place: Any
+    """What the engine is to whoever routes requests to it."""
+
     def abandon(self, future: asyncio.Future[Any]) -> bool | None:
         """Give up `future`. Returns False if nothing was or will be signed for it; otherwise a signature may exist."""
+
+    def asked_for(self, answer: Any) -> tuple[int, bytes] | None:
+        """Return the key's index and the message of the request that this future of `submit` waits for; None: it waits
+        for none."""
+
+    def move(self) -> None:
+        """Answer every caller whose message is not signed with DeadlineExceeded: this member does not answer, others
+        can."""
 
     def retire_key(self, index: int) -> None:
         """Refuse every further request for this key, and the queued ones."""

@@ -95,8 +95,11 @@ uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now);
 /* When hsm_requests_sweep has something to do, at the earliest; 0: never. */
 uint64_t hsm_requests_sweep_at(const hsm_requests *table);
 
-/* Whom hsm_requests_fail answers: those without a slot, those that are held, every waiter. */
-enum hsm_which { HSM_QUEUED_ONES, HSM_HELD_ONES, HSM_ALL };
+/* The key of a request that is not over, by its number. */
+uint32_t hsm_requests_key(const hsm_requests *table, uint64_t request);
+
+/* Whom hsm_requests_fail answers: those without a slot, those that are held, all but these, every waiter. */
+enum hsm_which { HSM_QUEUED_ONES, HSM_HELD_ONES, HSM_UNSIGNED_ONES, HSM_ALL };
 void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status status);
 /* As hsm_client_replay, with each message, key and deadline written again from this side. */
 uint32_t hsm_requests_replay(hsm_requests *table);

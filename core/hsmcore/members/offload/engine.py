@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from hsmcore._native import Guest, freeze
+from hsmcore._native import Guest
 from hsmcore.control.curves import Algorithm
-from hsmcore.errors import error_of
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
 
@@ -30,7 +28,6 @@ class OffloadEngine(Guest):
         runners = 1 if isinstance(backend, InstantBackend) else min(backend.concurrency, queue_size)
         engine = cls(slots=queue_size, max_workers=runners, coalesce_seconds=0.0, **rules)
         engine.recoveries = Counter()
-        engine._limits = {}  # by index of a key: its own limit in bytes, and the limit's name
         engine._versions = []
         engine._audit = None
         engine._lost = ""
@@ -45,7 +42,6 @@ class OffloadEngine(Guest):
 
     recoveries: Counter[str]
     """How often the back end helped itself, by error class."""
-    _limits: dict[int, tuple[int, str]]
     _versions: list[KeyVersion]
     _audit: tuple[AuditLog, str] | None
     _lost: str
@@ -61,11 +57,7 @@ class OffloadEngine(Guest):
     ) -> int:
         """Add a key to the table. Returns its index, which the back end gets with each message. `max_message` is the
         back end's own limit in bytes, and `limit` its name."""
-        index = self.pin(algorithm, public_key)
-        self._limits.pop(index, None)
-        if max_message is not None:
-            self._limits[index] = max_message, limit
-        return index
+        return self.pin(algorithm, public_key, max_message, limit)
 
     def name_key(self, version: KeyVersion) -> KeyVersion:
         """Name this key in its records. Returns `version`."""
@@ -98,39 +90,6 @@ class OffloadEngine(Guest):
     def look_again(self) -> None:
         """Decide whether requests are taken: not while the back end is lost, or while every runner is stuck."""
         self.set_down(bool(self._lost) or self._runner.clogged, self._lost or "TOKEN_LOST")
-
-    def submit(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> bytes | asyncio.Future[bytes]:
-        return super().submit(self._within(message, key), timeout, key, extra)
-
-    def submit_with_receipt(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
-        return super().submit_with_receipt(self._within(message, key), timeout, key, extra)
-
-    def submit_many(
-        self,
-        messages: object,
-        timeout: float | None = None,
-        return_exceptions: bool = False,
-        key: int = 0,
-        extra: bytes | None = None,
-    ) -> asyncio.Future[list[Any]]:
-        if key in self._limits and isinstance(messages, Iterable):
-            messages = [self._within(message, key) for message in messages]
-        return super().submit_many(messages, timeout, return_exceptions, key, extra)
-
-    def _within(self, message: object, key: int) -> object:
-        """Return the message if it is within its key's own limit."""
-        limit = self._limits.get(key)
-        if limit is None:
-            return message
-        data = freeze(message)
-        if len(data) > limit[0]:
-            detail = f"{len(data)} bytes; {limit[1]} is {limit[0]}"
-            raise error_of("MESSAGE_TOO_LARGE", detail=detail, member=self._member_name)
-        return data
 
     def stats(self) -> dict[str, Any]:
         """Return counters, and histograms of time with the back end and in the queue, as the native Engine's."""

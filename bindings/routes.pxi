@@ -1,0 +1,113 @@
+# Part of _native.pyx: the way of a request to one of several members while all is well. Who shares the requests, and
+# what happens after a failure, is decided in core/hsmcore/failover/.
+
+cdef struct _Share:
+    uint32_t key  # the index of the key in the member's table
+    uint32_t weight
+    uint32_t turn
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Routes:
+    """The members that share the requests of callers now. Belongs to one event loop.
+
+    `submit` costs what the member's own submit costs, and picks the member before: a ramping one in its turn, else the
+    one with the fewest requests. It takes the long way, which is a coroutine, while no member may take a request at
+    once, and for the messages that `decide` names. An attempt that fails has said so in `attempt` of its error: (place
+    of the member, index of the key, deadline of the whole request in ns of CLOCK_MONOTONIC, message, whether the member
+    took it)."""
+
+    cdef object _long_way
+    cdef object _long_way_with_receipt
+    cdef object _decide
+    cdef list _engines
+    cdef _Share *_shares
+    cdef Py_ssize_t _ramping  # the first so many
+    cdef uint64_t _round  # a ramping member has its turn when its weights add up to this
+    cdef bint _halve
+
+    def __cinit__(self, long_way, long_way_with_receipt):
+        """Coroutine functions of (message, timeout, extra)."""
+        self._long_way, self._long_way_with_receipt = long_way, long_way_with_receipt
+        self._engines = []
+
+    def __dealloc__(self):
+        PyMem_Free(self._shares)
+
+    def aim(self, ramping, steady, *, uint64_t round=1, bint halve=False, decide=None):
+        """Send requests to these members from now on: (engine, index of its key, weight) each. `round`: the sum of
+        weights at which a ramping member has its turn. `halve`: an attempt gets half of a request's time, since another
+        member could sign afterwards. `decide(message)`: whether a message takes the long way; None: none does; True: each
+        one does."""
+        cdef Py_ssize_t i
+        cdef list members = [*ramping, *steady]
+        cdef dict turns = {self._engines[i]: self._shares[i].turn for i in range(self._ramping)}
+        cdef _Share *shares = <_Share *>PyMem_Calloc(len(members) or 1, sizeof(_Share))
+        if shares == NULL:
+            raise MemoryError()
+        for i, (engine, key, weight) in enumerate(members):
+            shares[i] = _Share(key, weight, turns.get(engine, 0))
+        PyMem_Free(self._shares)
+        self._shares = shares
+        self._engines = [<Requests?>engine for engine, _, _ in members]
+        self._ramping = len(ramping)
+        self._round, self._halve, self._decide = round, halve, decide or None
+
+    cdef Py_ssize_t _pick(self) noexcept:
+        """The place in the table of the member that takes the next request; -1: there is none."""
+        cdef Py_ssize_t i
+        cdef Py_ssize_t best = -1
+        cdef uint64_t load
+        cdef uint64_t least = 0
+        cdef hsm_requests_counts counts
+        for i in range(self._ramping):
+            self._shares[i].turn += self._shares[i].weight
+            if self._shares[i].turn >= self._round:
+                self._shares[i].turn = 0
+                return i
+        if PyList_GET_SIZE(self._engines) == self._ramping + 1:
+            return self._ramping
+        for i in range(self._ramping, PyList_GET_SIZE(self._engines)):
+            counts = (<Requests>PyList_GET_ITEM(self._engines, i))._counts()
+            load = <uint64_t>counts.slots + counts.queued
+            if best < 0 or load < least:
+                best, least = i, load
+        return best
+
+    def pick(self):
+        """The place of the member that takes the next request; None: there is none."""
+        cdef Py_ssize_t i = self._pick()
+        return None if i < 0 else (<Requests>self._engines[i]).place
+
+    def submit(self, message, timeout=None, uint32_t _key=0, bytes extra=None):
+        """Sign one message: its signature, or an awaitable of it. As Requests.submit; each member has a key of its own.
+        Raises HsmError."""
+        cdef Py_ssize_t i = self._place_for(message)
+        return self._long_way(message, timeout, extra) if i < 0 else self._attempt(i, message, timeout, extra, 0)
+
+    def submit_with_receipt(self, message, timeout=None, bytes extra=None):
+        """Sign one message: a future of (signature, number of its audit record or None, cached, place of the member,
+        index of the key), or the coroutine of the long way. Raises HsmError."""
+        cdef Py_ssize_t i = self._place_for(message)
+        if i < 0:
+            return self._long_way_with_receipt(message, timeout, extra)
+        return self._attempt(i, message, timeout, extra, RECEIPT)
+
+    cdef inline Py_ssize_t _place_for(self, object message) except -2:
+        if self._decide is not None and (self._decide is True or self._decide(message)):
+            return -1
+        return self._pick()
+
+    cdef object _attempt(self, Py_ssize_t i, object message, object timeout, bytes extra, uint64_t tag):
+        cdef Requests engine = <Requests>self._engines[i]
+        cdef uint64_t timeout_ns = engine._timeout_ns(timeout)
+        cdef uint64_t deadline = hsm_now_ns() + timeout_ns
+        cdef uint32_t key = self._shares[i].key
+        cdef bytes data = _frozen(message)
+        try:
+            return engine._ask(data, timeout_ns - timeout_ns // 2 if self._halve else timeout_ns, key, extra,
+                               tag | ROUTED | deadline)
+        except HsmError as error:
+            error.attempt = engine.place, key, deadline, data, False
+            raise
