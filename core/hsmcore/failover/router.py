@@ -8,11 +8,11 @@ names each level's cause. A request is answered once: with the first good signat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore._native import Routes, freeze, timeout_ns, verify
+from hsmcore._native import Routes, freeze, timeout_ns
 from hsmcore.errors import EngineClosed, HsmError, QueueFull
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of, may_have_signed
@@ -100,59 +100,6 @@ class Router:
             if answer is not None:
                 return answer
         return await self._route(request)
-
-    async def answer(self, message: Any, timeout: float | None, extra: bytes | None) -> Answer:
-        """As `sign_with_receipt`, by the short way if that is open."""
-        try:
-            asked = self.routes.submit_with_receipt(message, timeout, extra)
-            try:
-                found = await asked
-            except asyncio.CancelledError:
-                self.abandon(asked, message)
-                raise
-        except HsmError as error:
-            return await self.again(error, extra)
-        if isinstance(found, Answer):
-            return found
-        signature, seq, cached, endpoint, index = found
-        return Answer(signature, endpoint, endpoint.version_at(index), cached, seq)
-
-    async def again(self, error: HsmError, extra: bytes | None) -> Answer:
-        """Go on with a request of the short way whose attempt ended with this error. Raises the error if no other
-        member helps."""
-        attempt, error.attempt = error.attempt, None
-        if attempt is None:
-            raise error
-        endpoint, index, deadline, message, taken = attempt
-        request = Request(message, deadline, allow_other_key=False, extra=extra)
-        return await self.resume(request, endpoint, endpoint.version_at(index).public_key, error, taken=taken)
-
-    def abandon(self, answer: Awaitable[Any], message: Any) -> None:
-        """The caller of the short way has left: no other key may sign the message, unless nobody has begun with it."""
-        for endpoint in self.levels.members:
-            asked = endpoint.engine.asked_for(answer)
-            if asked is not None:
-                index, message = asked
-                if endpoint.abandon(answer):
-                    self.bind((message,), endpoint.version_at(index).public_key)
-                return
-        if isinstance(answer, asyncio.Future) and answer.done() and not answer.cancelled():
-            self._bind_answered(answer, message)
-
-    def _bind_answered(self, answer: asyncio.Future[Any], message: Any) -> None:
-        """The answer was there when its caller left."""
-        error = answer.exception()
-        if isinstance(error, HsmError) and error.attempt is not None:
-            endpoint, index, _, message, taken = error.attempt
-            if may_have_signed(error) or (taken and isinstance(error, WITHHELD)):
-                self.bind((message,), endpoint.version_at(index).public_key)
-        elif error is None:
-            result = answer.result()
-            signature, message = result[0] if isinstance(result, tuple) else result, freeze(message)
-            # Rather than keep who signed for each answer: the signature tells.
-            for version in {v.public_key: v for one in self.levels.members for v in one.versions.values()}.values():
-                if verify(version.algorithm, version.public_key, message, signature):
-                    self.bind((message,), version.public_key)
 
     def deadline(self, timeout: float | None) -> int:
         """When a request of now is over, in monotonic ns. Raises InvalidTimeout."""

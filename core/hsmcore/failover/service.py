@@ -24,6 +24,7 @@ from hsmcore.failover.history import History
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
+from hsmcore.failover.short_way import ShortWay
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
@@ -83,8 +84,9 @@ class FailoverService:
         self.members = self.health.members
         # As SigningPath.
         self.key_index = 0
-        self.submit: Submit = self.router.routes.submit
-        self.abandon = self.router.abandon
+        self._short_way = ShortWay(self.router)
+        self.submit: Submit = self._short_way.submit
+        self.abandon = self._short_way.abandon
         self.submit_many = partial(sign_many, self.router)
         self.check_operation = self.router.check_operation
         self._unwritten: list[tuple[int, Event]] = []
@@ -198,7 +200,7 @@ class FailoverService:
 
     async def again(self, error: HsmError, extra: bytes | None) -> bytes:
         """As SigningPath."""
-        return (await self.router.again(error, extra)).signature
+        return (await self._short_way.again(error, extra)).signature
 
     async def submit_with_receipt(
         self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
@@ -208,7 +210,7 @@ class FailoverService:
         if allow_other_key:
             answer = await self.router.sign_with_receipt(message, timeout, allow_other_key, extra)
         else:
-            answer = await self.router.answer(message, timeout, extra)
+            answer = await self._short_way.answer(message, timeout, extra)
         return answer.receipt(time.perf_counter_ns() - begun)
 
     @property

@@ -1,0 +1,262 @@
+"""Routes: which member takes a request, and what an attempt that fails says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsmcore._native import Guest, Routes
+from hsmcore.errors import DeadlineExceeded, HsmError, MemberDown, MessageTooLarge, QueueFull
+
+FULL = 256
+
+
+class Member:
+    """An engine whose requests are served when the test says so."""
+
+    def __init__(self, name: str, *, max_message: int | None = None) -> None:
+        self.engine = Guest(
+            member=name,
+            slots=64,
+            max_message=1024,
+            max_workers=1,
+            coalesce_seconds=0.0,
+            default_timeout=30.0,
+            cache_size=0,
+            single_flight=False,
+            cache_nondeterministic=False,
+        )
+        self.engine.serve(1, 0, lambda: None)
+        self.key = self.engine.pin("ed25519", bytes(32), max_message, "a name")
+        self.engine.place = name
+        self.engine.attach(asyncio.get_running_loop())
+
+    def route(self, weight: int = FULL) -> tuple[Guest, int, int]:
+        return self.engine, self.key, weight
+
+    def serve(self, result: bytes | HsmError) -> None:
+        """End one request."""
+        assert self.engine.begin(0) is not None
+        self.engine.end(0, result)
+        self.engine.deliver()
+
+    def close(self) -> None:
+        self.engine.detach()
+        self.engine.release()
+
+
+async def _nobody(*_request: Any) -> Any:
+    raise AssertionError("this was not to be the long way")
+
+
+def running(test: Callable[[], Any]) -> Any:
+    return asyncio.run(test())
+
+
+def test_a_request_goes_to_the_member_with_the_fewest():
+    async def main() -> None:
+        members = [Member(name) for name in "abc"]
+        routes = Routes(_nobody, _nobody)
+        routes.aim([], [member.route() for member in members])
+        asked = [routes.submit(b"%d" % n) for n in range(6)]
+        assert [member.engine.in_flight for member in members] == [2, 2, 2]
+        members[1].serve(bytes(64))
+        assert routes.pick() == "b"
+        assert await asked[1] == bytes(64)
+        asked.append(routes.submit(b"the next"))
+        assert members[1].engine.in_flight == 2
+        for member in members:
+            member.close()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    running(main)
+
+
+class Model:
+    """The rule in Python: a ramping member in its turn, else the one with the fewest, the first of equals."""
+
+    def __init__(self, weights: list[int], steady: int, whole: int) -> None:
+        self.weights, self.steady, self.whole = weights, steady, whole
+        self.turns = [0] * len(weights)
+        self.loads = [0] * (len(weights) + steady)
+
+    def pick(self) -> int:
+        for number, weight in enumerate(self.weights):
+            self.turns[number] += weight
+            if self.turns[number] >= self.whole:
+                self.turns[number] = 0
+                return number
+        first = len(self.weights)
+        return min(range(first, first + self.steady), key=lambda number: self.loads[number])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    weights=st.lists(st.integers(16, 255), max_size=3),
+    steady=st.integers(1, 3),
+    count=st.integers(1, 60),
+    again=st.sets(st.integers(0, 59)),
+)
+def test_the_pick_is_the_model_s(weights, steady, count, again):
+    async def main() -> None:
+        members = [Member(str(number)) for number in range(len(weights) + steady)]
+        whole = FULL * (len(weights) + 1)
+        model, routes = Model(weights, steady, whole), Routes(_nobody, _nobody)
+        ramping = [m.route(weight) for m, weight in zip(members, weights, strict=False)]
+        others = [member.route() for member in members[len(weights) :]]
+        routes.aim(ramping, others, round=whole)
+        asked = []
+        for number in range(count):
+            if number in again:
+                routes.aim(ramping, others, round=whole)  # as weights change: turns go on
+            wanted = model.pick()
+            model.loads[wanted] += 1
+            asked.append(routes.submit(b"%d" % number))
+            loads = [member.engine.in_flight + member.engine.waiting for member in members]
+            assert loads == model.loads
+        for member in members:
+            member.close()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    running(main)
+
+
+def test_an_attempt_that_fails_says_which_it_was():
+    async def main() -> None:
+        member, routes = Member("a"), Routes(_nobody, _nobody)
+        routes.aim([], [member.route()])
+        before = time.monotonic_ns()
+        asked, with_receipt = routes.submit(bytearray(b"m"), 5.0), routes.submit_with_receipt(b"n", 5.0)
+        for error in (MemberDown("gone"), MemberDown("gone, too")):
+            member.serve(error)
+        for future, message in ((asked, b"m"), (with_receipt, b"n")):
+            with pytest.raises(MemberDown) as caught:
+                await future
+            place, key, deadline, signed, taken = caught.value.attempt
+            assert (place, key, signed, taken) == ("a", member.key, message, True)
+            assert before + 5e9 <= deadline <= time.monotonic_ns() + 5e9
+        member.engine.set_down(True, "QUEUE_FULL")
+        with pytest.raises(QueueFull) as refused:
+            routes.submit(b"m")
+        assert refused.value.attempt[0] == "a"
+        assert refused.value.attempt[3:] == (b"m", False), "nobody has begun with it"
+        member.close()
+
+    running(main)
+
+
+def test_a_request_that_no_route_took_says_nothing_of_an_attempt():
+    async def main() -> None:
+        member = Member("a")
+        asked = member.engine.submit(b"m")
+        member.serve(MemberDown("gone"))
+        with pytest.raises(MemberDown) as caught:
+            await asked
+        assert caught.value.attempt is None
+        member.close()
+
+    running(main)
+
+
+def test_a_receipt_names_the_member_and_the_key():
+    async def main() -> None:
+        member, routes = Member("a"), Routes(_nobody, _nobody)
+        routes.aim([], [member.route()])
+        asked = routes.submit_with_receipt(b"m")
+        member.serve(bytes(64))
+        assert await asked == (bytes(64), None, False, "a", member.key)
+        member.close()
+
+    running(main)
+
+
+@pytest.mark.parametrize("halve", [False, True], ids=["alone", "with-another"])
+def test_an_attempt_leaves_time_for_another_one(halve):
+    async def main() -> None:
+        member, routes = Member("a"), Routes(_nobody, _nobody)
+        routes.aim([], [member.route()], halve=halve)
+        begun = time.monotonic()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await routes.submit(b"m", 0.4)
+        assert time.monotonic() - begun >= (0.2 if halve else 0.4)
+        assert (caught.value.attempt[2] > time.monotonic_ns()) == halve, "the deadline of the whole request"
+        member.close()
+
+    running(main)
+
+
+def test_the_long_way_is_for_what_needs_a_decision():
+    async def main() -> None:
+        member = Member("a")
+
+        async def long_way(message: bytes, timeout: float | None, extra: bytes | None) -> Any:
+            return message, timeout, extra
+
+        routes = Routes(long_way, long_way)
+        assert routes.pick() is None
+        assert await routes.submit(b"m", 1.0, 0, b"x") == (b"m", 1.0, b"x"), "there is no member"
+        assert await routes.submit_with_receipt(b"m", 1.0) == (b"m", 1.0, None)
+        routes.aim([], [member.route()], decide=lambda message: message == b"this one")
+        assert await routes.submit(b"this one") == (b"this one", None, None)
+        asked = routes.submit(b"that one")
+        member.serve(bytes(64))
+        assert await asked == bytes(64)
+        routes.aim([], [member.route()], decide=True)
+        assert await routes.submit(b"that one") == (b"that one", None, None)
+        assert routes.pick() == "a", "the long way asks who is next, too"
+        member.close()
+
+    running(main)
+
+
+def test_a_member_s_own_limit_of_a_message_holds_on_every_way():
+    async def main() -> None:
+        member, routes = Member("a", max_message=8), Routes(_nobody, _nobody)
+        routes.aim([], [member.route()])
+        ways: list[Callable[[bytes], Any]] = [
+            routes.submit,
+            routes.submit_with_receipt,
+            member.engine.submit,
+            member.engine.submit_with_receipt,
+            lambda message: member.engine.submit_many([b"m", message]),
+        ]
+        for way in ways:
+            with pytest.raises(MessageTooLarge, match="9 bytes; a name is 8"):
+                way(bytes(9))
+        assert member.engine.in_flight == 0
+        member.close()
+
+    running(main)
+
+
+def test_a_member_that_hangs_gives_its_requests_away():
+    async def main() -> None:
+        member, routes = Member("a"), Routes(_nobody, _nobody)
+        routes.aim([], [member.route()])
+        asked = [routes.submit(b"%d" % n) for n in range(100)]
+        asked += [routes.submit_with_receipt(b"r"), member.engine.submit_many([b"b", b"c"], return_exceptions=True)]
+        assert member.engine.begin(0) is not None
+        assert (member.engine.in_flight, member.engine.waiting) == (64, 39)
+        assert member.engine.asked_for(asked[99]) == (member.key, b"99")
+        member.engine.move()
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(error) for error in ended[:-1]} == {DeadlineExceeded}
+        assert all(error.attempt[3] == b"%d" % n for n, error in enumerate(ended[:100]))
+        assert {type(error) for error in ended[-1]} == {DeadlineExceeded}
+        assert member.engine.asked_for(asked[99]) is None
+        member.engine.end(0, bytes(64))  # an answer that nobody waits for any more
+        member.engine.deliver()
+        later = routes.submit(b"later")
+        while member.engine.begin(0) is not None:  # what was taken back is skipped
+            member.engine.end(0, bytes(64))
+        member.engine.deliver()
+        assert await later == bytes(64)
+        member.close()
+
+    running(main)
