@@ -156,6 +156,18 @@ def test_failover_is_measured():
 
 
 @needs_raw
+@needs_noop
+@needs_chaos
+@needs_ours
+def test_the_whole_stack_signs():
+    result = run(Options(patience=0, rounds=1, seconds=0.1, only="stack"))
+    assert (result.failed, result.skipped) == ({}, {})
+    found = {sample.contender: sample for sample in result.samples}
+    assert all(found[name].signatures > 0 for name in ("stack-64", "stack-256", "stack-noop-256"))
+    assert found["stack-256"].ceiling == found["stack-256-raw"].ceiling == 25_600.0
+
+
+@needs_raw
 def test_nothing_is_killed_on_a_token_that_was_named(monkeypatch):
     monkeypatch.setenv("HSM_PIN", "0000")
     token = HsmToken(SOFTHSM_MODULE, "someone's", {"ed25519": "key"})

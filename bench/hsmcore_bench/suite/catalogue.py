@@ -71,6 +71,7 @@ class ContenderRow(_Part):
     isolation: Isolation = "thread"
     verify: VerifySignatures = "never"
     audit: Durability | None = None
+    scrape: bool = False
     device: str | None = None
     members: Annotated[int, Field(ge=0, le=64)] | Counts = 0
     slices: Annotated[float, Field(gt=0, le=60)] = 1.0

@@ -111,7 +111,7 @@ class Commands:
     def _with_levels(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
         token = self._token(contender)
         if contender.device is None:
-            places = [{"module": token.module}]
+            places = [{"module": self._copy(token.module)} for _ in range(contender.members)]
         else:
             places = [self._place(token.module, contender.device, token.token) for _ in range(contender.members)]
         return _ours(self._job(contender, token, places=places)), token.access
@@ -127,6 +127,10 @@ class Commands:
         configuration.write_bytes(orjson.dumps(settings))
         place = {"module": str(chaos), "args": f"config={configuration}", "token": token}
         return place if socket is None else place | {"control": str(socket)}
+
+    def _copy(self, module: str) -> str:
+        """A member's own: in one process the loader would give two members of one file the same state."""
+        return str(shutil.copy(module, self._folder()))
 
     def _folder(self) -> Path:
         return Path(self._stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-")))
@@ -159,6 +163,7 @@ class Commands:
             state=str(self._folder() / "state.db") if places or rotate else "",
             audit=contender.audit,
             audit_file="" if contender.audit is None else str(self._folder() / "audit.log"),
+            scrape=contender.scrape,
             per_second=contender.per_second or 0.0,
             rotate=rotate,
             turn=str(self._turn) if target.module else "",

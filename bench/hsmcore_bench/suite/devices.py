@@ -48,6 +48,7 @@ class Device:
 DEVICES: Mapping[str, Device] = {
     "5ms": Device("network-5ms"),
     "5ms-16": Device("network-5ms", servers=16),
+    "5ms-64": Device("network-5ms", servers=64),
     "x2": Device("cloudhsm-hsm2m-x2"),
     "x3": Device("cloudhsm-hsm2m-x3"),
     "x6": Device("cloudhsm-hsm2m-x6"),

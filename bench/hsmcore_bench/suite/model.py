@@ -72,6 +72,7 @@ class Contender:
     per_second: float | None = None  # of sign-open: requests a second
     watch_lag: bool = False  # a coroutine looks each millisecond how late the loop is
     audit: Durability | None = None  # of ours: with an audit log that is as durable
+    scrape: bool = False  # of ours: with its console's server, whose /metrics is read once a second
     series: str = ""  # the line of a picture that it belongs to
     scenario: str = ""  # the file it comes from
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
 from time import thread_time_ns
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ MESSAGES_PER_CALLER = 16  # no other caller's, so that two equal messages are ne
 BATCHES = 4
 HIT_SET = 512  # messages that the cache holds
 OPEN_MESSAGES = 4096  # the load goes round them
+Workload = Callable[[float], Coroutine[Any, Any, dict[str, Any]]]  # a slice of so many seconds
 
 
 def configuration(job: Job) -> dict[str, Any]:
@@ -66,9 +68,10 @@ class OurSigner:
         self._runner = asyncio.Runner(loop_factory=event_loop())
         self._manager = hsmcore.create_key_manager(configuration(job))
         self._runner.run(self._manager.initialize())
-        self._slice = self._workload()
+        self._open = AsyncExitStack()
+        self._slice = self._scraped(self._workload()) if job.scrape else self._workload()
 
-    def _workload(self) -> Callable[[float], Coroutine[Any, Any, dict[str, Any]]]:
+    def _workload(self) -> Workload:
         """What a slice does; messages are made before it begins."""
         job, manager = self._job, self._manager
         if job.kind == "cache-hit":
@@ -89,6 +92,18 @@ class OurSigner:
         return lambda seconds: saturate(
             manager.sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag
         )
+
+    def _scraped(self, workload: Workload) -> Workload:
+        """The same while /metrics is read."""
+        from hsmcore_bench.suite.child import scrapes  # the server needs an extra
+
+        site = self._runner.run(self._open.enter_async_context(scrapes.server(self._manager)))
+
+        async def both(seconds: float) -> dict[str, Any]:
+            async with scrapes.Scraping(site, seconds):
+                return await workload(seconds)
+
+        return both
 
     def describe(self) -> Mapping[str, Any]:
         return {"signature": self._runner.run(self._checked_signature()).hex(), "loop": loop_name()}
@@ -146,6 +161,7 @@ class OurSigner:
 
     def close(self) -> None:
         try:
+            self._runner.run(self._open.aclose())
             self._runner.run(self._manager.close())
         finally:
             self._runner.close()

@@ -48,6 +48,7 @@ class Job:
     state: str = ""  # where levels keep their state
     audit: str | None = None  # durability of the audit log; None: there is none
     audit_file: str = ""
+    scrape: bool = False  # /metrics is read over HTTP once a second
     per_second: float = 0.0  # of sign-open
     rotate: bool = False  # keys may be rotated; the state is in `state`
     turn: str = ""  # a file to lock while the token is opened: SoftHSM rewrites its files at each login
