@@ -88,13 +88,14 @@ def test_ours_takes_part():
             patience=0,
             rounds=1,
             seconds=0.1,
-            only="raw-1,sign-1,sign-64,sign-64-lag,sign-p256,sign-secp256k1,audit-fsync,batch-4,open-960",
+            only="raw-1,hand-over,sign-1,sign-64,sign-64-lag,sign-p256,sign-secp256k1,audit-fsync,audit-1,flush,batch-4,open-960",
         )
     )
     assert result.failed == {}
     assert {"sign-1", "sign-64", "sign-p256", "sign-secp256k1"} <= {s.contender for s in result.samples}
     found = {sample.contender: sample for sample in result.samples}
     assert {"audit-fsync", "audit-none", "batch-4", "open-960"} <= found.keys()
+    assert {"flush", "hand-over", "audit-1-none", "audit-1-fsync"} <= found.keys()
     parts = found["sign-1"].parts_ns
     assert parts.keys() == {"loop", "ring", "hsm", "wake"}
     assert min(parts.values()) >= 0
@@ -201,8 +202,9 @@ def test_a_missing_library_is_reported_and_the_other_contenders_run(monkeypatch,
 def test_what_was_not_built_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setenv(BIN_DIR_ENV, str(tmp_path))
     monkeypatch.setattr("hsmcore_bench.harness.locate.PACKAGE", tmp_path)
-    result = run(Options(patience=0, rounds=1, seconds=0.02, only="cache-lookup"))
-    assert result.skipped == {"cache-lookup": "hsmcore-cachebench was not built"}
+    result = run(Options(patience=0, rounds=1, seconds=0.02, only="cache-lookup,hand-over"))
+    missing = {"cache-lookup": "hsmcore-cachebench was not built", "hand-over": "hsmcore-handover was not built"}
+    assert result.skipped == missing
 
 
 def bench_process(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hsmcore_bench.suite.catalogue import FOLDER, ContenderRow, entries, expand,
 from hsmcore_bench.suite.contenders import contenders
 from hsmcore_bench.suite.devices import DEVICES
 from hsmcore_bench.suite.failover import REQUESTS_PER_SECOND
+from hsmcore_bench.suite.targets import TARGETS
 
 HEAD = 'title = "t"\nabout = "a"\norder = 1\n'
 ROW = '[[contender]]\nname = "mine"\ntitle = "Mine"\nkind = "sign"\n'
@@ -41,6 +43,32 @@ def test_the_shipped_catalogue_is_consistent():
     assert {c.name for c in kills()} == {"host", "sessions", "sessions-5ms", "rotation"}
     assert [c.bound_ms for c in failures()] == [50.0, 50.0, 1050.0, None]
     assert f"{REQUESTS_PER_SECOND:,} requests a second" in next(e for e in shipped() if e.name == "primary").said.about
+
+
+UNTARGETED = {
+    "sign-8": "a point between one caller and 64",
+    "sign-256": "a point beyond 64",
+    "pkcs11-shared-1": "a peer, slower than its twin with two threads",
+    "pkcs11-threads": "a peer; over-executor holds us against the one that an asyncio service would use",
+    "software-*": "no HSM: for scale",
+    "curve-*": "points of a curve; sign-64 has the bound",
+    "size-*": "points of a curve; sign-64 has the bound",
+    "sign-p256": "the token's arithmetic hides what is ours",
+    "sign-secp256k1": "the token's arithmetic hides what is ours",
+    "profile-*": "further devices, kept as full as each takes; device-x2 and device-5ms have the bounds",
+    "audit-interval": "between write and fsync, which have bounds",
+    "stack-*-bare": "what the stack is divided by",
+    "stack-noop-256": "host process, failover and audit log have bounds of their own on the no-op module",
+}
+"""Contenders with a reference that no target holds against it, and why not."""
+
+
+def test_what_has_a_reference_has_a_target_or_a_reason():
+    held = {need for target in TARGETS for need in target.needs}
+    without = {c.name for c in contenders(2) if c.reference is not None} - held
+    assert {name for name in without if not any(fnmatchcase(name, pattern) for pattern in UNTARGETED)} == set()
+    idle = {pattern for pattern in UNTARGETED if not any(fnmatchcase(name, pattern) for name in without)}
+    assert idle == set(), "has a target now"
 
 
 def test_a_list_is_one_contender_for_each_of_its_values(written):

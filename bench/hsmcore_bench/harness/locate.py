@@ -12,6 +12,7 @@ BIN_DIR_ENV = "HSMCORE_BIN_DIR"  # looked at first: for a build that isn't insta
 
 RAW_SIGN = "hsmcore-rawsign"
 CACHE_LOOKUP = "hsmcore-cachebench"
+HAND_OVER = "hsmcore-handover"
 CHAOS_MODULE = "libhsmcore_chaos.so"
 CHAOS_CONFIG_ENV = "HSMCORE_CHAOS_CONFIG"  # the file that the chaos module reads
 NOOP_MODULE = "libhsmcore_noop.so"

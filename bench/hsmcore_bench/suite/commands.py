@@ -94,6 +94,8 @@ class Commands:
     def _command(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
         if contender.kind == "cache-lookup":
             return [require(locate.CACHE_LOOKUP), "--message-bytes", str(self._message_bytes(contender))], {}
+        if contender.kind == "hand-over":
+            return [require(locate.HAND_OVER)], {}
         if contender.token == "none":
             return _ours(self._job(contender, _Target("", "", "", {}, ""))), {}
         if contender.members:

@@ -73,6 +73,45 @@ def added(name: str, what: str, bound: float, ours: str, to: str) -> Target:
     return Target(name, what, f"p50({ours}) - p50({to})", "µs", bound, False, (ours, to), value)
 
 
+def above(name: str, what: str, bound: float, ours: str, to: str, floor: str) -> Target:
+    """At most so many microseconds more than another contender and a floor that nothing can be below, in the median."""
+
+    def value(r: Round) -> float | None:
+        times = [r[contender].latency_ns for contender in (ours, to, floor)]
+        mine, theirs, least = (None if t is None else t.p50 for t in times)
+        return None if mine is None or theirs is None or least is None else (mine - theirs - least) / 1e3
+
+    formula = f"p50({ours}) - p50({to}) - p50({floor})"
+    return Target(name, what, formula, "µs", bound, False, (ours, to, floor), value)
+
+
+def beside(name: str, what: str, bound: float, ours: str, bare: str, extra: str) -> Target:
+    """As long as the bare contender and the extra together, in the median; at most so many percent more or less."""
+
+    def value(r: Round) -> float | None:
+        times = [r[contender].latency_ns for contender in (ours, bare, extra)]
+        mine, theirs, more = (None if t is None else t.p50 for t in times)
+        return None if mine is None or theirs is None or more is None else 100.0 * abs(mine / (theirs + more) - 1.0)
+
+    formula = f"|p50({ours}) / (p50({bare}) + p50({extra})) - 1|"
+    return Target(name, what, formula, "%", bound, False, (ours, bare, extra), value)
+
+
+def processor(name: str, what: str, bound: float, ours: str) -> Target:
+    """At most so many microseconds of processor time a signature."""
+
+    def value(r: Round) -> float | None:
+        used = r[ours].cpu_seconds
+        return None if used is None else used / r[ours].signatures * 1e6
+
+    return Target(name, what, f"processor time({ours}) / signatures", "µs", bound, False, (ours,), value)
+
+
+def tailed(name: str, what: str, ours: str, raw: str) -> Target:
+    """A p99.9 at most half longer than raw C's."""
+    return Target(name, what, f"p999({ours}) / p999({raw})", "×", 1.5, False, (ours, raw), tail(ours, raw))
+
+
 def tail(name: str, per: str) -> Value:
     def value(r: Round) -> float | None:
         ours, theirs = r[name].latency_ns, r[per].latency_ns

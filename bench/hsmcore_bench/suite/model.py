@@ -25,6 +25,8 @@ Kind = Literal[
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
+    "flush",  # signs nothing: one line appended to a file, and fdatasync
+    "hand-over",  # signs nothing: two sleeping threads hand a token over and back
     "pynacl",  # a key in memory, libsodium
     "cryptography",  # a key in memory, OpenSSL
 ]

@@ -13,7 +13,7 @@ from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.results import was_idle
 from hsmcore_bench.suite.stats import DISTURBED, spread, usable_breaks
 
-HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member")
+HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member", "× no log", "× fsync alone", "× bare")
 Group = tuple[str, list[tuple[Contender, Summary | None]]]  # a heading, and the contenders under it
 
 

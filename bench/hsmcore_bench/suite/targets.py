@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from hsmcore_bench.suite import failover, resilience
 from hsmcore_bench.suite.contenders import MEMORY
-from hsmcore_bench.suite.formulas import Target, added, fast, lag, queued, relative
+from hsmcore_bench.suite.formulas import Target, above, added, beside, fast, lag, processor, queued, relative, tailed
 from hsmcore_bench.suite.model import Break, Goal, Memory, Switch, Verdict
 from hsmcore_bench.suite.stats import Round, spread, usable, usable_breaks
 
@@ -18,6 +18,7 @@ TARGETS: tuple[Target, ...] = (
     queued("sign-64-p99", "the same, p99 latency over 64 ÷ raw rate", 2.2, "p99", "sign-64", 64),
     relative("many-256-rate", "`sign_many` of 256", "× raw C", 0.98, "many-256", "raw"),
     added("sign-1-adds", "one in flight, over a raw C call", 35.0, "sign-1", "raw-1"),
+    above("sign-1-above", "one in flight, over a raw C call and the hand-over", 10.0, "sign-1", "raw-1", "hand-over"),
     *(
         relative(name, f"against {what}", "×", bound, "sign-64", peer)
         for name, what, bound, peer in (
@@ -36,6 +37,31 @@ TARGETS: tuple[Target, ...] = (
     lag("loop-lag", "event-loop lag while saturated, 64 in flight, p99", "sign-64-lag"),
     *resilience.TARGETS,
     *failover.TARGETS,
+    relative("audit-fsync-64", "audit log, `fsync`, 64 in flight", "× no log", 0.95, "audit-fsync", "audit-none"),
+    relative("audit-write-64", "audit log, `write`, 64 in flight", "× no log", 0.97, "audit-write", "audit-none"),
+    relative(
+        *("audit-5ms", "audit log, `fsync`, network-5ms, 256 in flight", "× no log", 0.99),
+        *("audit-5ms-fsync", "audit-5ms-none"),
+    ),
+    beside(
+        *("audit-1", "audit log, `fsync`, one in flight: apart from none and one flush", 5.0),
+        *("audit-1-fsync", "audit-1-none", "flush"),
+    ),
+    relative(
+        *("audit-noop", "audit log, `fsync`, no-op module, 256 in flight", "× no log", 0.45),
+        *("audit-noop-fsync", "audit-noop-none"),
+    ),
+    processor("audit-noop-cpu", "the same, processor time of a signature", 3.5, "audit-noop-fsync"),
+    relative(
+        *("failover-audit-noop", "the same with failover", "× fsync alone", 0.97),
+        *("failover-audit-noop-256", "audit-noop-fsync"),
+    ),
+    relative("stack-64-rate", "the whole stack, SoftHSM, 64 in flight", "× bare", 0.93, "stack-64", "stack-64-bare"),
+    relative(
+        *("stack-256-rate", "the whole stack, network-5ms, 256 in flight", "× raw C", 0.97),
+        *("stack-256", "stack-256-raw"),
+    ),
+    tailed("stack-256-tail", "the same, p99.9 latency over raw C's", "stack-256", "stack-256-raw"),
 )
 
 MEMORY_BOUND_MIB = 1.0

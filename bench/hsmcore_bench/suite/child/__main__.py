@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatchcase
+from importlib import import_module
 
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.suite.child.protocol import Job, Replies, Signer, one_at_a_time, serve
 
+SIGNERS = {
+    "recovery-rotation": "rotation:Rotating",
+    "recovery-*": "recovery:Recovering",
+    "failover-*": "failover:Switching",
+    "pkcs11-executor": "pypkcs11:ExecutorSigner",
+    "pkcs11-*": "pypkcs11:ThreadSigner",
+    "pykcs11": "pykcs11:PyKCS11Signer",
+    "pynacl": "software:SoftwareSigner",
+    "cryptography": "software:SoftwareSigner",
+    "flush": "flush:Flushing",
+    "*": "ours:OurSigner",
+}
+"""Kinds of jobs, the first that fits, and what runs them: a module of this package and its class."""
+
 
 def open_signer(job: Job) -> Signer:
     """Only what this contender needs is imported: the others may be missing."""
-    if job.kind in ("sign", "sign-many", "sign-open", "cache-hit"):
-        from hsmcore_bench.suite.child.ours import OurSigner
-
-        return OurSigner(job)
-    if job.kind in ("pynacl", "cryptography"):
-        from hsmcore_bench.suite.child.software import SoftwareSigner
-
-        return SoftwareSigner(job)
-    if job.kind == "recovery-rotation":
-        from hsmcore_bench.suite.child.rotation import Rotating
-
-        return Rotating(job)
-    if job.kind.startswith("recovery-"):
-        from hsmcore_bench.suite.child.recovery import Recovering
-
-        return Recovering(job)
-    if job.kind.startswith("failover-"):
-        from hsmcore_bench.suite.child.failover import Switching
-
-        return Switching(job)
-    if job.kind == "pykcs11":
-        from hsmcore_bench.suite.child.pykcs11 import PyKCS11Signer
-
-        return PyKCS11Signer(job)
-    if job.kind == "pkcs11-executor":
-        from hsmcore_bench.suite.child.pypkcs11 import ExecutorSigner
-
-        return ExecutorSigner(job)
-    from hsmcore_bench.suite.child.pypkcs11 import ThreadSigner
-
-    return ThreadSigner(job)
+    where = next(place for kind, place in SIGNERS.items() if fnmatchcase(job.kind, kind))
+    module, _, name = where.partition(":")
+    made: Signer = getattr(import_module(f"hsmcore_bench.suite.child.{module}"), name)(job)
+    return made
 
 
 def main() -> int:
