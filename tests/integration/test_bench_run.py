@@ -88,13 +88,13 @@ def test_ours_takes_part():
             patience=0,
             rounds=1,
             seconds=0.1,
-            only="raw-1,hand-over,sign-1,sign-64,sign-64-lag,sign-p256,sign-secp256k1,audit-fsync,audit-1,flush,batch-4,open-960",
+            only="raw-1,hand-over,sign-1,sign-64,sign-64-lag,sign-p256,sign-secp256k1,audit-fsync,audit-1,flush,batch-4,open-960,open-80-token",
         )
     )
     assert result.failed == {}
     assert {"sign-1", "sign-64", "sign-p256", "sign-secp256k1"} <= {s.contender for s in result.samples}
     found = {sample.contender: sample for sample in result.samples}
-    assert {"audit-fsync", "audit-none", "batch-4", "open-960"} <= found.keys()
+    assert {"audit-fsync", "audit-none", "batch-4", "open-960", "open-80-token"} <= found.keys()
     assert {"flush", "hand-over", "audit-1-none", "audit-1-fsync"} <= found.keys()
     parts = found["sign-1"].parts_ns
     assert parts.keys() == {"loop", "ring", "hsm", "wake"}

@@ -65,6 +65,7 @@ class ContenderRow(_Part):
     batch: Batch | Annotated[list[Batch], Field(min_length=1)] = 1
     message_bytes: Bytes | Annotated[list[Bytes], Field(min_length=1)] | None = None
     per_second: Rate | Annotated[list[Rate], Field(min_length=1)] | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
     latency_of: Text = "call"
     timed_every: Count = 1
     watch_lag: bool = False
@@ -81,8 +82,8 @@ class ContenderRow(_Part):
     def _consistent(self) -> Self:
         if self.device is not None and self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}")
-        if (self.per_second is not None) != (self.kind == "sign-open"):
-            raise ValueError('per_second belongs to kind "sign-open", which needs it')
+        if [self.per_second, self.share].count(None) != 2 - (self.kind == "sign-open"):
+            raise ValueError('per_second or share belongs to kind "sign-open", which needs one of them')
         for text in (self.name, self.title, self.series, self.reference or ""):
             for field in _FIELD.findall(text):
                 if field not in type(self).model_fields or field in _TEXTS:
@@ -140,7 +141,7 @@ class ScenarioFile(_Part):
     about: Annotated[str, Field(max_length=1000)]
     order: Annotated[int, Field(ge=0, le=9999)]
     table: Literal["main", "apart"] = "apart"
-    chart: Literal["bars", "curve", "parts", "open"] = "bars"
+    chart: Literal["bars", "curve", "parts", "open", "latency"] = "bars"
     x: Literal["in_flight", "sessions", "batch", "message_bytes", "members", "per_second"] | None = None
     sizes: Text | None = None
     words: list[Name] = []

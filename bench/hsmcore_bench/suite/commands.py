@@ -166,7 +166,8 @@ class Commands:
             audit=contender.audit,
             audit_file="" if contender.audit is None else str(self._folder() / "audit.log"),
             scrape=contender.scrape,
-            per_second=contender.per_second or 0.0,
+            per_second=contender.per_second or (contender.share or 0.0) * (self.ceiling(contender) or 0.0),
+            share=contender.share or 0.0,
             rotate=rotate,
             turn=str(self._turn) if target.module else "",
         )

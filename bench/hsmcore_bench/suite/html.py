@@ -9,7 +9,7 @@ from statistics import median
 
 from hsmcore_bench.suite import sizing, svg
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Verdict
-from hsmcore_bench.suite.picture import Row, caption, colour, rates
+from hsmcore_bench.suite.picture import Row, caption, colour, latencies, rates
 from hsmcore_bench.suite.report import (
     bound,
     disturbance,
@@ -102,6 +102,7 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
         "curve": _curves,
         "parts": _parts,
         "open": _open,
+        "latency": _latency,
     }
     yield from drawers.get(scenario.chart, _bars)(result, scenario, rows)
     yield _figures(rows)
@@ -110,6 +111,10 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
 def _bars(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
     said = f"{caption(rows)}; the line goes from the lowest round to the highest."
     yield rates(rows).figure(said[0].upper() + said[1:])
+
+
+def _latency(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
+    yield latencies(rows).figure("Median latency; the line goes to the 99.9th percentile.")
 
 
 def _curves(_result: Result, scenario: Scenario, rows: list[Row]) -> Iterator[str]:

@@ -72,6 +72,7 @@ class Contender:
     slices: float = 1.0  # its slices are so many times as long as the others'
     message_bytes: int | None = None  # None: as the run says
     per_second: float | None = None  # of sign-open: requests a second
+    share: float | None = None  # of sign-open, instead: of the device's ceiling, or of what a closed loop just made
     watch_lag: bool = False  # a coroutine looks each millisecond how late the loop is
     audit: Durability | None = None  # of ours: with an audit log that is as durable
     scrape: bool = False  # of ours: with its console's server, whose /metrics is read once a second
@@ -87,7 +88,7 @@ class Scenario:
     title: str  # of its part of the report; the group of its contenders
     about: str
     table: Literal["main", "apart"] = "apart"  # whether its rates are held against raw C on the token
-    chart: Literal["bars", "curve", "parts", "open"] = "bars"
+    chart: Literal["bars", "curve", "parts", "open", "latency"] = "bars"
     x: str | None = None  # the contenders' field that a curve has on its x axis
     sizes: str | None = None  # a curve over sessions: the device that `bench size` may take from it
     words: list[str] = field(default_factory=list)  # other names for --only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from time import thread_time_ns
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ MESSAGES_PER_CALLER = 16  # no other caller's, so that two equal messages are ne
 BATCHES = 4
 HIT_SET = 512  # messages that the cache holds
 OPEN_MESSAGES = 4096  # the load goes round them
+FULL_PART = 0.25  # of a slice at a share of the full rate: to find that rate
 Workload = Callable[[float], Coroutine[Any, Any, dict[str, Any]]]  # a slice of so many seconds
 
 
@@ -86,12 +88,23 @@ class OurSigner:
             )
         if job.kind == "sign-open":
             pool = distinct_messages(OPEN_MESSAGES, job.message_bytes)
-            return lambda seconds: arrive(manager.sign, pool, seconds, job.per_second)
+            return partial(self._at_rate, pool) if job.per_second else partial(self._at_share, pool)
         pool = distinct_messages(job.in_flight * MESSAGES_PER_CALLER, job.message_bytes)
         own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
         return lambda seconds: saturate(
             manager.sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag
         )
+
+    async def _at_rate(self, pool: Sequence[bytes], seconds: float) -> dict[str, Any]:
+        return await arrive(self._manager.sign, pool, seconds, self._job.per_second)
+
+    async def _at_share(self, pool: Sequence[bytes], seconds: float) -> dict[str, Any]:
+        """Of the rate that a closed loop makes in the first part of the slice, because a token has no known ceiling."""
+        job, sign = self._job, self._manager.sign
+        own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
+        most = await saturate(sign, own, seconds * FULL_PART)
+        rate = job.share * most["signatures"] / most["seconds"]
+        return await arrive(sign, pool, seconds * (1.0 - FULL_PART), rate, punctual=False)
 
     def _scraped(self, workload: Workload) -> Workload:
         """The same while /metrics is read."""

@@ -50,6 +50,7 @@ class Job:
     audit_file: str = ""
     scrape: bool = False  # /metrics is read over HTTP once a second
     per_second: float = 0.0  # of sign-open
+    share: float = 0.0  # of sign-open without it: of what a closed loop made just before
     rotate: bool = False  # keys may be rotated; the state is in `state`
     turn: str = ""  # a file to lock while the token is opened: SoftHSM rewrites its files at each login
 

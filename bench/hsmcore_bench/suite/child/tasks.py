@@ -87,10 +87,18 @@ async def burst(sign: Callable[[M], Awaitable[object]], messages: Sequence[M], s
 
 
 async def arrive(
-    sign: Callable[[M], Awaitable[object]], messages: Sequence[M], seconds: float, per_second: float
+    sign: Callable[[M], Awaitable[object]],
+    messages: Sequence[M],
+    seconds: float,
+    per_second: float,
+    *,
+    punctual: bool = True,
 ) -> dict[str, Any]:
     """Requests that come at random (a Poisson process of `per_second`), however long earlier ones take. A latency
-    counts from when the request was due, so that a loop that is late hides nothing."""
+    counts from when the request was due, so that a loop that is late hides nothing.
+
+    To be punctual the loop spins in the last millisecond before each: a processor that a token in software would need.
+    """
     latencies, running = array("q"), set[asyncio.Task[None]]()
     dice = random.Random(per_second)
 
@@ -106,7 +114,7 @@ async def arrive(
             break
         early = due - perf_counter_ns()
         while early > 0:
-            await asyncio.sleep(max(0.0, (early - LAG_INTERVAL_NS) / 1e9))  # timers are late by as much
+            await asyncio.sleep(max(0.0, (early - LAG_INTERVAL_NS * punctual) / 1e9))  # timers are late by as much
             early = due - perf_counter_ns()
         task = asyncio.ensure_future(one(message, due))
         running.add(task)
