@@ -50,6 +50,8 @@ UNTARGETED = {
     "sign-256": "a point beyond 64",
     "pkcs11-shared-1": "a peer, slower than its twin with two threads",
     "pkcs11-threads": "a peer; over-executor holds us against the one that an asyncio service would use",
+    "device-5ms-executor": "a peer, for scale where the module is not the limit",
+    "device-5ms-pykcs11": "a peer, for scale where the module is not the limit",
     "software-*": "no HSM: for scale",
     "curve-*": "points of a curve; sign-64 has the bound",
     "size-*": "points of a curve; sign-64 has the bound",
