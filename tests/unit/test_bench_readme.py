@@ -9,6 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hsmcore_bench.suite.contenders import contenders
+from hsmcore_bench.suite.excerpts import SAFETIES
+from hsmcore_bench.suite.model import Spread, Summary
+from hsmcore_bench.suite.picture import rates
 from hsmcore_bench.suite.readme import (
     BEGIN,
     END,
@@ -22,7 +26,9 @@ from hsmcore_bench.suite.readme import (
     updated,
     write,
 )
+from hsmcore_bench.suite.report import bound, reached
 from hsmcore_bench.suite.results import KEPT, newest, to_json
+from hsmcore_bench.suite.targets import judge
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/RESULTS.md", "docs/results.svg")
@@ -55,6 +61,54 @@ def test_the_readme_has_its_rows_and_every_missed_target():
         assert not line.startswith("- the same")
     result.targets = [replace(verdict, met=True) for verdict in result.targets]
     assert re.search(r"Of \d+ targets 0 are missed\.\n\nFrom", rows(result, "r.json"))
+
+
+def test_every_missed_target_stands_in_the_readme():
+    _, result = newest(ROOT / KEPT, idle=True)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missed = [v for v in result.targets if v.met is False]
+    assert missed
+    assert [v.name for v in missed if f"{v.what}: {reached(v)}, target {bound(v)}" not in text] == []
+
+
+def test_what_safety_costs_and_other_libraries_stand_beside_the_rows():
+    """Once they were measured; until then nothing of them."""
+    _, result = newest(ROOT / KEPT)
+    assert "| with |" not in rows(result, "r") + table(result, "r")
+    assert "what safety leaves" not in chart(result)
+    with_them(result)
+    for made in (rows(result, "r"), table(result, "r")):
+        assert "| the whole stack, SoftHSM, 64 in flight | 900 | 0.900 | ≥ 0.93 | 1.00 ms | 2.00 ms |" in made
+        assert "| failover enabled, no-op module, 256 in flight | 900 | 0.900 | ≥ 0.97 |" in made
+        assert "| the whole stack, no-op module, 256 in flight | 900 | 0.900 |  |" in made
+        assert "raw C itself is only 1.1 to 1.1 × as fast as other libraries" in made
+        assert "| network-5ms: PyKCS11, one thread | 900 | 0.900 |" in made
+        assert "| no-op module: PyKCS11, one thread | 900 |  |" in made
+    picture = chart(result)
+    assert all(f">{c.title}</text>" in picture for c in result.contenders if c.name in SAFETIES)
+    assert picture.count('stroke-width="3"') == len(SAFETIES) - 1, "each has a bound but the stack on the no-op module"
+    assert "PyKCS11, one thread" in picture
+
+
+def with_them(result):
+    """A result of today's contenders, each at 0.9 of its reference."""
+    flat = Spread(900.0, 890.0, 910.0)
+    result.contenders = contenders(2)
+    result.summaries = [
+        Summary(c.name, flat, c.reference and Spread(0.9, 0.8, 1.0), 1e6, 2e6, 3e6, None, None)
+        for c in result.contenders
+    ]
+    names = {c.name for c in result.contenders}
+    result.targets = judge([], None, names)
+
+
+def test_what_signs_nothing_has_no_bar_beside_rates():
+    _, result = newest(ROOT / KEPT)
+    with_them(result)
+    drawn = [row for row in zip(result.contenders, result.summaries, strict=True) if row[0].scenario == "audit"]
+    made = rates(drawn)
+    assert "fdatasync" not in made.inside
+    assert "audit log, fsync, SoftHSM, 1 in flight" in made.inside
 
 
 def test_the_picture_is_a_whole_document():

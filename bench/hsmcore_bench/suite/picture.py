@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from hsmcore_bench.suite import svg
 from hsmcore_bench.suite.model import Contender, Summary
@@ -10,6 +11,7 @@ from hsmcore_bench.suite.report import duration, groups, headline, split
 from hsmcore_bench.suite.result import Result
 
 Row = tuple[Contender, Summary]
+UNSIGNED = ("flush", "hand-over")  # sign nothing, so their rates are no signatures
 
 
 def picture(result: Result, style: str) -> str:
@@ -33,9 +35,12 @@ def relative(rows: Sequence[Row]) -> bool:
     return any(summary.ratio is not None for _, summary in rows)
 
 
-def rates(rows: Sequence[Row]) -> svg.Chart:
-    """Relative to the reference where there is one, else a point on a logarithmic axis."""
+def rates(rows: Sequence[Row], bounds: Mapping[str, float] = MappingProxyType({})) -> svg.Chart:
+    """Relative to the reference where there is one, with the bound of a contender that is in `bounds`; else a point on
+    a logarithmic axis."""
     drawn = []
+    if relative(rows):
+        rows = [row for row in rows if row[0].kind not in UNSIGNED]
     for contender, summary in rows:
         rate = summary.rate
         shown, text = rate, f"{rate.median:,.0f}/s"
@@ -44,7 +49,17 @@ def rates(rows: Sequence[Row]) -> svg.Chart:
         elif relative(rows):
             one = rate.median or 1.0
             shown = type(rate)(1.0, rate.low / one, rate.high / one)
-        drawn.append(svg.Bar(contender.title, shown.median, shown.low, shown.high, text, colour(contender)))
+        drawn.append(
+            svg.Bar(
+                contender.title,
+                shown.median,
+                shown.low,
+                shown.high,
+                text,
+                colour(contender),
+                bounds.get(contender.name),
+            )
+        )
     return svg.bars(drawn, mark=1.0 if relative(rows) else None, logarithmic=not relative(rows))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from hsmcore_bench.suite import svg
+from hsmcore_bench.suite import excerpts, svg
 from hsmcore_bench.suite.html import STYLE
 from hsmcore_bench.suite.model import Verdict
 from hsmcore_bench.suite.picture import caption, rates
@@ -24,12 +24,13 @@ PICTURED: Final = ("raw", "sign-64", "sign-256", "many-256", "pkcs11-executor", 
 
 
 def table(result: Result, source: str) -> str:
-    """The main tables, the targets, and the file that they come from."""
-    return f"\n{_warning(result)}{markdown(result, short=True)}\n{_origin(source)}\n\n"
+    """The main tables, the targets, the excerpts, and the file that they come from."""
+    blocks = [markdown(result, short=True).rstrip("\n"), *excerpts.blocks(result), _origin(source)]
+    return f"\n{_warning(result)}" + "\n\n".join(blocks) + "\n\n"
 
 
 def rows(result: Result, source: str) -> str:
-    """A few rows of the main table, every target that was missed, and the file that they come from."""
+    """A few rows of the main table, the excerpts, every target that was missed, and the file that they come from."""
     summaries = {summary.contender: summary for summary in result.summaries}
     lines = ["| | signatures/s | × raw C | p50 | p99 |", "|---|--:|--:|--:|--:|"]
     for contender in result.contenders:
@@ -40,7 +41,13 @@ def rows(result: Result, source: str) -> str:
             lines.append(f"| {contender.title}{where} | {' | '.join(cells)} |")
     missed = [f"- {what}: {reached(v)}, target {bound(v)}" for what, v in _named(result.targets) if v.met is False]
     said = f"Of {len(result.targets)} targets {len(missed)} are missed{':' if missed else '.'}"
-    blocks = ["\n".join(lines), said, *(["\n".join(missed)] if missed else []), _origin(source)]
+    blocks = [
+        "\n".join(lines),
+        *excerpts.blocks(result),
+        said,
+        *(["\n".join(missed)] if missed else []),
+        _origin(source),
+    ]
     return f"\n{_warning(result)}" + "\n\n".join(blocks) + "\n\n"
 
 
@@ -62,7 +69,8 @@ def chart(result: Result) -> str:
     if not chosen:
         raise ValueError("nothing was measured")
     title = "hsmcore beside a raw C loop and its peers"
-    return svg.document([(caption(chosen), rates(chosen))], title, headline(result), STYLE.read_text(encoding="utf-8"))
+    charts = [(caption(chosen), rates(chosen)), *excerpts.charts(result)]
+    return svg.document(charts, title, headline(result), STYLE.read_text(encoding="utf-8"))
 
 
 def placed(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:

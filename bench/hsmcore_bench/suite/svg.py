@@ -28,6 +28,7 @@ class Bar:
     high: float
     text: str
     colour: str  # class
+    bound: float | None = None  # what its value should reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ Series = Mapping[str, Sequence[tuple[float, float]]]  # name -> points
 def bars(
     rows: Sequence[Bar], *, mark: float | None = None, logarithmic: bool = False, name: Name | None = None
 ) -> Chart:
-    """Horizontal bars with a line from lowest to highest; a dashed line at `mark`. Points on a logarithmic axis."""
+    """Horizontal bars with a line from lowest to highest, and one across at the bound; a dashed line at `mark`. Points
+    on a logarithmic axis."""
     left, right = LABEL, WIDTH - 150
     scale = _Scale([v for r in rows for v in (r.low, r.high)] + ([mark] if mark else []), left, right, logarithmic)
     height = ROW * len(rows) + 40
@@ -87,7 +89,9 @@ def bars(
             parts.append(f'<rect class="{row.colour}" x="{left}" y="{y + 3}" width="{wide:.1f}" height="{ROW - 10}"/>')
         a, b = scale(row.low), scale(row.high)
         parts.append(f'<path class="ink" d="M{a:.1f} {y + 11}H{b:.1f}M{a:.1f} {y + 8}v6M{b:.1f} {y + 8}v6"/>')
-        parts.append(_text(max(b, scale(row.value)) + 8, y + 15, row.text))
+        if row.bound is not None:
+            parts.append(f'<path class="ink" stroke-width="3" d="M{scale(row.bound):.1f} {y}v{ROW - 4}"/>')
+        parts.append(_text(max(b, scale(row.value), scale(row.bound or 0.0)) + 8, y + 15, row.text))
     if mark is not None:
         parts.append(f'<path class="mark" d="M{scale(mark):.1f} 6V{height - 34}"/>')
     return Chart(height, "".join(parts))
