@@ -45,7 +45,9 @@ cdef class Journal:
         self.fail_open = fail_open
         self._last_time = last_time_ns
         self._immediate = durability == "interval"
-        self._wait_ns = <uint64_t>((wait_seconds + (interval_seconds if self._immediate else 0)) * NS)
+        # A line that waits for its turn does not wait for the disk.
+        self._wait_ns = <uint64_t>(wait_seconds * NS) + (
+            <uint64_t>(interval_seconds * NS) if self._immediate else HSM_JOURNAL_PACE_MOST_NS)
         self._max_pending = max_pending
         file, folder = os.fsencode(path), os.fsencode(archive)
         options.path = file
@@ -114,7 +116,7 @@ cdef class Journal:
             raise _exception(HSM_FORKED, None)
         if not hsm_journal_put(self._journal, PyBytes_AS_STRING(line), <size_t>PyBytes_GET_SIZE(line)):
             raise MemoryError()
-        hsm_journal_flush(self._journal)
+        hsm_journal_flush(self._journal, 0)
 
     @property
     def next(self):

@@ -66,7 +66,8 @@ cdef class Recorder:
             raise MemoryError()
         return seq
 
-    cdef bint flush(self) except -1:
-        """Start writing the records. Returns whether answers do not wait for the disk now."""
-        hsm_journal_flush(self.journal._journal)
+    cdef bint flush(self, bint urgent) except -1:
+        """Start writing the records. `urgent`: without a pause for more of them. Returns whether answers do not wait
+        for the disk now."""
+        hsm_journal_flush(self.journal._journal, urgent)
         return self.journal._hands_out()

@@ -165,19 +165,37 @@ static void note_failure(hsm_journal *journal, int failure) {
     }
 }
 
-/* Wait for lines to write. Returns false when there are none and there will be none. */
+/* Sleep, unless hsm_journal_wake was called since `turn` was read. */
+static void rest(hsm_journal *journal, uint32_t turn, uint64_t ns) {
+    hsm_futex_wait(&journal->turn, turn, ns, true);
+    atomic_store(&journal->resting, HSM_REST_NONE);
+}
+
+/* Wait for lines to write, and for their time. Returns false when there are none and there will be none. */
 static bool await_lines(hsm_journal *journal) {
     for (;;) {
         uint32_t turn = atomic_load(&journal->turn);
         bool closing = atomic_load(&journal->closing) != 0;
-        if (atomic_load(&journal->flushed) != 0) {
-            return true;
+        uint64_t now = hsm_now_ns();
+        bool early = now < journal->next_at_ns;
+        /* Before `flushed` is read: a flush that came too late for that finds the thread at rest, and wakes it. */
+        atomic_store(&journal->resting, early ? HSM_REST_PAUSE : HSM_REST_IDLE);
+        uint32_t flushed = atomic_load(&journal->flushed);
+        if (closing || flushed == HSM_FLUSH_URGENT || (flushed != HSM_FLUSH_NONE && !early)) {
+            atomic_store(&journal->resting, HSM_REST_NONE);
+            return flushed != HSM_FLUSH_NONE;
         }
-        if (closing) {
-            return false;
-        }
-        hsm_futex_wait(&journal->turn, turn, 0, true);
+        rest(journal, turn, early ? journal->next_at_ns - now : 0);
     }
+}
+
+/* Plan the next paced flush. */
+static void pace(hsm_journal *journal, uint64_t begun, uint64_t ended) {
+    journal->flush_ns += (ended - begun) / 8 - journal->flush_ns / 8;
+    uint64_t pause = journal->flush_ns * 8;
+    pause = pause < HSM_JOURNAL_PACE_LEAST_NS ? HSM_JOURNAL_PACE_LEAST_NS : pause;
+    pause = pause > HSM_JOURNAL_PACE_MOST_NS ? HSM_JOURNAL_PACE_MOST_NS : pause;
+    journal->next_at_ns = journal->durability == HSM_DURABLE_INTERVAL ? 0 : ended + pause;
 }
 
 /* Wait for `ns`, or until the journal is being closed, or until `most` bytes are pending. */
@@ -189,7 +207,8 @@ static void pause_for(hsm_journal *journal, uint64_t ns, uint64_t most) {
         if (atomic_load(&journal->closing) != 0 || now >= until || atomic_load(&journal->pending) >= most) {
             return;
         }
-        hsm_futex_wait(&journal->turn, turn, until - now, true);
+        atomic_store(&journal->resting, HSM_REST_PAUSE);
+        rest(journal, turn, until - now);
     }
 }
 
@@ -200,7 +219,7 @@ static void take_group(hsm_journal *journal, hsm_journal_buffer *group) {
     journal->filling = empty;
     atomic_store_explicit(&journal->writing_since_ns, group->lines > 0 ? group->begun_ns : 0, memory_order_relaxed);
     atomic_store_explicit(&journal->filling_since_ns, 0, memory_order_relaxed);
-    atomic_store(&journal->flushed, 0);
+    atomic_store(&journal->flushed, HSM_FLUSH_NONE);
     (void)pthread_mutex_unlock(&journal->lock);
 }
 
@@ -250,10 +269,13 @@ static void *run(void *argument) {
         if (group.lines == 0) {
             continue;
         }
+        uint64_t begun = hsm_now_ns();
         if (write_until_closing(journal, &group) != 0) {
             break;
         }
-        hsm_histogram_add(&journal->commits, hsm_now_ns() - group.begun_ns);
+        uint64_t ended = hsm_now_ns();
+        pace(journal, begun, ended);
+        hsm_histogram_add(&journal->commits, ended - group.begun_ns);
         atomic_store_explicit(&journal->writing_since_ns, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
         atomic_fetch_sub_explicit(&journal->pending, group.used, memory_order_relaxed);
@@ -337,7 +359,7 @@ uint64_t hsm_journal_close(hsm_journal *journal) {
     if (journal == NULL || journal->fork_generation != hsm_fork_generation()) {
         return 0;
     }
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     atomic_store(&journal->closing, 1);
     hsm_journal_wake(journal);
     hsm_thread_join(journal->thread);

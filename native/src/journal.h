@@ -29,6 +29,15 @@ typedef struct hsm_journal_buffer {
  * empty. */
 #define HSM_JOURNAL_GROUP ((size_t)8U << 20)
 
+/* The pause between two groups is eight times what a flush takes, so that flushing takes a ninth of the time; at least
+ * this long, and at most HSM_JOURNAL_PACE_MOST_NS. */
+#define HSM_JOURNAL_PACE_LEAST_NS UINT64_C(1000000)
+
+enum hsm_flush { HSM_FLUSH_NONE, HSM_FLUSH_PACED, HSM_FLUSH_URGENT };
+
+/* The thread runs; it sleeps until a time at which it looks at `flushed` again; it sleeps for good. */
+enum hsm_rest { HSM_REST_NONE, HSM_REST_PAUSE, HSM_REST_IDLE };
+
 struct hsm_journal {
     char *path, *archive;
     enum hsm_durability durability;
@@ -42,7 +51,8 @@ struct hsm_journal {
 
     pthread_mutex_t lock; /* `filling`, held for a copy or an exchange of buffers */
     hsm_journal_buffer filling;
-    _Atomic uint32_t flushed; /* the thread is to take what is in `filling` */
+    _Atomic uint32_t flushed; /* enum hsm_flush: the thread is to take what is in `filling` */
+    _Atomic uint32_t resting; /* enum hsm_rest: what it takes to wake the thread */
     _Atomic uint32_t turn;    /* a futex */
     _Atomic uint32_t closing;
     _Atomic uint64_t pending; /* bytes appended and not written */
@@ -55,11 +65,13 @@ struct hsm_journal {
 
     /* the journal's thread's */
     int fd;
-    uint64_t size;  /* of what is written whole */
-    uint64_t first; /* number of the first line in the segment */
-    bool torn;      /* a part of a group may stand behind `size` */
-    bool moved;     /* the open file is the full segment, under its archived name; the next one is not made yet */
-    bool unsynced;  /* the folders' entries for the last rotation may not be on the disk */
+    uint64_t next_at_ns; /* when a paced flush may begin */
+    uint64_t flush_ns;   /* what writing and flushing a group takes, smoothed */
+    uint64_t size;       /* of what is written whole */
+    uint64_t first;      /* number of the first line in the segment */
+    bool torn;           /* a part of a group may stand behind `size` */
+    bool moved;          /* the open file is the full segment, under its archived name; the next one is not made yet */
+    bool unsynced;       /* the folders' entries for the last rotation may not be on the disk */
     uint64_t lost;
 };
 

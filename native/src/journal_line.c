@@ -159,16 +159,19 @@ uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign
     return seq;
 }
 
-void hsm_journal_flush(hsm_journal *journal) {
-    if (forked(journal)) {
+void hsm_journal_flush(hsm_journal *journal, int urgent) {
+    if (forked(journal) || atomic_load(&journal->filling_since_ns) == 0) {
         return;
     }
-    (void)pthread_mutex_lock(&journal->lock);
-    bool waiting = journal->filling.lines > 0;
-    bool early = journal->durability == HSM_DURABLE_INTERVAL && journal->filling.used >= HSM_JOURNAL_GROUP;
-    (void)pthread_mutex_unlock(&journal->lock);
+    if (journal->durability == HSM_DURABLE_INTERVAL) {
+        urgent = atomic_load(&journal->pending) >= HSM_JOURNAL_GROUP;
+    }
+    uint32_t wish = urgent ? HSM_FLUSH_URGENT : HSM_FLUSH_PACED;
     /* As long as the thread has not taken an earlier flush, it will find these lines too. */
-    if (waiting && (atomic_exchange(&journal->flushed, 1) == 0 || early)) {
-        hsm_journal_wake(journal);
+    if (atomic_load(&journal->flushed) < wish) {
+        atomic_store(&journal->flushed, wish);
+        if (atomic_load(&journal->resting) >= (urgent ? HSM_REST_PAUSE : HSM_REST_IDLE)) {
+            hsm_journal_wake(journal);
+        }
     }
 }

@@ -131,6 +131,10 @@ uint32_t hsm_requests_room(hsm_requests *table) {
     return table->free.count != 0 || hsm_table_grow(table) ? table->room : 0;
 }
 
+int hsm_requests_starved(const hsm_requests *table) {
+    return table->held.count != 0 && (uint64_t)table->owed + table->queue.count < table->admission.servers;
+}
+
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) {
     *counts = (hsm_requests_counts){
         .open = table->open,

@@ -36,6 +36,18 @@ int fsync(int fd) {
     return real(fd);
 }
 
+/* Flushes to a disk that is quick. */
+static _Atomic uint64_t flushes;
+static _Atomic bool quick;
+
+int fdatasync(int fd) {
+    int (*real)(int);
+    void *symbol = dlsym(RTLD_NEXT, "fdatasync");
+    memcpy(&real, &symbol, sizeof real);
+    atomic_fetch_add(&flushes, 1);
+    return atomic_load(&quick) ? 0 : real(fd);
+}
+
 static char folder[64];
 static char path[128];
 static char archive[128];
@@ -164,10 +176,10 @@ static void lines_are_kept_in_their_order(void) {
         for (uint64_t n = 1; n <= 5000; n++) {
             put(journal, n);
             if (n % 7 == 0) {
-                hsm_journal_flush(journal);
+                hsm_journal_flush(journal, 0);
             }
         }
-        hsm_journal_flush(journal);
+        hsm_journal_flush(journal, 0);
         await(journal, 5000, 0);
         atomic_store(&watching, false);
         (void)pthread_join(thread, NULL);
@@ -200,7 +212,7 @@ static void full_segments_are_moved_aside_under_their_first_number(void) {
     hsm_journal *journal = open_journal(HSM_DURABLE_WRITE, 1, 100);
     for (uint64_t n = 1; n <= 25; n++) {
         put(journal, n);
-        hsm_journal_flush(journal);
+        hsm_journal_flush(journal, 0);
         await(journal, n, 0);
     }
     CHECK_INT(hsm_journal_close(journal), ==, 0);
@@ -218,17 +230,17 @@ static void a_disk_that_refuses_is_reported_and_used_again(void) {
     (void)signal(SIGXFSZ, SIG_IGN);
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
     put(journal, 1);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 1, 0);
     struct rlimit before;
     REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
     struct rlimit small = {.rlim_cur = 15, .rlim_max = before.rlim_max};
     REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
     put(journal, 2);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 1, EFBIG);
     put(journal, 3); /* goes to the next group */
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     hsm_journal_stats stats;
     hsm_journal_stats_read(journal, &stats);
     CHECK_INT(commits(&stats), ==, 1);
@@ -255,7 +267,7 @@ static void lines_that_cannot_be_written_at_the_end_are_counted(void) {
     struct rlimit none = {.rlim_cur = 0, .rlim_max = before.rlim_max};
     REQUIRE(setrlimit(RLIMIT_FSIZE, &none) == 0);
     put(journal, 1);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 0, EFBIG);
     put(journal, 2);
     CHECK_INT(hsm_journal_close(journal), ==, 2);
@@ -267,13 +279,13 @@ static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_bac
     make_folder();
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
     put(journal, 1);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 1, 0);
     char away[128];
     (void)snprintf(away, sizeof away, "%s-away", folder);
     REQUIRE(rename(folder, away) == 0);
     put(journal, 2);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 1, ENOENT);
     REQUIRE(rename(away, folder) == 0);
     await(journal, 2, 0);
@@ -285,7 +297,7 @@ static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_bac
     REQUIRE(other >= 0);
     (void)close(other);
     put(journal, 3);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 2, ESTALE);
     REQUIRE(rename(old, path) == 0);
     await(journal, 3, 0);
@@ -299,13 +311,13 @@ static void what_the_last_try_writes_is_not_lost(void) {
         make_folder();
         hsm_journal *journal = open_journal(durabilities[i], 1, UINT64_MAX);
         put(journal, 1);
-        hsm_journal_flush(journal);
+        hsm_journal_flush(journal, 0);
         await_written(journal, 1);
         char away[160];
         (void)snprintf(away, sizeof away, "%s.away", path);
         REQUIRE(rename(path, away) == 0);
         put(journal, 2);
-        hsm_journal_flush(journal);
+        hsm_journal_flush(journal, 0);
         await_failure(journal, ENOENT);
         REQUIRE(rename(away, path) == 0);
         put(journal, 3); /* goes to the next group */
@@ -315,6 +327,101 @@ static void what_the_last_try_writes_is_not_lost(void) {
     }
 }
 
+/* ---- pace: the disk is quick, so all that takes time is the pause between two groups ---- */
+
+static hsm_journal *open_on_a_quick_disk(void) {
+    make_folder();
+    atomic_store(&quick, true);
+    atomic_store(&flushes, 0);
+    return open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+}
+
+static void end_on_a_quick_disk(hsm_journal *journal, uint64_t lines) {
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    atomic_store(&quick, false);
+    CHECK(holds(path, 1, lines));
+    remove_folder();
+}
+
+/* Put a line; returns when that began. */
+static uint64_t keep(hsm_journal *journal, uint64_t number, int urgent) {
+    uint64_t begun = hsm_now_ns();
+    put(journal, number);
+    hsm_journal_flush(journal, 0);
+    hsm_journal_flush(journal, urgent); /* also when the thread pauses already */
+    await(journal, number, 0);
+    return begun;
+}
+
+/* The least time, of many tries, that a line and the next one take. Others may have the processor, so a single try
+ * shows nothing. */
+static uint64_t least_time_of_two_lines(int urgent) {
+    hsm_journal *journal = open_on_a_quick_disk();
+    uint64_t least = UINT64_MAX;
+    uint64_t before = 0;
+    for (uint64_t n = 1; n <= 100; n++) {
+        uint64_t begun = keep(journal, n, urgent);
+        uint64_t took = hsm_now_ns() - before;
+        least = took < least ? took : least;
+        before = begun;
+    }
+    end_on_a_quick_disk(journal, 100);
+    return least;
+}
+
+static void a_lone_line_is_flushed_at_once(void) {
+    hsm_journal *journal = open_on_a_quick_disk();
+    uint64_t least = UINT64_MAX;
+    for (uint64_t n = 1; n <= 50; n++) {
+        hsm_sleep(2 * HSM_JOURNAL_PACE_MOST_NS);
+        uint64_t took = hsm_now_ns() - keep(journal, n, 0);
+        least = took < least ? took : least;
+    }
+    end_on_a_quick_disk(journal, 50);
+    CHECK_INT(least, <, HSM_JOURNAL_PACE_LEAST_NS);
+}
+
+static void a_line_behind_another_waits_for_no_longer_than_the_pause(void) {
+    uint64_t least = least_time_of_two_lines(0);
+    CHECK_INT(least, >=, HSM_JOURNAL_PACE_LEAST_NS);
+    CHECK_INT(least, <, 2 * HSM_JOURNAL_PACE_MOST_NS);
+}
+
+static void an_urgent_flush_ends_a_pause(void) {
+    CHECK_INT(least_time_of_two_lines(1), <, HSM_JOURNAL_PACE_LEAST_NS);
+}
+
+static void lines_that_come_close_together_share_a_flush(void) {
+    hsm_journal *journal = open_on_a_quick_disk();
+    uint64_t begun = hsm_now_ns();
+    for (uint64_t n = 1; n <= 300; n++) {
+        put(journal, n);
+        hsm_journal_flush(journal, 0);
+        hsm_sleep(100000);
+    }
+    await(journal, 300, 0); /* no further flush is asked for: a pause ends by itself */
+    uint64_t pauses = (hsm_now_ns() - begun) / HSM_JOURNAL_PACE_LEAST_NS;
+    CHECK_INT(atomic_load(&flushes), <=, pauses + 2);
+    end_on_a_quick_disk(journal, 300);
+}
+
+static void closing_ends_a_pause(void) {
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < 50; i++) {
+        hsm_journal *journal = open_on_a_quick_disk();
+        uint64_t begun = keep(journal, 1, 0);
+        put(journal, 2);
+        hsm_journal_flush(journal, 0);
+        CHECK_INT(hsm_journal_close(journal), ==, 0);
+        uint64_t took = hsm_now_ns() - begun;
+        least = took < least ? took : least;
+        CHECK(holds(path, 1, 2));
+        remove_folder();
+    }
+    atomic_store(&quick, false);
+    CHECK_INT(least, <, HSM_JOURNAL_PACE_LEAST_NS);
+}
+
 /* With nine lines of ten bytes in the file, so that the next one begins another. */
 static hsm_journal *open_nearly_full(void) {
     make_folder();
@@ -322,7 +429,7 @@ static hsm_journal *open_nearly_full(void) {
     for (uint64_t n = 1; n <= 9; n++) {
         put(journal, n);
     }
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 9, 0);
     return journal;
 }
@@ -342,7 +449,7 @@ static void a_line_is_not_kept_before_the_name_of_its_file_is(void) {
     atomic_store(&folder_syncs, 0);
     atomic_store(&failing_folder_syncs, 2);
     put(journal, 10);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 9, EIO);
     close_rotated(journal);
     CHECK_INT(atomic_load(&folder_syncs), ==, 2); /* the archive and the log's folder */
@@ -355,7 +462,7 @@ static void a_rotation_goes_on_where_it_failed(void) {
     struct rlimit none = {.rlim_cur = 3, .rlim_max = before.rlim_max};
     REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
     put(journal, 10);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 9, EMFILE);
     CHECK(access(path, F_OK) != 0); /* renamed, and no other made yet */
     REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
@@ -370,7 +477,7 @@ static void no_segment_begins_where_the_log_was_unmounted(void) {
     REQUIRE(rename(folder, away) == 0);
     REQUIRE(mkdir(folder, 0700) == 0);
     put(journal, 10);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 9, ENOENT);
     CHECK(access(path, F_OK) != 0);
     REQUIRE(rmdir(folder) == 0);
@@ -382,7 +489,7 @@ static void a_missing_archive_is_waited_for(void) {
     hsm_journal *journal = open_nearly_full();
     REQUIRE(rmdir(archive) == 0);
     put(journal, 10);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 9, ENOENT);
     REQUIRE(mkdir(archive, 0700) == 0);
     close_rotated(journal);
@@ -396,7 +503,7 @@ static void a_segment_is_never_replaced(void) {
     int other = open(name, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
     REQUIRE(write(other, "theirs", 6) == 6);
     put(journal, 10);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 9, EEXIST);
     REQUIRE(pread(other, text, sizeof text, 0) == 6);
     CHECK_TEXT(text, "theirs");
@@ -421,11 +528,11 @@ static void many_lines_are_written_whole_and_their_memory_is_given_back(void) {
         bytes += size + 3;
     }
     CHECK_INT(hsm_journal_pending(journal), ==, bytes);
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 1000, 0);
     CHECK_INT(hsm_journal_pending(journal), ==, 0);
     put(journal, 1001); /* the next group's, into the other buffer */
-    hsm_journal_flush(journal);
+    hsm_journal_flush(journal, 0);
     await(journal, 1001, 0);
     hsm_leaks after;
     hsm_leaks_read(&after);
@@ -463,7 +570,7 @@ static void a_large_group_does_not_wait_for_its_interval(void) {
     line[sizeof line - 1] = '\n';
     for (size_t n = 0; n < HSM_JOURNAL_GROUP / sizeof line; n++) {
         REQUIRE(hsm_journal_put(journal, line, sizeof line) == 1);
-        hsm_journal_flush(journal);
+        hsm_journal_flush(journal, 0);
     }
     await_written(journal, HSM_JOURNAL_GROUP / sizeof line);
     CHECK_INT(hsm_journal_close(journal), ==, 0);
@@ -482,7 +589,7 @@ static void in_a_forked_child_nothing_is_appended_and_nothing_waits(void) {
         (void)alarm(20);
         hsm_journal_sign sign = {.result = "ok"};
         bool refused = hsm_journal_put(journal, "x\n", 2) == 0 && hsm_journal_put_sign(journal, &sign, "}", 1) == 0;
-        hsm_journal_flush(journal);
+        hsm_journal_flush(journal, 0);
         _exit(refused && hsm_journal_close(journal) == 0 ? 0 : 1);
     }
     REQUIRE(pthread_mutex_unlock(&journal->lock) == 0);
@@ -558,6 +665,11 @@ static const struct test tests[] = {
     TEST(lines_that_cannot_be_written_at_the_end_are_counted),
     TEST(a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_back),
     TEST(what_the_last_try_writes_is_not_lost),
+    TEST(a_lone_line_is_flushed_at_once),
+    TEST(a_line_behind_another_waits_for_no_longer_than_the_pause),
+    TEST(an_urgent_flush_ends_a_pause),
+    TEST(lines_that_come_close_together_share_a_flush),
+    TEST(closing_ends_a_pause),
     TEST(a_line_is_not_kept_before_the_name_of_its_file_is),
     TEST(a_rotation_goes_on_where_it_failed),
     TEST(no_segment_begins_where_the_log_was_unmounted),

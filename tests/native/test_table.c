@@ -234,7 +234,32 @@ static void a_place_is_not_given_away_during_a_call(void) {
     desk_end(&d);
 }
 
+static void workers_starve_when_the_held_answers_leave_one_idle(void) {
+    struct desk d = desk_of(4, 0, 0);
+    hsm_requests_serve(d.table, 2);
+    static const char *const texts[] = {"a", "b", "c", "d"};
+    uint64_t numbers[COUNT_OF(texts)];
+    for (size_t i = 0; i < COUNT_OF(texts); i++) {
+        numbers[i] = ask_of(&d, texts[i], LONG, true, HSM_OK);
+    }
+    CHECK(!hsm_requests_starved(d.table));
+    for (size_t i = 0; i < COUNT_OF(texts); i++) {
+        begin(&d, 0, numbers[i]);
+        end(&d, 0, texts[i]);
+        (void)next_is(&d, numbers[i], HSM_OK);
+        hsm_requests_hold(d.table, numbers[i], i + 1);
+        CHECK_INT(hsm_requests_starved(d.table), ==, i >= 2); /* then fewer than two requests are left */
+    }
+    hsm_requests_release(d.table, UINT64_MAX);
+    CHECK(!hsm_requests_starved(d.table)); /* nothing is held */
+    for (size_t i = 0; i < COUNT_OF(texts); i++) {
+        (void)answered(&d, numbers[i], HSM_OK);
+    }
+    desk_end(&d);
+}
+
 static const struct test tests[] = {
+    TEST(workers_starve_when_the_held_answers_leave_one_idle),
     TEST(held_answers_wait_for_their_records),
     TEST(a_held_answer_has_its_deadline),
     TEST(an_early_answer_and_then_the_completion),

@@ -13,6 +13,8 @@
 
 typedef struct hsm_journal hsm_journal;
 
+#define HSM_JOURNAL_PACE_MOST_NS UINT64_C(2000000)
+
 /* When a line counts as kept: on stable storage (fdatasync), with the kernel (write), or as soon as it was appended, in
  * which case it is on stable storage `interval_ns` later. */
 enum hsm_durability { HSM_DURABLE_FSYNC, HSM_DURABLE_WRITE, HSM_DURABLE_INTERVAL };
@@ -82,8 +84,9 @@ typedef struct hsm_journal_sign {
  * does not change from one signature to the next. Returns its number, or 0 as hsm_journal_put does. Takes well under 1
  * µs. */
 uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len);
-/* Let the thread begin with what was appended. */
-void hsm_journal_flush(hsm_journal *journal);
+/* Have the thread write what was appended: at once if it has rested since the last group, else within
+ * HSM_JOURNAL_PACE_MOST_NS, so that more lines share a flush. `urgent`: at once in any case. */
+void hsm_journal_flush(hsm_journal *journal, int urgent);
 /* Bytes that are appended and not written yet. They are in memory without a limit: the caller keeps one. */
 uint64_t hsm_journal_pending(const hsm_journal *journal);
 

@@ -104,6 +104,9 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
 /* As hsm_client_replay, with each message, key and deadline written again from this side. */
 uint32_t hsm_requests_replay(hsm_requests *table);
 
+/* Whether answers are held while a worker is out of requests: their callers may have more. */
+int hsm_requests_starved(const hsm_requests *table);
+
 typedef struct hsm_requests_counts {
     uint32_t open;    /* waiters without an answer */
     uint32_t queued;  /* requests without a slot, those that follow another not counted */

@@ -282,7 +282,7 @@ static void await_line(hsm_journal *journal, uint64_t number, uint64_t *put) {
             char line[64];
             int len = snprintf(line, sizeof line, "{\"seq\":%llu}\n", (unsigned long long)++*put);
             CHECK_INT(hsm_journal_put(journal, line, (size_t)len), ==, 1);
-            hsm_journal_flush(journal);
+            hsm_journal_flush(journal, 0);
             CHECK_INT(hsm_journal_written(journal), <, number);
             CHECK_INT(hsm_journal_pending(journal), >, 0);
             CHECK_INT(hsm_journal_oldest_ns(journal), >, 0);
@@ -325,7 +325,7 @@ static bool journal_life(void) {
             }
             put++;
             if (put % 5 == 0) {
-                hsm_journal_flush(journal);
+                hsm_journal_flush(journal, 0);
                 await_line(journal, put, &put);
             }
         }
