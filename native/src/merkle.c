@@ -38,10 +38,10 @@ void hsm_merkle_free(hsm_merkle *tree) {
     }
 }
 
-static void digest(hsm_merkle *tree, uint8_t prefix, const void *first, size_t first_len, const void *second,
-                   size_t second_len, uint8_t hash[HSM_MERKLE_HASH]) {
+static void digest(hsm_merkle *tree, const void *first, size_t first_len, const void *second, size_t second_len,
+                   uint8_t hash[HSM_MERKLE_HASH]) {
     if (EVP_DigestInit_ex2(tree->context, tree->sha256, NULL) != 1 ||
-        EVP_DigestUpdate(tree->context, &prefix, 1) != 1 || EVP_DigestUpdate(tree->context, first, first_len) != 1 ||
+        EVP_DigestUpdate(tree->context, first, first_len) != 1 ||
         (second_len > 0 && EVP_DigestUpdate(tree->context, second, second_len) != 1) ||
         EVP_DigestFinal_ex(tree->context, hash, NULL) != 1) {
         abort(); /* a hash that was not computed must never be taken for one */
@@ -49,12 +49,15 @@ static void digest(hsm_merkle *tree, uint8_t prefix, const void *first, size_t f
 }
 
 void hsm_merkle_leaf(hsm_merkle *tree, const void *line, size_t len, uint8_t hash[HSM_MERKLE_HASH]) {
-    digest(tree, 0x00, line, len, NULL, 0, hash);
+    digest(tree, "", 1, line, len, hash);
 }
 
 void hsm_merkle_node(hsm_merkle *tree, const uint8_t left[HSM_MERKLE_HASH], const uint8_t right[HSM_MERKLE_HASH],
                      uint8_t hash[HSM_MERKLE_HASH]) {
-    digest(tree, 0x01, left, HSM_MERKLE_HASH, right, HSM_MERKLE_HASH, hash);
+    uint8_t node[1 + 2 * HSM_MERKLE_HASH] = {0x01}; /* one call to update costs less than a copy of 64 bytes */
+    memcpy(node + 1, left, HSM_MERKLE_HASH);
+    memcpy(node + 1 + HSM_MERKLE_HASH, right, HSM_MERKLE_HASH);
+    digest(tree, node, sizeof node, NULL, 0, hash);
 }
 
 /* Append to a frontier, `size` being its leaves before. */

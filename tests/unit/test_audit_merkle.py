@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -157,3 +159,44 @@ def test_a_tree_needs_the_hashes_of_its_size():
         MerkleTree(7, bytes(64))
     with pytest.raises(ValueError, match="32 bytes"):
         MerkleTree().append(b"short")
+
+
+def test_all_tiles_are_on_their_way_before_the_first_is_waited_for_and_on_the_disk_in_the_end(tmp_path, monkeypatch):
+    begun, files, folders = [], [], []
+
+    def fsync(descriptor: int) -> None:
+        there = os.fstat(descriptor)
+        if stat.S_ISDIR(there.st_mode):
+            folders.append((there.st_ino, set(os.listdir(descriptor))))
+        else:
+            files.append((there.st_ino, len(begun)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, *_: begun.append(os.fstat(descriptor).st_ino))
+    layout = Layout(tmp_path / "log")
+    layout.folder.mkdir()
+    writer = TileWriter(layout, Tiles(layout, 0))
+    writer.append(b"".join(LEAVES))
+    writer.finish()
+    tiles = [path for path in layout.tiles.rglob("*") if path.is_file()]
+    assert len(tiles) == MOST // 256 + 2  # and the two partial ones
+    assert {inode for inode, _ in files} == set(begun) == {path.stat().st_ino for path in tiles}
+    assert all(on_their_way == len(tiles) for _, on_their_way in files)
+    for path in [*tiles, *(tile.parent for tile in tiles)]:
+        assert any(inode == path.parent.stat().st_ino and path.name in names for inode, names in folders), path
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_files_that_wait_for_their_flush_are_bounded_and_closed(tmp_path):
+    layout = Layout(tmp_path / "log")
+    layout.folder.mkdir()
+    before = descriptors()
+    writer = TileWriter(layout, Tiles(layout, 0))
+    writer.append(b"".join(LEAVES) * 20)
+    assert descriptors() - before < 64
+    writer.append(b"".join(LEAVES))
+    writer.close()
+    assert descriptors() == before

@@ -26,20 +26,28 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 def write_new(path: Path, data: bytes) -> None:
     """Make a file with this content, without flushing it. Raises FileExistsError if the name is taken, OSError."""
+    os.close(_written(path, data))
+
+
+def _written(path: Path, data: bytes) -> int:
     descriptor = make(path)
     try:
         write_all(descriptor, data)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
-def write_beside(path: Path, data: bytes) -> Path:
-    """Make the file <name>.new, which is to replace `path`, without flushing it; delete one that a crash left. Return
-    its path. Raises OSError."""
+def write_beside(path: Path, data: bytes) -> tuple[Path, int]:
+    """Make the file <name>.new, which is to replace `path`, without flushing it, instead of one that a crash left.
+    Return its path and its descriptor. Raises OSError."""
     beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    write_new(beside, data)
-    return beside
+    try:
+        return beside, _written(beside, data)
+    except FileExistsError:
+        beside.unlink()
+        return beside, _written(beside, data)
 
 
 def append(path: Path, data: bytes, *, durable: bool) -> None:
@@ -55,7 +63,10 @@ def append(path: Path, data: bytes, *, durable: bool) -> None:
 
 def replace(path: Path, data: bytes) -> None:
     """Replace a file's content atomically and durably: after a crash it is the old or the new one. Raises OSError."""
-    beside = write_beside(path, data)
-    sync(beside)
+    beside, descriptor = write_beside(path, data)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     beside.replace(path)
     sync(path.parent)

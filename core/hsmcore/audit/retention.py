@@ -97,10 +97,10 @@ class Prunes:
         self._last_of: dict[int, int] = {}
         self._records: dict[int, Mapping[str, Any]] = {}
 
-    def take(self, text: bytes) -> None:
-        """Take whole lines."""
-        if _MARK in text:
-            for line in text.split(b"\n"):
+    def take(self, text: bytes, begin: int, end: int) -> None:
+        """Take the whole lines from `begin` to `end`."""
+        if text.find(_MARK, begin, end) >= 0:
+            for line in text[begin:end].split(b"\n"):
                 if _MARK in line and (record := parsed(line)) is not None:
                     self.add(record)
 

@@ -60,7 +60,7 @@ class Sealer:
         self._use(segment, os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _use(self, segment: Segment, descriptor: int) -> None:
-        self.close()
+        self._close_file()
         self.segment = segment
         self._file = descriptor
         self.offset = 0
@@ -94,7 +94,7 @@ class Sealer:
                 text, used, self.size + 1, min(self._rows.room, size - self.size)
             )
             self._rows.add(consumed, summary)
-            self.prunes.take(text[used : used + consumed])
+            self.prunes.take(text, used, used + consumed)
             used += consumed
             self.offset += consumed
             self._tiles.append(leaves)  # last, because it may fail: the lines are taken by now
@@ -184,7 +184,11 @@ class Sealer:
             self._full.remove(entry)
 
     def close(self) -> None:
-        """Close the file. Idempotent."""
+        """Close the files. Idempotent."""
+        self._close_file()
+        self._tiles.close()
+
+    def _close_file(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

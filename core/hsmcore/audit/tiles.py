@@ -3,6 +3,7 @@ of full tiles below."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from hsmcore.state.ownership import make_folder
 WIDTH: Final = 256
 HASH: Final = 32
 FULL: Final = WIDTH * HASH
+_MOST_OPEN: Final = 64
+"""Most files that wait for their flush together."""
 MAX_LEVEL: Final = 7
 """256 ** 8 records: the sequence number has no more."""
 
@@ -183,12 +186,18 @@ class TileWriter:
         self._layout = layout
         self._builder = TileBuilder()
         self._full: list[tuple[int, int, bytes]] = []
-        self._written: list[Path] = []
+        self._unsynced: list[int] = []
+        """Descriptors of files whose content may not be on the disk."""
+        self._folders: dict[Path, None] = {}
+        """Those whose entries may not be."""
+        self._partial: dict[Path, None] = {}
+        """Folders of partial tiles. They are needed until the full tile is on the disk."""
         for level in range(MAX_LEVEL + 1):
             number, width = divmod(tiles.size >> 8 * level, WIDTH)
             self._builder.numbers[level] = number
             if width:
                 self._builder.tails[level] += tiles.read(level, number)
+                self._partial[layout.tile(level, number, width).parent] = None
 
     def append(self, leaves: bytes) -> None:
         """Add the hashes of records. Raises OSError; they are added all the same, and the next call writes what is
@@ -202,11 +211,26 @@ class TileWriter:
         path = self._layout.tile(level, number, len(hashes) // HASH)
         if not path.parent.is_dir():
             make_folder(path.parent, parents=True)
-            self._written.append(path.parent.parent)
+            self._folders[path.parent.parent] = None
+        if path.parent.suffix == ".p":
+            self._partial[path.parent] = None
         # A tile that a signed checkpoint may rest on is never rewritten; one that a crash left incomplete is replaced.
-        if not (path.exists() and path.read_bytes() == hashes):
-            write_beside(path, hashes).replace(path)
-        self._written += [path, path.parent]
+        if path.exists() and path.read_bytes() == hashes:
+            self._unsynced.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            beside, descriptor = write_beside(path, hashes)
+            self._unsynced.append(descriptor)
+            beside.replace(path)
+            # The disk begins now; waiting for each file in turn would be a commit of the file system for each.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._folders[path.parent] = None
+        if len(self._unsynced) >= _MOST_OPEN:
+            self._sync_files()
+
+    def _sync_files(self) -> None:
+        while self._unsynced:
+            os.fsync(self._unsynced[0])
+            os.close(self._unsynced.pop(0))
 
     def finish(self) -> None:
         """Write the partial tiles and flush all tiles to the disk, so that a checkpoint may be signed. Raises
@@ -214,10 +238,15 @@ class TileWriter:
         self.append(b"")
         for tile in self._builder.partial():
             self._write(*tile)
-        for path in dict.fromkeys(self._written):
-            sync(path)
-        # Partial tiles are needed until the full one exists.
-        for path in self._written:
-            if path.suffix == "" and path.is_file() and path.parent.suffix != ".p":
-                shutil.rmtree(path.with_name(path.name + ".p"), ignore_errors=True)
-        self._written.clear()
+        self._sync_files()
+        for folder in self._folders:
+            sync(folder)
+        self._folders.clear()
+        for folder in [folder for folder in self._partial if folder.with_suffix("").exists()]:
+            shutil.rmtree(folder, ignore_errors=True)
+            del self._partial[folder]
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        while self._unsynced:
+            os.close(self._unsynced.pop())

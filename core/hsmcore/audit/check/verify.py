@@ -163,8 +163,8 @@ class _Pass:
     def take_own(self, text: bytes, sealed: int, used: int) -> None:
         """Take the log's records about itself. Only prune records that a checkpoint covers explain missing records: any
         process that can write the file can append others."""
-        self.prunes.take(text[:sealed])
-        self.unsealed_prunes.take(text[sealed:used])
+        self.prunes.take(text, 0, sealed)
+        self.unsealed_prunes.take(text, sealed, used)
         if _ADOPTED in text:
             for record in filter(None, map(parsed, text[:sealed].split(b"\n"))):
                 if record.get("operation") == "audit-adopted":
