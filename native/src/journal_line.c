@@ -1,6 +1,8 @@
 /* Appending lines. Formatting is by hand: snprintf would cost more than all the rest of a record. */
-#include <endian.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "algorithm.h"
 #include "journal.h"
@@ -73,34 +75,47 @@ static char *put_bytes(char *out, const char *text, size_t len) {
 
 #define PUT(out, literal) put_bytes(out, literal, sizeof(literal) - 1)
 
+#define TEN(tens) tens "0" tens "1" tens "2" tens "3" tens "4" tens "5" tens "6" tens "7" tens "8" tens "9"
+
+/* Two digits at once: most of a line's cost are the digits of digest, signature and time. */
 static char *put_number(char *out, uint64_t number) {
+    static const char pairs[] =
+        TEN("0") TEN("1") TEN("2") TEN("3") TEN("4") TEN("5") TEN("6") TEN("7") TEN("8") TEN("9");
     char digits[20];
     size_t at = sizeof digits;
-    do {
-        digits[--at] = (char)('0' + number % 10);
-        number /= 10;
-    } while (number != 0);
+    for (; number >= 10; number /= 100) {
+        digits[--at] = pairs[number % 100 * 2 + 1];
+        digits[--at] = pairs[number % 100 * 2];
+    }
+    if (number != 0 || at == sizeof digits) {
+        digits[--at] = (char)('0' + number);
+    }
     return put_bytes(out, digits + at, sizeof digits - at);
 }
 
-#define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
-
-/* Eight digits at once, a byte of a word for each: most of a line's cost are the digits of digest and signature. */
-static char *put_four(char *out, const uint8_t data[4]) {
-    uint64_t lanes = (uint64_t)data[0] | (uint64_t)data[1] << 16 | (uint64_t)data[2] << 32 | (uint64_t)data[3] << 48;
-    uint64_t digits = ((lanes >> 4) & UINT64_C(0x000f000f000f000f)) | (lanes & UINT64_C(0x000f000f000f000f)) << 8;
-    uint64_t letters = ((digits + EACH(6)) >> 4) & EACH(1);
-    uint64_t text = htole64(digits + EACH('0') + letters * ('a' - '0' - 10));
-    memcpy(out, &text, sizeof text);
-    return out + sizeof text;
+#ifdef __SSE2__
+static __m128i digits_of(__m128i nibbles) {
+    __m128i letters = _mm_and_si128(_mm_cmpgt_epi8(nibbles, _mm_set1_epi8(9)), _mm_set1_epi8('a' - '0' - 10));
+    return _mm_add_epi8(_mm_add_epi8(nibbles, _mm_set1_epi8('0')), letters);
 }
+
+static void put_hex_16(char *out, const uint8_t *data) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)data);
+    __m128i high = digits_of(_mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15)));
+    __m128i low = digits_of(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+    _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi8(high, low));
+    _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi8(high, low));
+}
+#endif
 
 static char *put_hex(char *out, const uint8_t *data, size_t len) {
     static const char digits[] = "0123456789abcdef";
     size_t i = 0;
-    for (; i + 4 <= len; i += 4) {
-        out = put_four(out, data + i);
+#ifdef __SSE2__
+    for (; i + 16 <= len; i += 16, out += 32) {
+        put_hex_16(out, data + i);
     }
+#endif
     for (; i < len; i++) {
         *out++ = digits[data[i] >> 4];
         *out++ = digits[data[i] & 15U];

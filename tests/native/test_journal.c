@@ -639,6 +639,44 @@ static void a_record_of_a_signature_says_what_it_should(void) {
     remove_folder();
 }
 
+static void digits_are_those_of_printf(void) {
+    static const uint64_t numbers[] = {0, 7, 10, 99, 100, 909, 1000, 123456, UINT64_MAX};
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_WRITE, 1, UINT64_MAX);
+    uint8_t bytes[256];
+    for (unsigned i = 0; i < sizeof bytes; i++) {
+        bytes[i] = (uint8_t)i;
+    }
+    for (size_t n = 0; n < COUNT_OF(numbers); n++) {
+        hsm_journal_sign sign = {.time_ns = numbers[n], .latency_ns = n, .result = "ok", .digest = bytes + n * 28};
+        sign.signature = bytes + n * 24;
+        sign.signature_len = (uint32_t)(64 - n); /* not only whole words */
+        REQUIRE(hsm_journal_put_sign(journal, &sign, "}", 1) == n + 1);
+    }
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    FILE *file = fopen(path, "re");
+    REQUIRE(file != NULL);
+    for (size_t n = 0; n < COUNT_OF(numbers); n++) {
+        char line[1024];
+        char expected[1024];
+        char digest[65];
+        char signature[129];
+        for (size_t i = 0; i < 64; i++) {
+            (void)snprintf(digest + i % 32 * 2, 3, "%02x", bytes[n * 28 + i % 32]);
+            (void)snprintf(signature + i * 2, 3, "%02x", bytes[n * 24 + i]);
+        }
+        (void)snprintf(expected, sizeof expected,
+                       "{\"seq\":%zu,\"time_ns\":%llu,\"operation\":\"sign\",\"result\":\"ok\","
+                       "\"message_sha256\":\"%s\",\"message_bytes\":0,\"signature\":\"%.*s\",\"latency_ns\":%zu,"
+                       "\"cached\":false}\n",
+                       n + 1, (unsigned long long)numbers[n], digest, (int)(128 - 2 * n), signature, n);
+        REQUIRE(fgets(line, sizeof line, file) != NULL);
+        CHECK_TEXT(line, expected);
+    }
+    (void)fclose(file);
+    remove_folder();
+}
+
 static void what_cannot_be_opened_is_refused(void) {
     make_folder();
     hsm_journal *journal = (hsm_journal *)&journal;
@@ -679,6 +717,7 @@ static const struct test tests[] = {
     TEST(a_large_group_does_not_wait_for_its_interval),
     TEST(in_a_forked_child_nothing_is_appended_and_nothing_waits),
     TEST(a_record_of_a_signature_says_what_it_should),
+    TEST(digits_are_those_of_printf),
     TEST(what_cannot_be_opened_is_refused),
 };
 HARNESS_MAIN(tests)
