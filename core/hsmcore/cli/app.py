@@ -39,6 +39,7 @@ _BENCH_COMMANDS: Final = {
     "demo": "Run an example sequencer on Solana's own runtime.",
     "bench": "Measure signing beside raw C and other libraries.",
     "load": "Load a token at a given rate, with faults, and judge how it did.",
+    "tune": "Find how many sessions a device can use.",
 }
 # The extra of hsmcore that brings a package which may be missing.
 _EXTRAS: Final = {

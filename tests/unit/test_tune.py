@@ -1,0 +1,144 @@
+"""`hsmcore tune` without a device: the knee of a curve, one number in a file, the picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsmcore.errors import ConfigurationError
+from hsmcore_bench.tune.document import replace, with_sessions
+from hsmcore_bench.tune.knee import GROWN, bracket, knee
+from hsmcore_bench.tune.picture import picture
+from hsmcore_bench.tune.sweep import AROUND, Found, Point
+
+Servers = st.integers(1, 300)
+Noise = st.lists(st.floats(-0.03, 0.03), min_size=24, max_size=24)
+
+
+def measured(servers: int, *, unit: float = 250.0) -> dict[int, float]:
+    """What a sweep measures of a device whose servers do not disturb each other."""
+    counts = [2**k for k in range(12) if 2**k < 4 * servers]
+    left, right = bracket({k: unit * min(k, servers) for k in counts})
+    counts += [left + (right - left) * part // (AROUND + 1) for part in range(1, AROUND + 1)]
+    return {k: unit * min(k, servers) for k in sorted(counts) if k}
+
+
+@given(Servers)
+def test_the_knee_of_an_ideal_device_is_its_servers(servers):
+    assert abs(knee(measured(servers)) - servers) <= max(0.5, 0.06 * servers)
+
+
+@given(Servers, Noise)
+def test_noise_of_three_percent_moves_the_knee_by_a_fifth_at_most(servers, noise):
+    exact = measured(servers)
+    noisy = {k: rate * (1.0 + more) for (k, rate), more in zip(exact.items(), noise, strict=False)}
+    assert abs(knee(noisy) - knee(exact)) <= 0.2 * knee(exact)
+    assert abs(knee(noisy) - servers) <= 0.2 * servers
+
+
+@given(Servers, Servers)
+def test_more_servers_have_no_lower_knee(one, other):
+    fewer, more = sorted((one, other))
+    points = measured(more).keys() | measured(fewer).keys()
+    assert knee({k: float(min(k, fewer)) for k in points}) <= knee({k: float(min(k, more)) for k in points})
+
+
+@given(st.dictionaries(st.integers(1, 1024), st.floats(1.0, 1e6), min_size=1), st.integers(-9, 9))
+def test_the_speed_of_a_device_and_what_adds_nothing_do_not_count(rates, power):
+    found = knee(rates)
+    assert 1 <= found <= max(rates)
+    assert knee({k: rate * 2.0**power for k, rate in rates.items()}) == found
+    assert knee(rates | {2000: max(rates.values())}) == found
+    left, right = bracket(rates)
+    assert left < right
+    assert rates.get(left, 0.0) < GROWN * max(rates.values()) <= rates[right]
+
+
+@given(st.floats(0.1, 50.0), st.integers(4, 10))
+def test_a_device_that_saturates_slowly_reaches_nine_tenths_at_its_knee(half, doublings):
+    rates = {2**k: 2**k / (2**k + half) for k in range(doublings)}
+    found = knee(rates)
+    assert found == 1 or (found + 0.5) / (found + 0.5 + half) >= 0.88 * max(rates.values())
+
+
+DOCUMENT = '{"keyManager": {"type": "pkcs11", "config": {"pin": "}{,", "sessions":2 , "keyLabel": "k"}}}'
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (DOCUMENT, DOCUMENT.replace(":2 ", ":12 ")),
+        ("\ufeff" + DOCUMENT.replace(" ", "\r\n\t"), "\ufeff" + DOCUMENT.replace(" ", "\r\n\t").replace(":2", ":12")),
+        ('{"keyManager":{"config":{"a":1}}}', '{"keyManager":{"config":{"a":1,"sessions": 12}}}'),
+        (
+            '{\n  "keyManager": {\n    "config": {\n      "a": [1, {"b": 2}],\n      "sess": "ions"\n    }\n  }\n}\n',
+            '{\n  "keyManager": {\n    "config": {\n      "a": [1, {"b": 2}],\n      "sess": "ions",\n'
+            '      "sessions": 12\n    }\n  }\n}\n',
+        ),
+        ('{"keyManager": {"config": {"sess\\u0069ons": 2}}}', '{"keyManager": {"config": {"sess\\u0069ons": 12}}}'),
+    ],
+)
+def test_one_number_changes_and_nothing_else(before, after):
+    assert with_sessions(before, "$.keyManager", 12) == after
+    json.loads(after.removeprefix("\ufeff"))
+
+
+Json = st.recursive(st.none() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one))
+
+
+@given(
+    st.dictionaries(st.text(), Json),
+    st.lists(Json, max_size=3),
+    st.integers(1, 1024),
+    st.sampled_from([None, 1, "\t"]),
+    st.booleans(),
+)
+def test_the_number_is_put_where_the_loader_reads_it(settings, others, sessions, indent, escaped):
+    provider = {"type": "x", "config": {"pin": "p", **settings}}
+    document = {"sequencer": {"keyManager": {"failover": {"primary": [*others, provider, *others]}}}}
+    text = json.dumps(document, indent=indent, ensure_ascii=escaped)
+    made = json.loads(with_sessions(text, f"$.sequencer.keyManager.failover.primary[{len(others)}]", sessions))
+    provider["config"]["sessions"] = sessions
+    assert made == document
+
+
+def test_a_file_is_replaced_whole_with_its_mode_and_behind_its_link(tmp_path):
+    file, link = tmp_path / "real.json", tmp_path / "link.json"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    if os.geteuid() == 0:
+        os.chown(file, 65534, 65534)
+    owner = file.stat()
+    replace(link, b"old", b"new")
+    now = file.stat()
+    assert file.read_bytes() == b"new"
+    assert (now.st_mode, now.st_uid, now.st_gid) == (owner.st_mode, owner.st_uid, owner.st_gid)
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "real.json"]
+
+
+def test_a_file_that_was_changed_meanwhile_is_left_alone(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_bytes(b"other")
+    with pytest.raises(ConfigurationError, match="was changed while"):
+        replace(file, b"old", b"new")
+    assert file.read_bytes() == b"other"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_picture_marks_the_knee():
+    points = tuple(
+        Point(k, 250.0 * min(k, 12), 249.0 * min(k, 12), 251.0 * min(k, 12), 4_000_000, 8_000_000)
+        for k in (1, 2, 4, 8, 12, 16, 32)
+    )
+    drawn = picture({"a<b": Found(12, points, 1000, False, None)})
+    text = " ".join(ET.fromstring(drawn).itertext())  # noqa: S314  # our own
+    assert "a<b: signatures per second" in text
+    assert "knee: 12 sessions" in text
+    assert "a<b: the knee is at 12 sessions: 3,000/s, p99 8.00 ms in the module; 16 sessions make 3,000/s" in text
