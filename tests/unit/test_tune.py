@@ -67,6 +67,15 @@ def test_a_device_that_saturates_slowly_reaches_nine_tenths_at_its_knee(half, do
 
 
 DOCUMENT = '{"keyManager": {"type": "pkcs11", "config": {"pin": "}{,", "sessions":2 , "keyLabel": "k"}}}'
+LAID_OUT = """{
+  "keyManager": {
+    "config": {
+      "a": [1, {"b": 2}],
+      "sess": "ions"MORE
+    }
+  }
+}
+"""
 
 
 @pytest.mark.parametrize(
@@ -75,11 +84,7 @@ DOCUMENT = '{"keyManager": {"type": "pkcs11", "config": {"pin": "}{,", "sessions
         (DOCUMENT, DOCUMENT.replace(":2 ", ":12 ")),
         ("\ufeff" + DOCUMENT.replace(" ", "\r\n\t"), "\ufeff" + DOCUMENT.replace(" ", "\r\n\t").replace(":2", ":12")),
         ('{"keyManager":{"config":{"a":1}}}', '{"keyManager":{"config":{"a":1,"sessions": 12}}}'),
-        (
-            '{\n  "keyManager": {\n    "config": {\n      "a": [1, {"b": 2}],\n      "sess": "ions"\n    }\n  }\n}\n',
-            '{\n  "keyManager": {\n    "config": {\n      "a": [1, {"b": 2}],\n      "sess": "ions",\n'
-            '      "sessions": 12\n    }\n  }\n}\n',
-        ),
+        (LAID_OUT.replace("MORE", ""), LAID_OUT.replace("MORE", ',\n      "sessions": 12')),
         ('{"keyManager": {"config": {"sess\\u0069ons": 2}}}', '{"keyManager": {"config": {"sess\\u0069ons": 12}}}'),
     ],
 )
@@ -88,11 +93,16 @@ def test_one_number_changes_and_nothing_else(before, after):
     json.loads(after.removeprefix("\ufeff"))
 
 
-Json = st.recursive(st.none() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one))
+Text = st.text(max_size=6)
+Json = st.recursive(
+    st.none() | st.integers() | Text,
+    lambda one: st.lists(one, max_size=3) | st.dictionaries(Text, one, max_size=3),
+    max_leaves=6,
+)
 
 
 @given(
-    st.dictionaries(st.text(), Json),
+    st.dictionaries(Text, Json, max_size=3),
     st.lists(Json, max_size=3),
     st.integers(1, 1024),
     st.sampled_from([None, 1, "\t"]),
