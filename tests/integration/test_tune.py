@@ -112,7 +112,32 @@ def test_a_member_that_is_not_there_is_named(tmp_path, capsys):
     assert 'it has "pkcs11:noop"' in error["message"]
 
 
-def test_an_interruption_leaves_nothing(tmp_path):
+def test_a_host_process_is_tuned_as_it_will_run(tmp_path, capsys):
+    path = device(tmp_path, settings={"isolation": "process"}, **FOUR)
+    [found] = tuned(capsys, path, "--seconds", 0.1, "--most", 4)[0]["members"]
+    assert [point["sessions"] for point in found["points"]][-1] == 4
+
+
+def test_each_member_with_sessions_gets_its_number(world, fresh_token, tmp_path, capsys):
+    """The emergency level has none; it is passed over."""
+    other = fresh_token()
+    [second] = [other.config()["sequencer"]["keyManager"]]
+    del second["config"]["sessions"]
+    levels = {"emergencyModeEnabled": True, "secondary": [second], "acceptOtherKeys": ["secondary"]}
+    path = written(tmp_path, world.config(stateFile=str(tmp_path / "state.db"), failover=levels))
+    command = (path, "--seconds", 0.1, "--most", 1, "--write")
+    result, _ = tuned(capsys, *command, "--member", "secondary")
+    first, secondary = (f"$.sequencer.keyManager{part}.config.sessions" for part in ("", ".failover.secondary[0]"))
+    assert result["sessions"] == {secondary: 1}
+    assert result["members"][0]["configured"] is None
+    result, _ = tuned(capsys, *command)
+    assert result["sessions"] == {first: 1, secondary: 1}
+    manager = load(path).key_manager
+    assert [member.config.sessions for _, member in manager.members()[:2]] == [1, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing(number, tmp_path):
     path = device(tmp_path, **FOUR)
     before, files = path.read_bytes(), sorted(tmp_path.iterdir())
     program = "from hsmcore.cli import main; main()"
@@ -122,7 +147,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
         assert process.stderr is not None
         assert b"signs at most" in process.stderr.readline()
         time.sleep(0.7)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, b""), err
     assert b"Traceback" not in err

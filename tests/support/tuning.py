@@ -20,12 +20,14 @@ def written(folder: Path, document: dict[str, Any]) -> Path:
     return path
 
 
-def device(folder: Path, **fields: Any) -> Path:
+def device(folder: Path, settings: Mapping[str, Any] | None = None, **fields: Any) -> Path:
     """The configuration of a device around the module that does nothing."""
     pin = folder / "pin"
     pin.touch(mode=0o600)
     pin.write_text("1234")
-    return written(folder, Chaos(folder, wrap_noop(), **fields).config(settings={"pin": {"file": str(pin)}}))
+    return written(
+        folder, Chaos(folder, wrap_noop(), **fields).config(settings={"pin": {"file": str(pin)}, **(settings or {})})
+    )
 
 
 def true_knee(profile: str) -> int:

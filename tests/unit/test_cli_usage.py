@@ -18,9 +18,9 @@ from hsmcore.cli import app
 from hsmcore.cli.app import run
 from hsmcore.errors import HsmError, PinLocked
 
-COMMANDS = ["init", "doctor", "keys", "sign", "verify", "demo", "bench", "version"]
+COMMANDS = ["init", "doctor", "keys", "sign", "verify", "demo", "bench", "tune", "version"]
 SIGNATURE = "00" * 64
-OF_THE_BENCHMARKS = ["demo", "bench", "load"]
+OF_THE_BENCHMARKS = ["demo", "bench", "load", "tune"]
 MAIN = "from hsmcore.cli import main; main()"
 
 
@@ -58,6 +58,8 @@ def failure(capsys) -> dict:
         (["init", "--algorithm", "rsa"], "rsa"),
         (["demo", "--transactions", "0"], "--transactions"),
         (["doctor", "--timeout", "0"], "--timeout"),
+        (["tune", "absent.json"], "configuration absent.json: $: there is no such file"),
+        (["tune", "a.json", "--state", "b"], "give CONFIG or --state"),
         (["doctor", "--config", "absent.json"], "there is no such file"),
         (["keys", "generate"], "--label"),
         (["keys", "frob"], "No such command 'frob'"),

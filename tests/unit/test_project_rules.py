@@ -142,7 +142,14 @@ def test_the_library_does_not_import_the_benchmarks():
 
 
 @pytest.mark.parametrize(
-    ("part", "others"), [("harness", "suite|load|demo"), ("load", "suite|demo"), ("demo", "suite|load")]
+    ("part", "others"),
+    [
+        ("harness", "suite|load|demo|tune"),
+        ("suite", "load|demo|tune"),
+        ("load", "suite|demo|tune"),
+        ("demo", "suite|load|tune"),
+        ("tune", "load|demo"),  # pictures and event loop are the suite's
+    ],
 )
 def test_parts_of_the_benchmarks_share_only_the_harness(part, others):
     for path in sources(f"bench/hsmcore_bench/{part}", ".py"):

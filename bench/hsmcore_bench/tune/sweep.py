@@ -109,7 +109,7 @@ Report = Callable[[int, int, str], None]
 def visits_at_most(most: int) -> int:
     """Return how many visits a sweep up to so many sessions makes at most."""
     doublings = (most - 1).bit_length() + 1
-    return PASSES * (doublings + CLIMBS * AROUND + 1)
+    return PASSES * (doublings + CLIMBS * (AROUND + 1) + 1)
 
 
 @dataclass
@@ -130,11 +130,12 @@ class Sweep:
         """Measure. Raises HsmError; leaves nothing open."""
         for _ in range(CLIMBS):  # a disturbed point may have ended the first one too early
             await self._climb()
-            await self._repeat({*self.visits, *self._around()})
+            await self._repeat(self._around(), 1)
+            await self._repeat({*self.visits, knee(self._rates())}, PASSES)
             if not self._grows():
                 break
         found = knee(self._rates())
-        await self._repeat({found})
+        await self._repeat({found}, PASSES)
         growing = len(self.visits) > 1 and self._grows()
         return Found(found, self._points(), self.signatures, growing, self.stopped)
 
@@ -164,9 +165,9 @@ class Sweep:
         left, right = bracket(self._rates())
         return {left + (right - left) * part // (AROUND + 1) for part in range(1, AROUND + 1)} - {0}
 
-    async def _repeat(self, points: set[int]) -> None:
-        """Visit each of the points until it has all its passes, in another order each time."""
-        while missing := sorted(k for k in points if k <= self.most and len(self.visits.get(k, ())) < PASSES):
+    async def _repeat(self, points: set[int], passes: int) -> None:
+        """Visit each of the points until it has so many passes, in another order each time."""
+        while missing := sorted(k for k in points if k <= self.most and len(self.visits.get(k, ())) < passes):
             for sessions in self._dice.sample(missing, len(missing)):
                 await self._visit(sessions)
 
