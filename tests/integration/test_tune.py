@@ -22,7 +22,7 @@ from hsmcore.audit.query import Query
 from hsmcore.cli.app import run as command_line
 from hsmcore.config import load
 from hsmcore.state import Desired, Store
-from hsmcore_bench.tune.sweep import VISIT_SIGNATURES, visits_at_most
+from hsmcore_bench.tune.sweep import PASSES, VISIT_SIGNATURES, visits_at_most
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
@@ -54,6 +54,12 @@ def test_the_knee_of_a_simulated_device_is_found(profile, tmp_path, capsys):
     assert [point["sessions"] for point in found["points"]] == sorted({p["sessions"] for p in found["points"]})
     assert found["signatures"] <= visits_at_most(128) * VISIT_SIGNATURES
     assert f"at most {visits_at_most(128) * VISIT_SIGNATURES:,} probes on the real device" in said
+
+
+def test_a_fast_device_signs_no_more_often_than_was_said(tmp_path, capsys):
+    """In the 20 s of each visit it could sign a million times."""
+    result, _ = tuned(capsys, device(tmp_path), "--seconds", 60, "--most", 1)
+    assert result["members"][0]["signatures"] <= PASSES * VISIT_SIGNATURES
 
 
 def test_only_the_number_is_written(tmp_path, capsys):

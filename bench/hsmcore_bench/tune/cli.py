@@ -50,8 +50,8 @@ def tune(
     """Find how many sessions a device can use, and write the number into the configuration.
 
     It signs on the real device with the configured key: 1, 2, 4, … sessions, until more of them add nothing. The knee
-    is where the rate, if it went on growing as it does up to 90 % of its best, would reach its best. More sessions only
-    wait in the device. The messages are probes, which are no transactions. Without --write nothing is changed.
+    is the best rate, divided by what each session makes where the rate is last below 90 % of its best. More sessions
+    only wait in the device. The messages are probes, which are no transactions. Without --write nothing is changed.
 
     Run it at a quiet hour: a signer on the same device disturbs it and is disturbed. Exit code: 0, 1 (the device
     failed), 2 (the configuration is wrong, has no sessions, or changed during the run).
@@ -125,7 +125,8 @@ def _measured(config: Config, name: str | None, most: int, seconds: float) -> Re
 def _progress(name: str) -> Iterator[Report]:
     """Show on a terminal where a sweep stands."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
 
         def report(done: int, total: int, doing: str) -> None:
@@ -211,7 +212,7 @@ def _print(file: Path, results: Results, changes: Mapping[str, int], *, written:
         print_table(("  SESSIONS", "RATE", "OF BEST", "SPREAD", "P50", "P99"), rows)
         print(f"\n{found.signatures:,} signatures were made; times are those in the module.")
         if found.stopped is not None:
-            print(f"More sessions could not be opened: {found.stopped}")
+            print(f"It went no further: {found.stopped}")
         if found.growing:
             print("The rate still grows at the most sessions that were tried: the knee may lie beyond.")
     configured = {provider.where: _configured(provider) for provider, _ in results.values()}

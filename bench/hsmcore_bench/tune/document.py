@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+import stat
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from hsmcore.audit.files import sync
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -41,8 +41,7 @@ def _members(text: str, at: int) -> dict[str | int, tuple[int, int, int]]:
     is_object = text[at] == "{"
     at = _skip(text, at + 1)
     while text[at] not in "]}":
-        begin, name = at, len(found)
-        key: str | int = name
+        begin, key = at, cast("str | int", len(found))
         if is_object:
             key, at = _VALUE.raw_decode(text, at)
             at = _skip(text, _skip(text, at) + 1)
@@ -72,7 +71,7 @@ def replace(path: Path, before: bytes, after: bytes) -> None:
     try:
         if path.read_bytes() != before:
             problem = "the file was changed while the device was measured; nothing is written"
-        else:
+        elif after != before:
             _replace(path, after)
     except OSError as error:
         problem = f"the file cannot be written: {error.strerror}"
@@ -87,7 +86,7 @@ def _replace(path: Path, content: bytes) -> None:
             is_, was = os.fstat(handle), path.stat()
             if (is_.st_uid, is_.st_gid) != (was.st_uid, was.st_gid):
                 os.fchown(handle, was.st_uid, was.st_gid)
-            shutil.copymode(path, temporary)
+            os.fchmod(handle, stat.S_IMODE(was.st_mode))
             file.write(content)
             file.flush()
             os.fsync(handle)

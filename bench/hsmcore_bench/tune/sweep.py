@@ -86,7 +86,7 @@ class Found:
     growing: bool
     """Whether the rate still grew at the most sessions, so that the knee may lie beyond."""
     stopped: str | None
-    """Why more sessions could not be opened, although they were allowed."""
+    """The error that ended the climb; None: nothing failed."""
 
     @property
     def best(self) -> float:
@@ -157,8 +157,8 @@ class Sweep:
         """Whether the rate still grew with the last doubling."""
         rates = self._rates()
         most = max(rates, default=0)
-        before = [sessions for sessions in rates if 2 * sessions <= most]
-        return not before or rates[most] >= FLAT * rates[max(before)]
+        before = [rate for sessions, rate in rates.items() if 2 * sessions <= most]
+        return not before or rates[most] >= FLAT * max(before)
 
     def _around(self) -> set[int]:
         """Points between the neighbours of the knee."""
