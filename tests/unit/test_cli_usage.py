@@ -60,6 +60,7 @@ def failure(capsys) -> dict:
         (["doctor", "--timeout", "0"], "--timeout"),
         (["tune", "absent.json"], "configuration absent.json: $: there is no such file"),
         (["tune", "a.json", "--state", "b"], "give CONFIG or --state"),
+        (["tune", "--most", "0"], "--most"),
         (["doctor", "--config", "absent.json"], "there is no such file"),
         (["keys", "generate"], "--label"),
         (["keys", "frob"], "No such command 'frob'"),

@@ -135,13 +135,13 @@ def test_a_file_is_replaced_whole_with_its_mode_and_behind_its_link(tmp_path):
     if os.geteuid() == 0:
         os.chown(file, 65534, 65534)
     owner = file.stat()
-    replace(link, b"old", b"new")
+    replace(link, b"old", b"new", "do")
     now = file.stat()
     assert file.read_bytes() == b"new"
     assert (now.st_mode, now.st_uid, now.st_gid) == (owner.st_mode, owner.st_uid, owner.st_gid)
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "real.json"]
-    replace(link, b"new", b"new")
+    replace(link, b"new", b"new", "do")
     assert file.stat() == now
 
 
@@ -149,7 +149,7 @@ def test_a_file_that_was_changed_meanwhile_is_left_alone(tmp_path):
     file = tmp_path / "config.json"
     file.write_bytes(b"other")
     with pytest.raises(ConfigurationError, match="was changed while"):
-        replace(file, b"old", b"new")
+        replace(file, b"old", b"new", "do")
     assert file.read_bytes() == b"other"
     assert list(tmp_path.iterdir()) == [file]
 

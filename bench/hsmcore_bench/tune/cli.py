@@ -69,6 +69,8 @@ def tune(
     file = path or locate(config_path, state)
     before = file.read_bytes() if file.is_file() else b""
     config = load_config(file, None)
+    if picture is not None and not picture.resolve().parent.is_dir():
+        raise BadUsage(f"--picture: there is no folder {picture.resolve().parent}")
     if write and not os.access(file.resolve().parent, os.W_OK):
         raise BadUsage(f"--write: {file.resolve().parent} is a folder that you may not write")
     with raising(lambda _number: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
@@ -149,7 +151,8 @@ def _write(file: Path, before: bytes, changes: Mapping[str, int]) -> None:
     text = before.decode()
     for where, sessions in changes.items():
         text = with_sessions(text, where, sessions)
-    replace(file, before, text.encode())
+    found = ", ".join(f"{where}.config.sessions {sessions}" for where, sessions in changes.items())
+    replace(file, before, text.encode(), f"What was found: {found}. Write it yourself, or tune again.")
 
 
 def _draw(file: Path, results: Results) -> None:

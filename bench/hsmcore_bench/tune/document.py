@@ -63,9 +63,9 @@ def _last_mark(text: str, before: int) -> int:
     return max(text.rfind(mark, 0, before) for mark in ",{")
 
 
-def replace(path: Path, before: bytes, after: bytes) -> None:
+def replace(path: Path, before: bytes, after: bytes, hint: str) -> None:
     """Replace a file's content, if it still is `before`, at once and durably; mode and owner stay. Raises
-    ConfigurationError."""
+    ConfigurationError with `hint`."""
     path = path.resolve()
     problem = ""
     try:
@@ -76,7 +76,7 @@ def replace(path: Path, before: bytes, after: bytes) -> None:
     except OSError as error:
         problem = f"the file cannot be written: {error.strerror}"
     if problem:
-        raise ConfigurationError.of([ConfigFault("$", problem)], source=f"configuration {path}")
+        raise ConfigurationError.of([ConfigFault("$", problem)], source=f"configuration {path}", hint=hint)
 
 
 def _replace(path: Path, content: bytes) -> None:
