@@ -75,6 +75,7 @@ typedef struct hsm_worker {
     bool others_first;            /* the next request is none that was put aside */
     bool suspicious;              /* the last signature that was verified was wrong */
     uint64_t last_used_ns;
+    uint64_t took_ns; /* the last request, its call included */
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
     size_t used;      /* the most bytes of it that a message has had */
 } hsm_worker;

@@ -8,6 +8,8 @@
 /* Where idle sessions need a call now and then, a parked worker wakes up by itself this often. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
+/* Beside a call that takes so long, the system call that polling spares is nothing. */
+#define SLOW_NS UINT64_C(1000000)
 
 static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
     uint32_t place = hsm_key_place(key);
@@ -210,11 +212,14 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     return ended;
 }
 
-/* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. */
+/* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. While a
+ * slow device has several under way, it would only take the processor from those that end. */
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
     uint32_t none = 0;
-    if (worker->engine->spin_ns == 0 || !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
+    bool slow = worker->took_ns >= SLOW_NS &&
+                atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed) > 1;
+    if (worker->engine->spin_ns == 0 || slow || !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
         return false;
     }
     uint64_t until = hsm_now_ns() + worker->engine->spin_ns;
@@ -307,6 +312,7 @@ static void run(hsm_worker *worker) {
         uint64_t begun = waited ? hsm_now_ns() : now;
         now = serve(worker, index, begun);
         worker->last_used_ns = now;
+        worker->took_ns = now - begun;
         bool urgent = hsm_is_urgent(worker, begun, now);
         hsm_notify(area, client->event_fd, client->timer_fd, urgent, now, worker->record);
         hsm_warmer_note(worker->engine, now);

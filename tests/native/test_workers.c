@@ -161,6 +161,25 @@ static void idle_workers_sleep(void) {
     fixture_end(&f);
 }
 
+/* Polling spares a lone request a system call. Beside calls that take milliseconds it would hold a processor all the time. */
+static void no_worker_polls_between_the_calls_of_a_slow_device(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_engine_options options = noop_options(2);
+    options.spin_ns = PATIENCE;
+    struct fixture f = fixture_begin(&small_client, &options, "noop-key");
+    gate_set(true);
+    (void)submit_text(&f, SIGNED, PATIENCE);
+    (void)submit_text(&f, SIGNED, PATIENCE);
+    gate_await(2);
+    hsm_sleep(5 * MILLISECOND);
+    gate_set(false);
+    await_parked(&f, 3); /* both have ended, and hold their slots until the client takes the answers */
+    CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
+    CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
 /* ---- a session that is closed while its worker waits ---- */
 
 static void a_worker_does_not_search_in_a_session_that_was_closed(void) {
@@ -241,6 +260,7 @@ static const struct test tests[] = {
     TEST(a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced),
     TEST(a_worker_wipes_its_message_when_it_ends),
     TEST(idle_workers_sleep),
+    TEST(no_worker_polls_between_the_calls_of_a_slow_device),
     TEST(a_worker_does_not_search_in_a_session_that_was_closed),
     TEST(stop_does_not_wait_for_c_finalize),
     TEST(stop_does_not_wait_for_a_search_that_hangs),
