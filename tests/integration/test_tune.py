@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.support.chaos import needs_chaos
+from tests.support.chaos import needs_chaos, wrap
 from tests.support.tuning import assert_found, device, written
 from tests.support.wrapper import compile_wrapper
 
@@ -22,7 +22,7 @@ from hsmcore.audit.query import Query
 from hsmcore.cli.app import run as command_line
 from hsmcore.config import load
 from hsmcore.state import Desired, Store
-from hsmcore_bench.tune.sweep import PASSES, VISIT_SIGNATURES, visits_at_most
+from hsmcore_bench.tune.sweep import PASSES, PATIENCE, VISIT_SIGNATURES, visits_at_most
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
@@ -45,9 +45,11 @@ def tuned(capsys, *arguments: object, code: int = 0) -> tuple[dict[str, Any], st
 
 @pytest.mark.alone
 @pytest.mark.parametrize("profile", ["yubihsm2", "cloudhsm-hsm2m-x2"])
-def test_the_knee_of_a_simulated_device_is_found(profile, tmp_path, capsys):
-    """tests/chaos/tune_at_length.py does it with five devices."""
-    result, said = tuned(capsys, device(tmp_path, profile=profile), "--seconds", 0.6)
+def test_the_knee_of_a_simulated_device_is_found(profile, world, tmp_path, capsys):
+    """tests/chaos/tune_at_length.py does it with five. The slow one is SoftHSM in its time; a SoftHSM that makes 3,000
+    signatures a second needs a machine without other work."""
+    wrapped = wrap(world) if profile == "yubihsm2" else None
+    result, said = tuned(capsys, device(tmp_path, wrapped=wrapped, profile=profile), "--seconds", 0.6)
     [found] = result["members"]
     assert_found(found, profile)
     assert found["growing"] is False
@@ -57,9 +59,9 @@ def test_the_knee_of_a_simulated_device_is_found(profile, tmp_path, capsys):
 
 
 def test_a_fast_device_signs_no_more_often_than_was_said(tmp_path, capsys):
-    """In the 20 s of each visit it could sign a million times."""
+    """In the 20 s of each visit it could sign a hundred thousand times."""
     result, _ = tuned(capsys, device(tmp_path), "--seconds", 60, "--most", 1)
-    assert result["members"][0]["signatures"] <= PASSES * VISIT_SIGNATURES
+    assert result["members"][0]["signatures"] <= PATIENCE * PASSES * VISIT_SIGNATURES
 
 
 def test_only_the_number_is_written(tmp_path, capsys):

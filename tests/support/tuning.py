@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.chaos import Chaos, wrap_noop
+from tests.support.chaos import Chaos, Wrapped, wrap_noop
 from tests.support.paths import PROFILES
 
 from hsmcore_bench.suite.devices import Device
@@ -20,14 +20,17 @@ def written(folder: Path, document: dict[str, Any]) -> Path:
     return path
 
 
-def device(folder: Path, settings: Mapping[str, Any] | None = None, **fields: Any) -> Path:
-    """The configuration of a device around the module that does nothing."""
-    pin = folder / "pin"
-    pin.touch(mode=0o600)
-    pin.write_text("1234")
-    return written(
-        folder, Chaos(folder, wrap_noop(), **fields).config(settings={"pin": {"file": str(pin)}, **(settings or {})})
-    )
+def device(
+    folder: Path, settings: Mapping[str, Any] | None = None, wrapped: Wrapped | None = None, **fields: Any
+) -> Path:
+    """The configuration of a simulated device around a module; default: the one that does nothing."""
+    if wrapped is None:
+        pin = folder / "pin"
+        pin.touch(mode=0o600)
+        pin.write_text("1234")
+        noop = wrap_noop()
+        wrapped = Wrapped(noop.module, {**noop.settings, "pin": {"file": str(pin)}})
+    return written(folder, Chaos(folder, wrapped, **fields).config(settings=settings))
 
 
 def true_knee(profile: str) -> int:

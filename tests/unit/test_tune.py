@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hsmcore.errors import ConfigurationError
 from hsmcore_bench.tune.document import replace, with_sessions
 from hsmcore_bench.tune.knee import GROWN, bracket, knee
 from hsmcore_bench.tune.picture import picture
-from hsmcore_bench.tune.sweep import AROUND, FLAT, Found, Point
+from hsmcore_bench.tune.sweep import AROUND, FLAT, Found, Point, Sweep, Visit, visits_at_most
 
 Servers = st.integers(1, 300)
 Noise = st.lists(st.floats(-0.03, 0.03), min_size=24, max_size=24)
@@ -152,6 +153,25 @@ def test_a_file_that_was_changed_meanwhile_is_left_alone(tmp_path):
         replace(file, b"old", b"new", "do")
     assert file.read_bytes() == b"other"
     assert list(tmp_path.iterdir()) == [file]
+
+
+class Simulated(Sweep):
+    """A sweep of a device with twelve servers whose every second visit is disturbed: it makes a fifth less."""
+
+    async def _visit(self, sessions: int) -> None:
+        visits = self.visits.setdefault(sessions, [])
+        disturbed = 0.8 if sessions % 4 == 2 and len(visits) % 2 else 1.0
+        visits.append(Visit(250.0 * min(sessions, 12) * disturbed, ((4_000_000, 100),), 100))
+
+
+def test_points_whose_visits_differ_get_more_of_them():
+    sweep = Simulated(lambda _sessions: pytest.fail("nothing is opened"), 128, 1.0)
+    found = asyncio.run(sweep.run())
+    visits = {sessions: len(visits) for sessions, visits in sweep.visits.items()}
+    assert visits == {1: 3, 2: 6, 4: 3, 8: 3, 10: 6, 12: 3, 14: 6, 16: 3, 32: 3}
+    assert found.knee == 12
+    assert not found.growing
+    assert sum(visits.values()) <= visits_at_most(128)
 
 
 def test_the_picture_marks_the_knee():

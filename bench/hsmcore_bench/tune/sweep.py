@@ -1,7 +1,8 @@
 """The sweep: a device signs with 1, 2, 4, … sessions until more of them add nothing, then with some around the knee.
 
 Each point is measured in several passes, in another order each time, so that a slow second of a shared machine meets
-different points; medians count. Each visit opens the member with so many sessions and closes it again.
+different points; medians count, and points whose visits differ get more of them. Each visit opens the member with so
+many sessions and closes it again.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ PASSES: Final = 3
 CLIMBS: Final = 2
 AROUND: Final = 3
 """Points between the neighbours of the knee."""
+PATIENCE: Final = 2
+DISTURBED: Final = 0.1
+"""A point whose visits lie farther from their median, relative to it, gets PATIENCE times as many."""
 FLAT: Final = 1.05
 """A doubling of the sessions that multiplies the rate by less adds nothing."""
-VISIT_SIGNATURES: Final = 10_000
+VISIT_SIGNATURES: Final = 5_000
 """The most signatures of one visit."""
 LEAST: Final = 8
 """The fewest signatures that a rate is taken from."""
@@ -109,7 +113,7 @@ Report = Callable[[int, int, str], None]
 def visits_at_most(most: int) -> int:
     """Return how many visits a sweep up to so many sessions makes at most."""
     doublings = (most - 1).bit_length() + 1
-    return PASSES * (doublings + CLIMBS * (AROUND + 1) + 1)
+    return PATIENCE * PASSES * (doublings + CLIMBS * (AROUND + 1) + 1)
 
 
 @dataclass
@@ -167,9 +171,16 @@ class Sweep:
 
     async def _repeat(self, points: set[int], passes: int) -> None:
         """Visit each of the points until it has so many passes, in another order each time."""
-        while missing := sorted(k for k in points if k <= self.most and len(self.visits.get(k, ())) < passes):
+        while missing := sorted(k for k in points if k <= self.most and self._lacks(k, passes)):
             for sessions in self._dice.sample(missing, len(missing)):
                 await self._visit(sessions)
+
+    def _lacks(self, sessions: int, passes: int) -> bool:
+        """Whether a point needs another visit: more of them where they differ, by whatever disturbed them."""
+        visits = self.visits.get(sessions, [])
+        if len(visits) < passes:
+            return True
+        return len(visits) < PATIENCE * passes and _point(sessions, visits).spread > DISTURBED
 
     async def _visit(self, sessions: int) -> None:
         expected = max(PASSES * (len(self.visits) + AROUND), self._done + 1)
