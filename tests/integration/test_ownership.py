@@ -156,6 +156,7 @@ USES: dict[str, list[str] | str] = {
     "sign": ["--text", "x"],
     "state seal": ["--adopt", "00" * 32],
     "tokens": [],
+    "tune": ["--most", "1", "--seconds", "0.05", "--write"],
     "verify": ["--text", "x", "--signature", "00" * 64],
     "version": [],
 }
