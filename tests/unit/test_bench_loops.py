@@ -15,7 +15,7 @@ import pytest
 
 from hsmcore_bench.harness.process import Child, ChildError, MissingError, child_environment
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages, one_at_a_time
-from hsmcore_bench.suite.child.tasks import arrive, burst, saturate
+from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, saturate
 from hsmcore_bench.suite.child.threads import threaded_slice
 from hsmcore_bench.suite.devices import DEVICES, mean_microseconds, punctual
 
@@ -120,8 +120,9 @@ class TestArrivals:
 
         def used(punctual):
             before = time.thread_time()
-            figures = asyncio.run(arrive(sign, [b"a"], 0.3, 400.0, punctual=punctual))
-            assert figures["signatures"] > 50
+            with asyncio.Runner(loop_factory=event_loop()) as runner:
+                figures = runner.run(arrive(sign, [b"a"], 0.3, 8000.0, punctual=punctual))
+            assert figures["signatures"] > 500
             return time.thread_time() - before
 
         assert used(punctual=False) < used(punctual=True) / 2

@@ -156,7 +156,7 @@ def _print_list(files: tuple[str, ...]) -> None:
     console = Console()
 
     def say(name: str, what: str) -> None:
-        console.print(f"{name:22} {what}", markup=False, soft_wrap=True, highlight=False)
+        console.print(f"{name:26} {what}", markup=False, soft_wrap=True, highlight=False)
 
     listed = list(entries(files))
     for entry in listed:
