@@ -83,6 +83,7 @@ def test_it_has_every_safety_at_once():
         command, _ = Commands(Options(), stack)._command(contender)
         job = Job.from_json(command[-1])
         modules = [place["module"] for place in job.places]
+        assert modules[0] == str(native(NOOP_MODULE)), "one member alone has the module that was named"
         assert len({Path(module).stat().st_ino for module in modules}) == 2, "each member has a file of its own"
     manager = configuration(job)["sequencer"]["keyManager"]
     members = [manager, *manager["failover"]["primary"]]

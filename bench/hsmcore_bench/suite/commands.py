@@ -113,7 +113,9 @@ class Commands:
     def _with_levels(self, contender: Contender) -> tuple[list[str], Mapping[str, str]]:
         token = self._token(contender)
         if contender.device is None:
-            places = [{"module": self._copy(token.module)} for _ in range(contender.members)]
+            # A configuration has no two members with one module, token and key.
+            copies = [str(shutil.copy(token.module, self._folder())) for _ in range(contender.members - 1)]
+            places = [{"module": module} for module in (token.module, *copies)]
         else:
             places = [self._place(token.module, contender.device, token.token) for _ in range(contender.members)]
         return _ours(self._job(contender, token, places=places)), token.access
@@ -129,10 +131,6 @@ class Commands:
         configuration.write_bytes(orjson.dumps(settings))
         place = {"module": str(chaos), "args": f"config={configuration}", "token": token}
         return place if socket is None else place | {"control": str(socket)}
-
-    def _copy(self, module: str) -> str:
-        """A member's own: in one process the loader would give two members of one file the same state."""
-        return str(shutil.copy(module, self._folder()))
 
     def _folder(self) -> Path:
         return Path(self._stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-")))
