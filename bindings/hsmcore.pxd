@@ -303,7 +303,7 @@ cdef extern from "hsmcore/requests.h" nogil:
     int hsm_requests_knows(const hsm_requests *table, uint32_t key)
     int hsm_requests_cacheable(const hsm_requests *table, uint32_t key)
     void hsm_requests_serve(hsm_requests *table, uint32_t workers)
-    bint hsm_requests_starved(const hsm_requests *table)
+    bint hsm_requests_starving(const hsm_requests *table, uint64_t waiting)
     int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns)
     hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer)
     int hsm_requests_next(hsm_requests *table, hsm_answer *answer)
@@ -333,7 +333,7 @@ cdef extern from "hsmcore/guest.h" nogil:
 
 
 cdef extern from "hsmcore/journal.h" nogil:
-    const uint64_t HSM_JOURNAL_PACE_MOST_NS
+    const uint64_t HSM_JOURNAL_PACE_NS
 
     ctypedef struct hsm_journal:
         pass
@@ -381,5 +381,6 @@ cdef extern from "hsmcore/journal.h" nogil:
     uint64_t hsm_journal_next(const hsm_journal *journal)
     int hsm_journal_put(hsm_journal *journal, const char *line, size_t len)
     uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len)
+    uint64_t hsm_journal_waiting(const hsm_journal *journal)
     void hsm_journal_flush(hsm_journal *journal, int urgent)
     uint64_t hsm_journal_pending(const hsm_journal *journal)

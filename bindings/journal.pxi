@@ -47,7 +47,7 @@ cdef class Journal:
         self._immediate = durability == "interval"
         # A line that waits for its turn does not wait for the disk.
         self._wait_ns = <uint64_t>(wait_seconds * NS) + (
-            <uint64_t>(interval_seconds * NS) if self._immediate else HSM_JOURNAL_PACE_MOST_NS)
+            <uint64_t>(interval_seconds * NS) if self._immediate else HSM_JOURNAL_PACE_NS)
         self._max_pending = max_pending
         file, folder = os.fsencode(path), os.fsencode(archive)
         options.path = file

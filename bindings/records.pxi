@@ -66,8 +66,9 @@ cdef class Recorder:
             raise MemoryError()
         return seq
 
-    cdef bint flush(self, bint urgent) except -1:
-        """Start writing the records. `urgent`: without a pause for more of them. Returns whether answers do not wait
-        for the disk now."""
-        hsm_journal_flush(self.journal._journal, urgent)
+    cdef bint flush(self, hsm_requests *table) except -1:
+        """Start writing the records, without a pause for more if the workers need what the answers of `table` bring.
+        Returns whether answers do not wait for the disk now."""
+        cdef hsm_journal *journal = self.journal._journal
+        hsm_journal_flush(journal, hsm_requests_starving(table, hsm_journal_waiting(journal)))
         return self.journal._hands_out()

@@ -418,8 +418,7 @@ cdef class Requests:
                         self._loop.call_soon(self._continue)
                         more = True
                         break
-            if self._recorder is None or not self._recorder.flush(hsm_requests_starved(self._table)) or (
-                    self._counts().held == 0):
+            if self._recorder is None or not self._recorder.flush(self._table) or self._counts().held == 0:
                 break
             hsm_requests_release(self._table, <uint64_t>-1)
         if self._recorder is not None and self._fds is not None:  # a held answer may be late already

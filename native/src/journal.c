@@ -189,15 +189,6 @@ static bool await_lines(hsm_journal *journal) {
     }
 }
 
-/* Plan the next paced flush. */
-static void pace(hsm_journal *journal, uint64_t begun, uint64_t ended) {
-    journal->flush_ns += (ended - begun) / 8 - journal->flush_ns / 8;
-    uint64_t pause = journal->flush_ns * 8;
-    pause = pause < HSM_JOURNAL_PACE_LEAST_NS ? HSM_JOURNAL_PACE_LEAST_NS : pause;
-    pause = pause > HSM_JOURNAL_PACE_MOST_NS ? HSM_JOURNAL_PACE_MOST_NS : pause;
-    journal->next_at_ns = journal->durability == HSM_DURABLE_INTERVAL ? 0 : ended + pause;
-}
-
 /* Wait for `ns`, or until the journal is being closed, or until `most` bytes are pending. */
 static void pause_for(hsm_journal *journal, uint64_t ns, uint64_t most) {
     uint64_t until = hsm_now_ns() + ns;
@@ -219,6 +210,7 @@ static void take_group(hsm_journal *journal, hsm_journal_buffer *group) {
     journal->filling = empty;
     atomic_store_explicit(&journal->writing_since_ns, group->lines > 0 ? group->begun_ns : 0, memory_order_relaxed);
     atomic_store_explicit(&journal->filling_since_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&journal->taken, journal->next - 1U, memory_order_relaxed);
     atomic_store(&journal->flushed, HSM_FLUSH_NONE);
     (void)pthread_mutex_unlock(&journal->lock);
 }
@@ -269,12 +261,11 @@ static void *run(void *argument) {
         if (group.lines == 0) {
             continue;
         }
-        uint64_t begun = hsm_now_ns();
         if (write_until_closing(journal, &group) != 0) {
             break;
         }
         uint64_t ended = hsm_now_ns();
-        pace(journal, begun, ended);
+        journal->next_at_ns = ended + (journal->durability == HSM_DURABLE_INTERVAL ? 0 : HSM_JOURNAL_PACE_NS);
         hsm_histogram_add(&journal->commits, ended - group.begun_ns);
         atomic_store_explicit(&journal->writing_since_ns, 0, memory_order_relaxed);
         atomic_fetch_add_explicit(&journal->kept, group.lines, memory_order_release);
@@ -334,6 +325,7 @@ hsm_status hsm_journal_open(const hsm_journal_options *options, hsm_journal **jo
     journal->first = options->first_seq;
     journal->next = options->next_seq;
     journal->fork_generation = hsm_fork_generation();
+    atomic_init(&journal->taken, options->next_seq - 1U);
     atomic_init(&journal->kept, options->next_seq - 1U);
     hsm_status status = HSM_OK;
     if (journal->path == NULL || journal->archive == NULL) {

@@ -29,10 +29,6 @@ typedef struct hsm_journal_buffer {
  * empty. */
 #define HSM_JOURNAL_GROUP ((size_t)8U << 20)
 
-/* The pause between two groups is eight times what a flush takes, so that flushing takes a ninth of the time; at least
- * this long, and at most HSM_JOURNAL_PACE_MOST_NS. */
-#define HSM_JOURNAL_PACE_LEAST_NS UINT64_C(1000000)
-
 enum hsm_flush { HSM_FLUSH_NONE, HSM_FLUSH_PACED, HSM_FLUSH_URGENT };
 
 /* The thread runs; it sleeps until a time at which it looks at `flushed` again; it sleeps for good. */
@@ -57,6 +53,7 @@ struct hsm_journal {
     _Atomic uint32_t closing;
     _Atomic uint64_t pending; /* bytes appended and not written */
 
+    _Atomic uint64_t taken; /* the last line that the thread has taken */
     _Atomic uint64_t kept;
     _Atomic int failure;
     _Atomic uint64_t filling_since_ns; /* the oldest line in `filling`; 0: none */
@@ -66,7 +63,6 @@ struct hsm_journal {
     /* the journal's thread's */
     int fd;
     uint64_t next_at_ns; /* when a paced flush may begin */
-    uint64_t flush_ns;   /* what writing and flushing a group takes, smoothed */
     uint64_t size;       /* of what is written whole */
     uint64_t first;      /* number of the first line in the segment */
     bool torn;           /* a part of a group may stand behind `size` */

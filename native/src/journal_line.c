@@ -54,6 +54,10 @@ uint64_t hsm_journal_next(const hsm_journal *journal) {
     return journal->next;
 }
 
+uint64_t hsm_journal_waiting(const hsm_journal *journal) {
+    return journal->next - 1U - atomic_load_explicit(&journal->taken, memory_order_relaxed);
+}
+
 int hsm_journal_put(hsm_journal *journal, const char *line, size_t len) {
     if (forked(journal)) {
         return 0;

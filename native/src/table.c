@@ -131,8 +131,9 @@ uint32_t hsm_requests_room(hsm_requests *table) {
     return table->free.count != 0 || hsm_table_grow(table) ? table->room : 0;
 }
 
-int hsm_requests_starved(const hsm_requests *table) {
-    return table->held.count != 0 && (uint64_t)table->owed + table->queue.count < table->admission.servers;
+int hsm_requests_starving(const hsm_requests *table, uint64_t waiting) {
+    uint64_t left = (uint64_t)table->owed + table->queue.count;
+    return table->held.count != 0 && (left < table->admission.servers || left < waiting);
 }
 
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) {

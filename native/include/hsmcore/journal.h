@@ -13,7 +13,9 @@
 
 typedef struct hsm_journal hsm_journal;
 
-#define HSM_JOURNAL_PACE_MOST_NS UINT64_C(2000000)
+/* From one group to the next, where none is urgent. A flush costs as much processor time as a signature in software;
+ * while the workers have requests enough, answers that come later cost nothing: their callers would only queue. */
+#define HSM_JOURNAL_PACE_NS UINT64_C(4000000)
 
 /* When a line counts as kept: on stable storage (fdatasync), with the kernel (write), or as soon as it was appended, in
  * which case it is on stable storage `interval_ns` later. */
@@ -84,9 +86,11 @@ typedef struct hsm_journal_sign {
  * does not change from one signature to the next. Returns its number, or 0 as hsm_journal_put does. Takes well under 1
  * µs. */
 uint64_t hsm_journal_put_sign(hsm_journal *journal, const hsm_journal_sign *sign, const char *tail, size_t tail_len);
-/* Have the thread write what was appended: at once if it has rested since the last group, else within
- * HSM_JOURNAL_PACE_MOST_NS, so that more lines share a flush. `urgent`: at once in any case. */
+/* Have the thread write what was appended: at once if the last group is long over, else
+ * HSM_JOURNAL_PACE_NS after it, so that more lines share a flush. `urgent`: at once in any case. */
 void hsm_journal_flush(hsm_journal *journal, int urgent);
+/* Lines that are appended and not in the group that is being written. */
+uint64_t hsm_journal_waiting(const hsm_journal *journal);
 /* Bytes that are appended and not written yet. They are in memory without a limit: the caller keeps one. */
 uint64_t hsm_journal_pending(const hsm_journal *journal);
 

@@ -104,8 +104,10 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
 /* As hsm_client_replay, with each message, key and deadline written again from this side. */
 uint32_t hsm_requests_replay(hsm_requests *table);
 
-/* Whether answers are held while a worker is out of requests: their callers may have more. */
-int hsm_requests_starved(const hsm_requests *table);
+/* Whether workers are about to be out of requests while answers are held whose callers may have more: one is idle, or
+ * fewer requests are left than `waiting`, the records that no flush has begun for. The one half of the requests is
+ * signed while the other half's records are flushed. */
+int hsm_requests_starving(const hsm_requests *table, uint64_t waiting);
 
 typedef struct hsm_requests_counts {
     uint32_t open;    /* waiters without an answer */
