@@ -348,7 +348,10 @@ static uint64_t keep(hsm_journal *journal, uint64_t number, int urgent) {
     uint64_t begun = hsm_now_ns();
     put(journal, number);
     hsm_journal_flush(journal, 0);
-    hsm_journal_flush(journal, urgent); /* also when the thread pauses already */
+    if (urgent) {
+        hsm_sleep(200000); /* the thread pauses by now */
+        hsm_journal_flush(journal, 1);
+    }
     await(journal, number, 0);
     return begun;
 }
