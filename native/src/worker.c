@@ -212,8 +212,8 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     return ended;
 }
 
-/* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. While a
- * slow device has several under way, it would only take the processor from those that end. */
+/* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. While
+ * a slow device has several under way, it would only take the processor from those that end. */
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
     uint32_t none = 0;
