@@ -133,7 +133,7 @@ uint32_t hsm_requests_room(hsm_requests *table) {
 
 int hsm_requests_starving(const hsm_requests *table, uint64_t waiting) {
     uint64_t left = (uint64_t)table->owed + table->queue.count;
-    return table->held.count != 0 && (left < table->admission.servers || left < waiting);
+    return table->held.count != 0 && left < table->admission.servers + waiting;
 }
 
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) {
