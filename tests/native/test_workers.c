@@ -161,7 +161,8 @@ static void idle_workers_sleep(void) {
     fixture_end(&f);
 }
 
-/* Polling spares a lone request a system call. Beside calls that take milliseconds it would hold a processor all the time. */
+/* Polling spares a lone request a system call. Beside calls that take milliseconds it would hold a processor all the
+ * time. */
 static void no_worker_polls_between_the_calls_of_a_slow_device(void) {
     intercept_begin(HSMC_NOOP_MODULE);
     hsm_engine_options options = noop_options(2);

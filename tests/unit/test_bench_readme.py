@@ -74,16 +74,18 @@ def test_every_missed_target_stands_in_the_readme():
 def test_what_safety_costs_and_other_libraries_stand_beside_the_rows():
     """Once they were measured; until then nothing of them."""
     _, result = newest(ROOT / KEPT)
-    assert "| with |" not in rows(result, "r") + table(result, "r")
+    result.contenders = [c for c in result.contenders if c.scenario != "stack" and c.name != "device-5ms-executor"]
+    assert "| with |" not in table(result, "r")
     assert "what safety leaves" not in chart(result)
     with_them(result)
-    for made in (rows(result, "r"), table(result, "r")):
-        assert "| the whole stack, SoftHSM, 64 in flight | 900 | 0.900 | ≥ 0.93 | 1.00 ms | 2.00 ms |" in made
-        assert "| failover enabled, no-op module, 256 in flight | 900 | 0.900 | ≥ 0.97 |" in made
-        assert "| the whole stack, no-op module, 256 in flight | 900 | 0.900 |  |" in made
-        assert "raw C itself is only 1.1 to 1.1 × as fast as other libraries" in made
-        assert "| network-5ms: PyKCS11, one thread | 900 | 0.900 |" in made
-        assert "| no-op module: PyKCS11, one thread | 900 |  |" in made
+    made = table(result, "r")
+    assert "| the whole stack, SoftHSM, 64 in flight | 900 | 0.900 | ≥ 0.93 | 1.00 ms | 2.00 ms |" in made
+    assert "| failover enabled, no-op module, 256 in flight | 900 | 0.900 | ≥ 0.97 |" in made
+    assert "| the whole stack, no-op module, 256 in flight | 900 | 0.900 |  |" in made
+    assert "raw C itself is only 1.1 to 1.1 × as fast as other libraries" in made
+    assert "| network-5ms: PyKCS11, one thread | 900 | 0.900 |" in made
+    assert "| no-op module: PyKCS11, one thread | 900 |  |" in made
+    assert "| with |" not in rows(result, "r"), "the README is short, and its picture shows them"
     picture = chart(result)
     assert all(f">{c.title}</text>" in picture for c in result.contenders if c.name in SAFETIES)
     assert picture.count('stroke-width="3"') == len(SAFETIES) - 1, "each has a bound but the stack on the no-op module"

@@ -30,7 +30,8 @@ def table(result: Result, source: str) -> str:
 
 
 def rows(result: Result, source: str) -> str:
-    """A few rows of the main table, the excerpts, every target that was missed, and the file that they come from."""
+    """A few rows of the main table, every target that was missed, and the file that they come from. The picture beside
+    them has the excerpts."""
     summaries = {summary.contender: summary for summary in result.summaries}
     lines = ["| | signatures/s | × raw C | p50 | p99 |", "|---|--:|--:|--:|--:|"]
     for contender in result.contenders:
@@ -41,13 +42,7 @@ def rows(result: Result, source: str) -> str:
             lines.append(f"| {contender.title}{where} | {' | '.join(cells)} |")
     missed = [f"- {what}: {reached(v)}, target {bound(v)}" for what, v in _named(result.targets) if v.met is False]
     said = f"Of {len(result.targets)} targets {len(missed)} are missed{':' if missed else '.'}"
-    blocks = [
-        "\n".join(lines),
-        *excerpts.blocks(result),
-        said,
-        *(["\n".join(missed)] if missed else []),
-        _origin(source),
-    ]
+    blocks = ["\n".join(lines), said, *(["\n".join(missed)] if missed else []), _origin(source)]
     return f"\n{_warning(result)}" + "\n\n".join(blocks) + "\n\n"
 
 

@@ -104,8 +104,8 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
 /* As hsm_client_replay, with each message, key and deadline written again from this side. */
 uint32_t hsm_requests_replay(hsm_requests *table);
 
-/* Whether workers are about to be out of requests while answers are held whose callers may have more: fewer requests than
- * `waiting`, the records that no flush has begun for, are left beside one for each worker. The one half of these is
+/* Whether workers are about to be out of requests while answers are held whose callers may have more: fewer requests
+ * than `waiting`, the records that no flush has begun for, are left beside one for each worker. One half of these is
  * signed while the other half's records are flushed. */
 int hsm_requests_starving(const hsm_requests *table, uint64_t waiting);
 
