@@ -217,8 +217,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
     uint32_t none = 0;
-    bool slow = worker->took_ns >= SLOW_NS &&
-                atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed) > 1;
+    bool slow = worker->took_ns >= SLOW_NS && atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed) > 1;
     if (worker->engine->spin_ns == 0 || slow || !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
         return false;
     }
