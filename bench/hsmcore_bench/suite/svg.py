@@ -12,8 +12,8 @@ from types import MappingProxyType
 
 from hsmcore_bench.suite.report import duration
 
-WIDTH = 1045
-LABEL = 460  # for the names on the left
+WIDTH = 1080
+LABEL = 495  # for the names on the left
 ROW = 26
 COLOURS = 6  # classes c0 .. c5
 DASHED = ", p99"
