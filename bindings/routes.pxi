@@ -42,6 +42,7 @@ cdef class Routes:
         one does."""
         cdef Py_ssize_t i
         cdef list members = [*ramping, *steady]
+        cdef list engines = [<Requests?>engine for engine, _, _ in members]
         cdef dict turns = {self._engines[i]: self._shares[i].turn for i in range(self._ramping)}
         cdef _Share *shares = <_Share *>PyMem_Calloc(len(members) or 1, sizeof(_Share))
         if shares == NULL:
@@ -49,8 +50,7 @@ cdef class Routes:
         for i, (engine, key, weight) in enumerate(members):
             shares[i] = _Share(key, weight, turns.get(engine, 0))
         PyMem_Free(self._shares)
-        self._shares = shares
-        self._engines = [<Requests?>engine for engine, _, _ in members]
+        self._shares, self._engines = shares, engines
         self._ramping = len(ramping)
         self._round, self._halve, self._decide = round, halve, decide or None
 

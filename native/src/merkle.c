@@ -54,7 +54,7 @@ void hsm_merkle_leaf(hsm_merkle *tree, const void *line, size_t len, uint8_t has
 
 void hsm_merkle_node(hsm_merkle *tree, const uint8_t left[HSM_MERKLE_HASH], const uint8_t right[HSM_MERKLE_HASH],
                      uint8_t hash[HSM_MERKLE_HASH]) {
-    uint8_t node[1 + 2 * HSM_MERKLE_HASH] = {0x01}; /* one call to update costs less than a copy of 64 bytes */
+    uint8_t node[1 + 2 * HSM_MERKLE_HASH] = {0x01}; /* a copy of 64 bytes costs less than a second update */
     memcpy(node + 1, left, HSM_MERKLE_HASH);
     memcpy(node + 1 + HSM_MERKLE_HASH, right, HSM_MERKLE_HASH);
     digest(tree, node, sizeof node, NULL, 0, hash);

@@ -58,7 +58,7 @@ class Router:
         self._version = -1
         self._elsewhere = False
         """Whether a message is bound to another key than that of the members that sign now."""
-        self.routes = Routes(self.sign, self._long_way_with_receipt)
+        self.routes = Routes(self.sign, self.sign_with_receipt)
         """What the key manager submits to: the way of a request while all is well."""
         self._waiters: set[asyncio.Future[None]] = set()
         self.version: KeyVersion | None = None
@@ -80,13 +80,10 @@ class Router:
         self, message: Any, timeout: float | None = None, extra: bytes | None = None, allow_other_key: bool = False
     ) -> bytes:
         """Sign with a decision for this message: whose turn it is, which key it is bound to."""
-        return (await self.sign_with_receipt(message, timeout, allow_other_key, extra)).signature
-
-    async def _long_way_with_receipt(self, message: Any, timeout: float | None, extra: bytes | None) -> Answer:
-        return await self.sign_with_receipt(message, timeout, extra=extra)
+        return (await self.sign_with_receipt(message, timeout, extra, allow_other_key)).signature
 
     async def sign_with_receipt(
-        self, message: Any, timeout: float | None = None, allow_other_key: bool = False, extra: bytes | None = None
+        self, message: Any, timeout: float | None = None, extra: bytes | None = None, allow_other_key: bool = False
     ) -> Answer:
         """As `sign`; the answer names member and key. `extra` goes into the audit records."""
         self.check()
@@ -321,13 +318,13 @@ class Router:
             and bool(ready)
             and sum(endpoint.trusted and endpoint.key == ready[0].key for endpoint in levels.members) > 1
         )
-        self._elsewhere = bool(ready) and self._bindings.elsewhere(ready[0].key)
         self._aim()
         self.wake()
 
     def _aim(self) -> None:
         """Tell the short way who shares the requests; the long way decides while that takes a decision for each."""
         levels = self.levels
+        self._elsewhere = self._any_elsewhere()
         closed = self._hedging or self.in_emergency
         self.routes.aim(
             [(one.signing, one.index, one.weight) for one in levels.ramping if one.member is not None],
@@ -341,12 +338,13 @@ class Router:
         ready = self.levels.ready
         return not ready or self.any_bound_elsewhere((message,), ready[0].key)
 
+    def _any_elsewhere(self) -> bool:
+        ready = self.levels.ready
+        return bool(ready) and self._bindings.elsewhere(ready[0].key)
+
     def _look_elsewhere(self) -> None:
         """Messages were bound, or are no longer."""
-        ready = self.levels.ready
-        elsewhere = bool(ready) and self._bindings.elsewhere(ready[0].key)
-        if elsewhere != self._elsewhere:
-            self._elsewhere = elsewhere
+        if self._any_elsewhere() != self._elsewhere:
             self._aim()
 
     def use(self, version: KeyVersion) -> None:

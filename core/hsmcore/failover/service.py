@@ -208,7 +208,7 @@ class FailoverService:
         """As SigningPath."""
         begun = time.perf_counter_ns()
         if allow_other_key:
-            answer = await self.router.sign_with_receipt(message, timeout, allow_other_key, extra)
+            answer = await self.router.sign_with_receipt(message, timeout, extra, allow_other_key)
         else:
             answer = await self._short_way.answer(message, timeout, extra)
         return answer.receipt(time.perf_counter_ns() - begun)
