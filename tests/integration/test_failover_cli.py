@@ -103,6 +103,32 @@ def test_bad_usage_says_what_is_wrong(command, arguments, config, says):
 
 
 @one_loop
+async def test_a_drained_member_signs_nothing_more_while_the_store_takes_its_time(place, command, monkeypatch):
+    """The order was obeyed, and requests went to the member until the next reads of the store had ended."""
+    config = place.config(failover={"emergencyModeEnabled": True})
+    async with opened(config) as manager:
+        failover = manager._path.failover
+        assert (await manager.sign_with_receipt(b"a")).level == "primary"
+        answers = asyncio.Event()
+        status = failover.budget.status
+
+        async def slow_status():
+            await answers.wait()
+            return await status()
+
+        monkeypatch.setattr(failover.budget, "status", slow_status)
+        monkeypatch.setattr(failover.health, "_tick", lambda: None)  # it would mend this within 0.1 s
+        drained = failover.endpoints[0]
+        failover.health._following = True
+        await failover._desired.set(f"drain:{drained.name}", "yes", "firmware")
+        following = asyncio.get_running_loop().create_task(failover.health._follow())
+        await until(lambda: drained.drained)
+        assert (await manager.sign_with_receipt(b"b")).level == "secondary"
+        answers.set()
+        await following
+
+
+@one_loop
 async def test_a_running_key_manager_follows(place, tmp_path):
     async def ask(*arguments):
         child = await asyncio.create_subprocess_exec(

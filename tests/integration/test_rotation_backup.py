@@ -19,7 +19,7 @@ from tests.support.softhsm import Token
 
 from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane
-from hsmcore.control.keys import Sweep
+from hsmcore.control.keys import ListKeys, Sweep
 from hsmcore.errors import HsmError, KeyUnusable
 from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 from hsmcore.rotation.backup.inspect import look, opens, put_back
@@ -235,15 +235,31 @@ async def test_the_token_accepts_none_of_a_thousand_damaged_backups(fresh_token,
         assert record.public_key == row.public_key
 
 
-async def test_clearing_up_meets_a_passing_error_once_more(world, shim):
+@pytest.mark.parametrize("verb", [Sweep("abcd"), ListKeys()], ids=["sweep", "list"])
+async def test_what_harms_nothing_twice_meets_a_passing_error_once_more(verb, world, shim):
     settings = load(world.config(settings={"modulePath": shim.path})).key_manager.config
     async with ControlPlane.for_settings(settings, log_in=True) as control:
-        await control.list_keys()
+        good = await control.do(verb)
         shim.fail("C_OpenSession", 0x005, times=1)
-        assert await control.do(Sweep("abcd")) == 0
+        assert await control.do(verb) == good
         shim.fail("C_OpenSession", 0x005, times=2)
         with pytest.raises(HsmError, match="CKR_GENERAL_ERROR"):
-            await control.do(Sweep("abcd"))
+            await control.do(verb)
+        shim.fail("C_OpenSession", 0x031, times=1)  # DEVICE_MEMORY
+        with pytest.raises(HsmError, match="CKR_DEVICE_MEMORY"):
+            await control.do(verb)
+
+
+async def test_a_login_that_met_a_passing_error_is_not_tried_again(world, shim):
+    """A device may count the PIN as a wrong one."""
+    settings = load(world.config(settings={"modulePath": shim.path})).key_manager.config
+    async with ControlPlane.for_settings(settings, log_in=False) as control:
+        control._admin._pin = settings.resolve_pin
+        shim.fail("C_Login", 0x005, times=1)
+        logins = shim.calls("C_Login")
+        with pytest.raises(HsmError, match="CKR_GENERAL_ERROR"):
+            await control.list_keys()
+        assert shim.calls("C_Login") == logins + 1
 
 
 def damaged(data, number, chance):

@@ -47,6 +47,8 @@ class TokenAdmin:
         self._login: Session | None = None
         self._refused: LoginError | None = None
         self.transport: TransportKey | None = None
+        self.logins = 0
+        """How often it has presented a PIN."""
         self._inside = 0  # series of calls that are nested in one another
         self._initialization = -1  # the module's, when it was last entered
 
@@ -176,6 +178,7 @@ class TokenAdmin:
         pin = source()
         if pin is None:
             return False
+        self.logins += 1
         try:
             with translated("logging in", self.member):
                 self.cryptoki.login(handle_of(session), pin)

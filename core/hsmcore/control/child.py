@@ -93,7 +93,7 @@ def _done(
         verb = kind.of_json(arguments, secret)
         if admin is None and verb.needs_token:
             raise EngineClosed("the token is closed")
-        return verb.result_to_json(verb.run(cast("TokenAdmin", admin)))
+        return verb.result_to_json(verb.perform(cast("TokenAdmin", admin)))
     finally:
         if secret is not None:
             secret[:] = bytes(len(secret))

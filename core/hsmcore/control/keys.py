@@ -10,7 +10,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11.constants import DEFAULT
@@ -37,7 +37,6 @@ _SHOWN: Final = [
 ]
 _UNUSED_PUBLIC: Final = (Attribute.ENCRYPT, Attribute.WRAP)
 _UNUSED_PRIVATE: Final = (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE)
-_PASSING: Final = frozenset({0x005, 0x006})  # GENERAL_ERROR, FUNCTION_FAILED
 _GENERATE_ATTEMPTS: Final = 4
 _GENERATE_PAUSE: Final = 0.02  # seconds, more with each attempt
 # Return values for a mechanism or EC parameters that a module does not know. Some modules use the general codes.
@@ -60,6 +59,8 @@ _OTHER_FORM: Final = frozenset(
 @dataclass(frozen=True, slots=True, repr=False)
 class ListKeys(Verb[list[KeyRecord]]):
     """Every private key on the token, by label, then id."""
+
+    repeatable: ClassVar[bool] = True
 
     def run(self, admin: TokenAdmin) -> list[KeyRecord]:
         halves: dict[bytes, Object] = {}
@@ -207,6 +208,7 @@ class NewKeyId(Verb[bytes]):
 class Deactivate(Verb[Deactivation]):
     """Take CKA_SIGN away from a key; the result says whether the token enforces that from now on. Idempotent."""
 
+    repeatable: ClassVar[bool] = True
     key_id: str
 
     def run(self, admin: TokenAdmin) -> Deactivation:
@@ -224,6 +226,7 @@ class Deactivate(Verb[Deactivation]):
 class Prove(Verb[bytes]):
     """Sign once outside of the signing engine, to try a key: 64 bytes, Ed25519 of `message` or ECDSA of its SHA-256."""
 
+    repeatable: ClassVar[bool] = True
     key_id: str
     message: bytes
 
@@ -254,21 +257,13 @@ class Destroy(Verb[None]):
 class Sweep(Verb[int]):
     """Erase what a killed process left of a key: a public half without its private one. With `nameless` also EC keys
     without id, label and curve: SoftHSM leaves one when it is killed while it makes a key. Such a key is of no use, but
-    another process may be making one. The result is the number of objects. SoftHSM was seen to fail here once, while
-    another member of the process started; to look again harms nothing."""
+    another process may be making one. The result is the number of objects."""
 
+    repeatable: ClassVar[bool] = True
     key_id: str
     nameless: bool = False
 
     def run(self, admin: TokenAdmin) -> int:
-        try:
-            return self._sweep(admin)
-        except HsmError as error:
-            if error.ckr not in _PASSING:
-                raise
-            return self._sweep(admin)
-
-    def _sweep(self, admin: TokenAdmin) -> int:
         identity = parse_key_id(self.key_id) if self.key_id else b""
         with admin.session(f"clearing up after key {self.key_id}") as session:
             left = []

@@ -134,7 +134,7 @@ class ControlPlane:
         return await self._run(lambda: self._do(verb))
 
     def _do(self, verb: Verb[T]) -> T:
-        return self._admin.do(verb) if isinstance(self._admin, RemoteAdmin) else verb.run(self._admin)
+        return self._admin.do(verb) if isinstance(self._admin, RemoteAdmin) else verb.perform(self._admin)
 
     async def find_token(self) -> TokenRecord:
         """The one token that is meant, found without a login. Raises TokenNotFound and TokenAmbiguous, which list the

@@ -17,11 +17,13 @@ from hsmcore.control.faults import translated
 from hsmcore.control.records import TokenRecord
 from hsmcore.control.tokens import present
 from hsmcore.control.wire import pack, secret_of, unpack, unpack_fields
+from hsmcore.errors import HsmError
 
 T_co = TypeVar("T_co", covariant=True)
 
 VERBS: Final[dict[str, type[Verb[Any]]]] = {}
 """Every verb by its name."""
+_PASSING: Final = frozenset({0x005, 0x006})  # GENERAL_ERROR, FUNCTION_FAILED
 
 
 class Verb(ABC, Generic[T_co]):
@@ -34,12 +36,26 @@ class Verb(ABC, Generic[T_co]):
     __slots__ = ()
     needs_token: ClassVar[bool] = True
     """Whether the token has to be opened first. Without it, `run` uses nothing of `admin`."""
+    repeatable: ClassVar[bool] = False
+    """Whether doing it twice is as good as doing it once."""
 
     def __init_subclass__(cls) -> None:
         VERBS[cls.__name__] = cls
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"  # an argument may be a secret
+
+    def perform(self, admin: TokenAdmin, /) -> T_co:
+        """Do it; a repeatable verb once more, in a session of its own, after an error that may have been a passing one:
+        SoftHSM gives such errors now and then while another session, or another process, changes a token's files. A
+        PIN is presented at most once. Raises HsmError."""
+        logins = admin.logins if self.repeatable else 0
+        try:
+            return self.run(admin)
+        except HsmError as error:
+            if not self.repeatable or error.ckr not in _PASSING or admin.logins != logins:
+                raise
+        return self.run(admin)
 
     @abstractmethod
     def run(self, admin: TokenAdmin, /) -> T_co:

@@ -70,6 +70,7 @@ class EmergencyLevel:
                         )
                     )
                     self._levels.started(endpoint, version.public_key, monotonic_ns())
+                    self._router.settle()
         except HsmError as error:
             if self._complaint != str(error):  # it is retried each second, and logged once
                 self._complaint = str(error)
@@ -97,6 +98,7 @@ class EmergencyLevel:
         """Stop an emergency member, which destroys its key, after its requests have ended."""
         version, member = endpoint.version, endpoint.member
         self._levels.stopped(endpoint, monotonic_ns())
+        self._router.settle()
         if member is None:
             return
         try:

@@ -210,6 +210,7 @@ class HealthMonitor:
         self._router.on_key(endpoint)
         if self._levels.key == version.public_key:
             self._router.current = version
+        self._router.settle()
         if endpoint.fenced:
             raise KeyMismatch(endpoint.reason, member=endpoint.name)
 
@@ -243,6 +244,7 @@ class HealthMonitor:
         """Probe a member that is out of service at once. A fenced member logs in and proves its key again."""
         if endpoint.fenced and endpoint.member is not None and endpoint.level_name != EMERGENCY:
             self._levels.stopped(endpoint, monotonic_ns())
+            self._router.settle()
             await endpoint.stop()
         self._levels.readmit(endpoint, reason, monotonic_ns())
         self._router.settle()
@@ -267,6 +269,7 @@ class HealthMonitor:
             await self._obey(wishes, now)
         elif not self._obeyed:  # an operator may have disabled it
             self._levels.permit_emergency(False, NOT_GENUINE, now)
+        self._router.settle()  # before the store is read again: it may take its time, and a drained member must not sign
         if any(level.name == EMERGENCY for level in self._levels.levels):
             try:
                 usable, why = (await self._router.budget.status()).usable, "its budget or time is used up"
