@@ -269,7 +269,7 @@ class HealthMonitor:
             await self._obey(wishes, now)
         elif not self._obeyed:  # an operator may have disabled it
             self._levels.permit_emergency(False, NOT_GENUINE, now)
-        self._router.settle()  # before the store is read again: it may take its time, and a drained member must not sign
+        self._router.settle()  # the store is read again below, which may take its time: a drained member must not sign
         if any(level.name == EMERGENCY for level in self._levels.levels):
             try:
                 usable, why = (await self._router.budget.status()).usable, "its budget or time is used up"

@@ -32,8 +32,8 @@ Sink = Callable[[Event], None]
 
 
 class Router:
-    """Routes requests. Belongs to the event loop. After every change of the levels, call `settle` before the next await:
-    `routes` go on as they were until then."""
+    """Routes requests. Belongs to the event loop. After every change of the levels, call `settle` before the next
+    await: `routes` go on as they were until then."""
 
     def __init__(
         self,
