@@ -208,6 +208,24 @@ class RequestRejected(HsmError):
     default_status = "REQUEST_REJECTED"
 
 
+class PolicyRefused(HsmError):
+    """The policy does not let this key sign the message, or not for this caller. No member was asked."""
+
+    default_status = "POLICY_REFUSED"
+
+
+class DoubleSign(HsmError):
+    """Another payload was bound to this position before. Attributes: `domain`, `position`; `digest`, the SHA-256 of
+    that payload (32 bytes); `holder`, who bound it; `bound_ns`, when, in nanoseconds since 1970."""
+
+    default_status = "DOUBLE_SIGN"
+    domain: str = ""
+    position: int = -1
+    digest: bytes = b""
+    holder: str = ""
+    bound_ns: int = 0
+
+
 class MessageTooLarge(HsmError, ValueError):
     """The message is longer than `maxMessageBytes`."""
 
@@ -391,6 +409,8 @@ EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
     "CLOSED": EngineClosed,
     "FORKED": EngineForked,
     "BAD_ARGUMENT": BadArgument,
+    "POLICY_REFUSED": PolicyRefused,
+    "DOUBLE_SIGN": DoubleSign,
     "OUT_OF_MEMORY": OutOfMemory,
     "SYSTEM": SystemFailure,
 }

@@ -183,6 +183,16 @@ STATUSES: dict[str, StatusRow] = {
         "Make the key manager after the fork, or start the child with spawn.",
     ),
     "BAD_ARGUMENT": StatusRow("REQUEST_FATAL", "an argument is out of range", ""),
+    "POLICY_REFUSED": StatusRow(
+        "REQUEST_FATAL",
+        "the policy does not let this key sign the message",
+        "See what it is and why it is refused: `hsmcore policy explain --help`.",
+    ),
+    "DOUBLE_SIGN": StatusRow(
+        "REQUEST_FATAL",
+        "another payload was bound to this position",
+        "Sign the payload that was bound first, or go on at the next position.",
+    ),
     "OUT_OF_MEMORY": StatusRow(
         "PROCESS_FATAL",
         "memory could not be had",

@@ -1,18 +1,19 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral; policy,
-rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules, secretsmanager.
+Reading order: load, root, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
+failover, policy, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules, secretsmanager.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.ephemeral import EphemeralSettings
+from hsmcore.config.failover import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
 from hsmcore.config.kms import AwsKmsSettings
 from hsmcore.config.load import Source, load
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
-from hsmcore.config.policy import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
+from hsmcore.config.policy import CallerRules, PayloadFormat, Policy, TransactionRules
 from hsmcore.config.providers import Provider, all_members, members_of
 from hsmcore.config.root import Config, KeyManagerConfig
 from hsmcore.config.rotation import Approver, KeyCeremony, KeyRotation, Notices
@@ -27,6 +28,7 @@ __all__ = [
     "AwsCloudHsmSettings",
     "AwsKmsSettings",
     "AwsSecretsManagerReference",
+    "CallerRules",
     "CloudWatchLogs",
     "Config",
     "EmergencyModeRestrictions",
@@ -40,13 +42,16 @@ __all__ = [
     "Monitoring",
     "MonitoringTls",
     "Notices",
+    "PayloadFormat",
     "Pkcs11Settings",
+    "Policy",
     "Provider",
     "ProviderDescriptor",
     "ProviderSettings",
     "Secret",
     "SoftHsmSettings",
     "Source",
+    "TransactionRules",
     "YubiHsmSettings",
     "all_members",
     "load",

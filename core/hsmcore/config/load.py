@@ -114,6 +114,9 @@ def _locate(value: object, path: str, plain: list[str]) -> None:
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             _locate(item, child_path(path, index), plain)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _locate(item, child_path(path, key), plain)
     elif isinstance(value, Secret):
         value.locate(path)
         if value.kind == "plain" and not value.is_placeholder:

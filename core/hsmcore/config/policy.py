@@ -1,124 +1,150 @@
-"""Settings of failover and of copies of the audit log."""
+"""What a key may sign: the kinds of payload, the formats of a layer 2, callers, and rules for transactions."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
-from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash
-from hsmcore.config.pkcs11 import Region
-from hsmcore.config.providers import Provider
+from hsmcore.base58 import from_base58
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 
-Operation = Literal[
-    "sign", "verify", "generateKey", "getCurrentKeyId", "setCurrentKeyId", "deactivateKey", "exportKeyBackup"
-]
-FailoverMode = Literal["smart", "literal"]
-KeyLevel = Literal["primary", "secondary"]
-LevelName = Literal["primary", "secondary", "emergency"]
-
-_HOUR_MS = 3_600_000
-Members = Annotated[tuple[Provider, ...], BeforeValidator(as_tuple)]
+Kind = Literal["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed"]
+OrderedKind = Literal["block", "state-root"]
+ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root"})
+"""The kinds whose payloads have a position: at most one digest is signed at each."""
+MOST_RULES: Final = 1024
+_TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
+Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
+Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
 
 
-class CloudWatchLogs(Model):
-    """The destination of copies of audit records. The default region is that of the AWS SDK's own settings. Group and
-    stream are made if they are missing and the credentials allow it."""
+def _address(value: str) -> str:
+    try:
+        good = len(from_base58(value)) == 32  # bytes of a public key
+    except ValueError:
+        good = False
+    if not good:
+        raise fault("must be an address: 32 bytes in base58")
+    return value
 
-    log_group: Annotated[str, Text(512, form=r"[\w./#-]+", says="a log group name: letters, digits and _ - / . #")]
-    log_stream: Annotated[str, Text(512, form=r"[^:*]+", says="a log stream name without : and *")]
-    region: Region | None = None
-    endpoint_url: EndpointUrl | None = None
-    """Another endpoint than the region's public one, such as that of a VPC endpoint."""
+
+Address = Annotated[str, Text(44), AfterValidator(_address)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(as_tuple)]
 
 
-class EmergencyModeRestrictions(Model):
-    """The limits of an emergency key from its first signature on: signatures, seconds, operations."""
+class PositionField(Model):
+    """Where the position stands in a payload: an unsigned number of `bytes` bytes at `offset`."""
 
-    max_transactions: Annotated[int, Whole(1, 2**53)] = 1000
-    max_time_seconds: Annotated[int, Whole(1, 366 * 86400)] = 3600
-    allowed_operations: Annotated[tuple[Operation, ...], BeforeValidator(as_tuple)] = ("sign",)
+    offset: Annotated[int, Whole(0, 65_535)]
+    bytes: Annotated[int, Whole(1, 8)] = 8
+    order: Literal["big", "little"] = "big"
 
-    @field_validator("allowed_operations")
+
+class PayloadFormat(Model):
+    """A layer 2's own format of an ordered kind. A message is of it if it has this prefix and length, and is nothing
+    that the chain below knows: no transaction, off-chain message or payload of hsmcore's own format."""
+
+    kind: OrderedKind
+    prefix: Hex
+    length: Annotated[int, Whole(1, 1_048_575)]
+    """Bytes of the whole message."""
+    position: PositionField
+
+    @model_validator(mode="after")
+    def _fits(self) -> PayloadFormat:
+        if len(self.prefix) // 2 > self.length or self.position.offset + self.position.bytes > self.length:
+            raise clash("prefix and position must lie within length")
+        if self.position.offset < len(self.prefix) // 2:
+            raise clash("position must stand behind prefix: bytes of the prefix are the same in each payload")
+        prefix = bytes.fromhex(self.prefix)
+        if 0x80 <= prefix[0] < 0xFF:
+            raise clash("prefix must not begin with 0x80 to 0xfe: those are versions of transactions")
+        if any(prefix.startswith(own) or own.startswith(prefix) for own in _TAKEN):
+            raise clash("prefix must differ from those of Solana's off-chain messages and of hsmcore's own payloads")
+        return self
+
+
+class CallerRules(Model):
+    """What one caller may have signed with this key."""
+
+    kinds: Kinds | None = None
+    """Default: every kind of the policy."""
+    per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
+    """Requests a second, with bursts of as many."""
+    in_flight: Annotated[int, Whole(1, 65_536)] | None = None
+
+
+class TransactionRules(Model):
+    """Rules for the transactions that are signed. What programs do that a program calls is not seen here, so amounts
+    are a tripwire; the list of programs is the gate."""
+
+    programs: Addresses | None = None
+    """The programs that may be called, as static keys. Default: any."""
+    role: Literal["any", "fee-payer", "authority"] = "any"
+    """"fee-payer": the signing key pays, and is an account of no instruction. "authority": it is any of the signers."""
+    lookup_tables: Addresses | None = None
+    """Address lookup tables that a recipient of a System or Token transfer may stand in. Default: any."""
+    lamports_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
+    tokens_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
+    """Of all mints together, in their smallest units."""
+
+    @field_validator("programs", "lookup_tables")
     @classmethod
-    def _allow_something(cls, value: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (len(set(value)) != len(value) or len(value) > MOST_RULES):
+            raise clash(f"must list each address once, and at most {MOST_RULES}")
+        return value
+
+
+class Policy(Model):
+    """`policy`: a message that is of none of `kinds` is refused before any member is asked."""
+
+    kinds: Kinds
+    domain: Annotated[str, Text(64)] = "default"
+    """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload. Two keys
+    with the same state store and domain share their positions."""
+    formats: Annotated[tuple[PayloadFormat, ...], BeforeValidator(as_tuple)] = ()
+    callers: dict[str, CallerRules] | None = None
+    """By name; a caller that is not among them is refused. Default: anybody in this process may have signed what the
+    policy allows."""
+    transactions: TransactionRules | None = None
+
+    @field_validator("kinds")
+    @classmethod
+    def _some_once(cls, value: tuple[Kind, ...]) -> tuple[Kind, ...]:
         if not value or len(set(value)) != len(value):
-            raise clash("must list at least one operation, each once")
-        if "sign" not in value:
-            raise clash('must list "sign": an emergency key that may not sign is of no use')
-        return value
-
-
-class Failover(Model):
-    """Levels and how they are retried. The key manager's own provider is the first member of the primary level; the
-    lists add members. Intervals are milliseconds. Without an `emergency` list that level is one ephemeral key.
-
-    A member signs with another key than the current one only if `acceptOtherKeys` names its level: it says that the
-    chain accepts the keys of that level. The emergency level always has a key of its own; `emergencyModeEnabled` says
-    that the chain accepts it."""
-
-    enabled: bool = True
-    mode: FailoverMode = "smart"
-    primary_retry_interval_ms: Annotated[int, Whole(1, _HOUR_MS)] = 5000
-    max_primary_retries: Annotated[int, Whole(1, 1000)] = 3
-    secondary_retry_interval_ms: Annotated[int, Whole(1, _HOUR_MS)] = 10000
-    max_secondary_retries: Annotated[int, Whole(1, 1000)] = 3
-    emergency_mode_enabled: bool = False
-    emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
-    emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] = 0
-    """The shortest time that all other levels are down before the emergency level is entered."""
-    accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple)] = ()
-    failback_ramp_ms: Annotated[int, Whole(0, _HOUR_MS)] = 10_000
-    """The time in which the load of a restored member grows to its whole share; 0: at once."""
-    hedging: bool = False
-    """Whether a second member with the same key is asked when the first is slower than its 99th percentile."""
-    primary: Members | None = None
-    secondary: Members | None = None
-    emergency: Members | None = None
-
-    @field_validator("primary", "secondary", "emergency")
-    @classmethod
-    def _fit_the_level(cls, value: Members | None, info: ValidationInfo) -> Members | None:
-        if value is not None and not value:
-            raise clash("must list at least one provider; leave the key out for none")
-        for index, member in enumerate(value or ()):
-            if info.field_name != "emergency":
-                require_lasting(member, f"member {index}")
-            elif not member.descriptor.ephemeral:
-                raise clash('must list only providers of type "ephemeral", or others whose keys end with the process')
-        return value
-
-    @field_validator("accept_other_keys")
-    @classmethod
-    def _levels_once(cls, value: tuple[KeyLevel, ...]) -> tuple[KeyLevel, ...]:
-        if len(set(value)) != len(value):
-            raise clash("must list each level once")
+            raise clash("must list at least one kind, each once")
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Failover:
-        if "secondary" in self.accept_other_keys and self.secondary is None:
-            raise clash('acceptOtherKeys names "secondary", but there is no secondary level')
-        if "primary" in self.accept_other_keys and self.primary is None:
-            raise clash('acceptOtherKeys names "primary", but failover.primary adds no member to that level')
-        if self.emergency is not None and not self.emergency_mode_enabled:
-            raise clash("lists an emergency level, but emergencyModeEnabled is false")
+    def _fits_together(self) -> Policy:
+        for name, rules in (self.callers or {}).items():
+            others = set(rules.kinds or ()) - set(self.kinds)
+            if others:
+                raise clash(f"callers.{name}.kinds names {', '.join(sorted(others))}, which kinds does not")
+        for number, form in enumerate(self.formats):
+            if form.kind not in self.kinds:
+                raise clash(f"formats[{number}] is of kind {form.kind}, which kinds does not list")
+            if any(_overlap(form, other) for other in self.formats[:number]):
+                raise clash(f"formats[{number}] has the length of another one, and one prefix begins with the other")
+        if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
+            raise clash("has transactions, but kinds lists no kind of transaction")
         return self
 
     @property
-    def emergency_level(self) -> tuple[Provider, ...]:
-        """The providers of the emergency level, if there is one."""
-        if self.emergency is not None:
-            return self.emergency
-        default = Provider(type="ephemeral")
-        default.locate(f"{self.where}.emergency")
-        return (default,)
+    def ordered(self) -> frozenset[str]:
+        """The kinds among `kinds` whose positions are bound."""
+        return ORDERED & set(self.kinds)
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether it keeps something that must survive a crash."""
+        rules = self.transactions
+        counts = rules is not None and (rules.lamports_per_minute is not None or rules.tokens_per_minute is not None)
+        return bool(self.ordered) or counts
 
 
-def require_lasting(member: Provider, what: str) -> None:
-    """Refuse an ephemeral key outside the emergency level unless its settings consent."""
-    if member.descriptor.ephemeral and not getattr(member.config, "allow_ephemeral_primary", False):
-        raise clash(
-            f'{what} is of type "{member.type}": its key is lost when the process ends, so it is for emergencies only; '
-            'set "allowEphemeralPrimary": true in its config if that is what you want'
-        )
+def _overlap(one: PayloadFormat, other: PayloadFormat) -> bool:
+    same = one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix)
+    return one.length == other.length and same

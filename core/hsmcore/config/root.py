@@ -15,8 +15,9 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
+from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.monitoring import Monitoring
-from hsmcore.config.policy import CloudWatchLogs, Failover, LevelName, require_lasting
+from hsmcore.config.policy import Policy
 from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
@@ -67,6 +68,8 @@ class KeyManagerConfig(Provider):
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
+    policy: Policy | None = None
+    """What the key may sign. Default: anything."""
     notices: Notices | None = None
     monitoring: Monitoring | None = None
     """Settings of `hsmcore serve` and `hsmcore.serve.attached`. Default: their defaults."""
@@ -131,7 +134,8 @@ class KeyManagerConfig(Provider):
     @property
     def keeps_state(self) -> bool:
         """Whether a state store is used."""
-        return self.has_levels or self.active_rotation is not None or self.notices is not None
+        counts = self.policy is not None and self.policy.needs_store
+        return self.has_levels or self.active_rotation is not None or self.notices is not None or counts
 
     @property
     def active_failover(self) -> Failover | None:
@@ -277,6 +281,9 @@ def _placeholders(value: object, path: str) -> Iterator[str]:
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from _placeholders(item, child_path(path, index))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _placeholders(item, child_path(path, key))
     elif is_placeholder(value):
         yield path
     elif isinstance(value, Secret) and value.is_placeholder:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from hsmcore.audit.shipping.destination import Destination, ShippingError
-from hsmcore.config.policy import CloudWatchLogs
+from hsmcore.config.failover import CloudWatchLogs
 
 MAX_BATCH_BYTES: Final = 1_048_576
 MAX_BATCH_EVENTS: Final = 10_000
