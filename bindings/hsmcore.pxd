@@ -384,3 +384,65 @@ cdef extern from "hsmcore/journal.h" nogil:
     uint64_t hsm_journal_waiting(const hsm_journal *journal)
     void hsm_journal_flush(hsm_journal *journal, int urgent)
     uint64_t hsm_journal_pending(const hsm_journal *journal)
+
+
+cdef extern from "hsmcore/payload.h" nogil:
+    enum:
+        HSM_ADDRESS
+
+    ctypedef enum hsm_payload:
+        HSM_PAYLOAD_RAW
+        HSM_PAYLOAD_DIGEST32
+        HSM_PAYLOAD_TX_LEGACY
+        HSM_PAYLOAD_TX_V0
+        HSM_PAYLOAD_TX_V1
+        HSM_PAYLOAD_OFF_CHAIN
+        HSM_PAYLOAD_BLOCK
+        HSM_PAYLOAD_STATE_ROOT
+        HSM_PAYLOAD_RECEIPT_ROOT
+        HSM_PAYLOAD_INTERNAL
+        HSM_PAYLOAD_UNKNOWN
+
+    ctypedef struct hsm_transaction:
+        pass
+
+    ctypedef struct hsm_ordered:
+        const uint8_t *domain
+        size_t domain_len
+        uint64_t position
+
+    ctypedef union hsm_payload_parts:
+        hsm_transaction transaction
+        hsm_ordered ordered
+
+    hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_parts *parts)
+
+    ctypedef enum hsm_role:
+        HSM_ROLE_ANY
+        HSM_ROLE_FEE_PAYER
+        HSM_ROLE_AUTHORITY
+
+    ctypedef struct hsm_rules:
+        const uint8_t *programs
+        size_t program_count
+        const uint8_t *tables
+        size_t table_count
+        uint8_t counts
+        hsm_role role
+        const uint8_t *signers
+        size_t signer_count
+
+    ctypedef enum hsm_refusal:
+        HSM_REFUSAL_NONE
+        HSM_REFUSAL_UNSOUND
+        HSM_REFUSAL_PROGRAM
+        HSM_REFUSAL_ROLE
+        HSM_REFUSAL_NAMED
+        HSM_REFUSAL_TABLE
+
+    ctypedef struct hsm_judgement:
+        const uint8_t *address
+        uint64_t lamports
+        uint64_t tokens
+
+    hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement)

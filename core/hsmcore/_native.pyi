@@ -1,8 +1,8 @@
 """Types of the extension module. The docstrings in bindings/ say what each call does, in which thread, its errors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self, final
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, NamedTuple, Self, final
 
 from hsmcore.errors import HsmError
 
@@ -248,6 +248,35 @@ class Histogram:
     def rows(self) -> list[tuple[int, int]]: ...
     def octaves(self) -> list[int]: ...
 
+class Look(NamedTuple):
+    """What a message is. `refusal`: why the rules refuse it, as one sentence; None: they do not."""
+
+    kind: str
+    refusal: str | None
+    domain: str | None
+    position: int | None
+    lamports: int
+    tokens: int
+
+@final
+class Gate:
+    """Says what a message is, and whether the rules of a policy for payloads let it be signed. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        kinds: Collection[str],
+        domain: str,
+        formats: Sequence[tuple[str, bytes, int, int, int, bool]] = (),
+        programs: Sequence[bytes] | None = None,
+        lookup_tables: Sequence[bytes] | None = None,
+        role: str = "any",
+        counts: bool = False,
+    ) -> None: ...
+    def passes(self, message: object, kind: str | None) -> bool: ...
+    def look(self, message: object, kind: str | None = None, signers: Sequence[bytes] = ()) -> Look: ...
+
+def classify(message: object) -> str: ...
 def freeze(message: object) -> bytes: ...
 def timeout_ns(timeout: object) -> int: ...
 def fnv1a(text: bytes) -> int: ...

@@ -1,0 +1,203 @@
+# Part of _native.pyx: what a message is, and whether a policy's rules for payloads let it be signed.
+
+from collections import namedtuple
+
+from hsmcore.base58 import base58
+
+# By number.
+cdef tuple _PAYLOADS = ("raw", "digest32", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root",
+                        "receipt-root", "internal", "unknown")
+cdef dict _ROLES = {"any": HSM_ROLE_ANY, "fee-payer": HSM_ROLE_FEE_PAYER, "authority": HSM_ROLE_AUTHORITY}
+cdef uint32_t _TRANSACTIONS = 1 << <int>HSM_PAYLOAD_TX_LEGACY | 1 << <int>HSM_PAYLOAD_TX_V0 | 1 << <int>HSM_PAYLOAD_TX_V1
+cdef uint32_t _ORDERED = 1 << <int>HSM_PAYLOAD_BLOCK | 1 << <int>HSM_PAYLOAD_STATE_ROOT
+cdef uint32_t _PLAIN = 1 << <int>HSM_PAYLOAD_RAW | 1 << <int>HSM_PAYLOAD_DIGEST32
+cdef uint32_t _NEVER = (1 << <int>HSM_PAYLOAD_RECEIPT_ROOT | 1 << <int>HSM_PAYLOAD_INTERNAL
+                        | 1 << <int>HSM_PAYLOAD_UNKNOWN)
+# Positions are signed 64-bit numbers in the state store.
+cdef uint64_t _MOST_POSITION = (<uint64_t>1 << 63) - 1
+
+Look = namedtuple("Look", ("kind", "refusal", "domain", "position", "lamports", "tokens"), module="hsmcore._native")
+
+cdef struct _format:
+    hsm_payload kind
+    const uint8_t *prefix
+    Py_ssize_t prefix_len, length, offset, size
+    bint big
+
+
+def classify(message):
+    """The class of a message by its bytes alone (native/include/hsmcore/payload.h). Any thread. Raises
+    InvalidMessageType."""
+    cdef bytes data = _frozen(message)
+    cdef hsm_payload_parts parts
+    return _PAYLOADS[<int>_payload(data, &parts)]
+
+
+cdef hsm_payload _payload(bytes data, hsm_payload_parts *parts):
+    return hsm_payload_of(<const uint8_t *>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), parts)
+
+
+cdef bytes _addresses(object addresses):
+    """Keys of 32 bytes, one after the other."""
+    keys = [_frozen(address) for address in addresses]
+    if any(len(key) != HSM_ADDRESS for key in keys):
+        raise BadArgument(f"an address is {HSM_ADDRESS} bytes long")
+    return b"".join(keys)
+
+
+cdef bytes _sorted(object addresses):
+    return _addresses(sorted(addresses))
+
+
+@cython.final
+cdef class Gate:
+    """Says what a message is, and whether the rules of a policy for payloads let it be signed. Any thread."""
+
+    cdef hsm_rules _rules
+    cdef uint32_t _kinds  # a bit for each that is allowed
+    cdef str _domain
+    cdef _format *_formats
+    cdef Py_ssize_t _format_count
+    cdef tuple _kept  # bytes that the rules and formats point into
+
+    def __cinit__(self, *, kinds, str domain, formats=(), programs=None, lookup_tables=None, str role="any",
+                  bint counts=False):
+        """`kinds`: names of what may be signed; "prehashed" is none of a message. `formats`: of raw messages and
+        digests that are ordered: (kind, prefix, length, offset of the position, its bytes, whether it is big-endian).
+        `programs`, `lookup_tables`: addresses of 32 bytes; None: any. `counts`: amounts are wanted. Raises
+        BadArgument."""
+        cdef bytes listed
+        for kind in kinds:
+            number = _PAYLOADS.index(kind) if kind in _PAYLOADS else -1
+            if kind != "prehashed" and (number < 0 or _NEVER >> number & 1):
+                raise BadArgument(f"no kind of payload that may be signed: {kind!r}")
+            self._kinds |= 0 if number < 0 else 1 << <int>number
+        if role not in _ROLES:
+            raise BadArgument(f"no role of a key: {role!r}")
+        self._domain = domain
+        self._rules.counts = counts
+        self._rules.role = _ROLES[role]
+        kept = []
+        if programs is not None:
+            listed = _sorted(programs)
+            kept.append(listed)
+            self._rules.programs = <const uint8_t *>PyBytes_AS_STRING(listed)
+            self._rules.program_count = <size_t>PyBytes_GET_SIZE(listed) // HSM_ADDRESS
+        if lookup_tables is not None:
+            listed = _sorted(lookup_tables)
+            kept.append(listed)
+            self._rules.tables = <const uint8_t *>PyBytes_AS_STRING(listed)
+            self._rules.table_count = <size_t>PyBytes_GET_SIZE(listed) // HSM_ADDRESS
+        self._formats = <_format *>PyMem_Calloc(len(formats) + 1, sizeof(_format))
+        if self._formats == NULL:
+            raise MemoryError
+        for form in formats:
+            kind, prefix, length, offset, size, big = form
+            kept.append(self._add(kind, prefix, length, offset, size, big))
+        self._kept = tuple(kept)
+
+    def __dealloc__(self):
+        PyMem_Free(self._formats)
+
+    cdef bytes _add(self, str kind, bytes prefix, Py_ssize_t length, Py_ssize_t offset, Py_ssize_t size, bint big):
+        cdef _format *form = &self._formats[self._format_count]
+        if kind not in ("block", "state-root") or not 1 <= size <= 8 or offset < 0 or offset > length - size:
+            raise BadArgument(f"no format of an ordered payload: {(kind, prefix, length, offset, size)}")
+        form.kind = <hsm_payload><int>_PAYLOADS.index(kind)
+        form.prefix, form.prefix_len = <const uint8_t *>PyBytes_AS_STRING(prefix), PyBytes_GET_SIZE(prefix)
+        form.length, form.offset, form.size, form.big = length, offset, size, big
+        self._format_count += 1
+        return prefix
+
+    cdef const _format *_form_of(self, const uint8_t *message, Py_ssize_t size) noexcept:
+        for i in range(self._format_count):
+            form = &self._formats[i]
+            if size == form.length and size >= form.prefix_len and not memcmp(message, form.prefix, form.prefix_len):
+                return form
+        return NULL
+
+    def passes(self, message, kind):
+        """Whether `look` would refuse nothing and nothing else is to be done: the kind is not ordered, is `kind` unless
+        that is None, no amount is to be counted, and no role is asked. The fast way: most transactions. Raises
+        InvalidMessageType."""
+        cdef bytes data = _frozen(message)
+        cdef hsm_payload_parts parts
+        cdef hsm_judgement judgement
+        cdef hsm_payload payload = _payload(data, &parts)
+        cdef uint32_t bit = 1 << <int>payload
+        if not self._kinds & bit or bit & _ORDERED or self._rules.role != HSM_ROLE_ANY:
+            return False
+        if bit & _TRANSACTIONS:
+            if hsm_rules_judge(&self._rules, &parts.transaction, &judgement) != HSM_REFUSAL_NONE:
+                return False
+            if judgement.lamports or judgement.tokens:
+                return False
+        elif bit & _PLAIN and self._format_count and self._form_of(
+                <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) != NULL:
+            return False
+        return kind is None or kind == _PAYLOADS[<int>payload]
+
+    def look(self, message, kind=None, signers=()):
+        """Return a Look: what the message is, and in `refusal` why the rules refuse it, or None. `kind`: what the caller
+        says it is. `signers`: public keys (32 bytes) that sign it, for the rule about roles. `domain` and `position`
+        are those of an ordered payload; `lamports` and `tokens` what a transaction moves, if that is counted. Raises
+        InvalidMessageType, BadArgument."""
+        cdef bytes data = _frozen(message)
+        cdef bytes keys = _addresses(signers)
+        cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
+        cdef hsm_payload_parts parts
+        cdef hsm_judgement judgement
+        cdef hsm_rules rules = self._rules
+        cdef const _format *form = NULL
+        cdef hsm_payload payload = _payload(data, &parts)
+        cdef uint64_t place = 0
+        cdef uint32_t bit
+        domain = None
+        if 1 << <int>payload & _PLAIN:
+            form = self._form_of(start, PyBytes_GET_SIZE(data))
+        if form != NULL:
+            payload, domain = form.kind, self._domain
+            for i in range(form.size):
+                place = place << 8 | start[form.offset + (i if form.big else form.size - 1 - i)]
+        elif HSM_PAYLOAD_BLOCK <= payload <= HSM_PAYLOAD_RECEIPT_ROOT:
+            domain = parts.ordered.domain[:parts.ordered.domain_len].decode()
+            place = parts.ordered.position
+        bit = 1 << <int>payload
+        judgement.lamports = judgement.tokens = 0
+        name = _PAYLOADS[<int>payload]
+        refusal = None
+        if payload == HSM_PAYLOAD_UNKNOWN:
+            refusal = "it is unknown: it begins like a transaction or a payload that is marked as one, and is none"
+        elif bit & _NEVER:
+            refusal = f"it is {name}: only hsmcore itself has that signed"
+        elif kind is not None and kind != name:
+            refusal = f"it is {name}, not {kind}"
+        elif not self._kinds & bit:
+            refusal = f"kinds does not list {name}"
+        elif domain is not None:
+            if domain != self._domain:
+                refusal = f"its domain is {domain!r}, not {self._domain!r}"
+            elif place > _MOST_POSITION:
+                refusal = f"its position, {place}, is above 2^63-1"
+        elif bit & _TRANSACTIONS:
+            rules.signers, rules.signer_count = <const uint8_t *>PyBytes_AS_STRING(keys), <size_t>len(keys) // HSM_ADDRESS
+            refusal = _refusal(hsm_rules_judge(&rules, &parts.transaction, &judgement), &judgement, rules.role)
+        return Look(name, refusal, domain, None if domain is None else place, judgement.lamports, judgement.tokens)
+
+
+cdef str _refusal(hsm_refusal refusal, const hsm_judgement *judgement, hsm_role role):
+    if refusal == HSM_REFUSAL_NONE:
+        return None
+    if refusal == HSM_REFUSAL_UNSOUND:
+        return "the transaction is one that the chain rejects: an index, its header or a limit is wrong"
+    if refusal == HSM_REFUSAL_PROGRAM:
+        return f"it calls {_address(judgement)}, which is not among programs"
+    if refusal == HSM_REFUSAL_TABLE:
+        return f"a transfer's recipient comes from the look-up table {_address(judgement)}, which is not listed"
+    if refusal == HSM_REFUSAL_NAMED:
+        return "an instruction names the key that pays the fee"
+    return "the key does not pay the fee" if role == HSM_ROLE_FEE_PAYER else "the key is none of the required signers"
+
+
+cdef str _address(const hsm_judgement *judgement):
+    return base58(judgement.address[:HSM_ADDRESS])
