@@ -45,6 +45,7 @@ check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native 
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
 	$(BIN)/python -m pytest tests/chaos/rotation_leaders_at_length.py
 	$(BIN)/python -m pytest tests/chaos/tune_at_length.py
+	$(BIN)/python -m pytest tests/chaos/policy_kills_at_length.py
 	$(BIN)/python -m pytest tests/browser/console_at_length.py --timeout 600
 	$(BIN)/python -m pytest tests/proofs/faults/audit_at_length.py --timeout 1200
 	$(CONFIGURE) build/tsan -DHSMC_SANITIZE=thread

@@ -8,6 +8,7 @@ Reading order: manager, members, keyring, then bindings/_native.pyx and native/i
 """
 
 from hsmcore._version import __version__
+from hsmcore.audit import caller
 from hsmcore.audit import tagged as audit_tag
 from hsmcore.config import Config, load
 from hsmcore.control import KeyNotExportable
@@ -126,6 +127,7 @@ __all__ = [
     "WrongEventLoop",
     "__version__",
     "audit_tag",
+    "caller",
     "create_key_manager",
     "load",
 ]

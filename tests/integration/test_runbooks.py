@@ -20,13 +20,14 @@ from tests.support.chaos import needs_chaos
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.policed import ordered
 from tests.support.promtool import as_series, check, firing, middle, needs_promtool
 from tests.support.runbooks import Operator, blocks
 from tests.support.scrapes import Scrape
 from tests.support.terminal import Terminal
 
 import hsmcore
-from hsmcore.errors import AuditUnavailable, HsmError
+from hsmcore.errors import AuditUnavailable, DoubleSign, HsmError, PolicyRefused
 
 pytestmark = [pytest.mark.integration, needs_promtool]
 LEVELS = {
@@ -210,6 +211,35 @@ async def test_the_emergency_level_signs(site, terminal):
             play, operator, "The emergency level signs", happens=happens, shows=shows, repair=repair, mended=mended
         )
     play.judge("HsmcoreEmergencyEntered", "HsmcoreEmergencyBudgetLow")
+
+
+@one_loop
+async def test_two_payloads_for_one_position(world, terminal, tmp_path):
+    log = str(tmp_path / "audit" / "audit.log")
+    config = world.config(auditLogFile=log, stateFile=str(tmp_path / "state.db"), policy={"kinds": ["block"]})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    operator = Operator(terminal, tmp_path / "config.json", POSITION="7")
+
+    async def happens():
+        await manager.sign(ordered(7, b"first"))
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(7, b"second"))
+
+    async def mended():
+        await manager.sign(ordered(8))
+        with pytest.raises(PolicyRefused):
+            await manager.sign(ordered(7, b"second"))
+
+    async with opened(config) as manager:
+        play = Play(manager, tmp_path)
+        await incident(
+            play, operator, "Two payloads for one position",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_double_sign_refused_total") == 1,
+            repair=lambda: None, mended=lambda scrape: scrape("hsmcore_double_sign_refused_total") == 1,
+        )  # fmt: skip
+        await mended()
+    assert "position 7" in operator.said["hsmcore audit query --limit 5 --where error=DOUBLE_SIGN"]
+    play.judge("HsmcoreDoubleSignRefused")
 
 
 @needs_chaos

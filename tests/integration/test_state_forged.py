@@ -3,6 +3,7 @@ counts, no order is obeyed, no budget is given; signing goes on, and each forged
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -22,6 +23,7 @@ from hsmcore.failover.history import History
 from hsmcore.manager import background, notices
 from hsmcore.metrics import read
 from hsmcore.metrics.catalog import STORE_NOT_GENUINE
+from hsmcore.policy.watermark import Charge, Place, Watermark
 from hsmcore.rotation import service
 from hsmcore.rotation.approvals import by_signature, statement
 from hsmcore.rotation.steps import consent
@@ -33,7 +35,7 @@ pytestmark = [pytest.mark.integration, one_loop]
 SECRET = "s" * 32
 LEAST = {
     "key_version": 50, "rotation_setting": 15, "rotation": 60, "rotation_step": 30, "approval": 20, "backup": 30,
-    "emergency_episode": 40, "desired_state": 20, "": 30,
+    "emergency_episode": 40, "desired_state": 20, "watermark": 20, "spent": 10, "": 30,
 }  # fmt: skip
 """States that SQLite takes in the store of the test: nearly 300 in all."""
 BLOCK = {"overlapDays": 1, "destroyAfterDays": 0, "approvals": 2, "approvers": APPROVERS}
@@ -133,6 +135,8 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
         await desired.set("drain:another", "yes", "no member of this one")
         backup = {"key_id": "01", "public_key": "01", "place": "p", "name": "n", "method": "wrapped", "sha256": "00"}
         await manager._background._store.run(lambda on: insert_row(on, BACKUP, **backup, made_ns=1))
+        mark = Watermark(manager._background._store, "host:1")
+        await asyncio.gather(mark.require(Place("chain/block", 1, "ab")), mark.require(Charge("chain/lamports", 1, 9)))
         budget = manager._path.budget
         await budget.spend()
         watched = Watched(manager, monkeypatch)
@@ -151,6 +155,9 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
                 if "budget" in expected:
                     with pytest.raises(StoreNotGenuine):
                         await budget._reserve(1)
+                if "policy" in expected:
+                    with pytest.raises(StoreNotGenuine):
+                        await mark.require(Place("chain/block", 2, "ab"))
             original.put_back()
             await until(lambda: not manager._background.store_problems)
         assert tried >= LEAST[table]

@@ -13,12 +13,12 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Integer, Table
 
-from hsmcore.state.schema import FAILOVER_EVENT, KEY_BINDING, NOTICE, NOTICE_DELIVERY, SEAL, SNAPSHOT
+from hsmcore.state.schema import BOUND, FAILOVER_EVENT, KEY_BINDING, NOTICE, NOTICE_DELIVERY, SEAL, SNAPSHOT
 from hsmcore.state.seal import SEALED
 
 Work = Callable[[sqlite3.Connection], object]
 TABLES = tuple(table for tables in SEALED.values() for table in tables)
-UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING)
+UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING, BOUND)
 _FAR = 4_102_444_800_000_000_000
 _NUMBERS = (0, 2, _FAR, None, "1", 9e999)
 _WORDS = {

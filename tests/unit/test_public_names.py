@@ -14,21 +14,23 @@ import hsmcore
 NAMES = {
     "hsmcore": """
         AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument Config
-        ConfigurationError DeadlineExceeded EmergencyRefused EmptyMessage EngineClosed EngineForked HostUnusable
-        HsmError InternalError InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager
-        KeyMismatch KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
-        MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotInitialized OutOfMemory
-        PinIncorrect PinLocked PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected SecretUnavailable
-        SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError StoreNotGenuine SystemFailure
-        TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag create_key_manager load
+        ConfigurationError DeadlineExceeded DoubleSign EmergencyRefused EmptyMessage EngineClosed EngineForked
+        HostUnusable HsmError InternalError InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous
+        KeyDeactivated KeyManager KeyMismatch KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError
+        MemberDown MemberSnapshot MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved
+        NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt
+        RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed
+        StoreBusy StoreError StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop
+        __version__ audit_tag caller create_key_manager load
     """,
     "hsmcore.errors": """
-        AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError DeadlineExceeded
-        EmptyMessage EngineClosed EngineForked HostUnusable HsmError InternalError InvalidMessage InvalidMessageType
-        InvalidTimeout KeyAmbiguous KeyDeactivated KeyMismatch KeyNotFound KeyUnusable LoginError MemberDown
-        MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotInitialized OutOfMemory PinIncorrect
-        PinLocked PublicKeyMissing QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed
-        SignatureInvalid SignatureMalformed SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
+        AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError
+        DeadlineExceeded DoubleSign EmptyMessage EngineClosed EngineForked HostUnusable HsmError InternalError
+        InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyMismatch KeyNotFound
+        KeyUnusable LoginError MemberDown MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing
+        NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull
+        RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed
+        SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
     """,
     "hsmcore.handover": "Handover HandoverKey Settled",
     "hsmcore.handover.rpc": "RpcClient",

@@ -17,6 +17,7 @@ from tests.support.paths import ROOT
 from hsmcore.config import Secret
 from hsmcore.errors import SecretUnavailable
 from hsmcore.failover.budget import Emergency, Limits
+from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
 from hsmcore.rotation.machine import Run
 from hsmcore.rotation.store import Rotations
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine
@@ -57,6 +58,10 @@ async def filled(path: Path, secret: Secret | None = SECRET) -> Store:
     await budget.spend()
     for name in ("drain:softhsm:primary", "force", "readmit:softhsm:primary"):
         await Desired(store).set(name, "primary", "a reason")
+    mark = Watermark(store, "host:1")
+    for number in (1, 2):
+        await mark.require(Place(f"chain-{number}/block", number, "ab"))
+        await mark.require(Charge(f"chain-{number}/lamports", 1, 10))
     return store
 
 
@@ -69,6 +74,7 @@ async def reading(store: Store) -> list[str]:
         "backups": lambda: store.rows(select(BACKUP)),
         "budget": budget.status,
         "orders": Desired(store).all,
+        "policy": lambda: marks_of(store),
     }
     assert uses.keys() == SEALED.keys()
     found = []

@@ -6,6 +6,6 @@ index.
 """
 
 from hsmcore.audit.log import AuditLog
-from hsmcore.audit.record import tagged
+from hsmcore.audit.record import caller, tagged
 
-__all__ = ["AuditLog", "tagged"]
+__all__ = ["AuditLog", "caller", "tagged"]

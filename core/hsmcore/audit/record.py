@@ -29,6 +29,7 @@ _FIXED: Final = ("seq", "time_ns", "operation")
 
 _digest_key = os.urandom(32)
 _tag: ContextVar[str | None] = ContextVar("hsmcore_audit_tag", default=None)
+_caller: ContextVar[str | None] = ContextVar("hsmcore_caller", default=None)
 
 
 @contextmanager
@@ -45,6 +46,22 @@ def tagged(tag: str) -> Iterator[None]:
 def current_tag() -> str | None:
     """Return the tag of the present context; None if there is none."""
     return _tag.get()
+
+
+@contextmanager
+def caller(name: str) -> Iterator[None]:
+    """Say who asks for the signatures inside (a name of `policy.callers`; at most 256 characters). Every record that is
+    written inside has it. It is the word of this process's own code, in tasks that begin inside too."""
+    token = _caller.set(name)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def current_caller() -> str | None:
+    """Return the caller of the present context; None if it is not said."""
+    return _caller.get()
 
 
 def _text(most: int) -> Callable[[object], object]:
@@ -94,6 +111,9 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "level",
         "user",
         "tag",
+        "caller",
+        "domain",
+        "holder",
         "hostname",
         "ip",
         "state",
@@ -147,6 +167,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
             "size",
             "first",
             "last",
+            "position",
             "attempt",
             "attempts",
             "epoch",
@@ -264,9 +285,7 @@ def line(seq: int, time_ns: int, operation: str, fields: Mapping[str, object], o
     body = cleaned(fields)
     for name in _FIXED:
         body.pop(name, None)
-    tag = _tag.get()
-    if tag is not None:
-        body["tag"] = _clean("tag", tag, 0)
+    body |= _context()
     whole = {"seq": seq, "time_ns": time_ns, "operation": _operation(operation), **body, **origin}
     try:
         text = orjson.dumps(whole)
@@ -283,10 +302,17 @@ def tail(fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
     return b"," + orjson.dumps({**cleaned(fields), **origin})[1:]
 
 
-def extra() -> bytes | None:
-    """Return the caller's tag in the form that Engine.submit takes; None if there is none."""
-    value = _tag.get()
-    return None if value is None else b"," + orjson.dumps({"tag": _clean("tag", value, 0)})[1:-1]
+def extra(**fields: object) -> bytes | None:
+    """Return the context's tag and caller, and these fields, in the form that Engine.submit takes; None for none."""
+    if not fields and _tag.get() is None and _caller.get() is None:
+        return None
+    return b"," + orjson.dumps(cleaned(fields) | _context())[1:-1]
+
+
+def _context() -> dict[str, object]:
+    """Return the fields that the context adds to each record."""
+    found = {"tag": _tag.get(), "caller": _caller.get()}
+    return {name: _clean(name, value, 0) for name, value in found.items() if value is not None}
 
 
 def _operation(name: str) -> str:

@@ -19,6 +19,7 @@ from hsmcore.cli import (
     init,
     keys,
     metrics,
+    policy,
     replicate,
     rotate,
     serve,
@@ -84,7 +85,7 @@ def build(*, bench: str) -> typer.Typer:
     command(keys.app, "Put a key on another member, too.")(replicate.replicate)
     app.add_typer(keys.app)
     audit_running.add_to(audit.app)
-    for group in (rotate, backup, audit, failover, emergency, state):
+    for group in (rotate, backup, audit, failover, emergency, policy, state):
         app.add_typer(group.app)
     return app
 

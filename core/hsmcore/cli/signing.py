@@ -37,6 +37,12 @@ def sign(
     text: TextOption = None,
     hex_: HexOption = None,
     form: Annotated[Format, typer.Option("--format", help="How the signature is printed.")] = "hex",
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="What it is, for a policy: another kind is refused.")
+    ] = None,
+    position: Annotated[
+        int | None, typer.Option("--position", min=0, help="Of a bare digest of an ordered kind.")
+    ] = None,
 ) -> None:
     """Sign one message with the configured key and print the signature.
 
@@ -47,11 +53,15 @@ def sign(
       printf hello | hsmcore sign --format base58
 
       hsmcore sign --text hello --json
+
+      hsmcore sign block.bin --kind block
     """
     message = _message(file, text, hex_)
     if cli.as_json and form == "raw":
         raise BadUsage("--json cannot carry --format raw")
-    receipt = _with_manager(cli.config, lambda manager: manager.sign_with_receipt(message))
+    receipt = _with_manager(
+        cli.config, lambda manager: manager.sign_with_receipt(message, kind=kind, position=position)
+    )
     if form == "raw":
         sys.stdout.buffer.write(receipt.signature)
         return

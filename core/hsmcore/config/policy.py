@@ -89,6 +89,11 @@ class TransactionRules(Model):
     tokens_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
     """Of all mints together, in their smallest units."""
 
+    @property
+    def counts(self) -> bool:
+        """Whether amounts are limited."""
+        return self.lamports_per_minute is not None or self.tokens_per_minute is not None
+
     @field_validator("programs", "lookup_tables")
     @classmethod
     def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -140,9 +145,7 @@ class Policy(Model):
     @property
     def needs_store(self) -> bool:
         """Whether it keeps something that must survive a crash."""
-        rules = self.transactions
-        counts = rules is not None and (rules.lamports_per_minute is not None or rules.tokens_per_minute is not None)
-        return bool(self.ordered) or counts
+        return bool(self.ordered) or (self.transactions is not None and self.transactions.counts)
 
 
 def _overlap(one: PayloadFormat, other: PayloadFormat) -> bool:

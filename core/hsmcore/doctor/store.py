@@ -22,7 +22,8 @@ _MAKE: Final = (
 def check_store(config: Config) -> Iterator[Step]:
     """Check the seal, if the configuration keeps anything in the store that leads to an act."""
     rules = config.key_manager
-    if rules.active_rotation is None and not config.has_emergency and config.state_secret is None:
+    counts = rules.policy is not None and rules.policy.needs_store
+    if rules.active_rotation is None and not config.has_emergency and not counts and config.state_secret is None:
         return
     if config.state_secret is None:
         yield warn(NAME, "it has no seal: whoever can write its file is believed", _MAKE)

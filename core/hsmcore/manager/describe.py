@@ -13,6 +13,7 @@ from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.path import SigningPath
 from hsmcore.members import cache_summary
+from hsmcore.policy import Guard
 from hsmcore.rotation.service import RotationService
 
 
@@ -27,6 +28,8 @@ class Snapshot(NamedTuple):
     audit: AuditLog
     store: Mapping[str, str] | None
     """Why the state store is not genuine, by scope; None: it has no seal."""
+    guard: Guard | None = None
+    """The policy; None: there is none."""
 
     @property
     def open(self) -> bool:

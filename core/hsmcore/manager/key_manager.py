@@ -15,7 +15,7 @@ from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, load
 from hsmcore.config.load import Source
 from hsmcore.config.root import STATE_FILE
-from hsmcore.errors import AccessDenied, HsmError, LoginError, WrongEventLoop
+from hsmcore.errors import AccessDenied, DoubleSign, HsmError, LoginError, PolicyRefused, WrongEventLoop
 from hsmcore.events import Callback, Events
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
@@ -29,6 +29,9 @@ from hsmcore.manager.recording import Recorder
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.snapshot import MemberSnapshot
+from hsmcore.policy import Guard
+from hsmcore.policy.batch import sign_many
+from hsmcore.policy.guard import refuse_without_policy
 from hsmcore.receipt import Receipt
 from hsmcore.tracing import instrument
 
@@ -73,6 +76,7 @@ class KeyManager:
         self._refused: LoginError | None = None
         self._audited = self.audit.enabled
         self._record = Recorder(self.audit, self._rules.name)
+        self._guard: Guard | None = None
         self._sign_on(UNOPENED)
 
     def _sign_on(self, path: SigningPath) -> None:
@@ -134,13 +138,22 @@ class KeyManager:
             await self.audit.use_members(partial(running, path))
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
+            self._guard = await Guard.open(self.config, self._signers)
             await self._background.begin(self._keys.port(self), path.version, self._events)
         except BaseException:
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(path.close)
                 rest.callback(self._sign_on, UNOPENED)
                 rest.push_async_callback(self._end_background)
+                rest.push_async_callback(self._end_guard)
             raise
+
+    def _signers(self) -> list[bytes]:
+        return [version.public_key for version in self._path.signing() if version.algorithm == "ed25519"]
+
+    async def _end_guard(self) -> None:
+        if self._guard is not None:
+            await self._guard.close()
 
     async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         return await self._verifiers.verify([version], message, signature)
@@ -160,6 +173,7 @@ class KeyManager:
             rest.push_async_callback(path.close)
             rest.push_async_callback(self.audit.seal)  # while a member can still sign the checkpoint
             rest.callback(self.audit.note, "close", member=name)
+            rest.push_async_callback(self._end_guard)
             rest.push_async_callback(path.idle)
             rest.push_async_callback(self._end_background)
         self._events.emit("closed", member=name)
@@ -178,6 +192,8 @@ class KeyManager:
         message: bytes | bytearray | memoryview,
         timeout: float | None = None,
         *,
+        kind: str | None = None,
+        position: int | None = None,
         allow_other_key: bool = False,
     ) -> bytes:
         """Sign one message with the current key.
@@ -189,31 +205,47 @@ class KeyManager:
 
         With failover, AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign the
         message although a signature under the first key may exist.
+
+        With a policy, PolicyRefused is raised for a message that this key may not sign, or not for this caller, and
+        DoubleSign for another payload at a position that was bound before. `kind`: what the caller takes the message
+        for; another one is refused. `position`: that of a bare digest of an ordered kind; a payload that has its
+        position in it must agree.
         """
         extra = audit_extra() if self._audited else None
-        path, submitted = self._path, False
+        path, submitted, admission = self._path, False, None
         try:
-            submit = path.submit_any_key if allow_other_key else path.submit
-            signed = submit(message, timeout, path.key_index, extra)
-            if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
-                return signed
-            submitted = True
             try:
-                return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
-            except asyncio.CancelledError:
-                path.abandon(signed, message)
+                if self._guard is not None:
+                    admission = self._guard.admit(message, kind, position)
+                    if admission is not None:
+                        timeout = await admission.begin(timeout)
+                        message, extra = admission.message, admission.extra() if self._audited else None
+                elif kind is not None or position is not None:
+                    refuse_without_policy()
+                submit = path.submit_any_key if allow_other_key else path.submit
+                signed = submit(message, timeout, path.key_index, extra)
+                if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
+                    return signed
+                submitted = True
+                try:
+                    return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
+                except asyncio.CancelledError:
+                    path.abandon(signed, message)
+                    raise
+            except HsmError as error:
+                failure = error
+            # If nothing was attempted, the log may be sealed already.
+            unrecorded = not path.answers_recorded if submitted else self._life.state == "open"
+            try:
+                return await path.again(failure, extra)
+            except HsmError as error:
+                if unrecorded:
+                    self._record.failure("sign", message, error)
+                await _a_turn(error)
                 raise
-        except HsmError as error:
-            failure = error
-        # If nothing was attempted, the log may be sealed already.
-        unrecorded = not path.answers_recorded if submitted else self._life.state == "open"
-        try:
-            return await path.again(failure, extra)
-        except HsmError as error:
-            if unrecorded:
-                self._record.failure("sign", message, error)
-            await _a_turn(error)
-            raise
+        finally:
+            if admission is not None:
+                admission.end()
 
     @overload
     async def sign_many(
@@ -241,21 +273,40 @@ class KeyManager:
         refused before anything is signed. `timeout` covers the whole batch.
         """
         batch = list(messages)
-        return await self._answer(
-            "sign-many", None, lambda extra: self._path.submit_many(batch, timeout, return_exceptions, extra)
-        )
+
+        def submit(extra: bytes | None) -> Awaitable[list[Any]]:
+            path, guard = self._path, self._guard
+            if guard is None:
+                return path.submit_many(batch, timeout, return_exceptions, extra)
+            return sign_many(guard, path.submit_many, batch, timeout, return_exceptions, extra, self._record.failure)
+
+        return await self._answer("sign-many", None, submit)
 
     async def sign_with_receipt(
         self,
         message: bytes | bytearray | memoryview,
         timeout: float | None = None,
         *,
+        kind: str | None = None,
+        position: int | None = None,
         allow_other_key: bool = False,
     ) -> Receipt:
-        """Sign one message; the receipt names member, level and key. Raises the errors of `sign`."""
-        return await self._answer(
-            "sign", message, lambda extra: self._path.submit_with_receipt(message, timeout, allow_other_key, extra)
-        )
+        """Sign one message; the receipt names member, level and key. As `sign`."""
+
+        async def admitted(guard: Guard) -> Receipt:
+            with guard.admitted(message, kind, position) as admission:
+                left = await admission.begin(timeout)
+                extra = admission.extra() if self._audited else None
+                return await self._path.submit_with_receipt(admission.message, left, allow_other_key, extra)
+
+        def submit(extra: bytes | None) -> Awaitable[Receipt]:
+            if self._guard is not None:
+                return admitted(self._guard)
+            if kind is not None or position is not None:
+                refuse_without_policy()
+            return self._path.submit_with_receipt(message, timeout, allow_other_key, extra)
+
+        return await self._answer("sign", message, submit)
 
     async def _answer(self, operation: str, message: Any, submit: Callable[[bytes | None], Awaitable[T]]) -> T:
         """Submit, and wait for the answer. Record a failure that no engine records."""
@@ -267,7 +318,7 @@ class KeyManager:
             recorded = self._path.answers_recorded
             return await answer
         except HsmError as error:
-            if not recorded:
+            if not recorded or isinstance(error, (PolicyRefused, DoubleSign)):  # no engine was asked
                 self._record.failure(operation, message, error)
             await _a_turn(error)
             raise
@@ -376,4 +427,5 @@ class KeyManager:
         """The parts, for hsmcore.metrics. Any thread."""
         background = self._background
         rotation, problems = background.rotation, background.store_problems
-        return Snapshot(self.config, self._life.state, self._path, self._keys.ring, rotation, self.audit, problems)
+        state, ring = self._life.state, self._keys.ring
+        return Snapshot(self.config, state, self._path, ring, rotation, self.audit, problems, self._guard)

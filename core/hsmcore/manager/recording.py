@@ -7,7 +7,7 @@ from typing import Any
 
 from hsmcore._native import freeze
 from hsmcore.audit import AuditLog
-from hsmcore.errors import AuditUnavailable, HsmError, InvalidMessageType, LoginError
+from hsmcore.errors import AuditUnavailable, DoubleSign, HsmError, InvalidMessageType, LoginError, PolicyRefused
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.snapshot import MemberSnapshot
 
@@ -48,10 +48,14 @@ class Recorder:
             shown = freeze(message)
         except InvalidMessageType:
             shown = None
+        fields: dict[str, Any] = {}
+        if isinstance(error, (PolicyRefused, DoubleSign)):
+            fields["reason"] = error.args[0]
         return self._audit.note(
             operation,
             message=shown,
             result="error",
             error=error.status if isinstance(error, HsmError) else "CANCELLED",
             member=self._name,
+            **fields,
         )

@@ -20,6 +20,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
     if snapshot.open:
         _read_emergency(reading, snapshot)
         _read_rotation(reading, snapshot)
+        _read_policy(reading, snapshot)
         if snapshot.store is not None:
             for scope in SEALED:
                 reading.add(names.STORE_NOT_GENUINE, int(scope in snapshot.store), scope)
@@ -51,6 +52,17 @@ def _read_rotation(reading: Reading, snapshot: Snapshot) -> None:
         reading.add(names.DRILL, (seen.drill_ns or 0) / _NS)
 
 
+def _read_policy(reading: Reading, snapshot: Snapshot) -> None:
+    guard = snapshot.guard
+    if guard is None:
+        return
+    for kind, count in guard.refused.copy().items():
+        if kind != "double-sign":
+            reading.add(names.POLICY_REFUSED, count, kind)
+    reading.add(names.DOUBLE_SIGN, guard.refused["double-sign"])
+    reading.add(names.POSITIONS_BOUND, 0 if guard.watermark is None else guard.watermark.bound)
+
+
 def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
     status = snapshot.audit.status
     if status is None:
@@ -72,7 +84,7 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:
     if snapshot.audit.file is not None:
         yield "audit", snapshot.audit.file
     rules = snapshot.config.key_manager
-    if snapshot.path.failover is not None or snapshot.rotation is not None:
+    if rules.keeps_state:
         yield "state", Path(rules.state_path)
 
 

@@ -96,6 +96,14 @@ STORE_NOT_GENUINE = _gauge(
     "hsmcore_store_not_genuine", "1 while rows of the state store are not those that hsmcore wrote.", "scope"
 )
 
+POLICY_REFUSED = _counter(
+    "hsmcore_policy_refused_total", "Requests that the policy refused, by kind of payload.", "kind"
+)
+DOUBLE_SIGN = _counter(
+    "hsmcore_double_sign_refused_total", "Requests for a position that was bound to another payload."
+)
+POSITIONS_BOUND = _counter("hsmcore_positions_bound_total", "Positions that were bound to a payload.")
+
 AUDIT_RECORDS = _counter("hsmcore_audit_records_total", "Records in the audit log.")
 AUDIT_LAG = _gauge("hsmcore_audit_lag_records", "Records that are not kept yet.")
 AUDIT_LAG_SECONDS = _gauge("hsmcore_audit_lag_seconds", "Age of the oldest record that is not in the file.")

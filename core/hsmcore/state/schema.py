@@ -21,7 +21,7 @@ def _table(name: str, columns: str) -> Table:
     """Return a table. `columns`: names; `:n` marks a number (else text), `?` a column that may be NULL, `*` the key."""
     made = []
     for column, number, mark in re.findall(r"(\w+)(:n)?([*?]?)", columns):
-        kind = Text if not number else Integer if mark == "*" else BigInteger
+        kind = Text if not number else Integer if mark == "*" and column == "id" else BigInteger
         made.append(Column(column, kind, primary_key=mark == "*", nullable=mark == "?"))
     return Table(name, METADATA, *made)
 
@@ -76,6 +76,18 @@ BACKUP: Final = _table("backup", "id:n* key_id public_key place name method sha2
 APPROVAL: Final = _table("approval", "id:n* rotation_id:n approver method totp_step:n? time_ns:n proof")
 """Approvals of rotations, one for each approver; a one-time code counts once. `proof` (rotation/approvals.py) is data
 that only the approver can make; a row without it counts for nothing."""
+
+BOUND: Final = _table("bound", "domain* position:n* digest holder bound_ns:n mac")
+"""What may be signed at a position: the digest that came first. Rows are only added, and removed at or below a floor.
+`mac` (Seal.vouch) vouches for the other columns; "" in a store that was not sealed."""
+
+WATERMARK: Final = _table("watermark", "name* floor:n high:n bits reason")
+"""By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
+`bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
+`bound` is missed. `reason`: of the floor."""
+
+SPENT: Final = _table("spent", "name* minute:n amount:n")
+"""What transactions have moved within the present minute, counted from 1970."""
 
 SEAL: Final = _table("seal", "name* store counter:n digests mac")
 """The seal (state/seal.py), one row: `digests` is JSON, by scope; `mac` vouches for the other columns."""
@@ -188,5 +200,17 @@ MIGRATIONS: Final = (
     Migration(
         5,
         ("CREATE TABLE key_binding (digest TEXT PRIMARY KEY, public_key TEXT NOT NULL, until_ns BIGINT NOT NULL)",),
+    ),
+    Migration(
+        6,
+        (
+            """CREATE TABLE bound (
+                domain TEXT NOT NULL, position BIGINT NOT NULL, digest TEXT NOT NULL, holder TEXT NOT NULL,
+                bound_ns BIGINT NOT NULL, mac TEXT NOT NULL, PRIMARY KEY (domain, position))""",
+            """CREATE TABLE watermark (
+                name TEXT PRIMARY KEY, floor BIGINT NOT NULL, high BIGINT NOT NULL, bits TEXT NOT NULL,
+                reason TEXT NOT NULL)""",
+            "CREATE TABLE spent (name TEXT PRIMARY KEY, minute BIGINT NOT NULL, amount BIGINT NOT NULL)",
+        ),
     ),
 )

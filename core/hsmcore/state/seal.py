@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import orjson
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Table, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
@@ -27,6 +27,7 @@ from hsmcore.log import get_logger
 from hsmcore.state.schema import (
     APPROVAL,
     BACKUP,
+    BOUND,
     DESIRED_STATE,
     EMERGENCY_EPISODE,
     KEY_VERSION,
@@ -34,6 +35,8 @@ from hsmcore.state.schema import (
     ROTATION_SETTING,
     ROTATION_STEP,
     SEAL,
+    SPENT,
+    WATERMARK,
     replace_row,
 )
 
@@ -43,13 +46,16 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
     "backups": (BACKUP,),
     "budget": (EMERGENCY_EPISODE,),
     "orders": (DESIRED_STATE,),
+    "policy": (WATERMARK, SPENT),
 }
-"""The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first."""
+"""The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
+`bound`, which are many, have a MAC each; `watermark` says which of them there are."""
 LEAST_SECRET: Final = 32
 """Bytes."""
 _SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
 _ROW: Final = "store"
 _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
+_ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
 _STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
 
 Listener = Callable[[str, str], None]
@@ -155,7 +161,8 @@ class Seal:
                 if found != "ok":
                     return f"table {table.name}: {found}"
         try:
-            same = hmac.compare_digest(_digest(connection, scope), vouched.get(scope, ""))
+            # A seal of a version that did not have the scope says that it has no rows.
+            same = hmac.compare_digest(_digest(connection, scope), vouched.get(scope) or _no_rows(scope))
         except OperationalError as error:
             _require_unreadable(error)
             same = False
@@ -224,7 +231,18 @@ class Seal:
             store, counter = row[0], max(counter, row[1])
         # Greater than each counter that a running key manager has seen, also if the seal was put back or removed.
         self._store, counter = store, max(counter + 1, time.time_ns())
+        self._vouch_for_bound(connection)
         return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, store, counter)
+
+    def vouch(self, *columns: object) -> str:
+        """Return the MAC of a row that is sealed by itself, within a transaction that uses a table of a scope."""
+        key = hmac.digest(self._key, _ROW_LABEL + self._store.encode(), "sha256")
+        return hmac.digest(key, ascii(columns).encode(), "sha256").hex()
+
+    def _vouch_for_bound(self, connection: Connection) -> None:
+        for row in connection.execute(select(BOUND)).all():
+            here = (BOUND.c.domain == row.domain) & (BOUND.c.position == row.position)
+            connection.execute(update(BOUND).where(here).values(mac=self.vouch(*row[:-1])))
 
     def _made(self, store: Any, counter: Any, digests: Any, mac: Any) -> bool:
         return isinstance(mac, str) and hmac.compare_digest(mac.encode(), self._mac(store, counter, digests))
@@ -352,6 +370,10 @@ def _digest(connection: Connection, scope: str) -> str:
         for row in connection.execute(select(table).order_by(*table.primary_key)):
             digest.update(ascii(_trimmed(row)).encode())
     return digest.hexdigest()
+
+
+def _no_rows(scope: str) -> str:
+    return hashlib.sha256("".join(ascii(table.name) for table in SEALED[scope]).encode()).hexdigest()
 
 
 def _trimmed(row: Iterable[Any]) -> tuple[Any, ...]:

@@ -1,0 +1,51 @@
+"""What a message is, whether it would be signed, and why not: the judgement of guard.py, without its effects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hsmcore.config import Policy
+from hsmcore.errors import PolicyRefused
+from hsmcore.policy.guard import gate_of, place_of
+from hsmcore.policy.watermark import bound_at, marks_of
+from hsmcore.state import Store
+
+
+async def explained(
+    policy: Policy, message: bytes, kind: str | None, position: int | None, store: Store | None
+) -> dict[str, Any]:
+    """Return the findings, as data for JSON. `store`: what was bound; None: the policy binds nothing. The rule on the
+    role of the key is left out: no key is loaded here."""
+    look = gate_of(policy, role="any").look(message, kind)
+    found: dict[str, Any] = {
+        "kind": look.kind,
+        "bytes": len(message),
+        "signed": False,
+        "why": look.refusal,
+        "domain": None,
+        "position": None,
+        "lamports": look.lamports or None,
+        "tokens": look.tokens or None,
+    }
+    try:
+        place = place_of(policy, look, message, kind, position)
+    except PolicyRefused as error:
+        return found | {"why": str(error.args[0])}
+    if place is None or store is None:
+        return found | {"signed": look.refusal is None}
+    found |= {"kind": kind or look.kind, "domain": place.domain, "position": place.position, "why": None}
+    mark = (await marks_of(store)).get(place.domain)
+    if mark is not None and place.position <= mark.floor:
+        return found | {"why": f"it is at or below the floor {mark.floor} ({mark.reason})"}
+    row = await bound_at(store, place.domain, place.position)
+    if row is None:
+        return found | {"signed": True}
+    same = row["digest"] == place.digest
+    why = None if same else "another payload was bound to the position"
+    return found | {
+        "signed": same,
+        "why": why,
+        "boundDigest": row["digest"],
+        "holder": row["holder"],
+        "boundNs": row["bound_ns"],
+    }

@@ -1,0 +1,210 @@
+"""The policy of one key: what stands between a caller and the way of a signature."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+
+from hsmcore._native import Gate, freeze, timeout_ns
+from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base58 import from_base58
+from hsmcore.config import Config, Policy, TransactionRules
+from hsmcore.config.policy import ORDERED
+from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, PolicyRefused
+from hsmcore.policy.callers import Caller, Callers
+from hsmcore.policy.watermark import MOST_POSITION, Charge, Place, Want, Watermark
+from hsmcore.state import Store
+
+if TYPE_CHECKING:
+    from hsmcore._native import Look
+
+_SECOND: Final = 1_000_000_000
+Signers = Callable[[], Sequence[bytes]]
+"""Returns the public keys that sign now."""
+
+
+def gate_of(policy: Policy, *, role: str | None = None) -> Gate:
+    """Return what decides about payloads by their bytes alone. `role`: another one than the policy's."""
+    rules = policy.transactions or TransactionRules()
+    return Gate(
+        kinds=policy.kinds,
+        domain=policy.domain,
+        formats=[
+            (form.kind, bytes.fromhex(form.prefix), form.length, at.offset, at.bytes, at.order == "big")
+            for form in policy.formats
+            for at in (form.position,)
+        ],
+        programs=_addresses(rules.programs),
+        lookup_tables=_addresses(rules.lookup_tables),
+        role=role or rules.role,
+        counts=rules.counts,
+    )
+
+
+def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
+    return None if listed is None else [from_base58(address) for address in listed]
+
+
+def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> Place | None:
+    """Return where an ordered payload stands; None for one that has no position. It is the caller's word only where the
+    payload is a bare digest. Raises PolicyRefused."""
+    if look.kind == "digest32" and kind in policy.ordered:
+        if type(position) is not int or not 0 <= position <= MOST_POSITION:
+            raise PolicyRefused(f"a bare digest of kind {kind} needs its position: 0 to {MOST_POSITION}")
+        found = position
+    elif look.kind not in ORDERED:
+        if position is not None:
+            raise PolicyRefused(f"a payload of kind {look.kind} has no position")
+        return None
+    elif look.refusal is not None or look.position is None:
+        raise PolicyRefused(look.refusal or f"a payload of kind {look.kind} without a position")
+    elif position is not None and (type(position) is not int or position != look.position):
+        raise PolicyRefused(f"the payload says position {look.position}, its caller {position}")
+    else:
+        found = look.position
+    return Place(f"{policy.domain}/{kind or look.kind}", found, hashlib.sha256(message).hexdigest())
+
+
+class Guard:
+    """Admits requests. Belongs to one event loop."""
+
+    def __init__(self, policy: Policy, store: Store | None, signers: Signers, default_timeout: float) -> None:
+        self._policy, self._store, self._signers = policy, store, signers
+        self._default = default_timeout
+        self.gate = gate_of(policy)
+        self._passes = self.gate.passes
+        self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        self.watermark = None if store is None else Watermark(store, holder)
+        self.refused: Counter[str] = Counter()
+        """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
+        else the state store said."""
+
+    @classmethod
+    async def open(cls, config: Config, signers: Signers) -> Self | None:
+        """Open what a configuration's policy needs; None: it has no policy. Raises StoreError."""
+        rules = config.key_manager
+        if rules.policy is None:
+            return None
+        keeps = rules.policy.needs_store
+        store = await Store.open(rules.state_path, config.state_secret) if keeps else None
+        return cls(rules.policy, store, signers, rules.request_timeout_ms / 1e3)
+
+    async def close(self) -> None:
+        """Write what is under way, and close the store. Idempotent."""
+        if self.watermark is not None and self._store is not None:
+            await self.watermark.close()
+            await self._store.close()
+
+    def admit(self, message: Any, kind: str | None, position: int | None) -> Admission | None:
+        """Judge a message. None: it may be signed at once. Else it may after `begin` of what is returned. Raises
+        PolicyRefused, InvalidMessageType."""
+        if position is None and self._callers is None and type(message) is bytes and self._passes(message, kind):
+            return None
+        data = freeze(message)
+        try:
+            return self._judge(data, kind, position)
+        except PolicyRefused:
+            self.refused[self.gate.look(data).kind] += 1
+            raise
+
+    @contextmanager
+    def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Admission]:
+        """As `admit`, for the ways that may take longer: there always is an admission, which ends with the block."""
+        admission = self.admit(message, kind, position) or Admission(self, freeze(message), "", None, [], None)
+        try:
+            yield admission
+        finally:
+            admission.end()
+
+    def _judge(self, message: bytes, kind: str | None, position: int | None) -> Admission:
+        look = self.gate.look(message, kind, self._signers())
+        place = place_of(self._policy, look, message, kind, position)
+        if place is None and look.refusal is not None:
+            raise PolicyRefused(look.refusal)
+        found = look.kind if place is None or kind is None else kind
+        caller = None if self._callers is None else self._callers.present()
+        if caller is not None:
+            caller.begin(found)
+        return Admission(self, message, found, place, self._charges(look), caller)
+
+    def _charges(self, look: Look) -> list[Want]:
+        rules = self._policy.transactions
+        if rules is None:
+            return []
+        limits = (
+            ("lamports", look.lamports, rules.lamports_per_minute),
+            ("tokens", look.tokens, rules.tokens_per_minute),
+        )
+        domain = self._policy.domain
+        return [Charge(f"{domain}/{name}", some, most) for name, some, most in limits if some and most is not None]
+
+    def admit_digest(self) -> Admission:
+        """Judge a digest that is to be signed as it is. Raises PolicyRefused."""
+        kind = "prehashed"
+        if kind not in self._policy.kinds:
+            self.refused[kind] += 1
+            raise PolicyRefused(f'the policy does not list "{kind}", which digests that are signed as they are need')
+        caller = None if self._callers is None else self._callers.present()
+        if caller is not None:
+            caller.begin(kind)
+        return Admission(self, b"", kind, None, [], caller)
+
+    async def require(self, wants: Sequence[Want], timeout: float | None) -> float:
+        """Have everything bound and counted. Returns the seconds that are left."""
+        assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
+        most = timeout_ns(self._default if timeout is None else timeout) / _SECOND
+        begun = monotonic()
+        try:
+            async with asyncio.timeout(most):
+                await asyncio.gather(*(self.watermark.require(want) for want in wants))
+        except TimeoutError:
+            raise DeadlineExceeded("the state store did not take the position in time") from None
+        except HsmError as error:
+            self.refused["double-sign" if isinstance(error, DoubleSign) else "state"] += 1
+            raise
+        return max(most - (monotonic() - begun), 1e-3)
+
+
+class Admission:
+    """A request that may be signed once `begin` has returned. Call `end` after its answer."""
+
+    __slots__ = ("_caller", "_guard", "_kind", "_place", "_wants", "message")
+
+    def __init__(
+        self, guard: Guard, message: bytes, kind: str, place: Place | None, charges: list[Want], caller: Caller | None
+    ) -> None:
+        self._guard, self._kind, self._place, self._caller = guard, kind, place, caller
+        self._wants: list[Want] = charges if place is None else [place, *charges]
+        self.message = message
+
+    async def begin(self, timeout: float | None) -> float | None:
+        """Bind and count what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused,
+        StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        return await self._guard.require(self._wants, timeout) if self._wants else timeout
+
+    def extra(self) -> bytes | None:
+        """Return what goes into the audit record."""
+        if self._place is None:
+            return audit_extra()
+        return audit_extra(kind=self._kind, domain=self._place.domain, position=self._place.position)
+
+    def end(self) -> None:
+        """The request is answered, or was given up."""
+        if self._caller is not None:
+            self._caller.end()
+
+
+def refuse_without_policy() -> NoReturn:
+    """Raise BadArgument: kind and position were given, and nothing would look at them."""
+    raise BadArgument(
+        "kind and position need a policy, and the configuration has none",
+        hint="Add keyManager.policy, with the kinds that this key may sign.",
+    )

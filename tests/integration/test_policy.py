@@ -1,0 +1,341 @@
+"""What a policy lets a key sign, on the module: kinds, positions, callers, transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+
+import pytest
+from solders.pubkey import Pubkey
+from tests.integration.test_rotation import rules
+from tests.support.levels import OTHER, SAME, Site
+from tests.support.loops import one_loop
+from tests.support.managers import counters, opened, until
+from tests.support.policed import calling, key, moving, ordered
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.cli.app import run as cli
+from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, PolicyRefused
+from hsmcore.state import StoreNotGenuine
+
+pytestmark = pytest.mark.integration
+ALL = ["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw"]
+SYSTEM = "11111111111111111111111111111111"
+
+
+def policed(token, folder, kinds=("block",), *, key="ed25519", rules=None, **policy):
+    more = {"stateFile": str(folder / "state.db"), "auditLogFile": str(folder / "audit.log"), **(rules or {})}
+    return token.config(key, policy={"kinds": list(kinds), **policy}, **more)
+
+
+async def records(manager, **match):
+    return [record async for record in manager.audit.query(match=match)]
+
+
+async def test_a_key_signs_the_kinds_that_it_lists(world, tmp_path):
+    async with opened(policed(world, tmp_path, ["tx-v0", "block"])) as manager:
+        payer = Pubkey.from_bytes(manager.public_key)
+        for message, kind in ((moving(payer, 1), "tx-v0"), (ordered(1), "block")):
+            for claimed in (None, kind):
+                signature = await manager.sign(message, kind=claimed)
+                assert is_good("ed25519", manager.public_key, message, signature)
+            receipt = await manager.sign_with_receipt(message, kind=kind)
+            assert receipt.signature == signature
+        for message in (b"any", bytes(32), moving(payer, 1, version="legacy"), ordered(1, kind="state-root"),
+                        b"\xffsolana offchain\x00", b"\x90" * 70, moving(payer, 1) + b"\0",
+                        b"\xffhsmcore probe\x00" + bytes(16)):  # fmt: skip
+            with pytest.raises(PolicyRefused):
+                await manager.sign(message)
+        for message, claimed in ((moving(payer, 1), "block"), (ordered(1), "tx-v0"), (ordered(1), "nonsense")):
+            with pytest.raises(PolicyRefused):
+                await manager.sign(message, kind=claimed)
+
+
+@one_loop
+async def test_what_is_refused_costs_no_call_and_is_recorded(world, shim, tmp_path):
+    config = policed(world, tmp_path, rules={"maxCacheSize": 0})
+    config["sequencer"]["keyManager"]["config"]["modulePath"] = shim.path
+    async with opened(config) as manager:
+        await manager.sign(ordered(1))
+        calls = shim.calls("C_Sign"), shim.calls("C_SignInit")
+        with hsmcore.caller("somebody"), pytest.raises(PolicyRefused):
+            await manager.sign(b"raw bytes")
+        with pytest.raises(DoubleSign):
+            await manager.sign_with_receipt(ordered(1, b"other"))
+        refused = await manager.sign_many([b"raw", ordered(2)], return_exceptions=True)
+        assert [type(one) for one in refused] == [PolicyRefused, bytes]
+        with pytest.raises(PolicyRefused):
+            await manager.sign_many([ordered(3), b"raw"])
+        assert (shim.calls("C_Sign"), shim.calls("C_SignInit")) == (calls[0] + 1, calls[1] + 1)
+        assert counters(manager)["failures"] == 0
+        found = await records(manager, error="POLICY_REFUSED")
+        assert [record["operation"] for record in found] == ["sign", "sign", "sign-many"]
+        assert (found[0]["caller"], "raw" in found[0]["reason"]) == ("somebody", True)
+        [double] = await records(manager, error="DOUBLE_SIGN")
+        assert "position 1 of default/block" in double["reason"]
+        good = await records(manager, operation="sign", position=1)
+        assert [(record["kind"], record["domain"]) for record in good] == [("block", "default/block")]
+
+
+async def test_one_digest_for_a_position(world, tmp_path):
+    config = policed(world, tmp_path, ["block", "state-root"])
+    async with opened(config) as manager:
+        signature = await manager.sign(ordered(5, b"a"))
+        assert await manager.sign(ordered(5, b"a")) == signature  # of the cache, too
+        for message in (ordered(5, b"b"), ordered(5, b"c")):
+            with pytest.raises(DoubleSign) as caught:
+                await manager.sign(message)
+        assert await manager.sign(ordered(5, b"b", kind="state-root"))
+        with pytest.raises(DoubleSign):
+            await manager.sign_many([ordered(6, b"a"), ordered(6, b"b")])
+        done = await manager.sign_many([ordered(7, b"a"), ordered(7, b"b")], return_exceptions=True)
+        assert [type(one) for one in done] == [bytes, DoubleSign]
+    async with opened(config) as manager:
+        assert await manager.sign(ordered(5, b"a")) == signature
+        with pytest.raises(DoubleSign) as caught:
+            await manager.sign(ordered(5, b"b"))
+        assert caught.value.position == 5
+        assert caught.value.domain == "default/block"
+
+
+async def test_a_position_is_read_and_not_believed(world, tmp_path):
+    own = {"kind": "block", "prefix": "4c3201", "length": 44, "position": {"offset": 4, "bytes": 8, "order": "little"}}
+    config = policed(world, tmp_path, ["block", "state-root"], domain="chain", formats=[own])
+
+    def block(position, content):
+        return b"\x4c\x32\x01\x00" + position.to_bytes(8, "little") + content * 32
+
+    async with opened(config) as manager:
+        await manager.sign(ordered(1, domain="chain"), position=1)
+        for position in (2, 0, -1, "1", 1.0):
+            with pytest.raises(PolicyRefused):
+                await manager.sign(ordered(1, domain="chain"), position=position)
+        with pytest.raises(PolicyRefused):  # another chain's
+            await manager.sign(ordered(2, domain="other"))
+        await manager.sign(block(7, b"a"), kind="block")
+        with pytest.raises(DoubleSign):
+            await manager.sign(block(7, b"b"))
+        with pytest.raises(DoubleSign):  # one chain, whatever the form
+            await manager.sign(ordered(7, domain="chain"))
+        digest = b"\x42" * 32  # has no position in it
+        await manager.sign(digest, kind="state-root", position=3)
+        with pytest.raises(DoubleSign):
+            await manager.sign(b"\x43" * 32, kind="state-root", position=3)
+        for arguments in ({}, {"kind": "state-root"}, {"kind": "state-root", "position": 1 << 63}, {"position": 4}):
+            with pytest.raises(PolicyRefused):
+                await manager.sign(digest, **arguments)
+
+
+async def test_without_a_policy_everything_is_as_before_and_a_claim_is_refused(world):
+    async with opened(world.config()) as manager:
+        assert await manager.sign(b"anything")
+        for arguments in ({"kind": "block"}, {"position": 1}):
+            with pytest.raises(BadArgument, match="policy"):
+                await manager.sign(ordered(1), **arguments)
+            with pytest.raises(BadArgument, match="policy"):
+                await manager.sign_with_receipt(ordered(1), **arguments)
+
+
+@one_loop
+async def test_a_buffer_that_changes_meanwhile_is_signed_as_it_was_judged(world, tmp_path):
+    async with opened(policed(world, tmp_path)) as manager:
+        buffer, kept = bytearray(ordered(1, b"a")), ordered(1, b"a")
+        task = asyncio.get_running_loop().create_task(manager.sign(buffer))
+        await asyncio.sleep(0)
+        buffer[-1] ^= 1
+        assert is_good("ed25519", manager.public_key, kept, await task)
+
+
+@one_loop
+async def test_every_key_of_the_domain_obeys(fresh_token, tmp_path):
+    """Failover to another key, and the emergency key."""
+    site = Site(tmp_path, fresh_token, SAME, OTHER)
+    failover = {"acceptOtherKeys": ["secondary"], "emergencyModeEnabled": True}
+    config = site.config(failover=failover, policy={"kinds": ["block"]}, maxCacheSize=100)
+    async with opened(config) as manager:
+        receipts = [await manager.sign_with_receipt(ordered(1, b"a"))]
+        site.kill(0)
+        receipts.append(await manager.sign_with_receipt(ordered(2, b"a")))
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(1, b"b"))
+        site.kill(1)
+        receipts.append(await manager.sign_with_receipt(ordered(3, b"a"), timeout=20))
+        for position in (1, 2):
+            with pytest.raises(DoubleSign):
+                await manager.sign(ordered(position, b"b"))
+        assert [receipt.level for receipt in receipts] == ["primary", "secondary", "emergency"]
+        assert len({receipt.public_key for receipt in receipts}) == 3
+        site.revive(0)
+        site.revive(1)
+        await until(lambda: manager._path.failover.levels.active == 0)
+        for position in (1, 2, 3):
+            with pytest.raises(DoubleSign):
+                await manager.sign(ordered(position, b"b"))
+
+
+@one_loop
+async def test_a_rotation_inherits_what_was_bound(fresh_token, tmp_path):
+    config = fresh_token().config(**rules(tmp_path), policy={"kinds": ["block"]})
+    async with opened(config) as manager:
+        old = manager.public_key
+        await manager.sign(ordered(1, b"a"))
+        await manager.rotate_key()
+        assert manager.public_key != old
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(1, b"b"))
+        again = await manager.sign(ordered(1, b"a"))  # under the new key
+        assert is_good("ed25519", manager.public_key, ordered(1, b"a"), again)
+
+
+@one_loop
+async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path):
+    callers = {
+        "blocks": {"kinds": ["block"], "inFlight": 2},
+        "fees": {"kinds": ["tx-v0"], "perSecond": 3},
+        "all": {},
+    }
+    config = policed(world, tmp_path, ["block", "tx-v0"], callers=callers, rules={"maxCacheSize": 0})
+    config["sequencer"]["keyManager"]["config"]["modulePath"] = shim.path
+    async with opened(config) as manager:
+        transaction = moving(key(1), 1)
+        with pytest.raises(PolicyRefused, match="does not say who"):
+            await manager.sign(transaction)
+        with hsmcore.caller("mallory"), pytest.raises(PolicyRefused, match="mallory"):
+            await manager.sign(transaction)
+        with hsmcore.caller("blocks"):
+            with pytest.raises(PolicyRefused, match="tx-v0"):
+                await manager.sign(transaction)
+            await manager.sign(ordered(1))
+            shim.hold()
+            tasks = [asyncio.get_running_loop().create_task(manager.sign(ordered(n))) for n in (2, 3)]
+            await shim.until_inside(2)
+            with pytest.raises(PolicyRefused, match="2 requests in flight"):
+                await manager.sign(ordered(4))
+            with hsmcore.caller("all"):
+                other = asyncio.get_running_loop().create_task(manager.sign(moving(key(2), 1)))
+            tasks[0].cancel()
+            await asyncio.wait({tasks[0]})
+            shim.release()
+            await tasks[1]
+            await other
+            await manager.sign(ordered(4))
+        with hsmcore.caller("fees"):
+            done = [await _outcome(manager.sign(moving(key(1), n))) for n in range(5)]
+            assert done.count(None) == 3
+            assert sum("3 requests a second" in str(one) for one in done if one is not None) == 2
+            await asyncio.sleep(0.4)
+            await manager.sign(moving(key(1), 9))
+        found = await records(manager, operation="sign", result="ok")
+        assert {record["caller"] for record in found} == {"blocks", "all", "fees"}
+
+
+async def _outcome(work):
+    try:
+        await work
+    except HsmError as error:
+        return error
+
+
+async def test_rules_for_transactions(world, tmp_path):
+    rules = {"programs": [SYSTEM, str(key(7))], "role": "fee-payer", "lamportsPerMinute": 1000}
+    config = policed(world, tmp_path, ["tx-v0", "tx-legacy"], transactions=rules)
+    async with opened(config) as manager:
+        own = Pubkey.from_bytes(manager.public_key)
+        await manager.sign(calling(own, key(7)))
+        for message, why in (
+            (calling(own, key(8)), "program"),
+            (calling(key(1), key(7)), "does not pay"),
+            (moving(own, 1), "names the key"),
+        ):
+            with pytest.raises(PolicyRefused, match=why):
+                await manager.sign(message)
+
+
+async def test_lamports_of_a_minute_are_counted_over_restarts(world, tmp_path):
+    config = policed(world, tmp_path, ["tx-v0"], transactions={"lamportsPerMinute": 1000})
+    async with opened(config) as manager:
+        own = Pubkey.from_bytes(manager.public_key)
+        await manager.sign(moving(own, 600))
+        with pytest.raises(PolicyRefused, match="600 of 1000"):
+            await manager.sign(moving(own, 401))
+        await manager.sign(calling(own, key(7)))
+    async with opened(config) as manager:
+        outcome = await _outcome(manager.sign(moving(own, 402)))
+        assert outcome is None or "lamports" in str(outcome)  # None: a new minute has begun
+        with pytest.raises(PolicyRefused, match="lamports"):
+            await manager.sign(moving(own, 1001))
+
+
+@one_loop
+async def test_a_store_that_takes_its_time_is_part_of_the_deadline(world, tmp_path):
+    async with opened(policed(world, tmp_path)) as manager:
+        await manager.sign(ordered(1))
+        raw = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+        raw.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DeadlineExceeded):
+            await manager.sign(ordered(2), timeout=0.2)
+        asked = asyncio.get_running_loop().create_task(manager.sign(ordered(3), timeout=10))
+        await asyncio.sleep(0.1)
+        assert await manager.get_current_key_id()  # the loop goes on
+        raw.execute("COMMIT")
+        raw.close()
+        await asked
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(2, b"another"))  # it may have been signed, for all that anybody knows
+
+
+async def test_a_changed_store_stops_its_positions_only(world, tmp_path):
+    config = policed(world, tmp_path, ["block", "tx-v0"])
+    config["sequencer"]["stateSecret"] = "s" * 32
+    async with opened(config) as manager:
+        await manager.sign(ordered(1))
+        await manager.sign(ordered(2))
+    with sqlite3.connect(tmp_path / "state.db") as raw:
+        raw.execute("DELETE FROM bound WHERE position = 2")
+    raw.close()
+    async with opened(config) as manager:
+        with pytest.raises(StoreNotGenuine):
+            await manager.sign(ordered(2, b"another"))
+        await manager.sign(ordered(3))
+        await manager.sign(moving(key(1), 5))
+
+
+def test_explain_and_floors(world, tmp_path, capfd):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(policed(world, tmp_path)))
+
+    def command(*arguments):
+        code = cli([*arguments, "--json", "--config", str(path)])
+        out = capfd.readouterr().out
+        return code, json.loads(out or "null")
+
+    code, found = command("policy", "explain", ordered(5).hex())
+    assert (code, found["kind"], found["position"], found["signed"]) == (0, "block", 5, True)
+    code, found = command("policy", "explain", "0011", "--kind", "block")
+    assert (code, found["kind"], found["signed"]) == (1, "raw", False)
+    (tmp_path / "block.bin").write_bytes(ordered(5))
+    assert command("sign", str(tmp_path / "block.bin"), "--kind", "block")[0] == 0
+    code, found = command("policy", "explain", str(tmp_path / "block.bin"))
+    assert (code, found["signed"], found["holder"] != "") == (0, True, True)
+    code, found = command("policy", "explain", ordered(5, b"x").hex())
+    assert (code, found["why"]) == (1, "another payload was bound to the position")
+    assert command("policy", "floor", "set", "block", "5", "--reason", "final")[0] == 0
+    assert command("policy", "floor", "set", "block", "5", "--reason", "final")[0] == 1
+    for wrong in (("block", "6"), ("tx-v0", "6", "--reason", "x")):
+        assert command("policy", "floor", "set", *wrong)[0] == 2
+    assert command("policy", "floor", "show")[1] == [
+        {"domain": "default/block", "floor": 5, "highest": 5, "reason": "final"}
+    ]
+    code, found = command("policy", "explain", ordered(5).hex())
+    assert (code, "floor" in found["why"]) == (1, True)
+    assert command("sign", str(tmp_path / "block.bin"))[0] == 1
+    assert '"command":"policy floor set"' in (tmp_path / "audit.log").read_text()
+
+
+def test_a_command_without_a_policy_says_what_is_missing(world, tmp_path, capfd):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(world.config()))
+    assert cli(["policy", "explain", "00", "--config", str(path)]) == 2
+    assert "policy" in capfd.readouterr().err

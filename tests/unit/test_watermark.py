@@ -1,0 +1,310 @@
+"""One digest for a position: against a model, over restarts, floors, and writers of the store's file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsmcore.errors import BadArgument, DoubleSign, PolicyRefused
+from hsmcore.policy.watermark import WINDOW, Charge, Mark, Place, Watermark, bound_at, marks_of
+from hsmcore.state import Store, StoreError, StoreNotGenuine
+
+A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
+BLOCKS = "chain/block"
+
+
+class Bytes:
+    """The secret of a seal."""
+
+    def resolve(self):
+        return bytearray(b"a secret of more than 32 bytes, for tests only")
+
+
+@pytest.fixture(params=[None, Bytes()], ids=["plain", "sealed"])
+def secret(request):
+    return request.param
+
+
+class Life:
+    """One process's life with the store."""
+
+    def __init__(self, path, secret, holder="host:1"):
+        self.path, self.secret, self.holder = path, secret, holder
+
+    async def __aenter__(self):
+        self.store = await Store.open(self.path, self.secret)
+        self.mark = Watermark(self.store, self.holder)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.mark.close()
+        await self.store.close()
+
+    async def bind(self, position, digest=A, domain=BLOCKS):
+        await self.mark.require(Place(domain, position, digest))
+
+
+async def test_the_first_digest_has_the_position_for_ever(tmp_path, secret):
+    async with Life(tmp_path / "state.db", secret) as life:
+        await life.bind(5)
+        await life.bind(5)  # the same again
+        await life.bind(5, B, "chain/state-root")  # another chain
+        with pytest.raises(DoubleSign) as caught:
+            await life.bind(5, B)
+    async with Life(tmp_path / "state.db", secret, "host:2") as life:
+        await life.bind(5)
+        with pytest.raises(DoubleSign, match="host:1") as caught:
+            await life.bind(5, B)
+        error = caught.value
+        assert (error.domain, error.position, error.digest.hex(), error.holder) == (BLOCKS, 5, A, "host:1")
+        assert error.bound_ns > 0
+        assert error.retryable is False
+        assert life.mark.bound == 0
+
+
+async def test_a_crowd_at_one_position_has_one_winner(tmp_path, secret):
+    digests = [hashlib.sha256(bytes([n])).hexdigest() for n in range(60)]
+    async with Life(tmp_path / "state.db", secret) as one, Life(tmp_path / "state.db", secret) as other:
+        asked = [(life, digest) for digest in digests for life in (one, other)]
+        done = await asyncio.gather(*(life.bind(7, digest) for life, digest in asked), return_exceptions=True)
+        winners = {digest for (_, digest), result in zip(asked, done, strict=True) if result is None}
+        assert len(winners) == 1
+        assert all(result is None or isinstance(result, DoubleSign) for result in done)
+        assert one.mark.bound + other.mark.bound == 1
+
+
+async def test_nothing_is_signed_at_or_below_a_floor_and_it_never_goes_down(tmp_path, secret):
+    async with Life(tmp_path / "state.db", secret) as life:
+        for position in (1, 2, 3, 9):
+            await life.bind(position)
+        assert await life.mark.raise_floor(BLOCKS, 3, "final") == 3
+        for position in (0, 1, 3):
+            with pytest.raises(PolicyRefused, match=r"floor 3 \(final\)"):
+                await life.bind(position)
+        await life.bind(4)
+        await life.bind(9)
+        with pytest.raises(DoubleSign):
+            await life.bind(9, B)
+        for floor in (3, 2):
+            with pytest.raises(BadArgument, match="only rises"):
+                await life.mark.raise_floor(BLOCKS, floor, "mistake")
+        marks = await marks_of(life.store)
+        assert (marks[BLOCKS].floor, marks[BLOCKS].high) == (3, 9)
+
+
+async def test_a_floor_of_another_process_holds_at_once(tmp_path, secret):
+    async with Life(tmp_path / "state.db", secret) as life, Life(tmp_path / "state.db", secret) as operator:
+        await life.bind(1)
+        await operator.mark.raise_floor(BLOCKS, 10, "final")
+        with pytest.raises(PolicyRefused):
+            await life.bind(1)
+
+
+async def test_what_a_writer_of_the_file_changed_is_not_signed(tmp_path):
+    path = tmp_path / "state.db"
+    async with Life(path, Bytes()) as life:
+        for position in range(4):
+            await life.bind(position)
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE bound SET digest = ? WHERE position = 1", (B,))
+        raw.execute("DELETE FROM bound WHERE position = 2")
+        raw.execute("UPDATE bound SET (digest, mac) = (SELECT digest, mac FROM bound WHERE position = 0), holder = 'x' "
+                    "WHERE position = 3")  # fmt: skip
+    raw.close()
+    async with Life(path, Bytes()) as life:
+        for position in (1, 2, 3):
+            for digest in (A, B):
+                with pytest.raises(StoreNotGenuine):
+                    await life.bind(position, digest)
+        await life.bind(0)
+        await life.bind(4)  # the others go on
+        with pytest.raises(DoubleSign):
+            await life.bind(0, B)
+
+
+async def test_a_row_removed_far_behind_the_newest_is_not_signed_again(tmp_path):
+    path = tmp_path / "state.db"
+    async with Life(path, Bytes()) as life:
+        await life.bind(1)
+        await life.bind(WINDOW + 1)
+        await life.bind(1)
+        await life.bind(2)  # within the window
+        with pytest.raises(DoubleSign):
+            await life.bind(1, B)
+    with sqlite3.connect(path) as raw:
+        raw.execute("DELETE FROM bound WHERE position = 1")
+    raw.close()
+    async with Life(path, Bytes()) as life:
+        with pytest.raises(PolicyRefused, match="behind the newest"):
+            await life.bind(1, B)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE watermark SET bits = 'no number'",
+        "UPDATE watermark SET high = 'x'",
+        "UPDATE bound SET digest = 'x'",
+        "UPDATE bound SET bound_ns = 9e999",
+        "INSERT INTO spent VALUES ('chain/lamports', 'x', 'y')",
+    ],
+)
+async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_path, statement):
+    path = tmp_path / "state.db"
+    async with Life(path, None) as life:
+        await life.bind(1)
+    with sqlite3.connect(path) as raw:
+        raw.execute(statement)
+    raw.close()
+    async with Life(path, None) as life:
+        with pytest.raises(StoreError):
+            await asyncio.gather(life.bind(1, B), life.bind(2, B), life.mark.require(Charge("chain/lamports", 1, 2)))
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM watermark", "UPDATE watermark SET high = 0, bits = '0'"])
+async def test_a_watermark_that_was_changed_binds_nothing(tmp_path, statement):
+    path = tmp_path / "state.db"
+    async with Life(path, Bytes()) as life:
+        await life.bind(1)
+    with sqlite3.connect(path) as raw:
+        raw.execute(statement)
+    raw.close()
+    async with Life(path, Bytes()) as life:
+        with pytest.raises(StoreNotGenuine):
+            await life.bind(2)
+
+
+async def test_a_store_that_is_adopted_vouches_for_its_positions(tmp_path):
+    path = tmp_path / "state.db"
+    async with Life(path, None) as life:
+        await life.bind(1)
+        await life.bind(2)
+    async with Life(path, Bytes()) as life:
+        with pytest.raises(StoreNotGenuine):
+            await life.bind(1)
+        status = await life.store.seal_status()
+        await life.store.adopt(status.digest)
+        await life.bind(1)
+        with pytest.raises(DoubleSign):
+            await life.bind(2, B)
+
+
+async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(tmp_path):
+    path = tmp_path / "state.db"
+    async with Life(path, Bytes()) as life:
+        await life.bind(1)
+        seal = life.store._database.seal
+
+        def older(connection):
+            _, digests = seal.read(connection)
+            del digests["policy"]
+            return seal.write(connection, digests)
+
+        seal.seen(await life.store._run(lambda: life.store._database.transact_unchecked(older)))
+        with pytest.raises(StoreNotGenuine):
+            await life.bind(2)
+    with sqlite3.connect(path) as raw:
+        raw.execute("DELETE FROM watermark")
+        raw.execute("DELETE FROM bound")
+    raw.close()
+    async with Life(path, Bytes()) as life:
+        await life.bind(1)
+
+
+async def test_sums_within_a_minute_outlast_a_restart(tmp_path, secret, monkeypatch):
+    now = [60_000_000_000 * 100]
+    monkeypatch.setattr("hsmcore.policy.watermark.time.time_ns", lambda: now[0])
+    async with Life(tmp_path / "state.db", secret) as life:
+        await life.mark.require(Charge("chain/lamports", 600, 1000))
+        await life.mark.require(Charge("chain/tokens", 1000, 1000))
+        with pytest.raises(PolicyRefused, match="600 of 1000"):
+            await life.mark.require(Charge("chain/lamports", 401, 1000))
+        await life.mark.require(Charge("chain/lamports", 100, 1000))
+    async with Life(tmp_path / "state.db", secret) as life:
+        now[0] -= 10 * 60_000_000_000  # a clock that was set back begins no minute
+        with pytest.raises(PolicyRefused, match="700 of 1000"):
+            await life.mark.require(Charge("chain/lamports", 301, 1000))
+        now[0] += 11 * 60_000_000_000
+        await life.mark.require(Charge("chain/lamports", 1000, 1000))
+
+
+async def test_the_store_s_trouble_is_each_request_s_own_error(tmp_path):
+    async with Life(tmp_path / "state.db", None) as life:
+        futures = [life.mark.require(Place(BLOCKS, n, A)) for n in range(3)]
+        await life.store.close()
+        done = await asyncio.gather(*futures, return_exceptions=True)
+        assert len({id(error) for error in done}) == 3 or all(error is None for error in done)
+
+
+async def test_a_caller_who_left_keeps_nobody_else_waiting(tmp_path, secret):
+    async with Life(tmp_path / "state.db", secret) as life:
+        gone = life.mark.require(Place(BLOCKS, 1, A))
+        other = life.mark.require(Place(BLOCKS, 2, A))
+        gone.cancel()
+        await other
+        row = await bound_at(life.store, BLOCKS, 1)
+        assert row["digest"] == A  # it may have been signed, for all that anybody knows
+
+
+@given(st.lists(st.integers(0, 3 * WINDOW), max_size=60))
+def test_the_bits_say_what_is_bound_within_the_window(positions):
+    mark, known = Mark(), set()
+    for position in positions:
+        mark.add(position)
+        known.add(position)
+        for asked in {*known, *(p + 1 for p in known), *(max(p - 1, 0) for p in known)}:
+            if mark.knows(asked):
+                assert mark.has(asked) == (asked in known)
+    assert mark.bits < 1 << WINDOW
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("bind"), st.integers(0, 12), st.sampled_from([A, B])),
+            st.tuples(st.just("floor"), st.integers(0, 12), st.just("")),
+            st.tuples(st.just("restart"), st.just(0), st.just("")),
+        ),
+        max_size=30,
+    ),
+    st.booleans(),
+)
+def test_it_does_as_the_model_says(tmp_path_factory, steps, sealed):
+    asyncio.run(_as_the_model_says(tmp_path_factory.mktemp("store") / "state.db", steps, Bytes() if sealed else None))
+
+
+async def _as_the_model_says(path, steps, secret):
+    bound, floor = {}, -1
+    life = await Life(path, secret).__aenter__()
+    try:
+        for step, position, digest in steps:
+            if step == "restart":
+                await life.__aexit__()
+                life = await Life(path, secret).__aenter__()
+            elif step == "floor":
+                try:
+                    await life.mark.raise_floor(BLOCKS, position, "model")
+                    assert position > floor
+                    floor = position
+                except BadArgument:
+                    assert position <= floor
+            else:
+                try:
+                    await life.bind(position, digest)
+                except PolicyRefused:
+                    assert position <= floor
+                    continue
+                except DoubleSign as error:
+                    first = error.digest.hex()
+                else:
+                    first = digest
+                assert position > floor
+                assert bound.setdefault(position, digest) == first
+    finally:
+        await life.__aexit__()
