@@ -19,7 +19,7 @@ enum {
     MOST_HEAP = 256 * HEAP_UNIT,
 };
 
-/* A number of up to 16 bits in one to three bytes, seven bits each, the lowest first, in its shortest form; -1: none. */
+/* A number of 16 bits in one to three bytes, seven bits each, the lowest first, in its shortest form; -1: none. */
 static int32_t take_compact(struct hsm_reader *reader) {
     uint32_t value = 0;
     for (unsigned i = 0; i < 3 && i < reader->left; i++) {
@@ -81,6 +81,14 @@ bool hsm_take_lookup(struct hsm_reader *reader, struct hsm_lookup *lookup) {
            take_bytes(reader, &lookup->read) != NULL;
 }
 
+static uint8_t highest(const uint8_t *indexes, size_t count) {
+    uint8_t most = 0;
+    for (size_t i = 0; i < count; i++) {
+        most = indexes[i] > most ? indexes[i] : most;
+    }
+    return most;
+}
+
 /* One more than the highest index that instructions use. */
 struct ends {
     size_t program, account;
@@ -96,11 +104,10 @@ static bool read_instructions(struct hsm_reader *reader, hsm_transaction *transa
     for (struct hsm_instruction next; hsm_walk_next(&walk, &next);) {
         ends->payer_called = ends->payer_called || next.program == 0;
         ends->program = next.program >= ends->program ? next.program + 1U : ends->program;
-        uint8_t highest = 0;
-        for (size_t i = 0; i < next.account_count; i++) {
-            highest = next.accounts[i] > highest ? next.accounts[i] : highest;
+        if (next.account_count > 0) {
+            size_t end = highest(next.accounts, next.account_count) + 1U;
+            ends->account = end > ends->account ? end : ends->account;
         }
-        ends->account = next.account_count > 0 && highest >= ends->account ? highest + 1U : ends->account;
     }
     transaction->instructions_len -= walk.rest.left;
     *reader = walk.rest;
