@@ -43,6 +43,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
+	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000
 	$(BIN)/python -m pytest tests/chaos/rotation_leaders_at_length.py
 	$(BIN)/python -m pytest tests/chaos/tune_at_length.py
 	$(BIN)/python -m pytest tests/chaos/policy_kills_at_length.py
