@@ -54,6 +54,7 @@ cdef class Gate:
     """Says what a message is, and whether the rules of a policy for payloads let it be signed. Any thread."""
 
     cdef hsm_rules _rules
+    cdef bint _asks  # for the role of the key, or for the caller
     cdef uint32_t _kinds  # a bit for each that is allowed
     cdef str _domain
     cdef _format *_formats
@@ -61,11 +62,11 @@ cdef class Gate:
     cdef tuple _kept  # bytes that the rules and formats point into
 
     def __cinit__(self, *, kinds, str domain, formats=(), programs=None, lookup_tables=None, str role="any",
-                  bint counts=False):
+                  bint counts=False, bint callers=False):
         """`kinds`: names of what may be signed; "prehashed" is none of a message. `formats`: of raw messages and
         digests that are ordered: (kind, prefix, length, offset of the position, its bytes, whether it is big-endian).
-        `programs`, `lookup_tables`: addresses of 32 bytes; None: any. `counts`: amounts are wanted. Raises
-        BadArgument."""
+        `programs`, `lookup_tables`: addresses of 32 bytes; None: any. `counts`: amounts are wanted. `callers`: each
+        request is looked at. Raises BadArgument."""
         cdef bytes listed
         for kind in kinds:
             number = _PAYLOADS.index(kind) if kind in _PAYLOADS else -1
@@ -77,6 +78,7 @@ cdef class Gate:
         self._domain = domain
         self._rules.counts = counts
         self._rules.role = _ROLES[role]
+        self._asks = callers or self._rules.role != HSM_ROLE_ANY
         kept = []
         if programs is not None:
             listed = _sorted(programs)
@@ -116,16 +118,18 @@ cdef class Gate:
                 return form
         return NULL
 
-    def passes(self, message, kind):
-        """Whether `look` would refuse nothing and nothing else is to be done: the kind is not ordered, is `kind` unless
-        that is None, no amount is to be counted, and no role is asked. The fast way: most transactions. Raises
-        InvalidMessageType."""
-        cdef bytes data = _frozen(message)
+    def passes(self, message, kind, position=None):
+        """Whether `look` would refuse nothing and nothing else is to be done: the message is bytes of no ordered kind,
+        and of `kind` unless that is None, there is no `position`, no amount to be counted, and neither a role nor a
+        caller is asked for. The fast way: most transactions."""
         cdef hsm_payload_parts parts
         cdef hsm_judgement judgement
+        if self._asks or position is not None or type(message) is not bytes:
+            return False
+        cdef bytes data = <bytes>message
         cdef hsm_payload payload = _payload(data, &parts)
         cdef uint32_t bit = 1 << <int>payload
-        if not self._kinds & bit or bit & _ORDERED or self._rules.role != HSM_ROLE_ANY:
+        if not self._kinds & bit or bit & _ORDERED:
             return False
         if bit & _TRANSACTIONS:
             if hsm_rules_judge(&self._rules, &parts.transaction, &judgement) != HSM_REFUSAL_NONE:

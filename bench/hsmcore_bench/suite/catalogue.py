@@ -73,6 +73,9 @@ class ContenderRow(_Part):
     verify: VerifySignatures = "never"
     audit: Durability | None = None
     scrape: bool = False
+    transactions: bool = False
+    policy: bool = False
+    blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
     device: str | None = None
     members: Annotated[int, Field(ge=0, le=64)] | Counts = 0
     slices: Annotated[float, Field(gt=0, le=60)] = 1.0

@@ -76,6 +76,9 @@ class Contender:
     watch_lag: bool = False  # a coroutine looks each millisecond how late the loop is
     audit: Durability | None = None  # of ours: with an audit log that is as durable
     scrape: bool = False  # of ours: with its console's server, whose /metrics is read once a second
+    transactions: bool = False  # of ours: the messages are transactions
+    policy: bool = False  # of ours: with a policy
+    blocks: float = 0.0  # of ours: the share of the calls that sign a block, each at a new position
     series: str = ""  # the line of a picture that it belongs to
     scenario: str = ""  # the file it comes from
 

@@ -56,6 +56,18 @@ TARGETS: tuple[Target, ...] = (
         *("failover-audit-noop", "the same with failover", "× fsync alone", 0.97),
         *("failover-audit-noop-256", "audit-noop-fsync"),
     ),
+    relative(
+        "policy-noop-rate",
+        "policy, no-op module, 256 in flight",
+        "× no policy",
+        0.97,
+        "policy-noop",
+        "policy-noop-none",
+    ),
+    relative(
+        "policy-blocks-rate", "1 % blocks, SoftHSM, 64 in flight", "× no blocks", 0.9, "policy-blocks", "policy-none"
+    ),
+    added("policy-bind", "one block bound to its position, one in flight", 2000.0, "policy-1-blocks", "policy-1-none"),
     relative("stack-64-rate", "the whole stack, SoftHSM, 64 in flight", "× bare", 0.93, "stack-64", "stack-64-bare"),
     relative(
         *("stack-256-rate", "the whole stack, network-5ms, 256 in flight", "× raw C", 0.97),

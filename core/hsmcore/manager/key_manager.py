@@ -77,6 +77,7 @@ class KeyManager:
         self._audited = self.audit.enabled
         self._record = Recorder(self.audit, self._rules.name)
         self._guard: Guard | None = None
+        self._passes: Callable[..., bool] | None = None
         self._sign_on(UNOPENED)
 
     def _sign_on(self, path: SigningPath) -> None:
@@ -138,7 +139,7 @@ class KeyManager:
             await self.audit.use_members(partial(running, path))
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
-            self._guard = await Guard.open(self.config, self._signers)
+            self._guard_with(await Guard.open(self.config, self._signers))
             await self._background.begin(self._keys.port(self), path.version, self._events)
         except BaseException:
             async with AsyncExitStack() as rest:
@@ -147,6 +148,11 @@ class KeyManager:
                 rest.push_async_callback(self._end_background)
                 rest.push_async_callback(self._end_guard)
             raise
+
+    def _guard_with(self, guard: Guard | None) -> None:
+        self._guard = guard
+        if guard is not None:
+            self._passes, self._admit = guard.passes, guard.admit
 
     def _signers(self) -> list[bytes]:
         return [version.public_key for version in self._path.signing() if version.algorithm == "ed25519"]
@@ -215,9 +221,10 @@ class KeyManager:
         path, submitted, admission = self._path, False, None
         try:
             try:
-                if self._guard is not None:
-                    admission = self._guard.admit(message, kind, position)
-                    if admission is not None:
+                passes = self._passes
+                if passes is not None:
+                    if not passes(message, kind, position):
+                        admission = self._admit(message, kind, position)
                         timeout = await admission.begin(timeout)
                         message, extra = admission.message, admission.extra() if self._audited else None
                 elif kind is not None or position is not None:

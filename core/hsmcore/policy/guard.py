@@ -45,6 +45,7 @@ def gate_of(policy: Policy, *, role: str | None = None) -> Gate:
         lookup_tables=_addresses(rules.lookup_tables),
         role=role or rules.role,
         counts=rules.counts,
+        callers=policy.callers is not None,
     )
 
 
@@ -79,7 +80,8 @@ class Guard:
         self._policy, self._store, self._signers = policy, store, signers
         self._default = default_timeout
         self.gate = gate_of(policy)
-        self._passes = self.gate.passes
+        self.passes = self.gate.passes
+        """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
         holder = f"{socket.gethostname()}:{os.getpid()}"
         self.watermark = None if store is None else Watermark(store, holder)
@@ -103,11 +105,9 @@ class Guard:
             await self.watermark.close()
             await self._store.close()
 
-    def admit(self, message: Any, kind: str | None, position: int | None) -> Admission | None:
-        """Judge a message. None: it may be signed at once. Else it may after `begin` of what is returned. Raises
-        PolicyRefused, InvalidMessageType."""
-        if position is None and self._callers is None and type(message) is bytes and self._passes(message, kind):
-            return None
+    def admit(self, message: Any, kind: str | None, position: int | None) -> Admission:
+        """Judge a message. It may be signed after `begin` of what is returned. Raises PolicyRefused,
+        InvalidMessageType."""
         data = freeze(message)
         try:
             return self._judge(data, kind, position)
@@ -117,8 +117,8 @@ class Guard:
 
     @contextmanager
     def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Admission]:
-        """As `admit`, for the ways that may take longer: there always is an admission, which ends with the block."""
-        admission = self.admit(message, kind, position) or Admission(self, freeze(message), "", None, [], None)
+        """As `admit`; the admission ends with the block."""
+        admission = self.admit(message, kind, position)
         try:
             yield admission
         finally:

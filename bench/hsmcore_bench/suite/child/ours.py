@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import hsmcore
+from hsmcore_bench.suite.child.payloads import transactions, with_blocks
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, loop_name, saturate
 
@@ -27,6 +28,8 @@ def configuration(job: Job) -> dict[str, Any]:
     manager = {**_provider(job), "maxCacheSize": 2 * HIT_SET if job.kind == "cache-hit" else 0}
     if job.audit is not None:
         manager |= {"auditLogFile": job.audit_file, "audit": {"durability": job.audit}}
+    if job.policy:
+        manager |= {"stateFile": job.state, "policy": {"kinds": ["tx-v0", "block", "raw"]}}
     if job.rotate:
         manager |= {"stateFile": job.state, "keyRotation": {"backupPolicy": "warn"}}
     if job.places:
@@ -89,11 +92,11 @@ class OurSigner:
         if job.kind == "sign-open":
             pool = distinct_messages(OPEN_MESSAGES, job.message_bytes)
             return partial(self._at_rate, pool) if job.per_second else partial(self._at_share, pool)
-        pool = distinct_messages(job.in_flight * MESSAGES_PER_CALLER, job.message_bytes)
+        many = job.in_flight * MESSAGES_PER_CALLER
+        pool = (transactions if job.transactions else distinct_messages)(many, job.message_bytes)
         own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
-        return lambda seconds: saturate(
-            manager.sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag
-        )
+        sign = with_blocks(manager.sign, job.blocks) if job.blocks else manager.sign
+        return lambda seconds: saturate(sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
 
     async def _at_rate(self, pool: Sequence[bytes], seconds: float) -> dict[str, Any]:
         return await arrive(self._manager.sign, pool, seconds, self._job.per_second)

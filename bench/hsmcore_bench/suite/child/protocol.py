@@ -49,6 +49,9 @@ class Job:
     audit: str | None = None  # durability of the audit log; None: there is none
     audit_file: str = ""
     scrape: bool = False  # /metrics is read over HTTP once a second
+    transactions: bool = False  # the messages are transactions
+    policy: bool = False  # there is one, whose positions are in `state`
+    blocks: float = 0.0  # the share of calls that sign a block, each at a new position
     per_second: float = 0.0  # of sign-open
     share: float = 0.0  # of sign-open without it: of what a closed loop made just before
     rotate: bool = False  # keys may be rotated; the state is in `state`
