@@ -30,7 +30,12 @@ class Tokens:
 
     def provider(self, label: str, **settings: Any) -> dict[str, Any]:
         """The `type` and `config` of a provider that signs with the token's key."""
-        config = {"tokenLabel": label, "keyLabel": KEY_LABEL, "pin": {"file": str(self.folder / "pin")}, "sessions": 2}
+        config: dict[str, Any] = {
+            "tokenLabel": label,
+            "keyLabel": KEY_LABEL,
+            "pin": {"file": str(self.folder / "pin")},
+            "sessions": 2,
+        }
         return {"type": "softhsm", "config": config | settings}
 
     def files(self, label: str) -> Path:
@@ -42,29 +47,36 @@ class Tokens:
     def _all(self) -> Path:
         return self.folder / "tokens"
 
-    def make(self, label: str, key: Path) -> None:
-        """Initialize a token and import the key."""
+    def make(self, label: str) -> None:
+        """Initialize a token."""
         _softhsm("--init-token", "--free", "--label", label, "--pin", self.pin, "--so-pin", secrets.token_hex(8))
-        _softhsm("--import", str(key), "--token", label, "--label", KEY_LABEL, "--id", "01", "--pin", self.pin)
 
-
-@contextmanager
-def tokens(*labels: str) -> Iterator[Tokens]:
-    """Make SoftHSM tokens with these labels that hold one and the same Ed25519 key; delete them at the end."""
-    with tempfile.TemporaryDirectory(prefix="hsmcore-example-") as name:
-        made = Tokens(Path(name), pin=secrets.token_hex(8))
-        (made.folder / "tokens").mkdir()
-        conf, pin, key = (made.folder / file for file in ("softhsm2.conf", "pin", "key.pem"))
-        conf.write_text(f"directories.tokendir = {made.folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
-        os.environ["SOFTHSM2_CONF"] = str(conf)  # before the module is loaded
-        pin.touch(mode=0o600)
-        pin.write_text(made.pin)
+    def add_key(self, key_label: str, key_id: str, *labels: str) -> None:
+        """Import one new Ed25519 key into each of these tokens."""
+        key = self.folder / "key.pem"
         body = base64.b64encode(PKCS8_ED25519 + secrets.token_bytes(32)).decode()
         key.touch(mode=0o600)
         key.write_text(f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")
         for label in labels:
-            made.make(label, key)
+            _softhsm("--import", str(key), "--token", label, "--label", key_label, "--id", key_id, "--pin", self.pin)
         key.unlink()
+
+
+@contextmanager
+def tokens(*labels: str, keys: tuple[str, ...] = (KEY_LABEL,)) -> Iterator[Tokens]:
+    """Make SoftHSM tokens with these labels that hold the same Ed25519 keys; delete them at the end."""
+    with tempfile.TemporaryDirectory(prefix="hsmcore-example-") as name:
+        made = Tokens(Path(name), pin=secrets.token_hex(8))
+        (made.folder / "tokens").mkdir()
+        conf, pin = made.folder / "softhsm2.conf", made.folder / "pin"
+        conf.write_text(f"directories.tokendir = {made.folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
+        os.environ["SOFTHSM2_CONF"] = str(conf)  # before the module is loaded
+        pin.touch(mode=0o600)
+        pin.write_text(made.pin)
+        for label in labels:
+            made.make(label)
+        for number, key in enumerate(keys, 1):
+            made.add_key(key, f"{number:02}", *labels)
         yield made
 
 

@@ -62,6 +62,7 @@ from hsmcore.errors import (
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.keyring import KeyVersion
 from hsmcore.manager.key_manager import KeyManager, create_key_manager
+from hsmcore.manager.key_managers import KeyManagers, create_key_managers
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.receipt import Receipt
 from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
@@ -90,6 +91,7 @@ __all__ = [
     "KeyAmbiguous",
     "KeyDeactivated",
     "KeyManager",
+    "KeyManagers",
     "KeyMismatch",
     "KeyNotExportable",
     "KeyNotFound",
@@ -129,5 +131,6 @@ __all__ = [
     "audit_tag",
     "caller",
     "create_key_manager",
+    "create_key_managers",
     "load",
 ]

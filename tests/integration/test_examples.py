@@ -15,7 +15,7 @@ from nacl.signing import VerifyKey
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("softhsm")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "audit")
+PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "two_keys", "audit")
 PUBLIC = {"hsmcore", "hsmcore.errors", "hsmcore.handover", "hsmcore.metrics", "hsmcore.serve", "hsmcore.tracing"}
 
 
@@ -94,6 +94,16 @@ def test_rotation_with_handover():
     assert found(r"^obeys new +(\w+)$", text) == "True"
     assert found(r"^old key +still verifies: (\w+)$", text) == "True"
     assert found(r"^new key +(.+)$", text) == "verifies: True, as before: False"
+
+
+def test_two_keys():
+    text = run("two_keys")
+    by_name = found(r"^blocks +([0-9a-f]{128})$", text)
+    assert found(r"^by kind +([0-9a-f]{128})$", text) == by_name
+    assert found(r"^messages +([0-9a-f]{128})$", text) != by_name
+    assert found(r"^refused +(.+)$", text) == "POLICY_REFUSED"
+    recorded = re.findall(r"^record +\d+: (.+)$", text, re.MULTILINE)
+    assert recorded == ["blocks ok", "blocks ok", "messages ok", "None error"]
 
 
 def test_audit():

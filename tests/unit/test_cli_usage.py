@@ -101,6 +101,40 @@ def test_a_configuration_that_is_wrong_names_each_fault(tmp_path, capsys):
     assert "1234" not in json.dumps(error)
 
 
+SEVERAL = """{"keyManagers": {
+  "blocks": {"type": "softhsm", "config": {"tokenLabel": "a", "pin": {"env": "P"}, "keyLabel": "b"}},
+  "transactions": {"type": "softhsm", "config": {"tokenLabel": "a", "pin": {"env": "P"}, "keyLabel": "t"}}}}"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["doctor"], ["keys"], ["keys", "generate", "--label", "a"], ["sign", "--text", "a"], ["serve"],
+        ["state", "seal"], ["verify", "--text", "a", "--signature", SIGNATURE], ["rotate", "status"],
+        ["failover", "status"], ["tokens"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_command_must_name_one_of_several_key_managers(command, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(SEVERAL)
+    assert run([*command, "--config", str(path), "--json"]) == 2
+    error = failure(capsys)
+    assert error["message"] == (
+        "configuration: $.keyManagers: one of them must be named; there are blocks, transactions."
+    )
+    assert error["hint"] == "Name it with --key-manager."
+    assert run([*command, "--config", str(path), "--json", "--key-manager", "zzz"]) == 2
+    assert "there is no 'zzz'; there are blocks, transactions" in failure(capsys)["message"]
+
+
+def test_a_command_that_takes_one_key_manager_says_so(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(SEVERAL)
+    assert run(["tune", str(path), "--json"]) == 2
+    assert failure(capsys)["hint"] == "This command takes a configuration of one keyManager."
+
+
 def test_keys_of_a_provider_without_a_module_are_not_managed_here(tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text('{"keyManager": {"type": "aws-kms", "config": {"keyId": "alias/sequencer"}}}')

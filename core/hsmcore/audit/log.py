@@ -45,12 +45,18 @@ class AuditLog:
     """
 
     def __init__(
-        self, path: str | None, settings: AuditSettings | None = None, places: Iterable[Destination] = ()
+        self,
+        path: str | None,
+        settings: AuditSettings | None = None,
+        places: Iterable[Destination] = (),
+        manager: str | None = None,
     ) -> None:
-        """`places`: destinations that records are copied to while the log is open."""
+        """`places`: destinations that records are copied to while the log is open. `manager`: the key manager, of
+        several, that its records name."""
         self._layout = None if path is None else Layout(path)
         self._settings = settings or AuditSettings()
         self._places = tuple(places)
+        self._mark = {} if manager is None else {"manager": manager}
         self.file: Path | None = None if self._layout is None else self._layout.log
         """The file of the newest records; None if nothing is recorded."""
         self.enabled = path is not None
@@ -66,7 +72,7 @@ class AuditLog:
     @classmethod
     def of(cls, rules: KeyManagerConfig) -> Self:
         """Return the log of a configuration, with the destinations that it names."""
-        return cls(rules.audit_log_file, rules.audit, destinations(rules))
+        return cls(rules.audit_log_file, rules.audit, destinations(rules), rules.manager)
 
     @property
     def shipping(self) -> dict[str, ShippingStatus]:
@@ -131,7 +137,7 @@ class AuditLog:
         """Return what all records of a key's signatures share, in the form that Engine.set_tail takes."""
         if self._open is None:
             return b"}"
-        fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level}
+        fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level, **self._mark}
         return tail(fields, self._open.process)
 
     def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
@@ -143,7 +149,7 @@ class AuditLog:
         if message is not None:
             fields["message_sha256"] = hashlib.sha256(message).hexdigest()
             fields["message_bytes"] = len(message)
-        return self._open.record(operation, fields)
+        return self._open.record(operation, {**self._mark, **fields})
 
     def note(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
         """Record what already happened. If the log cannot be written, the error is only logged, and None is
@@ -197,8 +203,8 @@ class AuditLog:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)
 
     async def cut_off(self, seconds: float, most: int) -> list[Record]:
-        """Return the newest records of signatures, at most `most`, of the last `seconds` that an earlier process wrote
-        and that no "close" follows: it was killed, and may not have handed out the newest ones. Raises
+        """Return this key manager's newest records of signatures, at most `most`, of the last `seconds` that an earlier
+        process wrote and that no "close" follows: it was killed, and may not have handed out the newest ones. Raises
         AuditUnavailable."""
         if self._open is None:
             return []
@@ -206,10 +212,10 @@ class AuditLog:
         closed = 0
         found: deque[Record] = deque(maxlen=most)
         try:
-            async for record in self.query(start, None, {"operation": "close"}):
+            async for record in self.query(start, None, {"operation": "close", **self._mark}):
                 if record["seq"] <= before:
                     closed, start = record["seq"], record["time_ns"] / 1e9 - 1
-            async for record in self.query(start, None, {"operation": "sign"}):
+            async for record in self.query(start, None, {"operation": "sign", **self._mark}):
                 if closed < record["seq"] <= before:
                     found.append(record)
         except (OSError, SegmentError) as error:

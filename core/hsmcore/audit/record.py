@@ -155,6 +155,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "isolation",
         "approver",
         "scope",
+        "manager",
     ),
     **dict.fromkeys(
         (

@@ -9,7 +9,7 @@ import typer
 
 from hsmcore.cli import audit_support as support
 from hsmcore.cli.output import FAILED, note, print_fields, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_configs
 from hsmcore.errors import AuditUnavailable, ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ def ship(config: ConfigOption = None, state: StateOption = None, as_json: JsonOp
     """
     from hsmcore.audit.shipping import destinations
 
-    loaded = load_config(config, state)
+    loaded = next(iter(load_configs(config, state).values()))  # several key managers have one log
     layout = log_of(loaded)
     places = destinations(loaded.key_manager)
     if not places:
-        where = loaded.key_manager.where
+        where = loaded.key_manager.log_where
         raise ConfigurationError.of(
             [ConfigFault(where, "has neither cloudWatchLogs nor audit.syslog: there is nowhere to ship to")]
         )
@@ -77,16 +77,18 @@ def device_log(config: ConfigOption = None, state: StateOption = None, as_json: 
     """
     from hsmcore.config.registry import BUILT_IN, descriptor_of
 
-    loaded = load_config(config, state)
-    layout = log_of(loaded)
-    served = [member for level, member in loaded.key_manager.members() if level != "emergency"]
-    members = [member for member in served if member.descriptor.device_log is not None]
+    configs = list(load_configs(config, state).values())
+    layout = log_of(configs[0])
+    served = [member for each in configs for level, member in each.key_manager.members() if level != "emergency"]
+    # A device that several key managers sign with has one log; its entries match the records of all of them.
+    members = {member.name: member for member in served if member.descriptor.device_log is not None}
     if not members:
         types = " or ".join(name for name in BUILT_IN if descriptor_of(name).device_log is not None)
-        fault = ConfigFault(loaded.key_manager.where, f"names no member of type {types}, whose devices keep a log")
+        fault = ConfigFault(configs[0].key_manager.where, f"names no member of type {types}, whose devices keep a log")
         raise ConfigurationError.of([fault])
-    loaded.require_complete()
-    reports = [_examined(member, layout) for member in members]
+    for each in configs:
+        each.require_complete()
+    reports = [_examined(member, layout) for member in members.values()]
     if as_json:
         print_json([report.as_dict() for report in reports])
     else:
@@ -127,7 +129,7 @@ def log_of(config: Config) -> Layout:
     from hsmcore.audit.layout import Layout
 
     if config.key_manager.audit_log_file is None:
-        raise ConfigurationError.of([ConfigFault(f"{config.key_manager.where}.auditLogFile", "is required")])
+        raise ConfigurationError.of([ConfigFault(f"{config.key_manager.log_where}.auditLogFile", "is required")])
     layout = Layout(config.key_manager.audit_log_file)
     if not layout.folder.is_dir():
         raise AuditUnavailable(f"audit log {layout.log}: nothing was recorded yet")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from hsmcore.cli.output import DERIVED, FAILED, BadUsage, note, print_fields, print_json
-from hsmcore.cli.settings import load_config
+from hsmcore.cli.settings import load_configs
 from hsmcore.errors import BadArgument, HsmError, SystemFailure
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def log_and_retention(folder: Path | None, config: Path | None, state: Path | No
     path: str | Path | None = folder
     days = None
     if path is None:
-        rules = load_config(config, state).key_manager
+        rules = next(iter(load_configs(config, state).values())).key_manager  # all have one log
         path, days = rules.audit_log_file, None if rules.audit is None else rules.audit.retain_days
     if path is None:
         raise BadUsage("the configuration has no auditLogFile; name the log's folder")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from hsmcore.cli.output import print_fields, print_json, print_table
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_config
+from hsmcore.cli.settings import ConfigOption, JsonOption, KeyManagerOption, StateOption, load_configs
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _COMMON: Final = [
     Parameter("config_path", Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
     Parameter("state", Parameter.KEYWORD_ONLY, default=None, annotation=StateOption),
+    Parameter("key_manager", Parameter.KEYWORD_ONLY, default=None, annotation=KeyManagerOption),
     Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
 ]
 
@@ -33,12 +34,16 @@ class Invocation:
 
     config_path: Path | None
     state: Path | None
+    key_manager: str | None
     as_json: bool
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, loaded when it is first used. Raises ConfigurationError."""
-        return load_config(self.config_path, self.state)
+        """The configuration of the key manager that the options name, loaded when it is first used. Raises
+        ConfigurationError."""
+        from hsmcore.config.several import choose
+
+        return choose(load_configs(self.config_path, self.state), self.key_manager, "Name it with --key-manager.")
 
     def show(self, result: Mapping[str, Any], text: str | None = None) -> None:
         """Print a result: as JSON, else as `text`, else one field a line."""
@@ -65,8 +70,10 @@ def command(
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def run(*, config_path: Path | None, state: Path | None, as_json: bool, **own: Any) -> None:
-            function(Invocation(config_path, state, as_json), **own)
+        def run(
+            *, config_path: Path | None, state: Path | None, key_manager: str | None, as_json: bool, **own: Any
+        ) -> None:
+            function(Invocation(config_path, state, key_manager, as_json), **own)
 
         own = [*signature(function, eval_str=True).parameters.values()][1:]
         run.__signature__ = Signature([*own, *_COMMON])  # type: ignore[attr-defined]  # typer reads it

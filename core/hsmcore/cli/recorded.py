@@ -60,7 +60,8 @@ def _announced(rules: KeyManagerConfig, command: str, fields: dict[str, object])
         return None
     layout = Layout(rules.audit_log_file)
     try:
-        return Intention(layout, command, fields | _sudo_user())
+        named = {} if rules.manager is None else {"manager": rules.manager}
+        return Intention(layout, command, fields | named | _sudo_user())
     except OSError as error:
         what = f"audit log {layout.log}: the command cannot be recorded: {error.strerror}"
         if rules.audit is not None and rules.audit.on_failure == "open":

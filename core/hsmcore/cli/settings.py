@@ -23,6 +23,9 @@ StateOption = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="State folder (default: hsmcore under $XDG_STATE_HOME)."),
 ]
+KeyManagerOption = Annotated[
+    str | None, typer.Option("--key-manager", metavar="NAME", help="Which one, if the configuration has several.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and errors, as JSON.")]
 
 
@@ -37,12 +40,19 @@ def locate(config: Path | None, state: Path | None) -> Path:
 
 
 def load_config(config: Path | None, state: Path | None) -> Config:
-    """Load the configuration that the options name. Raises ConfigurationError.
+    """As `load_configs`, for a command that works with the only key manager. Raises ConfigurationError."""
+    from hsmcore.config.several import choose
+
+    return choose(load_configs(config, state), None, "This command takes a configuration of one keyManager.")
+
+
+def load_configs(config: Path | None, state: Path | None) -> dict[str, Config]:
+    """Load the configuration that the options name; return that of each key manager. Raises ConfigurationError.
 
     If a softhsm2.conf lies beside it, set SOFTHSM2_CONF to that file in this process, whatever its value was: the
     token that the configuration names exists only there.
     """
-    from hsmcore.config import load
+    from hsmcore.config import load_each
 
     path = locate(config, state)
     if not path.is_file():
@@ -54,7 +64,7 @@ def load_config(config: Path | None, state: Path | None) -> Config:
     beside = path.resolve().parent / "softhsm2.conf"
     if beside.is_file():
         os.environ["SOFTHSM2_CONF"] = str(beside)
-    return load(path)
+    return load_each(path)
 
 
 def token_settings(config: Config) -> Pkcs11Settings:

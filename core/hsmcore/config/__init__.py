@@ -1,6 +1,6 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
+Reading order: load, root, several, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
 failover, policy, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules, secretsmanager.
 """
 
@@ -10,7 +10,7 @@ from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.ephemeral import EphemeralSettings
 from hsmcore.config.failover import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
 from hsmcore.config.kms import AwsKmsSettings
-from hsmcore.config.load import Source, load
+from hsmcore.config.load import Source, load, load_each
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
 from hsmcore.config.policy import CallerRules, PayloadFormat, Policy, TransactionRules
@@ -55,5 +55,6 @@ __all__ = [
     "YubiHsmSettings",
     "all_members",
     "load",
+    "load_each",
     "members_of",
 ]

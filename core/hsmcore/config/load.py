@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
@@ -15,40 +15,51 @@ from hsmcore.config.base import Model, child_path
 from hsmcore.config.faults import faults_of, unknown_key
 from hsmcore.config.root import Config
 from hsmcore.config.secret import Secret
+from hsmcore.config.several import SINGLE, KeyManagersConfig, checked_names, choose, clashes
 from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.log import get_logger
 
 Source = Mapping[str, Any] | str | os.PathLike[str] | Config
 """The forms of a configuration: a dict, a path of a JSON file, or a Config."""
 
+M = TypeVar("M", bound=Model)
+
 _MAX_FILE_BYTES = 4 << 20
+_NAME_ONE: Final = "Name one: load(config, name). All of them together: create_key_managers(config)."
 
 
-def load(source: Source) -> Config:
+def load(source: Source, key_manager: str | None = None) -> Config:
     """Check a configuration and return it.
 
     `source` is a dict, the path of a JSON file, or a Config (returned as it is). The key manager stands at
-    `sequencer.keyManager` or at `keyManager`. Raises ConfigurationError, whose `faults` lists each fault with its JSON
-    path. Secrets are not resolved here, so a missing variable is found at `initialize()`. In a file, a relative
-    `stateFile` or `auditLogFile` starts at the file's folder: in another working directory, another store or log would
-    be begun. Other files, which must exist, start at the working directory.
+    `sequencer.keyManager` or at `keyManager`; of several, at `keyManagers`, `key_manager` names one. Raises
+    ConfigurationError, whose `faults` lists each fault with its JSON path. Secrets are not resolved here, so a missing
+    variable is found at `initialize()`. In a file, a relative `stateFile` or `auditLogFile` starts at the file's
+    folder: in another working directory, another store or log would be begun. Other files, which must exist, start at
+    the working directory.
     """
+    return source if isinstance(source, Config) else choose(load_each(source), key_manager, _NAME_ONE)
+
+
+def load_each(source: Source) -> dict[str, Config]:
+    """Check a configuration as `load` does. Return those of its key managers by name, in the document's order; one at
+    `keyManager` is named "default"."""
     if isinstance(source, Config):
-        return source
+        return {source.key_manager.manager or SINGLE: source}
     if isinstance(source, Mapping):
-        return _checked(dict(source), "configuration")
+        return _apart(_checked(dict(source), "configuration"), "configuration")
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str):
             source = f"configuration {path}" if path.isprintable() else "configuration"
             folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  # no links are resolved: one may be exchanged
-            return _placed(_checked(_read(path), source), folder, source)
+            return _apart(_placed(_checked(_read(path), source), folder, source), source)
     raise ConfigurationError.of(
         [ConfigFault("$", f"must be a dict, a path or a Config, not a {type(source).__name__}")]
     )
 
 
-def _checked(document: object, source: str) -> Config:
+def _checked(document: object, source: str) -> dict[str, Config]:
     if not isinstance(document, dict):
         _refuse("$", "must be an object", source)
     body: object = document
@@ -61,46 +72,73 @@ def _checked(document: object, source: str) -> Config:
         body, path = document["sequencer"], "$.sequencer"
     if not isinstance(body, dict):
         _refuse(path, "must be an object", source)
+    if "keyManagers" in body:
+        if "keyManager" in body:
+            _refuse(child_path(path, "keyManagers"), "stands beside keyManager: give one of them", source)
+        body, faults = checked_names(body, path)
+        configs = _valid(KeyManagersConfig, body, path, source, faults).each()
+        for config in configs.values():
+            _warn_of_placeholders(config)
+        return configs
     if "keyManager" not in body:
         # Without it nothing below can be checked; the keys that are there are most likely a misspelling of it.
         faults = [ConfigFault(child_path(path, "keyManager"), "is required")]
-        allowed = ("keyManager", "sequencer") if path == "$" else ("keyManager",)
+        allowed = ("keyManager", "keyManagers", *(("sequencer",) if path == "$" else ()))
         faults += [ConfigFault(child_path(path, str(key)), unknown_key(str(key), allowed)) for key in body]
         raise ConfigurationError.of(faults, source=source)
+    config = _valid(Config, body, path, source, [])
+    _warn_of_placeholders(config)
+    return {SINGLE: config}
 
+
+def _valid(model: type[M], body: object, path: str, source: str, faults: list[ConfigFault]) -> M:
+    """Return the model of a document's body, which stands at `path`. `faults`: those that were found already."""
     known: dict[int, tuple[str, ...]] = {}
-    faults = []
-    config: Config | None = None
+    made: M | None = None
     try:
-        config = Config.model_validate(body, context=known)
+        made = model.model_validate(body, context=known)
     except ValidationError as error:
-        faults = faults_of(error, body, path, known)
+        faults = faults + faults_of(error, body, path, known)
     # Raised outside the handler: pydantic's error holds the document and its secrets, and must not be the context.
-    if config is None:
+    if made is None or faults:
         raise ConfigurationError.of(faults, source=source)
     plain: list[str] = []
-    _locate(config, path, plain)
-    _warn(config, plain)
-    return config
-
-
-def _placed(config: Config, folder: Path, source: str) -> Config:
-    """Return the configuration with the paths of what it keeps made absolute."""
-    rules = config.key_manager
-    found = {"state_file": rules.state_file, "audit_log_file": rules.audit_log_file}
-    relative = {name: path for name, path in found.items() if path is not None and not Path(path).is_absolute()}
-    faults = [
-        ConfigFault(
-            child_path(rules.where, to_camel(name)),
-            f"starts at the configuration's folder: {folder / path}; move {Path(path).absolute()} there, or name it so",
+    _locate(made, path, plain)
+    for where in plain:
+        get_logger().warning(
+            'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}',
+            path=where,
         )
-        for name, path in relative.items()
-        if os.path.exists(path) and not os.path.exists(folder / path)  # noqa: PTH110  # never raises
-    ]
-    if faults:
+    return made
+
+
+def _apart(configs: dict[str, Config], source: str) -> dict[str, Config]:
+    """Return the configurations. Raises ConfigurationError if two of them share what only one may have."""
+    if faults := list(clashes(configs)):
         raise ConfigurationError.of(faults, source=source)
-    changes = {name: str(folder / path) for name, path in relative.items()}
-    return config.model_copy(update={"key_manager": rules.model_copy(update=changes)}) if changes else config
+    return configs
+
+
+def _placed(configs: dict[str, Config], folder: Path, source: str) -> dict[str, Config]:
+    """Return the configurations with the paths of what they keep made absolute."""
+    faults: dict[str, ConfigFault] = {}
+    placed = {}
+    for key, config in configs.items():
+        rules = config.key_manager
+        changes = {}
+        for name, parent in (("state_file", rules.where), ("audit_log_file", rules.log_where)):
+            path = getattr(rules, name)
+            if path is None or Path(path).is_absolute():
+                continue
+            changes[name] = str(folder / path)
+            if os.path.exists(path) and not os.path.exists(folder / path):  # noqa: PTH110  # never raises
+                where = child_path(parent, to_camel(name))
+                problem = f"starts at the configuration's folder: {folder / path}; move {Path(path).absolute()} there"
+                faults[where] = ConfigFault(where, f"{problem}, or name it so")
+        placed[key] = config.model_copy(update={"key_manager": rules.model_copy(update=changes)}) if changes else config
+    if faults:
+        raise ConfigurationError.of(faults.values(), source=source)
+    return placed
 
 
 def _locate(value: object, path: str, plain: list[str]) -> None:
@@ -123,15 +161,9 @@ def _locate(value: object, path: str, plain: list[str]) -> None:
             plain.append(path)
 
 
-def _warn(config: Config, plain: list[str]) -> None:
-    log = get_logger()
-    for path in plain:
-        log.warning(
-            'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}',
-            path=path,
-        )
+def _warn_of_placeholders(config: Config) -> None:
     for path in config.placeholders:
-        log.warning("placeholder in the configuration: put in the real value", path=path)
+        get_logger().warning("placeholder in the configuration: put in the real value", path=path)
 
 
 def _refuse(path: str, problem: str, source: str) -> NoReturn:

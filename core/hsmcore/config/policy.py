@@ -131,7 +131,7 @@ class Policy(Model):
         for number, form in enumerate(self.formats):
             if form.kind not in self.kinds:
                 raise clash(f"formats[{number}] is of kind {form.kind}, which kinds does not list")
-            if any(_overlap(form, other) for other in self.formats[:number]):
+            if any(overlap(form, other) for other in self.formats[:number]):
                 raise clash(f"formats[{number}] has the length of another one, and one prefix begins with the other")
         if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
             raise clash("has transactions, but kinds lists no kind of transaction")
@@ -148,6 +148,7 @@ class Policy(Model):
         return bool(self.ordered) or (self.transactions is not None and self.transactions.counts)
 
 
-def _overlap(one: PayloadFormat, other: PayloadFormat) -> bool:
+def overlap(one: PayloadFormat, other: PayloadFormat) -> bool:
+    """Return whether a message could be of both formats."""
     same = one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix)
     return one.length == other.length and same

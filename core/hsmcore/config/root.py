@@ -25,6 +25,8 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 
 STATE_FILE = "hsmcore-state.db"
 """The store that all configurations of a folder shared before each got its own."""
+BESIDE_SEVERAL = ("auditLogFile", "audit", "cloudWatchLogs")
+"""The keys of a key manager that stand once, beside `keyManagers`, where there are several."""
 MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: a larger one is a mistake.
@@ -75,6 +77,7 @@ class KeyManagerConfig(Provider):
     """Settings of `hsmcore serve` and `hsmcore.serve.attached`. Default: their defaults."""
 
     _first_is_listed: bool = PrivateAttr(default=False)
+    _manager: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -96,10 +99,7 @@ class KeyManagerConfig(Provider):
                 f"queueSize times maxMessageBytes is {self.queue_size * self.max_message_bytes} bytes of memory; "
                 f"at most {MAX_RING_BYTES} are allowed"
             )
-        if self.audit is not None and self.audit_log_file is None:
-            raise clash("has audit, but no auditLogFile to keep it in")
-        if self.cloud_watch_logs is not None and self.audit_log_file is None:
-            raise clash("has cloudWatchLogs, but no auditLogFile, whose records are what is copied there")
+        require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
         require_lasting(self, "the key manager's own provider")
         consents = self.failover is not None and "primary" in self.failover.accept_other_keys
         if consents and self._first_is_listed and len(self._listed_primary) == 1:
@@ -120,13 +120,32 @@ class KeyManagerConfig(Provider):
         return self
 
     @property
+    def manager(self) -> str | None:
+        """Its name in `keyManagers`; None: it is `keyManager`."""
+        return self._manager
+
+    def among(self, name: str, **beside: object) -> KeyManagerConfig:
+        """Return a copy that has this name in `keyManagers`, with the fields that stand beside them."""
+        copy = self.model_copy(update=beside)
+        copy._manager = name  # noqa: SLF001  # a copy of our own
+        return copy
+
+    @property
+    def log_where(self) -> str:
+        """The JSON path of the object in which auditLogFile, audit and cloudWatchLogs stand."""
+        return self.where if self.manager is None else self.where.rpartition(".keyManagers")[0]
+
+    @property
     def state_path(self) -> Path:
         """The path of the state store. By default it lies beside auditLogFile, or in the user's state folder, and is
         named after the token that signs, not after its key: a configuration that names another key must meet the ring
-        that it leaves. A store of the name that all shared is used on: it may hold the ring and the budget."""
+        that it leaves. One of several key managers has its name in front: each has a store of its own. A store of the
+        name that all shared is used on: it may hold the ring and the budget."""
         if self.state_file is not None:
             return Path(self.state_file)
         folder = default_state() if self.audit_log_file is None else Path(self.audit_log_file).parent
+        if self.manager is not None:
+            return folder / f"hsmcore-state-{self.manager}-{_file_name(self.own)}.db"
         own = folder / f"hsmcore-state-{_file_name(self.own)}.db"
         shared = folder / STATE_FILE
         return shared if os.path.isfile(shared) and not os.path.isfile(own) else own  # noqa: PTH113  # never raises
@@ -204,6 +223,16 @@ class Config(Model):
     key_manager: KeyManagerConfig
     state_secret: Secret | None = None
     """The secret of the state store's seal, 32 bytes at least: without it a writer of the store is believed."""
+    _hidden: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @classmethod
+    def one_of(cls, rules: KeyManagerConfig, secret: Secret | None, where: str, hidden: frozenset[str]) -> Config:
+        """Return the configuration of one of several key managers. `hidden`: the variables with secrets of all."""
+        fields: dict[str, Any] = {"keyManager": rules, "stateSecret": secret}
+        made = cls.model_construct(**fields)
+        made.locate(where)
+        made._hidden = hidden  # noqa: SLF001  # made here
+        return made
 
     @property
     def has_emergency(self) -> bool:
@@ -223,14 +252,17 @@ class Config(Model):
     @property
     def placeholders(self) -> tuple[str, ...]:
         """The JSON paths of an example's blanks, such as `<cluster-ip>`."""
-        return tuple(_placeholders(self, self.where))
+        rules = self.key_manager
+        beside = tuple(f"{rules.where}.{key}" for key in BESIDE_SEVERAL)
+        found = [*_placeholders(rules, rules.where), *_placeholders(self.state_secret, f"{self.where}.stateSecret")]
+        return tuple(rules.log_where + p.removeprefix(rules.where) if p.startswith(beside) else p for p in found)
 
     @property
     def secret_variables(self) -> frozenset[str]:
         """The environment variables that hold secrets of this configuration. No child process may inherit them. AWS
         credentials are among them if this process uses them itself: the modules in child processes need none."""
         secrets = list(_all(Secret, self))
-        found = frozenset(secret.variable for secret in secrets if secret.variable is not None)
+        found = self._hidden.union(secret.variable for secret in secrets if secret.variable is not None)
         found = found.union(*(provider.descriptor.secret_variables for provider in _all(Provider, self)))
         rotation = self.key_manager.key_rotation
         asks_aws = (
@@ -246,6 +278,14 @@ class Config(Model):
             raise ConfigurationError.of(
                 ConfigFault(path, "is a placeholder: put in the real value") for path in self.placeholders
             )
+
+
+def require_log(file: str | None, settings: AuditSettings | None, copies: CloudWatchLogs | None) -> None:
+    """Raise a fault for settings of an audit log that is not kept."""
+    if settings is not None and file is None:
+        raise clash("has audit, but no auditLogFile to keep it in")
+    if copies is not None and file is None:
+        raise clash("has cloudWatchLogs, but no auditLogFile, whose records are what is copied there")
 
 
 def _file_name(provider: Provider) -> str:

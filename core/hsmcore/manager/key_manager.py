@@ -41,9 +41,9 @@ T = TypeVar("T")
 def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
     """Check a configuration and make its key manager; nothing is opened before `initialize()`.
 
-    `config` is a dict, the path of a JSON file, or a Config. `rotates`: False leaves `keyRotation` to other processes
-    and only follows the key ring, as the commands that sign, verify and show do. Raises ConfigurationError, which names
-    each fault by its JSON path.
+    `config` is a dict, the path of a JSON file, or a Config; `create_key_managers` takes one with `keyManagers`.
+    `rotates`: False leaves `keyRotation` to other processes and only follows the key ring, as the commands that sign,
+    verify and show do. Raises ConfigurationError, which names each fault by its JSON path.
     """
     return KeyManager(load(config), rotates=rotates)
 
@@ -63,10 +63,11 @@ class KeyManager:
     errors are HsmError.
     """
 
-    def __init__(self, config: Config, *, rotates: bool = True) -> None:
+    def __init__(self, config: Config, *, rotates: bool = True, audit: AuditLog | None = None) -> None:
+        """`audit`: instead of a log of its own, its part of one that several key managers share."""
         self.config = config
         self._rotates = rotates
-        self.audit = AuditLog.of(config.key_manager)
+        self.audit = AuditLog.of(config.key_manager) if audit is None else audit
         self._rules: KeyManagerConfig = config.key_manager
         self._life = Lifecycle(self._open, self._refuse, self._close)
         self._events = Events()
@@ -128,7 +129,7 @@ class KeyManager:
         rules, log = self._rules, get_logger()
         state = str(rules.state_path.absolute()) if rules.keeps_state else None
         audit = None if rules.audit_log_file is None else str(Path(rules.audit_log_file).absolute())
-        log.info("key manager opens", name=rules.name, state_store=state, audit_log=audit)
+        log.info("key manager opens", name=rules.manager or rules.name, state_store=state, audit_log=audit)
         if state is not None and rules.state_file is None and rules.state_path.name == STATE_FILE:
             hint = "Name it with stateFile, in the configuration that its key ring belongs to."
             log.warning("the state store has the name that all configurations shared", path=state, hint=hint)

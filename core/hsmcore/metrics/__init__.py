@@ -5,6 +5,7 @@ Reading order: catalog (the metrics), reading, members and background (their val
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hsmcore.metrics.background import read_background
@@ -17,13 +18,27 @@ if TYPE_CHECKING:
 
     from hsmcore.manager.key_manager import KeyManager
 
+    Managers = KeyManager | Mapping[str, KeyManager]
+
 __all__ = ["collector", "read", "render"]
 
 
-def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
-    """Return all metrics, read now. Any thread; also before the manager is open, and after."""
+def read(manager: Managers, time_slice: TimeSlice | None = None) -> Reading:
+    """Return all metrics, read now; those of several key managers with the label `manager`, the name. Any thread; also
+    before the manager is open, and after."""
     time_slice = time_slice or TimeSlice()
-    reading = Reading()
+    if not isinstance(manager, Mapping):
+        reading = Reading()
+        _read(reading, manager, time_slice)
+        return reading
+    reading = Reading(("manager",))
+    for name, one in manager.items():
+        reading.first = (name,)
+        _read(reading, one, time_slice)
+    return reading
+
+
+def _read(reading: Reading, manager: KeyManager, time_slice: TimeSlice) -> None:
     snapshot = manager.snapshot()
     members = snapshot.path.members()  # once: a single member's state costs a look at all its counters
     read_manager(reading, snapshot, members)
@@ -31,10 +46,9 @@ def read(manager: KeyManager, time_slice: TimeSlice | None = None) -> Reading:
         read_member(reading, member)
         time_slice()
     read_background(reading, snapshot)
-    return reading
 
 
-def render(manager: KeyManager, accept: str | None = None) -> tuple[bytes, str]:
+def render(manager: Managers, accept: str | None = None) -> tuple[bytes, str]:
     """Return all metrics, read now, as (body, content type): Prometheus' text format, or OpenMetrics if `accept`, an
     Accept header, names it. Any thread; outside an event loop it sleeps for 50 µs every 2 ms, so that the loop runs."""
     time_slice = TimeSlice()
@@ -42,9 +56,9 @@ def render(manager: KeyManager, accept: str | None = None) -> tuple[bytes, str]:
     return encode(read(manager, time_slice), kind, time_slice), kind
 
 
-def collector(manager: KeyManager) -> Collector:
+def collector(manager: Managers) -> Collector:
     """Return a collector for prometheus_client: `REGISTRY.register(collector(manager))`. Scrapes may come from any
-    thread; one registry takes the collector of one key manager."""
+    thread; one registry takes one collector: of a key manager, or of several together."""
     from hsmcore.metrics.prometheus import ManagerCollector
 
     return ManagerCollector(lambda: read(manager))

@@ -33,10 +33,10 @@ class ManagerCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the present values."""
-        samples = self._read().samples
+        reading = self._read()
         for metric in METRICS:
-            family = _family(metric)
-            for labels, value in samples.get(metric, ()):
+            family = _family(metric, reading.labels)
+            for labels, value in reading.samples.get(metric, ()):
                 if isinstance(value, Buckets):
                     counts = [*zip(_LE, value.counts, strict=True), ("+Inf", value.total)]
                     family.add_metric(labels, counts, value.seconds)  # type: ignore[attr-defined]  # a histogram's
@@ -46,5 +46,5 @@ class ManagerCollector(Collector):
                 yield family
 
 
-def _family(metric: Metric) -> Family:
-    return _FAMILIES[metric.kind](metric.name, metric.help, labels=metric.labels)
+def _family(metric: Metric, first: tuple[str, ...] = ()) -> Family:
+    return _FAMILIES[metric.kind](metric.name, metric.help, labels=first + metric.labels)

@@ -41,9 +41,13 @@ Sample = tuple[tuple[str, ...], Value]
 
 
 class Reading:
-    """Samples by metric, in the order of their addition."""
+    """Samples by metric, in the order of their addition. Each has the values of `labels` before those of its metric's
+    own labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: tuple[str, ...] = ()) -> None:
+        self.labels = labels
+        self.first: tuple[str, ...] = ()
+        """The values of `labels` for what is added next."""
         self.samples: dict[Metric, list[Sample]] = {}
 
     def add(self, metric: Metric, value: Value, *labels: str) -> None:
@@ -51,11 +55,11 @@ class Reading:
         samples = self.samples.get(metric)
         if samples is None:
             samples = self.samples[metric] = []
-        samples.append((labels, value))
+        samples.append((self.first + labels, value))
 
     def add_all(self, metric: Metric, rows: Iterable[Sample]) -> None:
         """Add several samples of one metric."""
-        self.samples.setdefault(metric, []).extend(rows)
+        self.samples.setdefault(metric, []).extend((self.first + labels, value) for labels, value in rows)
 
 
 class TimeSlice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-from hsmcore.metrics.catalog import METRICS, Metric
+from hsmcore.metrics.catalog import METRICS
 from hsmcore.metrics.reading import BOUNDS, Buckets, Reading, TimeSlice
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,7 +28,7 @@ def content_type(accept: str | None) -> str:
 
 def encode(reading: Reading, kind: str, time_slice: TimeSlice) -> bytes:
     """Return the text, in the order of the catalogue."""
-    strict = kind == OPENMETRICS
+    strict, first = kind == OPENMETRICS, reading.labels
     lines: list[str] = []
     for metric in METRICS:
         samples = reading.samples.get(metric)
@@ -39,10 +39,10 @@ def encode(reading: Reading, kind: str, time_slice: TimeSlice) -> bytes:
         if metric.kind == "histogram":
             for labels, value in samples:
                 if isinstance(value, Buckets):
-                    _histogram(lines, metric, labels, value)
+                    _histogram(lines, metric.name, first + metric.labels, labels, value)
                     time_slice()
             continue
-        name, names = metric.name, metric.labels
+        name, names = metric.name, first + metric.labels
         lines += [f"{name}{_braced(names, labels)} {value!r}\n" for labels, value in samples]
         time_slice()
     if strict:
@@ -50,11 +50,11 @@ def encode(reading: Reading, kind: str, time_slice: TimeSlice) -> bytes:
     return "".join(lines).encode()
 
 
-def _histogram(lines: list[str], metric: Metric, labels: tuple[str, ...], value: Buckets) -> None:
-    start, braced = _start(metric.name, metric.labels, labels), _braced(metric.labels, labels)
+def _histogram(lines: list[str], name: str, names: tuple[str, ...], labels: tuple[str, ...], value: Buckets) -> None:
+    start, braced = _start(name, names, labels), _braced(names, labels)
     lines += [f"{start}{le}}} {count}\n" for le, count in zip(_LE, value.counts, strict=True)]
-    lines.append(f'{start}le="+Inf"}} {value.total}\n{metric.name}_count{braced} {value.total}\n')
-    lines.append(f"{metric.name}_sum{braced} {value.seconds!r}\n")
+    lines.append(f'{start}le="+Inf"}} {value.total}\n{name}_count{braced} {value.total}\n')
+    lines.append(f"{name}_sum{braced} {value.seconds!r}\n")
 
 
 @lru_cache(maxsize=4096)

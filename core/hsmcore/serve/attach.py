@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hsmcore._version import __version__
 from hsmcore.config import Config, Monitoring
 from hsmcore.config.faults import faults_of
-from hsmcore.errors import ConfigurationError
+from hsmcore.errors import BadArgument, ConfigurationError
 from hsmcore.serve.site import Site
 from hsmcore.serve.source import ManagerSource, Source
 
@@ -28,8 +28,12 @@ async def attached(
 
     `settings`: instead of the configuration's `monitoring`; `listen`: instead of theirs: "127.0.0.1:9464",
     "127.0.0.1:0", "unix:/path". The server has a thread and an event loop of its own. It asks the key manager for its
-    state once a second, which costs the manager's loop about 0.1 ms for each member. Raises ConfigurationError.
+    state once a second, which costs the manager's loop about 0.1 ms for each member. Raises ConfigurationError, and
+    BadArgument for several key managers: attach a server to each.
     """
+    given: object = manager
+    if isinstance(given, Mapping):
+        raise BadArgument('a server shows one key manager: attach one to each, as in attached(managers["blocks"])')
     source = ManagerSource(manager, asyncio.get_running_loop())
     async with _running(source, settings_of(manager.config, listen, settings), __version__) as site:
         yield site

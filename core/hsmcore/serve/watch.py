@@ -82,7 +82,10 @@ class WatchSource:
         """Put the record into the log's spool, from which the key manager takes it within a second."""
         file = self.config.key_manager.audit_log_file
         if file is not None:
-            await asyncio.to_thread(_spool, Layout(file), action, {**fields, "mode": "console", "result": result})
+            name = self.config.key_manager.manager
+            named = {} if name is None else {"manager": name}
+            record = {**fields, **named, "mode": "console", "result": result}
+            await asyncio.to_thread(_spool, Layout(file), action, record)
         return None
 
     def listen(self, tell: Tell) -> Callable[[], None]:
