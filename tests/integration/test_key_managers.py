@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tests.support.audit_logs import keys_of
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.managers import start
+from tests.support.policed import key, moving
 from tests.support.scrapes import Scrape
 
 import hsmcore
@@ -27,6 +28,7 @@ from hsmcore.cli.app import run
 from hsmcore.errors import (
     BadArgument,
     ConfigurationError,
+    DoubleSign,
     EngineClosed,
     KeyMismatch,
     KeyNotFound,
@@ -180,6 +182,31 @@ async def test_a_message_goes_to_the_key_of_its_kind(fresh_token, tmp_path):
     refused = [record for record in records(log) if record.get("error") == "POLICY_REFUSED"]
     assert len(refused) == 3
     assert checked(log)
+
+
+async def test_a_format_of_one_key_is_known_to_the_others(fresh_token, tmp_path):
+    """A key that signs raw bytes signs no block of the other key's chain; kinds need not be named."""
+    token = fresh_token(*KEYS)
+    own = {"kind": "block", "prefix": "4c3201", "length": 44, "position": {"offset": 4, "bytes": 8}}
+    config = of_tokens(tmp_path, token, token, auditLogFile=str(tmp_path / "audit.log"))
+    managers = config["sequencer"]["keyManagers"]
+    managers["blocks"]["policy"] = {"kinds": ["block"], "formats": [own]}
+    managers["transactions"]["policy"] = {"kinds": ["raw", "tx-v0"]}
+    block = b"\x4c\x32\x01\x00" + (7).to_bytes(8) + b"a" * 32
+    async with hsmcore.create_key_managers(config) as managers:
+        VerifyKey(managers["blocks"].public_key).verify(block, await managers.sign(block))
+        with pytest.raises(PolicyRefused, match="block"):
+            await managers["transactions"].sign(block)
+        with pytest.raises(DoubleSign):
+            await managers.sign(block[:-1] + b"b")
+        transaction = moving(key(1), 5)
+        for message in (b"raw", transaction):
+            VerifyKey(managers["transactions"].public_key).verify(message, await managers.sign(message))
+        with pytest.raises(PolicyRefused):
+            await managers.sign(transaction, kind="block")
+        with pytest.raises(PolicyRefused):
+            await managers.sign(bytes(32))
+    assert checked(tmp_path / "audit.log")
 
 
 async def test_one_key_manager_is_named_default(world):

@@ -107,8 +107,7 @@ class Policy(Model):
 
     kinds: Kinds
     domain: Annotated[str, Text(64)] = "default"
-    """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload. Two keys
-    with the same state store and domain share their positions."""
+    """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload."""
     formats: Annotated[tuple[PayloadFormat, ...], BeforeValidator(as_tuple)] = ()
     callers: dict[str, CallerRules] | None = None
     """By name; a caller that is not among them is refused. Default: anybody in this process may have signed what the

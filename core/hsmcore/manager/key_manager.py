@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
-from hsmcore.config import Config, KeyManagerConfig, load
+from hsmcore.config import Config, KeyManagerConfig, PayloadFormat, load
 from hsmcore.config.load import Source
 from hsmcore.config.root import STATE_FILE
 from hsmcore.errors import AccessDenied, DoubleSign, HsmError, LoginError, PolicyRefused, WrongEventLoop
@@ -63,8 +63,16 @@ class KeyManager:
     errors are HsmError.
     """
 
-    def __init__(self, config: Config, *, rotates: bool = True, audit: AuditLog | None = None) -> None:
-        """`audit`: instead of a log of its own, its part of one that several key managers share."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rotates: bool = True,
+        audit: AuditLog | None = None,
+        formats: Sequence[PayloadFormat] = (),
+    ) -> None:
+        """`audit`: instead of a log of its own, its part of one that several key managers share. `formats`: those of
+        all their policies."""
         self.config = config
         self._rotates = rotates
         self.audit = AuditLog.of(config.key_manager) if audit is None else audit
@@ -77,6 +85,7 @@ class KeyManager:
         self._refused: LoginError | None = None
         self._audited = self.audit.enabled
         self._record = Recorder(self.audit, self._rules.name)
+        self._formats = formats
         self._guard: Guard | None = None
         self._passes: Callable[..., bool] | None = None
         self._sign_on(UNOPENED)
@@ -140,7 +149,7 @@ class KeyManager:
             await self.audit.use_members(partial(running, path))
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
-            self._guard_with(await Guard.open(self.config, self._signers))
+            self._guard_with(await Guard.open(self.config, self._formats, self._signers))
             await self._background.begin(self._keys.port(self), path.version, self._events)
         except BaseException:
             async with AsyncExitStack() as rest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import combinations
@@ -14,12 +14,13 @@ from typing import Any, Self
 
 from hsmcore._native import freeze
 from hsmcore.audit.shared import LogPart, SharedLog
-from hsmcore.config import Config, PayloadFormat, Provider, load_each
+from hsmcore.config import Config, Provider, load_each
 from hsmcore.config.load import Source
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, PolicyRefused
 from hsmcore.events import Callback
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.lifecycle import Lifecycle
+from hsmcore.policy.guard import kinds_of
 
 Message = bytes | bytearray | memoryview
 
@@ -33,22 +34,6 @@ def create_key_managers(config: Source, *, rotates: bool = True) -> KeyManagers:
     return KeyManagers(load_each(config), rotates=rotates)
 
 
-def kind_of(message: Message, formats: tuple[PayloadFormat, ...]) -> str | None:
-    """Return the kind of a message, by the formats of all key managers; None if it cannot be told."""
-    del message, formats
-    return None
-
-
-def sign_on(
-    manager: KeyManager, message: Message, timeout: float | None, kind: str | None, position: int | None
-) -> Awaitable[bytes]:
-    """Sign with the key manager that was chosen. Raises PolicyRefused for a position, which would not be bound."""
-    del kind
-    if position is not None:
-        raise PolicyRefused("no position is bound here")
-    return manager.sign(message, timeout)
-
-
 class KeyManagers(Mapping[str, KeyManager]):
     """Key managers by name, in the order of the configuration.
 
@@ -59,14 +44,16 @@ class KeyManagers(Mapping[str, KeyManager]):
     def __init__(self, configs: Mapping[str, Config], *, rotates: bool = True) -> None:
         rules = {name: config.key_manager for name, config in configs.items()}
         self.audit = SharedLog(next(iter(rules.values())))
+        # Known to all: else a key that signs raw bytes would sign what another key's format calls a block.
+        formats = tuple(form for own in rules.values() if own.policy for form in own.policy.formats)
+        self._kinds = kinds_of(formats)
         self._managers = {
-            name: KeyManager(config, rotates=rotates, audit=LogPart(self.audit, rules[name]))
+            name: KeyManager(config, rotates=rotates, audit=LogPart(self.audit, rules[name]), formats=formats)
             for name, config in configs.items()
         }
-        self._owners: dict[str | None, KeyManager] = {
+        self._owners: dict[str, KeyManager] = {
             kind: self._managers[name] for name, own in rules.items() if own.policy for kind in own.policy.kinds
         }
-        self._formats = tuple(form for own in rules.values() if own.policy for form in own.policy.formats)
         self._life = Lifecycle(self._open, lambda: None, self._close)
 
     def __getitem__(self, name: str) -> KeyManager:
@@ -153,30 +140,28 @@ class KeyManagers(Mapping[str, KeyManager]):
             if isinstance(error, BaseException):
                 raise _named(error, name) if isinstance(error, HsmError) else error
 
-    def for_kind(self, kind: str | None) -> KeyManager:
+    def for_kind(self, kind: str) -> KeyManager:
         """Return the key manager whose policy lists this kind; the only one, if there is one. Raises PolicyRefused."""
         owner = self._owners.get(kind)
         if owner is not None:
             return owner
         if len(self) == 1:
             return next(iter(self.values()))  # its own policy decides
-        which = "whose kind cannot be told" if kind is None else f"of kind {kind!r:.40}"
-        raise PolicyRefused(f"no key manager signs a message {which}")
+        raise PolicyRefused(f"no key manager signs a message of kind {kind!r:.40}")
 
     async def sign(
         self, message: Message, timeout: float | None = None, kind: str | None = None, position: int | None = None
     ) -> bytes:
         """Sign one message with the key manager whose policy lists its kind: `kind` if it is given. As KeyManager.sign;
         raises PolicyRefused if there is none."""
-        kind = kind_of(message, self._formats) if kind is None else kind
         try:
-            manager = self.for_kind(kind)
+            manager = self.for_kind(self._kinds.look(message).kind if kind is None else kind)
         except PolicyRefused as error:
             self._life.check()
             self.audit.note("sign", message=freeze(message), result="error", error=error.status)
             await asyncio.sleep(0)
             raise
-        return await sign_on(manager, message, timeout, kind, position)
+        return await manager.sign(message, timeout, kind=kind, position=position)
 
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` for each `event` of any key manager, whose name is `details["manager"]`. Returns

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base58 import from_base58
-from hsmcore.config import Config, Policy, TransactionRules
+from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
 from hsmcore.config.policy import ORDERED
 from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, PolicyRefused
 from hsmcore.policy.callers import Caller, Callers
@@ -30,23 +30,33 @@ Signers = Callable[[], Sequence[bytes]]
 """Returns the public keys that sign now."""
 
 
-def gate_of(policy: Policy, *, role: str | None = None) -> Gate:
-    """Return what decides about payloads by their bytes alone. `role`: another one than the policy's."""
+def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str | None = None) -> Gate:
+    """Return what decides about payloads by their bytes alone. `formats`: instead of the policy's. `role`: another one
+    than the policy's."""
     rules = policy.transactions or TransactionRules()
     return Gate(
         kinds=policy.kinds,
         domain=policy.domain,
-        formats=[
-            (form.kind, bytes.fromhex(form.prefix), form.length, at.offset, at.bytes, at.order == "big")
-            for form in policy.formats
-            for at in (form.position,)
-        ],
+        formats=_formats(formats or policy.formats),
         programs=_addresses(rules.programs),
         lookup_tables=_addresses(rules.lookup_tables),
         role=role or rules.role,
         counts=rules.counts,
         callers=policy.callers is not None,
     )
+
+
+def kinds_of(formats: Sequence[PayloadFormat]) -> Gate:
+    """Return what tells the kind of any message."""
+    return Gate(kinds=(), domain="", formats=_formats(formats))
+
+
+def _formats(formats: Sequence[PayloadFormat]) -> list[tuple[str, bytes, int, int, int, bool]]:
+    return [
+        (form.kind, bytes.fromhex(form.prefix), form.length, at.offset, at.bytes, at.order == "big")
+        for form in formats
+        for at in (form.position,)
+    ]
 
 
 def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
@@ -76,10 +86,17 @@ def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, posit
 class Guard:
     """Admits requests. Belongs to one event loop."""
 
-    def __init__(self, policy: Policy, store: Store | None, signers: Signers, default_timeout: float) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        formats: Sequence[PayloadFormat],
+        store: Store | None,
+        signers: Signers,
+        default_timeout: float,
+    ) -> None:
         self._policy, self._store, self._signers = policy, store, signers
         self._default = default_timeout
-        self.gate = gate_of(policy)
+        self.gate = gate_of(policy, formats)
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
@@ -90,14 +107,15 @@ class Guard:
         else the state store said."""
 
     @classmethod
-    async def open(cls, config: Config, signers: Signers) -> Self | None:
-        """Open what a configuration's policy needs; None: it has no policy. Raises StoreError."""
+    async def open(cls, config: Config, formats: Sequence[PayloadFormat], signers: Signers) -> Self | None:
+        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. Raises
+        StoreError."""
         rules = config.key_manager
         if rules.policy is None:
             return None
         keeps = rules.policy.needs_store
         store = await Store.open(rules.state_path, config.state_secret) if keeps else None
-        return cls(rules.policy, store, signers, rules.request_timeout_ms / 1e3)
+        return cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3)
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""
