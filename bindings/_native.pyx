@@ -10,6 +10,7 @@ requests.pxi next; README.md has the reading order.
 import os
 from asyncio import Future, InvalidStateError
 from copy import copy
+from hashlib import sha256
 from math import inf
 
 from cpython.buffer cimport PyObject_CheckBuffer
@@ -31,9 +32,11 @@ from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
     HsmError,
+    InvalidMessage,
     InvalidMessageType,
     InvalidTimeout,
     NotInitialized,
+    PolicyRefused,
     WrongEventLoop,
     error_of,
 )

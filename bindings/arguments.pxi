@@ -1,9 +1,34 @@
-# Part of _native.pyx: the checks on what a caller passes. Every engine and the failover router use these two.
+# Part of _native.pyx: the checks on what a caller passes. Every engine and the failover router use them.
+
+cdef Py_ssize_t DIGEST_BYTES = 32
+
+
+@cython.final
+cdef class Digest:
+    """Takes the place of a message: a SHA-256 digest, or another of 32 bytes, which an ECDSA key signs as it is. Never
+    equal to a message of the same bytes."""
+
+    cdef readonly bytes value
+
+    def __cinit__(self, value):
+        """Raises InvalidMessageType, InvalidMessage."""
+        self.value = _frozen(value)
+        if PyBytes_GET_SIZE(self.value) != DIGEST_BYTES:
+            raise InvalidMessage(f"a digest must have {DIGEST_BYTES} bytes, not {PyBytes_GET_SIZE(self.value)}")
+
+    def __len__(self):
+        return DIGEST_BYTES
 
 
 def freeze(message):
-    """The message as immutable bytes. Raises InvalidMessageType."""
-    return _frozen(message)
+    """The message as immutable bytes; a Digest as it is. Raises InvalidMessageType."""
+    return message if type(message) is Digest else _frozen(message)
+
+
+def digest_of(message):
+    """What names a message in records and bindings, and what an ECDSA key signs: its SHA-256, or the value of a Digest.
+    So a message and its own digest are one thing here. Raises InvalidMessageType."""
+    return (<Digest>message).value if type(message) is Digest else sha256(_frozen(message)).digest()
 
 
 def timeout_ns(timeout):

@@ -56,6 +56,10 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     const char *hsm_algorithm_name(hsm_algorithm algorithm)
     hsm_algorithm hsm_algorithm_of_name(const char *name)
     int hsm_algorithm_is_deterministic(hsm_algorithm algorithm)
+    hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
+                                 const uint8_t *digest, const uint8_t *signature, size_t signature_len)
+    hsm_status hsm_recovery_id(const uint8_t *public_key, const uint8_t *digest, const uint8_t *signature,
+                               uint8_t *recovery_id)
     hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
                           const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len)
 
@@ -259,6 +263,7 @@ cdef extern from "hsmcore/requests.h" nogil:
         uint64_t timeout_ns
         uint64_t tag
         int admitted
+        int prehashed
         int held
 
     ctypedef struct hsm_answer:
@@ -424,13 +429,11 @@ cdef extern from "hsmcore/payload.h" nogil:
 
     ctypedef struct hsm_rules:
         const uint8_t *programs
-        size_t program_count
         const uint8_t *tables
-        size_t table_count
+        const uint8_t *signers
+        size_t program_count, table_count, signer_count
         uint8_t counts
         hsm_role role
-        const uint8_t *signers
-        size_t signer_count
 
     ctypedef enum hsm_refusal:
         HSM_REFUSAL_NONE
@@ -442,7 +445,6 @@ cdef extern from "hsmcore/payload.h" nogil:
 
     ctypedef struct hsm_judgement:
         const uint8_t *address
-        uint64_t lamports
-        uint64_t tokens
+        uint64_t lamports, tokens
 
     hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement)

@@ -33,12 +33,14 @@ cdef class Recorder:
         return answer.status == HSM_OK or not answer.last or not (
             answer.shared or answer.told or answer.slot == HSM_NO_SLOT)
 
-    cdef uint64_t put(self, const hsm_answer *answer, bytes message, bytes extra, bint claimed) except? 0:
+    cdef uint64_t put(self, const hsm_answer *answer, object message, bytes extra, bint claimed) except? 0:
         """Append the record of an answer. Returns its number; 0 if it is dropped because the journal is full, with
         `fail_open`. `claimed`: a caller waits for it."""
         cdef hsm_journal_sign sign
         cdef bytes tail = self._tails.get(answer.key, b"}")
         cdef uint64_t seq
+        cdef bint prehashed = type(message) is Digest
+        cdef bytes data = (<Digest>message).value if prehashed else message
         if self.journal.fail_open and self.journal._full():
             self.journal.dropped += 1
             return 0
@@ -48,16 +50,17 @@ cdef class Recorder:
         else:
             sign.result = b"ok" if claimed else b"unclaimed"
             sign.signature, sign.signature_len = answer.signature, answer.signature_len
+        sign.message_len = <uint64_t>PyBytes_GET_SIZE(data)
         if answer.last:
             sign.latency_ns = answer.latency_ns
-            sign.message_len = <uint64_t>PyBytes_GET_SIZE(message)
             sign.cached = answer.shared
             sign.digest = answer.digest
             if sign.digest == NULL and (answer.status == HSM_OK or answer.latency_ns):
-                sign.message = <const uint8_t *>PyBytes_AS_STRING(message)
+                sign.message = <const uint8_t *>PyBytes_AS_STRING(data)
         else:  # it has a slot, so it may still be signed
-            sign.message_len = <uint64_t>PyBytes_GET_SIZE(message)
-            sign.message = <const uint8_t *>PyBytes_AS_STRING(message)
+            sign.message = <const uint8_t *>PyBytes_AS_STRING(data)
+        if prehashed and (sign.digest != NULL or sign.message != NULL):
+            sign.digest = <const uint8_t *>PyBytes_AS_STRING(data)
         if extra is not None:
             tail = extra + tail
         sign.time_ns = self.journal._stamp()

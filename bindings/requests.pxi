@@ -22,6 +22,7 @@ cdef class Requests:
     cdef uint64_t _default_timeout
     cdef bint _open
     cdef bint _cache_all
+    cdef bint _takes_digests
     cdef bint _abandoned  # workers may still write into the area
     cdef bint _isolated  # the workers are in a host process
     cdef object _down  # the status of requests while the member is down, or None
@@ -48,7 +49,7 @@ cdef class Requests:
 
     def __cinit__(self, *, str member, uint32_t slots, uint32_t max_message, uint32_t max_workers,
                   double coalesce_seconds, double default_timeout, uint64_t cache_size, bint single_flight,
-                  bint cache_nondeterministic, bint digests=False):
+                  bint cache_nondeterministic, bint digests=False, bint takes_digests=False):
         cdef hsm_error error
         cdef hsm_client_options options
         cdef hsm_cache *cache = NULL
@@ -61,6 +62,7 @@ cdef class Requests:
         self._max_message = max_message
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
+        self._takes_digests = takes_digests
         self._member = member
         self._waiters = Waiters.__new__(Waiters)
         self._batches = {}
@@ -157,8 +159,8 @@ cdef class Requests:
 
 
     def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None):
-        """Sign one message: its signature if the cache holds it and nothing is recorded, else a future of it. `extra`
-        goes into its record: members of a JSON object, beginning with a comma; b"": write no record. Raises
+        """Sign one message, or a Digest: its signature if the cache holds it and nothing is recorded, else a future of
+        it. `extra` goes into its record: members of a JSON object, beginning with a comma; b"": write no record. Raises
         HsmError."""
         return self._submit(message, timeout, key, extra, 0)
 
@@ -176,11 +178,17 @@ cdef class Requests:
         cdef hsm_ask ask
         cdef hsm_answer answer
         cdef bytes data
+        cdef bint prehashed = type(message) is Digest
         self._check(extra)
-        data = self._checked(message, key)
+        if prehashed and not self._takes_digests:
+            raise PolicyRefused("this key signs no digest as it is", member=self._member)
+        data = self._checked((<Digest>message).value if prehashed else message, key)
         self._fill(&ask, timeout_ns, key, tag & RECEIPT or (self._recorder is not None and extra != b""))
         ask.tag = tag
+        ask.prehashed = prehashed
         self._start(&ask, &answer, data, None, extra)
+        if prehashed and answer.request:
+            _replace(self._waiters.messages, <Py_ssize_t><uint32_t>answer.request, message)
         if answer.request == 0:
             return PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len)
         future = self._new_waiter(answer.request)
@@ -338,6 +346,7 @@ cdef class Requests:
         ask.key = key
         ask.held = held
         ask.admitted = 0
+        ask.prehashed = 0
         if hsm_requests_knows(self._table, key) == 0:
             raise self._failure(HSM_KEY_DEACTIVATED)
         return 0
@@ -479,7 +488,7 @@ cdef class Requests:
         cdef Py_ssize_t i = <uint32_t>answer.request
         cdef object waiter = self._waiters.waiters[i]
         cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)
-        cdef uint64_t seq = self._recorder.put(answer, <bytes>self._waiters.messages[i], self._waiters.extras[i], claimed)
+        cdef uint64_t seq = self._recorder.put(answer, self._waiters.messages[i], self._waiters.extras[i], claimed)
         if answer.status == HSM_OK and claimed and seq:
             hsm_requests_hold(self._table, answer.request, seq)
             return <uint64_t>-1

@@ -104,7 +104,7 @@ cdef class Routes:
         cdef uint64_t timeout_ns = engine._timeout_ns(timeout)
         cdef uint64_t deadline = hsm_now_ns() + timeout_ns
         cdef uint32_t key = self._shares[i].key
-        cdef bytes data = _frozen(message)
+        cdef object data = freeze(message)
         try:
             return engine._ask(data, timeout_ns - timeout_ns // 2 if self._halve else timeout_ns, key, extra,
                                tag | ROUTED | deadline)

@@ -102,7 +102,7 @@ cdef class Waiters:
     cdef list waiters
     """A future, a Batch, or None: the waiter has left or was answered."""
     cdef list messages
-    """What the request table points to."""
+    """What the request table points to: bytes, or the Digest that holds them."""
     cdef list extras
     # A hash table with linear probing, half full at most. Python's own dictionary takes four times as long.
     cdef _Named *_named

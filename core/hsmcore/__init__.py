@@ -64,7 +64,7 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.manager.key_manager import KeyManager, create_key_manager
 from hsmcore.manager.key_managers import KeyManagers, create_key_managers
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.receipt import Receipt
+from hsmcore.receipt import DigestSignature, Receipt
 from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "Config",
     "ConfigurationError",
     "DeadlineExceeded",
+    "DigestSignature",
     "DoubleSign",
     "EmergencyRefused",
     "EmptyMessage",

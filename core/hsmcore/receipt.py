@@ -1,8 +1,9 @@
-"""The receipt of a signature."""
+"""What a caller gets beside a signature."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,12 @@ class Receipt:
     """Nanoseconds from the call to the answer, as the caller saw them."""
     audit_seq: int | None
     """The sequence number of the audit record; None if nothing is recorded."""
+
+
+class DigestSignature(NamedTuple):
+    """A signature of a digest."""
+
+    signature: bytes
+    """64 bytes: ECDSA r || s with a low s."""
+    recovery_id: int | None
+    """0 to 3 for a secp256k1 key: with it, digest and signature give the public key. None for a P-256 key."""

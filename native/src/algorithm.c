@@ -51,6 +51,14 @@ int hsm_algorithm_is_deterministic(hsm_algorithm algorithm) {
     return info != NULL && info->deterministic ? 1 : 0;
 }
 
+hsm_status hsm_takes_digest(hsm_algorithm algorithm, size_t len) {
+    const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
+    if (info == NULL || !info->prehashed) {
+        return HSM_ALGORITHM_UNSUPPORTED;
+    }
+    return len == HSM_SHA256_SIZE ? HSM_OK : HSM_BAD_ARGUMENT;
+}
+
 /* DER PrintableString (tag 0x13) holding `name`. */
 static bool is_curve_name(const uint8_t *params, size_t len, const char *name) {
     size_t name_len = strlen(name);

@@ -28,6 +28,9 @@ hsm_algorithm hsm_algorithm_of_key(unsigned long key_type, const uint8_t *ec_par
  * raw key may begin like DER. Returns its length in `public_key`, or 0. */
 size_t hsm_decode_ec_point(hsm_algorithm algorithm, const uint8_t *point, size_t point_len,
                            uint8_t public_key[HSM_MAX_PUBLIC_KEY]);
+/* Whether a key of this algorithm signs these bytes as a digest, without hashing them: HSM_OK, or
+ * HSM_ALGORITHM_UNSUPPORTED (Ed25519 hashes by itself), or HSM_BAD_ARGUMENT if they are not 32. */
+hsm_status hsm_takes_digest(hsm_algorithm algorithm, size_t len);
 /* SHA-256 (FIPS 180-4). */
 void hsm_sha256(const uint8_t *message, size_t message_len, uint8_t digest[HSM_SHA256_SIZE]);
 /* Replace s by n - s if it is above n / 2, in r || s. Ed25519 is left alone. Returns false if r or s is not in

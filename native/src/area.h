@@ -18,7 +18,7 @@
 #include "hist.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
-#define HSM_AREA_VERSION 6U
+#define HSM_AREA_VERSION 7U
 /* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
  * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
 #define HSM_INLINE_MESSAGE 1280U
@@ -39,18 +39,20 @@ typedef struct hsm_slot {
     uint32_t message_len;
     uint32_t key;
     _Atomic uint32_t stage; /* enum hsm_stage */
+    uint8_t prehashed;      /* 1: the message is a SHA-256 digest, signed as it is */
     /* answer: written by the worker */
-    uint32_t status;
+    uint16_t call;
     uint64_t ckr;
-    uint32_t call;
+    uint32_t status;
     uint32_t worker;
     uint32_t signature_len;
     uint32_t queue_ns; /* saturates at 4.29 s */
     uint64_t hsm_ns;
     HSM_ALIGNED uint8_t signature[HSM_MAX_SIGNATURE];
-    uint8_t digest[32]; /* SHA-256 of the message, where the client asked for it */
+    uint8_t digest[32]; /* SHA-256 of the message, or that digest itself, where the client asked for it */
     HSM_ALIGNED uint8_t message[HSM_INLINE_MESSAGE];
 } hsm_slot;
+_Static_assert(offsetof(hsm_slot, signature) == 64, "all but the bytes of a request lies in one cache line");
 
 /* The place in the key table that belongs to an index. The rest of the index counts the keys that the place has had: a
  * request with the index of a retired key is refused, whichever key has its place now. */

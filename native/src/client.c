@@ -142,18 +142,19 @@ void hsm_client_publish(hsm_client *client) {
 }
 
 static inline void fill(hsm_client *client, uint32_t index, uint32_t key, const uint8_t *message, size_t message_len,
-                        uint64_t deadline_ns) {
+                        bool prehashed, uint64_t deadline_ns) {
     hsm_slot *slot = hsm_area_slot(client->area, index);
     slot->deadline_ns = deadline_ns;
     slot->message_len = (uint32_t)message_len;
     slot->key = key;
+    slot->prehashed = prehashed;
     if (message_len > 0) { /* `message` may be NULL then */
         memcpy(hsm_area_message(client->area, index, message_len), message, message_len);
     }
 }
 
-static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
-                             uint64_t deadline_ns, uint32_t *slot_out) {
+static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
+                             bool prehashed, uint64_t now, uint64_t deadline_ns, uint32_t *slot_out) {
     if (hsm_client_forked(client)) {
         return HSM_FORKED;
     }
@@ -170,7 +171,7 @@ static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *me
     hsm_slot *slot = hsm_area_slot(area, index);
     atomic_store_explicit(&slot->submitted_ns, now, memory_order_relaxed);
     atomic_store_explicit(&slot->stage, HSM_STAGE_QUEUED, memory_order_relaxed);
-    fill(client, index, key, message, message_len, deadline_ns);
+    fill(client, index, key, message, message_len, prehashed, deadline_ns);
     hsm_area_publish(area, client->tail++, index);
     if (!client->batching || client->tail - client->published >= BATCH_GROUP) {
         hsm_client_publish(client);
@@ -179,21 +180,21 @@ static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *me
     return HSM_OK;
 }
 
-hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
-                            uint64_t deadline_ns, uint32_t *slot) {
-    return put(client, key, message, message_len, now, deadline_ns, slot);
+hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
+                            bool prehashed, uint64_t now, uint64_t deadline_ns, uint32_t *slot) {
+    return put(client, key, message, message_len, prehashed, now, deadline_ns, slot);
 }
 
 hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
                              uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns) {
     uint64_t now = hsm_now_ns();
     *deadline_ns = timeout_ns != 0 && timeout_ns <= UINT64_MAX - now ? now + timeout_ns : 0;
-    return put(client, key, message, message_len, now, *deadline_ns, slot);
+    return put(client, key, message, message_len, false, now, *deadline_ns, slot);
 }
 
 void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
-                        uint64_t deadline_ns, bool again) {
-    fill(client, slot, key, message, message_len, deadline_ns);
+                        bool prehashed, uint64_t deadline_ns, bool again) {
+    fill(client, slot, key, message, message_len, prehashed, deadline_ns);
     if (!again && client->use[slot] == HSM_USE_TAKEN) {
         client->use[slot] = HSM_USE_REPLAYED;
     }

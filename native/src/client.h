@@ -27,13 +27,14 @@ static inline bool hsm_client_forked(const hsm_client *client) {
     return client->fork_generation != hsm_fork_generation();
 }
 
-/* As hsm_client_submit, at `now`, with a deadline (0: none) in place of a timeout. */
-hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len, uint64_t now,
-                            uint64_t deadline_ns, uint32_t *slot);
+/* As hsm_client_submit, at `now`, with a deadline (0: none) in place of a timeout. `prehashed`: the message is a
+ * digest, to be signed as it is. */
+hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
+                            bool prehashed, uint64_t now, uint64_t deadline_ns, uint32_t *slot);
 /* Before hsm_client_replay: write the request of a slot in use again, as the host process that died may have
  * overwritten it. `again`: it may be signed once more if the host had begun it. */
 void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
-                        uint64_t deadline_ns, bool again);
+                        bool prehashed, uint64_t deadline_ns, bool again);
 /* Let workers see what was queued, and wake as many as there is work for. */
 void hsm_client_publish(hsm_client *client);
 

@@ -77,6 +77,7 @@ typedef struct hsm_worker {
     uint64_t last_used_ns;
     uint64_t took_ns; /* the last request, its call included */
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
+    bool prehashed;   /* it is a digest */
     size_t used;      /* the most bytes of it that a message has had */
 } hsm_worker;
 

@@ -138,8 +138,8 @@ uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uin
     if (status == HSM_OK) {
         const hsm_request *request = &guest->table->all[guest->table->places[index].owner];
         memcpy(slot->signature, signature, HSM_MAX_SIGNATURE);
-        status = hsm_pinned_check(&guest->table->pinned, slot->key, request->message, request->message_len, signature,
-                                  HSM_MAX_SIGNATURE);
+        status = hsm_pinned_check(&guest->table->pinned, slot->key, request->message, request->message_len,
+                                  request->prehashed, signature, HSM_MAX_SIGNATURE);
         if (guest->verify_every != 0) {
             hsm_histogram_add(&record->verify, hsm_now_ns() - now);
         }

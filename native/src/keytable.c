@@ -37,7 +37,7 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
     randombytes_buf(message + sizeof title, sizeof message - sizeof title);
     hsm_outcome outcome;
     hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, message, sizeof message,
-                                 signature, &outcome);
+                                 false, signature, &outcome);
     if (status != HSM_OK) {
         /* A signature may still be under way in it. */
         hsm_engine_close_login(engine);

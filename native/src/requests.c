@@ -2,18 +2,21 @@
  * hsm_requests_next. */
 #include <string.h>
 
+#include "algorithm.h"
 #include "table.h"
 
 /* ---- in ---- */
 
 /* What the cache knows of a message. */
 static enum hsm_cache_result look_up(hsm_requests *table, uint32_t key, const uint8_t *message, uint32_t message_len,
-                                     uint8_t *signature, uint32_t *signature_len, uint64_t *leader, uint64_t *entry) {
+                                     bool prehashed, uint8_t *signature, uint32_t *signature_len, uint64_t *leader,
+                                     uint64_t *entry) {
     *entry = 0;
     if (!hsm_requests_cacheable(table, key)) {
         return HSM_CACHE_MISS;
     }
-    hsm_algorithm algorithm = table->pinned.keys[hsm_key_place(key)].algorithm;
+    /* An index stands for one key and its one algorithm, so NONE is free for digests: the same bytes are two things. */
+    hsm_algorithm algorithm = prehashed ? HSM_ALGORITHM_NONE : table->pinned.keys[hsm_key_place(key)].algorithm;
     enum hsm_cache_result result =
         hsm_cache_lookup(table->cache, key, algorithm, message, message_len, signature, signature_len, leader, entry);
     return result == HSM_CACHE_NO_MEMORY ? HSM_CACHE_MISS : result; /* it is signed, and not kept */
@@ -36,8 +39,8 @@ static void proceed(hsm_requests *table, uint32_t index, enum hsm_cache_result f
     } else if (found == HSM_CACHE_JOINED) {
         r->slot = (uint32_t)leader;
         hsm_table_move(table, index, HSM_REQUEST_FOLLOWING);
-    } else if (hsm_client_write(table->client, r->answer.key, r->message, r->message_len, now, r->deadline_ns,
-                                &r->slot) == HSM_OK) {
+    } else if (hsm_client_write(table->client, r->answer.key, r->message, r->message_len, r->prehashed, now,
+                                r->deadline_ns, &r->slot) == HSM_OK) {
         hsm_place *at = &table->places[r->slot];
         at->owner = index;
         at->entry = entry;
@@ -70,6 +73,12 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     if (known != 1) {
         return known == 0 ? HSM_KEY_DEACTIVATED : HSM_KEY_NOT_FOUND;
     }
+    bool prehashed = ask->prehashed != 0;
+    hsm_status fits =
+        prehashed ? hsm_takes_digest(table->pinned.keys[hsm_key_place(ask->key)].algorithm, ask->message_len) : HSM_OK;
+    if (fits != HSM_OK) {
+        return fits;
+    }
     if (hsm_requests_room(table) == 0) {
         return HSM_OUT_OF_MEMORY;
     }
@@ -78,7 +87,7 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     uint64_t leader = 0;
     uint64_t entry = 0;
     r->answer.signature_len = 0;
-    enum hsm_cache_result found = look_up(table, ask->key, ask->message, ask->message_len, r->signature,
+    enum hsm_cache_result found = look_up(table, ask->key, ask->message, ask->message_len, prehashed, r->signature,
                                           &r->answer.signature_len, &leader, &entry);
     answer->cached = found == HSM_CACHE_HIT;
     if (found == HSM_CACHE_HIT && ask->held == 0) {
@@ -96,6 +105,7 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     r->deadline_ns = ask->timeout_ns <= UINT64_MAX - now ? now + ask->timeout_ns : UINT64_MAX;
     r->message = ask->message;
     r->message_len = ask->message_len;
+    r->prehashed = prehashed;
     r->slot = HSM_NONE;
     r->answer = (hsm_answer){.request = hsm_table_number(table, index),
                              .tag = ask->tag,
@@ -125,8 +135,8 @@ static bool refill(hsm_requests *table) {
         hsm_request *r = &table->all[index];
         uint64_t leader = 0;
         uint64_t entry = 0;
-        enum hsm_cache_result found = look_up(table, r->answer.key, r->message, r->message_len, r->signature,
-                                              &r->answer.signature_len, &leader, &entry);
+        enum hsm_cache_result found = look_up(table, r->answer.key, r->message, r->message_len, r->prehashed,
+                                              r->signature, &r->answer.signature_len, &leader, &entry);
         hsm_list_drop(table->links, &table->queue, index);
         r->state = HSM_REQUEST_GIVEN;
         proceed(table, index, found, leader, entry, now);
@@ -185,8 +195,8 @@ static uint32_t take(hsm_requests *table) {
         if (r->answer.signature_len != HSM_MAX_SIGNATURE) {
             status = HSM_SIGNATURE_MALFORMED;
         } else if (table->verifies) { /* a guest has verified it */
-            status = hsm_pinned_check(&table->pinned, r->answer.key, r->message, r->message_len, r->signature,
-                                      r->answer.signature_len);
+            status = hsm_pinned_check(&table->pinned, r->answer.key, r->message, r->message_len, r->prehashed,
+                                      r->signature, r->answer.signature_len);
             table->wrong += status == HSM_SIGNATURE_INVALID ? 1U : 0U;
         }
     }
@@ -391,7 +401,8 @@ uint32_t hsm_requests_replay(hsm_requests *table) {
             const hsm_request *r = &table->all[table->places[slot].owner];
             bool again =
                 hsm_algorithm_is_deterministic(table->pinned.keys[hsm_key_place(r->answer.key)].algorithm) != 0;
-            hsm_client_restore(table->client, slot, r->answer.key, r->message, r->message_len, r->deadline_ns, again);
+            hsm_client_restore(table->client, slot, r->answer.key, r->message, r->message_len, r->prehashed,
+                               r->deadline_ns, again);
         }
     }
     return hsm_client_replay(table->client);

@@ -13,11 +13,11 @@ const char *hsm_call_name(uint64_t call) {
 }
 
 hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, hsm_algorithm algorithm,
-                    const uint8_t *message, size_t message_len, uint8_t signature[HSM_MAX_SIGNATURE],
+                    const uint8_t *message, size_t message_len, bool prehashed, uint8_t signature[HSM_MAX_SIGNATURE],
                     hsm_outcome *outcome) {
     const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
     uint8_t digest[HSM_SHA256_SIZE];
-    if (info->prehashed) {
+    if (info->prehashed && !prehashed) {
         hsm_sha256(message, message_len, digest);
         message = digest;
         message_len = sizeof digest;

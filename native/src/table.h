@@ -30,6 +30,7 @@ typedef struct hsm_request {
     uint32_t generation; /* the upper half of its number */
     uint32_t slot;       /* that it has, or whose request it follows; or HSM_NONE */
     uint8_t state;       /* enum hsm_request_state */
+    bool prehashed;      /* see hsm_ask */
     hsm_answer answer;   /* `claimed`: its waiter has no answer; `slot`: that it had */
     uint8_t signature[HSM_MAX_SIGNATURE];
 } hsm_request;

@@ -18,8 +18,7 @@ struct hsm_verifier {
     EVP_PKEY_CTX *context; /* ECDSA only */
 };
 
-/* Whether libcrypto refused a point, and was not merely short of memory. */
-static bool point_is_bad(void) {
+bool hsm_point_is_bad(void) {
     bool bad = true;
     for (unsigned long code = ERR_get_error(); code != 0; code = ERR_get_error()) {
         bad = bad && ERR_GET_REASON(code) != ERR_R_MALLOC_FAILURE;
@@ -71,7 +70,7 @@ static hsm_status make(hsm_algorithm algorithm, const uint8_t *public_key, size_
         verifier->context = ecdsa_context(algorithm, public_key, public_key_len);
         if (verifier->context == NULL) {
             hsm_verifier_free(verifier);
-            return point_is_bad() ? HSM_BAD_ARGUMENT : HSM_OUT_OF_MEMORY;
+            return hsm_point_is_bad() ? HSM_BAD_ARGUMENT : HSM_OUT_OF_MEMORY;
         }
     }
     *out = verifier;
@@ -108,18 +107,15 @@ static size_t ecdsa_der(const uint8_t signature[HSM_MAX_SIGNATURE], uint8_t der[
     return len > 0 ? (size_t)len : 0;
 }
 
-static hsm_status ecdsa_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
-                              const uint8_t *signature) {
+static hsm_status ecdsa_check(hsm_verifier *verifier, const uint8_t digest[HSM_SHA256_SIZE], const uint8_t *signature) {
     uint8_t low[HSM_MAX_SIGNATURE];
     memcpy(low, signature, sizeof low);
     if (!hsm_normalize_s(verifier->algorithm, low) || memcmp(low, signature, sizeof low) != 0) {
         return HSM_SIGNATURE_INVALID; /* out of range, or the malleable high-s form */
     }
-    uint8_t digest[HSM_SHA256_SIZE];
     uint8_t der[80];
-    hsm_sha256(message, message_len, digest);
     size_t der_len = ecdsa_der(signature, der);
-    int good = der_len > 0 ? EVP_PKEY_verify(verifier->context, der, der_len, digest, sizeof digest) : -1;
+    int good = der_len > 0 ? EVP_PKEY_verify(verifier->context, der, der_len, digest, HSM_SHA256_SIZE) : -1;
     /* Both numbers are in range, and their encoding is ours: else only a shortage of memory is an error. */
     bool failed = good < 0 && ERR_GET_REASON(ERR_peek_error()) != EC_R_POINT_AT_INFINITY;
     ERR_clear_error();
@@ -129,26 +125,43 @@ static hsm_status ecdsa_check(hsm_verifier *verifier, const uint8_t *message, si
     return good == 1 ? HSM_OK : HSM_SIGNATURE_INVALID;
 }
 
-hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len,
+hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, size_t message_len, bool prehashed,
                               const uint8_t *signature, size_t signature_len) {
-    if (signature_len != HSM_MAX_SIGNATURE) {
+    if (signature_len != HSM_MAX_SIGNATURE ||
+        (prehashed && hsm_takes_digest(verifier->algorithm, message_len) != HSM_OK)) {
         return HSM_SIGNATURE_INVALID;
     }
+    if (prehashed) {
+        return ecdsa_check(verifier, message, signature);
+    }
     if (verifier->algorithm != HSM_ED25519) {
-        return ecdsa_check(verifier, message, message_len, signature);
+        uint8_t digest[HSM_SHA256_SIZE];
+        hsm_sha256(message, message_len, digest);
+        return ecdsa_check(verifier, digest, signature);
     }
     return crypto_sign_verify_detached(signature, message, message_len, verifier->public_key) == 0
                ? HSM_OK
                : HSM_SIGNATURE_INVALID;
 }
 
-hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
-                      size_t message_len, const uint8_t *signature, size_t signature_len) {
+static hsm_status verify_once(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
+                              const uint8_t *message, size_t message_len, bool prehashed, const uint8_t *signature,
+                              size_t signature_len) {
     hsm_verifier *verifier;
     hsm_status status = make(algorithm, public_key, public_key_len, &verifier);
     if (status == HSM_OK) {
-        status = hsm_verifier_check(verifier, message, message_len, signature, signature_len);
+        status = hsm_verifier_check(verifier, message, message_len, prehashed, signature, signature_len);
         hsm_verifier_free(verifier);
     }
     return status;
+}
+
+hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
+                      size_t message_len, const uint8_t *signature, size_t signature_len) {
+    return verify_once(algorithm, public_key, public_key_len, message, message_len, false, signature, signature_len);
+}
+
+hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
+                             const uint8_t *digest, const uint8_t *signature, size_t signature_len) {
+    return verify_once(algorithm, public_key, public_key_len, digest, HSM_SHA256_SIZE, true, signature, signature_len);
 }

@@ -26,7 +26,8 @@ static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, co
         }
         worker->verified_index[place] = key;
     }
-    return hsm_verifier_check(worker->verifiers[place], worker->message, message_len, signature, HSM_MAX_SIGNATURE);
+    return hsm_verifier_check(worker->verifiers[place], worker->message, message_len, worker->prehashed, signature,
+                              HSM_MAX_SIGNATURE);
 }
 
 static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
@@ -64,7 +65,7 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
         return status;
     }
     status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)pinned->algorithm, worker->message,
-                      message_len, signature, outcome);
+                      message_len, worker->prehashed, signature, outcome);
     if (status == HSM_OK && engine->verify_every != 0 &&
         (worker->suspicious || ++worker->signed_count % engine->verify_every == 0)) {
         status = verify(worker, key, message_len, signature);
@@ -97,6 +98,10 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     uint32_t state = atomic_load(&record->state);
     uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
     if (state == HSM_KEY_ACTIVE && newest == key) {
+        worker->prehashed = slot->prehashed != 0;
+        if (worker->prehashed && hsm_takes_digest((hsm_algorithm)record->algorithm, slot->message_len) != HSM_OK) {
+            return HSM_BAD_ARGUMENT;
+        }
         if (!is_down(area)) {
             return HSM_OK;
         }
@@ -185,7 +190,9 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
             worker->used = area->max_message;
         }
         memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
-        if (area->digests) {
+        if (area->digests && worker->prehashed) {
+            memcpy(slot->digest, worker->message, sizeof slot->digest);
+        } else if (area->digests) {
             hsm_sha256(worker->message, message_len, slot->digest);
         }
         worker->verifying_ns = 0;
@@ -201,7 +208,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         hsm_histogram_add(&worker->record->queue, queued);
     }
     slot->status = status;
-    slot->call = outcome.call;
+    slot->call = (uint16_t)outcome.call;
     slot->ckr = outcome.ckr;
     slot->worker = worker->index;
     slot->queue_ns = queued < UINT32_MAX ? (uint32_t)queued : UINT32_MAX;

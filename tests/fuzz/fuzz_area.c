@@ -224,7 +224,8 @@ static void lie(struct input *input) {
         slot->signature_len = value;
         break;
     case 5:
-        slot->call = value;
+        slot->call = (uint16_t)value;
+        slot->prehashed = (uint8_t)value;
         slot->worker = ~value;
         slot->ckr = (uint64_t)value << 32U;
         break;

@@ -27,7 +27,7 @@ static void check_verification(struct input *input, hsm_algorithm algorithm, con
     take(input, signature, sizeof signature);
     size_t message_len = input->left;
     const uint8_t *message = message_len > 0 ? input->data : signature;
-    hsm_status status = hsm_verifier_check(verifier, message, message_len, signature, sizeof signature);
+    hsm_status status = hsm_verifier_check(verifier, message, message_len, false, signature, sizeof signature);
     REQUIRE(status == HSM_OK || status == HSM_SIGNATURE_INVALID);
 
     uint8_t normal[HSM_MAX_SIGNATURE];

@@ -289,7 +289,7 @@ static void drive_parts(const struct wishes *wishes) {
     uint8_t signature[HSM_MAX_SIGNATURE];
     uint8_t message[3] = {1, 2, 3};
     hsm_algorithm algorithm = take_u8(&answers) % 2 == 0 ? HSM_ED25519 : HSM_ECDSA_SECP256K1;
-    status = hsm_sign(&fake, 1, 1, algorithm, message, sizeof message, signature, &outcome);
+    status = hsm_sign(&fake, 1, 1, algorithm, message, sizeof message, false, signature, &outcome);
     REQUIRE((uint32_t)status < HSM_STATUS_COUNT && hsm_call_name(outcome.call)[0] != '\0');
     REQUIRE(status != HSM_OK || hsm_normalize_s(algorithm, signature));
 }

@@ -110,7 +110,8 @@ static void replay(void) {
             const hsm_request *request = &run_.table->all[run_.table->places[i].owner];
             const hsm_slot *slot = hsm_area_slot(area, i);
             REQUIRE(slot->message[0] == request->message[0] && slot->message_len == 1);
-            REQUIRE(slot->key == request->key && slot->deadline_ns == request->deadline_ns);
+            REQUIRE(slot->key == request->answer.key && slot->prehashed == request->prehashed &&
+                    slot->deadline_ns == request->deadline_ns);
         }
     }
 }

@@ -82,7 +82,8 @@ static void answer_badly(void) {
     slot->signature_len = (uint32_t)dice();
     slot->message_len = (uint32_t)dice();
     slot->key = (uint32_t)dice();
-    slot->call = (uint32_t)dice();
+    slot->call = (uint16_t)dice();
+    slot->prehashed = (uint8_t)dice();
     slot->ckr = dice();
     slot->worker = (uint32_t)dice();
     hsm_area_complete(&area, dice() % 4 == 0 ? index : index % area.slots);

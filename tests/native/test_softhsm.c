@@ -93,6 +93,43 @@ static void ecdsa_signatures_verify_too(void) {
     intercept_end();
 }
 
+static hsm_completion sign_digest(struct fixture *f, const uint8_t *digest, size_t len) {
+    uint32_t slot;
+    CHECK_STATUS(hsm_client_write(f->client, f->key.index, digest, len, true, hsm_now_ns(), 0, &slot), HSM_OK);
+    return finish(f, slot);
+}
+
+static void a_digest_is_signed_as_it_is(void) {
+    intercept_begin(softhsm.module_path);
+    static const char *const labels[] = {"p256", "secp256k1", "ed25519"};
+    const uint8_t digest[33] = "a digest is signed, not hashed..";
+    hsm_engine_options options = softhsm_options(1);
+    options.verify_every = 1;
+    for (size_t i = 0; i < COUNT_OF(labels); i++) {
+        struct fixture f = fixture_begin(&small_client, &options, labels[i]);
+        const hsm_key_info *key = &f.key;
+        bool ecdsa = key->algorithm != HSM_ED25519;
+        hsm_completion done = sign_digest(&f, digest, 32);
+        /* What the request table refuses, a worker refuses too. */
+        CHECK_STATUS(done.status, ecdsa ? HSM_OK : HSM_BAD_ARGUMENT);
+        CHECK_STATUS(
+            hsm_verify_digest(key->algorithm, key->public_key, key->public_key_len, digest, done.signature, 64),
+            ecdsa ? HSM_OK : HSM_SIGNATURE_INVALID);
+        if (ecdsa) {
+            CHECK_STATUS(hsm_verify(key->algorithm, key->public_key, key->public_key_len, digest, 32, done.signature,
+                                    done.signature_len),
+                         HSM_SIGNATURE_INVALID);
+        }
+        CHECK_STATUS(sign_digest(&f, digest, 31).status, HSM_BAD_ARGUMENT);
+        CHECK_STATUS(sign_digest(&f, digest, 33).status, HSM_BAD_ARGUMENT);
+        CHECK_STATUS(sign_digest(&f, digest, 0).status, HSM_BAD_ARGUMENT);
+        done = finish(&f, submit_text(&f, "hsmcore test message", 0)); /* nothing of it stays in slot or worker */
+        CHECK_STATUS(check_signature(&f, "hsmcore test message", &done), HSM_OK);
+        fixture_end(&f);
+    }
+    intercept_end();
+}
+
 static void all_keys_in_one_engine(void) {
     intercept_begin(softhsm.module_path);
     static const char *const labels[] = {"ed25519", "p256", "secp256k1"};
@@ -368,6 +405,7 @@ static void a_key_that_was_exchanged_signs_nothing(void) {
 static const struct test tests[] = {
     TEST(ten_thousand_signatures_by_two_workers),
     TEST(ecdsa_signatures_verify_too),
+    TEST(a_digest_is_signed_as_it_is),
     TEST(all_keys_in_one_engine),
     TEST(one_label_for_two_keys_is_ambiguous),
     TEST(the_wrong_pin_is_tried_once),

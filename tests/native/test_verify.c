@@ -318,10 +318,12 @@ static void a_verifier_serves_many_times(void) {
     hsm_verifier *verifier = hsm_verifier_new(row.algorithm, row.public_key, row.public_key_len);
     REQUIRE(verifier != NULL);
     for (int i = 0; i < 20; i++) {
-        CHECK_STATUS(hsm_verifier_check(verifier, row.message, row.message_len, row.signature, HSM_MAX_SIGNATURE),
-                     HSM_OK);
-        CHECK_STATUS(hsm_verifier_check(verifier, row.message, row.message_len - 1, row.signature, HSM_MAX_SIGNATURE),
-                     HSM_SIGNATURE_INVALID);
+        CHECK_STATUS(
+            hsm_verifier_check(verifier, row.message, row.message_len, false, row.signature, HSM_MAX_SIGNATURE),
+            HSM_OK);
+        CHECK_STATUS(
+            hsm_verifier_check(verifier, row.message, row.message_len - 1, false, row.signature, HSM_MAX_SIGNATURE),
+            HSM_SIGNATURE_INVALID);
     }
     hsm_verifier_free(verifier);
     hsm_verifier_free(NULL);
@@ -373,8 +375,29 @@ static void a_shortage_of_memory_says_nothing_about_key_and_signature(void) {
     }
 }
 
+static void a_shortage_of_memory_gives_no_other_recovery_id(void) {
+    struct case_ row = ecdsa_case(HSM_ECDSA_SECP256K1);
+    uint8_t digest[HSM_SHA256_SIZE];
+    hsm_sha256(row.message, row.message_len, digest);
+    uint8_t right = UINT8_MAX;
+    CHECK_STATUS(hsm_recovery_id(row.public_key, digest, row.signature, &right), HSM_OK);
+    uint64_t short_of = 0;
+    do {
+        uint8_t id = UINT8_MAX;
+        crypto_calls = 0;
+        crypto_fails++;
+        hsm_status status = hsm_recovery_id(row.public_key, digest, row.signature, &id);
+        CHECK(status == HSM_OUT_OF_MEMORY || (status == HSM_OK && id == right));
+        short_of += status != HSM_OK;
+    } while (crypto_calls >= crypto_fails);
+    crypto_fails = 0;
+    CHECK_INT(short_of, >, 0);
+    CHECK_STATUS(hsm_recovery_id(row.public_key, digest, row.signature, &right), HSM_OK);
+}
+
 static const struct test tests[] = {
     TEST(a_shortage_of_memory_says_nothing_about_key_and_signature),
+    TEST(a_shortage_of_memory_gives_no_other_recovery_id),
     TEST(published_ed25519_vectors_verify),
     TEST(a_flipped_bit_breaks_ed25519),
     TEST(wrong_lengths_are_refused),

@@ -31,7 +31,7 @@ def make_key(session: Session, key: dict[str, Any]) -> bytes:
         return b""
     kind, mechanism, oid = CURVES[key["kind"]]
     if "seed" in key:
-        return import_ed25519(session, key, identity, bytes.fromhex(oid))
+        return import_key(session, key, kind, identity, bytes.fromhex(oid))
     parameters = session.create_domain_parameters(kind, {Attribute.EC_PARAMS: bytes.fromhex(oid)}, local=True)
     public, private = parameters.generate_keypair(
         mechanism=mechanism,
@@ -68,11 +68,11 @@ def import_aes(session: Session, key: dict[str, Any], identity: bytes) -> None:
     )
 
 
-def import_ed25519(session: Session, key: dict[str, Any], identity: bytes, oid: bytes) -> bytes:
-    """Put a known Ed25519 key on the token."""
+def import_key(session: Session, key: dict[str, Any], kind: KeyType, identity: bytes, oid: bytes) -> bytes:
+    """Put a known key on the token."""
     point = bytes.fromhex(key["public_key"])
     common = {
-        Attribute.KEY_TYPE: KeyType.EC_EDWARDS,
+        Attribute.KEY_TYPE: kind,
         Attribute.TOKEN: True,
         Attribute.ID: identity,
         Attribute.LABEL: key["label"],
@@ -94,7 +94,7 @@ def import_ed25519(session: Session, key: dict[str, Any], identity: bytes, oid: 
             Attribute.CLASS: ObjectClass.PUBLIC_KEY,
             Attribute.PRIVATE: False,
             Attribute.VERIFY: True,
-            Attribute.EC_POINT: b"\x04\x20" + point,
+            Attribute.EC_POINT: bytes((4, len(point))) + point,
         }
     )
     return point

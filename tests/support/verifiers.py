@@ -104,3 +104,22 @@ def is_good(algorithm: str, public_key: bytes, message: bytes, signature: bytes)
     except BadSignatureError:
         return False
     return True
+
+
+def recovered(public_key: bytes, digest: bytes, signature: bytes) -> list[int]:
+    """The recovery ids by which a secp256k1 signature of a digest gives this public key (SEC 1, section 4.1.6)."""
+    curve = SECP256K1
+    r, s, e = int.from_bytes(signature[:32]), int.from_bytes(signature[32:]), int.from_bytes(digest)
+    found = []
+    for number in range(4):
+        x = r + (number >> 1) * curve.n
+        square = (x**3 + curve.b) % curve.p
+        y = pow(square, (curve.p + 1) // 4, curve.p)
+        if x >= curve.p or y * y % curve.p != square:
+            continue
+        y = y if y % 2 == number & 1 else curve.p - y
+        w = pow(r, -1, curve.n)
+        point = curve.combine(-e * w % curve.n, s * w % curve.n, (x, y))
+        if point is not None and b"\x04" + point[0].to_bytes(32) + point[1].to_bytes(32) == public_key:
+            found.append(number)
+    return found

@@ -14,14 +14,15 @@ import hsmcore
 NAMES = {
     "hsmcore": """
         AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument Config
-        ConfigurationError DeadlineExceeded DoubleSign EmergencyRefused EmptyMessage EngineClosed EngineForked
-        HostUnusable HsmError InternalError InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous
-        KeyDeactivated KeyManager KeyManagers KeyMismatch KeyNotExportable KeyNotFound KeyUnusable KeyVersion
-        LoginError MemberDown MemberSnapshot MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing
-        NotApproved NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull
-        Receipt RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid
-        SignatureMalformed StoreBusy StoreError StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound
-        WrongEventLoop __version__ audit_tag caller create_key_manager create_key_managers load
+        ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
+        EngineClosed EngineForked HostUnusable HsmError InternalError InvalidMessage InvalidMessageType
+        InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch KeyNotExportable
+        KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge ModuleBusy
+        ModuleFatal ModuleInvalid ModuleMissing NotApproved NotInitialized OutOfMemory PinIncorrect PinLocked
+        PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected SecretUnavailable
+        SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError StoreNotGenuine SystemFailure
+        TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller create_key_manager
+        create_key_managers load
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError

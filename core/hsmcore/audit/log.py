@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hsmcore._native import Journal
+from hsmcore._native import Digest, Journal, digest_of
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
@@ -140,18 +139,18 @@ class AuditLog:
         fields = {"key_id": key.id, "public_key": key.public_key, "member": member, "level": level, **self._mark}
         return tail(fields, self._open.process)
 
-    def record(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
+    def record(self, operation: str, *, message: bytes | Digest | None = None, **fields: Any) -> int | None:
         """Record an operation. Return its sequence number, or None if nothing is recorded. record.ALLOWED has the names
         and forms of fields that are shown; other values are redacted. Raises AuditUnavailable if the log cannot be
         written and `onFailure` is "closed"."""
         if self._open is None:
             return None
         if message is not None:
-            fields["message_sha256"] = hashlib.sha256(message).hexdigest()
+            fields["message_sha256"] = digest_of(message).hex()
             fields["message_bytes"] = len(message)
         return self._open.record(operation, {**self._mark, **fields})
 
-    def note(self, operation: str, *, message: bytes | None = None, **fields: Any) -> int | None:
+    def note(self, operation: str, *, message: bytes | Digest | None = None, **fields: Any) -> int | None:
         """Record what already happened. If the log cannot be written, the error is only logged, and None is
         returned."""
         try:

@@ -13,6 +13,7 @@ Kind = Literal["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root"
 OrderedKind = Literal["block", "state-root"]
 ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root"})
 """The kinds whose payloads have a position: at most one digest is signed at each."""
+PREHASHED: Final = "prehashed"
 MOST_RULES: Final = 1024
 _TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
 Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
@@ -132,6 +133,11 @@ class Policy(Model):
                 raise clash(f"formats[{number}] is of kind {form.kind}, which kinds does not list")
             if any(overlap(form, other) for other in self.formats[:number]):
                 raise clash(f"formats[{number}] has the length of another one, and one prefix begins with the other")
+        if PREHASHED in self.kinds and (self.ordered or self.transactions is not None):
+            raise clash(
+                f'kinds lists "{PREHASHED}", by which any payload is signed whose digest a caller gives, beside '
+                f"{'ordered kinds' if self.ordered else 'rules for transactions'}: use a key of its own for it"
+            )
         if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
             raise clash("has transactions, but kinds lists no kind of transaction")
         return self

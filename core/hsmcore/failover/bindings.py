@@ -5,7 +5,6 @@ signatures that a process left when it was killed."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -15,8 +14,9 @@ from typing import Any, Final
 
 from sqlalchemy import delete, insert, select
 
+from hsmcore._native import Digest, digest_of
 from hsmcore.audit import AuditLog
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, InvalidMessageType
 from hsmcore.failover.breaker import SECOND, UNSURE
 from hsmcore.log import get_logger
 from hsmcore.state.schema import KEY_BINDING as BINDING
@@ -129,9 +129,9 @@ class KeyBindings:
         self._unsaved |= {row.digest: row for row in lost}  # the next crash may come before their time is over
         self._save()
 
-    def add(self, message: bytes, key: bytes, now: int) -> None:
+    def add(self, message: bytes | Digest, key: bytes, now: int) -> None:
         """Bind a message to a public key."""
-        digest = hashlib.sha256(message).digest()
+        digest = digest_of(message)
         self._bind(digest, key, now + BINDING_NS)
         if self._stored is not None:
             self._unsaved[digest] = Row(digest, key, time.time_ns() + BINDING_NS)
@@ -153,9 +153,10 @@ class KeyBindings:
 
     def get(self, message: Any) -> bytes | None:
         """The key that a message is bound to, if any."""
-        if not isinstance(message, bytes):
+        try:
+            found = self._keys.get(digest_of(message))
+        except InvalidMessageType:
             return None  # no message: the engine raises the error
-        found = self._keys.get(hashlib.sha256(message).digest())
         return None if found is None else found[0]
 
     def forget(self, now: int) -> None:

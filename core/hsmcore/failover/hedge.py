@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
+from hsmcore._native import Digest
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import Kind, kind_of, may_have_signed
 from hsmcore.keyring import KeyVersion
@@ -30,7 +31,7 @@ class Route(Protocol):
     def report(self, endpoint: Endpoint, kind: Kind, error: HsmError) -> None:
         """Count a failure of a member."""
 
-    def bind(self, messages: Iterable[bytes], key: bytes) -> None:
+    def bind(self, messages: Iterable[bytes | Digest], key: bytes) -> None:
         """Let no other key sign these messages."""
 
 
@@ -67,7 +68,7 @@ async def hedged(
 
 
 def _ask_second(
-    router: Route, endpoint: Endpoint, version: KeyVersion, asked: Asked, message: bytes, share: float
+    router: Route, endpoint: Endpoint, version: KeyVersion, asked: Asked, message: bytes | Digest, share: float
 ) -> tuple[bytes, Endpoint, KeyVersion] | None:
     """Submit to another member with the same key, if there is one. Returns the signature if its cache has it."""
     second = router.levels.pick_for(version.public_key, [endpoint])

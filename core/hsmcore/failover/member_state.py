@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, Protocol
 
+from hsmcore._native import Digest
 from hsmcore.failover.breaker import Breaker, Kind
 
 FULL: Final = 256
@@ -19,7 +20,7 @@ class Load(Protocol):
     def in_flight(self) -> int: ...
     @property
     def waiting(self) -> int: ...
-    def asked_for(self, answer: Any) -> tuple[int, bytes] | None: ...
+    def asked_for(self, answer: Any) -> tuple[int, bytes | Digest] | None: ...
     def move(self) -> None: ...
 
 

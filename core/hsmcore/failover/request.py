@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hsmcore._native import Digest
 from hsmcore.errors import HsmError, MemberDown
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
@@ -42,7 +43,7 @@ class Answer:
 class Request:
     """`deadline`: monotonic ns. `message` never changes."""
 
-    message: bytes
+    message: bytes | Digest
     deadline: int
     allow_other_key: bool
     extra: bytes | None = None
@@ -53,9 +54,13 @@ class Request:
     """The first member whose module refused the request itself."""
 
     @property
-    def bindable(self) -> tuple[bytes, ...]:
+    def bindable(self) -> tuple[bytes | Digest, ...]:
         """The message, unless its caller allows another key."""
         return () if self.allow_other_key else (self.message,)
+
+    def fits(self, version: KeyVersion) -> bool:
+        """Whether a key signs such a message: Ed25519 hashes by itself, so it signs no digest."""
+        return version.algorithm != "ed25519" or not isinstance(self.message, Digest)
 
     def failed_at(self, endpoint: Endpoint, error: HsmError) -> None:
         """Note a failed attempt on this member."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore._native import Routes, freeze, timeout_ns
-from hsmcore.errors import EngineClosed, HsmError, QueueFull
+from hsmcore._native import Digest, Routes, freeze, timeout_ns
+from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of, may_have_signed
 from hsmcore.failover.budget import Emergency
@@ -126,7 +126,7 @@ class Router:
         self._failed(endpoint, key, error, request)
         return await self._route(request)
 
-    def bind(self, messages: Iterable[bytes], key: bytes) -> None:
+    def bind(self, messages: Iterable[bytes | Digest], key: bytes) -> None:
         """Let no other key sign these messages for BINDING_NS: a signature may exist that no caller got."""
         now = monotonic_ns()
         for message in messages:
@@ -179,6 +179,8 @@ class Router:
         # An answer to a request from before the failure is no evidence that the member works again.
         suspect = not endpoint.trusted
         try:
+            if not request.fits(version):
+                raise AlgorithmUnsupported("an Ed25519 key signs no digest", member=endpoint.name)
             if endpoint.level_name == EMERGENCY:
                 episode = await self._spend(endpoint, request)
                 if endpoint.key != version.public_key:
@@ -232,7 +234,7 @@ class Router:
             raise
 
     async def _answered_by(
-        self, endpoint: Endpoint, future: asyncio.Future[Any], messages: Iterable[bytes], key: bytes
+        self, endpoint: Endpoint, future: asyncio.Future[Any], messages: Iterable[bytes | Digest], key: bytes
     ) -> Any:
         try:
             return await future
@@ -251,6 +253,9 @@ class Router:
             return
         if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = key
+        if isinstance(error, AlgorithmUnsupported) and isinstance(request.message, Digest):
+            request.failed_at(endpoint, error)  # a key of another level may be of another algorithm
+            return
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
                 if request.attempts.bound_to is not None:

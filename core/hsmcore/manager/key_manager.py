@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat, load
 from hsmcore.config.load import Source
-from hsmcore.config.root import STATE_FILE
-from hsmcore.errors import AccessDenied, DoubleSign, HsmError, LoginError, PolicyRefused, WrongEventLoop
+from hsmcore.errors import AccessDenied, HsmError, LoginError, WrongEventLoop
 from hsmcore.events import Callback, Events
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
+from hsmcore.manager import digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running
-from hsmcore.manager.recording import Recorder
+from hsmcore.manager.recording import Recorder, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.policy import Guard
-from hsmcore.policy.batch import sign_many
-from hsmcore.policy.guard import refuse_without_policy
-from hsmcore.receipt import Receipt
+from hsmcore.policy.batch import submit_batch
+from hsmcore.policy.guard import refuse_claims
+from hsmcore.receipt import DigestSignature, Receipt
 from hsmcore.tracing import instrument
 
 T = TypeVar("T")
@@ -107,7 +106,7 @@ class KeyManager:
 
     async def _open(self) -> None:
         instrument(self)
-        self._say_where()
+        say_where(self._rules)
         if self._refused is not None:
             raise type(self._refused)(
                 "an earlier initialize() was refused; another attempt could lock the PIN",
@@ -133,23 +132,14 @@ class KeyManager:
         self._record.opened(path.members(), path.version)
         self._events.emit("initialized", member=path.member.name, key_id=path.version.id)
 
-    def _say_where(self) -> None:
-        """Name the files in the log."""
-        rules, log = self._rules, get_logger()
-        state = str(rules.state_path.absolute()) if rules.keeps_state else None
-        audit = None if rules.audit_log_file is None else str(Path(rules.audit_log_file).absolute())
-        log.info("key manager opens", name=rules.manager or rules.name, state_store=state, audit_log=audit)
-        if state is not None and rules.state_file is None and rules.state_path.name == STATE_FILE:
-            hint = "Name it with stateFile, in the configuration that its key ring belongs to."
-            log.warning("the state store has the name that all configurations shared", path=state, hint=hint)
-
     async def _begin(self, path: SigningPath) -> None:
         """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""
         try:
             await self.audit.use_members(partial(running, path))
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
-            self._guard_with(await Guard.open(self.config, self._formats, self._signers))
+            guard = self._guard = await Guard.open(self.config, self._formats, self._signers)
+            self._passes = None if guard is None else guard.passes
             await self._background.begin(self._keys.port(self), path.version, self._events)
         except BaseException:
             async with AsyncExitStack() as rest:
@@ -158,11 +148,6 @@ class KeyManager:
                 rest.push_async_callback(self._end_background)
                 rest.push_async_callback(self._end_guard)
             raise
-
-    def _guard_with(self, guard: Guard | None) -> None:
-        self._guard = guard
-        if guard is not None:
-            self._passes, self._admit = guard.passes, guard.admit
 
     def _signers(self) -> list[bytes]:
         return [version.public_key for version in self._path.signing() if version.algorithm == "ed25519"]
@@ -234,11 +219,11 @@ class KeyManager:
                 passes = self._passes
                 if passes is not None:
                     if not passes(message, kind, position):
-                        admission = self._admit(message, kind, position)
+                        admission = cast("Guard", self._guard).admit(message, kind, position)
                         timeout = await admission.begin(timeout)
                         message, extra = admission.message, admission.extra() if self._audited else None
                 elif kind is not None or position is not None:
-                    refuse_without_policy()
+                    refuse_claims(kind, position)
                 submit = path.submit_any_key if allow_other_key else path.submit
                 signed = submit(message, timeout, path.key_index, extra)
                 if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
@@ -291,11 +276,12 @@ class KeyManager:
         """
         batch = list(messages)
 
-        def submit(extra: bytes | None) -> Awaitable[list[Any]]:
-            path, guard = self._path, self._guard
+        async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[list[Any]]:
+            send, guard = self._path.submit_many, self._guard
             if guard is None:
-                return path.submit_many(batch, timeout, return_exceptions, extra)
-            return sign_many(guard, path.submit_many, batch, timeout, return_exceptions, extra, self._record.failure)
+                return send(batch, timeout, return_exceptions, extra)
+            record = self._record.failure
+            return await submit_batch(guard, send, batch, timeout, return_exceptions, extra, admitted, record)
 
         return await self._answer("sign-many", None, submit)
 
@@ -310,32 +296,46 @@ class KeyManager:
     ) -> Receipt:
         """Sign one message; the receipt names member, level and key. As `sign`."""
 
-        async def admitted(guard: Guard) -> Receipt:
-            with guard.admitted(message, kind, position) as admission:
-                left = await admission.begin(timeout)
+        async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[Receipt]:
+            data, left = message, timeout
+            if self._guard is None:
+                refuse_claims(kind, position)
+            else:
+                admission = admitted.enter_context(self._guard.admitted(message, kind, position))
+                data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
-                return await self._path.submit_with_receipt(admission.message, left, allow_other_key, extra)
-
-        def submit(extra: bytes | None) -> Awaitable[Receipt]:
-            if self._guard is not None:
-                return admitted(self._guard)
-            if kind is not None or position is not None:
-                refuse_without_policy()
-            return self._path.submit_with_receipt(message, timeout, allow_other_key, extra)
+            return self._path.submit_with_receipt(data, left, allow_other_key, extra)
 
         return await self._answer("sign", message, submit)
 
-    async def _answer(self, operation: str, message: Any, submit: Callable[[bytes | None], Awaitable[T]]) -> T:
+    async def sign_digest(
+        self, digest: bytes | bytearray | memoryview, timeout: float | None = None
+    ) -> DigestSignature:
+        """Sign a digest of 32 bytes as it is, without hashing it, with an ECDSA key.
+
+        A caller that chooses a digest has the key sign anything, so the policy must list "prehashed". Returns the
+        signature, and for secp256k1 its recovery id. Raises PolicyRefused, AlgorithmUnsupported for an Ed25519 key,
+        InvalidMessage, and the errors of `sign`. `timeout` as in `sign`; the recovery id takes about a millisecond
+        more.
+        """
+        asked: Any = digests.shown(digest)
+        receipt = await self._answer("sign", asked, partial(digests.submit, self._path, self._guard, asked, timeout))
+        return await digests.finish(self._path, self._verifiers, self._keys.ring, asked, receipt)
+
+    async def _answer(
+        self, operation: str, message: Any, submit: Callable[[bytes | None, ExitStack], Awaitable[Awaitable[T]]]
+    ) -> T:
         """Submit, and wait for the answer. Record a failure that no engine records."""
         recorded = True
         try:
             self._life.check()
             recorded = False
-            answer = submit(audit_extra() if self._audited else None)
-            recorded = self._path.answers_recorded
-            return await answer
+            with ExitStack() as admitted:
+                answer = await submit(audit_extra() if self._audited else None, admitted)
+                recorded = self._path.answers_recorded
+                return await answer
         except HsmError as error:
-            if not recorded or isinstance(error, (PolicyRefused, DoubleSign)):  # no engine was asked
+            if not recorded:
                 self._record.failure(operation, message, error)
             await _a_turn(error)
             raise

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from hsmcore._native import freeze
+from hsmcore._native import Digest, freeze
 from hsmcore.audit import AuditLog
+from hsmcore.config import KeyManagerConfig
+from hsmcore.config.policy import PREHASHED
+from hsmcore.config.root import STATE_FILE
 from hsmcore.errors import AuditUnavailable, DoubleSign, HsmError, InvalidMessageType, LoginError, PolicyRefused
 from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
 from hsmcore.members.snapshot import MemberSnapshot
 
 
@@ -58,4 +63,16 @@ class Recorder:
             error=error.status if isinstance(error, HsmError) else "CANCELLED",
             member=self._name,
             **fields,
+            **({"kind": PREHASHED} if isinstance(shown, Digest) else {}),
         )
+
+
+def say_where(rules: KeyManagerConfig) -> None:
+    """Name the files of a key manager in the log that people read."""
+    log = get_logger()
+    state = str(rules.state_path.absolute()) if rules.keeps_state else None
+    audit = None if rules.audit_log_file is None else str(Path(rules.audit_log_file).absolute())
+    log.info("key manager opens", name=rules.manager or rules.name, state_store=state, audit_log=audit)
+    if state is not None and rules.state_file is None and rules.state_path.name == STATE_FILE:
+        hint = "Name it with stateFile, in the configuration that its key ring belongs to."
+        log.warning("the state store has the name that all configurations shared", path=state, hint=hint)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
-from hsmcore._native import verify
+from hsmcore._native import Digest, recovery_id, verify
 from hsmcore.errors import InvalidMessageType
 from hsmcore.keyring import KeyVersion
+
+T = TypeVar("T")
 
 
 class VerifierPool:
@@ -22,10 +25,16 @@ class VerifierPool:
         """Whether the signature is valid under any of the keys."""
         if not isinstance(signature, (bytes, bytearray, memoryview)):
             raise InvalidMessageType(f"a signature must be bytes-like, not {type(signature).__name__}")
+        return await self._run(_any_good, versions, message, bytes(signature))
+
+    async def recovery_id(self, public_key: bytes, digest: Digest, signature: bytes) -> int:
+        """The recovery id of a secp256k1 signature. Raises SignatureInvalid."""
+        return await self._run(recovery_id, public_key, digest, signature)
+
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hsmcore-verify")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _any_good, versions, message, bytes(signature))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def close(self) -> None:
         """Stop the threads; the next verification starts new ones."""

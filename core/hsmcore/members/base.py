@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
+from hsmcore._native import Digest
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.control import ControlPlane, KeyNotExportable
 from hsmcore.control.curves import Algorithm
@@ -50,7 +51,8 @@ class SigningEngine(Protocol):
     def submit(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
     ) -> bytes | asyncio.Future[bytes]:
-        """Sign one message. Returns the signature if the cache holds it and no record is written, else a future of it.
+        """Sign one message, or a Digest. Returns the signature if the cache holds it and no record is written, else a
+        future of it.
         `extra` is added to the audit record: members of a JSON object, beginning with a comma; b"": write no record."""
 
     def submit_with_receipt(
@@ -75,7 +77,7 @@ class SigningEngine(Protocol):
     def abandon(self, future: asyncio.Future[Any]) -> bool | None:
         """Give up `future`. Returns False if nothing was or will be signed for it; otherwise a signature may exist."""
 
-    def asked_for(self, answer: Any) -> tuple[int, bytes] | None:
+    def asked_for(self, answer: Any) -> tuple[int, bytes | Digest] | None:
         """Return the key's index and the message of the request that this future of `submit` waits for; None: it waits
         for none."""
 
@@ -162,6 +164,7 @@ class MemberSpec(Generic[S_co]):
             "cache_size": rules.max_cache_size,
             "single_flight": rules.single_flight,
             "cache_nondeterministic": rules.cache_non_deterministic,
+            "takes_digests": rules.policy is not None and "prehashed" in rules.policy.kinds,
         }
 
 

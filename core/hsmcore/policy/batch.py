@@ -13,37 +13,40 @@ from hsmcore.policy.guard import Admission, Guard
 SubmitMany = Callable[[Sequence[Any], float | None, bool, bytes | None], Awaitable[list[Any]]]
 
 
-async def sign_many(
+async def submit_batch(
     guard: Guard,
     submit: SubmitMany,
     batch: Sequence[Any],
     timeout: float | None,
     return_exceptions: bool,
     extra: bytes | None,
+    admitted: ExitStack,
     record: Callable[[str, Any, HsmError], object],
-) -> list[Any]:
-    """As SigningPath.submit_many. Without `return_exceptions`, a refusal is raised before anything is signed; else
-    `record` gets each."""
-    with ExitStack() as admitted:
-        judged = [_judge(guard, message, admitted, return_exceptions) for message in batch]
-        begun = await asyncio.gather(
-            *(one.begin(timeout) for one in judged if isinstance(one, Admission)), return_exceptions=True
-        )
-        outcomes: list[Any] = []
-        results = iter(begun)
-        for one, message in zip(judged, batch, strict=True):
-            result = next(results) if isinstance(one, Admission) else one
-            if not isinstance(result, BaseException):
-                outcomes.append(one)
-                continue
+) -> Awaitable[list[Any]]:
+    """Admit a batch and submit it; the result is what SigningPath.submit_many returns. Without `return_exceptions`, a
+    refusal is raised before anything is signed; else `record` gets each. The admissions end with `admitted`."""
+    judged = [_judge(guard, message, admitted, return_exceptions) for message in batch]
+    admissions = [one for one in judged if isinstance(one, Admission)]
+    begun = await asyncio.gather(*(one.begin(timeout) for one in admissions), return_exceptions=True)
+    ready = dict(zip(admissions, begun, strict=True))
+    outcomes: list[Any] = []
+    for one, message in zip(judged, batch, strict=True):
+        result = ready[one] if isinstance(one, Admission) else one
+        if isinstance(result, BaseException):
             if not (return_exceptions and isinstance(result, HsmError)):
                 raise result
             record("sign", message, result)
             outcomes.append(result)
-        left = min((left for left in begun if isinstance(left, float)), default=timeout)
-        good = [one.message for one in outcomes if isinstance(one, Admission)]
-        answers = iter(await submit(good, left, return_exceptions, extra) if good or not batch else [])
-        return [next(answers) if isinstance(one, Admission) else one for one in outcomes]
+        else:
+            outcomes.append(one)
+    good = [one.message for one in outcomes if isinstance(one, Admission)]
+    left = min((left for left in begun if isinstance(left, float)), default=timeout)
+    return _in_order(outcomes, submit(good, left, return_exceptions, extra) if good or not batch else None)
+
+
+async def _in_order(outcomes: Sequence[Any], answer: Awaitable[list[Any]] | None) -> list[Any]:
+    answers = iter([] if answer is None else await answer)
+    return [next(answers) if isinstance(one, Admission) else one for one in outcomes]
 
 
 def _judge(guard: Guard, message: Any, admitted: ExitStack, return_exceptions: bool) -> Admission | HsmError:

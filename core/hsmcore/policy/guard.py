@@ -8,16 +8,16 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base58 import from_base58
 from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
-from hsmcore.config.policy import ORDERED
-from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, PolicyRefused
+from hsmcore.config.policy import ORDERED, PREHASHED
+from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, InvalidMessageType, PolicyRefused
 from hsmcore.policy.callers import Caller, Callers
 from hsmcore.policy.watermark import MOST_POSITION, Charge, Place, Want, Watermark
 from hsmcore.state import Store
@@ -127,6 +127,8 @@ class Guard:
         """Judge a message. It may be signed after `begin` of what is returned. Raises PolicyRefused,
         InvalidMessageType."""
         data = freeze(message)
+        if type(data) is not bytes:
+            raise InvalidMessageType("a digest is signed by sign_digest")
         try:
             return self._judge(data, kind, position)
         except PolicyRefused:
@@ -164,16 +166,18 @@ class Guard:
         domain = self._policy.domain
         return [Charge(f"{domain}/{name}", some, most) for name, some, most in limits if some and most is not None]
 
-    def admit_digest(self) -> Admission:
+    @contextmanager
+    def admitted_digest(self) -> Iterator[None]:
         """Judge a digest that is to be signed as it is. Raises PolicyRefused."""
-        kind = "prehashed"
-        if kind not in self._policy.kinds:
-            self.refused[kind] += 1
-            raise PolicyRefused(f'the policy does not list "{kind}", which digests that are signed as they are need')
-        caller = None if self._callers is None else self._callers.present()
-        if caller is not None:
-            caller.begin(kind)
-        return Admission(self, b"", kind, None, [], caller)
+        if PREHASHED not in self._policy.kinds:
+            self.refused[PREHASHED] += 1
+            raise PolicyRefused(f'the policy does not list "{PREHASHED}": this key signs no digest as it is')
+        with ExitStack() as rest:
+            if self._callers is not None:
+                caller = self._callers.present()
+                caller.begin(PREHASHED)
+                rest.callback(caller.end)
+            yield
 
     async def require(self, wants: Sequence[Want], timeout: float | None) -> float:
         """Have everything bound and counted. Returns the seconds that are left."""
@@ -220,9 +224,10 @@ class Admission:
             self._caller.end()
 
 
-def refuse_without_policy() -> NoReturn:
-    """Raise BadArgument: kind and position were given, and nothing would look at them."""
-    raise BadArgument(
-        "kind and position need a policy, and the configuration has none",
-        hint="Add keyManager.policy, with the kinds that this key may sign.",
-    )
+def refuse_claims(kind: str | None, position: int | None) -> None:
+    """Raise BadArgument if a kind or a position was given: there is no policy that would look at them."""
+    if kind is not None or position is not None:
+        raise BadArgument(
+            "kind and position need a policy, and the configuration has none",
+            hint="Add keyManager.policy, with the kinds that this key may sign.",
+        )

@@ -58,6 +58,17 @@ int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
                       size_t message_len, const uint8_t *signature, size_t signature_len);
 
+/* The same for an ECDSA signature of a digest of 32 bytes that was signed as it is. HSM_SIGNATURE_INVALID for other
+ * keys. */
+hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
+                             const uint8_t *digest, const uint8_t *signature, size_t signature_len);
+/* Which of the four points R that an ECDSA signature r || s on secp256k1 may stand for is its own (SEC 1 section
+ * 4.1.6), so that the signature gives the public key: 1 if R's y is odd, plus 2 if its x is not below the group's
+ * order. Verifies the signature: returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a
+ * public key that is no point of the curve. Any thread. */
+hsm_status hsm_recovery_id(const uint8_t public_key[HSM_MAX_PUBLIC_KEY], const uint8_t digest[32],
+                           const uint8_t signature[HSM_MAX_SIGNATURE], uint8_t *recovery_id);
+
 /* ---- the client: submits requests, collects completions ---- */
 
 typedef struct hsm_client hsm_client;

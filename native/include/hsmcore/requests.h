@@ -25,6 +25,7 @@ typedef struct hsm_ask {
     uint64_t timeout_ns;    /* at least 1 */
     uint64_t tag;           /* the caller's own; it comes back with the answer */
     int admitted;           /* 1: do not ask admission control */
+    int prehashed;          /* 1: the message is a SHA-256 digest, which an ECDSA key signs as it is */
     int held;               /* 1: also a signature from the cache gets a number, so that it can be held */
 } hsm_ask;
 
@@ -39,7 +40,7 @@ typedef struct hsm_answer {
     uint32_t slot;            /* that it had, until the next call; HSM_NO_SLOT: none */
     uint32_t signature_len;   /* 0 unless `status` is HSM_OK */
     const uint8_t *signature; /* until the next call */
-    const uint8_t *digest;    /* SHA-256 of the message as a worker saw it, until the next call; NULL: none */
+    const uint8_t *digest;    /* the digest that a worker signed or made, until the next call; NULL: none */
     uint64_t latency_ns;      /* from submission to the end of the call; 0 if no worker served it */
     uint64_t seq;             /* of its record, if it was held */
     uint8_t claimed;          /* 1: this answers the waiter; 0: the waiter has left or was answered */
@@ -75,6 +76,7 @@ int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_n
 /* Take one request. With HSM_OK, `answer->request` is its number; or 0 when the cache had its signature, which is in
  * `answer` until the next call. Beside it and its deadline, `answer->cached` is set: 1 if it was a hit. Otherwise
  * HSM_QUEUE_FULL (admission control refuses it), HSM_KEY_DEACTIVATED, HSM_KEY_NOT_FOUND, HSM_MESSAGE_TOO_LARGE,
+ * HSM_ALGORITHM_UNSUPPORTED (a key that signs no digest), HSM_BAD_ARGUMENT (a digest of not 32 bytes),
  * HSM_OUT_OF_MEMORY, HSM_FORKED. Put many between hsm_client_batch_begin and hsm_client_batch_end. */
 hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer);
 /* Take one answer, after hsm_client_wake_clear. Returns 0 when there is none now. */

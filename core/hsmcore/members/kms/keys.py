@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hsmcore._native import verify
+from hsmcore._native import Digest, digest_of, verify
 from hsmcore.config.kms import identity_of
 from hsmcore.errors import (
     AlgorithmUnsupported,
@@ -53,14 +52,14 @@ class KmsKeys:
         self.retired: Callable[[int], bool] = lambda _index: False
         """Returns whether a key was retired."""
 
-    async def sign(self, key: int, message: bytes) -> bytes:
+    async def sign(self, key: int, message: bytes | Digest) -> bytes:
         """As Backend."""
         return await self._sign(self.by_index[key], message)
 
-    async def _sign(self, held: KmsKey, message: bytes) -> bytes:
+    async def _sign(self, held: KmsKey, message: bytes | Digest) -> bytes:
         kind = "RAW"
-        if len(message) > MAX_RAW_MESSAGE and held.form.order:
-            kind, message = "DIGEST", hashlib.sha256(message).digest()
+        if isinstance(message, Digest) or (len(message) > MAX_RAW_MESSAGE and held.form.order):
+            kind, message = "DIGEST", digest_of(message)
         answer = await self._client.call(
             "Sign",
             {

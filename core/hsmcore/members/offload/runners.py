@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, runtime_checkable
 
-from hsmcore._native import Guest
+from hsmcore._native import Digest, Guest
 from hsmcore.errors import HsmError, InternalError, error_of
 
 STUCK_SECONDS = 0.05
@@ -33,9 +33,10 @@ class Backend(Protocol):
     concurrency: int
     """Calls that may be under way at once."""
 
-    def sign(self, key: int, message: bytes) -> Coroutine[Any, Any, bytes]:
+    def sign(self, key: int, message: bytes | Digest) -> Coroutine[Any, Any, bytes]:
         """Return the signature, 64 bytes. Raises HsmError. The call is cancelled when its deadline has passed and at
-        the stop, and must then release its resources. `key` is what `add_key` returned."""
+        the stop, and must then release its resources. `key` is what `add_key` returned. A Digest, which is no bytes,
+        comes for an ECDSA key where the policy lists "prehashed": its `value` is signed as it is."""
 
 
 class TaskRunner:

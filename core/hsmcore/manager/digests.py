@@ -1,0 +1,61 @@
+"""Signing a digest as it is: who may, what goes to the members, and the recovery id of the signature."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import ExitStack
+
+from hsmcore._native import Digest
+from hsmcore.config.policy import PREHASHED
+from hsmcore.errors import AlgorithmUnsupported, InvalidMessage, PolicyRefused
+from hsmcore.keyring import KeyRing
+from hsmcore.manager.path import SigningPath
+from hsmcore.manager.verification import VerifierPool
+from hsmcore.policy import Guard
+from hsmcore.receipt import DigestSignature, Receipt
+
+
+def shown(digest: object) -> object:
+    """The digest as members and records take it. What is none stays as it is: `submit` refuses it."""
+    try:
+        return Digest(digest)
+    except InvalidMessage:
+        return digest
+
+
+async def submit(
+    path: SigningPath,
+    guard: Guard | None,
+    digest: object,
+    timeout: float | None,
+    extra: bytes | None,
+    admitted: ExitStack,
+) -> Awaitable[Receipt]:
+    """Ask the members. Raises PolicyRefused, AlgorithmUnsupported, InvalidMessage before any member is asked."""
+    if guard is None:
+        raise PolicyRefused(f'there is no policy that lists "{PREHASHED}": this key signs no digest as it is')
+    admitted.enter_context(guard.admitted_digest())
+    if all(version.algorithm == "ed25519" for version in path.signing()):
+        hint = "Sign the message itself, or use a P-256 or secp256k1 key."
+        raise AlgorithmUnsupported("an Ed25519 key signs no digest: it hashes the message by itself", hint=hint)
+    whole = digest if isinstance(digest, Digest) else Digest(digest)
+    extra = (extra or b"") + b',"kind":"%s"' % PREHASHED.encode()
+    return path.submit_with_receipt(whole, timeout, False, extra)
+
+
+async def finish(
+    path: SigningPath, verifiers: VerifierPool, ring: KeyRing, digest: Digest, receipt: Receipt
+) -> DigestSignature:
+    """Add the recovery id, off the event loop: it takes as long as a verification. Raises SignatureInvalid."""
+    try:
+        if ring.get(receipt.key_id).algorithm != "ecdsa-secp256k1":
+            return DigestSignature(receipt.signature, None)
+        found = await verifiers.recovery_id(receipt.public_key, digest, receipt.signature)
+    except BaseException:
+        # The signature exists and its caller does not get it, as when the wait for it had ended.
+        signed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        signed.set_result(receipt.signature)
+        path.abandon(signed, digest)
+        raise
+    return DigestSignature(receipt.signature, found)
