@@ -65,13 +65,11 @@ typedef enum hsm_role { HSM_ROLE_ANY, HSM_ROLE_FEE_PAYER, HSM_ROLE_AUTHORITY } h
 /* Rules for transactions. Lists are of addresses, one after the other, in the order of memcmp. */
 typedef struct hsm_rules {
     const uint8_t *programs; /* that may be called; NULL: any */
-    size_t program_count;
-    const uint8_t *tables; /* that the recipient of a transfer may come from; NULL: any */
-    size_t table_count;
+    const uint8_t *tables;   /* that the recipient of a transfer may come from; NULL: any */
+    const uint8_t *signers;
+    size_t program_count, table_count, signer_count;
     uint8_t counts; /* 1: amounts are wanted */
     hsm_role role;  /* of one of `signers` */
-    const uint8_t *signers;
-    size_t signer_count;
 } hsm_rules;
 
 /* The rules in the order in which they are asked. */
@@ -88,8 +86,7 @@ typedef struct hsm_judgement {
     const uint8_t *address;
     /* If they are wanted and nothing is refused: what System and Token transfers move, in the smallest unit, at most
      * 2^64-1. What a program does that is called by a program is not seen. */
-    uint64_t lamports;
-    uint64_t tokens; /* of all mints */
+    uint64_t lamports, tokens; /* tokens: of all mints */
 } hsm_judgement;
 
 /* The first rule that refuses a transaction. */
