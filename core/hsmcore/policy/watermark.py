@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
 from hsmcore.state import Store, StoreError, StoreNotGenuine
@@ -155,13 +155,13 @@ class Watermark(Tables):
             outcomes.append(refusal or row is None)
             if refusal is None and row is None:
                 columns = (*want, self._holder, now)
-                values = dict(zip(BOUND.c.keys(), (*columns, self._store.vouch(*columns)), strict=True))
+                values = dict(zip(_COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
                 known[want[:2]] = values
                 added.append(values)
                 mark.add(want.position)
                 changed.add(want.domain)
         if added:
-            connection.execute(insert(BOUND), added)
+            connection.execute(_BIND, added)
         for name in sorted(changed):
             if name in sums:
                 minute, amount = sums[name]
@@ -175,7 +175,7 @@ class Watermark(Tables):
         if want.position <= mark.floor:
             return PolicyRefused(f"{where} is at or below the floor {mark.floor} ({mark.reason})")
         if row is not None:
-            columns = [row[name] for name in BOUND.c.keys()]  # noqa: SIM118  # a collection of columns, no dict
+            columns = list(row.values())
             mac = str(columns.pop())
             if (made := self._store.vouch(*columns)) and not compare_digest(mac.encode(), made.encode()):
                 return StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
@@ -219,28 +219,41 @@ async def bound_at(store: Store, domain: str, position: int) -> dict[str, Any] |
     return next(iter(await store.rows(query)), None)
 
 
+# Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
+_COLUMNS: Final = tuple(BOUND.c.keys())
+_ALL_MARKS: Final = select(WATERMARK)
+_MARKS: Final = _ALL_MARKS.where(WATERMARK.c.name.in_(bindparam("names", expanding=True)))
+_CHANGE: Final = update(WATERMARK).where(WATERMARK.c.name == bindparam("domain"))
+_NEW_MARK: Final = insert(WATERMARK)
+_BOUND: Final = select(BOUND).where(
+    BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
+)
+_BIND: Final = insert(BOUND)
+_SUMS: Final = select(SPENT)
+
+
 def _marks(connection: Connection, names: set[str] | None) -> dict[str, Mark]:
-    query = select(WATERMARK) if names is None else select(WATERMARK).where(WATERMARK.c.name.in_(names))
-    return {row.name: Mark(row.floor, row.high, int(row.bits, 16), row.reason) for row in connection.execute(query)}
+    rows = connection.execute(_ALL_MARKS) if names is None else connection.execute(_MARKS, {"names": list(names)})
+    return {name: Mark(floor, high, int(bits, 16), reason) for name, floor, high, bits, reason in rows}
 
 
 def _set_mark(connection: Connection, domain: str, mark: Mark) -> None:
-    replace_row(
-        connection, WATERMARK, domain, floor=mark.floor, high=mark.high, bits=f"{mark.bits:x}", reason=mark.reason
-    )
+    values = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
+    if connection.execute(_CHANGE, {"domain": domain} | values).rowcount == 0:
+        connection.execute(_NEW_MARK, {"name": domain} | values)
 
 
 def _bound(connection: Connection, places: Sequence[Place]) -> dict[tuple[str, int], dict[str, Any]]:
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for domain in {place.domain for place in places}:
         positions = [place.position for place in places if place.domain == domain]
-        query = select(BOUND).where(BOUND.c.domain == domain, BOUND.c.position.in_(positions))
-        found |= {(domain, row["position"]): dict(row) for row in connection.execute(query).mappings()}
+        for row in connection.execute(_BOUND, {"domain": domain, "positions": positions}):
+            found[domain, row[1]] = dict(zip(_COLUMNS, row, strict=True))
     return found
 
 
 def _sums(connection: Connection) -> dict[str, tuple[int, int]]:
-    return {row.name: (row.minute, row.amount) for row in connection.execute(select(SPENT))}
+    return {row.name: (row.minute, row.amount) for row in connection.execute(_SUMS)}
 
 
 def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:

@@ -274,6 +274,7 @@ class Guard:
         self._vouched: tuple[str, dict[str, str]] | None = None
         self._problems: dict[str, str] = {}
         self._written: set[str] = set()
+        self._unsealed = False
         self._busy = False
 
     def before(self, statement: Any) -> None:
@@ -298,8 +299,10 @@ class Guard:
 
     def _require(self, scope: str, *, writes: bool) -> None:
         if self._seal is None:
-            if writes and _seal_row(self._connection) is not None:
-                raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.")
+            if writes and not self._unsealed:
+                if _seal_row(self._connection) is not None:
+                    raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.")
+                self._unsealed = True
             return
         if scope not in self._problems:
             if self._vouched is None:
