@@ -7,65 +7,69 @@
 Reading order: manager, members, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
 """
 
-from hsmcore._version import __version__
-from hsmcore.audit import caller
-from hsmcore.audit import tagged as audit_tag
-from hsmcore.config import Config, load
-from hsmcore.control import KeyNotExportable
-from hsmcore.errors import (
-    AccessDenied,
-    AlgorithmUnsupported,
-    AuditUnavailable,
-    BadArgument,
-    ConfigurationError,
-    DeadlineExceeded,
-    DoubleSign,
-    EmptyMessage,
-    EngineClosed,
-    EngineForked,
-    HostUnusable,
-    HsmError,
-    InternalError,
-    InvalidMessage,
-    InvalidMessageType,
-    InvalidTimeout,
-    KeyAmbiguous,
-    KeyDeactivated,
-    KeyMismatch,
-    KeyNotFound,
-    KeyUnusable,
-    LoginError,
-    MemberDown,
-    MessageTooLarge,
-    ModuleBusy,
-    ModuleFatal,
-    ModuleInvalid,
-    ModuleMissing,
-    NotInitialized,
-    OutOfMemory,
-    PinIncorrect,
-    PinLocked,
-    PolicyRefused,
-    PublicKeyMissing,
-    QueueFull,
-    RequestCancelled,
-    RequestRejected,
-    SecretUnavailable,
-    SessionFailed,
-    SignatureInvalid,
-    SignatureMalformed,
-    SystemFailure,
-    TokenAmbiguous,
-    TokenNotFound,
-    WrongEventLoop,
-)
-from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
-from hsmcore.keyring import KeyVersion
-from hsmcore.manager.key_manager import KeyManager, create_key_manager
-from hsmcore.manager.key_managers import KeyManagers, create_key_managers
-from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.receipt import DigestSignature, Receipt
-from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from hsmcore._version import __version__
+    from hsmcore.audit import caller
+    from hsmcore.audit import tagged as audit_tag
+    from hsmcore.config import Config, load
+    from hsmcore.control import KeyNotExportable
+    from hsmcore.errors import (
+        AccessDenied,
+        AlgorithmUnsupported,
+        AuditUnavailable,
+        BadArgument,
+        ConfigurationError,
+        DeadlineExceeded,
+        DoubleSign,
+        EmptyMessage,
+        EngineClosed,
+        EngineForked,
+        HostUnusable,
+        HsmError,
+        InternalError,
+        InvalidMessage,
+        InvalidMessageType,
+        InvalidTimeout,
+        KeyAmbiguous,
+        KeyDeactivated,
+        KeyMismatch,
+        KeyNotFound,
+        KeyUnusable,
+        LoginError,
+        MemberDown,
+        MessageTooLarge,
+        ModuleBusy,
+        ModuleFatal,
+        ModuleInvalid,
+        ModuleMissing,
+        NotInitialized,
+        OutOfMemory,
+        PinIncorrect,
+        PinLocked,
+        PolicyRefused,
+        PublicKeyMissing,
+        QueueFull,
+        RequestCancelled,
+        RequestRejected,
+        SecretUnavailable,
+        SessionFailed,
+        SignatureInvalid,
+        SignatureMalformed,
+        SystemFailure,
+        TokenAmbiguous,
+        TokenNotFound,
+        WrongEventLoop,
+    )
+    from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
+    from hsmcore.keyring import KeyVersion
+    from hsmcore.manager.key_manager import KeyManager, create_key_manager
+    from hsmcore.manager.key_managers import KeyManagers, create_key_managers
+    from hsmcore.members.snapshot import MemberSnapshot
+    from hsmcore.receipt import DigestSignature, Receipt
+    from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
 
 __all__ = [
     "AccessDenied",
@@ -135,3 +139,46 @@ __all__ = [
     "create_key_managers",
     "load",
 ]
+
+# A name is loaded when it is used: a command, or a child that serves one module, needs few of them.
+_HOMES: Final = {
+    "AllLevelsFailed": "failover.errors",
+    "AllLevelsLate": "failover.errors",
+    "Config": "config",
+    "DigestSignature": "receipt",
+    "EmergencyRefused": "failover.errors",
+    "KeyManager": "manager.key_manager",
+    "KeyManagers": "manager.key_managers",
+    "KeyNotExportable": "control",
+    "KeyVersion": "keyring",
+    "MemberSnapshot": "members.snapshot",
+    "NotApproved": "state",
+    "Receipt": "receipt",
+    "StoreBusy": "state",
+    "StoreError": "state",
+    "StoreNotGenuine": "state",
+    "__version__": "_version",
+    "audit_tag": "audit",
+    "caller": "audit",
+    "create_key_manager": "manager.key_manager",
+    "create_key_managers": "manager.key_managers",
+    "load": "config",
+}
+"""Of the names that are not in errors.py."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        module = import_module(f"hsmcore.{_HOMES.get(name, 'errors')}")
+        value = globals()[name] = getattr(module, "tagged" if name == "audit_tag" else name)
+        return value
+    try:
+        return import_module(f"hsmcore.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"hsmcore.{name}":
+            raise
+    raise AttributeError(f"module 'hsmcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
