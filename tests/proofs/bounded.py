@@ -30,10 +30,13 @@ class Proof:
     function: str
     unwind: int
     source: str | None = None
-    replaced: str | None = None  # calls of one function are calls of another, as goto-instrument says it
+    replaced: str | None = None  # calls of functions are calls of others, as goto-instrument says it
     # Text of the source, and what breaks it so that the proof must fail.
     mutant: tuple[str, str, str] = ("", "", "")
 
+
+_COMPACT = "take_compact:any_compact"
+_STEPS = f"{_COMPACT} hsm_walk_next:any_step hsm_take_lookup:any_lookup highest:any_index each_once:any_keys"
 
 PROOFS = [
     Proof(
@@ -93,6 +96,58 @@ PROOFS = [
         replaced="put_number:longest_number",
         mutant=("journal_line.c", "#define SIGN_BYTES 512U", "#define SIGN_BYTES 352U"),
     ),
+    Proof("message", "prove_compact", 5, mutant=("transaction.c", "(byte > 0 || i == 0) && value", "value")),
+    Proof(
+        "message",
+        "prove_instruction",
+        5,
+        replaced=_COMPACT,
+        mutant=("transaction.h", "count > reader->left", "count > reader->left + 1"),
+    ),
+    Proof(
+        "message",
+        "prove_instruction_v1",
+        5,
+        replaced=_COMPACT,
+        mutant=("transaction.c", "walk->headers += 4", "walk->headers += 3"),
+    ),
+    Proof(
+        "message",
+        "prove_lookup",
+        5,
+        replaced=_COMPACT,
+        mutant=("transaction.c", "take_bytes(reader, &lookup->read) != NULL", "true"),
+    ),
+    Proof(
+        "message",
+        "prove_legacy",
+        10,
+        replaced=_STEPS,
+        mutant=("transaction.c", "*sound = header[1] < header[0]", "*sound = header[1] <= header[0]"),
+    ),
+    Proof(
+        "message",
+        "prove_v0",
+        14,
+        replaced=_STEPS,
+        mutant=("transaction.c", "+= (uint32_t)lookup.written;", "+= (uint32_t)lookup.written + 1U;"),
+    ),
+    Proof(
+        "message",
+        "prove_v1",
+        10,
+        replaced=_STEPS,
+        mutant=("transaction.c", "(size_t)counts[0] * 4", "(size_t)counts[0] * 3"),
+    ),
+    Proof("message", "prove_text", 10, mutant=("payload.c", "lead > 0xf4", "lead > 0xfe")),
+    Proof(
+        "message",
+        "prove_classes",
+        34,
+        replaced="hsm_read_legacy:any_legacy hsm_read_v0:any_v0 hsm_read_v1:any_v1 is_utf8:any_text"
+        " is_printable:any_text is_off_chain_1:any_off_chain_1",
+        mutant=("payload.c", "size == DIGEST && !is_reserved(message, size)", "size == DIGEST"),
+    ),
 ]
 
 
@@ -104,7 +159,8 @@ def prove(proof: Proof, sources: Path, folder: Path) -> subprocess.CompletedProc
     program = folder / "program"
     subprocess.run(["goto-cc", *flags, *files, "-o", program], cwd=ROOT, check=True, capture_output=True)
     if proof.replaced is not None:
-        replace = ["goto-instrument", "--replace-calls", proof.replaced, program, program]
+        calls = [part for call in proof.replaced.split() for part in ("--replace-calls", call)]
+        replace = ["goto-instrument", *calls, program, program]
         subprocess.run(replace, cwd=ROOT, check=True, capture_output=True)
     command = ["cbmc", program, *CHECKS, "--unwind", str(proof.unwind), "--object-bits", "12"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
