@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-enum { MOST = 1232, LENGTH = 60, WITH_TABLE = 74, TEXT = 8 };
+enum { MOST = 1232, LENGTH = 60, TEXT = 8 };
 
 size_t nondet_size(void);
 bool nondet_bool(void);
@@ -158,7 +158,7 @@ void prove_legacy(void) {
 
 void prove_v0(void) {
     size_t size;
-    const uint8_t *message = any_message(WITH_TABLE, &size);
+    const uint8_t *message = any_message(LENGTH, &size);
     struct hsm_reader reader = {message, size};
     hsm_transaction read;
     if (hsm_read_v0(&reader, &read)) {
