@@ -187,12 +187,12 @@ async def test_a_message_goes_to_the_key_of_its_kind(fresh_token, tmp_path):
 async def test_a_format_of_one_key_is_known_to_the_others(fresh_token, tmp_path):
     """A key that signs raw bytes signs no block of the other key's chain; kinds need not be named."""
     token = fresh_token(*KEYS)
-    own = {"kind": "block", "prefix": "4c3201", "length": 44, "position": {"offset": 4, "bytes": 8}}
+    own = {"kind": "block", "prefix": "4c32424b", "length": 44, "position": {"offset": 4, "bytes": 8}}
     config = of_tokens(tmp_path, token, token, auditLogFile=str(tmp_path / "audit.log"))
     managers = config["sequencer"]["keyManagers"]
     managers["blocks"]["policy"] = {"kinds": ["block"], "formats": [own]}
     managers["transactions"]["policy"] = {"kinds": ["raw", "tx-v0"]}
-    block = b"\x4c\x32\x01\x00" + (7).to_bytes(8) + b"a" * 32
+    block = b"L2BK" + (7).to_bytes(8) + b"a" * 32
     async with hsmcore.create_key_managers(config) as managers:
         VerifyKey(managers["blocks"].public_key).verify(block, await managers.sign(block))
         with pytest.raises(PolicyRefused, match="block"):

@@ -101,11 +101,16 @@ async def test_one_digest_for_a_position(world, tmp_path):
 
 
 async def test_a_position_is_read_and_not_believed(world, tmp_path):
-    own = {"kind": "block", "prefix": "4c3201", "length": 44, "position": {"offset": 4, "bytes": 8, "order": "little"}}
+    own = {
+        "kind": "block",
+        "prefix": "4c32424b",
+        "length": 44,
+        "position": {"offset": 4, "bytes": 8, "order": "little"},
+    }
     config = policed(world, tmp_path, ["block", "state-root"], domain="chain", formats=[own])
 
     def block(position, content):
-        return b"\x4c\x32\x01\x00" + position.to_bytes(8, "little") + content * 32
+        return b"L2BK" + position.to_bytes(8, "little") + content * 32
 
     async with opened(config) as manager:
         await manager.sign(ordered(1, domain="chain"), position=1)

@@ -15,6 +15,7 @@ ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root"})
 """The kinds whose payloads have a position: at most one digest is signed at each."""
 PREHASHED: Final = "prehashed"
 MOST_RULES: Final = 1024
+_COUNT: Final = 3
 _TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
 Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
 Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
@@ -63,6 +64,12 @@ class PayloadFormat(Model):
             raise clash("prefix must not begin with 0x80 to 0xfe: those are versions of transactions")
         if any(prefix.startswith(own) or own.startswith(prefix) for own in _TAKEN):
             raise clash("prefix must differ from those of Solana's off-chain messages and of hsmcore's own payloads")
+        # A legacy message has its number of accounts in the fourth byte, or begins it there, and 32 bytes for each.
+        if prefix[0] < 0x80 and (len(prefix) <= _COUNT or self.length >= 37 + 32 * min(prefix[_COUNT], 128)):
+            raise clash(
+                "a payload could begin like a transaction: prefix must begin with 0xff, or have four bytes at least, of "
+                "which the fourth is large enough for length (0x20: to 1,060 bytes, 0x80 and more: to 4,132)"
+            )
         return self
 
 

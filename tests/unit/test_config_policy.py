@@ -1,0 +1,85 @@
+"""The configuration of a policy: what is refused, with its place."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import hsmcore
+from hsmcore._native import Gate
+from hsmcore.errors import ConfigurationError
+
+FORMAT = {"kind": "block", "prefix": "4c32424b", "length": 76, "position": {"offset": 4}}
+WHERE = "$.keyManager.policy"
+
+
+def policy(**block):
+    manager = {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}, "policy": {"kinds": ["block"], **block}}
+    return hsmcore.load({"keyManager": manager}).key_manager.policy
+
+
+def form(**changes):
+    return {"formats": [FORMAT | changes]}
+
+
+@pytest.mark.parametrize(
+    ("block", "where", "says"),
+    [
+        ({"kinds": []}, "", "at least one kind"),
+        ({"kinds": ["block", "block"]}, "", "each once"),
+        ({"kinds": ["blocks"]}, ".kinds[0]", "must be"),
+        ({"kinds": ["prehashed", "block"]}, "", "prehashed"),
+        ({"kinds": ["prehashed", "tx-v0"], "transactions": {}}, "", "prehashed"),
+        ({"kinds": ["tx-v0"], "formats": [FORMAT]}, "", "which kinds does not list"),
+        ({"transactions": {}}, "", "no kind of transaction"),
+        ({"callers": {"a": {"kinds": ["raw"]}}}, "", "which kinds does not"),
+        ({"callers": {"a": {"perSecond": 0}}}, ".callers.a.perSecond", "whole number"),
+        ({"kinds": ["tx-v0"], "transactions": {"programs": ["1111"]}}, ".transactions.programs[0]", "base58"),
+        ({"kinds": ["tx-v0"], "transactions": {"role": "payer"}}, ".transactions.role", "fee-payer"),
+        (
+            {"formats": [FORMAT, FORMAT | {"prefix": "4c32424b00", "position": {"offset": 8}}]},
+            "",
+            "begins with the other",
+        ),
+        (form(prefix="4C32424B"), ".formats[0].prefix", "hexadecimal"),
+        (form(prefix="4c3242"), ".formats[0]", "like a transaction"),
+        (form(prefix="4c324201"), ".formats[0]", "like a transaction"),
+        (form(prefix="90324201"), ".formats[0]", "versions of transactions"),
+        (form(prefix="ff68736d"), ".formats[0]", "hsmcore's own"),
+        (form(prefix="ff736f6c616e61206f6666636861696e00", position={"offset": 20}), ".formats[0]", "off-chain"),
+        (form(length=11), ".formats[0]", "within length"),
+        (form(position={"offset": 3}), ".formats[0]", "behind prefix"),
+        (form(position={"offset": 4, "bytes": 9}), ".formats[0].position.bytes", "whole number"),
+        ({"domain": ""}, ".domain", "string"),
+        ({"unknown": 1}, "", "unknown"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(block, where, says):
+    with pytest.raises(ConfigurationError) as caught:
+        policy(**block)
+    assert f"{WHERE}{where}" in str(caught.value)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "length"), [("4c32424b", 76), ("0000008f", 4132), ("00000020", 1060), ("ff4c3242", 4132)]
+)
+def test_every_payload_of_a_format_is_of_its_kind(prefix, length):
+    """Whatever stands behind the prefix: a legacy message may begin with nearly anything."""
+    block = policy(**form(prefix=prefix, length=length, position={"offset": length - 8}))
+    [own] = block.formats
+    start, at = bytes.fromhex(own.prefix), own.position
+    gate = Gate(kinds=["block"], domain="default", formats=[("block", start, length, at.offset, at.bytes, True)])
+    chance = random.Random(prefix)
+    for _ in range(3000):
+        rest = bytes(chance.choice((0, 1, 2, 32, 128, 255, chance.randrange(256))) for _ in range(length - 12))
+        look = gate.look(start + rest + (7).to_bytes(8))
+        assert (look.kind, look.position, look.refusal) == ("block", 7, None)
+
+
+def test_only_what_must_survive_needs_the_store():
+    assert policy().needs_store
+    assert not policy(kinds=["tx-v0"]).needs_store
+    assert policy(kinds=["tx-v0"], transactions={"lamportsPerMinute": 1}).needs_store
+    assert policy(callers={"a": {}}).callers["a"].kinds is None
