@@ -67,8 +67,8 @@ class PayloadFormat(Model):
         # A legacy message has its number of accounts in the fourth byte, or begins it there, and 32 bytes for each.
         if prefix[0] < 0x80 and (len(prefix) <= _COUNT or self.length >= 37 + 32 * min(prefix[_COUNT], 128)):
             raise clash(
-                "a payload could begin like a transaction: prefix must begin with 0xff, or have four bytes at least, of "
-                "which the fourth is large enough for length (0x20: to 1,060 bytes, 0x80 and more: to 4,132)"
+                "a payload could begin like a transaction: prefix must begin with 0xff, or have four bytes at least, "
+                "the fourth large enough for length (0x20: to 1,060 bytes, 0x80 and more: to 4,132)"
             )
         return self
 

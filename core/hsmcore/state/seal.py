@@ -14,10 +14,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, Final, Protocol
 
 import orjson
-from sqlalchemy import Connection, Table, select, update
+from sqlalchemy import Connection, Select, Table, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
@@ -37,7 +38,6 @@ from hsmcore.state.schema import (
     SEAL,
     SPENT,
     WATERMARK,
-    replace_row,
 )
 
 SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
@@ -56,6 +56,8 @@ _SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table
 _ROW: Final = "store"
 _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
 _ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
+_READ: Final = select(SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac).where(SEAL.c.name == _ROW)
+_WRITE: Final = update(SEAL).where(SEAL.c.name == _ROW)
 _STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
 
 Listener = Callable[[str, str], None]
@@ -187,7 +189,9 @@ class Seal:
         store, counter = store or self._store, counter or self._counter + 1
         text = orjson.dumps(digests, option=orjson.OPT_SORT_KEYS).decode()
         mac = self._mac(store, counter, text).decode()
-        replace_row(connection, SEAL, _ROW, store=store, counter=counter, digests=text, mac=mac)
+        values = {"store": store, "counter": counter, "digests": text, "mac": mac}
+        if connection.execute(_WRITE, values).rowcount == 0:
+            connection.execute(insert(SEAL), {"name": _ROW} | values)
         return counter
 
     def seen(self, counter: int) -> None:
@@ -345,11 +349,12 @@ def _table(name: str) -> Table:
     return next(table for table in SEALED[_SCOPE[name]] if table.name == name)
 
 
-def _scopes(statement: Any) -> set[str]:
+@lru_cache(maxsize=256)  # some statements are made once and used for every transaction
+def _scopes(statement: Any) -> frozenset[str]:
     """Return the scopes of the tables that a statement names anywhere, be it by one column in a subquery."""
     parts = [*visitors.iterate(statement)] if hasattr(statement, "get_children") else [statement]
     tables = [part if isinstance(part, Table) else getattr(part, "table", None) for part in parts]
-    return {_SCOPE[table.name] for table in tables if isinstance(table, Table) and table.name in _SCOPE}
+    return frozenset(_SCOPE[table.name] for table in tables if isinstance(table, Table) and table.name in _SCOPE)
 
 
 def _require_unreadable(error: OperationalError) -> None:
@@ -359,9 +364,13 @@ def _require_unreadable(error: OperationalError) -> None:
 
 
 def _seal_row(connection: Connection) -> tuple[Any, ...] | None:
-    columns = (SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac)
-    row = connection.execute(select(*columns).where(SEAL.c.name == _ROW)).first()
+    row = connection.execute(_READ).first()
     return None if row is None else tuple(row)
+
+
+@cache
+def _rows_of(table: Table) -> Select[Any]:
+    return select(table).order_by(*table.primary_key)
 
 
 def _digest(connection: Connection, scope: str) -> str:
@@ -370,7 +379,7 @@ def _digest(connection: Connection, scope: str) -> str:
     digest = hashlib.sha256()
     for table in SEALED[scope]:
         digest.update(ascii(table.name).encode())
-        for row in connection.execute(select(table).order_by(*table.primary_key)):
+        for row in connection.execute(_rows_of(table)):
             digest.update(ascii(_trimmed(row)).encode())
     return digest.hexdigest()
 
