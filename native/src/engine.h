@@ -184,6 +184,10 @@ hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error);
 void hsm_engine_close_login(hsm_engine *engine);
 /* Whether the user is logged in, as a session sees it; true for an engine without a PIN. */
 CK_RV hsm_engine_session_state(const hsm_engine *engine, CK_SESSION_HANDLE session, bool *logged_in);
+/* The status of a search for a private key: NOT_LOGGED_IN if it is not there, or not there any more, and the session is
+ * not logged in. Without a login all private keys are hidden. */
+hsm_status hsm_engine_unless_hidden(const hsm_engine *engine, CK_SESSION_HANDLE session, hsm_status status,
+                                    bool *logged_in);
 /* Find the key of a place again in `session` and compare it with the pinned one. */
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);

@@ -66,8 +66,8 @@ static bool may_pass(const hsm_engine *engine, hsm_status status) {
            !atomic_load(&engine->closing);
 }
 
-/* Find the key and prove it. A failure of the test signature alone is tried again for a while, like a request's: the
- * search says by itself whether the key is there. */
+/* Find the key and prove it. A failure of the test signature is tried again for a while, like a request's, and a search
+ * during which the login was lost: any other search says by itself whether the key is there. */
 static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE *handle,
                                  hsm_key_info *info, hsm_error *error) {
     uint64_t until = 0;
@@ -75,8 +75,13 @@ static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *sel
         hsm_status status = hsm_engine_ready(engine, error);
         status =
             status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, handle, info, error);
+        bool logged_in;
+        status = hsm_engine_unless_hidden(engine, engine->login_session, status, &logged_in);
+        if (!logged_in) {
+            (void)hsm_fail(error, status, "C_FindObjects", "the login was lost during the search");
+        }
         status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
-        if (status != HSM_OK && until == 0) {
+        if (status != HSM_OK && until == 0 && logged_in) {
             return status;
         }
         status = status != HSM_OK ? status : prove(engine, *handle, info, error);

@@ -76,6 +76,15 @@ CK_RV hsm_engine_session_state(const hsm_engine *engine, CK_SESSION_HANDLE sessi
     return rv;
 }
 
+hsm_status hsm_engine_unless_hidden(const hsm_engine *engine, CK_SESSION_HANDLE session, hsm_status status,
+                                    bool *logged_in) {
+    *logged_in = true;
+    if (status == HSM_KEY_NOT_FOUND || status == HSM_KEY_HANDLE_STALE) {
+        (void)hsm_engine_session_state(engine, session, logged_in);
+    }
+    return *logged_in ? status : HSM_NOT_LOGGED_IN;
+}
+
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
     bool logged_in = false;
     if (engine->login_open && hsm_engine_session_state(engine, engine->login_session, &logged_in) != CKR_OK) {

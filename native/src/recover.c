@@ -42,11 +42,8 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     hsm_engine_key *key = &engine->keys[place];
     CK_OBJECT_HANDLE handle = 0;
     hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
-    bool logged_in = true;
-    if (status == HSM_KEY_NOT_FOUND) {
-        (void)hsm_engine_session_state(engine, engine->login_session, &logged_in);
-        status = logged_in ? status : HSM_NOT_LOGGED_IN; /* without a login all private keys are hidden */
-    }
+    bool logged_in;
+    status = hsm_engine_unless_hidden(engine, engine->login_session, status, &logged_in);
     *found = status == HSM_OK;
     /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
      * one. */

@@ -57,10 +57,7 @@ static hsm_status find_own_handle(hsm_worker *worker, uint32_t place, hsm_outcom
     hsm_status status = worker->session_open
                             ? hsm_engine_refind(engine, worker->session, place, &worker->handles[place], &error)
                             : hsm_fail_ckr(&error, CKR_SESSION_CLOSED, "", "the module was initialized again");
-    if (status == HSM_KEY_NOT_FOUND) {
-        (void)hsm_engine_session_state(engine, worker->session, &logged_in);
-        status = logged_in ? status : HSM_NOT_LOGGED_IN; /* without a login all private keys are hidden */
-    }
+    status = hsm_engine_unless_hidden(engine, worker->session, status, &logged_in);
     hsm_engine_unlock(engine);
     if (status != HSM_OK) {
         worker->handles[place] = 0;

@@ -416,3 +416,20 @@ async def test_another_key_can_be_used_after_the_login_session_alone_was_lost(fr
                 await asyncio.sleep(0.05)
         assert await manager.get_current_key_id() == token.keys["other"].id
         await until_it_signs(manager)
+
+
+@one_loop
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("function", ["C_FindObjectsInit", "C_FindObjects"])
+async def test_a_login_that_is_lost_while_a_key_is_loaded_hides_no_key(function, isolation, fresh_token, tmp_path):
+    """Without a login all private keys are hidden: that is no token without the key."""
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "other", "kind": "ed25519"})
+    chaos = Chaos(tmp_path, wrap(token))
+    config = chaos.config(settings={"sessions": 1, "isolation": isolation})
+    async with opened(config) as manager:
+        chaos.fault(function, "logout", nth=1)
+        await manager.set_current_key_id(token.keys["other"].id)
+        assert is_good("ed25519", token.keys["other"].public_key, b"m", await manager.sign(b"m"))
+        assert chaos.calls("C_Login") >= 2
+        with pytest.raises(KeyNotFound):
+            await manager.set_current_key_id("00" * 8)

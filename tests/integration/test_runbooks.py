@@ -238,7 +238,7 @@ async def test_two_payloads_for_one_position(world, terminal, tmp_path):
             repair=lambda: None, mended=lambda scrape: scrape("hsmcore_double_sign_refused_total") == 1,
         )  # fmt: skip
         await mended()
-    assert "position 7" in operator.said["hsmcore audit query --limit 5 --where error=DOUBLE_SIGN"]
+    assert "position 7" in operator.said["hsmcore audit query --limit 5 --where error=DOUBLE_SIGN --json"]
     play.judge("HsmcoreDoubleSignRefused")
 
 

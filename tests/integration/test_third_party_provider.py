@@ -236,7 +236,7 @@ def test_a_missing_package_of_a_provider_is_named_with_its_hint(site, world, tmp
     path = tmp_path / "hsm.json"
     path.write_text(json.dumps(config))
     found = json.loads(site.run("-c", DOCTOR, "doctor", "--json", "--config", str(path), code=1))
-    [step] = found["providers"][0]["steps"]
+    step, *_ = found["providers"][0]["steps"]
     assert (step["outcome"], step["hint"]) == ("fail", "Install acme-hsm.")
     assert "a provider of type half needs the package acme_sdk" in step["found"]
     assert "ModuleMissing: member 'half:r7'" in site.run("-c", REFUSED, given=config)

@@ -18,7 +18,7 @@ from hsmcore.config import load, load_each
 from hsmcore.config.base import child_path
 from hsmcore.errors import ConfigurationError
 
-BLOCKS = {"kind": "block", "prefix": "424c", "length": 40, "position": {"offset": 2}}
+BLOCKS = {"kind": "block", "prefix": "424c4b53", "length": 40, "position": {"offset": 4}}
 
 
 def one(key: str = "a", **rules: Any) -> dict[str, Any]:
