@@ -17,7 +17,15 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.cli.app import run as cli
-from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, PolicyRefused
+from hsmcore.errors import (
+    BadArgument,
+    DeadlineExceeded,
+    DoubleSign,
+    EngineClosed,
+    HsmError,
+    NotInitialized,
+    PolicyRefused,
+)
 from hsmcore.state import StoreNotGenuine
 
 pytestmark = pytest.mark.integration
@@ -141,6 +149,31 @@ async def test_without_a_policy_everything_is_as_before_and_a_claim_is_refused(w
                 await manager.sign(ordered(1), **arguments)
             with pytest.raises(BadArgument, match="policy"):
                 await manager.sign_with_receipt(ordered(1), **arguments)
+
+
+@one_loop
+async def test_before_it_is_open_and_after_it_is_closed_that_is_the_error(world, tmp_path):
+    manager = hsmcore.create_key_manager(policed(world, tmp_path))
+    with pytest.raises(NotInitialized):
+        await manager.sign(ordered(1), kind="block")
+    async with manager:
+        await manager.sign(ordered(1))
+        raw = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+        raw.execute("BEGIN IMMEDIATE")
+        waits = asyncio.get_running_loop().create_task(manager.sign(ordered(2)))
+        await asyncio.sleep(0.05)
+        closing = asyncio.get_running_loop().create_task(manager.close())
+        await asyncio.sleep(0.05)
+        raw.execute("COMMIT")
+        raw.close()
+        with pytest.raises(EngineClosed):
+            await waits
+        await closing
+    for arguments in ({}, {"kind": "block"}, {"position": 1}):
+        with pytest.raises(EngineClosed):
+            await manager.sign(ordered(1), **arguments)
+        with pytest.raises(EngineClosed):
+            await manager.sign_with_receipt(ordered(1), **arguments)
 
 
 @one_loop

@@ -27,6 +27,7 @@ from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running
 from hsmcore.manager.recording import Recorder, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
+from hsmcore.members.base import refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.policy import Guard
 from hsmcore.policy.batch import submit_batch
@@ -165,6 +166,8 @@ class KeyManager:
 
     def _refuse(self) -> None:
         self._path.refuse()
+        if self._passes is not None:
+            self._passes = refuse_closed
 
     async def _close(self) -> None:
         path, name = self._path, self._rules.name
@@ -207,10 +210,9 @@ class KeyManager:
         With failover, AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign the
         message although a signature under the first key may exist.
 
-        With a policy, PolicyRefused is raised for a message that this key may not sign, or not for this caller, and
-        DoubleSign for another payload at a position that was bound before. `kind`: what the caller takes the message
-        for; another one is refused. `position`: that of a bare digest of an ordered kind; a payload that has its
-        position in it must agree.
+        With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, and DoubleSign for
+        another payload at a bound position. `kind`: what the caller takes the message for. `position`: that of a bare
+        digest of an ordered kind; a payload with its position in it must agree.
         """
         extra = audit_extra() if self._audited else None
         path, submitted, admission = self._path, False, None
@@ -223,6 +225,7 @@ class KeyManager:
                         timeout = await admission.begin(timeout)
                         message, extra = admission.message, admission.extra() if self._audited else None
                 elif kind is not None or position is not None:
+                    self._life.check()
                     refuse_claims(kind, position)
                 submit = path.submit_any_key if allow_other_key else path.submit
                 signed = submit(message, timeout, path.key_index, extra)
@@ -442,7 +445,6 @@ class KeyManager:
 
     def snapshot(self) -> Snapshot:
         """The parts, for hsmcore.metrics. Any thread."""
-        background = self._background
-        rotation, problems = background.rotation, background.store_problems
-        state, ring = self._life.state, self._keys.ring
-        return Snapshot(self.config, state, self._path, ring, rotation, self.audit, problems, self._guard)
+        rotation, problems = self._background.rotation, self._background.store_problems
+        life = self._life.state
+        return Snapshot(self.config, life, self._path, self._keys.ring, rotation, self.audit, problems, self._guard)
