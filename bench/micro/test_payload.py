@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from bench.micro.kit import PerCall
-from hsmcore_bench.suite.child.payloads import transactions
 
 from hsmcore._native import Gate
+from hsmcore_bench.suite.child.payloads import transactions
 
 CALLS = 1000
 
