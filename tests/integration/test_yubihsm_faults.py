@@ -173,7 +173,7 @@ async def test_another_key_under_the_same_id_never_signs(rig, isolation):
 async def test_a_full_audit_log_stops_signing_until_it_is_read(rig, isolation):
     async with opened(rig.config(settings={"isolation": isolation})) as manager:
         rig.device.log.force = 1
-        batch = manager.sign_many([f"{number}".encode() for number in range(100)])
+        batch = manager.sign_many([f"{number}".encode() for number in range(100)], 4.0)
         with pytest.raises(HsmError) as caught:
             await batch
         assert (caught.value.ckr_name, caught.value.retryable) == ("CKR_DEVICE_MEMORY", True)
@@ -189,7 +189,7 @@ async def test_the_device_s_own_errors_end(rig, isolation, code):
         await signs(manager, b"before")
         rig.device.inject("error", SIGN, code=code, count=None)
         with pytest.raises(HsmError) as caught:
-            await manager.sign(b"x", 10.0)
+            await manager.sign(b"x", 4.0)
         assert caught.value.status != "DEADLINE_EXCEEDED"
         rig.device.faults.clear()
         await until_it_signs(manager)
