@@ -75,3 +75,7 @@ cdef class Recorder:
         cdef hsm_journal *journal = self.journal._journal
         hsm_journal_flush(journal, hsm_requests_starving(table, hsm_journal_waiting(journal)))
         return self.journal._hands_out()
+
+    cdef inline bint is_failing(self) noexcept:
+        """Whether records cannot be kept at present, and nothing is handed out without."""
+        return not self.journal.fail_open and hsm_journal_failure(self.journal._journal) != 0

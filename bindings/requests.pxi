@@ -413,6 +413,7 @@ cdef class Requests:
         cdef uint64_t begun = 0
         cdef uint32_t taken = 0
         cdef bint more = False
+        cdef bint hands_out
         if self._recorder is not None and self._counts().queued and self._recorder.journal._unwritable() is not None:
             # Requests that wait would grow what the disk cannot take.
             self._journal_failure = hsm_journal_failure(self._recorder.journal._journal)
@@ -427,9 +428,19 @@ cdef class Requests:
                         self._loop.call_soon(self._continue)
                         more = True
                         break
-            if self._recorder is None or not self._recorder.flush(self._table) or self._counts().held == 0:
+            if self._recorder is None:
                 break
-            hsm_requests_release(self._table, <uint64_t>-1)
+            hands_out = self._recorder.flush(self._table)
+            if self._counts().held == 0:
+                break
+            if hands_out:
+                hsm_requests_release(self._table, <uint64_t>-1)
+            elif self._recorder.is_failing():
+                # The journal says once that it begins to fail: this answer came after that.
+                self._journal_failure = hsm_journal_failure(self._recorder.journal._journal)
+                hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
+            else:
+                break
         if self._recorder is not None and self._fds is not None:  # a held answer may be late already
             self._deadlines.watch(hsm_requests_sweep_at(self._table))
         if self._pump is not None and hsm_client_queued(self._client):

@@ -471,3 +471,23 @@ async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, sit
         if kind == "error":
             assert isinstance(asked.exception(), hsmcore.DeadlineExceeded)
             place.members[0].release()
+
+
+@one_loop
+async def test_an_answer_that_comes_while_the_log_fails_is_refused_at_once(site):
+    """The log says once that it begins to fail; the signature of the second message came after that."""
+    place = site(SAME)
+    path = place.folder / "audit.log"
+    config = place.config(auditLogFile=str(path), requestTimeoutMs=30_000)
+    async with opened(config) as manager:
+        await manager.sign(b"before")
+        with files_at_most(path.stat().st_size + 10):
+            place.members[0].fault("C_Sign", "hang", milliseconds=1500, nth=1)
+            slow = start(manager.sign(b"slow"))
+            await until(lambda: place.members[0].stats()["hung"] == 1)
+            with pytest.raises(hsmcore.AuditUnavailable):
+                await manager.sign(b"quick")
+            async with asyncio.timeout(10):
+                with pytest.raises(hsmcore.AuditUnavailable):
+                    await slow
+        await becomes(lambda: recorded(manager))
