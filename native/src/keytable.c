@@ -71,6 +71,7 @@ static bool may_pass(const hsm_engine *engine, hsm_status status) {
 static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE *handle,
                                  hsm_key_info *info, hsm_error *error) {
     uint64_t until = 0;
+    *handle = 0;
     for (uint64_t pause = PROVE_PAUSE_NS;; pause *= 2) {
         hsm_status status = hsm_engine_ready(engine, error);
         status =
