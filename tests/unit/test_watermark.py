@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
+from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmcore.errors import BadArgument, DoubleSign, PolicyRefused
-from hsmcore.policy.watermark import WINDOW, Charge, Mark, Place, Watermark, bound_at, marks_of
+from hsmcore.policy.watermark import WINDOW, Charge, Mark, Place, Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
@@ -28,6 +29,13 @@ class Bytes:
 @pytest.fixture(params=[None, Bytes()], ids=["plain", "sealed"])
 def secret(request):
     return request.param
+
+
+def beside(path, *statements):
+    """Write into the store's file as another program would."""
+    with closing(sqlite3.connect(path)) as raw, raw:
+        for statement in statements:
+            raw.execute(statement)
 
 
 class Life:
@@ -110,15 +118,17 @@ async def test_what_a_writer_of_the_file_changed_is_not_signed(tmp_path):
     async with Life(path, Bytes()) as life:
         for position in range(4):
             await life.bind(position)
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE bound SET digest = ? WHERE position = 1", (B,))
-        raw.execute("DELETE FROM bound WHERE position = 2")
-        raw.execute("UPDATE bound SET (digest, mac) = (SELECT digest, mac FROM bound WHERE position = 0), holder = 'x' "
-                    "WHERE position = 3")  # fmt: skip
-    raw.close()
+    beside(
+        path,
+        f"UPDATE bound SET digest = '{B}' WHERE position = 1",  # noqa: S608
+        "DELETE FROM bound WHERE position = 2",
+        "UPDATE bound SET (digest, mac) = (SELECT digest, mac FROM bound WHERE position = 0), holder = 'x' "
+        "WHERE position = 3",
+    )
     async with Life(path, Bytes()) as life:
         for position in (1, 2, 3):
             for digest in (A, B):
+                assert isinstance((await life.mark.look(Place(BLOCKS, position, digest)))[1], StoreNotGenuine)
                 with pytest.raises(StoreNotGenuine):
                     await life.bind(position, digest)
         await life.bind(0)
@@ -136,9 +146,7 @@ async def test_a_row_removed_far_behind_the_newest_is_not_signed_again(tmp_path)
         await life.bind(2)  # within the window
         with pytest.raises(DoubleSign):
             await life.bind(1, B)
-    with sqlite3.connect(path) as raw:
-        raw.execute("DELETE FROM bound WHERE position = 1")
-    raw.close()
+    beside(path, "DELETE FROM bound WHERE position = 1")
     async with Life(path, Bytes()) as life:
         with pytest.raises(PolicyRefused, match="behind the newest"):
             await life.bind(1, B)
@@ -158,9 +166,7 @@ async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_pat
     path = tmp_path / "state.db"
     async with Life(path, None) as life:
         await life.bind(1)
-    with sqlite3.connect(path) as raw:
-        raw.execute(statement)
-    raw.close()
+    beside(path, statement)
     async with Life(path, None) as life:
         with pytest.raises(StoreError):
             await asyncio.gather(life.bind(1, B), life.bind(2, B), life.mark.require(Charge("chain/lamports", 1, 2)))
@@ -171,9 +177,7 @@ async def test_a_watermark_that_was_changed_binds_nothing(tmp_path, statement):
     path = tmp_path / "state.db"
     async with Life(path, Bytes()) as life:
         await life.bind(1)
-    with sqlite3.connect(path) as raw:
-        raw.execute(statement)
-    raw.close()
+    beside(path, statement)
     async with Life(path, Bytes()) as life:
         with pytest.raises(StoreNotGenuine):
             await life.bind(2)
@@ -208,10 +212,7 @@ async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(
         seal.seen(await life.store._run(lambda: life.store._database.transact_unchecked(older)))
         with pytest.raises(StoreNotGenuine):
             await life.bind(2)
-    with sqlite3.connect(path) as raw:
-        raw.execute("DELETE FROM watermark")
-        raw.execute("DELETE FROM bound")
-    raw.close()
+    beside(path, "DELETE FROM watermark", "DELETE FROM bound")
     async with Life(path, Bytes()) as life:
         await life.bind(1)
 
@@ -247,7 +248,7 @@ async def test_a_caller_who_left_keeps_nobody_else_waiting(tmp_path, secret):
         other = life.mark.require(Place(BLOCKS, 2, A))
         gone.cancel()
         await other
-        row = await bound_at(life.store, BLOCKS, 1)
+        row, _ = await life.mark.look(Place(BLOCKS, 1, A))
         assert row["digest"] == A  # it may have been signed, for all that anybody knows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,7 +51,7 @@ def explain(
     if policy.ordered:
         found = on_state(cli.config, lambda store: explained(policy, data, kind, position, store), shows=True)
     else:
-        found = _run(explained(policy, data, kind, position, None))
+        found = asyncio.run(explained(policy, data, kind, position, None))
     if cli.as_json:
         print_json(found)
     else:
@@ -100,7 +101,7 @@ def set(  # noqa: A001  # the command's name
         )
     if not reason.strip():
         raise BadUsage("a floor is raised for a reason: --reason TEXT")
-    domain = f"{policy.domain}/{kind}"
+    domain = policy.chain(kind)
 
     async def work(store: Store) -> int:
         return await Watermark(store, "").raise_floor(domain, position, reason)
@@ -128,12 +129,6 @@ def _bytes_of(given: str) -> bytes:
         return Path(given).read_bytes()
     except OSError as error:
         raise BadUsage(f"{given!r} is neither hexadecimal nor a file that can be read: {error.strerror}") from None
-
-
-def _run(work: Any) -> Any:
-    import asyncio
-
-    return asyncio.run(work)
 
 
 def _shown(position: int) -> str:

@@ -154,6 +154,10 @@ class Policy(Model):
         """The kinds among `kinds` whose positions are bound."""
         return ORDERED & set(self.kinds)
 
+    def chain(self, name: str) -> str:
+        """Return the name that positions of an ordered kind, or a sum, have in the state store."""
+        return f"{self.domain}/{name}"
+
     @property
     def needs_store(self) -> bool:
         """Whether it keeps something that must survive a crash."""

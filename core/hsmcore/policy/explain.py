@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hsmcore.config import Policy
-from hsmcore.errors import PolicyRefused
+from hsmcore.errors import DoubleSign, PolicyRefused
 from hsmcore.policy.guard import gate_of, place_of
-from hsmcore.policy.watermark import bound_at, marks_of
+from hsmcore.policy.watermark import Watermark
 from hsmcore.state import Store
 
 
@@ -34,18 +34,12 @@ async def explained(
     if place is None or store is None:
         return found | {"signed": look.refusal is None}
     found |= {"kind": kind or look.kind, "domain": place.domain, "position": place.position, "why": None}
-    mark = (await marks_of(store)).get(place.domain)
-    if mark is not None and place.position <= mark.floor:
-        return found | {"why": f"it is at or below the floor {mark.floor} ({mark.reason})"}
-    row = await bound_at(store, place.domain, place.position)
-    if row is None:
-        return found | {"signed": True}
-    same = row["digest"] == place.digest
-    why = None if same else "another payload was bound to the position"
-    return found | {
-        "signed": same,
-        "why": why,
-        "boundDigest": row["digest"],
-        "holder": row["holder"],
-        "boundNs": row["bound_ns"],
-    }
+    row, refusal = await Watermark(store, "").look(place)
+    found["signed"] = refusal is None
+    if isinstance(refusal, DoubleSign):
+        found["why"] = "another payload was bound to the position"
+    elif refusal is not None:
+        found["why"] = str(refusal.args[0])
+    if row is not None:
+        found |= {"boundDigest": row["digest"], "holder": row["holder"], "boundNs": row["bound_ns"]}
+    return found

@@ -80,7 +80,7 @@ def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, posit
         raise PolicyRefused(f"the payload says position {look.position}, its caller {position}")
     else:
         found = look.position
-    return Place(f"{policy.domain}/{kind or look.kind}", found, hashlib.sha256(message).hexdigest())
+    return Place(policy.chain(kind or look.kind), found, hashlib.sha256(message).hexdigest())
 
 
 class Guard:
@@ -163,8 +163,9 @@ class Guard:
             ("lamports", look.lamports, rules.lamports_per_minute),
             ("tokens", look.tokens, rules.tokens_per_minute),
         )
-        domain = self._policy.domain
-        return [Charge(f"{domain}/{name}", some, most) for name, some, most in limits if some and most is not None]
+        return [
+            Charge(self._policy.chain(name), some, most) for name, some, most in limits if some and most is not None
+        ]
 
     @contextmanager
     def admitted_digest(self) -> Iterator[None]:

@@ -189,6 +189,16 @@ class Watermark(Tables):
             )
         return None
 
+    async def look(self, place: Place) -> tuple[dict[str, Any] | None, Exception | None]:
+        """Return the row of a place, and why `require` would refuse it now; None: it would not. Binds nothing."""
+
+        def work(connection: Connection) -> tuple[dict[str, Any] | None, Exception | None]:
+            mark = _marks(connection, {place.domain}).get(place.domain, Mark())
+            row = _bound(connection, [place]).get(place[:2])
+            return row, self._refusal(mark, row, place)
+
+        return await self._store.run(work)
+
     async def raise_floor(self, domain: str, floor: int, reason: str) -> int:
         """Sign nothing at or below `floor` from now on, and remove the rows there. Returns the number of rows. Raises
         BadArgument for a floor below the present one."""
@@ -211,12 +221,6 @@ class Watermark(Tables):
 async def marks_of(store: Store) -> dict[str, Mark]:
     """Return the watermark of each domain that has one."""
     return await store.run(lambda connection: _marks(connection, None))
-
-
-async def bound_at(store: Store, domain: str, position: int) -> dict[str, Any] | None:
-    """Return the row of a position."""
-    query = select(BOUND).where(BOUND.c.domain == domain, BOUND.c.position == position)
-    return next(iter(await store.rows(query)), None)
 
 
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
