@@ -26,6 +26,7 @@ from hsmcore.errors import (
     NotInitialized,
     PolicyRefused,
 )
+from hsmcore.policy import Guard
 from hsmcore.state import StoreNotGenuine
 
 pytestmark = pytest.mark.integration
@@ -174,6 +175,28 @@ async def test_before_it_is_open_and_after_it_is_closed_that_is_the_error(world,
             await manager.sign(ordered(1), **arguments)
         with pytest.raises(EngineClosed):
             await manager.sign_with_receipt(ordered(1), **arguments)
+
+
+@one_loop
+async def test_nothing_passes_while_the_policy_is_being_opened(world, tmp_path, monkeypatch):
+    """The members were ready, and messages went to them, before the policy's store was open."""
+    opens = Guard.open
+
+    async def slow(*arguments):
+        await asyncio.sleep(0.2)
+        return await opens(*arguments)
+
+    monkeypatch.setattr(Guard, "open", slow)
+    manager = hsmcore.create_key_manager(policed(world, tmp_path))
+    opening = asyncio.get_running_loop().create_task(manager.initialize())
+    refused = 0
+    while not opening.done():
+        with pytest.raises((NotInitialized, PolicyRefused)):
+            await manager.sign(b"raw")
+        refused += 1
+    await opening
+    assert refused > 10
+    await manager.close()
 
 
 @one_loop

@@ -137,10 +137,10 @@ class KeyManager:
         """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""
         try:
             await self.audit.use_members(partial(running, path))
+            guard = self._guard = await Guard.open(self.config, self._formats, self._signers)
+            self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(path)
             path.begin(self._keys.ring, self._life.check)
-            guard = self._guard = await Guard.open(self.config, self._formats, self._signers)
-            self._passes = None if guard is None else guard.passes
             await self._background.begin(self._keys.port(self), path.version, self._events)
         except BaseException:
             async with AsyncExitStack() as rest:
