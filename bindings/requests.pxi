@@ -16,6 +16,7 @@ cdef class Requests:
     cdef Cache _cache  # None: no cache, and no single-flight
     cdef Waiters _waiters
     cdef dict _batches  # by future
+    cdef dict _missed  # of Routes: (key, message) by a future whose caller left before its answer came; see asked_for
     cdef dict _details  # by slot, until its answer is taken: an error that says more than its status
     cdef object _detail  # of the request whose answer was taken last: its followers have their answers next; or None
     cdef uint32_t _generation
@@ -65,7 +66,7 @@ cdef class Requests:
         self._takes_digests = takes_digests
         self._member = member
         self._waiters = Waiters.__new__(Waiters)
-        self._batches = {}
+        self._batches, self._missed = {}, {}
         self._details = {}
         self._limits = {}
         if cache_size or single_flight:
@@ -274,10 +275,11 @@ cdef class Requests:
         return begun
 
     def asked_for(self, future):
-        """(index of the key, message) of the request that a future of `submit` waits for; None: it waits for none."""
+        """(index of the key, message) of the request that a future of `submit` waits for, or that was answered after
+        the future was cancelled; None: neither, or this was asked before."""
         cdef uint64_t number = self._waiters.number_of(future) if self._table != NULL else 0
         if number == 0:
-            return None
+            return self._missed.pop(future, None)
         return hsm_requests_key(self._table, number), self._waiters.messages[<Py_ssize_t><uint32_t>number]
 
     def move(self):
@@ -455,6 +457,7 @@ cdef class Requests:
         cdef Py_ssize_t i = <uint32_t>answer.request
         cdef object waiter, message
         cdef object error = None
+        cdef bint taken
         cdef uint64_t seq = answer.seq
         if answer.slot != HSM_NO_SLOT and not answer.shared:
             self._detail = self._details.pop(answer.slot, None) if self._details else None
@@ -472,7 +475,7 @@ cdef class Requests:
                 if seq == <uint64_t>-1:
                     return 0
         waiter = self._waiters.take(answer.request) if answer.claimed else None
-        message = self._waiters.messages[i] if answer.status != HSM_OK and answer.tag & ROUTED else None
+        message = self._waiters.messages[i] if answer.tag & ROUTED else None
         if answer.last:
             self._waiters.forget(answer.request)
             hsm_requests_end(self._table, answer.request)
@@ -481,14 +484,17 @@ cdef class Requests:
                 self._loop.call_exception_handler({"message": "an audit record was lost", "exception": error})
             return 0
         if answer.status == HSM_OK and error is None:
-            _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
-                                                                  answer.signature_len), seq, answer.cached,
-                    self.place, answer.key)
+            taken = _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
+                                                                          answer.signature_len), seq, answer.cached,
+                            self.place, answer.key)
         else:
             error = self._error(answer) if error is None else error
             if answer.tag & ROUTED:
                 error.attempt = self.place, answer.key, answer.tag & LATEST, message, True
-            _refuse(waiter, answer.tag, error)
+            taken = _refuse(waiter, answer.tag, error)
+        if answer.tag & ROUTED and not taken:
+            # Its caller's task was cancelled in this turn of the loop, and asks in the next which key may have signed.
+            self._missed[waiter] = answer.key, message
         if type(waiter) is Batch:
             self._batch_answered(<Batch>waiter, answer)
         return 0

@@ -32,38 +32,38 @@ cdef class Batch:
     def __dealloc__(self):
         PyMem_Free(self.numbers)
 
-    cdef int put(self, Py_ssize_t position, object result) except -1:
+    cdef bint put(self, Py_ssize_t position, object result) except -1:
         self.results[position] = result
         self.remaining -= 1
-        return _set_result(self.future, self.results) if self.remaining == 0 else 0
+        return self.remaining != 0 or _set_result(self.future, self.results)
 
-    cdef int fail(self, Py_ssize_t position, object error) except -1:
+    cdef bint fail(self, Py_ssize_t position, object error) except -1:
         if self.return_exceptions:
             return self.put(position, error)
         self.remaining -= 1
         return _set_exception(self.future, error)
 
 
-cdef inline int _set_result(object future, object result) except -1:
+cdef inline bint _set_result(object future, object result) except -1:
     try:
         future.set_result(result)
     except InvalidStateError:
-        pass
-    return 0
+        return False
+    return True
 
 
-cdef inline int _set_exception(object future, object error) except -1:
+cdef inline bint _set_exception(object future, object error) except -1:
     try:
         future.set_exception(error)
     except InvalidStateError:
-        pass
-    return 0
+        return False
+    return True
 
 
-cdef inline int _answer(object waiter, uint64_t tag, bytes signature, uint64_t seq, bint cached, object place,
-                        uint32_t key) except -1:
-    """Give a waiter its signature. `seq`: the number of its audit record, or 0. A receipt of Routes names `place` and
-    `key`."""
+cdef inline bint _answer(object waiter, uint64_t tag, bytes signature, uint64_t seq, bint cached, object place,
+                         uint32_t key) except -1:
+    """Give a waiter its signature; returns whether it took it. `seq`: the number of its audit record, or 0. A receipt of
+    Routes names `place` and `key`."""
     if type(waiter) is Batch:
         return (<Batch>waiter).put(<Py_ssize_t>tag, signature)
     if tag & RECEIPT == 0:
@@ -73,8 +73,8 @@ cdef inline int _answer(object waiter, uint64_t tag, bytes signature, uint64_t s
     return _set_result(waiter, (signature, seq or None, cached, place, key))
 
 
-cdef int _refuse(object waiter, uint64_t tag, object error) except -1:
-    """Give a waiter its error."""
+cdef bint _refuse(object waiter, uint64_t tag, object error) except -1:
+    """Give a waiter its error; returns whether it took it."""
     return (<Batch>waiter).fail(<Py_ssize_t>tag, error) if type(waiter) is Batch else _set_exception(waiter, error)
 
 

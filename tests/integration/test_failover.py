@@ -19,6 +19,7 @@ import hsmcore
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown, RequestRejected
+from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
 
 pytestmark = [pytest.mark.integration, needs_chaos]
@@ -303,6 +304,29 @@ async def test_what_one_key_may_have_signed_no_other_one_signs_unless_allowed(si
         assert (await manager.sign_with_receipt(b"another", 5.0)).level == "secondary"
         place.members[0].clear()
         place.members[0].release()
+
+
+@one_loop
+async def test_members_that_all_fail_to_start_at_once_are_started_in_turn(site, monkeypatch):
+    place = site(SAME, SAME)
+    for number in range(2):
+        faults = [{"function": "C_OpenSession", "every": 1, "action": "return", "ckr": "CKR_GENERAL_ERROR"}]
+        place.members[number].write(faults=faults)
+    ended, start_one = [], Endpoint.start
+
+    async def starting(endpoint):
+        try:
+            return await start_one(endpoint)
+        finally:
+            ended.append(endpoint.name)
+            for member in place.members if len(ended) == 2 else ():  # both have met it
+                member.write()
+
+    monkeypatch.setattr(Endpoint, "start", starting)
+    async with opened(place.config()) as manager:
+        assert ended[2:] == [place.name(0), place.name(1)]
+        assert {one.condition for one in manager._path.failover.endpoints} == {"ready"}
+        assert await manager.sign(b"m", 5.0)
 
 
 @one_loop

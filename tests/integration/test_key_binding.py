@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -473,6 +474,28 @@ async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, sit
         if kind == "error":
             assert isinstance(asked.exception(), hsmcore.DeadlineExceeded)
             place.members[0].release()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@one_loop
+async def test_a_caller_that_leaves_in_the_turn_before_its_answer_is_bound(way, site):
+    """The task is cancelled, then its answer comes, then it runs: the future has taken no answer."""
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover=LEVELS)) as manager:
+        router, engine = manager._path.failover.router, manager._path.endpoints[0].member.engine
+        place.members[0].fault("C_Sign", "hang", forever=True, every=1)
+        asked = start(WAYS[way](manager, [b"m"]))
+        await until(lambda: place.members[0].stats()["hung"] == 1)
+        asked.cancel()
+        place.members[0].clear()
+        place.members[0].release()
+        while engine.completed == 0:
+            time.sleep(0.001)  # noqa: ASYNC251  # the loop does not turn
+            engine._drain()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert router.any_bound_elsewhere([b"m"], key_of(place, 1))
+        assert not router.any_bound_elsewhere([b"m"], key_of(place, 0))
 
 
 @one_loop

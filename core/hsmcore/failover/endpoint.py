@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
 
+from hsmcore._native import Digest
 from hsmcore.errors import HsmError, KeyNotFound, MemberDown, NotInitialized
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.latency import LatencyWatch
@@ -127,6 +128,14 @@ class Endpoint(MemberState):
         """The key of an index at the time a request was submitted; by now another key may sign."""
         return next((version for version in self.versions.values() if version.index == index), self.key_version)
 
+    def asked_for(self, answer: Any) -> tuple[int, bytes | Digest] | None:
+        """As SigningEngine.asked_for, also of a member that is being stopped."""
+        for engine in (self.engine, *(member.engine for member in self._stopping)):
+            found = engine.asked_for(answer)
+            if found is not None:
+                return found
+        return None
+
     def abandon(self, future: Any) -> bool:
         """Give up an answer that has no waiter. Returns whether a signature may exist."""
         return self.member is None or self.member.engine.abandon(future) is not False
@@ -181,3 +190,14 @@ class Endpoint(MemberState):
             with suppress(KeyNotFound):  # a key that is gone signs nothing
                 enforced &= (await member.control.deactivate(key_id)).enforced
         return enforced
+
+
+async def start_all(endpoints: Sequence[Endpoint]) -> list[KeyVersion | BaseException]:
+    """Start members at once; how each start ended. If none starts, those that may later on start once more, in turn: a
+    token store that several modules share in one process (SoftHSM) may fail while two of them log in."""
+    done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
+    if not any(isinstance(result, KeyVersion) for result in done):
+        for number, result in enumerate(done):
+            if isinstance(result, HsmError) and result.retryable:
+                [done[number]] = await asyncio.gather(endpoints[number].start(), return_exceptions=True)
+    return done

@@ -52,7 +52,7 @@ class ShortWay:
     def abandon(self, answer: Any, message: Any) -> None:
         """The caller has left: no other key may sign the message, unless nobody has begun with it."""
         for endpoint in self._levels.members:
-            asked = endpoint.engine.asked_for(answer)
+            asked = endpoint.asked_for(answer)
             if asked is not None:
                 index, message = asked
                 if endpoint.abandon(answer):

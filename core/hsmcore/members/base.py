@@ -78,8 +78,8 @@ class SigningEngine(Protocol):
         """Give up `future`. Returns False if nothing was or will be signed for it; otherwise a signature may exist."""
 
     def asked_for(self, answer: Any) -> tuple[int, bytes | Digest] | None:
-        """Return the key's index and the message of the request that this future of `submit` waits for; None: it waits
-        for none."""
+        """Return the key's index and the message of the request that this future of `submit` waits for, or that was
+        answered after the future was cancelled; None: neither, or this was asked before."""
 
     def move(self) -> None:
         """Answer every caller whose message is not signed with DeadlineExceeded: this member does not answer, others
