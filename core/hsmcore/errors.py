@@ -22,11 +22,17 @@ class HsmError(Exception):
     """
 
     default_status: ClassVar[str] = "BAD_ARGUMENT"
+    """Given as the class's `status`."""
     default_hint: ClassVar[str] = ""
     maybe_signed: bool = False
     """Whether a signature may exist all the same, where `status` and `call` do not tell: set by members."""
     attempt: Any = None
     """The attempt of several that failed, for who tries the next one: see Routes in _native.pyi."""
+
+    def __init_subclass__(cls, status: str | None = None) -> None:
+        super().__init_subclass__()
+        if status is not None:
+            cls.default_status = status
 
     def __init__(
         self,
@@ -66,159 +72,110 @@ class HsmError(Exception):
         return RETRYABLE_CLASSES[self.error_class]
 
 
-class ModuleBusy(HsmError):
+class ModuleBusy(HsmError, status="BUSY"):
     """The module is throttled or short of a resource."""
 
-    default_status = "BUSY"
 
-
-class SessionFailed(HsmError):
+class SessionFailed(HsmError, status="SESSION_LOST"):
     """A session, its login or its key handle was lost and could not be brought back in time."""
 
-    default_status = "SESSION_LOST"
 
-
-class MemberDown(HsmError):
+class MemberDown(HsmError, status="TOKEN_LOST"):
     """The token or its device does not answer, or answers outside the standard."""
 
-    default_status = "TOKEN_LOST"
 
-
-class ModuleFatal(HsmError):
+class ModuleFatal(HsmError, status="MODULE_FATAL"):
     """The module cannot work in this process any more."""
 
-    default_status = "MODULE_FATAL"
 
-
-class SignatureMalformed(HsmError):
+class SignatureMalformed(HsmError, status="SIGNATURE_MALFORMED"):
     """The module returned a signature of the wrong length or form; it was not handed out."""
 
-    default_status = "SIGNATURE_MALFORMED"
 
-
-class SignatureInvalid(HsmError):
+class SignatureInvalid(HsmError, status="SIGNATURE_INVALID"):
     """The module returned a signature that does not verify; it was not handed out."""
 
-    default_status = "SIGNATURE_INVALID"
 
-
-class LoginError(HsmError):
+class LoginError(HsmError, status="LOGIN_REFUSED"):
     """The token does not let us in. Not retried, except AccessDenied: one more attempt may lock the PIN."""
 
-    default_status = "LOGIN_REFUSED"
 
-
-class PinIncorrect(LoginError):
+class PinIncorrect(LoginError, status="PIN_INCORRECT"):
     """The PIN was refused."""
 
-    default_status = "PIN_INCORRECT"
 
-
-class PinLocked(LoginError):
+class PinLocked(LoginError, status="PIN_LOCKED"):
     """The PIN is locked, or one attempt from it, and was not tried."""
 
-    default_status = "PIN_LOCKED"
 
-
-class AccessDenied(LoginError):
+class AccessDenied(LoginError, status="ACCESS_DENIED"):
     """A service refuses the credentials, or what they may do. That locks nothing: the service is asked again."""
 
-    default_status = "ACCESS_DENIED"
 
-
-class ModuleMissing(HsmError):
+class ModuleMissing(HsmError, status="MODULE_MISSING"):
     """The PKCS#11 module cannot be loaded."""
 
-    default_status = "MODULE_MISSING"
 
-
-class ModuleInvalid(HsmError):
+class ModuleInvalid(HsmError, status="MODULE_INVALID"):
     """The library is not a PKCS#11 module."""
 
-    default_status = "MODULE_INVALID"
 
-
-class HostUnusable(HsmError):
+class HostUnusable(HsmError, status="HOST_MISSING"):
     """The program that a member's host process runs is missing or of another version."""
 
-    default_status = "HOST_MISSING"
 
-
-class TokenNotFound(HsmError):
+class TokenNotFound(HsmError, status="TOKEN_NOT_FOUND"):
     """No slot holds the token."""
 
-    default_status = "TOKEN_NOT_FOUND"
 
-
-class TokenAmbiguous(HsmError):
+class TokenAmbiguous(HsmError, status="TOKEN_AMBIGUOUS"):
     """Several tokens match."""
 
-    default_status = "TOKEN_AMBIGUOUS"
 
-
-class KeyNotFound(HsmError):
+class KeyNotFound(HsmError, status="KEY_NOT_FOUND"):
     """The token holds no such key."""
 
-    default_status = "KEY_NOT_FOUND"
 
-
-class KeyAmbiguous(HsmError):
+class KeyAmbiguous(HsmError, status="KEY_AMBIGUOUS"):
     """Several keys match."""
 
-    default_status = "KEY_AMBIGUOUS"
 
-
-class KeyMismatch(HsmError):
+class KeyMismatch(HsmError, status="KEY_MISMATCH"):
     """The key's public key is not the one that was pinned: nothing is signed with it until a restart."""
-
-    default_status = "KEY_MISMATCH"
 
     @property
     def retryable(self) -> bool:
         return False
 
 
-class KeyUnusable(HsmError):
+class KeyUnusable(HsmError, status="KEY_UNUSABLE"):
     """The key may not be used for this mechanism."""
 
-    default_status = "KEY_UNUSABLE"
 
-
-class PublicKeyMissing(HsmError):
+class PublicKeyMissing(HsmError, status="PUBLIC_KEY_MISSING"):
     """The token does not hold the public half of the key."""
 
-    default_status = "PUBLIC_KEY_MISSING"
 
-
-class AlgorithmUnsupported(HsmError):
+class AlgorithmUnsupported(HsmError, status="ALGORITHM_UNSUPPORTED"):
     """The token lacks the mechanism, or the key's type or curve is not supported."""
 
-    default_status = "ALGORITHM_UNSUPPORTED"
 
-
-class KeyDeactivated(HsmError):
+class KeyDeactivated(HsmError, status="KEY_DEACTIVATED"):
     """The key was deactivated and signs no more."""
 
-    default_status = "KEY_DEACTIVATED"
 
-
-class RequestRejected(HsmError):
+class RequestRejected(HsmError, status="REQUEST_REJECTED"):
     """The module refuses this message or call."""
 
-    default_status = "REQUEST_REJECTED"
 
-
-class PolicyRefused(HsmError):
+class PolicyRefused(HsmError, status="POLICY_REFUSED"):
     """The policy does not let this key sign the message, or not for this caller. No member was asked."""
 
-    default_status = "POLICY_REFUSED"
 
-
-class DoubleSign(HsmError):
+class DoubleSign(HsmError, status="DOUBLE_SIGN"):
     """Another payload was bound to this position before. Attributes: `domain`, `position`; `digest`, the SHA-256 of
     that payload (32 bytes); `holder`, who bound it; `bound_ns`, when, in nanoseconds since 1970."""
 
-    default_status = "DOUBLE_SIGN"
     domain: str = ""
     position: int = -1
     digest: bytes = b""
@@ -226,16 +183,29 @@ class DoubleSign(HsmError):
     bound_ns: int = 0
 
 
-class MessageTooLarge(HsmError, ValueError):
+class NotHolder(HsmError, status="NOT_HOLDER"):
+    """This host does not hold the fleet's epoch, or cannot prove any more that it does. Nothing was handed out.
+    Attributes: `holder`, who holds it as far as is known, or ""; `epoch`, the fleet's as far as is known, or 0."""
+
+    holder: str = ""
+    epoch: int = 0
+
+
+class FleetBehind(HsmError, status="FLEET_BEHIND"):
+    """The fleet's database has lost positions that were bound: payloads with a position are refused on every host until
+    the fleet is reconciled. Attributes: `domain`; `position`, the highest that was bound; `high`, the database's."""
+
+    domain: str = ""
+    position: int = -1
+    high: int = -1
+
+
+class MessageTooLarge(HsmError, ValueError, status="MESSAGE_TOO_LARGE"):
     """The message is longer than `maxMessageBytes`."""
 
-    default_status = "MESSAGE_TOO_LARGE"
 
-
-class BadArgument(HsmError, ValueError):
+class BadArgument(HsmError, ValueError, status="BAD_ARGUMENT"):
     """An argument is out of range."""
-
-    default_status = "BAD_ARGUMENT"
 
 
 class InvalidTimeout(BadArgument):
@@ -254,29 +224,21 @@ class EmptyMessage(InvalidMessage, ValueError):
     """The message has no bytes."""
 
 
-class DeadlineExceeded(HsmError, TimeoutError):
+class DeadlineExceeded(HsmError, TimeoutError, status="DEADLINE_EXCEEDED"):
     """The deadline passed before a signature was ready."""
 
-    default_status = "DEADLINE_EXCEEDED"
 
-
-class QueueFull(DeadlineExceeded):
+class QueueFull(DeadlineExceeded, status="QUEUE_FULL"):
     """The queue is so long that the request could not meet its deadline, so it is rejected at once. Nothing was signed.
     A handler of DeadlineExceeded handles this too."""
 
-    default_status = "QUEUE_FULL"
 
-
-class RequestCancelled(HsmError):
+class RequestCancelled(HsmError, status="CANCELLED"):
     """The request was withdrawn by its caller."""
 
-    default_status = "CANCELLED"
 
-
-class EngineClosed(HsmError):
+class EngineClosed(HsmError, status="CLOSED"):
     """The engine is closed."""
-
-    default_status = "CLOSED"
 
 
 class NotInitialized(EngineClosed):
@@ -291,35 +253,26 @@ class WrongEventLoop(HsmError):
     default_hint = "Make one key manager for each event loop."
 
 
-class EngineForked(HsmError):
+class EngineForked(HsmError, status="FORKED"):
     """The engine belongs to the process that was forked."""
 
-    default_status = "FORKED"
 
-
-class OutOfMemory(HsmError, MemoryError):
+class OutOfMemory(HsmError, MemoryError, status="OUT_OF_MEMORY"):
     """Memory could not be had."""
 
-    default_status = "OUT_OF_MEMORY"
 
-
-class SystemFailure(HsmError):
+class SystemFailure(HsmError, status="SYSTEM"):
     """A system call failed."""
 
-    default_status = "SYSTEM"
 
-
-class AuditUnavailable(HsmError):
+class AuditUnavailable(HsmError, status="SYSTEM"):
     """The audit log cannot be written, or was changed: nothing may happen unrecorded (`audit.onFailure`: "closed")."""
 
-    default_status = "SYSTEM"
     default_hint = "Free space or repair the disk; `hsmcore audit verify` says what is wrong with a log."
 
 
-class InternalError(HsmError):
+class InternalError(HsmError, status="OK"):
     """hsmcore contradicts itself: a success, or a status that does not exist, was reported as a failure."""
-
-    default_status = "OK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +364,8 @@ EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
     "BAD_ARGUMENT": BadArgument,
     "POLICY_REFUSED": PolicyRefused,
     "DOUBLE_SIGN": DoubleSign,
+    "NOT_HOLDER": NotHolder,
+    "FLEET_BEHIND": FleetBehind,
     "OUT_OF_MEMORY": OutOfMemory,
     "SYSTEM": SystemFailure,
 }

@@ -193,6 +193,16 @@ STATUSES: dict[str, StatusRow] = {
         "another payload was bound to this position",
         "Sign the payload that was bound first, or go on at the next position.",
     ),
+    "NOT_HOLDER": StatusRow(
+        "REQUEST_FATAL",
+        "this host does not hold the fleet's epoch",
+        "Ask the holder, or claim the epoch: `hsmcore fleet claim --help`.",
+    ),
+    "FLEET_BEHIND": StatusRow(
+        "REQUEST_FATAL",
+        "the fleet's database has lost what was bound",
+        "Start each host of the fleet, or raise what is lost by hand: `hsmcore fleet reconcile --help`.",
+    ),
     "OUT_OF_MEMORY": StatusRow(
         "PROCESS_FATAL",
         "memory could not be had",

@@ -15,23 +15,23 @@ NAMES = {
     "hsmcore": """
         AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument Config
         ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
-        EngineClosed EngineForked HostUnusable HsmError InternalError InvalidMessage InvalidMessageType
-        InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch KeyNotExportable
-        KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge ModuleBusy
-        ModuleFatal ModuleInvalid ModuleMissing NotApproved NotInitialized OutOfMemory PinIncorrect PinLocked
-        PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected SecretUnavailable
-        SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError StoreNotGenuine SystemFailure
-        TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller create_key_manager
-        create_key_managers load
+        EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
+        InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
+        KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge
+        ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized OutOfMemory
+        PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected
+        SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError StoreNotGenuine
+        SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller
+        create_key_manager create_key_managers load
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError
-        DeadlineExceeded DoubleSign EmptyMessage EngineClosed EngineForked HostUnusable HsmError InternalError
-        InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyMismatch KeyNotFound
-        KeyUnusable LoginError MemberDown MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing
-        NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull
-        RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed
-        SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
+        DeadlineExceeded DoubleSign EmptyMessage EngineClosed EngineForked FleetBehind HostUnusable HsmError
+        InternalError InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyMismatch
+        KeyNotFound KeyUnusable LoginError MemberDown MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid
+        ModuleMissing NotHolder NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing
+        QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid
+        SignatureMalformed SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
     """,
     "hsmcore.handover": "Handover HandoverKey Settled",
     "hsmcore.handover.rpc": "RpcClient",

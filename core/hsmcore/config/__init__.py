@@ -1,7 +1,8 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
 Reading order: load, root, several, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
-failover, policy, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules, secretsmanager.
+failover, fleet, policy, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules,
+secretsmanager.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
@@ -9,6 +10,7 @@ from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.ephemeral import EphemeralSettings
 from hsmcore.config.failover import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
+from hsmcore.config.fleet import Fleet, FleetStore
 from hsmcore.config.kms import AwsKmsSettings
 from hsmcore.config.load import Source, load, load_each
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
@@ -34,6 +36,8 @@ __all__ = [
     "EmergencyModeRestrictions",
     "EphemeralSettings",
     "Failover",
+    "Fleet",
+    "FleetStore",
     "GenericPkcs11Settings",
     "KeyCeremony",
     "KeyManagerConfig",

@@ -16,6 +16,7 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
+from hsmcore.config.fleet import Fleet
 from hsmcore.config.monitoring import Monitoring
 from hsmcore.config.policy import Policy
 from hsmcore.config.providers import Provider, all_members
@@ -72,6 +73,8 @@ class KeyManagerConfig(Provider):
     key_rotation: KeyRotation | None = None
     policy: Policy | None = None
     """What the key may sign. Default: anything."""
+    fleet: Fleet | None = None
+    """Hosts that share this key. Default: there is one host."""
     notices: Notices | None = None
     monitoring: Monitoring | None = None
     """Settings of `hsmcore serve` and `hsmcore.serve.attached`. Default: their defaults."""
@@ -100,6 +103,8 @@ class KeyManagerConfig(Provider):
                 f"at most {MAX_RING_BYTES} are allowed"
             )
         require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
+        if self.fleet is not None and self.state_file is not None:
+            raise clash("has stateFile and fleet: the fleet's database is the state store")
         require_lasting(self, "the key manager's own provider")
         consents = self.failover is not None and "primary" in self.failover.accept_other_keys
         if consents and self._first_is_listed and len(self._listed_primary) == 1:
@@ -154,7 +159,7 @@ class KeyManagerConfig(Provider):
     def keeps_state(self) -> bool:
         """Whether a state store is used."""
         counts = self.policy is not None and self.policy.needs_store
-        return self.has_levels or self.active_rotation is not None or self.notices is not None or counts
+        return bool(self.has_levels or self.active_rotation or self.notices or self.fleet or counts)
 
     @property
     def active_failover(self) -> Failover | None:

@@ -86,6 +86,26 @@ WATERMARK: Final = _table("watermark", "name* floor:n high:n bits reason")
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
 `bound` is missed. `reason`: of the floor."""
 
+FLEET: Final = _table(
+    "fleet",
+    "name* epoch:n holder host claimed_ns:n renewals:n released:n timeline system incident:n reason",
+)
+"""One row: who holds the epoch. `epoch` only rises; `renewals` counts up with each renewal of the lease, so that others
+see that it lives without believing a clock; `released`: 1 after the holder gave it up. `system` and `timeline` of the
+database at the claim. `incident` is the number of the last loss that was found; `reason`: of the last claim or
+release."""
+
+FLEET_HOST: Final = _table("fleet_host", "name* instance seen_ns:n state incident:n retired:n note")
+"""The hosts of the fleet. `instance`: the process that speaks for it. `incident`: the last one that this host has
+answered with all that its audit log has; `retired`: 1 for one that never comes back, on an operator's word."""
+
+FLEET_FLOOR: Final = _table("fleet_floor", "host* domain* position:n digest")
+"""The second witness: the highest position of a domain that a host's audit log has, with the payload's digest."""
+
+ROLE: Final = _table("role", "name* epoch:n holder until_ns:n")
+"""Roles that one process of a fleet may have at a time (Store.exclusively), by the database's clock. `epoch` rises with
+each change of hands; what is written in a role is written under its epoch."""
+
 SPENT: Final = _table("spent", "name* minute:n amount:n")
 """What transactions have moved within the present minute, counted from 1970."""
 
@@ -211,6 +231,23 @@ MIGRATIONS: Final = (
                 name TEXT PRIMARY KEY, floor BIGINT NOT NULL, high BIGINT NOT NULL, bits TEXT NOT NULL,
                 reason TEXT NOT NULL)""",
             "CREATE TABLE spent (name TEXT PRIMARY KEY, minute BIGINT NOT NULL, amount BIGINT NOT NULL)",
+        ),
+    ),
+    Migration(
+        7,
+        (
+            """CREATE TABLE fleet (
+                name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, host TEXT NOT NULL,
+                claimed_ns BIGINT NOT NULL, renewals BIGINT NOT NULL, released BIGINT NOT NULL, timeline TEXT NOT NULL,
+                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL)""",
+            """CREATE TABLE fleet_host (
+                name TEXT PRIMARY KEY, instance TEXT NOT NULL, seen_ns BIGINT NOT NULL, state TEXT NOT NULL,
+                incident BIGINT NOT NULL, retired BIGINT NOT NULL, note TEXT NOT NULL)""",
+            """CREATE TABLE fleet_floor (
+                host TEXT NOT NULL, domain TEXT NOT NULL, position BIGINT NOT NULL, digest TEXT NOT NULL,
+                PRIMARY KEY (host, domain))""",
+            """CREATE TABLE role (
+                name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, until_ns BIGINT NOT NULL)""",
         ),
     ),
 )

@@ -1,0 +1,37 @@
+"""A fleet: hosts that share one logical key and one database, of which one signs at a time."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hsmcore.config.base import Model, Text, Whole
+from hsmcore.config.secret import Secret
+
+
+class FleetStore(Model):
+    """The database that the hosts share, instead of `stateFile`."""
+
+    url: Secret
+    """`postgresql://user:password@host:port/database?sslmode=verify-full`. Without TLS only to this host."""
+
+
+class Fleet(Model):
+    """`fleet`: the hosts of one name share key ring, rotation, budgets and positions; the one that holds the epoch
+    signs."""
+
+    store: FleetStore
+    name: Annotated[str, Text(32, form=r"[a-z][a-z0-9-]*", says="a lower-case letter, then letters, digits and -")]
+    host: Annotated[str, Text(64)] = Field(default_factory=socket.gethostname)
+    """This host's name in the fleet: no other one has it. Default: the machine's."""
+    ttl_ms: Annotated[int, Whole(200, 600_000)] = 2000
+    """The time after which another host may take over from one that no longer renews its lease."""
+    unordered: Literal["lease", "strict"] = "lease"
+    """When payloads without a position are handed out: while the lease is confirmed, or after the database has said,
+    for each group, that the epoch is still this host's."""
+    single_node: bool = False
+    """Whether a database without a synchronous standby will do: its loss loses positions."""
+    claim: Literal["auto", "manual"] = "auto"
+    """Whether this host claims the epoch by itself when nobody holds it."""

@@ -1,0 +1,5 @@
+"""A fleet: hosts that share one logical key, of which one signs at a time, whatever breaks.
+
+Safety needs no clock and no belief in who leads: a payload with a position is bound in the database, under the epoch,
+before it is signed (policy/watermark.py). Leases only decide who tries.
+"""
