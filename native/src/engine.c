@@ -26,6 +26,18 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
+/* A token that is not there is looked for again after another C_Initialize, where no other engine uses the module: its
+ * slots are of the first one, and SoftHSM leaves out a token whose file another process was just writing. */
+static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selector, hsm_error *error) {
+    hsm_status status = hsm_token_find(engine->p11, selector, &engine->token, error);
+    if (status != HSM_TOKEN_NOT_FOUND || !hsm_module_claim(engine->module)) {
+        return status;
+    }
+    status = hsm_module_reinitialize(engine->module, error);
+    hsm_module_disclaim(engine->module);
+    return status != HSM_OK ? status : hsm_token_find(engine->p11, selector, &engine->token, error);
+}
+
 static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {
     CK_INFO info = {0};
     CK_RV rv = engine->p11->C_GetInfo(&info);
@@ -43,7 +55,7 @@ static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *optio
         (options->token.serial != NULL && engine->selector.serial == NULL)) {
         return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "token"); /* without them, any token would do after an outage */
     }
-    hsm_status status = hsm_token_find(engine->p11, &options->token, &engine->token, error);
+    hsm_status status = find_token(engine, &options->token, error);
     if (status != HSM_OK) {
         return status;
     }

@@ -18,7 +18,7 @@ from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenAccess
 from hsmcore.control.tokens import choose_one, present
-from hsmcore.errors import EngineClosed, LoginError, error_of
+from hsmcore.errors import EngineClosed, LoginError, TokenNotFound, error_of
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
@@ -53,19 +53,26 @@ class TokenAdmin:
         self._initialization = -1  # the module's, when it was last entered
 
     def open(self) -> Self:
-        """Hold the module, find the token, log in if that is needed. Idempotent."""
+        """Hold the module, find the token, log in if that is needed. Idempotent. As the engine, it looks once more for
+        a token that is not there: the module is initialized again if nobody else holds it."""
         if self._holder is None:
-            self._holder = hold_module(self._access.module_path, self._access.module_args)
             try:
-                with self._series("opening the token"):
-                    library = self._library = adopt(self._access.module_path)
-                    described = f"{library.manufacturer_id} {library.library_description}"
-                    self.quirks = quirks_for(self._access.quirks, described, self._access.mechanisms)
-                    self._log_in(self.token())
-            except BaseException:
-                self.close()
-                raise
+                self._open()
+            except TokenNotFound:
+                self._open()
         return self
+
+    def _open(self) -> None:
+        self._holder = hold_module(self._access.module_path, self._access.module_args)
+        try:
+            with self._series("opening the token"):
+                library = self._library = adopt(self._access.module_path)
+                described = f"{library.manufacturer_id} {library.library_description}"
+                self.quirks = quirks_for(self._access.quirks, described, self._access.mechanisms)
+                self._log_in(self.token())
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the session that logged in, then let the module go. Idempotent."""
