@@ -29,7 +29,7 @@ run: .venv/.built ## Install what is missing, then run the demonstration
 
 test: native-test sanitize-test .venv/.built ## Install what is missing, then run every test, native and Python
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
-	    $(if $(ARGS),$(ARGS),-m "not alone")
+	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
 	$(if $(ARGS),,$(BIN)/python -m pytest -m alone)
 
 check: .venv/.setup-test native-configure ## Lint and type-check everything
@@ -41,6 +41,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
+	$(BIN)/python -m pytest -n $(JOBS) -m deep
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
 	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000

@@ -87,7 +87,7 @@ def test_a_process_without_the_handover_does_not_resume_a_rotation_killed_in_it(
                     ("undoing" if fails else "running", "handover")
                 ], "another process went on with it, or undid it"
                 time.sleep(0.02)
-            assert run_command(["rotate", "now", "--timeout", "20", "--config", str(path)]) == 1
+            assert run_command(["rotate", "now", "--timeout", "3", "--config", str(path)]) == 1
             assert "waits for the application" in capsys.readouterr().err
             if not fails:
                 assert run_command(["rotate", "abort", "--config", str(path)]) == 0

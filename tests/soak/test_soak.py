@@ -19,9 +19,22 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-@pytest.mark.parametrize("faults", [[], ["--chaos"]], ids=["sound", "chaos"])
-@pytest.mark.parametrize("module", ["softhsm", "noop"])
+SOUND, CHAOS = [], ["--chaos"]
+
+
+@pytest.mark.parametrize(
+    ("module", "faults", "isolation"),
+    [
+        pytest.param("softhsm", CHAOS, "thread", id="softhsm-chaos-thread"),
+        pytest.param("softhsm", CHAOS, "process", id="softhsm-chaos-process"),
+        pytest.param("noop", SOUND, "process", id="noop-sound-process"),
+        pytest.param("softhsm", SOUND, "thread", id="softhsm-sound-thread", marks=pytest.mark.deep),
+        pytest.param("softhsm", SOUND, "process", id="softhsm-sound-process", marks=pytest.mark.deep),
+        pytest.param("noop", SOUND, "thread", id="noop-sound-thread", marks=pytest.mark.deep),
+        pytest.param("noop", CHAOS, "thread", id="noop-chaos-thread", marks=pytest.mark.deep),
+        pytest.param("noop", CHAOS, "process", id="noop-chaos-process", marks=pytest.mark.deep),
+    ],
+)
 def test_nothing_is_lost_and_nothing_left(module, faults, isolation):
     if module == "softhsm" and find_module() is None:
         pytest.skip("SoftHSM is not installed")
