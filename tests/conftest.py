@@ -19,6 +19,9 @@ from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_t
 
 if TYPE_CHECKING:
     from tests.support.kms import KmsServer
+    from tests.support.postgres import Bouncer, Cluster
+
+    from hsmcore.config import Fleet
 
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _folder = Folder()
@@ -93,14 +96,51 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
     """Fail a test that leaves native resources, threads, descriptors or child processes."""
-    for name in ("world", "shim_library"):  # what lasts longer than the test is made before the first picture
-        if name in request.fixturenames:
+    # What lasts longer than the test is made before the first picture.
+    asked = {*request.fixturenames, *_behind_place(request)}
+    for name in ("world", "shim_library", "postgres", "pooler"):
+        if name in asked:
             request.getfixturevalue(name)
     before = holdings()
     yield
     structlog.reset_defaults()  # a command line that ran in this process has set it up for a stream of its own
     if not request.node.stash.get(_failed, False):  # a failed test's frames are kept, and all that they hold
         assert surplus_since(before) == []
+
+
+# ---- state stores ----------------------------------------------------------------------------------------------------
+
+
+def _behind_place(request: pytest.FixtureRequest) -> list[str]:
+    """The fixtures that the `place` of a test has."""
+    callspec = getattr(request.node, "callspec", None)
+    return {"postgres": ["postgres"], "pooled": ["pooler"]}.get(callspec.params.get("place"), []) if callspec else []
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL that all tests share: each one makes a database in it."""
+    from tests.support.postgres import cluster
+
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres: Cluster) -> Bouncer:
+    """A PgBouncer in transaction mode in front of it."""
+    return postgres.bouncer()
+
+
+@pytest.fixture(params=["file", "postgres", "pooled"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Fleet:
+    """Where a new state store may be: a file, or the database of a fleet, also through a pooler."""
+    if request.param == "file":
+        return tmp_path / "state.db"
+    from tests.support.postgres import fleet
+
+    database = request.getfixturevalue("postgres").database
+    return fleet(database() if request.param == "postgres" else request.getfixturevalue("pooler").url_of(database()))
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from tests.integration.test_rotation import M, rules
 from tests.integration.test_rotation_forged import APPROVERS, BOB, CAROL, FORGERIES, Forger
-from tests.support.forged import UNSEALED, Original, forgeries, unsealed
+from tests.support.forged import UNSEALED, Original, add_fleet, forgeries, unsealed
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 
@@ -35,7 +35,8 @@ pytestmark = [pytest.mark.integration, one_loop]
 SECRET = "s" * 32
 LEAST = {
     "key_version": 50, "rotation_setting": 15, "rotation": 60, "rotation_step": 30, "approval": 20, "backup": 30,
-    "emergency_episode": 40, "desired_state": 20, "watermark": 20, "spent": 10, "": 30,
+    "emergency_episode": 40, "desired_state": 20, "watermark": 20, "spent": 10,
+    "fleet": 40, "fleet_host": 30, "fleet_floor": 13, "role": 20, "": 30,
 }  # fmt: skip
 """States that SQLite takes in the store of the test: nearly 300 in all."""
 BLOCK = {"overlapDays": 1, "destroyAfterDays": 0, "approvals": 2, "approvers": APPROVERS}
@@ -137,6 +138,7 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
         await manager._background._store.run(lambda on: insert_row(on, BACKUP, **backup, made_ns=1))
         mark = Watermark(manager._background._store, "host:1")
         await asyncio.gather(mark.require(Place("chain/block", 1, "ab")), mark.require(Charge("chain/lamports", 1, 9)))
+        await manager._background._store.run(add_fleet)
         budget = manager._path.budget
         await budget.spend()
         watched = Watched(manager, monkeypatch)

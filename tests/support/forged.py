@@ -4,19 +4,30 @@ added, removed, doubled and put back, the seal itself, and objects of SQL that c
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Table
+from sqlalchemy import BigInteger, Connection, Integer, Table, insert
+from tests.support.raw_store import REFUSED, Place, Raw, raw
 
-from hsmcore.state.schema import BOUND, FAILOVER_EVENT, KEY_BINDING, NOTICE, NOTICE_DELIVERY, SEAL, SNAPSHOT
+from hsmcore.state.schema import (
+    APPROVAL,
+    BOUND,
+    FAILOVER_EVENT,
+    FLEET,
+    FLEET_FLOOR,
+    FLEET_HOST,
+    KEY_BINDING,
+    NOTICE,
+    NOTICE_DELIVERY,
+    ROLE,
+    SEAL,
+    SNAPSHOT,
+)
 from hsmcore.state.seal import SEALED
 
-Work = Callable[[sqlite3.Connection], object]
+Work = Callable[[Raw], object]
 TABLES = tuple(table for tables in SEALED.values() for table in tables)
 UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING, BOUND)
 _FAR = 4_102_444_800_000_000_000
@@ -45,59 +56,68 @@ class Forgery:
     work: Work
 
 
+def add_fleet(connection: Connection) -> None:
+    """Add rows of a fleet of two hosts."""
+    numbers = {"claimed_ns": 1, "renewals": 7, "released": 0, "incident": 0}
+    words = {"holder": "one:1:ab", "host": "one", "timeline": "1", "system": "7", "reason": ""}
+    connection.execute(insert(FLEET).values(name="tests", epoch=3, **numbers, **words))
+    for number, name in enumerate(("one", "two")):
+        host = {"instance": f"{name}:1:ab", "seen_ns": 5, "state": "holder", "incident": 0, "retired": 0, "note": ""}
+        connection.execute(insert(FLEET_HOST).values(name=name, **host))
+        connection.execute(insert(FLEET_FLOOR).values(host=name, domain="chain/block", position=number, digest="ab"))
+        connection.execute(insert(ROLE).values(name=f"role-{number}", epoch=2, holder="one:1:ab", until_ns=9))
+
+
 class Original:
     """The sealed tables of a store as they are now, to put them back."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with closing(sqlite3.connect(path, timeout=10)) as connection:
-            self.rows = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in _names()}
-            self.schema = sorted(connection.execute("SELECT type, name, sql FROM sqlite_master"), key=repr)
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        with raw(place) as connection:
+            self.rows = {name: connection.rows(name) for name in _names()}
+            self.schema = connection.objects()
 
     def forge(self, forgery: Forgery) -> bool:
-        """Write the state. Returns whether SQLite takes it, and whether it differs from the original."""
+        """Write the state. Returns whether the database takes it, and whether it differs from the original."""
         try:
             self._write(forgery.work)
-        except sqlite3.IntegrityError:
+        except REFUSED:
             return False
         return self.differs()
 
     def differs(self) -> bool:
-        now = Original(self.path)
+        now = Original(self.place)
         # repr: 1 and True and 1.0 are equal.
         return repr((now.rows, now.schema)) != repr((self.rows, self.schema))
 
     def write(self, forgery: Forgery) -> bool:
-        """Write a state of a table that is not sealed. Returns whether SQLite takes it."""
+        """Write a state of a table that is not sealed. Returns whether the database takes it."""
         try:
             self._write(forgery.work)
-        except sqlite3.IntegrityError:
+        except REFUSED:
             return False
         return True
 
     def put_back(self) -> None:
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Raw) -> None:
             known = {(kind, name) for kind, name, _ in self.schema}
-            for kind, name in connection.execute("SELECT type, name FROM sqlite_master").fetchall():
+            for kind, name, _ in connection.objects():
                 if (kind, name) not in known:
-                    connection.execute(f"DROP {kind} {name}")
+                    connection.drop(kind, name)
             for name in self.rows:
                 connection.execute(f"DELETE FROM {name}")
-            there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            there = {name for _, name, _ in connection.objects()}
             for _, name, sql in reversed(self.schema):  # tables, then their indexes
                 if name not in there:
                     connection.execute(sql)
             for name, rows in self.rows.items():
-                for row in rows:
-                    connection.execute(f"INSERT INTO {name} VALUES ({','.join('?' * len(row))})", row)
+                connection.put(name, rows)
 
         self._write(work)
         assert not self.differs()
 
     def _write(self, work: Work) -> None:
-        with closing(sqlite3.connect(self.path, timeout=10)) as connection, connection:
-            connection.execute("PRAGMA ignore_check_constraints = ON")
-            connection.execute("BEGIN IMMEDIATE")
+        with raw(self.place) as connection:
             work(connection)
 
 
@@ -136,14 +156,13 @@ def _forgeries() -> Iterator[Forgery]:
                 f"{table.name}: the last row removed", table.name, scope, _sql(_LAST_GONE.format(table.name, key))
             )
             yield Forgery(f"{table.name}: all rows removed", table.name, scope, _sql(f"DELETE FROM {table.name}"))
-            yield Forgery(f"{table.name}: its rows doubled", table.name, scope, _doubled(table.name, key))
+            yield Forgery(f"{table.name}: its rows doubled", table.name, scope, _doubled(table))
     for column in SEAL.columns:
         for value in ("", 0, 10**18, "{}"):
             yield Forgery(f"seal.{column.name}={value}", "", "", _set("seal", column.name, value))
     yield Forgery("the seal removed", "", "", _sql("DELETE FROM seal"))
     for table in TABLES:
-        trigger = f"CREATE TRIGGER forged AFTER INSERT ON notice BEGIN DELETE FROM {table.name}; END"
-        yield Forgery(f"a trigger that empties {table.name}", "", "", _sql(trigger))
+        yield Forgery(f"a trigger that empties {table.name}", "", "", _trigger(table.name))
     yield Forgery("one person is a quorum", "", "", _quorum)
     yield Forgery("two keys may be active", "", "", _sql("DROP INDEX key_version_active"))
     yield Forgery("a view of ours", "", "", _sql("CREATE VIEW forged AS SELECT * FROM rotation"))
@@ -154,27 +173,28 @@ _LAST_GONE = "DELETE FROM {0} WHERE {1} = (SELECT max({1}) FROM {0})"
 
 def _set(table: str, column: str, value: Any) -> Work:
     """Change the last row."""
-    statement = f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT max(rowid) FROM {table})"
-    return lambda connection: connection.execute(statement, (value,))
+
+    def work(connection: Raw) -> None:
+        last = connection.last
+        statement = f"UPDATE {table} SET {column} = ? WHERE {last} = (SELECT max({last}) FROM {table})"
+        connection.execute(statement, (value,))
+
+    return work
 
 
 def _sql(statement: str) -> Work:
     return lambda connection: connection.execute(statement)
 
 
-def _quorum(connection: sqlite3.Connection) -> None:
+def _quorum(connection: Raw) -> None:
     connection.execute("DROP INDEX approval_once")
     connection.execute("DROP INDEX approval_code")
-    _doubled("approval", "id")(connection)
+    connection.double(APPROVAL)
 
 
-def _doubled(table: str, key: str) -> Work:
-    """Copy the rows that the indexes let in."""
+def _doubled(table: Table) -> Work:
+    return lambda connection: connection.double(table)
 
-    def work(connection: sqlite3.Connection) -> None:
-        names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-        other = f"{key} + 1000" if key == "id" else f"{key} || '2'"
-        columns = ", ".join(other if name == key else name for name in names)
-        connection.execute(f"INSERT OR IGNORE INTO {table} SELECT {columns} FROM {table}")
 
-    return work
+def _trigger(table: str) -> Work:
+    return lambda connection: connection.empty_with_each_notice(table)

@@ -85,9 +85,9 @@ async def test_what_is_no_store_is_refused(tmp_path, content):
 
 
 @one_loop
-async def test_opening_that_is_cancelled_leaves_nothing(tmp_path):
+async def test_opening_that_is_cancelled_leaves_nothing(place):
     for _ in range(10):
-        task = asyncio.ensure_future(Store.open(tmp_path / "state.db"))
+        task = asyncio.ensure_future(Store.open(place))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -95,8 +95,8 @@ async def test_opening_that_is_cancelled_leaves_nothing(tmp_path):
 
 
 @one_loop
-async def test_a_role_is_held_by_one(tmp_path):
-    first, second = await Store.open(tmp_path / "s.db"), await Store.open(tmp_path / "s.db")
+async def test_a_role_is_held_by_one(place):
+    first, second = await Store.open(place), await Store.open(place)
     async with first.exclusively("rotation"), second.exclusively("other"):
         with pytest.raises(StoreBusy, match="rotation"):
             async with second.exclusively("rotation"):
@@ -298,8 +298,8 @@ async def test_closing_that_is_cancelled_closes(tmp_path):
 
 
 @one_loop
-async def test_several_users_of_one_store_never_spend_more_than_there_is(tmp_path):
-    stores = [await Store.open(tmp_path / "state.db") for _ in range(3)]
+async def test_several_users_of_one_store_never_spend_more_than_there_is(place):
+    stores = [await Store.open(place) for _ in range(3)]
     budgets = [Emergency(store, Limits(200, 60)) for store in stores]
     spent = 0
 
@@ -424,8 +424,8 @@ def test_a_budget_is_kept_whatever_happens(most, seconds, steps):
 
 
 @one_loop
-async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(tmp_path):
-    store = await Store.open(tmp_path / "state.db")
+async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(place):
+    store = await Store.open(place)
     await Emergency(store, Limits(50, 60)).spend(10)
     assert (await Emergency(store, Limits(20, 60)).status()).left == 4
     lax = Emergency(store, Limits(500, 6000))
@@ -442,8 +442,8 @@ async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(tmp_pa
 
 
 @one_loop
-async def test_a_reset_elsewhere_takes_what_was_reserved(tmp_path):
-    store = await Store.open(tmp_path / "state.db")
+async def test_a_reset_elsewhere_takes_what_was_reserved(place):
+    store = await Store.open(place)
     here, there = Emergency(store, Limits(20, 60)), Emergency(store, Limits(20, 60))
     await here.spend()
     await there.reset("elsewhere")
@@ -456,8 +456,8 @@ async def test_a_reset_elsewhere_takes_what_was_reserved(tmp_path):
 
 
 @one_loop
-async def test_history_is_queried_by_time_kind_and_member(tmp_path):
-    store = await Store.open(tmp_path / "state.db")
+async def test_history_is_queried_by_time_kind_and_member(place):
+    store = await Store.open(place)
     history = History(store)
     kinds = ["failover", "member-down", "failback"]
     events = [(n, Event(kinds[n % 3], "primary", "secondary", f"m{n % 2}", "why", {"n": n})) for n in range(30)]
@@ -476,8 +476,8 @@ async def test_history_is_queried_by_time_kind_and_member(tmp_path):
 
 
 @one_loop
-async def test_desired_state_and_reports_are_stored(tmp_path):
-    store = await Store.open(tmp_path / "state.db")
+async def test_desired_state_and_reports_are_stored(place):
+    store = await Store.open(place)
     desired = Desired(store)
     await desired.set("force", "secondary", "game day")
     await desired.set("force", "primary", "again")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sqlite3
-from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.raw_store import beside
 
 from hsmcore.errors import BadArgument, DoubleSign, PolicyRefused
-from hsmcore.policy.watermark import WINDOW, Charge, Mark, Place, Watermark, marks_of
+from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine
+from hsmcore.state.positions import WINDOW, Mark
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
 BLOCKS = "chain/block"
@@ -31,21 +31,14 @@ def secret(request):
     return request.param
 
 
-def beside(path, *statements):
-    """Write into the store's file as another program would."""
-    with closing(sqlite3.connect(path)) as raw, raw:
-        for statement in statements:
-            raw.execute(statement)
-
-
 class Life:
     """One process's life with the store."""
 
-    def __init__(self, path, secret, holder="host:1"):
-        self.path, self.secret, self.holder = path, secret, holder
+    def __init__(self, place, secret, holder="host:1"):
+        self.place, self.secret, self.holder = place, secret, holder
 
     async def __aenter__(self):
-        self.store = await Store.open(self.path, self.secret)
+        self.store = await Store.open(self.place, self.secret)
         self.mark = Watermark(self.store, self.holder)
         return self
 
@@ -57,14 +50,14 @@ class Life:
         await self.mark.require(Place(domain, position, digest))
 
 
-async def test_the_first_digest_has_the_position_for_ever(tmp_path, secret):
-    async with Life(tmp_path / "state.db", secret) as life:
+async def test_the_first_digest_has_the_position_for_ever(place, secret):
+    async with Life(place, secret) as life:
         await life.bind(5)
         await life.bind(5)  # the same again
         await life.bind(5, B, "chain/state-root")  # another chain
         with pytest.raises(DoubleSign) as caught:
             await life.bind(5, B)
-    async with Life(tmp_path / "state.db", secret, "host:2") as life:
+    async with Life(place, secret, "host:2") as life:
         await life.bind(5)
         with pytest.raises(DoubleSign, match="host:1") as caught:
             await life.bind(5, B)
@@ -75,9 +68,9 @@ async def test_the_first_digest_has_the_position_for_ever(tmp_path, secret):
         assert life.mark.bound == 0
 
 
-async def test_a_crowd_at_one_position_has_one_winner(tmp_path, secret):
+async def test_a_crowd_at_one_position_has_one_winner(place, secret):
     digests = [hashlib.sha256(bytes([n])).hexdigest() for n in range(60)]
-    async with Life(tmp_path / "state.db", secret) as one, Life(tmp_path / "state.db", secret) as other:
+    async with Life(place, secret) as one, Life(place, secret) as other:
         asked = [(life, digest) for digest in digests for life in (one, other)]
         done = await asyncio.gather(*(life.bind(7, digest) for life, digest in asked), return_exceptions=True)
         winners = {digest for (_, digest), result in zip(asked, done, strict=True) if result is None}
@@ -86,8 +79,8 @@ async def test_a_crowd_at_one_position_has_one_winner(tmp_path, secret):
         assert one.mark.bound + other.mark.bound == 1
 
 
-async def test_nothing_is_signed_at_or_below_a_floor_and_it_never_goes_down(tmp_path, secret):
-    async with Life(tmp_path / "state.db", secret) as life:
+async def test_nothing_is_signed_at_or_below_a_floor_and_it_never_goes_down(place, secret):
+    async with Life(place, secret) as life:
         for position in (1, 2, 3, 9):
             await life.bind(position)
         assert await life.mark.raise_floor(BLOCKS, 3, "final") == 3
@@ -105,27 +98,26 @@ async def test_nothing_is_signed_at_or_below_a_floor_and_it_never_goes_down(tmp_
         assert (marks[BLOCKS].floor, marks[BLOCKS].high) == (3, 9)
 
 
-async def test_a_floor_of_another_process_holds_at_once(tmp_path, secret):
-    async with Life(tmp_path / "state.db", secret) as life, Life(tmp_path / "state.db", secret) as operator:
+async def test_a_floor_of_another_process_holds_at_once(place, secret):
+    async with Life(place, secret) as life, Life(place, secret) as operator:
         await life.bind(1)
         await operator.mark.raise_floor(BLOCKS, 10, "final")
         with pytest.raises(PolicyRefused):
             await life.bind(1)
 
 
-async def test_what_a_writer_of_the_file_changed_is_not_signed(tmp_path):
-    path = tmp_path / "state.db"
-    async with Life(path, Bytes()) as life:
+async def test_what_a_writer_of_the_file_changed_is_not_signed(place):
+    async with Life(place, Bytes()) as life:
         for position in range(4):
             await life.bind(position)
     beside(
-        path,
+        place,
         f"UPDATE bound SET digest = '{B}' WHERE position = 1",  # noqa: S608
         "DELETE FROM bound WHERE position = 2",
         "UPDATE bound SET (digest, mac) = (SELECT digest, mac FROM bound WHERE position = 0), holder = 'x' "
         "WHERE position = 3",
     )
-    async with Life(path, Bytes()) as life:
+    async with Life(place, Bytes()) as life:
         for position in (1, 2, 3):
             for digest in (A, B):
                 assert isinstance((await life.mark.look(Place(BLOCKS, position, digest)))[1], StoreNotGenuine)
@@ -137,17 +129,16 @@ async def test_what_a_writer_of_the_file_changed_is_not_signed(tmp_path):
             await life.bind(0, B)
 
 
-async def test_a_row_removed_far_behind_the_newest_is_not_signed_again(tmp_path):
-    path = tmp_path / "state.db"
-    async with Life(path, Bytes()) as life:
+async def test_a_row_removed_far_behind_the_newest_is_not_signed_again(place):
+    async with Life(place, Bytes()) as life:
         await life.bind(1)
         await life.bind(WINDOW + 1)
         await life.bind(1)
         await life.bind(2)  # within the window
         with pytest.raises(DoubleSign):
             await life.bind(1, B)
-    beside(path, "DELETE FROM bound WHERE position = 1")
-    async with Life(path, Bytes()) as life:
+    beside(place, "DELETE FROM bound WHERE position = 1")
+    async with Life(place, Bytes()) as life:
         with pytest.raises(PolicyRefused, match="behind the newest"):
             await life.bind(1, B)
 
@@ -173,22 +164,20 @@ async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_pat
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM watermark", "UPDATE watermark SET high = 0, bits = '0'"])
-async def test_a_watermark_that_was_changed_binds_nothing(tmp_path, statement):
-    path = tmp_path / "state.db"
-    async with Life(path, Bytes()) as life:
+async def test_a_watermark_that_was_changed_binds_nothing(place, statement):
+    async with Life(place, Bytes()) as life:
         await life.bind(1)
-    beside(path, statement)
-    async with Life(path, Bytes()) as life:
+    beside(place, statement)
+    async with Life(place, Bytes()) as life:
         with pytest.raises(StoreNotGenuine):
             await life.bind(2)
 
 
-async def test_a_store_that_is_adopted_vouches_for_its_positions(tmp_path):
-    path = tmp_path / "state.db"
-    async with Life(path, None) as life:
+async def test_a_store_that_is_adopted_vouches_for_its_positions(place):
+    async with Life(place, None) as life:
         await life.bind(1)
         await life.bind(2)
-    async with Life(path, Bytes()) as life:
+    async with Life(place, Bytes()) as life:
         with pytest.raises(StoreNotGenuine):
             await life.bind(1)
         status = await life.store.seal_status()
@@ -198,9 +187,8 @@ async def test_a_store_that_is_adopted_vouches_for_its_positions(tmp_path):
             await life.bind(2, B)
 
 
-async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(tmp_path):
-    path = tmp_path / "state.db"
-    async with Life(path, Bytes()) as life:
+async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(place):
+    async with Life(place, Bytes()) as life:
         await life.bind(1)
         seal = life.store._database.seal
 
@@ -212,21 +200,21 @@ async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(
         seal.seen(await life.store._run(lambda: life.store._database.transact_unchecked(older)))
         with pytest.raises(StoreNotGenuine):
             await life.bind(2)
-    beside(path, "DELETE FROM watermark", "DELETE FROM bound")
-    async with Life(path, Bytes()) as life:
+    beside(place, "DELETE FROM watermark", "DELETE FROM bound")
+    async with Life(place, Bytes()) as life:
         await life.bind(1)
 
 
-async def test_sums_within_a_minute_outlast_a_restart(tmp_path, secret, monkeypatch):
+async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch):
     now = [60_000_000_000 * 100]
     monkeypatch.setattr("hsmcore.policy.watermark.time.time_ns", lambda: now[0])
-    async with Life(tmp_path / "state.db", secret) as life:
+    async with Life(place, secret) as life:
         await life.mark.require(Charge("chain/lamports", 600, 1000))
         await life.mark.require(Charge("chain/tokens", 1000, 1000))
         with pytest.raises(PolicyRefused, match="600 of 1000"):
             await life.mark.require(Charge("chain/lamports", 401, 1000))
         await life.mark.require(Charge("chain/lamports", 100, 1000))
-    async with Life(tmp_path / "state.db", secret) as life:
+    async with Life(place, secret) as life:
         now[0] -= 10 * 60_000_000_000  # a clock that was set back begins no minute
         with pytest.raises(PolicyRefused, match="700 of 1000"):
             await life.mark.require(Charge("chain/lamports", 301, 1000))
@@ -234,16 +222,16 @@ async def test_sums_within_a_minute_outlast_a_restart(tmp_path, secret, monkeypa
         await life.mark.require(Charge("chain/lamports", 1000, 1000))
 
 
-async def test_the_store_s_trouble_is_each_request_s_own_error(tmp_path):
-    async with Life(tmp_path / "state.db", None) as life:
+async def test_the_store_s_trouble_is_each_request_s_own_error(place):
+    async with Life(place, None) as life:
         futures = [life.mark.require(Place(BLOCKS, n, A)) for n in range(3)]
         await life.store.close()
         done = await asyncio.gather(*futures, return_exceptions=True)
         assert len({id(error) for error in done}) == 3 or all(error is None for error in done)
 
 
-async def test_a_caller_who_left_keeps_nobody_else_waiting(tmp_path, secret):
-    async with Life(tmp_path / "state.db", secret) as life:
+async def test_a_caller_who_left_keeps_nobody_else_waiting(place, secret):
+    async with Life(place, secret) as life:
         gone = life.mark.require(Place(BLOCKS, 1, A))
         other = life.mark.require(Place(BLOCKS, 2, A))
         gone.cancel()

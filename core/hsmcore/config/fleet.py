@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from hsmcore.config.base import Model, Text, Whole
 from hsmcore.config.secret import Secret
+
+_NAME = Text(32, form=r"[a-z](-?[a-z0-9])*", says="a lower-case letter, then letters, digits and single dashes")
 
 
 class FleetStore(Model):
@@ -23,7 +25,9 @@ class Fleet(Model):
     signs."""
 
     store: FleetStore
-    name: Annotated[str, Text(32, form=r"[a-z][a-z0-9-]*", says="a lower-case letter, then letters, digits and -")]
+    name: Annotated[
+        str, Text(32, form=r"[a-z](-?[a-z0-9])*", says="a lower-case letter, then letters, digits and single dashes")
+    ]
     host: Annotated[str, Text(64)] = Field(default_factory=socket.gethostname)
     """This host's name in the fleet: no other one has it. Default: the machine's."""
     ttl_ms: Annotated[int, Whole(200, 600_000)] = 2000
@@ -35,3 +39,16 @@ class Fleet(Model):
     """Whether a database without a synchronous standby will do: its loss loses positions."""
     claim: Literal["auto", "manual"] = "auto"
     """Whether this host claims the epoch by itself when nobody holds it."""
+
+    _manager: str | None = PrivateAttr(default=None)
+
+    @property
+    def manager(self) -> str | None:
+        """The key manager's name, where there are several: each has tables of its own."""
+        return self._manager
+
+    def among(self, manager: str) -> Fleet:
+        """Return a copy for one of several key managers."""
+        copy = self.model_copy()
+        copy._manager = manager  # noqa: SLF001  # a copy of our own
+        return copy

@@ -131,7 +131,8 @@ class KeyManagerConfig(Provider):
 
     def among(self, name: str, **beside: object) -> KeyManagerConfig:
         """Return a copy that has this name in `keyManagers`, with the fields that stand beside them."""
-        copy = self.model_copy(update=beside)
+        own = {} if self.fleet is None else {"fleet": self.fleet.among(name)}
+        copy = self.model_copy(update=beside | own)
         copy._manager = name  # noqa: SLF001  # a copy of our own
         return copy
 
@@ -154,6 +155,16 @@ class KeyManagerConfig(Provider):
         own = folder / f"hsmcore-state-{_file_name(self.own)}.db"
         shared = folder / STATE_FILE
         return shared if os.path.isfile(shared) and not os.path.isfile(own) else own  # noqa: PTH113  # never raises
+
+    @property
+    def state_place(self) -> Path | Fleet:
+        """Where the state store is: a fleet's database, or the file at `state_path`."""
+        return self.fleet or self.state_path
+
+    @property
+    def state_name(self) -> str:
+        """The state store's name for people."""
+        return str(self.state_path.absolute()) if self.fleet is None else f"the database of fleet {self.fleet.name}"
 
     @property
     def keeps_state(self) -> bool:

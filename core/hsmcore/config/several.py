@@ -78,6 +78,8 @@ def clashes(configs: Mapping[str, Config]) -> Iterator[ConfigFault]:
     for one, other in combinations((config.key_manager for config in configs.values()), 2):
         yield from _kinds(one, other)
         yield from _members(one, other)
+        if one.fleet is not None or other.fleet is not None:
+            continue  # each key manager of a fleet has a schema of its own
         if os.path.realpath(one.state_path) == os.path.realpath(other.state_path):
             yield ConfigFault(
                 f"{other.where}.stateFile", f"is the store of {one.where}.stateFile, too: a store holds one key ring"

@@ -8,12 +8,16 @@ from typing import cast
 
 from hsmcore._version import __version__
 from hsmcore.config import Config, LevelName, Provider
+from hsmcore.doctor.fleet import check_fleet
+from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.doctor.places import check_places
 from hsmcore.doctor.policy import check_policy
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed
 from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
+
+_SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy)
 
 Watcher = Callable[[LevelName, Provider, Step | Begun | None], None]
 """Called with None for each provider, then with each of its events."""
@@ -28,14 +32,14 @@ def diagnose(
 ) -> DoctorReport:
     """Probe `members` (default: all of them). Blocks; no event loop may run in this thread.
 
-    An HsmError of a probe becomes a step of the report. What all share (state store, audit log, backups, policy) is
-    checked with the first.
+    An HsmError of a probe becomes a step of the report. What all share (state store, audit log, backups, policy, fleet)
+    is checked with the first.
     """
     reports: list[ProviderReport] = []
     for level, provider in members if members is not None else config.key_manager.members():
         watch(level, provider, None)
         steps, identity = _probed(Subject(provider, config, level, options or Options()), watch)
-        for step in () if reports else chain(check_store(config), check_places(config), check_policy(config)):
+        for step in () if reports else chain(*(check(config) for check in _SHARED)):
             steps.append(step)
             watch(level, provider, step)
         named = {"name": provider.name, "type": provider.type, "where": provider.where}

@@ -28,24 +28,27 @@ def check_store(config: Config) -> Iterator[Step]:
     if config.state_secret is None:
         yield warn(NAME, "it has no seal: whoever can write its file is believed", _MAKE)
         return
-    if not rules.state_path.is_file():
+    if rules.fleet is None and not rules.state_path.is_file():
         yield ok(NAME, "there is none yet; the first start makes and seals it")
         return
     try:
         status = asyncio.run(_status(config))
     except HsmError as error:
-        yield failed(NAME, error)
+        if rules.fleet is not None and error.call == "open":
+            yield ok(NAME, "there is none yet; the first start makes and seals it")
+        else:
+            yield failed(NAME, error)
         return
     data = {"digest": status.digest, "problems": dict(status.problems)}
     if status.problems:
         said = "; ".join(f"{scope}: {problem}" for scope, problem in status.problems.items())
         yield fail(NAME, f"it is not genuine: {said}", StoreNotGenuine.default_hint, **data)
     else:
-        yield ok(NAME, f"{rules.state_path} is sealed, and the seal holds", **data)
+        yield ok(NAME, f"{rules.state_name} is sealed, and the seal holds", **data)
 
 
 async def _status(config: Config) -> SealStatus:
-    store = await Store.open_to_read(config.key_manager.state_path, config.state_secret)
+    store = await Store.open_to_read(config.key_manager.state_place, config.state_secret)
     try:
         status = await store.seal_status()
     finally:

@@ -37,8 +37,7 @@ async def require_same_key(store: Store, started: KeyVersion) -> None:
         current = None  # a forged row
     if current is None or current.public_key != started.public_key:
         raise StoreNotGenuine(
-            f"state store {store.path}: it is not genuine, and its current key is not {started.id}, which the "
-            "configuration names",
+            f"{store.name}: it is not genuine, and its current key is not {started.id}, which the configuration names",
             hint="Compare what `hsmcore state seal` shows, and adopt it; or name the key that is to sign in the "
             "configuration, and another stateFile.",
         )

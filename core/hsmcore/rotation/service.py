@@ -26,7 +26,7 @@ from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, ret
 from hsmcore.rotation.steps import handover
 from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
 from hsmcore.rotation.store import Rotation, Rotations
-from hsmcore.state import Approvals, Backups, Desired, Keys, Store, StoreBusy, StoredKey, StoreNotGenuine
+from hsmcore.state import Approvals, Backups, Desired, Keys, RoleLost, Store, StoreBusy, StoredKey, StoreNotGenuine
 from hsmcore.state.desired import own_report, withdraw
 from hsmcore.state.keys import active_of
 
@@ -93,9 +93,9 @@ class RotationService:
         self._role = AsyncExitStack()
         self._leads = self._joined = False
         self._held: set[int] = set()
+        self._lost: RoleLost | None = None
         self._drill: ControlPlane | None = None
-        self._reported = 0
-        self._name = own_report("rotation")
+        self._reported, self._name = 0, own_report("rotation")
         self._verdicts: Verdicts = {}
         self.seen: Seen | None = None
         """The ring at the last look."""
@@ -219,6 +219,7 @@ class RotationService:
                 except HsmError as error:
                     get_logger().error("rotation is held up", error=str(error))
                     self._answer(error)
+                    self._lost = error if isinstance(error, RoleLost) else self._lost
                 except Exception as error:  # noqa: BLE001  # a mistake of ours: said, and no reason to rotate never again
                     get_logger().exception("rotation is held up")
                     self._answer(InternalError(f"{type(error).__name__}: {error}"))
@@ -232,7 +233,7 @@ class RotationService:
         self._store.require_genuine()
         if not self._joined:
             await self._join(self._port.signing()[0])
-        why = await self._must_follow()
+        why = self._lost or await self._must_follow()
         if why is not None:
             await self._step_down()
         if why is not None or not await self._lead():
@@ -287,8 +288,8 @@ class RotationService:
 
     async def _step_down(self) -> None:
         """Let another process lead."""
-        if self._leads:
-            self._leads = False
+        if self._leads or self._lost is not None:
+            self._leads, self._lost = False, None
             await self._role.aclose()
             await self._desired.report(self._name, None)
 
@@ -432,11 +433,10 @@ class RotationService:
         if current is None:
             return
         backups = await self._backups.of(current.public_key)
-        open_ = await self.rotations.open()
         self.seen = Seen(
             created_ns=current.created_ns,
             due_ns=self.schedule.due_ns(current.counts_from_ns),
-            running=any(rotation.run.status != "overlap" for rotation in open_),
+            running=any(rotation.run.status != "overlap" for rotation in await self.rotations.open()),
             failures=(await self.rotations.failures_in_a_row())[0],
             backups=self._rules.backup_enabled,
             backup_ns=max((row.made_ns for row in backups), default=None),

@@ -40,7 +40,7 @@ class Ledger:
 
     async def _opened(self) -> Store:
         if self._store is None:
-            self._store = await Store.open_to_read(self._config.key_manager.state_path)
+            self._store = await Store.open_to_read(self._config.key_manager.state_place)
         return self._store
 
     async def events(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class WatchSource:
     async def describe(self) -> dict[str, Any]:
         rules = self.config.key_manager
         try:
-            store = await Store.open_to_read(rules.state_path)
+            store = await Store.open_to_read(rules.state_place)
             try:
                 reports = [report for report in await Desired(store).running() if "members" in report]
                 keys = await Keys(store).all()
@@ -40,7 +40,7 @@ class WatchSource:
             raise Unanswered(str(error)) from None
         newest = max(reports, key=lambda report: int(report["written_ns"]), default=None)
         if newest is None:
-            raise Unanswered(f"no key manager with failover has written its state into {rules.state_path} lately")
+            raise Unanswered(f"no key manager with failover has written its state into {rules.state_name} lately")
         members = newest.pop("members")
         held = [key.to_json() for key in keys if key.public_key]
         shown = [{**key, "state": "deactivated" if key["state"] == "deactivated" else "active"} for key in held]

@@ -2,7 +2,8 @@
 
 A policy's own tables lie beside it: failover/budget.py, failover/history.py, rotation/store.py.
 
-Reading order: schema, seal, ownership, store, then keys, desired, backups, approvals, outbox.
+Reading order: schema, seal, ownership, database, sqlite, postgres, roles, store; then keys, positions, desired,
+backups, approvals, outbox.
 """
 
 from hsmcore.state.approvals import Approval, Approvals, NotApproved
@@ -11,7 +12,7 @@ from hsmcore.state.desired import Desired, Wish
 from hsmcore.state.keys import Keys, StoredKey
 from hsmcore.state.outbox import Outbox
 from hsmcore.state.seal import StoreError, StoreNotGenuine
-from hsmcore.state.store import Store, StoreBusy
+from hsmcore.state.store import RoleLost, Store, StoreBusy, StoreUnknown
 
 __all__ = [
     "Approval",
@@ -21,10 +22,12 @@ __all__ = [
     "Keys",
     "NotApproved",
     "Outbox",
+    "RoleLost",
     "Store",
     "StoreBusy",
     "StoreError",
     "StoreNotGenuine",
+    "StoreUnknown",
     "StoredKey",
     "Wish",
 ]

@@ -209,7 +209,7 @@ class Keys(Tables):
                 current = get_key(connection, version)
             elif known is None:
                 raise KeyMismatch(
-                    f"the configuration names key {key_id}, but the key ring in {self._store.path} does not have it; "
+                    f"the configuration names key {key_id}, but the key ring in {self._store.name} does not have it; "
                     f"its current key is {current.key_id} ({current.public_key.hex()})",
                     hint="Name the key that the ring began with, or `hsmcore rotate adopt` to go on with the other "
                     "one, or name another stateFile.",
@@ -256,6 +256,8 @@ async def require_no_other_ring(store: Store, public_key: bytes) -> None:
     except StoreNotGenuine:
         begun = True  # there is something
     if begun:
+        return
+    if store.path is None:
         return
     for path in sorted(store.path.parent.glob("hsmcore-state*.db")):
         if path == store.path:

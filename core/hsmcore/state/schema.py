@@ -142,10 +142,15 @@ class Migration:
     statements: tuple[str, ...]
 
 
-SERIAL: Final = {
-    "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
-    "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+TYPES: Final = {
+    "sqlite": ((r"\{serial\}", "INTEGER PRIMARY KEY AUTOINCREMENT"),),
+    "postgresql": (
+        (r"\{serial\}", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
+        # Compared byte by byte, as SQLite does: the order, and with it an index, must not depend on a host's locales.
+        (r"\bTEXT\b", 'TEXT COLLATE "C"'),
+    ),
 }
+"""What the statements of a migration say otherwise in a dialect, as regular expressions."""
 
 MIGRATIONS: Final = (
     Migration(

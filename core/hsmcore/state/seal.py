@@ -31,7 +31,11 @@ from hsmcore.state.schema import (
     BOUND,
     DESIRED_STATE,
     EMERGENCY_EPISODE,
+    FLEET,
+    FLEET_FLOOR,
+    FLEET_HOST,
     KEY_VERSION,
+    ROLE,
     ROTATION,
     ROTATION_SETTING,
     ROTATION_STEP,
@@ -47,6 +51,7 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
     "budget": (EMERGENCY_EPISODE,),
     "orders": (DESIRED_STATE,),
     "policy": (WATERMARK, SPENT),
+    "fleet": (FLEET, FLEET_HOST, FLEET_FLOOR, ROLE),
 }
 """The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
 `bound`, which are many, have a MAC each; `watermark` says which of them there are."""
@@ -58,12 +63,11 @@ _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
 _ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
 _READ: Final = select(SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac).where(SEAL.c.name == _ROW)
 _WRITE: Final = update(SEAL).where(SEAL.c.name == _ROW)
-_STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
 
 Listener = Callable[[str, str], None]
 """Called in the store's thread with a scope and its problem, or "" once it is genuine again."""
-Schema = frozenset[tuple[str, str, str, str]]
-"""Of each object of the database: its kind, name, table and SQL."""
+Foreign = Callable[[Connection], str]
+"""Returns an object of the database that is missing, or that could change rows on its own; "": there is none."""
 
 
 class StoreError(SystemFailure):
@@ -101,11 +105,11 @@ class SealStatus:
 
 
 class Seal:
-    """Checks and renews the seal of one database, in that database's thread. `schema`: the objects that the migrations
-    make; an object of another writer, such as a trigger, could change rows while they are sealed."""
+    """Checks and renews the seal of one database, in that database's thread. `foreign`: finds an object of another
+    writer, such as a trigger, which could change rows while they are sealed."""
 
-    def __init__(self, key: bytearray, schema: Schema) -> None:
-        self._key, self._schema = key, schema
+    def __init__(self, key: bytearray, foreign: Foreign) -> None:
+        self._key, self.foreign = key, foreign
         self._store, self._counter, self._last = "", 0, ""
         self._looked = -1
         self.problems: Mapping[str, str] = {}
@@ -127,7 +131,7 @@ class Seal:
         """Seal a store in which no row is to be sealed yet. Another one without a seal waits for `adopt`. Returns the
         counter, for `seen`, or 0."""
         empty = not any(connection.execute(select(table).limit(1)).first() for table in map(_table, _SCOPE))
-        if not empty or _seal_row(connection) is not None or self._foreign(connection):
+        if not empty or _seal_row(connection) is not None or self.foreign(connection):
             return 0
         self._store = secrets.token_hex(16)
         return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, self._store, 1)
@@ -147,7 +151,7 @@ class Seal:
         older = counter < self._counter or (counter == self._counter and mac != (self._last or mac))
         if self._counter and (older or store != self._store):
             return "it was replaced by an earlier state, or by another store", {}
-        foreign = self._foreign(connection)
+        foreign = self.foreign(connection)
         if foreign:
             return f"{foreign} is not of hsmcore's making", {}
         self._store, self._counter, self._last = store, counter, mac
@@ -226,7 +230,7 @@ class Seal:
             raise StoreError(
                 "the state store does not have that digest", hint="Compare it again: `hsmcore state seal`."
             )
-        foreign = self._foreign(connection)
+        foreign = self.foreign(connection)
         if foreign:
             raise StoreError(f"{foreign} is not of hsmcore's making", hint="Drop it, then adopt the store.")
         row = _seal_row(connection)
@@ -255,30 +259,18 @@ class Seal:
         key = hmac.digest(self._key, _LABEL + ascii(store).encode(), "sha256")
         return hmac.digest(key, ascii((counter, digests)).encode(), "sha256").hex().encode()
 
-    def _foreign(self, connection: Connection) -> str:
-        """Return an object of the database that is missing, or that could change rows on its own."""
-        if not _is_sqlite(connection):
-            return ""
-        found = schema_of(connection)
-        ours = {table for _, _, table, _ in self._schema}
-        for kind, name, table, _ in found - self._schema:
-            harmless = kind in ("table", "index") and table not in ours and name not in ours
-            if not harmless and not (kind == "table" and name in _STATISTICS):
-                return f"{kind} {name}"
-        missing = next(iter(self._schema - found), None)
-        return "" if missing is None else f"the lack of {missing[0]} {missing[1]}"
-
 
 class Guard:
     """One transaction: checks each scope before its first use, and seals again those that it writes. `lenient`: rows of
-    a scope that is not genuine may be read, to show them. `seal`: None if the configuration has no stateSecret."""
+    a scope that is not genuine may be read, to show them. `seal`: None if the configuration has no stateSecret.
+    `unsealed`: whether the store is known to have no seal."""
 
-    def __init__(self, connection: Connection, seal: Seal | None, *, lenient: bool) -> None:
+    def __init__(self, connection: Connection, seal: Seal | None, *, lenient: bool, unsealed: bool) -> None:
         self._connection, self._seal, self._lenient = connection, seal, lenient
         self._vouched: tuple[str, dict[str, str]] | None = None
         self._problems: dict[str, str] = {}
         self._written: set[str] = set()
-        self._unsealed = False
+        self._unsealed = unsealed
         self._busy = False
 
     def before(self, statement: Any) -> None:
@@ -298,6 +290,11 @@ class Guard:
         self._busy = True
         if self._seal is None or not self._written or self._vouched is None:
             return 0
+        if not _is_sqlite(self._connection):
+            # SQLite's transaction keeps others from the schema. Here no trigger can come once a table is written.
+            foreign = self._seal.foreign(self._connection)
+            if foreign:
+                raise StoreNotGenuine(f"the state store is not genuine: {foreign} is not of hsmcore's making")
         fresh = {scope: _digest(self._connection, scope) for scope in self._written}
         return self._seal.write(self._connection, self._vouched[1] | fresh)
 
@@ -333,12 +330,6 @@ def derive(secret: SealSecret) -> bytearray:
         return bytearray(hmac.digest(value, _LABEL, "sha256"))
     finally:
         value[:] = bytes(len(value))
-
-
-def schema_of(connection: Connection) -> Schema:
-    """Return the objects of a database of SQLite."""
-    rows = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master")
-    return frozenset((kind, name, table, " ".join(str(sql or "").split())) for kind, name, table, sql in rows)
 
 
 def _is_sqlite(connection: Connection) -> bool:

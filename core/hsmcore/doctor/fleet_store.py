@@ -1,0 +1,56 @@
+"""The checks of a fleet's database: whether it answers, and keeps what it confirms. They read, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from hsmcore.config import Config
+from hsmcore.doctor.report import Step, fail, failed, ok, warn
+from hsmcore.errors import HsmError
+from hsmcore.state import StoreError
+
+if TYPE_CHECKING:
+    from hsmcore.state.server_probe import Look
+
+STORE: Final = "fleet-store"
+DURABILITY: Final = "fleet-durability"
+_TLS_HINT: Final = "Use sslmode=verify-full with sslrootcert: require encrypts, and believes whichever server answers."
+_STANDBY_HINT: Final = "COMMIT waits for one: start a standby that synchronous_standby_names names."
+
+
+def check_fleet_store(config: Config) -> Iterator[Step]:
+    """Check the database, if there is a fleet."""
+    fleet = config.key_manager.fleet
+    if fleet is None:
+        return
+    try:
+        try:
+            from hsmcore.state.server_probe import look_at
+        except ImportError:
+            raise StoreError("the package psycopg is not installed", hint='Run: pip install "hsmcore[fleet]"') from None
+        look = look_at(fleet)
+    except HsmError as error:
+        yield failed(STORE, error)
+        return
+    data = {"system": look.system, "timeline": look.timeline, "version": look.version, "exists": look.exists}
+    if not look.checks_server:
+        yield warn(STORE, f"{look.where} is not asked who it is: sslmode=require", _TLS_HINT, **data)
+    else:
+        has = "has the fleet's tables" if look.exists else "answers; the first start makes the fleet's tables"
+        yield ok(STORE, f"{look.where} {has}", **data)
+    yield _durability(look, single_node=fleet.single_node)
+
+
+def _durability(look: Look, *, single_node: bool) -> Step:
+    data = {"synchronousStandbyNames": look.synchronous, "standbys": look.standbys}
+    if look.problems:
+        said = "; ".join(problem for problem, _ in look.problems)
+        return fail(DURABILITY, said, " ".join(hint for _, hint in look.problems), **data)
+    if not look.synchronous:
+        hint = "Add a synchronous standby, and take fleet.singleNode out."
+        return warn(DURABILITY, "there is one server: its loss loses what was bound", hint, **data)
+    if look.standbys == 0:
+        return fail(DURABILITY, "no synchronous standby is connected", _STANDBY_HINT, **data)
+    note = " (fleet.singleNode is not needed)" if single_node else ""
+    return ok(DURABILITY, f"each commit is on disk here and on a standby ({look.synchronous}){note}", **data)

@@ -1,0 +1,235 @@
+"""What the databases of a state store have in common: the thread, the seal, and the migrations.
+
+state/sqlite.py is one file on one host, state/postgres.py a schema that several hosts write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+from sqlalchemy import Connection, insert, inspect, select, text
+
+from hsmcore.errors import HsmError
+from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
+from hsmcore.state.seal import Guard, Seal, StoreError
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+BUSY_SECONDS: Final = 10.0
+"""Wait of a transaction for another process's, in seconds."""
+
+
+class StoreBusy(HsmError):
+    """Another process has the role."""
+
+    default_status = "BUSY"
+    default_hint = "Let the other process end it, or stop that process."
+
+
+class RoleLost(StoreBusy):
+    """Another process has taken a role of this one, which was silent for too long. Nothing was written in it."""
+
+
+class StoreUnknown(StoreError):
+    """The connection failed while a transaction was being committed: whether it was written, and lasts, is unknown."""
+
+    default_hint = "Read again: a transaction that reads after it says what was written."
+
+
+class Database(ABC):
+    """An open database: the connection, its thread, and the number of Stores that use them. `shown`: its name in
+    errors."""
+
+    def __init__(self, shown: str, *, writes: bool) -> None:
+        self.shown, self.writes = shown, writes
+        self.users = 0
+        """Changed under the registry's lock only."""
+        self.thread = ThreadPoolExecutor(1, "hsmcore-state" if writes else "hsmcore-state-read")
+        self.seal: Seal | None = None
+        self.listeners: list[Callable[[], None]] = []
+        """Called in the thread after each connection."""
+        self._guard: Guard | None = None
+        self._process = os.getpid()
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """What tells it apart from other databases."""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """System and timeline of the present connection; "" for a file. Any thread."""
+        return "", ""
+
+    @property
+    def incarnation(self) -> str:
+        """Another text for each server, timeline and start of the server; "" for a file. Any thread."""
+        return ""
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is not a child that was forked while the database was open."""
+        return self._process == os.getpid()
+
+    def require_own_process(self) -> None:
+        """Raise StoreError in a forked child: SQLite there believes that it holds locks which are the parent's, and a
+        connection to a server is the parent's."""
+        if not self.is_own_process:
+            raise StoreError(
+                f"{self.shown}: it was open when this process was forked",
+                hint="Open it after the fork, or start the child with spawn.",
+            )
+
+    def open(self, key: bytearray | None = None) -> None:
+        """Connect, unless another Store has. `key`: of the seal, which this takes over. Runs in the thread."""
+        self.connect()
+        if key is None:
+            return
+        if self.seal is not None:
+            same = self.seal.is_of(key)
+            key[:] = bytes(len(key))
+            if not same:
+                raise StoreError(f"{self.shown}: it is open with another stateSecret")
+            return
+        seal = Seal(key, self.foreign)
+        if self.writes:
+            seal.seen(self.transact_unchecked(seal.begin))
+        self.seal = seal
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Connect and migrate, unless that is done. Runs in the thread. Raises StoreError."""
+
+    @abstractmethod
+    def foreign(self, connection: Connection) -> str:
+        """Return an object of the database that is missing, or that could change rows on its own, or ""."""
+
+    @abstractmethod
+    def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
+        """Do `work` in one transaction. Runs in the thread, for an open Store."""
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Close the connection, if there is one. Runs in the thread."""
+
+    @abstractmethod
+    def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
+        """Hold a role: Store.exclusively."""
+
+    def is_unsealed(self) -> bool:
+        """Return whether the transaction is known to have found no seal in the store. False: it must look."""
+        return False
+
+    def transact(self, work: Work[T], *, lenient: bool, turn: bool = True) -> T:
+        """Do `work` in one transaction, under the seal. Runs in the thread, for an open Store."""
+
+        def guarded(connection: Connection) -> tuple[T, int]:
+            guard = self._guard = Guard(connection, self.seal, lenient=lenient, unsealed=self.is_unsealed())
+            try:
+                result = work(connection)
+                return result, guard.end()
+            finally:
+                self._guard = None
+
+        # A seal is read and written again: never by two at a time.
+        result, counter = self.transact_unchecked(guarded, turn=turn or self.seal is not None)
+        if self.seal is not None:
+            self.seal.seen(counter)
+        return result
+
+    def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
+        """Let the seal check a statement. Called by SQLAlchemy."""
+        if self._guard is not None:
+            self._guard.before(statement)
+
+    def leave(self) -> Future[None]:
+        """Drop one user, after all work that it gave to the thread."""
+        return self.thread.submit(self._leave)
+
+    def _leave(self) -> None:
+        with _LOCK:
+            self.users -= 1
+            if self.users > 0:
+                return
+            del _DATABASES[self.key, self.writes]
+        try:
+            self.disconnect()
+            if self.seal is not None:
+                self.seal.wipe()
+        finally:
+            self.thread.shutdown(wait=False)
+
+
+_LOCK: Final = threading.Lock()
+_DATABASES: Final[WeakValueDictionary[tuple[Hashable, bool], Database]] = WeakValueDictionary()
+"""What this process has open. A Store that is dropped without `close` takes its entry along."""
+# A child forked while another thread is in here would find the lock held for ever.
+os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
+def join(asked: Database) -> Database:
+    """Return the database that is open already, or the one asked for. The caller counts as a user and must call
+    `leave`."""
+    with _LOCK:
+        for mode in (True, False):
+            inherited = _DATABASES.get((asked.key, mode))
+            if inherited is not None:
+                inherited.require_own_process()
+        database = _DATABASES.setdefault((asked.key, asked.writes), asked)
+        database.users += 1
+        return database
+
+
+def migrate(connection: Connection, shown: str, schema: str | None = None) -> None:
+    """Make the tables, or bring them up to date. Raises StoreError for those of a newer version."""
+    if not inspect(connection).has_table(VERSION.name, schema=schema):
+        VERSION.create(connection)
+    done = set(connection.execute(select(VERSION.c.version)).scalars())
+    newest = MIGRATIONS[-1].number
+    if done and max(done) > newest:
+        raise StoreError(
+            f"{shown}: a newer version of hsmcore has written it (schema {max(done)}, known up to {newest})",
+            hint="Use that version, or name another stateFile.",
+        )
+    for migration in MIGRATIONS:
+        if migration.number not in done:
+            for statement in migration.statements:
+                connection.execute(text(_in_dialect(statement, connection)))
+            connection.execute(insert(VERSION).values(version=migration.number, applied_ns=time.time_ns()))
+
+
+def _in_dialect(statement: str, connection: Connection) -> str:
+    for ours, theirs in TYPES[connection.dialect.name]:
+        statement = re.sub(ours, theirs, statement)
+    return statement
+
+
+def require_known(connection: Connection, shown: str) -> None:
+    """Raise StoreError unless the tables are those of this version."""
+    if set(connection.execute(select(VERSION.c.version)).scalars()) != {each.number for each in MIGRATIONS}:
+        raise StoreError(f"{shown}: another version of hsmcore has written it")
+
+
+def now_ns(connection: Connection) -> int:
+    """Return the time by the database's clock, in Unix nanoseconds: all hosts of a fleet have the same."""
+    if connection.dialect.name == "sqlite":
+        return time.time_ns()
+    return int(connection.exec_driver_sql(_NOW).scalar_one())
+
+
+_NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
+
+
+def reason(error: Exception) -> str:
+    """Return the driver's words for an error, without the statement and its parameters."""
+    return str(getattr(error, "orig", error) or type(error).__name__)

@@ -1,0 +1,175 @@
+"""The positions of payloads that have one: what is bound to them, and up to where nothing is signed any more.
+
+The rules by which a position is bound are policy/watermark.py's. What is here is for all that write these tables: rows
+are only added, and floors only rise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, insert, literal, select, union_all, update
+
+from hsmcore.state.schema import BOUND, FLEET, WATERMARK
+
+MOST_POSITION: Final = (1 << 63) - 1
+WINDOW: Final = 1024
+"""Positions behind the highest one of which the watermark knows whether they are bound."""
+_MASK: Final = (1 << WINDOW) - 1
+_GROUP: Final = 500
+"""Positions that one statement asks for: SQLite takes so many parameters at least."""
+
+
+@dataclass(slots=True)
+class Mark:
+    """A row of `watermark`."""
+
+    floor: int = -1
+    high: int = -1
+    bits: int = 0
+    reason: str = ""
+
+    def knows(self, position: int) -> bool:
+        """Return whether `bits` says if the position is bound."""
+        return self.high - WINDOW < position
+
+    def has(self, position: int) -> bool:
+        """Return whether the position is bound, as far as `knows` says."""
+        return self.high >= position and bool(self.bits >> (self.high - position) & 1)
+
+    def add(self, position: int) -> None:
+        """Note that the position is bound."""
+        if position > self.high:
+            step = position - self.high
+            self.bits = (self.bits << step | 1) & _MASK if step < WINDOW else 1
+            self.high = position
+        elif self.knows(position):
+            self.bits |= 1 << (self.high - position)
+
+
+class Row(NamedTuple):
+    """A row of `bound`, without its MAC."""
+
+    domain: str
+    position: int
+    digest: str
+    holder: str
+    bound_ns: int
+
+
+# Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
+COLUMNS: Final = tuple(BOUND.c.keys())
+BIND: Final = insert(BOUND)
+_ALL_MARKS: Final = select(WATERMARK)
+_MARKS: Final = _ALL_MARKS.where(WATERMARK.c.name.in_(bindparam("names", expanding=True))).order_by(WATERMARK.c.name)
+_CHANGE: Final = update(WATERMARK).where(
+    # A bind whose answer was lost may be committed while this transaction waits for its lock.
+    WATERMARK.c.name == bindparam("domain"),
+    WATERMARK.c.high <= bindparam("least"),
+)
+_NEW_MARK: Final = insert(WATERMARK)
+_BOUND: Final = select(BOUND).where(
+    BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
+)
+_KEEP_HOLDERS_OUT: Final = select(FLEET.c.epoch).with_for_update()
+"""There is a row in a fleet only."""
+_BOTH: Final = union_all(
+    _BOUND.add_columns(literal(0)),
+    select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
+        WATERMARK.c.name == bindparam("domain")
+    ),
+)
+"""A mark has the form of a row of `bound` here, and a 1 behind it."""
+
+
+def marks(connection: Connection, names: Iterable[str] | None = None) -> dict[str, Mark]:
+    """Return the watermarks of these domains, of all without `names`. Raises ValueError for a foreign row."""
+    return _marks(
+        connection.execute(_ALL_MARKS) if names is None else connection.execute(_MARKS, {"names": list(names)})
+    )
+
+
+def read(connection: Connection, domain: str, positions: Sequence[int]) -> tuple[Mark, dict[int, dict[str, Any]]]:
+    """Return the watermark of a domain and the rows of a few of its positions: one question instead of two, which to a
+    server is half the time."""
+    mark, found = Mark(), dict[int, dict[str, Any]]()
+    for *row, is_mark in connection.execute(_BOTH, {"domain": domain, "positions": list(positions)}):
+        if is_mark:
+            _, floor, bits, reason, high, _ = row
+            mark = Mark(floor, high, int(bits, 16), reason)
+        else:
+            found[row[1]] = dict(zip(COLUMNS, row, strict=True))
+    return mark, found
+
+
+def keep_holders_out(connection: Connection) -> None:
+    """Wait for a transaction that binds positions without its turn, and let none begin until this one ends: before
+    watermarks are read to be changed."""
+    connection.execute(_KEEP_HOLDERS_OUT)
+
+
+def _marks(rows: Iterable[Any]) -> dict[str, Mark]:
+    return {name: Mark(floor, high, int(bits, 16), reason) for name, floor, high, bits, reason in rows}
+
+
+def set_mark(connection: Connection, domain: str, mark: Mark) -> None:
+    """Write the watermark of a domain."""
+    values = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
+    if connection.execute(_CHANGE, {"domain": domain, "least": mark.high} | values).rowcount == 0:
+        connection.execute(_NEW_MARK, {"name": domain} | values)
+
+
+def bound(connection: Connection, domain: str, positions: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return the rows of these positions that there are, as columns by name."""
+    found: dict[int, dict[str, Any]] = {}
+    for begin in range(0, len(positions), _GROUP):
+        asked = {"domain": domain, "positions": list(positions[begin : begin + _GROUP])}
+        for row in connection.execute(_BOUND, asked):
+            found[row[1]] = dict(zip(COLUMNS, row, strict=True))
+    return found
+
+
+def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> int:
+    """Have nothing signed at or below a floor, and remove the rows there. Returns the number of rows; a floor that is
+    not above the present one changes nothing."""
+    keep_holders_out(connection)
+    mark = marks(connection, [domain]).get(domain, Mark())
+    if floor <= mark.floor:
+        return 0
+    set_mark(connection, domain, Mark(floor, mark.high, mark.bits, reason))
+    return connection.execute(delete(BOUND).where(BOUND.c.domain == domain, BOUND.c.position <= floor)).rowcount
+
+
+def put_back(
+    connection: Connection, vouch: Callable[..., str], rows: Iterable[Row]
+) -> tuple[int, list[tuple[Row, str, str]]]:
+    """Add rows that are missing above the floors. Returns how many, and the rows that another digest keeps out, with
+    that digest and its holder. An existing row is never changed; the watermark is, if it went back behind one. `vouch`:
+    Store.vouch."""
+    by_domain: dict[str, dict[int, Row]] = {}
+    conflicts: list[tuple[Row, str, str]] = []
+    for row in rows:
+        first = by_domain.setdefault(row.domain, {}).setdefault(row.position, row)
+        if first.digest != row.digest:
+            conflicts.append((row, first.digest, first.holder))
+    added: list[dict[str, Any]] = []
+    keep_holders_out(connection)
+    known = marks(connection, by_domain)
+    for domain, wanted in sorted(by_domain.items()):
+        mark = known.get(domain, Mark())
+        there = bound(connection, domain, [position for position in wanted if position > mark.floor])
+        fresh = [row for position, row in sorted(wanted.items()) if position > mark.floor and position not in there]
+        for position, found in there.items():
+            if found["digest"] != wanted[position].digest:
+                conflicts.append((wanted[position], str(found["digest"]), str(found["holder"])))
+        added += [dict(zip(COLUMNS, (*row, vouch(*row)), strict=True)) for row in fresh]
+        unknown = [row.position for row in fresh] + [position for position in sorted(there) if position > mark.high]
+        for position in unknown:
+            mark.add(position)
+        if unknown:
+            set_mark(connection, domain, mark)
+    if added:
+        connection.execute(BIND, added)
+    return len(added), conflicts

@@ -1,0 +1,79 @@
+"""The objects of a fleet's schema, as PostgreSQL's catalogs describe them. What could change rows while they are
+sealed, such as a trigger, a rule or a function that a statement would call, is none of those that migrations make."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+Objects = frozenset[tuple[str, str, str, str]]
+"""Of each object: its kind, name, table, and what else makes it what it is."""
+
+_HARMLESS: Final = ("relation", "column", "constraint", "index")
+"""Of a table that is none of ours."""
+_ACTIVE: Final = ("trigger", "rule", "policy", "function", "operator", "heir")
+"""Kinds of which the migrations make nothing."""
+# Names of types are those of pg_catalog only: format_type writes the schema of any other one.
+_OBJECTS: Final = text("""
+WITH here AS (SELECT to_regnamespace(:schema)::oid AS oid),
+ours AS (SELECT c.* FROM pg_class c, here WHERE c.relnamespace = here.oid)
+SELECT 'relation', relname::text, relname::text,
+       concat_ws(' ', relkind, relpersistence, relrowsecurity, relforcerowsecurity, relispartition, relam)
+    FROM ours WHERE relkind <> 'i'
+UNION ALL SELECT 'column', attname, relname, concat_ws(' ', attnum, format_type(atttypid, atttypmod), attnotnull,
+       attidentity, attgenerated, attcollation, pg_get_expr(adbin, adrelid))
+    FROM pg_attribute JOIN ours ON attrelid = ours.oid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+    WHERE attnum > 0 AND NOT attisdropped AND relkind NOT IN ('i', 'S')
+UNION ALL SELECT 'index', i.relname, t.relname,
+       concat_ws(' ', pg_get_indexdef(i.oid), indisvalid, indisready, indislive)
+    FROM pg_index JOIN ours t ON indrelid = t.oid JOIN pg_class i ON indexrelid = i.oid
+UNION ALL SELECT 'constraint', conname, relname, concat_ws(' ', pg_get_constraintdef(c.oid), convalidated)
+    FROM pg_constraint c JOIN ours ON conrelid = ours.oid WHERE contype <> 'n'
+UNION ALL SELECT 'trigger', tgname, relname, '' FROM pg_trigger JOIN ours ON tgrelid = ours.oid WHERE NOT tgisinternal
+UNION ALL SELECT 'rule', rulename, relname, '' FROM pg_rewrite JOIN ours ON ev_class = ours.oid
+UNION ALL SELECT 'policy', polname, relname, '' FROM pg_policy JOIN ours ON polrelid = ours.oid
+UNION ALL SELECT 'heir', c.relname, p.relname, '' FROM pg_inherits JOIN pg_class c ON inhrelid = c.oid
+    JOIN pg_class p ON inhparent = p.oid, here WHERE here.oid IN (c.relnamespace, p.relnamespace) AND p.relkind <> 'I'
+UNION ALL SELECT 'function', proname, '', '' FROM pg_proc, here WHERE pronamespace = here.oid
+UNION ALL SELECT 'operator', oprname, '', '' FROM pg_operator, here WHERE oprnamespace = here.oid
+""")
+
+
+# A trigger, a rule, a policy or an heir changes a mark in the table's own row of pg_class.
+# The name is looked up once, in a subquery, and not for each row.
+_MARKS: Final = text("""
+SELECT concat_ws(';',
+    (SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid) FROM pg_class
+        WHERE relnamespace = (SELECT to_regnamespace(:schema))),
+    (SELECT string_agg(concat_ws(' ', d.oid, d.xmin), ',' ORDER BY d.oid) FROM pg_attrdef d JOIN pg_class c
+        ON adrelid = c.oid WHERE relnamespace = (SELECT to_regnamespace(:schema))),
+    (SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid) FROM pg_proc
+        WHERE pronamespace = (SELECT to_regnamespace(:schema))),
+    (SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid) FROM pg_operator
+        WHERE oprnamespace = (SELECT to_regnamespace(:schema))))
+""")
+
+
+def marks_of(connection: Connection, schema: str) -> str:
+    """Return what changes with each change of a schema's objects, for a tenth of the time that `objects_of` takes."""
+    return str(connection.execute(_MARKS, {"schema": schema}).scalar_one())
+
+
+def objects_of(connection: Connection, schema: str) -> Objects:
+    """Return the objects of a schema."""
+    rows = connection.execute(_OBJECTS, {"schema": schema})
+    return frozenset((kind, name, table, more.replace(f"{schema}.", "")) for kind, name, table, more in rows)
+
+
+def foreign_of(found: Objects, made: Objects | None) -> str:
+    """Return an object that is missing, or that could change rows on its own, or "". `made`: what the migrations make;
+    None: that is not known, and what acts on its own is looked for."""
+    if made is None:
+        return next((f"{kind} {name}" for kind, name, _, _ in found if kind in _ACTIVE), "")
+    ours = {table for _, _, table, _ in made}
+    for kind, name, table, _ in sorted(found - made):
+        if kind not in _HARMLESS or table in ours:
+            return f"{kind} {name}"
+    missing = next(iter(sorted(made - found)), None)
+    return "" if missing is None else f"the lack of {missing[0]} {missing[1]}"

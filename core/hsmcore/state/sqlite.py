@@ -1,0 +1,212 @@
+"""The state store of one host: a file of SQLite in WAL mode with synchronous=FULL.
+
+A committed transaction survives kill -9 and a power cut. Every transaction takes the write lock when it begins, so the
+processes on one file take turns, and each sees the results of the one before.
+
+A process has one connection to a file for each mode, whatever the number of Stores: POSIX locks belong to the process,
+so a second opener must not be able to undo the first one's. Only SQLite may open the file: closing any descriptor of it
+drops all of SQLite's locks in this process, and the next process to finish deletes the WAL that is in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from hsmcore.state.database import (
+    BUSY_SECONDS,
+    Database,
+    StoreBusy,
+    Work,
+    migrate,
+    reason,
+    require_known,
+)
+from hsmcore.state.ownership import make_empty, make_folder, open_or_make
+from hsmcore.state.seal import StoreError
+
+T = TypeVar("T")
+
+OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
+_RETRY_SECONDS: Final = 0.01
+_STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The identity of a file: a file that replaces it is another one."""
+
+    path: Path
+    device: int
+    inode: int
+
+
+class FileDatabase(Database):
+    """A file. Made if it is missing and `writes` is set. Raises StoreError."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        super().__init__(f"state store {path}", writes=writes)
+        self._file = _file_at(path, writes=writes)
+        self._opened: tuple[Engine, Connection] | None = None
+
+    @property
+    def key(self) -> _File:
+        return self._file
+
+    def connect(self) -> None:
+        if self._opened is None:
+            self._opened = (_open if self.writes else _open_to_read)(self._file.path)
+            if self.writes:
+                event.listen(self._opened[1], "before_execute", self.before_execute)
+
+    def foreign(self, connection: Connection) -> str:
+        found, made = _schema_of(connection), _made()
+        ours = {table for _, _, table, _ in made}
+        for kind, name, table, _ in found - made:
+            harmless = kind in ("table", "index") and table not in ours and name not in ours
+            if not harmless and not (kind == "table" and name in _STATISTICS):
+                return f"{kind} {name}"
+        missing = next(iter(made - found), None)
+        return "" if missing is None else f"the lack of {missing[0]} {missing[1]}"
+
+    def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
+        del turn  # the write lock is taken at any rate
+        assert self._opened is not None  # noqa: S101  # for the type checker
+        connection = self._opened[1]
+        with connection.begin():
+            return work(connection)
+
+    def disconnect(self) -> None:
+        if self._opened is not None:
+            _close(*self._opened)
+
+    @asynccontextmanager
+    async def exclusively(self, role: str) -> AsyncIterator[None]:
+        # The same lock, whatever path a Store was opened by.
+        lock = Path(f"{self._file.path}.{role}.lock")
+        try:
+            descriptor = open_or_make(lock)
+        except OSError as error:
+            raise StoreError(f"{self.shown}: {error.filename}: {error.strerror}", hint=OWNER_HINT) from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreBusy(f"{self.shown}: another process has the role {role!r}") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _file_at(path: Path, *, writes: bool) -> _File:
+    """Return the identity of the file; make it if it is missing and not read-only."""
+    real = Path(os.path.realpath(path))
+    if not writes and not real.is_file():
+        raise StoreError(f"state store {path}: there is none yet", call="open")
+    try:
+        if writes:
+            make_folder(real.parent, parents=True)
+            # Not open(): another thread may open the file through SQLite before this descriptor is closed.
+            with suppress(FileExistsError):
+                make_empty(real)
+        found = real.stat()
+    except OSError as error:
+        raise StoreError(f"state store {path}: {error.strerror}", call="open") from None
+    return _File(real, found.st_dev, found.st_ino)
+
+
+def _open(path: Path) -> tuple[Engine, Connection]:
+    # Not "rwc": SQLite would make a file that was just removed with other permissions.
+    engine = _engine(path, "rw")
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return _connected(engine, path, migrate)
+
+
+def _open_to_read(path: Path) -> tuple[Engine, Connection]:
+    return _connected(_engine(path, "ro"), path, require_known)
+
+
+def _engine(path: Path, mode: str) -> Engine:
+    url = URL.create("sqlite", database=f"file:{quote(os.fsencode(path))}", query={"mode": mode, "uri": "true"})
+    return create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+
+
+def _connected(engine: Engine, path: Path, check: Callable[[Connection, str], None]) -> tuple[Engine, Connection]:
+    """Return a connection whose first transaction is `check`; close it if that raises."""
+    connection = None
+    try:
+        connection = engine.connect()
+        with connection.begin():
+            check(connection, f"state store {path}")
+    except SQLAlchemyError as error:
+        _close(engine, connection)
+        raise StoreError(f"state store {path}: {reason(error)}") from None
+    except BaseException:
+        _close(engine, connection)
+        raise
+    return engine, connection
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    # The driver would begin transactions by itself, late and without the write lock.
+    connection.isolation_level = None
+    _use_wal(connection)
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the WAL. SQLite waits for another process's write lock when a transaction begins, but not here."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # The low byte is the kind of error, the others its details.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _schema_of(connection: Connection) -> frozenset[tuple[str, str, str, str]]:
+    """Return kind, name, table and SQL of each object of the database."""
+    rows = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master")
+    return frozenset((kind, name, table, " ".join(str(sql or "").split())) for kind, name, table, sql in rows)
+
+
+@cache
+def _made() -> frozenset[tuple[str, str, str, str]]:
+    """Return the objects that the migrations make."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    with engine.connect() as connection:
+        migrate(connection, "")
+        found = _schema_of(connection)
+    engine.dispose()
+    return found
+
+
+def _close(engine: Engine, connection: Connection | None) -> None:
+    if connection is not None:
+        connection.close()
+    engine.dispose()
