@@ -44,6 +44,9 @@ from hsmcore.errors import (
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(object items, Py_ssize_t i)  # borrowed, and no reference taken
 
+cdef extern from "time.h":
+    int CLOCK_BOOTTIME
+
 cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
@@ -80,6 +83,7 @@ include "waiters.pxi"
 include "cache.pxi"
 include "journal.pxi"
 include "records.pxi"
+include "lease.pxi"
 include "requests.pxi"
 include "guest.pxi"
 include "routes.pxi"

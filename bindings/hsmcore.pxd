@@ -9,12 +9,11 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_MESSAGE_TOO_LARGE
         HSM_KEY_DEACTIVATED
         HSM_DEADLINE_EXCEEDED
-        HSM_CANCELLED
         HSM_CLOSED
         HSM_FORKED
         HSM_BAD_ARGUMENT
-        HSM_HOST_LOST
         HSM_TOKEN_LOST
+        HSM_NOT_HOLDER
         HSM_OUT_OF_MEMORY
         HSM_SYSTEM
         HSM_SIGNATURE_INVALID

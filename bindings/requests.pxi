@@ -35,6 +35,7 @@ cdef class Requests:
     cdef object _member
     cdef Recorder _recorder  # None: nothing is recorded
     cdef int _journal_failure
+    cdef Lease _lease  # None: what callers get needs none
     cdef object _idle
     cdef DeadlineTimer _deadlines
     cdef object _fds
@@ -108,6 +109,10 @@ cdef class Requests:
         self._recorder = Recorder.__new__(Recorder, journal)
         journal._engines.append(self)
 
+    def hand_out_under(self, Lease lease):
+        """Refuse the requests of callers with NotHolder while `lease` is over, and their answers that come then."""
+        self._lease = lease
+
     def set_tail(self, uint32_t key, bytes tail):
         """Set the part of this key's records that stays the same: the rest of a JSON object, from a comma to the
         closing brace. Has no effect before `record_in`."""
@@ -165,6 +170,10 @@ cdef class Requests:
         HsmError."""
         return self._submit(message, timeout, key, extra, 0)
 
+    def submit_own(self, message, timeout=None, uint32_t key=0, bytes extra=None):
+        """As `submit`, for what hsmcore itself has signed: it needs no lease."""
+        return self._submit(message, timeout, key, extra, OWN)
+
     def submit_with_receipt(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message: a future of (signature, number of its audit record or None, cached). Raises HsmError."""
         return self._submit(message, timeout, key, extra, RECEIPT)
@@ -180,7 +189,7 @@ cdef class Requests:
         cdef hsm_answer answer
         cdef bytes data
         cdef bint prehashed = type(message) is Digest
-        self._check(extra)
+        self._check(extra, tag)
         if prehashed and not self._takes_digests:
             raise PolicyRefused("this key signs no digest as it is", member=self._member)
         data = self._checked((<Digest>message).value if prehashed else message, key)
@@ -208,7 +217,7 @@ cdef class Requests:
         cdef list data
         cdef Py_ssize_t i
         cdef uint64_t count
-        self._check(extra)
+        self._check(extra, 0)
         data = [self._checked(message, key) for message in messages]
         self._fill(&ask, self._timeout_ns(timeout), key, self._recorder is not None and extra != b"")
         # With `return_exceptions` or a cache, a part of the results is of use; else the last one must be in time.
@@ -309,7 +318,7 @@ cdef class Requests:
         return self._counts().queued
 
 
-    cdef int _check(self, bytes extra) except -1:
+    cdef int _check(self, bytes extra, uint64_t tag) except -1:
         """Raise if no request can be taken now, or its record could not be written."""
         if self._generation != hsm_fork_generation():
             raise self._failure(HSM_FORKED)
@@ -323,9 +332,14 @@ cdef class Requests:
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
+        if self._is_late(tag):
+            raise self._lease.refusal(self._member)
         if self._recorder is not None and extra != b"":
             self._recorder.require_writable()
         return 0
+
+    cdef inline bint _is_late(self, uint64_t tag) noexcept:
+        return self._lease is not None and tag & (ROUTED | OWN) != OWN and self._lease.over()
 
     cdef inline bytes _checked(self, object message, uint32_t key):
         cdef bytes data = _frozen(message)
@@ -458,6 +472,7 @@ cdef class Requests:
         cdef object waiter, message
         cdef object error = None
         cdef bint taken
+        cdef hsm_answer late
         cdef uint64_t seq = answer.seq
         if answer.slot != HSM_NO_SLOT and not answer.shared:
             self._detail = self._details.pop(answer.slot, None) if self._details else None
@@ -465,8 +480,12 @@ cdef class Requests:
                 self.completed += 1
             else:
                 self.rejected += 1
+        if answer.status == HSM_OK and answer.claimed and self._is_late(answer.tag):
+            late = answer[0]  # also one that was in time when it was recorded
+            late.status, late.signature_len = HSM_NOT_HOLDER, 0
+            answer = &late
         if self._recorder is not None and PyList_GET_ITEM(self._waiters.extras, i) != <PyObject *>b"" and (
-                self._recorder.wants(answer)):
+                answer == &late or self._recorder.wants(answer)):
             try:
                 seq = self._record(answer)
             except BaseException as unrecorded:  # a signature without a record is not handed out
@@ -520,6 +539,8 @@ cdef class Requests:
         return 0
 
     cdef object _error(self, const hsm_answer *answer):
+        if answer.status == HSM_NOT_HOLDER:
+            return self._lease.refusal(self._member)
         if answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
             return self._recorder.journal._refusal(self._journal_failure)
         detailed = self._detail if answer.slot != HSM_NO_SLOT else None

@@ -3,9 +3,11 @@
 
 # Tags of a request with a future of its own. RECEIPT: the future gets (signature, number of the audit record or None,
 # cached). ROUTED: its error says which attempt failed, see Routes; the rest of the tag is the deadline of the whole
-# request, in ns of CLOCK_MONOTONIC. The tag of a batch's request is its position.
+# request, in ns of CLOCK_MONOTONIC. OWN, if it is not ROUTED: it is hsmcore's own, and needs no lease. The tag of a
+# batch's request is its position.
 cdef uint64_t ROUTED = <uint64_t>1 << 63
 cdef uint64_t RECEIPT = <uint64_t>1 << 62
+cdef uint64_t OWN = <uint64_t>1 << 61
 cdef uint64_t LATEST = RECEIPT - 1
 
 

@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     )
     from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
     from hsmcore.keyring import KeyVersion
-    from hsmcore.manager.key_manager import KeyManager, create_key_manager
-    from hsmcore.manager.key_managers import KeyManagers, create_key_managers
+    from hsmcore.manager.key_manager import KeyManager
+    from hsmcore.manager.key_managers import KeyManagers, create_key_manager, create_key_managers
     from hsmcore.members.snapshot import MemberSnapshot
     from hsmcore.receipt import DigestSignature, Receipt
     from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
@@ -164,7 +164,7 @@ _HOMES: Final = {
     "__version__": "_version",
     "audit_tag": "audit",
     "caller": "audit",
-    "create_key_manager": "manager.key_manager",
+    "create_key_manager": "manager.key_managers",
     "create_key_managers": "manager.key_managers",
     "load": "config",
 }

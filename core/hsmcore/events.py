@@ -25,6 +25,7 @@ EVENTS = (
     "emergency-operation",
     "operator-action",
     "store-not-genuine",
+    "fleet",
 )
 
 Callback = Callable[[Mapping[str, Any]], object]

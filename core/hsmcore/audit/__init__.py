@@ -1,8 +1,8 @@
 """The tamper-evident audit log: an RFC 6962 Merkle tree over lines of JSON. docs/AUDIT.md describes its files.
 
 Read record (a line), sealer (tree, index, checkpoints), recover (the start after a crash), open_log and log (the
-whole), shared (that of several key managers); then query, retention and check. The file formats are layout, note,
-checkpoint, tiles, genuine, segment and index.
+whole), shared (that of several key managers); then query, backwards, retention and check. The file formats are layout,
+note, checkpoint, tiles, genuine, segment and index.
 """
 
 from hsmcore.audit.log import AuditLog

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsmcore._native import Digest, Journal, digest_of
+from hsmcore.audit.backwards import newest_first
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
@@ -220,6 +221,18 @@ class AuditLog:
         except (OSError, SegmentError) as error:
             raise AuditUnavailable(f"audit log {self.file}: {_reason(error)}", call="read") from None
         return list(found)
+
+    def newest_ordered(self, most_bytes: int) -> Iterator[list[Record]]:
+        """Yield this key manager's records of payloads that have a position, newest first, in lists. Ends after about
+        `most_bytes` of text, with an empty list if older records were not read. Reads the disk, also of a log that is
+        not open here. Raises SegmentError, OSError."""
+        if self._layout is None:
+            return
+        manager = self._mark.get("manager")
+        for found in newest_first(self._layout, b'"position":', most_bytes):
+            mine = [record for record in found if record.get("manager") == manager and "domain" in record]
+            if mine or not found:
+                yield mine
 
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None

@@ -200,6 +200,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
             "messages",
             "signatures",
             "seconds",
+            "incident",
         ),
         _number,
     ),

@@ -16,6 +16,7 @@ from hsmcore.cli import (
     doctor,
     emergency,
     failover,
+    fleet,
     init,
     keys,
     metrics,
@@ -49,6 +50,7 @@ _EXTRAS: Final = {
     "hdrh": "bench",
     "solders": "solana",
     "boto3": "aws",
+    "psycopg": "fleet",
     "obstore": "backup",
     "pyotp": "rotation",
     "starlette": "serve",
@@ -85,7 +87,7 @@ def build(*, bench: str) -> typer.Typer:
     command(keys.app, "Put a key on another member, too.")(replicate.replicate)
     app.add_typer(keys.app)
     audit_running.add_to(audit.app)
-    for group in (rotate, backup, audit, failover, emergency, policy, state):
+    for group in (rotate, backup, audit, failover, fleet, emergency, policy, state):
         app.add_typer(group.app)
     return app
 

@@ -201,7 +201,8 @@ def ring(config: Config) -> list[StoredKey]:
     """Return the versions of the key ring that have signed; none without rotation."""
     from hsmcore.state import Keys
 
-    if config.key_manager.active_rotation is None or not config.key_manager.state_path.is_file():
+    rules = config.key_manager
+    if rules.active_rotation is None or (rules.fleet is None and not rules.state_path.is_file()):
         return []
     return [key for key in on_state(config, lambda store: Keys(store).all()) if key.activated_ns is not None]
 

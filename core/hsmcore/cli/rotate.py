@@ -267,7 +267,7 @@ async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]
     asked = await in_state(config, ask)
     if asked is not None:
         return asked
-    from hsmcore.manager.key_manager import create_key_manager
+    from hsmcore.manager.key_managers import create_key_manager
 
     async with create_key_manager(config) as manager:
         try:

@@ -60,7 +60,7 @@ def serve(
 async def _serve(cli: Invocation, settings: Monitoring) -> None:
     from hsmcore.audit.lock import FolderInUse
     from hsmcore.errors import AuditUnavailable
-    from hsmcore.manager.key_manager import create_key_manager
+    from hsmcore.manager.key_managers import create_key_manager
     from hsmcore.serve import attached
 
     manager = create_key_manager(cli.config, rotates=False)

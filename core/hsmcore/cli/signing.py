@@ -137,7 +137,7 @@ def verify(
 
 def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
     """Run `work` with an open key manager."""
-    from hsmcore.manager.key_manager import create_key_manager
+    from hsmcore.manager.key_managers import create_key_manager
 
     async def run() -> T:
         async with create_key_manager(config, rotates=False) as manager:

@@ -43,20 +43,20 @@ async def in_state(config: Config, work: Callable[[Store], Awaitable[T]], *, sho
     """Run `work` with the state store, within an event loop. `shows`: as `on_state`."""
     from hsmcore.state import Store, StoreNotGenuine
 
-    path = config.key_manager.state_path
+    place = config.key_manager.state_place
     try:
-        store = await Store.open(path, config.state_secret, shows=shows)
+        store = await Store.open(place, config.state_secret, shows=shows)
     except SecretUnavailable as error:
         if not shows:
             raise
         note(f"the seal of the state store is not checked: {error}")
-        store = await Store.open(path)
+        store = await Store.open(place)
     try:
         return await work(store)
     except (ValueError, TypeError, LookupError):
         if not shows or not store.problems:
             raise
-        raise StoreNotGenuine(f"state store {path}: a forged row cannot be shown") from None
+        raise StoreNotGenuine(f"{store.name}: a forged row cannot be shown") from None
     finally:
         await store.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hsmcore.errors import AuditUnavailable, EngineClosed, HsmError, QueueFull
+from hsmcore.errors import AuditUnavailable, EngineClosed, HsmError, NotHolder, QueueFull
 
 Kind = Literal["busy", "late", "slow", "session", "down", "access", "wrong", "key", "auth", "fatal"]
 State = Literal["closed", "open", "half-open"]
@@ -74,14 +74,14 @@ UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORME
 _SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 
-WITHHELD: Final = (AuditUnavailable, EngineClosed)
-"""As the answer to a request that was submitted, these leave it open too: the signature was not recorded, or the member
-was closed in the middle of its work."""
+WITHHELD: Final = (AuditUnavailable, EngineClosed, NotHolder)
+"""As the answer to a request that was submitted, these leave it open too: the signature was not recorded, the member
+was closed in the middle of its work, or the fleet's lease was over."""
 
 
 def kind_of(error: HsmError) -> Kind | None:
     """The kind of member failure of an error; None: the error is the request's own, and no other member helps."""
-    if isinstance(error, AuditUnavailable | QueueFull):
+    if isinstance(error, AuditUnavailable | NotHolder | QueueFull):
         return None  # nothing is wrong with the member
     return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
 

@@ -232,7 +232,9 @@ class HealthMonitor:
         """Sign once, and verify in software. Raises HsmError."""
         version = endpoint.key_version
         message, begun = probe_message(), monotonic_ns()
-        signed = endpoint.submit(message, max(0.05, min(endpoint.interval / SECOND, 2.0)), version.index, b"")
+        signed = endpoint.signing.submit_own(
+            message, max(0.05, min(endpoint.interval / SECOND, 2.0)), version.index, b""
+        )
         signature = signed if isinstance(signed, bytes) else await signed
         took = monotonic_ns() - begun
         if not await self._verify(version, message, signature):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
+from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
@@ -104,7 +105,7 @@ class FailoverService:
         """Open the store and start the members of all levels but the emergency level. A member that does not answer, or
         one of `pinned` that lacks the key ring's key, is retried later, if another one can sign. Raises HsmError, and
         leaves nothing open then."""
-        store = await Store.open(config.key_manager.state_path, config.state_secret)
+        store = await Store.open(config.key_manager.state_place, config.state_secret)
         try:
             service = cls(config, endpoints_and_levels(config), store, verify, audit, events, pinned)
         except BaseException:
@@ -175,9 +176,9 @@ class FailoverService:
         if faults:
             raise ConfigurationError.of(faults)
 
-    def begin(self, ring: KeyRing, check: Callable[[], object]) -> None:
+    def begin(self, ring: KeyRing, check: Callable[[], object], lease: Lease | None = None) -> None:
         """As SigningPath.begin, and the same for each member that starts later."""
-        self._ring = ring
+        self._ring, self._lease = ring, lease
         self.router.check = check
         self.router.on_key = self._learn_key
         for endpoint in self.running():
@@ -185,6 +186,7 @@ class FailoverService:
         ring.make_current(self.version.id)
 
     def _learn_key(self, endpoint: Endpoint) -> None:
+        endpoint.signing.hand_out_under(self._lease)
         if self._audit.enabled and endpoint.member is not None:
             endpoint.member.record_in(self._audit)
         endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
@@ -304,7 +306,7 @@ class FailoverService:
         """Sign with a key that need not be the current one, on the first member that has loaded it."""
         for endpoint, own in self._loaded(version):
             if endpoint.level_name != EMERGENCY:
-                signed = endpoint.signing.submit(message, SIGN_SECONDS, own.index)
+                signed = endpoint.signing.submit_own(message, SIGN_SECONDS, own.index)
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 

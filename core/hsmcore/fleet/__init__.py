@@ -2,4 +2,7 @@
 
 Safety needs no clock and no belief in who leads: a payload with a position is bound in the database, under the epoch,
 before it is signed (policy/watermark.py). Leases only decide who tries.
+
+Reading order: machine, rows, membership, entry, confirmations; then incident, witness, duties, orders; interchange and
+overview. docs/FLEET.md says what holds.
 """

@@ -61,10 +61,10 @@ class BackgroundServices:
             rotation = None
         sealed = config.state_secret is not None
         if not sealed and (rotation is not None or config.has_emergency):
-            get_logger().warning("the state store is not sealed", store=str(rules.state_path), hint=NOT_SEALED_HINT)
+            get_logger().warning("the state store is not sealed", store=rules.state_name, hint=NOT_SEALED_HINT)
         if rotation is None and rules.notices is None and not (sealed and rules.has_levels):
             return background
-        background._store = store = await Store.open(rules.state_path, config.state_secret)
+        background._store = store = await Store.open(rules.state_place, config.state_secret)
         try:
             notices = background.notices = NoticeService(store, rules.notices)
             if rotation is not None:

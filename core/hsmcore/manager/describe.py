@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
+from hsmcore.fleet.membership import Membership
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.path import SigningPath
@@ -30,6 +31,8 @@ class Snapshot(NamedTuple):
     """Why the state store is not genuine, by scope; None: it has no seal."""
     guard: Guard | None = None
     """The policy; None: there is none."""
+    fleet: Membership | None = None
+    """This host in its fleet; None: there is none."""
 
     @property
     def open(self) -> bool:
@@ -59,6 +62,7 @@ class Snapshot(NamedTuple):
             "auditConfigured": self.audit.enabled,
             "rotates": self.rotation is not None,
             "storeNotGenuine": dict(self.store or {}),
+            "fleet": None if self.fleet is None else self.fleet.describe(),
         }
         if not self.open:
             return shown

@@ -11,10 +11,10 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
-from hsmcore.config import Config, KeyManagerConfig, PayloadFormat, load
-from hsmcore.config.load import Source
-from hsmcore.errors import AccessDenied, HsmError, LoginError, WrongEventLoop
+from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
+from hsmcore.errors import AccessDenied, HsmError, LoginError
 from hsmcore.events import Callback, Events
+from hsmcore.fleet.membership import Membership
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
@@ -22,7 +22,8 @@ from hsmcore.manager import digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
-from hsmcore.manager.lifecycle import Lifecycle
+from hsmcore.manager.lifecycle import Lifecycle, a_turn
+from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running
 from hsmcore.manager.recording import Recorder, say_where
 from hsmcore.manager.verification import VerifierPool
@@ -36,23 +37,6 @@ from hsmcore.receipt import DigestSignature, Receipt
 from hsmcore.tracing import instrument
 
 T = TypeVar("T")
-
-
-def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
-    """Check a configuration and make its key manager; nothing is opened before `initialize()`.
-
-    `config` is a dict, the path of a JSON file, or a Config; `create_key_managers` takes one with `keyManagers`.
-    `rotates`: False leaves `keyRotation` to other processes and only follows the key ring, as the commands that sign,
-    verify and show do. Raises ConfigurationError, which names each fault by its JSON path.
-    """
-    return KeyManager(load(config), rotates=rotates)
-
-
-async def _a_turn(error: HsmError) -> None:
-    """Let the event loop run once before an error is raised that may have come without a wait. Recovery runs in that
-    loop, and a caller that retries at once would starve it."""
-    if not isinstance(error, WrongEventLoop):  # there may be no loop
-        await asyncio.sleep(0)
 
 
 class KeyManager:
@@ -88,6 +72,8 @@ class KeyManager:
         self._formats = formats
         self._guard: Guard | None = None
         self._passes: Callable[..., bool] | None = None
+        self.fleet: Membership | None = None
+        """This host in its fleet, while the key manager is open; None: there is no fleet."""
         self._sign_on(UNOPENED)
 
     def _sign_on(self, path: SigningPath) -> None:
@@ -118,6 +104,7 @@ class KeyManager:
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
+            self.fleet = await join(self.config)
             self._background = await BackgroundServices.open(self.config, self._handover, rotates=self._rotates)
             background = self._background
             path = await open_path(background.config, self._verify_version, self.audit, self._events, background.pinned)
@@ -128,6 +115,7 @@ class KeyManager:
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(self.audit.close)
                 rest.callback(self._record.not_opened, error)
+                rest.push_async_callback(self._leave_fleet)
                 rest.push_async_callback(self._end_background)
             raise
         self._record.opened(path.members(), path.version)
@@ -137,11 +125,15 @@ class KeyManager:
         """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""
         try:
             await self.audit.use_members(partial(running, path))
-            guard = self._guard = await Guard.open(self.config, self._formats, self._signers)
+            fleet = self.fleet
+            guard = self._guard = await Guard.open(self.config, self._formats, self._signers, fleet)
             self._passes = None if guard is None else guard.passes  # before anything can be signed
-            self._sign_on(path)
-            path.begin(self._keys.ring, self._life.check)
+            self._sign_on(confirmed(path, fleet, self._rules, self._record))
+            path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
             await self._background.begin(self._keys.port(self), path.version, self._events)
+            if fleet is not None:
+                await fleet.watch_over(self.audit)
+                fleet.begin(telling(self.audit, self._events))
         except BaseException:
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(path.close)
@@ -156,6 +148,10 @@ class KeyManager:
     async def _end_guard(self) -> None:
         if self._guard is not None:
             await self._guard.close()
+
+    async def _leave_fleet(self) -> None:
+        if self.fleet is not None:
+            await self.fleet.close()
 
     async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         return await self._verifiers.verify([version], message, signature)
@@ -177,6 +173,7 @@ class KeyManager:
             rest.push_async_callback(path.close)
             rest.push_async_callback(self.audit.seal)  # while a member can still sign the checkpoint
             rest.callback(self.audit.note, "close", member=name)
+            rest.push_async_callback(self._leave_fleet)  # what was under way has been handed out
             rest.push_async_callback(self._end_guard)
             rest.push_async_callback(path.idle)
             rest.push_async_callback(self._end_background)
@@ -246,7 +243,7 @@ class KeyManager:
             except HsmError as error:
                 if unrecorded:
                     self._record.failure("sign", message, error)
-                await _a_turn(error)
+                await a_turn(error)
                 raise
         finally:
             if admission is not None:
@@ -340,7 +337,7 @@ class KeyManager:
         except HsmError as error:
             if not recorded:
                 self._record.failure(operation, message, error)
-            await _a_turn(error)
+            await a_turn(error)
             raise
 
     async def verify(
@@ -446,5 +443,5 @@ class KeyManager:
     def snapshot(self) -> Snapshot:
         """The parts, for hsmcore.metrics. Any thread."""
         rotation, problems = self._background.rotation, self._background.store_problems
-        life = self._life.state
-        return Snapshot(self.config, life, self._path, self._keys.ring, rotation, self.audit, problems, self._guard)
+        life, ring = self._life.state, self._keys.ring
+        return Snapshot(self.config, life, self._path, ring, rotation, self.audit, problems, self._guard, self.fleet)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from hsmcore._native import freeze
 from hsmcore.audit.shared import LogPart, SharedLog
-from hsmcore.config import Config, Provider, load_each
+from hsmcore.config import Config, Provider, load, load_each
 from hsmcore.config.load import Source
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, PolicyRefused
 from hsmcore.events import Callback
@@ -23,6 +23,16 @@ from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.policy.guard import kinds_of
 
 Message = bytes | bytearray | memoryview
+
+
+def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
+    """Check a configuration and make its key manager; nothing is opened before `initialize()`.
+
+    `config` is a dict, the path of a JSON file, or a Config; `create_key_managers` takes one with `keyManagers`.
+    `rotates`: False leaves `keyRotation` to other processes and only follows the key ring, as the commands that sign,
+    verify and show do. Raises ConfigurationError, which names each fault by its JSON path.
+    """
+    return KeyManager(load(config), rotates=rotates)
 
 
 def create_key_managers(config: Source, *, rotates: bool = True) -> KeyManagers:

@@ -115,3 +115,10 @@ async def _finished(task: asyncio.Task[None]) -> None:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             continue
+
+
+async def a_turn(error: HsmError) -> None:
+    """Let the event loop run once before an error is raised that may have come without a wait. Recovery runs in that
+    loop, and a caller that retries at once would starve it."""
+    if not isinstance(error, WrongEventLoop):  # there may be no loop
+        await asyncio.sleep(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
+from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, NotInitialized
@@ -96,8 +97,9 @@ class SigningPath(Protocol):
     def members(self) -> tuple[MemberSnapshot, ...]:
         """Every member, in the order of the levels. Any thread."""
 
-    def begin(self, ring: KeyRing, check: Callable[[], object]) -> None:
-        """Start to record, and add the members' keys to the ring. `check` raises where a request is not allowed."""
+    def begin(self, ring: KeyRing, check: Callable[[], object], lease: Lease | None = None) -> None:
+        """Start to record, and add the members' keys to the ring. `check` raises where a request is not allowed.
+        `lease`: what callers get is handed out under it."""
 
     def refuse(self) -> None:
         """Refuse new requests of callers. A member may still have to sign the audit log's last checkpoint."""

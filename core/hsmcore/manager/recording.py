@@ -70,9 +70,9 @@ class Recorder:
 def say_where(rules: KeyManagerConfig) -> None:
     """Name the files of a key manager in the log that people read."""
     log = get_logger()
-    state = str(rules.state_path.absolute()) if rules.keeps_state else None
+    state = rules.state_name if rules.keeps_state else None
     audit = None if rules.audit_log_file is None else str(Path(rules.audit_log_file).absolute())
     log.info("key manager opens", name=rules.manager or rules.name, state_store=state, audit_log=audit)
-    if state is not None and rules.state_file is None and rules.state_path.name == STATE_FILE:
+    if rules.fleet is None and state is not None and rules.state_file is None and rules.state_path.name == STATE_FILE:
         hint = "Name it with stateFile, in the configuration that its key ring belongs to."
         log.warning("the state store has the name that all configurations shared", path=state, hint=hint)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, Final, Self, TypeVar
 
+from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, KeyNotFound
@@ -54,8 +55,9 @@ class SingleMember:
             await member.stop()
             raise
 
-    def begin(self, ring: KeyRing, _check: Callable[[], object]) -> None:
+    def begin(self, ring: KeyRing, _check: Callable[[], object], lease: Lease | None = None) -> None:
         """The engine checks process and event loop itself."""
+        self._engine.hand_out_under(lease)
         if self._audit.enabled:
             self.member.record_in(self._audit)
         ring.add(self.version)
@@ -130,7 +132,7 @@ class SingleMember:
         return await self.member.load_key(identity)
 
     async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
-        signed = self._engine.submit(message, SIGN_SECONDS, version.index)
+        signed = self._engine.submit_own(message, SIGN_SECONDS, version.index)
         return signed if isinstance(signed, bytes) else await signed
 
     def lasting(self) -> list[Member]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
-from hsmcore._native import Digest
+from hsmcore._native import Digest, Lease
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.control import ControlPlane, KeyNotExportable
 from hsmcore.control.curves import Algorithm
@@ -54,6 +54,14 @@ class SigningEngine(Protocol):
         """Sign one message, or a Digest. Returns the signature if the cache holds it and no record is written, else a
         future of it.
         `extra` is added to the audit record: members of a JSON object, beginning with a comma; b"": write no record."""
+
+    def submit_own(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    ) -> bytes | asyncio.Future[bytes]:
+        """As `submit`, for what hsmcore itself has signed: it needs no lease."""
+
+    def hand_out_under(self, lease: Lease | None) -> None:
+        """Refuse the requests of callers with NotHolder while `lease` is over, and their answers that come then."""
 
     def submit_with_receipt(
         self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None

@@ -1,12 +1,13 @@
-"""Readings beside signing: emergency budget, rotation, backups, the audit log and the disks."""
+"""Readings beside signing: emergency budget, rotation, backups, the fleet, the audit log and the disks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
+from hsmcore.fleet.machine import State
 from hsmcore.manager.describe import Snapshot
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
@@ -21,6 +22,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
         _read_emergency(reading, snapshot)
         _read_rotation(reading, snapshot)
         _read_policy(reading, snapshot)
+        _read_fleet(reading, snapshot)
         if snapshot.store is not None:
             for scope in SEALED:
                 reading.add(names.STORE_NOT_GENUINE, int(scope in snapshot.store), scope)
@@ -63,6 +65,20 @@ def _read_policy(reading: Reading, snapshot: Snapshot) -> None:
     reading.add(names.POSITIONS_BOUND, 0 if guard.watermark is None else guard.watermark.bound)
 
 
+def _read_fleet(reading: Reading, snapshot: Snapshot) -> None:
+    fleet = snapshot.fleet
+    if fleet is None:
+        return
+    present = fleet.state
+    for state in get_args(State):
+        reading.add(names.FLEET_STATE, int(state == present), fleet.name, state)
+    reading.add(names.FLEET_EPOCH, fleet.epoch, fleet.name)
+    reading.add(names.FLEET_LEASE, fleet.lease_seconds, fleet.name)
+    reading.add(names.FLEET_INCIDENT, fleet.incident, fleet.name)
+    reading.add(names.FLEET_FAILED, fleet.renewals_failed, fleet.name)
+    reading.add(names.FLEET_CLAIMS, fleet.claims, fleet.name)
+
+
 def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
     status = snapshot.audit.status
     if status is None:
@@ -84,7 +100,7 @@ def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:
     if snapshot.audit.file is not None:
         yield "audit", snapshot.audit.file
     rules = snapshot.config.key_manager
-    if rules.keeps_state:
+    if rules.keeps_state and rules.fleet is None:
         yield "state", Path(rules.state_path)
 
 

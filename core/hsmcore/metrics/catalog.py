@@ -104,6 +104,15 @@ DOUBLE_SIGN = _counter(
 )
 POSITIONS_BOUND = _counter("hsmcore_positions_bound_total", "Positions that were bound to a payload.")
 
+FLEET_STATE = _gauge("hsmcore_fleet_state", "1 for the state that this host has in its fleet.", "fleet", "state")
+FLEET_EPOCH = _gauge("hsmcore_fleet_epoch", "Number of the fleet's last claim, as far as is known.", "fleet")
+FLEET_LEASE = _gauge("hsmcore_fleet_lease_seconds", "What is left of this host's lease.", "fleet")
+FLEET_INCIDENT = _gauge(
+    "hsmcore_fleet_incident", "Number of the loss that not every host has answered yet; 0: none.", "fleet"
+)
+FLEET_FAILED = _counter("hsmcore_fleet_renewals_failed_total", "Renewals of the lease that failed.", "fleet")
+FLEET_CLAIMS = _counter("hsmcore_fleet_claims_total", "Epochs that this host claimed.", "fleet")
+
 AUDIT_RECORDS = _counter("hsmcore_audit_records_total", "Records in the audit log.")
 AUDIT_LAG = _gauge("hsmcore_audit_lag_records", "Records that are not kept yet.")
 AUDIT_LAG_SECONDS = _gauge("hsmcore_audit_lag_seconds", "Age of the oldest record that is not in the file.")

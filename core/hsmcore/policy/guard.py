@@ -19,8 +19,9 @@ from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
 from hsmcore.config.policy import ORDERED, PREHASHED
 from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, InvalidMessageType, PolicyRefused
 from hsmcore.policy.callers import Caller, Callers
-from hsmcore.policy.watermark import MOST_POSITION, Charge, Place, Want, Watermark
+from hsmcore.policy.watermark import Charge, Fence, Place, Want, Watermark
 from hsmcore.state import Store
+from hsmcore.state.positions import MOST_POSITION
 
 if TYPE_CHECKING:
     from hsmcore._native import Look
@@ -93,6 +94,7 @@ class Guard:
         store: Store | None,
         signers: Signers,
         default_timeout: float,
+        fence: Fence | None = None,
     ) -> None:
         self._policy, self._store, self._signers = policy, store, signers
         self._default = default_timeout
@@ -100,22 +102,24 @@ class Guard:
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
-        holder = f"{socket.gethostname()}:{os.getpid()}"
-        self.watermark = None if store is None else Watermark(store, holder)
+        holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
+        self.watermark = None if store is None else Watermark(store, holder, fence)
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
         else the state store said."""
 
     @classmethod
-    async def open(cls, config: Config, formats: Sequence[PayloadFormat], signers: Signers) -> Self | None:
-        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. Raises
-        StoreError."""
+    async def open(
+        cls, config: Config, formats: Sequence[PayloadFormat], signers: Signers, fence: Fence | None = None
+    ) -> Self | None:
+        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `fence`: of the
+        fleet. Raises StoreError."""
         rules = config.key_manager
         if rules.policy is None:
             return None
         keeps = rules.policy.needs_store
-        store = await Store.open(rules.state_path, config.state_secret) if keeps else None
-        return cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3)
+        store = await Store.open(rules.state_place, config.state_secret) if keeps else None
+        return cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3, fence)
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""

@@ -4,7 +4,8 @@ A position takes the digest that comes first, for ever: the same one may be sign
 reclaimed by age; only an operator's floor removes rows, and nothing is signed at or below it. The domain is the chain
 of positions and not a key, so each key that signs in a domain obeys what the others were bound to.
 
-All that wait are bound in one transaction, which is durable before the first of them is signed.
+All that wait are bound in one transaction, which is durable before the first of them is signed. In a fleet it is
+fenced: it reads the epoch, and keeps it until its end.
 """
 
 from __future__ import annotations
@@ -13,23 +14,19 @@ import asyncio
 import time
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, select
 
 from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
-from hsmcore.state import Store, StoreError, StoreNotGenuine
-from hsmcore.state.schema import BOUND, SPENT, WATERMARK, replace_row
+from hsmcore.state import Store, StoreError, StoreNotGenuine, StoreUnknown, positions
+from hsmcore.state.positions import WINDOW, Mark
+from hsmcore.state.schema import SPENT, replace_row
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
 """Requests in one transaction."""
-MOST_POSITION: Final = (1 << 63) - 1
-WINDOW: Final = 1024
-"""Positions behind the highest one of which the watermark knows whether they are bound."""
-_MASK: Final = (1 << WINDOW) - 1
 _FOREIGN: Final = "Find out who can write the state store; give it a seal (stateSecret)."
 _MINUTE_NS: Final = 60_000_000_000
 
@@ -53,39 +50,34 @@ class Charge(NamedTuple):
 Want = Place | Charge
 
 
-@dataclass(slots=True)
-class Mark:
-    """A row of `watermark`."""
+class Fence(Protocol):
+    """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
 
-    floor: int = -1
-    high: int = -1
-    bits: int = 0
-    reason: str = ""
+    @property
+    def host(self) -> str:
+        """This host's name."""
 
-    def knows(self, position: int) -> bool:
-        """Return whether `bits` says if the position is bound."""
-        return self.high - WINDOW < position
+    def require(self) -> None:
+        """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""
 
-    def has(self, position: int) -> bool:
-        """Return whether the position is bound, as far as `knows` says."""
-        return self.high >= position and bool(self.bits >> (self.high - position) & 1)
+    def fence(self, connection: Connection) -> int:
+        """Raise NotHolder or FleetBehind unless this host holds the epoch, which it keeps until the end of the
+        transaction. Returns the epoch. In the store's thread."""
 
-    def add(self, position: int) -> None:
-        """Note that the position is bound."""
-        if position > self.high:
-            step = position - self.high
-            self.bits = (self.bits << step | 1) & _MASK if step < WINDOW else 1
-            self.high = position
-        elif self.knows(position):
-            self.bits |= 1 << (self.high - position)
+    def is_behind(self, domain: str, position: int, high: int) -> bool:
+        """Whether a new payload shows that this host has not caught up with the fleet. In the store's thread."""
+
+    def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
+        """A payload may be signed at a position. `new`: it was bound now."""
 
 
 class Watermark(Tables):
-    """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later."""
+    """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
+    None without a fleet."""
 
-    def __init__(self, store: Store, holder: str) -> None:
+    def __init__(self, store: Store, holder: str, fence: Fence | None = None) -> None:
         super().__init__(store)
-        self._holder = holder
+        self._holder, self._fence = holder, fence
         self._waiting: list[tuple[Want, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self.bound = 0
@@ -93,7 +85,10 @@ class Watermark(Tables):
 
     def require(self, want: Want) -> asyncio.Future[None]:
         """Bind a position or add to a sum; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused,
-        StoreNotGenuine and StoreError. Abandoning the future does not take back what it asked for."""
+        StoreNotGenuine and StoreError. Abandoning the future does not take back what it asked for. Raises NotHolder and
+        FleetBehind."""
+        if self._fence is not None and isinstance(want, Place):
+            self._fence.require()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._waiting.append((want, future))
@@ -113,21 +108,39 @@ class Watermark(Tables):
         wants, now = [want for want, _ in group], time.time_ns()
         outcomes: Sequence[Exception | bool]
         try:
-            outcomes = await self._store.run(lambda connection: self._take_or_refuse(connection, wants, now))
+            outcomes = await self._taken(wants, now)
         except HsmError as error:
             outcomes = [copy(error) for _ in group]
         except BaseException:
             for _, future in group:
                 future.cancel()
             raise
-        for outcome, (_, future) in zip(outcomes, group, strict=True):
+        for outcome, (want, future) in zip(outcomes, group, strict=True):
             self.bound += outcome is True
+            if self._fence is not None and isinstance(outcome, bool) and isinstance(want, Place):
+                self._fence.has_bound(*want, new=outcome)
             if future.done():
                 continue
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
             else:
                 future.set_result(None)
+
+    async def _taken(self, wants: Sequence[Want], now: int) -> list[Exception | bool]:
+        def work(connection: Connection) -> list[Exception | bool]:
+            return self._take_or_refuse(connection, wants, now)
+
+        # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
+        # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
+        # the epoch, which has one connection; and whatever else changes rows of a domain, such as `raise_floor`, locks
+        # the fleet's row for itself before it reads. Sums have no such lock.
+        turn = self._fence is None or not all(isinstance(want, Place) for want in wants)
+        try:
+            return await self._store.run(work, turn=turn)
+        except StoreUnknown:
+            # Read again before anything is answered. A row that is there with its digest goes on: this transaction
+            # locks rows, which is a write, so its end confirms to the synchronous standby all that came before.
+            return await self._store.run(work, turn=turn)
 
     def _take_or_refuse(self, connection: Connection, wants: Sequence[Want], now: int) -> list[Exception | bool]:
         try:
@@ -138,9 +151,9 @@ class Watermark(Tables):
     def _take(self, connection: Connection, wants: Sequence[Want], now: int) -> list[Exception | bool]:
         """Return for each one the reason to refuse it, or whether a row was added."""
         places = [want for want in wants if isinstance(want, Place)]
-        names = {place.domain for place in places}
-        marks = {name: Mark() for name in names} | _marks(connection, names)
-        known = _bound(connection, places)
+        epoch = self._fence.fence(connection) if self._fence is not None and places else None
+        holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
+        marks, known = _read(connection, places)
         sums = _sums(connection) if len(places) < len(wants) else {}
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
@@ -151,23 +164,25 @@ class Watermark(Tables):
                 changed.add(want.name)
                 continue
             mark, row = marks[want.domain], known.get(want[:2])
-            refusal = self._refusal(mark, row, want)
+            refusal = self._refusal(mark, row, want) or (
+                self._behind(mark, want) if row is None and want.domain not in changed else None
+            )
             outcomes.append(refusal or row is None)
             if refusal is None and row is None:
-                columns = (*want, self._holder, now)
-                values = dict(zip(_COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
+                columns = (*want, holder, now)
+                values = dict(zip(positions.COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
                 known[want[:2]] = values
                 added.append(values)
                 mark.add(want.position)
                 changed.add(want.domain)
         if added:
-            connection.execute(_BIND, added)
+            connection.execute(positions.BIND, added if len(added) > 1 else added[0])
         for name in sorted(changed):
             if name in sums:
                 minute, amount = sums[name]
                 replace_row(connection, SPENT, name, minute=minute, amount=amount)
             else:
-                _set_mark(connection, name, marks[name])
+                positions.set_mark(connection, name, marks[name])
         return outcomes
 
     def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: Place) -> Exception | None:
@@ -189,11 +204,20 @@ class Watermark(Tables):
             )
         return None
 
+    def _behind(self, mark: Mark, want: Place) -> PolicyRefused | None:
+        """Why a payload is refused that would be the first one after a claim."""
+        if self._fence is None or not self._fence.is_behind(want.domain, want.position, mark.high):
+            return None
+        return PolicyRefused(
+            f"position {want.position} of {want.domain} is behind the fleet's {mark.high}: this host has not caught up",
+            hint="Follow the chain, and say so with `fleet.caught_up`, or claim with `at_least`.",
+        )
+
     async def look(self, place: Place) -> tuple[dict[str, Any] | None, Exception | None]:
         """Return the row of a place, and why `require` would refuse it now; None: it would not. Binds nothing."""
 
         def work(connection: Connection) -> tuple[dict[str, Any] | None, Exception | None]:
-            mark = _marks(connection, {place.domain}).get(place.domain, Mark())
+            mark = positions.marks(connection, {place.domain}).get(place.domain, Mark())
             row = _bound(connection, [place]).get(place[:2])
             return row, self._refusal(mark, row, place)
 
@@ -204,11 +228,11 @@ class Watermark(Tables):
         BadArgument for a floor below the present one."""
 
         def work(connection: Connection) -> int:
-            mark = _marks(connection, {domain}).get(domain, Mark())
+            positions.keep_holders_out(connection)
+            mark = positions.marks(connection, {domain}).get(domain, Mark())
             if floor <= mark.floor:
                 raise BadArgument(f"the floor of {domain} is {mark.floor} already", hint="A floor only rises.")
-            _set_mark(connection, domain, Mark(floor, mark.high, mark.bits, reason))
-            return connection.execute(delete(BOUND).where(BOUND.c.domain == domain, BOUND.c.position <= floor)).rowcount
+            return positions.raise_floor(connection, domain, floor, reason)
 
         return await self._store.run(work)
 
@@ -220,40 +244,29 @@ class Watermark(Tables):
 
 async def marks_of(store: Store) -> dict[str, Mark]:
     """Return the watermark of each domain that has one."""
-    return await store.run(lambda connection: _marks(connection, None))
+    return await store.run(positions.marks)
 
 
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
-_COLUMNS: Final = tuple(BOUND.c.keys())
-_ALL_MARKS: Final = select(WATERMARK)
-_MARKS: Final = _ALL_MARKS.where(WATERMARK.c.name.in_(bindparam("names", expanding=True)))
-_CHANGE: Final = update(WATERMARK).where(WATERMARK.c.name == bindparam("domain"))
-_NEW_MARK: Final = insert(WATERMARK)
-_BOUND: Final = select(BOUND).where(
-    BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
-)
-_BIND: Final = insert(BOUND)
 _SUMS: Final = select(SPENT)
 
 
-def _marks(connection: Connection, names: set[str] | None) -> dict[str, Mark]:
-    rows = connection.execute(_ALL_MARKS) if names is None else connection.execute(_MARKS, {"names": list(names)})
-    return {name: Mark(floor, high, int(bits, 16), reason) for name, floor, high, bits, reason in rows}
-
-
-def _set_mark(connection: Connection, domain: str, mark: Mark) -> None:
-    values = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
-    if connection.execute(_CHANGE, {"domain": domain} | values).rowcount == 0:
-        connection.execute(_NEW_MARK, {"name": domain} | values)
+def _read(
+    connection: Connection, places: Sequence[Place]
+) -> tuple[dict[str, Mark], dict[tuple[str, int], dict[str, Any]]]:
+    """Return the marks and the rows of places."""
+    domains = {place.domain for place in places}
+    marks: dict[str, Mark] = {}
+    known: dict[tuple[str, int], dict[str, Any]] = {}
+    for domain in domains:  # nearly always one
+        asked = [place.position for place in places if place.domain == domain]
+        marks[domain], rows = positions.read(connection, domain, asked)
+        known |= {(domain, at): row for at, row in rows.items()}
+    return marks, known
 
 
 def _bound(connection: Connection, places: Sequence[Place]) -> dict[tuple[str, int], dict[str, Any]]:
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for domain in {place.domain for place in places}:
-        positions = [place.position for place in places if place.domain == domain]
-        for row in connection.execute(_BOUND, {"domain": domain, "positions": positions}):
-            found[domain, row[1]] = dict(zip(_COLUMNS, row, strict=True))
-    return found
+    return _read(connection, places)[1]
 
 
 def _sums(connection: Connection) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ import { Stream } from "./stream.js";
 import { timelineView } from "./timeline.js";
 
 const SECONDS = 300;
+const FLEET = { holder: "good", doubtful: "bad" };
 const OUTCOMES = { ok: ["ok", "good"], warn: ["look", "warn"], fail: ["fails", "bad"] };
 
 let session = { role: null, canOperate: false, open: false };
@@ -63,11 +64,23 @@ function verdictOf(state) {
     const text = failing.map((check) => `${check.name}: ${check.detail}`).join(" · ");
     return [state.members.some(serving) ? "Not ready" : "Cannot sign", "bad", text];
   }
+  if (state.fleet?.state === "doubtful") return ["In doubt", "bad", `fleet: ${state.fleet.reason}`];
+  if (state.fleet && state.fleet.state !== "holder") return ["Standing by", "idle", ""];
   if (level === "emergency") return ["Emergency key signs", "warn", state.checks.find((check) => check.name === "emergency").detail];
   const warned = state.checks.filter((check) => check.outcome === "warn");
   const name = level ? `Signing · ${level}` : "Signing";
   return warned.length ? [`${name} · look`, "warn", ""] : [name, "good", ""];
 }
+
+/** The host's state in its fleet; hidden without one. */
+const fleet = onChange((found) => {
+  const node = byId("fleet");
+  node.hidden = !found;
+  if (!found) return;
+  const whose = found.state === "follower" ? `follower of ${found.holder || "nobody"}` : found.state;
+  say(node, `Fleet ${found.name} · ${whose} · epoch ${found.epoch}`);
+  tone(node, FLEET[found.state] ?? "idle");
+});
 
 const checks = onChange((list) => byId("checks").replaceChildren(...list.map(({ name, outcome, detail }) => {
   const [text, kind] = OUTCOMES[outcome];
@@ -84,6 +97,7 @@ function show(state) {
   say(byId("verdict"), text);
   tone(byId("verdict"), kind);
   CHANGED(`${text} · ${state.name ?? "hsmcore"}`);
+  fleet(state.fleet ? { ...state.fleet, leaseSeconds: 0 } : null);
   const box = byId("alarm");
   box.hidden = !alarm;
   tone(box, kind);

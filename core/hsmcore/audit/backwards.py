@@ -1,0 +1,81 @@
+"""The records of a log from its end on: what a caller wants to know of the newest ones needs no reading of the rest.
+
+The log may be open and growing: a segment that was archived or compressed while it was read is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from hsmcore.audit import index
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.query import Record, parsed
+from hsmcore.audit.segment import Segment, SegmentError, first_seq, segments
+
+
+def newest_first(layout: Layout, needle: bytes, most_bytes: int) -> Iterator[list[Record]]:
+    """Yield the records whose lines contain `needle`, newest first, in lists that are not empty. Ends after about
+    `most_bytes` of text, with an empty list if older records were not read. Reads the disk. Raises SegmentError,
+    OSError."""
+    before, left, moved = 1 << 64, most_bytes, True
+    while moved:
+        moved = False
+        for segment in reversed(segments(layout)):
+            if segment.first >= before:
+                continue
+            for part in _read(layout, segment, needle):
+                if part is None:
+                    moved = True
+                    break
+                if left <= 0:
+                    yield []
+                    return
+                left -= part[0]
+                if older := [record for record in part[1] if record["seq"] < before]:
+                    before = older[-1]["seq"]
+                    yield older
+            if moved:
+                break
+    if min((segment.first for segment in segments(layout) if segment.first), default=1) > 1:
+        yield []  # the oldest ones were pruned
+
+
+def _read(layout: Layout, segment: Segment, needle: bytes) -> Iterator[tuple[int, list[Record]] | None]:
+    """Yield as `_parts`; None, as the last one, if the file has become another segment's meanwhile."""
+    try:
+        for part in _parts(segment, layout, needle):
+            if not _is_there(layout, segment):
+                yield None
+                return
+            yield part
+    except (FileNotFoundError, SegmentError):
+        if _is_there(layout, segment):
+            raise
+        yield None
+
+
+def _parts(segment: Segment, layout: Layout, needle: bytes) -> Iterator[tuple[int, list[Record]]]:
+    """Yield the parts of a segment, last one first: bytes of text, and the wanted records of it, newest first."""
+    blocks = list(index.blocks(layout, segment))
+    end = blocks[-1].offset + blocks[-1].length if blocks else 0
+    tail = [(len(text), _wanted(text, needle)) for text in segment.chunks(end)]
+    yield from reversed(tail)
+    for block in reversed(blocks):
+        yield block.length, _wanted(segment.read(block.offset, block.length), needle)
+
+
+def _wanted(text: bytes, needle: bytes) -> list[Record]:
+    if needle not in text:
+        return []
+    lines = reversed(text.split(b"\n"))
+    return [record for line in lines if needle in line and (record := parsed(line)) is not None]
+
+
+def _is_there(layout: Layout, segment: Segment) -> bool:
+    """Return whether the segment's path still is that segment's."""
+    with suppress(OSError):
+        if segment.path != layout.log:
+            return segment.path.exists()
+        return first_seq(layout.log) == segment.first or segment.first == 0
+    return False

@@ -1,0 +1,358 @@
+"""`hsmcore fleet`: who holds the epoch, and what is asked of the hosts; what to do after a loss.
+
+The commands work on the fleet's database. A host follows what is asked of it with its next renewal, so the commands
+need no access to its process, and may run on any host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from hsmcore.cli.audit_support import deliver
+from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table, problem
+from hsmcore.cli.recorded import recorded
+from hsmcore.cli.store import in_state, on_state
+from hsmcore.errors import ConfigFault, ConfigurationError
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config, Fleet
+    from hsmcore.fleet.orders import Verb
+    from hsmcore.state import Store
+
+app = typer.Typer(name="fleet", help="Look at the hosts of a fleet, move the epoch, reconcile.", no_args_is_help=True)
+
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept, and recorded.")]
+HostArgument = Annotated[
+    str | None, typer.Argument(metavar="HOST", help="As in `fleet status`. Default: this configuration's.")
+]
+AtLeastOption = Annotated[
+    list[str] | None,
+    typer.Option("--at-least", metavar="DOMAIN=POSITION", help="Up to where the chain is known; may be repeated."),
+]
+WaitOption = Annotated[
+    float, typer.Option("--wait", min=0, max=3600, metavar="SECONDS", help="For the host to follow; 0: do not wait.")
+]
+_LOOK_SECONDS: Final = 0.05
+_MOST_SECONDS: Final = 2.0
+
+
+@command(app, "Show who holds the epoch, and how the hosts stand.")
+def status(cli: Invocation) -> None:
+    """Show who holds the epoch, whether its lease is renewed, the hosts, the positions of each domain, and whether an
+    incident is open: then payloads with a position are refused on every host.
+
+    Example: hsmcore fleet status --json
+    """
+    rules = _fleet(cli.config)
+    found = on_state(cli.config, lambda store: _observed(store, rules), shows=True)
+    if cli.as_json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+@command(app, "Have a host take the epoch.")
+def claim(
+    cli: Invocation,
+    host: HostArgument = None,
+    reason: ReasonOption = "",
+    at_least: AtLeastOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait for the holder's lease, nor for the host to catch up.")
+    ] = False,
+    wait: WaitOption = 10.0,
+) -> None:
+    """Have a host claim the epoch: if nobody holds it, or the holder's lease is over. With --force it takes the epoch
+    from a holder that lives: for payloads with a position that is safe, others may for a moment be handed out by both.
+
+    A host whose chain is behind the fleet's highest position does not get the epoch unless it is forced: --at-least
+    says up to where its chain is.
+
+    Examples:
+
+      hsmcore fleet claim signer-2 --at-least my-rollup/block=1200000 --reason "signer-1 is to be updated"
+
+      hsmcore fleet claim signer-2 --force --reason "signer-1 does not answer"
+    """
+    from hsmcore.fleet.orders import order_value
+
+    if force and not reason.strip():
+        raise BadUsage("an epoch is claimed by force for a reason: --reason TEXT")
+    value = order_value(_positions(at_least), force=force)
+    _order(cli, "claim", host, value, reason, wait, forced=force)
+
+
+@command(app, "Have a host give the epoch up.")
+def release(cli: Invocation, host: HostArgument = None, reason: ReasonOption = "", wait: WaitOption = 10.0) -> None:
+    """Have a host give the epoch up, so that another one need not wait for the end of its lease. The host may claim it
+    again when no other one does; `fleet drain` keeps it from that.
+
+    Example: hsmcore fleet release signer-1 --reason "signer-2 takes over"
+    """
+    from hsmcore.fleet.orders import order_value
+
+    _order(cli, "release", host, order_value(), reason, wait)
+
+
+@command(app, "Keep the epoch away from a host, or end that.")
+def drain(
+    cli: Invocation,
+    host: HostArgument = None,
+    reason: ReasonOption = "",
+    off: Annotated[bool, typer.Option("--off", help="Let it claim the epoch again.")] = False,
+    wait: WaitOption = 10.0,
+) -> None:
+    """Have a host give the epoch up and not claim it again, for maintenance. Holds until --off, also over restarts.
+
+    Examples:
+
+      hsmcore fleet drain signer-1 --reason "kernel update"
+
+      hsmcore fleet drain signer-1 --off
+    """
+    _order(cli, "drain", host, None if off else "yes", reason, wait)
+
+
+@command(app, "Close an incident without the hosts that never come back.")
+def reconcile(cli: Invocation, reason: ReasonOption = "", at_least: AtLeastOption = None) -> None:
+    """Close the incident that is open, without the hosts that have not answered it. They are retired, and nothing is
+    signed any more at or below the highest position that is known of each domain: name a higher one with --at-least if
+    the chain shows one, since a lost host may have signed it.
+
+    Wait first for every host that can still be started: it answers by itself, and its positions stay usable. A host
+    that was retired belongs to the fleet again once it has compared its audit log.
+
+    Example: hsmcore fleet reconcile --reason "signer-3 burned" --at-least my-rollup/block=1200345
+    """
+    from hsmcore.fleet.incident import reconcile as reconciled
+
+    rules = _fleet(cli.config)
+    if not reason.strip():
+        raise BadUsage("an incident is closed for a reason: --reason TEXT")
+    known = _positions(at_least)
+    with recorded(cli.config.key_manager, "fleet reconcile", reason=reason) as entry:
+
+        async def work(store: Store) -> tuple[list[str], dict[str, int]]:
+            return await store.run(lambda connection: reconciled(connection, rules.name, reason, known.items()))
+
+        retired, floors = on_state(cli.config, work)
+        entry["count"] = len(retired)
+    text = [f"retired: {host}" for host in retired]
+    text += [f"{domain}: nothing is signed at or below {position} any more" for domain, position in floors.items()]
+    cli.show({"retired": retired, "floors": floors, "reason": reason}, "\n".join([*text, "the incident is closed"]))
+
+
+@command(app, "Write what is bound to positions into a file.")
+def export(
+    cli: Invocation,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")
+    ] = None,
+) -> None:
+    """Write the floors of all domains and what is bound above them into a file, for another database or an archive. It
+    works on the store of a single host, too. The file has no secrets.
+
+    Example: hsmcore fleet export --output positions.json
+    """
+    from hsmcore.fleet.interchange import export as exported
+    from hsmcore.fleet.interchange import text_of
+
+    rules = _policed(cli.config)
+    found = on_state(cli.config, lambda store: exported(store, None if rules is None else rules.name))
+    rows = sum(len(domain.bound) for domain in found.domains)
+    where = None if output is None else str(output)
+    shown = {"output": where, "domains": len(found.domains), "positions": rows}
+    deliver(text_of(found), output, shown if cli.as_json and output is not None else None, f"{rows} positions")
+
+
+@command(app, "Take over what is bound to positions from a file.", "import")
+def import_(
+    cli: Invocation,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Of `fleet export`.")],
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="FLEET", help="The fleet of the file, if it is another one.")
+    ] = None,
+) -> None:
+    """Take over what is bound to positions from a file of `fleet export`. It only raises: floors go up, positions are
+    added. One that is bound to another payload here stays as it is, and is listed; then the command ends with 1.
+
+    Example: hsmcore fleet import positions.json --from sequencer-old
+    """
+    from hsmcore.fleet.interchange import MOST_BYTES, as_data, parse, require_fleet
+    from hsmcore.fleet.interchange import import_ as imported
+
+    rules = _policed(cli.config)
+    own = None if rules is None else rules.name
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise BadUsage(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    found = parse(text)
+    require_fleet(found, source or own)
+    with recorded(cli.config.key_manager, "fleet import", sha256=hashlib.sha256(text).hexdigest()) as entry:
+        done = on_state(cli.config, lambda store: imported(store, found))
+        entry |= {"count": done.added, "failures": len(done.conflicts)}
+    lines = [f"{done.added} positions were added"]
+    lines += [f"{domain}: the floor is {floor} now" for domain, floor in done.floors.items()]
+    cli.show(as_data(done), "\n".join(lines))
+    for conflict in done.conflicts:
+        where = f"position {conflict['position']} of {conflict['domain']}"
+        problem(f"{where} is bound to {conflict['bound']} here, to {conflict['digest']} in the file")
+    if done.conflicts:
+        raise typer.Exit(FAILED)
+
+
+def _fleet(config: Config) -> Fleet:
+    rules = config.key_manager
+    if rules.fleet is None:
+        raise ConfigurationError.of(
+            [ConfigFault(f"{rules.where}.fleet", "is missing, so one host signs")],
+            hint='Add "fleet": {"store": {"url": {"env": "PG_URL"}}, "name": "…"} to it; see docs/FLEET.md.',
+        )
+    return rules.fleet
+
+
+def _policed(config: Config) -> Fleet | None:
+    """Return the fleet, if there is one. Raises ConfigurationError where nothing binds positions."""
+    rules = config.key_manager
+    if rules.fleet is None and (rules.policy is None or not rules.policy.ordered):
+        where = f"{rules.where}.policy"
+        raise ConfigurationError.of(
+            [ConfigFault(where, "lists no kind that has a position, and there is no fleet")],
+            hint="See docs/POLICY.md.",
+        )
+    return rules.fleet
+
+
+def _positions(given: list[str] | None) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for one in given or ():
+        domain, _, number = one.rpartition("=")
+        if not domain or not (number.isascii() and number.isdigit()) or len(number) > 19 or int(number) >= 1 << 63:
+            raise BadUsage(f"{one!r} is no DOMAIN=POSITION, such as my-rollup/block=1200000")
+        found[domain] = int(number)
+    return found
+
+
+def _order(
+    cli: Invocation, verb: Verb, host: str | None, value: str | None, reason: str, wait: float, **subject: Any
+) -> None:
+    rules = _fleet(cli.config)
+    host = host or rules.host
+    state = "none" if value is None else verb
+    with recorded(cli.config.key_manager, f"fleet {verb}", hostname=host, state=state, reason=reason, **subject):
+        work = partial(_written, rules=rules, verb=verb, host=host, value=value, reason=reason, wait=wait)
+        done, said = asyncio.run(in_state(cli.config, work))
+    shown = {"host": host, "order": verb, "withdrawn": value is None, "reason": reason, "followed": done, "note": said}
+    text = f"{host}: {verb}" + (" no longer asked for" if value is None else " asked for")
+    cli.show(shown, text)
+    if value is None or done is None:
+        return
+    if not done:
+        if not cli.as_json:
+            note(f"  {said or 'the host has not followed; it does so as soon as it can'}")
+        raise typer.Exit(FAILED)
+    if not cli.as_json:
+        note("  the host has followed")
+
+
+async def _written(
+    store: Store, *, rules: Fleet, verb: Verb, host: str, value: str | None, reason: str, wait: float
+) -> tuple[bool | None, str]:
+    """Write an order, and wait for the host to follow. Returns whether it did (None: nothing to wait for), and what the
+    host says. Raises BadUsage for a host that the fleet does not have."""
+    from hsmcore.fleet.orders import order_name
+    from hsmcore.fleet.overview import overview
+    from hsmcore.state import Desired
+
+    async def look() -> dict[str, Any]:
+        return await store.run(lambda connection: overview(connection, rules.name))
+
+    hosts = {each["name"]: each for each in (await look())["hosts"]}
+    if host not in hosts:
+        raise BadUsage(f"the fleet has no host {host!r}; it has {', '.join(map(repr, hosts)) or 'none yet'}")
+    await Desired(store).set(order_name(verb, host), value, reason)
+    if value is None or not wait:
+        return None, ""
+    before = hosts[host]["note"]
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait
+    while True:
+        found = await look()
+        waits = any(each["name"] == order_name(verb, host) for each in found["orders"])
+        holds = found["holderHost"] == host
+        if {"claim": holds, "release": not waits, "drain": not holds}[verb]:
+            return True, ""
+        said = next((each["note"] for each in found["hosts"] if each["name"] == host), "")
+        if verb != "drain" and not waits and said != before:
+            return False, _printable(said)
+        if loop.time() >= until:
+            return False, ""
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:
+    """Return how the fleet stands, and whether the lease was renewed while this looked."""
+    from hsmcore.fleet.overview import overview
+
+    async def look() -> dict[str, Any]:
+        return await store.run(lambda connection: overview(connection, rules.name))
+
+    first = found = await look()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + min(rules.ttl_ms / 2e3, _MOST_SECONDS)
+    while found["holder"] is not None and loop.time() < until:
+        await asyncio.sleep(_LOOK_SECONDS)
+        found = await look()
+        if found["renewals"] != first["renewals"] or found["epoch"] != first["epoch"]:
+            return found | {"renewed": True}
+    return found | {"renewed": False if found["holder"] is not None else None}
+
+
+def _print(found: dict[str, Any]) -> None:
+    incident = found["incident"]
+    is_open = f"incident {incident['number']} is open: waiting for {', '.join(map(_printable, incident['waiting']))}"
+    print_fields(
+        {
+            "fleet": found["fleet"],
+            "epoch": found["epoch"],
+            "holder": _printable(found["holder"] or "none"),
+            "renewed just now": found["renewed"],
+            "reason": _printable(found["reason"]) or None,
+            "incident": is_open if incident["open"] else "none is open",
+        }
+    )
+    print()
+    rows = [
+        [
+            host["name"],
+            "retired" if host["retired"] else host["state"] or "-",
+            "-" if host["seenSecondsAgo"] is None else f"{host['seenSecondsAgo']:.0f} s ago",
+            host["instance"] or "-",
+            host["note"] or "-",
+        ]
+        for host in found["hosts"]
+    ]
+    print_table(("HOST", "STATE", "SEEN", "PROCESS", "NOTE"), [[_printable(cell) for cell in row] for row in rows])
+    if found["domains"]:
+        print()
+        domains = [
+            [each["domain"], *("-" if each[at] < 0 else str(each[at]) for at in ("floor", "highest"))]
+            for each in found["domains"]
+        ]
+        print_table(("DOMAIN", "FLOOR", "HIGHEST"), [[_printable(cell) for cell in row] for row in domains])
+    for order in found["orders"]:
+        print(f"asked for: {_printable(order['name'])} ({_printable(order['reason'])})")
+
+
+def _printable(text: str) -> str:
+    """Return a text of the database without what a terminal would obey."""
+    return text if text.isprintable() else ascii(text)

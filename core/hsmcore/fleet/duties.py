@@ -1,0 +1,155 @@
+"""What a host of a fleet does beside its lease: it has the witness compare log and database, and follows the operators'
+orders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Final, Protocol
+
+from sqlalchemy import Connection, update
+
+from hsmcore.errors import HsmError
+from hsmcore.fleet.orders import Order, Verb, fulfil, orders
+from hsmcore.fleet.witness import Witness
+from hsmcore.log import get_logger
+from hsmcore.state import Store
+from hsmcore.state.schema import FLEET_HOST
+
+LOOKS: Final = 4
+"""Looks in the life of a lease."""
+FLOORS: Final = 20
+"""Looks between two notes of the highest positions in the database."""
+_NOTE: Final = 300
+
+
+class Host(Protocol):
+    """What the duties need of hsmcore.fleet.membership."""
+
+    drained: bool
+    """Whether the host claims no epoch, on an operator's word."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def incident(self) -> int:
+        """The number of the incident that is open, or 0."""
+
+    async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None: ...
+    async def release(self, reason: str = "") -> None: ...
+
+
+class Duties:
+    """One host's. Belongs to one event loop. `ttl_ms`: of the lease."""
+
+    def __init__(self, host: Host, store: Store, witness: Witness, ttl_ms: int) -> None:
+        self._host, self._store, self._witness = host, store, witness
+        self._seconds = ttl_ms / 1e3 / LOOKS
+        self._answered = -1
+        self._due = FLOORS
+        self._problems: dict[str, str] = {}
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unsubscribe: Callable[[], None] = lambda: None
+
+    async def begin(self) -> None:
+        """Compare log and database before the host may claim anything, then go on by itself. What fails is tried
+        again: until then nothing with a position is bound."""
+        loop = asyncio.get_running_loop()
+
+        def connected() -> None:
+            self._witness.connected()
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._wake.set)
+
+        self._unsubscribe = self._store.on_connect(connected)
+        try:
+            for work in (self._watch, self._look_at_drain):
+                await self._once(work)
+        except BaseException:
+            self._unsubscribe()
+            raise
+        # Two tasks: a claim may wait for the end of a lease, and must not keep an incident unanswered.
+        for work, wake in ((self._watch, self._wake), (self._obey, asyncio.Event())):
+            self._tasks.append(loop.create_task(self._repeat(work, wake)))
+
+    async def close(self) -> None:
+        """Stop. Idempotent."""
+        self._unsubscribe()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+            with suppress(HsmError):
+                await self._store.run(self._witness.write_floors, turn=False)
+
+    async def _repeat(self, work: Callable[[], Awaitable[object]], wake: asyncio.Event) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await wake.wait()
+            wake.clear()
+            await self._once(work)
+
+    async def _once(self, work: Callable[[], Awaitable[object]]) -> None:
+        name = work.__name__
+        try:
+            await work()
+        except HsmError as error:
+            if self._problems.get(name) != str(error):
+                get_logger().error("a duty of the fleet's host has failed", error=str(error))
+            self._problems[name] = str(error)
+        except Exception:  # noqa: BLE001  # rows and records may hold anything; the next look may find them mended
+            get_logger().exception("a duty of the fleet's host has failed")
+        else:
+            self._problems.pop(name, None)
+
+    async def _watch(self) -> None:
+        if not self._witness.settled or self._host.incident not in (0, self._answered):
+            await self._attend()
+        self._due -= 1
+        if self._due <= 0:
+            self._due = FLOORS
+            await self._store.run(self._witness.write_floors, turn=False)
+
+    async def _attend(self) -> None:
+        self._answered = (await self._witness.attend()).number
+
+    async def _look_at_drain(self) -> dict[Verb, Order]:
+        found = await self._store.run(lambda connection: orders(connection, self._host.host), turn=False)
+        self._host.drained = "drain" in found
+        return found
+
+    async def _obey(self) -> None:
+        found = await self._look_at_drain()
+        if (drain := found.get("drain")) is not None and self._host.state in ("holder", "doubtful"):
+            await self._host.release(drain.reason or "drained")
+        if "release" in found:
+            await self._follow(found["release"])
+        if "claim" in found:
+            await self._follow(found["claim"])
+
+    async def _follow(self, order: Order) -> None:
+        await self._store.run(lambda connection: fulfil(connection, order.verb, self._host.host))
+        why = ""
+        try:
+            if order.verb == "release":
+                await self._host.release(order.reason)
+            elif self._host.drained:
+                why = "it is drained"
+            else:
+                await self._host.claim(order.at_least or None, order.force, order.reason)
+        except HsmError as error:
+            why = str(error.args[0])
+        if why:
+            get_logger().warning("an order was not followed", order=order.verb, reason=why)
+            await self._store.run(partial(self._say, text=f"{order.verb}: {why}"))
+
+    def _say(self, connection: Connection, *, text: str) -> None:
+        note = "".join(c if c.isprintable() else " " for c in text)[:_NOTE]
+        connection.execute(update(FLEET_HOST).where(FLEET_HOST.c.name == self._host.host).values(note=note))

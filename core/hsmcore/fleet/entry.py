@@ -1,0 +1,80 @@
+"""A host enters its fleet: it has a name of its own, and a lease that the database can keep up with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final, Protocol
+
+from sqlalchemy import Connection
+
+from hsmcore.config.fleet import Fleet
+from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.fleet import rows
+from hsmcore.fleet.machine import Machine, Row
+from hsmcore.state import Store
+
+RENEWALS: Final = 4
+"""Renewals in the life of a lease; the database must answer in the time between two."""
+LOOKS: Final = 16
+"""Looks of a follower in the life of a lease: what it adds to a takeover is one of these."""
+SECOND: Final = 1_000_000_000
+
+
+class Tell(Protocol):
+    """Called with what happened ("fleet-claim", "fleet-release", "fleet-lost"; "": the state changed) and its
+    details."""
+
+    def __call__(self, record: str, **details: Any) -> object: ...
+
+
+def boottime() -> int:
+    """Nanoseconds of the clock that leases are measured with."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> None:
+    """Let this process speak for its host, at the end of the lease that a former one may have had. `where`: the JSON
+    path of `fleet`. Raises ConfigurationError, StoreError."""
+    await store.run(lambda connection: rows.prepare(connection, rules.name))
+    await _measure(store, rules, machine, where)
+    before = await _former(store, rules.host)
+    until = boottime() + machine.ttl + machine.margin
+    while before is not None and boottime() < until:
+        await asyncio.sleep(machine.ttl / LOOKS / SECOND)
+        now = await _former(store, rules.host)
+        if now is not None and now != before:
+            raise _taken(rules, where, now[0])
+        before = now
+
+    def work(connection: Connection) -> str | Row:
+        now = rows.host_life(connection, rules.host)
+        if now is not None and now != before:
+            return now[0]
+        return rows.enter(connection, rules.name, rules.host, machine.instance)
+
+    found = await store.run(work)
+    if isinstance(found, str):
+        raise _taken(rules, where, found)
+    machine.saw(found, boottime())
+
+
+async def _measure(store: Store, rules: Fleet, machine: Machine, where: str) -> None:
+    trips = []
+    for _ in range(3):
+        begun = boottime()
+        await store.run(lambda connection: rows.look(connection, rules.name), turn=False)
+        trips.append(boottime() - begun)
+    if min(trips) * RENEWALS > machine.ttl:
+        trip = min(trips) / 1e6
+        problem = f"is {rules.ttl_ms}, and the database takes {trip:.0f} ms to answer: {RENEWALS} times that at least"
+        raise ConfigurationError.of([ConfigFault(f"{where}.ttlMs", problem)])
+
+
+async def _former(store: Store, host: str) -> tuple[str, int] | None:
+    return await store.run(lambda connection: rows.host_life(connection, host), turn=False)
+
+
+def _taken(rules: Fleet, where: str, other: str) -> ConfigurationError:
+    problem = f"is {rules.host!r}, as which {other} runs in fleet {rules.name}: give each host a name of its own"
+    return ConfigurationError.of([ConfigFault(f"{where}.host", problem)])

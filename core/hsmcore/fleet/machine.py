@@ -1,0 +1,151 @@
+"""The states of one host of a fleet: whether it holds the epoch, until when it may hand out, when it may take over.
+
+    follower -> claiming -> holder <-> doubtful, and from each of them back to follower
+
+Times are nanoseconds of this host's CLOCK_BOOTTIME and always passed in; nothing here waits, reads a clock or knows a
+database. A lease counts from before its renewal began, and its end is awaited from after the renewal was seen: so the
+clocks of two hosts need not agree, they only must not run apart by more than the margins.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+State = Literal["follower", "claiming", "holder", "doubtful"]
+
+LEAST_MARGIN: Final = 50_000_000
+
+
+class Row(NamedTuple):
+    """What the database says of the epoch. `holder`: the process that claimed it last; `incident`: the number of a loss
+    that not every host has answered yet, or 0."""
+
+    epoch: int = 0
+    holder: str = ""
+    host: str = ""
+    renewals: int = 0
+    released: bool = True
+    incident: int = 0
+    server: tuple[str, str] = ("", "")
+    """System and timeline of the database that positions were bound on last."""
+
+    @property
+    def age(self) -> tuple[int, int, bool]:
+        """What only goes forward, as long as the database loses nothing."""
+        return self.epoch, self.renewals, self.released
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody holds the epoch."""
+        return self.released or not self.holder
+
+
+class Machine:
+    """`instance` names this process in the fleet. `ttl` in nanoseconds."""
+
+    def __init__(self, instance: str, ttl: int) -> None:
+        self.instance = instance
+        self.ttl = ttl
+        self.margin = max(ttl // 10, LEAST_MARGIN)
+        self.state: State = "follower"
+        self.epoch = 0
+        """The epoch that this process holds, or 0."""
+        self.row = Row()
+        """What was seen last."""
+        self.until = 0
+        """When the lease is over."""
+        self.reason = ""
+        """Why it is doubtful, or was lost."""
+        self._seen_at = -1
+        """When the present renewal was seen first."""
+        self._lost_at = -1
+        """When the row was seen last to have gone back: a holder that it forgot may have a lease since then."""
+
+    @property
+    def binds(self) -> bool:
+        """Whether payloads with a position may be tried."""
+        return self.state == "holder"
+
+    def saw(self, row: Row, now: int) -> None:
+        """The row was read; the answer was there at `now`."""
+        if self._seen_at < 0 or self._life(row) != self._life(self.row):
+            self._seen_at = now
+        if self.went_back(row):
+            self._lost_at = now
+        newer = row.epoch > self.row.epoch
+        self.row = row
+        mine = row.holder == self.instance and not row.released
+        if self.epoch and not (mine and row.epoch == self.epoch):
+            holder = "nobody" if row.is_free else row.holder
+            self._lose(f"epoch {row.epoch} is {holder}'s")
+        elif mine and newer and not self.epoch:  # a claim of which no answer came was written all the same
+            self.epoch, self.state = row.epoch, "doubtful"
+            self.reason = "the answer to its claim was lost"
+        elif self.state == "claiming" and not self.epoch:
+            self._lose("its claim was not written")
+        if self.epoch and row.incident:
+            self.doubt(f"incident {row.incident} is open")
+
+    def went_back(self, row: Row) -> bool:
+        """Whether the row is older than the one that was seen last: the database has lost commits."""
+        if self._seen_at < 0:
+            return (row.epoch, row.released) < (self.row.epoch, self.row.released)
+        return row.age < self.row.age
+
+    def free_at(self) -> int | None:
+        """When the epoch may be claimed, if the holder does not renew it; None: nothing was seen yet."""
+        if self._seen_at < 0:
+            return None
+        if not self.row.is_free and self.row.holder != self.instance:
+            return self._seen_at + self.ttl + self.margin
+        return 0 if self._lost_at < 0 else self._lost_at + self.ttl + self.margin
+
+    def may_claim(self, row: Row, began: int) -> bool:
+        """Whether the epoch may be claimed in a transaction that began at `began` and has locked this row."""
+        if self.went_back(row):
+            return False
+        if row.is_free or row.holder == self.instance:
+            return self._lost_at < 0 or began >= self._lost_at + self.ttl + self.margin
+        free_at = self.free_at()
+        return free_at is not None and self._life(row) == self._life(self.row) and began >= free_at
+
+    def claims(self) -> None:
+        """A claim is under way."""
+        self.state, self.reason = "claiming", ""
+
+    def claimed(self, row: Row, began: int, now: int) -> None:
+        """The claim that began at `began` is durable: the row as it is since then."""
+        self.epoch = row.epoch
+        self.saw(row, now)
+        self.renewed(row, began, now)
+
+    def renewed(self, row: Row, began: int, now: int) -> None:
+        """A renewal that began at `began` is durable: the row as it is since then."""
+        self.saw(row, now)
+        if not self.epoch:
+            return
+        self.until = max(self.until, began + self.ttl - self.margin)
+        if not row.incident:
+            self.state, self.reason = "holder", ""
+
+    def doubt(self, reason: str) -> None:
+        """A renewal has no answer, the database is another one, or an incident is open. The lease goes on to its
+        end."""
+        if self.epoch:
+            self.state, self.reason = "doubtful", reason
+
+    def gives_up(self, reason: str) -> None:
+        """The epoch is about to be released, or another process speaks for this host: nothing is handed out any
+        more."""
+        self._lose(reason)
+
+    def holds(self, now: int) -> bool:
+        """Whether the lease is confirmed."""
+        return now < self.until
+
+    def _lose(self, reason: str) -> None:
+        self.state, self.epoch, self.until, self.reason = "follower", 0, 0, reason
+
+    @staticmethod
+    def _life(row: Row) -> tuple[int, str, int, bool]:
+        return row.epoch, row.holder, row.renewals, row.released

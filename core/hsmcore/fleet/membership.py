@@ -1,0 +1,444 @@
+"""This host in its fleet: it claims the epoch, renews its lease, and says what may be signed and handed out.
+
+Two things keep a host that lost the epoch from harm. `fence` stands in each transaction that binds a position: it reads
+the epoch there, so no clock matters. `lease` stands before each hand-out; it believes that the clocks of two hosts do
+not run apart by more than a tenth (machine.py has the times).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection
+
+from hsmcore._native import Lease
+from hsmcore.config.fleet import Fleet
+from hsmcore.errors import BadArgument, FleetBehind, HsmError, NotHolder, error_of
+from hsmcore.fleet import rows
+from hsmcore.fleet.confirmations import Confirmations
+from hsmcore.fleet.duties import Duties
+from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, boottime, enter
+from hsmcore.fleet.machine import Machine, Row, State
+from hsmcore.fleet.witness import Log, Witness
+from hsmcore.log import get_logger
+from hsmcore.state import Store, positions
+from hsmcore.state.seal import SealSecret
+
+T = TypeVar("T")
+
+
+class Membership:
+    """One process of a fleet. Belongs to the event loop that opens it, but for `fence`."""
+
+    def __init__(self, rules: Fleet, store: Store) -> None:
+        self.name, self.host = rules.name, rules.host
+        self.strict = rules.unordered == "strict"
+        """Whether each hand-out waits for `confirm`."""
+        self.lease = Lease()
+        """Until when signatures may be handed out."""
+        self.claims = 0
+        self.renewals_failed = 0
+        self.drained = False
+        """Whether this host claims no epoch by itself, on an operator's word."""
+        self._rules, self._store = rules, store
+        instance = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
+        self._witness: Witness | None = None
+        self._duties: Duties | None = None
+        self._caught: set[str] = set()
+        """The domains in which this holder is known to be where the fleet is."""
+        self._words: dict[str, int] = {}
+        self._resting: int | None = None
+        """The epoch that was released on an operator's word: this host does not claim the next one by itself."""
+        self._superseded = self._leaving = False
+        self._acting = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._confirmations = Confirmations(self._acting, self._renew_now)
+        self._spoke_at = 0
+        self._tell: Tell = lambda *_, **__: None
+        self._told: tuple[State, int] = ("follower", 0)
+
+    @classmethod
+    async def open(cls, rules: Fleet, state_secret: SealSecret | None = None, where: str = "$.keyManager") -> Self:
+        """Enter the fleet. A process that was killed lately and had this host's name is waited for. Raises StoreError;
+        ConfigurationError for a name that another live process has, and for a lease shorter than the database takes to
+        answer."""
+        store = await Store.open(rules, state_secret)
+        try:
+            membership = cls(rules, store)
+            await enter(store, rules, membership._machine, f"{where}.fleet")
+        except BaseException:
+            await store.close()
+            raise
+        return membership
+
+    async def watch_over(self, log: Log) -> None:
+        """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
+        self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
+        self._duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
+        await self._duties.begin()
+
+    def begin(self, tell: Tell) -> None:
+        """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
+        self._tell = tell
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Give the epoch up, and leave. Idempotent."""
+        if self._leaving:
+            return
+        self._leaving = True
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._confirmations.close()
+        if self._duties is not None:
+            await self._duties.close()
+        try:
+            if self._machine.state == "claiming":
+                await self._see()  # it may have been written
+            if self._machine.epoch:
+                await self.release("closed")
+            if not self._superseded:
+                await self._store.run(self._speak(rows.CLOSED))
+        except HsmError as error:
+            get_logger().warning("the fleet is not told that this host closes", error=str(error.args[0]))
+        finally:
+            await self._store.close()
+
+    # What is known.
+
+    @property
+    def state(self) -> State:
+        """ "follower", "claiming", "holder", or "doubtful": a holder that cannot prove it any more."""
+        return self._machine.state
+
+    @property
+    def epoch(self) -> int:
+        """The fleet's epoch as far as is known."""
+        return self._machine.row.epoch
+
+    @property
+    def holder(self) -> str:
+        """The process that holds the epoch as far as is known: "host:pid:number"; "": none."""
+        return "" if self._machine.row.is_free else self._machine.row.holder
+
+    @property
+    def incident(self) -> int:
+        """The number of the loss that is being answered, or 0."""
+        return self._machine.row.incident
+
+    @property
+    def reason(self) -> str:
+        """Why the state is "doubtful", or the epoch was lost."""
+        return self._machine.reason
+
+    @property
+    def lease_seconds(self) -> float:
+        """Seconds that are left of the lease. Any thread."""
+        return max(self._machine.until - boottime(), 0) / SECOND
+
+    def describe(self) -> dict[str, Any]:
+        """The state as data for JSON."""
+        return {
+            "name": self.name,
+            "host": self.host,
+            "state": self.state,
+            "epoch": self.epoch,
+            "holder": self.holder,
+            "incident": self.incident,
+            "reason": self.reason,
+            "leaseSeconds": round(self.lease_seconds, 3),
+            "claims": self.claims,
+            "renewalsFailed": self.renewals_failed,
+        }
+
+    # What may be signed.
+
+    def require(self) -> None:
+        """Raise NotHolder or FleetBehind unless payloads with a position may be tried now."""
+        self._require(self._machine.row)
+        if not self._machine.binds:
+            raise self._refusal()
+
+    def fence(self, connection: Connection) -> int:
+        """In a transaction: raise NotHolder or FleetBehind unless this process holds the epoch, and keep it until the
+        end of the transaction. Returns the epoch. In the store's thread."""
+        row = rows.share(connection, self.name)
+        self._compare(row)
+        self._require(row)
+        mine = row.holder == self._machine.instance and not row.released
+        if not mine or row.epoch != self._machine.epoch:
+            raise self._refusal(row)
+        if self._witness is not None:
+            self._witness.require_server(row.server)
+        return row.epoch
+
+    def is_behind(self, domain: str, position: int, high: int) -> bool:
+        """Whether a new payload of this domain shows that this host has not caught up with the fleet. In the store's
+        thread."""
+        return domain not in self._caught and position < high
+
+    def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
+        """A payload may be signed at a position. `new`: it was bound now."""
+        if new:
+            self._caught.add(domain)
+        if self._witness is not None:
+            self._witness.bound([positions.Row(domain, position, digest, self._machine.instance, 0)])
+
+    def _require(self, row: Row) -> None:
+        if row.incident:
+            raise FleetBehind(f"incident {row.incident} of fleet {self.name} is open: bound positions were lost")
+
+    def _refusal(self, row: Row | None = None) -> NotHolder:
+        row = self._machine.row if row is None else row
+        error = error_of("NOT_HOLDER", detail=self._why(row))
+        assert isinstance(error, NotHolder)  # noqa: S101  # for the type checker
+        error.holder, error.epoch = "" if row.is_free else row.holder, row.epoch
+        return error
+
+    def _why(self, row: Row) -> str:
+        """Why this process may not sign."""
+        if row.is_free:
+            return "nobody holds the epoch"
+        if row.holder != self._machine.instance:
+            return f"epoch {row.epoch} is held by {row.holder}"
+        return self._machine.reason or "its renewal is late"
+
+    # What an operator or the application does.
+
+    async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None:
+        """Hold the epoch when this returns. Waits at most for the end of a lease that is not renewed.
+
+        `at_least`: the newest position that the application knows of each domain, such as "default/block"; default:
+        those of `caught_up`. `force`, which needs a `reason`: whoever holds it, and however far behind this host is.
+        Raises NotHolder if the holder lives; BadArgument if the fleet is ahead of `at_least`; StoreError.
+        """
+        if force and not reason:
+            raise BadArgument("a forced claim needs a reason")
+        self._resting = None
+        if not force:
+            await self._until_free()
+        await self._claim(self._words if at_least is None else at_least, force=force, reason=reason)
+        self._wake.set()
+        if not self._machine.epoch:
+            raise self._refusal()
+
+    async def release(self, reason: str = "") -> None:
+        """Give the epoch up at once: another host need not wait. This one does not claim the next one by itself. What
+        is under way is refused with NotHolder. Raises NotHolder, StoreError."""
+        machine = self._machine
+        async with self._acting:
+            epoch = machine.epoch
+            if not epoch:
+                raise self._refusal()
+            self._resting = epoch
+            machine.gives_up(reason or "released")  # before the database says so
+            self._settle("fleet-release", epoch=epoch, reason=reason)
+            await self._store.run(
+                lambda connection: rows.release(connection, self.name, epoch, machine.instance, reason), turn=False
+            )
+            machine.saw(machine.row._replace(released=True), boottime())
+            self._settle()
+
+    def caught_up(self, domain: str, position: int) -> None:
+        """Say how far the application has followed a domain, for claims that this host makes by itself."""
+        if type(position) is not int or position < 0:
+            raise BadArgument("a position is a whole number from 0 on")
+        self._words[domain] = max(position, self._words.get(domain, -1))
+        self._wake.set()
+
+    async def confirm(self) -> None:
+        """Return when the database has confirmed, in a check that began after this call, that the epoch is this host's.
+        Raises NotHolder."""
+        if not await self._confirmations.wait():
+            raise self._refusal()
+
+    # What goes on by itself.
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            begun = boottime()
+            try:
+                if self._machine.epoch:
+                    await self._renew()
+                else:
+                    await self._follow()
+            except HsmError as error:
+                self._doubt(str(error.args[0]))
+            except Exception:  # noqa: BLE001  # rows may hold anything
+                get_logger().exception("the fleet's database is not understood")
+                self._doubt("the database is not understood")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(self._next(begun) - boottime(), 0) / SECOND):
+                    await self._wake.wait()
+
+    def _next(self, begun: int) -> int:
+        machine = self._machine
+        if machine.state == "holder":
+            return begun + machine.ttl // RENEWALS
+        soon = begun + machine.ttl // LOOKS
+        free_at = machine.free_at()
+        return soon if not self._claims_itself or not free_at else min(soon, max(free_at, begun + machine.ttl // 100))
+
+    @property
+    def _claims_itself(self) -> bool:
+        rests = self._resting is not None and self._machine.row.epoch <= self._resting
+        return self._rules.claim == "auto" and not (self._superseded or self.drained or rests)
+
+    async def _renew(self) -> None:
+        async with self._acting:
+            if self._machine.epoch:
+                await self._renew_now()
+
+    async def _renew_now(self) -> bool:
+        machine, began, epoch = self._machine, boottime(), self._machine.epoch
+        speaks = began >= self._spoke_at + machine.ttl // RENEWALS // 2
+
+        def work(connection: Connection) -> tuple[bool, bool, Row]:
+            renewed = rows.renew(connection, self.name, epoch, machine.instance)
+            spoke = not speaks or self._speak(machine.state)(connection)
+            return renewed is not None, spoke, renewed or rows.look(connection, self.name)
+
+        try:
+            good, spoke, row = await self._answered(work)
+        except HsmError:
+            self.renewals_failed += 1
+            raise
+        self._heard(spoke, began if speaks else self._spoke_at)
+        self._compare(row)
+        if good:
+            machine.renewed(row, began, boottime())
+            if self._witness is not None and not self._witness.settled:
+                machine.doubt("the audit log is being compared with the database")
+        else:
+            machine.saw(row, boottime())
+        if row.released and row.holder == machine.instance:
+            self._resting = row.epoch
+        self._settle()
+        return good and machine.epoch == epoch
+
+    async def _follow(self) -> None:
+        await self._see()
+        free_at = self._machine.free_at()
+        if self._claims_itself and not self._machine.epoch and free_at is not None and boottime() >= free_at:
+            try:
+                await self._claim(self._words, force=False, reason="")
+            except BadArgument as error:
+                self._machine.reason = str(error.args[0])
+
+    async def _see(self) -> None:
+        async with self._acting:
+            began = boottime()
+            speaks = began >= self._spoke_at + self._machine.ttl // RENEWALS
+
+            def work(connection: Connection) -> tuple[bool, Row]:
+                spoke = not speaks or self._speak(self._machine.state)(connection)
+                return spoke, rows.look(connection, self.name)
+
+            spoke, row = await self._answered(work)
+            self._heard(spoke, began if speaks else self._spoke_at)
+            self._compare(row)
+            self._machine.saw(row, boottime())
+            self._settle()
+
+    async def _until_free(self) -> None:
+        machine, seen = self._machine, None
+        while not machine.epoch:
+            await self._see()
+            free_at, life = machine.free_at(), (machine.row.epoch, machine.row.renewals)
+            if free_at is None or boottime() >= free_at:
+                return
+            if seen not in (None, life):
+                raise self._refusal()
+            seen = life
+            await asyncio.sleep(min(free_at - boottime(), machine.ttl // LOOKS) / SECOND)
+
+    async def _claim(self, at_least: Mapping[str, int], *, force: bool, reason: str) -> None:
+        machine = self._machine
+        async with self._acting:
+            if machine.epoch or self._superseded or self._leaving:
+                return
+            machine.claims()
+            self._settle()
+            self._caught = set(at_least)
+            began = boottime()
+
+            def work(connection: Connection) -> tuple[Row, BadArgument | None]:
+                row = rows.lock(connection, self.name)
+                self._compare(row)
+                if not force and not machine.may_claim(row, began):
+                    return row, None
+                highs = rows.highs(connection) if at_least and not force else {}
+                for domain, position in at_least.items():
+                    if position < highs.get(domain, -1):
+                        text = f"this host knows {domain} up to {position}, and the fleet is at {highs[domain]}"
+                        return row, BadArgument(text, hint="Let it catch up, or claim with force and a reason.")
+                if self._witness is not None:
+                    self._witness.before_claim(connection)
+                me, server = (machine.instance, self.host), self._store.identity
+                return rows.claim(connection, self.name, row, *me, reason, server), None
+
+            row, refusal = await self._answered(work)
+            if row.holder == machine.instance and not row.released:
+                machine.claimed(row, began, boottime())
+                self.claims += 1
+                self._settle("fleet-claim", reason=reason, forced=force)
+            else:
+                machine.saw(row, boottime())
+                self._settle()
+        if refusal is not None:
+            raise refusal
+
+    def _compare(self, row: Row) -> None:
+        """Have a loss answered that the row shows. In the loop, or in a transaction."""
+        if self._witness is not None and self._machine.went_back(row):
+            was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (self._machine.row, row))
+            self._witness.lost(f"{was} is {now} now")
+
+    def _speak(self, state: str) -> Callable[[Connection], bool]:
+        return lambda connection: rows.speak(connection, self.host, self._machine.instance, state)
+
+    def _heard(self, spoke: bool, at: int) -> None:
+        self._spoke_at = at
+        if not spoke and not self._superseded:
+            self._superseded = True
+            get_logger().error("another process speaks for this host of the fleet: this one signs no more")
+        if self._superseded and self._machine.epoch:
+            self._machine.gives_up("another process speaks for this host")
+
+    async def _answered(self, work: Callable[[Connection], T]) -> T:
+        """Run a transaction; a holder that waits for it longer than between two renewals is in doubt."""
+        asked = asyncio.ensure_future(self._store.run(work, turn=False))
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if not (await asyncio.wait({asked}, timeout=self._machine.ttl / RENEWALS / SECOND))[0]:
+            self._doubt("the database does not answer")
+        return await asked
+
+    def _doubt(self, reason: str) -> None:
+        self._machine.doubt(reason)
+        self._settle()
+
+    def _settle(self, record: str = "", **details: Any) -> None:
+        """Pass the machine's state on. `record`: what led to it, if this host did it."""
+        machine, lease = self._machine, self.lease
+        lease.until, lease.epoch, lease.holder = machine.until, machine.row.epoch, self.holder
+        lease.reason = "" if machine.holds(boottime()) else self._why(machine.row)
+        before, self._told = self._told, (machine.state, machine.epoch)
+        if before == self._told and not record:
+            return
+        epoch = self.epoch
+        if not record and before[1] and machine.epoch != before[1]:
+            record, epoch = "fleet-lost", before[1]
+        self._tell(
+            record,
+            **{"state": machine.state, "epoch": epoch, "holder": self.holder, "reason": machine.reason} | details,
+        )

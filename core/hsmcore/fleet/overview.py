@@ -1,0 +1,78 @@
+"""How a fleet stands, as data for JSON: what `hsmcore fleet status` shows and `hsmcore doctor` judges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from hsmcore.fleet.incident import count, word
+from hsmcore.state import StoreError, positions
+from hsmcore.state.positions import MOST_POSITION, Mark
+from hsmcore.state.schema import DESIRED_STATE, FLEET, FLEET_FLOOR, FLEET_HOST
+from hsmcore.state.store import now_ns
+
+_PREFIX = "fleet-"
+
+
+def overview(connection: Connection, name: str) -> dict[str, Any]:
+    """Return who holds the epoch, the hosts, the positions and the incident. Changes nothing. Raises StoreError for
+    rows that are not of hsmcore's making."""
+    try:
+        return _overview(connection, name)
+    except (ValueError, TypeError, OverflowError):
+        raise StoreError("rows about the fleet are not of hsmcore's making") from None
+
+
+def _overview(connection: Connection, name: str) -> dict[str, Any]:
+    row = connection.execute(select(FLEET).where(FLEET.c.name == name)).mappings().first()
+    now = now_ns(connection)
+    number = 0 if row is None else count(row["incident"])
+    hosts = [_host(each, now) for each in connection.execute(select(FLEET_HOST).order_by(FLEET_HOST.c.name)).mappings()]
+    waiting = [host["name"] for host in hosts if not host["retired"] and host["incident"] < number]
+    held = row is not None and row["released"] == 0 and row["holder"] != ""
+    orders = select(DESIRED_STATE).where(DESIRED_STATE.c.name.startswith(_PREFIX, autoescape=True))
+    return {
+        "fleet": name,
+        "epoch": 0 if row is None else count(row["epoch"]),
+        "holder": word(row["holder"]) if row is not None and held else None,
+        "holderHost": word(row["host"]) if row is not None and held else None,
+        "claimedNs": count(row["claimed_ns"]) if row is not None and held else None,
+        "renewals": 0 if row is None else count(row["renewals"]),
+        "reason": "" if row is None else word(row["reason"]),
+        "database": {} if row is None else {"system": word(row["system"]), "timeline": word(row["timeline"])},
+        "incident": {"number": number, "open": bool(waiting), "waiting": waiting},
+        "hosts": hosts,
+        "domains": _domains(connection),
+        "orders": [
+            {"name": word(each.name), "reason": word(each.reason), "setNs": count(each.set_ns)}
+            for each in connection.execute(orders.order_by(DESIRED_STATE.c.name))
+        ],
+    }
+
+
+def _host(row: Any, now: int) -> dict[str, Any]:
+    seen = count(row["seen_ns"])
+    return {
+        "name": word(row["name"]),
+        "instance": word(row["instance"]),
+        "state": word(row["state"]),
+        "seenNs": seen or None,
+        "seenSecondsAgo": max(now - seen, 0) / 1e9 if seen else None,
+        "incident": count(row["incident"]),
+        "retired": bool(count(row["retired"])),
+        "note": word(row["note"]),
+    }
+
+
+def _domains(connection: Connection) -> list[dict[str, Any]]:
+    noted: dict[str, dict[str, int]] = {}
+    for row in connection.execute(select(FLEET_FLOOR)):
+        noted.setdefault(word(row.domain), {})[word(row.host)] = count(row.position, MOST_POSITION)
+    marks = positions.marks(connection)
+    found = []
+    for domain in sorted({*marks, *noted}):
+        mark = marks.get(domain, Mark())
+        here = {"floor": mark.floor, "highest": mark.high, "reason": mark.reason}
+        found.append({"domain": word(domain), **here, "noted": noted.get(domain, {})})
+    return found

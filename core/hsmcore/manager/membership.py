@@ -1,0 +1,148 @@
+"""A key manager in a fleet: how it joins, whom it tells, and the path whose answers wait for the fleet's database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from time import monotonic
+from typing import Any, Final, cast
+
+from hsmcore.audit import AuditLog
+from hsmcore.config import Config, KeyManagerConfig
+from hsmcore.errors import DeadlineExceeded, HsmError
+from hsmcore.events import Events
+from hsmcore.fleet.entry import Tell
+from hsmcore.fleet.membership import Membership
+from hsmcore.log import get_logger
+from hsmcore.manager.path import SigningPath
+from hsmcore.manager.recording import Recorder
+from hsmcore.members.base import Submit
+from hsmcore.receipt import Receipt
+
+EVENT: Final = "fleet"
+_LOST: Final = "fleet-lost"
+
+
+async def join(config: Config) -> Membership | None:
+    """Enter the fleet of a configuration; None: it has none. As Membership.open."""
+    rules = config.key_manager
+    return None if rules.fleet is None else await Membership.open(rules.fleet, config.state_secret, rules.where)
+
+
+def telling(audit: AuditLog, events: Events) -> Tell:
+    """Return what records a fleet's events, logs them, and tells the application."""
+
+    def tell(record: str, **details: Any) -> None:
+        log = get_logger()
+        if record:
+            audit.note(record, result="error" if record == _LOST else "ok", **details)
+        (log.warning if record == _LOST or details["state"] == "doubtful" else log.info)(
+            EVENT, record=record, **details
+        )
+        events.emit(EVENT, record=record, **details)
+
+    return tell
+
+
+def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: Recorder) -> SigningPath:
+    """Return the path itself, or one whose answers wait for the database (`fleet.unordered`: "strict")."""
+    if fleet is None or not fleet.strict:
+        return path
+    return cast("SigningPath", ConfirmedPath(path, fleet, rules.request_timeout_ms / 1e3, record))
+
+
+class ConfirmedPath:
+    """A path whose signatures are handed out once the database has said, after they were made, that the epoch is this
+    host's. A signature that is not confirmed in time stays unseen, and its message bound to its key. As SigningPath."""
+
+    def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: Recorder) -> None:
+        self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._path, name)
+
+    @property
+    def submit(self) -> Submit:
+        return self._confirming(self._path.submit)
+
+    @property
+    def submit_any_key(self) -> Submit:
+        return self._confirming(self._path.submit_any_key)
+
+    def _confirming(self, submit: Submit) -> Submit:
+        def asked(message: object, timeout: float | None, key: int, extra: bytes | None) -> Awaitable[bytes]:
+            until = self._until(timeout)
+            return self._signed(message, submit(message, timeout, key, extra), until)
+
+        return cast("Submit", asked)
+
+    async def _signed(self, message: Any, asked: bytes | Awaitable[bytes], until: float) -> bytes:
+        try:
+            signature = asked if isinstance(asked, bytes) else await asked
+        except asyncio.CancelledError:
+            self._path.abandon(asked, message)
+            raise
+        await self._confirm([(message, signature)], until)
+        return signature
+
+    def abandon(self, answer: Any, message: Any) -> None:
+        """`_signed` did it."""
+        if not asyncio.iscoroutine(answer):
+            self._path.abandon(answer, message)
+
+    async def again(self, error: HsmError, extra: bytes | None) -> bytes:
+        if error.attempt is None:
+            return await self._path.again(error, extra)  # raises it
+        _, _, deadline, message, _ = error.attempt
+        signature = await self._path.again(error, extra)
+        await self._confirm([(message, signature)], deadline / 1e9)
+        return signature
+
+    async def submit_many(
+        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+    ) -> list[Any]:
+        until = self._until(timeout)
+        answers = await self._path.submit_many(messages, timeout, return_exceptions, extra)
+        signed = [
+            (message, answer) for message, answer in zip(messages, answers, strict=True) if isinstance(answer, bytes)
+        ]
+        try:
+            if signed:
+                await self._confirm(signed, until)
+        except HsmError as error:
+            if not return_exceptions:
+                raise
+            return [error if isinstance(answer, bytes) else answer for answer in answers]
+        return answers
+
+    async def submit_with_receipt(
+        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
+    ) -> Receipt:
+        until = self._until(timeout)
+        receipt = await self._path.submit_with_receipt(message, timeout, allow_other_key, extra)
+        await self._confirm([(message, receipt.signature)], until)
+        return receipt
+
+    def _until(self, timeout: Any) -> float:
+        valid = type(timeout) in (int, float)  # what is not, the engine refuses
+        return monotonic() + (timeout if valid else self._default)
+
+    async def _confirm(self, signed: Sequence[tuple[Any, bytes]], until: float) -> None:
+        try:
+            try:
+                async with asyncio.timeout(max(until - monotonic(), 0)):
+                    await self._fleet.confirm()
+            except TimeoutError:
+                raise DeadlineExceeded("the fleet's database did not confirm the epoch in time") from None
+        except BaseException as error:
+            for message, signature in signed:
+                self._withhold(message, signature, error)
+            raise
+
+    def _withhold(self, message: Any, signature: bytes, error: BaseException) -> None:
+        """The signature exists and its caller does not get it, as when the wait for it had ended."""
+        asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        asked.set_result(signature)
+        self._path.abandon(asked, message)
+        if isinstance(error, HsmError) and self._path.answers_recorded:  # else the key manager records it
+            self._record.failure("sign", message, error)
