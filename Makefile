@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run test check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
+.PHONY: help run run-fleet test check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -27,6 +27,9 @@ help: ## Show this list
 run: .venv/.built ## Install what is missing, then run the demonstration
 	$(BIN)/hsmcore demo $(ARGS)
 
+run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
+	$(BIN)/hsmcore demo --fleet $(ARGS)
+
 test: native-test sanitize-test .venv/.built ## Install what is missing, then run every test, native and Python
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
@@ -44,6 +47,9 @@ check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native 
 	$(BIN)/python -m pytest -n $(JOBS) -m deep
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
+	$(BIN)/python -m tests.fleet.schedules --seeds 0-99 --jobs 2
+	$(BIN)/python -m tests.fleet.patroni_schedules --seeds 0-9 --jobs 1
+	$(BIN)/python -m pytest tests/fleet/broken_at_length.py
 	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000
 	$(BIN)/python -m pytest tests/chaos/rotation_leaders_at_length.py
 	$(BIN)/python -m pytest tests/chaos/tune_at_length.py
@@ -100,6 +106,9 @@ failover-long: .venv/.setup-test .venv/.built ## A thousand random schedules ove
 	$(BIN)/python -m tests.chaos.failover_schedules $(ARGS)
 	$(BIN)/python -m tests.chaos.binding_schedules $(ARGS)
 	$(BIN)/python -m pytest tests/chaos/budget_at_length.py
+
+fleet-long: .venv/.setup-test .venv/.built ## Random schedules of a fleet under faults: make fleet-long ARGS='--seeds 0-499'
+	$(BIN)/python -m tests.fleet.schedules $(ARGS)
 
 audit-long: .venv/.setup-test .venv/.built ## The audit log at length: 2000 tamperings, 200 and 500 kills, ten million records
 	$(BIN)/python -m pytest tests/chaos/audit_at_length.py $(ARGS)

@@ -55,6 +55,7 @@ def test_the_first_paint_comes_within_a_second_and_members_are_live(scene, page)
         made.wait_for_selector(SIGNS)
         paints.append(first_paint(made))
     assert 0 < min(paints) < 1000
+    assert made.locator("#fleet").is_hidden()
     assert len(asked) > 5
     assert all(url.startswith(running.address) for url in asked)  # nothing comes from elsewhere
     rows = made.locator("#members tbody tr")
@@ -70,6 +71,20 @@ def test_the_first_paint_comes_within_a_second_and_members_are_live(scene, page)
     made.emulate_media(color_scheme="dark")
     assert made.evaluate(back) != light
     fits_a_phone(opened(page, running, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True))
+
+
+def test_the_badge_shows_the_state_in_the_fleet(scene, page, postgres):
+    block = {"store": {"url": postgres.database()}, "name": "tests", "singleNode": True, "ttlMs": 1000}
+    running = scene(callers=0, stateFile=None, fleet=block)
+    made = opened(page, running)
+    made.wait_for_selector("#fleet[data-tone=good]:text-is('Fleet tests · holder · epoch 1')")
+    running.run(running.manager.fleet.release("a test"))
+    made.wait_for_selector("#fleet[data-tone=idle]:text-is('Fleet tests · follower of nobody · epoch 1')")
+    made.wait_for_selector("#verdict:text-is('Standing by')")
+    running.run(running.manager.fleet.claim())
+    made.wait_for_selector("#fleet[data-tone=good]:text-is('Fleet tests · holder · epoch 2')")
+    made.wait_for_selector(SIGNS)
+    assert axe_faults(made) == []
 
 
 def first_paint(made):

@@ -14,20 +14,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from tests.integration.test_rotation import rules
 from tests.support.chaos import needs_chaos
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import opened, until
+from tests.support.managers import opened, start, until
 from tests.support.policed import ordered
+from tests.support.postgres import cluster
 from tests.support.promtool import as_series, check, firing, middle, needs_promtool
 from tests.support.runbooks import Operator, blocks
 from tests.support.scrapes import Scrape
 from tests.support.terminal import Terminal
 
 import hsmcore
-from hsmcore.errors import AuditUnavailable, DoubleSign, HsmError, PolicyRefused
+from hsmcore.errors import AuditUnavailable, DoubleSign, FleetBehind, HsmError, NotHolder, PolicyRefused
 
 pytestmark = [pytest.mark.integration, needs_promtool]
 LEVELS = {
@@ -240,6 +242,114 @@ async def test_two_payloads_for_one_position(world, terminal, tmp_path):
         await mended()
     assert "position 7" in operator.said["hsmcore audit query --limit 5 --where error=DOUBLE_SIGN --json"]
     play.judge("HsmcoreDoubleSignRefused")
+
+
+def in_a_fleet(token: Any, url: str, folder: Path, **fleet: Any) -> dict[str, Any]:
+    """A configuration of a fleet's only host, and the commands'."""
+    block = {"store": {"url": url}, "name": "tests", "host": "only", "singleNode": True, "ttlMs": 1000, **fleet}
+    log = str(folder / "audit" / "audit.log")
+    config: dict[str, Any] = token.config(auditLogFile=log, policy={"kinds": ["block", "raw"]}, fleet=block)
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def fleet_is(state: str) -> Callable[[Scrape], bool]:
+    """Whether the host has this state."""
+    return lambda scrape: scrape("hsmcore_fleet_state", state=state) == 1
+
+
+@one_loop
+async def test_no_host_holds_the_epoch(world, terminal, tmp_path, postgres):
+    config = in_a_fleet(world, postgres.database(), tmp_path)
+    operator = Operator(terminal, tmp_path / "config.json")
+
+    async def happens():
+        await manager.fleet.release("maintenance")
+        with pytest.raises(NotHolder):
+            await manager.sign(b"raw")
+
+    async def claim():
+        await manager.fleet.claim({"default/block": 5})
+
+    async with opened(config) as manager:
+        await until(lambda: manager.fleet.state == "holder")
+        await manager.sign(ordered(5))
+        play = Play(manager, tmp_path)
+        claims: list[asyncio.Task[None]] = []
+        await incident(
+            play, operator, "No host holds the epoch",
+            happens=happens, shows=fleet_is("follower"),
+            repair=lambda: claims.append(start(claim())), mended=fleet_is("holder"),
+        )  # fmt: skip
+        await asyncio.gather(*claims)
+        assert await manager.sign(b"raw")
+        assert play.scrapes[-1]("hsmcore_fleet_epoch") == 2
+        assert play.scrapes[-1]("hsmcore_fleet_claims_total") == 2
+        assert play.scrapes[-1]("hsmcore_fleet_lease_seconds") > 0
+    assert "maintenance" in operator.said["hsmcore audit query --limit 5 --where operation=fleet-release --json"]
+    play.judge("HsmcoreFleetNoHolder")
+
+
+@one_loop
+async def test_the_holder_is_in_doubt(world, terminal, tmp_path):
+    with cluster() as server:
+        config = in_a_fleet(world, server.database(), tmp_path)
+        operator = Operator(terminal, tmp_path / "config.json")
+
+        async def happens():
+            await asyncio.to_thread(server.stop, how="immediate")
+            while True:
+                try:
+                    await manager.sign(b"raw")
+                except NotHolder:
+                    return
+
+        async with opened(config) as manager:
+            await until(lambda: manager.fleet.state == "holder")
+            play = Play(manager, tmp_path)
+            await incident(
+                play, operator, "The holder is in doubt",
+                happens=happens, shows=fleet_is("doubtful"), repair=server.start, mended=fleet_is("holder"),
+            )  # fmt: skip
+            assert await manager.sign(ordered(1))
+            assert play.scrapes[1]("hsmcore_fleet_renewals_failed_total") > 0
+            assert play.scrapes[1]("hsmcore_fleet_lease_seconds") == 0
+    assert "NOT_HOLDER" in operator.said["hsmcore audit query --limit 5 --where error=NOT_HOLDER"]
+    play.judge("HsmcoreFleetDoubtful")
+
+
+@one_loop
+async def test_the_fleets_database_has_lost_positions(world, terminal, tmp_path, postgres):
+    url = postgres.database()
+    config = in_a_fleet(world, url, tmp_path)
+    lost = {"REASON": "the machine burned", "DOMAIN": "default/block", "HEAD": "5"}
+    operator = Operator(terminal, tmp_path / "config.json", **lost)
+
+    def write(statement):
+        with psycopg.connect(url, autocommit=True, options="-c search_path=hsmcore_tests") as connection:
+            connection.execute(statement)
+
+    async def happens():
+        await manager.sign(ordered(1))
+        write("INSERT INTO fleet_host VALUES ('gone', '', 0, '', 0, 0, '')")
+        write("UPDATE fleet SET incident = 1")
+        await until(lambda: manager.fleet.incident == 1)
+        with pytest.raises(FleetBehind):
+            await manager.sign(ordered(2))
+        assert await manager.sign(b"raw")
+
+    async with opened(config) as manager:
+        await until(lambda: manager.fleet.state == "holder")
+        play = Play(manager, tmp_path)
+        await incident(
+            play, operator, "The fleet's database has lost positions",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_fleet_incident") == 1,
+            mended=lambda scrape: scrape("hsmcore_fleet_incident") == 0 and fleet_is("holder")(scrape),
+        )  # fmt: skip
+        with pytest.raises(PolicyRefused):
+            await manager.sign(ordered(5))
+        assert await manager.sign(ordered(6))
+    play.judge("HsmcoreFleetBehind")
 
 
 @needs_chaos

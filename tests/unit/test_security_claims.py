@@ -1,4 +1,4 @@
-"""docs/SECURITY.md names the test that keeps each claim: they exist."""
+"""docs/SECURITY.md and docs/FLEET.md name the test that keeps each claim: they exist."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-TEXT = (TESTS.parent / "docs" / "SECURITY.md").read_text()
-NAMED = sorted(set(re.findall(r"`((?:unit|integration|chaos|browser|contract)/test_\w+\.py)(?:::(test_\w+))?`", TEXT)))
+DOCS = TESTS.parent / "docs"
+TEXT, FLEET = (DOCS / "SECURITY.md").read_text(), (DOCS / "FLEET.md").read_text()
+CLAIM = re.compile(r"`((?:unit|integration|chaos|browser|contract)/test_\w+\.py)(?:::(test_\w+))?`")
+NAMED = sorted(set(CLAIM.findall(TEXT + FLEET)))
 
 
 def test_there_are_claims():
@@ -26,4 +28,12 @@ def test_each_threat_names_a_test():
     section = TEXT[TEXT.index("## Threats") : TEXT.index("## Roles")]
     rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| Threat")]
     assert len(rows) > 20
+    assert [row for row in rows if "test_" not in row.rpartition(" | ")[2]] == []
+
+
+@pytest.mark.parametrize("heading", ["## What happens when what breaks", "## Guarantees, and what shows them"])
+def test_each_claim_about_a_fleet_names_a_test(heading):
+    section = FLEET[FLEET.index(heading) :].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
     assert [row for row in rows if "test_" not in row.rpartition(" | ")[2]] == []

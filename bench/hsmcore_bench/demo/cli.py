@@ -28,6 +28,9 @@ def demo(
     rotation: Annotated[
         bool, typer.Option("--rotation/--no-rotation", help="The third act, on one of those tokens.")
     ] = True,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Two sequencers on a private PostgreSQL, instead of all else.")
+    ] = False,
     config: ConfigOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -42,6 +45,9 @@ def demo(
     the key is rotated while it signs: the new key is backed up and takes over the old one's lamports and mint, and what
     the old one signed in advance has to be refused.
 
+    --fleet: two sequencers share a key and a database; the one that signs is stopped, and killed, and the other goes
+    on. Exit code 1 if a transaction or a block comes twice, or one is missing. Needs PostgreSQL and SoftHSM.
+
     Examples:
 
       hsmcore demo
@@ -49,7 +55,12 @@ def demo(
       hsmcore demo --transactions 2000 --json
 
       hsmcore demo --no-failover --no-rotation --config sequencer.json
+
+      hsmcore demo --fleet
     """
+    if fleet:
+        _fleet(as_json=as_json)
+        return
     path = locate(config, state)
     if config is None or state is not None:
         _make_state(path.parent, quiet=as_json)
@@ -69,6 +80,19 @@ def demo(
     if as_json:
         print_json(result)
     if not result["ok"]:
+        raise typer.Exit(FAILED)
+
+
+def _fleet(*, as_json: bool) -> None:
+    from hsmcore_bench.demo.fleet import run_fleet
+    from hsmcore_bench.demo.report import fleet_text
+
+    played = run_fleet((lambda _line: None) if as_json else print)
+    if as_json:
+        print_json(played)
+    else:
+        print(fleet_text(played))
+    if not played["ok"]:
         raise typer.Exit(FAILED)
 
 

@@ -55,6 +55,25 @@ def failover_text(played: dict[str, Any]) -> str:
     return _columns(lines)
 
 
+def fleet_text(played: dict[str, Any]) -> str:
+    """The same of the fleet's act."""
+    blocks = ", ".join(f"{count:,} by {host}" for host, count in sorted(played["blocksByHost"].items()))
+    took = ", ".join(f"{seconds:.2f} s" for seconds in played["takeovers"])
+    again = sum(played["transactionsRefusedByLedger"].values())
+    books = "balance" if played["booksBalance"] else "DO NOT BALANCE"
+    return _columns(
+        [
+            ("blocks", f"{played['blocks']:,}: {blocks}"),
+            ("two blocks at a position", f"{played['positionsWithTwoBlocks']}"),
+            ("transactions", f"{played['transactionsExecuted']:,} executed, {played['transactionsMissing']} missing"),
+            ("executed twice", f"{played['transactionsExecutedTwice']} ({again} handed in again and refused)"),
+            ("takeover after", f"{took}, with leases of {played['ttlMs'] / 1e3:.1f} s"),
+            ("refused to a former holder", f"{played['blocksRefusedToFormerHolder']} blocks"),
+            ("the books", books),
+        ]
+    )
+
+
 def rotation_text(played: dict[str, Any]) -> str:
     """The same of the third act."""
     signed = ", ".join(f"{count:,} by key {key[:8]}" for key, count in played["signedBy"].items())

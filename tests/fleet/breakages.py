@@ -1,0 +1,67 @@
+"""Builds that are broken on purpose, each in the way that some other signer was: the checker must see each of them.
+
+A breakage replaces functions of hsmcore in the signer's process; hsmcore itself has no switches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import delete
+
+BREAKAGES: Final[dict[str, Callable[[], None]]] = {}
+AGE_NS: Final = 150_000_000
+
+
+def _breakage(work: Callable[[], None]) -> Callable[[], None]:
+    BREAKAGES[work.__name__] = work
+    return work
+
+
+@_breakage
+def reclaimed_by_age() -> None:
+    """A bound position is given up when it is so old that its signer must have failed."""
+    from hsmcore.policy.watermark import Watermark
+    from hsmcore.state.schema import BOUND, WATERMARK
+
+    take = Watermark._take
+
+    def forgetful(self: Watermark, connection: Any, wants: Any, now: int) -> Any:
+        connection.execute(delete(BOUND).where(BOUND.c.bound_ns < time.time_ns() - AGE_NS))
+        connection.execute(WATERMARK.update().values(bits="0"))
+        return take(self, connection, wants, now)
+
+    Watermark._take = forgetful  # type: ignore[method-assign]
+
+
+@_breakage
+def unwitnessed() -> None:
+    """Nobody compares the audit logs with the database."""
+    from hsmcore.fleet.membership import Membership
+
+    async def no_look(self: Membership, log: Any) -> None:
+        pass
+
+    Membership.watch_over = no_look  # type: ignore[method-assign]
+
+
+@_breakage
+def unfenced() -> None:
+    """Positions are bound by each host that is asked: neither it nor the transaction looks who holds the epoch."""
+    from hsmcore.fleet import rows
+    from hsmcore.fleet.membership import Membership
+
+    Membership.fence = lambda self, connection: rows.look(connection, self.name).epoch  # type: ignore[method-assign]
+    Membership.require = lambda self: None  # type: ignore[method-assign]
+
+
+@_breakage
+def not_synchronous() -> None:
+    """A commit is confirmed before the synchronous standby has it, as with synchronous_commit = local. A failover then
+    loses it, which the audit logs would put right: so they are not compared."""
+    from hsmcore.state import server_link
+
+    unwitnessed()
+    server_link._COMMIT_AT_LEAST = "'local'"  # type: ignore[misc]

@@ -1,0 +1,137 @@
+"""What must hold of a fleet's history, whatever happened to it.
+
+    two digests      at each position, signatures of one payload at most were released
+    not bound        each released payload with a position is bound there in the database, after all that went wrong,
+                     or stands at or below a floor
+    unrecorded       each released signature is in the audit log of its host
+    epoch went back  neither a host's own log nor the order of commits in the database goes back to an earlier epoch
+    two holders      one process has bound all that was bound under an epoch
+    unanswered       each request of a process that was not killed has ended
+    overlap          no signature without a position was released under an epoch after one under a later epoch
+    bad signature    what was released verifies
+
+Of overlap, that is what leases promise as long as clocks run at about one rate: a host whose clock was shown at another
+rate, and those beside it, are left out. A process that was stopped may have been stopped between the check of its lease
+and the line of its history: a request that it had begun before, and ended at once when it went on, is left out too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from tests.fleet.history import Host
+
+AT_ONCE = 100_000_000
+"""Nanoseconds from a SIGCONT to the line of what was under way."""
+RATES = 0.02
+"""The difference of a clock's rate that counts as none."""
+_NEVER = 1 << 62
+Fault = Callable[[str, str], None]
+
+
+class Row(NamedTuple):
+    """A bound position, in the order of commits. `holder`: host:pid#epoch."""
+
+    domain: str
+    position: int
+    digest: str
+    holder: str
+    order: Any
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it was bound under; -1: that is not known, since it was put back from an audit log."""
+        by, mark, epoch = self.holder.rpartition("#")
+        return int(epoch) if mark and not by.endswith(":log") else -1
+
+
+def check(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping[str, int], fault: Fault) -> None:
+    """Tell `fault` of everything that must not be. `floors`: nothing is signed at or below them any more, by domain."""
+    _check_positions(hosts, rows, floors, fault)
+    for host in hosts:
+        _check_log(host, fault)
+        _check_requests(host, fault)
+    _check_order(rows, fault)
+    _check_leases(hosts, fault)
+
+
+def _check_positions(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping[str, int], fault: Fault) -> None:
+    released: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    bound = {(row.domain, row.position): row for row in rows}
+    for host in hosts:
+        for line in host.of("release"):
+            if line["position"] is not None:
+                released[line["domain"], line["position"]].setdefault(line["digest"], f"{host.name}#{line['epoch']}")
+    for place, digests in sorted(released.items()):
+        if len(digests) > 1:
+            fault("two digests", f"{place}: {digests}; the database has {bound.get(place)}")
+        for digest, by in digests.items():
+            row = bound.get(place)
+            if place[1] > floors.get(place[0], -1) and (row is None or row.digest != digest):
+                fault("not bound", f"{place}: {digest} by {by}; the database has {row}")
+
+
+def _check_log(host: Host, fault: Fault) -> None:
+    recorded = {record.get("signature") for record in host.records if record["operation"] == "sign"}
+    for line in host.of("release"):
+        if line["signature"] not in recorded:
+            fault("unrecorded", f"{host.name}: {line}")
+        if not line["verifies"]:
+            fault("bad signature", f"{host.name}: {line}")
+    epochs = [record["epoch"] for record in host.records if record["operation"] == "fleet-claim"]
+    for name, found in (("log", epochs), ("history", [line["epoch"] for line in host.of("release") if line["epoch"]])):
+        if found != sorted(found):
+            fault("epoch went back", f"{host.name}: its {name} has {_falls(found)}")
+
+
+def _check_order(rows: Sequence[Row], fault: Fault) -> None:
+    latest: dict[str, Row] = {}
+    holders: dict[int, str] = {}
+    for row in sorted(rows, key=lambda row: row.order):
+        before = latest.setdefault(row.domain, row)
+        if row.epoch < 0:
+            continue
+        if row.epoch == 0:
+            fault("epoch went back", f"bound under no epoch: {row}")
+        if holders.setdefault(row.epoch, row.holder) != row.holder:
+            fault("two holders", f"{holders[row.epoch]} has epoch {row.epoch} too: {row}")
+        if row.epoch < before.epoch:
+            fault("epoch went back", f"bound under {row.epoch} after one under {before.epoch}: {row}")
+        else:
+            latest[row.domain] = row
+
+
+def _check_requests(host: Host, fault: Fault) -> None:
+    for line in host.of("end"):  # a process that was killed has none
+        if line["asked"] != line["answered"]:
+            fault("unanswered", f"{host.name}: {line}")
+    for line in host.of("late"):
+        fault("unanswered", f"{host.name}: {line}")
+
+
+def _check_leases(hosts: Sequence[Host], fault: Fault) -> None:
+    if any(abs(host.rate - 1.0) > RATES for host in hosts):
+        return
+    first: dict[int, int] = {}
+    """When the first signature under each epoch was released."""
+    last: list[tuple[int, int, Host, dict[str, Any]]] = []
+    for host in hosts:
+        for line in host.of("release"):
+            if line["position"] is None and line["epoch"]:
+                first[line["epoch"]] = min(first.get(line["epoch"], _NEVER), line["at"])
+                last.append((line["epoch"], line["at"], host, line))
+    for epoch, at, host, line in last:
+        later = min((begun for other, begun in first.items() if other > epoch), default=_NEVER)
+        if at > later and not _was_stopped(host, line):
+            fault("overlap", f"{host.name}: {(at - later) / 1e6:.0f} ms after a later epoch: {line}")
+
+
+def _was_stopped(host: Host, line: dict[str, Any]) -> bool:
+    return any(line["asked"] < went_on <= line["at"] < went_on + AT_ONCE for _, went_on in host.stops)
+
+
+def _falls(epochs: Sequence[int]) -> list[tuple[int, int]]:
+    return [(one, two) for one, two in pairwise(epochs) if two < one]

@@ -1,0 +1,197 @@
+"""PostgreSQL servers for tests: one program, one folder, one port each. They run as a user that is not root, which
+PostgreSQL refuses, and are ended by their process ids."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.support.chaos import ends_within, send_signal
+from tests.support.postgres import USER, free_port, newest
+from tests.support.postgres import _call as call
+from tests.support.postgres import _unprivileged as unprivileged
+
+DATABASE = "hsmcore"
+_INCLUDED = "node.conf"
+BASE = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "shared_buffers": "16MB",
+    "max_connections": "60",
+    "autovacuum": "off",
+    "jit": "off",
+    "dynamic_shared_memory_type": "mmap",  # not in /dev/shm, where a server that is killed leaves it
+    "track_commit_timestamp": "on",
+    "wal_keep_size": "64MB",
+    "wal_log_hints": "on",
+    "wal_sender_timeout": "3s",
+    "wal_receiver_timeout": "3s",
+    "wal_retrieve_retry_interval": "200ms",
+    "wal_receiver_status_interval": "1s",
+    "log_min_messages": "warning",
+}
+
+
+needs_postgres = pytest.mark.skipif(
+    not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), reason="PostgreSQL is not installed"
+)
+
+
+def give(path: Path) -> Path:
+    """Make the folder, if it is missing, that user's. Returns it."""
+    path.mkdir(exist_ok=True, mode=0o700)
+    if who := unprivileged():
+        os.chown(path, who["user"], who["group"])
+    return path
+
+
+class Process:
+    """A process that a test has started."""
+
+    def __init__(self, command: Iterable[str | Path], log: Path, **more: Any) -> None:
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                list(command), stdout=output, stderr=output, stdin=subprocess.DEVNULL, **more
+            )
+        self.pid = self._popen.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
+
+    def family(self) -> list[int]:
+        """Its process id and those of its children."""
+        try:
+            return [self.pid, *map(int, Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split())]
+        except OSError:
+            return [self.pid]
+
+    def send(self, number: int, *, family: bool = False) -> None:
+        """Send a signal, also to its children."""
+        if self.runs:
+            for pid in self.family() if family else [self.pid]:
+                send_signal(pid, number)
+
+    def end(self, number: int = signal.SIGKILL, seconds: float = 20.0, *, family: bool = False) -> None:
+        """End it, and wait for that. Idempotent."""
+        waits = []
+        if self.runs:
+            for pid in self.family() if family else [self.pid]:
+                try:
+                    waits.append(os.pidfd_open(pid))
+                except ProcessLookupError:
+                    continue
+                send_signal(pid, number)
+                send_signal(pid, signal.SIGCONT)
+        try:
+            self._popen.wait(seconds)
+            assert all(ends_within(fd, seconds) for fd in waits)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        finally:
+            for fd in waits:
+                os.close(fd)
+
+
+class Node:
+    """One PostgreSQL server. All methods block."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.data = folder / "data"
+        self.log = folder / "log"
+        self.port = free_port()
+        self.database = DATABASE
+        """That `ask` asks."""
+        self.process: Process | None = None
+
+    def make(self) -> None:
+        """Make an empty cluster with its database."""
+        give(self.folder)
+        options = ["-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C", "--wal-segsize=1", "--no-sync"]
+        call(newest() / "initdb", "-D", self.data, *options)
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write("".join(f"{name} = '{value}'\n" for name, value in BASE.items()) + f"include '{_INCLUDED}'\n")
+        self.configure()
+        self.start()
+        self.execute(f"CREATE DATABASE {DATABASE}")
+
+    def copy_to(self, other: Node) -> None:
+        """Give another node all that this one has; neither runs."""
+        give(other.folder)
+        command = ["cp", "-a", "--reflink=auto", self.data, other.data]
+        subprocess.run(command, check=True)
+
+    def clone_from(self, port: int) -> None:
+        """Make this node a copy of the server at that port, which it may then follow."""
+        give(self.folder)
+        shutil.rmtree(self.data, ignore_errors=True)
+        source = f"host=127.0.0.1 port={port} user={USER}"
+        call(newest() / "pg_basebackup", "-d", source, "-D", self.data, "-X", "stream", "-c", "fast", "--no-sync")
+
+    def configure(self, **settings: str) -> None:
+        """Replace the settings of this node alone; a server that runs takes them at once, as far as it can."""
+        path = self.data / _INCLUDED
+        path.write_text("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
+        path.chmod(0o644)
+        if self.process is not None:
+            self.process.send(signal.SIGHUP)
+
+    def follow(self, port: int, **settings: str) -> None:
+        """Be a standby of the server at that port, from the next start or at once."""
+        (self.data / "standby.signal").touch()
+        conninfo = f"host=127.0.0.1 port={port} user={USER} application_name={self.name} connect_timeout=2"
+        self.configure(primary_conninfo=conninfo, **settings)
+
+    def start(self, seconds: float = 30.0) -> None:
+        """Start the server and wait until it takes connections."""
+        end = time.monotonic() + seconds
+        while not self.answers():
+            assert time.monotonic() < end, f"{self.name} does not start: {self.log.read_text()[-2000:]}"
+            if self.process is None or not self.process.runs:  # what was killed may still hold its memory
+                command = [newest() / "postgres", "-D", self.data, "-p", str(self.port)]
+                self.process = Process(command, self.log, cwd="/", **unprivileged())
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        """Whether it takes connections."""
+        if self.process is None or not self.process.runs:
+            return False
+        try:
+            self.connect("postgres").close()
+        except psycopg.Error:
+            return False
+        return True
+
+    def connect(self, database: str) -> psycopg.Connection[Any]:
+        """A connection whose statements commit at once."""
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user=USER, dbname=database, autocommit=True, connect_timeout=3
+        )
+
+    def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+        with self.connect(self.database) as connection:
+            return connection.execute(question, values).fetchall()  # type: ignore[arg-type]
+
+    def execute(self, statement: str) -> None:
+        """Run a statement in the database that is always there."""
+        with self.connect("postgres") as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        """End the server with all its processes: SIGKILL, as a power cut would but for the disk's cache; SIGINT: in
+        order. Idempotent."""
+        if self.process is not None:
+            self.process.end(number, family=number == signal.SIGKILL)
+            self.process = None

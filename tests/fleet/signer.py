@@ -1,0 +1,188 @@
+"""A host of a fleet: it signs blocks one after the other, sometimes other blocks for positions that are taken, and
+messages without a position, until SIGTERM. Everything that was handed out stands in its history.
+
+    python -m tests.fleet.signer SPEC        # a file of JSON: host, config, history, seed, broken
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+from tests.fleet.breakages import BREAKAGES
+from tests.fleet.history import Writer, true_boottime
+from tests.support.policed import ordered
+
+import hsmcore
+from hsmcore import _native
+from hsmcore.errors import DoubleSign, HsmError, NotHolder
+from hsmcore.policy.watermark import marks_of
+
+DOMAIN = "default"
+CHAIN = f"{DOMAIN}/block"
+TIMEOUT = 2.0
+LATE = 6.0
+"""A request that takes so much longer than its timeout hangs."""
+ORDERED, UNORDERED = 2, 3
+"""Callers that sign with a position, and without."""
+AHEAD = 40
+"""Positions that may be left out."""
+
+
+class Signer:
+    """One process's life."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.host, self.config = spec["host"], spec["config"]
+        self.history = Writer(Path(spec["history"]))
+        self.dice = random.Random(f"{spec['seed']} {self.host} {time.time_ns()}")
+        self.over = asyncio.Event()
+        self.asked = self.answered = 0
+        self.own: dict[int, bytes] = {}
+        self.next = 0
+
+    async def run(self) -> None:
+        """From opening to closing."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.over.set)
+        self.history.write("begin")
+        while not self.over.is_set():
+            try:
+                async with hsmcore.create_key_manager(self.config) as manager:
+                    self.history.write("open")
+                    await self._work(manager)
+                    self.history.write("end", asked=self.asked, answered=self.answered)
+            except HsmError as error:  # the database cannot be reached, or has no primary
+                self.history.write("not opened", status=error.status, why=str(error)[:300])
+                await asyncio.sleep(0.2)
+        self.history.close()
+
+    async def _work(self, manager: hsmcore.KeyManager) -> None:
+        manager.on("fleet", lambda details: self.history.write("event", details=repr(details)[:300]))
+        self.asked = self.answered = 0
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(manager))
+            for _ in range(ORDERED):
+                group.create_task(self._blocks(manager))
+            for number in range(UNORDERED):
+                group.create_task(self._messages(manager, number))
+
+    # ---- what it asks for ----
+
+    async def _follow(self, manager: hsmcore.KeyManager) -> None:
+        """Know the chain as far as the fleet has bound it, as a node does that receives blocks."""
+        guard = manager._guard
+        assert guard is not None
+        assert guard._store is not None
+        while not self.over.is_set():
+            try:
+                marks = await marks_of(guard._store)
+            except HsmError:
+                await asyncio.sleep(0.1)
+                continue
+            high = marks[CHAIN].high if CHAIN in marks else -1
+            self.next = max(self.next, high + 1)
+            if manager.fleet is not None and high >= 0:
+                manager.fleet.caught_up(CHAIN, high)
+            await asyncio.sleep(0.1)
+
+    async def _blocks(self, manager: hsmcore.KeyManager) -> None:
+        count = 0
+        while not self.over.is_set():
+            count += 1
+            position, content = self.next, f"{self.host} {time.time_ns()} {count}".encode()
+            luck = self.dice.random()
+            if luck < 0.25 and position > 0:  # one that is taken, with other content
+                position -= self.dice.randint(1, min(position, 4))
+            elif luck < 0.45 and position - 1 in self.own:  # one that it has signed, as it was
+                position, content = position - 1, self.own[position - 1]
+            elif luck < 0.65:  # one ahead of all, which nothing but the epoch forbids to a host that lost it
+                position += self.dice.randint(1, AHEAD)
+            try:
+                await self._sign(manager, ordered(position, content, domain=DOMAIN), position)
+            except DoubleSign:
+                self.next = max(self.next, position + 1)
+            except NotHolder:
+                await asyncio.sleep(0.02)
+            except HsmError:
+                if self.dice.random() < 0.5:  # it may be bound: ask again with the same, or come with another
+                    await self._again(manager, position, content)
+            else:
+                self.own[position] = content
+                self.next = max(self.next, position + 1)
+            await asyncio.sleep(self.dice.uniform(0.0, 0.03))
+
+    async def _again(self, manager: hsmcore.KeyManager, position: int, content: bytes) -> None:
+        try:
+            await self._sign(manager, ordered(position, content, domain=DOMAIN), position)
+        except HsmError:
+            return
+        self.own[position] = content
+
+    async def _messages(self, manager: hsmcore.KeyManager, number: int) -> None:
+        count = 0
+        while not self.over.is_set():
+            count += 1
+            try:
+                await self._sign(manager, f"hsmcore {self.host} {number} {time.time_ns()} {count}".encode(), None)
+            except HsmError:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(self.dice.uniform(0.0, 0.02))
+
+    async def _sign(self, manager: hsmcore.KeyManager, payload: bytes, position: int | None) -> None:
+        self.asked += 1
+        begun, held = true_boottime(), _epoch_of(manager)
+        try:
+            signature = await manager.sign(payload, TIMEOUT)
+            epoch = _epoch_of(manager) or held
+        except HsmError as error:
+            self.history.write("answer", status=error.status, position=position, asked=begun, why=str(error)[:200])
+            raise
+        else:
+            digest = hashlib.sha256(payload).hexdigest()
+            self.history.write(
+                "release",
+                kind="raw" if position is None else "block",
+                domain=CHAIN,
+                position=position,
+                digest=digest,
+                epoch=epoch,
+                asked=begun,
+                shown=[time.clock_gettime_ns(clock) for clock in (time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC)],
+                signature=signature.hex(),
+                verifies=_native.verify("ed25519", manager.public_key, payload, signature),
+            )
+        finally:
+            self.answered += 1
+            if true_boottime() > begun + int((TIMEOUT + LATE) * 1e9):
+                self.history.write("late", position=position, asked=begun)
+
+
+def _epoch_of(manager: hsmcore.KeyManager) -> int:
+    """The epoch that this process holds itself, or 0."""
+    return 0 if manager.fleet is None else manager.fleet._machine.epoch
+
+
+def main() -> None:
+    """Run the process."""
+    spec = json.loads(Path(sys.argv[1]).read_bytes())
+    logging.disable(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    if spec["broken"]:
+        BREAKAGES[spec["broken"]]()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Signer(spec).run())
+
+
+if __name__ == "__main__":
+    main()

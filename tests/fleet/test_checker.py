@@ -1,0 +1,89 @@
+"""The checker sees each thing that must not be, and nothing in a history without fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.fleet.checker import AT_ONCE, Row, check
+from tests.fleet.history import Host
+
+CHAIN = "default/block"
+SECOND = 1_000_000_000
+
+
+def release(at: float, position: int | None, digest: str = "d", *, epoch: int = 1, **more: Any) -> dict[str, Any]:
+    """A line of a signature that was asked for a tenth of a second before."""
+    found = {"what": "release", "at": int(at * SECOND), "asked": int((at - 0.1) * SECOND), "position": position}
+    return {**found, "domain": CHAIN, "digest": digest, "epoch": epoch, "signature": f"{at}", "verifies": True, **more}
+
+
+def host(name: str, *lines: dict[str, Any], **more: Any) -> Host:
+    """A host whose log has all that it released."""
+    records = [{"operation": "sign", "signature": line["signature"]} for line in lines if line["what"] == "release"]
+    return Host(name, list(lines), records, **more)
+
+
+def row(position: int, digest: str = "d", holder: str = "x:1#1", order: int | None = None) -> Row:
+    """A bound position."""
+    return Row(CHAIN, position, digest, holder, position if order is None else order)
+
+
+def faults(*hosts: Host, rows: tuple[Row, ...] = (), floor: int = -1) -> list[str]:
+    """What the checker says."""
+    found: list[str] = []
+    check(hosts, rows, {CHAIN: floor}, lambda kind, _note: found.append(kind))
+    return found
+
+
+def test_a_history_without_fault():
+    first = host("x", release(1.0, 0), release(1.1, None), {"what": "end", "asked": 2, "answered": 2})
+    second = host("y", release(2.0, 1, epoch=2), release(2.1, 0, epoch=2), release(2.2, None, epoch=2))
+    assert faults(first, second, rows=(row(0), row(1, holder="y:2#2"))) == []
+
+
+@pytest.mark.parametrize("floor", [-1, 5])
+def test_two_digests_at_one_position(floor):
+    first, second = host("x", release(1.0, 0)), host("y", release(2.0, 0, "other", epoch=2))
+    assert faults(first, second, rows=(row(0),), floor=floor)[0] == "two digests"
+
+
+def test_a_release_that_is_not_bound():
+    assert faults(host("x", release(1.0, 0)), rows=()) == ["not bound"]
+    assert faults(host("x", release(1.0, 0)), rows=(row(0, "other"),)) == ["not bound"]
+    assert faults(host("x", release(1.0, 0)), rows=(), floor=0) == []  # given up: nothing is signed there any more
+
+
+def test_a_release_without_record_and_one_that_does_not_verify():
+    bare = Host("x", [release(1.0, None)])
+    assert faults(bare) == ["unrecorded"]
+    assert faults(host("x", release(1.0, None, verifies=False))) == ["bad signature"]
+
+
+def test_an_epoch_that_goes_back():
+    claims = [{"operation": "fleet-claim", "epoch": epoch} for epoch in (2, 1)]
+    assert faults(Host("x", [], claims)) == ["epoch went back"]
+    late = (row(0, holder="y:2#2", order=1), row(1, holder="x:1#1", order=2))
+    assert faults(rows=late) == ["epoch went back"]
+    put_back = (row(0, holder="y:2#2", order=1), row(1, holder="x:log#1", order=2), row(2, holder="y:2#2", order=3))
+    assert faults(rows=put_back) == []
+    assert faults(rows=(row(0, holder="y:2#0"),)) == ["epoch went back"]
+
+
+def test_two_processes_that_bind_under_one_epoch():
+    assert faults(rows=(row(0, holder="x:1#1"), row(1, holder="x:2#1"))) == ["two holders"]
+
+
+def test_a_request_without_answer():
+    assert faults(host("x", {"what": "end", "asked": 3, "answered": 2})) == ["unanswered"]
+
+
+def test_leases_that_overlap():
+    late, successor = release(2.0, None), host("y", release(1.5, None, epoch=2))
+    assert faults(host("x", late), successor) == ["overlap"]
+    stopped = [(int(1.95 * SECOND), 2 * SECOND - AT_ONCE // 2)]
+    assert faults(host("x", late, stops=stopped), successor) == []
+    # What was asked for after it went on has no such excuse.
+    early = [(int(1.0 * SECOND), int(1.89 * SECOND))]
+    assert faults(host("x", late, stops=early), successor) == ["overlap"]
+    assert faults(host("x", late, rate=1.5), successor) == []

@@ -1,0 +1,337 @@
+"""A fleet on PostgreSQL and SoftHSM: two hosts in processes of their own, one of which signs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.chaos.load import tell
+from tests.support.fleet_member import FleetMember
+from tests.support.managers import until
+from tests.support.policed import ordered
+from tests.support.postgres import Cluster, cluster, fleet
+from tests.support.softhsm import Token
+from tests.support.verifiers import is_good
+
+import hsmcore
+from hsmcore.fleet import entry
+from hsmcore.fleet.membership import Membership
+
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
+TTL = 1.0
+KINDS = ["block", "raw"]
+
+
+class Hosts:
+    """Starts the hosts of one fleet, and ends them."""
+
+    def __init__(self, folder: Path, token: Token, url: str) -> None:
+        self.folder, self.token, self.url = folder, token, url
+        self.beside: dict[str, Any] = {}
+        """What stands beside `keyManager`."""
+        self._started: list[FleetMember] = []
+
+    def config(self, *, rules: Any = None, policy: Any = None, **fleet: Any) -> dict[str, Any]:
+        block = {"store": {"url": self.url}, "name": "tests", "singleNode": True, "ttlMs": int(TTL * 1000), **fleet}
+        allowed = {"kinds": KINDS, **(policy or {})}
+        whole = self.token.config(fleet=block, policy=allowed, maxCacheSize=0, **(rules or {}))
+        whole["sequencer"] |= self.beside
+        return whole
+
+    def start(self, process: str, **more: Any) -> FleetMember:
+        """Start one and wait until it is open."""
+        rules = {"auditLogFile": str(self.folder / f"{process}.log")}
+        made = FleetMember(self.folder, self.config(rules=rules, **more), process)
+        self._started.append(made)
+        return made.begun()
+
+    def two(self, **more: Any) -> tuple[FleetMember, FleetMember]:
+        """A holder, and a follower."""
+        first = self.start("first", **more)
+        first.until("holder")
+        return first, self.start("second", **more)
+
+    def close(self) -> None:
+        for one in reversed(self._started):
+            one.close()
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, world: Token, postgres: Cluster) -> Iterator[Hosts]:
+    made = Hosts(tmp_path, world, postgres.database())
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, world: Token) -> Iterator[tuple[Cluster, Hosts]]:
+    """A server that the test may stop."""
+    with cluster() as server:
+        made = Hosts(tmp_path, world, server.database())
+        try:
+            yield server, made
+        finally:
+            made.close()
+
+
+def until_known(member: FleetMember, epoch: int) -> None:
+    """Wait until a host has seen an epoch."""
+    while member.ask("state")["epoch"] != epoch:
+        time.sleep(0.01)
+
+
+def database_of(hosts: Hosts) -> str:
+    return hosts.url.rsplit("/", 1)[1]
+
+
+def test_one_signs_and_the_other_says_who(hosts):
+    first, second = hosts.two()
+    message = ordered(1)
+    assert is_good("ed25519", hosts.token.keys["ed25519"].public_key, message, first.until_signed(message))
+    first.until_signed(b"no position")
+    holder = first.ask("state")["holder"]
+    assert holder.startswith("first:")
+    for message in (ordered(1), ordered(2), b"no position"):
+        refused = second.sign(message)
+        assert (refused["error"], refused["holder"], refused["epoch"]) == ("NotHolder", holder, 1)
+    assert second.ask("many", messages=[b"a".hex(), ordered(3).hex()])["error"] == "NotHolder"
+    assert second.ask("state")["state"] == "follower"
+    found = first.ask("records", operation="fleet-claim")["records"]
+    assert [record["epoch"] for record in found] == [1]
+    refusals = second.ask("records", error="NOT_HOLDER")["records"]
+    assert len(refusals) >= 4
+
+
+def test_the_next_one_takes_over_from_one_that_was_killed(hosts, capsys):
+    first, second = hosts.two()
+    first.until_signed(ordered(1, b"a"))
+    begun = time.monotonic()
+    first.kill()
+    second.until_signed(b"no position")
+    tell(capsys, f"takeover after kill -9: {time.monotonic() - begun:.2f} s, ttl {TTL} s")
+    assert second.ask("state")["epoch"] == 2
+    second.until_signed(ordered(1, b"a"))
+    assert second.sign(ordered(1, b"b"))["error"] == "DoubleSign"
+    again = hosts.start("first")  # waits for the end of its former life
+    assert again.ask("state")["state"] == "follower"
+
+
+def test_a_holder_that_was_stopped_hands_out_nothing(hosts):
+    first, second = hosts.two()
+    first.until_signed(ordered(1, b"a"))
+    first.signal(signal.SIGSTOP)
+    first.tell("sign", message=ordered(2, b"a").hex())
+    first.tell("sign", message=b"no position".hex())
+    second.until_signed(ordered(2, b"b"))
+    time.sleep(2 * TTL)  # 3 ttl in all: nothing is waited for here but its sleep
+    first.signal(signal.SIGCONT)
+    assert first.answer()["error"] in ("NotHolder", "StoreError")
+    assert first.answer()["error"] == "NotHolder"
+    assert first.until("follower")["epoch"] == 2
+    lost = first.ask("records", operation="fleet-lost")["records"]
+    assert [record["epoch"] for record in lost] == [1]
+    assert first.ask("records", operation="sign", result="ok", position=2)["records"] == []
+
+
+def test_one_position_has_one_digest_whoever_holds(hosts):
+    first, second = hosts.two()
+    first.until_signed(ordered(7, b"a"))
+    first.ask("release", reason="a test")
+    second.until("holder")
+    assert second.sign(ordered(7, b"b"))["error"] == "DoubleSign"
+    assert second.until_signed(ordered(7, b"a"))
+    second.until_signed(ordered(8, b"b"))
+    until_known(first, 2)
+    refused = first.sign(ordered(8, b"a"))
+    assert (refused["error"], refused["epoch"]) == ("NotHolder", 2)
+
+
+def test_a_release_needs_no_wait_and_is_not_taken_back(hosts):
+    first, second = hosts.two(ttlMs=60_000)  # longer than the test
+    released = first.ask("release", reason="maintenance")
+    assert released["state"] == "follower"
+    assert second.until("holder")["epoch"] == 2
+    second.until_signed(ordered(1))
+    assert first.ask("state")["state"] == "follower"
+    [record] = first.ask("records", operation="fleet-release")["records"]
+    assert (record["epoch"], record["reason"]) == (1, "maintenance")
+
+
+def test_closing_gives_the_epoch_up(hosts):
+    first, second = hosts.two(ttlMs=60_000)
+    first.close()
+    assert second.until("holder")["epoch"] == 2
+    again = hosts.start("first", ttlMs=60_000)  # at once: its former life ended in order
+    assert again.ask("state")["epoch"] == 2
+
+
+def test_a_claim_by_hand(hosts):
+    first = hosts.start("first", claim="manual")
+    assert first.ask("state")["state"] == "follower"
+    assert first.sign(b"no position")["error"] == "NotHolder"
+    assert first.ask("claim")["state"] == "holder"
+    first.until_signed(ordered(9))
+    second = hosts.start("second", claim="manual")
+    alive = second.ask("claim")
+    assert (alive["error"], alive["epoch"]) == ("NotHolder", 1)
+    assert second.ask("claim", force=True)["error"] == "BadArgument"
+    behind = second.ask("claim", at_least={"default/block": 8})
+    assert behind["error"] == "NotHolder"
+    first.ask("release")
+    behind = second.ask("claim", at_least={"default/block": 8})
+    assert behind["error"] == "BadArgument"
+    assert "up to 8" in behind["text"]
+    assert "at 9" in behind["text"]
+    assert second.ask("claim", at_least={"default/block": 9})["epoch"] == 2
+    taken = first.ask("claim", force=True, reason="the test says so")
+    assert (taken["state"], taken["epoch"]) == ("holder", 3)
+    assert second.until("follower")["epoch"] == 3
+
+
+def test_the_first_payload_after_a_claim_has_caught_up(hosts):
+    first, second = hosts.two()
+    first.until_signed(ordered(10, b"a"))
+    first.ask("release")
+    second.until("holder")
+    behind = second.sign(ordered(9, b"a"))
+    assert behind["error"] == "PolicyRefused"
+    assert "fleet's 10" in behind["text"]
+    second.until_signed(ordered(10, b"a"))  # the same again shows nothing
+    assert second.sign(ordered(9, b"a"))["error"] == "PolicyRefused"
+    second.until_signed(ordered(11, b"a"))
+    second.until_signed(ordered(9, b"a"))
+
+
+def test_a_host_claims_by_itself_when_it_has_caught_up(hosts):
+    first = hosts.start("first")
+    first.until("holder")
+    first.until_signed(ordered(10))
+    second = hosts.start("second")
+    second.ask("caught_up", domain="default/block", position=5)
+    first.close()
+    while "up to 5" not in second.ask("state")["reason"]:
+        time.sleep(0.01)
+    assert second.ask("state")["state"] in ("follower", "claiming")
+    second.ask("caught_up", domain="default/block", position=10)
+    second.until("holder")
+
+
+def test_a_claim_waits_for_a_bind_that_is_open(hosts):
+    _, second = hosts.two()
+    with psycopg.connect(hosts.url, autocommit=False) as bind:
+        bind.execute("SET search_path TO hsmcore_tests")
+        assert bind.execute("SELECT epoch FROM fleet FOR SHARE").fetchone() == (1,)
+        second.tell("claim", force=True, reason="the test says so")
+        with psycopg.connect(hosts.url, autocommit=True) as watch:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+            while watch.execute(query, (database_of(hosts),)).fetchone() == (0,):
+                time.sleep(0.01)
+        assert bind.execute("SELECT epoch FROM fleet").fetchone() == (1,)
+    assert second.answer()["epoch"] == 2
+
+
+def test_a_database_that_is_down(own_server):
+    server, hosts = own_server
+    first = hosts.start("first", ttlMs=4000)
+    first.until("holder")
+    first.until_signed(b"no position")
+    server.stop(how="immediate")
+    while (found := first.sign(ordered(1)))["error"] == "StoreError":
+        pass
+    assert found["error"] == "NotHolder"
+    assert first.ask("state")["state"] == "doubtful"
+    assert "signature" in first.sign(b"while the lease lasts")
+    while "error" not in (found := first.sign(b"no position")):
+        time.sleep(0.01)
+    assert found["error"] == "NotHolder"
+    assert first.ask("state")["leaseSeconds"] == 0
+    server.start()
+    first.until_signed(ordered(1))
+    assert (first.ask("state")["state"], first.ask("state")["epoch"]) == ("holder", 1)
+
+
+def test_strict_hands_out_what_the_database_has_confirmed(own_server):
+    server, hosts = own_server
+    standby = server.standby()
+    first = hosts.start("first", unordered="strict", singleNode=False, ttlMs=60_000)
+    first.until("holder")
+    first.until_signed(b"no position")
+    assert first.ask("many", messages=[b"a".hex(), b"b".hex()])["answers"][0] != "NotHolder"
+    standby.stop(how="immediate")  # the primary is alone: it answers reads, and confirms nothing
+    assert first.sign(b"never seen", timeout=1)["error"] == "DeadlineExceeded"
+    assert server.execute("SELECT 1") == [(1,)]
+
+
+def test_a_bind_whose_end_is_unknown_is_read_again(own_server):
+    server, hosts = own_server
+    standby = server.standby()
+    first = hosts.start("first", singleNode=False, ttlMs=60_000)
+    first.until("holder")
+    first.until_signed(ordered(1))
+    standby.stop(how="immediate")
+    first.tell("sign", message=ordered(2, b"a").hex(), timeout=60)
+    database = database_of(hosts)
+    while not (waiting := server.waiting_for_standby(database)):
+        time.sleep(0.01)
+    began = server.execute("SELECT xact_start FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    server.execute(f"SELECT pg_cancel_backend({waiting[0]})")  # confirmed with a warning: it is there, and may be lost
+    while server.execute("SELECT xact_start FROM pg_stat_activity WHERE wait_event = 'SyncRep'") in (began, []):
+        time.sleep(0.01)
+    standby.start()
+    assert "signature" in first.answer()
+    [count] = server.execute("SELECT count(*) FROM hsmcore_tests.bound WHERE position = 2", database)
+    assert count == (1,)
+    assert first.sign(ordered(2, b"b"))["error"] == "DoubleSign"
+
+
+def test_a_store_with_a_seal(hosts):
+    sealed = hosts.config
+    hosts.config = lambda **more: (
+        sealed(**more) | {"sequencer": sealed(**more)["sequencer"] | {"stateSecret": "s" * 32}}
+    )
+    first, second = hosts.two()
+    first.until_signed(ordered(1, b"a"))
+    first.until_signed(b"no position")
+    first.close()
+    second.until_signed(ordered(2, b"a"))
+    assert second.sign(ordered(1, b"b"))["error"] == "DoubleSign"
+
+
+def test_two_hosts_of_one_name(hosts):
+    first = hosts.start("first")
+    first.until("holder")
+    with pytest.raises(AssertionError, match="give each host a name of its own") as caught:
+        hosts.start("other", host="first")
+    assert "fleet.host: is 'first', as which first:" in str(caught.value)
+    first.until_signed(ordered(1))
+
+
+async def test_a_lease_that_the_database_cannot_keep_up_with(hosts, monkeypatch):
+    answers = iter(range(0, 10**12, 60_000_000))  # 60 ms for each
+    monkeypatch.setattr(entry, "boottime", lambda: next(answers))
+    with pytest.raises(hsmcore.ConfigurationError, match="is 200, and the database takes 60 ms to answer") as caught:
+        await Membership.open(fleet(hosts.url, ttlMs=200))
+    assert caught.value.path == "$.keyManager.fleet.ttlMs"
+
+
+async def test_several_key_managers_each_have_an_epoch(hosts):
+    rules = hosts.config()["sequencer"]["keyManager"]
+    other = json.loads(json.dumps(rules)) | {"policy": {"kinds": ["state-root"]}}
+    other["config"]["keyLabel"] = hosts.token.keys["second"].label
+    config = {"sequencer": {"keyManagers": {"blocks": rules, "other": other}}}
+    async with hsmcore.create_key_managers(config) as managers:
+        fleets = {name: manager.fleet for name, manager in managers.items()}
+        await until(lambda: all(one.state == "holder" for one in fleets.values()))
+        await fleets["blocks"].release("a test")
+        await fleets["blocks"].claim()
+        assert {name: one.epoch for name, one in fleets.items()} == {"blocks": 2, "other": 1}
+        assert await managers.sign(ordered(1))
+        assert await managers.sign(ordered(1, kind="state-root"))

@@ -1,0 +1,241 @@
+"""Hosts of a fleet without HSMs, against a database that goes back, forgets a host, or holds what none can read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+from tests.support.audit_logs import settings
+from tests.support.fleet_hosts import BLOCKS, digest, message
+from tests.support.loops import one_loop
+from tests.support.managers import until
+from tests.support.postgres import Cluster, cluster, fleet
+
+from hsmcore.audit import AuditLog
+from hsmcore.config.fleet import Fleet
+from hsmcore.errors import HsmError
+from hsmcore.fleet.confirmations import Confirmations
+from hsmcore.fleet.membership import Membership
+from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.state import Store, StoreError
+
+pytestmark = [pytest.mark.integration, one_loop]
+TTL = 1000
+
+
+class Host:
+    """One host: its membership, and what binds behind its fence."""
+
+    def __init__(self, member: Membership, store: Store, log: AuditLog) -> None:
+        self.member, self.log = member, log
+        self.mark = Watermark(store, f"{member.host}:1", member)
+
+    async def sign(self, position: int, text: object = "") -> str:
+        """Bind a payload, and record it. Returns the name of the error, or ""."""
+        payload = text or f"{BLOCKS} {position}"
+        try:
+            await self.mark.require(Place(BLOCKS, position, digest(payload)))
+        except HsmError as error:
+            return type(error).__name__
+        self.log.record("sign", message=message(payload), result="ok", kind="block", domain=BLOCKS, position=position)
+        return ""
+
+
+class Shared:
+    """The fleet's database."""
+
+    def __init__(self, server: Cluster, folder: Path) -> None:
+        self._server, self._folder = server, folder
+        self._url = server.database()
+        self._database = self._url.rsplit("/", 1)[1]
+
+    def place(self, host: str, **more: Any) -> Fleet:
+        return fleet(self._url, **{"host": host, "ttlMs": TTL, **more})
+
+    @contextmanager
+    def beside(self) -> Iterator[psycopg.Connection[Any]]:
+        """A transaction that is none of a host's."""
+        with self._server.connect(self._database) as on, on.transaction():
+            on.execute(SQL("SET search_path TO {}").format(Identifier("hsmcore_tests")))
+            yield on
+
+    def ask(self, statement: str) -> list[tuple[Any, ...]]:
+        with self.beside() as on:
+            done = on.execute(statement.encode())
+            return done.fetchall() if done.description else []
+
+    @asynccontextmanager
+    async def host(self, name: str, **more: Any) -> AsyncIterator[Host]:
+        place, log = self.place(name, **more), AuditLog(str(self._folder / name / "audit.log"), settings())
+        (self._folder / name).mkdir(exist_ok=True)
+        await log.open()
+        member, store = await Membership.open(place), await Store.open(place)
+        try:
+            await member.watch_over(log)
+            member.begin(lambda *_, **__: None)
+            yield Host(member, store, log)
+        finally:
+            await member.close()
+            await store.close()
+            await log.close()
+
+
+@pytest.fixture
+def shared(postgres: Cluster, tmp_path: Path) -> Shared:
+    return Shared(postgres, tmp_path)
+
+
+async def test_a_database_that_goes_back_under_its_connections_is_an_incident(shared):
+    """The copy is of before the last bind, the host that bound it is gone, and no connection was lost."""
+    async with shared.host("b", claim="manual") as b:
+        async with shared.host("a") as a:
+            await until(lambda: a.member.state == "holder")
+            assert [await a.sign(position) for position in (1, 2)] == ["", ""]
+            [before] = shared.ask("SELECT epoch, holder, host, renewals FROM fleet")
+            [mark] = shared.ask("SELECT high, bits FROM watermark")
+            assert await a.sign(3) == ""
+            await until(lambda: b.member.holder == before[1])
+        await until(lambda: b.member.holder == "")  # it has released the epoch
+        with shared.beside() as on:
+            on.execute("UPDATE fleet SET released = 0, epoch = %s, holder = %s, host = %s, renewals = %s", before)
+            on.execute("UPDATE watermark SET high = %s, bits = %s", mark)
+            on.execute("DELETE FROM bound WHERE position = 3")
+            on.execute("DELETE FROM fleet_floor")
+        await until(lambda: b.member.incident != 0)
+        await b.member.claim()
+        assert await b.sign(3, "another") == "FleetBehind"
+        assert shared.ask("SELECT position FROM bound ORDER BY 1") == [(1,), (2,)]
+        async with shared.host("a", claim="manual"):
+            await until(lambda: b.member.incident == 0 and b.member.state == "holder")
+            b.member.caught_up(BLOCKS, 3)
+            assert await b.sign(3, "another") == "DoubleSign"
+            assert await b.sign(4) == ""
+
+
+async def test_a_host_that_is_spoken_for_by_another_process_renews_no_more(shared):
+    async with shared.host("a") as a, shared.host("b") as b:
+        await until(lambda: "holder" in (a.member.state, b.member.state))
+        first, second = (a, b) if a.member.state == "holder" else (b, a)
+        shared.ask(f"UPDATE fleet_host SET instance = 'another' WHERE name = '{first.member.host}'")  # noqa: S608
+        await until(lambda: second.member.state == "holder")
+        assert (first.member.state, first.member.lease.is_over) == ("follower", True)
+
+
+async def test_a_host_that_the_database_forgot_is_none_that_another_process_speaks_for(shared):
+    async with shared.host("a") as a:
+        await until(lambda: a.member.state == "holder")
+        shared.ask("DELETE FROM fleet_host")
+        await until(lambda: shared.ask("SELECT name, instance FROM fleet_host WHERE state = 'holder'") != [])
+        assert await a.sign(1) == ""
+        assert a.member.state == "holder"
+
+
+async def test_a_row_that_is_not_understood_stops_a_host_only_as_long(shared):
+    async with shared.host("a") as a:
+        await until(lambda: a.member.state == "holder")
+        failed = a.member.renewals_failed
+        [(epoch,)] = shared.ask("SELECT epoch FROM fleet")
+        shared.ask("UPDATE fleet SET epoch = -1")
+        await until(lambda: a.member.renewals_failed > failed)
+        assert a.member.state == "doubtful"
+        shared.ask(f"UPDATE fleet SET epoch = {epoch}")  # noqa: S608
+        await until(lambda: a.member.state == "holder")
+
+
+@pytest.mark.parametrize("claim", ["auto", "manual"])
+async def test_a_claim_that_is_under_way_when_a_host_closes_is_given_back(shared, claim):
+    async with shared.host("c", claim="manual"):  # makes the tables
+        member = await Membership.open(shared.place("a", claim=claim))
+        with shared.beside() as on:
+            on.execute("SELECT * FROM fleet FOR UPDATE")
+            member.begin(lambda *_, **__: None)
+            asked = asyncio.create_task(member.claim()) if claim == "manual" else None
+            await until(lambda: member.state == "claiming")
+            closing = asyncio.create_task(member.close())
+            await asyncio.sleep(0)
+        await closing
+        if asked is not None:
+            await asyncio.wait({asked})
+            asked.exception()
+        assert shared.ask("SELECT released FROM fleet") == [(1,)]
+
+
+async def test_a_server_that_does_not_say_which_one_it_is_stays_unused(tmp_path):
+    """It was started again, so what it has is to be compared: also when the first question after it failed."""
+    connected = []
+    with cluster() as server:
+        url = server.database()
+        store = await Store.open(fleet(url))
+        store.on_connect(lambda: connected.append(store.identity))
+        database = url.rsplit("/", 1)[1]
+        system = store.identity
+        server.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC", database)
+        server.restart()
+        for _ in range(2):
+            with pytest.raises(StoreError, match="pg_control_system"):
+                await store.run(lambda on: None)
+        assert connected == []
+        server.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC", database)
+        await store.run(lambda on: None)
+        assert connected == [system]
+        await store.close()
+
+
+async def test_a_check_that_fails_in_another_way_leaves_nobody_waiting():
+    checks = 0
+
+    async def check() -> bool:
+        nonlocal checks
+        checks += 1
+        if checks == 1:
+            later.append(asyncio.create_task(confirmations.wait()))
+            await asyncio.sleep(0)
+            raise ValueError("rows may hold anything")
+        return True
+
+    later: list[asyncio.Task[bool]] = []
+    confirmations = Confirmations(asyncio.Lock(), check)
+    assert not await confirmations.wait()
+    assert await later[0]
+    await confirmations.close()
+
+
+async def test_a_holder_binds_nothing_in_a_database_that_went_back_under_it(shared):
+    """Also before its next renewal. The first bind finds it, and the log puts the row back."""
+    async with shared.host("a", ttlMs=4 * TTL) as a:
+        await until(lambda: a.member.state == "holder")
+        assert await a.sign(1) == ""
+        await a.member.confirm()  # which is a renewal
+        with shared.beside() as on:
+            on.execute("UPDATE fleet SET renewals = 0")
+            on.execute("UPDATE watermark SET high = -1, bits = '0'")
+            on.execute("DELETE FROM bound")
+            on.execute("DELETE FROM fleet_floor")
+        assert await a.sign(1, "another") == "FleetBehind"
+        await until(lambda: a.member.state == "doubtful")
+        await until(lambda: a.member.state == "holder")
+        assert await a.sign(1, "another") == "DoubleSign"
+        assert await a.sign(1) == ""
+
+
+async def test_a_bind_whose_answer_was_lost_is_not_undone_by_the_next_one(shared):
+    """The server still commits it, waiting for its standby, when the host binds a lower position on another
+    connection."""
+    async with shared.host("a", ttlMs=8 * TTL) as a:
+        await until(lambda: a.member.state == "holder")
+        assert await a.sign(5) == ""
+        with shared.beside() as on:
+            on.execute("INSERT INTO bound SELECT domain, 9, digest, holder, bound_ns, '' FROM bound")
+            on.execute("UPDATE watermark SET high = 9, bits = '11'")
+            lower = asyncio.create_task(a.sign(7))
+            waits = f"SELECT count(*) FROM pg_stat_activity WHERE {on.info.backend_pid} = ANY(pg_blocking_pids(pid))"  # noqa: S608
+            await until(lambda: shared.ask(waits) == [(1,)])
+        assert await lower == "StoreError"
+        assert await a.sign(7) == ""
+        assert shared.ask("SELECT high, bits FROM watermark") == [(9, "15")]

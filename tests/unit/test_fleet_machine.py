@@ -1,0 +1,269 @@
+"""The states of a fleet's hosts, driven together against one database, with clocks that do not agree, answers that are
+late or lost, and processes that stop: never two leases at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from hsmcore.fleet.machine import Machine, Row
+
+TTL = 2_000_000_000
+MS = 1_000_000
+
+
+@dataclass
+class Asked:
+    """A transaction: what it does, when it began by its host's clock, and its result once it is committed."""
+
+    kind: str
+    began: int
+    committed: bool = False
+    row: Row | None = None
+    done: bool = False
+
+
+@dataclass
+class Host:
+    """One process: its machine, its own clock, and the one transaction that it has under way."""
+
+    machine: Machine
+    offset: int
+    rate: float
+    asked: Asked | None = None
+
+    def clock(self, real: int) -> int:
+        return self.offset + int(real * self.rate)
+
+
+class Fleet(RuleBasedStateMachine):
+    """Time passes only in `wait`; a transaction begins, is committed, and is answered, each when the rules say so."""
+
+    @initialize(
+        clocks=st.lists(st.tuples(st.integers(0, 10**15), st.sampled_from([0.95, 1.0, 1.05])), min_size=2, max_size=3),
+        ttl=st.sampled_from([200 * MS, TTL]),
+    )
+    def begin(self, clocks, ttl):
+        self.real = 0
+        self.row = Row()
+        self.hosts = [
+            Host(Machine(f"host-{number}", ttl), offset, rate) for number, (offset, rate) in enumerate(clocks)
+        ]
+        self.ttl = ttl
+
+    def host(self, number: int) -> Host:
+        return self.hosts[number % len(self.hosts)]
+
+    @rule(sixteenths=st.sampled_from([1, 4, 8, 12, 18]))
+    def wait(self, sixteenths):
+        self.real += self.ttl * sixteenths // 16
+
+    @rule(number=st.integers(0, 2), kind=st.sampled_from(["look", "look", "renew", "claim"]))
+    def act(self, number, kind):
+        """A transaction that takes no time."""
+        if self.host(number).asked is None:
+            self.ask(number, kind)
+            self.commit(number)
+            self.answer(number, lost=False)
+
+    @rule(number=st.integers(0, 2), kind=st.sampled_from(["renew", "claim"]), other=st.integers(0, 2))
+    def act_slowly(self, number, kind, other):
+        """A transaction whose answer takes half a life, and another host that sees it at once."""
+        if self.host(number).asked is None and self.host(number) is not self.host(other):
+            self.ask(number, kind)
+            self.commit(number)
+            self.act(other, "look")
+            self.wait(8)
+            self.answer(number, lost=False)
+
+    @rule(number=st.integers(0, 2), kind=st.sampled_from(["look", "renew", "claim", "release"]))
+    def ask(self, number, kind):
+        host = self.host(number)
+        if host.asked is not None or (kind in ("renew", "release") and not host.machine.epoch):
+            return
+        host.asked = Asked(kind, host.clock(self.real))
+        if kind == "claim":
+            host.machine.claims()
+        if kind == "release":
+            host.machine.gives_up("it was told to")
+
+    @rule(number=st.integers(0, 2))
+    def commit(self, number):
+        host = self.host(number)
+        asked = host.asked
+        if asked is None or asked.committed:
+            return
+        asked.committed = True
+        me, row = host.machine.instance, self.row
+        if asked.kind == "renew" and row.holder == me and not row.released and row.epoch == host.machine.epoch:
+            row, asked.done = row._replace(renewals=row.renewals + 1), True
+        elif asked.kind == "release" and row.holder == me:
+            row = row._replace(released=True)
+        elif asked.kind == "claim" and host.machine.may_claim(row, asked.began):
+            row, asked.done = Row(row.epoch + 1, me, me, 0, False, row.incident), True
+        self.row = asked.row = row
+
+    @rule(number=st.integers(0, 2), lost=st.booleans())
+    def answer(self, number, lost):
+        host = self.host(number)
+        asked, machine = host.asked, host.machine
+        if asked is None:
+            return
+        host.asked = None
+        now = host.clock(self.real)
+        if lost or asked.row is None:
+            machine.doubt("no answer")
+        elif asked.kind == "claim" and asked.done:
+            machine.claimed(asked.row, asked.began, now)
+        elif asked.kind == "renew" and asked.done:
+            machine.renewed(asked.row, asked.began, now)
+        else:
+            machine.saw(asked.row, now)
+
+    @rule(opens=st.booleans())
+    def incident(self, opens):
+        self.row = self.row._replace(incident=1 if opens else 0)
+
+    @rule(number=st.integers(0, 2))
+    def restart(self, number):
+        """Killed, and begun again: a process of another name, which knows nothing."""
+        host = self.host(number)
+        host.machine = Machine(host.machine.instance + "'", self.ttl)
+        host.asked = None
+
+    @invariant()
+    def one_lease_at_most(self):
+        holding = [host for host in self.hosts if host.machine.holds(host.clock(self.real))]
+        assert len(holding) <= 1, [host.machine.instance for host in holding]
+
+    @invariant()
+    def a_lease_goes_with_an_epoch(self):
+        for host in self.hosts:
+            machine = host.machine
+            if machine.until:
+                assert machine.epoch
+            if machine.binds:
+                assert machine.epoch
+                assert not machine.row.incident
+            assert (machine.state in ("holder", "doubtful")) == bool(machine.epoch) or machine.state == "claiming"
+            assert machine.epoch <= self.row.epoch
+
+    @invariant()
+    def what_is_due_may_be_claimed(self):
+        for host in self.hosts:
+            free_at, now = host.machine.free_at(), host.clock(self.real)
+            if free_at is not None and now >= free_at:
+                assert host.machine.may_claim(host.machine.row, now)
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+
+
+def holder(ttl: int = TTL) -> Machine:
+    machine = Machine("me", ttl)
+    machine.saw(Row(), 5)
+    machine.claims()
+    machine.claimed(Row(1, "me", "host", 0, False), 10, 30)
+    return machine
+
+
+def test_a_lease_counts_from_before_its_renewal():
+    machine = holder()
+    assert (machine.state, machine.epoch, machine.until) == ("holder", 1, 10 + TTL - TTL // 10)
+    machine.renewed(Row(1, "me", "host", 1, False), 100, 900)
+    assert machine.until == 100 + TTL - TTL // 10
+    assert machine.holds(machine.until - 1)
+    assert not machine.holds(machine.until)
+
+
+def test_doubt_leaves_the_lease_and_a_renewal_ends_it():
+    machine = holder()
+    until = machine.until
+    machine.doubt("no answer")
+    assert (machine.state, machine.binds, machine.until) == ("doubtful", False, until)
+    machine.renewed(Row(1, "me", "host", 1, False), until + 1, until + 2)
+    assert (machine.state, machine.reason) == ("holder", "")
+
+
+def test_another_s_claim_ends_it_at_once():
+    machine = holder()
+    machine.renewed(Row(2, "other", "elsewhere", 0, False), 100, 101)
+    assert (machine.state, machine.epoch, machine.until) == ("follower", 0, 0)
+    assert "other" in machine.reason
+
+
+def test_an_open_incident_stops_positions_only():
+    machine = holder()
+    machine.renewed(Row(1, "me", "host", 1, False, incident=4), 100, 101)
+    assert (machine.state, machine.binds) == ("doubtful", False)
+    assert machine.until == 100 + TTL - TTL // 10
+    machine.renewed(Row(1, "me", "host", 2, False), 200, 201)
+    assert machine.binds
+
+
+def test_what_was_not_seen_for_long_enough_is_not_claimed():
+    machine = Machine("me", TTL)
+    assert machine.free_at() is None
+    assert not machine.may_claim(Row(3, "other", "x", 7, False), 10**12)
+    machine.saw(Row(3, "other", "x", 7, False), 1000)
+    due = 1000 + TTL + TTL // 10
+    assert machine.free_at() == due
+    assert not machine.may_claim(Row(3, "other", "x", 7, False), due - 1)
+    assert not machine.may_claim(Row(3, "other", "x", 8, False), due)
+    assert not machine.may_claim(Row(4, "other", "x", 7, False), due)
+    assert machine.may_claim(Row(3, "other", "x", 7, False), due)
+    machine.saw(Row(3, "other", "x", 8, False), due)
+    assert machine.free_at() == due + TTL + TTL // 10
+    machine.saw(Row(3, "other", "x", 8, True), due + 10)
+    assert machine.free_at() == 0
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_claim_without_an_answer_is_read_again(written):
+    machine = Machine("me", TTL)
+    machine.saw(Row(), 1)
+    machine.claims()
+    machine.doubt("no answer")
+    assert machine.state == "claiming"
+    found: Any = Row(1, "me", "host", 0, False) if written else Row()
+    machine.saw(found, 2)
+    assert (machine.state, machine.epoch, machine.until) == (("doubtful", 1, 0) if written else ("follower", 0, 0))
+
+
+def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
+    """It was lost to another one, whose lease may go on although the database has forgotten it."""
+    machine = holder()
+    mine = machine.row
+    machine.saw(Row(2, "other", "elsewhere", 7, False), 100)
+    machine.saw(mine, 200)
+    assert (machine.state, machine.epoch) == ("follower", 0)
+    due = 200 + TTL + TTL // 10
+    assert machine.free_at() == due
+    assert not machine.may_claim(mine, due - 1)
+    assert machine.may_claim(mine, due)
+
+
+def test_what_went_back_to_nobody_s_is_not_free_at_once():
+    machine = Machine("me", TTL)
+    machine.saw(Row(2, "other", "elsewhere", 7, False), 100)
+    assert not machine.may_claim(Row(1, "third", "x", 9, True), 10**12)  # in the transaction that finds it
+    machine.saw(Row(1, "third", "x", 9, True), 200)
+    assert machine.free_at() == 200 + TTL + TTL // 10
+
+
+def test_an_epoch_that_was_given_up_is_not_taken_up_again():
+    machine = holder()
+    machine.gives_up("released")  # and the release is lost
+    machine.saw(machine.row, 100)
+    machine.renewed(machine.row, 200, 300)
+    assert (machine.state, machine.epoch, machine.until) == ("follower", 0, 0)
+
+
+def test_the_margin_of_a_short_lease():
+    assert Machine("me", 200 * MS).margin == 50 * MS
