@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
-from tests.support.leaks import holdings, surplus_since
+from tests.support.leaks import LASTING, holdings, surplus_since
 from tests.support.loops import FACTORIES, LoopRunner, warm_up
 from tests.support.shim import Shim, compile_shim
 from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_token
@@ -123,13 +123,26 @@ def postgres() -> Iterator[Cluster]:
     from tests.support.postgres import cluster
 
     with cluster() as made:
+        LASTING.append(made)
         yield made
+        LASTING.remove(made)
 
 
 @pytest.fixture(scope="session")
-def pooler(postgres: Cluster) -> Bouncer:
+def pooler(postgres: Cluster) -> Iterator[Bouncer]:
     """A PgBouncer in transaction mode in front of it."""
-    return postgres.bouncer()
+    made = postgres.bouncer()
+    LASTING.append(made)
+    yield made
+    LASTING.remove(made)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Through the pooler, `make test` runs the tests of the store itself; what lies on it is for `make check-deep`."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and callspec.params.get("place") == "pooled" and "test_state_store" not in item.nodeid:
+            item.add_marker(pytest.mark.deep)
 
 
 @pytest.fixture(params=["file", "postgres", "pooled"])

@@ -27,6 +27,7 @@ def test_a_row_that_is_reclaimed_by_age_is_seen():
     assert caught("reclaimed_by_age", "3") & {"two digests", "not bound"}
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(600)
 def test_a_bind_without_fence_is_seen():
     assert "two holders" in caught("unfenced", "5")

@@ -23,7 +23,7 @@ import hsmcore
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
-from hsmcore.state import store as state_store
+from hsmcore.state import sqlite as state_store
 
 pytestmark = pytest.mark.integration
 

@@ -183,6 +183,8 @@ def test_a_claim_by_hand(hosts):
     alive = second.ask("claim")
     assert (alive["error"], alive["epoch"]) == ("NotHolder", 1)
     assert second.ask("claim", force=True)["error"] == "BadArgument"
+    for wrong in (-1, "8", None, True):
+        assert second.ask("claim", at_least={"default/block": wrong})["error"] == "BadArgument"
     behind = second.ask("claim", at_least={"default/block": 8})
     assert behind["error"] == "NotHolder"
     first.ask("release")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 SECONDS = 10.0
 """How long what is on its way out (a thread past its last statement) may take."""
@@ -56,15 +57,19 @@ def _descriptors() -> Counter[str]:
     return found
 
 
+LASTING: list[Any] = []
+"""Servers (`pid`) that serve all tests of this process."""
+
+
 def children() -> frozenset[int]:
-    """The processes that this one started and that have not been waited for."""
+    """The processes that this one started and that have not been waited for, but for LASTING."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         try:
             found.update(map(int, (task / "children").read_text().split()))
         except OSError:  # the thread has ended
             continue
-    return frozenset(found)
+    return frozenset(found - {server.pid for server in LASTING})
 
 
 def holdings() -> Holdings:

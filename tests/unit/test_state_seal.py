@@ -132,7 +132,7 @@ async def test_every_forged_state_is_found_in_the_transaction_that_would_use_it(
 
 
 @one_loop
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.deep) for part in (1, 2, 3))])
 async def test_forged_states_of_a_server_are_found(postgres, part):
     """All objects, and each sixth row: rows are compared by the same code as those of a file."""
     chosen = [*[*forgeries()][::6], *forgeries("")][part::4]

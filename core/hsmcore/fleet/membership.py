@@ -223,6 +223,8 @@ class Membership:
         """
         if force and not reason:
             raise BadArgument("a forced claim needs a reason")
+        if at_least is not None:
+            at_least = {domain: _checked(position) for domain, position in at_least.items()}
         self._resting = None
         if not force:
             await self._until_free()
@@ -250,9 +252,7 @@ class Membership:
 
     def caught_up(self, domain: str, position: int) -> None:
         """Say how far the application has followed a domain, for claims that this host makes by itself."""
-        if type(position) is not int or position < 0:
-            raise BadArgument("a position is a whole number from 0 on")
-        self._words[domain] = max(position, self._words.get(domain, -1))
+        self._words[domain] = max(_checked(position), self._words.get(domain, -1))
         self._wake.set()
 
     async def confirm(self) -> None:
@@ -442,3 +442,9 @@ class Membership:
             record,
             **{"state": machine.state, "epoch": epoch, "holder": self.holder, "reason": machine.reason} | details,
         )
+
+
+def _checked(position: object) -> int:
+    if type(position) is not int or position < 0:
+        raise BadArgument("a position is a whole number from 0 on")
+    return position
