@@ -119,6 +119,7 @@ def test_memory_is_read_twice():
 @needs_noop
 @needs_chaos
 @needs_ours
+@pytest.mark.deep
 def test_resilience_is_measured():
     only = "noop-process-256,device-x2,verify-always,recovery"
     result = run(Options(patience=0, rounds=1, seconds=0.03, only=only, breaks=1, watch_seconds=0.3))
@@ -138,6 +139,7 @@ def test_resilience_is_measured():
 @needs_noop
 @needs_chaos
 @needs_ours
+@pytest.mark.deep
 @pytest.mark.slow
 def test_failover_is_measured():
     result = run(

@@ -496,6 +496,7 @@ async def test_fifty_rotation_races_of_three_hosts_make_one_key_each(url):
         assert len(await Keys(store).all()) == 51
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(900)  # 28 interpreters start, on a machine that may be busy
 async def test_eight_processes_and_twenty_kills_never_spend_more_than_there_is(url):
     """What a kill wastes is the rest of a block; what a process has written, it has spent."""
