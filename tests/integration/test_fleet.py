@@ -24,7 +24,8 @@ from hsmcore.fleet import entry
 from hsmcore.fleet.membership import Membership
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
-TTL = 1.0
+TTL = 1
+"""Seconds, where the end of a lease is waited for; else it is longer than a busy machine stalls."""
 KINDS = ["block", "raw"]
 
 
@@ -38,7 +39,7 @@ class Hosts:
         self._started: list[FleetMember] = []
 
     def config(self, *, rules: Any = None, policy: Any = None, **fleet: Any) -> dict[str, Any]:
-        block = {"store": {"url": self.url}, "name": "tests", "singleNode": True, "ttlMs": int(TTL * 1000), **fleet}
+        block = {"store": {"url": self.url}, "name": "tests", "singleNode": True, "ttlMs": 4000, **fleet}
         allowed = {"kinds": KINDS, **(policy or {})}
         whole = self.token.config(fleet=block, policy=allowed, maxCacheSize=0, **(rules or {}))
         whole["sequencer"] |= self.beside
@@ -111,7 +112,7 @@ def test_one_signs_and_the_other_says_who(hosts):
 
 
 def test_the_next_one_takes_over_from_one_that_was_killed(hosts, capsys):
-    first, second = hosts.two()
+    first, second = hosts.two(ttlMs=TTL * 1000)
     first.until_signed(ordered(1, b"a"))
     begun = time.monotonic()
     first.kill()
@@ -120,12 +121,12 @@ def test_the_next_one_takes_over_from_one_that_was_killed(hosts, capsys):
     assert second.ask("state")["epoch"] == 2
     second.until_signed(ordered(1, b"a"))
     assert second.sign(ordered(1, b"b"))["error"] == "DoubleSign"
-    again = hosts.start("first")  # waits for the end of its former life
+    again = hosts.start("first", ttlMs=TTL * 1000)  # waits for the end of its former life
     assert again.ask("state")["state"] == "follower"
 
 
 def test_a_holder_that_was_stopped_hands_out_nothing(hosts):
-    first, second = hosts.two()
+    first, second = hosts.two(ttlMs=TTL * 1000)
     first.until_signed(ordered(1, b"a"))
     first.signal(signal.SIGSTOP)
     first.tell("sign", message=ordered(2, b"a").hex())
@@ -325,7 +326,7 @@ async def test_a_lease_that_the_database_cannot_keep_up_with(hosts, monkeypatch)
 
 
 async def test_several_key_managers_each_have_an_epoch(hosts):
-    rules = hosts.config()["sequencer"]["keyManager"]
+    rules = hosts.config(ttlMs=60_000)["sequencer"]["keyManager"]
     other = json.loads(json.dumps(rules)) | {"policy": {"kinds": ["state-root"]}}
     other["config"]["keyLabel"] = hosts.token.keys["second"].label
     config = {"sequencer": {"keyManagers": {"blocks": rules, "other": other}}}
