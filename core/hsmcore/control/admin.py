@@ -18,11 +18,12 @@ from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenAccess
 from hsmcore.control.tokens import choose_one, present
-from hsmcore.errors import EngineClosed, LoginError, TokenNotFound, error_of
+from hsmcore.errors import EngineClosed, HsmError, LoginError, TokenNotFound, error_of
 
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
 
+_PASSING: Final = frozenset({0x005, 0x006})  # GENERAL_ERROR, FUNCTION_FAILED: see Verb.perform
 _LOG_IN_HINT: Final = "Start the signing engine first, or give the control plane a PIN."
 
 
@@ -58,7 +59,10 @@ class TokenAdmin:
         if self._holder is None:
             try:
                 self._open()
-            except TokenNotFound:
+            except HsmError as error:
+                passing = isinstance(error, TokenNotFound) or error.ckr in _PASSING
+                if self.logins or not passing:  # a PIN is presented at most once
+                    raise
                 self._open()
         return self
 
