@@ -9,6 +9,8 @@ from tests.support.verifiers import is_good
 from tests.support.wrapper import compile_wrapper
 
 import hsmcore
+from hsmcore.config import load
+from hsmcore.control.plane import ControlPlane
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +42,19 @@ static void change(void) {
 }
 """
 
+# The first question for the slots fails, in each process.
+_FAILS_ONCE = r"""
+static int asked;
+
+static CK_RV slots(CK_BBOOL present, CK_SLOT_ID_PTR list, CK_ULONG_PTR count) {
+    return asked++ == 0 ? CKR_GENERAL_ERROR : theirs->C_GetSlotList(present, list, count);
+}
+
+static void change(void) {
+    own.C_GetSlotList = slots;
+}
+"""
+
 
 @pytest.fixture
 def config(tmp_path, fresh_token):
@@ -58,6 +73,19 @@ async def test_a_token_that_was_left_out_is_looked_for_again(config, isolation):
     async with opened(config(2, isolation)) as manager:
         assert is_good("ed25519", manager.public_key, b"m", await manager.sign(b"m", 5.0))
         assert await manager.generate_key()  # the control plane finds it, too
+
+
+@one_loop
+async def test_an_error_that_passes_while_the_control_plane_opens_the_token(tmp_path, fresh_token):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"})
+    module = compile_wrapper(_FAILS_ONCE, token.module, tmp_path / "late.so")
+    plane = ControlPlane.for_settings(
+        load(token.config(settings={"modulePath": str(module)})).key_manager.own.config, member="m", isolated=True
+    )
+    try:
+        assert {key.label for key in await plane.list_keys()} == {"ed25519-key"}
+    finally:
+        await plane.close()
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])

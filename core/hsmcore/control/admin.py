@@ -23,7 +23,9 @@ from hsmcore.errors import EngineClosed, HsmError, LoginError, TokenNotFound, er
 PinSource = Callable[[], bytearray | None]
 """Fetches a PIN, which is wiped after its use; None: do not log in."""
 
-_PASSING: Final = frozenset({0x005, 0x006})  # GENERAL_ERROR, FUNCTION_FAILED: see Verb.perform
+PASSING: Final = frozenset({0x005, 0x006})
+"""CKR_GENERAL_ERROR and CKR_FUNCTION_FAILED: SoftHSM gives them now and then while another session, or another process,
+changes a token's files."""
 _LOG_IN_HINT: Final = "Start the signing engine first, or give the control plane a PIN."
 
 
@@ -55,12 +57,13 @@ class TokenAdmin:
 
     def open(self) -> Self:
         """Hold the module, find the token, log in if that is needed. Idempotent. As the engine, it looks once more for
-        a token that is not there: the module is initialized again if nobody else holds it."""
+        a token that is not there, and after a passing error: the module is initialized again if nobody else holds
+        it."""
         if self._holder is None:
             try:
                 self._open()
             except HsmError as error:
-                passing = isinstance(error, TokenNotFound) or error.ckr in _PASSING
+                passing = isinstance(error, TokenNotFound) or error.ckr in PASSING
                 if self.logins or not passing:  # a PIN is presented at most once
                     raise
                 self._open()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar, get_args
 
-from hsmcore.control.admin import TokenAdmin
+from hsmcore.control.admin import PASSING, TokenAdmin
 from hsmcore.control.adopt import adopt, hold_module
 from hsmcore.control.faults import translated
 from hsmcore.control.records import TokenRecord
@@ -23,7 +23,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 VERBS: Final[dict[str, type[Verb[Any]]]] = {}
 """Every verb by its name."""
-_PASSING: Final = frozenset({0x005, 0x006})  # GENERAL_ERROR, FUNCTION_FAILED
 
 
 class Verb(ABC, Generic[T_co]):
@@ -46,14 +45,13 @@ class Verb(ABC, Generic[T_co]):
         return f"{type(self).__name__}(…)"  # an argument may be a secret
 
     def perform(self, admin: TokenAdmin, /) -> T_co:
-        """Do it; a repeatable verb once more, in a session of its own, after an error that may have been a passing one:
-        SoftHSM gives such errors now and then while another session, or another process, changes a token's files. A
-        PIN is presented at most once. Raises HsmError."""
+        """Do it; a repeatable verb once more, in a session of its own, after an error that may have been a passing
+        one (PASSING). A PIN is presented at most once. Raises HsmError."""
         logins = admin.logins if self.repeatable else 0
         try:
             return self.run(admin)
         except HsmError as error:
-            if not self.repeatable or error.ckr not in _PASSING or admin.logins != logins:
+            if not self.repeatable or error.ckr not in PASSING or admin.logins != logins:
                 raise
         return self.run(admin)
 
