@@ -8,10 +8,9 @@ from typing import ClassVar, Self
 from hsmcore.errors import DeadlineExceeded, HsmError
 
 
-class AllLevelsFailed(HsmError):
+class AllLevelsFailed(HsmError, status="TOKEN_LOST"):
     """No level can sign this request. `causes` has the last error of each level, by name."""
 
-    default_status = "TOKEN_LOST"
     default_hint = "See `hsmcore failover status`; signing goes on by itself when a member answers again."
 
     def __init__(self, message: str = "", *, causes: Mapping[str, HsmError] | None = None) -> None:
@@ -27,15 +26,13 @@ class AllLevelsFailed(HsmError):
     lead: ClassVar[str] = "no level can sign"
 
 
-class AllLevelsLate(AllLevelsFailed, DeadlineExceeded):
+class AllLevelsLate(AllLevelsFailed, DeadlineExceeded, status="DEADLINE_EXCEEDED"):
     """The deadline passed while no level could sign."""
 
-    default_status = "DEADLINE_EXCEEDED"
     lead = "the deadline passed while no level could sign"
 
 
-class EmergencyRefused(HsmError):
+class EmergencyRefused(HsmError, status="REQUEST_REJECTED"):
     """The emergency level refuses: its budget or time is used up, or it does not allow the operation."""
 
-    default_status = "REQUEST_REJECTED"
     default_hint = 'See `hsmcore emergency status`; a new budget needs `hsmcore emergency reset --reason "…"`.'

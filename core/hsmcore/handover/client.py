@@ -8,10 +8,9 @@ from typing import Protocol
 from hsmcore.errors import HsmError
 
 
-class ChainRefused(HsmError):
+class ChainRefused(HsmError, status="REQUEST_REJECTED"):
     """The chain refused a transaction of a handover."""
 
-    default_status = "REQUEST_REJECTED"
     default_hint = "Check the authority on chain, and that the fee payer has lamports."
 
 

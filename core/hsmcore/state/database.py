@@ -29,10 +29,9 @@ BUSY_SECONDS: Final = 10.0
 """Wait of a transaction for another process's, in seconds."""
 
 
-class StoreBusy(HsmError):
+class StoreBusy(HsmError, status="BUSY"):
     """Another process has the role."""
 
-    default_status = "BUSY"
     default_hint = "Let the other process end it, or stop that process."
 
 
