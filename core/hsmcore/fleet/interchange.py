@@ -135,10 +135,7 @@ async def export(store: Store, fleet: str | None) -> Interchange:
         domains = [_domain(connection, name, mark, most) for name, mark in sorted(marks.items())]
         return Interchange.model_validate({"hsmcoreFleet": 1, "fleet": fleet, "domains": domains})
 
-    try:
-        return await store.run(work)
-    except (ValueError, TypeError, OverflowError):  # a ValidationError is a ValueError
-        raise StoreError("rows about positions are not of hsmcore's making") from None
+    return await _run(store, work)
 
 
 def _domain(connection: Connection, name: str, mark: Mark, most: int) -> dict[str, Any]:
@@ -177,10 +174,8 @@ async def import_(store: Store, found: Interchange) -> Imported:
 
 
 async def _run(store: Store, work: Callable[[Connection], T]) -> T:
-    try:
+    with positions.of_our_making("positions"):  # a ValidationError is a ValueError
         return await store.run(work)
-    except (ValueError, TypeError, OverflowError):
-        raise StoreError("rows about positions are not of hsmcore's making") from None
 
 
 def _raise(connection: Connection, *, domain: Domain, floors: dict[str, int]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from hsmcore.fleet.incident import count, word
-from hsmcore.state import StoreError, positions
+from hsmcore.state import positions
 from hsmcore.state.positions import MOST_POSITION, Mark
 from hsmcore.state.schema import DESIRED_STATE, FLEET, FLEET_FLOOR, FLEET_HOST
 from hsmcore.state.store import now_ns
@@ -18,10 +18,8 @@ _PREFIX = "fleet-"
 def overview(connection: Connection, name: str) -> dict[str, Any]:
     """Return who holds the epoch, the hosts, the positions and the incident. Changes nothing. Raises StoreError for
     rows that are not of hsmcore's making."""
-    try:
+    with positions.of_our_making("the fleet"):
         return _overview(connection, name)
-    except (ValueError, TypeError, OverflowError):
-        raise StoreError("rows about the fleet are not of hsmcore's making") from None
 
 
 def _overview(connection: Connection, name: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hmac import compare_digest
 from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, delete, insert, select
@@ -172,12 +171,8 @@ class Witness:
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         def checked(connection: Connection) -> T:
-            try:
+            with positions.of_our_making("positions"):
                 return work(connection)
-            except (ValueError, TypeError, OverflowError) as error:
-                if isinstance(error, BadArgument):
-                    raise
-                raise StoreError("rows about positions are not of hsmcore's making") from None
 
         return await self._store.run(checked)
 
@@ -236,9 +231,7 @@ class Witness:
                 compared.newest_own = max(compared.newest_own, count(found["bound_ns"]))
 
     def _require_genuine(self, found: dict[str, Any]) -> None:
-        columns = list(found.values())
-        mac = str(columns.pop())
-        if (made := self._store.vouch(*columns)) and not compare_digest(mac.encode(), made.encode()):
+        if not positions.is_genuine(self._store.vouch, found):
             where = f"position {found['position']} of {found['domain']}"
             raise StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
 

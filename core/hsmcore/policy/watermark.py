@@ -14,20 +14,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from copy import copy
-from hmac import compare_digest
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import Connection, select
 
 from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
-from hsmcore.state import Store, StoreError, StoreNotGenuine, StoreUnknown, positions
+from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
 from hsmcore.state.positions import WINDOW, Mark
 from hsmcore.state.schema import SPENT, replace_row
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
 """Requests in one transaction."""
-_FOREIGN: Final = "Find out who can write the state store; give it a seal (stateSecret)."
 _MINUTE_NS: Final = 60_000_000_000
 
 
@@ -143,10 +141,8 @@ class Watermark(Tables):
             return await self._store.run(work, turn=turn)
 
     def _take_or_refuse(self, connection: Connection, wants: Sequence[Want], now: int) -> list[Exception | bool]:
-        try:
+        with positions.of_our_making("positions"):
             return self._take(connection, wants, now)
-        except (ValueError, TypeError, OverflowError):  # without a seal, a row may hold anything
-            raise StoreError("rows about positions are not of hsmcore's making", hint=_FOREIGN) from None
 
     def _take(self, connection: Connection, wants: Sequence[Want], now: int) -> list[Exception | bool]:
         """Return for each one the reason to refuse it, or whether a row was added."""
@@ -190,9 +186,7 @@ class Watermark(Tables):
         if want.position <= mark.floor:
             return PolicyRefused(f"{where} is at or below the floor {mark.floor} ({mark.reason})")
         if row is not None:
-            columns = list(row.values())
-            mac = str(columns.pop())
-            if (made := self._store.vouch(*columns)) and not compare_digest(mac.encode(), made.encode()):
+            if not positions.is_genuine(self._store.vouch, row):
                 return StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
             return None if row["digest"] == want.digest else _double(row)
         if mark.has(want.position):

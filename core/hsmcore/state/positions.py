@@ -6,17 +6,22 @@ are only added, and floors only rise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, literal, select, union_all, update
 
+from hsmcore.errors import HsmError
 from hsmcore.state.schema import BOUND, FLEET, WATERMARK
+from hsmcore.state.seal import StoreError
 
 MOST_POSITION: Final = (1 << 63) - 1
 WINDOW: Final = 1024
 """Positions behind the highest one of which the watermark knows whether they are bound."""
+_FOREIGN: Final = "Find out who can write the state store; give it a seal (stateSecret)."
 _MASK: Final = (1 << WINDOW) - 1
 _GROUP: Final = 500
 """Positions that one statement asks for: SQLite takes so many parameters at least."""
@@ -82,6 +87,24 @@ _BOTH: Final = union_all(
     ),
 )
 """A mark has the form of a row of `bound` here, and a 1 behind it."""
+
+
+@contextmanager
+def of_our_making(what: str) -> Iterator[None]:
+    """Raise StoreError for rows that none of ours has written: without a seal, a row may hold anything."""
+    try:
+        yield
+    except HsmError:
+        raise
+    except (ValueError, TypeError, OverflowError):
+        raise StoreError(f"rows about {what} are not of hsmcore's making", hint=_FOREIGN) from None
+
+
+def is_genuine(vouch: Callable[..., str], row: dict[str, Any]) -> bool:
+    """Return whether a row of `bound`, as columns by name, is as it was written. `vouch`: Store.vouch."""
+    *columns, mac = row.values()
+    made = vouch(*columns)
+    return not made or compare_digest(str(mac).encode(), made.encode())
 
 
 def marks(connection: Connection, names: Iterable[str] | None = None) -> dict[str, Mark]:
