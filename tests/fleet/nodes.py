@@ -15,9 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.support.chaos import ends_within, send_signal
-from tests.support.postgres import USER, free_port, newest
-from tests.support.postgres import _call as call
-from tests.support.postgres import _unprivileged as unprivileged
+from tests.support.postgres import USER, call, free_port, newest, unprivileged
 
 DATABASE = "hsmcore"
 _INCLUDED = "node.conf"

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import subprocess
 import sys
 
 import pytest
-import structlog
 from tests.support.chaos import needs_chaos
+from tests.support.commands import commands
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
-
-from hsmcore.cli.app import run as cli
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
@@ -31,18 +28,8 @@ def place(tmp_path, fresh_token):
 
 @pytest.fixture
 def command(place, capfdbinary):
-    """Run a command in this process: exit code, what it printed as JSON, standard error."""
-
-    def command(*arguments, config="config.json", plain=False):
-        code = cli([*arguments, "--config", str(place.folder / config), *([] if plain else ["--json"])])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode() if plain else json.loads(out or b"null"), err.decode()
-
-    yield command
-    structlog.reset_defaults()
-    logging.getLogger("hsmcore").handlers.clear()
+    with commands(place.folder, capfdbinary) as command:
+        yield command
 
 
 def test_an_unused_store(command, place):

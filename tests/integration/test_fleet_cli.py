@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
-import sys
 
 import pytest
-import structlog
+from tests.support.commands import commands
 from tests.support.postgres import cluster
 
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
-from hsmcore.cli.app import run as cli
 from hsmcore.config import load
 from hsmcore.fleet import orders
 from hsmcore.policy.watermark import Place, Watermark
@@ -93,18 +90,8 @@ def site(tmp_path, server, world):
 
 @pytest.fixture
 def command(site, capfdbinary):
-    """Run a command in this process: exit code, what it printed as JSON, standard error."""
-
-    def command(*arguments, config="config.json", plain=False):
-        code = cli(["fleet", *arguments, "--config", str(site.folder / config), *([] if plain else ["--json"])])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode() if plain else json.loads(out or b"null"), err.decode()
-
-    yield command
-    structlog.reset_defaults()
-    logging.getLogger("hsmcore").handlers.clear()
+    with commands(site.folder, capfdbinary, "fleet") as command:
+        yield command
 
 
 def hosts(site, *names):

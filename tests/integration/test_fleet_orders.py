@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 import time
+from functools import partial
 
 import pytest
-import structlog
 from tests.integration.test_fleet import Hosts
+from tests.support.commands import commands
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
-
-from hsmcore.cli.app import run as cli
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
@@ -32,17 +28,8 @@ def place(tmp_path, world):
 def command(place, capfdbinary):
     """Run a command of the first host's configuration: exit code, what it printed as JSON, standard error."""
     _, hosts = place
-
-    def command(*arguments):
-        code = cli(["fleet", *arguments, "--json", "--config", str(hosts.folder / "first.json")])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return code, json.loads(out or b"null"), err.decode()
-
-    yield command
-    structlog.reset_defaults()
-    logging.getLogger("hsmcore").handlers.clear()
+    with commands(hosts.folder, capfdbinary, "fleet") as command:
+        yield partial(command, config="first.json")
 
 
 def test_hosts_follow_orders(command, place):

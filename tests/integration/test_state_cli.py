@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import stat
-import sys
 
 import pytest
-import structlog
 from tests.integration.test_rotation import rules
+from tests.support.commands import commands
 from tests.support.forged import Original
 from tests.support.managers import opened
 
@@ -43,18 +41,8 @@ def config(fresh_token, tmp_path):
 
 @pytest.fixture
 def command(tmp_path, config, capfdbinary):
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def command(*arguments, plain=False):
-        code = cli([*arguments, "--config", str(tmp_path / "config.json"), *([] if plain else ["--json"])])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode() if plain else json.loads(out or b"null"), err.decode()
-
-    yield command
-    structlog.reset_defaults()
-    logging.getLogger("hsmcore").handlers.clear()
+    with commands(tmp_path, capfdbinary) as command:
+        yield command
 
 
 def forge(tmp_path, statement="UPDATE key_version SET note = 'forged'"):

@@ -7,7 +7,6 @@ run as root, so root starts its programs as `nobody`.
 from __future__ import annotations
 
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -23,6 +22,7 @@ from typing import Any, Self
 import psycopg
 
 from hsmcore.config.fleet import Fleet
+from hsmcore_bench.demo.postgres import free_port, unprivileged
 
 SECONDS = 60.0
 """The longest wait for a server."""
@@ -39,27 +39,13 @@ def newest() -> Path:
     return found[-1].parent
 
 
-def free_port() -> int:
-    """A port of this host that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _unprivileged() -> dict[str, Any]:
-    """Arguments of Popen for a program that does not run as root."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
 def _environment() -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
 
 
-def _call(*command: str | Path) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=_environment(), **_unprivileged())
+def call(*command: str | Path) -> None:
+    """Run a program to its end, not as root."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=_environment(), **unprivileged())
     assert done.returncode == 0, f"{command[0]}: {done.stdout}{done.stderr}"
 
 
@@ -78,7 +64,7 @@ class _Server:
     def _launch(self, command: Sequence[str | Path], answers: Callable[[], bool]) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), **_unprivileged()
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), **unprivileged()
             )
         end = time.monotonic() + SECONDS
         while not answers():
@@ -128,7 +114,7 @@ class Cluster(_Server):
         password.write_text(PASSWORD)
         made._own()
         options = ("-A", "scram-sha-256", f"--pwfile={password}", "-U", _SUPER, "-E", "UTF8", "--locale=C.UTF-8")
-        _call(newest() / "initdb", "-D", made.data, "--no-sync", *options)
+        call(newest() / "initdb", "-D", made.data, "--no-sync", *options)
         with (made.data / "pg_hba.conf").open("a") as rules:
             rules.write("host replication all 127.0.0.1/32 scram-sha-256\n")
         # Not in /dev/shm, where a server that is killed leaves it.
@@ -140,7 +126,7 @@ class Cluster(_Server):
         return made
 
     def _own(self) -> None:
-        if who := _unprivileged():
+        if who := unprivileged():
             for path in (self.folder, *self.folder.iterdir()):
                 os.chown(path, who["user"], who["group"])
 
@@ -200,7 +186,7 @@ class Cluster(_Server):
         name = f"standby_{made.port}"
         source = f"host=127.0.0.1 port={self.port} user={_SUPER} passfile={passwords} application_name={name}"
         options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
-        _call(newest() / "pg_basebackup", "-D", made.data, *options, "-d", source)
+        call(newest() / "pg_basebackup", "-D", made.data, *options, "-d", source)
         made.start()
         if synchronous:
             self.change(synchronous_standby_names=name)
@@ -283,7 +269,7 @@ class Bouncer(_Server):
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())
         databases = f"* = host=127.0.0.1 port={cluster.port}\n"
         (made.folder / "bouncer.ini").write_text(f"[databases]\n{databases}[pgbouncer]\n{text}")
-        if who := _unprivileged():
+        if who := unprivileged():
             for path in (made.folder, *made.folder.iterdir()):
                 os.chown(path, who["user"], who["group"])
         program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin") or "pgbouncer"

@@ -45,7 +45,7 @@ def private_postgres() -> Iterator[str]:
     has. Takes about three seconds. Raises SystemFailure."""
     programs = find_programs()
     with tempfile.TemporaryDirectory(prefix="hsmcore-demo-pg-") as name:
-        folder, password, port = Path(name), secrets.token_urlsafe(24), _free_port()
+        folder, password, port = Path(name), secrets.token_urlsafe(24), free_port()
         word = folder / "password"
         word.touch(mode=0o600)
         word.write_text(password)
@@ -57,7 +57,7 @@ def private_postgres() -> Iterator[str]:
         settings = [part for pair in (_SETTINGS | {"port": str(port)}).items() for part in ("-c", "=".join(pair))]
         with log.open("wb") as output:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", data, *settings], stdout=output, stderr=output, cwd="/", **_unprivileged()
+                [programs / "postgres", "-D", data, *settings], stdout=output, stderr=output, cwd="/", **unprivileged()
             )
         try:
             url = f"postgresql://{_USER}:{password}@127.0.0.1:{port}/postgres"
@@ -82,12 +82,12 @@ def _await(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _run(command: list[str | Path]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **_unprivileged())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **unprivileged())
     if done.returncode != 0:
         raise SystemFailure(f"{Path(command[0]).name}: {done.stderr.strip()[-500:]}")
 
 
-def _unprivileged() -> dict[str, Any]:
+def unprivileged() -> dict[str, Any]:
     """Arguments of Popen: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return {}
@@ -96,12 +96,13 @@ def _unprivileged() -> dict[str, Any]:
 
 
 def _give(*paths: Path) -> None:
-    if who := _unprivileged():
+    if who := unprivileged():
         for path in paths:
             os.chown(path, who["user"], who["group"])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this host that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
