@@ -1,7 +1,7 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
 Reading order: load, root, several, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
-failover, fleet, policy, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules,
+failover, fleet, policy, gateway, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules,
 secretsmanager.
 """
 
@@ -11,6 +11,7 @@ from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.ephemeral import EphemeralSettings
 from hsmcore.config.failover import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
 from hsmcore.config.fleet import Fleet, FleetStore
+from hsmcore.config.gateway import Gateway, GatewayClient, GatewayTls
 from hsmcore.config.kms import AwsKmsSettings
 from hsmcore.config.load import Source, load, load_each
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
@@ -38,6 +39,9 @@ __all__ = [
     "Failover",
     "Fleet",
     "FleetStore",
+    "Gateway",
+    "GatewayClient",
+    "GatewayTls",
     "GenericPkcs11Settings",
     "KeyCeremony",
     "KeyManagerConfig",

@@ -13,9 +13,9 @@ from pydantic.alias_generators import to_camel
 
 from hsmcore.config.base import Model, child_path
 from hsmcore.config.faults import faults_of, unknown_key
-from hsmcore.config.root import Config
+from hsmcore.config.root import SINGLE, Config
 from hsmcore.config.secret import Secret
-from hsmcore.config.several import SINGLE, KeyManagersConfig, checked_names, choose, clashes
+from hsmcore.config.several import KeyManagersConfig, checked_names, choose, clashes
 from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.log import get_logger
 

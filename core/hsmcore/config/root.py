@@ -17,6 +17,7 @@ from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
 from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.fleet import Fleet
+from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.monitoring import Monitoring
 from hsmcore.config.policy import Policy
 from hsmcore.config.providers import Provider, all_members
@@ -24,6 +25,8 @@ from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
+SINGLE = "default"
+"""The name of a key manager that stands alone, at `keyManager`."""
 STATE_FILE = "hsmcore-state.db"
 """The store that all configurations of a folder shared before each got its own."""
 BESIDE_SEVERAL = ("auditLogFile", "audit", "cloudWatchLogs")
@@ -239,16 +242,25 @@ class Config(Model):
     key_manager: KeyManagerConfig
     state_secret: Secret | None = None
     """The secret of the state store's seal, 32 bytes at least: without it a writer of the store is believed."""
+    gateway: Gateway | None = None
+    """Settings of `hsmcore gateway`."""
     _hidden: frozenset[str] = PrivateAttr(default=frozenset())
 
     @classmethod
-    def one_of(cls, rules: KeyManagerConfig, secret: Secret | None, where: str, hidden: frozenset[str]) -> Config:
+    def one_of(
+        cls, rules: KeyManagerConfig, secret: Secret | None, gateway: Gateway | None, where: str, hidden: frozenset[str]
+    ) -> Config:
         """Return the configuration of one of several key managers. `hidden`: the variables with secrets of all."""
-        fields: dict[str, Any] = {"keyManager": rules, "stateSecret": secret}
+        fields: dict[str, Any] = {"keyManager": rules, "stateSecret": secret, "gateway": gateway}
         made = cls.model_construct(**fields)
         made.locate(where)
         made._hidden = hidden  # noqa: SLF001  # made here
         return made
+
+    @model_validator(mode="after")
+    def _clients_have_keys(self) -> Config:
+        require_keys(self.gateway, (SINGLE,))
+        return self
 
     @property
     def has_emergency(self) -> bool:
@@ -271,6 +283,7 @@ class Config(Model):
         rules = self.key_manager
         beside = tuple(f"{rules.where}.{key}" for key in BESIDE_SEVERAL)
         found = [*_placeholders(rules, rules.where), *_placeholders(self.state_secret, f"{self.where}.stateSecret")]
+        found += _placeholders(self.gateway, f"{self.where}.gateway")
         return tuple(rules.log_where + p.removeprefix(rules.where) if p.startswith(beside) else p for p in found)
 
     @property

@@ -13,13 +13,12 @@ from pydantic import model_validator
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, child_path
 from hsmcore.config.failover import CloudWatchLogs
+from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.policy import overlap
-from hsmcore.config.root import BESIDE_SEVERAL, Config, KeyManagerConfig, require_log
+from hsmcore.config.root import BESIDE_SEVERAL, SINGLE, Config, KeyManagerConfig, require_log
 from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
 
-SINGLE: Final = "default"
-"""The name of a key manager that stands alone, at `keyManager`."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -32,10 +31,13 @@ class KeyManagersConfig(Model):
     cloud_watch_logs: CloudWatchLogs | None = None
     state_secret: Secret | None = None
     """The secret that seals each state store."""
+    gateway: Gateway | None = None
+    """Settings of `hsmcore gateway`."""
 
     @model_validator(mode="after")
     def _has_its_log(self) -> KeyManagersConfig:
         require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
+        require_keys(self.gateway, self.key_managers)
         return self
 
     def each(self) -> dict[str, Config]:
@@ -44,7 +46,8 @@ class KeyManagersConfig(Model):
         rules = {name: own.among(name, **beside) for name, own in self.key_managers.items()}
 
         def made(hidden: frozenset[str]) -> dict[str, Config]:
-            return {name: Config.one_of(own, self.state_secret, self.where, hidden) for name, own in rules.items()}
+            secret, gateway = self.state_secret, self.gateway
+            return {name: Config.one_of(own, secret, gateway, self.where, hidden) for name, own in rules.items()}
 
         # The child processes of one key manager must not inherit the secrets of another one.
         return made(frozenset().union(*(config.secret_variables for config in made(frozenset()).values())))

@@ -1,0 +1,149 @@
+"""The gateway: where it listens, and who may have what signed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
+from hsmcore.config.monitoring import Address
+from hsmcore.config.policy import Kinds
+from hsmcore.config.secret import Secret
+
+DEFAULT_SOCKET: Final = "unix:/run/hsmcore/sign.sock"
+_SAYS: Final = 'must be "unix:/path", "tls:host:port" or "https:host:port"'
+_PeerName = Annotated[
+    str,
+    Text(
+        512,
+        form=r"dns:[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+",
+        says='"dns:name" or "spiffe://domain/path": a name that the client\'s certificate has',
+    ),
+]
+_Number = Annotated[int, Whole(0, 2**32 - 2)]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address to listen at. `face`: "unix" and "tls" speak hsmcore-wire/1, "https" Vault Transit's API."""
+
+    face: Literal["unix", "tls", "https"]
+    address: Address
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse an address. Raises ValueError with the allowed forms as its text."""
+        if text.startswith("unix:"):
+            return cls("unix", Address.parse(text))
+        for face in ("tls", "https"):
+            if text.startswith(f"{face}:"):
+                return cls(face, Address.parse(text.removeprefix(f"{face}:")))
+        raise ValueError(_SAYS)
+
+
+class GatewayTls(Model):
+    """The gateway's certificate chain and private key, and what client certificates are checked against; PEM, the key
+    without a passphrase. Files are read again when they change."""
+
+    certificate_file: Annotated[str, Text(4096)]
+    key_file: Annotated[str, Text(4096)]
+    client_ca_file: Annotated[str, Text(4096)] | None = None
+    """Certificates of the authorities for clients. Required for "tls:"; for "https:", where tokens will do as well, a
+    client certificate is asked for if this is given."""
+
+
+class GatewayClient(Model):
+    """A client: how it is known, and what it may. One of the ways of being known is enough."""
+
+    uid: Annotated[tuple[_Number, ...], BeforeValidator(as_tuple)] = ()
+    """User ids on a Unix socket."""
+    gid: Annotated[tuple[_Number, ...], BeforeValidator(as_tuple)] = ()
+    """Primary group ids on a Unix socket."""
+    names: Annotated[tuple[_PeerName, ...], BeforeValidator(as_tuple)] = ()
+    """Names in a certificate that clientCaFile vouches for."""
+    token: Secret | None = None
+    """What the client sends as X-Vault-Token to an "https:" address."""
+    keys: Annotated[tuple[Annotated[str, Text(32)], ...], BeforeValidator(as_tuple)]
+    """The key managers that it may use, by their names in `keyManagers`; "default" is the one at `keyManager`."""
+    kinds: Kinds | None = None
+    """Default: what the key's policy allows."""
+    manages: bool = False
+    """Whether it may also generate, choose and deactivate keys."""
+    per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
+    """Signatures a second, with bursts of as many."""
+    in_flight: Annotated[int, Whole(1, 65_536)] = 256
+    """Requests that are open, on all its connections together."""
+    weight: Annotated[int, Whole(1, 1000)] = 1
+    """Its share, in relation to the other clients', while more is asked for than the keys sign."""
+
+    @model_validator(mode="after")
+    def _known_somehow(self) -> GatewayClient:
+        if not (self.uid or self.gid or self.names or self.token):
+            raise clash("is known by nothing: give uid, gid, names or token")
+        if not self.keys or len(set(self.keys)) != len(self.keys):
+            raise clash("keys must list at least one key manager, each once")
+        return self
+
+
+class Gateway(Model):
+    """`gateway`: the addresses, and the clients by name. Whoever is none of them is refused."""
+
+    listen: Annotated[tuple[Annotated[str, Text(256)], ...], BeforeValidator(as_tuple)] = (DEFAULT_SOCKET,)
+    tls: GatewayTls | None = None
+    clients: dict[str, GatewayClient]
+    socket_mode: Annotated[str, Text(4, form="0[0-7]{3}", says='the permissions of a Unix socket, such as "0660"')] = (
+        "0660"
+    )
+    in_flight: Annotated[int, Whole(1, 65_536)] = 1024
+    """Requests of all clients that are at the key managers at a time; the others wait for their turn."""
+    drain_ms: Annotated[int, Whole(0, 600_000)] = 10_000
+    """How long an end by SIGTERM waits for the answers of open requests."""
+
+    @field_validator("listen")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                Listen.parse(text)
+            except ValueError as error:
+                problem = f"{text!r} {error}"
+            else:
+                continue
+            raise fault(problem)
+        if not value or len(set(value)) != len(value):
+            raise clash("must list at least one address, each once")
+        return value
+
+    @property
+    def addresses(self) -> tuple[Listen, ...]:
+        """`listen`, parsed."""
+        return tuple(map(Listen.parse, self.listen))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Gateway:
+        faces = {one.face for one in self.addresses} - {"unix"}
+        if faces and self.tls is None:
+            raise clash(f"listens at {min(faces)}: without tls")
+        if "tls" in faces and self.tls is not None and self.tls.client_ca_file is None:
+            raise clash("listens at tls: without tls.clientCaFile, so no client could show who it is")
+        if not self.clients:
+            raise clash("clients names nobody: every request would be refused")
+        for field in ("uid", "gid", "names"):
+            seen: dict[object, str] = {}
+            for name, client in self.clients.items():
+                for one in getattr(client, field):
+                    if one in seen:
+                        raise clash(f"clients.{name}.{field} lists {one}, as clients.{seen[one]} does")
+                    seen[one] = name
+        return self
+
+
+def require_keys(settings: Gateway | None, managers: Collection[str]) -> None:
+    """Raise a fault for a client whose key managers are not all among these."""
+    for name, client in (settings.clients if settings is not None else {}).items():
+        unknown = [key for key in client.keys if key not in managers]
+        if unknown:
+            raise clash(f"gateway.clients.{name}.keys names {unknown[0]!r}; there are {', '.join(managers)}")

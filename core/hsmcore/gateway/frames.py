@@ -1,0 +1,110 @@
+"""Frames of hsmcore-wire/1: cut from a stream of bytes, and made. docs/WIRE.md specifies them. Knows no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import Final, NamedTuple
+
+MOST_BYTES: Final = 1 << 20
+"""Largest `length` of a frame."""
+
+_LENGTH: Final = Struct("<I")
+_HEAD: Final = Struct("<IBBHQ")
+_AFTER_LENGTH: Final = _HEAD.size - _LENGTH.size
+
+
+class Type(IntEnum):
+    """`type` of a frame: from 129 on, the gateway's."""
+
+    HELLO = 1
+    SIGN = 2
+    SIGN_MANY = 3
+    VERIFY = 4
+    CANCEL = 5
+    ACK = 6
+    PING = 7
+    MANAGE = 8
+    WELCOME = 129
+    SIGNED = 130
+    SIGNED_MANY = 131
+    VERIFIED = 132
+    PONG = 133
+    ERROR = 134
+    KEYS = 135
+    CREDIT = 136
+    GOAWAY = 137
+    DONE = 138
+
+
+class Flag(IntFlag):
+    """`flags` of SIGN, and of SIGN_MANY; the second takes AGAIN only."""
+
+    HAS_POSITION = 1
+    AGAIN = 2
+
+
+_FLAGS: Final = {Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN, Type.SIGN_MANY: Flag.AGAIN}
+
+
+class WireError(ValueError):
+    """Bytes that are no frame of hsmcore-wire/1. The connection is of no more use."""
+
+
+class Frame(NamedTuple):
+    """One frame."""
+
+    type: Type
+    flags: int
+    slot: int
+    request: int
+    body: bytes
+
+
+class Splitter:
+    """Cuts a stream of bytes into frames. `types`: those that this end takes."""
+
+    def __init__(self, types: Iterable[Type], most: int = MOST_BYTES) -> None:
+        self._types = {int(one): one for one in types}
+        self._most = most
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Return the frames that are whole now. Raises WireError."""
+        buffer = self._rest + data if self._rest else data
+        at, end, frames = 0, len(buffer), list[Frame]()
+        while end - at >= _HEAD.size:
+            length, number, flags, slot, request = _HEAD.unpack_from(buffer, at)
+            if not _AFTER_LENGTH <= length <= self._most:
+                raise WireError(f"a frame of {length} bytes")
+            kind = self._types.get(number)
+            if kind is None:
+                raise WireError(f"type {number}")
+            if flags & ~_FLAGS.get(kind, 0):
+                raise WireError(f"flags {flags:#x} of type {number}")
+            after = at + _LENGTH.size + length
+            if after > end:
+                break
+            frames.append(Frame(kind, flags, slot, request, buffer[at + _HEAD.size : after]))
+            at = after
+        if end - at >= _LENGTH.size and end - at < _HEAD.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if not _AFTER_LENGTH <= length <= self._most:
+                raise WireError(f"a frame of {length} bytes")
+        self._rest = buffer[at:]
+        return frames
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that is not whole yet."""
+        return len(self._rest)
+
+
+CLIENT_TYPES: Final = tuple(one for one in Type if one < Type.WELCOME)
+GATEWAY_TYPES: Final = tuple(one for one in Type if one >= Type.WELCOME)
+
+
+def frame(kind: Type, request: int = 0, body: bytes = b"", *, slot: int = 0, flags: int = 0) -> bytes:
+    """Return a frame as bytes."""
+    return _HEAD.pack(_AFTER_LENGTH + len(body), kind, flags, slot, request) + body

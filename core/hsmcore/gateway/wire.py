@@ -1,0 +1,421 @@
+"""What the frames of hsmcore-wire/1 say, as bytes and as values. docs/WIRE.md is the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntFlag
+from struct import Struct
+from struct import error as struct_error
+from typing import Any, Final, NamedTuple
+
+from hsmcore.gateway.frames import Flag, Frame, Type, WireError, frame
+
+VERSION: Final = 1
+MOST_PING: Final = 64
+MOST_TEXT: Final = 1024
+"""Bytes of an error's text."""
+NONCE_BYTES: Final = 16
+NO_RECORD: Final = (1 << 64) - 1
+"""`audit_seq` of an answer without an audit record."""
+ALL_KINDS: Final = 0xFFFF
+
+_LENGTH: Final = Struct("<I")
+_SIGN: Final = Struct("<BIQI")
+_MANY: Final = Struct("<BIIH")
+_SIGNED: Final = Struct("<IBQ")
+_SIGNED_MANY: Final = Struct("<IH")
+_ERROR: Final = Struct("<BI")
+_GOAWAY: Final = Struct("<I")
+_U16: Final = Struct("<H")
+_LIMITS: Final = Struct("<IIHI")
+_KEY: Final = Struct("<HIBB")
+
+
+class Fault(IntFlag):
+    """`flags` of an error."""
+
+    RETRYABLE = 1
+    MAYBE_SIGNED = 2
+
+
+KINDS: Final = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed")
+"""By their numbers; "": the client does not say."""
+ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
+LEVELS: Final = ("", "primary", "secondary", "emergency")
+OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats")
+
+
+class Hello(NamedTuple):
+    """What a client says first."""
+
+    nonce: bytes
+    program: str
+
+
+class Key(NamedTuple):
+    """A version of a key. `kinds`: bit n is KINDS[n]."""
+
+    slot: int
+    version: int
+    current: bool
+    algorithm: str
+    id: str
+    public_key: bytes
+    kinds: int
+
+
+class Welcome(NamedTuple):
+    """What the gateway says first."""
+
+    instance: bytes
+    credits: int
+    message_bytes: int
+    batch: int
+    remember_ms: int
+    client: str
+    slots: tuple[str, ...]
+    keys: tuple[Key, ...]
+
+
+class Sign(NamedTuple):
+    """A request for a signature. `position`: None: there is none. `version` 0: the current one."""
+
+    kind: str
+    timeout_ms: int
+    position: int | None
+    version: int
+    message: bytes
+
+
+class SignMany(NamedTuple):
+    """A request for a batch."""
+
+    kind: str
+    timeout_ms: int
+    version: int
+    messages: list[bytes]
+
+
+class Signed(NamedTuple):
+    """A signature. `audit_seq`: None: there is no record."""
+
+    version: int
+    level: str
+    audit_seq: int | None
+    signature: bytes
+
+
+class Refusal(NamedTuple):
+    """An error as it is sent."""
+
+    retryable: bool
+    maybe_signed: bool
+    retry_after_ms: int
+    status: str
+    error_class: str
+    text: str
+
+
+class Manage(NamedTuple):
+    """An operation on a key, one of OPERATIONS. `key_id` "" where there is none."""
+
+    operation: str
+    key_id: str
+
+
+class Verify(NamedTuple):
+    """A signature to be verified. `key_id` "": any version."""
+
+    key_id: str
+    signature: bytes
+    message: bytes
+
+
+class _Fields:
+    """Reads a body field by field."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body, self._at = body, 0
+
+    def take(self, form: Struct) -> tuple[Any, ...]:
+        values = form.unpack_from(self._body, self._at)
+        self._at += form.size
+        return values
+
+    def raw(self, count: int) -> bytes:
+        found = self._body[self._at : self._at + count]
+        if len(found) != count:
+            raise WireError("a field ends behind the frame")
+        self._at += count
+        return found
+
+    def bytes8(self) -> bytes:
+        return self.raw(self.raw(1)[0])
+
+    def bytes16(self) -> bytes:
+        return self.raw(self.take(_U16)[0])
+
+    def text8(self) -> str:
+        return self.bytes8().decode()
+
+    def version(self) -> None:
+        (found,) = self.take(_U16)
+        if found != VERSION:
+            raise WireError(f"version {found} of the protocol; this is {VERSION}")
+
+    def keys(self) -> tuple[Key, ...]:
+        return tuple(self._key() for _ in range(*self.take(_U16)))
+
+    def _key(self) -> Key:
+        slot, version, state, algorithm = self.take(_KEY)
+        if state > 1:
+            raise WireError(f"state {state} of a key")
+        key_id, public_key, (kinds,) = self.text8(), self.bytes8(), self.take(_U16)
+        return Key(slot, version, bool(state), _named(ALGORITHMS, algorithm), key_id, public_key, kinds)
+
+    def rest(self) -> bytes:
+        return self.raw(len(self._body) - self._at)
+
+    def end(self) -> None:
+        if self._at != len(self._body):
+            raise WireError("bytes behind the last field")
+
+
+def _named(names: Sequence[str], number: int) -> str:
+    if number >= len(names):
+        raise WireError(f"number {number} means nothing")
+    return names[number]
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except (struct_error, IndexError, UnicodeDecodeError) as error:
+        raise WireError(str(error)) from None
+
+
+def _text8(text: str) -> bytes:
+    data = text.encode()
+    return bytes((len(data),)) + data
+
+
+def _bytes16(data: bytes) -> bytes:
+    return _U16.pack(len(data)) + data
+
+
+def hello(nonce: bytes, program: str) -> bytes:
+    """Return HELLO. `nonce`: NONCE_BYTES bytes; `program`: at most 64 bytes."""
+    return frame(Type.HELLO, body=_U16.pack(VERSION) + nonce + _text8(program))
+
+
+def read_hello(body: bytes) -> Hello:
+    """Read HELLO. Raises WireError, also for another version."""
+    with _reading():
+        fields = _Fields(body)
+        fields.version()
+        found = Hello(fields.raw(NONCE_BYTES), fields.text8())
+        fields.end()
+        return found
+
+
+def welcome(one: Welcome) -> bytes:
+    """Return WELCOME."""
+    limits = _LIMITS.pack(one.credits, one.message_bytes, one.batch, one.remember_ms)
+    slots = _U16.pack(len(one.slots)) + b"".join(map(_text8, one.slots))
+    body = (_U16.pack(VERSION), one.instance, limits, _text8(one.client), slots, _keys(one.keys))
+    return frame(Type.WELCOME, body=b"".join(body))
+
+
+def read_welcome(body: bytes) -> Welcome:
+    """Read WELCOME. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        fields.version()
+        instance = fields.raw(NONCE_BYTES)
+        most, size, batch, remember = fields.take(_LIMITS)
+        client = fields.text8()
+        slots = tuple(fields.text8() for _ in range(*fields.take(_U16)))
+        found = Welcome(instance, most, size, batch, remember, client, slots, fields.keys())
+        fields.end()
+        return found
+
+
+def keys(listed: Sequence[Key]) -> bytes:
+    """Return KEYS."""
+    return frame(Type.KEYS, body=_keys(listed))
+
+
+def read_keys(body: bytes) -> tuple[Key, ...]:
+    """Read KEYS. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        found = fields.keys()
+        fields.end()
+        return found
+
+
+def _keys(listed: Sequence[Key]) -> bytes:
+    parts = [_U16.pack(len(listed))]
+    for key in listed:
+        head = _KEY.pack(key.slot, key.version, key.current, ALGORITHMS.index(key.algorithm))
+        parts.append(head + _text8(key.id) + bytes((len(key.public_key),)) + key.public_key + _U16.pack(key.kinds))
+    return b"".join(parts)
+
+
+def sign(request: int, one: Sign, *, slot: int = 0, again: bool = False) -> bytes:
+    """Return SIGN."""
+    flags = (0 if one.position is None else Flag.HAS_POSITION) | (Flag.AGAIN if again else 0)
+    head = _SIGN.pack(KINDS.index(one.kind), one.timeout_ms, one.position or 0, one.version)
+    return frame(Type.SIGN, request, head + one.message, slot=slot, flags=flags)
+
+
+def read_sign(one: Frame) -> Sign:
+    """Read SIGN. Raises WireError."""
+    with _reading():
+        kind, timeout, position, version = _SIGN.unpack_from(one.body)
+        given = bool(one.flags & Flag.HAS_POSITION)
+        if position and not given:
+            raise WireError("a position without its flag")
+        return Sign(_named(KINDS, kind), timeout, position if given else None, version, one.body[_SIGN.size :])
+
+
+def sign_many(request: int, one: SignMany, *, slot: int = 0, again: bool = False) -> bytes:
+    """Return SIGN_MANY."""
+    parts = [_MANY.pack(KINDS.index(one.kind), one.timeout_ms, one.version, len(one.messages))]
+    for message in one.messages:
+        parts += _LENGTH.pack(len(message)), message
+    return frame(Type.SIGN_MANY, request, b"".join(parts), slot=slot, flags=Flag.AGAIN if again else 0)
+
+
+def read_sign_many(body: bytes) -> SignMany:
+    """Read SIGN_MANY. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        kind, timeout, version, count = fields.take(_MANY)
+        messages = [fields.raw(*fields.take(_LENGTH)) for _ in range(count)]
+        fields.end()
+        return SignMany(_named(KINDS, kind), timeout, version, messages)
+
+
+def verify(request: int, one: Verify, *, slot: int = 0) -> bytes:
+    """Return VERIFY."""
+    body = _text8(one.key_id) + _bytes16(one.signature) + one.message
+    return frame(Type.VERIFY, request, body, slot=slot)
+
+
+def read_verify(body: bytes) -> Verify:
+    """Read VERIFY. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        return Verify(fields.text8(), fields.bytes16(), fields.rest())
+
+
+def manage(request: int, one: Manage, *, slot: int = 0) -> bytes:
+    """Return MANAGE."""
+    return frame(Type.MANAGE, request, bytes((OPERATIONS.index(one.operation),)) + _text8(one.key_id), slot=slot)
+
+
+def read_manage(body: bytes) -> Manage:
+    """Read MANAGE. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        found = Manage(_named(OPERATIONS, fields.raw(1)[0]), fields.text8())
+        fields.end()
+        if not found.operation:
+            raise WireError("no operation")
+        return found
+
+
+def signed(request: int, one: Signed, *, slot: int = 0) -> bytes:
+    """Return SIGNED."""
+    record = NO_RECORD if one.audit_seq is None else one.audit_seq
+    body = _SIGNED.pack(one.version, LEVELS.index(one.level), record) + one.signature
+    return frame(Type.SIGNED, request, body, slot=slot)
+
+
+def read_signed(body: bytes) -> Signed:
+    """Read SIGNED. Raises WireError."""
+    with _reading():
+        version, level, record = _SIGNED.unpack_from(body)
+        return Signed(version, _named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :])
+
+
+def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal], *, slot: int = 0) -> bytes:
+    """Return SIGNED_MANY, with an outcome for each message."""
+    parts = [_SIGNED_MANY.pack(version, len(outcomes))]
+    for outcome in outcomes:
+        good = isinstance(outcome, bytes)
+        parts += bytes((not good,)), _bytes16(outcome if isinstance(outcome, bytes) else _refusal(outcome))
+    return frame(Type.SIGNED_MANY, request, b"".join(parts), slot=slot)
+
+
+def read_signed_many(body: bytes) -> tuple[int, list[bytes | Refusal]]:
+    """Read SIGNED_MANY: the version, and an outcome for each message. Raises WireError."""
+    with _reading():
+        fields, outcomes = _Fields(body), list[bytes | Refusal]()
+        version, count = fields.take(_SIGNED_MANY)
+        for _ in range(count):
+            bad, outcome = fields.raw(1)[0], fields.bytes16()
+            if bad > 1:
+                raise WireError(f"outcome {bad}")
+            outcomes.append(read_error(outcome) if bad else outcome)
+        fields.end()
+        return version, outcomes
+
+
+def error(request: int, one: Refusal) -> bytes:
+    """Return ERROR."""
+    return frame(Type.ERROR, request, _refusal(one))
+
+
+def _refusal(one: Refusal) -> bytes:
+    flags = (Fault.RETRYABLE if one.retryable else 0) | (Fault.MAYBE_SIGNED if one.maybe_signed else 0)
+    text = _bytes16(one.text.encode()[:MOST_TEXT].decode(errors="ignore").encode())
+    return _ERROR.pack(flags, one.retry_after_ms) + _text8(one.status) + _text8(one.error_class) + text
+
+
+def read_error(body: bytes) -> Refusal:
+    """Read what ERROR, or an outcome of SIGNED_MANY, says. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        flags, retry_after = fields.take(_ERROR)
+        if flags & ~(Fault.RETRYABLE | Fault.MAYBE_SIGNED):
+            raise WireError(f"flags {flags:#x} of an error")
+        status, error_class, text = fields.text8(), fields.text8(), fields.bytes16().decode()
+        fields.end()
+        retryable, maybe = bool(flags & Fault.RETRYABLE), bool(flags & Fault.MAYBE_SIGNED)
+        return Refusal(retryable, maybe, retry_after, status, error_class, text)
+
+
+def goaway(left_ms: int, reason: str) -> bytes:
+    """Return GOAWAY."""
+    return frame(Type.GOAWAY, body=_GOAWAY.pack(left_ms) + _text8(reason))
+
+
+def read_goaway(body: bytes) -> tuple[int, str]:
+    """Read GOAWAY: milliseconds that are left, and why. Raises WireError."""
+    with _reading():
+        fields = _Fields(body)
+        (left,) = fields.take(_GOAWAY)
+        reason = fields.text8()
+        fields.end()
+        return left, reason
+
+
+def verified(request: int, valid: bool) -> bytes:
+    """Return VERIFIED."""
+    return frame(Type.VERIFIED, request, bytes((valid,)))
+
+
+def credit(number: int) -> bytes:
+    """Return CREDIT."""
+    return frame(Type.CREDIT, body=_LENGTH.pack(number))
+
+
+def read_number(body: bytes, size: int) -> int:
+    """Read a body of one number: VERIFIED (1 byte), CREDIT (4). Raises WireError."""
+    if len(body) != size:
+        raise WireError(f"{len(body)} bytes instead of {size}")
+    return int.from_bytes(body, "little")
