@@ -164,6 +164,19 @@ class KeyDeactivated(HsmError, status="KEY_DEACTIVATED"):
     """The key was deactivated and signs no more."""
 
 
+class KeyNotCurrent(HsmError, status="KEY_NOT_CURRENT"):
+    """Another key than the one that was asked for would sign: it was rotated, or signing has failed over. Nothing was
+    signed with another one; `maybe_signed` says whether a signature under another one may exist from before."""
+
+    @classmethod
+    def of(cls, asked: bytes, found: bytes, *, bound: bool = False) -> Self:
+        """Make the error from two public keys. `bound`: a signature of the message may exist under `found`."""
+        what = "a signature of this message may exist under" if bound else "what signs now is"
+        error = cls(f"key {asked.hex()} was asked for, and {what} {found.hex()}")
+        error.maybe_signed = bound
+        return error
+
+
 class RequestRejected(HsmError, status="REQUEST_REJECTED"):
     """The module refuses this message or call."""
 
@@ -353,6 +366,7 @@ EXCEPTION_OF_STATUS: dict[str, type[HsmError]] = {
     "KEY_AMBIGUOUS": KeyAmbiguous,
     "KEY_MISMATCH": KeyMismatch,
     "KEY_DEACTIVATED": KeyDeactivated,
+    "KEY_NOT_CURRENT": KeyNotCurrent,
     "PUBLIC_KEY_MISSING": PublicKeyMissing,
     "ALGORITHM_UNSUPPORTED": AlgorithmUnsupported,
     "MESSAGE_TOO_LARGE": MessageTooLarge,

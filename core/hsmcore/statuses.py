@@ -150,6 +150,11 @@ STATUSES: dict[str, StatusRow] = {
         "Find out who replaced the key before anything is signed with it.",
     ),
     "KEY_DEACTIVATED": StatusRow("REQUEST_FATAL", "the key was deactivated", "Sign with the current key."),
+    "KEY_NOT_CURRENT": StatusRow(
+        "REQUEST_FATAL",
+        "another key than the one that was asked for would sign",
+        "Build the message for the key that signs now, and ask again.",
+    ),
     "PUBLIC_KEY_MISSING": StatusRow(
         "REQUEST_FATAL",
         "the token does not hold the public half of the key",

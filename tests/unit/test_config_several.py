@@ -72,7 +72,11 @@ def test_a_store_of_the_name_that_all_shared_is_not_used(tmp_path):
         ({"keyManagers": {"a": 5}}, "$.keyManagers.a", "must be an object"),
         ({"keyManagers": {"a": one(), "b": {"type": "softhsn"}}}, "$.keyManagers.b.type", 'did you mean "softhsm"?'),
         ({"keyManagers": {"a": one()}, "keyManager": one()}, "$.keyManagers", "beside keyManager"),
-        (both(zzz=1), "$.zzz", "unknown key; allowed here: audit, auditLogFile, cloudWatchLogs, keyManagers, "),
+        (
+            both(zzz=1),
+            "$.zzz",
+            "unknown key; allowed here: audit, auditLogFile, cloudWatchLogs, gateway, keyManagers, ",
+        ),
         (both(audit={}), "$", "has audit, but no auditLogFile"),
         (both(second={"auditLogFile": "a"}), "$.keyManagers.transactions.auditLogFile", "stands once, beside"),
         (both(second={"audit": {}}), "$.keyManagers.transactions.audit", "stands once, beside keyManagers"),

@@ -17,21 +17,21 @@ NAMES = {
         ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
         EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
         InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
-        KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot MessageTooLarge
-        ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized OutOfMemory
-        PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled RequestRejected
-        SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError StoreNotGenuine
-        SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller
+        KeyNotCurrent KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
+        MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized
+        OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled
+        RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError
+        StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller
         create_key_manager create_key_managers load
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError
         DeadlineExceeded DoubleSign EmptyMessage EngineClosed EngineForked FleetBehind HostUnusable HsmError
         InternalError InvalidMessage InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyMismatch
-        KeyNotFound KeyUnusable LoginError MemberDown MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid
-        ModuleMissing NotHolder NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing
-        QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed SignatureInvalid
-        SignatureMalformed SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
+        KeyNotCurrent KeyNotFound KeyUnusable LoginError MemberDown MessageTooLarge ModuleBusy ModuleFatal
+        ModuleInvalid ModuleMissing NotHolder NotInitialized OutOfMemory PinIncorrect PinLocked PolicyRefused
+        PublicKeyMissing QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed
+        SignatureInvalid SignatureMalformed SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
     """,
     "hsmcore.handover": "Handover HandoverKey Settled",
     "hsmcore.handover.rpc": "RpcClient",

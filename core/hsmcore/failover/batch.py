@@ -11,6 +11,7 @@ from hsmcore._native import freeze
 from hsmcore.errors import EmptyMessage, HsmError
 from hsmcore.failover.breaker import WITHHELD, may_have_signed
 from hsmcore.failover.levels import EMERGENCY
+from hsmcore.failover.policy import Attempts
 from hsmcore.failover.request import Answer, Request
 from hsmcore.failover.sharing import WORTH_SHARING, share_out
 
@@ -25,21 +26,25 @@ async def sign_many(
     timeout: float | None,
     return_exceptions: bool,
     extra: bytes | None = None,
+    only: bytes | None = None,
 ) -> list[Any]:
-    """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records."""
+    """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records. `only`: as
+    Router.sign_with_receipt."""
     batch = [freeze(message) for message in messages]
     router.check()
     endpoint = router.pick()
     deadline = router.deadline(timeout)
     if endpoint is None or endpoint.level_name == EMERGENCY or router.any_bound_elsewhere(batch, endpoint.key):
-        return await _one_by_one(router, batch, timeout, return_exceptions, extra)
+        return await _one_by_one(router, batch, timeout, return_exceptions, extra, only)
     parts = _parts(router, endpoint, batch)
+    if only is not None and any(part.key != only for part in parts):
+        return await _one_by_one(router, batch, timeout, return_exceptions, extra, only)
     await _ask(router, batch, parts, timeout, extra)
     results = [result for part in parts for result in part.results]
     again = {
         index: asyncio.ensure_future(
             router.resume(
-                Request(batch[index], deadline, allow_other_key=False, extra=extra),
+                Request(batch[index], deadline, allow_other_key=False, extra=extra, attempts=Attempts(only=only)),
                 part.endpoint,
                 part.key,
                 results[index],
@@ -173,11 +178,16 @@ def _check(batch: list[bytes]) -> None:
 
 
 async def _one_by_one(
-    router: Router, batch: list[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+    router: Router,
+    batch: list[Any],
+    timeout: float | None,
+    return_exceptions: bool,
+    extra: bytes | None,
+    only: bytes | None,
 ) -> list[Any]:
     """For messages that each need a decision: a bound key, or a unit of the emergency budget."""
     _check(batch)
-    tasks = [asyncio.ensure_future(router.sign_with_receipt(message, timeout, extra=extra)) for message in batch]
+    tasks = [asyncio.ensure_future(router.sign_with_receipt(one, timeout, extra, only=only)) for one in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     except BaseException:

@@ -18,11 +18,18 @@ class Attempts(Generic[M]):
     message then, unless the caller allows it."""
 
     bound_to: bytes | None = None
+    only: bytes | None = None
+    """The key that the caller asks for."""
     tried: list[M] = field(default_factory=list)
     rounds: int = 0
     level: int | None = None
     retries: int = 0
     waited: bool = False
+
+    @property
+    def key(self) -> bytes | None:
+        """The only key that may sign the message; None: any may."""
+        return self.only if self.bound_to is None else self.bound_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +63,10 @@ def next_step(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
 
 
 def _smart(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
-    member = levels.pick_for(attempts.bound_to, attempts.tried)
+    member = levels.pick_for(attempts.key, attempts.tried)
     if member is not None:
         return Try(member)
-    if attempts.tried and (again := levels.pick_for(attempts.bound_to, ())) is not None:
+    if attempts.tried and (again := levels.pick_for(attempts.key, ())) is not None:
         # Every remaining member already failed this request but is trusted: retry at once, then at the interval.
         level = levels.levels[again.level]
         attempts.rounds += 1
@@ -67,7 +74,7 @@ def _smart(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
         if attempts.rounds > level.retries:
             return GiveUp()
         return Wait(now if attempts.rounds == 1 else now + level.interval, eager=False)
-    until = hope_until(levels, attempts.bound_to, now)
+    until = hope_until(levels, attempts.key, now)
     return GiveUp() if until is None else Wait(until, eager=True)
 
 
@@ -79,7 +86,7 @@ def _literal(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
         level = levels.levels[attempts.level]
         if level.name == EMERGENCY:
             return _literal_emergency(levels, attempts, now)
-        members = _members_of(levels, attempts.level, attempts.bound_to)
+        members = _members_of(levels, attempts.level, attempts.key)
         untried = [m for m in members if m not in attempts.tried]
         if untried and attempts.retries == 0 and not attempts.tried:
             return Try(least_loaded(untried))
@@ -112,8 +119,8 @@ def _members_of(levels: Levels[M], level: int, key: bytes | None) -> list[M]:
 
 
 def _literal_emergency(levels: Levels[M], attempts: Attempts[M], now: int) -> Step[M]:
-    member = levels.pick_for(attempts.bound_to, attempts.tried)
+    member = levels.pick_for(attempts.key, attempts.tried)
     if member is not None:
         return Try(member)
-    until = 0 if attempts.tried or attempts.bound_to is not None else emergency_hope(levels)
+    until = 0 if attempts.tried or attempts.key is not None else emergency_hope(levels)
     return Wait(until, eager=True) if until > now else GiveUp()

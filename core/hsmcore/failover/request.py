@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hsmcore._native import Digest
-from hsmcore.errors import HsmError, MemberDown
+from hsmcore.errors import HsmError, KeyNotCurrent, MemberDown
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Levels
@@ -58,6 +58,14 @@ class Request:
         """The message, unless its caller allows another key."""
         return () if self.allow_other_key else (self.message,)
 
+    def require_key(self, now: bytes | None) -> None:
+        """Raise KeyNotCurrent if the key that the caller asks for is another one than the message is bound to, or than
+        the one that signs now."""
+        only, bound = self.attempts.only, self.attempts.bound_to
+        found = bound or now
+        if only is not None and found not in (None, only):
+            raise KeyNotCurrent.of(only, found, bound=bound is not None)
+
     def fits(self, version: KeyVersion) -> bool:
         """Whether a key signs such a message: Ed25519 hashes by itself, so it signs no digest."""
         return version.algorithm != "ed25519" or not isinstance(self.message, Digest)
@@ -74,13 +82,17 @@ def failure_of(request: Request, levels: Levels[Endpoint], *, late: bool) -> All
     for index, level in enumerate(levels.levels):
         own = request.causes.get(level.name)
         causes[level.name] = own if own is not None else _cause(index, request, levels)
-    return (AllLevelsLate if late else AllLevelsFailed).of(causes)
+    error = (AllLevelsLate if late else AllLevelsFailed).of(causes)
+    error.maybe_signed = request.attempts.bound_to is not None
+    return error
 
 
 def _cause(level: int, request: Request, levels: Levels[Endpoint]) -> HsmError:
     endpoints = [endpoint for endpoint in levels.members if endpoint.level == level]
-    bound = request.attempts.bound_to
-    if bound is not None and any(endpoint.trusted and endpoint.key != bound for endpoint in endpoints):
+    key = request.attempts.key
+    if key is not None and any(endpoint.trusted and endpoint.key != key for endpoint in endpoints):
+        if request.attempts.bound_to is None:
+            return MemberDown("it holds another key than the one that was asked for", hint="")
         return MemberDown(
             "it holds another key, and a signature of this message may exist already",
             hint="Call again with allow_other_key=True if signing it under a second key does no harm.",

@@ -22,7 +22,7 @@ from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
 from hsmcore.failover.levels import EMERGENCY, Levels
-from hsmcore.failover.policy import GiveUp, Try, Wait, next_step
+from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, next_step
 from hsmcore.failover.request import Answer, Request, by_module, failure_of
 from hsmcore.keyring import KeyVersion
 
@@ -84,16 +84,24 @@ class Router:
         return (await self.sign_with_receipt(message, timeout, extra, allow_other_key)).signature
 
     async def sign_with_receipt(
-        self, message: Any, timeout: float | None = None, extra: bytes | None = None, allow_other_key: bool = False
+        self,
+        message: Any,
+        timeout: float | None = None,
+        extra: bytes | None = None,
+        allow_other_key: bool = False,
+        only: bytes | None = None,
     ) -> Answer:
-        """As `sign`; the answer names member and key. `extra` goes into the audit records."""
+        """As `sign`; the answer names member and key. `extra` goes into the audit records. `only`: the public key that
+        signs it, or none does. Raises KeyNotCurrent."""
         self.check()
         if type(message) is not bytes:
             message = freeze(message)
-        request = Request(message, self.deadline(timeout), allow_other_key, extra)
+        request = Request(message, self.deadline(timeout), allow_other_key, extra, Attempts(only=only))
         self._look_up(request)
         endpoint = self.pick()
-        if endpoint is not None and request.attempts.bound_to in (None, endpoint.key):
+        if endpoint is not None:
+            request.require_key(endpoint.key)
+        if endpoint is not None and request.attempts.key in (None, endpoint.key):
             answer = await self._attempt(endpoint, request)
             if answer is not None:
                 return answer
@@ -152,6 +160,8 @@ class Router:
                 self._look_up(request)
                 step = next_step(self.levels, request.attempts, now)
                 self.settle()
+                if not isinstance(step, Try):
+                    request.require_key(self._signs_now())
                 if isinstance(step, Try):
                     answer = await self._attempt(step.member, request)
                     if answer is not None:
@@ -168,9 +178,14 @@ class Router:
             raise
 
     def _look_up(self, request: Request) -> None:
-        """Bind a request to the key of an earlier request for the same message."""
+        """Bind a request to the key of an earlier request for the same message. Raises KeyNotCurrent."""
         if self._bindings and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = self._bindings.get(request.message)
+            request.require_key(None)
+
+    def _signs_now(self) -> bytes | None:
+        endpoint = self.pick()
+        return None if endpoint is None else endpoint.key
 
     async def _attempt(self, endpoint: Endpoint, request: Request) -> Answer | None:
         """Try one member. None: the attempt failed, and the levels have counted it."""

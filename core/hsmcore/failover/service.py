@@ -205,12 +205,12 @@ class FailoverService:
         return (await self._short_way.again(error, extra)).signature
 
     async def submit_with_receipt(
-        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
+        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None, only: bytes | None = None
     ) -> Receipt:
         """As SigningPath."""
         begun = time.perf_counter_ns()
-        if allow_other_key:
-            answer = await self.router.sign_with_receipt(message, timeout, extra, allow_other_key)
+        if allow_other_key or only is not None:
+            answer = await self.router.sign_with_receipt(message, timeout, extra, allow_other_key, only)
         else:
             answer = await self._short_way.answer(message, timeout, extra)
         return answer.receipt(time.perf_counter_ns() - begun)

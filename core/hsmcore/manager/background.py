@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from hsmcore.config import Config
 from hsmcore.events import Events
-from hsmcore.handover.base import Handover
+from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
@@ -48,6 +48,14 @@ class BackgroundServices:
         self._store: Store | None = None
         self._subscriptions: list[Callable[[], None]] = []
         self._looking: asyncio.Task[None] | None = None
+
+    def announce_with(self, handover: Handover) -> None:
+        """As KeyManager.on_rotation."""
+        require_whole(handover)
+        if not can_be_asked(handover):
+            get_logger().warning("the handover cannot say which key the chain obeys", hint=ADD_SETTLED)
+        if self.rotation is not None:
+            self.rotation.handover = handover
 
     @classmethod
     async def open(cls, config: Config, handover: Handover | None = None, *, rotates: bool = True) -> Self:

@@ -15,9 +15,8 @@ from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import AccessDenied, HsmError, LoginError
 from hsmcore.events import Callback, Events
 from hsmcore.fleet.membership import Membership
-from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
+from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.manager import digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
@@ -166,18 +165,18 @@ class KeyManager:
             self._passes = refuse_closed
 
     async def _close(self) -> None:
-        path, name = self._path, self._rules.name
+        path = self._path
         async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
             rest.callback(self._verifiers.close)
             rest.push_async_callback(self.audit.close)
             rest.push_async_callback(path.close)
             rest.push_async_callback(self.audit.seal)  # while a member can still sign the checkpoint
-            rest.callback(self.audit.note, "close", member=name)
+            rest.callback(self.audit.note, "close", member=self._rules.name)
             rest.push_async_callback(self._leave_fleet)  # what was under way has been handed out
             rest.push_async_callback(self._end_guard)
             rest.push_async_callback(path.idle)
             rest.push_async_callback(self._end_background)
-        self._events.emit("closed", member=name)
+        self._events.emit("closed", member=self._rules.name)
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -196,6 +195,7 @@ class KeyManager:
         kind: str | None = None,
         position: int | None = None,
         allow_other_key: bool = False,
+        key_id: str | None = None,
     ) -> bytes:
         """Sign one message with the current key.
 
@@ -205,12 +205,16 @@ class KeyManager:
         cannot meet its deadline at the measured service rate gets QueueFull, a DeadlineExceeded, immediately.
 
         With failover, AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign the
-        message although a signature under the first key may exist.
+        message although a signature under the first key may exist. `key_id`: sign with this key or not at all, which
+        raises KeyNotCurrent while another one signs, KeyNotFound.
 
         With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, and DoubleSign for
         another payload at a bound position. `kind`: what the caller takes the message for. `position`: that of a bare
         digest of an ordered kind; a payload with its position in it must agree.
         """
+        if key_id is not None:
+            claims: Any = {"kind": kind, "position": position, "allow_other_key": allow_other_key, "key_id": key_id}
+            return (await self.sign_with_receipt(message, timeout, **claims)).signature
         extra = audit_extra() if self._audited else None
         path, submitted, admission = self._path, False, None
         try:
@@ -255,6 +259,7 @@ class KeyManager:
         messages: Iterable[bytes | bytearray | memoryview],
         timeout: float | None = None,
         return_exceptions: Literal[False] = False,
+        key_id: str | None = None,
     ) -> list[bytes]: ...
     @overload
     async def sign_many(
@@ -262,26 +267,28 @@ class KeyManager:
         messages: Iterable[bytes | bytearray | memoryview],
         timeout: float | None = None,
         return_exceptions: bool = False,
+        key_id: str | None = None,
     ) -> list[bytes | HsmError]: ...
     async def sign_many(
         self,
         messages: Iterable[bytes | bytearray | memoryview],
         timeout: float | None = None,
         return_exceptions: bool = False,
+        key_id: str | None = None,
     ) -> Any:
         """Sign a batch in one crossing to the workers. Returns the signatures in order.
 
         The first error is raised at once, unless `return_exceptions` puts errors into the list. An invalid message is
-        refused before anything is signed. `timeout` covers the whole batch.
+        refused before anything is signed. `timeout` covers the whole batch. `key_id`: as in `sign`.
         """
         batch = list(messages)
 
         async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[list[Any]]:
-            send, guard = self._path.submit_many, self._guard
-            if guard is None:
+            send = partial(self._path.submit_many, only=self._keys.public_key_of(key_id))
+            if self._guard is None:
                 return send(batch, timeout, return_exceptions, extra)
             record = self._record.failure
-            return await submit_batch(guard, send, batch, timeout, return_exceptions, extra, admitted, record)
+            return await submit_batch(self._guard, send, batch, timeout, return_exceptions, extra, admitted, record)
 
         return await self._answer("sign-many", None, submit)
 
@@ -293,6 +300,7 @@ class KeyManager:
         kind: str | None = None,
         position: int | None = None,
         allow_other_key: bool = False,
+        key_id: str | None = None,
     ) -> Receipt:
         """Sign one message; the receipt names member, level and key. As `sign`."""
 
@@ -304,7 +312,7 @@ class KeyManager:
                 admission = admitted.enter_context(self._guard.admitted(message, kind, position))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
-            return self._path.submit_with_receipt(data, left, allow_other_key, extra)
+            return self._path.submit_with_receipt(data, left, allow_other_key, extra, self._keys.public_key_of(key_id))
 
         return await self._answer("sign", message, submit)
 
@@ -395,12 +403,8 @@ class KeyManager:
         """Set the handover that announces each new key to the chain before it signs (see hsmcore.handover). Call it
         before initialize(): a rotation that was interrupted in its handover waits for it. Raises BadArgument for an
         object that lacks `handover` or `revert`."""
-        require_whole(handover)
-        if not can_be_asked(handover):
-            get_logger().warning("the handover cannot say which key the chain obeys", hint=ADD_SETTLED)
+        self._background.announce_with(handover)
         self._handover = handover
-        if self._background.rotation is not None:
-            self._background.rotation.handover = handover
 
     def _open_keys(self) -> KeyOperations:
         self._life.check()
@@ -426,8 +430,7 @@ class KeyManager:
     def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the signature cache: size, max_size, hits, misses, joined, evictions, bytes, hit_rate."""
         self._life.check()
-        engines = [member.member.engine for member in self.members() if member.member is not None]
-        return cache_summary(engines, self._rules.max_cache_size)
+        return cache_summary([one.engine for one in running(self._path)], self._rules.max_cache_size)
 
     def get_stats(self) -> dict[str, Any]:
         """Counters and latency histograms of the workers, by member; see Engine.stats."""

@@ -42,6 +42,10 @@ class KeyOperations:
         self._audit, self._events = audit, events
         self._changing = asyncio.Lock()
 
+    def public_key_of(self, key_id: str | None) -> bytes | None:
+        """Return the public key of a version of the ring; None for None. Raises KeyNotFound."""
+        return None if key_id is None else self.ring.get(key_id).public_key
+
     def port(self, manager: object) -> ManagerPort:
         """The operations that a rotation needs. `manager`: the key manager, for handovers."""
         return ManagerPort(

@@ -99,10 +99,15 @@ class ConfirmedPath:
         return signature
 
     async def submit_many(
-        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+        self,
+        messages: Sequence[Any],
+        timeout: float | None,
+        return_exceptions: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
     ) -> list[Any]:
         until = self._until(timeout)
-        answers = await self._path.submit_many(messages, timeout, return_exceptions, extra)
+        answers = await self._path.submit_many(messages, timeout, return_exceptions, extra, only)
         signed = [
             (message, answer) for message, answer in zip(messages, answers, strict=True) if isinstance(answer, bytes)
         ]
@@ -116,10 +121,15 @@ class ConfirmedPath:
         return answers
 
     async def submit_with_receipt(
-        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
+        self,
+        message: Any,
+        timeout: float | None,
+        allow_other_key: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
     ) -> Receipt:
         until = self._until(timeout)
-        receipt = await self._path.submit_with_receipt(message, timeout, allow_other_key, extra)
+        receipt = await self._path.submit_with_receipt(message, timeout, allow_other_key, extra, only)
         await self._confirm([(message, receipt.signature)], until)
         return receipt
 

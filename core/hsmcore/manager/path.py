@@ -44,11 +44,24 @@ class SigningPath(Protocol):
         helps."""
 
     def submit_many(
-        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
-    ) -> Awaitable[list[Any]]: ...
+        self,
+        messages: Sequence[Any],
+        timeout: float | None,
+        return_exceptions: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
+    ) -> Awaitable[list[Any]]:
+        """`only`: the public key that signs, or none does. Raises KeyNotCurrent."""
+
     def submit_with_receipt(
-        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None
-    ) -> Awaitable[Receipt]: ...
+        self,
+        message: Any,
+        timeout: float | None,
+        allow_other_key: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
+    ) -> Awaitable[Receipt]:
+        """`only`: as submit_many."""
 
     # Keys.
     @property

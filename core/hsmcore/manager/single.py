@@ -10,7 +10,7 @@ from typing import Any, Final, Self, TypeVar
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config
-from hsmcore.errors import HsmError, KeyNotFound
+from hsmcore.errors import HsmError, KeyNotCurrent, KeyNotFound
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
@@ -88,15 +88,31 @@ class SingleMember:
         await self.member.stop()
 
     def submit_many(
-        self, messages: Sequence[Any], timeout: float | None, return_exceptions: bool, extra: bytes | None
+        self,
+        messages: Sequence[Any],
+        timeout: float | None,
+        return_exceptions: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
     ) -> Awaitable[list[Any]]:
+        self._require(only)
         return self._awaited(self._engine.submit_many(messages, timeout, return_exceptions, self.key_index, extra))
 
     def submit_with_receipt(
-        self, message: Any, timeout: float | None, _allow_other_key: bool, extra: bytes | None
+        self,
+        message: Any,
+        timeout: float | None,
+        _allow_other_key: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
     ) -> Awaitable[Receipt]:
+        self._require(only)
         begun, version = perf_counter_ns(), self.version
         return self._receipt(self._engine.submit_with_receipt(message, timeout, version.index, extra), begun, version)
+
+    def _require(self, only: bytes | None) -> None:
+        if only is not None and only != self.version.public_key:
+            raise KeyNotCurrent.of(only, self.version.public_key)
 
     async def _receipt(
         self, answer: asyncio.Future[tuple[bytes, int | None, bool]], begun: int, version: KeyVersion
