@@ -63,13 +63,13 @@ class _Spans:
         self._tracer = tracer
         self._plain, self._many, self._receipt = manager.sign, manager.sign_many, manager.sign_with_receipt
 
-    async def sign(self, message: Any, timeout: float | None = None, *, allow_other_key: bool = False) -> bytes:
+    async def sign(self, message: Any, timeout: float | None = None, **options: Any) -> bytes:
         """As KeyManager.sign."""
 
         async def work(span: Span) -> bytes:
             if not span.is_recording():
-                return await self._plain(message, timeout, allow_other_key=allow_other_key)
-            receipt = await self._receipt(message, timeout, allow_other_key=allow_other_key)
+                return await self._plain(message, timeout, **options)
+            receipt = await self._receipt(message, timeout, **options)
             _describe(span, receipt)
             signature: bytes = receipt.signature
             return signature

@@ -15,8 +15,17 @@ from nacl.signing import VerifyKey
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("softhsm")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "two_keys", "audit")
-PUBLIC = {"hsmcore", "hsmcore.errors", "hsmcore.handover", "hsmcore.metrics", "hsmcore.serve", "hsmcore.tracing"}
+SOLANA = ("keychain_signer", "solana_py", "anchorpy_payer")
+PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "two_keys", *SOLANA, "audit")
+PUBLIC = {
+    "hsmcore",
+    "hsmcore.errors",
+    "hsmcore.handover",
+    "hsmcore.metrics",
+    "hsmcore.serve",
+    "hsmcore.solana",
+    "hsmcore.tracing",
+}
 
 
 def run(name: str) -> str:
@@ -104,6 +113,29 @@ def test_two_keys():
     assert found(r"^refused +(.+)$", text) == "POLICY_REFUSED"
     recorded = re.findall(r"^record +\d+: (.+)$", text, re.MULTILINE)
     assert recorded == ["blocks ok", "blocks ok", "messages ok", "None error"]
+
+
+def test_keychain_signer():
+    text = run("keychain_signer")
+    assert found(r"^signed +(.+)$", text) == "complete: True, verified: True"
+    assert found(r"^chain +(.+)$", text) == "executed, 1,000,000 lamports"
+    assert found(r"^batch +(.+)$", text) == "99 executed, refused: SIGNER_SIGNING_FAILED"
+    assert found(r"^text +(.+)$", text) == "verified: True"
+
+
+def test_solana_py():
+    text = run("solana_py")
+    assert found(r"^sent +(\w+)$", text) == "True"
+    assert found(r"^received +(.+)$", text) == "1,000,000 lamports"
+
+
+def test_anchorpy_payer():
+    """Without anchorpy, whose newest release does not install beside the solders of these tests: 0.21 needs an old
+    construct-typing, hence solana-py 0.36.6, hence solders 0.26."""
+    text = run("anchorpy_payer")
+    assert found(r"^built +(.+)$", text) == "empty slot: True"
+    assert found(r"^signed +(.+)$", text) == "verified: True"
+    assert found(r"^chain +(.+)$", text) == "executed, 1,000,000 lamports"
 
 
 def test_audit():

@@ -35,6 +35,20 @@ async def records(manager):
     return [record async for record in manager.audit.query(match={"operation": "sign"})]
 
 
+async def test_every_argument_of_a_key_manager_s_methods_is_passed_on(world, tmp_path, spans):
+    rules = {"kinds": ["raw", "block"]}
+    async with opened(world.config(stateFile=str(tmp_path / "state.db"), policy=rules)) as manager:
+        instrument(manager, spans[0])
+        key = await manager.get_current_key_id()
+        for sign in (manager.sign, manager.sign_with_receipt):
+            assert await sign(b"m", 5, kind="raw", key_id=key)
+            with pytest.raises(hsmcore.PolicyRefused, match="no position"):
+                await sign(b"m", 5, position=3)
+        assert await manager.sign_many([b"m"], 5, key_id=key)
+        with pytest.raises(hsmcore.KeyNotFound):
+            await manager.sign(b"m", key_id="00ff")
+
+
 async def test_a_span_names_the_signer_and_its_trace_is_in_the_audit_log(world, tmp_path, spans):
     provider, exporter = spans
     async with opened(world.config(maxCacheSize=0, auditLogFile=str(tmp_path / "audit.log"))) as manager:

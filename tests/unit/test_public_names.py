@@ -38,6 +38,7 @@ NAMES = {
     "hsmcore.handover.solana": "MintAuthority NonceAuthority ProgramAuthority SolanaHandover",
     "hsmcore.metrics": "collector read render",
     "hsmcore.serve": "Site attached",
+    "hsmcore.solana": "HsmcoreSigner SigningKeys off_chain_message sign_transactions verify_transaction",
     "hsmcore.tracing": "configured_provider instrument",
 }
 
