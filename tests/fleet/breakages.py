@@ -58,6 +58,14 @@ def unfenced() -> None:
 
 
 @_breakage
+def unshared() -> None:
+    """A bind reads who holds the epoch, and does not lock it: a claim may come between that and its end."""
+    from hsmcore.fleet import rows
+
+    rows._SHARE = rows._LOOK  # type: ignore[misc]
+
+
+@_breakage
 def not_synchronous() -> None:
     """A commit is confirmed before the synchronous standby has it, as with synchronous_commit = local. A failover then
     loses it, which the audit logs would put right: so they are not compared."""

@@ -12,7 +12,8 @@
 
 Of overlap, that is what leases promise as long as clocks run at about one rate: a host whose clock was shown at another
 rate, and those beside it, are left out. A process that was stopped may have been stopped between the check of its lease
-and the line of its history: a request that it had begun before, and ended at once when it went on, is left out too.
+and the line of its history: a request that it had begun before, and ended at once when it went on, is left out too. So
+are signatures under an epoch before one that was claimed by force, which waits for no lease.
 """
 
 from __future__ import annotations
@@ -123,8 +124,10 @@ def _check_leases(hosts: Sequence[Host], fault: Fault) -> None:
             if line["position"] is None and line["epoch"]:
                 first[line["epoch"]] = min(first.get(line["epoch"], _NEVER), line["at"])
                 last.append((line["epoch"], line["at"], host, line))
+    forced = {line["forced"] for host in hosts for line in host.of("event") if line["forced"]}
     for epoch, at, host, line in last:
-        later = min((begun for other, begun in first.items() if other > epoch), default=_NEVER)
+        waited = min((other for other in forced if other > epoch), default=_NEVER)
+        later = min((begun for other, begun in first.items() if epoch < other < waited), default=_NEVER)
         if at > later and not _was_stopped(host, line):
             fault("overlap", f"{host.name}: {(at - later) / 1e6:.0f} ms after a later epoch: {line}")
 

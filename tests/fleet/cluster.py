@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from tests.fleet.nodes import Node, give
 from tests.fleet.proxy import Proxy
+from tests.support.chaos import send_signal
 
 NAMES = ("a", "b", "c")
 CANCEL = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
@@ -138,6 +139,18 @@ class Cluster:
                 count += len(await self.ask(node, CANCEL))
         return count
 
+    async def hold_a_bind(self, seconds: float) -> int | None:
+        """Stop the server's process of a transaction that binds, when it has read who holds the epoch and is about to
+        insert: with a lock of the table that it waits for, which is then given back. Returns the process id, for
+        `let_go`; None: nothing was bound in that time."""
+        assert self.leader is not None
+        return await asyncio.to_thread(self.leader.hold_a_bind, seconds)
+
+    def let_go(self, pid: int) -> None:
+        """Let that process go on."""
+        with suppress(ProcessLookupError):  # its server was killed
+            send_signal(pid, signal.SIGCONT)
+
     async def fail_over(self) -> None:
         """The primary dies, and the synchronous standby takes its place: nothing is lost."""
         assert self.leader is not None
@@ -168,6 +181,15 @@ class Cluster:
         await self.kill(self.synchronous)
         self.links[self.asynchronous.name].cut()
         await self._promote(self.asynchronous, self.synchronous)
+
+    async def rejoin(self) -> None:
+        """Have the node that died as the primary follow the new one, as its asynchronous standby."""
+        assert self.leader is not None
+        node = self.asynchronous
+        await self.kill(node)
+        await asyncio.to_thread(node.clone_from, self.leader.port)
+        await self._follow(node)
+        await self.streams(node)
 
     async def _promote(self, node: Node, standby: Node) -> None:
         node.configure(synchronous_standby_names=standby.name)

@@ -38,6 +38,13 @@ BASE = {
 }
 
 
+_LOOKS = 10
+_SCHEMA = "SELECT schemaname FROM pg_tables WHERE tablename = 'bound'"
+_INSERTS = r"""SELECT pid,
+        substring(query FROM '''::VARCHAR, ''(\d+)''')::bigint > (SELECT max(high) + 20 FROM {}.watermark)
+    FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND wait_event = 'relation' AND query LIKE 'INSERT INTO bound%'"""
+
 needs_postgres = pytest.mark.skipif(
     not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), reason="PostgreSQL is not installed"
 )
@@ -181,6 +188,26 @@ class Node:
         """The rows of a query."""
         with self.connect(self.database) as connection:
             return connection.execute(question, values).fetchall()  # type: ignore[arg-type]
+
+    def hold_a_bind(self, seconds: float) -> int | None:
+        """Stop the process of a transaction that waits to insert a position far ahead, which no other bind forbids.
+        Returns its id, or None."""
+        end = time.monotonic() + seconds
+        with self.connect(self.database) as lock, self.connect(self.database) as watch:
+            [[schema]] = lock.execute(_SCHEMA).fetchall() or [[None]]
+            while schema is not None and time.monotonic() < end:
+                lock.execute("BEGIN")
+                lock.execute(f"LOCK TABLE {schema}.bound IN SHARE MODE")
+                for _ in range(_LOOKS):
+                    found = watch.execute(_INSERTS.format(schema)).fetchone()  # type: ignore[arg-type]
+                    if found is not None and found[1]:
+                        send_signal(int(found[0]), signal.SIGSTOP)
+                        return int(found[0])
+                    if found is not None:
+                        break
+                    time.sleep(0.005)
+                lock.execute("ROLLBACK")
+        return None
 
     def execute(self, statement: str) -> None:
         """Run a statement in the database that is always there."""

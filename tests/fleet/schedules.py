@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.fleet.cluster import Cluster, Template, cluster
 from tests.fleet.history import lines_of, true_boottime
 from tests.fleet.nodes import DATABASE
 from tests.fleet.proxy import Proxy
-from tests.fleet.site import HOSTS, Pooler, Signer, faketime, floors_of, holder_of, rows_of
+from tests.fleet.site import HOSTS, Pooler, Signer, faketime, floors_of, holder_of, latest_epoch, rows_of
 from tests.support.seeds import added, parse, run_seeds
 
 CHUNK = 4
@@ -48,7 +49,9 @@ DOINGS = {"kill": 3, "stop": 4, "part": 4, "slow": 1, "cut": 2, "reply": 3, "clo
 """What goes wrong, with weights."""
 CHANGES = {"": 3, "fail_over": 3, "split": 3, "lose": 3}
 """Of the primary: one a schedule."""
-OF_THE_DATABASE = {"cancel", "bounce", "standby", "crash", "machine", "isolate", *CHANGES}
+LATE = "late"
+"""In most of the schedules, beside those."""
+OF_THE_DATABASE = {LATE, "cancel", "bounce", "standby", "crash", "machine", "isolate", *CHANGES}
 
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
 _BUSY = """SELECT pid, state, wait_event, pg_blocking_pids(pid)::text, extract(epoch FROM now() - xact_start)::float4,
@@ -83,8 +86,10 @@ def plan(
     seconds: float = SECONDS,
     weights: Mapping[str, int] = DOINGS,
     changes: Mapping[str, int] = CHANGES,
+    *,
+    late: float = 0.8,
 ) -> Plan:
-    """The schedule of a seed."""
+    """The schedule of a seed. `late`: how likely it has that."""
     dice = random.Random(seed)
     doings = []
     for _ in range(dice.randint(3, 7)):
@@ -94,6 +99,9 @@ def plan(
     change = dice.choices(list(changes), list(changes.values()))[0]
     if change:
         doings.append(Doing(dice.uniform(1.0, seconds - 2.5), change, None, dice.randrange(1 << 30)))
+    beside = random.Random(f"{LATE} {seed}")  # the others stay what they are for this seed
+    if beside.random() < late:
+        doings.append(Doing(0.0, LATE, None, beside.randrange(1 << 30)))
     return Plan(
         seed=seed,
         strict=dice.random() < 0.3,
@@ -218,8 +226,14 @@ class Schedule:
     # ---- what goes wrong ----
 
     async def _do_all(self) -> None:
+        for doing in self.plan.doings:
+            if doing.what == LATE:  # before the others, which would be in its way
+                self.verdict.doings[LATE] += 1
+                await self._do(doing)
         begun = time.monotonic()
         for doing in self.plan.doings:
+            if doing.what == LATE:
+                continue
             await asyncio.sleep(max(begun + doing.at - time.monotonic(), 0))
             self.verdict.doings[doing.what] += 1
             task = asyncio.ensure_future(self._do(doing))
@@ -279,6 +293,25 @@ class Schedule:
             await asyncio.sleep(dice.uniform(0.05, 0.3))
             await self.database.cancel_waiting_commit()
         link.heal()
+
+    async def _late(self, host: Signer, dice: random.Random) -> None:
+        """A bind is held when it has read who holds the epoch; another host claims that by force, and binds; then the
+        first one goes on. Only what it has locked keeps the claim from coming before its end: its position is so far
+        ahead that no row of the other one is in its way."""
+        leader = self.database.leader
+        if leader is None:
+            return
+        with suppress(psycopg.Error):
+            held = await self.database.hold_a_bind(6.0)
+            if held is None:
+                return
+            try:
+                dice.choice([other for other in self.hosts if other is not host]).ask_to_claim()
+                before, end = await asyncio.to_thread(latest_epoch, leader), time.monotonic() + 2.5
+                while time.monotonic() < end and await asyncio.to_thread(latest_epoch, leader) == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            finally:
+                self.database.let_go(held)
 
     async def _bounce(self, _host: Signer, _dice: random.Random) -> None:
         if self.database.leader is not None:

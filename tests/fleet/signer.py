@@ -1,5 +1,6 @@
 """A host of a fleet: it signs blocks one after the other, sometimes other blocks for positions that are taken, and
-messages without a position, until SIGTERM. Everything that was handed out stands in its history.
+messages without a position, until SIGTERM; on SIGUSR1 it claims the epoch by force. Everything that was handed out
+stands in its history.
 
     python -m tests.fleet.signer SPEC        # a file of JSON: host, config, history, seed, broken
 """
@@ -14,6 +15,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Signer:
         self.asked = self.answered = 0
         self.own: dict[int, bytes] = {}
         self.next = 0
+        self.claiming: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """From opening to closing."""
@@ -68,7 +71,8 @@ class Signer:
         self.history.close()
 
     async def _work(self, manager: hsmcore.KeyManager) -> None:
-        manager.on("fleet", lambda details: self.history.write("event", details=repr(details)[:300]))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._claim_soon, manager)
+        manager.on("fleet", self._note)
         self.asked = self.answered = 0
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(manager))
@@ -76,6 +80,18 @@ class Signer:
                 group.create_task(self._blocks(manager))
             for number in range(UNORDERED):
                 group.create_task(self._messages(manager, number))
+
+    def _note(self, details: Any) -> None:
+        forced = details["epoch"] if details.get("forced") else 0
+        self.history.write("event", details=repr(details)[:300], forced=forced)
+
+    def _claim_soon(self, manager: hsmcore.KeyManager) -> None:
+        self.claiming = asyncio.ensure_future(self._claim(manager))
+
+    async def _claim(self, manager: hsmcore.KeyManager) -> None:
+        assert manager.fleet is not None
+        with suppress(HsmError):
+            await manager.fleet.claim(force=True, reason="the schedule says so")
 
     # ---- what it asks for ----
 

@@ -110,6 +110,11 @@ class Signer:
         if self.process is not None:
             self.process.end()
 
+    def ask_to_claim(self) -> None:
+        """Have it claim the epoch by force."""
+        if self.process is not None:
+            self.process.send(signal.SIGUSR1)
+
     def ask_to_end(self) -> None:
         """Have it end in order."""
         if self.process is not None:
@@ -152,6 +157,11 @@ class Pooler:
 def rows_of(node: Node) -> list[Row]:
     """The bound positions that a database has. Blocks."""
     return [Row(*row) for row in node.ask(_ROWS)]
+
+
+def latest_epoch(node: Node) -> int:
+    """The latest epoch under which a position is bound. Blocks."""
+    return max((row.epoch for row in rows_of(node)), default=0)
 
 
 def floors_of(node: Node) -> dict[str, int]:

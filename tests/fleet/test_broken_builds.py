@@ -29,5 +29,11 @@ def test_a_row_that_is_reclaimed_by_age_is_seen():
 
 @pytest.mark.deep
 @pytest.mark.timeout(600)
+def test_a_bind_that_locks_nothing_is_seen():
+    assert "epoch went back" in caught("unshared", "0-1")
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(600)
 def test_a_bind_without_fence_is_seen():
     assert "two holders" in caught("unfenced", "5")

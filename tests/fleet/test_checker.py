@@ -87,3 +87,9 @@ def test_leases_that_overlap():
     early = [(int(1.0 * SECOND), int(1.89 * SECOND))]
     assert faults(host("x", late, stops=early), successor) == ["overlap"]
     assert faults(host("x", late, rate=1.5), successor) == []
+    # A claim by force waits for no lease; one after it does.
+    forced = host("y", {"what": "event", "forced": 2}, release(1.5, None, epoch=2))
+    assert faults(host("x", late), forced) == []
+    third = host("z", release(1.8, None, epoch=3))
+    assert faults(host("x", release(1.6, None)), forced, third) == []
+    assert faults(host("x", release(1.9, None, epoch=2)), forced, third) == ["overlap"]

@@ -17,7 +17,7 @@ def test_the_schedules_are_of_every_kind():
     plans = [schedules.plan(seed) for seed in range(1000)]
     assert plans[7] == schedules.plan(7)
     counts = Counter(doing.what for plan in plans for doing in plan.doings)
-    assert set(counts) == {*schedules.DOINGS, *schedules.CHANGES} - {""}
+    assert set(counts) == {*schedules.DOINGS, *schedules.CHANGES, schedules.LATE} - {""}
     assert min(counts.values()) > 100
     for choice in ("strict", "pooled", "faults"):
         assert min(Counter(getattr(plan, choice) for plan in plans).values()) > 200, choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -194,15 +195,16 @@ async def test_a_check_that_fails_in_another_way_leaves_nobody_waiting():
         nonlocal checks
         checks += 1
         if checks == 1:
-            later.append(asyncio.create_task(confirmations.wait()))
+            later.append(confirmations.wait(math.inf))
             await asyncio.sleep(0)
             raise ValueError("rows may hold anything")
         return True
 
-    later: list[asyncio.Task[bool]] = []
-    confirmations = Confirmations(asyncio.Lock(), check)
-    assert not await confirmations.wait()
-    assert await later[0]
+    later: list[asyncio.Future[None]] = []
+    confirmations = Confirmations(check, lambda: ValueError("refused"))
+    with pytest.raises(ValueError, match="refused"):
+        await confirmations.wait(math.inf)
+    await later[0]
     await confirmations.close()
 
 
@@ -211,7 +213,7 @@ async def test_a_holder_binds_nothing_in_a_database_that_went_back_under_it(shar
     async with shared.host("a", ttlMs=4 * TTL) as a:
         await until(lambda: a.member.state == "holder")
         assert await a.sign(1) == ""
-        await a.member.confirm()  # which is a renewal
+        await a.member._renew()
         with shared.beside() as on:
             on.execute("UPDATE fleet SET renewals = 0")
             on.execute("UPDATE watermark SET high = -1, bits = '0'")

@@ -3,57 +3,110 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from time import monotonic
 from typing import Final
 
+from hsmcore.errors import DeadlineExceeded
+from hsmcore.fleet import rows
+from hsmcore.fleet.machine import Machine
 from hsmcore.log import get_logger
-from hsmcore.state import StoreError
-from hsmcore.state.store import StoreUnknown
+from hsmcore.state import Store, StoreError, StoreUnknown
 
-MOST_PAUSE: Final = 0.002
-"""The longest pause between two checks, in seconds."""
+AT_ONCE: Final = 3
+"""Checks that are under way at the same time: none waits for the answer to the one before."""
+MOST_PACE: Final = 0.004
+"""The longest time between the beginnings of two checks, in seconds, while fewer than AT_ONCE are under way."""
+PACE: Final = 0.0001
+"""What each signature of a check adds to that time: about what it costs itself, so that checks take a small part."""
+_Waiter = tuple[float, "asyncio.Future[None]"]
+
+
+class EpochCheck:
+    """Asks whether the epoch is this process's. The question locks the row to share it, which writes, so that the end
+    of its transaction waits for the synchronous standby: a primary that was cut off answers what it is asked, but
+    confirms nothing. It is asked beside the store's own transactions and waits for none of them. `lost`: called when
+    the epoch is another process's."""
+
+    def __init__(self, store: Store, fleet: str, machine: Machine, lost: Callable[[], None]) -> None:
+        self._free = [store.asking() for _ in range(AT_ONCE)]
+        self._all, self._question = tuple(self._free), rows.sharing(fleet)
+        self._machine, self._lost = machine, lost
+
+    async def __call__(self) -> bool:
+        """Ask; AT_ONCE may do so at the same time. Raises StoreError, StoreUnknown."""
+        epoch = self._machine.epoch
+        if not epoch:
+            return False
+        asking = self._free.pop()
+        try:
+            row = rows.shared(await asking.ask(self._question))
+        finally:
+            self._free.append(asking)
+        if (row.epoch, row.holder, row.released) != (epoch, self._machine.instance, False):
+            self._lost()
+            return False
+        return self._machine.epoch == epoch
+
+    async def close(self) -> None:
+        """Close its connections."""
+        for asking in self._all:
+            await asking.close()
 
 
 class Confirmations:
-    """Groups those that wait. Belongs to one event loop. `check`, under `lock`: renew the lease in the database, in a
-    transaction that writes, so that its end waits for the synchronous standby: a primary that was cut off answers what
-    it is asked, but confirms nothing. Returns whether the epoch is this host's."""
+    """Groups those that wait for a check. Belongs to one event loop. `refusal` makes the error of those that have none
+    that is good."""
 
-    def __init__(self, lock: asyncio.Lock, check: Callable[[], Awaitable[bool]]) -> None:
-        self._lock, self._check = lock, check
-        self._waiting: list[asyncio.Future[bool]] = []
+    def __init__(self, check: Callable[[], Awaitable[bool]], refusal: Callable[[], Exception]) -> None:
+        self._check, self._refusal = check, refusal
+        self._waiting: list[_Waiter] = []
+        self._checks: dict[asyncio.Task[None], list[_Waiter]] = {}
+        """The checks that are under way, and for whom."""
         self._task: asyncio.Task[None] | None = None
+        self._due = math.inf
+        """When the timer looks for those whose time is over."""
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def wait(self) -> bool:
-        """Return what a check finds that begins after this call; False also if there is no answer."""
+    def wait(self, until: float) -> asyncio.Future[None]:
+        """Return what ends when a check that began after this call is good. Its errors: that of `refusal`, also if
+        there is no answer; DeadlineExceeded at `until`, of the monotonic clock."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append(future)
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((until, future))
+        if until < self._due:
+            self._watch(until)
         if self._task is None:
             self._task = loop.create_task(self._run())
-        return await future
+        return future
 
     async def _run(self) -> None:
         try:
             while self._waiting:
-                begun = monotonic()
-                async with self._lock:  # those that come until it is free are of the group
-                    group, self._waiting = self._waiting, []
-                    await self._answer(group)
-                if len(group) > 1:  # many sign: leave half of the time to what they ask for
-                    await asyncio.sleep(min(monotonic() - begun, MOST_PAUSE))
+                group, self._waiting = self._waiting, []
+                check = asyncio.get_running_loop().create_task(self._answer(group))
+                self._checks[check] = group
+                check.add_done_callback(self._checks.pop)
+                await asyncio.sleep(min(PACE * (len(group) - 1), MOST_PACE))
+                if len(self._checks) >= AT_ONCE:
+                    await asyncio.wait(self._checks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._task = None
 
-    async def _answer(self, group: list[asyncio.Future[bool]]) -> None:
+    async def _answer(self, group: list[_Waiter]) -> None:
         good = False
         try:
             good = await self._good()
         finally:
-            for future in group:
-                if not future.done():
-                    future.set_result(good)
+            for _, future in group:
+                if future.done():
+                    continue
+                if good:
+                    future.set_result(None)
+                else:
+                    future.set_exception(self._refusal())
 
     async def _good(self) -> bool:
         try:
@@ -67,11 +120,32 @@ class Confirmations:
             get_logger().exception("the epoch was not confirmed")
             return False
 
+    def _watch(self, until: float) -> None:
+        """Set the timer: one for all, since nearly every signature is confirmed long before its time is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due, self._timer = until, None
+        if until < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(max(until - monotonic(), 0), self._sweep)
+
+    def _sweep(self) -> None:
+        now, rest = monotonic(), math.inf
+        for until, future in chain(*self._checks.values(), self._waiting):
+            if future.done():
+                continue
+            if until <= now:
+                future.set_exception(DeadlineExceeded("the fleet's database did not confirm the epoch in time"))
+            else:
+                rest = min(rest, until)
+        self._watch(rest)
+
     async def close(self) -> None:
         """Answer those that wait."""
-        if self._task is not None:
-            task = self._task
+        tasks = [task for task in (self._task, *self._checks) if task is not None]
+        for task in tasks:
             task.cancel()
-            await asyncio.wait({task})
-        for future in self._waiting:
+        if tasks:
+            await asyncio.wait(tasks)
+        self._watch(math.inf)
+        for _, future in self._waiting:
             future.cancel()

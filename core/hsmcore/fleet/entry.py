@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection
 
 from hsmcore.config.fleet import Fleet
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine, Row
 from hsmcore.state import Store
@@ -31,6 +31,13 @@ class Tell(Protocol):
 def boottime() -> int:
     """Nanoseconds of the clock that leases are measured with."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def position_of(given: object) -> int:
+    """Return a position that a caller has given. Raises BadArgument."""
+    if type(given) is not int or given < 0:
+        raise BadArgument("a position is a whole number from 0 on")
+    return given
 
 
 async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> None:

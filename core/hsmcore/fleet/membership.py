@@ -8,9 +8,10 @@ not run apart by more than a tenth (machine.py has the times).
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -20,13 +21,14 @@ from hsmcore._native import Lease
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, FleetBehind, HsmError, NotHolder, error_of
 from hsmcore.fleet import rows
-from hsmcore.fleet.confirmations import Confirmations
+from hsmcore.fleet.confirmations import Confirmations, EpochCheck
 from hsmcore.fleet.duties import Duties
-from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, boottime, enter
+from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, boottime, enter, position_of
 from hsmcore.fleet.machine import Machine, Row, State
 from hsmcore.fleet.witness import Log, Witness
 from hsmcore.log import get_logger
 from hsmcore.state import Store, positions
+from hsmcore.state.exchange import Question
 from hsmcore.state.seal import SealSecret
 
 T = TypeVar("T")
@@ -59,7 +61,8 @@ class Membership:
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._confirmations = Confirmations(self._acting, self._renew_now)
+        self._check = EpochCheck(store, rules.name, self._machine, self._wake.set)
+        self._confirmations = Confirmations(self._check, self._refusal)
         self._spoke_at = 0
         self._tell: Tell = lambda *_, **__: None
         self._told: tuple[State, int] = ("follower", 0)
@@ -99,6 +102,7 @@ class Membership:
             task.cancel()
             await asyncio.wait({task})
         await self._confirmations.close()
+        await self._check.close()
         if self._duties is not None:
             await self._duties.close()
         try:
@@ -168,10 +172,15 @@ class Membership:
         if not self._machine.binds:
             raise self._refusal()
 
-    def fence(self, connection: Connection) -> int:
-        """In a transaction: raise NotHolder or FleetBehind unless this process holds the epoch, and keep it until the
-        end of the transaction. Returns the epoch. In the store's thread."""
-        row = rows.share(connection, self.name)
+    @property
+    def asks(self) -> Question:
+        """What a transaction that binds asks first: the row of the epoch, which it keeps as it is until its end."""
+        return rows.sharing(self.name)
+
+    def fence(self, found: Sequence[Sequence[Any]]) -> int:
+        """Raise NotHolder or FleetBehind unless this process holds the epoch by what `asks` has found. Returns the
+        epoch. In the store's thread."""
+        row = rows.shared(found)
         self._compare(row)
         self._require(row)
         mine = row.holder == self._machine.instance and not row.released
@@ -224,7 +233,7 @@ class Membership:
         if force and not reason:
             raise BadArgument("a forced claim needs a reason")
         if at_least is not None:
-            at_least = {domain: _checked(position) for domain, position in at_least.items()}
+            at_least = {domain: position_of(position) for domain, position in at_least.items()}
         self._resting = None
         if not force:
             await self._until_free()
@@ -252,14 +261,13 @@ class Membership:
 
     def caught_up(self, domain: str, position: int) -> None:
         """Say how far the application has followed a domain, for claims that this host makes by itself."""
-        self._words[domain] = max(_checked(position), self._words.get(domain, -1))
+        self._words[domain] = max(position_of(position), self._words.get(domain, -1))
         self._wake.set()
 
-    async def confirm(self) -> None:
-        """Return when the database has confirmed, in a check that began after this call, that the epoch is this host's.
-        Raises NotHolder."""
-        if not await self._confirmations.wait():
-            raise self._refusal()
+    def confirm(self, until: float = math.inf) -> asyncio.Future[None]:
+        """Return what ends when the database has confirmed, in a check that began after this call, that the epoch is
+        this host's. Its errors: NotHolder; DeadlineExceeded at `until`, of the monotonic clock."""
+        return self._confirmations.wait(until)
 
     # What goes on by itself.
 
@@ -296,35 +304,32 @@ class Membership:
 
     async def _renew(self) -> None:
         async with self._acting:
-            if self._machine.epoch:
-                await self._renew_now()
+            machine, began, epoch = self._machine, boottime(), self._machine.epoch
+            if not epoch:
+                return
+            speaks = began >= self._spoke_at + machine.ttl // RENEWALS // 2
 
-    async def _renew_now(self) -> bool:
-        machine, began, epoch = self._machine, boottime(), self._machine.epoch
-        speaks = began >= self._spoke_at + machine.ttl // RENEWALS // 2
+            def work(connection: Connection) -> tuple[bool, bool, Row]:
+                renewed = rows.renew(connection, self.name, epoch, machine.instance)
+                spoke = not speaks or self._speak(machine.state)(connection)
+                return renewed is not None, spoke, renewed or rows.look(connection, self.name)
 
-        def work(connection: Connection) -> tuple[bool, bool, Row]:
-            renewed = rows.renew(connection, self.name, epoch, machine.instance)
-            spoke = not speaks or self._speak(machine.state)(connection)
-            return renewed is not None, spoke, renewed or rows.look(connection, self.name)
-
-        try:
-            good, spoke, row = await self._answered(work)
-        except HsmError:
-            self.renewals_failed += 1
-            raise
-        self._heard(spoke, began if speaks else self._spoke_at)
-        self._compare(row)
-        if good:
-            machine.renewed(row, began, boottime())
-            if self._witness is not None and not self._witness.settled:
-                machine.doubt("the audit log is being compared with the database")
-        else:
-            machine.saw(row, boottime())
-        if row.released and row.holder == machine.instance:
-            self._resting = row.epoch
-        self._settle()
-        return good and machine.epoch == epoch
+            try:
+                good, spoke, row = await self._answered(work)
+            except HsmError:
+                self.renewals_failed += 1
+                raise
+            self._heard(spoke, began if speaks else self._spoke_at)
+            self._compare(row)
+            if good:
+                machine.renewed(row, began, boottime())
+                if self._witness is not None and not self._witness.settled:
+                    machine.doubt("the audit log is being compared with the database")
+            else:
+                machine.saw(row, boottime())
+            if row.released and row.holder == machine.instance:
+                self._resting = row.epoch
+            self._settle()
 
     async def _follow(self) -> None:
         await self._see()
@@ -442,9 +447,3 @@ class Membership:
             record,
             **{"state": machine.state, "epoch": epoch, "holder": self.holder, "reason": machine.reason} | details,
         )
-
-
-def _checked(position: object) -> int:
-    if type(position) is not int or position < 0:
-        raise BadArgument("a position is a whole number from 0 on")
-    return position

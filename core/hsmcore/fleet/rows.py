@@ -6,6 +6,7 @@ that row. So each bind is before a claim or after it, never across.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, bindparam, exists, select, update
@@ -13,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from hsmcore.fleet.incident import count, word
 from hsmcore.fleet.machine import Row
+from hsmcore.state.exchange import Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 from hsmcore.state.store import now_ns
 
@@ -64,10 +66,15 @@ def look(connection: Connection, fleet: str) -> Row:
     return _one(connection, _LOOK, fleet)
 
 
-def share(connection: Connection, fleet: str) -> Row:
-    """Read the row, and keep it as it is until the end of the transaction. Such a transaction writes, so that its end
-    waits for the synchronous standby."""
-    return _one(connection, _SHARE, fleet)
+def sharing(fleet: str) -> Question:
+    """Return what reads the row, and keeps it as it is until the end of the transaction. Such a transaction writes, so
+    that its end waits for the synchronous standby."""
+    return Question(_SHARE, {"fleet": fleet})
+
+
+def shared(found: Sequence[Sequence[Any]]) -> Row:
+    """Return the row that `sharing` has found."""
+    return _row(*found[0]) if found else Row()
 
 
 def lock(connection: Connection, fleet: str) -> Row:

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from hsmcore.audit import AuditLog
 from hsmcore.config import Config, KeyManagerConfig
-from hsmcore.errors import DeadlineExceeded, HsmError
+from hsmcore.errors import HsmError
 from hsmcore.events import Events
 from hsmcore.fleet.entry import Tell
 from hsmcore.fleet.membership import Membership
@@ -82,7 +82,11 @@ class ConfirmedPath:
         except asyncio.CancelledError:
             self._path.abandon(asked, message)
             raise
-        await self._confirm([(message, signature)], until)
+        try:
+            await self._fleet.confirm(until)
+        except BaseException as error:
+            self._withhold(message, signature, error)
+            raise
         return signature
 
     def abandon(self, answer: Any, message: Any) -> None:
@@ -139,11 +143,7 @@ class ConfirmedPath:
 
     async def _confirm(self, signed: Sequence[tuple[Any, bytes]], until: float) -> None:
         try:
-            try:
-                async with asyncio.timeout(max(until - monotonic(), 0)):
-                    await self._fleet.confirm()
-            except TimeoutError:
-                raise DeadlineExceeded("the fleet's database did not confirm the epoch in time") from None
+            await self._fleet.confirm(until)
         except BaseException as error:
             for message, signature in signed:
                 self._withhold(message, signature, error)

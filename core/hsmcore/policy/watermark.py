@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
 from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
+from hsmcore.state.exchange import Answers, Change, Question
 from hsmcore.state.positions import WINDOW, Mark
-from hsmcore.state.schema import SPENT, replace_row
+from hsmcore.state.schema import SPENT
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
@@ -58,9 +59,14 @@ class Fence(Protocol):
     def require(self) -> None:
         """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""
 
-    def fence(self, connection: Connection) -> int:
-        """Raise NotHolder or FleetBehind unless this host holds the epoch, which it keeps until the end of the
-        transaction. Returns the epoch. In the store's thread."""
+    @property
+    def asks(self) -> Question:
+        """What each transaction that binds asks first: who holds the epoch, which keeps it so until the end of the
+        transaction."""
+
+    def fence(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the
+        epoch. In the store's thread."""
 
     def is_behind(self, domain: str, position: int, high: int) -> bool:
         """Whether a new payload shows that this host has not caught up with the fleet. In the store's thread."""
@@ -125,8 +131,19 @@ class Watermark(Tables):
                 future.set_result(None)
 
     async def _taken(self, wants: Sequence[Want], now: int) -> list[Exception | bool]:
-        def work(connection: Connection) -> list[Exception | bool]:
-            return self._take_or_refuse(connection, wants, now)
+        domains: dict[str, list[int]] = {}  # nearly always one
+        for want in wants:
+            if isinstance(want, Place):
+                domains.setdefault(want.domain, []).append(want.position)
+        questions = [positions.question(domain, places) for domain, places in domains.items()]
+        if self._fence is not None and domains:
+            questions.insert(0, self._fence.asks)
+        if not all(isinstance(want, Place) for want in wants):
+            questions.append(_SUMS)
+
+        def decide(answers: Answers) -> tuple[list[Exception | bool], list[Change]]:
+            with positions.of_our_making("positions"):
+                return self._take(iter(answers), list(domains), wants, now)
 
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
@@ -134,23 +151,29 @@ class Watermark(Tables):
         # the fleet's row for itself before it reads. Sums have no such lock.
         turn = self._fence is None or not all(isinstance(want, Place) for want in wants)
         try:
-            return await self._store.run(work, turn=turn)
+            return await self._store.exchange(questions, decide, turn=turn)
         except StoreUnknown:
             # Read again before anything is answered. A row that is there with its digest goes on: this transaction
             # locks rows, which is a write, so its end confirms to the synchronous standby all that came before.
-            return await self._store.run(work, turn=turn)
+            return await self._store.exchange(questions, decide, turn=turn)
 
-    def _take_or_refuse(self, connection: Connection, wants: Sequence[Want], now: int) -> list[Exception | bool]:
-        with positions.of_our_making("positions"):
-            return self._take(connection, wants, now)
-
-    def _take(self, connection: Connection, wants: Sequence[Want], now: int) -> list[Exception | bool]:
-        """Return for each one the reason to refuse it, or whether a row was added."""
-        places = [want for want in wants if isinstance(want, Place)]
-        epoch = self._fence.fence(connection) if self._fence is not None and places else None
+    def _take(
+        self, answers: Iterator[Sequence[Sequence[Any]]], domains: Sequence[str], wants: Sequence[Want], now: int
+    ) -> tuple[list[Exception | bool], list[Change]]:
+        """Return for each one the reason to refuse it, or whether a row is added; and what is to be written. `answers`:
+        of the fence, of the domains, and of the sums, as far as they were asked for."""
+        epoch = self._fence.fence(next(answers)) if self._fence is not None and domains else None
         holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
-        marks, known = _read(connection, places)
-        sums = _sums(connection) if len(places) < len(wants) else {}
+        marks: dict[str, Mark] = {}
+        known: dict[tuple[str, int], dict[str, Any]] = {}
+        unmarked = set[str]()
+        for domain in domains:
+            mark, rows = positions.read(next(answers))
+            if mark is None:
+                unmarked.add(domain)
+            marks[domain] = mark or Mark()
+            known |= {(domain, at): row for at, row in rows.items()}
+        sums = {str(name): (minute, amount) for name, minute, amount in next(answers, ())}
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
         outcomes: list[Exception | bool] = []
@@ -171,15 +194,15 @@ class Watermark(Tables):
                 added.append(values)
                 mark.add(want.position)
                 changed.add(want.domain)
-        if added:
-            connection.execute(positions.BIND, added if len(added) > 1 else added[0])
+        changes = [Change(positions.BIND, added)] if added else []
         for name in sorted(changed):
             if name in sums:
                 minute, amount = sums[name]
-                replace_row(connection, SPENT, name, minute=minute, amount=amount)
+                changes.append(Change(_SPENT_NO_MORE, [{"sum": name}]))
+                changes.append(Change(_SPENT, [{"name": name, "minute": minute, "amount": amount}]))
             else:
-                positions.set_mark(connection, name, marks[name])
-        return outcomes
+                changes.append(positions.change_of(name, marks[name], is_new=name in unmarked))
+        return outcomes, changes
 
     def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: Place) -> Exception | None:
         where = f"position {want.position} of {want.domain}"
@@ -211,9 +234,10 @@ class Watermark(Tables):
         """Return the row of a place, and why `require` would refuse it now; None: it would not. Binds nothing."""
 
         def work(connection: Connection) -> tuple[dict[str, Any] | None, Exception | None]:
-            mark = positions.marks(connection, {place.domain}).get(place.domain, Mark())
-            row = _bound(connection, [place]).get(place[:2])
-            return row, self._refusal(mark, row, place)
+            asked = positions.question(place.domain, [place.position])
+            mark, rows = positions.read(connection.execute(asked.statement, asked.values))
+            row = rows.get(place.position)
+            return row, self._refusal(mark or Mark(), row, place)
 
         return await self._store.run(work)
 
@@ -242,29 +266,9 @@ async def marks_of(store: Store) -> dict[str, Mark]:
 
 
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
-_SUMS: Final = select(SPENT)
-
-
-def _read(
-    connection: Connection, places: Sequence[Place]
-) -> tuple[dict[str, Mark], dict[tuple[str, int], dict[str, Any]]]:
-    """Return the marks and the rows of places."""
-    domains = {place.domain for place in places}
-    marks: dict[str, Mark] = {}
-    known: dict[tuple[str, int], dict[str, Any]] = {}
-    for domain in domains:  # nearly always one
-        asked = [place.position for place in places if place.domain == domain]
-        marks[domain], rows = positions.read(connection, domain, asked)
-        known |= {(domain, at): row for at, row in rows.items()}
-    return marks, known
-
-
-def _bound(connection: Connection, places: Sequence[Place]) -> dict[tuple[str, int], dict[str, Any]]:
-    return _read(connection, places)[1]
-
-
-def _sums(connection: Connection) -> dict[str, tuple[int, int]]:
-    return {row.name: (row.minute, row.amount) for row in connection.execute(_SUMS)}
+_SUMS: Final = Question(select(SPENT))
+_SPENT: Final = insert(SPENT)
+_SPENT_NO_MORE: Final = delete(SPENT).where(SPENT.c.name == bindparam("sum"))
 
 
 def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:

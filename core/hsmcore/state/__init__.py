@@ -2,8 +2,8 @@
 
 A policy's own tables lie beside it: failover/budget.py, failover/history.py, rotation/store.py.
 
-Reading order: schema, seal, ownership, database, sqlite, postgres, roles, store; then keys, positions, desired,
-backups, approvals, outbox.
+Reading order: schema, seal, exchange, ownership, database, sqlite, postgres, roles, store; then keys, positions,
+desired, backups, approvals, outbox.
 """
 
 from hsmcore.state.approvals import Approval, Approvals, NotApproved

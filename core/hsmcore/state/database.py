@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from sqlalchemy import Connection, insert, inspect, select, text
 
 from hsmcore.errors import HsmError
+from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
 from hsmcore.state.seal import Guard, Seal, StoreError
 
@@ -145,6 +146,14 @@ class Database(ABC):
         if self.seal is not None:
             self.seal.seen(counter)
         return result
+
+    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
+        """Ask, decide and write in one transaction, under the seal. Runs in the thread, for an open Store."""
+        return self.transact(one_by_one(questions, decide), lenient=False, turn=turn)
+
+    def asking(self) -> Asking | None:
+        """Return what asks beside the thread; None: the thread is asked."""
+        return None
 
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
         """Let the seal check a statement. Called by SQLAlchemy."""

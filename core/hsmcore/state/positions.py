@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, literal, select, union_all, update
+from sqlalchemy.sql.selectable import CompoundSelect
 
 from hsmcore.errors import HsmError
+from hsmcore.state.exchange import Change, Question
 from hsmcore.state.schema import BOUND, FLEET, WATERMARK
 from hsmcore.state.seal import StoreError
 
@@ -80,13 +83,10 @@ _BOUND: Final = select(BOUND).where(
 )
 _KEEP_HOLDERS_OUT: Final = select(FLEET.c.epoch).with_for_update()
 """There is a row in a fleet only."""
-_BOTH: Final = union_all(
-    _BOUND.add_columns(literal(0)),
-    select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
-        WATERMARK.c.name == bindparam("domain")
-    ),
+_AS_ROW: Final = select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
+    WATERMARK.c.name == bindparam("domain")
 )
-"""A mark has the form of a row of `bound` here, and a 1 behind it."""
+"""A mark in the form of a row of `bound`, and a 1 behind it."""
 
 
 @contextmanager
@@ -114,11 +114,26 @@ def marks(connection: Connection, names: Iterable[str] | None = None) -> dict[st
     )
 
 
-def read(connection: Connection, domain: str, positions: Sequence[int]) -> tuple[Mark, dict[int, dict[str, Any]]]:
-    """Return the watermark of a domain and the rows of a few of its positions: one question instead of two, which to a
-    server is half the time."""
-    mark, found = Mark(), dict[int, dict[str, Any]]()
-    for *row, is_mark in connection.execute(_BOTH, {"domain": domain, "positions": list(positions)}):
+def question(domain: str, places: Sequence[int]) -> Question:
+    """Return what asks for the watermark of a domain and for the rows of a few of its positions; `read` understands the
+    answer."""
+    number = 1 << (len(places) - 1).bit_length()  # a few statements for all numbers of positions
+    filled = [*places, *[places[0]] * (number - len(places))]
+    return Question(_both(number), {"domain": domain, **{f"at_{at}": value for at, value in enumerate(filled)}})
+
+
+@cache
+def _both(number: int) -> CompoundSelect[Any]:
+    asked = BOUND.c.position.in_([bindparam(f"at_{at}") for at in range(number)])
+    rows = select(BOUND, literal(0)).where(BOUND.c.domain == bindparam("domain"), asked)
+    return union_all(rows, _AS_ROW)
+
+
+def read(rows: Iterable[Sequence[Any]]) -> tuple[Mark | None, dict[int, dict[str, Any]]]:
+    """Return the watermark of a domain, None if it has none yet, and the rows of the positions that `question` asked
+    for."""
+    mark, found = None, dict[int, dict[str, Any]]()
+    for *row, is_mark in rows:
         if is_mark:
             _, floor, bits, reason, high, _ = row
             mark = Mark(floor, high, int(bits, 16), reason)
@@ -139,9 +154,17 @@ def _marks(rows: Iterable[Any]) -> dict[str, Mark]:
 
 def set_mark(connection: Connection, domain: str, mark: Mark) -> None:
     """Write the watermark of a domain."""
+    changed, added = (change_of(domain, mark, is_new=is_new) for is_new in (False, True))
+    if connection.execute(changed.statement, changed.values[0]).rowcount == 0:
+        connection.execute(added.statement, added.values[0])
+
+
+def change_of(domain: str, mark: Mark, *, is_new: bool) -> Change:
+    """Return the change that writes the watermark of a domain. `is_new`: it has none yet."""
     values = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
-    if connection.execute(_CHANGE, {"domain": domain, "least": mark.high} | values).rowcount == 0:
-        connection.execute(_NEW_MARK, {"name": domain} | values)
+    if is_new:
+        return Change(_NEW_MARK, [{"name": domain, **values}])
+    return Change(_CHANGE, [{"domain": domain, "least": mark.high, **values}], required=True)
 
 
 def bound(connection: Connection, domain: str, positions: Sequence[int]) -> dict[int, dict[str, Any]]:

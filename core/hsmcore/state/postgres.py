@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, TypeVar
 
@@ -24,8 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.database import Database, StoreUnknown, Work, migrate, reason, require_known
+from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.roles import row_role
 from hsmcore.state.seal import SealSecret, StoreError
+from hsmcore.state.server_ask import Asker
 from hsmcore.state.server_link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.server_schema import Objects, foreign_of, marks_of, objects_of
 from hsmcore.state.server_url import parse
@@ -136,12 +138,15 @@ class ServerDatabase(Database):
         driver.be_patient()
         return driver
 
+    def _judge(self, facts: Facts) -> None:
+        for problem, hint in facts.problems(single_node=self._server.single_node):
+            raise StoreError(f"{self.shown}: {problem}", hint=hint)
+
     def _know(self, row: tuple[Any, ...], link: Link) -> None:
         """Refuse a server that may lose what it confirms. Notes the identity of another one."""
         facts = Facts(*row)
         if self.writes:
-            for problem, hint in facts.problems(single_node=self._server.single_node):
-                raise StoreError(f"{self.shown}: {problem}", hint=hint)
+            self._judge(facts)
         before = self._facts
         is_new = before is None or before.started != facts.started or before.timeline != facts.timeline
         if is_new:
@@ -222,11 +227,23 @@ class ServerDatabase(Database):
     def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
         return self._translated(lambda: self._begun(self._begin[turn]).finish(work))
 
-    def _begun(self, begin: bytes) -> Link:
+    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
+        if self.seal is None:
+            link = self._translated(lambda: self._begun(self._begin[turn], questions))
+            if link.is_unsealed:
+                return self._translated(lambda: link.exchange(decide))
+            link.undo()
+        return super().exchange(questions, decide, turn=turn)  # the seal is checked before each statement
+
+    def asking(self) -> Asking | None:
+        # Under a seal, rows are checked in the transaction that reads them.
+        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge)
+
+    def _begun(self, begin: bytes, questions: Sequence[Question] | None = None) -> Link:
         link = self._link
         if link is not None and link.is_open:
             try:
-                link.begin(begin, self._know)
+                link.begin(begin, self._know, questions)
             except psycopg.OperationalError:
                 if link.is_open:
                     raise
@@ -235,7 +252,7 @@ class ServerDatabase(Database):
                 return link
         self._connect()
         assert self._link is not None  # noqa: S101  # for the type checker
-        self._link.begin(begin, self._know)
+        self._link.begin(begin, self._know, questions)
         return self._link
 
     def disconnect(self) -> None:

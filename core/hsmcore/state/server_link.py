@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -14,6 +14,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, reason
+from hsmcore.state.exchange import CHANGED, Decide, Question
+from hsmcore.state.seal import StoreError
+from hsmcore.state.server_text import asked, said, written
 
 T = TypeVar("T")
 
@@ -38,6 +41,7 @@ class Link:
         self._driver = driver
         self._driver.add_notice_handler(self._noticed)
         self._warned: list[str] = []
+        self._answers: list[list[tuple[Any, ...]]] = []
         self.is_unsealed = False
         """Whether the transaction has found no seal when it began."""
 
@@ -46,15 +50,24 @@ class Link:
         """Whether it may be used."""
         return not self._driver.closed
 
-    def begin(self, statements: bytes, know: Callable[[tuple[Any, ...], Link], None]) -> None:
-        """Begin a transaction with the statements of `beginning`. `know` gets the row of Facts, and may refuse the
-        server."""
+    def begin(
+        self,
+        statements: bytes,
+        know: Callable[[tuple[Any, ...], Link], None],
+        questions: Sequence[Question] | None = None,
+    ) -> None:
+        """Begin a transaction with the statements of `beginning`, for `finish`; with questions, which go into the same
+        message, for `exchange`. `know` gets the row of Facts, and may refuse the server."""
         self._driver.be_patient()
-        self._connection.begin()
+        if questions is None:
+            self._connection.begin()
+            questions = ()
         try:
-            rows = _rows(self._driver.execute(statements))
-            know(rows[_FACTS_AT], self)
-            self.is_unsealed = rows[-1] == (False,)
+            rows = said(self._driver, statements + asked(self._driver, questions))
+            know(rows[FACTS_AT][0][: len(Facts._fields)], self)
+            begun = len(rows) - len(questions)
+            self._answers = rows[begun:]
+            self.is_unsealed = rows[begun - 1][0][-1] is False
         except BaseException:
             self._undo()
             raise
@@ -72,16 +85,43 @@ class Link:
         except BaseException:
             self._undo()
             raise
+        self._commit()
+        return result
+
+    def exchange(self, decide: Decide[T]) -> T:
+        """Decide by the answers of `begin`, and send what is to be written together with COMMIT. Raises CommitLost."""
+        try:
+            result, changes = decide(self._answers)
+            self._require_sound()
+            text = written(self._driver, changes)
+        except BaseException:
+            self._undo()
+            raise
+        self._commit(text)
+        return result
+
+    def _commit(self, changes: bytes | None = None) -> None:
         self._warned.clear()
         try:
-            self._connection.commit()
+            if changes is None:
+                self._connection.commit()
+            else:
+                said(self._driver, changes + b"COMMIT")
         except (SQLAlchemyError, psycopg.Error) as error:
+            if self._driver.info.transaction_status == TransactionStatus.INERROR:  # a change failed: before COMMIT
+                self._undo()
+                if isinstance(error, psycopg.errors.DivisionByZero):
+                    raise StoreError(CHANGED) from None
+                raise
             self.close()
             raise CommitLost(f"the connection failed in COMMIT: {reason(error)}") from None
         if self._warned:
             # Such as: the wait for the synchronous standby was cancelled. It is visible, and may be lost.
             raise CommitLost(f"COMMIT was confirmed with a warning: {self._warned[0]}")
-        return result
+
+    def undo(self) -> None:
+        """Take the transaction back."""
+        self._undo()
 
     def try_out(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in the transaction, and take it back."""
@@ -98,6 +138,7 @@ class Link:
     def _undo(self) -> None:
         with suppress(SQLAlchemyError, psycopg.Error):
             self._connection.rollback()
+            self._driver.rollback()
         if self._driver.info.transaction_status != TransactionStatus.IDLE:
             self.close()
 
@@ -177,7 +218,7 @@ _SETTINGS: Final = ("fsync", "full_page_writes", "synchronous_standby_names")
 FACTS: Final = f"""SELECT pg_is_in_recovery(), {", ".join(f"current_setting('{name}')" for name in _SETTINGS)},
     current_setting('server_version_num')::int, current_setting('server_encoding'), pg_postmaster_start_time(),
     CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END"""
-_FACTS_AT: Final = 2
+FACTS_AT: Final = 1
 _SYSTEM: Final = b"SELECT system_identifier FROM pg_control_system()"
 _COMMIT_AT_LEAST: Final = """CASE WHEN current_setting('synchronous_commit') = 'remote_apply'
     THEN 'remote_apply' ELSE 'on' END"""
@@ -189,8 +230,8 @@ def take_turn(schema: str) -> str:
 
 
 def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> bytes:
-    """Return the statements that begin a transaction, in one message. Their results: see _FACTS_AT; the last one, if
-    the schema exists, says whether the store is sealed."""
+    """Return the statements that begin a transaction, in one message. Their results: see FACTS_AT; the last column of
+    the last one, if the schema exists, says whether the store is sealed."""
     settings = {
         # A temporary table would come first if it were not named.
         "search_path": f"'\"{schema}\", pg_temp'",
@@ -201,19 +242,12 @@ def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> 
     }
     statements = [
         "BEGIN ISOLATION LEVEL " + ("READ COMMITTED READ WRITE" if writes else "REPEATABLE READ READ ONLY"),
-        "SELECT " + ", ".join(f"set_config('{name}', {value}, true)" for name, value in settings.items()),
-        FACTS,
+        FACTS + "".join(f", set_config('{name}', {value}, true)" for name, value in settings.items()),
     ]
+    sealed = f'EXISTS (SELECT FROM "{schema}".seal)'
     if turn and writes:
         statements.append(take_turn(schema))
-    if exists and writes:
-        statements.append(f'SELECT EXISTS (SELECT FROM "{schema}".seal)')  # noqa: S608  # a name of ours
+        statements += [f"SELECT {sealed}"] if exists else []  # only now does no other transaction seal it
+    elif exists and writes:
+        statements[-1] += f", {sealed}"
     return "; ".join(statements).encode()
-
-
-def _rows(cursor: psycopg.Cursor[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return the first row of each result."""
-    rows = [() if cursor.description is None else cursor.fetchone() or ()]
-    while cursor.nextset():
-        rows.append(() if cursor.description is None else cursor.fetchone() or ())
-    return rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Select
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, Database, RoleLost, StoreBusy, StoreUnknown, join, now_ns, reason
+from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.roles import under_roles
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, StoreError, StoreNotGenuine, derive
 from hsmcore.state.sqlite import OWNER_HINT, FileDatabase
@@ -120,6 +121,19 @@ class Store:
         turn = turn or checked is not work  # else the role could be taken between the check and COMMIT
         return await self._run(lambda: self._database.transact(checked, lenient=shows or self._shows, turn=turn))
 
+    async def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
+        """As `run`, for a transaction that asks everything first and then writes: a server is sent two messages.
+        `decide` runs in the store's thread."""
+        work = one_by_one(questions, decide)
+        if self._shows or under_roles(self._database, work) is not work:
+            return await self.run(work, turn=turn)
+        return await self._run(lambda: self._database.exchange(questions, decide, turn=turn))
+
+    def asking(self) -> Asking:
+        """Return what asks single questions without waiting for the store's transactions, if the database can do that.
+        Close it before the Store."""
+        return self._database.asking() or _InTurn(self)
+
     async def seal_status(self) -> SealStatus | None:
         """Check the whole seal. None: the configuration has no stateSecret. Raises StoreError."""
         seal = self._database.seal
@@ -196,6 +210,19 @@ class Store:
         self._closed = True
         if self._database.is_own_process:
             await asyncio.shield(asyncio.wrap_future(self._database.leave()))
+
+
+class _InTurn:
+    """Asking, for a database with one connection."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
+        return await self._store.exchange([question], lambda answers: (answers[0], []), turn=False)
+
+    async def close(self) -> None:
+        pass
 
 
 class Tables:

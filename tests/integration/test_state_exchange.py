@@ -1,0 +1,143 @@
+"""An exchange does in two messages to a server what it does statement by statement, and fails as one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import insert, select
+from tests.support.postgres import Cluster, fleet
+
+from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.state import Store, StoreError, StoreUnknown, positions
+from hsmcore.state.exchange import CHANGED, Change, Question, one_by_one
+from hsmcore.state.positions import Mark
+from hsmcore.state.schema import SPENT
+
+pytestmark = pytest.mark.integration
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
+ALL = Question(select(SPENT).order_by(SPENT.c.name))
+
+
+@pytest.fixture
+def url(postgres: Cluster) -> str:
+    return postgres.database()
+
+
+class Session:
+    """A store, and what it does both ways."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def rows(self) -> list[tuple[Any, ...]]:
+        """What there is, in two messages; the same is found by a statement of its own."""
+        found = [tuple(row) for row in await self.store.exchange([ALL], lambda answers: (answers[0], []))]
+        beside = await self.store.run(one_by_one([ALL], lambda answers: ([tuple(row) for row in answers[0]], [])))
+        assert found == beside
+        return found
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.dictionaries(TEXTS, st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4))
+def test_values_arrive_as_they_are_whatever_they_hold(url, values):
+    async def both() -> None:
+        store = await Store.open(fleet(url))
+        try:
+            await store.run(lambda connection: connection.execute(SPENT.delete()))
+            rows = [{"name": name, "minute": one, "amount": two} for name, (one, two) in values.items()]
+            await store.exchange([], lambda _: (None, [Change(insert(SPENT), rows)]), turn=False)
+            expected = {(name, *numbers) for name, numbers in values.items()}
+            assert set(await Session(store).rows()) == expected
+        finally:
+            await store.close()
+
+    asyncio.run(both())
+
+
+async def test_a_change_that_is_required_and_changes_nothing_writes_nothing_at_all(url):
+    store = await Store.open(fleet(url))
+    added = Change(insert(SPENT), [{"name": "a", "minute": 1, "amount": 2}])
+    missing = positions.change_of("nowhere", Mark(-1, 5, 1), is_new=False)
+    for way in (store.exchange, lambda questions, decide: store.run(one_by_one(questions, decide))):
+        with pytest.raises(StoreError, match=CHANGED) as caught:
+            await way([], lambda _: (None, [added, missing]))
+        assert not isinstance(caught.value, StoreUnknown)
+        assert await Session(store).rows() == []
+    await store.exchange([], lambda _: (None, [added]))  # the connection goes on
+    assert await Session(store).rows() == [("a", 1, 2)]
+    await store.close()
+
+
+async def test_what_a_decision_raises_undoes_the_transaction(url):
+    store = await Store.open(fleet(url))
+
+    def decide(_: Any) -> Any:
+        raise StoreError("no")
+
+    with pytest.raises(StoreError, match="no"):
+        await store.exchange([ALL], decide)
+    assert await Session(store).rows() == []
+    await store.close()
+
+
+async def test_no_value_is_sent_that_is_neither_text_nor_number(url):
+    store = await Store.open(fleet(url))
+    for wrong in ("a\0b", b"bytes", None):
+        changed = Change(insert(SPENT), [{"name": wrong, "minute": 1, "amount": 1}])
+        with pytest.raises((TypeError, ValueError), match="no value of a statement"):
+            await store.exchange([], lambda _, changed=changed: (None, [changed]))
+    assert await Session(store).rows() == []
+    await store.close()
+
+
+async def test_a_store_that_others_have_sealed_is_not_written(url, monkeypatch):
+    store = await Store.open(fleet(url))
+
+    class Secret:
+        def resolve(self) -> bytearray:
+            return bytearray(b"a secret of more than 32 bytes, for tests only")
+
+    with psycopg.connect(url, autocommit=True) as on:
+        on.execute("INSERT INTO hsmcore_tests.seal VALUES ('store', 'x', 1, '{}', 'forged')")
+    mark = Watermark(store, "host:1")
+    with pytest.raises(StoreError, match="the state store is sealed"):
+        await mark.require(Place("chain/block", 1, "0" * 64))
+    await mark.close()
+    await store.close()
+
+
+async def test_two_that_bind_one_position_at_the_same_time_have_one_winner(url):
+    """Without turns, and without a fence: what the server itself refuses is an error of the store."""
+    entered, go = threading.Event(), threading.Event()
+    first = await Store.open(fleet(url))
+    question = positions.question("chain/block", [1])
+    row = dict(zip(positions.COLUMNS, ("chain/block", 1, "a" * 64, "host:1", 1, ""), strict=True))
+
+    def decide(answers: Any) -> tuple[None, list[Change]]:
+        assert positions.read(answers[0]) == (None, {})
+        entered.set()
+        assert go.wait(60)
+        return None, [
+            Change(positions.BIND, [row]), positions.change_of("chain/block", Mark(-1, 1, 1), is_new=True)
+        ]  # fmt: skip
+
+    bound = asyncio.ensure_future(first.exchange([question], decide, turn=False))
+    assert await asyncio.to_thread(entered.wait, 60)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("INSERT INTO hsmcore_tests.bound VALUES ('chain/block', 1, %s, 'host:2', 1, '')", ["b" * 64])
+    go.set()
+    with pytest.raises(StoreError) as caught:
+        await bound
+    assert not isinstance(caught.value, StoreUnknown)
+    assert "duplicate key" in str(caught.value)
+    mark, rows = await first.exchange([question], lambda answers: (positions.read(answers[0]), []))
+    assert mark is None
+    assert rows[1]["holder"] == "host:2"
+    await first.close()
