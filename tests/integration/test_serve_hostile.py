@@ -22,7 +22,8 @@ from tests.support.managers import opened
 from tests.support.web import ask, asked, raw
 
 import hsmcore
-from hsmcore.serve import attached, protocol
+from hsmcore.listening import http
+from hsmcore.serve import attached
 
 pytestmark = pytest.mark.integration
 OPERATOR = "o" * 40
@@ -32,7 +33,7 @@ LEAKS = (b"Traceback", b"hsmcore/serve", b"site-packages", b'File "')
 
 @pytest.fixture
 def no_answer_hangs(monkeypatch):
-    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.5)
 
 
 def link(address):
@@ -240,7 +241,7 @@ async def test_it_ends_whatever_its_clients_do(world, tmp_path):
             await asyncio.to_thread(come)
             assert (await asked(site.address, "/readyz", tls=trusting)).status == 200
             begun = time.monotonic()
-        assert time.monotonic() - begun < protocol.REQUEST_SECONDS
+        assert time.monotonic() - begun < http.REQUEST_SECONDS
         for client in clients:
             with suppress(ConnectionResetError):
                 while client.recv(4096):

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hsmcore.config import Monitoring
 from hsmcore.errors import HsmError
+from hsmcore.listening.http import MAX_HEAD_BYTES
 from hsmcore.log import get_logger
 from hsmcore.serve import trail
 from hsmcore.serve.access import Access, Role, Verdict
@@ -27,7 +28,6 @@ from hsmcore.serve.checks import ready
 from hsmcore.serve.exposition import Exposition, NoMetrics
 from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
-from hsmcore.serve.protocol import MAX_HEAD_BYTES
 from hsmcore.serve.refusals import Refusals
 from hsmcore.serve.source import Unanswered
 

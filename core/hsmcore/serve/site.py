@@ -13,11 +13,11 @@ from pathlib import Path
 from hsmcore.config import Monitoring
 from hsmcore.config.monitoring import Address
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+from hsmcore.listening.http import Server
 from hsmcore.log import get_logger
 from hsmcore.serve.access import Access
 from hsmcore.serve.app import Console
 from hsmcore.serve.monitor import Monitor
-from hsmcore.serve.protocol import Server
 from hsmcore.serve.source import Source
 
 
@@ -95,7 +95,7 @@ def _in(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
     loop.call_soon_threadsafe(work)
 
 
-def _tls(settings: Monitoring) -> ssl.SSLContext | None:
+def _tls(settings: Monitoring) -> Callable[[], ssl.SSLContext] | None:
     files = settings.tls
     if files is None:
         return None
@@ -108,7 +108,7 @@ def _tls(settings: Monitoring) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         problem = f"certificate and key cannot be used: {error.strerror or error}"
         raise ConfigurationError.of([ConfigFault(files.where, problem)]) from None
-    return context
+    return lambda: context
 
 
 def _bound(settings: Monitoring) -> socket.socket:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from hsmcore.serve.connections import Connection, Gate
+from hsmcore.listening.connections import Connection, Gate
 
 BACKLOG: Final = 1024
 """Length of the kernel's accept queue. A client in it holds no descriptor of this process."""

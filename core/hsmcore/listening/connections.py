@@ -1,6 +1,6 @@
 """The limit on connections, which are counted from accept() on (door.py), and the choice of the one that gives way.
 
-The signer needs descriptors: without one it cannot begin a file of its audit log, and its modules fail. So the console
+The signer needs descriptors: without one it cannot begin a file of its audit log, and its modules fail. So a server
 leaves a reserve of them, whatever its clients do. There is no limit for each address: behind a proxy all clients have
 the same one.
 """

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from socket import socket
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from hsmcore.serve.connections import Connection, Gate
-from hsmcore.serve.door import Door
+from hsmcore.listening.connections import Connection, Gate
+from hsmcore.listening.door import Door
 
 MAX_HEAD_BYTES: Final = 16_384
 REQUEST_SECONDS: Final = 10.0
@@ -32,12 +33,19 @@ SHUTDOWN_SECONDS: Final = 2
 class LimitedProtocol(H11Protocol):
     """HTTP on one connection, after its handshake. The time limit runs from accept()."""
 
-    def __init__(self, place: Connection, config: uvicorn.Config, server_state: ServerState) -> None:
+    def __init__(
+        self,
+        place: Connection,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        refused: Callable[[str, str], object],
+    ) -> None:
         super().__init__(config, server_state, app_state={})
-        self._place = place
+        self._place, self._refused = place, refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
+        self.app_state["tls"] = transport.get_extra_info("ssl_object")  # an application finds it in scope["state"]
         self._place.give_way = transport.abort
         self._place.idle()
 
@@ -55,6 +63,10 @@ class LimitedProtocol(H11Protocol):
         else:
             self._place.arm(REQUEST_SECONDS)
 
+    def send_400_response(self, msg: str) -> None:
+        self._refused(self.client[0] if self.client else "", "not HTTP")
+        super().send_400_response(msg)
+
     def on_response_complete(self) -> None:
         # A closing connection too: a client that reads nothing can delay the end for ever.
         self._place.idle()
@@ -64,7 +76,18 @@ class LimitedProtocol(H11Protocol):
 class Server(uvicorn.Server):
     """Serve on sockets that are bound already. `ready` is called when it listens."""
 
-    def __init__(self, app: Any, sockets: list[socket], tls: ssl.SSLContext | None, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        sockets: list[socket],
+        tls: Callable[[], ssl.SSLContext] | None,
+        ready: Callable[[], None],
+        *,
+        drain_seconds: int = SHUTDOWN_SECONDS,
+        refused: Callable[[str, str], object] = lambda _peer, _why: None,
+    ) -> None:
+        """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers.
+        `refused` is told the address of a client whose TLS or HTTP is none, and why."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -78,10 +101,15 @@ class Server(uvicorn.Server):
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                timeout_graceful_shutdown=drain_seconds,
             )
         )
-        self._sockets, self._tls, self._ready = sockets, tls, ready
+        self._sockets, self._tls, self._ready, self._refused = sockets, tls, ready, refused
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave them to the program, whose event loop this may be."""
+        yield
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn's, but with Door for accepting."""
@@ -99,11 +127,24 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _connect(self, accepted: socket, place: Connection) -> None:
+        peer = _address(accepted)
         tls = self._tls is not None
-        await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: LimitedProtocol(place, self.config, self.server_state),
-            accepted,
-            ssl=self._tls,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
-            ssl_shutdown_timeout=SHUTDOWN_SECONDS if tls else None,
-        )
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: LimitedProtocol(place, self.config, self.server_state, self._refused),
+                accepted,
+                ssl=None if self._tls is None else self._tls(),
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+                ssl_shutdown_timeout=SHUTDOWN_SECONDS if tls else None,
+            )
+        except ssl.SSLError as error:
+            self._refused(peer, str(error.reason or "not TLS"))
+            raise
+
+
+def _address(accepted: socket) -> str:
+    try:
+        found = accepted.getpeername()
+    except OSError:  # it is gone
+        return ""
+    return str(found[0]) if isinstance(found, tuple) else ""

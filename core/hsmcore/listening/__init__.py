@@ -1,0 +1,4 @@
+"""Listening sockets that idle clients cannot exhaust: for the console (hsmcore.serve) and the gateway.
+
+Reading order: connections, door, http.
+"""
