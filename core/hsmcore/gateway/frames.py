@@ -12,7 +12,8 @@ MOST_BYTES: Final = 1 << 20
 
 _LENGTH: Final = Struct("<I")
 _HEAD: Final = Struct("<IBBHQ")
-_AFTER_LENGTH: Final = _HEAD.size - _LENGTH.size
+MIN_BYTES: Final = _HEAD.size - _LENGTH.size
+"""Smallest `length`: what stands before the body."""
 
 
 class Type(IntEnum):
@@ -66,33 +67,42 @@ class Splitter:
     """Cuts a stream of bytes into frames. `types`: those that this end takes."""
 
     def __init__(self, types: Iterable[Type], most: int = MOST_BYTES) -> None:
-        self._types = {int(one): one for one in types}
+        self._rules = {int(one): (one, ~int(_FLAGS.get(one, 0))) for one in types}
         self._most = most
-        self._rest = b""
+        self._rest = bytearray()
+        self._wanted = 0  # bytes that `_rest` must have before it is worth a look
 
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames that are whole now. Raises WireError."""
-        buffer = self._rest + data if self._rest else data
-        at, end, frames = 0, len(buffer), list[Frame]()
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return []
+            data = bytes(self._rest)
+        at, end, frames, made = 0, len(data), list[Frame](), tuple.__new__
+        wanted = _LENGTH.size
         while end - at >= _HEAD.size:
-            length, number, flags, slot, request = _HEAD.unpack_from(buffer, at)
-            if not _AFTER_LENGTH <= length <= self._most:
+            length, number, flags, slot, request = _HEAD.unpack_from(data, at)
+            if not MIN_BYTES <= length <= self._most:
                 raise WireError(f"a frame of {length} bytes")
-            kind = self._types.get(number)
-            if kind is None:
+            rule = self._rules.get(number)
+            if rule is None:
                 raise WireError(f"type {number}")
-            if flags & ~_FLAGS.get(kind, 0):
+            if flags & rule[1]:
                 raise WireError(f"flags {flags:#x} of type {number}")
             after = at + _LENGTH.size + length
             if after > end:
+                wanted = after - at
                 break
-            frames.append(Frame(kind, flags, slot, request, buffer[at + _HEAD.size : after]))
+            frames.append(made(Frame, (rule[0], flags, slot, request, data[at + _HEAD.size : after])))
             at = after
-        if end - at >= _LENGTH.size and end - at < _HEAD.size:
-            (length,) = _LENGTH.unpack_from(buffer, at)
-            if not _AFTER_LENGTH <= length <= self._most:
+        if _LENGTH.size <= end - at < _HEAD.size:
+            (length,) = _LENGTH.unpack_from(data, at)
+            if not MIN_BYTES <= length <= self._most:
                 raise WireError(f"a frame of {length} bytes")
-        self._rest = buffer[at:]
+            wanted = _HEAD.size
+        self._rest = bytearray(data[at:])
+        self._wanted = wanted
         return frames
 
     @property
@@ -107,4 +117,4 @@ GATEWAY_TYPES: Final = tuple(one for one in Type if one >= Type.WELCOME)
 
 def frame(kind: Type, request: int = 0, body: bytes = b"", *, slot: int = 0, flags: int = 0) -> bytes:
     """Return a frame as bytes."""
-    return _HEAD.pack(_AFTER_LENGTH + len(body), kind, flags, slot, request) + body
+    return _HEAD.pack(MIN_BYTES + len(body), kind, flags, slot, request) + body

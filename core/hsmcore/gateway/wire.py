@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import IntFlag
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from hsmcore.gateway.frames import Flag, Frame, Type, WireError, frame
+from hsmcore.gateway.fields import U16, Fields, bytes16, named, reading, text8
+from hsmcore.gateway.frames import MIN_BYTES, Flag, Frame, Type, WireError, frame
 
 VERSION: Final = 1
 MOST_PING: Final = 64
@@ -25,11 +25,15 @@ _SIGN: Final = Struct("<BIQI")
 _MANY: Final = Struct("<BIIH")
 _SIGNED: Final = Struct("<IBQ")
 _SIGNED_MANY: Final = Struct("<IH")
+_SIGNED_FRAME: Final = Struct("<IBBHQIBQ")
+"""A whole frame but for the signature: the answer that is made most often."""
+_SIGNED_TYPE: Final = int(Type.SIGNED)
 _ERROR: Final = Struct("<BI")
 _GOAWAY: Final = Struct("<I")
-_U16: Final = Struct("<H")
 _LIMITS: Final = Struct("<IIHI")
 _KEY: Final = Struct("<HIBB")
+_SIGN_FRAME: Final = Struct("<IBBHQBIQI")
+_SIGN_TYPE, _POSITION, _AGAIN = int(Type.SIGN), int(Flag.HAS_POSITION), int(Flag.AGAIN)
 
 
 class Fault(IntFlag):
@@ -41,8 +45,10 @@ class Fault(IntFlag):
 
 KINDS: Final = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed")
 """By their numbers; "": the client does not say."""
+_KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
+_LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
 OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats")
 
 
@@ -132,89 +138,34 @@ class Verify(NamedTuple):
     message: bytes
 
 
-class _Fields:
-    """Reads a body field by field."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body, self._at = body, 0
-
-    def take(self, form: Struct) -> tuple[Any, ...]:
-        values = form.unpack_from(self._body, self._at)
-        self._at += form.size
-        return values
-
-    def raw(self, count: int) -> bytes:
-        found = self._body[self._at : self._at + count]
-        if len(found) != count:
-            raise WireError("a field ends behind the frame")
-        self._at += count
-        return found
-
-    def bytes8(self) -> bytes:
-        return self.raw(self.raw(1)[0])
-
-    def bytes16(self) -> bytes:
-        return self.raw(self.take(_U16)[0])
-
-    def text8(self) -> str:
-        return self.bytes8().decode()
-
-    def version(self) -> None:
-        (found,) = self.take(_U16)
-        if found != VERSION:
-            raise WireError(f"version {found} of the protocol; this is {VERSION}")
-
-    def keys(self) -> tuple[Key, ...]:
-        return tuple(self._key() for _ in range(*self.take(_U16)))
-
-    def _key(self) -> Key:
-        slot, version, state, algorithm = self.take(_KEY)
-        if state > 1:
-            raise WireError(f"state {state} of a key")
-        key_id, public_key, (kinds,) = self.text8(), self.bytes8(), self.take(_U16)
-        return Key(slot, version, bool(state), _named(ALGORITHMS, algorithm), key_id, public_key, kinds)
-
-    def rest(self) -> bytes:
-        return self.raw(len(self._body) - self._at)
-
-    def end(self) -> None:
-        if self._at != len(self._body):
-            raise WireError("bytes behind the last field")
+def _require_version(fields: Fields) -> None:
+    (found,) = fields.take(U16)
+    if found != VERSION:
+        raise WireError(f"version {found} of the protocol; this is {VERSION}")
 
 
-def _named(names: Sequence[str], number: int) -> str:
-    if number >= len(names):
-        raise WireError(f"number {number} means nothing")
-    return names[number]
+def _read_keys(fields: Fields) -> tuple[Key, ...]:
+    return tuple(_read_key(fields) for _ in range(*fields.take(U16)))
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except (struct_error, IndexError, UnicodeDecodeError) as error:
-        raise WireError(str(error)) from None
-
-
-def _text8(text: str) -> bytes:
-    data = text.encode()
-    return bytes((len(data),)) + data
-
-
-def _bytes16(data: bytes) -> bytes:
-    return _U16.pack(len(data)) + data
+def _read_key(fields: Fields) -> Key:
+    slot, version, state, algorithm = fields.take(_KEY)
+    if state > 1 or not algorithm:
+        raise WireError(f"state {state}, algorithm {algorithm} of a key")
+    key_id, public_key, (kinds,) = fields.text8(), fields.bytes8(), fields.take(U16)
+    return Key(slot, version, bool(state), named(ALGORITHMS, algorithm), key_id, public_key, kinds)
 
 
 def hello(nonce: bytes, program: str) -> bytes:
     """Return HELLO. `nonce`: NONCE_BYTES bytes; `program`: at most 64 bytes."""
-    return frame(Type.HELLO, body=_U16.pack(VERSION) + nonce + _text8(program))
+    return frame(Type.HELLO, body=U16.pack(VERSION) + nonce + text8(program))
 
 
 def read_hello(body: bytes) -> Hello:
     """Read HELLO. Raises WireError, also for another version."""
-    with _reading():
-        fields = _Fields(body)
-        fields.version()
+    with reading():
+        fields = Fields(body)
+        _require_version(fields)
         found = Hello(fields.raw(NONCE_BYTES), fields.text8())
         fields.end()
         return found
@@ -223,21 +174,21 @@ def read_hello(body: bytes) -> Hello:
 def welcome(one: Welcome) -> bytes:
     """Return WELCOME."""
     limits = _LIMITS.pack(one.credits, one.message_bytes, one.batch, one.remember_ms)
-    slots = _U16.pack(len(one.slots)) + b"".join(map(_text8, one.slots))
-    body = (_U16.pack(VERSION), one.instance, limits, _text8(one.client), slots, _keys(one.keys))
+    slots = U16.pack(len(one.slots)) + b"".join(map(text8, one.slots))
+    body = (U16.pack(VERSION), one.instance, limits, text8(one.client), slots, _keys(one.keys))
     return frame(Type.WELCOME, body=b"".join(body))
 
 
 def read_welcome(body: bytes) -> Welcome:
     """Read WELCOME. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
-        fields.version()
+    with reading():
+        fields = Fields(body)
+        _require_version(fields)
         instance = fields.raw(NONCE_BYTES)
         most, size, batch, remember = fields.take(_LIMITS)
         client = fields.text8()
-        slots = tuple(fields.text8() for _ in range(*fields.take(_U16)))
-        found = Welcome(instance, most, size, batch, remember, client, slots, fields.keys())
+        slots = tuple(fields.text8() for _ in range(*fields.take(U16)))
+        found = Welcome(instance, most, size, batch, remember, client, slots, _read_keys(fields))
         fields.end()
         return found
 
@@ -249,36 +200,45 @@ def keys(listed: Sequence[Key]) -> bytes:
 
 def read_keys(body: bytes) -> tuple[Key, ...]:
     """Read KEYS. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
-        found = fields.keys()
+    with reading():
+        fields = Fields(body)
+        found = _read_keys(fields)
         fields.end()
         return found
 
 
 def _keys(listed: Sequence[Key]) -> bytes:
-    parts = [_U16.pack(len(listed))]
+    parts = [U16.pack(len(listed))]
     for key in listed:
         head = _KEY.pack(key.slot, key.version, key.current, ALGORITHMS.index(key.algorithm))
-        parts.append(head + _text8(key.id) + bytes((len(key.public_key),)) + key.public_key + _U16.pack(key.kinds))
+        parts.append(head + text8(key.id) + bytes((len(key.public_key),)) + key.public_key + U16.pack(key.kinds))
     return b"".join(parts)
 
 
 def sign(request: int, one: Sign, *, slot: int = 0, again: bool = False) -> bytes:
     """Return SIGN."""
-    flags = (0 if one.position is None else Flag.HAS_POSITION) | (Flag.AGAIN if again else 0)
-    head = _SIGN.pack(KINDS.index(one.kind), one.timeout_ms, one.position or 0, one.version)
-    return frame(Type.SIGN, request, head + one.message, slot=slot, flags=flags)
+    return sign_as(request, one, slot, one.version, one.timeout_ms, again)
+
+
+def sign_as(request: int, one: Sign, slot: int, version: int, timeout_ms: int, again: bool) -> bytes:
+    """Return SIGN with another version and timeout than `one` has."""
+    kind, _, position, _, message = one
+    flags = (0 if position is None else _POSITION) | (_AGAIN if again else 0)
+    size, number = _SIGN_FRAME.size - _LENGTH.size + len(message), _KIND_NUMBERS[kind]
+    head = _SIGN_FRAME.pack(size, _SIGN_TYPE, flags, slot, request, number, timeout_ms, position or 0, version)
+    return head + message
 
 
 def read_sign(one: Frame) -> Sign:
     """Read SIGN. Raises WireError."""
-    with _reading():
+    try:
         kind, timeout, position, version = _SIGN.unpack_from(one.body)
-        given = bool(one.flags & Flag.HAS_POSITION)
-        if position and not given:
-            raise WireError("a position without its flag")
-        return Sign(_named(KINDS, kind), timeout, position if given else None, version, one.body[_SIGN.size :])
+    except struct_error as error:
+        raise WireError(str(error)) from None
+    given = one.flags & _POSITION
+    if position and not given:
+        raise WireError("a position without its flag")
+    return Sign(named(KINDS, kind), timeout, position if given else None, version, one.body[_SIGN.size :])
 
 
 def sign_many(request: int, one: SignMany, *, slot: int = 0, again: bool = False) -> bytes:
@@ -291,37 +251,37 @@ def sign_many(request: int, one: SignMany, *, slot: int = 0, again: bool = False
 
 def read_sign_many(body: bytes) -> SignMany:
     """Read SIGN_MANY. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
+    with reading():
+        fields = Fields(body)
         kind, timeout, version, count = fields.take(_MANY)
         messages = [fields.raw(*fields.take(_LENGTH)) for _ in range(count)]
         fields.end()
-        return SignMany(_named(KINDS, kind), timeout, version, messages)
+        return SignMany(named(KINDS, kind), timeout, version, messages)
 
 
 def verify(request: int, one: Verify, *, slot: int = 0) -> bytes:
     """Return VERIFY."""
-    body = _text8(one.key_id) + _bytes16(one.signature) + one.message
+    body = text8(one.key_id) + bytes16(one.signature) + one.message
     return frame(Type.VERIFY, request, body, slot=slot)
 
 
 def read_verify(body: bytes) -> Verify:
     """Read VERIFY. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
+    with reading():
+        fields = Fields(body)
         return Verify(fields.text8(), fields.bytes16(), fields.rest())
 
 
 def manage(request: int, one: Manage, *, slot: int = 0) -> bytes:
     """Return MANAGE."""
-    return frame(Type.MANAGE, request, bytes((OPERATIONS.index(one.operation),)) + _text8(one.key_id), slot=slot)
+    return frame(Type.MANAGE, request, bytes((OPERATIONS.index(one.operation),)) + text8(one.key_id), slot=slot)
 
 
 def read_manage(body: bytes) -> Manage:
     """Read MANAGE. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
-        found = Manage(_named(OPERATIONS, fields.raw(1)[0]), fields.text8())
+    with reading():
+        fields = Fields(body)
+        found = Manage(named(OPERATIONS, fields.raw(1)[0]), fields.text8())
         fields.end()
         if not found.operation:
             raise WireError("no operation")
@@ -330,16 +290,20 @@ def read_manage(body: bytes) -> Manage:
 
 def signed(request: int, one: Signed, *, slot: int = 0) -> bytes:
     """Return SIGNED."""
-    record = NO_RECORD if one.audit_seq is None else one.audit_seq
-    body = _SIGNED.pack(one.version, LEVELS.index(one.level), record) + one.signature
-    return frame(Type.SIGNED, request, body, slot=slot)
+    version, level, record, signature = one
+    length = MIN_BYTES + _SIGNED.size + len(signature)
+    seq = NO_RECORD if record is None else record
+    head = _SIGNED_FRAME.pack(length, _SIGNED_TYPE, 0, slot, request, version, _LEVEL_NUMBERS[level], seq)
+    return head + signature
 
 
 def read_signed(body: bytes) -> Signed:
     """Read SIGNED. Raises WireError."""
-    with _reading():
+    try:
         version, level, record = _SIGNED.unpack_from(body)
-        return Signed(version, _named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :])
+    except struct_error as error:
+        raise WireError(str(error)) from None
+    return Signed(version, named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :])
 
 
 def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal], *, slot: int = 0) -> bytes:
@@ -347,14 +311,14 @@ def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal],
     parts = [_SIGNED_MANY.pack(version, len(outcomes))]
     for outcome in outcomes:
         good = isinstance(outcome, bytes)
-        parts += bytes((not good,)), _bytes16(outcome if isinstance(outcome, bytes) else _refusal(outcome))
+        parts += bytes((not good,)), bytes16(outcome if isinstance(outcome, bytes) else _refusal(outcome))
     return frame(Type.SIGNED_MANY, request, b"".join(parts), slot=slot)
 
 
 def read_signed_many(body: bytes) -> tuple[int, list[bytes | Refusal]]:
     """Read SIGNED_MANY: the version, and an outcome for each message. Raises WireError."""
-    with _reading():
-        fields, outcomes = _Fields(body), list[bytes | Refusal]()
+    with reading():
+        fields, outcomes = Fields(body), list[bytes | Refusal]()
         version, count = fields.take(_SIGNED_MANY)
         for _ in range(count):
             bad, outcome = fields.raw(1)[0], fields.bytes16()
@@ -372,16 +336,16 @@ def error(request: int, one: Refusal) -> bytes:
 
 def _refusal(one: Refusal) -> bytes:
     flags = (Fault.RETRYABLE if one.retryable else 0) | (Fault.MAYBE_SIGNED if one.maybe_signed else 0)
-    text = _bytes16(one.text.encode()[:MOST_TEXT].decode(errors="ignore").encode())
-    return _ERROR.pack(flags, one.retry_after_ms) + _text8(one.status) + _text8(one.error_class) + text
+    text = bytes16(one.text.encode()[:MOST_TEXT].decode(errors="ignore").encode())
+    return _ERROR.pack(flags, one.retry_after_ms) + text8(one.status) + text8(one.error_class) + text
 
 
 def read_error(body: bytes) -> Refusal:
     """Read what ERROR, or an outcome of SIGNED_MANY, says. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
+    with reading():
+        fields = Fields(body)
         flags, retry_after = fields.take(_ERROR)
-        if flags & ~(Fault.RETRYABLE | Fault.MAYBE_SIGNED):
+        if flags > Fault.RETRYABLE | Fault.MAYBE_SIGNED:
             raise WireError(f"flags {flags:#x} of an error")
         status, error_class, text = fields.text8(), fields.text8(), fields.bytes16().decode()
         fields.end()
@@ -391,13 +355,13 @@ def read_error(body: bytes) -> Refusal:
 
 def goaway(left_ms: int, reason: str) -> bytes:
     """Return GOAWAY."""
-    return frame(Type.GOAWAY, body=_GOAWAY.pack(left_ms) + _text8(reason))
+    return frame(Type.GOAWAY, body=_GOAWAY.pack(left_ms) + text8(reason))
 
 
 def read_goaway(body: bytes) -> tuple[int, str]:
     """Read GOAWAY: milliseconds that are left, and why. Raises WireError."""
-    with _reading():
-        fields = _Fields(body)
+    with reading():
+        fields = Fields(body)
         (left,) = fields.take(_GOAWAY)
         reason = fields.text8()
         fields.end()
@@ -409,6 +373,16 @@ def verified(request: int, valid: bool) -> bytes:
     return frame(Type.VERIFIED, request, bytes((valid,)))
 
 
+def pong(request: int, sent: bytes) -> bytes:
+    """Return PONG."""
+    return frame(Type.PONG, request, sent)
+
+
+def done(request: int, text: str) -> bytes:
+    """Return DONE."""
+    return frame(Type.DONE, request, text.encode())
+
+
 def credit(number: int) -> bytes:
     """Return CREDIT."""
     return frame(Type.CREDIT, body=_LENGTH.pack(number))
@@ -416,6 +390,19 @@ def credit(number: int) -> bytes:
 
 def read_number(body: bytes, size: int) -> int:
     """Read a body of one number: VERIFIED (1 byte), CREDIT (4). Raises WireError."""
-    if len(body) != size:
-        raise WireError(f"{len(body)} bytes instead of {size}")
+    if len(body) != size or (size == 1 and body[0] > 1):
+        raise WireError(f"{len(body)} bytes that are no number of {size}")
     return int.from_bytes(body, "little")
+
+
+def read_bytes(body: bytes, most: int) -> bytes:
+    """Read CANCEL and ACK (0 bytes at most), PING and PONG (MOST_PING). Raises WireError."""
+    if len(body) > most:
+        raise WireError(f"{len(body)} bytes; {most} at most")
+    return body
+
+
+def read_text(body: bytes) -> str:
+    """Read DONE. Raises WireError."""
+    with reading():
+        return body.decode()
