@@ -8,10 +8,9 @@ cdef uint64_t SLICE_NS = 2000000
 
 # Who holds an engine may call it while a cycle that both are in is taken apart.
 @cython.no_gc_clear
-cdef class Requests:
+cdef class Requests(Publisher):
     """One member's rings, signature cache and futures: the event loop's side of an Engine or a Guest."""
 
-    cdef hsm_client *_client
     cdef hsm_requests *_table
     cdef Cache _cache  # None: no cache, and no single-flight
     cdef Waiters _waiters
@@ -21,14 +20,12 @@ cdef class Requests:
     cdef object _detail  # of the request whose answer was taken last: its followers have their answers next; or None
     cdef uint32_t _generation
     cdef uint64_t _default_timeout
-    cdef bint _open
     cdef bint _cache_all
     cdef bint _takes_digests
     cdef bint _abandoned  # workers may still write into the area
     cdef bint _isolated  # the workers are in a host process
     cdef object _down  # the status of requests while the member is down, or None
     cdef uint32_t _max_message
-    cdef object _loop
     cdef object _loop_is_running
     cdef dict _future_keywords
     cdef unsigned long _thread
@@ -40,7 +37,6 @@ cdef class Requests:
     cdef DeadlineTimer _deadlines
     cdef object _fds
     cdef object _on_overdue
-    cdef object _pump  # called when requests wait for a guest's runners, or None
     cdef dict _limits  # by key: most bytes of a message, and the limit's name
     cdef public object place
     """What the engine is to whoever routes requests to it: see Routes."""
@@ -82,7 +78,6 @@ cdef class Requests:
         hsm_requests_free(self._table)
         if not self._abandoned:
             hsm_client_free(self._client)
-
 
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when
@@ -163,7 +158,6 @@ cdef class Requests:
         self._check_idle()
         return self._idle
 
-
     def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message, or a Digest: its signature if the cache holds it and nothing is recorded, else a future of
         it. `extra` goes into its record: members of a JSON object, beginning with a comma; b"": write no record. Raises
@@ -176,6 +170,12 @@ cdef class Requests:
 
     def submit_with_receipt(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """Sign one message: a future of (signature, number of its audit record or None, cached). Raises HsmError."""
+        return self._submit(message, timeout, key, extra, RECEIPT)
+
+    def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None):
+        """As `submit_with_receipt`, but the workers are told once, at the end of this turn of the event loop: the caller
+        may take longer from one message to the next than a fast module needs to sign."""
+        self._gather()
         return self._submit(message, timeout, key, extra, RECEIPT)
 
     cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, uint64_t tag):
@@ -317,7 +317,6 @@ cdef class Requests:
         """Requests that wait for a slot."""
         return self._counts().queued
 
-
     cdef int _check(self, bytes extra, uint64_t tag) except -1:
         """Raise if no request can be taken now, or its record could not be written."""
         if self._generation != hsm_fork_generation():
@@ -416,7 +415,6 @@ cdef class Requests:
         else:
             memset(&counts, 0, sizeof(counts))
         return counts
-
 
     def _drain(self):
         """Called by the loop when the rings' descriptor is readable."""
@@ -580,7 +578,6 @@ cdef class Requests:
             self._deadlines.watch(hsm_requests_sweep_at(self._table))
         if overdue and self._on_overdue is not None:
             self._on_overdue()
-
 
     def stats(self):
         """Counters, and histograms of the time in the module, in the queue and in verification: as [(upper bound in ns,

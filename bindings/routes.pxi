@@ -94,6 +94,14 @@ cdef class Routes:
             return self._long_way_with_receipt(message, timeout, extra)
         return self._attempt(i, message, timeout, extra, RECEIPT)
 
+    def ask(self, message, timeout=None, bytes extra=None):
+        """As `submit_with_receipt`; the workers are told as by Requests.ask."""
+        cdef Py_ssize_t i = self._place_for(message)
+        if i < 0:
+            return self._long_way_with_receipt(message, timeout, extra)
+        (<Requests>self._engines[i])._gather()
+        return self._attempt(i, message, timeout, extra, RECEIPT)
+
     cdef inline Py_ssize_t _place_for(self, object message) except -2:
         if self._decide is not None and (self._decide is True or self._decide(message)):
             return -1

@@ -26,6 +26,10 @@ class HsmError(Exception):
     default_hint: ClassVar[str] = ""
     maybe_signed: bool = False
     """Whether a signature may exist all the same, where `status` and `call` do not tell: set by members."""
+    retry_after_ms: int = 0
+    """Milliseconds after which the same call may succeed, where `hsmcore gateway` knows it; 0: it is not known."""
+    told_retryable: bool | None = None
+    """What a gateway said of `retryable`; None: the status says it."""
     attempt: Any = None
     """The attempt of several that failed, for who tries the next one: see Routes in _native.pyi."""
 
@@ -69,7 +73,8 @@ class HsmError(Exception):
     @property
     def retryable(self) -> bool:
         """True if the same call may succeed a moment later or on another member."""
-        return RETRYABLE_CLASSES[self.error_class]
+        told = self.told_retryable
+        return RETRYABLE_CLASSES[self.error_class] if told is None else told
 
 
 class ModuleBusy(HsmError, status="BUSY"):

@@ -15,7 +15,8 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -57,6 +58,13 @@ def caller(name: str) -> Iterator[None]:
         yield
     finally:
         _caller.reset(token)
+
+
+def caller_context(name: str) -> Context:
+    """Return a context of its own for what this caller asks for: what runs in it is as within `caller`."""
+    made = Context()
+    made.run(_caller.set, name)
+    return made
 
 
 def current_caller() -> str | None:
@@ -306,14 +314,24 @@ def tail(fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
 
 def extra(**fields: object) -> bytes | None:
     """Return the context's tag and caller, and these fields, in the form that Engine.submit takes; None for none."""
-    if not fields and _tag.get() is None and _caller.get() is None:
-        return None
+    if not fields:
+        return _extra_of(_tag.get(), _caller.get())
     return b"," + orjson.dumps(cleaned(fields) | _context())[1:-1]
+
+
+@lru_cache(maxsize=256)  # a gateway's clients are few, and each has many requests
+def _extra_of(tag: str | None, caller: str | None) -> bytes | None:
+    shown = _shown(tag, caller)
+    return b"," + orjson.dumps(shown)[1:-1] if shown else None
 
 
 def _context() -> dict[str, object]:
     """Return the fields that the context adds to each record."""
-    found = {"tag": _tag.get(), "caller": _caller.get()}
+    return _shown(_tag.get(), _caller.get())
+
+
+def _shown(tag: str | None, caller: str | None) -> dict[str, object]:
+    found = {"tag": tag, "caller": caller}
     return {name: _clean(name, value, 0) for name, value in found.items() if value is not None}
 
 

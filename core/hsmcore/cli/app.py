@@ -17,6 +17,7 @@ from hsmcore.cli import (
     emergency,
     failover,
     fleet,
+    gateway,
     init,
     keys,
     metrics,
@@ -75,6 +76,7 @@ def build(*, bench: str) -> typer.Typer:
     command(app, "Sign one message.")(signing.sign)
     command(app, "Verify a signature in software.")(signing.verify)
     command(app, "Show a key manager to Prometheus, supervisors and people.")(serve.serve)
+    command(app, "Serve key managers to programs in other processes.")(gateway.gateway)
     for name, short_help in _BENCH_COMMANDS.items():
         if name == bench:
             app.add_typer(_bench_command(name))

@@ -45,6 +45,11 @@ class Invocation:
 
         return choose(load_configs(self.config_path, self.state), self.key_manager, "Name it with --key-manager.")
 
+    @cached_property
+    def configs(self) -> dict[str, Config]:
+        """As `config`, of every key manager, by name."""
+        return load_configs(self.config_path, self.state)
+
     def show(self, result: Mapping[str, Any], text: str | None = None) -> None:
         """Print a result: as JSON, else as `text`, else one field a line."""
         if self.as_json:

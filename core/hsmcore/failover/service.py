@@ -29,7 +29,7 @@ from hsmcore.failover.short_way import ShortWay
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
-from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_closed
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
@@ -87,6 +87,8 @@ class FailoverService:
         self.key_index = 0
         self._short_way = ShortWay(self.router)
         self.submit: Submit = self._short_way.submit
+        self.ask: Ask = self._short_way.ask
+        self.answered, self.go_on = self._short_way.answered, self._short_way.go_on
         self.abandon = self._short_way.abandon
         self.submit_many = partial(sign_many, self.router)
         self.check_operation = self.router.check_operation
@@ -338,7 +340,7 @@ class FailoverService:
 
     def refuse(self) -> None:
         """As SigningPath; requests that wait for a member end with EngineClosed."""
-        self.submit = refuse_closed
+        self.submit = self.ask = refuse_closed
         self.router.closing = True
         if not self._audit.needs_member:  # else a member signs the last checkpoint; `stop` refuses then
             for endpoint in self.running():

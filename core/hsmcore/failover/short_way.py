@@ -10,8 +10,10 @@ from typing import Any
 from hsmcore._native import freeze, verify
 from hsmcore.errors import HsmError, InvalidMessageType
 from hsmcore.failover.breaker import WITHHELD, may_have_signed
+from hsmcore.failover.policy import Attempts
 from hsmcore.failover.request import Answer, Request
 from hsmcore.failover.router import Router
+from hsmcore.receipt import Signed
 
 
 class ShortWay:
@@ -21,6 +23,7 @@ class ShortWay:
         self._router = router
         self._levels = router.levels
         self._submit_with_receipt = router.routes.submit_with_receipt
+        self._ask = router.routes.ask
         self.submit = router.routes.submit
 
     async def answer(self, message: Any, timeout: float | None, extra: bytes | None) -> Answer:
@@ -34,18 +37,42 @@ class ShortWay:
                 raise
         except HsmError as error:
             return await self.again(error, extra)
-        if isinstance(found, Answer):
-            return found  # of the long way
-        signature, seq, cached, endpoint, index = found
-        return Answer(signature, endpoint, endpoint.version_at(index), cached, seq)
+        return _answer_of(found)
 
-    async def again(self, error: HsmError, extra: bytes | None) -> Answer:
-        """Go on with a request whose attempt ended with this error. Raises the error if no other member helps."""
+    def ask(
+        self, message: Any, timeout: float | None, extra: bytes | None, only: bytes | None
+    ) -> tuple[asyncio.Future[Any], bytes | None] | None:
+        """As SigningPath.ask."""
+        if only is not None and any(one.key_version.public_key != only for one in self._levels.sharing):
+            return None
+        try:
+            asked = self._ask(message, timeout, extra)
+        except HsmError as error:
+            if error.attempt is None:
+                raise
+            asked = self.again(error, extra, only)
+        else:
+            if asyncio.iscoroutine(asked) and only is not None:
+                asked.close()  # of the long way, which would not know of `only`
+                return None
+        return asyncio.ensure_future(asked), only
+
+    def answered(self, asked: asyncio.Future[Any], _only: bytes | None) -> Signed:
+        """As SigningPath.answered."""
+        return _signed(_answer_of(asked.result()))
+
+    async def go_on(self, error: HsmError, extra: bytes | None, only: bytes | None) -> Signed:
+        """As SigningPath.go_on."""
+        return _signed(await self.again(error, extra, only))
+
+    async def again(self, error: HsmError, extra: bytes | None, only: bytes | None = None) -> Answer:
+        """Go on with a request whose attempt ended with this error. Raises the error if no other member helps. `only`:
+        as SigningPath.submit_many."""
         attempt, error.attempt = error.attempt, None
         if attempt is None:
             raise error
         endpoint, index, deadline, message, taken = attempt
-        request = Request(message, deadline, allow_other_key=False, extra=extra)
+        request = Request(message, deadline, allow_other_key=False, extra=extra, attempts=Attempts(only=only))
         key = endpoint.version_at(index).public_key
         return await self._router.resume(request, endpoint, key, error, taken=taken)
 
@@ -77,3 +104,15 @@ class ShortWay:
             for version in keys.values():
                 if verify(version.algorithm, version.public_key, message, signature):
                     self._router.bind((message,), version.public_key)
+
+
+def _answer_of(found: Any) -> Answer:
+    if isinstance(found, Answer):
+        return found  # of the long way
+    signature, seq, cached, endpoint, index = found
+    return Answer(signature, endpoint, endpoint.version_at(index), cached, seq)
+
+
+def _signed(answer: Answer) -> Signed:
+    key = answer.version
+    return Signed(answer.signature, key.id, key.public_key, answer.endpoint.level_name, answer.audit_seq)

@@ -21,9 +21,10 @@ from hsmcore.manager import digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
-from hsmcore.manager.lifecycle import Lifecycle, a_turn
+from hsmcore.manager.lifecycle import Lifecycle, a_turn, refused_before
 from hsmcore.manager.membership import confirmed, join, telling
-from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running
+from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
+from hsmcore.manager.prompt import Begun, begin
 from hsmcore.manager.recording import Recorder, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
@@ -94,12 +95,7 @@ class KeyManager:
         instrument(self)
         say_where(self._rules)
         if self._refused is not None:
-            raise type(self._refused)(
-                "an earlier initialize() was refused; another attempt could lock the PIN",
-                status=self._refused.status,
-                member=self._rules.name,
-                hint=f"{self._refused.hint} Then make a new key manager.",
-            )
+            raise refused_before(self._refused, self._rules.name)
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
@@ -125,7 +121,7 @@ class KeyManager:
         try:
             await self.audit.use_members(partial(running, path))
             fleet = self.fleet
-            guard = self._guard = await Guard.open(self.config, self._formats, self._signers, fleet)
+            guard = self._guard = await Guard.open(self.config, self._formats, partial(signers, path), fleet)
             self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(confirmed(path, fleet, self._rules, self._record))
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
@@ -140,9 +136,6 @@ class KeyManager:
                 rest.push_async_callback(self._end_background)
                 rest.push_async_callback(self._end_guard)
             raise
-
-    def _signers(self) -> list[bytes]:
-        return [version.public_key for version in self._path.signing() if version.algorithm == "ed25519"]
 
     async def _end_guard(self) -> None:
         if self._guard is not None:
@@ -315,6 +308,12 @@ class KeyManager:
             return self._path.submit_with_receipt(data, left, allow_other_key, extra, self._keys.public_key_of(key_id))
 
         return await self._answer("sign", message, submit)
+
+    def submit(
+        self, message: bytes, timeout: float | None, kind: str | None, position: int | None, only: bytes | None
+    ) -> Begun | None:
+        """Begin to sign, without a coroutine; `only`: with this public key. None: something must be awaited first."""
+        return begin(self._path, self._passes, self._record, message, timeout, kind, position, only)
 
     async def sign_digest(
         self, digest: bytes | bytearray | memoryview, timeout: float | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from hsmcore._native import fork_generation
-from hsmcore.errors import EngineClosed, EngineForked, HsmError, NotInitialized, WrongEventLoop
+from hsmcore.errors import EngineClosed, EngineForked, HsmError, LoginError, NotInitialized, WrongEventLoop
 
 State = Literal["new", "opening", "open", "closing", "closed"]
 Step = Callable[[], Coroutine[Any, Any, None]]
@@ -115,6 +115,16 @@ async def _finished(task: asyncio.Task[None]) -> None:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             continue
+
+
+def refused_before(error: LoginError, member: str) -> LoginError:
+    """Return the error of another attempt after a login that was refused with `error`."""
+    return type(error)(
+        "an earlier initialize() was refused; another attempt could lock the PIN",
+        status=error.status,
+        member=member,
+        hint=f"{error.hint} Then make a new key manager.",
+    )
 
 
 async def a_turn(error: HsmError) -> None:

@@ -61,6 +61,9 @@ class ConfirmedPath:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._path, name)
 
+    def ask(self, *_request: object) -> None:
+        """The database must be awaited for each answer."""
+
     @property
     def submit(self) -> Submit:
         return self._confirming(self._path.submit)

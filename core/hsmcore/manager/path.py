@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
@@ -15,9 +16,9 @@ from hsmcore.failover.service import FailoverService
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.single import SingleMember
 from hsmcore.members import Member
-from hsmcore.members.base import Retired, Submit
+from hsmcore.members.base import Ask, Retired, Submit
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.receipt import Receipt
+from hsmcore.receipt import Receipt, Signed
 
 
 class SigningPath(Protocol):
@@ -62,6 +63,17 @@ class SigningPath(Protocol):
         only: bytes | None = None,
     ) -> Awaitable[Receipt]:
         """`only`: as submit_many."""
+
+    @property
+    def ask(self) -> Ask:
+        """Submit a message without a coroutine: return a future, and what `answered` needs beside it. None: something
+        must be awaited for the answer, so use submit_with_receipt. `only` (the last argument): as submit_many."""
+
+    def answered(self, asked: asyncio.Future[Any], about: Any) -> Signed:
+        """Return what the future of `ask` ended with. An error with an `attempt` is for `go_on`."""
+
+    async def go_on(self, error: HsmError, extra: bytes | None, about: Any) -> Signed:
+        """As `again`, after `answered`."""
 
     # Keys.
     @property
@@ -128,6 +140,11 @@ def running(path: SigningPath) -> list[Member]:
     """Return the running members, those in service first."""
     started = sorted(path.members(), key=lambda one: one.condition not in ("ready", "ramping"))
     return [one.member for one in started if one.member is not None]
+
+
+def signers(path: SigningPath) -> list[bytes]:
+    """Return the Ed25519 public keys that sign now."""
+    return [version.public_key for version in path.signing() if version.algorithm == "ed25519"]
 
 
 async def open_path(

@@ -15,9 +15,9 @@ from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member, make_member
-from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.receipt import Receipt
+from hsmcore.receipt import Receipt, Signed
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ class SingleMember:
         self._engine = engine = member.engine
         self.submit: Submit = engine.submit
         self.submit_any_key: Submit = engine.submit
+        self.ask: Ask = self._ask
         self.idle = engine.idle
 
     @classmethod
@@ -109,6 +110,23 @@ class SingleMember:
         self._require(only)
         begun, version = perf_counter_ns(), self.version
         return self._receipt(self._engine.submit_with_receipt(message, timeout, version.index, extra), begun, version)
+
+    def _ask(
+        self, message: Any, timeout: float | None, extra: bytes | None, only: bytes | None
+    ) -> tuple[asyncio.Future[Any], KeyVersion]:
+        version = self.version
+        if only is not None:
+            self._require(only)
+        return self._engine.ask(message, timeout, version.index, extra), version
+
+    def answered(self, asked: asyncio.Future[Any], version: KeyVersion) -> Signed:
+        """As SigningPath."""
+        signature, sequence, _ = asked.result()
+        return Signed(signature, version.id, version.public_key, self.member.level, sequence)
+
+    async def go_on(self, error: HsmError, _extra: bytes | None, _about: object) -> Signed:
+        """There is no other member."""
+        raise error
 
     def _require(self, only: bytes | None) -> None:
         if only is not None and only != self.version.public_key:
@@ -192,6 +210,6 @@ class SingleMember:
         )
 
     def refuse(self) -> None:
-        self.submit = self.submit_any_key = refuse_closed
+        self.submit = self.submit_any_key = self.ask = refuse_closed
         if not self._audit.needs_member:
             self._engine.refuse()

@@ -28,6 +28,10 @@ Submit = Callable[[object, float | None, int, bytes | None], bytes | Awaitable[b
 """As SigningEngine.submit: message, timeout, key index, and what is added to the audit record."""
 
 
+Ask = Callable[[Any, float | None, bytes | None, bytes | None], tuple[asyncio.Future[Any], Any] | None]
+"""As SigningPath.ask."""
+
+
 def refuse_closed(*_request: object) -> NoReturn:
     """Take the place of `submit` once close() has begun. Raises EngineClosed."""
     raise EngineClosed("the key manager is closed")
@@ -68,6 +72,11 @@ class SigningEngine(Protocol):
     ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
         """Sign one message. Returns a future of (signature, number of its audit record or None, whether it was
         cached)."""
+
+    def ask(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
+        """As `submit_with_receipt`; workers may be told at the end of this turn of the event loop."""
 
     def submit_many(
         self,

@@ -5,8 +5,9 @@ Reading order: catalog (the metrics), reading, members and background (their val
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from hsmcore.metrics.background import read_background
 from hsmcore.metrics.members import read_manager, read_member
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 
     Managers = KeyManager | Mapping[str, KeyManager]
 
-__all__ = ["collector", "read", "render"]
+__all__ = ["also", "collector", "read", "render"]
+
+_also: WeakKeyDictionary[KeyManager, Callable[[Reading], object]] = WeakKeyDictionary()
+
+
+def also(manager: KeyManager, read: Callable[[Reading], object]) -> None:
+    """Have `read` add to every reading of this key manager: what serves it has metrics of its own. Any thread calls
+    it."""
+    _also[manager] = read
 
 
 def read(manager: Managers, time_slice: TimeSlice | None = None) -> Reading:
@@ -46,6 +55,9 @@ def _read(reading: Reading, manager: KeyManager, time_slice: TimeSlice) -> None:
         read_member(reading, member)
         time_slice()
     read_background(reading, snapshot)
+    more = _also.get(manager)
+    if more is not None:
+        more(reading)
 
 
 def render(manager: Managers, accept: str | None = None) -> tuple[bytes, str]:

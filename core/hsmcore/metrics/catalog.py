@@ -113,6 +113,23 @@ FLEET_INCIDENT = _gauge(
 FLEET_FAILED = _counter("hsmcore_fleet_renewals_failed_total", "Renewals of the lease that failed.", "fleet")
 FLEET_CLAIMS = _counter("hsmcore_fleet_claims_total", "Epochs that this host claimed.", "fleet")
 
+GATEWAY_REQUESTS = _counter(
+    "hsmcore_gateway_requests_total",
+    "Requests that were answered; outcome: OK, or an error's status.",
+    "client",
+    "outcome",
+)
+GATEWAY_OPEN = _gauge("hsmcore_gateway_requests_open", "Messages of requests that are not answered.", "client")
+GATEWAY_WAITING = _gauge("hsmcore_gateway_requests_waiting", "Requests that wait for their turn.", "client")
+GATEWAY_REPEATED = _counter("hsmcore_gateway_requests_repeated_total", "Requests that were sent again.")
+GATEWAY_CONNECTIONS = _gauge("hsmcore_gateway_connections", "Connections of hsmcore-wire/1.", "client")
+GATEWAY_REMEMBERED = _gauge("hsmcore_gateway_answers_remembered", "Answers that may be asked for again.", "client")
+GATEWAY_REFUSED = _counter(
+    "hsmcore_gateway_refused_total", "Connections and requests of strangers, and of clients that broke the protocol."
+)
+GATEWAY_RECEIVED = _counter("hsmcore_gateway_received_bytes_total", "Bytes that connections of hsmcore-wire/1 sent.")
+GATEWAY_SENT = _counter("hsmcore_gateway_sent_bytes_total", "Bytes that were sent on connections of hsmcore-wire/1.")
+
 AUDIT_RECORDS = _counter("hsmcore_audit_records_total", "Records in the audit log.")
 AUDIT_LAG = _gauge("hsmcore_audit_lag_records", "Records that are not kept yet.")
 AUDIT_LAG_SECONDS = _gauge("hsmcore_audit_lag_seconds", "Age of the oldest record that is not in the file.")

@@ -1,0 +1,94 @@
+"""The `gateway` command."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsmcore.cli.invocation import Invocation
+from hsmcore.cli.output import BadUsage, note
+
+if TYPE_CHECKING:
+    from hsmcore.gateway.gateway import RunningGateway
+    from hsmcore.manager.key_manager import KeyManager
+
+
+def gateway(
+    cli: Invocation,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            help="unix:/path, tls:host:port or https:host:port, any number of times (default: gateway.listen).",
+        ),
+    ] = None,
+) -> None:
+    """Open the key managers of the configuration and serve them to other processes: hsmcore-wire/1 on Unix sockets and
+    TLS, Vault Transit's API on HTTPS. Ends with Ctrl-C or SIGTERM, after the answers of open requests.
+
+    Who may have what signed stands in the configuration, in gateway.clients. A key manager with `monitoring` has the
+    console and the metrics of `hsmcore serve` there. Sockets of a service manager (LISTEN_FDS) are used.
+
+    Examples:
+
+      hsmcore gateway --config sequencer.json
+
+      hsmcore gateway --listen unix:/run/hsmcore/sign.sock --config sequencer.json
+
+      hsmcore gateway --listen tls:0.0.0.0:7443 --listen https:0.0.0.0:8200 --json
+    """
+    import uvloop
+
+    if cli.key_manager is not None:
+        raise BadUsage("a gateway serves every key manager of the configuration: --key-manager chooses none")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(cli, tuple(listen or ())))
+
+
+async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
+    from hsmcore.gateway.gateway import running, settings_of
+    from hsmcore.gateway.sockets import tell_service_manager
+
+    configs = cli.configs
+    _allow_descriptors()
+    async with running(configs, settings_of(configs, listen)) as served, AsyncExitStack() as rest:
+        consoles = [await rest.enter_async_context(_console(one)) for one in _watched(served)]
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "consoles": consoles}
+        cli.show(shown, "\n".join([*served.addresses, *consoles]))
+        sys.stdout.flush()  # a supervisor may wait for the lines
+        tell_service_manager("READY=1")
+        await stop.wait()
+        tell_service_manager("STOPPING=1")
+        if not await served.drain():
+            note("  not every request was answered in time")
+
+
+def _watched(served: RunningGateway) -> list[KeyManager]:
+    return [one for one in served.managers.values() if one.config.key_manager.monitoring is not None]
+
+
+@asynccontextmanager
+async def _console(manager: KeyManager) -> AsyncIterator[str]:
+    from hsmcore.serve import attached
+
+    async with attached(manager) as site:
+        yield site.address
+
+
+def _allow_descriptors() -> None:
+    """As many as this process may have: each connection needs one."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

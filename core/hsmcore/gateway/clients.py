@@ -1,0 +1,123 @@
+"""The clients that the configuration names: how each is known, and what it has used up of what it may."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable, Mapping
+from time import monotonic_ns
+from typing import Any, Final
+
+from hsmcore._native import wipe
+from hsmcore.audit.record import caller_context
+from hsmcore.config import Gateway, GatewayClient, Secret
+from hsmcore.errors import ConfigFault, ConfigurationError, QueueFull
+from hsmcore.gateway.sharing import Flow
+
+MIN_TOKEN_BYTES: Final = 20
+"""Shortest accepted token: a shorter one can be guessed."""
+MAX_TOKEN_BYTES: Final = 4096
+_MS: Final = 1_000_000
+_SECOND: Final = 1_000_000_000
+
+
+class Client:
+    """A client and what it has used up of its rules. Belongs to one event loop."""
+
+    def __init__(self, name: str, rules: GatewayClient) -> None:
+        self.name, self.rules = name, rules
+        self.open = 0
+        """Requests that are not answered, on all its connections; each message of a batch is one."""
+        self.context = caller_context(name)
+        """What runs in it is recorded as this client's."""
+        self.flow: Flow[Any] = Flow(rules.weight)
+        self._rate = rules.per_second
+        self._tokens, self._filled = self._rate or 0, monotonic_ns()
+
+    def begin(self, count: int = 1, signatures: int = 0) -> None:
+        """Count requests as open, and these signatures in the rate. Raises QueueFull, and counts nothing then."""
+        most = self.rules.in_flight
+        if self.open + count > most:
+            raise refused(f"client {self.name!r} has {self.open} requests open and may have {most}")
+        if self._rate is not None and signatures:
+            self._spend(self._rate, signatures)
+        self.open += count
+
+    def end(self, count: int = 1) -> None:
+        """They are answered."""
+        self.open -= count
+
+    def _spend(self, rate: int, signatures: int) -> None:
+        now = monotonic_ns()
+        fresh = (now - self._filled) * rate // _SECOND
+        if fresh:
+            self._tokens = min(rate, self._tokens + fresh)
+            self._filled = now if self._tokens == rate else self._filled + fresh * _SECOND // rate
+        if signatures > self._tokens:
+            missing = min(signatures, rate) - self._tokens
+            wait = max(missing * _SECOND // rate - (now - self._filled), 0) // _MS + 1
+            raise refused(f"client {self.name!r} has used up its {rate} signatures a second", wait)
+        self._tokens -= signatures
+
+
+def refused(text: str, retry_after_ms: int = 0) -> QueueFull:
+    """Return the refusal of a request for which there is no room now."""
+    error = QueueFull(text, hint="Send the request again later.")
+    error.retry_after_ms = retry_after_ms
+    return error
+
+
+class Directory:
+    """The clients, by what shows who they are. Each look-up returns None for a stranger."""
+
+    def __init__(self, clients: Mapping[str, GatewayClient]) -> None:
+        """Fetch the tokens. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too short
+        or belongs to two clients."""
+        self.clients = {name: Client(name, rules) for name, rules in clients.items()}
+        known = self.clients.values()
+        self._uids = {uid: client for client in known for uid in client.rules.uid}
+        self._gids = {gid: client for client in known for gid in client.rules.gid}
+        self._names = {name: client for client in known for name in client.rules.names}
+        self._secret = os.urandom(32)
+        self._tokens: dict[bytes, Client] = {}
+        for client in known:
+            if client.rules.token is not None:
+                digest = self._digest_of(client.rules.token)
+                if digest in self._tokens:
+                    problem = f"is the token of client {self._tokens[digest].name!r}, too"
+                    raise ConfigurationError.of([ConfigFault(client.rules.token.where, problem)])
+                self._tokens[digest] = client
+
+    @classmethod
+    def of(cls, settings: Gateway) -> Directory:
+        """Return the clients of a configuration."""
+        return cls(settings.clients)
+
+    def by_peer(self, uid: int, gid: int) -> Client | None:
+        """The client at the other end of a Unix socket. Its user counts before its group."""
+        return self._uids.get(uid) or self._gids.get(gid)
+
+    def by_names(self, names: Iterable[str]) -> Client | None:
+        """The client whose certificate has these names. None also if they are several clients' names."""
+        found = {client.name: client for name in names if (client := self._names.get(name)) is not None}
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    def by_token(self, token: str) -> Client | None:
+        """The client that sends this token. The time that it takes says nothing about other tokens."""
+        return self._tokens.get(self._digest(token[:MAX_TOKEN_BYTES].encode(errors="replace")))
+
+    def _digest(self, token: bytes | bytearray) -> bytes:
+        # Under a key of this process: who chooses the token does not choose what is looked up.
+        return hmac.digest(self._secret, token, hashlib.sha256)
+
+    def _digest_of(self, secret: Secret) -> bytes:
+        token = secret.resolve()
+        try:
+            if len(token) < MIN_TOKEN_BYTES or any(not 0x20 < byte < 0x7F for byte in token):
+                problem = f"must be at least {MIN_TOKEN_BYTES} printable ASCII characters without spaces"
+                hint = "Make one with: openssl rand -hex 32"
+                raise ConfigurationError.of([ConfigFault(secret.where, problem)], hint=hint)
+            return self._digest(token)
+        finally:
+            wipe(token)

@@ -1,0 +1,432 @@
+"""One client's connection: frames in, requests to the desk, answers out. docs/WIRE.md is the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from hsmcore.config.policy import PREHASHED
+from hsmcore.errors import BadArgument, HsmError, ModuleBusy, PolicyRefused
+from hsmcore.failover.breaker import may_have_signed
+from hsmcore.gateway import wire
+from hsmcore.gateway.clients import Client
+from hsmcore.gateway.desk import Counter, Desk
+from hsmcore.gateway.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
+from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
+from hsmcore.gateway.memory import Session, contents_of
+from hsmcore.listening.connections import Connection as Place
+from hsmcore.manager.prompt import Begun
+from hsmcore.receipt import Receipt, Signed
+
+HELLO_BYTES: Final = 512
+"""Longest HELLO: a stranger has no more memory of this process."""
+UNREAD_BYTES: Final = 1 << 18
+"""Answers that wait for a client that does not read; beyond it, its requests are not read."""
+UNREAD_SECONDS: Final = 30.0
+"""Seconds after which such a connection is closed. Its answers are remembered."""
+_LENGTH: Final = 4
+
+
+class Host(Protocol):
+    """What a connection needs of the server; see server.py."""
+
+    loop: asyncio.AbstractEventLoop
+    desk: Desk
+    batch: int
+    now: float
+    draining: bool
+    bytes_in: int
+    bytes_out: int
+    repeated: int
+
+    def made(self, connection: Connection) -> None: ...
+    def lost(self, connection: Connection) -> None: ...
+    def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]: ...
+    def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome: ...
+    def count(self, client: Client | None, status: str) -> None: ...
+    def refused(self, peer: str, client: Client | None, why: str) -> None: ...
+
+
+class Request(Job):
+    """A job of a connection. It goes on when the connection ends; its answer goes to the latest one that asked."""
+
+    __slots__ = ("begun", "connection", "counter", "number", "session")
+
+    begun: Begun
+    connection: Connection
+    counter: Counter
+    number: int
+    session: Session[Request]
+
+    def answered(self, asked: asyncio.Future[Any]) -> None:
+        """The member of `begun` has answered, or the client withdrew the request."""
+        queue = self.counter.desk.queue
+        if asked.cancelled():
+            self.begun.abandon()
+            queue.end(self, outcome_of(asked))
+            return
+        try:
+            outcome: Any = self.begun.outcome()
+        except HsmError as error:
+            outcome = error
+        if outcome is None:
+            queue.run(self, self.begun.go_on())
+        else:
+            queue.end(self, outcome)
+
+
+class Connection(asyncio.Protocol):
+    """Belongs to the event loop of the key managers."""
+
+    def __init__(self, server: Host, place: Place, peer: str, client: Client | None) -> None:
+        """`peer`: where it comes from, for records. `client`: None: its certificate will tell."""
+        self.server, self.place, self.peer = server, place, peer
+        self.client = client
+        self.session: Session[Request] | None = None
+        """None before HELLO."""
+        self.frames = 0
+        """Read so far."""
+        self.stalled = self._moved = 0
+        self._loop = server.loop
+        self._transport: asyncio.Transport | None = None
+        self._splitter = Splitter(CLIENT_TYPES)
+        self._begun = b""
+        self._out: list[bytes] = []
+        self._overdue: asyncio.TimerHandle | None = None
+        self._counters: tuple[Counter, ...] = ()
+        self._sent_keys: tuple[wire.Key, ...] = ()
+        self._handlers: dict[Type, Callable[[Frame], None]] = {
+            Type.SIGN: self._sign,
+            Type.SIGN_MANY: self._sign_many,
+            Type.VERIFY: self._verify,
+            Type.MANAGE: self._manage,
+            Type.CANCEL: self._cancel,
+            Type.ACK: self._acknowledge,
+            Type.PING: self._ping,
+            Type.HELLO: self._late_hello,
+        }
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # no other one comes
+        """The handshake of TLS, if there is one, is over."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=UNREAD_BYTES)
+        self.place.give_way = transport.abort
+        self.place.idle()
+        self.server.made(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Its requests go on."""
+        self._stop_waiting()
+        self._transport = None
+        if self.session is not None:
+            self.session.connections -= 1
+        self.place.leave()
+        self.server.lost(self)
+
+    def pause_writing(self) -> None:
+        """The client does not read: read no more requests of it."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._overdue = self._loop.call_later(UNREAD_SECONDS, self._transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._stop_waiting()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _stop_waiting(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        self.server.bytes_in += len(data)
+        try:
+            if self.session is None:
+                data = self._hello(data)
+            for frame in self._splitter.feed(data):
+                self.frames += 1
+                self._handlers[frame.type](frame)
+        except WireError as error:
+            self.fail(str(error))
+
+    @property
+    def certificate(self) -> Any:
+        """The client's, as SSLObject.getpeercert(); None without TLS."""
+        return self._transport.get_extra_info("peercert") if self._transport is not None else None
+
+    def stalls(self) -> int:
+        """Return in how many looks, one after the other, a frame that has begun got no further."""
+        moved = self._moved
+        self._moved = self.frames
+        self.stalled = self.stalled + 1 if self.half and moved == self.frames else 0
+        return self.stalled
+
+    @property
+    def half(self) -> bool:
+        """Whether a frame has begun and is not whole."""
+        return bool(self._begun or self._splitter.pending)
+
+    def _hello(self, data: bytes) -> bytes:
+        """Take HELLO. Returns what came behind it."""
+        begun = self._begun + data
+        length = int.from_bytes(begun[:_LENGTH], "little")
+        whole = length + _LENGTH
+        if len(begun) >= _LENGTH and not MIN_BYTES <= length <= HELLO_BYTES:
+            raise WireError(f"a frame of {length} bytes instead of HELLO")
+        if len(begun) < max(whole, _LENGTH):
+            self._begun = begun
+            return b""
+        self._begun = b""
+        for frame in self._splitter.feed(begun[:whole]):
+            if frame.type is not Type.HELLO:
+                raise WireError(f"{frame.type.name} before HELLO")
+            self._enter(wire.read_hello(frame.body))
+        return begun[whole:] if self.session is not None else b""
+
+    def _enter(self, hello: wire.Hello) -> None:
+        client = self.client
+        if client is None or self._transport is None:
+            return
+        try:
+            self.session = self.server.enter(self, client, hello)
+        except HsmError as error:
+            self._end_with(error)
+            return
+        self.place.busy()
+        self._counters = self.server.desk.counters(client)
+        self._sent_keys = self.server.desk.keys(client)
+        self.send(wire.welcome(self.server.welcome(client, self._sent_keys)))
+
+    def _late_hello(self, _frame: Frame) -> None:
+        raise WireError("HELLO again")
+
+    # Requests.
+
+    def _sign(self, frame: Frame) -> None:
+        self._take(frame, wire.read_sign(frame), _begin_sign, _answer_sign, signatures=1)
+
+    def _sign_many(self, frame: Frame) -> None:
+        asked = wire.read_sign_many(frame.body)
+        count = len(asked.messages)
+        if not 1 <= count <= self.server.batch:
+            self._refuse(frame.request, BadArgument(f"a batch of {count}; at most {self.server.batch}"))
+            return
+        self._take(frame, asked, _begin_sign_many, _answer_sign_many, signatures=count)
+
+    def _verify(self, frame: Frame) -> None:
+        self._take(frame, wire.read_verify(frame.body), _begin_verify, _answer_verify)
+
+    def _manage(self, frame: Frame) -> None:
+        self._take(frame, wire.read_manage(frame.body), _begin_manage, _answer_manage)
+
+    def _take(
+        self,
+        frame: Frame,
+        what: Any,
+        begin: Callable[[Any, float], None],
+        answer: Callable[[Any, Any], None],
+        signatures: int = 0,
+    ) -> None:
+        session, client, number = self.session, self.client, frame.request
+        assert session is not None and client is not None  # noqa: S101, PT018  # for the type checker
+        if not number:
+            raise WireError("a request without a number")
+        contents = contents_of(frame)
+        try:
+            known = session.find(number, contents)
+            if known is None:
+                if self.server.draining:
+                    raise ModuleBusy("the gateway ends", hint="Connect again.")
+                request = Request(client, what, begin, answer, 0, signatures or 1)
+                request.connection, request.number, request.session = self, number, session
+                request.counter = counter = self._counter(frame.slot)
+                request.timeout = getattr(what, "timeout_ms", 0) / 1e3 or counter.timeout
+                session.open[number] = contents, request
+                try:
+                    counter.desk.queue.take(request, signatures)
+                except HsmError:
+                    del session.open[number]
+                    raise
+                return
+        except HsmError as error:
+            self._refuse(number, error)
+            return
+        self.server.repeated += 1
+        if isinstance(known, bytes):
+            self.send(known)
+        else:
+            known.connection = self
+
+    def _counter(self, slot: int) -> Counter:
+        if slot >= len(self._counters):
+            raise PolicyRefused(f"a client may not use a key manager with the number {slot}")
+        return self._counters[slot]
+
+    def _cancel(self, frame: Frame) -> None:
+        wire.read_bytes(frame.body, 0)
+        known = self.session.open.get(frame.request) if self.session is not None else None
+        if known is not None:
+            self.server.desk.queue.cancel(known[1])
+
+    def _acknowledge(self, frame: Frame) -> None:
+        wire.read_bytes(frame.body, 0)
+        if self.session is not None:
+            self.session.acknowledge(frame.request)
+
+    def _ping(self, frame: Frame) -> None:
+        self.send(wire.pong(frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
+
+    # Answers.
+
+    def send(self, data: bytes) -> None:
+        """Send a frame, with all others of this turn of the event loop."""
+        if self._transport is None:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        data = b"".join(self._out)
+        self._out.clear()
+        if self._transport is not None and data:
+            self.server.bytes_out += len(data)
+            self._transport.write(data)
+
+    def _refuse(self, number: int, error: HsmError) -> None:
+        """Answer a request of which nothing was begun. That is not remembered."""
+        self.server.count(self.client, error.status)
+        self.send(wire.error(number, refusal_of(error)))
+
+    def send_keys(self) -> None:
+        """Send the keys, if they are others than those that were sent."""
+        if self.session is not None and self.client is not None:
+            keys = self.server.desk.keys(self.client)
+            if keys != self._sent_keys:
+                self._sent_keys = keys
+                self.send(wire.keys(keys))
+
+    def fail(self, why: str) -> None:
+        """The client breaks the protocol: say so, record it, and close."""
+        self.server.refused(self.peer, self.client, why)
+        self._end_with(BadArgument(why, hint=""))
+
+    def turn_away(self, why: str) -> None:
+        """It is nobody's: say so, and close."""
+        self._end_with(PolicyRefused(why, hint=""))
+
+    def _end_with(self, error: HsmError) -> None:
+        self.send(wire.error(0, refusal_of(error)))
+        self.close()
+
+    def close(self) -> None:
+        """Send what is to be sent, then close."""
+        self._flush()
+        self._handlers = dict.fromkeys(self._handlers, _ignore)
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _ignore(_frame: Frame) -> None:
+    """What comes behind a frame that ended the connection."""
+
+
+def refusal_of(error: HsmError, *, begun: bool = False) -> wire.Refusal:
+    """Return an error as it is sent. `begun`: a key manager had the request."""
+    maybe = error.maybe_signed or (begun and may_have_signed(error))
+    return wire.Refusal(error.retryable, maybe, error.retry_after_ms, error.status, error.error_class, str(error))
+
+
+def _run(request: Request, work: Coroutine[Any, Any, Any]) -> None:
+    request.connection.server.desk.queue.run(request, work)
+
+
+def _begin_sign(request: Request, left: float) -> None:
+    asked: wire.Sign = request.what
+    counter, kind = request.counter, asked.kind or None
+    desk, manager = counter.desk, counter.manager
+    if kind == PREHASHED:
+        _run(request, desk.sign_prehashed(counter, asked.message, left, asked.version))
+        return
+    counter.require_kind(asked.message, kind)
+    only = desk.public_key(counter, asked.version) if asked.version else None
+    begun = request.client.context.run(manager.submit, asked.message, left, kind, asked.position, only)
+    if begun is not None:
+        request.begun, request.running = begun, begun.asked
+        begun.asked.add_done_callback(request.answered, context=OUTSIDE)
+        return
+    key_id = desk.key_id(counter, asked.version)
+    _run(
+        request,
+        manager.sign_with_receipt(asked.message, left, kind=kind, position=asked.position, key_id=key_id),
+    )
+
+
+def _begin_sign_many(request: Request, left: float) -> None:
+    asked: wire.SignMany = request.what
+    counter = request.counter
+    key_id = counter.desk.key_id(counter, asked.version)
+    _run(request, counter.desk.sign_batch(counter, asked.messages, asked.kind or None, left, key_id))
+
+
+def _begin_verify(request: Request, _left: float) -> None:
+    asked: wire.Verify = request.what
+    _run(request, request.counter.manager.verify(asked.message, asked.signature, asked.key_id or None))
+
+
+def _begin_manage(request: Request, _left: float) -> None:
+    asked: wire.Manage = request.what
+    _run(request, request.counter.desk.manage_key(request.counter, asked.operation, asked.key_id))
+
+
+def _settle(request: Request, outcome: Any, data: bytes, *, remembered: bool) -> None:
+    connection = request.connection
+    server = connection.server
+    server.count(request.client, outcome.status if isinstance(outcome, HsmError) else "OK")
+    request.session.close(request.number, data if remembered else None, server.now)
+    connection.send(data)
+
+
+def _answer_sign(request: Request, outcome: Receipt | Signed | HsmError) -> None:
+    if isinstance(outcome, HsmError):
+        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
+    else:
+        number = request.counter.desk.number(request.counter.name, outcome.public_key, outcome.key_id)
+        level = outcome.level if outcome.level in wire.LEVELS else ""
+        data = wire.signed(request.number, wire.Signed(number, level, outcome.audit_seq, outcome.signature))
+    _settle(request, outcome, data, remembered=True)
+
+
+def _answer_sign_many(request: Request, outcome: tuple[int, list[bytes | HsmError]] | HsmError) -> None:
+    if isinstance(outcome, HsmError):
+        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
+    else:
+        version, outcomes = outcome
+        shown = [refusal_of(one, begun=True) if isinstance(one, HsmError) else one for one in outcomes]
+        data = wire.signed_many(request.number, version, shown)
+    _settle(request, outcome, data, remembered=True)
+
+
+def _answer_verify(request: Request, outcome: bool | HsmError) -> None:
+    if isinstance(outcome, HsmError):
+        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
+    else:
+        data = wire.verified(request.number, outcome)
+    _settle(request, outcome, data, remembered=False)
+
+
+def _answer_manage(request: Request, outcome: str | HsmError) -> None:
+    if isinstance(outcome, HsmError):
+        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
+    else:
+        data = wire.done(request.number, outcome)
+    _settle(request, outcome, data, remembered=True)

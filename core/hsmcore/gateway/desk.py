@@ -1,0 +1,348 @@
+"""Where a client's request meets a key manager: what the client may, how much, when it is its turn, under whose name.
+
+`sign`, `sign_many`, `verify` and `manage` are coroutines. The wire's connections use `take` and jobs of their own, of
+which the plain ones cost no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from time import monotonic
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.config import Gateway
+from hsmcore.config.policy import ORDERED, PREHASHED
+from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, KeyNotFound, PolicyRefused
+from hsmcore.gateway import wire
+from hsmcore.gateway.clients import Client, Directory
+from hsmcore.gateway.jobs import Job, Queue
+from hsmcore.keyring import KeyVersion
+from hsmcore.manager.key_manager import KeyManager
+from hsmcore.manager.key_managers import KeyManagers
+from hsmcore.policy.guard import kinds_of, refuse_claims
+from hsmcore.receipt import DigestSignature, Receipt, Signed
+
+CACHE_STATS: Final = "cache-stats"
+_TRIES: Final = 3
+_RECORDS: Final = 10.0
+"""Refusals of strangers that are recorded at once; then one in a second."""
+
+
+class Counter:
+    """What one client may do with one key manager. `slot`: its number for this client."""
+
+    def __init__(self, desk: Desk, client: Client, name: str, slot: int) -> None:
+        self.desk, self.client, self.name, self.slot = desk, client, name, slot
+        self.manager: KeyManager = desk.managers[name]
+        self.policy = self.manager.config.key_manager.policy
+        self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
+        self._allowed = None if client.rules.kinds is None else frozenset(client.rules.kinds)
+
+    @property
+    def kinds(self) -> int:
+        """What may be signed, as bits of wire.KINDS."""
+        if self.policy is None and self._allowed is None:
+            return wire.ALL_KINDS
+        kinds = set(wire.KINDS[1:] if self.policy is None else self.policy.kinds)
+        return sum(1 << wire.KINDS.index(kind) for kind in (kinds if self._allowed is None else kinds & self._allowed))
+
+    def require_kind(self, message: bytes, kind: str | None) -> None:
+        """Raise PolicyRefused for a message that this client may not have signed."""
+        if self._allowed is not None:
+            found = self.desk.kind_of(message)
+            # Nothing in a digest says what it is of: if it is ordered, the policy binds the position that is claimed.
+            if found == "digest32" and kind in ORDERED:
+                found = kind
+            self.require_listed(found)
+
+    def require_listed(self, kind: str) -> None:
+        """Raise PolicyRefused for a kind that this client may not have signed."""
+        if self._allowed is not None and kind not in self._allowed:
+            raise PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
+
+    def refusal(self, message: bytes, kind: str | None) -> HsmError | None:
+        """Return why a message of a batch is refused, of which `kind` must be the kind: a batch has no positions."""
+        try:
+            self.require_kind(message, None)
+        except HsmError as error:
+            return error
+        if kind is not None and (found := self.desk.kind_of(message)) != kind:
+            return PolicyRefused(f"the message is of kind {found}, not {kind}")
+        return None
+
+
+class Desk:
+    """Takes clients' requests to the key managers. Belongs to their event loop. Errors are HsmError; one for which
+    there is no room now is QueueFull, with `retry_after_ms` where that is known."""
+
+    def __init__(self, managers: KeyManagers, settings: Gateway) -> None:
+        """As Directory: may block."""
+        self.managers, self.settings = managers, settings
+        self.directory = Directory.of(settings)
+        self.queue = Queue(settings.in_flight)
+        policies = [own.config.key_manager.policy for own in managers.values()]
+        self._kinds = kinds_of(tuple(form for policy in policies if policy for form in policy.formats))
+        self._counters = {
+            client.name: {name: Counter(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
+            for client in self.directory.clients.values()
+        }
+        self.strangers = 0
+        """Connections and requests that were refused because of who or what they are from."""
+        self._records, self._recorded, self._unrecorded = _RECORDS, monotonic(), 0
+        self._numbers: dict[bytes, int] = {}
+        self._versions: list[tuple[str, str, bytes]] = []
+        """Key manager, key id and public key of each version, in the order of their numbers, from 1."""
+
+    @property
+    def open(self) -> int:
+        """Requests of all clients that are not answered; each message of a batch is one."""
+        return sum(client.open for client in self.directory.clients.values())
+
+    def kind_of(self, message: bytes) -> str:
+        """Return the kind of payload that a message is."""
+        return self._kinds.look(message).kind
+
+    def counter(self, client: Client, name: str) -> Counter:
+        """Return what a client may do with a key manager. Raises PolicyRefused if it may not use it, or it is none."""
+        found = self._counters[client.name].get(name)
+        if found is None:
+            raise PolicyRefused(f"client {client.name!r} may not use a key manager {name!r:.40}")
+        return found
+
+    def counters(self, client: Client) -> tuple[Counter, ...]:
+        """Return those of a client, by slot."""
+        return tuple(self._counters[client.name].values())
+
+    def manager(self, client: Client, name: str) -> KeyManager:
+        """Return a key manager. Raises PolicyRefused, as `counter`."""
+        return self.counter(client, name).manager
+
+    def keys(self, client: Client) -> tuple[wire.Key, ...]:
+        """Return the versions of the keys that a client may use; `slot` counts in the order of its `keys`."""
+        return tuple(
+            wire.Key(
+                slot=counter.slot,
+                version=self.number(counter.name, version.public_key, version.id),
+                current=version.public_key == signing and version.state == "active",
+                algorithm=version.algorithm,
+                id=version.id,
+                public_key=version.public_key,
+                kinds=counter.kinds,
+            )
+            for counter in self.counters(client)
+            for signing in (_signing(counter.manager),)
+            for version in counter.manager.keys()  # noqa: SIM118  # no mapping
+        )
+
+    def number(self, name: str, public_key: bytes, key_id: str) -> int:
+        """Return the number of a version of a key, from 1."""
+        found = self._numbers.get(public_key)
+        if found is None:
+            self._versions.append((name, key_id, public_key))
+            found = self._numbers[public_key] = len(self._versions)
+        return found
+
+    def key_id(self, counter: Counter, number: int) -> str | None:
+        """Return the key id of a version; None for 0. Raises KeyNotFound."""
+        return self._version(counter, number)[1] if number else None
+
+    def public_key(self, counter: Counter, number: int) -> bytes:
+        """Return the public key of a version. Raises KeyNotFound."""
+        return self._version(counter, number)[2]
+
+    def _version(self, counter: Counter, number: int) -> tuple[str, str, bytes]:
+        if not 0 < number <= len(self._versions) or self._versions[number - 1][0] != counter.name:
+            raise KeyNotFound(f"key manager {counter.name!r} has no version {number}")
+        return self._versions[number - 1]
+
+    async def sign(
+        self,
+        client: Client,
+        name: str,
+        message: bytes,
+        *,
+        kind: str | None = None,
+        position: int | None = None,
+        timeout: float | None = None,
+        key_id: str | None = None,
+    ) -> Receipt:
+        """As KeyManager.sign_with_receipt, for a client. `timeout` in seconds, the wait for its turn included."""
+        counter = self.counter(client, name)
+        counter.require_kind(message, kind)
+
+        async def sign(left: float) -> Receipt:
+            return await counter.manager.sign_with_receipt(message, left, kind=kind, position=position, key_id=key_id)
+
+        found: Receipt = await self._await(counter, sign, timeout, signatures=1)
+        return found
+
+    async def sign_digest(
+        self, client: Client, name: str, digest: bytes, *, timeout: float | None = None
+    ) -> DigestSignature:
+        """As KeyManager.sign_digest, for a client."""
+        counter = self.counter(client, name)
+        counter.require_listed(PREHASHED)
+
+        async def sign(left: float) -> DigestSignature:
+            return await counter.manager.sign_digest(digest, left)
+
+        found: DigestSignature = await self._await(counter, sign, timeout, signatures=1)
+        return found
+
+    async def sign_prehashed(self, counter: Counter, digest: bytes, timeout: float, version: int) -> Signed:
+        """Sign a digest as it is, in its turn. `version`: with this one or not at all; 0: with the current one."""
+        counter.require_listed(PREHASHED)
+        only = self.public_key(counter, version) if version else None
+        while True:
+            before = _current(counter.manager)
+            if only not in (None, before.public_key):
+                raise KeyNotCurrent.of(only or b"", before.public_key)
+            signature = (await counter.manager.sign_digest(digest, timeout)).signature
+            if _current(counter.manager).public_key == before.public_key:  # else either may have signed
+                return Signed(signature, before.id, before.public_key, "", None)
+
+    async def sign_many(
+        self,
+        client: Client,
+        name: str,
+        messages: Sequence[bytes],
+        *,
+        kind: str | None = None,
+        timeout: float | None = None,
+        key_id: str | None = None,
+    ) -> list[bytes | HsmError]:
+        """As KeyManager.sign_many with `return_exceptions`, for a client. What it may not have signed is an error in
+        the list."""
+        counter = self.counter(client, name)
+
+        async def sign(left: float) -> list[bytes | HsmError]:
+            return (await self.sign_batch(counter, messages, kind, left, key_id))[1]
+
+        found: list[bytes | HsmError] = await self._await(counter, sign, timeout, len(messages), len(messages))
+        return found
+
+    async def sign_batch(
+        self, counter: Counter, messages: Sequence[bytes], kind: str | None, timeout: float, key_id: str | None
+    ) -> tuple[int, list[bytes | HsmError]]:
+        """Sign a batch under one version of the key. Returns its number, and a signature or an error for each."""
+        if kind is not None and counter.policy is None:
+            refuse_claims(kind, None)
+        outcomes = [counter.refusal(message, kind) for message in messages]
+        good = [message for message, outcome in zip(messages, outcomes, strict=True) if outcome is None]
+        chosen, signed = await self._sign_batch(counter, good, timeout, key_id)
+        version = next(one for one in counter.manager.keys() if one.id == chosen)  # noqa: SIM118
+        answers = iter(signed)
+        found = [next(answers) if outcome is None else outcome for outcome in outcomes]
+        return self.number(counter.name, version.public_key, version.id), found
+
+    async def _sign_batch(
+        self, counter: Counter, messages: list[bytes], timeout: float, key_id: str | None
+    ) -> tuple[str, list[bytes | HsmError]]:
+        """Under the current key if none is named. Another one may be current by the time when they are signed."""
+        manager, tries = counter.manager, _TRIES if key_id is None else 1
+        while True:
+            tries -= 1
+            chosen = await manager.get_current_key_id() if key_id is None else key_id
+            signed = await manager.sign_many(messages, timeout, return_exceptions=True, key_id=chosen)
+            if not tries or not signed or not all(_untouched(one) for one in signed):
+                return chosen, signed
+
+    async def verify(
+        self, client: Client, name: str, message: bytes, signature: bytes, key_id: str | None = None
+    ) -> bool:
+        """As KeyManager.verify, for a client."""
+        counter = self.counter(client, name)
+
+        async def verify(_left: float) -> bool:
+            return await counter.manager.verify(message, signature, key_id)
+
+        return bool(await self._await(counter, verify, None))
+
+    async def manage(self, client: Client, name: str, operation: str, key_id: str) -> str:
+        """Carry out one of wire.OPERATIONS. Returns the new key's id, or counters as JSON, or ""."""
+        counter = self.counter(client, name)
+
+        async def manage(_left: float) -> str:
+            return await self.manage_key(counter, operation, key_id)
+
+        return str(await self._await(counter, manage, None))
+
+    async def manage_key(self, counter: Counter, operation: str, key_id: str) -> str:
+        """As `manage`, in its turn."""
+        manager = counter.manager
+        if operation == CACHE_STATS:
+            return orjson.dumps(manager.get_cache_stats()).decode()
+        if not counter.client.rules.manages:
+            raise PolicyRefused(f"client {counter.client.name!r} may not manage keys")
+        match operation:
+            case "generate":
+                return await manager.generate_key()
+            case "set-current":
+                await manager.set_current_key_id(key_id)
+            case "deactivate":
+                await manager.deactivate_key(key_id)
+            case _:
+                raise BadArgument(f"there is no operation {operation!r:.40}")
+        return ""
+
+    def refused(self, peer: str, why: str, what: str) -> None:
+        """Record that somebody was refused: `peer`, who or from where; `why`; `what` was asked for. Strangers could
+        fill the disk: after the first ones there is a record a second, which counts the others."""
+        self.strangers += 1
+        now = monotonic()
+        self._records = min(self._records + now - self._recorded, _RECORDS)
+        self._recorded = now
+        if self._records < 1:
+            self._unrecorded += 1
+            return
+        self._records -= 1
+        count, self._unrecorded = self._unrecorded + 1, 0
+        self.managers.audit.note("gateway-refused", result="error", label=peer, why=why, command=what, count=count)
+
+    async def _await(
+        self,
+        counter: Counter,
+        work: Callable[[float], Coroutine[Any, Any, Any]],
+        timeout: float | None,
+        cost: int = 1,
+        signatures: int = 0,
+    ) -> Any:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def start(job: Job, left: float) -> None:
+            self.queue.run(job, work(left))
+
+        def answer(_job: Job, outcome: Any) -> None:
+            if not answered.done():
+                answered.set_result(outcome)
+
+        job = Job(counter.client, None, start, answer, counter.timeout if timeout is None else timeout, cost)
+        self.queue.take(job, signatures)
+        try:
+            outcome = await answered
+        except asyncio.CancelledError:
+            self.queue.cancel(job)
+            raise
+        if isinstance(outcome, HsmError):
+            raise outcome
+        return outcome
+
+
+def _untouched(outcome: bytes | HsmError) -> bool:
+    return isinstance(outcome, KeyNotCurrent) and not outcome.maybe_signed
+
+
+def _current(manager: KeyManager) -> KeyVersion:
+    signing = manager.public_key
+    return next(one for one in manager.keys() if one.public_key == signing)  # noqa: SIM118  # no mapping
+
+
+def _signing(manager: KeyManager) -> bytes:
+    """The public key that signs now; b"": none does."""
+    try:
+        return manager.public_key
+    except KeyNotFound:
+        return b""

@@ -1,0 +1,26 @@
+"""The gateway's metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hsmcore.gateway.server import Server
+from hsmcore.metrics import catalog as names
+from hsmcore.metrics.reading import Reading
+
+
+def read_gateway(reading: Reading, server: Server) -> None:
+    """Add the metrics of a gateway. Any thread."""
+    for (name, outcome), count in list(server.requests.items()):
+        reading.add(names.GATEWAY_REQUESTS, count, name, outcome)
+    connected = Counter(one.client.name for one in tuple(server.connections) if one.client is not None)
+    remembered = server.remembered()
+    for client in server.desk.directory.clients.values():
+        reading.add(names.GATEWAY_OPEN, client.open, client.name)
+        reading.add(names.GATEWAY_WAITING, len(client.flow.waiting), client.name)
+        reading.add(names.GATEWAY_CONNECTIONS, connected[client.name], client.name)
+        reading.add(names.GATEWAY_REMEMBERED, remembered[client.name], client.name)
+    reading.add(names.GATEWAY_REPEATED, server.repeated)
+    reading.add(names.GATEWAY_REFUSED, server.desk.strangers)
+    reading.add(names.GATEWAY_RECEIVED, server.bytes_in)
+    reading.add(names.GATEWAY_SENT, server.bytes_out)

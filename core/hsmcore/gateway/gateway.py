@@ -1,0 +1,103 @@
+"""`hsmcore gateway`: opens the key managers of a configuration, and the faces that serve them to other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+
+from hsmcore.config import Config, Gateway
+from hsmcore.config.faults import faults_of
+from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.gateway.desk import Desk
+from hsmcore.gateway.figures import read_gateway
+from hsmcore.gateway.server import Server
+from hsmcore.gateway.sockets import Bound, assigned, given_sockets
+from hsmcore.gateway.tls import Tls
+from hsmcore.manager.key_managers import KeyManagers
+from hsmcore.metrics import also
+
+if TYPE_CHECKING:
+    from hsmcore.gateway.vault import Face
+
+_TOLD: Final = ("key-generated", "key-changed", "key-deactivated", "failover", "failback", "member-up")
+"""Events after which the keys may be others."""
+
+
+class RunningGateway:
+    """A gateway that serves. `addresses`: where, with the ports that were chosen."""
+
+    def __init__(self, managers: KeyManagers, server: Server, addresses: list[str], settings: Gateway) -> None:
+        self.managers, self.server, self.addresses, self.settings = managers, server, addresses, settings
+        self.vaults: list[Face] = []
+
+    async def drain(self) -> bool:
+        """Take no more requests, and answer the open ones within `drainMs`. Returns whether all were answered."""
+        draining = self.server.drain(self.settings.drain_ms / 1e3, "the gateway ends")
+        _, drained = await asyncio.gather(asyncio.gather(*(face.close() for face in self.vaults)), draining)
+        return drained
+
+
+def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> Gateway:
+    """Return the settings of a gateway. `listen`: instead of theirs. Raises ConfigurationError."""
+    first = next(iter(configs.values()))
+    settings = first.gateway
+    if settings is None:
+        problem = "is missing: it says who may have what signed"
+        raise ConfigurationError.of([ConfigFault("$.gateway", problem)], hint="docs/GATEWAY.md has an example.")
+    return _listening_at(settings, listen) if listen else settings
+
+
+def _listening_at(settings: Gateway, listen: tuple[str, ...]) -> Gateway:
+    given = {field.alias or name: getattr(settings, name) for name, field in Gateway.model_fields.items()}
+    faults = []
+    made = None
+    try:
+        made = Gateway.model_validate({**given, "listen": listen})
+    except ValidationError as error:
+        faults = faults_of(error, given, settings.where, {})
+    if made is None:
+        raise ConfigurationError.of(faults)
+    made.locate(settings.where)
+    return made
+
+
+@asynccontextmanager
+async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIterator[RunningGateway]:
+    """Open the key managers and serve them while the block runs. Raises HsmError; then nothing is left open."""
+    managers = KeyManagers(configs)
+    async with AsyncExitStack() as rest:
+        desk = await asyncio.to_thread(Desk, managers, settings)
+        tls = None if settings.tls is None else Tls(settings.tls, required=True)
+        await rest.enter_async_context(managers)
+        server = Server(desk, tls)
+        rest.push_async_callback(server.close)
+        also(next(iter(managers.values())), partial(read_gateway, server=server))
+        addresses: list[str] = []
+        served = RunningGateway(managers, server, addresses, settings)
+        for one, given in assigned(settings, given_sockets()):
+            bound = rest.enter_context(Bound(one, settings, given))
+            if one.face == "https":
+                face = _vault(desk, bound.socket, settings)
+                rest.push_async_callback(face.close)
+                await face.start()
+                served.vaults.append(face)
+            else:
+                server.listen(bound.socket, tls=one.face == "tls")
+            addresses.append(bound.shown)
+        for event in _TOLD:
+            rest.callback(managers.on(event, lambda _details: server.loop.call_soon(server.tell_keys)))
+        yield served
+
+
+def _vault(desk: Desk, listening: socket.socket, settings: Gateway) -> Face:
+    from hsmcore.gateway.vault import Face  # it needs packages that the other face does not
+
+    assert settings.tls is not None  # noqa: S101  # for the type checker: the configuration requires it
+    tls = Tls(settings.tls, required=False, alpn=["http/1.1"])
+    return Face(desk, [listening], lambda: tls.context, drain_seconds=-(-settings.drain_ms // 1000))

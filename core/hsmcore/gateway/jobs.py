@@ -1,0 +1,175 @@
+"""A client's request from its admission to its answer: it waits for its turn, begins, and is answered once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from time import monotonic
+from typing import Any, Final
+
+from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
+from hsmcore.gateway.clients import Client
+from hsmcore.gateway.sharing import Turns
+from hsmcore.log import get_logger
+
+SWEEP_SECONDS: Final = 0.05
+"""Seconds between two looks whether a request that waits for its turn has met its deadline."""
+
+
+class Job:
+    """A request. `start(job, seconds)` begins it, with what is left of its timeout, and sets `running`; `answer(job,
+    outcome)` is called once, with a result or an HsmError."""
+
+    __slots__ = ("answer", "client", "cost", "ended", "running", "start", "started", "timeout", "until", "what")
+
+    def __init__(
+        self,
+        client: Client,
+        what: Any,
+        start: Callable[[Any, float], None],
+        answer: Callable[[Any, Any], None],
+        timeout: float,
+        cost: int = 1,
+    ) -> None:
+        """`what`: for `start`. `timeout` in seconds. `cost`: messages."""
+        self.client, self.what, self.start, self.answer = client, what, start, answer
+        self.timeout, self.cost = timeout, cost
+        self.running: asyncio.Future[Any] | None = None
+        self.until = 0.0
+        """Deadline of a request that waits for its turn, as time.monotonic()."""
+        self.started = self.ended = False
+
+
+class Queue:
+    """Admits jobs, and lets each begin in its turn. Belongs to one event loop."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: messages that are at the key managers at a time."""
+        self.turns = Turns[Job](most)
+        self._ready: deque[Job] = deque()
+        self._starting = False
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._clients: set[Client] = set()
+        """Those that have something waiting."""
+
+    def take(self, job: Job, signatures: int) -> None:
+        """Admit a job that asks for so many signatures. Raises QueueFull, and then never answers."""
+        client = job.client
+        client.begin(job.cost, signatures)
+        if self.turns.take(client.flow, job, job.cost):
+            self._run(job)
+            return
+        job.until = monotonic() + job.timeout
+        self._clients.add(client)
+        if self._sweeping is None:
+            self._sweep_later()
+
+    def end(self, job: Job, outcome: Any) -> None:
+        """Answer a job that has begun. Idempotent."""
+        if job.ended:
+            return
+        job.ended = True
+        job.client.end(job.cost)
+        begun = self.turns.free(job.cost)
+        job.answer(job, outcome)
+        if begun:
+            self._start(begun)
+
+    def cancel(self, job: Job) -> None:
+        """Withdraw a job. One that has begun is answered when it has ended; a signature may exist then."""
+        if job.running is not None:
+            job.running.cancel()
+        elif job in job.client.flow.waiting:
+            self._withdraw(job, RequestCancelled("withdrawn before its turn"))
+
+    def _withdraw(self, job: Job, error: HsmError) -> None:
+        begun = self.turns.withdraw(job.client.flow, job)
+        job.ended = True
+        job.client.end(job.cost)
+        job.answer(job, error)
+        self._start(begun)
+
+    def _start(self, begun: list[Job]) -> None:
+        """Without recursion: a job may end as soon as it begins, and lets others begin."""
+        self._ready.extend(begun)
+        if self._starting:
+            return
+        self._starting = True
+        try:
+            while self._ready:
+                self._run(self._ready.popleft())
+        finally:
+            self._starting = False
+
+    def _run(self, job: Job) -> None:
+        left = job.timeout if not job.until else job.until - monotonic()
+        if left <= 0:
+            self.end(job, _late())
+            return
+        job.started = True
+        try:
+            job.start(job, left)
+        except HsmError as error:
+            self.end(job, error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client has its answer
+            self.end(job, _unexpected(error))
+
+    def run(self, job: Job, work: Coroutine[Any, Any, Any]) -> None:
+        """Have a coroutine carry out a job, under its client's name."""
+        task = asyncio.get_running_loop().create_task(work, context=job.client.context.copy())
+        job.running = task
+        task.add_done_callback(lambda task: self._ran(job, task), context=OUTSIDE)
+
+    def _ran(self, job: Job, task: asyncio.Future[Any]) -> None:
+        self.end(job, outcome_of(task))
+
+    def _sweep_later(self) -> None:
+        self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        now = monotonic()
+        for client in [client for client in self._clients if client.flow.waiting]:
+            for job in [job for job in client.flow.waiting if job.until <= now]:
+                self._withdraw(job, _late())
+        self._clients = {client for client in self._clients if client.flow.waiting}
+        if self._clients:
+            self._sweep_later()
+
+    def close(self) -> None:
+        """Answer what waits: the key managers are about to close."""
+        for client in tuple(self._clients):
+            for job in tuple(client.flow.waiting):
+                self._withdraw(job, RequestCancelled("the gateway ended before its turn"))
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+
+
+OUTSIDE: Final[Context] = copy_context()
+"""The context of callbacks: nobody's."""
+
+
+def outcome_of(future: asyncio.Future[Any]) -> Any:
+    """Return the result of a future that is done, or its error as an HsmError."""
+    if future.cancelled():
+        withdrawn = RequestCancelled("withdrawn")
+        withdrawn.maybe_signed = True
+        return withdrawn
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, HsmError):
+        return error
+    return _unexpected(error)
+
+
+def _unexpected(error: BaseException) -> InternalError:
+    get_logger().error("a request failed with an error that is none of a request", exc_info=error)
+    return InternalError(f"the gateway failed with {type(error).__name__}")
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before it was the request's turn")

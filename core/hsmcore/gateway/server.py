@@ -1,0 +1,200 @@
+"""The wire's face: listening sockets, the connections of all clients, and the end of both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import Counter as Count
+from struct import Struct
+from typing import Final
+
+from hsmcore.errors import PolicyRefused
+from hsmcore.gateway import wire
+from hsmcore.gateway.clients import Client, refused
+from hsmcore.gateway.connection import Connection, Request, refusal_of
+from hsmcore.gateway.desk import Desk
+from hsmcore.gateway.memory import REMEMBER_SECONDS, Session, Sessions
+from hsmcore.gateway.tls import Tls, names_in
+from hsmcore.listening.connections import Connection as Place
+from hsmcore.listening.connections import Gate
+from hsmcore.listening.door import Door
+from hsmcore.log import get_logger
+
+BATCH: Final = 1024
+"""Most messages of a SIGN_MANY."""
+HELLO_SECONDS: Final = 10.0
+"""Seconds from accept() to the end of HELLO."""
+HANDSHAKE_SECONDS: Final = 5.0
+STALLED_SECONDS: Final = 10
+"""Seconds after which a connection is closed whose frame has begun and gets no further."""
+CONNECTIONS: Final = 4096
+OF_ONE_CLIENT: Final = 256
+TICK_SECONDS: Final = 1.0
+LAST_SECONDS: Final = 2.0
+"""Seconds that clients have to read their last answers."""
+_CREDENTIALS: Final = Struct("iII")
+_ANSWERS: Final = 4
+
+
+class Server:
+    """Belongs to the event loop of the key managers."""
+
+    def __init__(self, desk: Desk, tls: Tls | None = None) -> None:
+        self.desk, self._tls = desk, tls
+        self.loop = asyncio.get_running_loop()
+        self.instance = os.urandom(wire.NONCE_BYTES)
+        self.batch = BATCH
+        self.now = self.loop.time()
+        """Time of the last tick."""
+        self.draining = False
+        self.bytes_in = self.bytes_out = self.repeated = 0
+        self.requests: Count[tuple[str, str]] = Count()
+        """Answered requests, by client and status; "OK" for good ones."""
+        self.connections: set[Connection] = set()
+        self._gate = Gate(CONNECTIONS)
+        self._doors: list[Door] = []
+        self._sessions: dict[str, Sessions[Request]] = {
+            client.name: Sessions(_ANSWERS * client.rules.in_flight) for client in desk.directory.clients.values()
+        }
+        self._ticking: asyncio.TimerHandle | None = None
+
+    def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
+        """Accept connections at a bound socket: of TLS, or a Unix socket."""
+        connect = self._connect_tls if tls else self._connect_unix
+        self._doors.append(Door(listening, self._gate, HELLO_SECONDS, connect))
+        if self._ticking is None:
+            self._tick()
+
+    async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
+        sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, gid = _CREDENTIALS.unpack(sent)
+        peer = f"uid {uid}, gid {gid}"
+        client = self.desk.directory.by_peer(uid, gid)
+        if client is None:
+            self.refused(peer, None, "no client has this uid or gid")
+            _say_no(accepted)
+            raise ConnectionRefusedError
+        await self.loop.connect_accepted_socket(lambda: Connection(self, place, peer, client), accepted)
+
+    async def _connect_tls(self, accepted: socket.socket, place: Place) -> None:
+        assert self._tls is not None  # noqa: S101  # for the type checker
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer = str(accepted.getpeername()[0])
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: Connection(self, place, peer, None),
+                accepted,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            )
+        except OSError as error:
+            self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
+            raise
+
+    def made(self, connection: Connection) -> None:
+        """A connection has begun."""
+        self.connections.add(connection)
+        if connection.client is None:
+            names = names_in(connection.certificate)
+            connection.client = self.desk.directory.by_names(names)
+            if connection.client is None:
+                self.refused(f"{connection.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
+                connection.turn_away("no client has a name of this certificate")
+
+    def lost(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+
+    def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]:
+        """Return the session of a connection that has said HELLO. Raises QueueFull."""
+        own = sum(one.client is client and one.session is not None for one in self.connections)
+        if own >= OF_ONE_CLIENT:
+            raise refused(f"client {client.name!r} has {own} connections")
+        get_logger().info("client connected", client=client.name, peer=connection.peer, program=hello.program)
+        return self._sessions[client.name].enter(hello.nonce)
+
+    def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome:
+        """Return what a client is told first."""
+        counters = self.desk.counters(client)
+        return wire.Welcome(
+            instance=self.instance,
+            credits=client.rules.in_flight,
+            message_bytes=max(one.manager.config.key_manager.max_message_bytes for one in counters),
+            batch=min(self.batch, client.rules.in_flight),
+            remember_ms=int(REMEMBER_SECONDS * 1e3),
+            client=client.name,
+            slots=tuple(one.name for one in counters),
+            keys=keys,
+        )
+
+    def count(self, client: Client | None, status: str) -> None:
+        """Count an answered request."""
+        self.requests[client.name if client is not None else "", status] += 1
+
+    def remembered(self) -> dict[str, int]:
+        """Return how many answers may be asked for again, by client. Any thread."""
+        return {name: sessions.remembered for name, sessions in self._sessions.items()}
+
+    def refused(self, peer: str, client: Client | None, why: str) -> None:
+        """Record that a connection was refused."""
+        self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, "connect")
+
+    def tell_keys(self) -> None:
+        """Send each client its keys, if they have changed."""
+        for connection in self.connections:
+            connection.send_keys()
+
+    def _tick(self) -> None:
+        self.now = self.loop.time()
+        self._ticking = self.loop.call_later(TICK_SECONDS, self._tick)
+        for sessions in self._sessions.values():
+            sessions.expire(self.now - REMEMBER_SECONDS)
+        for connection in tuple(self.connections):
+            if connection.stalls() >= STALLED_SECONDS:
+                connection.fail("a frame began and did not end")
+        self.tell_keys()
+
+    async def stop_listening(self) -> None:
+        """Accept no more connections."""
+        for door in self._doors:
+            await door.close()
+        self._doors.clear()
+
+    async def drain(self, seconds: float, reason: str) -> bool:
+        """Accept no more connections and requests, answer what is open, and close. Returns whether all was answered in
+        time."""
+        await self.stop_listening()
+        self.draining = True
+        for connection in self.connections:
+            connection.send(wire.goaway(int(seconds * 1e3), reason))
+        until = self.loop.time() + seconds
+        while self.desk.open and self.loop.time() < until:  # noqa: ASYNC110  # counted, not signalled: this is the end
+            await asyncio.sleep(0.01)
+        done = not self.desk.open
+        for connection in tuple(self.connections):
+            connection.close()
+        until = self.loop.time() + LAST_SECONDS
+        while self.connections and self.loop.time() < until:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+        return done
+
+    async def close(self) -> None:
+        """Close what is left."""
+        await self.stop_listening()
+        self.desk.queue.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        while self.connections:
+            for connection in tuple(self.connections):
+                connection.abort()
+            await asyncio.sleep(0)
+
+
+def _say_no(accepted: socket.socket) -> None:
+    error = PolicyRefused("this user is no client of the gateway", hint="")
+    try:
+        accepted.recv(4096)  # what is unread would reset the connection before the answer is read
+        accepted.send(wire.error(0, refusal_of(error)))
+    except OSError:
+        return

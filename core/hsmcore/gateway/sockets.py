@@ -1,0 +1,137 @@
+"""The gateway's listening sockets: bound here, or given by the service manager (socket activation)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+from hsmcore.config import Gateway
+from hsmcore.config.gateway import Listen
+from hsmcore.errors import ConfigFault, ConfigurationError
+
+FIRST_FD: Final = 3
+
+
+class Bound:
+    """A bound socket; its file, if this process has made it, is removed at the end."""
+
+    def __init__(self, listen: Listen, settings: Gateway, given: socket.socket | None = None) -> None:
+        """`given`: by the service manager. Raises ConfigurationError."""
+        path = listen.address.path
+        try:
+            if given is not None:
+                self.socket = given
+            else:
+                self.socket = _unix(path, int(settings.socket_mode, 8)) if path else _tcp(listen)
+        except OSError as error:
+            where = path or f"{listen.address.host}:{listen.address.port}"
+            problem = f"cannot listen at {where}: {error.strerror or error}"
+            hint = "Choose another address, or end what listens there."
+            raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
+        self._file = path if given is None else ""
+        self.shown = f"unix:{path}" if path else f"{listen.face}:{_shown(listen, self.socket)}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.socket.close()
+        if self._file:
+            with suppress(OSError):
+                Path(self._file).unlink()
+
+
+def given_sockets() -> list[socket.socket]:
+    """Return the sockets that the service manager has bound for this process (sd_listen_fds). The variables that say so
+    are removed: no child process is meant by them."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    found = []
+    for number in range(FIRST_FD, FIRST_FD + int(count)):
+        os.set_inheritable(number, False)
+        found.append(socket.socket(fileno=number))
+    return found
+
+
+def assigned(settings: Gateway, given: list[socket.socket]) -> list[tuple[Listen, socket.socket | None]]:
+    """Return each address that is configured, with its socket if that was given. Raises ConfigurationError for a given
+    socket that belongs to none."""
+    left = list(given)
+    found: list[tuple[Listen, socket.socket | None]] = []
+    for listen in settings.addresses:
+        own = next((one for one in left if _is_at(one, listen)), None)
+        if own is not None:
+            left.remove(own)
+        found.append((listen, own))
+    if left:
+        problem = f"does not list {left[0].getsockname()!r}, a socket that the service manager has given"
+        raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)])
+    return found
+
+
+def _is_at(given: socket.socket, listen: Listen) -> bool:
+    if given.family == socket.AF_UNIX:
+        return bool(given.getsockname() == listen.address.path)
+    # Port 0: whichever it is, since the host that a service manager binds may be written otherwise.
+    return not listen.address.path and listen.address.port in (0, given.getsockname()[1])
+
+
+def _shown(listen: Listen, bound: socket.socket) -> str:
+    host = listen.address.host
+    return f"{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+
+
+def _tcp(listen: Listen) -> socket.socket:
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        listen.address.host, listen.address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _unix(path: str, mode: int) -> socket.socket:
+    with suppress(FileNotFoundError):
+        if Path(path).is_socket() and not _answers(path):
+            Path(path).unlink()  # of a process that was killed
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o177)  # no moment with more permissions than in the end
+        try:
+            made.bind(path)
+        finally:
+            os.umask(before)
+        Path(path).chmod(mode)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def tell_service_manager(state: str) -> None:
+    """Tell the service manager a state, as sd_notify: "READY=1", "STOPPING=1". Nothing listens: nothing happens."""
+    where = os.environ.get("NOTIFY_SOCKET", "")
+    if where[:1] not in ("/", "@"):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, suppress(OSError):
+        told.connect("\0" + where[1:] if where[0] == "@" else where)
+        told.send(state.encode())

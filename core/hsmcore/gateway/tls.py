@@ -1,0 +1,95 @@
+"""TLS of the gateway: its certificate, the names in those of its clients, and files that are read again when they
+change."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hsmcore.config import GatewayTls
+from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.log import get_logger
+
+LOOK_SECONDS: Final = 1.0
+_KINDS: Final = {"DNS": "dns:", "URI": ""}
+
+
+class Tls:
+    """The context for the next connection. Connections that are open keep theirs."""
+
+    def __init__(self, settings: GatewayTls, *, required: bool, alpn: Sequence[str] = ()) -> None:
+        """`required`: a client without a certificate is refused. Raises ConfigurationError."""
+        self._settings, self._required, self._alpn = settings, required, tuple(alpn)
+        paths = (settings.certificate_file, settings.key_file, settings.client_ca_file)
+        self._files = [Path(path) for path in paths if path is not None]
+        self._seen = self._stamps()
+        self._looked = time.monotonic()
+        try:
+            self._context = self._made()
+        except (OSError, ssl.SSLError) as error:
+            problem = f"certificates and key cannot be used: {_said(error)}"
+            raise ConfigurationError.of([ConfigFault(settings.where, problem)]) from None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context, made again if the files have changed. Files that cannot be used are logged, and change nothing:
+        those of a certificate and its key do not change at once."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._look()
+        return self._context
+
+    def _look(self) -> None:
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self._context = self._made()
+        except (OSError, ssl.SSLError) as error:
+            get_logger().warning("changed TLS files cannot be used", where=self._settings.where, error=_said(error))
+        else:
+            get_logger().info("changed TLS files are in use", where=self._settings.where)
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in self._files]
+
+    def _made(self) -> ssl.SSLContext:
+        settings = self._settings
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A ticket would let a client come back whose authority was removed since.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+        if self._alpn:
+            context.set_alpn_protocols(list(self._alpn))
+        # A passphrase would be asked for at the terminal; there is none to ask.
+        context.load_cert_chain(settings.certificate_file, settings.key_file, password=lambda: "")
+        if settings.client_ca_file is not None:
+            context.load_verify_locations(settings.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
+        return context
+
+
+def names_in(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the names of a client in its certificate, as SSLObject.getpeercert() gives it and as `gateway.clients`
+    lists them: "dns:name" and "spiffe://domain/path". The subject's common name is none."""
+    found = (certificate or {}).get("subjectAltName", ())
+    names = [_KINDS[kind] + (value.lower() if kind == "DNS" else value) for kind, value in found if kind in _KINDS]
+    return tuple(name for name in names if name.startswith(("dns:", "spiffe://")))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _said(error: OSError | ssl.SSLError) -> str:
+    return str(error.strerror or error)
