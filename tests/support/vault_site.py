@@ -1,0 +1,141 @@
+"""Vault's face of a gateway for tests: key managers behind HTTPS on a free port, and clients for it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import json
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+from tests.support.authority import Authority, Issued
+from tests.support.web import Reply
+
+import hsmcore
+from hsmcore.config.load import load_each
+from hsmcore.gateway.gateway import RunningGateway, running, settings_of
+
+TOKEN = secrets.token_hex(20)
+"""Of the client "app" where a test names no clients of its own."""
+
+
+def b64(data: bytes) -> str:
+    """Base64 as text."""
+    return base64.b64encode(data).decode()
+
+
+@dataclass
+class Site:
+    """A face that listens. `where`: host and port."""
+
+    where: tuple[str, int]
+    served: RunningGateway
+    authority: Authority
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return f"https://{self.where[0]}:{self.where[1]}"
+
+    @property
+    def manager(self) -> hsmcore.KeyManager:
+        """The only key manager, or the first."""
+        return next(iter(self.served.managers.values()))
+
+    def trusting(self, issued: Issued | None = None) -> ssl.SSLContext:
+        """A client's context. `issued`: its certificate."""
+        context = ssl.create_default_context(cafile=self.authority.file)
+        if issued is not None:
+            context.load_cert_chain(issued.certificate, issued.key)
+        return context
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        token: str | None = TOKEN,
+        headers: Mapping[str, str] | None = None,
+        issued: Issued | None = None,
+    ) -> Reply:
+        """One request on a connection of its own. Blocks. `body`: bytes, or what becomes JSON."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        link = http.client.HTTPSConnection(*self.where, timeout=20, context=self.trusting(issued))
+        try:
+            link.request(method, path, data, {**({"X-Vault-Token": token} if token else {}), **(headers or {})})
+            answer = link.getresponse()
+            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            link.close()
+
+    async def asked(self, method: str, path: str, body: object = None, **options: Any) -> Reply:
+        """The same from a coroutine."""
+        return await asyncio.to_thread(self.ask, method, path, body, **options)
+
+    async def data(self, method: str, path: str, body: object = None, **options: Any) -> Any:
+        """The `data` of a good answer."""
+        reply = await self.asked(method, path, body, **options)
+        assert reply.status == 200, reply.body
+        return reply.json()["data"]
+
+    async def refused(self, status: int, method: str, path: str, body: object = None, **options: Any) -> str:
+        """The text of a refusal in Vault's form."""
+        reply = await self.asked(method, path, body, **options)
+        assert reply.status == status, (reply.status, reply.body)
+        assert reply.headers["content-type"] == "application/json"
+        [text] = reply.json()["errors"]
+        assert reply.json() == {"errors": [text]}
+        return str(text)
+
+
+def gateway(authority: Authority, clients: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """The block `gateway` of a configuration, with a certificate for 127.0.0.1."""
+    issued = authority.issue("gateway", ips=["127.0.0.1"])
+    return {
+        "listen": ["https:127.0.0.1:0"],
+        "tls": {"certificateFile": issued.certificate, "keyFile": issued.key, "clientCaFile": authority.file},
+        "clients": clients or {"app": {"token": TOKEN, "keys": ["default"]}},
+        **more,
+    }
+
+
+@asynccontextmanager
+async def site(
+    config: dict[str, Any], folder: Path, clients: Mapping[str, Any] | None = None, **more: Any
+) -> AsyncIterator[Site]:
+    """A face in front of the key managers of a configuration. `more`: of its block `gateway`."""
+    authority = Authority(folder)
+    document = {**config["sequencer"], "gateway": gateway(authority, clients, **more)}
+    configs = load_each(document)
+    async with running(configs, settings_of(configs)) as served:
+        [address] = served.addresses
+        face, host, port = address.split(":")
+        assert face == "https"
+        yield Site((host, int(port)), served, authority)
+
+
+async def called(app: ASGIApp, path: str, body: bytes) -> tuple[int, Any]:
+    """POST to the application without a server, as the client "app". Returns the status and what the body says."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "https",
+        "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "state": {}, "client": None,
+        "headers": [(b"x-vault-token", TOKEN.encode())],
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])
