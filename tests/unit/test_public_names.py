@@ -33,10 +33,11 @@ NAMES = {
         PublicKeyMissing QueueFull RequestCancelled RequestRejected SecretUnavailable SessionFailed
         SignatureInvalid SignatureMalformed SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop error_of
     """,
+    "hsmcore.gateway": "Client ClientTls",
     "hsmcore.handover": "Handover HandoverKey Settled",
     "hsmcore.handover.rpc": "RpcClient",
     "hsmcore.handover.solana": "MintAuthority NonceAuthority ProgramAuthority SolanaHandover",
-    "hsmcore.metrics": "collector read render",
+    "hsmcore.metrics": "also collector read render",
     "hsmcore.serve": "Site attached",
     "hsmcore.solana": "HsmcoreSigner SigningKeys off_chain_message sign_transactions verify_transaction",
     "hsmcore.tracing": "configured_provider instrument",

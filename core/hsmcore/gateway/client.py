@@ -1,0 +1,446 @@
+"""A key manager at the other end of a gateway: signing for processes that must not hold the HSM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import monotonic_ns
+from types import TracebackType
+from typing import Any, Final, Literal, Self, overload
+
+import orjson
+
+from hsmcore.errors import (
+    BadArgument,
+    EmptyMessage,
+    EngineClosed,
+    HsmError,
+    KeyNotFound,
+    MemberDown,
+    MessageTooLarge,
+    NotInitialized,
+    WrongEventLoop,
+)
+from hsmcore.events import Callback, Events
+from hsmcore.gateway import wire
+from hsmcore.gateway.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
+from hsmcore.gateway.dialing import Address, ClientTls
+from hsmcore.gateway.frames import Type
+from hsmcore.gateway.link import Link
+from hsmcore.gateway.outbox import Outbox
+from hsmcore.gateway.request import Request, Session
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+from hsmcore.receipt import Receipt
+
+Message = bytes | bytearray | memoryview
+
+DEFAULT_ADDRESS: Final = "unix:/run/hsmcore/sign.sock"
+_CONNECT_SECONDS: Final = 10.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.02, 2.0
+"""Seconds before a broken connection is made again: at first, and after many failures; in truth a random part."""
+_SOUND_SECONDS: Final = 1.0
+"""A connection that has lasted for so long was no failure, or one that has answered anything."""
+_PING_SECONDS: Final = 15.0
+_ENDING_SECONDS: Final = 1.0
+
+
+class Client:
+    """Signs with the current key of a key manager that `hsmcore gateway` serves. Holds no key and no PIN, and needs
+    neither a PKCS#11 module nor the native core.
+
+    As hsmcore.KeyManager, whose errors it raises: a failure behind the gateway is the same exception here. Belongs to
+    the event loop that runs `initialize()`. A broken connection is made again and costs no request: what was open is
+    sent again where that can give no second signature, else it fails and `.maybe_signed` of its error is true.
+    A message is never signed under two keys.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        key_manager: str = "default",
+        *,
+        tls: ClientTls | None = None,
+        connections: int = 1,
+        timeout: float = 10.0,
+        max_waiting: int = 65_536,
+        program: str = "",
+    ) -> None:
+        """`address`: "unix:/path" or "tls:host:port", the second with `tls`. `key_manager`: its name at the gateway.
+        `timeout`: that of requests without their own, in seconds. `max_waiting`: requests beyond those that the gateway
+        allows to be open at a time. `program`: what the gateway's log calls this one. Raises BadArgument."""
+        self.address = Address.parse(address)
+        if (tls is None) == (not self.address.path):
+            raise BadArgument('tls belongs to a "tls:" address, and only to one')
+        self._tls, self._key_manager = tls, key_manager
+        self._connections = whole(connections, "connections", 1, 64)
+        self._timeout = seconds_of(timeout)
+        self._most_waiting = whole(max_waiting, "max_waiting", 1, 1 << 24)
+        self._program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
+        self._nonce = os.urandom(wire.NONCE_BYTES)
+        self._events = Events()
+        self._links: list[Link] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: Outbox | None = None
+        self._session: Session | None = None
+        self._told_id: str | None = None
+        self._opening = asyncio.Lock()
+        self._opened = self._closed = False
+        self._down = False
+
+    async def initialize(self) -> None:
+        """Connect. Raises MemberDown if no gateway answers, PolicyRefused and others if it refuses this client; the
+        call may be repeated then. Idempotent."""
+        async with self._opening:
+            await self._open()
+
+    async def _open(self) -> None:
+        if self._closed:
+            raise EngineClosed("the client is closed", hint="Make a new client.")
+        if self._opened:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop, self._most_waiting, self._links, self._keys_changed)
+        first: asyncio.Future[None] = self._loop.create_future()
+        self._keepers = [self._loop.create_task(self._keep(first)) for _ in range(self._connections)]
+        try:
+            await first
+        except BaseException:
+            await self._stop()
+            raise
+        self._opened = True
+        self._events.emit("initialized", member=self.address.text, key_id=self._current_id())
+
+    async def close(self) -> None:
+        """Refuse new requests, wait until each open one has its answer or error, then disconnect. Idempotent."""
+        already, self._closed = self._closed, True
+        if already or self._outbox is None:
+            return
+        self._outbox.refuse()
+        try:
+            open_ones = list(self._outbox.unsettled())
+            if open_ones:
+                await asyncio.wait(open_ones)
+        finally:
+            await self._stop()
+        if self._opened:
+            self._events.emit("closed", member=self.address.text)
+
+    async def _stop(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._keepers.clear()
+        for link in self._links:
+            link.close()
+        if self._outbox is not None:
+            self._outbox.end()
+        if self._links:
+            await asyncio.wait([link.ended for link in self._links], timeout=_ENDING_SECONDS)
+        self._links.clear()
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        """Keep one connection. `first`: of all connections, the first to have an outcome settles it."""
+        outbox, wait = self._ready(), _FIRST_WAIT
+        while True:
+            begun = asyncio.get_running_loop().time()
+            link = Link(outbox, self._key_manager, self._nonce, self._program)
+            problem = await self._connect(link)
+            if problem is None:
+                outbox.problem = ""
+                if not first.done():
+                    first.set_result(None)
+                await self._watch(link)
+                problem = link.problem
+            else:
+                outbox.problem = str(problem)
+                if not first.done():
+                    first.set_exception(problem if isinstance(problem, HsmError) else self._unreachable(problem))
+            self._tell_state(problem)
+            lasted = asyncio.get_running_loop().time() - begun > _SOUND_SECONDS
+            if link.useful or (lasted and link.unusable.done()):
+                wait = _FIRST_WAIT
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311
+            wait = min(wait * 2, _LONGEST_WAIT)
+
+    async def _connect(self, link: Link) -> Exception | None:
+        """Connect and wait for WELCOME. Returns why that failed."""
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self.address.dial(self._tls, lambda: link)
+                self._links.append(link)
+                link.ended.add_done_callback(lambda _: self._forget(link))
+                await link.welcomed
+        except TimeoutError:
+            link.fail(TimeoutError(f"no answer within {_CONNECT_SECONDS:g} s"))
+        except (OSError, HsmError) as error:
+            link.fail(error)
+        return link.problem
+
+    def _forget(self, link: Link) -> None:
+        if link in self._links:
+            self._links.remove(link)
+
+    async def _watch(self, link: Link) -> None:
+        """Wait until no more can be sent on a connection. One that is silent for long ends."""
+        self._tell_state(None)
+        pinged = False
+        while not link.unusable.done():
+            await asyncio.wait([link.unusable], timeout=_PING_SECONDS)
+            if not link.silent():
+                pinged = False
+            elif pinged:
+                link.fail(TimeoutError("the gateway is silent"))
+            else:
+                link.ping()
+                pinged = True
+        if link.going and not link.ended.done():
+            get_logger().info("the gateway ends", address=self.address.text, left_ms=link.left_ms)
+            asyncio.get_running_loop().call_later(link.left_ms / 1000 + _ENDING_SECONDS, link.close)
+
+    def _unreachable(self, problem: Exception) -> HsmError:
+        text = f"the gateway at {self.address.text} cannot be reached: {problem}"
+        return MemberDown(text, status="HOST_LOST", hint="Check that it runs, and who may connect.")
+
+    def _tell_state(self, problem: Exception | None) -> None:
+        down = not any(link.ready for link in self._links)
+        if down != self._down and self._opened:
+            self._down = down
+            kind, log = ("member-down", get_logger().warning) if down else ("member-up", get_logger().info)
+            log(kind, member=self.address.text, problem=str(problem or ""))
+            self._events.emit(kind, member=self.address.text)
+
+    def _keys_changed(self, session: Session) -> None:
+        first, previous = self._session is None, self._told_id
+        self._session = session
+        current = self._told_id = self._current_id()
+        if not first and current != previous:
+            self._events.emit("key-changed", key_id=current, previous=previous)
+
+    def _current_id(self) -> str | None:
+        current = self._session.current if self._session is not None else None
+        return current.id if current is not None else None
+
+    def _require_open(self) -> Outbox:
+        if self._outbox is None:
+            raise NotInitialized("used before initialize()")
+        return self._outbox
+
+    def _ready(self) -> Outbox:
+        outbox = self._require_open()
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoop("this client belongs to another event loop", hint="Make one for each event loop.")
+        return outbox
+
+    def _submit(
+        self, kind: Type, value: Any, timeout: float | None, *, key_id: str | None = None, full: bool = False
+    ) -> Request:
+        outbox, loop = self._ready(), self._loop
+        assert loop is not None  # noqa: S101
+        seconds = self._timeout if timeout is None else seconds_of(timeout)
+        count = len(value.messages) if kind is Type.SIGN_MANY else 1
+        asked = None if key_id is None else key_id_of(key_id)
+        request = Request(kind, value, loop.create_future(), loop.time() + seconds, count, asked, full)
+        outbox.submit(request)
+        return request
+
+    async def _ask(self, kind: Type, value: Any, timeout: float | None, **more: Any) -> Any:
+        try:
+            request = self._submit(kind, value, timeout, **more)
+        except HsmError:
+            await asyncio.sleep(0)  # who asks again and again leaves others a turn
+            raise
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self._ready().withdraw(request)
+            raise
+
+    def _sign_value(self, message: Message, kind: str | None, position: int | None) -> wire.Sign:
+        data = self._checked(message)
+        if kind is None and position is None:
+            return wire.Sign("", 0, None, 0, data)
+        return wire.Sign(kind_of(kind), 0, position_of(position), 0, data)
+
+    def _checked(self, message: Message) -> bytes:
+        data = message if type(message) is bytes else as_bytes(message)
+        if not data:
+            raise EmptyMessage("a message must have at least one byte")
+        if self._session is not None and len(data) > self._session.message_bytes:
+            raise MessageTooLarge(
+                f"the message has {len(data)} bytes; at most {self._session.message_bytes} are signed"
+            )
+        return data
+
+    async def sign(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        *,
+        kind: str | None = None,
+        position: int | None = None,
+        key_id: str | None = None,
+    ) -> bytes:
+        """Sign one message with the current key; as KeyManager.sign.
+
+        `timeout` in seconds; None: that of the client. `key_id`: this version of the key or not at all: else
+        KeyNotCurrent. While as many requests are open as the gateway allows, the request waits within its timeout.
+        """
+        value = self._sign_value(message, kind, position)
+        return await self._ask(Type.SIGN, value, timeout, key_id=key_id)  # type: ignore[no-any-return]
+
+    async def sign_with_receipt(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        *,
+        kind: str | None = None,
+        position: int | None = None,
+        key_id: str | None = None,
+    ) -> Receipt:
+        """Sign one message; as `sign`. Of the receipt, `member` is the gateway's address and `cached` is False:
+        neither is told."""
+        begun = monotonic_ns()
+        value = self._sign_value(message, kind, position)
+        signed, key = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
+        return Receipt(
+            signature=signed.signature,
+            key_id=key.id if key is not None else "",
+            public_key=key.public_key if key is not None else b"",
+            member=self.address.text,
+            level=signed.level,
+            cached=False,
+            latency_ns=monotonic_ns() - begun,
+            audit_seq=signed.audit_seq,
+        )
+
+    @overload
+    async def sign_many(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        return_exceptions: Literal[False] = False,
+        *,
+        kind: str | None = None,
+        key_id: str | None = None,
+    ) -> list[bytes]: ...
+    @overload
+    async def sign_many(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+        *,
+        kind: str | None = None,
+        key_id: str | None = None,
+    ) -> list[bytes | HsmError]: ...
+    async def sign_many(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+        *,
+        kind: str | None = None,
+        key_id: str | None = None,
+    ) -> Any:
+        """Sign a batch; as KeyManager.sign_many. One beyond the gateway's limits goes in several frames."""
+        outbox = self._ready()
+        named = kind_of(kind)
+        batch = [self._checked(message) for message in messages]
+        most = min(self._session.batch if self._session is not None else 1, max(outbox.credits, 1))
+        parts = [wire.SignMany(named, 0, 0, part) for part in cut(batch, most)]
+        requests: list[Request] = []
+        try:
+            requests.extend(self._submit(Type.SIGN_MANY, part, timeout, key_id=key_id) for part in parts)
+            found = [await _outcomes(request, return_exceptions) for request in requests]
+        finally:
+            for request in requests:
+                if not request.future.done():
+                    request.future.cancel()
+                    outbox.withdraw(request)
+                elif not request.future.cancelled():
+                    request.future.exception()  # it is known that there is one, or not
+        return [outcome for part in found for outcome in part]
+
+    async def verify(self, message: Message, signature: bytes, key_id: str | None = None) -> bool:
+        """Whether `signature` is valid for `message` under the given key, or under any version. The gateway verifies.
+        Raises KeyNotFound, InvalidMessage."""
+        value = wire.Verify(key_id_of(key_id) or "", bytes(signature), self._checked(message))
+        if len(value.signature) > 0xFFFF:
+            return False
+        return await self._ask(Type.VERIFY, value, None)  # type: ignore[no-any-return]
+
+    @property
+    def public_key(self) -> bytes:
+        """The current key's public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
+        return self._current().public_key
+
+    def keys(self) -> list[KeyVersion]:
+        """The versions that the gateway has told, oldest first. `index` is the gateway's number of the version; a label
+        is not told."""
+        self._require_open()
+        listed = self._session.keys if self._session is not None else ()
+        return [KeyVersion(key.id, "", key.algorithm, key.public_key, key.version) for key in listed]
+
+    async def get_current_key_id(self) -> str:
+        """The id of the key that signs."""
+        return self._current().id
+
+    async def set_current_key_id(self, key_id: str) -> None:
+        """As KeyManager.set_current_key_id, for a client that may manage keys; else PolicyRefused."""
+        await self._manage("set-current", key_id)
+
+    async def generate_key(self) -> str:
+        """As KeyManager.generate_key, for a client that may manage keys; else PolicyRefused."""
+        return await self._manage("generate", "")
+
+    async def deactivate_key(self, key_id: str) -> None:
+        """As KeyManager.deactivate_key, for a client that may manage keys; else PolicyRefused."""
+        await self._manage("deactivate", key_id)
+
+    async def get_cache_stats(self) -> dict[str, Any]:
+        """Counters of the gateway's signature cache."""
+        return orjson.loads(await self._manage("cache-stats", ""))  # type: ignore[no-any-return]
+
+    async def _manage(self, operation: str, key_id: str) -> str:
+        value = wire.Manage(operation, key_id_of(key_id) or "")
+        return await self._ask(Type.MANAGE, value, None)  # type: ignore[no-any-return]
+
+    def _current(self) -> wire.Key:
+        self._require_open()
+        current = self._session.current if self._session is not None else None
+        if current is None:
+            raise KeyNotFound("the gateway has no current key")
+        return current
+
+    def on(self, event: str, callback: Callback) -> Callable[[], None]:
+        """Call `callback(details)` in the event loop for each `event`: "key-changed", "member-down" and "member-up" of
+        the gateway itself, "initialized", "closed". Returns how to unsubscribe."""
+        return self._events.on(event, callback)
+
+
+async def _outcomes(request: Request, return_exceptions: bool) -> list[bytes | HsmError]:
+    try:
+        found: list[bytes | HsmError] = await request.future
+    except HsmError as error:
+        if not return_exceptions:
+            raise
+        return [error] * request.count
+    problem = next((one for one in found if isinstance(one, HsmError)), None)
+    if problem is not None and not return_exceptions:
+        raise problem
+    return found

@@ -1,0 +1,531 @@
+"""A client's requests in random histories: connections break, gateways die and forget, keys rotate, callers give up.
+
+The model is of gateways, not of the client: what they received, remember and signed. Held against it: each request is
+settled once; no message is signed under two keys; an error without `maybe_signed` is of a message that was not signed;
+whoever gets a signature gets one that was made for the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
+from hsmcore.gateway import wire
+from hsmcore.gateway.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type
+from hsmcore.gateway.outbox import Outbox
+from hsmcore.gateway.request import Request, Session
+
+REMEMBERS = 100.0
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time stands still until it is told to go on."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@dataclass
+class Process:
+    """A gateway process: its memory is its own, its keys are on the token."""
+
+    instance: bytes
+    numbers: dict[bytes, int]
+    answers: dict[int, bytes] = field(default_factory=dict)
+    """Frames by the number of the request."""
+    forgotten: int = 0
+    """How often it has forgotten them because they were old."""
+
+
+@dataclass
+class FakeChannel:
+    """A connection: frames are under way until one end takes them."""
+
+    process: Process
+    session: Session
+    open: dict[int, Request] = field(default_factory=dict)
+    withdrawn: list[int] = field(default_factory=list)
+    ready: bool = True
+    going: bool = False
+    out: deque = field(default_factory=deque)
+    back: list[bytes] = field(default_factory=list)
+    pushed: deque = field(default_factory=deque)
+    splitter: Splitter = field(default_factory=lambda: Splitter(CLIENT_TYPES))
+
+    def send(self, data: bytes) -> None:
+        self.out.extend(self.splitter.feed(data))
+
+
+class World(RuleBasedStateMachine):
+    """See above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Clock()
+        self.complaints: list[str] = []
+        self.loop.set_exception_handler(lambda _, context: self.complaints.append(str(context)))
+        self.channels: list[FakeChannel] = []
+        self.outbox = Outbox(self.loop, 10_000, self.channels, lambda _: None)
+        self.public_keys = [b"key-0" + bytes(27)]
+        self.current = 0
+        self.process = Process(bytes(16), {})
+        self.ledger: dict[bytes, set[bytes]] = {}
+        """Public keys that signed a message."""
+        self.made: dict[bytes, set[bytes]] = {}
+        """Signatures of a message."""
+        self.signers: dict[bytes, set[bytes]] = {}
+        """Gateway processes that signed a message."""
+        self.asked: list[tuple[bytes, Request]] = []
+        self.settlements: dict[int, int] = {}
+        self.highest_ack = 0
+        self.full = False
+
+    @initialize(algorithm=st.sampled_from(["ed25519", "ed25519", "ecdsa-p256"]), most=st.sampled_from([2, 5, 100]))
+    def begin(self, algorithm: str, most: int) -> None:
+        self.algorithm, self.credits = algorithm, most
+        self.connect()
+
+    def turn(self) -> None:
+        """Let the loop do what is due."""
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+
+    def keys(self, process: Process) -> tuple[wire.Key, ...]:
+        found = []
+        for number, public_key in enumerate(self.public_keys):
+            version = process.numbers.setdefault(public_key, len(process.numbers) + 1)
+            key = wire.Key(0, version, number == self.current, self.algorithm, f"{number:02x}", public_key, 0xFFFF)
+            found.append(key)
+        return tuple(found)
+
+    # ---- what the caller does ----------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([5, 500]), many=st.booleans())
+    def ask(self, seconds: int, many: bool) -> None:
+        message = f"message {len(self.asked)}".encode()
+        one = wire.SignMany("", 0, 0, [message]) if many else wire.Sign("", 0, None, 0, message)
+        future = self.loop.create_future()
+        number = len(self.asked)
+        future.add_done_callback(lambda _: self.settlements.update({number: self.settlements.get(number, 0) + 1}))
+        kind = Type.SIGN_MANY if many else Type.SIGN
+        request = Request(kind, one, future, self.loop.now + seconds)
+        self.asked.append((message, request))
+        self.outbox.submit(request)
+        self.turn()
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        _, request = data.draw(st.sampled_from(self.asked))
+        if not request.future.done():
+            request.future.cancel()
+            self.outbox.withdraw(request)
+            self.turn()
+
+    # ---- what gateways do --------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.channels) < 3)
+    @rule()
+    def connect(self) -> None:
+        session = Session(self.process.instance, 0, REMEMBERS, 1000, 100)
+        session.learn(self.keys(self.process))
+        channel = FakeChannel(self.process, session)
+        self.channels.append(channel)
+        self.outbox.credits = self.credits
+        self.outbox.keys_changed(channel)
+        self.turn()
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def receives(self, data: st.DataObject) -> None:
+        """A gateway takes the next frame of a connection."""
+        channel = data.draw(st.sampled_from(self.channels))
+        if channel.out:
+            self.take(channel)
+
+    def take(self, channel: FakeChannel) -> None:
+        frame, process = channel.out.popleft(), channel.process
+        if frame.type is Type.ACK:
+            self.highest_ack = max(self.highest_ack, frame.request)
+            for number in [number for number in process.answers if number < frame.request]:
+                del process.answers[number]
+            return
+        if frame.type is Type.CANCEL:
+            return  # it came too late
+        assert frame.request >= self.highest_ack, "asked again behind its ACK"
+        answer = process.answers.get(frame.request)
+        if answer is None:
+            answer = self.answer(process, frame, channel.going)
+        channel.back.append(answer)
+
+    def answer(self, process: Process, frame, going: bool) -> bytes:
+        many = frame.type is Type.SIGN_MANY
+        said = wire.read_sign_many(frame.body) if many else wire.read_sign(frame)
+        current = self.public_keys[self.current]
+        assert said.version, "sent without a version"
+        if going:
+            return wire.error(frame.request, wire.Refusal(True, False, 0, "BUSY", "RETRY", "ends"))
+        if self.full:
+            return wire.error(frame.request, wire.Refusal(True, False, 10, "QUEUE_FULL", "RETRY", "full"))
+        if said.version != process.numbers[current]:
+            refusal = wire.Refusal(False, False, 0, "KEY_NOT_CURRENT", "REQUEST_FATAL", "another one")
+            answer = wire.error(frame.request, refusal)
+        else:
+            message = said.messages[0] if many else said.message
+            self.ledger.setdefault(message, set()).add(current)
+            self.signers.setdefault(message, set()).add(process.instance + bytes((process.forgotten,)))
+            fresh = b"" if self.algorithm == "ed25519" else len(self.ledger).to_bytes(4, "big") + process.instance
+            signature = hashlib.sha512(current + message + fresh).digest()
+            self.made.setdefault(message, set()).add(signature)
+            one = wire.Signed(said.version, "primary", None, signature)
+            answer = (
+                wire.signed_many(frame.request, said.version, [signature]) if many else wire.signed(frame.request, one)
+            )
+        process.answers[frame.request] = answer
+        return answer
+
+    @precondition(lambda self: any(channel.back for channel in self.channels))
+    @rule(data=st.data())
+    def answers(self, data: st.DataObject) -> None:
+        """An answer arrives, in any order."""
+        channel = data.draw(st.sampled_from([one for one in self.channels if one.back]))
+        place = data.draw(st.integers(0, len(channel.back) - 1))
+        self.deliver(channel, channel.back.pop(place))
+
+    def deliver(self, channel: FakeChannel, answer: bytes) -> None:
+        [frame] = Splitter(GATEWAY_TYPES).feed(answer)
+        self.outbox.answered(channel, frame)
+        self.outbox.settled()
+        self.turn()
+
+    @precondition(lambda self: any(channel.pushed for channel in self.channels))
+    @rule(data=st.data())
+    def learns(self, data: st.DataObject) -> None:
+        """KEYS arrives."""
+        self.learn(data.draw(st.sampled_from([one for one in self.channels if one.pushed])))
+
+    def learn(self, channel: FakeChannel) -> None:
+        channel.session.learn(channel.pushed.popleft())
+        self.outbox.keys_changed(channel)
+        self.turn()
+
+    @precondition(lambda self: len(self.public_keys) < 4)
+    @rule()
+    def rotate(self) -> None:
+        self.public_keys.append(f"key-{len(self.public_keys)}".encode() + bytes(27))
+        self.current = len(self.public_keys) - 1
+        self.tell()
+
+    @rule(data=st.data())
+    def fail_over(self, data: st.DataObject) -> None:
+        """Any other key signs now."""
+        self.current = data.draw(st.integers(0, len(self.public_keys) - 1))
+        self.tell()
+
+    def tell(self) -> None:
+        for channel in self.channels:
+            channel.pushed.append(self.keys(channel.process))
+
+    # ---- what goes wrong ---------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def breaks(self, data: st.DataObject) -> None:
+        """A connection breaks: what is under way is lost, or arrives at the gateway all the same."""
+        channel = data.draw(st.sampled_from(self.channels))
+        for _ in range(data.draw(st.integers(0, len(channel.out)))):
+            self.take(channel)
+        self.drop(channel)
+
+    def drop(self, channel: FakeChannel) -> None:
+        self.channels.remove(channel)
+        channel.ready = False
+        self.outbox.left(channel)
+        self.turn()
+
+    @rule(reversed_numbers=st.booleans())
+    def killed(self, reversed_numbers: bool) -> None:
+        """The gateway is killed; the next one numbers the versions otherwise and remembers nothing."""
+        for channel in list(self.channels):
+            self.drop(channel)
+        self.highest_ack = 0
+        listed = list(reversed(self.public_keys)) if reversed_numbers else self.public_keys
+        numbers = {public_key: number for number, public_key in enumerate(listed, 1)}
+        self.process = Process(bytes(15) + bytes((self.process.instance[-1] + 1,)), numbers)
+
+    @precondition(lambda self: self.process.answers)
+    @rule()
+    def forgets(self) -> None:
+        """So many answers are remembered and no more."""
+        self.process.answers.pop(next(iter(self.process.answers)))
+
+    @rule()
+    def fills_up(self) -> None:
+        """The gateway takes nothing more, or something again. Such an answer is not remembered."""
+        self.full = not self.full
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def drains(self, data: st.DataObject) -> None:
+        channel = data.draw(st.sampled_from(self.channels))
+        channel.going, channel.ready = True, False
+
+    @rule(seconds=st.sampled_from([0.5, 6.0, 90.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.now += seconds
+        self.turn()
+        if seconds == 90.0:  # and what was remembered for too long is not
+            self.process.answers.clear()
+            self.process.forgotten += 1
+
+    # ---- what must hold ----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def no_message_has_two_keys(self) -> None:
+        assert [message for message, keys in self.ledger.items() if len(keys) > 1] == []
+        if getattr(self, "algorithm", "ed25519") != "ed25519":  # the second process would sign otherwise
+            assert [message for message, signers in self.signers.items() if len(signers) > 1] == []
+
+    @invariant()
+    def nothing_was_complained_of(self) -> None:
+        assert self.complaints == []
+        assert all(count == 1 for count in self.settlements.values())
+
+    @invariant()
+    def outcomes_are_true(self) -> None:
+        for message, request in self.asked:
+            if request.future.done() and not request.future.cancelled():
+                self.check(message, request)
+
+    def check(self, message: bytes, request: Request) -> None:
+        error = request.future.exception()
+        if error is None:
+            found = request.future.result()
+            found = found[0] if request.type is Type.SIGN_MANY else found
+            if isinstance(found, bytes):
+                assert found in self.made[message]
+                return
+            error = found
+        assert isinstance(error, HsmError)
+        assert isinstance(error, (DeadlineExceeded, KeyNotCurrent)) or error.status in ("HOST_LOST", "QUEUE_FULL")
+        assert error.maybe_signed or message not in self.ledger
+
+    @invariant()
+    def credits_hold(self) -> None:
+        at_once = sum(len(channel.open) for channel in self.channels)
+        assert at_once <= getattr(self, "credits", 0)
+        assert self.outbox._out == at_once
+
+    def teardown(self) -> None:
+        """With a sound gateway and time to go on, each request is settled."""
+        if not self.channels or not any(channel.ready for channel in self.channels):
+            for channel in list(self.channels):
+                self.drop(channel)
+            self.connect()
+        for _ in range(3):
+            for channel in list(self.channels):
+                while channel.pushed:
+                    self.learn(channel)
+                while channel.out:
+                    self.take(channel)
+                while channel.back:
+                    self.deliver(channel, channel.back.pop(0))
+        self.loop.now += 1000
+        self.turn()
+        assert [request for _, request in self.asked if not request.future.done()] == []
+        self.outcomes_are_true()
+        self.no_message_has_two_keys()
+        self.turn()
+        assert len(self.settlements) == len(self.asked)
+        self.nothing_was_complained_of()
+        assert list(self.outbox.unsettled()) == []
+        self.outbox.end()
+        self.loop.close()
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=60, stateful_step_count=50)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """For a history of one's own."""
+    world = World()
+    yield world
+    world.teardown()
+
+
+def started(world: World, algorithm: str = "ed25519") -> tuple[FakeChannel, Request]:
+    """A request that was received, signed and not answered."""
+    world.begin(algorithm, 100)
+    world.ask(500, many=False)
+    [channel], [(_, request)] = world.channels, world.asked
+    world.take(channel)
+    assert len(world.ledger) == 1
+    return channel, request
+
+
+def serve(world: World) -> None:
+    """Let the one connection do what is under way."""
+    [channel] = world.channels
+    while channel.out:
+        world.take(channel)
+    for answer in channel.back:
+        world.deliver(channel, answer)
+    channel.back.clear()
+    world.no_message_has_two_keys()
+
+
+def test_after_a_break_the_first_answer_is_given(world):
+    channel, request = started(world, "ecdsa-p256")
+    [made] = world.made[b"message 0"]
+    world.drop(channel)
+    world.rotate()  # it was signed before, so the key that signs now does not matter
+    world.connect()
+    serve(world)
+    assert request.future.result() == made
+
+
+def test_another_process_signs_again_with_the_same_key_only(world):
+    _, request = started(world)
+    world.killed(reversed_numbers=True)
+    world.connect()
+    serve(world)
+    assert [request.future.result()] == list(world.made[b"message 0"])
+
+
+def test_another_process_is_not_asked_to_sign_with_another_key(world):
+    _, request = started(world)
+    world.rotate()
+    world.killed(reversed_numbers=True)
+    world.connect()
+    serve(world)
+    error = request.future.exception()
+    assert isinstance(error, KeyNotCurrent)
+    assert error.maybe_signed
+
+
+def test_another_process_is_not_asked_for_a_second_ecdsa_signature(world):
+    _, request = started(world, "ecdsa-p256")
+    world.killed(reversed_numbers=False)
+    world.connect()
+    assert not world.channels[0].out
+    assert request.future.exception().maybe_signed
+
+
+def test_a_process_that_has_forgotten_is_another_one(world):
+    channel, request = started(world, "ecdsa-p256")
+    world.drop(channel)
+    world.time_passes(90.0)
+    world.connect()
+    assert not world.channels[0].out
+    assert request.future.exception().maybe_signed
+
+
+def test_what_another_process_refuses_may_have_been_signed(world):
+    _, request = started(world)
+    world.killed(reversed_numbers=False)
+    world.connect()
+    world.full = True
+    serve(world)
+    error = request.future.exception()
+    assert error.status == "QUEUE_FULL"
+    assert error.maybe_signed
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_a_request_that_was_under_way_during_a_rotation_is_signed_with_the_next_key(world, told_first):
+    world.begin("ed25519", 100)
+    world.ask(500, many=False)
+    [channel], [(_, request)] = world.channels, world.asked
+    world.rotate()
+    if told_first:
+        world.learn(channel)
+    serve(world)
+    if not told_first:
+        assert not request.future.done()  # it waits until it is told
+        world.learn(channel)
+    serve(world)
+    assert request.future.result() in world.made[b"message 0"]
+    assert world.ledger[b"message 0"] == {world.public_keys[1]}
+
+
+def test_a_request_for_one_key_is_not_signed_with_another(world):
+    world.begin("ed25519", 100)
+    world.ask(500, many=False)
+    [channel], [(_, request)] = world.channels, world.asked
+    request.asked_id = "00"
+    world.rotate()
+    world.learn(channel)
+    serve(world)
+    error = request.future.exception()
+    assert isinstance(error, KeyNotCurrent)
+    assert not error.maybe_signed
+
+
+def test_what_a_gateway_refuses_because_it_ends_goes_to_the_next_one(world):
+    world.begin("ed25519", 100)
+    world.ask(500, many=False)
+    [channel], [(_, request)] = world.channels, world.asked
+    channel.going, channel.ready = True, False
+    serve(world)
+    assert not request.future.done()
+    world.killed(reversed_numbers=False)
+    world.rotate()
+    world.connect()
+    serve(world)
+    assert world.ledger[b"message 0"] == {world.public_keys[1]}
+    assert request.future.result()
+
+
+def test_numbers_are_acknowledged_in_batches():
+    """One ACK for many answers, and none that is above what is open."""
+    loop = Clock()
+    channels: list = []
+    outbox = Outbox(loop, 1000, channels, lambda _: None)
+    outbox.credits = 50
+    session = Session(bytes(16), 0, REMEMBERS, 1000, 100)
+    session.learn((wire.Key(0, 1, True, "ed25519", "00", bytes(32), 0xFFFF),))
+    channel = FakeChannel(SimpleNamespace(), session)
+    channels.append(channel)
+
+    def turn() -> None:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+
+    for number in range(400):
+        request = Request(Type.SIGN, wire.Sign("", 0, None, 0, b"%d" % number), loop.create_future(), 2000.0)
+        outbox.submit(request)
+    turn()
+    first, acks, sent = 1, [], 0
+    while True:
+        frames = [channel.out.popleft() for _ in range(len(channel.out))]
+        acks += [frame.request for frame in frames if frame.type is Type.ACK]
+        asked = [frame.request for frame in frames if frame.type is Type.SIGN]
+        sent += len(asked)
+        for number in asked:
+            if number != first:  # the first one is answered last
+                answer = wire.signed(number, wire.Signed(1, "primary", None, bytes(64)))
+                outbox.answered(channel, Splitter(GATEWAY_TYPES).feed(answer)[0])
+        if not asked:
+            break
+        outbox.settled()
+        turn()
+    assert sent == 400
+    assert 1 <= len(acks) <= 400 // 64
+    assert set(acks) == {first}
+    assert outbox.floor == first
+    outbox.end()
+    loop.close()
