@@ -40,6 +40,7 @@ check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
@@ -51,6 +52,7 @@ check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native 
 	$(BIN)/python -m tests.fleet.patroni_schedules --seeds 0-9 --jobs 1
 	$(BIN)/python -m pytest tests/fleet/broken_at_length.py
 	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000
+	$(BIN)/python -m tests.fuzz.wire --count 5000000 --seed 1000
 	$(BIN)/python -m pytest tests/chaos/rotation_leaders_at_length.py
 	$(BIN)/python -m pytest tests/chaos/tune_at_length.py
 	$(BIN)/python -m pytest tests/chaos/policy_kills_at_length.py
@@ -130,6 +132,7 @@ screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures again
 
 clean: ## Delete everything that was built; .venv stays
 	rm -rf build dist core/*.egg-info bench/build bench/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built
+	rm -rf clients/typescript/build clients/typescript/dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find core bench tests -name __pycache__ -prune -exec rm -rf {} +
 

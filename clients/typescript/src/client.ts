@@ -1,0 +1,389 @@
+/** Requests of this process to the gateway: over how many connections, when, and for which key. */
+
+import { Buffer } from "node:buffer";
+import { EventEmitter } from "node:events";
+
+import { badArgument, closed, HsmError, lost } from "./errors.js";
+import { Job, type JobFields, type Settler } from "./job.js";
+import { hex, Link, type LinkOptions, type LinkOwner, type Slot } from "./link.js";
+import * as wire from "./wire.js";
+import type { Key, Kind, Level, Operation, Signed, Welcome } from "./wire.js";
+
+const PROGRAM = `hsmcore-client/0.1.0 node/${process.versions.node}`;
+/** Of a SIGN_MANY: what its frame has besides messages. */
+const BATCH_HEAD_BYTES = 32;
+
+export interface ClientOptions extends Partial<LinkOptions> {
+  address: string;
+  /** How many connections to spread the requests over. */
+  connections?: number;
+  /** The deadline of a request that is given none. */
+  timeoutMs?: number;
+  /** How many requests may wait for credits or for a connection. */
+  maxWaiting?: number;
+}
+
+export interface RequestOptions {
+  /** The name of the key manager in the gateway's configuration. */
+  key?: string;
+  timeoutMs?: number;
+  signal?: AbortSignal;
+}
+
+export interface SignManyOptions extends RequestOptions {
+  kind?: Kind;
+  /** Sign with this version of the key, or not at all. Without it: with the one that is current when it is signed. */
+  keyId?: string;
+}
+
+export interface SignOptions extends SignManyOptions {
+  /** The message's place in a chain, where its kind has one. */
+  position?: number | bigint;
+}
+
+/** A signature, and by what it was made. Of a key that the gateway does not list, id and public key are empty. */
+export interface Receipt extends Signed {
+  readonly keyId: string;
+  readonly publicKey: Buffer;
+}
+
+export interface ClientEvents {
+  connected: [{ client: string }];
+  disconnected: [HsmError];
+  keys: [{ key: string; versions: readonly Key[] }[]];
+  failover: [{ key: string; from: Level; to: Level }];
+  "key-rotated": [{ key: string; previous: Key; current: Key }];
+}
+
+const NO_KEY = Buffer.alloc(0);
+export const DEFAULT_KEY = "default";
+
+export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Settler {
+  private readonly links: Link[];
+  private readonly timeoutMs: number;
+  private readonly connectTimeoutMs: number;
+  private readonly maxWaiting: number;
+  private readonly waiting = new Set<Job>();
+  /** Refused by a key that is no longer current, until the gateway says which one is. */
+  private readonly parked = new Set<Job>();
+  private limits: Welcome | undefined;
+  private most = 0;
+  private taken = 0;
+  private unsettled = 0;
+  private up = 0;
+  private slots: ReadonlyMap<string, Slot> = new Map();
+  private told = "";
+  private readonly levels = new Map<string, Level>();
+  private connecting: Promise<void> | undefined;
+  private closing: Promise<void> | undefined;
+  private idle: (() => void) | undefined;
+  private opened: { resolve: () => void; reject: (error: HsmError) => void } | undefined;
+  private lastError: HsmError | undefined;
+
+  constructor(options: ClientOptions) {
+    super();
+    const { connections = 1, timeoutMs = 10_000, maxWaiting = 16_384, ...rest } = options;
+    for (const [name, value] of Object.entries({ connections, timeoutMs, maxWaiting })) {
+      if (!Number.isSafeInteger(value) || value < 1) throw badArgument(`${name} must be a whole number from 1 on.`);
+    }
+    this.timeoutMs = timeoutMs;
+    this.maxWaiting = maxWaiting;
+    const settings = { connectTimeoutMs: 5_000, maxBackoffMs: 2_000, pingMs: 5_000, ...rest };
+    this.links = Array.from({ length: connections }, () => new Link(settings, this, PROGRAM));
+    this.connectTimeoutMs = settings.connectTimeoutMs;
+  }
+
+  /** Connect. Rejects if the gateway refuses this client or is not reached in time, and is closed then. Idempotent. */
+  connect(): Promise<void> {
+    if (this.closing) return Promise.reject(closed("The client is closed."));
+    this.connecting ??= new Promise<void>((resolve, reject) => {
+      const fail = (error: HsmError): void => {
+        this.opened = undefined;
+        void this.close();
+        reject(error);
+      };
+      const timer = setTimeout(
+        () => fail(this.lastError ?? lost(`no gateway answered within ${this.connectTimeoutMs} ms`)),
+        this.connectTimeoutMs,
+      );
+      this.opened = {
+        resolve: () => (clearTimeout(timer), resolve()),
+        reject: (error) => (clearTimeout(timer), fail(error)),
+      };
+      for (const link of this.links) link.connect();
+    });
+    return this.connecting;
+  }
+
+  /** End: take no more requests, wait for the answers of those that were sent, disconnect. */
+  close(): Promise<void> {
+    this.closing ??= (async () => {
+      this.opened?.reject(closed("The client is closed."));
+      for (const job of [...this.waiting, ...this.parked]) job.fail(closed("The client was closed."), true);
+      if (this.unsettled > 0) await new Promise<void>((resolve) => (this.idle = resolve));
+      await Promise.all(this.links.map((link) => link.close()));
+    })();
+    return this.closing;
+  }
+
+  // ---- what it is asked for ------------------------------------------------------------------------------------
+
+  async sign(message: Uint8Array, options: SignOptions = {}): Promise<Receipt> {
+    this.check(message);
+    const job = this.job(wire.sign(message, fieldsOf(options)), options);
+    const { version, level, auditSeq, signature } = (await job.promise) as Signed;
+    this.noteLevel(job.slot, level);
+    const { id: keyId = "", publicKey = NO_KEY } = job.key ?? {};
+    return { signature, keyId, publicKey, version, level, auditSeq };
+  }
+
+  /** Have a batch signed. The outcomes are in the order of the messages; one that failed is an error. */
+  async signMany(messages: readonly Uint8Array[], options: SignManyOptions = {}): Promise<(Buffer | HsmError)[]> {
+    messages.forEach(this.check, this);
+    const made = this.chunks(messages).map((chunk) => this.batch(chunk, options));
+    return (await Promise.all(made)).flat();
+  }
+
+  async verify(
+    message: Uint8Array,
+    signature: Uint8Array,
+    options: RequestOptions & { keyId?: string } = {},
+  ): Promise<boolean> {
+    this.check(message);
+    return (await this.job(wire.verify(message, signature, options.keyId), options).promise) as boolean;
+  }
+
+  /** Have something done with a key; returns what the gateway says about it. */
+  async manage(operation: Operation, keyId = "", options: RequestOptions = {}): Promise<string> {
+    return (await this.job(wire.manage(operation, keyId), options).promise) as string;
+  }
+
+  /** Whether the gateway answers. */
+  async ping(): Promise<void> {
+    const link = this.pick();
+    if (!link) throw this.lastError ?? closed("The client is not connected.");
+    await link.ping();
+  }
+
+  /** The versions of a key, and the one that signs, as the gateway told last. */
+  versions(key = DEFAULT_KEY): readonly Key[] {
+    return [...(this.slots.get(key)?.byPublicKey.values() ?? [])];
+  }
+
+  current(key = DEFAULT_KEY): Key | undefined {
+    return this.slots.get(key)?.current;
+  }
+
+  private check(message: Uint8Array): void {
+    if (!(message instanceof Uint8Array)) {
+      throw badArgument("A message must be a Buffer or another Uint8Array.", 'Of a text: Buffer.from(text, "utf8").');
+    }
+    if (message.length === 0) throw badArgument("The message has no bytes.");
+    const most = this.limits?.messageBytes ?? wire.MOST_BYTES;
+    if (message.length > most) {
+      const fault = { status: "MESSAGE_TOO_LARGE", class: "REQUEST_FATAL" };
+      throw new HsmError(`The message has ${message.length} bytes; the gateway takes ${most}.`, fault);
+    }
+  }
+
+  private job(frame: Buffer, options: RequestOptions & { keyId?: string }, more: Partial<JobFields> = {}): Job {
+    if (this.closing) throw closed("The client is closed.");
+    if (!this.limits)
+      throw closed("The client is not connected.", "Call initialize() or connect() first, and wait for it.");
+    if (this.waiting.size >= this.maxWaiting) {
+      const fault = { status: "QUEUE_FULL", class: "RETRY", retryable: true };
+      throw new HsmError(`${this.maxWaiting} requests wait to be sent.`, fault);
+    }
+    const { key: slot = DEFAULT_KEY, timeoutMs = this.timeoutMs, signal, keyId } = options;
+    if (!(timeoutMs > 0 && timeoutMs <= 2 ** 30)) throw badArgument("timeoutMs must be a positive number.");
+    const pin =
+      keyId !== undefined && wire.isSigning(frame) ? this.versions(slot).find((one) => one.id === keyId) : undefined;
+    if (!pin && keyId !== undefined && wire.isSigning(frame)) {
+      throw new HsmError(`"${slot}" has no key ${keyId}.`, { status: "KEY_NOT_FOUND", class: "REQUEST_FATAL" });
+    }
+    this.unsettled++;
+    const job = new Job({ frame, slot, timeoutMs, signal, pin: pin && hex(pin), ...more }, this);
+    if (job.refusedBy) this.rekey(job);
+    else if (!job.done) this.enqueue(job);
+    return job;
+  }
+
+  private chunks(messages: readonly Uint8Array[]): Uint8Array[][] {
+    const chunks: Uint8Array[][] = [];
+    const most = Math.max(1, Math.min(this.limits?.batch ?? 1, this.most));
+    let bytes = 0;
+    for (const message of messages) {
+      const last = chunks.at(-1);
+      bytes += 4 + message.length;
+      if (last && last.length < most && bytes <= wire.MOST_BYTES - BATCH_HEAD_BYTES) last.push(message);
+      else {
+        chunks.push([message]);
+        bytes = 4 + message.length;
+      }
+    }
+    return chunks;
+  }
+
+  private async batch(
+    messages: Uint8Array[],
+    options: SignManyOptions,
+    refusedBy?: Key,
+  ): Promise<(Buffer | HsmError)[]> {
+    const more = { weight: messages.length, ...(refusedBy && { refusedBy }) };
+    const started = performance.now();
+    const job = this.job(wire.signMany(messages, fieldsOf(options)), options, more);
+    let outcomes: (Buffer | HsmError)[];
+    try {
+      ({ outcomes } = (await job.promise) as { outcomes: (Buffer | HsmError)[] });
+    } catch (error) {
+      if (!(error instanceof HsmError)) throw error;
+      return messages.map(() => error);
+    }
+    if (outcomes.length !== messages.length) {
+      return messages.map(() => lost("The gateway answered another batch.", { maybeSigned: true }));
+    }
+    if (job.uncertain) outcomes = outcomes.map((one) => (one instanceof HsmError ? one.asMaybeSigned() : one));
+    const stale = ({ status, maybeSigned }: HsmError) => status === "KEY_NOT_CURRENT" && !maybeSigned;
+    const rest = outcomes.flatMap((one, index) => (one instanceof HsmError && stale(one) ? [index] : []));
+    if (rest.length === 0 || job.pin !== undefined || job.refusedBy) return outcomes;
+    const left = Math.max(1, (options.timeoutMs ?? this.timeoutMs) - (performance.now() - started));
+    const again = await this.batch(
+      rest.map((index) => messages[index]!),
+      { ...options, timeoutMs: left },
+      job.key,
+    );
+    rest.forEach((index, at) => (outcomes[index] = again[at]!));
+    return outcomes;
+  }
+
+  /** Emit an event. An error of a listener is no business of what is going on here. */
+  private tell<K extends keyof ClientEvents>(name: K, told: ClientEvents[K][0]): void {
+    process.nextTick(() => (this as EventEmitter).emit(name, told));
+  }
+
+  private noteLevel(key: string, to: Level): void {
+    const from = this.levels.get(key) ?? "";
+    if (to === from || to === "") return;
+    this.levels.set(key, to);
+    if (from !== "") this.tell("failover", { key, from, to });
+  }
+
+  // ---- when requests are sent ----------------------------------------------------------------------------------
+
+  private enqueue(job: Job): void {
+    this.waiting.add(job);
+    this.pump();
+  }
+
+  private pump(): void {
+    for (const job of this.waiting) {
+      // A batch that is larger than all credits goes alone, and the gateway says what it thinks of it.
+      if (this.most === 0 || (this.taken > 0 && this.taken + job.weight > this.most)) return;
+      const link = this.pick(job);
+      if (!link && !(job.refusedBy && this.pick())) return;
+      this.waiting.delete(job);
+      if (!link) {
+        this.parked.add(job);
+        continue;
+      }
+      this.taken += job.weight;
+      link.send(job);
+    }
+  }
+
+  /** The connection with the fewest open requests; for a request that a key refused, one that knows of another key. */
+  private pick(job?: Job): Link | undefined {
+    let best: Link | undefined;
+    for (const link of this.links) {
+      if (job?.refusedBy && link.signsWith(job.slot, job.refusedBy)) continue;
+      if (link.usable && (!best || link.open.size < best.open.size)) best = link;
+    }
+    return best;
+  }
+
+  settled(job: Job, early: boolean): void {
+    this.waiting.delete(job);
+    this.parked.delete(job);
+    if (early) for (const link of this.links) link.cancel(job);
+    if (--this.unsettled === 0) this.idle?.();
+  }
+
+  /** Why nothing can be sent now, if that is so. */
+  trouble(): HsmError | undefined {
+    return this.pick() ? undefined : this.lastError;
+  }
+
+  released(weight: number): void {
+    this.taken -= weight;
+    if (this.waiting.size > 0) this.pump();
+  }
+
+  again(job: Job): void {
+    if (job.done) return;
+    const others = [...this.waiting];
+    this.waiting.clear();
+    for (const one of [job, ...others]) this.waiting.add(one);
+    this.pump();
+  }
+
+  rekey(job: Job): void {
+    const current = this.current(job.slot);
+    if (job.done) return;
+    if (!current || hex(current) !== hex(job.refusedBy!)) this.again(job);
+    else this.parked.add(job);
+  }
+
+  credits(credits: number): void {
+    this.most = credits;
+    this.pump();
+  }
+
+  // ---- connections and keys ------------------------------------------------------------------------------------
+
+  welcomed(link: Link, welcome: Welcome): void {
+    this.limits = welcome;
+    if (this.up++ === 0) this.tell("connected", { client: welcome.client });
+    this.opened?.resolve();
+    this.opened = undefined;
+    this.keysChanged(link);
+    this.credits(welcome.credits);
+  }
+
+  lost(error: HsmError, was: boolean): void {
+    this.lastError = error;
+    if (was && --this.up === 0 && !this.closing) this.tell("disconnected", error);
+    // A refusal does not become better by asking again.
+    if (this.opened && error.status !== "HOST_LOST" && !error.retryable) this.opened.reject(error);
+  }
+
+  keysChanged(link: Link): void {
+    const before = this.slots;
+    this.slots = link.slots;
+    // Each connection is told on its own, so also where the news is none any more.
+    for (const job of [...this.parked]) {
+      this.parked.delete(job);
+      this.rekey(job);
+    }
+    const versions = [...this.slots].map(([key, slot]) => ({ key, versions: [...slot.byPublicKey.values()] }));
+    const text = JSON.stringify(
+      versions.map((one) => [one.key, one.versions.map((each) => [hex(each), each.current])]),
+    );
+    if (text === this.told) return;
+    this.told = text;
+    for (const [key, { current }] of this.slots) {
+      const previous = before.get(key)?.current;
+      if (previous && current && hex(previous) !== hex(current)) this.tell("key-rotated", { key, previous, current });
+    }
+    this.tell("keys", versions);
+  }
+}
+
+function fieldsOf({ kind, position }: SignOptions): wire.SignFields {
+  if (kind !== undefined && !wire.KINDS.includes(kind)) throw badArgument(`There is no kind "${kind as string}".`);
+  const last = 2n ** 64n - 1n;
+  const whole = typeof position === "bigint" || position === undefined || Number.isSafeInteger(position);
+  if (!whole || (position !== undefined && (position < 0 || position > last))) {
+    throw badArgument("position must be a whole number of at most 64 bits.");
+  }
+  return { ...(kind && { kind }), ...(position !== undefined && { position }) };
+}

@@ -1,0 +1,7 @@
+/** hsmcore-client: signatures from `hsmcore gateway`. Reading order: key-manager, client, link, job, wire. */
+
+export { Client, type ClientEvents, type ClientOptions, type Receipt, type RequestOptions } from "./client.js";
+export type { SignManyOptions, SignOptions } from "./client.js";
+export { HsmError } from "./errors.js";
+export { KeyManager, KeyManagerFactory, type GatewayOptions, type KeyManagerConfig } from "./key-manager.js";
+export type { Algorithm, Key, Kind, Level } from "./wire.js";

@@ -1,0 +1,412 @@
+/** One connection to the gateway, opened again whenever it breaks, and the requests that it carries. */
+
+import { Buffer } from "node:buffer";
+import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { connect as connectNet, type Socket } from "node:net";
+import { connect as connectTls } from "node:tls";
+
+import { badArgument, HsmError, lost } from "./errors.js";
+import { type Job } from "./job.js";
+import * as wire from "./wire.js";
+import { type Frame, type Key, Splitter, Type, type Welcome, WireError } from "./wire.js";
+
+/** Answers after which the gateway is told what it need not remember any more. */
+const ACK_EVERY = 32;
+const FIRST_PAUSE_MS = 10;
+const CLOSE_MS = 1_000;
+
+export interface LinkOptions {
+  /** "unix:/path" or "tls:host:port". */
+  address: string;
+  /** Of the gateway's certificate, and our own; PEM files, read for each connection. */
+  caFile?: string;
+  certFile?: string;
+  keyFile?: string;
+  /** The name in the gateway's certificate, if it is not the host of the address. */
+  serverName?: string;
+  connectTimeoutMs: number;
+  /** The longest pause between attempts to connect. */
+  maxBackoffMs: number;
+  /** A connection without a sign of life is tested after so long, and given up after twice that. */
+  pingMs: number;
+}
+
+/** What a link tells its client. */
+export interface LinkOwner {
+  welcomed(link: Link, welcome: Welcome): void;
+  lost(error: HsmError, was: boolean): void;
+  keysChanged(link: Link): void;
+  credits(credits: number): void;
+  /** A request is off the connection: its credits are free. */
+  released(weight: number): void;
+  /** Send it again as a new request, before others. */
+  again(job: Job): void;
+  /** The key that it was for is no longer the current one. */
+  rekey(job: Job): void;
+}
+
+/** A key manager of the gateway, as this connection numbers it. */
+export interface Slot {
+  readonly number: number;
+  readonly current: Key | undefined;
+  readonly byPublicKey: ReadonlyMap<string, Key>;
+}
+
+export const hex = (key: Key): string => key.publicKey.toString("hex");
+
+export class Link {
+  /** Requests that were sent and not answered, in the order of their numbers. */
+  readonly open = new Map<number, Job>();
+  slots: ReadonlyMap<string, Slot> = new Map();
+  private ready = false;
+  private draining = false;
+  private names: readonly string[] = [];
+  private readonly nonce = randomBytes(16);
+  private instance = "";
+  private rememberMs = 0;
+  private next = 1;
+  private socket: Socket | undefined;
+  private out: Buffer[] = [];
+  private answered = 0;
+  private failures = 0;
+  private closing = false;
+  private quiet = false;
+  private heardAt = 0;
+  private timer: NodeJS.Timeout | undefined;
+  private pulse: NodeJS.Timeout | undefined;
+  private readonly pongs: (() => void)[] = [];
+
+  constructor(
+    private readonly options: LinkOptions,
+    private readonly owner: LinkOwner,
+    private readonly program: string,
+  ) {}
+
+  /** Whether it takes new requests. */
+  get usable(): boolean {
+    return this.ready && !this.draining;
+  }
+
+  /** Whether this is the current key, as far as this connection was told. */
+  signsWith(slot: string, key: Key): boolean {
+    const current = this.slots.get(slot)?.current;
+    return current !== undefined && hex(current) === hex(key);
+  }
+
+  // ---- the connection ------------------------------------------------------------------------------------------
+
+  connect = (): void => {
+    let reason: unknown = "the gateway closed the connection";
+    const { connectTimeoutMs, pingMs } = this.options;
+    const splitter = new Splitter();
+    let socket: Socket;
+    try {
+      socket = this.dial();
+    } catch (error) {
+      this.gone(error);
+      return;
+    }
+    const take = (frame: Frame): void => {
+      if (frame.type === Type.ERROR && frame.request === 0) reason = wire.readError(frame.body);
+      else this.take(frame);
+    };
+    this.socket = socket;
+    const waiting = setTimeout(
+      () => socket.destroy(lost(`no word from it within ${connectTimeoutMs} ms`)),
+      connectTimeoutMs,
+    );
+    this.timer = waiting;
+    this.pulse = setInterval(this.beat, pingMs).unref();
+    socket.on("data", (data: Buffer) => {
+      this.quiet = false;
+      this.heardAt = performance.now();
+      try {
+        splitter.feed(data, take);
+      } catch (error) {
+        if (!(error instanceof WireError)) throw error;
+        socket.destroy(error);
+      }
+      if (this.ready) clearTimeout(waiting);
+    });
+    socket.on("error", (error) => {
+      if (!(reason instanceof HsmError)) reason = error;
+    });
+    socket.on("close", () => this.gone(reason));
+    socket.write(wire.hello(this.nonce, this.program));
+  };
+
+  async close(): Promise<void> {
+    this.closing = true;
+    clearTimeout(this.timer);
+    const { socket } = this;
+    if (!socket) return;
+    this.flush();
+    socket.end();
+    // A gateway that does not close its side keeps nobody waiting.
+    const timer = setTimeout(() => socket.destroy(), CLOSE_MS);
+    await new Promise((resolve) => socket.once("close", resolve));
+    clearTimeout(timer);
+  }
+
+  private dial(): Socket {
+    const { address, caFile, certFile, keyFile, serverName } = this.options;
+    if (address.startsWith("unix:")) return connectNet({ path: address.slice(5) });
+    const found = /^tls:(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(address);
+    if (!found) throw badArgument(`${address}: no address`, 'Give "unix:/path" or "tls:host:port".');
+    const host = found[1] ?? found[2]!;
+    const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(file));
+    return connectTls({
+      host,
+      port: Number(found[3]),
+      servername: serverName ?? host,
+      ca: read(caFile),
+      cert: read(certFile),
+      key: read(keyFile),
+      minVersion: "TLSv1.3",
+    }).setNoDelay();
+  }
+
+  private gone(reason: unknown): void {
+    clearTimeout(this.timer);
+    clearInterval(this.pulse);
+    const was = this.ready;
+    this.ready = this.draining = false;
+    this.socket = undefined;
+    this.out = [];
+    for (const job of [...this.open.values()]) {
+      // Requests for signatures are kept, to be sent again: see resend. Of others, no answer is remembered.
+      if (job.signs && !job.done) continue;
+      this.release(job);
+      if (job.frame[4] === Type.VERIFY) this.owner.again(job);
+      else job.fail(lost("The connection broke before the gateway answered.", { retryable: false, cause: reason }));
+    }
+    const says = reason instanceof Error ? reason.message : String(reason);
+    const error =
+      reason instanceof HsmError && reason.status !== "HOST_LOST"
+        ? reason
+        : lost(`${this.options.address}: ${says}`, {
+            cause: reason,
+            hint: "Is `hsmcore gateway` running there?",
+          });
+    if (!this.closing) {
+      const pause = Math.min(this.options.maxBackoffMs, FIRST_PAUSE_MS * 2 ** this.failures++);
+      // Several that lost one gateway do not come back all at once.
+      this.timer = setTimeout(this.connect, was && this.failures === 1 ? 0 : pause * (0.5 + Math.random() / 2));
+    }
+    this.owner.lost(error, was);
+  }
+
+  private readonly beat = (): void => {
+    if (this.quiet) this.socket?.destroy(lost("no sign of life"));
+    else if (this.ready && performance.now() - this.heardAt >= this.options.pingMs) {
+      this.quiet = true;
+      void this.ping();
+    }
+  };
+
+  ping(): Promise<void> {
+    this.write(wire.ping(Buffer.alloc(8)));
+    return new Promise((resolve) => this.pongs.push(resolve));
+  }
+
+  /** One write for all frames of a turn of the event loop. */
+  private write(made: Buffer): void {
+    if (this.out.push(made) === 1) setImmediate(this.flush);
+  }
+
+  private readonly flush = (): void => {
+    const { out, socket } = this;
+    if (out.length === 0) return;
+    this.out = [];
+    if (socket?.writable) socket.write(out.length === 1 ? out[0]! : Buffer.concat(out));
+  };
+
+  // ---- requests ------------------------------------------------------------------------------------------------
+
+  /** Send a request, or fail it if it cannot be sent here. */
+  send(job: Job): void {
+    const problem = this.stamp(job);
+    if (problem) {
+      job.fail(problem);
+      this.owner.released(job.weight);
+      return;
+    }
+    job.request = this.next++;
+    this.put(job, false);
+    this.open.set(job.request, job);
+  }
+
+  /** Tell the gateway that a request is of no more interest. Its credits are free when it answers. */
+  cancel(job: Job): void {
+    if (this.ready && this.open.get(job.request) === job) this.write(wire.cancel(job.request));
+  }
+
+  private put(job: Job, again: boolean): void {
+    const slot = this.slots.get(job.slot)!.number;
+    if (job.signs) wire.stampAgain(job.frame, again);
+    this.write(wire.stamp(job.frame, job.request, slot));
+  }
+
+  private stamp(job: Job): HsmError | undefined {
+    const slot = this.slots.get(job.slot);
+    const fatal = { class: "REQUEST_FATAL" };
+    if (!slot) {
+      const hint = `It offers ${[...this.slots.keys()].join(", ") || "none"}.`;
+      return new HsmError(`The gateway offers this client no key manager "${job.slot}".`, {
+        ...fatal,
+        status: "POLICY_REFUSED",
+        hint,
+      });
+    }
+    if (!job.signs) return undefined;
+    const key = job.pin === undefined ? slot.current : slot.byPublicKey.get(job.pin);
+    if (!key && job.pin !== undefined) {
+      return new HsmError(`The gateway lists no such key of "${job.slot}".`, {
+        ...fatal,
+        status: "KEY_NOT_FOUND",
+      });
+    }
+    job.key = key;
+    job.sentAt = performance.now();
+    // None is known to sign, as in an emergency: the gateway chooses, and an answer that is lost is lost for good.
+    wire.stampVersion(job.frame, key?.version ?? 0);
+    wire.stampTimeout(job.frame, job.leftMs);
+    return undefined;
+  }
+
+  private release(job: Job): void {
+    this.open.delete(job.request);
+    this.owner.released(job.weight);
+  }
+
+  /** Send what is open again, on a new connection. */
+  private resend(same: boolean): void {
+    const now = performance.now();
+    for (const job of [...this.open.values()]) {
+      if (!same || now - job.sentAt >= this.rememberMs) {
+        // It is remembered nowhere: only a signature that comes out the same may be asked for again, by the same key.
+        job.uncertain = true;
+        const key = job.key && this.slots.get(job.slot)?.byPublicKey.get(hex(job.key));
+        if (key?.algorithm !== "ed25519") {
+          this.release(job);
+          job.fail(
+            lost("The gateway was lost with the request, and a second signature could differ.", {
+              maybeSigned: true,
+            }),
+          );
+          continue;
+        }
+        job.key = key;
+        job.sentAt = now;
+        wire.stampVersion(job.frame, key.version);
+      }
+      this.put(job, true);
+    }
+  }
+
+  // ---- what the gateway says -----------------------------------------------------------------------------------
+
+  private take(frame: Frame): void {
+    const { type, body } = frame;
+    if (!this.ready) {
+      if (type !== Type.WELCOME) throw new WireError(`type ${type} before WELCOME`);
+      this.welcome(wire.readWelcome(body));
+      return;
+    }
+    switch (type) {
+      case Type.KEYS:
+        this.learn(wire.readKeys(body));
+        return this.owner.keysChanged(this);
+      case Type.CREDIT:
+        return this.owner.credits(wire.readCredit(body));
+      case Type.PONG:
+        wire.readPong(body);
+        this.failures = 0;
+        return this.pongs.shift()?.();
+      case Type.GOAWAY:
+        wire.readGoaway(body);
+        this.draining = true;
+        return this.leave();
+      case Type.WELCOME:
+        throw new WireError("a second WELCOME");
+      default: {
+        const job = this.open.get(frame.request);
+        if (job) this.answer(job, type, body);
+        else if (frame.request >= this.next)
+          throw new WireError(`an answer to request ${frame.request}, which was not made`);
+      }
+    }
+  }
+
+  private welcome(found: Welcome): void {
+    const instance = found.instance.toString("hex");
+    const same = instance === this.instance;
+    this.instance = instance;
+    this.rememberMs = found.rememberMs;
+    this.names = found.slots;
+    this.learn(found.keys);
+    this.ready = true;
+    this.heardAt = performance.now();
+    this.resend(same);
+    this.owner.welcomed(this, found);
+  }
+
+  private learn(keys: readonly Key[]): void {
+    const of = (number: number): Slot => {
+      const own = keys.filter((key) => key.slot === number);
+      return {
+        number,
+        current: own.find((key) => key.current),
+        byPublicKey: new Map(own.map((key) => [hex(key), key])),
+      };
+    };
+    this.slots = new Map(this.names.map((name, number) => [name, of(number)]));
+  }
+
+  private answer(job: Job, type: number, body: Buffer): void {
+    const value = type === Type.ERROR ? wire.readError(body) : readAnswer(job.frame[4]!, type, body);
+    this.failures = 0;
+    this.release(job);
+    if (value instanceof HsmError) this.refused(job, value);
+    else {
+      if (type === Type.SIGNED && !job.key) job.key = this.version(job.slot, (value as wire.Signed).version);
+      job.answer(value);
+    }
+    if (++this.answered >= ACK_EVERY) {
+      this.answered = 0;
+      const [lowest = this.next] = this.open.keys();
+      this.write(wire.ack(lowest));
+    }
+    this.leave();
+  }
+
+  private version(slot: string, version: number): Key | undefined {
+    return [...(this.slots.get(slot)?.byPublicKey.values() ?? [])].find((key) => key.version === version);
+  }
+
+  private refused(job: Job, error: HsmError): void {
+    const clean = !error.maybeSigned && !job.uncertain && !job.done;
+    if (clean) job.sentAt = 0;
+    if (clean && this.draining && error.retryable) this.owner.again(job);
+    else if (clean && error.status === "KEY_NOT_CURRENT" && job.pin === undefined && !job.refusedBy && job.key) {
+      job.refusedBy = job.key;
+      job.refusal = error;
+      this.owner.rekey(job);
+    } else job.fail(error);
+  }
+
+  /** End a connection that the gateway wants to end, once nothing is open on it. */
+  private leave(): void {
+    if (this.draining && this.open.size === 0) this.socket?.end();
+  }
+}
+
+/** The answer's value, if it is one to this type of request. */
+function readAnswer(asked: number, type: number, body: Buffer): unknown {
+  if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
+  if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return wire.readSignedMany(body);
+  if (asked === Type.VERIFY && type === Type.VERIFIED) return wire.readVerified(body);
+  if (asked === Type.MANAGE && type === Type.DONE) return wire.readText(body);
+  throw new WireError(`type ${type} answers type ${asked}`);
+}
