@@ -143,6 +143,7 @@ USES: dict[str, list[str] | str] = {
     "fleet reconcile": ["--reason", "x"],
     "fleet release": [],
     "fleet status": [],
+    "gateway": "runs until it is stopped; it opens what `sign` opens",
     "init": "makes a token and a configuration in a folder of its own",
     "keys deactivate": ["KEY", "--yes"],
     "keys export": "makes the file that --output names",

@@ -83,6 +83,15 @@ def load(
     cache: Annotated[int | None, typer.Option(min=0, help="Signatures that the cache holds (default: none).")] = None,
     isolation: Annotated[str | None, typer.Option(help="thread or process: where the module is loaded.")] = None,
     audit: Annotated[bool, typer.Option("--audit", help="With an audit log, on the token that is made.")] = False,
+    gateway: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Load a running gateway: unix:/path, or tls:host:port with --tls."),
+    ] = None,
+    key_manager: Annotated[str, typer.Option(metavar="NAME", help="Of the gateway.")] = "default",
+    connections: Annotated[int, typer.Option(min=1, max=64, help="To the gateway, of each process.")] = 1,
+    tls: Annotated[
+        str | None, typer.Option(metavar="CERTIFICATE,KEY,AUTHORITIES", help="PEM files for a tls: gateway.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of messages, their order, and Poisson arrivals.")] = 1,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="PATH", help="Load what this configuration names instead.")
@@ -112,6 +121,8 @@ def load(
       hsmcore load --fault 'every 5s:C_Sign:return:CKR_DEVICE_ERROR' --verify
 
       hsmcore load --noop --path ring --sessions 1 --rate 100000
+
+      hsmcore load --gateway unix:/run/hsmcore/sign.sock --rate 20000 --connections 4
 
       hsmcore load --config sequencer.json --rate 50 --objective 'failed = 0'
     """
@@ -215,6 +226,13 @@ def _standing_objectives(objectives: Sequence[Objective], *, verify: bool, fault
 
 
 def _check_together(given: Mapping[str, Any]) -> None:
+    if given["gateway"] is not None:
+        here = ("config", "noop", "audit", "chaos", "fault", "timeline", "beside_raw", "sessions", "cache", "isolation")
+        for name in here:
+            if given[name]:
+                raise BadUsage(f"--{name.replace('_', '-')} is for a token that is opened here: leave --gateway out")
+        if given["path"] != "facade" or given["rate"].endswith("%"):
+            raise BadUsage("--gateway is loaded by await sign, at a rate that is a number")
     if given["config"] is not None:
         for name in ("noop", "audit"):
             if given[name]:
@@ -284,8 +302,11 @@ def _target(asked: _Asked) -> AbstractContextManager[Target]:
     import json
 
     from hsmcore_bench.load.problems import UsageProblem
-    from hsmcore_bench.load.target import configured, noop_token, own_token
+    from hsmcore_bench.load.target import behind_gateway, configured, noop_token, own_token
 
+    given = asked.given
+    if given["gateway"] is not None:
+        return behind_gateway(given["gateway"], given["key_manager"], given["connections"], given["tls"])
     path: Path | None = asked.given["config"]
     if path is None:
         return noop_token(asked.wanted) if asked.given["noop"] else own_token(asked.wanted)

@@ -23,6 +23,7 @@ import uvloop
 
 import hsmcore
 from hsmcore.errors import HsmError
+from hsmcore.gateway import Client, ClientTls
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.load.mix import Messages
 from hsmcore_bench.load.shapes import Segment, starts
@@ -73,7 +74,7 @@ class _Series(dict[int, int]):
 class Run:
     """One process's share of a run."""
 
-    def __init__(self, manager: hsmcore.KeyManager, settings: dict[str, Any]) -> None:
+    def __init__(self, manager: hsmcore.KeyManager | Client, settings: dict[str, Any]) -> None:
         self._sign: Callable[[bytes, float | None], Awaitable[bytes]] = manager.sign
         self._timeout: float = settings["timeout"]
         self._messages = Messages(settings["mix"], settings["maxMessage"], settings["seed"])
@@ -213,7 +214,20 @@ def _say(line: dict[str, Any]) -> None:
         text = text[os.write(1, text) :]
 
 
-def _keys(manager: hsmcore.KeyManager) -> list[dict[str, str]]:
+def _manager(settings: dict[str, Any]) -> hsmcore.KeyManager | Client:
+    asked = settings["gateway"]
+    if asked is None:
+        return hsmcore.create_key_manager(settings["config"], rotates=False)
+    return Client(**asked | {"tls": ClientTls(*asked["tls"]) if asked["tls"] else None}, program="hsmcore load")
+
+
+async def _from_cache(manager: hsmcore.KeyManager | Client) -> int:
+    found = manager.get_cache_stats()
+    stats = found if isinstance(found, dict) else await found
+    return sum(stats[name] for name in ("hits", "joined"))
+
+
+def _keys(manager: hsmcore.KeyManager | Client) -> list[dict[str, str]]:
     return [{"algorithm": key.algorithm, "public_key": key.public_key.hex()} for key in manager.keys()]  # noqa: SIM118 - no mapping
 
 
@@ -221,20 +235,19 @@ async def _main(settings: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     try:
-        async with hsmcore.create_key_manager(settings["config"], rotates=False) as manager:
+        async with _manager(settings) as manager:
             _say({"ready": True, "keys": _keys(manager)})
             words = (await asyncio.to_thread(sys.stdin.buffer.readline)).split()
             if len(words) != 2 or words[0] != b"go":
                 return
             loop.add_reader(0, _stop, loop, stopped)
-            cached = sum(manager.get_cache_stats()[name] for name in ("hits", "joined"))
+            cached = await _from_cache(manager)
             run = Run(manager, settings)
             gc.collect()
             gc.freeze()
             gc.set_threshold(10_000, 20, 20)
             await run.run(int(words[1]), stopped)
-            stats = manager.get_cache_stats()
-            _say({"keys": _keys(manager), "cached": stats["hits"] + stats["joined"] - cached})
+            _say({"keys": _keys(manager), "cached": await _from_cache(manager) - cached})
             run.report(last=True)
             await stopped.wait()
     finally:

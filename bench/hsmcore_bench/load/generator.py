@@ -101,6 +101,7 @@ def start(path: Path_, target: Target, share: Share) -> Generator:
 def _start_facade(target: Target, share: Share) -> Generator:
     settings = {
         "config": target.document,
+        "gateway": target.gateway,
         "segments": [[s.seconds, s.start, s.end] for s in share.segments],
         "mix": share.table(),
         "maxMessage": largest_of(share.kinds),

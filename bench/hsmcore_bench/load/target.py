@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,8 @@ class Target:
     """Patterns that the control sockets of the chaos modules match; none: there is no chaos module."""
     honest: bool = True
     """False: signatures are no signatures."""
+    gateway: Mapping[str, Any] | None = None
+    """What gateway.Client is made of, if requests go through one."""
 
 
 @contextmanager
@@ -108,6 +110,25 @@ def configured(config: Config, document: Mapping[str, Any], wanted: Wanted) -> I
         checked = load(changed)
         checked.require_complete()
         yield Target(checked.key_manager.name, changed, checked, {}, sockets)
+
+
+@contextmanager
+def behind_gateway(address: str, key_manager: str, connections: int, tls: str | None) -> Iterator[Target]:
+    """The key manager that a running gateway serves. `tls`: the files of a client's certificate, its key, and the
+    authorities, with commas between them. Raises UsageProblem."""
+    from hsmcore.gateway.dialing import Address, ClientTls
+
+    files = tls.split(",") if tls is not None else []
+    if tls is not None and len(files) != len(fields(ClientTls)):
+        raise UsageProblem("--tls: expected CERTIFICATE,KEY,AUTHORITIES")
+    if Address.parse(address).path and files:
+        raise UsageProblem('--tls belongs to a "tls:" address')
+    if not Address.parse(address).path and not files:
+        raise UsageProblem('a "tls:" address needs --tls')
+    client = {"address": address, "key_manager": key_manager, "connections": connections, "tls": files}
+    # Nothing is signed with it here; timeouts and the like are those of a key manager that says nothing.
+    document = {"keyManager": {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}, "maxCacheSize": 0}}
+    yield Target(f"{key_manager} at {address}", document, load(document), {}, gateway=client)
 
 
 def providers(config: Config) -> list[Provider]:

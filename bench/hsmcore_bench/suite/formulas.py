@@ -31,6 +31,16 @@ def fast(name: str, what: str, bound: float, ours: str) -> Target:
     return Target(name, what, f"rate({ours})", "/s", bound, True, (ours,), lambda r: r[ours].rate)
 
 
+def tail_ms(name: str, what: str, bound: float, ours: str) -> Target:
+    """At most so many milliseconds for 99 of a hundred calls."""
+
+    def value(r: Round) -> float | None:
+        latency = r[ours].latency_ns
+        return None if latency is None else latency.p99 / 1e6
+
+    return Target(name, what, f"p99({ours})", "ms", bound, False, (ours,), value)
+
+
 def cost(name: str, what: str, bound: float, ours: str, bare: str) -> Target:
     """At most so many percent slower than without it."""
     formula = f"1 - rate({ours}) / rate({bare})"

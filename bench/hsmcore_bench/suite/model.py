@@ -24,6 +24,7 @@ Kind = Literal[
     "sign-many",  # ours: await km.sign_many
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
+    "gateway",  # ours: await sign of a client, through a gateway in a process of its own
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
     "flush",  # signs nothing: one line appended to a file, and fdatasync
     "hand-over",  # signs nothing: two sleeping threads hand a token over and back

@@ -7,7 +7,19 @@ from dataclasses import fields, replace
 
 from hsmcore_bench.suite import failover, resilience
 from hsmcore_bench.suite.contenders import MEMORY
-from hsmcore_bench.suite.formulas import Target, above, added, beside, fast, lag, processor, queued, relative, tailed
+from hsmcore_bench.suite.formulas import (
+    Target,
+    above,
+    added,
+    beside,
+    fast,
+    lag,
+    processor,
+    queued,
+    relative,
+    tail_ms,
+    tailed,
+)
 from hsmcore_bench.suite.model import Break, Goal, Memory, Switch, Verdict
 from hsmcore_bench.suite.stats import Round, spread, usable, usable_breaks
 
@@ -68,6 +80,12 @@ TARGETS: tuple[Target, ...] = (
         "policy-blocks-rate", "1 % blocks, SoftHSM, 64 in flight", "× no blocks", 0.9, "policy-blocks", "policy-none"
     ),
     added("policy-bind", "one block bound to its position, one in flight", 2000.0, "policy-1-blocks", "policy-1-none"),
+    fast("gateway-noop-rate", "gateway, no-op module, 256 open over 4 connections", 50_000.0, "gateway-noop-256"),
+    tail_ms("gateway-noop-p99", "the same, p99 latency", 10.0, "gateway-noop-256"),
+    relative(
+        "gateway-64-rate", "gateway, SoftHSM, 64 in flight", "× in process", 0.95, "gateway-64", "gateway-64-none"
+    ),
+    added("gateway-1-adds", "gateway, one in flight, over the same in process", 120.0, "gateway-1", "gateway-1-none"),
     relative("stack-64-rate", "the whole stack, SoftHSM, 64 in flight", "× bare", 0.93, "stack-64", "stack-64-bare"),
     relative(
         *("stack-256-rate", "the whole stack, network-5ms, 256 in flight", "× raw C", 0.97),

@@ -19,6 +19,7 @@ SIGNERS = {
     "pynacl": "software:SoftwareSigner",
     "cryptography": "software:SoftwareSigner",
     "flush": "flush:Flushing",
+    "gateway": "gateway:GatewaySigner",
     "*": "ours:OurSigner",
 }
 """Kinds of jobs, the first that fits, and what runs them: a module of this package and its class."""

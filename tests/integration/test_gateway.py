@@ -1,0 +1,377 @@
+"""The gateway's wire face: signatures, batches, answers that are asked for again, keys, turns, and records."""
+
+import json
+import os
+import shutil
+import ssl
+
+import pytest
+from nacl.signing import VerifyKey
+from tests.support.authority import Authority
+from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.loops import one_loop
+from tests.support.managers import until
+from tests.support.wire_site import ME, many, sign, site
+
+from hsmcore.gateway import tls, wire
+from hsmcore.gateway.frames import Type, frame
+
+pytestmark = pytest.mark.integration
+M = b"a message"
+UID = os.getuid()
+
+
+async def test_a_message_is_signed_and_the_answer_says_with_what(world, tmp_path):
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        assert peer.welcome.client == "app"
+        assert peer.welcome.slots == ("default",)
+        [key] = [one for one in peer.welcome.keys if one.current]
+        assert (key.public_key, key.kinds) == (gateway.manager.public_key, wire.ALL_KINDS)
+        found = await peer.signed(sign(1, M))
+        VerifyKey(key.public_key).verify(M, found.signature)
+        assert (found.version, found.level, found.audit_seq) == (key.version, "primary", None)
+        assert await peer.signed(sign(2, M, version=key.version)) == found
+
+
+async def test_answers_come_for_every_request_of_one_read(world, tmp_path):
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        peer.send(*(sign(number, b"%d" % number) for number in range(1, 201)))
+        answers = [await peer.next() for _ in range(200)]
+        assert {one.request for one in answers} == set(range(1, 201))
+        for one in answers:
+            signature = wire.read_signed(one.body).signature
+            VerifyKey(gateway.manager.public_key).verify(b"%d" % one.request, signature)
+        assert gateway.server.desk.open == 0
+
+
+@one_loop
+async def test_a_batch_has_an_outcome_for_each_message(world, tmp_path):
+    async with site(world.config(maxMessageBytes=64), tmp_path) as gateway, gateway.peer() as peer:
+        found = await peer.ask(many(1, M, b"x", M))
+        version, outcomes = wire.read_signed_many(found.body)
+        assert version == next(one.version for one in peer.welcome.keys if one.current)
+        assert outcomes[0] == outcomes[2] == await gateway.manager.sign(M)
+        refusal = await peer.refused(many(2))
+        assert refusal.status == "BAD_ARGUMENT"
+        refusal = await peer.refused(many(3, *[M] * 1025))
+        assert refusal.status == "BAD_ARGUMENT"
+
+
+@one_loop
+async def test_errors_are_those_of_the_key_manager(world, tmp_path):
+    async with site(world.config(maxMessageBytes=64), tmp_path) as gateway, gateway.peer() as peer:
+        assert (await peer.refused(sign(1, b"x" * 65))).status == "MESSAGE_TOO_LARGE"
+        assert (await peer.refused(sign(2, M, kind="block"))).status == "BAD_ARGUMENT"
+        assert (await peer.refused(sign(3, M, version=999))).status == "KEY_NOT_FOUND"
+        assert (await peer.refused(sign(4, M, slot=7))).status == "POLICY_REFUSED"
+        assert gateway.server.desk.open == 0
+        await peer.signed(sign(5, M))
+
+
+@one_loop
+async def test_signatures_are_verified_and_pings_answered(world, tmp_path):
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        good = await gateway.manager.sign(M)
+        for number, message, valid in ((1, M, 1), (2, b"other", 0)):
+            found = await peer.ask(wire.verify(number, wire.Verify("", good, message)))
+            assert (found.type, found.request, found.body) == (Type.VERIFIED, number, bytes([valid]))
+        found = await peer.ask(frame(Type.PING, 9, b"are you there"))
+        assert (found.type, found.request, found.body) == (Type.PONG, 9, b"are you there")
+
+
+@needs_chaos
+@one_loop
+async def test_the_same_number_gets_the_first_answer_and_costs_no_second_call(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    nonce = os.urandom(16)
+    async with site(chaos.config(), tmp_path) as gateway:
+        async with gateway.peer(nonce) as peer:
+            first = await peer.signed(sign(1, M))
+            calls = chaos.calls("C_Sign")
+            assert await peer.signed(sign(1, M, again=True)) == first
+        async with gateway.peer(nonce) as peer:
+            assert await peer.signed(sign(1, M, again=True)) == first
+            other = await peer.refused(sign(1, b"other", again=True))
+            assert (other.status, other.retryable) == ("BAD_ARGUMENT", False)
+            peer.send(frame(Type.ACK, 2))
+            forgotten = await peer.refused(sign(1, M, again=True))
+            assert (forgotten.status, forgotten.maybe_signed) == ("BAD_ARGUMENT", True)
+        assert chaos.calls("C_Sign") == calls
+        assert gateway.server.repeated == 2
+
+
+@needs_chaos
+@one_loop
+async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    nonce = os.urandom(16)
+    async with site(chaos.config(), tmp_path) as gateway:
+        before = chaos.calls("C_Sign")
+        chaos.fault("C_Sign", "hang", forever=True)
+        async with gateway.peer(nonce) as peer:
+            peer.send(sign(1, M))
+            await until(lambda: gateway.server.desk.open == 1)
+        await until(lambda: not gateway.server.connections)
+        async with gateway.peer(nonce) as peer:
+            peer.send(sign(1, M, again=True))  # while it is open
+            await until(lambda: gateway.server.repeated == 1)
+            chaos.release()
+            found = wire.read_signed((await peer.next()).body)
+            VerifyKey(gateway.manager.public_key).verify(M, found.signature)
+        async with gateway.peer(nonce) as peer:
+            assert await peer.signed(sign(1, M, again=True)) == found
+        assert chaos.calls("C_Sign") == before + 1
+
+
+@needs_chaos
+@one_loop
+async def test_a_request_can_be_withdrawn(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with site(chaos.config(settings={"sessions": 1}), tmp_path, inFlight=1) as gateway, gateway.peer() as peer:
+        chaos.fault("C_Sign", "hang", forever=True)
+        peer.send(sign(1, M), sign(2, b"waits for its turn"))
+        await until(lambda: gateway.server.desk.open == 2)
+        peer.send(frame(Type.CANCEL, 2), frame(Type.CANCEL, 99))
+        found = await peer.next()
+        refusal = wire.read_error(found.body)
+        assert (found.request, refusal.status, refusal.maybe_signed) == (2, "CANCELLED", False)
+        peer.send(frame(Type.CANCEL, 1))
+        found = await peer.next()
+        refusal = wire.read_error(found.body)
+        assert (found.request, refusal.status, refusal.maybe_signed) == (1, "CANCELLED", True)
+        chaos.release()
+        await peer.signed(sign(3, M))
+
+
+@needs_chaos
+@one_loop
+async def test_more_than_the_credits_is_refused_and_what_waits_meets_its_deadline(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    clients = {"app": {**ME["app"], "inFlight": 3}}
+    config = chaos.config(settings={"sessions": 1})
+    async with site(config, tmp_path, clients, inFlight=1) as gateway, gateway.peer() as peer:
+        assert (peer.welcome.credits, peer.welcome.batch) == (3, 3)
+        chaos.fault("C_Sign", "hang", forever=True)
+        peer.send(sign(1, M), sign(2, M), sign(3, b"late", timeout_ms=60), sign(4, M))
+        found = await peer.next()
+        refusal = wire.read_error(found.body)
+        assert (found.request, refusal.status, refusal.retryable) == (4, "QUEUE_FULL", True)
+        found = await peer.next()
+        refusal = wire.read_error(found.body)
+        assert (found.request, refusal.status, refusal.maybe_signed) == (3, "DEADLINE_EXCEEDED", False)
+        chaos.release()
+        assert {(await peer.next()).request for _ in range(2)} == {1, 2}
+        await peer.signed(sign(4, M))  # what was refused was not begun: its number is free
+
+
+@one_loop
+async def test_a_rate_is_kept_and_the_refusal_says_when_to_come_back(world, tmp_path):
+    clients = {"app": {**ME["app"], "perSecond": 5}}
+    async with site(world.config(), tmp_path, clients) as gateway, gateway.peer() as peer:
+        peer.send(*(sign(number, M) for number in range(1, 11)))
+        answers = [await peer.next() for _ in range(10)]
+        assert sum(one.type is Type.SIGNED for one in answers) == 5
+        refusals = [wire.read_error(one.body) for one in answers if one.type is Type.ERROR]
+        assert {one.status for one in refusals} == {"QUEUE_FULL"}
+        assert all(0 < one.retry_after_ms <= 201 for one in refusals)
+
+
+@one_loop
+async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_path):
+    policy = {"kinds": ["raw", "digest32", "block"], "domain": "chain"}
+    clients = {"app": {**ME["app"], "kinds": ["raw"]}}
+    config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"))
+    async with site(config, tmp_path, clients) as gateway, gateway.peer() as peer:
+        [key] = [one for one in peer.welcome.keys if one.current]
+        assert key.kinds == 1 << wire.KINDS.index("raw")
+        await peer.signed(sign(1, M, kind="raw"))
+        assert (await peer.refused(sign(2, bytes(32)))).status == "POLICY_REFUSED"
+        assert (await peer.refused(sign(3, bytes(32), kind="block", position=1))).status == "POLICY_REFUSED"
+        _, outcomes = wire.read_signed_many((await peer.ask(many(4, M, bytes(32)))).body)
+        assert isinstance(outcomes[0], bytes)
+        assert outcomes[1].status == "POLICY_REFUSED"
+
+
+@one_loop
+async def test_an_ordered_payload_is_signed_once_for_a_position(world, tmp_path):
+    policy = {"kinds": ["block"], "domain": "chain"}
+    config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"))
+    async with site(config, tmp_path) as gateway, gateway.peer() as peer:
+        first = await peer.signed(sign(1, bytes(32), kind="block", position=7))
+        VerifyKey(gateway.manager.public_key).verify(bytes(32), first.signature)
+        refusal = await peer.refused(sign(2, b"\1" * 32, kind="block", position=7))
+        assert (refusal.status, refusal.retryable) == ("DOUBLE_SIGN", False)
+
+
+@one_loop
+async def test_every_record_has_the_client(world, tmp_path):
+    clients = {"app": ME["app"], "other": {"names": ["dns:other.example"], "keys": ["default"]}}
+    config = world.config(auditLogFile=str(tmp_path / "audit.jsonl"))
+    async with site(config, tmp_path, clients) as gateway, gateway.peer() as peer:
+        first = await peer.signed(sign(1, M))
+        assert first.audit_seq
+        await peer.ask(many(2, b"x", b"y"))
+        await peer.refused(sign(3, M, kind="block"))
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    signed = [one for one in records if one["operation"] in ("sign", "sign-many")]
+    assert len(signed) == 4
+    assert {one.get("caller") for one in signed} == {"app"}
+
+
+@one_loop
+async def test_policy_callers_see_the_client(world, tmp_path):
+    policy = {"kinds": ["raw"], "callers": {"app": {"kinds": ["raw"]}}}
+    async with site(world.config(policy=policy), tmp_path) as gateway, gateway.peer() as peer:
+        await peer.signed(sign(1, M))
+    policy = {"kinds": ["raw"], "callers": {"another": {"kinds": ["raw"]}}}
+    async with site(world.config(policy=policy), tmp_path) as gateway, gateway.peer() as peer:
+        assert (await peer.refused(sign(1, M))).status == "POLICY_REFUSED"
+
+
+@one_loop
+async def test_keys_are_managed_by_whom_may_and_told_to_all(fresh_token, tmp_path):
+    token = fresh_token()
+    clients = {"app": {**ME["app"], "manages": True}}
+    async with site(token.config(), tmp_path, clients) as gateway, gateway.peer() as peer, gateway.peer() as watcher:
+        [old] = peer.welcome.keys
+        peer.send(wire.manage(1, wire.Manage("generate", "")))
+        found = [await peer.next() for _ in range(2)]
+        [done] = [one for one in found if one.type is Type.DONE]
+        new = done.body.decode()
+        [keys] = [wire.read_keys(one.body) for one in found if one.type is Type.KEYS]
+        assert {one.id: one.current for one in keys} == {old.id: True, new: False}
+        pinned = next(one.version for one in keys if one.id == new)
+        assert (await peer.refused(sign(2, M, version=pinned))).status == "KEY_NOT_CURRENT"
+        peer.send(wire.manage(3, wire.Manage("set-current", new)))
+        found = [await peer.next() for _ in range(2)]
+        assert {one.type for one in found} == {Type.DONE, Type.KEYS}
+        assert (await peer.refused(sign(4, M, version=old.version))).status == "KEY_NOT_CURRENT"
+        signed = await peer.signed(sign(5, M, version=pinned))
+        VerifyKey(gateway.manager.public_key).verify(M, signed.signature)
+        told = [wire.read_keys((await watcher.next()).body) for _ in range(2)]
+        assert {one.id for one in told[1] if one.current} == {new}
+        stats = await peer.ask(wire.manage(6, wire.Manage("cache-stats", "")))
+        assert json.loads(stats.body)["max_size"] == gateway.manager.get_cache_stats()["max_size"]
+
+
+@one_loop
+async def test_keys_are_not_managed_by_others(world, tmp_path):
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        for number, operation in enumerate(("generate", "set-current", "deactivate"), 1):
+            asked = wire.manage(number, wire.Manage(operation, gateway.manager.keys()[0].id))
+            assert (await peer.refused(asked)).status == "POLICY_REFUSED"
+        assert len(gateway.manager.keys()) == 1
+
+
+@one_loop
+async def test_a_digest_is_signed_as_it_is_where_it_is_listed(world, tmp_path):
+    policy = {"kinds": ["prehashed"]}
+    async with site(world.config("ecdsa-p256", policy=policy), tmp_path) as gateway, gateway.peer() as peer:
+        found = await peer.signed(sign(1, bytes(range(32)), kind="prehashed"))
+        assert found.version == next(one.version for one in peer.welcome.keys if one.current)
+        assert (await peer.refused(sign(2, b"short", kind="prehashed"))).status == "BAD_ARGUMENT"
+    async with site(world.config("ecdsa-p256"), tmp_path) as gateway, gateway.peer() as peer:
+        assert (await peer.refused(sign(1, bytes(range(32)), kind="prehashed"))).status == "POLICY_REFUSED"
+
+
+@one_loop
+async def test_clients_are_known_by_the_names_in_their_certificates(world, tmp_path):
+    authority = Authority(tmp_path)
+    own = authority.issue("gateway", ips=["127.0.0.1"])
+    files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
+    clients = {
+        "dns": {"names": ["dns:sequencer.example"], "keys": ["default"]},
+        "spiffe": {"names": ["spiffe://chain.example/sequencer"], "keys": ["default"]},
+    }
+    listen = ["tls:127.0.0.1:0"]
+    async with site(world.config(), tmp_path, clients, listen=listen, tls=files) as gateway:
+
+        def context(issued):
+            made = ssl.create_default_context(cafile=authority.file)
+            if issued is not None:
+                made.load_cert_chain(issued.certificate, issued.key)
+            return made
+
+        for name, names in (
+            ("dns", {"dns": ["other.example", "SEQUENCER.example"]}),
+            ("spiffe", {"uris": ["spiffe://chain.example/sequencer"]}),
+        ):
+            async with gateway.over_tls(context(authority.issue(f"client-{name}", **names))) as peer:
+                assert (await peer.hello()).client == name
+                await peer.signed(sign(1, M))
+        both = authority.issue("both", dns=["sequencer.example"], uris=["spiffe://chain.example/sequencer"])
+        for stranger in (
+            authority.issue("stranger", dns=["stranger.example"]),
+            authority.issue("sequencer.example"),
+            both,
+        ):
+            async with gateway.over_tls(context(stranger)) as peer:
+                assert (await peer.refused(wire.hello(bytes(16), "x"))).status == "POLICY_REFUSED"
+                assert await peer.ends() == b""
+        (tmp_path / "elsewhere").mkdir()
+        foreign = Authority(tmp_path / "elsewhere").issue("foreign", dns=["sequencer.example"])
+        for nobody in (None, foreign):
+            with pytest.raises((OSError, EOFError)):
+                async with gateway.over_tls(context(nobody)) as peer:
+                    await peer.hello()
+        assert gateway.server.desk.strangers == 5
+
+
+@one_loop
+async def test_certificates_are_read_again_when_they_change(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tls, "LOOK_SECONDS", 0.0)
+    (tmp_path / "new").mkdir()
+    old, new = Authority(tmp_path), Authority(tmp_path / "new")
+    own = old.issue("gateway", ips=["127.0.0.1"])
+    files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": old.file}
+    clients = {"dns": {"names": ["dns:sequencer.example"], "keys": ["default"]}}
+
+    def context(authority, server):
+        issued = authority.issue("client", dns=["sequencer.example"])
+        made = ssl.create_default_context(cafile=server.file)
+        made.load_cert_chain(issued.certificate, issued.key)
+        return made
+
+    served = site(world.config(), tmp_path, clients, listen=["tls:127.0.0.1:0"], tls=files)
+    async with served as gateway, gateway.over_tls(context(old, old)) as peer:
+        await peer.hello()
+        fresh = new.issue("gateway", ips=["127.0.0.1"])
+        shutil.copy(fresh.certificate, own.certificate)  # without its key yet: the old pair stays in use
+        async with gateway.over_tls(context(old, old)) as other:
+            await other.hello()
+        shutil.copy(fresh.key, own.key)
+        shutil.copy(new.file, old.file)
+        async with gateway.over_tls(context(new, new)) as other:
+            await other.hello()
+        with pytest.raises((OSError, EOFError)):  # its authority was removed
+            async with gateway.over_tls(context(old, new)) as other:
+                await other.hello()
+        await peer.signed(sign(1, M))  # a connection from before goes on
+
+
+@one_loop
+async def test_a_flood_of_one_client_does_not_keep_another_from_its_turn(world, tmp_path):
+    authority = Authority(tmp_path)
+    own = authority.issue("gateway", ips=["127.0.0.1"])
+    files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
+    clients = {
+        "flood": {**ME["app"], "inFlight": 2000},
+        "quiet": {"names": ["dns:quiet.example"], "keys": ["default"]},
+    }
+    listen = [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0"]
+    config = world.config(maxCacheSize=0, requestTimeoutMs=60_000)
+    async with site(config, tmp_path, clients, listen=listen, tls=files, inFlight=8) as gateway:
+        issued = authority.issue("quiet", dns=["quiet.example"])
+        context = ssl.create_default_context(cafile=authority.file)
+        context.load_cert_chain(issued.certificate, issued.key)
+        async with gateway.peer() as flood, gateway.over_tls(context) as quiet:
+            await quiet.hello()
+            flood.send(*(sign(number, b"flood %d" % number) for number in range(1, 2001)))
+            await until(lambda: gateway.server.desk.open > 1000)
+            before = gateway.server.requests["flood", "OK"]
+            for number in range(1, 11):
+                await quiet.signed(sign(number, b"quiet %d" % number))
+            # What was at the key manager goes before it, and at most as much again while it is answered.
+            assert gateway.server.requests["flood", "OK"] - before <= 10 * 40
+            for _ in range(2000):
+                assert (await flood.next()).type is Type.SIGNED

@@ -1,0 +1,193 @@
+"""Strangers and clients that misbehave at the gateway's wire face: refused, recorded, no call of the HSM, and the
+others are served."""
+
+import asyncio
+import json
+import os
+import resource
+import socket
+from contextlib import AsyncExitStack
+
+import pytest
+from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.loops import one_loop
+from tests.support.managers import until
+from tests.support.wire_site import ME, bad_frames, sign, site
+
+from hsmcore.gateway import connection, server, wire
+from hsmcore.gateway.frames import Type, frame
+
+pytestmark = pytest.mark.integration
+M = b"a message"
+BAD = bad_frames()
+
+
+def records(path, operation="gateway-refused"):
+    """The records of an operation."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [one for one in lines if one["operation"] == operation]
+
+
+@needs_chaos
+@one_loop
+async def test_a_user_that_is_no_client_is_refused_and_recorded(world, tmp_path):
+    chaos, log = Chaos(tmp_path, wrap(world)), tmp_path / "audit.jsonl"
+    clients = {"app": {"uid": [os.getuid() + 1], "keys": ["default"]}}
+    async with site(chaos.config(auditLogFile=str(log)), tmp_path, clients) as gateway:
+        calls = chaos.calls("C_Sign")
+        async with gateway.connection() as peer:
+            refusal = await peer.refused(wire.hello(bytes(16), "x") + sign(1, M))
+            assert refusal.status == "POLICY_REFUSED"
+            assert await peer.ends() == b""
+        assert chaos.calls("C_Sign") == calls
+        assert gateway.server.desk.strangers == 1
+    [record] = records(log)
+    assert f"uid {os.getuid()}" in record["label"]
+
+
+@one_loop
+async def test_a_group_is_a_client_too_and_a_user_goes_before_its_group(world, tmp_path):
+    clients = {"group": {"gid": [os.getgid()], "keys": ["default"]}}
+    async with site(world.config(), tmp_path, clients) as gateway, gateway.peer() as peer:
+        assert peer.welcome.client == "group"
+    async with site(world.config(), tmp_path, {**clients, **ME}) as gateway, gateway.peer() as peer:
+        assert peer.welcome.client == "app"
+
+
+@needs_chaos
+@one_loop
+async def test_strangers_cannot_fill_the_disk(world, tmp_path):
+    chaos, log = Chaos(tmp_path, wrap(world)), tmp_path / "audit.jsonl"
+    clients = {"app": {"uid": [os.getuid() + 1], "keys": ["default"]}}
+    async with site(chaos.config(auditLogFile=str(log)), tmp_path, clients) as gateway:
+        for _ in range(200):
+            async with gateway.connection() as peer:
+                peer.send(b"x")
+                await peer.ends()
+        assert gateway.server.desk.strangers == 200
+    assert len(records(log)) < 100
+
+
+@pytest.mark.parametrize("what", BAD)
+@one_loop
+async def test_a_frame_that_breaks_the_protocol_ends_the_connection(world, tmp_path, what):
+    log = tmp_path / "audit.jsonl"
+    async with site(world.config(auditLogFile=str(log)), tmp_path) as gateway:
+        async with gateway.peer() as peer:
+            found = await peer.ask(BAD[what] + sign(7, M))
+            refusal = wire.read_error(found.body)
+            assert (found.request, refusal.status, refusal.retryable) == (0, "BAD_ARGUMENT", False)
+            assert await peer.ends() == b""
+        async with gateway.peer() as peer:
+            await peer.signed(sign(1, M))
+        assert gateway.server.desk.open == 0
+        assert gateway.server.requests["app", "OK"] == 1
+    [record] = records(log)
+    assert record["label"].startswith("app (uid")
+
+
+@pytest.mark.parametrize("first", [sign(1, M), frame(Type.PING, 1), b"\x00" * 16, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+@one_loop
+async def test_whatever_comes_before_hello_is_refused(world, tmp_path, first):
+    async with site(world.config(), tmp_path) as gateway, gateway.connection() as peer:
+        assert (await peer.refused(first)).status == "BAD_ARGUMENT"
+        assert await peer.ends() == b""
+
+
+@one_loop
+async def test_hello_may_come_byte_by_byte_and_with_requests_behind_it(world, tmp_path):
+    async with site(world.config(), tmp_path) as gateway:
+        async with gateway.connection() as peer:
+            for byte in wire.hello(os.urandom(16), "slow"):
+                peer.send(bytes([byte]))
+                await peer.writer.drain()
+                await asyncio.sleep(0)
+            assert (await peer.next()).type is Type.WELCOME
+        async with gateway.connection() as peer:
+            found = await peer.ask(wire.hello(os.urandom(16), "quick") + sign(1, M))
+            assert found.type is Type.WELCOME
+            assert (await peer.next()).type is Type.SIGNED
+
+
+@one_loop
+async def test_a_stranger_has_no_more_memory_than_hello_needs(world, tmp_path):
+    async with site(world.config(), tmp_path) as gateway, gateway.connection() as peer:
+        head = (1 << 20).to_bytes(4, "little") + bytes([Type.SIGN])
+        assert (await peer.refused(head)).status == "BAD_ARGUMENT"
+
+
+@one_loop
+async def test_half_a_frame_is_not_waited_for(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(server, "STALLED_SECONDS", 3)
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as idle, gateway.peer() as peer:
+        assert (await peer.refused(sign(1, M)[:-1])).status == "BAD_ARGUMENT"
+        assert await peer.ends() == b""
+        await idle.signed(sign(1, M))  # it said nothing for as long, and is welcome
+
+
+@one_loop
+async def test_a_connection_without_hello_is_closed(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "HELLO_SECONDS", 0.2)
+    async with site(world.config(), tmp_path) as gateway, gateway.connection() as silent, gateway.connection() as half:
+        half.send(wire.hello(bytes(16), "x")[:5])
+        assert await silent.ends() == b""
+        assert await half.ends() == b""
+        assert not gateway.server.connections
+
+
+@one_loop
+async def test_a_thousand_idle_connections_keep_no_client_out(world, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    try:
+        async with site(world.config(), tmp_path) as gateway, AsyncExitStack() as rest:
+            peer = await rest.enter_async_context(gateway.peer())
+            idle = []
+            for _ in range(1000):
+                one = socket.socket(socket.AF_UNIX)
+                rest.callback(one.close)
+                one.setblocking(False)
+                while True:
+                    try:
+                        one.connect(gateway.path)
+                        break
+                    except BlockingIOError:  # the queue is full: the gateway accepts
+                        await asyncio.sleep(0.001)
+                idle.append(one)
+            await peer.signed(sign(1, M))
+            async with gateway.peer() as another:
+                await another.signed(sign(1, M))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@one_loop
+async def test_the_connections_of_one_client_are_limited(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 2)
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer, gateway.peer():
+        async with gateway.connection() as one_more:
+            assert (await one_more.refused(wire.hello(bytes(16), "x"))).status == "QUEUE_FULL"
+        await peer.signed(sign(1, M))
+
+
+@one_loop
+async def test_a_client_that_does_not_read_is_not_read_and_delays_nobody(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "UNREAD_BYTES", 4096)
+    monkeypatch.setattr(connection, "UNREAD_SECONDS", 0.5)
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        with socket.socket(socket.AF_UNIX) as slow:
+            slow.setblocking(False)
+            slow.connect(gateway.path)
+            slow.send(wire.hello(os.urandom(16), "slow"))
+            ping, sent = frame(Type.PING, 1, bytes(64)) * 16, 0
+            while sent < 64 << 20:  # it would be answered with as much
+                try:
+                    sent += slow.send(ping)
+                except BlockingIOError:
+                    break  # nothing is read any more
+                await asyncio.sleep(0)
+            assert sent < 64 << 20
+            await peer.signed(sign(1, M))
+            await until(lambda: len(gateway.server.connections) == 1)
+        await peer.signed(sign(2, M))

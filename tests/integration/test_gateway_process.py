@@ -1,0 +1,237 @@
+"""`hsmcore gateway` as a process: how it begins, ends and is killed, and what its clients notice."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+from nacl.signing import VerifyKey
+from tests.support.chaos import Chaos, needs_chaos, wrap
+from tests.support.loops import one_loop
+from tests.support.managers import becomes
+from tests.support.wire_site import Peer, document, sign
+
+from hsmcore.gateway import wire
+from hsmcore.gateway.frames import Type
+
+pytestmark = pytest.mark.integration
+M = b"a message"
+ROUNDS = 3
+START = "import sys; from hsmcore.cli.app import run; sys.exit(run(sys.argv[1:]))"
+GIVEN = "import os; os.environ['LISTEN_PID'] = str(os.getpid()); os.dup2({fd}, 3); " + START
+
+
+class Process:
+    """A gateway in a process of its own."""
+
+    def __init__(self, folder, config, *, script=START, fds=(), **environment):
+        self.path = str(folder / "sign.sock")
+        file = folder / "gateway.json"
+        file.write_text(json.dumps(config))
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", script, "gateway", "--config", str(file), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=fds,
+            env={**os.environ, **environment},
+        )
+
+    async def said(self):
+        """The line that it prints once it listens."""
+        line = await asyncio.to_thread(self.child.stdout.readline)
+        assert line, self.child.stderr.read().decode()
+        return json.loads(line)
+
+    async def ended(self):
+        """Its exit code, and what it wrote to stderr."""
+        _, said = await asyncio.to_thread(self.child.communicate)
+        return self.child.returncode, said.decode()
+
+    @asynccontextmanager
+    async def peer(self, nonce=None):
+        """A connection after HELLO."""
+        peer = Peer(*await asyncio.open_unix_connection(self.path))
+        try:
+            await peer.hello(nonce)
+            yield peer
+        finally:
+            await peer.close()
+
+
+@asynccontextmanager
+async def gateway(folder, config, **how):
+    """A gateway that runs; it is killed at the end if it still does."""
+    process = Process(folder, config, **how)
+    try:
+        process.shown = await process.said()
+        yield process
+    finally:
+        if process.child.poll() is None:
+            process.child.kill()
+        await process.ended() if not process.child.stdout.closed else None
+
+
+@one_loop
+async def test_it_says_where_it_listens_and_leaves_nothing_behind(world, tmp_path):
+    async with gateway(tmp_path, document(world.config(), tmp_path)) as process:
+        assert process.shown["addresses"] == [f"unix:{process.path}"]
+        assert os.stat(process.path).st_mode & 0o777 == 0o660  # noqa: PTH116
+        async with process.peer() as peer:
+            await peer.signed(sign(1, M))
+            process.child.send_signal(signal.SIGTERM)
+            assert (await peer.next()).type is Type.GOAWAY
+            assert await peer.ends() == b""
+        assert await process.ended() == (0, "")
+        assert "sign.sock" not in os.listdir(tmp_path)  # noqa: PTH208
+
+
+@needs_chaos
+@one_loop
+async def test_sigterm_answers_what_is_open_and_refuses_what_comes(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    config = document(chaos.config(settings={"sessions": 2}), tmp_path, drainMs=60_000)
+    nonce = os.urandom(16)
+    async with gateway(tmp_path, config) as process, process.peer(nonce) as peer:
+        first = await peer.signed(sign(1, b"first"))
+        chaos.fault("C_Sign", "hang", forever=True)
+        peer.send(sign(2, M))
+
+        async def hangs():
+            return chaos.stats().get("hanging", 1) >= 1 and chaos.calls("C_Sign") >= 2
+
+        await becomes(hangs)
+        process.child.send_signal(signal.SIGTERM)
+        found = await peer.next()
+        left, _ = wire.read_goaway(found.body)
+        assert left == 60_000
+        refusal = await peer.refused(sign(3, b"too late"))
+        assert (refusal.status, refusal.retryable, refusal.maybe_signed) == ("BUSY", True, False)
+        assert await peer.signed(sign(1, b"first", again=True)) == first  # an answer from before is still there
+        with pytest.raises(FileNotFoundError):
+            await asyncio.open_unix_connection(process.path)
+        chaos.release()
+        found = await peer.next()
+        assert (found.type, found.request) == (Type.SIGNED, 2)
+        assert await peer.ends() == b""
+        assert (await process.ended())[0] == 0
+
+
+@one_loop
+async def test_a_drain_under_load_loses_no_answer(world, tmp_path):
+    config = document(world.config(maxCacheSize=0), tmp_path)
+    async with gateway(tmp_path, config) as process, process.peer() as peer:
+        key = next(one.public_key for one in peer.welcome.keys if one.current)
+        sent = range(1, 201)
+        peer.send(*(sign(number, b"%d" % number) for number in sent))
+        await peer.next()
+        process.child.send_signal(signal.SIGTERM)
+        answers = {}
+        try:
+            while True:
+                found = await peer.next()
+                if found.type is not Type.GOAWAY:
+                    answers[found.request] = found
+        except EOFError:
+            pass
+        assert len(answers) == len(sent) - 1
+        for number, found in answers.items():
+            if found.type is Type.SIGNED:
+                VerifyKey(key).verify(b"%d" % number, wire.read_signed(found.body).signature)
+            else:
+                refusal = wire.read_error(found.body)
+                assert (refusal.status, refusal.maybe_signed) == ("BUSY", False)
+        assert (await process.ended())[0] == 0
+
+
+@one_loop
+async def test_a_socket_of_the_service_manager_is_used_and_stays(world, tmp_path):
+    path = tmp_path / "sign.sock"
+    with socket.socket(socket.AF_UNIX) as bound, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        bound.bind(str(path))
+        bound.listen()
+        told.bind(str(tmp_path / "notify"))
+        fd = bound.fileno()
+        how = {
+            "script": GIVEN.format(fd=fd),
+            "fds": (fd,),
+            "LISTEN_FDS": "1",
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        }
+        async with gateway(tmp_path, document(world.config(), tmp_path), **how) as process:
+            assert await asyncio.to_thread(told.recv, 100) == b"READY=1"
+            async with process.peer() as peer:
+                await peer.signed(sign(1, M))
+            process.child.send_signal(signal.SIGTERM)
+            assert (await process.ended())[0] == 0
+            assert await asyncio.to_thread(told.recv, 100) == b"STOPPING=1"
+        assert path.exists()
+        waits = socket.socket(socket.AF_UNIX)
+        waits.connect(str(path))  # until the next gateway
+        waits.close()
+
+
+@one_loop
+async def test_a_socket_that_is_not_configured_is_refused(world, tmp_path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "other.sock"))
+        fd = bound.fileno()
+        process = Process(
+            tmp_path, document(world.config(), tmp_path), script=GIVEN.format(fd=fd), fds=(fd,), LISTEN_FDS="1"
+        )
+        code, said = await process.ended()
+    assert code == 2
+    assert "other.sock" in said
+
+
+@one_loop
+async def test_killed_under_load_no_message_is_signed_under_two_keys(world, tmp_path):
+    config = document(world.config(maxCacheSize=0), tmp_path)
+    nonce, settled, numbers, instances = os.urandom(16), {}, iter(range(1, 10**6)), set()
+    open_requests = {}
+    for _ in range(ROUNDS):
+        async with gateway(tmp_path, config) as process, process.peer(nonce) as peer:
+            instances.add(peer.welcome.instance)
+            current = next(one for one in peer.welcome.keys if one.current)
+            for (
+                number,
+                message,
+            ) in open_requests.items():  # Ed25519: the same signature, under the same key or not at all
+                peer.send(sign(number, message, again=True, version=current.version))
+            for _ in range(100):
+                number = next(numbers)
+                open_requests[number] = b"message %d" % number
+                peer.send(sign(number, open_requests[number], version=current.version))
+            answered = 0
+            try:
+                while True:
+                    found = await peer.next()
+                    assert found.type is Type.SIGNED, wire.read_error(found.body)
+                    signature = wire.read_signed(found.body).signature
+                    VerifyKey(current.public_key).verify(open_requests.pop(found.request), signature)
+                    assert settled.setdefault(found.request, signature) == signature
+                    answered += 1
+                    if answered == 20:
+                        process.child.kill()
+            except (EOFError, ConnectionResetError):
+                pass
+    assert len(instances) == ROUNDS
+    async with gateway(tmp_path, config) as process, process.peer(nonce) as peer:
+        current = next(one for one in peer.welcome.keys if one.current)
+        for number, message in list(open_requests.items()):
+            found = await peer.signed(sign(number, message, again=True, version=current.version))
+            VerifyKey(current.public_key).verify(message, found.signature)
+            settled[number] = found.signature
+    assert len(settled) == 100 * ROUNDS
+
+
+@one_loop
+async def test_a_configuration_without_clients_is_refused_before_anything_opens(world, tmp_path):
+    process = Process(tmp_path, world.config())
+    code, said = await process.ended()
+    assert code == 2
+    assert "$.gateway" in said
