@@ -16,7 +16,7 @@ from math import inf
 from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE, PyList_SET_ITEM
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject, PyObject_Call
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -35,6 +35,7 @@ from hsmcore.errors import (
     InvalidMessage,
     InvalidMessageType,
     InvalidTimeout,
+    MessageTooLarge,
     NotInitialized,
     PolicyRefused,
     WrongEventLoop,
@@ -337,4 +338,5 @@ cdef class Engine(Requests):
 
 include "merkle.pxi"
 include "payload.pxi"
+include "batch.pxi"
 include "tables.pxi"

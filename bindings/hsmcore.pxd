@@ -404,6 +404,7 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_PAYLOAD_BLOCK
         HSM_PAYLOAD_STATE_ROOT
         HSM_PAYLOAD_RECEIPT_ROOT
+        HSM_PAYLOAD_BATCH_ROOT
         HSM_PAYLOAD_INTERNAL
         HSM_PAYLOAD_UNKNOWN
 

@@ -6,10 +6,11 @@ from hsmcore.base58 import base58
 
 # By number.
 cdef tuple _PAYLOADS = ("raw", "digest32", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root",
-                        "receipt-root", "internal", "unknown")
+                        "receipt-root", "batch-root", "internal", "unknown")
 cdef dict _ROLES = {"any": HSM_ROLE_ANY, "fee-payer": HSM_ROLE_FEE_PAYER, "authority": HSM_ROLE_AUTHORITY}
 cdef uint32_t _TRANSACTIONS = 1 << <int>HSM_PAYLOAD_TX_LEGACY | 1 << <int>HSM_PAYLOAD_TX_V0 | 1 << <int>HSM_PAYLOAD_TX_V1
-cdef uint32_t _ORDERED = 1 << <int>HSM_PAYLOAD_BLOCK | 1 << <int>HSM_PAYLOAD_STATE_ROOT
+cdef uint32_t _BATCH_ROOT = 1 << <int>HSM_PAYLOAD_BATCH_ROOT  # may be listed, but no caller has one signed
+cdef uint32_t _ORDERED = 1 << <int>HSM_PAYLOAD_BLOCK | 1 << <int>HSM_PAYLOAD_STATE_ROOT | _BATCH_ROOT
 cdef uint32_t _PLAIN = 1 << <int>HSM_PAYLOAD_RAW | 1 << <int>HSM_PAYLOAD_DIGEST32
 cdef uint32_t _NEVER = (1 << <int>HSM_PAYLOAD_RECEIPT_ROOT | 1 << <int>HSM_PAYLOAD_INTERNAL
                         | 1 << <int>HSM_PAYLOAD_UNKNOWN)
@@ -122,24 +123,28 @@ cdef class Gate:
         """Whether `look` would refuse nothing and nothing else is to be done: the message is bytes of no ordered kind,
         and of `kind` unless that is None, there is no `position`, no amount to be counted, and neither a role nor a
         caller is asked for. The fast way: most transactions."""
+        return position is None and self._passing(message, kind) >= 0
+
+    cdef int _passing(self, message, kind):
+        """The class of a message that `passes`; -1: it does not."""
         cdef hsm_payload_parts parts
         cdef hsm_judgement judgement
-        if self._asks or position is not None or type(message) is not bytes:
-            return False
+        if self._asks or type(message) is not bytes:
+            return -1
         cdef bytes data = <bytes>message
         cdef hsm_payload payload = _payload(data, &parts)
         cdef uint32_t bit = 1 << <int>payload
         if not self._kinds & bit or bit & _ORDERED:
-            return False
+            return -1
         if bit & _TRANSACTIONS:
             if hsm_rules_judge(&self._rules, &parts.transaction, &judgement) != HSM_REFUSAL_NONE:
-                return False
+                return -1
             if judgement.lamports or judgement.tokens:
-                return False
+                return -1
         elif bit & _PLAIN and self._format_count and self._form_of(
                 <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) != NULL:
-            return False
-        return kind is None or kind == _PAYLOADS[<int>payload]
+            return -1
+        return <int>payload if kind is None or kind == _PAYLOADS[<int>payload] else -1
 
     def look(self, message, kind=None, signers=()):
         """Return a Look: what the message is, and in `refusal` why the rules refuse it, or None. `kind`: what the caller
@@ -163,7 +168,7 @@ cdef class Gate:
             payload, domain = form.kind, self._domain
             for i in range(form.size):
                 place = place << 8 | start[form.offset + (i if form.big else form.size - 1 - i)]
-        elif HSM_PAYLOAD_BLOCK <= payload <= HSM_PAYLOAD_RECEIPT_ROOT:
+        elif HSM_PAYLOAD_BLOCK <= payload <= HSM_PAYLOAD_BATCH_ROOT:
             domain = parts.ordered.domain[:parts.ordered.domain_len].decode()
             place = parts.ordered.position
         bit = 1 << <int>payload
@@ -172,7 +177,7 @@ cdef class Gate:
         refusal = None
         if payload == HSM_PAYLOAD_UNKNOWN:
             refusal = "it is unknown: it begins like a transaction or a payload that is marked as one, and is none"
-        elif bit & _NEVER:
+        elif bit & (_NEVER | _BATCH_ROOT):
             refusal = f"it is {name}: only hsmcore itself has that signed"
         elif kind is not None and kind != name:
             refusal = f"it is {name}, not {kind}"

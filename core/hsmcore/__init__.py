@@ -11,9 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from hsmcore._native import BatchedSignature
     from hsmcore._version import __version__
     from hsmcore.audit import caller
     from hsmcore.audit import tagged as audit_tag
+    from hsmcore.audit.batch_proof import verify_batched
     from hsmcore.config import Config, load
     from hsmcore.control import KeyNotExportable
     from hsmcore.errors import (
@@ -81,6 +83,7 @@ __all__ = [
     "AllLevelsLate",
     "AuditUnavailable",
     "BadArgument",
+    "BatchedSignature",
     "Config",
     "ConfigurationError",
     "DeadlineExceeded",
@@ -144,12 +147,14 @@ __all__ = [
     "create_key_manager",
     "create_key_managers",
     "load",
+    "verify_batched",
 ]
 
 # A name is loaded when it is used: a command, or a child that serves one module, needs few of them.
 _HOMES: Final = {
     "AllLevelsFailed": "failover.errors",
     "AllLevelsLate": "failover.errors",
+    "BatchedSignature": "_native",
     "Config": "config",
     "DigestSignature": "receipt",
     "EmergencyRefused": "failover.errors",
@@ -169,6 +174,7 @@ _HOMES: Final = {
     "create_key_manager": "manager.key_managers",
     "create_key_managers": "manager.key_managers",
     "load": "config",
+    "verify_batched": "audit.batch_proof",
 }
 """Of the names that are not in errors.py."""
 

@@ -306,6 +306,48 @@ class Gate:
     def passes(self, message: object, kind: str | None, position: int | None = None) -> bool: ...
     def look(self, message: object, kind: str | None = None, signers: Sequence[bytes] = ()) -> Look: ...
 
+@final
+class BatchedSignature:
+    """A message's place in a batch that is signed. It keeps the tree of its batch."""
+
+    @property
+    def proof(self) -> bytes:
+        """The C2SP tlog-proof. Made at each use."""
+    @property
+    def index(self) -> int:
+        """The message's number: each is given once under a domain."""
+    @property
+    def root(self) -> bytes:
+        """The root of the batch's tree."""
+    @property
+    def key_id(self) -> str:
+        """The id of the key that signed the root."""
+    @property
+    def public_key(self) -> bytes:
+        """The public key that signed the root."""
+    @property
+    def audit_seq(self) -> int | None:
+        """The number of the root's audit record; None without a log."""
+
+@final
+class Leaves:
+    """The messages of one batch. Belongs to one event loop, but for `build`."""
+
+    first: int
+    count: int
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def add(
+        self, gate: Gate, message: object, kind: str | None, timeout: int, most: int
+    ) -> asyncio.Future[BatchedSignature] | None: ...
+    def add_judged(self, message: bytes, kind: str, timeout: int, most: int) -> asyncio.Future[BatchedSignature]: ...
+    @property
+    def seconds_left(self) -> float: ...
+    def build(self, first: int, blind: bool) -> bytes: ...
+    def leaves(self) -> bytes: ...
+    def signed(self, note: bytes, key_id: str, public_key: bytes, audit_seq: int | None) -> None: ...
+    def answer(self, most: int) -> bool: ...
+    def fail(self, error: BaseException, most: int) -> bool: ...
+
 def classify(message: object) -> str: ...
 def freeze(message: object) -> Any: ...
 def digest_of(message: object) -> bytes: ...

@@ -138,3 +138,40 @@ void hsm_merkle_over(hsm_merkle *tree, const uint8_t *hashes, size_t count, uint
         fold(tree, subtrees, count, root);
     }
 }
+
+void hsm_merkle_sha256(hsm_merkle *hasher, const void *data, size_t len, uint8_t hash[HSM_MERKLE_HASH]) {
+    digest(hasher, data, len, NULL, 0, hash);
+}
+
+size_t hsm_merkle_room(size_t count) {
+    return 2 * count + HSM_MERKLE_HEIGHT; /* each level has half of the one below, rounded up */
+}
+
+const uint8_t *hsm_merkle_build(hsm_merkle *hasher, uint8_t *nodes, size_t count) {
+    while (count > 1) {
+        uint8_t *above = nodes + count * HSM_MERKLE_HASH;
+        for (size_t i = 0; i + 1 < count; i += 2) {
+            const uint8_t *left = nodes + i * HSM_MERKLE_HASH;
+            hsm_merkle_node(hasher, left, left + HSM_MERKLE_HASH, above + i / 2 * HSM_MERKLE_HASH);
+        }
+        if (count % 2 != 0) { /* a node without a sibling stands for itself one level up */
+            memcpy(above + count / 2 * HSM_MERKLE_HASH, above - HSM_MERKLE_HASH, HSM_MERKLE_HASH);
+        }
+        nodes = above;
+        count = (count + 1) / 2;
+    }
+    return nodes;
+}
+
+size_t hsm_merkle_path(const uint8_t *nodes, size_t count, size_t index,
+                       uint8_t path[HSM_MERKLE_HEIGHT * HSM_MERKLE_HASH]) {
+    size_t found = 0;
+    for (; count > 1; count = (count + 1) / 2, index /= 2) {
+        size_t sibling = index ^ 1U;
+        if (sibling < count) {
+            memcpy(path + found++ * HSM_MERKLE_HASH, nodes + sibling * HSM_MERKLE_HASH, HSM_MERKLE_HASH);
+        }
+        nodes += count * HSM_MERKLE_HASH;
+    }
+    return found;
+}

@@ -10,8 +10,10 @@
 #define OWN_PREFIX "\xffhsmcore"
 #define KEY_TEST "hsmcore key test" /* and 32 random bytes: keytable.c, members/kms/keys.py */
 #define DOCTOR "hsmcore doctor"
+#define BATCH_LINE "hsmcore/batch-root/v1 "
+#define TIME_LINE "time "
 
-enum { DIGEST = 32, VERSION_0 = 0x80, VERSION_1 = 0x81, TAG = 0xff };
+enum { DIGEST = 32, DIGEST_BASE64 = 44, MOST_DIGITS = 20, VERSION_0 = 0x80, VERSION_1 = 0x81, TAG = 0xff };
 
 static bool begins(const uint8_t *message, size_t size, const char *prefix, size_t length) {
     return size >= length && memcmp(message, prefix, length) == 0;
@@ -116,6 +118,61 @@ static bool is_ordered(const uint8_t *message, size_t size, hsm_ordered *ordered
     return true;
 }
 
+/* A decimal number without leading zeros, and the newline behind it. UINT64_MAX stands for what is larger. */
+static bool take_number(struct hsm_reader *rest, uint64_t *value) {
+    size_t digits = 0;
+    *value = 0;
+    for (; digits < MOST_DIGITS && digits < rest->left; digits++) {
+        uint8_t digit = (uint8_t)(rest->at[digits] - '0');
+        if (digit > 9) {
+            break;
+        }
+        *value = *value > (UINT64_MAX - digit) / 10 ? UINT64_MAX : *value * 10 + digit;
+    }
+    const uint8_t *line = digits > 0 ? hsm_take(rest, digits + 1) : NULL;
+    return line != NULL && line[digits] == '\n' && (line[0] != '0' || digits == 1);
+}
+
+static bool take_text(struct hsm_reader *rest, const char *text, size_t length) {
+    const uint8_t *found = hsm_take(rest, length);
+    return found != NULL && memcmp(found, text, length) == 0;
+}
+
+/* The domain of a checkpoint's origin "<domain>/<epoch>": printable ASCII without spaces and '+', which a signed note
+ * takes as a name. */
+static bool take_origin(struct hsm_reader *rest, hsm_ordered *ordered) {
+    size_t length = 0;
+    size_t most = rest->left < HSM_MOST_DOMAIN + 1 + MOST_DIGITS ? rest->left : HSM_MOST_DOMAIN + 1 + MOST_DIGITS;
+    for (size_t i = 0; i < most && rest->at[i] > ' ' && rest->at[i] <= '~' && rest->at[i] != '+'; i++) {
+        length = rest->at[i] == '/' ? i : length;
+    }
+    uint64_t epoch;
+    *ordered = (hsm_ordered){.domain = rest->at, .domain_len = length};
+    return length > 0 && length <= HSM_MOST_DOMAIN && hsm_take(rest, length + 1) != NULL && take_number(rest, &epoch);
+}
+
+/* The text that is signed for a batch: origin, size, root in base64, first index, time. What no verifier accepts for
+ * one may be among them, but nothing that one accepts is missing. */
+static bool is_batch_root(const uint8_t *message, size_t size, hsm_ordered *ordered) {
+    struct hsm_reader rest = {message, size};
+    uint64_t count;
+    uint64_t first;
+    uint64_t time;
+    if (!take_origin(&rest, ordered) || !take_number(&rest, &count)) {
+        return false;
+    }
+    const uint8_t *root = hsm_take(&rest, DIGEST_BASE64 + 1);
+    if (root == NULL || root[DIGEST_BASE64] != '\n' || !take_text(&rest, BATCH_LINE, sizeof BATCH_LINE - 1) ||
+        !take_number(&rest, &first) || !take_text(&rest, TIME_LINE, sizeof TIME_LINE - 1) ||
+        !take_number(&rest, &time) || rest.left != 0) {
+        return false;
+    }
+    if (count == 0 || __builtin_add_overflow(first, count - 1, &ordered->position)) {
+        ordered->position = UINT64_MAX;
+    }
+    return true;
+}
+
 /* With a 0xff: failover/health.py, rotation/backup/drill.py and envelope.py. */
 static bool is_internal(const uint8_t *message, size_t size) {
     return BEGINS(message, size, OWN_PREFIX " ") ||
@@ -184,6 +241,9 @@ hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_part
             return HSM_PAYLOAD_TX_V0;
         }
         return is_v1(message, size, &parts->transaction) ? HSM_PAYLOAD_TX_V1 : HSM_PAYLOAD_UNKNOWN;
+    }
+    if (is_batch_root(message, size, &parts->ordered)) {
+        return HSM_PAYLOAD_BATCH_ROOT;
     }
     size_t left;
     if (begins_with_legacy(message, size, &parts->transaction, &left)) {

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from nacl.signing import VerifyKey
+from tests.support import batches
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("softhsm")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOLANA = ("keychain_signer", "solana_py", "anchorpy_payer")
-PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "two_keys", *SOLANA, "audit")
+PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "two_keys", *SOLANA, "audit", "verify_batched")
 PUBLIC = {
     "hsmcore",
     "hsmcore.errors",
@@ -53,6 +54,17 @@ def test_every_program_has_a_test_and_a_line_in_the_readme():
     assert {path.stem for path in EXAMPLES.glob("[!_]*.py")} == set(PROGRAMS)
     readme = (EXAMPLES / "README.md").read_text()
     assert all(f"`{name}.py`" in readme for name in PROGRAMS)
+
+
+def test_a_batched_signature_is_verified_from_the_command_line(tmp_path):
+    [signed] = batches.of([b"hello"], domain="my-rollup", epoch=2)
+    (tmp_path / "message").write_bytes(b"hello")
+    (tmp_path / "proof").write_bytes(signed.proof)
+    for program in ([sys.executable, "verify_batched.py"], ["node", "verify_batched.mjs"]):
+        for key, expected in ((batches.PUBLIC, "my-rollup 2 0 raw\n"), (bytes(32), "")):
+            command = [program[0], EXAMPLES / program[1], key.hex(), tmp_path / "message", tmp_path / "proof"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.stdout, done.returncode) == (expected, 0 if expected else 1), done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -20,6 +20,7 @@ from tests.support.softhsm import Token
 from tests.support.verifiers import is_good
 
 import hsmcore
+from hsmcore.audit import batch_proof
 from hsmcore.fleet import entry
 from hsmcore.fleet.membership import Membership
 
@@ -91,6 +92,30 @@ def until_known(member: FleetMember, epoch: int) -> None:
 
 def database_of(hosts: Hosts) -> str:
     return hosts.url.rsplit("/", 1)[1]
+
+
+def test_batches_go_on_behind_those_of_the_holder_before(hosts):
+    first, second = hosts.two(ttlMs=TTL * 1000, policy={"kinds": ["raw", "batch-root"]}, claim="auto")
+    public_key, messages = hosts.token.keys["ed25519"].public_key, ["a", "b", "c"]
+
+    def batch(host: FleetMember) -> list[tuple[str, int, int]]:
+        while "error" in (found := host.ask("batch", messages=messages)):
+            assert found["error"] in ("NotHolder", "StoreError", "StoreUnknown"), found
+            time.sleep(0.005)
+        read = [
+            batch_proof.read(public_key, m.encode(), p.encode()) for m, p in zip(messages, found["proofs"], strict=True)
+        ]
+        assert found["numbers"] == [one.index for one in read]
+        return [(one.domain, one.epoch, one.index) for one in read]
+
+    assert [batch(first), batch(first)] == [[("default", 1, n) for n in ns] for ns in ((0, 1, 2), (3, 4, 5))]
+    assert second.ask("batch", messages=messages)["error"] == "NotHolder"
+    first.signal(signal.SIGSTOP)
+    second.until("holder")
+    assert batch(second) == [("default", 2, n) for n in (6, 7, 8)]
+    first.signal(signal.SIGCONT)
+    assert first.ask("batch", messages=messages)["error"] == "NotHolder"
+    assert batch(second) == [("default", 2, n) for n in (9, 10, 11)]
 
 
 def test_one_signs_and_the_other_says_who(hosts):

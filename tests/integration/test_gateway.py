@@ -18,6 +18,8 @@ from hsmcore.gateway.frames import Type, frame
 
 pytestmark = pytest.mark.integration
 M = b"a message"
+LONG = {"timeout_ms": 120_000}
+"""Longer than anything takes on a busy machine."""
 UID = os.getuid()
 
 
@@ -109,17 +111,17 @@ async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits
         before = chaos.calls("C_Sign")
         chaos.fault("C_Sign", "hang", forever=True)
         async with gateway.peer(nonce) as peer:
-            peer.send(sign(1, M))
+            peer.send(sign(1, M, **LONG))
             await until(lambda: gateway.server.desk.open == 1)
         await until(lambda: not gateway.server.connections)
         async with gateway.peer(nonce) as peer:
-            peer.send(sign(1, M, again=True))  # while it is open
+            peer.send(sign(1, M, again=True, **LONG))  # while it is open
             await until(lambda: gateway.server.repeated == 1)
             chaos.release()
             found = wire.read_signed((await peer.next()).body)
             VerifyKey(gateway.manager.public_key).verify(M, found.signature)
         async with gateway.peer(nonce) as peer:
-            assert await peer.signed(sign(1, M, again=True)) == found
+            assert await peer.signed(sign(1, M, again=True, **LONG)) == found
         assert chaos.calls("C_Sign") == before + 1
 
 
@@ -129,7 +131,7 @@ async def test_a_request_can_be_withdrawn(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     async with site(chaos.config(settings={"sessions": 1}), tmp_path, inFlight=1) as gateway, gateway.peer() as peer:
         chaos.fault("C_Sign", "hang", forever=True)
-        peer.send(sign(1, M), sign(2, b"waits for its turn"))
+        peer.send(sign(1, M, **LONG), sign(2, b"waits for its turn", **LONG))
         await until(lambda: gateway.server.desk.open == 2)
         peer.send(frame(Type.CANCEL, 2), frame(Type.CANCEL, 99))
         found = await peer.next()
@@ -152,7 +154,7 @@ async def test_more_than_the_credits_is_refused_and_what_waits_meets_its_deadlin
     async with site(config, tmp_path, clients, inFlight=1) as gateway, gateway.peer() as peer:
         assert (peer.welcome.credits, peer.welcome.batch) == (3, 3)
         chaos.fault("C_Sign", "hang", forever=True)
-        peer.send(sign(1, M), sign(2, M), sign(3, b"late", timeout_ms=60), sign(4, M))
+        peer.send(sign(1, M, **LONG), sign(2, M, **LONG), sign(3, b"late", timeout_ms=60), sign(4, M))
         found = await peer.next()
         refusal = wire.read_error(found.body)
         assert (found.request, refusal.status, refusal.retryable) == (4, "QUEUE_FULL", True)

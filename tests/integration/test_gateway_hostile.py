@@ -136,17 +136,16 @@ async def test_a_connection_without_hello_is_closed(world, tmp_path, monkeypatch
         assert not gateway.server.connections
 
 
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=[pytest.mark.deep])])
 @one_loop
-async def test_a_thousand_idle_connections_keep_no_client_out(world, tmp_path):
+async def test_idle_connections_keep_no_client_out(world, tmp_path, count):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * count + 1000), hard))
     try:
         async with site(world.config(), tmp_path) as gateway, AsyncExitStack() as rest:
             peer = await rest.enter_async_context(gateway.peer())
-            idle = []
-            for _ in range(1000):
-                one = socket.socket(socket.AF_UNIX)
-                rest.callback(one.close)
+            for number in range(count):
+                one = rest.enter_context(socket.socket(socket.AF_UNIX))
                 one.setblocking(False)
                 while True:
                     try:
@@ -154,10 +153,11 @@ async def test_a_thousand_idle_connections_keep_no_client_out(world, tmp_path):
                         break
                     except BlockingIOError:  # the queue is full: the gateway accepts
                         await asyncio.sleep(0.001)
-                idle.append(one)
-            await peer.signed(sign(1, M))
+                if number % 500 == 0:
+                    await peer.signed(sign(number + 1, M))
             async with gateway.peer() as another:
                 await another.signed(sign(1, M))
+            assert gateway.server.desk.strangers == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -135,6 +135,9 @@ async def _do(manager: hsmcore.KeyManager, do: str, **arguments: Any) -> dict[st
         messages = [bytes.fromhex(message) for message in arguments["messages"]]
         answers = await manager.sign_many(messages, return_exceptions=True)
         return {"answers": [one.hex() if isinstance(one, bytes) else type(one).__name__ for one in answers]}
+    if do == "batch":
+        signed = await asyncio.gather(*(manager.sign_batched(one.encode()) for one in arguments["messages"]))
+        return {"proofs": [one.proof.decode() for one in signed], "numbers": [one.index for one in signed]}
     if do in ("claim", "release"):
         await getattr(fleet, do)(**arguments)
     elif do == "caught_up":

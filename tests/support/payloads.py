@@ -3,6 +3,8 @@ the definitions in Python for the rest."""
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Callable
 from random import Random
 
@@ -73,12 +75,21 @@ def _tagged(message: bytes) -> str:
     return "digest32" if len(message) == 32 else "raw"
 
 
+_BATCH_ROOT = re.compile(
+    rb"(?=[^+]{0,90}\n)[!-~]{1,64}/(0|[1-9]\d{0,19})\n(0|[1-9]\d{0,19})\n.{44}\n"
+    rb"hsmcore/batch-root/v1 (0|[1-9]\d{0,19})\ntime (0|[1-9]\d{0,19})\n",
+    re.DOTALL,
+)
+
+
 def expected(message: bytes) -> tuple[str, bool]:
     """What a message is, and whether it is a sound transaction."""
     if message[:1] == b"\xff":
         return _tagged(message), False
     if len(message) == 32:
         return "digest32", False
+    if _BATCH_ROOT.fullmatch(message):
+        return "batch-root", False
     transaction = parsed(message)
     if transaction is not None and to_bytes_versioned(transaction) == message:
         return _CLASSES[type(transaction)], sound(transaction)
@@ -199,12 +210,20 @@ def _some_off_chain(chance: Random) -> bytes:
     return off_chain_v1(text, signers if chance.random() < 0.9 else signers[::-1] + signers[:1])
 
 
+def _some_batch_root(chance: Random) -> bytes:
+    domain = chance.choice(("d", "my-rollup", "a/b", "a/7", "x" * 64, "x" * 65, "a+b", "a b"))
+    epoch, size, first, time = (chance.choice((0, 7, 99, 10**19, 10**20)) for _ in range(4))
+    root = b64encode(chance.randbytes(32)).decode()
+    return f"{domain}/{epoch}\n{size}\n{root}\nhsmcore/batch-root/v1 {first}\ntime {time}\n".encode()
+
+
 MAKERS: tuple[Callable[[Random], bytes], ...] = (
     lambda chance: transaction_body(chance, tables=False),
     lambda chance: b"\x80" + transaction_body(chance, tables=True),
     transaction_v1,
     _some_ordered,
     _some_off_chain,
+    _some_batch_root,
     _plain,
 )
 

@@ -13,8 +13,8 @@ import hsmcore
 
 NAMES = {
     "hsmcore": """
-        AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument Config
-        ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
+        AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument BatchedSignature
+        Config ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
         EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
         InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
         KeyNotCurrent KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
@@ -22,7 +22,7 @@ NAMES = {
         OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled
         RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError
         StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller
-        create_key_manager create_key_managers load
+        create_key_manager create_key_managers load verify_batched
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError

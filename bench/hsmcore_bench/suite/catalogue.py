@@ -40,6 +40,7 @@ Name = Annotated[str, Field(pattern=rf"^{_NAME}$", max_length=64)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=1024)]
 Counts = Annotated[list[Count], Field(min_length=1, max_length=64)]
+Callers = Annotated[int, Field(ge=1, le=65_536)]
 PerCore = Count | Counts | Literal["cores"]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Bytes = Annotated[int, Field(ge=4, le=1 << 20)]  # callers' messages differ in their first four bytes
@@ -60,7 +61,7 @@ class ContenderRow(_Part):
     reference: Name | None = None
     token: TokenName = "hsm"
     algorithm: Algorithm = "ed25519"
-    in_flight: PerCore = 1
+    in_flight: Callers | PerCore = 1
     sessions: PerCore = 1
     batch: Batch | Annotated[list[Batch], Field(min_length=1)] = 1
     message_bytes: Bytes | Annotated[list[Bytes], Field(min_length=1)] | None = None
@@ -75,6 +76,7 @@ class ContenderRow(_Part):
     scrape: bool = False
     transactions: bool = False
     policy: bool = False
+    interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 20
     blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
     device: str | None = None
     members: Annotated[int, Field(ge=0, le=64)] | Counts = 0

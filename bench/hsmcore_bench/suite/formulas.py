@@ -95,6 +95,17 @@ def above(name: str, what: str, bound: float, ours: str, to: str, floor: str) ->
     return Target(name, what, formula, "µs", bound, False, (ours, to, floor), value)
 
 
+def batched(name: str, what: str, ours: str, interval_ms: int) -> Target:
+    """A p99 of at most the interval and 1.2 times what the device takes for a signature."""
+
+    def value(r: Round) -> float | None:
+        latency, ceiling = r[ours].latency_ns, r[ours].ceiling
+        return None if latency is None or ceiling is None else latency.p99 / 1e6 / (interval_ms + 1200 / ceiling)
+
+    formula = f"p99({ours}) / ({interval_ms} ms + 1.2 / ceiling)"
+    return Target(name, what, formula, "×", 1.0, False, (ours,), value)
+
+
 def beside(name: str, what: str, bound: float, ours: str, bare: str, extra: str) -> Target:
     """As long as the bare contender and the extra together, in the median; at most so many percent more or less."""
 

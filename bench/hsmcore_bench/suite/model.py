@@ -25,6 +25,8 @@ Kind = Literal[
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
     "gateway",  # ours: await sign of a client, through a gateway in a process of its own
+    "sign-batched",  # ours: await km.sign_batched
+    "verify-batched",  # no HSM: hsmcore.verify_batched, of a proof for a batch of 10,000
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
     "flush",  # signs nothing: one line appended to a file, and fdatasync
     "hand-over",  # signs nothing: two sleeping threads hand a token over and back
@@ -79,6 +81,7 @@ class Contender:
     scrape: bool = False  # of ours: with its console's server, whose /metrics is read once a second
     transactions: bool = False  # of ours: the messages are transactions
     policy: bool = False  # of ours: with a policy
+    interval_ms: int = 20  # of sign-batched: when a batch closes
     blocks: float = 0.0  # of ours: the share of the calls that sign a block, each at a new position
     series: str = ""  # the line of a picture that it belongs to
     scenario: str = ""  # the file it comes from

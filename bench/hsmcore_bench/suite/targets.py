@@ -11,6 +11,7 @@ from hsmcore_bench.suite.formulas import (
     Target,
     above,
     added,
+    batched,
     beside,
     fast,
     lag,
@@ -86,6 +87,14 @@ TARGETS: tuple[Target, ...] = (
         "gateway-64-rate", "gateway, SoftHSM, 64 in flight", "× in process", 0.95, "gateway-64", "gateway-64-none"
     ),
     added("gateway-1-adds", "gateway, one in flight, over the same in process", 120.0, "gateway-1", "gateway-1-none"),
+    fast("batched-yubihsm2-rate", "`sign_batched`, YubiHSM 2 (8.7 signatures/s)", 100_000.0, "batched-yubihsm2"),
+    batched("batched-yubihsm2-p99", "the same, p99 latency over interval and 1.2 × device", "batched-yubihsm2", 150),
+    fast("batched-softhsm-rate", "`sign_batched`, SoftHSM", 300_000.0, "batched-softhsm"),
+    Target(
+        *("batched-verify", "`verify_batched`, a batch of 10,000", "1 / rate(batched-verify)", "µs", 100.0, False),
+        needs=("batched-verify",),
+        value=lambda r: 1e6 / r["batched-verify"].rate,
+    ),
     relative("stack-64-rate", "the whole stack, SoftHSM, 64 in flight", "× bare", 0.93, "stack-64", "stack-64-bare"),
     relative(
         *("stack-256-rate", "the whole stack, network-5ms, 256 in flight", "× raw C", 0.97),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ ED25519: Final = 0x01
 COSIGNATURE: Final = 0x04
 MAX_NOTE_BYTES: Final = 1 << 16
 _MAX_SIGNATURES: Final = 64
+_CONTROL: Final = re.compile(rb"[\x00-\x09\x0b-\x1f]")
 _DASH: Final = "\u2014 ".encode()
 
 
@@ -86,7 +88,7 @@ class Note:
         text, separator, lines = data.rpartition(b"\n\n")
         if not separator or not lines.endswith(b"\n"):
             raise NoteError("no blank line between text and signatures")
-        if any(byte < 0x20 and byte != 0x0A for byte in data):
+        if _CONTROL.search(data) is not None:
             raise NoteError("control characters in a note")
         try:
             data.decode()

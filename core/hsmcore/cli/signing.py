@@ -87,6 +87,9 @@ def verify(
     signature_file: Annotated[
         Path | None, typer.Option("--signature-file", metavar="PATH", help="A file with it in any form; -: stdin.")
     ] = None,
+    batched: Annotated[
+        Path | None, typer.Option("--batched", metavar="PATH", help="A file with the proof of a batched signature.")
+    ] = None,
     text: TextOption = None,
     hex_: HexOption = None,
     public_key: Annotated[
@@ -105,9 +108,14 @@ def verify(
       hsmcore verify block.bin --signature-file block.sig
 
       hsmcore verify --text hello --signature 5f0c… --public-key 3b6a…
+
+      hsmcore verify receipt.json --batched receipt.tlog-proof --public-key 3b6a…
     """
-    if (signature is None) == (signature_file is None):
-        raise BadUsage("give --signature or --signature-file")
+    if sum(given is not None for given in (signature, signature_file, batched)) != 1:
+        raise BadUsage("give --signature, --signature-file or --batched")
+    if batched is not None:
+        _verify_batched(cli, _message(file, text, hex_), _read(batched), public_key)
+        return
     if str(signature_file) == "-" and text is None and hex_ is None and file in (None, Path("-")):
         raise BadUsage("message and signature cannot both come from standard input")
     try:
@@ -133,6 +141,22 @@ def verify(
     found = {"valid": False} | ({"problem": problem} if problem else {})
     cli.show(found, f"NOT valid: {problem}" if problem else "NOT valid")
     raise typer.Exit(FAILED)
+
+
+def _verify_batched(cli: Invocation, message: bytes, proof: bytes, public_key: str | None) -> None:
+    from hsmcore.audit.batch_proof import read
+
+    async def ask(manager: KeyManager) -> list[bytes]:
+        return [key.public_key for key in manager.keys()]  # noqa: SIM118  # a list
+
+    keys = _with_manager(cli.config, ask) if public_key is None else [_from_hex(public_key, "--public-key")]
+    found = next(filter(None, (read(key, message, proof) for key in keys)), None)
+    if found is None:
+        cli.show({"valid": False}, "NOT valid")
+        raise typer.Exit(FAILED)
+    shown = {name: getattr(found, name) for name in ("domain", "epoch", "index", "kind", "size")}
+    shown |= {"root": found.root.hex(), "timeNs": found.time_ns}
+    cli.show({"valid": True, **shown}, f"valid: number {found.index} of {found.domain}, epoch {found.epoch}")
 
 
 def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:

@@ -6,6 +6,7 @@ secretsmanager.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
+from hsmcore.config.batching import Batching
 from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.ephemeral import EphemeralSettings
@@ -31,6 +32,7 @@ __all__ = [
     "AwsCloudHsmSettings",
     "AwsKmsSettings",
     "AwsSecretsManagerReference",
+    "Batching",
     "CallerRules",
     "CloudWatchLogs",
     "Config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
@@ -9,15 +10,20 @@ from pydantic import AfterValidator, BeforeValidator, field_validator, model_val
 from hsmcore.base58 import from_base58
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 
-Kind = Literal["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed"]
+Kind = Literal[
+    "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed", "batch-root"
+]
 OrderedKind = Literal["block", "state-root"]
-ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root"})
+BATCH_ROOT: Final = "batch-root"
+"""The root of a batch, which only hsmcore itself has signed."""
+ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root", BATCH_ROOT})
 """The kinds whose payloads have a position: at most one digest is signed at each."""
 PREHASHED: Final = "prehashed"
 MOST_RULES: Final = 1024
 _COUNT: Final = 3
 _TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
 Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
+_NOTE_NAME: Final = re.compile(r"[!-*,-~]+")
 Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
 
 
@@ -145,6 +151,8 @@ class Policy(Model):
                 f'kinds lists "{PREHASHED}", by which any payload is signed whose digest a caller gives, beside '
                 f"{'ordered kinds' if self.ordered else 'rules for transactions'}: use a key of its own for it"
             )
+        if BATCH_ROOT in self.kinds and _NOTE_NAME.fullmatch(self.domain) is None:
+            raise clash(f'kinds lists "{BATCH_ROOT}": domain must be printable ASCII without spaces and "+"')
         if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
             raise clash("has transactions, but kinds lists no kind of transaction")
         return self

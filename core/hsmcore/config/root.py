@@ -15,11 +15,12 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
+from hsmcore.config.batching import Batching
 from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.fleet import Fleet
 from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.monitoring import Monitoring
-from hsmcore.config.policy import Policy
+from hsmcore.config.policy import BATCH_ROOT, Policy
 from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
@@ -76,6 +77,8 @@ class KeyManagerConfig(Provider):
     key_rotation: KeyRotation | None = None
     policy: Policy | None = None
     """What the key may sign. Default: anything."""
+    batching: Batching | None = None
+    """Settings of `sign_batched`. Default: their defaults."""
     fleet: Fleet | None = None
     """Hosts that share this key. Default: there is one host."""
     notices: Notices | None = None
@@ -108,6 +111,8 @@ class KeyManagerConfig(Provider):
         require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
         if self.fleet is not None and self.state_file is not None:
             raise clash("has stateFile and fleet: the fleet's database is the state store")
+        if self.batching is not None and (self.policy is None or BATCH_ROOT not in self.policy.kinds):
+            raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
         require_lasting(self, "the key manager's own provider")
         consents = self.failover is not None and "primary" in self.failover.accept_other_keys
         if consents and self._first_is_listed and len(self._listed_primary) == 1:

@@ -44,10 +44,11 @@ class Counter:
     @property
     def kinds(self) -> int:
         """What may be signed, as bits of wire.KINDS."""
-        if self.policy is None and self._allowed is None:
+        listed = None if self.policy is None else self.policy.kinds
+        if listed is None and self._allowed is None:
             return wire.ALL_KINDS
-        kinds = set(wire.KINDS[1:] if self.policy is None else self.policy.kinds)
-        return sum(1 << wire.KINDS.index(kind) for kind in (kinds if self._allowed is None else kinds & self._allowed))
+        kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, self._allowed) if some is not None))
+        return sum(1 << wire.KINDS.index(kind) for kind in kinds)
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
         """Raise PolicyRefused for a message that this client may not have signed."""
@@ -134,7 +135,8 @@ class Desk:
             )
             for counter in self.counters(client)
             for signing in (_signing(counter.manager),)
-            for version in counter.manager.keys()  # noqa: SIM118  # no mapping
+            # Members may have one key under several ids.
+            for version in reversed({one.public_key: one for one in reversed(counter.manager.keys())}.values())
         )
 
     def number(self, name: str, public_key: bytes, key_id: str) -> int:

@@ -35,9 +35,12 @@ class RunningGateway:
     def __init__(self, managers: KeyManagers, server: Server, addresses: list[str], settings: Gateway) -> None:
         self.managers, self.server, self.addresses, self.settings = managers, server, addresses, settings
         self.vaults: list[Face] = []
+        self.bound: list[Bound] = []
 
     async def drain(self) -> bool:
         """Take no more requests, and answer the open ones within `drainMs`. Returns whether all were answered."""
+        for one in self.bound:
+            one.remove()  # so that the next gateway may make its own
         draining = self.server.drain(self.settings.drain_ms / 1e3, "the gateway ends")
         _, drained = await asyncio.gather(asyncio.gather(*(face.close() for face in self.vaults)), draining)
         return drained
@@ -82,6 +85,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
         served = RunningGateway(managers, server, addresses, settings)
         for one, given in assigned(settings, given_sockets()):
             bound = rest.enter_context(Bound(one, settings, given))
+            served.bound.append(bound)
             if one.face == "https":
                 face = _vault(desk, bound.socket, settings)
                 rest.push_async_callback(face.close)

@@ -32,16 +32,22 @@ class Bound:
             hint = "Choose another address, or end what listens there."
             raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
         self._file = path if given is None else ""
+        self._inode = Path(path).stat().st_ino if self._file else 0
         self.shown = f"unix:{path}" if path else f"{listen.face}:{_shown(listen, self.socket)}"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.remove()
         self.socket.close()
-        if self._file:
-            with suppress(OSError):
+
+    def remove(self) -> None:
+        """Remove the file, unless it is another gateway's by now. Idempotent."""
+        with suppress(OSError):
+            if self._file and Path(self._file).stat().st_ino == self._inode:
                 Path(self._file).unlink()
+        self._file = ""
 
 
 def given_sockets() -> list[socket.socket]:

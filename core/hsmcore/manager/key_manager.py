@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
+from hsmcore._native import BatchedSignature
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
@@ -17,11 +18,11 @@ from hsmcore.events import Callback, Events
 from hsmcore.fleet.membership import Membership
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion
-from hsmcore.manager import digests
+from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
-from hsmcore.manager.lifecycle import Lifecycle, a_turn, refused_before
+from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again
 from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
 from hsmcore.manager.prompt import Begun, begin
@@ -37,6 +38,7 @@ from hsmcore.receipt import DigestSignature, Receipt
 from hsmcore.tracing import instrument
 
 T = TypeVar("T")
+Message = bytes | bytearray | memoryview
 
 
 class KeyManager:
@@ -72,6 +74,7 @@ class KeyManager:
         self._formats = formats
         self._guard: Guard | None = None
         self._passes: Callable[..., bool] | None = None
+        self._batches: batching.AnyBatches = batching.NoBatches(self._life.check)
         self.fleet: Membership | None = None
         """This host in its fleet, while the key manager is open; None: there is no fleet."""
         self._sign_on(UNOPENED)
@@ -89,19 +92,21 @@ class KeyManager:
         """Refuse new requests, wait until each request in flight has its signature or an error, then release the token.
         Idempotent. A part that cannot be closed keeps no other one open: its error is raised at the end, and another
         call closes what is left."""
+        if self._life.state == "open":
+            self._life.check()
+            await self._batches.close()  # while roots are signed
         await self._life.close()
 
     async def _open(self) -> None:
         instrument(self)
         say_where(self._rules)
-        if self._refused is not None:
-            raise refused_before(self._refused, self._rules.name)
+        refuse_again(self._refused, self._rules.name)
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
             self.fleet = await join(self.config)
-            self._background = await BackgroundServices.open(self.config, self._handover, rotates=self._rotates)
-            background = self._background
+            opened = BackgroundServices.open(self.config, self._handover, rotates=self._rotates)
+            background = self._background = await opened
             path = await open_path(background.config, self._verify_version, self.audit, self._events, background.pinned)
             await self._begin(path)
         except BaseException as error:
@@ -110,7 +115,7 @@ class KeyManager:
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(self.audit.close)
                 rest.callback(self._record.not_opened, error)
-                rest.push_async_callback(self._leave_fleet)
+                rest.push_async_callback(ended, self.fleet)
                 rest.push_async_callback(self._end_background)
             raise
         self._record.opened(path.members(), path.version)
@@ -125,6 +130,8 @@ class KeyManager:
             self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(confirmed(path, fleet, self._rules, self._record))
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
+            parts = (self._life.check, lambda: self._path, self._answer, self._record, fleet)
+            self._batches = batching.Batches.of(self._rules, guard, *parts)
             await self._background.begin(self._keys.port(self), path.version, self._events)
             if fleet is not None:
                 await fleet.watch_over(self.audit)
@@ -134,16 +141,8 @@ class KeyManager:
                 rest.push_async_callback(path.close)
                 rest.callback(self._sign_on, UNOPENED)
                 rest.push_async_callback(self._end_background)
-                rest.push_async_callback(self._end_guard)
+                rest.push_async_callback(ended, self._guard)
             raise
-
-    async def _end_guard(self) -> None:
-        if self._guard is not None:
-            await self._guard.close()
-
-    async def _leave_fleet(self) -> None:
-        if self.fleet is not None:
-            await self.fleet.close()
 
     async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         return await self._verifiers.verify([version], message, signature)
@@ -154,8 +153,7 @@ class KeyManager:
 
     def _refuse(self) -> None:
         self._path.refuse()
-        if self._passes is not None:
-            self._passes = refuse_closed
+        self._passes = self._passes and refuse_closed
 
     async def _close(self) -> None:
         path = self._path
@@ -165,8 +163,8 @@ class KeyManager:
             rest.push_async_callback(path.close)
             rest.push_async_callback(self.audit.seal)  # while a member can still sign the checkpoint
             rest.callback(self.audit.note, "close", member=self._rules.name)
-            rest.push_async_callback(self._leave_fleet)  # what was under way has been handed out
-            rest.push_async_callback(self._end_guard)
+            rest.push_async_callback(ended, self.fleet)  # what was under way has been handed out
+            rest.push_async_callback(ended, self._guard)
             rest.push_async_callback(path.idle)
             rest.push_async_callback(self._end_background)
         self._events.emit("closed", member=self._rules.name)
@@ -182,7 +180,7 @@ class KeyManager:
 
     async def sign(
         self,
-        message: bytes | bytearray | memoryview,
+        message: Message,
         timeout: float | None = None,
         *,
         kind: str | None = None,
@@ -249,7 +247,7 @@ class KeyManager:
     @overload
     async def sign_many(
         self,
-        messages: Iterable[bytes | bytearray | memoryview],
+        messages: Iterable[Message],
         timeout: float | None = None,
         return_exceptions: Literal[False] = False,
         key_id: str | None = None,
@@ -257,14 +255,14 @@ class KeyManager:
     @overload
     async def sign_many(
         self,
-        messages: Iterable[bytes | bytearray | memoryview],
+        messages: Iterable[Message],
         timeout: float | None = None,
         return_exceptions: bool = False,
         key_id: str | None = None,
     ) -> list[bytes | HsmError]: ...
     async def sign_many(
         self,
-        messages: Iterable[bytes | bytearray | memoryview],
+        messages: Iterable[Message],
         timeout: float | None = None,
         return_exceptions: bool = False,
         key_id: str | None = None,
@@ -287,7 +285,7 @@ class KeyManager:
 
     async def sign_with_receipt(
         self,
-        message: bytes | bytearray | memoryview,
+        message: Message,
         timeout: float | None = None,
         *,
         kind: str | None = None,
@@ -315,9 +313,14 @@ class KeyManager:
         """Begin to sign, without a coroutine; `only`: with this public key. None: something must be awaited first."""
         return begin(self._path, self._passes, self._record, message, timeout, kind, position, only)
 
-    async def sign_digest(
-        self, digest: bytes | bytearray | memoryview, timeout: float | None = None
-    ) -> DigestSignature:
+    def sign_batched(
+        self, message: Message, timeout: float | None = None, kind: str | None = None
+    ) -> Coroutine[Any, Any, BatchedSignature]:
+        """Sign a message with others, as `sign`: the HSM signs the root of a whole batch, and `.proof` shows that the
+        message is in it (hsmcore.verify_batched). Raises BadArgument for a kind with a position."""
+        return self._batches.sign(message, timeout, kind)
+
+    async def sign_digest(self, digest: Message, timeout: float | None = None) -> DigestSignature:
         """Sign a digest of 32 bytes as it is, without hashing it, with an ECDSA key.
 
         A caller that chooses a digest has the key sign anything, so the policy must list "prehashed". Returns the
@@ -347,9 +350,7 @@ class KeyManager:
             await a_turn(error)
             raise
 
-    async def verify(
-        self, message: bytes | bytearray | memoryview, signature: bytes, key_id: str | None = None
-    ) -> bool:
+    async def verify(self, message: Message, signature: bytes, key_id: str | None = None) -> bool:
         """Whether `signature` is valid for `message` under the given key, or under any key of the ring. An ECDSA
         signature with a high s is not: other software makes such. In software, off the event loop, never by the HSM.
         Raises KeyNotFound, InvalidMessage."""

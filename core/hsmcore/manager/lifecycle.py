@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from hsmcore._native import fork_generation
 from hsmcore.errors import EngineClosed, EngineForked, HsmError, LoginError, NotInitialized, WrongEventLoop
 
 State = Literal["new", "opening", "open", "closing", "closed"]
 Step = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Closable(Protocol):
+    """A part that is closed at the end."""
+
+    async def close(self) -> None:
+        """Idempotent."""
 
 
 class Lifecycle:
@@ -117,14 +124,21 @@ async def _finished(task: asyncio.Task[None]) -> None:
             continue
 
 
-def refused_before(error: LoginError, member: str) -> LoginError:
-    """Return the error of another attempt after a login that was refused with `error`."""
-    return type(error)(
-        "an earlier initialize() was refused; another attempt could lock the PIN",
-        status=error.status,
-        member=member,
-        hint=f"{error.hint} Then make a new key manager.",
-    )
+async def ended(part: Closable | None) -> None:
+    """Close a part, if there is one."""
+    if part is not None:
+        await part.close()
+
+
+def refuse_again(refused: LoginError | None, member: str) -> None:
+    """Raise the error of a login that was refused before."""
+    if refused is not None:
+        raise type(refused)(
+            "an earlier initialize() was refused; another attempt could lock the PIN",
+            status=refused.status,
+            member=member,
+            hint=f"{refused.hint} Then make a new key manager.",
+        )
 
 
 async def a_turn(error: HsmError) -> None:

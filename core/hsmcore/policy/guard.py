@@ -16,10 +16,18 @@ from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base58 import from_base58
 from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
-from hsmcore.config.policy import ORDERED, PREHASHED
-from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, HsmError, InvalidMessageType, PolicyRefused
+from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
+from hsmcore.errors import (
+    BadArgument,
+    DeadlineExceeded,
+    DoubleSign,
+    HsmError,
+    InternalError,
+    InvalidMessageType,
+    PolicyRefused,
+)
 from hsmcore.policy.callers import Caller, Callers
-from hsmcore.policy.watermark import Charge, Fence, Place, Want, Watermark
+from hsmcore.policy.watermark import Charge, Fence, NotNext, Place, Want, Watermark
 from hsmcore.state import Store
 from hsmcore.state.positions import MOST_POSITION
 
@@ -67,7 +75,7 @@ def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
 def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> Place | None:
     """Return where an ordered payload stands; None for one that has no position. It is the caller's word only where the
     payload is a bare digest. Raises PolicyRefused."""
-    if look.kind == "digest32" and kind in policy.ordered:
+    if look.kind == "digest32" and kind in policy.ordered and kind != BATCH_ROOT:
         if type(position) is not int or not 0 <= position <= MOST_POSITION:
             raise PolicyRefused(f"a bare digest of kind {kind} needs its position: 0 to {MOST_POSITION}")
         found = position
@@ -97,6 +105,8 @@ class Guard:
         fence: Fence | None = None,
     ) -> None:
         self._policy, self._store, self._signers = policy, store, signers
+        self.batches = BATCH_ROOT in policy.kinds
+        self.domain = policy.domain
         self._default = default_timeout
         self.gate = gate_of(policy, formats)
         self.passes = self.gate.passes
@@ -148,6 +158,27 @@ class Guard:
         finally:
             admission.end()
 
+    @contextmanager
+    def admitted_leaf(self, message: Any, kind: str | None) -> Iterator[Admission]:
+        """As `admitted`, for a message of a batch. Raises BadArgument for one that has a position."""
+        with self.admitted(message, kind, None) as admission:
+            if admission.kind in ORDERED:
+                raise BadArgument(
+                    f"a payload of kind {admission.kind} has a position, so it needs a signature of its own",
+                    hint="Sign it with `sign`.",
+                )
+            yield admission
+
+    async def bind_root(self, text: bytes, first: int, epoch: int, timeout: float) -> tuple[Place, float]:
+        """Bind the root of a batch, which is the next one and begins at `first`. Returns its place, and the seconds
+        that are left. Raises NotNext, and the errors of `require`."""
+        look = self.gate.look(text)
+        if look.kind != BATCH_ROOT or look.domain != self.domain or look.position is None:
+            raise InternalError(f"the text of a root is {look.kind}")
+        digest = hashlib.sha256(text).hexdigest()
+        place = Place(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
+        return place, await self.require([place], timeout)
+
     def _judge(self, message: bytes, kind: str | None, position: int | None) -> Admission:
         look = self.gate.look(message, kind, self._signers())
         place = place_of(self._policy, look, message, kind, position)
@@ -195,7 +226,8 @@ class Guard:
         except TimeoutError:
             raise DeadlineExceeded("the state store did not take the position in time") from None
         except HsmError as error:
-            self.refused["double-sign" if isinstance(error, DoubleSign) else "state"] += 1
+            if not isinstance(error, NotNext):
+                self.refused["double-sign" if isinstance(error, DoubleSign) else "state"] += 1
             raise
         return max(most - (monotonic() - begun), 1e-3)
 
@@ -203,12 +235,12 @@ class Guard:
 class Admission:
     """A request that may be signed once `begin` has returned. Call `end` after its answer."""
 
-    __slots__ = ("_caller", "_guard", "_kind", "_place", "_wants", "message")
+    __slots__ = ("_caller", "_guard", "_place", "_wants", "kind", "message")
 
     def __init__(
         self, guard: Guard, message: bytes, kind: str, place: Place | None, charges: list[Want], caller: Caller | None
     ) -> None:
-        self._guard, self._kind, self._place, self._caller = guard, kind, place, caller
+        self._guard, self.kind, self._place, self._caller = guard, kind, place, caller
         self._wants: list[Want] = charges if place is None else [place, *charges]
         self.message = message
 
@@ -221,7 +253,7 @@ class Admission:
         """Return what goes into the audit record."""
         if self._place is None:
             return audit_extra()
-        return audit_extra(kind=self._kind, domain=self._place.domain, position=self._place.position)
+        return audit_extra(kind=self.kind, domain=self._place.domain, position=self._place.position)
 
     def end(self) -> None:
         """The request is answered, or was given up."""

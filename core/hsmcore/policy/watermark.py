@@ -36,6 +36,11 @@ class Place(NamedTuple):
     domain: str
     position: int
     digest: str
+    first: int | None = None
+    """Of a payload that takes a range of positions up to `position`: where it begins, which must be the position behind
+    the highest one."""
+    epoch: int = 0
+    """Of such a payload: the fleet's epoch that it names; 0 without a fleet."""
 
 
 class Charge(NamedTuple):
@@ -47,6 +52,13 @@ class Charge(NamedTuple):
 
 
 Want = Place | Charge
+
+
+class NotNext(PolicyRefused):
+    """A range does not begin at the next position, or names another epoch than the fleet's. Nothing was bound."""
+
+    next: int = 0
+    """The position at which it must begin."""
 
 
 class Fence(Protocol):
@@ -122,7 +134,7 @@ class Watermark(Tables):
         for outcome, (want, future) in zip(outcomes, group, strict=True):
             self.bound += outcome is True
             if self._fence is not None and isinstance(outcome, bool) and isinstance(want, Place):
-                self._fence.has_bound(*want, new=outcome)
+                self._fence.has_bound(*want[:3], new=outcome)
             if future.done():
                 continue
             if isinstance(outcome, Exception):
@@ -183,12 +195,12 @@ class Watermark(Tables):
                 changed.add(want.name)
                 continue
             mark, row = marks[want.domain], known.get(want[:2])
-            refusal = self._refusal(mark, row, want) or (
+            refusal = self._refusal(mark, row, want, epoch or 0) or (
                 self._behind(mark, want) if row is None and want.domain not in changed else None
             )
             outcomes.append(refusal or row is None)
             if refusal is None and row is None:
-                columns = (*want, holder, now)
+                columns = (*want[:3], holder, now)
                 values = dict(zip(positions.COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
                 known[want[:2]] = values
                 added.append(values)
@@ -204,8 +216,14 @@ class Watermark(Tables):
                 changes.append(positions.change_of(name, marks[name], is_new=name in unmarked))
         return outcomes, changes
 
-    def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: Place) -> Exception | None:
+    def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: Place, epoch: int) -> Exception | None:
         where = f"position {want.position} of {want.domain}"
+        if want.first is not None and (row is None or row["digest"] != want.digest):
+            following = max(mark.high, mark.floor) + 1
+            if (want.first, want.epoch) != (following, epoch):
+                moved = NotNext(f"{where}: the next one is {following}, in epoch {epoch}")
+                moved.next = following
+                return moved
         if want.position <= mark.floor:
             return PolicyRefused(f"{where} is at or below the floor {mark.floor} ({mark.reason})")
         if row is not None:
@@ -237,7 +255,7 @@ class Watermark(Tables):
             asked = positions.question(place.domain, [place.position])
             mark, rows = positions.read(connection.execute(asked.statement, asked.values))
             row = rows.get(place.position)
-            return row, self._refusal(mark or Mark(), row, place)
+            return row, self._refusal(mark or Mark(), row, place, 0)
 
         return await self._store.run(work)
 

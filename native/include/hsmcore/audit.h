@@ -1,5 +1,6 @@
 /* The audit log's cryptography: an RFC 6962 Merkle tree over the lines of the log, and the scan that turns lines into
- * leaves. docs/AUDIT.md describes the files; nothing here touches one.
+ * leaves. Batches of messages have trees of their own (batch.h). docs/AUDIT.md describes the files; nothing here
+ * touches one.
  *
  * A leaf is a record's line without its newline. Hashes are SHA-256 (FIPS 180-4), 32 bytes, as RFC 6962 section 2.1
  * has them: leaf = H(0x00 || line), node = H(0x01 || left || right), empty tree = H(""). A tree is for one thread at a
@@ -32,6 +33,19 @@ void hsm_merkle_node(hsm_merkle *tree, const uint8_t left[HSM_MERKLE_HASH], cons
                      uint8_t hash[HSM_MERKLE_HASH]);
 /* The root over `count` hashes of one height, as when they are the leaves of a tree. The tree itself stays as it is. */
 void hsm_merkle_over(hsm_merkle *tree, const uint8_t *hashes, size_t count, uint8_t root[HSM_MERKLE_HASH]);
+
+/* ---- a tree that is kept whole, so that each of its leaves can be proved ---- */
+
+/* The hashes that hsm_merkle_build needs room for. */
+size_t hsm_merkle_room(size_t count);
+/* Build the tree over the `count` hashes of leaves, 1 at least, at the beginning of `nodes`; the other levels follow
+ * them. Returns the root, which lies in `nodes`. `hasher` stays as it is. */
+const uint8_t *hsm_merkle_build(hsm_merkle *hasher, uint8_t *nodes, size_t count);
+/* The inclusion proof of a leaf: the siblings from below. Returns their number. */
+size_t hsm_merkle_path(const uint8_t *nodes, size_t count, size_t index,
+                       uint8_t path[HSM_MERKLE_HEIGHT * HSM_MERKLE_HASH]);
+/* Plain SHA-256. */
+void hsm_merkle_sha256(hsm_merkle *hasher, const void *data, size_t len, uint8_t hash[HSM_MERKLE_HASH]);
 
 /* ---- lines ---- */
 

@@ -25,8 +25,9 @@ typedef enum hsm_payload {
     HSM_PAYLOAD_BLOCK,
     HSM_PAYLOAD_STATE_ROOT,
     HSM_PAYLOAD_RECEIPT_ROOT,
-    HSM_PAYLOAD_INTERNAL, /* what hsmcore itself has signed: probes, drills, backups, tests of a key */
-    HSM_PAYLOAD_UNKNOWN,  /* begins like a class above and is none: never to be signed */
+    HSM_PAYLOAD_BATCH_ROOT, /* the checkpoint of a batch of messages: docs/BATCHING.md has its lines */
+    HSM_PAYLOAD_INTERNAL,   /* what hsmcore itself has signed: probes, drills, backups, tests of a key */
+    HSM_PAYLOAD_UNKNOWN,    /* begins like a class above and is none: never to be signed */
     HSM_PAYLOAD_COUNT
 } hsm_payload;
 
@@ -50,12 +51,12 @@ typedef struct hsm_transaction {
 typedef struct hsm_ordered {
     const uint8_t *domain; /* lies in the message */
     size_t domain_len;
-    uint64_t position;
+    uint64_t position; /* of a batch: the index of its last message */
 } hsm_ordered;
 
 typedef union hsm_payload_parts {
     hsm_transaction transaction; /* set for the three classes of transactions */
-    hsm_ordered ordered;         /* set for the three classes of ordered payloads */
+    hsm_ordered ordered;         /* set for the four classes of ordered payloads */
 } hsm_payload_parts;
 
 hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_parts *parts);

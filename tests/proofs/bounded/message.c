@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-enum { MOST = 1232, LENGTH = 60, TEXT = 8 };
+enum { MOST = 1232, LENGTH = 60, TEXT = 8, DIGITS = 24, ORIGIN = 90, ROOT = 256 };
 
 size_t nondet_size(void);
 bool nondet_bool(void);
@@ -198,12 +198,91 @@ void prove_text(void) {
     }
 }
 
-/* ---- the classes ---- */
+/* ---- the root of a batch ---- */
+
+void prove_digits(void) {
+    size_t size;
+    const uint8_t *message = any_message(DIGITS, &size);
+    struct hsm_reader reader = {message, size};
+    uint64_t value;
+    if (take_number(&reader, &value)) {
+        size_t used = size - reader.left;
+        __CPROVER_assert(used >= 2 && used <= 21 && reader.at == message + used, "it stays inside");
+        __CPROVER_assert(message[used - 1] == '\n', "it ends its line");
+        __CPROVER_assert(message[0] != '0' || used == 2, "there is one form of a number");
+        __CPROVER_assert(used != 2 || value == (uint64_t)(message[0] - '0'), "it is that number");
+    }
+    __CPROVER_assert(reader.left <= size && reader.at + reader.left == message + size, "the rest is the message's");
+}
 
 static struct {
-    bool legacy, v0, v1, text, off_chain_1;
-    size_t used;
+    bool legacy, v0, v1, text, off_chain_1, origin;
+    size_t used, origin_used, digits[3];
+    unsigned number;
 } chosen;
+
+/* In the place of take_number: anything that prove_digits allows; the same for the same message. */
+bool any_number(struct hsm_reader *rest, uint64_t *value) {
+    size_t used = chosen.digits[chosen.number++ % 3];
+    *value = nondet_size();
+    return used >= 2 && used <= 21 && hsm_take(rest, used) != NULL;
+}
+
+void prove_origin(void) {
+    size_t size;
+    const uint8_t *message = any_message(ORIGIN, &size);
+    chosen.digits[0] = nondet_size(), chosen.number = 0;
+    struct hsm_reader reader = {message, size};
+    hsm_ordered ordered;
+    if (take_origin(&reader, &ordered)) {
+        size_t used = size - reader.left;
+        __CPROVER_assert(used >= 4 && used <= HSM_MOST_DOMAIN + 22, "it is short");
+        __CPROVER_assert(ordered.domain == message && ordered.domain_len >= 1 &&
+                             ordered.domain_len <= HSM_MOST_DOMAIN && message[ordered.domain_len] == '/',
+                         "the domain is its beginning");
+        size_t any = nondet_size();
+        __CPROVER_assume(any <= ordered.domain_len);
+        __CPROVER_assert(message[any] > ' ' && message[any] <= '~' && message[any] != '+', "it is a name");
+    }
+    __CPROVER_assert(reader.left <= size && reader.at + reader.left == message + size, "the rest is the message's");
+}
+
+/* In the place of take_origin: a domain of at least one character, '/', and a number in decimal with its newline. */
+bool any_origin(struct hsm_reader *rest, hsm_ordered *ordered) {
+    size_t used = chosen.origin_used;
+    *ordered = (hsm_ordered){.domain = rest->at, .domain_len = 1};
+    chosen.number = 0;
+    if (!chosen.origin || used < 4 || used > HSM_MOST_DOMAIN + 22 || used > rest->left || rest->at[0] <= ' ' ||
+        rest->at[0] > '~' || (used == 4 ? rest->at[3] != '\n' : rest->at[3] <= ' ' || rest->at[3] > '~')) {
+        return false;
+    }
+    return hsm_take(rest, used) != NULL;
+}
+
+/* What tells it from a transaction: it is text, and shorter than the keys that its fourth byte would count. */
+static bool is_short_text(const uint8_t *message, size_t size) {
+    return size >= 82 && size <= 221 && message[0] > ' ' && message[0] <= '~' &&
+           (message[3] == '\n' ? size <= 139 : message[3] > ' ' && message[3] <= '~');
+}
+
+void prove_batch_root(void) {
+    size_t size;
+    const uint8_t *message = any_message(ROOT, &size);
+    chosen.origin = nondet_bool(), chosen.origin_used = nondet_size(), chosen.number = 0;
+    chosen.digits[0] = nondet_size(), chosen.digits[1] = nondet_size(), chosen.digits[2] = nondet_size();
+    hsm_ordered ordered;
+    if (is_batch_root(message, size, &ordered)) {
+        __CPROVER_assert(is_short_text(message, size), "it is short text");
+    }
+}
+
+/* In the place of is_batch_root: anything that was proved of it. */
+bool any_batch_root(const uint8_t *message, size_t size, hsm_ordered *ordered) {
+    *ordered = (hsm_ordered){.domain = message, .domain_len = 1};
+    return chosen.origin && is_short_text(message, size);
+}
+
+/* ---- the classes ---- */
 
 static bool choose(struct hsm_reader *reader, bool accepted, size_t least) {
     if (!accepted || chosen.used > reader->left || chosen.used < least) {
@@ -242,6 +321,7 @@ void prove_classes(void) {
     size_t size;
     const uint8_t *message = any_message(MOST, &size);
     chosen.legacy = nondet_bool(), chosen.v0 = nondet_bool(), chosen.v1 = nondet_bool();
+    chosen.origin = nondet_bool();
     chosen.text = nondet_bool(), chosen.off_chain_1 = nondet_bool(), chosen.used = nondet_size();
     hsm_payload_parts parts;
     hsm_payload class = hsm_payload_of(message, size, &parts);
@@ -254,7 +334,8 @@ void prove_classes(void) {
     bool internal = is_internal(message, size);
     bool digest = is_digest(message, size);
     bool ordered = is_ordered(message, size, &parts.ordered);
-    int count = legacy + v0 + v1 + off_chain + internal + digest + ordered;
+    bool batch = is_batch_root(message, size, &parts.ordered);
+    int count = legacy + v0 + v1 + off_chain + internal + digest + ordered + batch;
     __CPROVER_assert(count <= 1, "no message satisfies two");
     __CPROVER_assert((class == HSM_PAYLOAD_TX_LEGACY) == legacy, "legacy");
     __CPROVER_assert((class == HSM_PAYLOAD_TX_V0) == v0, "version 0");
@@ -263,6 +344,7 @@ void prove_classes(void) {
     __CPROVER_assert((class == HSM_PAYLOAD_INTERNAL) == internal, "internal");
     __CPROVER_assert((class == HSM_PAYLOAD_DIGEST32) == digest, "digest");
     __CPROVER_assert((class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_RECEIPT_ROOT) == ordered, "ordered");
+    __CPROVER_assert((class == HSM_PAYLOAD_BATCH_ROOT) == batch, "the root of a batch");
     bool marked = is_reserved(message, size) || (message[0] >= 0x80 && message[0] != 0xff) || begins_legacy;
     __CPROVER_assert((class == HSM_PAYLOAD_UNKNOWN) == (marked && count == 0), "unknown");
     __CPROVER_assert((class == HSM_PAYLOAD_RAW) == (!marked && count == 0), "raw");

@@ -18,6 +18,7 @@ SIGNERS = {
     "pykcs11": "pykcs11:PyKCS11Signer",
     "pynacl": "software:SoftwareSigner",
     "cryptography": "software:SoftwareSigner",
+    "verify-batched": "software:BatchVerifier",
     "flush": "flush:Flushing",
     "gateway": "gateway:GatewaySigner",
     "*": "ours:OurSigner",

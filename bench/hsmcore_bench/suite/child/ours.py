@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from time import thread_time_ns
@@ -30,6 +30,9 @@ def configuration(job: Job) -> dict[str, Any]:
         manager |= {"auditLogFile": job.audit_file, "audit": {"durability": job.audit}}
     if job.policy:
         manager |= {"stateFile": job.state, "policy": {"kinds": ["tx-v0", "block", "raw"]}}
+    if job.kind == "sign-batched":
+        manager["policy"]["kinds"].append("batch-root")
+        manager |= {"batching": {"intervalMs": job.interval_ms}}
     if job.rotate:
         manager |= {"stateFile": job.state, "keyRotation": {"backupPolicy": "warn"}}
     if job.places:
@@ -79,6 +82,7 @@ class OurSigner:
     def _workload(self) -> Workload:
         """What a slice does; messages are made before it begins."""
         job, manager = self._job, self._manager
+        sign: Callable[[bytes], Awaitable[object]]
         if job.kind == "cache-hit":
             hits = distinct_messages(HIT_SET, job.message_bytes)
             self._runner.run(manager.sign_many(hits))
@@ -96,6 +100,7 @@ class OurSigner:
         pool = (transactions if job.transactions else distinct_messages)(many, job.message_bytes)
         own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
         sign = with_blocks(manager.sign, job.blocks) if job.blocks else manager.sign
+        sign = manager.sign_batched if job.kind == "sign-batched" else sign
         return lambda seconds: saturate(sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
 
     async def _at_rate(self, pool: Sequence[bytes], seconds: float) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
+from time import time_ns
 from typing import Any
 
+from nacl.signing import SigningKey
+
+import hsmcore
+from hsmcore._native import Gate, Leaves
+from hsmcore.audit import batch_proof, note
 from hsmcore_bench.suite.child.protocol import Job, check_message
 from hsmcore_bench.suite.child.threads import threaded_slice
 
+BATCH = 10_000
 SEED = bytes(32)  # the key of no token: what it signs is thrown away
 
 
@@ -31,9 +40,39 @@ class SoftwareSigner:
         pass
 
 
-def _sodium() -> Callable[[bytes], Any]:
-    from nacl.signing import SigningKey
+class BatchVerifier:
+    """Verifies the proof of one message of a batch of 10,000, in one thread."""
 
+    def __init__(self, job: Job) -> None:
+        self._message = b"m" * job.message_bytes
+        self._public_key, self._proof = asyncio.run(_proof(self._message))
+
+    def describe(self) -> Mapping[str, Any]:
+        if not hsmcore.verify_batched(self._public_key, self._message, self._proof):
+            raise AssertionError("a proof does not verify")
+        return {}
+
+    def run(self, seconds: float) -> Mapping[str, Any]:
+        verify = partial(hsmcore.verify_batched, self._public_key, self._message, self._proof)
+        return threaded_slice([verify], seconds)
+
+    def close(self) -> None:
+        pass
+
+
+async def _proof(message: bytes) -> tuple[bytes, bytes]:
+    key, gate = SigningKey(SEED), Gate(kinds=("raw",), domain="bench")
+    leaves = Leaves(asyncio.get_running_loop())
+    futures = [leaves.add(gate, message, None, 10**12, len(message)) for _ in range(BATCH)]
+    public_key = bytes(key.verify_key)
+    text = batch_proof.checkpoint("bench", 0, BATCH, leaves.build(0, False), 0, time_ns())
+    made = note.signed(text, batch_proof.signer(text, public_key), key.sign(text).signature)
+    leaves.signed(made, "", public_key, None)
+    leaves.answer(BATCH)
+    return public_key, (await futures[BATCH // 3]).proof  # type: ignore[misc]  # the gate passes it
+
+
+def _sodium() -> Callable[[bytes], Any]:
     made: Callable[[bytes], Any] = SigningKey(SEED).sign
     return made
 

@@ -1,0 +1,40 @@
+"""The leaves of batches in files of their own: with them, each proof can be made again.
+
+A line is one batch, as JSON: `note`, its signed checkpoint, and `leaves`, in base64: for each the kind, the SHA-256 of
+the message, and the blinder if there is one. A process begins a file of its own, named after its first index.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from pathlib import Path
+
+import orjson
+
+from hsmcore.audit.files import append, sync, write_new
+from hsmcore.errors import AuditUnavailable
+
+MOST_BYTES = 1 << 28
+
+
+class LeafFiles:
+    """Writes into one folder. One thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path: Path | None = None
+
+    def keep(self, first: int, note: bytes, leaves: bytes) -> None:
+        """Add a batch; it is durable when this returns. Raises AuditUnavailable."""
+        line = orjson.dumps({"note": note.decode(), "leaves": b64encode(leaves).decode()}) + b"\n"
+        try:
+            if self._path is None or self._path.stat().st_size + len(line) > MOST_BYTES:
+                path = self._folder / f"{first:019d}.jsonl"
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_new(path, b"")
+                sync(self._folder)
+                self._path = path
+            append(self._path, line, durable=True)
+        except OSError as error:
+            self._path = None  # a line may be cut off
+            raise AuditUnavailable(f"the leaves of a batch cannot be kept: {error.strerror}") from None

@@ -1,0 +1,389 @@
+"""One signature for a whole batch, on the module: who is answered with what, and that no number has two roots."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64decode
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from solders.pubkey import Pubkey
+from tests.integration.test_policy import policed, records
+from tests.support.batches import Case, by_node, by_python
+from tests.support.chaos import CHAOS, Chaos, copy_of, wrap
+from tests.support.levels import OTHER, SAME, Site
+from tests.support.managers import counters, opened, start, until
+from tests.support.policed import moving, ordered
+
+import hsmcore
+from hsmcore.audit import batch_proof
+from hsmcore.cli.app import run as cli
+from hsmcore.errors import (
+    AlgorithmUnsupported,
+    AuditUnavailable,
+    BadArgument,
+    ConfigurationError,
+    DeadlineExceeded,
+    EngineClosed,
+    HsmError,
+    MemberDown,
+    NotInitialized,
+    PolicyRefused,
+    QueueFull,
+)
+from hsmcore.state import StoreNotGenuine
+
+pytestmark = pytest.mark.integration
+KINDS = ["raw", "batch-root"]
+
+
+def batching(token, folder, kinds=KINDS, *, key="ed25519", rules=None, policy=None, **settings):
+    more = {"batching": settings, **(rules or {})}
+    return policed(token, folder, kinds, key=key, rules=more, **(policy or {}))
+
+
+def device(folder, fresh_token):
+    """A token of its own behind the chaos module."""
+    wrapped = wrap(fresh_token())
+    wrapped = replace(wrapped, module=str(copy_of(Path(wrapped.module), folder)))
+    return Chaos(folder, wrapped, module=copy_of(CHAOS, folder))
+
+
+def said(signature, message):
+    """What its proof says."""
+    found = batch_proof.read(signature.public_key, message, signature.proof)
+    assert found is not None
+    return found
+
+
+async def test_messages_are_signed_together(world, tmp_path):
+    messages = [b"message %d" % i for i in range(1000)]
+    async with opened(batching(world, tmp_path)) as manager:
+        signed = await asyncio.gather(*map(manager.sign_batched, messages))
+        assert {one.public_key for one in signed} == {manager.public_key}
+        assert [one.index for one in signed] == list(range(1000))
+        assert {one.key_id for one in signed} == {await manager.get_current_key_id()}
+        for message, one in zip(messages, signed, strict=True):
+            assert hsmcore.verify_batched(manager.public_key, message, one.proof, domain="default", kind="raw")
+            assert not hsmcore.verify_batched(manager.public_key, message + b"!", one.proof)
+        cases = [Case("", m, one.proof, manager.public_key) for m, one in zip(messages, signed, strict=True)]
+        assert by_python(cases) == by_node(cases) == [True] * 1000
+        roots = await records(manager, operation="sign")
+        assert len(roots) == len({one.root for one in signed}) == counters(manager)["signatures"]
+        assert {record["seq"] for record in roots} == {one.audit_seq for one in signed}
+        assert sum(record["count"] for record in roots) == 1000
+        assert {(record["kind"], record["domain"]) for record in roots} == {("batch-root", "default/batch-root")}
+        assert [record["position"] for record in roots] == [record["first"] + record["count"] - 1 for record in roots]
+
+
+async def test_a_batch_closes_at_its_size_or_its_age(world, tmp_path):
+    async with opened(batching(world, tmp_path, intervalMs=60_000, maxLeaves=3)) as manager:
+        signed = await asyncio.gather(*(manager.sign_batched(b"m%d" % i) for i in range(6)))
+        assert [said(one, b"m%d" % i).size for i, one in enumerate(signed)] == [3] * 6
+        lone = start(manager.sign_batched(b"lone"))
+        await until(lambda: manager._batches._open is not None)
+    assert said(await lone, b"lone").size == 1  # closing did not wait for a minute
+    async with opened(batching(world, tmp_path, intervalMs=1)) as manager:
+        one = await manager.sign_batched(b"lone")
+        assert (said(one, b"lone").size, one.index) == (1, 7)
+
+
+async def test_the_next_batch_collects_while_a_root_is_signed(fresh_token, tmp_path):
+    chaos = device(tmp_path, fresh_token)
+    chaos.write(latency={"C_Sign": {"kind": "constant", "microseconds": 150_000}})
+    config = chaos.config(stateFile=str(tmp_path / "state.db"), policy={"kinds": KINDS}, batching={"intervalMs": 1})
+    async with opened(config) as manager:
+        before = counters(manager)["signatures"]
+        first = start(manager.sign_batched(b"first"))
+        await until(lambda: manager._batches._open is None and manager._batches._task is not None)
+        more = [start(manager.sign_batched(b"m%d" % i)) for i in range(500)]
+        assert said(await first, b"first").size == 1
+        assert {said(await one, b"m%d" % i).size for i, one in enumerate(more)} == {500}
+        assert counters(manager)["signatures"] - before == 2
+
+
+async def test_each_message_is_judged_as_its_own_kind(world, tmp_path):
+    kinds = ["tx-v0", "block", "batch-root"]
+    limits = {"transactions": {"lamportsPerMinute": 10}, "callers": {"a": {"inFlight": 2}, "b": {"kinds": ["block"]}}}
+    async with opened(batching(world, tmp_path, kinds, policy=limits)) as manager:
+        payer = Pubkey.from_bytes(manager.public_key)
+        with hsmcore.caller("a"):
+            good = start(manager.sign_batched(moving(payer, 6), kind="tx-v0"))
+            for message, claimed, error in (
+                (b"raw", None, PolicyRefused),
+                (moving(payer, 1), "block", PolicyRefused),
+                (ordered(1), None, BadArgument),
+                (bytes(32), "batch-root", PolicyRefused),
+                (b"", None, HsmError),
+                (moving(payer, 5), None, PolicyRefused),  # above the limit for a minute
+            ):
+                with pytest.raises(error):
+                    await manager.sign_batched(message, kind=claimed)
+            assert said(await good, moving(payer, 6)).kind == "tx-v0"
+            both = [start(manager.sign_batched(moving(payer, 1))) for _ in range(3)]
+            outcomes = await asyncio.gather(*both, return_exceptions=True)
+            assert sorted(type(one).__name__ for one in outcomes) == ["BatchedSignature"] * 2 + ["PolicyRefused"]
+            await manager.sign_batched(moving(payer, 1))  # those that were answered count no more
+        with hsmcore.caller("b"), pytest.raises(PolicyRefused):
+            await manager.sign_batched(moving(payer, 1))
+        with pytest.raises(PolicyRefused):
+            await manager.sign_batched(moving(payer, 1))
+        refused = await records(manager, operation="sign-batched")
+        assert {record["result"] for record in refused} == {"error"}
+        assert len(refused) == 9
+        roots = await records(manager, operation="sign")
+        assert [record["count"] for record in roots] == [1, 2, 1]
+        assert all("caller" not in record for record in roots)
+
+
+async def test_no_caller_has_a_root_signed(world, tmp_path):
+    text = batch_proof.checkpoint("default", 0, 1, bytes(32), 0, 1)
+    async with opened(batching(world, tmp_path)) as manager:
+        for sign in (manager.sign, manager.sign_with_receipt, manager.sign_batched):
+            for claimed in (None, "raw", "batch-root"):
+                with pytest.raises(PolicyRefused):
+                    await sign(text, kind=claimed)
+        with pytest.raises(PolicyRefused):
+            await manager.sign_many([text])
+        with pytest.raises(PolicyRefused):
+            await manager.sign(bytes(32), kind="batch-root", position=5)
+        assert counters(manager)["signatures"] == 0
+    async with opened(policed(world, tmp_path, ["raw"])) as manager:
+        with pytest.raises(PolicyRefused):
+            await manager.sign(text)
+        with pytest.raises(BadArgument, match='Add "batch-root"'):
+            await manager.sign_batched(b"m")
+    async with opened(world.config()) as manager:
+        with pytest.raises(BadArgument, match='Add "batch-root"'):
+            await manager.sign_batched(b"m")
+
+
+@pytest.mark.parametrize("faulty", [
+    {"intervalMs": -1}, {"intervalMs": 0.5}, {"maxLeaves": 0}, {"blind": 1}, {"keepLeaves": True}, {"more": 1}
+])  # fmt: skip
+def test_wrong_settings_are_named(world, tmp_path, faulty):
+    with pytest.raises(ConfigurationError) as caught:
+        hsmcore.create_key_manager(batching(world, tmp_path, **faulty))
+    assert caught.value.path.startswith("$.sequencer.keyManager.batching.")
+
+
+def test_settings_that_do_not_fit_together_are_named(world, tmp_path):
+    domains = ({"domain": name} for name in ("a b", "a+b", "ä"))
+    for config in (batching(world, tmp_path, ["raw"]), *(batching(world, tmp_path, policy=one) for one in domains),
+                   batching(world, tmp_path, ["prehashed", "batch-root"]), world.config(batching={})):  # fmt: skip
+        with pytest.raises(ConfigurationError):
+            hsmcore.create_key_manager(config)
+
+
+async def test_other_keys_sign_no_batch(world, tmp_path):
+    manager = hsmcore.create_key_manager(batching(world, tmp_path, key="ecdsa-p256"))
+    with pytest.raises(AlgorithmUnsupported):
+        await manager.initialize()
+    with pytest.raises(NotInitialized):
+        await manager.sign_batched(b"m")
+
+
+async def test_cancelling_one_caller_does_not_touch_the_others(world, tmp_path):
+    async with opened(batching(world, tmp_path, intervalMs=50)) as manager:
+        tasks = [start(manager.sign_batched(b"m%d" % i)) for i in range(10)]
+        await until(lambda: manager._batches._open is not None and manager._batches._open.count == 10)
+        for task in tasks[::2]:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in outcomes[::2])
+        assert [said(outcomes[i], b"m%d" % i).size for i in range(1, 10, 2)] == [10] * 5
+        before = counters(manager)["signatures"]
+        alone = start(manager.sign_batched(b"alone"))
+        await until(lambda: manager._batches._open is not None)
+        alone.cancel()
+        await until(lambda: manager._batches._task is None)
+        assert counters(manager)["signatures"] == before  # nobody waited for that root
+
+
+async def test_each_caller_has_a_deadline_of_its_own(fresh_token, tmp_path):
+    chaos = device(tmp_path, fresh_token)
+    chaos.write(latency={"C_Sign": {"kind": "constant", "microseconds": 400_000}})
+    config = chaos.config(stateFile=str(tmp_path / "state.db"), policy={"kinds": KINDS}, batching={"intervalMs": 1})
+    async with opened(config) as manager:
+        short = [start(manager.sign_batched(b"short %d" % i, timeout=0.05 * (i + 1))) for i in range(3)]
+        long = start(manager.sign_batched(b"long", timeout=20))
+        outcomes = await asyncio.gather(*short, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [DeadlineExceeded] * 3
+        assert not long.done()
+        assert said(await long, b"long").size == 4
+        with pytest.raises(hsmcore.InvalidTimeout):
+            await manager.sign_batched(b"m", timeout=0)
+
+
+async def test_a_root_that_fails_fails_its_callers_each_once(fresh_token, tmp_path):
+    chaos = device(tmp_path, fresh_token)
+    rules = {"stateFile": str(tmp_path / "state.db"), "policy": {"kinds": KINDS}, "batching": {"intervalMs": 20}}
+    async with opened(chaos.config(**rules, auditLogFile=str(tmp_path / "audit.log"))) as manager:
+        before = await manager.sign_batched(b"before")
+        gone = {"every": 1, "action": "return", "ckr": "CKR_DEVICE_REMOVED"}
+        faults = [{"function": name, **gone} for name in ("C_SignInit", "C_OpenSession")]
+        chaos.write(faults=faults)  # also for a module that is initialized again
+        for fault in faults:
+            chaos.ask("fault", **fault)
+        tasks = [start(manager.sign_batched(b"m%d" % i, timeout=0.4)) for i in range(20)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(one, HsmError) for one in outcomes)
+        assert len({id(one) for one in outcomes}) == 20
+        chaos.write()
+        chaos.clear()
+        after = await manager.sign_batched(b"after", timeout=20)
+        # The numbers of the batch that failed are given to no other one.
+        assert (before.index, after.index) == (0, 21)
+
+
+async def test_failover_in_the_middle_gives_a_batch_one_key(fresh_token, tmp_path):
+    site = Site(tmp_path, fresh_token, SAME, OTHER)
+    rules = {"policy": {"kinds": KINDS}, "batching": {"intervalMs": 5}}
+    accept = {"acceptOtherKeys": ["secondary"]}
+    async with opened(site.config(failover=accept, **rules)) as manager:
+        keys: dict[bytes, bytes] = {}
+        seen = set()
+
+        async def caller(number: int) -> None:
+            for i in range(200):
+                message = b"%d %d" % (number, i)
+                try:
+                    one = await manager.sign_batched(message, timeout=20)
+                except MemberDown:
+                    continue
+                assert said(one, message).root == one.root
+                assert keys.setdefault(one.root, one.public_key) == one.public_key
+                assert one.index not in seen
+                seen.add(one.index)
+                if i == 50 and number == 0:
+                    site.kill(0)
+
+        await asyncio.gather(*map(caller, range(16)))
+        assert len(set(keys.values())) == 2
+
+
+async def test_two_key_managers_on_one_store_number_apart(world, tmp_path):
+    config = batching(world, tmp_path, intervalMs=0)
+    del config["sequencer"]["keyManager"]["auditLogFile"]
+    async with opened(config) as one, opened(config) as other:
+        signed = await asyncio.gather(
+            *((manager, b"%d %d" % (k, i)) and _signed(manager, b"%d %d" % (k, i))
+              for i in range(60) for k, manager in enumerate((one, other)))
+        )  # fmt: skip
+        later = [await _signed(manager, b"later %d" % i) for i in range(10) for manager in (one, other)]
+    numbers = [signature.index for signature, _ in [*signed, *later]]
+    assert sorted(numbers) == list(range(140))
+    for signature, message in [*signed, *later]:
+        assert said(signature, message).index == signature.index
+
+
+async def _signed(manager, message):
+    return await manager.sign_batched(message), message
+
+
+async def test_a_restart_goes_on_behind_the_last_number(world, tmp_path):
+    config = batching(world, tmp_path)
+    last = -1
+    for _ in range(3):
+        async with opened(config) as manager:
+            one = await manager.sign_batched(b"m")
+            assert one.index == last + 1
+            last = one.index
+    floor = ["policy", "floor", "set", "batch-root", "100", "--reason", "test", "--config", _written(tmp_path, config)]
+    assert await asyncio.to_thread(cli, floor) == 0
+    async with opened(config) as manager:
+        assert (await manager.sign_batched(b"m")).index == 101
+
+
+def _written(folder, config):
+    path = folder / "hsmcore.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+async def test_a_store_that_goes_back_signs_no_second_root(world, tmp_path):
+    config = batching(world, tmp_path)
+    async with opened(config) as manager:
+        await manager.sign_batched(b"first")
+        guard = manager._batches._guard
+        await manager.sign_batched(b"second")
+        text = batch_proof.checkpoint("default", 0, 1, bytes(32), 1, 1)
+        with pytest.raises(PolicyRefused) as caught:
+            await guard.bind_root(text, 1, 0, 5.0)
+        assert caught.value.next == 2
+        manager._batches._next = 7  # as if five more had been bound here
+        with pytest.raises(StoreNotGenuine):
+            await manager.sign_batched(b"third")
+
+
+async def test_closing_answers_every_caller(world, tmp_path):
+    manager = hsmcore.create_key_manager(batching(world, tmp_path, intervalMs=60_000, maxLeaves=40))
+    await manager.initialize()
+    tasks = [start(manager.sign_batched(b"m%d" % i)) for i in range(100)]
+    await until(lambda: manager._batches._open is not None and manager._batches._open.count == 20)
+    closing = start(manager.close())
+    await asyncio.sleep(0)
+    with pytest.raises(EngineClosed):
+        await manager.sign_batched(b"late")
+    await closing
+    assert [said(await task, b"m%d" % i).size for i, task in enumerate(tasks)] == [40] * 80 + [20] * 20
+    with pytest.raises(EngineClosed):
+        await manager.sign_batched(b"late")
+    await manager.initialize()
+    assert (await asyncio.wait_for(_and_close(manager), 10)).index == 100
+
+
+async def _and_close(manager):
+    one = start(manager.sign_batched(b"again"))
+    await until(lambda: manager._batches._open is not None)
+    await manager.close()
+    return await one
+
+
+async def test_batches_that_wait_are_bounded(fresh_token, tmp_path):
+    chaos = device(tmp_path, fresh_token)
+    chaos.write(latency={"C_Sign": {"kind": "constant", "microseconds": 200_000}})
+    rules = {"stateFile": str(tmp_path / "state.db"), "policy": {"kinds": KINDS}, "batching": {"maxLeaves": 2}}
+    async with opened(chaos.config(**rules)) as manager:
+        outcomes = await asyncio.gather(*(manager.sign_batched(b"m%d" % i) for i in range(40)), return_exceptions=True)
+        kinds = [type(one) for one in outcomes]
+        assert set(kinds) == {hsmcore.BatchedSignature, QueueFull}
+        assert kinds.count(hsmcore.BatchedSignature) >= 8
+
+
+async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path):
+    folder = tmp_path / "leaves"
+    async with opened(batching(world, tmp_path, blind=True, keepLeaves=str(folder))) as manager:
+        messages = [b"m%d" % i for i in range(50)]
+        signed = await asyncio.gather(*map(manager.sign_batched, messages))
+        rows = [json.loads(line) for path in sorted(folder.iterdir()) for line in path.read_text().splitlines()]
+        leaves = b"".join(b64decode(row["leaves"]) for row in rows)
+        for i, (message, one) in enumerate(zip(messages, signed, strict=True)):
+            leaf = leaves[65 * i : 65 * i + 65]
+            extra = b64decode(one.proof.split(b"\n")[1][6:])
+            assert leaf == extra[:1] + sha256(message).digest() + extra[9:]
+        assert all(any(one.proof.endswith(row["note"].encode()) for row in rows) for one in signed)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    async with opened(batching(world, tmp_path, keepLeaves=str(blocked / "leaves"))) as manager:
+        with pytest.raises(AuditUnavailable):
+            await manager.sign_batched(b"m")
+
+
+def test_the_command_line_verifies_a_proof(world, tmp_path, capsys):
+    async def signed():
+        async with opened(batching(world, tmp_path)) as manager:
+            return await manager.sign_batched(b"hello")
+
+    one = asyncio.run(signed())
+    (tmp_path / "hello.tlog-proof").write_bytes(one.proof)
+    given = ["verify", "--batched", str(tmp_path / "hello.tlog-proof"), "--public-key", one.public_key.hex(), "--json"]
+    assert cli([*given, "--text", "hello"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["valid"], shown["domain"], shown["index"], shown["kind"]) == (True, "default", 0, "raw")
+    assert cli([*given, "--text", "hallo"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"valid": False}
+    assert cli(["verify", "--batched", "x", "--signature", "00", "--text", "hello"]) == 2
