@@ -12,9 +12,10 @@ cdef class Publisher:
     cdef object _pump  # called when requests wait for a guest's runners, or None
     cdef bint _gathering
 
-    cdef int _gather(self) except -1:
-        """Tell the workers at the end of this turn. A group of requests that grows large is told before."""
-        if self._pump is None and self._open:
+    cdef int _gather(self, uint32_t in_flight) except -1:
+        """Tell the workers at the end of this turn. A group of requests that grows large is told before, and so is the
+        first one, for which every worker waits."""
+        if in_flight and self._pump is None and self._open:
             hsm_client_batch_begin(self._client)  # also if a batch has ended in between
             if not self._gathering:
                 self._gathering = True

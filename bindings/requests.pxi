@@ -175,7 +175,7 @@ cdef class Requests(Publisher):
     def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None):
         """As `submit_with_receipt`, but the workers are told once, at the end of this turn of the event loop: the caller
         may take longer from one message to the next than a fast module needs to sign."""
-        self._gather()
+        self._gather(self._counts().slots)
         return self._submit(message, timeout, key, extra, RECEIPT)
 
     cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, uint64_t tag):

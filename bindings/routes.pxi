@@ -96,10 +96,12 @@ cdef class Routes:
 
     def ask(self, message, timeout=None, bytes extra=None):
         """As `submit_with_receipt`; the workers are told as by Requests.ask."""
+        cdef Requests engine
         cdef Py_ssize_t i = self._place_for(message)
         if i < 0:
             return self._long_way_with_receipt(message, timeout, extra)
-        (<Requests>self._engines[i])._gather()
+        engine = <Requests>self._engines[i]
+        engine._gather(engine._counts().slots)
         return self._attempt(i, message, timeout, extra, RECEIPT)
 
     cdef inline Py_ssize_t _place_for(self, object message) except -2:

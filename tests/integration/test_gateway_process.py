@@ -14,7 +14,7 @@ from nacl.signing import VerifyKey
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes
-from tests.support.wire_site import Peer, document, sign
+from tests.support.wire_site import ME, Peer, document, sign
 
 from hsmcore.gateway import wire
 from hsmcore.gateway.frames import Type
@@ -215,7 +215,7 @@ async def test_a_socket_that_is_not_configured_is_refused(world, tmp_path):
 @pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=[pytest.mark.deep])])
 @one_loop
 async def test_killed_under_load_no_message_is_signed_under_two_keys(world, tmp_path, rounds):
-    config = document(world.config(maxCacheSize=0), tmp_path)
+    config = document(world.config(maxCacheSize=0), tmp_path, {"app": {**ME["app"], "inFlight": 4096}})
     nonce, settled, numbers, instances = os.urandom(16), {}, iter(range(1, 10**6)), set()
     open_requests = {}
     for _ in range(rounds):

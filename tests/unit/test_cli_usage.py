@@ -50,7 +50,7 @@ def failure(capsys) -> dict:
         (["sign", "nowhere"], "nowhere: No such file or directory"),
         (["sign", "--hex", "0"], "--hex takes hexadecimal digits"),
         (["sign", "--text", "a", "--format", "morse"], "morse"),
-        (["verify", "--text", "a"], "give --signature or --signature-file"),
+        (["verify", "--text", "a"], "give --signature, --signature-file or --batched"),
         (["verify", "--text", "a", "--signature", "00"], "not a signature of 64 bytes"),
         (["verify", "--signature-file", "-"], "cannot both come from standard input"),
         (["verify", "--text", "a", "--signature", SIGNATURE, "--public-key", "00"], "not an ed25519 public key"),

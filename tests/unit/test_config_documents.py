@@ -69,7 +69,7 @@ def test_another_spelling_is_recognized(key: str, meant: str) -> None:
 def test_a_key_like_no_other_is_answered_with_what_there_is() -> None:
     _, problem = only(manager(zzz=1))
     assert problem.startswith(
-        "unknown key; allowed here: audit, auditLogFile, cacheNonDeterministic, cloudWatchLogs, config, "
+        "unknown key; allowed here: audit, auditLogFile, batching, cacheNonDeterministic, cloudWatchLogs, config, "
     )
 
 

@@ -282,13 +282,15 @@ class Connection(asyncio.Protocol):
 
     # Answers.
 
-    def send(self, data: bytes) -> None:
-        """Send a frame, with all others of this turn of the event loop."""
+    def send(self, data: bytes, *, last: bool = False) -> None:
+        """Send a frame, with all others of this turn of the event loop; at once if it is the `last` one."""
         if self._transport is None:
             return
-        if not self._out:
-            self._loop.call_soon(self._flush)
         self._out.append(data)
+        if last:
+            self._flush()
+        elif len(self._out) == 1:
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         data = b"".join(self._out)
@@ -392,8 +394,9 @@ def _settle(request: Request, outcome: Any, data: bytes, *, remembered: bool) ->
     connection = request.connection
     server = connection.server
     server.count(request.client, outcome.status if isinstance(outcome, HsmError) else "OK")
-    request.session.close(request.number, data if remembered else None, server.now)
-    connection.send(data)
+    session = request.session
+    session.close(request.number, data if remembered else None, server.now)
+    connection.send(data, last=not session.open)
 
 
 def _answer_sign(request: Request, outcome: Receipt | Signed | HsmError) -> None:
